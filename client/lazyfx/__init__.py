@@ -1,0 +1,1 @@
+"""Compile torch.fx graphs once, somewhere else, and only when somebody asks."""

@@ -1,0 +1,136 @@
+"""The errors that lazyfx raises, drawn as a tree.
+
+::
+
+    LazyfxError
+    ├── UnsupportedGraphError      the graph cannot go on the wire; names the node
+    ├── DecodeError                bytes that are not a graph in canonical form
+    ├── ArtifactError              an artifact did not arrive whole, or is not what it claims
+    └── ServiceError               the server answered with a gRPC status
+        ├── InvalidRequestError        INVALID_ARGUMENT: names the field and the remedy
+        ├── PreconditionError          FAILED_PRECONDITION, OUT_OF_RANGE
+        │   └── MissingBlobsError          upload these blobs and try again
+        ├── NotFoundError              NOT_FOUND
+        ├── DeniedError                UNAUTHENTICATED, PERMISSION_DENIED
+        ├── OverloadedError            RESOURCE_EXHAUSTED; may say when to try again
+        ├── UnavailableError           UNAVAILABLE: no server, or it is draining
+        ├── TimedOutError              DEADLINE_EXCEEDED
+        └── ServerFaultError           INTERNAL, UNKNOWN, DATA_LOSS and the rest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class LazyfxError(Exception):
+    """Base of every error that lazyfx raises on purpose."""
+
+
+class UnsupportedGraphError(LazyfxError):
+    """A graph holds something that the wire format cannot carry.
+
+    Attributes:
+        node: Name of the node at fault, or None when the graph as a whole is.
+        reason: What cannot be carried.
+        remedy: What the caller can do about it.
+    """
+
+    def __init__(self, reason: str, *, node: str | None = None, remedy: str = "") -> None:
+        self.node = node
+        self.reason = reason
+        self.remedy = remedy
+        where = f"node {node!r}: " if node else ""
+        super().__init__(where + reason + (f"; {remedy}" if remedy else ""))
+
+
+class DecodeError(LazyfxError):
+    """Bytes that are not a graph in canonical form.
+
+    Attributes:
+        field: Path of the field at fault within the graph message.
+        node: 0-based index of the node at fault in its graph, or None.
+    """
+
+    def __init__(self, message: str, *, field: str = "", node: int | None = None) -> None:
+        self.field = field
+        self.node = node
+        where = f"{field}: " if field else ""
+        at = f" (node {node})" if node is not None else ""
+        super().__init__(f"{where}{message}{at}")
+
+
+class ArtifactError(LazyfxError):
+    """An artifact did not arrive whole, or is not what it claims to be."""
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """One field of a request that the server refused: its path, and what to do."""
+
+    field: str
+    description: str
+
+
+class ServiceError(LazyfxError):
+    """The server answered a call with an error status.
+
+    Attributes:
+        code: Name of the gRPC status code, e.g. "INVALID_ARGUMENT".
+        violations: Fields that were refused, for errors that name fields.
+        retry_after: Seconds after which another try may succeed, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        violations: Sequence[FieldViolation] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        self.code = code
+        self.violations = tuple(violations)
+        self.retry_after = retry_after
+        super().__init__(f"{code}: {message}")
+
+
+class InvalidRequestError(ServiceError):
+    """INVALID_ARGUMENT: the request can never be served as it is."""
+
+
+class PreconditionError(ServiceError):
+    """FAILED_PRECONDITION or OUT_OF_RANGE: something that the request needs is not there."""
+
+
+class MissingBlobsError(PreconditionError):
+    """The server lacks blobs; `digests` holds their SHA-256 in hex."""
+
+    def __init__(self, message: str, *, code: str, digests: Sequence[str]) -> None:
+        super().__init__(message, code=code)
+        self.digests = tuple(digests)
+
+
+class NotFoundError(ServiceError):
+    """NOT_FOUND: the module is not, or no longer, in the cache."""
+
+
+class DeniedError(ServiceError):
+    """UNAUTHENTICATED or PERMISSION_DENIED."""
+
+
+class OverloadedError(ServiceError):
+    """RESOURCE_EXHAUSTED: over a bound or a quota; see `retry_after`."""
+
+
+class UnavailableError(ServiceError):
+    """UNAVAILABLE: no server answers at this address, or it is draining."""
+
+
+class TimedOutError(ServiceError):
+    """DEADLINE_EXCEEDED: no answer in the time allowed."""
+
+
+class ServerFaultError(ServiceError):
+    """INTERNAL, UNKNOWN, DATA_LOSS and every status that has no class of its own."""

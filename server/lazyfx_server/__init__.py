@@ -1,0 +1,3 @@
+"""The lazyfx server: applies passes to torch.fx graphs, lazily, and remembers the results."""
+
+__version__ = "0.1.0"
