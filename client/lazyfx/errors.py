@@ -9,7 +9,7 @@
     └── ServiceError               the server answered with a gRPC status
         ├── InvalidRequestError        INVALID_ARGUMENT: names the field and the remedy
         ├── PreconditionError          FAILED_PRECONDITION, OUT_OF_RANGE
-        │   └── MissingBlobsError          upload these blobs and try again
+        │   └── MissingBlobsError          send these blobs or values and try again
         ├── NotFoundError              NOT_FOUND
         ├── DeniedError                UNAUTHENTICATED, PERMISSION_DENIED
         ├── OverloadedError            RESOURCE_EXHAUSTED; may say when to try again
@@ -105,11 +105,16 @@ class PreconditionError(ServiceError):
 
 
 class MissingBlobsError(PreconditionError):
-    """The server lacks blobs; `digests` holds their SHA-256 in hex."""
+    """The server needs something that it does not have.
 
-    def __init__(self, message: str, *, code: str, digests: Sequence[str]) -> None:
+    Attributes:
+        subjects: What to send before trying again: "blobs/<sha256 hex>" for a graph or a
+            tensor, "values/<graph>/<attribute>" for a tensor that a pass reads.
+    """
+
+    def __init__(self, message: str, *, code: str, subjects: Sequence[str]) -> None:
         super().__init__(message, code=code)
-        self.digests = tuple(digests)
+        self.subjects = tuple(subjects)
 
 
 class NotFoundError(ServiceError):

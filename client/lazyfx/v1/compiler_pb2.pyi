@@ -9,8 +9,9 @@ asks for it, and code, pickles and pictures only when somebody touches them.
 
 Errors carry a google.rpc.Status in the trailing metadata:
   INVALID_ARGUMENT     BadRequest.FieldViolation names the field, the node and the remedy
-  FAILED_PRECONDITION  PreconditionFailure; type MISSING, subject "blobs/<sha256 hex>", names
-                       what to upload before trying again
+  FAILED_PRECONDITION  PreconditionFailure, type MISSING, names what to send before trying
+                       again: subject "blobs/<sha256 hex>" a graph or a tensor's bytes,
+                       "values/<graph>/<attribute>" a ValueBinding for a tensor that a pass reads
   NOT_FOUND            the module key is not in the cache: compile again
   RESOURCE_EXHAUSTED, UNAVAILABLE  RetryInfo says when to try again
   DEADLINE_EXCEEDED    the compile overran its time
@@ -83,9 +84,7 @@ class _MissReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """The request asked to skip the lookup."""
     MISS_REASON_UNCACHEABLE: _MissReason.ValueType  # 7
     """A pass has no fingerprint, so results are not stored."""
-    MISS_REASON_STORE_ERROR: _MissReason.ValueType  # 8
-    """The store could not be read."""
-    MISS_REASON_NEW_ENVIRONMENT: _MissReason.ValueType  # 9
+    MISS_REASON_NEW_ENVIRONMENT: _MissReason.ValueType  # 8
     """The entry was made by another torch or lazyfx version."""
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
@@ -106,9 +105,7 @@ MISS_REASON_SKIPPED: MissReason.ValueType  # 6
 """The request asked to skip the lookup."""
 MISS_REASON_UNCACHEABLE: MissReason.ValueType  # 7
 """A pass has no fingerprint, so results are not stored."""
-MISS_REASON_STORE_ERROR: MissReason.ValueType  # 8
-"""The store could not be read."""
-MISS_REASON_NEW_ENVIRONMENT: MissReason.ValueType  # 9
+MISS_REASON_NEW_ENVIRONMENT: MissReason.ValueType  # 8
 """The entry was made by another torch or lazyfx version."""
 Global___MissReason: typing_extensions.TypeAlias = MissReason
 

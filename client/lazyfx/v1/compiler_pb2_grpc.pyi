@@ -9,8 +9,9 @@ asks for it, and code, pickles and pictures only when somebody touches them.
 
 Errors carry a google.rpc.Status in the trailing metadata:
   INVALID_ARGUMENT     BadRequest.FieldViolation names the field, the node and the remedy
-  FAILED_PRECONDITION  PreconditionFailure; type MISSING, subject "blobs/<sha256 hex>", names
-                       what to upload before trying again
+  FAILED_PRECONDITION  PreconditionFailure, type MISSING, names what to send before trying
+                       again: subject "blobs/<sha256 hex>" a graph or a tensor's bytes,
+                       "values/<graph>/<attribute>" a ValueBinding for a tensor that a pass reads
   NOT_FOUND            the module key is not in the cache: compile again
   RESOURCE_EXHAUSTED, UNAVAILABLE  RetryInfo says when to try again
   DEADLINE_EXCEEDED    the compile overran its time

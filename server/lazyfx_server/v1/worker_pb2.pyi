@@ -165,16 +165,16 @@ class RenderJob(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     KIND_FIELD_NUMBER: builtins.int
-    BODY_FIELD_NUMBER: builtins.int
+    GRAPH_FIELD_NUMBER: builtins.int
     PRESENTATION_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
     VALUES_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
-    body: builtins.bytes
-    """Canonical body of the compiled graph."""
+    @property
+    def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
-        """The names to show."""
+        """The names that the asker uses for the source graph; canonical names when left out."""
 
     @property
     def source(self) -> Global___GeneratedSource:
@@ -188,13 +188,13 @@ class RenderJob(google.protobuf.message.Message):
         self,
         *,
         kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType = ...,
-        body: builtins.bytes = ...,
+        graph: lazyfx.v1.graph_pb2.CompiledGraph | None = ...,
         presentation: lazyfx.v1.graph_pb2.Presentation | None = ...,
         source: Global___GeneratedSource | None = ...,
         values: collections.abc.Iterable[Global___TensorValue] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["presentation", b"presentation", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body", b"body", "kind", b"kind", "presentation", b"presentation", "source", b"source", "values", b"values"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["graph", b"graph", "presentation", b"presentation", "source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["graph", b"graph", "kind", b"kind", "presentation", b"presentation", "source", b"source", "values", b"values"]) -> None: ...
 
 Global___RenderJob: typing_extensions.TypeAlias = RenderJob
 
@@ -415,21 +415,27 @@ class JobError(google.protobuf.message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     FIELD_FIELD_NUMBER: builtins.int
     NODE_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
     kind: Global___JobErrorKind.ValueType
     message: builtins.str
     field: builtins.str
     """Path of the request field at fault, e.g. "passes[1].options"."""
-    node: builtins.int
-    """1 + index of the node at fault in the root graph; 0 when no node is."""
+    node: builtins.str
+    """Path of the node at fault, e.g. "n12"; empty when no node is."""
+    @property
+    def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """PRECONDITION: tensors that passes read and that were not given, "values/<graph>/<attribute>"."""
+
     def __init__(
         self,
         *,
         kind: Global___JobErrorKind.ValueType = ...,
         message: builtins.str = ...,
         field: builtins.str = ...,
-        node: builtins.int = ...,
+        node: builtins.str = ...,
+        missing: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["field", b"field", "kind", b"kind", "message", b"message", "node", b"node"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["field", b"field", "kind", b"kind", "message", b"message", "missing", b"missing", "node", b"node"]) -> None: ...
 
 Global___JobError: typing_extensions.TypeAlias = JobError
 
@@ -480,21 +486,64 @@ class ArtifactRecord(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CONTENT_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
-    RENDER_SECONDS_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
     media_type: builtins.str
-    render_seconds: builtins.float
     @property
-    def content(self) -> lazyfx.v1.graph_pb2.Digest: ...
+    def digest(self) -> lazyfx.v1.graph_pb2.Digest:
+        """Digest of data."""
+
     def __init__(
         self,
         *,
-        content: lazyfx.v1.graph_pb2.Digest | None = ...,
+        data: builtins.bytes = ...,
+        digest: lazyfx.v1.graph_pb2.Digest | None = ...,
         media_type: builtins.str = ...,
-        render_seconds: builtins.float = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["content", b"content"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "media_type", b"media_type", "render_seconds", b"render_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["digest", b"digest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "digest", b"digest", "media_type", b"media_type"]) -> None: ...
 
 Global___ArtifactRecord: typing_extensions.TypeAlias = ArtifactRecord
+
+@typing.final
+class GraphHistory(google.protobuf.message.Message):
+    """What has been compiled from one graph, to explain misses."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GraphHistoryEntry]: ...
+    def __init__(
+        self,
+        *,
+        entries: collections.abc.Iterable[Global___GraphHistoryEntry] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries"]) -> None: ...
+
+Global___GraphHistory: typing_extensions.TypeAlias = GraphHistory
+
+@typing.final
+class GraphHistoryEntry(google.protobuf.message.Message):
+    """One compile of a graph; digests of the key's other components."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    ENVIRONMENT_FIELD_NUMBER: builtins.int
+    pipeline: builtins.bytes
+    values: builtins.bytes
+    environment: builtins.bytes
+    def __init__(
+        self,
+        *,
+        pipeline: builtins.bytes = ...,
+        values: builtins.bytes = ...,
+        environment: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["environment", b"environment", "pipeline", b"pipeline", "values", b"values"]) -> None: ...
+
+Global___GraphHistoryEntry: typing_extensions.TypeAlias = GraphHistoryEntry

@@ -1,0 +1,111 @@
+"""The one table between gRPC statuses and the error family.
+
+`to_error` turns what a server answered into a `lazyfx.errors.ServiceError`;
+`rich_status` builds the google.rpc.Status that a server answers with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from lazyfx import errors
+
+MISSING = "MISSING"
+BLOB_SUBJECT = "blobs/"
+VALUE_SUBJECT = "values/"
+
+_ERRORS: dict[grpc.StatusCode, type[errors.ServiceError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidRequestError,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.PreconditionError,
+    grpc.StatusCode.OUT_OF_RANGE: errors.PreconditionError,
+    grpc.StatusCode.NOT_FOUND: errors.NotFoundError,
+    grpc.StatusCode.UNAUTHENTICATED: errors.DeniedError,
+    grpc.StatusCode.PERMISSION_DENIED: errors.DeniedError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.OverloadedError,
+    grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.TimedOutError,
+}
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def rich_status(
+    code: grpc.StatusCode,
+    message: str,
+    *,
+    violations: Sequence[errors.FieldViolation] = (),
+    missing: Sequence[str] = (),
+    retry_after: float | None = None,
+) -> status_pb2.Status:
+    """Build a google.rpc.Status.
+
+    Args:
+        code: Status code.
+        message: For people.
+        violations: Request fields at fault, as BadRequest.FieldViolation.
+        missing: Subjects that the request needs ("blobs/<hex>", "values/<graph>/<attribute>"),
+            as PreconditionFailure violations of type MISSING.
+        retry_after: Seconds, as RetryInfo.
+    """
+    details: list[any_pb2.Any] = []
+
+    def add(detail: error_details_pb2.BadRequest) -> None:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        details.append(packed)
+
+    if violations:
+        request = error_details_pb2.BadRequest()
+        for violation in violations:
+            request.field_violations.add(field=violation.field, description=violation.description)
+        add(request)
+    if missing:
+        failure = error_details_pb2.PreconditionFailure()
+        for subject in missing:
+            failure.violations.add(type=MISSING, subject=subject)
+        add(failure)
+    if retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(retry_after * 1e9))
+        add(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status_pb2.Status(code=code.value[0], message=message, details=details)
+
+
+def to_error(call: grpc.RpcError) -> errors.ServiceError:
+    """Turn a failed call into the error that stands for it."""
+    code = call.code()
+    status = rpc_status.from_call(call) if call.trailing_metadata() else None
+    return _error(code, call.details() or "", status)
+
+
+def status_to_error(status: status_pb2.Status) -> errors.ServiceError:
+    """Turn a google.rpc.Status that came inside a message into its error."""
+    return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+
+
+def _error(
+    code: grpc.StatusCode, message: str, status: status_pb2.Status | None
+) -> errors.ServiceError:
+    violations: list[errors.FieldViolation] = []
+    missing: list[str] = []
+    retry_after: float | None = None
+    for detail in status.details if status else ():
+        bad, failure, retry = (
+            error_details_pb2.BadRequest(),
+            error_details_pb2.PreconditionFailure(),
+            error_details_pb2.RetryInfo(),
+        )
+        if detail.Unpack(bad):
+            violations += [errors.FieldViolation(v.field, v.description) for v in bad.field_violations]
+        elif detail.Unpack(failure):
+            missing += [v.subject for v in failure.violations if v.type == MISSING]
+        elif detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    if missing:
+        return errors.MissingBlobsError(message, code=code.name, subjects=missing)
+    kind = _ERRORS.get(code, errors.ServerFaultError)
+    return kind(message, code=code.name, violations=violations, retry_after=retry_after)

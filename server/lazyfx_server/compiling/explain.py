@@ -1,0 +1,118 @@
+"""Why a lookup missed: which component of the key is new.
+
+Each graph has a history of what was compiled from it. Histories live in the store, so
+that reasons stay true over a restart; recent ones are kept in memory, which is what
+makes adding to one atomic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cachetools import LRUCache
+from google.protobuf.message import DecodeError
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.key import ModuleKey
+from lazyfx_server.store import Store
+from lazyfx_server.v1.worker_pb2 import GraphHistory, GraphHistoryEntry
+
+Reason: TypeAlias = "pb.MissReason.ValueType"
+
+_TEXTS: dict[int, str] = {
+    pb.MISS_REASON_NEW_GRAPH: "no request with this graph has been seen",
+    pb.MISS_REASON_NEW_PIPELINE: "the graph is known, this pipeline over it is new: {pipeline}",
+    pb.MISS_REASON_NEW_VALUES: "graph and pipeline are known, the tensor values are new",
+    pb.MISS_REASON_NEW_ENVIRONMENT: "the stored result was made by other versions",
+    pb.MISS_REASON_EVICTED: "the result was stored and has been evicted",
+    pb.MISS_REASON_CORRUPT: "the stored result was damaged and has been put aside",
+    pb.MISS_REASON_SKIPPED: "the request asked to skip the lookup",
+}
+
+# Compiles remembered for one graph; the oldest are forgotten.
+_HISTORY_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A reason, for machines and for people."""
+
+    reason: Reason
+    explanation: str
+
+
+class Explainer:
+    """Tells why keys miss, and remembers what was compiled.
+
+    Args:
+        store: Where histories are kept.
+        capacity: Histories kept in memory.
+    """
+
+    def __init__(self, store: Store, capacity: int = 10_000) -> None:
+        self._store = store
+        self._recent: LRUCache[bytes, list[GraphHistoryEntry]] = LRUCache(capacity)
+
+    async def explain(
+        self, key: ModuleKey, pipeline: str, *, skipped: bool, damaged: bool
+    ) -> Miss:
+        """Say why `key` was not found.
+
+        Args:
+            key: What was looked up.
+            pipeline: Its pipeline's spelling.
+            skipped: The request asked to skip the lookup.
+            damaged: The store found the entry damaged.
+        """
+        reason: Reason
+        if skipped:
+            reason = pb.MISS_REASON_SKIPPED
+        elif damaged:
+            reason = pb.MISS_REASON_CORRUPT
+        else:
+            reason = _first_new_component(key, await self._history(key))
+        return Miss(reason, _TEXTS[reason].format(pipeline=pipeline or "(no passes)"))
+
+    async def remember(self, key: ModuleKey) -> None:
+        """Take note that `key` has been compiled."""
+        entry = GraphHistoryEntry(
+            pipeline=key.pipeline, values=key.values, environment=key.environment
+        )
+        history = await self._history(key)
+        if entry in history:
+            return
+        history.append(entry)
+        del history[:-_HISTORY_LENGTH]
+        await self._store.put(_place(key), GraphHistory(entries=history).SerializeToString())
+
+    async def _history(self, key: ModuleKey) -> list[GraphHistoryEntry]:
+        place = key.tenant + key.graph
+        if (history := self._recent.get(place)) is None:
+            stored = await self._store.get(_place(key))
+            try:
+                loaded = list(GraphHistory.FromString(stored).entries) if stored else []
+            except DecodeError:
+                loaded = []
+            # Another request may have loaded it meanwhile; theirs may already have grown.
+            history = self._recent.setdefault(place, loaded)
+        return history
+
+
+def _place(key: ModuleKey) -> str:
+    return f"histories/{hashlib.sha256(key.tenant + key.graph).hexdigest()}"
+
+
+def _first_new_component(key: ModuleKey, history: list[GraphHistoryEntry]) -> Reason:
+    if not history:
+        return pb.MISS_REASON_NEW_GRAPH
+    history = [entry for entry in history if entry.pipeline == key.pipeline]
+    if not history:
+        return pb.MISS_REASON_NEW_PIPELINE
+    history = [entry for entry in history if entry.values == key.values]
+    if not history:
+        return pb.MISS_REASON_NEW_VALUES
+    if any(entry.environment == key.environment for entry in history):
+        return pb.MISS_REASON_EVICTED
+    return pb.MISS_REASON_NEW_ENVIRONMENT

@@ -1,0 +1,60 @@
+"""What a compiled module depends on, as named components, and the key made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+
+from lazyfx.v1 import compiler_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleKey:
+    """The components of a module's key; each is a SHA-256 of 32 bytes.
+
+    They stay apart so that a miss can be explained by the first one that is new.
+    """
+
+    tenant: bytes
+    graph: bytes
+    pipeline: bytes
+    values: bytes
+    environment: bytes
+
+    @property
+    def digest(self) -> bytes:
+        """The key, 32 bytes. Components have one length, so joining them is unambiguous."""
+        joined = self.tenant + self.graph + self.pipeline + self.values + self.environment
+        return hashlib.sha256(b"lazyfx module key 1" + joined).digest()
+
+
+@lru_cache(maxsize=1)
+def environment_digest() -> bytes:
+    """Digest of whatever else a result of passes depends on: torch and our own version."""
+    parts = ["lazyfx", version("lazyfx"), "torch", version("torch"), platform.python_version()]
+    return hashlib.sha256("\0".join(parts).encode()).digest()
+
+
+def values_digest(values: Sequence[compiler_pb2.ValueBinding]) -> bytes:
+    """Digest of the tensor values that a request binds, in any order."""
+    rows = sorted((v.graph, v.attribute, v.content.sha256) for v in values)
+    digest = hashlib.sha256()
+    for graph, attribute, content in rows:
+        digest.update(graph.to_bytes(4, "little") + attribute.to_bytes(4, "little") + content)
+    return digest.digest()
+
+
+def artifact_digest(module_key: bytes, kind: int, presentation: bytes) -> bytes:
+    """Key of an artifact: the module, the kind, and the names that it is shown with.
+
+    Args:
+        module_key: 32 bytes.
+        kind: An ArtifactKind.
+        presentation: SHA-256 of the serialized presentation.
+    """
+    joined = module_key + kind.to_bytes(4, "little") + presentation
+    return hashlib.sha256(b"lazyfx artifact key 1" + joined).digest()
