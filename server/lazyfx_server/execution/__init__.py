@@ -1,0 +1,34 @@
+"""Running jobs away from the event loop: executors, and nothing about what the jobs do."""
+
+from lazyfx_server.execution.base import (
+    ExecutionError,
+    Executor,
+    ExecutorClosed,
+    JobFunction,
+    OnRestart,
+    RestartReason,
+    ResultTooLarge,
+    WorkerCrashed,
+    WorkerFailed,
+    WorkerTimedOut,
+)
+from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
+from lazyfx_server.execution.inline import InlineExecutor
+from lazyfx_server.execution.process import ProcessExecutor
+
+__all__ = [
+    "ExecutionError",
+    "Executor",
+    "ExecutorClosed",
+    "ForkServer",
+    "InlineExecutor",
+    "JobFunction",
+    "OnRestart",
+    "ProcessExecutor",
+    "RestartReason",
+    "ResultTooLarge",
+    "WorkerCrashed",
+    "WorkerFailed",
+    "WorkerTimedOut",
+    "start_forkserver",
+]

@@ -1,0 +1,107 @@
+"""The process that worker processes are forked from.
+
+A fork server imports the heavy modules once; a worker forked from it is ready
+in milliseconds. It must be started before gRPC is used in this process, because
+gRPC's threads do not survive a fork, and the fork server itself is launched by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from typing import Final
+
+_SETUP: Final = "lazyfx_server.execution.in_forkserver"
+
+# multiprocessing keeps one fork server for the whole process, so its guard is global too.
+_launching: Final = threading.Lock()
+
+
+class ForkServer:
+    """Forks processes that have modules imported already.
+
+    Python keeps one fork server a process: of several `ForkServer` objects, the
+    first one started decides what is imported.
+
+    Args:
+        preload: Modules to import once, in the fork server.
+        environment: Variables to set before that, for libraries that read them
+            when they load (OMP_NUM_THREADS).
+    """
+
+    def __init__(
+        self, preload: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._preload = [_SETUP, *preload]
+        self._environment = dict(environment or {})
+
+    def start(self) -> None:
+        """Launches the fork server if it is not running; returns before it has imported anything.
+
+        Raises:
+            OSError: The process could not be launched.
+        """
+        with _launching:
+            self._ensure_running()
+
+    def spawn(
+        self, target: Callable[..., None], arguments: tuple[object, ...]
+    ) -> ForkServerProcess:
+        """Forks a process that calls `target(*arguments)`. Blocks until it exists.
+
+        The process ends with this one at the latest; see `worker_side`.
+
+        Raises:
+            OSError: The fork server is gone, or cannot fork.
+            EOFError: It died while it was asked.
+        """
+        # Not to be joined at exit: a process whose parent is on its way out is killed.
+        process = self._context.Process(target=target, args=arguments, daemon=True)
+        with _launching:
+            self._ensure_running()
+            process.start()
+        return process
+
+    def _ensure_running(self) -> None:
+        self._context.set_forkserver_preload(self._preload)
+        with _environment(self._environment):
+            multiprocessing.forkserver.ensure_running()
+
+
+def start_forkserver(
+    preload: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> ForkServer:
+    """Launches a fork server; call it before gRPC is used.
+
+    Args:
+        preload: Modules to import once, e.g. the one that holds the job function.
+        environment: Variables that are set in it and so in every worker.
+
+    Raises:
+        OSError: The process could not be launched.
+    """
+    server = ForkServer(preload, environment)
+    server.start()
+    return server
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    # multiprocessing launches the fork server with this process's environment and
+    # has no argument for another one.
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

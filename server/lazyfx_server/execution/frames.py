@@ -1,0 +1,92 @@
+"""How the server and a worker process talk: frames over a Unix socket.
+
+A frame is one byte of kind, eight bytes of length (big-endian) and that many
+bytes. The server sends JOB frames; the worker answers READY once it can take
+jobs, then STARTED and one of RESULT, FAILED or TOO_LARGE for each job.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from enum import IntEnum
+from typing import Final
+
+HEADER: Final = struct.Struct("!BQ")
+SMALL: Final = 1 << 16
+"""Below this, one copy is cheaper than one more system call."""
+
+MAX_MESSAGE_CHARACTERS: Final = 8192
+
+
+class Kind(IntEnum):
+    """What a frame says."""
+
+    JOB = 1
+    READY = 2
+    STARTED = 3
+    RESULT = 4
+    FAILED = 5
+    TOO_LARGE = 6
+    START_FAILED = 7
+
+
+def pack_error(error: BaseException) -> bytes:
+    """The body of a FAILED or START_FAILED frame."""
+    name = type(error).__qualname__
+    try:
+        message = str(error)
+    except Exception as broken:  # noqa: BLE001 - an exception's __str__ may do anything
+        message = f"<unprintable: {type(broken).__qualname__}>"
+    text = json.dumps([name, message[:MAX_MESSAGE_CHARACTERS]])
+    return text.encode("ascii")
+
+
+def unpack_error(body: bytes) -> tuple[str, str]:
+    """Class name and message of a FAILED or START_FAILED frame.
+
+    Raises:
+        ValueError: The body is not what `pack_error` writes.
+    """
+    name, message = json.loads(body)
+    return str(name), str(message)
+
+
+def send(connection: socket.socket, kind: Kind, body: bytes = b"") -> None:
+    """Sends one frame over a blocking socket.
+
+    Raises:
+        OSError: The other side is gone.
+    """
+    header = HEADER.pack(kind, len(body))
+    if len(body) <= SMALL:
+        connection.sendall(header + body)
+    else:
+        connection.sendall(header)
+        connection.sendall(body)
+
+
+def receive(connection: socket.socket) -> tuple[int, bytes] | None:
+    """Receives one frame from a blocking socket, or None at the end of the stream.
+
+    Raises:
+        OSError: The connection broke.
+    """
+    header = _exactly(connection, HEADER.size)
+    if header is None:
+        return None
+    kind, length = HEADER.unpack(header)
+    body = _exactly(connection, length)
+    return None if body is None else (kind, bytes(body))
+
+
+def _exactly(connection: socket.socket, size: int) -> bytearray | None:
+    buffer = bytearray(size)
+    view = memoryview(buffer)
+    while view:
+        count = connection.recv_into(view)
+        if not count:
+            return None
+        view = view[count:]
+    return buffer

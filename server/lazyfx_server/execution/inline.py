@@ -1,0 +1,78 @@
+"""An executor in this process: jobs run in threads. For tests and tiny set-ups.
+
+It cannot stop a job that overruns, and a job that crashes takes the server down:
+use `ProcessExecutor` wherever graphs come from somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from lazyfx_server.execution.base import (
+    ExecutorClosed,
+    JobFunction,
+    ResultTooLarge,
+    WorkerFailed,
+    WorkerTimedOut,
+)
+
+
+class InlineExecutor:
+    """Runs jobs in threads of this process.
+
+    Args:
+        function: What runs a job.
+        workers: Threads. More than one needs a `function` that is safe to call
+            concurrently, which code that traces graphs is not.
+        max_result_bytes: Largest result that is passed on.
+    """
+
+    def __init__(
+        self, function: JobFunction, *, workers: int = 1, max_result_bytes: int = 1 << 30
+    ) -> None:
+        self._function = function
+        self._workers = workers
+        self._max_result_bytes = max_result_bytes
+        self._threads: ThreadPoolExecutor | None = None
+        self._free = asyncio.Semaphore(workers)
+        self._closed = False
+
+    @property
+    def workers(self) -> int:
+        """Jobs that can run at the same time."""
+        return self._workers
+
+    async def start(self) -> None:
+        """Starts the threads."""
+        self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="lazyfx-job")
+
+    async def run(self, job: bytes, *, timeout: float) -> bytes:
+        """Runs one job; see `Executor.run`. A job that overruns keeps its thread until it ends."""
+        await self._free.acquire()
+        if self._closed or self._threads is None:
+            self._free.release()
+            raise ExecutorClosed("the executor is not running")
+        future = asyncio.get_running_loop().run_in_executor(self._threads, self._function, job)
+        future.add_done_callback(self._release)
+        await asyncio.wait({future}, timeout=timeout)
+        if not future.done():
+            raise WorkerTimedOut(timeout)
+        error = future.exception()
+        if error is not None:
+            raise WorkerFailed(type(error).__qualname__, str(error)) from error
+        result = future.result()
+        if len(result) > self._max_result_bytes:
+            raise ResultTooLarge(len(result), self._max_result_bytes)
+        return result
+
+    def _release(self, future: asyncio.Future[bytes]) -> None:
+        self._free.release()
+        if not future.cancelled():
+            future.exception()  # marks it as seen: nobody may be waiting any more
+
+    async def close(self) -> None:
+        """Lets go of the threads; a job that still runs ends in its own time."""
+        self._closed = True
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)

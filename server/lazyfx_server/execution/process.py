@@ -1,0 +1,239 @@
+"""The executor that serves strangers: each job alone in a process that can be killed.
+
+N workers, each a process of its own with its own socket, rather than a pool
+that shares queues: when one crashes, hangs or is killed, its job fails and no
+other, and a new process takes its place in milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+
+from lazyfx_server.execution.base import (
+    ExecutionError,
+    ExecutorClosed,
+    JobFunction,
+    OnRestart,
+    WorkerCrashed,
+    WorkerTimedOut,
+)
+from lazyfx_server.execution.forkserver import ForkServer
+from lazyfx_server.execution.worker import Worker, WorkerLost, WorkerPlan
+
+
+class ProcessExecutor:
+    """Runs jobs in worker processes.
+
+    Args:
+        function: What runs a job; importable by its qualified name.
+        forkserver: What to fork workers from; start it before gRPC is used.
+        workers: Processes, and so jobs at the same time.
+        max_jobs: Jobs after which a worker is replaced, because Python code that
+            torch generates is never freed.
+        max_result_bytes: Largest result that is passed on.
+        initializer: Called once in each worker before its first job; importable.
+        start_timeout: Seconds until a new worker must be ready. The first one waits
+            for the fork server's imports.
+        cancel_grace: Seconds that a job may go on when its caller has gone away; a
+            worker that ends its job in time need not be replaced.
+        on_restart: Told of each replaced worker.
+    """
+
+    def __init__(
+        self,
+        function: JobFunction,
+        *,
+        forkserver: ForkServer,
+        workers: int,
+        max_jobs: int = 500,
+        max_result_bytes: int = 1 << 30,
+        initializer: Callable[[], None] | None = None,
+        start_timeout: float = 120.0,
+        cancel_grace: float = 1.0,
+        on_restart: OnRestart | None = None,
+    ) -> None:
+        if workers < 1 or max_jobs < 1:
+            raise ValueError("workers and max_jobs must be at least 1")
+        self._plan = WorkerPlan(function, initializer, max_result_bytes, start_timeout)
+        self._forkserver = forkserver
+        self._workers = workers
+        self._max_jobs = max_jobs
+        self._cancel_grace = cancel_grace
+        self._on_restart = on_restart
+        self._live: set[Worker] = set()
+        self._idle = _IdleWorkers()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._spawner = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-spawn")
+        self._closed = False
+
+    @property
+    def workers(self) -> int:
+        """Jobs that can run at the same time."""
+        return self._workers
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Process ids of the workers that are up."""
+        return frozenset(worker.pid for worker in self._live)
+
+    async def start(self) -> None:
+        """Starts the workers; see `Executor.start`."""
+        launches = [asyncio.ensure_future(self._launch()) for _ in range(self._workers)]
+        try:
+            await asyncio.gather(*launches)
+        except BaseException:
+            for launch in launches:
+                launch.cancel()
+            await asyncio.gather(*launches, return_exceptions=True)
+            await self.close()
+            raise
+
+    async def run(self, job: bytes, *, timeout: float) -> bytes:
+        """Runs one job; see `Executor.run`.
+
+        A job whose worker had died before it could begin is given to another
+        worker, once. A call that is cancelled leaves its job `cancel_grace`
+        seconds to end; then the worker is killed.
+        """
+        try:
+            return await self._attempt(job, timeout)
+        except WorkerLost:
+            return await self._attempt(job, timeout)
+
+    async def _attempt(self, job: bytes, timeout: float) -> bytes:
+        if self._closed:
+            raise ExecutorClosed("the executor is closed")
+        worker = await self._idle.take()
+        answer = worker.begin(job)
+        try:
+            await asyncio.wait({answer}, timeout=timeout)
+        except asyncio.CancelledError:
+            self._background(self._let_finish(worker, answer, min(timeout, self._cancel_grace)))
+            raise
+        if not answer.done():
+            worker.kill("timeout")
+            raise WorkerTimedOut(timeout)
+        self._give_back(worker)
+        if answer.cancelled():
+            raise ExecutorClosed("the executor was closed while the job ran")
+        return answer.result()
+
+    async def _let_finish(
+        self, worker: Worker, answer: asyncio.Future[bytes], seconds: float
+    ) -> None:
+        await asyncio.wait({answer}, timeout=seconds)
+        if not answer.done():
+            worker.kill("cancelled")
+            return
+        if not answer.cancelled():
+            answer.exception()  # marks it as seen: nobody waits for it
+        self._give_back(worker)
+
+    def _give_back(self, worker: Worker) -> None:
+        if not worker.usable:
+            return  # it is on its way out, and _worker_gone replaces it
+        if worker.jobs >= self._max_jobs:
+            worker.retire("recycled")
+        else:
+            self._idle.put(worker)
+
+    async def _launch(self) -> None:
+        worker = await Worker.launch(self._forkserver, self._spawner, self._plan, self._worker_gone)
+        self._live.add(worker)
+        if worker.gone.done():
+            self._worker_gone(worker)
+        elif self._closed:
+            worker.kill("recycled")
+        elif worker.usable:
+            self._idle.put(worker)
+
+    def _worker_gone(self, worker: Worker) -> None:
+        if worker not in self._live:
+            return  # it never became ready: whoever started it has been told
+        self._live.discard(worker)
+        self._idle.remove(worker)
+        if self._closed:
+            return
+        if self._on_restart is not None:
+            self._on_restart(worker.reason or "crash")
+        self._background(self._replace())
+
+    async def _replace(self) -> None:
+        delay = 0.1
+        while not self._closed:
+            try:
+                await self._launch()
+            except ExecutionError as error:
+                if not self._live:  # nobody is left to serve those who wait
+                    self._idle.refuse(WorkerCrashed(str(error)))
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, 5.0)
+            else:
+                return
+
+    def _background(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Stops the workers; a job that still runs fails with ExecutorClosed."""
+        self._closed = True
+        self._idle.refuse(ExecutorClosed("the executor is closed"))
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        workers = list(self._live)
+        for worker in workers:
+            if worker.busy:
+                worker.kill("recycled")
+            else:
+                worker.retire("recycled")
+        if workers:
+            await asyncio.wait([worker.gone for worker in workers], timeout=10.0)
+        self._spawner.shutdown(wait=False)
+
+
+class _IdleWorkers:
+    """Workers without a job. The one used last is taken first; callers wait in line."""
+
+    def __init__(self) -> None:
+        self._idle: list[Worker] = []
+        self._waiting: deque[asyncio.Future[Worker]] = deque()
+
+    def put(self, worker: Worker) -> None:
+        while self._waiting:
+            caller = self._waiting.popleft()
+            if not caller.done():
+                caller.set_result(worker)
+                return
+        self._idle.append(worker)
+
+    async def take(self) -> Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.usable:
+                return worker
+        caller: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._waiting.append(caller)
+        try:
+            return await caller
+        except asyncio.CancelledError:
+            if caller.done() and not caller.cancelled() and caller.exception() is None:
+                self.put(caller.result())
+            raise
+
+    def remove(self, worker: Worker) -> None:
+        with contextlib.suppress(ValueError):
+            self._idle.remove(worker)
+
+    def refuse(self, error: ExecutionError) -> None:
+        while self._waiting:
+            caller = self._waiting.popleft()
+            if not caller.done():
+                caller.set_exception(error)

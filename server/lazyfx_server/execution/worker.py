@@ -1,0 +1,280 @@
+"""One worker process, seen from the server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from typing import Final, cast
+
+from lazyfx_server.execution.base import (
+    JobFunction,
+    RestartReason,
+    ResultTooLarge,
+    WorkerCrashed,
+    WorkerFailed,
+)
+from lazyfx_server.execution.forkserver import ForkServer
+from lazyfx_server.execution.frames import HEADER, SMALL, Kind, unpack_error
+from lazyfx_server.execution.worker_side import serve
+
+_EXIT_SECONDS: Final = 2.0
+"""How long a worker that was asked to leave may take for its own clean-up."""
+
+
+class WorkerLost(WorkerCrashed):
+    """The worker died before it had taken the job: another one may run it."""
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What a worker process is started with.
+
+    Attributes:
+        function: What runs a job; importable.
+        initializer: Called once in the worker before its first job; importable.
+        max_result_bytes: Largest result that the worker sends.
+        start_timeout: Seconds until a new worker must be ready.
+    """
+
+    function: JobFunction
+    initializer: Callable[[], None] | None
+    max_result_bytes: int
+    start_timeout: float
+
+
+class Worker(asyncio.Protocol):
+    """A process that runs one job at a time.
+
+    Its death is what the fork server reports of it, not the end of the socket:
+    a process that a job left behind may hold the socket open.
+
+    Attributes:
+        pid: Its process id, which is also its process group's.
+        jobs: Jobs handed to it so far.
+        reason: Why it ends or ended; None while nobody wants it to.
+    """
+
+    def __init__(
+        self, process: ForkServerProcess, plan: WorkerPlan, on_gone: Callable[[Worker], None]
+    ) -> None:
+        self.jobs = 0
+        self.reason: RestartReason | None = None
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.gone: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._process = process
+        assert process.pid is not None, "the process is started"
+        self.pid = process.pid
+        self._plan = plan
+        self._on_gone = on_gone
+        self._transport: asyncio.WriteTransport | None = None
+        self._buffer = bytearray()
+        self._answer: asyncio.Future[bytes] | None = None
+        self._started = False
+        self._exited = False
+        self._disconnected = False
+        loop.add_reader(process.sentinel, self._process_ended)
+
+    @classmethod
+    async def launch(
+        cls,
+        forkserver: ForkServer,
+        spawner: ThreadPoolExecutor,
+        plan: WorkerPlan,
+        on_gone: Callable[[Worker], None],
+    ) -> Worker:
+        """Starts a process and waits until it can take a job.
+
+        Args:
+            forkserver: What to fork it from.
+            spawner: A thread to do that in, because it blocks.
+            plan: What it runs.
+            on_gone: Called in the event loop when a worker that had become ready has died.
+
+        Raises:
+            WorkerCrashed: It did not become ready.
+        """
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        try:
+            process = await loop.run_in_executor(spawner, _spawn, forkserver, theirs, plan)
+        except (OSError, EOFError) as error:
+            ours.close()
+            raise WorkerCrashed(f"a worker could not be started: {error!r}") from error
+        except BaseException:
+            ours.close()  # a worker that is still being forked finds nobody there, and leaves
+            raise
+        worker = cls(process, plan, on_gone)
+        try:
+            await loop.create_unix_connection(lambda: worker, sock=ours)
+            await asyncio.wait_for(asyncio.shield(worker.ready), plan.start_timeout)
+        except asyncio.TimeoutError as error:
+            raise WorkerCrashed(
+                f"a worker was not ready within {plan.start_timeout:g} s"
+            ) from error
+        finally:
+            if not worker.ready.done() or worker.ready.exception() is not None:
+                worker.kill("crash")
+        return worker
+
+    @property
+    def usable(self) -> bool:
+        """It can be given a job, as far as is known."""
+        return self.reason is None and not self._exited and not self._disconnected
+
+    @property
+    def busy(self) -> bool:
+        """It has a job."""
+        return self._answer is not None
+
+    def begin(self, job: bytes) -> asyncio.Future[bytes]:
+        """Hands it a job; it must be idle.
+
+        Returns:
+            The result, or WorkerLost, WorkerCrashed, WorkerFailed or
+            ResultTooLarge. It is cancelled when the worker is killed on purpose.
+        """
+        assert self._answer is None, "one job at a time"
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self.jobs += 1
+        self._answer = answer
+        self._started = False
+        if self._transport is None or self.gone.done():
+            self._answer = None
+            answer.set_exception(WorkerLost("the worker had ended"))
+            return answer
+        header = HEADER.pack(Kind.JOB, len(job))
+        if len(job) <= SMALL:
+            self._transport.write(header + job)
+        else:
+            self._transport.write(header)
+            self._transport.write(job)
+        return answer
+
+    def retire(self, reason: RestartReason) -> None:
+        """Asks it to leave; it is killed when it does not."""
+        if self.reason is None:
+            self.reason = reason
+        if self._transport is not None:
+            self._transport.close()
+        self._loop.call_later(_EXIT_SECONDS, self._kill_group)
+
+    def kill(self, reason: RestartReason) -> None:
+        """Kills it and whatever its job started."""
+        if self.reason is None:
+            self.reason = reason
+        if self._answer is not None and reason != "crash":
+            self._answer.cancel()
+        self._kill_group()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is connected."""
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came from the worker."""
+        buffer = self._buffer
+        buffer += data
+        while len(buffer) >= HEADER.size:
+            kind, length = HEADER.unpack_from(buffer)
+            if length > max(self._plan.max_result_bytes, SMALL):
+                self.kill("crash")  # no worker of ours sends that: do not wait for its bytes
+                return
+            end = HEADER.size + length
+            if len(buffer) < end:
+                return
+            body = bytes(memoryview(buffer)[HEADER.size : end])
+            del buffer[:end]
+            self._frame(kind, body)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """The socket ended: the worker is dead, dying or leaving."""
+        self._disconnected = True
+        if self.reason is None:
+            self._kill_group()
+        self._settle()
+
+    def _frame(self, kind: int, body: bytes) -> None:
+        if kind == Kind.STARTED:
+            self._started = True
+            return
+        if kind == Kind.READY:
+            if not self.ready.done():
+                self.ready.set_result(None)
+            return
+        if kind == Kind.START_FAILED:
+            if not self.ready.done():
+                name, message = unpack_error(body)
+                text = f"a worker's initializer raised {name}: {message}"
+                self.ready.set_exception(WorkerCrashed(text))
+            return
+        answer, self._answer = self._answer, None
+        if answer is None or answer.done():
+            return
+        if kind == Kind.RESULT:
+            answer.set_result(body)
+        elif kind == Kind.TOO_LARGE:
+            answer.set_exception(ResultTooLarge(int(body), self._plan.max_result_bytes))
+        else:
+            answer.set_exception(WorkerFailed(*unpack_error(body)))
+
+    def _process_ended(self) -> None:
+        self._loop.remove_reader(self._process.sentinel)
+        self._exited = True
+        self._kill_group()  # what the job left running
+        if self._transport is None:
+            self._disconnected = True
+        elif not self._disconnected:
+            # Its last words may still be in the socket; a stray process may hold it open.
+            self._loop.call_later(0.2, self._transport.abort)
+        self._settle()
+
+    def _settle(self) -> None:
+        if not (self._exited and self._disconnected) or self.gone.done():
+            return
+        ending = _ending(self._process.exitcode)
+        if not self.ready.done():
+            self.ready.set_exception(WorkerCrashed(f"a new worker {ending}"))
+            self.ready.exception()  # marks it as seen: whoever started it may have left
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            crash = WorkerCrashed if self._started else WorkerLost
+            answer.set_exception(crash(f"the worker {ending} while it had the job"))
+        self.gone.set_result(None)
+        self._on_gone(self)
+
+    def _kill_group(self) -> None:
+        if self.gone.done():
+            return  # the number may be somebody else's by now
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            # No such group: all are dead, or the process is so new that it has not made it yet.
+            if not self._exited:
+                self._process.kill()
+
+
+def _spawn(
+    forkserver: ForkServer, connection: socket.socket, plan: WorkerPlan
+) -> ForkServerProcess:
+    arguments = (connection, plan.function, plan.initializer, plan.max_result_bytes)
+    with connection:
+        return forkserver.spawn(serve, arguments)
+
+
+def _ending(exitcode: int | None) -> str:
+    if exitcode is None or exitcode == 255:  # 255: the fork server could not tell
+        return "ended"
+    if exitcode >= 0:
+        return f"exited with status {exitcode}"
+    try:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"was killed by signal {-exitcode}"

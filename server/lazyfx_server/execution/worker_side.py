@@ -1,0 +1,108 @@
+"""What runs inside a worker process: take a job, run it, answer, again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from lazyfx_server.execution.base import JobFunction
+from lazyfx_server.execution.frames import Kind, pack_error, receive, send
+
+
+def serve(
+    connection: socket.socket,
+    function: JobFunction,
+    initializer: Callable[[], None] | None,
+    max_result_bytes: int,
+) -> None:
+    """Runs jobs until the server closes the connection.
+
+    Args:
+        connection: The worker's end of the socket.
+        function: Called with each job; what it returns is the result.
+        initializer: Called once before the first job.
+        max_result_bytes: Larger results are refused.
+    """
+    _leave_the_servers_group()
+    _die_with_the_server()
+    try:
+        if initializer is not None:
+            initializer()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the server must hear of it
+        traceback.print_exc()
+        send(connection, Kind.START_FAILED, pack_error(error))
+        return
+    with contextlib.suppress(OSError):  # the server is gone: there is nobody to tell
+        send(connection, Kind.READY)
+        while (frame := receive(connection)) is not None:
+            send(connection, Kind.STARTED)
+            kind, body = _answer(function, frame[1], max_result_bytes)
+            del frame
+            send(connection, kind, body)
+            del body
+
+
+def _answer(function: JobFunction, job: bytes, max_result_bytes: int) -> tuple[Kind, bytes]:
+    try:
+        result: object = function(job)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a job may raise anything; only it fails
+        traceback.print_exc()
+        return Kind.FAILED, pack_error(error)
+    if not isinstance(result, bytes):
+        wrong = TypeError(f"the job function returned {type(result).__qualname__}, not bytes")
+        return Kind.FAILED, pack_error(wrong)
+    if len(result) > max_result_bytes:
+        return Kind.TOO_LARGE, str(len(result)).encode("ascii")
+    return Kind.RESULT, result
+
+
+def _leave_the_servers_group() -> None:
+    # A session of its own: Ctrl-C on the server's terminal lets running jobs finish, and
+    # killing the group takes the children of a job along.
+    os.setsid()
+    sys.stdout.flush()
+    os.dup2(2, 1)  # the server's standard output belongs to its user
+    # When memory runs out, the kernel should pick the worker, not the server.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+    multiprocessing.current_process().daemon = False  # a job may start processes of its own
+
+
+def _die_with_the_server() -> None:
+    """Has this process group killed when the server ends, however it ends.
+
+    PR_SET_PDEATHSIG would watch the fork server, which lives as long as its
+    workers do. Instead the kernel watches the pipe that multiprocessing holds
+    open in the server: it is told to send SIGKILL, to the whole group, when
+    something happens on it, and all that can happen is its end. That works even
+    while native code holds the interpreter lock.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "workers are started by multiprocessing"
+    lifeline = parent.sentinel
+    try:
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)
+    except OSError:  # a sandboxed kernel without it: the next best thing
+        watcher = threading.Thread(target=_wait_for_end, args=(lifeline,), daemon=True)
+        watcher.start()
+        return
+    if select.select([lifeline], [], [], 0)[0]:  # it ended before the kernel was asked
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _wait_for_end(lifeline: int) -> None:
+    select.select([lifeline], [], [])
+    os.killpg(os.getpgrp(), signal.SIGKILL)
