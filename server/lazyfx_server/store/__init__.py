@@ -1,0 +1,73 @@
+"""Remembering results: byte stores under content-addressed keys, and nothing about the bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lazyfx_server.store.base import (
+    OPERATIONS,
+    InvalidKeyError,
+    OnCorrupt,
+    OnError,
+    Operation,
+    Store,
+    StoreError,
+    StoreStats,
+    checked_key,
+)
+from lazyfx_server.store.disk import DiskStore
+from lazyfx_server.store.memory import MemoryStore
+from lazyfx_server.store.tiered import TieredStore
+from lazyfx_server.store.verified import VerifiedStore
+
+__all__ = [
+    "OPERATIONS",
+    "DiskStore",
+    "InvalidKeyError",
+    "MemoryStore",
+    "OnCorrupt",
+    "OnError",
+    "Operation",
+    "Store",
+    "StoreError",
+    "StoreStats",
+    "TieredStore",
+    "VerifiedStore",
+    "checked_key",
+    "open_store",
+]
+
+
+def open_store(
+    root: Path | None,
+    *,
+    memory_bytes: int,
+    disk_bytes: int,
+    on_error: OnError | None = None,
+    on_corrupt: OnCorrupt | None = None,
+) -> Store:
+    """The store of one server: memory, over a folder where one is given.
+
+    Blocks while it scans the folder.
+
+    Args:
+        root: The folder, or None to keep values in memory only.
+        memory_bytes: Bound on memory. One entry may take a quarter of it where a
+            folder can hold those that are larger.
+        disk_bytes: Bound on the folder.
+        on_error: Told of each operation that failed and was answered as a miss.
+        on_corrupt: Told of each damaged entry that was put aside.
+
+    Returns:
+        A store that never raises StoreError.
+
+    Raises:
+        StoreError: The folder cannot be used.
+    """
+    if root is None:
+        return MemoryStore(memory_bytes)
+    return TieredStore(
+        MemoryStore(memory_bytes, max_entry_bytes=memory_bytes // 4),
+        VerifiedStore(DiskStore(root, disk_bytes), on_corrupt=on_corrupt),
+        on_error=on_error,
+    )

@@ -1,0 +1,100 @@
+"""What a store is: bytes under content-addressed keys, within a bound."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+_KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[0-9a-f]{64}")
+
+Operation = Literal["get", "put", "contains", "delete", "quarantine"]
+OPERATIONS: Final[tuple[Operation, ...]] = ("get", "put", "contains", "delete", "quarantine")
+
+
+class StoreError(Exception):
+    """A store could not do what it was asked to: a full disk, a broken connection."""
+
+
+class InvalidKeyError(ValueError):
+    """A key that is not of the form "<space>/<64 hex digits>"."""
+
+
+OnError = Callable[[str, Operation, str, Exception], None]
+"""Told of a failed operation that was answered as a miss: tier, operation, key, error."""
+
+OnCorrupt = Callable[[str, str], None]
+"""Told of a damaged entry that was put aside: tier, key."""
+
+
+def checked_key(key: str) -> tuple[str, str]:
+    """Splits a key into its space and its 64 hex digits.
+
+    A space is up to 64 of a-z, 0-9, "_" and "-", the first a letter or digit,
+    so that it is safe as a file name.
+
+    Raises:
+        InvalidKeyError: The key has another form.
+    """
+    if _KEY.fullmatch(key) is None:
+        raise InvalidKeyError(f"not a store key: {key[:120]!r}")
+    space, digits = key.split("/")
+    return space, digits
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What a store holds.
+
+    Attributes:
+        entries: Entries held.
+        bytes: Bytes that they take, with the store's own overhead.
+        limit_bytes: The bound on `bytes`.
+        evictions: Entries dropped to keep the bound, since the store was opened.
+    """
+
+    entries: int
+    bytes: int
+    limit_bytes: int
+    evictions: int
+
+
+class Store(Protocol):
+    """Bytes under keys. Made for entries that never change: the last put wins.
+
+    Every method raises InvalidKeyError for a key that `checked_key` refuses, and
+    may raise StoreError, except on stores that say otherwise.
+    """
+
+    @property
+    def name(self) -> str:
+        """Which tier this is, for people and metrics: "memory", "disk"."""
+
+    async def get(self, key: str) -> bytes | None:
+        """The value, or None when there is none. Counts as a use of the entry."""
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Stores a value. One that is larger than the whole bound is not kept."""
+
+    async def contains(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that have a value. Counts as a use of them."""
+
+    async def delete(self, key: str) -> None:
+        """Forgets a value, if there is one."""
+
+    def stats(self) -> StoreStats:
+        """What the store holds. Of a tiered store: its lowest tier."""
+
+    def tiers(self) -> Mapping[str, StoreStats]:
+        """`stats` of every tier by its name, fastest first. May be called in any thread."""
+
+    async def close(self) -> None:
+        """Finishes what is under way and lets go of resources. May be called twice."""
+
+
+class QuarantiningStore(Store, Protocol):
+    """A store that can put a damaged entry aside for a person to look at."""
+
+    async def quarantine(self, key: str) -> None:
+        """Takes the entry out of the store without destroying it."""
