@@ -1,0 +1,42 @@
+"""Telling what happened: events, observers, and the exporters at the edge.
+
+The exporters are imported from their own files (`prometheus`, `http`), so that
+rooms that only make events load nothing more.
+"""
+
+from lazyfx_server.telemetry.events import (
+    ArtifactServed,
+    CompileFinished,
+    EntryCorrupt,
+    Event,
+    LookupMade,
+    Observer,
+    Observers,
+    OverheadSpent,
+    PassFinished,
+    RecompilesPerformed,
+    RequestHandled,
+    Reused,
+    StoreFailed,
+    WorkerRestarted,
+)
+from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
+
+__all__ = [
+    "ArtifactServed",
+    "CompileFinished",
+    "DeviceMemory",
+    "EntryCorrupt",
+    "Event",
+    "Gauges",
+    "LookupMade",
+    "Observer",
+    "Observers",
+    "OverheadSpent",
+    "PassFinished",
+    "RecompilesPerformed",
+    "RequestHandled",
+    "Reused",
+    "StoreFailed",
+    "WorkerRestarted",
+]

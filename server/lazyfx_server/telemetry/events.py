@@ -1,0 +1,218 @@
+"""What happened, as data. Rooms make events; exporters turn them into metrics and traces.
+
+Events carry no digests, keys or names of callers: they are counted, not searched.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LookupMade:
+    """A compile request found its result, joined one in flight, or began one.
+
+    Attributes:
+        result: "hit", "miss" or "joined".
+        miss_reason: For a miss, the name of the MissReason, e.g. "new_graph"; its
+            long form "MISS_REASON_NEW_GRAPH" means the same.
+    """
+
+    result: str
+    miss_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """A hit or a join spared its caller a compile.
+
+    Attributes:
+        seconds: What that compile took when it was run.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PassFinished:
+    """One pass of a compile; part of CompileFinished.
+
+    Attributes:
+        name: The pass.
+        seconds: Wall seconds in it.
+        requested: Times that it called recompile().
+        performed: Times that code was generated while it ran.
+    """
+
+    name: str
+    seconds: float
+    requested: int = 0
+    performed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CompileFinished:
+    """A worker compiled a graph.
+
+    Attributes:
+        seconds: Wall seconds in the worker: decode, passes, encode.
+        pass_seconds: Seconds of that inside passes.
+        codec_seconds: Seconds of that decoding and encoding.
+        queue_seconds: Seconds that the request waited for a worker.
+        overhead_seconds: Seconds from arrival to answer that were not spent in
+            passes; holds `codec_seconds` and `queue_seconds`.
+        saved_seconds: Estimated seconds of code generation that laziness saved.
+        passes: The passes that ran.
+        pipeline_requested: Calls of recompile() between passes.
+        performed: Code generations as (pass name or "" between passes, trigger, count).
+    """
+
+    seconds: float
+    pass_seconds: float = 0.0
+    codec_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    overhead_seconds: float = 0.0
+    saved_seconds: float = 0.0
+    passes: tuple[PassFinished, ...] = ()
+    pipeline_requested: int = 0
+    performed: tuple[tuple[str, str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecompilesPerformed:
+    """Code was generated outside a compile, because an artifact was touched.
+
+    Attributes:
+        pass_name: Empty, or the pass that ran.
+        trigger: What needed the code: "code", "pickle", "package", "picture", "call".
+        count: How often.
+        seconds: Seconds that it took.
+    """
+
+    pass_name: str
+    trigger: str
+    count: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OverheadSpent:
+    """Time of our own making that no CompileFinished tells of.
+
+    Attributes:
+        stage: "codec", "key", "store" or "queue".
+        seconds: How long.
+    """
+
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactServed:
+    """An artifact was sent.
+
+    Attributes:
+        kind: "code", "pickle", "package", "graph", "picture", "constant" or "source".
+        source: "rendered" for this request, or "cached".
+        bytes: Bytes sent.
+        seconds: Seconds that rendering it took, now or then.
+    """
+
+    kind: str
+    source: str
+    bytes: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """A tier of the store failed, which was answered as a miss.
+
+    Attributes:
+        tier: Its name: "memory", "disk".
+        operation: "get", "put", "contains", "delete" or "quarantine".
+    """
+
+    tier: str
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
+class EntryCorrupt:
+    """A damaged entry was found and put aside.
+
+    Attributes:
+        tier: Where it was.
+    """
+
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRestarted:
+    """A worker process was replaced.
+
+    Attributes:
+        reason: "crash", "timeout", "recycled" or "cancelled".
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHandled:
+    """An RPC ended.
+
+    Attributes:
+        method: Its name without the service: "Compile".
+        code: Name of the gRPC status code: "OK".
+        seconds: From its arrival to its end.
+    """
+
+    method: str
+    code: str
+    seconds: float
+
+
+Event: TypeAlias = (
+    LookupMade
+    | Reused
+    | CompileFinished
+    | RecompilesPerformed
+    | OverheadSpent
+    | ArtifactServed
+    | StoreFailed
+    | EntryCorrupt
+    | WorkerRestarted
+    | RequestHandled
+)
+
+
+class Observer(Protocol):
+    """Hears of events. Called in the event loop: must return within microseconds."""
+
+    def observe(self, event: Event) -> None:
+        """Takes note of an event."""
+
+
+class Observers:
+    """Several observers as one; with none of them, it ignores everything.
+
+    An observer that raises is logged, and never disturbs the request or the others.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def observe(self, event: Event) -> None:
+        """Passes an event on to every observer."""
+        for observer in self._observers:
+            try:
+                observer.observe(event)
+            except Exception:  # noqa: BLE001 - telemetry must never fail what it observes
+                _log.exception("an observer failed on %s", type(event).__name__)

@@ -1,0 +1,300 @@
+"""Events as Prometheus metrics. The only file that imports prometheus_client.
+
+Every metric is described in docs/metrics.md. Labels take a bounded set of
+values, all of which exist from the start with the value 0, so that the first
+increase is seen by rate(); anything else is counted as "other".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Generic, TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
+
+from lazyfx_server.telemetry import events
+from lazyfx_server.telemetry.gauges import Gauges
+from lazyfx_server.telemetry.labels import (
+    ARTIFACT_KINDS,
+    CODES,
+    METHODS,
+    MISS_REASONS,
+    OTHER,
+    OVERHEAD_STAGES,
+    RESTART_REASONS,
+    STORE_OPERATIONS,
+    TRIGGERS,
+)
+
+_FAST: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+_SLOW: Final = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class PrometheusObserver:
+    """Counts events in metrics of a registry of its own.
+
+    Args:
+        registry: Where the metrics are registered; make one for each server.
+        pass_names: The passes that this server runs: values of the label "pass".
+        version: Of lazyfx.
+        torch_version: Of torch.
+        python_version: Of Python.
+        gauges: Where levels come from.
+        tiers: Tiers of the store: values of the label "tier".
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        pass_names: Iterable[str],
+        *,
+        version: str,
+        torch_version: str,
+        python_version: str,
+        gauges: Gauges,
+        tiers: Sequence[str] = ("memory", "disk"),
+    ) -> None:
+        # prometheus_client has this switch for the whole process only; a time beside
+        # each of hundreds of series doubles every scrape, and nothing here is ever reset.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        passes = (*sorted(pass_names), "pipeline", "none")
+        make = _Maker(registry)
+        self._requested = make.counter(
+            "recompiles_requested", "Calls of recompile()", {"pass": passes}
+        )
+        self._performed = make.counter(
+            "recompiles_performed",
+            "Generations of Python code",
+            {"pass": passes, "trigger": TRIGGERS},
+        )
+        self._saved = make.counter(
+            "recompiles_saved", "Calls of recompile() that generated nothing", {"pass": passes}
+        )
+        self._saved_seconds = make.counter(
+            "saved_seconds", "Estimated seconds of code generation saved by laziness", {}
+        ).of()
+        self._reused_seconds = make.counter(
+            "reused_seconds", "Measured seconds of compiles that hits and joins spared", {}
+        ).of()
+        self._overhead = make.counter(
+            "overhead_seconds", "Seconds of the service's own making", {"stage": OVERHEAD_STAGES}
+        )
+        self._lookups = make.counter(
+            "lookups", "Compile requests by result", {"result": ("hit", "miss", "joined")}
+        )
+        self._misses = make.counter("misses", "Misses by reason", {"reason": MISS_REASONS})
+        self._compile_seconds = make.histogram(
+            "compile_seconds", "Seconds of a compile in its worker", (*_FAST[3:], *_SLOW), {}
+        ).of()
+        self._pass_seconds = make.histogram(
+            "pass_seconds", "Seconds of one pass", (*_FAST, *_SLOW[:7]), {"pass": passes}
+        )
+        kinds = {"kind": ARTIFACT_KINDS}
+        self._render_seconds = make.histogram(
+            "render_seconds", "Seconds of rendering an artifact", (*_FAST[1:], *_SLOW[:7]), kinds
+        )
+        self._artifacts = make.counter(
+            "artifacts", "Artifacts sent", {**kinds, "source": ("rendered", "cached")}
+        )
+        self._artifact_bytes = make.counter("artifact_bytes", "Bytes of artifacts sent", kinds)
+        self._store_errors = make.counter(
+            "store_errors",
+            "Failed store operations, answered as misses",
+            {"tier": tiers, "operation": STORE_OPERATIONS},
+        )
+        self._store_corrupt = make.counter(
+            "store_corrupt", "Damaged entries put aside", {"tier": tiers}
+        )
+        self._restarts = make.counter(
+            "worker_restarts", "Worker processes replaced", {"reason": RESTART_REASONS}
+        )
+        self._requests = make.counter("requests", "RPCs ended", {"method": METHODS, "code": CODES})
+        self._request_seconds = make.histogram(
+            "request_seconds", "Seconds of an RPC", (*_FAST, *_SLOW), {"method": METHODS}
+        )
+        build = Info("lazyfx_build", "What is running", registry=registry)
+        build.info({"version": version, "torch": torch_version, "python": python_version})
+        registry.register(_Levels(gauges, tiers))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            events.LookupMade: self._lookup_made,
+            events.Reused: self._reused,
+            events.CompileFinished: self._compile_finished,
+            events.RecompilesPerformed: self._recompiles_performed,
+            events.OverheadSpent: self._overhead_spent,
+            events.ArtifactServed: self._artifact_served,
+            events.StoreFailed: self._store_failed,
+            events.EntryCorrupt: self._entry_corrupt,
+            events.WorkerRestarted: self._worker_restarted,
+            events.RequestHandled: self._request_handled,
+        }
+
+    def observe(self, event: events.Event) -> None:
+        """Counts an event."""
+        self._handlers[type(event)](event)
+
+    def _lookup_made(self, event: events.LookupMade) -> None:
+        self._lookups.of(event.result).inc()
+        if event.result == "miss":
+            self._misses.of(event.miss_reason.removeprefix("MISS_REASON_").lower()).inc()
+
+    def _reused(self, event: events.Reused) -> None:
+        self._reused_seconds.inc(max(0.0, event.seconds))
+
+    def _compile_finished(self, event: events.CompileFinished) -> None:
+        self._compile_seconds.observe(event.seconds)
+        self._saved_seconds.inc(max(0.0, event.saved_seconds))
+        self._overhead.of("codec").inc(max(0.0, event.codec_seconds))
+        self._overhead.of("queue").inc(max(0.0, event.queue_seconds))
+        rest = event.overhead_seconds - event.codec_seconds - event.queue_seconds
+        self._overhead.of(OTHER).inc(max(0.0, rest))
+        between = 0
+        for name, trigger, count in event.performed:
+            self._performed.of(name or "pipeline", trigger).inc(count)
+            between += 0 if name else count
+        for run in event.passes:
+            self._pass_seconds.of(run.name).observe(run.seconds)
+            self._count_saved(run.name, run.requested, run.performed)
+        self._count_saved("pipeline", event.pipeline_requested, between)
+
+    def _count_saved(self, name: str, requested: int, performed: int) -> None:
+        self._requested.of(name).inc(max(0, requested))
+        self._saved.of(name).inc(max(0, requested - performed))
+
+    def _recompiles_performed(self, event: events.RecompilesPerformed) -> None:
+        self._performed.of(event.pass_name or "none", event.trigger).inc(event.count)
+
+    def _overhead_spent(self, event: events.OverheadSpent) -> None:
+        self._overhead.of(event.stage).inc(max(0.0, event.seconds))
+
+    def _artifact_served(self, event: events.ArtifactServed) -> None:
+        self._artifacts.of(event.kind, event.source).inc()
+        self._artifact_bytes.of(event.kind).inc(event.bytes)
+        if event.source == "rendered":
+            self._render_seconds.of(event.kind).observe(event.seconds)
+
+    def _store_failed(self, event: events.StoreFailed) -> None:
+        self._store_errors.of(event.tier, event.operation).inc()
+
+    def _entry_corrupt(self, event: events.EntryCorrupt) -> None:
+        self._store_corrupt.of(event.tier).inc()
+
+    def _worker_restarted(self, event: events.WorkerRestarted) -> None:
+        self._restarts.of(event.reason).inc()
+
+    def _request_handled(self, event: events.RequestHandled) -> None:
+        self._requests.of(event.method, event.code).inc()
+        self._request_seconds.of(event.method).observe(event.seconds)
+
+
+def exposition(registry: CollectorRegistry) -> Callable[[str], tuple[str, bytes]]:
+    """Makes a function from an Accept header to (content type, the metrics in that format)."""
+
+    def render(accept: str) -> tuple[str, bytes]:
+        encode, content_type = choose_encoder(accept)
+        return content_type, encode(registry)
+
+    return render
+
+
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+class _Family(Generic[M]):
+    """A metric with all its series resolved: finding one costs a dictionary lookup."""
+
+    def __init__(self, metric: M, labels: Mapping[str, Sequence[str]]) -> None:
+        self._known = [frozenset(values) for values in labels.values()]
+        choices = [(*values, OTHER) for values in labels.values()]
+        self._series: dict[tuple[str, ...], M] = {
+            chosen: metric.labels(*chosen) if chosen else metric
+            for chosen in itertools.product(*choices)
+        }
+
+    def of(self, *values: str) -> M:
+        series = self._series.get(values)
+        if series is None:
+            pairs = zip(values, self._known, strict=True)
+            series = self._series[tuple(v if v in known else OTHER for v, known in pairs)]
+        return series
+
+
+class _Maker:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def counter(
+        self, name: str, meaning: str, labels: Mapping[str, Sequence[str]]
+    ) -> _Family[Counter]:
+        metric = Counter(f"lazyfx_{name}", meaning, list(labels), registry=self._registry)
+        return _Family(metric, labels)
+
+    def histogram(
+        self,
+        name: str,
+        meaning: str,
+        buckets: Sequence[float],
+        labels: Mapping[str, Sequence[str]],
+    ) -> _Family[Histogram]:
+        metric = Histogram(
+            f"lazyfx_{name}", meaning, list(labels), registry=self._registry, buckets=buckets
+        )
+        return _Family(metric, labels)
+
+
+class _Levels(Collector):
+    """Gauges that are read when somebody asks."""
+
+    def __init__(self, gauges: Gauges, tiers: Sequence[str]) -> None:
+        self._gauges = gauges
+        self._tiers = tiers
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._store()
+        flights = GaugeMetricFamily("lazyfx_in_flight", "Jobs under way", labels=["stage"])
+        under_way = self._gauges.in_flight()
+        for stage in ("compile", "render"):
+            flights.add_metric([stage], under_way.get(stage, 0))
+        yield flights
+        yield GaugeMetricFamily("lazyfx_workers", "Worker processes", value=self._gauges.workers())
+        total = GaugeMetricFamily(
+            "lazyfx_device_memory_total_bytes", "Memory of a device", labels=["device"]
+        )
+        free = GaugeMetricFamily(
+            "lazyfx_device_memory_free_bytes", "Free memory of a device", labels=["device"]
+        )
+        for device in self._gauges.devices():
+            total.add_metric([device.device], device.total_bytes)
+            free.add_metric([device.device], device.free_bytes)
+        yield from (total, free)
+
+    def _store(self) -> Iterator[Metric]:
+        entries = GaugeMetricFamily("lazyfx_store_entries", "Entries held", labels=["tier"])
+        size = GaugeMetricFamily("lazyfx_store_bytes", "Bytes held", labels=["tier"])
+        limit = GaugeMetricFamily("lazyfx_store_limit_bytes", "Bound on bytes", labels=["tier"])
+        evictions = CounterMetricFamily(
+            "lazyfx_store_evictions", "Entries dropped to keep the bound", labels=["tier"]
+        )
+        for tier, levels in self._gauges.store().items():
+            if tier in self._tiers:
+                entries.add_metric([tier], levels.entries)
+                size.add_metric([tier], levels.bytes)
+                limit.add_metric([tier], levels.limit_bytes)
+                evictions.add_metric([tier], levels.evictions)
+        yield from (entries, size, limit, evictions)
