@@ -1,0 +1,99 @@
+"""The Dockerfile: lint, and the promises that a linter does not know."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lazyfx_server.config import Settings
+
+
+@pytest.fixture(scope="module")
+def instructions(root: Path) -> list[tuple[str, str]]:
+    """(keyword, rest) of each instruction, continuation lines joined."""
+    joined = (root / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def runtime(instructions: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The instructions of the last stage."""
+    last = max(i for i, (keyword, _) in enumerate(instructions) if keyword == "FROM")
+    return instructions[last:]
+
+
+def test_hadolint_finds_nothing(root: Path, tool: Callable[[str], str]) -> None:
+    command = [tool("hadolint"), "--no-color", "Dockerfile"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_runs_as_a_fixed_number_that_is_not_root(runtime: list[tuple[str, str]]) -> None:
+    user = [rest for keyword, rest in runtime if keyword == "USER"][-1]
+    uid, gid = (int(part) for part in user.split(":"))
+    assert uid > 0
+    assert gid > 0
+
+
+def test_the_server_is_process_one(runtime: list[tuple[str, str]]) -> None:
+    words = dict(runtime)
+    assert json.loads(words["ENTRYPOINT"]) + json.loads(words["CMD"]) == ["lazyfx", "serve"]
+    assert words["STOPSIGNAL"] == "SIGTERM"
+
+
+def test_health_is_asked_with_what_the_image_has(runtime: list[tuple[str, str]]) -> None:
+    check = next(rest for keyword, rest in runtime if keyword == "HEALTHCHECK")
+    command = json.loads(check.split("CMD", 1)[1])
+    assert command[:2] == ["python3", "-c"]
+    assert "/readyz" in command[2]
+    compile(command[2], "HEALTHCHECK", "exec")
+
+
+def test_only_the_virtual_environment_leaves_the_builder(runtime: list[tuple[str, str]]) -> None:
+    copies = [rest for keyword, rest in runtime if keyword in ("COPY", "ADD")]
+    assert copies == ["--from=builder /opt/lazyfx /opt/lazyfx"]
+
+
+def test_every_copied_path_passes_the_ignore_file(
+    root: Path, instructions: list[tuple[str, str]]
+) -> None:
+    allowed = {
+        line[1:]
+        for line in (root / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = {
+        source
+        for keyword, rest in instructions
+        if keyword == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+    assert copied == allowed
+    assert all((root / path).exists() for path in copied)
+
+
+def test_every_setting_named_in_a_deployment_exists(root: Path) -> None:
+    files = [root / "Dockerfile", *(root / "deploy").rglob("*.y*ml")]
+    # BASE, TORCH_INDEX and CUDA_BASE are inputs of the build, not of the server.
+    build_inputs = {"base", "torch_index", "cuda_base"}
+    named = {
+        name.lower()
+        for file in files
+        for name in re.findall(r"\bLAZYFX_([A-Z_]+)", file.read_text())
+    }
+    assert named - build_inputs <= set(Settings.model_fields)
+    assert {"listen", "store_path", "metrics_host"} <= named
+
+
+def test_the_version_is_that_of_the_package(root: Path) -> None:
+    version = re.search(r'^version = "(.+)"', (root / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version
+    assert f"ARG VERSION={version[1]}\n" in (root / "Dockerfile").read_text()
+    for kustomization in (root / "deploy/kubernetes").rglob("kustomization.yaml"):
+        for tag in re.findall(r'newTag: "(.+)"', kustomization.read_text()):
+            assert tag.startswith(version[1])
