@@ -78,6 +78,18 @@ class ExecutorClosed(ExecutionError):  # noqa: N818 - reads as what happened
     """The executor does not take jobs any more."""
 
 
+def call(function: JobFunction, job: bytes) -> bytes:
+    """Calls a job function and checks that it kept to its type.
+
+    Raises:
+        TypeError: It returned something else than bytes.
+    """
+    result: object = function(job)
+    if not isinstance(result, bytes):
+        raise TypeError(f"the job function returned {type(result).__qualname__}, not bytes")
+    return result
+
+
 class Executor(Protocol):
     """Runs jobs; each one alone in its worker."""
 

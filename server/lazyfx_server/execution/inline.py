@@ -15,6 +15,7 @@ from lazyfx_server.execution.base import (
     ResultTooLarge,
     WorkerFailed,
     WorkerTimedOut,
+    call,
 )
 
 
@@ -53,7 +54,9 @@ class InlineExecutor:
         if self._closed or self._threads is None:
             self._free.release()
             raise ExecutorClosed("the executor is not running")
-        future = asyncio.get_running_loop().run_in_executor(self._threads, self._function, job)
+        future = asyncio.get_running_loop().run_in_executor(
+            self._threads, call, self._function, job
+        )
         future.add_done_callback(self._release)
         await asyncio.wait({future}, timeout=timeout)
         if not future.done():

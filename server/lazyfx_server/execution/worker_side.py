@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from lazyfx_server.execution.base import JobFunction
+from lazyfx_server.execution.base import JobFunction, call
 from lazyfx_server.execution.frames import Kind, pack_error, receive, send
 
 
@@ -54,13 +54,10 @@ def serve(
 
 def _answer(function: JobFunction, job: bytes, max_result_bytes: int) -> tuple[Kind, bytes]:
     try:
-        result: object = function(job)
+        result = call(function, job)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a job may raise anything; only it fails
         traceback.print_exc()
         return Kind.FAILED, pack_error(error)
-    if not isinstance(result, bytes):
-        wrong = TypeError(f"the job function returned {type(result).__qualname__}, not bytes")
-        return Kind.FAILED, pack_error(wrong)
     if len(result) > max_result_bytes:
         return Kind.TOO_LARGE, str(len(result)).encode("ascii")
     return Kind.RESULT, result

@@ -1,0 +1,162 @@
+"""Job functions for executor tests. Workers import this module by name."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+
+def run(job: bytes) -> bytes:
+    """Does what a line of JSON says."""
+    order = json.loads(job) if job else {"do": "nothing"}
+    return ORDERS[order.pop("do")](**order)
+
+
+def nothing() -> bytes:
+    return b""
+
+
+def echo(text: str) -> bytes:
+    return text.encode()
+
+
+def big(size: int) -> bytes:
+    return bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+
+
+def fail(message: str) -> bytes:
+    raise LookupError(message)
+
+
+def leave(status: int) -> bytes:
+    sys.exit(status)
+
+
+def wrong_type() -> bytes:
+    return "not bytes"  # type: ignore[return-value]
+
+
+def abort() -> bytes:
+    os.abort()
+
+
+def segfault() -> bytes:
+    ctypes.string_at(0)
+    return b""
+
+
+def kill_self() -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return b""
+
+
+def vanish() -> bytes:
+    os._exit(3)
+
+
+def sleep(seconds: float, touch: str = "") -> bytes:
+    if touch:
+        Path(touch).write_text(str(os.getpid()))
+    time.sleep(seconds)
+    return b"slept"
+
+
+def hang_in_native_code(touch: str) -> bytes:
+    """Never lets go of the interpreter lock."""
+    Path(touch).write_text(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(3600)
+    return b""
+
+
+def ignore_signals_and_hang() -> bytes:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(3600)
+    return b""
+
+
+def have_children(touch: str, then: str) -> bytes:
+    """Leaves a child process and a forked copy behind."""
+    child = subprocess.Popen(["sleep", "3600"])
+    copy = os.fork()
+    if not copy:
+        time.sleep(3600)
+        os._exit(0)
+    Path(touch).write_text(json.dumps([os.getpid(), child.pid, copy]))
+    if then == "crash":
+        os.abort()
+    time.sleep(3600)
+    return b""
+
+
+def modules() -> bytes:
+    return json.dumps(sorted(sys.modules)).encode()
+
+
+def describe() -> bytes:
+    facts = {
+        "pid": os.getpid(),
+        "group": os.getpgrp(),
+        "variable": os.environ.get("LAZYFX_TEST_VARIABLE"),
+        "initialized": os.environ.get("LAZYFX_TEST_INITIALIZED"),
+        "threads": threading.active_count(),
+    }
+    return json.dumps(facts).encode()
+
+
+def say(text: str) -> bytes:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+    return b""
+
+
+def initialize() -> None:
+    os.environ["LAZYFX_TEST_INITIALIZED"] = "yes"
+
+
+def refuse_to_start() -> None:
+    raise RuntimeError("no accelerator here")
+
+
+def die_at_start() -> None:
+    os._exit(9)
+
+
+STOP_SIGN = Path(tempfile.gettempdir()) / f"lazyfx-test-stop-sign-{os.getuid()}"
+
+
+def initialize_unless_told() -> None:
+    if STOP_SIGN.exists():
+        raise RuntimeError("told not to")
+
+
+ORDERS = {
+    function.__name__: function
+    for function in (
+        nothing,
+        echo,
+        big,
+        fail,
+        leave,
+        wrong_type,
+        abort,
+        segfault,
+        kill_self,
+        vanish,
+        sleep,
+        hang_in_native_code,
+        ignore_signals_and_hang,
+        have_children,
+        modules,
+        describe,
+        say,
+    )
+}
