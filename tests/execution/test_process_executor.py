@@ -36,6 +36,10 @@ def alive(pid: int) -> bool:
     return state != "Z"  # an orphan's parent may be slow to reap it
 
 
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():
@@ -249,7 +253,7 @@ async def test_restarts_leak_no_descriptors(start: Start) -> None:
             with pytest.raises(WorkerCrashed):
                 await executor.run(order("abort"), timeout=30)
         await executor.run(b"", timeout=30)
-        return len(list(Path("/proc/self/fd").iterdir()))
+        return open_descriptors()
 
     before = await crash(3)
     assert await crash(20) <= before + 6
