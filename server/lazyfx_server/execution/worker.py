@@ -69,7 +69,8 @@ class Worker(asyncio.Protocol):
         self.ready: asyncio.Future[None] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
         self._loop = loop
-        self._process = process
+        self._process: ForkServerProcess | None = process
+        self._sentinel = process.sentinel
         assert process.pid is not None, "the process is started"
         self.pid = process.pid
         self._plan = plan
@@ -80,7 +81,7 @@ class Worker(asyncio.Protocol):
         self._started = False
         self._exited = False
         self._disconnected = False
-        loop.add_reader(process.sentinel, self._process_ended)
+        loop.add_reader(self._sentinel, self._process_ended)
 
     @classmethod
     async def launch(
@@ -226,7 +227,7 @@ class Worker(asyncio.Protocol):
             answer.set_exception(WorkerFailed(*unpack_error(body)))
 
     def _process_ended(self) -> None:
-        self._loop.remove_reader(self._process.sentinel)
+        self._loop.remove_reader(self._sentinel)
         self._exited = True
         self._kill_group()  # what the job left running
         if self._transport is None:
@@ -239,7 +240,8 @@ class Worker(asyncio.Protocol):
     def _settle(self) -> None:
         if not (self._exited and self._disconnected) or self.gone.done():
             return
-        ending = _ending(self._process.exitcode)
+        ending = _ending(self._process.exitcode if self._process else None)
+        self._process = None  # closes its pipes now, rather than when cycles are collected
         if not self.ready.done():
             self.ready.set_exception(WorkerCrashed(f"a new worker {ending}"))
             self.ready.exception()  # marks it as seen: whoever started it may have left
@@ -257,7 +259,7 @@ class Worker(asyncio.Protocol):
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             # No such group: all are dead, or the process is so new that it has not made it yet.
-            if not self._exited:
+            if self._process is not None and not self._exited:
                 self._process.kill()
 
 
