@@ -13,14 +13,14 @@ ARG BASE=python:3.13-slim-bookworm
 # ---- What both stages stand on: one interpreter at one path. ----
 FROM ${BASE} AS base
 SHELL ["/bin/sh", "-eu", "-c"]
-ENV DEBIAN_FRONTEND=noninteractive \
-    LANG=C.UTF-8
+ENV LANG=C.UTF-8
 # The python images bring their own interpreter; CUDA and plain Debian images bring none.
 # Only the distribution knows which patch release its security archive serves, so no pin.
 # hadolint ignore=DL3008
 RUN if ! command -v python3 >/dev/null; then \
       apt-get update; \
-      apt-get install -y --no-install-recommends python3 python3-venv; \
+      DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y --no-install-recommends python3 python3-venv; \
       rm -rf /var/lib/apt/lists/*; \
     fi
 
@@ -79,6 +79,6 @@ EXPOSE 8700 8701
 # The server drains on SIGTERM; the exec form below makes it process 1, so it gets it.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-  CMD ["python3", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['LAZYFX_METRICS_PORT'] + '/readyz', timeout=4)"]
+  CMD ["python3", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['LAZYFX_METRICS_PORT']), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["lazyfx"]
 CMD ["serve"]

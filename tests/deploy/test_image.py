@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
 import re
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,12 +50,40 @@ def test_the_server_is_process_one(runtime: list[tuple[str, str]]) -> None:
     assert words["STOPSIGNAL"] == "SIGTERM"
 
 
-def test_health_is_asked_with_what_the_image_has(runtime: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])
+def test_health_is_asked_with_what_the_image_has(
+    runtime: list[tuple[str, str]], status: int | None, healthy: bool
+) -> None:
     check = next(rest for keyword, rest in runtime if keyword == "HEALTHCHECK")
-    command = json.loads(check.split("CMD", 1)[1])
-    assert command[:2] == ["python3", "-c"]
-    assert "/readyz" in command[2]
-    compile(command[2], "HEALTHCHECK", "exec")
+    program, *arguments = json.loads(check.split("CMD", 1)[1])
+    assert program == "python3"
+    asked = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status or 0)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        port = server.server_port
+        if status:
+            threading.Thread(target=server.handle_request, daemon=True).start()
+        else:
+            server.server_close()
+        # A proxy in the container's environment must not be asked for the container itself.
+        environment = os.environ | {
+            "LAZYFX_METRICS_PORT": str(port),
+            "http_proxy": "http://192.0.2.1:9",
+        }
+        result = subprocess.run(
+            [sys.executable, *arguments], env=environment, capture_output=True, check=False
+        )
+    assert (result.returncode == 0) is healthy
+    assert asked == (["/readyz"] if status else [])
 
 
 def test_only_the_virtual_environment_leaves_the_builder(runtime: list[tuple[str, str]]) -> None:
