@@ -100,7 +100,9 @@ def _error(
             error_details_pb2.RetryInfo(),
         )
         if detail.Unpack(bad):
-            violations += [errors.FieldViolation(v.field, v.description) for v in bad.field_violations]
+            violations += [
+                errors.FieldViolation(v.field, v.description) for v in bad.field_violations
+            ]
         elif detail.Unpack(failure):
             missing += [v.subject for v in failure.violations if v.type == MISSING]
         elif detail.Unpack(retry):

@@ -128,6 +128,10 @@ class _ArtifactKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """A drawing, SVG."""
     ARTIFACT_KIND_CONSTANT: _ArtifactKind.ValueType  # 6
     """The bytes of a constant that a pass made."""
+    ARTIFACT_KIND_SOURCE: _ArtifactKind.ValueType  # 7
+    """A serialized GeneratedSource: what a client needs to put a pickle or package together
+    around parameters that never leave it.
+    """
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper):
     """Kinds of artifact."""
@@ -145,6 +149,10 @@ ARTIFACT_KIND_PICTURE: ArtifactKind.ValueType  # 5
 """A drawing, SVG."""
 ARTIFACT_KIND_CONSTANT: ArtifactKind.ValueType  # 6
 """The bytes of a constant that a pass made."""
+ARTIFACT_KIND_SOURCE: ArtifactKind.ValueType  # 7
+"""A serialized GeneratedSource: what a client needs to put a pickle or package together
+around parameters that never leave it.
+"""
 Global___ArtifactKind: typing_extensions.TypeAlias = ArtifactKind
 
 @typing.final
@@ -548,11 +556,14 @@ class GetArtifactRequest(google.protobuf.message.Message):
     PRESENTATION_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
     CONSTANT_FIELD_NUMBER: builtins.int
+    PURPOSE_FIELD_NUMBER: builtins.int
     module_key: builtins.bytes
     """From CompileResponse. 32 bytes."""
     kind: Global___ArtifactKind.ValueType
     offset: builtins.int
     """First byte wanted; to resume a download that broke off."""
+    purpose: Global___ArtifactKind.ValueType
+    """SOURCE only: PICKLE or PACKAGE when the source is wanted for one; the ledger counts it so."""
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
         """The asker's names, for CODE, PICKLE, PACKAGE and PICTURE; canonical names when left out."""
@@ -569,11 +580,63 @@ class GetArtifactRequest(google.protobuf.message.Message):
         presentation: lazyfx.v1.graph_pb2.Presentation | None = ...,
         offset: builtins.int = ...,
         constant: lazyfx.v1.graph_pb2.Digest | None = ...,
+        purpose: Global___ArtifactKind.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["constant", b"constant", "presentation", b"presentation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "offset", b"offset", "presentation", b"presentation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "offset", b"offset", "presentation", b"presentation", "purpose", b"purpose"]) -> None: ...
 
 Global___GetArtifactRequest: typing_extensions.TypeAlias = GetArtifactRequest
+
+@typing.final
+class GeneratedSource(google.protobuf.message.Message):
+    """Python source of a module, as torch.fx generates it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: builtins.int
+    IMPORT_BLOCK_FIELD_NUMBER: builtins.int
+    CHILDREN_FIELD_NUMBER: builtins.int
+    code: builtins.str
+    """def forward(...)."""
+    import_block: builtins.str
+    """The imports that the code needs, as torch.fx writes them before a pickle's code."""
+    @property
+    def children(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GeneratedSourceChild]:
+        """The same for each GraphModule inside."""
+
+    def __init__(
+        self,
+        *,
+        code: builtins.str = ...,
+        import_block: builtins.str = ...,
+        children: collections.abc.Iterable[Global___GeneratedSourceChild] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["children", b"children", "code", b"code", "import_block", b"import_block"]) -> None: ...
+
+Global___GeneratedSource: typing_extensions.TypeAlias = GeneratedSource
+
+@typing.final
+class GeneratedSourceChild(google.protobuf.message.Message):
+    """Python source of a nested GraphModule."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """Dotted path from the root."""
+    @property
+    def source(self) -> Global___GeneratedSource: ...
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        source: Global___GeneratedSource | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["source", b"source"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["path", b"path", "source", b"source"]) -> None: ...
+
+Global___GeneratedSourceChild: typing_extensions.TypeAlias = GeneratedSourceChild
 
 @typing.final
 class GetArtifactResponse(google.protobuf.message.Message):

@@ -242,6 +242,8 @@ class _SymbolKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """An integer that only the data tells ("u0")."""
     SYMBOL_KIND_FLOAT: _SymbolKind.ValueType  # 3
     """A float ("zf0")."""
+    SYMBOL_KIND_UNBACKED_FLOAT: _SymbolKind.ValueType  # 4
+    """A float that only the data tells ("zuf0")."""
 
 class SymbolKind(_SymbolKind, metaclass=_SymbolKindEnumTypeWrapper):
     """What a symbol stands for."""
@@ -253,6 +255,8 @@ SYMBOL_KIND_UNBACKED: SymbolKind.ValueType  # 2
 """An integer that only the data tells ("u0")."""
 SYMBOL_KIND_FLOAT: SymbolKind.ValueType  # 3
 """A float ("zf0")."""
+SYMBOL_KIND_UNBACKED_FLOAT: SymbolKind.ValueType  # 4
+"""A float that only the data tells ("zuf0")."""
 Global___SymbolKind: typing_extensions.TypeAlias = SymbolKind
 
 class _SymbolicOperator:
@@ -288,6 +292,46 @@ class _SymbolicOperatorEnumTypeWrapper(google.protobuf.internal.enum_type_wrappe
     SYMBOLIC_OPERATOR_RATIONAL: _SymbolicOperator.ValueType  # 22
     SYMBOLIC_OPERATOR_FLOATING: _SymbolicOperator.ValueType  # 23
     SYMBOLIC_OPERATOR_MODULAR_INDEX: _SymbolicOperator.ValueType  # 24
+    SYMBOLIC_OPERATOR_INTEGER_TRUE_DIVIDE: _SymbolicOperator.ValueType  # 25
+    """int / int, correctly rounded; TRUE_DIVIDE is float / float."""
+    SYMBOLIC_OPERATOR_PYTHON_MODULO: _SymbolicOperator.ValueType  # 26
+    """Modulo with the sign of the divisor; MODULO is for operands that are not negative."""
+    SYMBOLIC_OPERATOR_EXACT_DIVIDE: _SymbolicOperator.ValueType  # 27
+    """FLOOR_DIVIDE known to leave no remainder."""
+    SYMBOLIC_OPERATOR_FLOAT_POWER: _SymbolicOperator.ValueType  # 28
+    SYMBOLIC_OPERATOR_POWER_BY_NATURAL: _SymbolicOperator.ValueType  # 29
+    SYMBOLIC_OPERATOR_FLOOR_TO_INTEGER: _SymbolicOperator.ValueType  # 30
+    SYMBOLIC_OPERATOR_CEIL_TO_INTEGER: _SymbolicOperator.ValueType  # 31
+    SYMBOLIC_OPERATOR_TRUNCATE_TO_INTEGER: _SymbolicOperator.ValueType  # 32
+    SYMBOLIC_OPERATOR_TRUNCATE_TO_FLOAT: _SymbolicOperator.ValueType  # 33
+    SYMBOLIC_OPERATOR_ROUND_TO_INTEGER: _SymbolicOperator.ValueType  # 34
+    SYMBOLIC_OPERATOR_ROUND_DECIMAL: _SymbolicOperator.ValueType  # 35
+    SYMBOLIC_OPERATOR_WHERE: _SymbolicOperator.ValueType  # 36
+    SYMBOLIC_OPERATOR_LEFT_SHIFT: _SymbolicOperator.ValueType  # 37
+    SYMBOLIC_OPERATOR_RIGHT_SHIFT: _SymbolicOperator.ValueType  # 38
+    SYMBOLIC_OPERATOR_IDENTITY: _SymbolicOperator.ValueType  # 39
+    SYMBOLIC_OPERATOR_ABSOLUTE: _SymbolicOperator.ValueType  # 40
+    SYMBOLIC_OPERATOR_SQUARE_ROOT: _SymbolicOperator.ValueType  # 41
+    SYMBOLIC_OPERATOR_COSINE: _SymbolicOperator.ValueType  # 42
+    SYMBOLIC_OPERATOR_COSINE_HYPERBOLIC: _SymbolicOperator.ValueType  # 43
+    SYMBOLIC_OPERATOR_SINE: _SymbolicOperator.ValueType  # 44
+    SYMBOLIC_OPERATOR_SINE_HYPERBOLIC: _SymbolicOperator.ValueType  # 45
+    SYMBOLIC_OPERATOR_TANGENT: _SymbolicOperator.ValueType  # 46
+    SYMBOLIC_OPERATOR_TANGENT_HYPERBOLIC: _SymbolicOperator.ValueType  # 47
+    SYMBOLIC_OPERATOR_ARC_SINE: _SymbolicOperator.ValueType  # 48
+    SYMBOLIC_OPERATOR_ARC_COSINE: _SymbolicOperator.ValueType  # 49
+    SYMBOLIC_OPERATOR_ARC_TANGENT: _SymbolicOperator.ValueType  # 50
+    SYMBOLIC_OPERATOR_EXPONENTIAL: _SymbolicOperator.ValueType  # 51
+    SYMBOLIC_OPERATOR_LOGARITHM: _SymbolicOperator.ValueType  # 52
+    SYMBOLIC_OPERATOR_ARC_SINE_HYPERBOLIC: _SymbolicOperator.ValueType  # 53
+    SYMBOLIC_OPERATOR_LOGARITHM_2: _SymbolicOperator.ValueType  # 54
+    SYMBOLIC_OPERATOR_BITWISE_AND: _SymbolicOperator.ValueType  # 55
+    SYMBOLIC_OPERATOR_BITWISE_OR: _SymbolicOperator.ValueType  # 56
+    SYMBOLIC_OPERATOR_BITWISE_XOR: _SymbolicOperator.ValueType  # 57
+    SYMBOLIC_OPERATOR_TRUE: _SymbolicOperator.ValueType  # 58
+    SYMBOLIC_OPERATOR_FALSE: _SymbolicOperator.ValueType  # 59
+    SYMBOLIC_OPERATOR_NON_OVERLAPPING_AND_DENSE: _SymbolicOperator.ValueType  # 60
+    """operands: the sizes, then the strides, of a tensor."""
 
 class SymbolicOperator(_SymbolicOperator, metaclass=_SymbolicOperatorEnumTypeWrapper):
     """Operators of symbolic expressions."""
@@ -319,6 +363,46 @@ SYMBOLIC_OPERATOR_TO_FLOAT: SymbolicOperator.ValueType  # 21
 SYMBOLIC_OPERATOR_RATIONAL: SymbolicOperator.ValueType  # 22
 SYMBOLIC_OPERATOR_FLOATING: SymbolicOperator.ValueType  # 23
 SYMBOLIC_OPERATOR_MODULAR_INDEX: SymbolicOperator.ValueType  # 24
+SYMBOLIC_OPERATOR_INTEGER_TRUE_DIVIDE: SymbolicOperator.ValueType  # 25
+"""int / int, correctly rounded; TRUE_DIVIDE is float / float."""
+SYMBOLIC_OPERATOR_PYTHON_MODULO: SymbolicOperator.ValueType  # 26
+"""Modulo with the sign of the divisor; MODULO is for operands that are not negative."""
+SYMBOLIC_OPERATOR_EXACT_DIVIDE: SymbolicOperator.ValueType  # 27
+"""FLOOR_DIVIDE known to leave no remainder."""
+SYMBOLIC_OPERATOR_FLOAT_POWER: SymbolicOperator.ValueType  # 28
+SYMBOLIC_OPERATOR_POWER_BY_NATURAL: SymbolicOperator.ValueType  # 29
+SYMBOLIC_OPERATOR_FLOOR_TO_INTEGER: SymbolicOperator.ValueType  # 30
+SYMBOLIC_OPERATOR_CEIL_TO_INTEGER: SymbolicOperator.ValueType  # 31
+SYMBOLIC_OPERATOR_TRUNCATE_TO_INTEGER: SymbolicOperator.ValueType  # 32
+SYMBOLIC_OPERATOR_TRUNCATE_TO_FLOAT: SymbolicOperator.ValueType  # 33
+SYMBOLIC_OPERATOR_ROUND_TO_INTEGER: SymbolicOperator.ValueType  # 34
+SYMBOLIC_OPERATOR_ROUND_DECIMAL: SymbolicOperator.ValueType  # 35
+SYMBOLIC_OPERATOR_WHERE: SymbolicOperator.ValueType  # 36
+SYMBOLIC_OPERATOR_LEFT_SHIFT: SymbolicOperator.ValueType  # 37
+SYMBOLIC_OPERATOR_RIGHT_SHIFT: SymbolicOperator.ValueType  # 38
+SYMBOLIC_OPERATOR_IDENTITY: SymbolicOperator.ValueType  # 39
+SYMBOLIC_OPERATOR_ABSOLUTE: SymbolicOperator.ValueType  # 40
+SYMBOLIC_OPERATOR_SQUARE_ROOT: SymbolicOperator.ValueType  # 41
+SYMBOLIC_OPERATOR_COSINE: SymbolicOperator.ValueType  # 42
+SYMBOLIC_OPERATOR_COSINE_HYPERBOLIC: SymbolicOperator.ValueType  # 43
+SYMBOLIC_OPERATOR_SINE: SymbolicOperator.ValueType  # 44
+SYMBOLIC_OPERATOR_SINE_HYPERBOLIC: SymbolicOperator.ValueType  # 45
+SYMBOLIC_OPERATOR_TANGENT: SymbolicOperator.ValueType  # 46
+SYMBOLIC_OPERATOR_TANGENT_HYPERBOLIC: SymbolicOperator.ValueType  # 47
+SYMBOLIC_OPERATOR_ARC_SINE: SymbolicOperator.ValueType  # 48
+SYMBOLIC_OPERATOR_ARC_COSINE: SymbolicOperator.ValueType  # 49
+SYMBOLIC_OPERATOR_ARC_TANGENT: SymbolicOperator.ValueType  # 50
+SYMBOLIC_OPERATOR_EXPONENTIAL: SymbolicOperator.ValueType  # 51
+SYMBOLIC_OPERATOR_LOGARITHM: SymbolicOperator.ValueType  # 52
+SYMBOLIC_OPERATOR_ARC_SINE_HYPERBOLIC: SymbolicOperator.ValueType  # 53
+SYMBOLIC_OPERATOR_LOGARITHM_2: SymbolicOperator.ValueType  # 54
+SYMBOLIC_OPERATOR_BITWISE_AND: SymbolicOperator.ValueType  # 55
+SYMBOLIC_OPERATOR_BITWISE_OR: SymbolicOperator.ValueType  # 56
+SYMBOLIC_OPERATOR_BITWISE_XOR: SymbolicOperator.ValueType  # 57
+SYMBOLIC_OPERATOR_TRUE: SymbolicOperator.ValueType  # 58
+SYMBOLIC_OPERATOR_FALSE: SymbolicOperator.ValueType  # 59
+SYMBOLIC_OPERATOR_NON_OVERLAPPING_AND_DENSE: SymbolicOperator.ValueType  # 60
+"""operands: the sizes, then the strides, of a tensor."""
 Global___SymbolicOperator: typing_extensions.TypeAlias = SymbolicOperator
 
 class _TensorRole:
@@ -880,12 +964,15 @@ class Symbol(google.protobuf.message.Message):
     MAXIMUM_FIELD_NUMBER: builtins.int
     HINT_FIELD_NUMBER: builtins.int
     KIND_FIELD_NUMBER: builtins.int
+    FLOAT_HINT_FIELD_NUMBER: builtins.int
     minimum: builtins.int
     """Inclusive bounds; absent means unbounded."""
     maximum: builtins.int
     hint: builtins.int
     """The example value that the capture saw, when it has one."""
     kind: Global___SymbolKind.ValueType
+    float_hint: builtins.float
+    """FLOAT only: the example value, in place of `hint`."""
     def __init__(
         self,
         *,
@@ -893,9 +980,12 @@ class Symbol(google.protobuf.message.Message):
         maximum: builtins.int | None = ...,
         hint: builtins.int | None = ...,
         kind: Global___SymbolKind.ValueType = ...,
+        float_hint: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_hint", b"_hint", "_maximum", b"_maximum", "_minimum", b"_minimum", "hint", b"hint", "maximum", b"maximum", "minimum", b"minimum"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_hint", b"_hint", "_maximum", b"_maximum", "_minimum", b"_minimum", "hint", b"hint", "kind", b"kind", "maximum", b"maximum", "minimum", b"minimum"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_float_hint", b"_float_hint", "_hint", b"_hint", "_maximum", b"_maximum", "_minimum", b"_minimum", "float_hint", b"float_hint", "hint", b"hint", "maximum", b"maximum", "minimum", b"minimum"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_float_hint", b"_float_hint", "_hint", b"_hint", "_maximum", b"_maximum", "_minimum", b"_minimum", "float_hint", b"float_hint", "hint", b"hint", "kind", b"kind", "maximum", b"maximum", "minimum", b"minimum"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_float_hint", b"_float_hint"]) -> typing.Literal["float_hint"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_hint", b"_hint"]) -> typing.Literal["hint"] | None: ...
     @typing.overload
@@ -1412,6 +1502,7 @@ class Provenance(google.protobuf.message.Message):
     SOURCE_GRAPH_FIELD_NUMBER: builtins.int
     NODES_FIELD_NUMBER: builtins.int
     ATTRIBUTES_FIELD_NUMBER: builtins.int
+    DEVICES_FIELD_NUMBER: builtins.int
     source_graph: builtins.int
     """1 + index of the source graph that this graph was made from; 0 for a new one."""
     @property
@@ -1422,13 +1513,20 @@ class Provenance(google.protobuf.message.Message):
     def attributes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """One an attribute: 1 + index of the source attribute; 0 for one that a pass made."""
 
+    @property
+    def devices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Root graph only, one for each of the body's devices: 1 + index of the same
+        device in the source body; 0 for a new one.
+        """
+
     def __init__(
         self,
         *,
         source_graph: builtins.int = ...,
         nodes: collections.abc.Iterable[builtins.int] | None = ...,
         attributes: collections.abc.Iterable[builtins.int] | None = ...,
+        devices: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attributes", b"attributes", "nodes", b"nodes", "source_graph", b"source_graph"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attributes", b"attributes", "devices", b"devices", "nodes", b"nodes", "source_graph", b"source_graph"]) -> None: ...
 
 Global___Provenance: typing_extensions.TypeAlias = Provenance

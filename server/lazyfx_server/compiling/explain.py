@@ -55,9 +55,7 @@ class Explainer:
         self._store = store
         self._recent: LRUCache[bytes, list[GraphHistoryEntry]] = LRUCache(capacity)
 
-    async def explain(
-        self, key: ModuleKey, pipeline: str, *, skipped: bool, damaged: bool
-    ) -> Miss:
+    async def explain(self, key: ModuleKey, pipeline: str, *, skipped: bool, damaged: bool) -> Miss:
         """Say why `key` was not found.
 
         Args:

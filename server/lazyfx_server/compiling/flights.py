@@ -22,9 +22,7 @@ class Flights(Generic[Result]):
     def __len__(self) -> int:
         return len(self._tasks)
 
-    async def join(
-        self, key: bytes, work: Callable[[], Awaitable[Result]]
-    ) -> tuple[Result, bool]:
+    async def join(self, key: bytes, work: Callable[[], Awaitable[Result]]) -> tuple[Result, bool]:
         """Wait for the flight of `key`, starting it with `work` when there is none.
 
         Returns:

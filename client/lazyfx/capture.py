@@ -1,0 +1,115 @@
+"""What callers hand over, as one GraphModule whose parameters are the caller's own."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule
+from torch.fx.graph import _PyTreeCodeGen
+
+from lazyfx.errors import LazyfxError
+
+Compilable: TypeAlias = "GraphModule | ExportedProgram | torch.nn.Module"
+ExampleInputs: TypeAlias = "Sequence[object] | Mapping[str, object] | torch.Tensor | None"
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A graph to compile, and how its caller will call the result.
+
+    Attributes:
+        module: The graph, parameters and buffers in place.
+    """
+
+    module: GraphModule
+
+    def adopt_codegen(self, graph: Graph) -> None:
+        """Give a graph rebuilt from graph data the calling convention of this one.
+
+        A graph of torch.export takes nested Python structures; how they are flattened
+        never leaves the client.
+        """
+        codegen = self.module.graph._codegen  # noqa: SLF001 - torch has no public reader
+        if isinstance(codegen, _PyTreeCodeGen):
+            graph.set_codegen(copy.copy(codegen))
+
+    def adopt_checks(self, rebuilt: GraphModule) -> None:
+        """Check the inputs of a rebuilt module as torch.export checks those of this one."""
+        for hook in self.module._forward_pre_hooks.values():  # noqa: SLF001 - no public reader
+            rebuilt.register_forward_pre_hook(_check_by(hook, self.module), with_kwargs=True)
+
+
+class Captures:
+    """Turns what callers hand over into graphs; an ExportedProgram is unlifted once."""
+
+    def __init__(self) -> None:
+        self._programs: weakref.WeakKeyDictionary[ExportedProgram, Captured] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def capture(self, what: Compilable, example_inputs: ExampleInputs = None) -> Captured:
+        """Capture a graph.
+
+        Args:
+            what: A GraphModule, taken as it is; an ExportedProgram; or any other module,
+                exported here with the example inputs.
+            example_inputs: For a module: positional arguments (a tuple, a list or one
+                tensor), or keyword arguments (a mapping).
+
+        Raises:
+            LazyfxError: A module came without example inputs, or cannot be exported.
+        """
+        if isinstance(what, GraphModule):
+            return Captured(what)
+        if isinstance(what, ExportedProgram):
+            return self._unlift(what)
+        if not isinstance(what, torch.nn.Module):
+            raise LazyfxError(
+                f"cannot compile a {type(what).__name__}: give a GraphModule, an ExportedProgram, "
+                "or a Module with example_inputs"
+            )
+        if example_inputs is None:
+            raise LazyfxError(
+                f"compiling a {type(what).__name__} needs example_inputs to capture its graph"
+            )
+        args, kwargs = _arguments(example_inputs)
+        try:
+            program = torch.export.export(what, args, kwargs, strict=False)
+        except Exception as error:  # export raises errors of every kind
+            raise LazyfxError(f"torch.export cannot capture this module: {error}") from error
+        return Captured(_module(program))
+
+    def _unlift(self, program: ExportedProgram) -> Captured:
+        captured = self._programs.get(program)
+        if captured is None:
+            captured = Captured(_module(program))
+            self._programs[program] = captured
+        return captured
+
+
+def _module(program: ExportedProgram) -> GraphModule:
+    # Guards as a submodule would be code of their own; without it torch installs a
+    # pre-hook that checks inputs, which `adopt` carries over.
+    return program.module(check_guards=False)  # type: ignore[return-value]
+
+
+def _arguments(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,), {}
+    assert inputs is not None
+    return tuple(inputs), {}
+
+
+def _check_by(hook: Any, original: GraphModule) -> Any:
+    def check(_module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        hook(original, args, kwargs)
+
+    return check

@@ -1,0 +1,229 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TypeAlias
+
+from lazyfx.capture import Compilable, ExampleInputs
+from lazyfx.connection import Connection
+from lazyfx.errors import LazyfxError, MissingBlobsError
+from lazyfx.module import AsyncRemoteModule
+from lazyfx.passes import PassSpec
+from lazyfx.preparing import INLINE_BYTES, Prepared, Preparer
+from lazyfx.status import status_to_error
+from lazyfx.v1 import compiler_pb2 as pb
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+# A first try by digest, one with the graph, one with values, one for luck: a server that
+# still misses something after these misbehaves.
+_MOST_TRIES = 4
+
+
+class AsyncClient:
+    """A client of one server, for use in one event loop.
+
+    Args:
+        address: "host:port".
+        timeout: Seconds that a call may take unless it says otherwise.
+        on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+    """
+
+    def __init__(
+        self, address: str, *, timeout: float = 120.0, on_upload: Progress | None = None
+    ) -> None:
+        self._connection = Connection(address, timeout=timeout)
+        self._on_upload = on_upload
+        self._preparer = Preparer()
+        # Digests that the server is known to have: their graphs need not go along.
+        self._sent: set[bytes] = set()
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._connection.address
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
+
+    async def compile(
+        self,
+        what: Compilable,
+        passes: Iterable[str | PassSpec] = (),
+        example_inputs: ExampleInputs = None,
+        *,
+        skip_cache_lookup: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - becomes the call's gRPC deadline
+    ) -> AsyncRemoteModule:
+        """Compile a graph on the server.
+
+        Args:
+            what: A GraphModule (the handle is called with the same flat inputs), an
+                ExportedProgram (the handle is called as `program.module()` is), or a
+                Module, which is exported with the example inputs.
+            passes: Names of passes, or PassSpecs, in the order in which they run.
+            example_inputs: For a Module: a tuple of arguments or a dict of keyword arguments.
+            skip_cache_lookup: Compile even if the server has a result.
+            timeout: Seconds that this compile may take.
+
+        Returns:
+            A handle; nothing is generated or sent until it is touched.
+
+        Raises:
+            UnsupportedGraphError: The graph cannot go on the wire; names the node.
+            ServiceError: One of its kinds, by the server's status.
+            LazyfxError: The graph cannot be captured, or a pass is malformed.
+        """
+        wanted = tuple(passes)
+        prepared = self.prepare(what, wanted, example_inputs)
+        if prepared.still_current is not None and not skip_cache_lookup:
+            # The remembered digest is asked for at once; whether it still holds is found
+            # out while the request is under way.
+            asked = asyncio.ensure_future(self.ask(prepared, timeout))
+            await asyncio.sleep(0)
+            if prepared.still_current():
+                return self.handle(prepared, await asked)
+            asked.cancel()
+            prepared = self.prepare(what, wanted, example_inputs, fresh=True)
+        response = await self.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
+        return self.handle(prepared, response)
+
+    def prepare(
+        self,
+        what: Compilable,
+        passes: Sequence[str | PassSpec],
+        example_inputs: ExampleInputs = None,
+        *,
+        fresh: bool = False,
+    ) -> Prepared:
+        """Capture and encode, without any I/O; see `Preparer.prepare`."""
+        return self._preparer.prepare(what, passes, example_inputs, fresh=fresh)
+
+    def handle(self, prepared: Prepared, response: pb.CompileResponse) -> AsyncRemoteModule:
+        """The handle to what the server answered."""
+        return AsyncRemoteModule(self, prepared, response)
+
+    async def compile_many(
+        self,
+        jobs: Sequence[tuple[Compilable, Sequence[str | PassSpec]]],
+    ) -> AsyncIterator[tuple[int, AsyncRemoteModule | LazyfxError]]:
+        """Compile many graphs over one stream.
+
+        Yields:
+            Index of the job, and its handle or what went wrong with it, as they finish.
+        """
+        prepared = [self.prepare(what, passes, fresh=True) for what, passes in jobs]
+
+        async def requests() -> AsyncIterator[pb.CompileBatchRequest]:
+            for i, job in enumerate(prepared):
+                request = pb.CompileRequest()
+                request.CopyFrom(job.request)
+                request.graph.CopyFrom(job.encoded.message())
+                yield pb.CompileBatchRequest(request_id=i, request=request)
+
+        async for answer in self._connection.compile_batch(requests()):
+            i = answer.request_id
+            if answer.HasField("response"):
+                yield i, self.handle(prepared[i], answer.response)
+                continue
+            error: LazyfxError = status_to_error(answer.error)
+            if isinstance(error, MissingBlobsError):
+                # A pass reads values: these are sent outside of the stream.
+                try:
+                    yield i, self.handle(prepared[i], await self.ask(prepared[i]))
+                    continue
+                except LazyfxError as again:
+                    error = again
+            yield i, error
+
+    async def passes(self) -> list[pb.PassDescription]:
+        """The passes that the server runs, by name."""
+        return list((await self._connection.passes()).passes)
+
+    async def server_info(self) -> pb.GetServerInfoResponse:
+        """Versions, devices, limits and artifact kinds of the server."""
+        return await self._connection.server_info()
+
+    async def stats(self) -> pb.GetStatsResponse:
+        """The server's ledger."""
+        return await self._connection.stats()
+
+    async def fetch(self, request: pb.GetArtifactRequest) -> tuple[bytes, pb.ArtifactTrailer]:
+        """Fetch an artifact; handles call this."""
+        return await self._connection.artifact(request)
+
+    async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
+        """Compile again a module that has left the server's cache; handles call this."""
+        self._sent.discard(prepared.encoded.digest)
+        return await self.ask(prepared)
+
+    async def ask(
+        self,
+        prepared: Prepared,
+        timeout: float | None = None,  # noqa: ASYNC109 - becomes the call's gRPC deadline
+        *,
+        skip_cache_lookup: bool = False,
+    ) -> pb.CompileResponse:
+        """Send a prepared request, and whatever the server then says it lacks.
+
+        Raises:
+            ServiceError: One of its kinds, by the server's status.
+        """
+        digest = prepared.encoded.digest
+        request = prepared.request
+        if skip_cache_lookup:
+            request = pb.CompileRequest()
+            request.CopyFrom(prepared.request)
+            request.skip_cache_lookup = True
+        if digest not in self._sent and len(prepared.encoded.body) <= INLINE_BYTES:
+            request, _ = self._preparer.supply(prepared, request, [f"blobs/{digest.hex()}"])
+        for tried in range(_MOST_TRIES):
+            try:
+                response = await self._connection.compile(request, timeout)
+            except MissingBlobsError as missing:
+                if tried == _MOST_TRIES - 1:
+                    raise
+                self._preparer.remember_reads(prepared.request, missing.subjects)
+                request, blobs = self._preparer.supply(prepared, request, missing.subjects)
+                if blobs:
+                    absent = await self._connection.missing_blobs([b.digest for b in blobs])
+                    wanted = {d.sha256 for d in absent}
+                    unsent = {b.digest.sha256: b for b in blobs if b.digest.sha256 in wanted}
+                    if unsent:
+                        await self._connection.upload(
+                            [(b.digest, b.read) for b in unsent.values()], self._on_upload
+                        )
+            else:
+                self._sent.add(digest)
+                return response
+        raise AssertionError("unreachable")
+
+
+def connect_async(
+    address: str, *, timeout: float = 120.0, on_upload: Progress | None = None
+) -> AsyncClient:
+    """Connect to a server, for use in the running event loop.
+
+    Nothing is sent before the first call.
+
+    Args:
+        address: "host:port".
+        timeout: Seconds that a call may take unless it says otherwise.
+        on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+    """
+    return AsyncClient(address, timeout=timeout, on_upload=on_upload)

@@ -1,0 +1,208 @@
+"""The calls of the service over one channel: statuses become errors, streams become bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from lazyfx import status
+from lazyfx.errors import ArtifactError, UnavailableError
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
+
+Answer = TypeVar("Answer")
+
+CHUNK_BYTES = 512 * 1024
+MAX_MESSAGE_BYTES = 64 * 2**20
+_SERVICE = "lazyfx.v1.GraphCompiler"
+
+# Every method is safe to repeat: compiles are keyed by content, uploads by digest.
+_RETRIED = ("Compile", "FindMissingBlobs", "ListPasses", "GetServerInfo", "GetStats", "GetArtifact")
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE, "method": method} for method in _RETRIED],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_OPTIONS: Sequence[tuple[str, str | int]] = (
+    ("grpc.enable_retries", 1),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A peer that vanished without a word is noticed within a minute, also between calls.
+    ("grpc.keepalive_time_ms", 40_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Connections of one process to one server are shared unless told otherwise.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Connection:
+    """A channel to one server. Belongs to the event loop in which it was made.
+
+    Args:
+        address: "host:port".
+        timeout: Seconds that a call may take unless it says otherwise.
+    """
+
+    def __init__(self, address: str, *, timeout: float) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = GraphCompilerStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the channel; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def compile(
+        self,
+        request: pb.CompileRequest,
+        timeout: float | None = None,  # noqa: ASYNC109 - becomes the call's gRPC deadline
+    ) -> pb.CompileResponse:
+        """Ask for one compile.
+
+        Raises:
+            ServiceError: One of its kinds, by the status.
+        """
+        return await self._unary(self._stub.Compile(request, timeout=timeout or self.timeout))
+
+    async def compile_batch(
+        self, requests: AsyncIterator[pb.CompileBatchRequest]
+    ) -> AsyncIterator[pb.CompileBatchResponse]:
+        """Ask for many compiles; answers come as they finish.
+
+        Raises:
+            ServiceError: The stream as a whole failed.
+        """
+        call = self._stub.CompileBatch(requests)
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise status.to_error(error) from error
+        finally:
+            call.cancel()
+
+    async def artifact(self, request: pb.GetArtifactRequest) -> tuple[bytes, pb.ArtifactTrailer]:
+        """Fetch one artifact whole; a download that breaks off is resumed once where it stopped.
+
+        Raises:
+            ArtifactError: What arrived is not what the server announced.
+            ServiceError: One of its kinds, by the status.
+        """
+        data = bytearray()
+        try:
+            trailer = await self._download(request, data)
+        except UnavailableError:
+            if not data:
+                raise
+            resumed = pb.GetArtifactRequest()
+            resumed.CopyFrom(request)
+            resumed.offset = len(data)
+            trailer = await self._download(resumed, data)
+        if hashlib.sha256(data).digest() != trailer.digest.sha256:
+            raise ArtifactError(
+                f"the {pb.ArtifactKind.Name(request.kind)} that arrived does not have the "
+                "digest that the server announced; try again"
+            )
+        return bytes(data), trailer
+
+    async def _download(
+        self, request: pb.GetArtifactRequest, data: bytearray
+    ) -> pb.ArtifactTrailer:
+        trailer: pb.ArtifactTrailer | None = None
+        try:
+            async for part in self._stub.GetArtifact(request, timeout=self.timeout):
+                if part.HasField("chunk"):
+                    if part.chunk.offset != len(data):
+                        raise ArtifactError(
+                            f"a chunk at {part.chunk.offset} came where {len(data)} was due"
+                        )
+                    data += part.chunk.data
+                elif part.HasField("trailer"):
+                    trailer = part.trailer
+        except grpc.aio.AioRpcError as error:
+            raise status.to_error(error) from error
+        if trailer is None:
+            raise ArtifactError("the artifact's stream ended without a digest")
+        return trailer
+
+    async def missing_blobs(self, digests: Sequence[graph_pb2.Digest]) -> list[graph_pb2.Digest]:
+        """Which of these blobs the server does not have.
+
+        Raises:
+            ServiceError: One of its kinds, by the status.
+        """
+        request = pb.FindMissingBlobsRequest(digests=digests)
+        call = self._stub.FindMissingBlobs(request, timeout=self.timeout)
+        return list((await self._unary(call)).missing)
+
+    async def upload(
+        self,
+        blobs: Sequence[tuple[graph_pb2.Digest, Callable[[], memoryview]]],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Send blobs, chunk by chunk.
+
+        Args:
+            blobs: Digests, and what gives their bytes when their turn comes.
+            on_progress: Called with bytes sent and bytes in all.
+
+        Raises:
+            ServiceError: One of its kinds, by the status.
+        """
+        total = sum(digest.size_bytes for digest, _ in blobs)
+
+        async def chunks() -> AsyncIterator[pb.UploadBlobsRequest]:
+            sent = 0
+            for digest, read in blobs:
+                data = read()
+                for offset in range(0, max(1, len(data)), CHUNK_BYTES):
+                    chunk = bytes(data[offset : offset + CHUNK_BYTES])
+                    yield pb.UploadBlobsRequest(digest=digest, offset=offset, data=chunk)
+                    sent += len(chunk)
+                    if on_progress:
+                        on_progress(sent, total)
+                    # Lets the loop write what was yielded before more is read.
+                    await asyncio.sleep(0)
+
+        await self._unary(self._stub.UploadBlobs(chunks()))
+
+    async def passes(self) -> pb.ListPassesResponse:
+        """The passes that the server runs."""
+        call = self._stub.ListPasses(pb.ListPassesRequest(), timeout=self.timeout)
+        return await self._unary(call)
+
+    async def server_info(self) -> pb.GetServerInfoResponse:
+        """Versions, devices, limits."""
+        call = self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=self.timeout)
+        return await self._unary(call)
+
+    async def stats(self) -> pb.GetStatsResponse:
+        """The server's ledger."""
+        return await self._unary(self._stub.GetStats(pb.GetStatsRequest(), timeout=self.timeout))
+
+    @staticmethod
+    async def _unary(call: Awaitable[Answer]) -> Answer:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise status.to_error(error) from error

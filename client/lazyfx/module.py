@@ -1,0 +1,241 @@
+"""Handles to compiled modules: nothing is generated or sent until it is touched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.fx import Graph, GraphModule
+
+from lazyfx import wire
+from lazyfx.assembly import GeneratedSource, package_module, pickle_module
+from lazyfx.errors import ArtifactError, NotFoundError
+from lazyfx.preparing import Prepared
+from lazyfx.report import Cache, Report, cache_of, report_of
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+
+
+class Fetcher(Protocol):
+    """What a handle needs of its client."""
+
+    async def fetch(self, request: pb.GetArtifactRequest) -> tuple[bytes, pb.ArtifactTrailer]:
+        """Fetch an artifact whole."""
+
+    async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
+        """Compile again a module that has left the server's cache."""
+
+
+class AsyncRemoteModule:
+    """A compiled module on a server.
+
+    Attributes:
+        key: Hex of the module's key.
+        cache: Hit, miss or joined, and why.
+    """
+
+    def __init__(self, fetcher: Fetcher, prepared: Prepared, response: pb.CompileResponse) -> None:
+        self._fetcher = fetcher
+        self._prepared = prepared
+        self._response = response
+        self._compile_report = response.report
+        self._performed_here = 0
+        self._fetched: dict[int, bytes] = {}
+        self._constants: dict[bytes, bytes] = {}
+        self._callable: GraphModule | None = None
+        self._lock = asyncio.Lock()
+
+    @property
+    def key(self) -> str:
+        """Hex of the module's key."""
+        return self._response.module_key.hex()
+
+    @property
+    def digest(self) -> str:
+        """Hex of the digest of the graph that was sent."""
+        return self._prepared.encoded.digest.hex()
+
+    @property
+    def cache(self) -> Cache:
+        """Hit, miss or joined, and why."""
+        return cache_of(self._response.cache)
+
+    @property
+    def report(self) -> Report:
+        """What the compile did; recompiles include those that later touches caused."""
+        return report_of(self._compile_report, performed_here=self._performed_here)
+
+    async def code(self) -> str:
+        """The generated Python source, in the caller's own names.
+
+        Raises:
+            ServiceError: The server cannot render it.
+        """
+        return (await self._artifact(pb.ARTIFACT_KIND_CODE)).decode()
+
+    async def picture(self) -> str:
+        """A drawing of the graph, as SVG text."""
+        return (await self._artifact(pb.ARTIFACT_KIND_PICTURE)).decode()
+
+    async def graph_module(self) -> GraphModule:
+        """A new GraphModule built from graph data, with the caller's own parameters in it.
+
+        No pickle is opened. Changing the module changes nothing here.
+
+        Raises:
+            DecodeError: The server sent something that is not a graph.
+            ServiceError: The server cannot send it.
+        """
+        compiled = graph_pb2.CompiledGraph.FromString(await self._artifact(pb.ARTIFACT_KIND_GRAPH))
+        await self._fetch_constants()
+        return self._rebuild(compiled)
+
+    async def prepared_call(self) -> GraphModule:
+        """The module that calls go to, built on first use."""
+        if self._callable is None:
+            self._callable = await self.graph_module()
+        return self._callable
+
+    async def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Call the module with the inputs that the caller's own graph takes."""
+        return (await self.prepared_call())(*inputs, **kwargs)
+
+    async def pickle(self) -> bytes:
+        """The module as a pickle that loads with torch alone.
+
+        A graph without parameters of its own is pickled by the server. One with
+        parameters is put together here, from source that the server generated: weights
+        never leave.
+        """
+        if not self._holds_tensors:
+            return await self._artifact(pb.ARTIFACT_KIND_PICKLE)
+        source = await self._source(pb.ARTIFACT_KIND_PICKLE)
+        return pickle_module(self._rebuild(await self._compiled_graph(), LazyGraphModule), source)
+
+    async def package(self) -> bytes:
+        """The module as a torch.package archive; see `pickle` for where it is made."""
+        if not self._holds_tensors:
+            return await self._artifact(pb.ARTIFACT_KIND_PACKAGE)
+        source = await self._source(pb.ARTIFACT_KIND_PACKAGE)
+        return package_module(self._rebuild(await self._compiled_graph(), LazyGraphModule), source)
+
+    async def save_pickle(self, path: str | Path) -> Path:
+        """Write `pickle()` to a file and return its path."""
+        return await asyncio.to_thread(_write, Path(path), await self.pickle())
+
+    async def save_package(self, path: str | Path) -> Path:
+        """Write `package()` to a file and return its path."""
+        return await asyncio.to_thread(_write, Path(path), await self.package())
+
+    @property
+    def _holds_tensors(self) -> bool:
+        return any(isinstance(a, torch.Tensor) for row in self._attributes for a in row)
+
+    @property
+    def _attributes(self) -> tuple[tuple[object, ...], ...]:
+        return self._prepared.encoded.attributes
+
+    async def _artifact(
+        self, kind: pb.ArtifactKind.ValueType, purpose: pb.ArtifactKind.ValueType | None = None
+    ) -> bytes:
+        """An artifact of this module, fetched once."""
+        async with self._lock:
+            if kind not in self._fetched:
+                request = pb.GetArtifactRequest(kind=kind, purpose=purpose)
+                if kind != pb.ARTIFACT_KIND_GRAPH:
+                    request.presentation.CopyFrom(self._prepared.encoded.presentation)
+                self._fetched[kind] = await self._fetch(request)
+            return self._fetched[kind]
+
+    async def _fetch_constants(self) -> None:
+        async with self._lock:
+            for digest in self._response.constants:
+                if digest.sha256 not in self._constants:
+                    request = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest)
+                    self._constants[digest.sha256] = await self._fetch(request)
+
+    async def _fetch(self, request: pb.GetArtifactRequest) -> bytes:
+        request.module_key = self._response.module_key
+        try:
+            data, trailer = await self._fetcher.fetch(request)
+        except NotFoundError:
+            # It has been evicted since; making it again gives the same module.
+            again = await self._fetcher.recompile(self._prepared)
+            if again.module_key != self._response.module_key:
+                raise
+            data, trailer = await self._fetcher.fetch(request)
+        recompiles = self._compile_report.recompiles
+        if trailer.recompiles.performed > recompiles.performed:
+            report = pb.CompileReport()
+            report.CopyFrom(self._compile_report)
+            report.recompiles.CopyFrom(trailer.recompiles)
+            report.stale = False
+            self._compile_report = report
+        return data
+
+    async def _source(self, purpose: pb.ArtifactKind.ValueType) -> GeneratedSource:
+        data = await self._artifact(pb.ARTIFACT_KIND_SOURCE, purpose)
+        return _source_of(pb.GeneratedSource.FromString(data))
+
+    async def _compiled_graph(self) -> graph_pb2.CompiledGraph:
+        data = await self._artifact(pb.ARTIFACT_KIND_GRAPH)
+        await self._fetch_constants()
+        return graph_pb2.CompiledGraph.FromString(data)
+
+    def _rebuild(
+        self, compiled: graph_pb2.CompiledGraph, module_class: type[GraphModule]
+    ) -> GraphModule:
+        """A GraphModule from graph data, in the caller's names, around the caller's tensors.
+
+        The root gets the caller's calling convention before it is made, so that code is
+        generated for it once, or with a lazy class not at all.
+        """
+        captured = self._prepared.captured
+
+        def make(root: torch.nn.Module, graph: Graph, name: str) -> GraphModule:
+            if graph_of_root(graph):
+                captured.adopt_codegen(graph)
+            return module_class(root, graph, name)
+
+        rebuilt = wire.decode(
+            compiled.graph.body,
+            wire.present(compiled, self._prepared.encoded.presentation),
+            bind=self._bind(compiled),
+            module_class=make,
+        )
+        captured.adopt_checks(rebuilt)
+        return rebuilt
+
+    def _bind(
+        self, compiled: graph_pb2.CompiledGraph
+    ) -> Callable[[int, int, graph_pb2.Attribute], torch.Tensor | None]:
+        """What gives each tensor of the compiled graph: the caller's own, or a new constant."""
+
+        def bind(
+            graph: int, attribute: int, description: graph_pb2.Attribute
+        ) -> torch.Tensor | None:
+            origin = compiled.provenance[graph]
+            source = origin.attributes[attribute]
+            if source and origin.source_graph:
+                tensor = self._attributes[origin.source_graph - 1][source - 1]
+                if isinstance(tensor, torch.Tensor):
+                    return tensor
+            data = self._constants.get(description.tensor.content.sha256)
+            if data is None:
+                raise ArtifactError("the compiled graph names a constant that it did not announce")
+            return wire.tensor_from_bytes(compiled.graph, description.tensor, data)
+
+        return bind
+
+
+def _source_of(message: pb.GeneratedSource) -> GeneratedSource:
+    children = {child.path: _source_of(child.source) for child in message.children}
+    return GeneratedSource(message.code, message.import_block, children)
+
+
+def _write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path

@@ -1,0 +1,109 @@
+"""Passes as data: a name, options, and for replace_pattern the rewrites as graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeAlias
+
+from torch.fx import GraphModule, symbolic_trace
+
+from lazyfx import wire
+from lazyfx.errors import LazyfxError
+from lazyfx.v1 import compiler_pb2 as pb
+
+Option: TypeAlias = "bool | int | float | str | tuple[Option, ...] | list[Option]"
+Traceable: TypeAlias = Callable[..., object]
+
+
+@dataclass(frozen=True)
+class PassSpec:
+    """A pass to run on the server.
+
+    Attributes:
+        name: As `client.passes()` lists it.
+        options: Options that differ from their defaults.
+        rewrites: replace_pattern only: pairs of pattern and replacement.
+    """
+
+    name: str
+    options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
+    rewrites: tuple[tuple[GraphModule, GraphModule], ...] = ()
+
+    def message(self) -> pb.PassSpec:
+        """The spec as it travels.
+
+        Raises:
+            UnsupportedGraphError: A pattern or replacement cannot go on the wire.
+            LazyfxError: An option has a type that options cannot have.
+        """
+        spec = pb.PassSpec(name=self.name)
+        for name in sorted(self.options):
+            spec.options.add(name=name, value=_option_value(name, self.options[name]))
+        for pattern, replacement in self.rewrites:
+            spec.rewrites.add(
+                pattern=wire.encode(pattern).message(),
+                replacement=wire.encode(replacement).message(),
+            )
+        return spec
+
+
+def pass_spec(name: str, /, **options: Option) -> PassSpec:
+    """A pass with options, e.g. `pass_spec("constant_fold", max_bytes=4096)`."""
+    return PassSpec(name, MappingProxyType(dict(options)))
+
+
+def replace_pattern(
+    *rewrites: tuple[Traceable | GraphModule, Traceable | GraphModule], **options: Option
+) -> PassSpec:
+    """The replace_pattern pass with its rewrites.
+
+    Args:
+        rewrites: Pairs of pattern and replacement. Functions are traced here, on the
+            client; graphs are taken as they are.
+        options: Options of the pass.
+    """
+    pairs = tuple((_graph(pattern), _graph(replacement)) for pattern, replacement in rewrites)
+    return PassSpec("replace_pattern", MappingProxyType(dict(options)), pairs)
+
+
+def messages(passes: Iterable[str | PassSpec]) -> list[pb.PassSpec]:
+    """Passes as they travel; a string is the name of a pass with default options.
+
+    Raises:
+        LazyfxError: An entry is neither a string nor a PassSpec.
+    """
+    specs = []
+    for given in passes:
+        if isinstance(given, str):
+            specs.append(pb.PassSpec(name=given))
+        elif isinstance(given, PassSpec):
+            specs.append(given.message())
+        else:
+            raise LazyfxError(
+                f"passes: {given!r} is neither a pass name nor a PassSpec; "
+                "use lazyfx.pass_spec(name, option=value)"
+            )
+    return specs
+
+
+def _graph(traceable: Traceable | GraphModule) -> GraphModule:
+    return traceable if isinstance(traceable, GraphModule) else symbolic_trace(traceable)
+
+
+def _option_value(name: str, value: Option) -> pb.OptionValue:
+    if isinstance(value, bool):
+        return pb.OptionValue(boolean=value)
+    if isinstance(value, int):
+        return pb.OptionValue(integer=value)
+    if isinstance(value, float):
+        return pb.OptionValue(floating=value)
+    if isinstance(value, str):
+        return pb.OptionValue(text=value)
+    if isinstance(value, (list, tuple)):
+        items = [_option_value(name, item) for item in value]
+        return pb.OptionValue(list=pb.OptionValueList(items=items))
+    raise LazyfxError(
+        f"option {name!r} has a {type(value).__name__}; options are bool, int, float, str or lists"
+    )

@@ -1,0 +1,179 @@
+"""From what a caller hands over to a request, without any I/O."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from lazyfx import wire
+from lazyfx.capture import Captured, Captures, Compilable, ExampleInputs
+from lazyfx.errors import LazyfxError
+from lazyfx.memory import Memory
+from lazyfx.passes import PassSpec, messages
+from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+
+# Below this size a graph goes along with its first request: a second round trip costs more.
+INLINE_BYTES = 100_000
+# Requests remembered for each client; then the memory starts anew.
+_MOST_REQUESTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A compile request, and what its result will be bound to.
+
+    Attributes:
+        captured: The caller's graph.
+        encoded: The same on the wire.
+        request: By digest, without the graph.
+        still_current: Tells whether the graph is unchanged since it was encoded; None when
+            it was encoded for this very request.
+    """
+
+    captured: Captured
+    encoded: wire.EncodedGraph
+    request: pb.CompileRequest
+    still_current: Callable[[], bool] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that the server asked for, read when they are sent."""
+
+    digest: graph_pb2.Digest
+    read: Callable[[], memoryview]
+
+
+class Preparer:
+    """Captures, encodes and remembers; one for each client."""
+
+    def __init__(self) -> None:
+        self._captures = Captures()
+        self._memory = Memory()
+        self._reads: dict[bytes, tuple[str, ...]] = {}
+        self._requests: dict[tuple[bytes, tuple[str, ...]], pb.CompileRequest] = {}
+        self._digests: weakref.WeakKeyDictionary[
+            torch.Tensor, tuple[tuple[object, ...], graph_pb2.Digest]
+        ] = weakref.WeakKeyDictionary()
+
+    def prepare(
+        self,
+        what: Compilable,
+        passes: Iterable[str | PassSpec] = (),
+        example_inputs: ExampleInputs = None,
+        *,
+        fresh: bool = False,
+    ) -> Prepared:
+        """Make a request.
+
+        Args:
+            what: A GraphModule, an ExportedProgram, or a Module with example inputs.
+            passes: Passes to run, in order.
+            example_inputs: For a Module.
+            fresh: Encode again even if the graph was encoded before. Otherwise the
+                remembered digest is used at once, and `still_current` is left to be asked
+                while the request is under way.
+
+        Raises:
+            UnsupportedGraphError: The graph cannot go on the wire; names the node.
+            LazyfxError: It cannot be captured, or a pass is malformed.
+        """
+        captured = self._captures.capture(what, example_inputs)
+        module = captured.module
+        remembered = None if fresh else self._memory.recall(module)
+        still_current = None
+        if remembered is None:
+            remembered = self._memory.encode(module)
+        else:
+            current = remembered
+            still_current = lambda: current.is_current(module)  # noqa: E731 - closes over both
+        encoded = remembered.encoded
+        request = self._request(encoded, tuple(passes))
+        prepared = Prepared(captured, encoded, request, still_current)
+        if reads := self._reads.get(request.SerializeToString(deterministic=True)):
+            with_values, _ = self.supply(prepared, request, reads)
+            prepared = replace(prepared, request=with_values)
+        return prepared
+
+    def remember_reads(self, request: pb.CompileRequest, subjects: Sequence[str]) -> None:
+        """Take note of the values that a request turned out to need.
+
+        The next time they are bound at once, which spares a round trip.
+        """
+        values = tuple(s for s in subjects if s.startswith(VALUE_SUBJECT))
+        if values:
+            if len(self._reads) >= _MOST_REQUESTS:
+                self._reads.clear()
+            self._reads[request.SerializeToString(deterministic=True)] = values
+
+    def _request(
+        self, encoded: wire.EncodedGraph, passes: tuple[str | PassSpec, ...]
+    ) -> pb.CompileRequest:
+        names = tuple(p for p in passes if isinstance(p, str))
+        simple = len(names) == len(passes)
+        if simple and (known := self._requests.get((encoded.digest, names))):
+            return known
+        request = pb.CompileRequest(
+            graph_digest=graph_pb2.Digest(sha256=encoded.digest, size_bytes=len(encoded.body)),
+            passes=messages(passes),
+        )
+        if simple:
+            if len(self._requests) >= _MOST_REQUESTS:
+                self._requests.clear()
+            self._requests[encoded.digest, names] = request
+        return request
+
+    def supply(
+        self, prepared: Prepared, request: pb.CompileRequest, subjects: Sequence[str]
+    ) -> tuple[pb.CompileRequest, list[Blob]]:
+        """What the server said is missing: a request that has it, and blobs to send first.
+
+        Raises:
+            LazyfxError: The server asks for something that this graph does not have.
+        """
+        blobs: list[Blob] = []
+        full = pb.CompileRequest()
+        full.CopyFrom(request)
+        wanted_blobs = set()
+        for subject in subjects:
+            if subject.startswith(VALUE_SUBJECT):
+                graph, attribute = map(int, subject.removeprefix(VALUE_SUBJECT).split("/"))
+                content = self.content_digest(self._tensor(prepared, graph, attribute))
+                full.values.add(graph=graph, attribute=attribute, content=content)
+            elif subject.startswith(BLOB_SUBJECT):
+                wanted_blobs.add(bytes.fromhex(subject.removeprefix(BLOB_SUBJECT)))
+            else:
+                raise LazyfxError(f"the server asks for {subject!r}, which this client cannot send")
+        if prepared.encoded.digest in wanted_blobs:
+            full.graph.CopyFrom(prepared.encoded.message())
+        for binding in full.values:
+            tensor = self._tensor(prepared, binding.graph, binding.attribute)
+            blobs.append(Blob(binding.content, lambda tensor=tensor: wire.tensor_bytes(tensor)))
+        return full, blobs
+
+    def content_digest(self, tensor: torch.Tensor) -> graph_pb2.Digest:
+        """Digest of a tensor's bytes, remembered until the tensor changes."""
+        looks = (tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype)  # noqa: SLF001
+        known = self._digests.get(tensor)
+        if known is None or known[0] != looks:
+            known = (looks, wire.content_digest(tensor))
+            self._digests[tensor] = known
+        return known[1]
+
+    @staticmethod
+    def _tensor(prepared: Prepared, graph: int, attribute: int) -> torch.Tensor:
+        try:
+            tensor = prepared.encoded.attributes[graph][attribute]
+        except IndexError:
+            tensor = None
+        if not isinstance(tensor, torch.Tensor):
+            raise LazyfxError(
+                f"the server asks for values of attribute {attribute} of graph {graph}, "
+                "which is not a tensor of this graph"
+            )
+        return tensor

@@ -1,0 +1,1 @@
+"""fx graphs on the wire: the only part of the client that imports torch."""

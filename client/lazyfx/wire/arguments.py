@@ -1,0 +1,224 @@
+"""Arguments of calls on the way out: keys that tell templates apart, and messages.
+
+A key is a flat tuple of types and values, cheap to build and to look up; the
+message of a template is built only the first time that its key appears.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from lazyfx.errors import UnsupportedGraphError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import targets
+from lazyfx.wire.format import DTYPES, LAYOUTS, MAX_DEPTH, MAX_INT64, MEMORY_FORMATS, MIN_INT64
+from lazyfx.wire.symbolic import float_key
+from lazyfx.wire.tables import Tables, canonical_float
+
+_HOLE = Node
+_CLOSE = object()
+_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_LISTS = frozenset({list, torch.fx.immutable_collections.immutable_list})
+_DICTS = frozenset({dict, torch.fx.immutable_collections.immutable_dict})
+# Values whose hash and equality are their identity, so that they key themselves.
+_PLAIN = frozenset({str, torch.dtype, torch.layout, torch.memory_format, type(None), type(...)})
+
+
+def walk(argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth: int = 0) -> None:
+    """Append what tells this argument from others to `key`, and its nodes to `holes`."""
+    kind = type(argument)
+    if kind is Node:
+        key.append(_HOLE)
+        holes.append(argument)
+    elif kind is int or kind is bool:
+        key.append(kind)
+        key.append(argument)
+    elif kind in _LISTS or kind is tuple or kind is torch.Size:
+        if depth >= MAX_DEPTH:
+            raise UnsupportedGraphError("an argument is nested too deeply")
+        key.append(list if kind in _LISTS else kind)
+        for item in argument:
+            walk(item, key, holes, tables, depth + 1)
+        key.append(_CLOSE)
+    elif kind in _PLAIN:
+        key.append(argument)
+    elif kind is float:
+        key.append(float)
+        key.append(float_key(argument))
+    else:
+        _walk_rare(argument, key, holes, tables, depth)
+
+
+def _walk_rare(
+    argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth: int
+) -> None:
+    kind = type(argument)
+    if depth >= MAX_DEPTH:
+        raise UnsupportedGraphError("an argument is nested too deeply")
+    if kind is slice:
+        key.append(slice)
+        for part in (argument.start, argument.stop, argument.step):
+            walk(part, key, holes, tables, depth + 1)
+    elif kind in _DICTS:
+        key.append(dict)
+        for name in sorted_keys(argument):
+            key.append(type(name))
+            key.append(name)
+            walk(argument[name], key, holes, tables, depth + 1)
+        key.append(_CLOSE)
+    elif kind is torch.device:
+        key.append(argument)
+    elif kind is complex:
+        key.append(complex)
+        key.append(float_key(argument.real))
+        key.append(float_key(argument.imag))
+    elif isinstance(argument, _SYMBOLIC):
+        key.append(kind)
+        key.append(tables.expressions.scalar(argument))
+    elif isinstance(argument, Node):
+        key.append(_HOLE)
+        holes.append(argument)
+    elif callable(argument) and targets.name_of(argument) is not None:
+        key.append(Callable)
+        key.append(id(argument))
+    else:
+        raise _refuse(argument)
+
+
+def sorted_keys(dictionary: dict[Any, Any]) -> list[Any]:
+    """Keys in canonical order: booleans, then integers, then strings.
+
+    Raises:
+        UnsupportedGraphError: A key of another type.
+    """
+    ranks = {bool: 0, int: 1, str: 2}
+    for name in dictionary:
+        if type(name) not in ranks:
+            raise UnsupportedGraphError(
+                f"a dictionary key of type {type(name).__name__}",
+                remedy="use strings, integers or booleans as keys",
+            )
+    return sorted(dictionary, key=lambda name: (ranks[type(name)], name))
+
+
+def _refuse(argument: object) -> UnsupportedGraphError:
+    kind = type(argument)
+    label = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(argument, torch.Generator):
+        remedy = "leave the generator out and seed the default one"
+    elif isinstance(argument, tuple):
+        remedy = "pass a plain tuple"
+    elif isinstance(argument, torch.Tensor):
+        remedy = "pass the tensor as an input, or register it as a buffer and read it by get_attr"
+    elif callable(argument):
+        return targets.refuse(argument)
+    else:
+        remedy = "pass numbers, strings, torch dtypes, devices, or tuples, lists and dicts of these"
+    return UnsupportedGraphError(f"an argument of type {label}", remedy=remedy)
+
+
+def write(argument: Any, message: pb.Argument, tables: Tables) -> None:
+    """Fill `message` with an argument that `walk` has accepted; a node becomes a hole."""
+    kind = type(argument)
+    writer = _WRITERS.get(kind)
+    if writer is not None:
+        writer(argument, message, tables)
+    elif isinstance(argument, Node):
+        message.operand.SetInParent()
+    elif isinstance(argument, _SYMBOLIC):
+        message.expression = tables.expressions.scalar(argument)
+    elif callable(argument):
+        message.target = tables.target(argument)
+    else:
+        raise _refuse(argument)
+
+
+def _write_integer(argument: int, message: pb.Argument, tables: Tables) -> None:
+    if not MIN_INT64 <= argument <= MAX_INT64:
+        raise UnsupportedGraphError(
+            "an integer that does not fit into 64 bits", remedy="pass it as a float or a tensor"
+        )
+    message.integer = argument
+
+
+def _write_items(items: Any, message: pb.ArgumentList, tables: Tables) -> None:
+    message.SetInParent()
+    for item in items:
+        write(item, message.items.add(), tables)
+
+
+def _write_dictionary(argument: Any, message: pb.Argument, tables: Tables) -> None:
+    message.dictionary.SetInParent()
+    for name in sorted_keys(argument):
+        entry = message.dictionary.entries.add()
+        write(name, entry.key, tables)
+        write(argument[name], entry.value, tables)
+
+
+def _write_slice(argument: slice, message: pb.Argument, tables: Tables) -> None:
+    write(argument.start, message.slice.start, tables)
+    write(argument.stop, message.slice.stop, tables)
+    write(argument.step, message.slice.step, tables)
+
+
+def _write_complex(argument: complex, message: pb.Argument, tables: Tables) -> None:
+    message.complex.SetInParent()
+    message.complex.real = canonical_float(argument.real)
+    message.complex.imaginary = canonical_float(argument.imag)
+
+
+def _setter(field: str, convert: Callable[[Any, Tables], Any]) -> Callable[..., None]:
+    def set_field(argument: Any, message: pb.Argument, tables: Tables) -> None:
+        setattr(message, field, convert(argument, tables))
+
+    return set_field
+
+
+def _lister(field: str) -> Callable[..., None]:
+    read = operator.attrgetter(field)
+
+    def write_list(argument: Any, message: pb.Argument, tables: Tables) -> None:
+        _write_items(argument, read(message), tables)
+
+    return write_list
+
+
+def _known_dtype(argument: torch.dtype, tables: Tables) -> int:
+    if argument not in DTYPES:
+        raise UnsupportedGraphError(f"the dtype {argument} has no place in the format")
+    return DTYPES[argument]
+
+
+def _empty(field: str) -> Callable[..., None]:
+    read = operator.attrgetter(field)
+
+    def choose(argument: Any, message: pb.Argument, tables: Tables) -> None:
+        read(message).SetInParent()
+
+    return choose
+
+
+_WRITERS: dict[type, Callable[[Any, pb.Argument, Tables], None]] = {
+    Node: _empty("operand"),
+    type(None): _empty("none"),
+    type(...): _empty("ellipsis"),
+    bool: _setter("boolean", lambda argument, _: argument),
+    int: _write_integer,
+    float: _setter("floating", lambda argument, _: canonical_float(argument)),
+    str: _setter("text", lambda argument, tables: tables.text(argument)),
+    tuple: _lister("tuple"),
+    torch.Size: _lister("size"),
+    **dict.fromkeys(_LISTS, _lister("list")),
+    **dict.fromkeys(_DICTS, _write_dictionary),
+    slice: _write_slice,
+    complex: _write_complex,
+    torch.dtype: _setter("dtype", _known_dtype),
+    torch.device: _setter("device", lambda argument, tables: tables.device(argument)),
+    torch.layout: _setter("layout", lambda argument, _: LAYOUTS[argument]),
+    torch.memory_format: _setter("memory_format", lambda argument, _: MEMORY_FORMATS[argument]),
+}

@@ -1,0 +1,270 @@
+"""torch.fx graph -> bytes and digest."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.fx import GraphModule, Node
+
+from lazyfx.errors import UnsupportedGraphError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import arguments, names, targets
+from lazyfx.wire.attributes import AttributeWriter, Children, Storages
+from lazyfx.wire.format import FORMAT_VERSION, OPCODES
+from lazyfx.wire.tables import Tables
+from lazyfx.wire.target_lists import ATTRIBUTES
+from lazyfx.wire.values import META_KEY
+
+_ABSENT = object()
+_KEYWORDS = object()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedGraph:
+    """A graph on the wire, and the caller's objects that it refers to.
+
+    Attributes:
+        body: Canonical GraphBody bytes: what the graph computes.
+        presentation: Names and device indices.
+        digest: SHA-256 of `body`, 32 bytes.
+        attributes: For each graph, for each of its attributes: the tensor, module,
+            GraphModule or literal of the caller.
+        nodes: Number of nodes of the root graph.
+    """
+
+    body: bytes
+    presentation: pb.Presentation
+    digest: bytes
+    attributes: tuple[tuple[object, ...], ...]
+    nodes: int
+
+    def message(self) -> pb.Graph:
+        """The graph as the service takes it."""
+        return pb.Graph(
+            format_version=FORMAT_VERSION, body=self.body, presentation=self.presentation
+        )
+
+
+def encode(module: GraphModule, *, constants: Literal["digest"] = "digest") -> EncodedGraph:
+    """Write a graph in the wire format.
+
+    Tensors that the graph reads by get_attr are described, not sent: parameters
+    and registered buffers by their metadata, other tensors (lifted constants) by
+    the digest of their bytes too. Metadata of nodes comes from `meta["val"]`,
+    else `meta["example_value"]`, else from what the graph was decoded from.
+
+    Args:
+        module: A graph of any torch.fx capture; it is not changed.
+        constants: How constants travel. "digest" is the only way of version 1.
+
+    Raises:
+        UnsupportedGraphError: The graph holds something that the format cannot
+            carry; the error names the node and the remedy.
+    """
+    if constants != "digest":
+        raise ValueError(f"constants travel by digest, not by {constants!r}")
+    tables = Tables()
+    storages, children = Storages(), Children(module)
+    presentation = pb.Presentation()
+    objects: list[tuple[object, ...]] = []
+    calls: dict[tuple[Any, ...], int] = {}
+    # The list grows while it is walked: children are numbered when first reached.
+    for index, graph_module in enumerate(children.modules):
+        columns = tables.body.graphs.add()
+        attributes = AttributeWriter(graph_module, index, columns, tables, storages, children)
+        writer = _GraphWriter(graph_module, columns, attributes, tables, calls)
+        names_of_graph = presentation.graphs.add()
+        writer.write(names_of_graph)
+        names_of_graph.attribute_paths.extend(attributes.paths)
+        objects.append(tuple(attributes.objects))
+    presentation.device_indices.extend(tables.device_indices)
+    _write_signature(module, presentation)
+    body = tables.body.SerializeToString(deterministic=True)
+    return EncodedGraph(
+        body=body,
+        presentation=presentation,
+        digest=hashlib.sha256(body).digest(),
+        attributes=tuple(objects),
+        nodes=len(tables.body.graphs[0].calls),
+    )
+
+
+def digest(module: GraphModule) -> str:
+    """Hex SHA-256 of what a graph computes; names, kwarg order and source lines do not count.
+
+    Raises:
+        UnsupportedGraphError: As `encode` does.
+    """
+    return encode(module).digest.hex()
+
+
+class _GraphWriter:
+    """Writes the columns of one graph."""
+
+    def __init__(
+        self,
+        module: GraphModule,
+        columns: pb.GraphColumns,
+        attributes: AttributeWriter,
+        tables: Tables,
+        calls: dict[tuple[Any, ...], int],
+    ) -> None:
+        self._module = module
+        self._columns = columns
+        self._attributes = attributes
+        self._tables = tables
+        self._calls = calls
+
+    def write(self, presentation: pb.GraphNames) -> None:
+        numbers: dict[Node, int] = {}
+        call_column: list[int] = []
+        operand_column: list[int] = []
+        value_column: list[int] = []
+        name_column: list[str] = []
+        number, node = 0, None
+        try:
+            for number, node in enumerate(self._module.graph.nodes):
+                op = node.op
+                if op == "get_attr" or op == "call_module":
+                    operand_column.append(self._attributes.number(node))
+                elif op == "placeholder":
+                    _write_placeholder_target(node, number, presentation)
+                holes: list[Node] = []
+                call_column.append(self._call(node, op, holes))
+                for hole in holes:
+                    operand_column.append(number - numbers[hole])
+                value_column.append(self._value(node))
+                name_column.append(node.name)
+                numbers[node] = number
+        except UnsupportedGraphError as error:
+            if error.node is not None or node is None:
+                raise
+            raise UnsupportedGraphError(
+                error.reason, node=node.name, remedy=error.remedy
+            ) from error.__cause__
+        except KeyError as error:
+            if not isinstance(error.args[0], Node) or node is None:
+                raise
+            raise UnsupportedGraphError(
+                f"an operand {error.args[0].name!r} that does not come before it in the graph",
+                node=node.name,
+                remedy="run graph.lint() to find out which pass broke the graph",
+            ) from None
+        if node is None or node.op != "output":
+            raise UnsupportedGraphError("the graph does not end with an output node")
+        self._columns.calls.extend(call_column)
+        self._columns.operands.extend(operand_column)
+        if any(value_column):
+            self._columns.values.extend(value_column)
+        names.write_names(name_column, presentation)
+
+    def _call(self, node: Node, op: str, holes: list[Node]) -> int:
+        target = node.target
+        if op == "get_attr":
+            key: list[Any] = [op]
+        else:
+            tables = self._tables
+            # A function is told by its identity: all of them live while the graph does.
+            key = [op, id(target) if op == "call_function" else _part(op, target)]
+            for argument in node.args:
+                arguments.walk(argument, key, holes, tables)
+            kwargs = node.kwargs
+            if kwargs:
+                key.append(_KEYWORDS)
+                for name in sorted(kwargs) if len(kwargs) > 1 else kwargs:
+                    key.append(name)
+                    arguments.walk(kwargs[name], key, holes, tables)
+        frozen = tuple(key)
+        found = self._calls.get(frozen)
+        if found is None:
+            self._write_call(node)
+            found = self._calls[frozen] = len(self._calls)
+        return found
+
+    def _write_call(self, node: Node) -> None:
+        op, tables = node.op, self._tables
+        row = tables.body.calls.add(opcode=OPCODES[op])
+        if op == "get_attr":
+            return
+        if op == "call_function":
+            _check_getattr(node)
+            row.target = 1 + tables.target(node.target)
+        elif op == "call_method":
+            if node.target not in targets.methods():
+                raise UnsupportedGraphError(
+                    f"a call of the method {node.target!r}", remedy="use a method of torch.Tensor"
+                )
+            row.target = 1 + tables.named_target((pb.TARGET_KIND_METHOD, str(node.target)))
+        elif op == "placeholder":
+            row.stars = _stars(str(node.target))
+        elif op == "output" and (node.kwargs or len(node.args) != 1):
+            raise UnsupportedGraphError("the output does not have exactly one argument")
+        for argument in node.args:
+            arguments.write(argument, row.args.add(), tables)
+        for name in sorted(node.kwargs):
+            keyword = row.kwargs.add(name=tables.text(name))
+            arguments.write(node.kwargs[name], keyword.value, tables)
+
+    def _value(self, node: Node) -> int:
+        meta = node.meta
+        value = meta.get("val", _ABSENT)
+        if value is _ABSENT:
+            value = meta.get("example_value", _ABSENT)
+        if value is _ABSENT:
+            value = meta.get(META_KEY, _ABSENT)
+        if value is _ABSENT:
+            return 0
+        is_input = node.op == "placeholder"
+        parameter = (
+            is_input and isinstance(value, torch.Tensor) and isinstance(value, torch.nn.Parameter)
+        )
+        found = self._tables.value(value, parameter=parameter)
+        if found is None:
+            if is_input:
+                raise UnsupportedGraphError(
+                    f"an input of type {type(value).__module__}.{type(value).__qualname__}",
+                    remedy="pass tensors, numbers, or tuples and lists of these",
+                )
+            return 0
+        return 1 + found
+
+
+def _part(op: str, target: Any) -> Any:
+    """What a target that is a string adds to a key; paths and names are not in the body."""
+    if op == "placeholder":
+        return _stars(target)
+    return target if op == "call_method" else None
+
+
+def _stars(target: str) -> int:
+    return len(target) - len(target.lstrip("*"))
+
+
+def _write_placeholder_target(node: Node, number: int, presentation: pb.GraphNames) -> None:
+    target = str(node.target).lstrip("*")
+    if target != node.name:
+        presentation.placeholder_targets.add(node=number, target=target)
+
+
+def _check_getattr(node: Node) -> None:
+    if node.target is getattr and not (
+        len(node.args) == 2 and isinstance(node.args[1], str) and node.args[1] in ATTRIBUTES
+    ):
+        raise UnsupportedGraphError(
+            f"getattr of {node.args[1:]!r}", remedy="read attributes of tensors only"
+        )
+
+
+def _write_signature(module: GraphModule, presentation: pb.Presentation) -> None:
+    codegen = module.graph._codegen
+    if not isinstance(codegen, torch.fx.graph._PyTreeCodeGen):
+        return
+    signature = presentation.signature
+    argument_names = [name for name in codegen.pytree_info.orig_args if name != "self"]
+    signature.argument_names.extend(argument_names)
+    spec = codegen.pytree_info.in_spec
+    if spec.type is tuple and spec.num_children == 2:
+        signature.positional_count = spec.child(0).num_children

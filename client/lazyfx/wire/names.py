@@ -1,0 +1,115 @@
+"""Node names as stems and suffixes, and which names a graph may use."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+
+_SUFFIXED = re.compile(r"(.+)_(0|[1-9][0-9]{0,8})\Z", re.ASCII)
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
+# Atoms of attribute paths reach generated source inside double quotes when they
+# are no identifiers ("0", "my-layer"); nothing in them may end such a string.
+_ATOM = re.compile(r"[A-Za-z0-9_\-+:@/ ]+\Z", re.ASCII)
+_RESERVED = frozenset({"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"})
+MAX_NAME = 1024
+
+
+def split(name: str) -> tuple[str, int]:
+    """Stem and suffix of a name: "add_1" is ("add", 2), "add" is ("add", 0)."""
+    match = _SUFFIXED.match(name)
+    return (name, 0) if match is None else (match[1], 1 + int(match[2]))
+
+
+def join(stem: str, suffix: int) -> str:
+    """The name of a stem and a suffix."""
+    return f"{stem}_{suffix - 1}" if suffix else stem
+
+
+def write_names(names: Iterable[str], message: pb.GraphNames) -> None:
+    """Fill the stem and suffix columns of `message`."""
+    stems: dict[str, int] = {}
+    columns: list[int] = []
+    suffixes: list[int] = []
+    for name in names:
+        stem, suffix = split(name)
+        columns.append(stems.setdefault(stem, len(stems)))
+        suffixes.append(suffix)
+    message.stems.extend(stems)
+    message.stem.extend(columns)
+    message.suffix.extend(suffixes)
+
+
+def read_names(message: pb.GraphNames, count: int) -> list[str]:
+    """The `count` node names of a graph, each a valid and distinct identifier.
+
+    Raises:
+        DecodeError: A column of another length, a stem out of range, a name that
+            Python source cannot hold, or a name that two nodes have.
+    """
+    stems, suffixes = message.stems, message.suffix
+    if len(message.stem) != count or len(suffixes) != count:
+        raise DecodeError(f"not one name for each of {count} nodes", field="presentation.stem")
+    for stem in stems:
+        if len(stem) > MAX_NAME or not _IDENTIFIER.match(stem):
+            raise DecodeError(f"{stem[:100]!r} is not a name", field="presentation.stems")
+    try:
+        names = [
+            f"{stems[stem]}_{suffix - 1}" if suffix else stems[stem]
+            for stem, suffix in zip(message.stem, suffixes, strict=True)
+        ]
+    except IndexError:
+        raise DecodeError("a stem index out of range", field="presentation.stem") from None
+    if len(set(names)) != count:
+        raise DecodeError("two nodes have one name", field="presentation.stem")
+    for name in _RESERVED.intersection(names):
+        raise DecodeError(f"{name!r} is reserved", field="presentation.stems")
+    for name in stems:
+        if keyword.iskeyword(name):
+            raise DecodeError(f"{name!r} is a keyword", field="presentation.stems")
+    return names
+
+
+def check_identifier(name: str, field: str) -> None:
+    """Refuse an argument name that is not one identifier of Python source."""
+    if (
+        len(name) > MAX_NAME
+        or not name.isidentifier()
+        or keyword.iskeyword(name)
+        or unicodedata.normalize("NFKC", name) != name
+        or name in _RESERVED
+    ):
+        raise DecodeError(f"{name[:100]!r} is not an argument name", field=field)
+
+
+def is_path(path: str) -> bool:
+    """Whether `path` is a dotted attribute path that a graph may use."""
+    atoms = path.split(".")
+    return (
+        len(path) <= MAX_NAME
+        and all(_ATOM.match(atom) and not atom.startswith("__") for atom in atoms)
+        and not hasattr(_EMPTY, atoms[0])
+        and not keyword.iskeyword(atoms[0])
+    )
+
+
+_EMPTY = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph())
+
+
+def canonical_paths(attributes: Sequence[pb.Attribute]) -> list[str]:
+    """Attribute paths without a presentation: "a<i>", tensors of leaf modules below it."""
+    paths = [f"a{index}" for index in range(len(attributes))]
+    for index, attribute in enumerate(attributes):
+        if attribute.WhichOneof("kind") == "module":
+            for tensor in attribute.module.tensors:
+                if not index < tensor.attribute < len(paths):
+                    raise DecodeError("a tensor of a leaf module does not follow it",
+                                      field=f"attributes[{index}].module")  # fmt: skip
+                paths[tensor.attribute] = f"a{index}.{tensor.name}"
+    return paths

@@ -1,0 +1,215 @@
+"""Tables of a message under construction: each distinct row is written once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lazyfx.errors import UnsupportedGraphError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import targets
+from lazyfx.wire.format import DEVICE_TYPES, DTYPES, LAYOUTS, MAX_DEPTH, MAX_INT64, MIN_INT64
+from lazyfx.wire.symbolic import ExpressionWriter, float_key
+from lazyfx.wire.tensors import contiguous_strides
+from lazyfx.wire.transfer import Transfer
+from lazyfx.wire.values import LazyValue, ValueTables
+
+_Fake = torch._subclasses.FakeTensor
+
+
+class Tables:
+    """Interns the rows of one GraphBody in first-use order."""
+
+    def __init__(self) -> None:
+        self.body = pb.GraphBody()
+        self.expressions = ExpressionWriter(self.body)
+        self.device_indices: list[int] = []
+        self._texts: dict[str, int] = {}
+        self._targets: dict[targets.Key, int] = {}
+        self._target_ids: dict[int, int] = {}
+        self._devices: dict[tuple[str, int | None], int] = {}
+        self._slots: dict[str, int] = {}
+        self._tensors: dict[Any, int] = {}
+        self._values: dict[Any, int] = {}
+        self._transfers: dict[int, Transfer] = {}
+
+    def text(self, value: str) -> int:
+        """Index of a string."""
+        found = self._texts.get(value)
+        if found is None:
+            try:
+                self.body.strings.append(value)
+            except UnicodeEncodeError:
+                raise UnsupportedGraphError(
+                    f"the string {value[:100]!r} holds a lone surrogate"
+                ) from None
+            found = self._texts[value] = len(self._texts)
+        return found
+
+    def target(self, target: Any) -> int:
+        """Index of a callable of the allow-table."""
+        found = self._target_ids.get(id(target))
+        if found is None:
+            key = targets.name_of(target)
+            if key is None:
+                raise targets.refuse(target)
+            found = self._target_ids[id(target)] = self.named_target(key)
+        return found
+
+    def named_target(self, key: targets.Key) -> int:
+        """Index of a target by kind and name."""
+        found = self._targets.get(key)
+        if found is None:
+            found = self._targets[key] = len(self._targets)
+            self.body.targets.add(kind=key[0], name=key[1])  # type: ignore[arg-type]
+        return found
+
+    def device(self, device: torch.device) -> int:
+        """Index of a device; real indices become slots in first-use order."""
+        key = (device.type, device.index)
+        found = self._devices.get(key)
+        if found is None:
+            number = DEVICE_TYPES.get(device.type)
+            if number is None:
+                raise UnsupportedGraphError(f"devices of type {device.type!r} are not supported")
+            slot = 0
+            if device.index is not None:
+                slot = self._slots[device.type] = self._slots.get(device.type, 0) + 1
+            found = self._devices[key] = len(self._devices)
+            self.body.devices.add(type=number, slot=slot)
+            self.device_indices.append(device.index or 0)
+        return found
+
+    def tensor(self, tensor: torch.Tensor, *, parameter: bool = False) -> int:
+        """Index of the description of a tensor, fake or real."""
+        symbolic = tensor._has_symbolic_sizes_strides
+        strided = tensor.layout is torch.strided
+        size: Any = tensor.shape
+        stride: Any = tensor.stride() if strided else ()
+        offset: Any = tensor.storage_offset() if strided else 0
+        if symbolic:
+            write = self.expressions.size
+            size = tuple(map(write, size))
+            stride = () if _is_contiguous_symbolic(tensor) else tuple(map(write, stride))
+            offset = 0 if type(offset) is int and offset == 0 else 1 + write(offset)
+        key = (
+            tensor.dtype, size, stride, offset, tensor.device, tensor.requires_grad, tensor.layout,
+            symbolic, parameter, tensor.is_conj(), tensor.is_neg(),
+        )  # fmt: skip
+        found = self._tensors.get(key)
+        if found is None:
+            row = self._describe(tensor, parameter, size, stride, offset)
+            found = self._tensors[key] = self.add_tensor(row)
+        return found
+
+    def _describe(
+        self, tensor: torch.Tensor, parameter: bool, size: Any, stride: Any, offset: int
+    ) -> pb.TensorDescription:
+        if type(tensor) is not torch.Tensor and not isinstance(
+            tensor, (_Fake, torch.nn.Parameter, torch.nn.Buffer)
+        ):
+            raise UnsupportedGraphError(
+                f"tensors of class {type(tensor).__name__} are not supported",
+                remedy="decompose tensor subclasses before sending the graph (AOTAutograd does)",
+            )
+        if tensor.is_nested or tensor.is_quantized or tensor.dtype not in DTYPES:
+            raise UnsupportedGraphError(f"tensors of dtype {tensor.dtype} or nested layout")
+        row = pb.TensorDescription(
+            dtype=DTYPES[tensor.dtype],
+            device=self.device(tensor.device),
+            requires_grad=tensor.requires_grad,
+            is_parameter=parameter,
+            is_conjugate=tensor.is_conj(),
+            is_negative=tensor.is_neg(),
+        )
+        if tensor.layout is not torch.strided:
+            row.layout = LAYOUTS[tensor.layout]
+        if tensor._has_symbolic_sizes_strides:
+            row.symbolic_shape.extend(size)
+            row.symbolic_stride.extend(stride)
+            row.symbolic_storage_offset = offset
+            return row
+        row.shape.extend(size)
+        row.storage_offset = offset
+        if stride != contiguous_strides(size):
+            row.stride.extend(stride)
+        return row
+
+    def add_tensor(self, row: pb.TensorDescription) -> int:
+        """Intern a description whose indices are of this message already."""
+        return self._intern(self.body.tensors, row)
+
+    def add_value(self, row: pb.ValueDescription) -> int:
+        """Intern a value description whose indices are of this message already."""
+        return self._intern(self.body.values, row)
+
+    def _intern(self, rows: Any, row: Any) -> int:
+        key = row.SerializeToString(deterministic=True)
+        table = self._tensors if rows is self.body.tensors else self._values
+        found: int | None = table.get(key)
+        if found is None:
+            found = table[key] = len(rows)
+            rows.append(row)
+        return found
+
+    def value(self, value: Any, *, parameter: bool = False, depth: int = 0) -> int | None:
+        """Index of the description of a node's value; None where the format has none."""
+        if isinstance(value, torch.Tensor):
+            row = self.tensor(value, parameter=parameter)
+            found = self._values.get(row)
+            if found is None:
+                found = self._values[row] = self.add_value(pb.ValueDescription(tensor=row))
+            return found
+        if isinstance(value, LazyValue):
+            return self.lazy_value(value)
+        if depth >= MAX_DEPTH:
+            raise UnsupportedGraphError("a node's value is nested too deeply")
+        description = pb.ValueDescription()
+        if value is None:
+            description.none.SetInParent()
+        elif isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            description.expression = self.expressions.scalar(value)
+        elif isinstance(value, (list, tuple)):
+            items = [self.value(item, depth=depth + 1) for item in value]
+            if None in items:
+                return None
+            sequence = description.list if isinstance(value, list) else description.tuple
+            sequence.SetInParent()
+            sequence.items.extend(items)  # type: ignore[arg-type]
+        elif type(value) is bool:
+            description.boolean = value
+        elif type(value) is int and MIN_INT64 <= value <= MAX_INT64:
+            description.integer = value
+        elif type(value) is float:
+            description.floating = canonical_float(value)
+        else:
+            return None
+        return self.add_value(description)
+
+    def lazy_value(self, value: LazyValue) -> int:
+        """Index of a description that another message holds."""
+        return self.transfer(value.tables).value(value.index)
+
+    def transfer(self, source: ValueTables) -> Transfer:
+        """The translation from another message's indices into this one's."""
+        found = self._transfers.get(id(source))
+        if found is None:
+            found = self._transfers[id(source)] = Transfer(source, self)
+        return found
+
+
+def canonical_float(value: float) -> float:
+    """The same number; any NaN becomes the quiet NaN."""
+    return float("nan") if float_key(value)[0] == float_key(float("nan"))[0] else value
+
+
+def _is_contiguous_symbolic(tensor: torch.Tensor) -> bool:
+    """Whether symbolic strides are, as expressions, the products of the sizes behind them."""
+    expected: Any = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+        expr = stride if type(stride) is int else stride.node.expr
+        if expr != expected:
+            return False
+        expected = expected * (size if type(size) is int else size.node.expr)
+    return True

@@ -1,0 +1,207 @@
+"""Which Python callables, Tensor methods and attribute names a graph may use.
+
+Everything here is data. A name that is not listed cannot be put into a graph,
+whichever side asks. Left out on purpose: files and other input/output, global
+settings (seeds, defaults, thread counts), compilers, storage and pointer
+access, object protocol methods, and functions whose cost has no bound in the
+size of their arguments (`math.factorial`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Names that torch.overrides lists (or that look harmless) but that reach outside the graph.
+DENIED_FUNCTIONS: Final = frozenset(
+    {
+        "torch.from_file",
+        "torch.set_default_dtype",
+    }
+)
+
+OPERATOR_DENIED: Final = frozenset({"attrgetter", "itemgetter", "methodcaller", "call"})
+MATH_DENIED: Final = frozenset({"factorial", "comb", "perm"})
+
+BUILTIN_NAMES: Final = (
+    "abs all any bool complex dict divmod float getattr int isinstance len list max min pow "
+    "range round slice sorted sum tuple"
+).split()
+
+# Callables of torch that torch.overrides does not list as overridable: factories,
+# settings that dynamo records as graph nodes, and symbolic-size helpers.
+TORCH_NAMES: Final = (
+    "Size arange as_strided as_tensor asarray bartlett_window blackman_window empty "
+    "empty_permuted empty_strided eye fill finfo full hamming_window hann_window iinfo "
+    "kaiser_window linspace logspace normal ones promote_types rand rand_like randint "
+    "randint_like randn randn_like randperm range result_type scalar_tensor "
+    "sparse_bsc_tensor sparse_bsr_tensor sparse_compressed_tensor sparse_coo_tensor "
+    "sparse_csc_tensor sparse_csr_tensor tensor tril_indices triu_indices vander zeros "
+    "broadcast_shapes is_tensor is_grad_enabled is_inference_mode_enabled is_autocast_enabled "
+    "get_autocast_dtype get_default_dtype "
+    "sym_constrain_range sym_constrain_range_for_size sym_float sym_fresh_size sym_int sym_ite "
+    "sym_max sym_min sym_not sym_sqrt sym_sum _sym_acos _sym_asin _sym_atan _sym_cos _sym_cosh "
+    "_sym_log2 _sym_sin _sym_sinh _sym_sqrt _sym_tan _sym_tanh "
+    "_check _check_is_size _check_index _check_type _check_value _check_tensor_all _assert "
+    "_assert_async _assert_scalar _functional_assert_async _functional_sym_constrain_range "
+    "_addmm_activation _conj _neg_view _make_dep_token can_cast Tensor device dtype "
+    "cond dropout feature_dropout"
+).split()
+
+# Private or deep callables that captures emit, by exact dotted name. Names that
+# this torch does not have are skipped.
+DEEP_NAMES: Final = (
+    # autocast and grad mode
+    "torch.amp.autocast_mode._enter_autocast",
+    "torch.amp.autocast_mode._exit_autocast",
+    "torch._C._set_grad_enabled",
+    "torch.autograd.grad_mode._enter_inference_mode",
+    "torch.autograd.grad_mode._exit_inference_mode",
+    "torch.autograd.grad_mode.set_grad_enabled",
+    "torch.autograd.grad",
+    "torch.autograd.function.FunctionCtx",
+    "torch._functorch.autograd_function._set_grad_enabled",
+    "torch._C._autograd._saved_tensors_hooks_disable",
+    "torch._C._autograd._saved_tensors_hooks_enable",
+    # vmap, grad and jvp as dynamo and export record them
+    "torch._functorch.predispatch._vmap_increment_nesting",
+    "torch._functorch.predispatch._vmap_decrement_nesting",
+    "torch._functorch.predispatch._add_batch_dim",
+    "torch._functorch.predispatch._remove_batch_dim",
+    "torch._functorch.predispatch.lazy_load_decompositions",
+    "torch._functorch.vmap._vmap_increment_nesting",
+    "torch._functorch.vmap._vmap_decrement_nesting",
+    "torch._functorch.vmap._add_batch_dim",
+    "torch._functorch.vmap._remove_batch_dim",
+    "torch._functorch.vmap.lazy_load_decompositions",
+    "torch._C._functorch._vmap_increment_nesting",
+    "torch._C._functorch._vmap_decrement_nesting",
+    "torch._C._functorch._add_batch_dim",
+    "torch._C._functorch._remove_batch_dim",
+    "torch._C._functorch._grad_increment_nesting",
+    "torch._C._functorch._grad_decrement_nesting",
+    "torch._C._functorch._jvp_increment_nesting",
+    "torch._C._functorch._jvp_decrement_nesting",
+    "torch._C._functorch._wrap_for_grad",
+    "torch._C._functorch._unwrap_for_grad",
+    "torch._C._functorch._unwrap_batched",
+    "torch._C._functorch.set_inplace_requires_grad_allowed",
+    "torch._C._functorch.get_inplace_requires_grad_allowed",
+    "torch._functorch.eager_transforms._autograd_grad",
+    "torch._functorch.eager_transforms._create_differentiable",
+    "torch._functorch.eager_transforms._assert_wrapped_functional",
+    "torch._functorch.eager_transforms.set_inplace_requires_grad_allowed",
+    "torch._functorch.eager_transforms._set_tensor_requires_grad",
+    "torch._functorch.eager_transforms._jvp_treespec_compare",
+    "torch._functorch.eager_transforms._vjp_treespec_compare",
+    "torch._functorch.eager_transforms._linearize_treespec_compare",
+    "torch.autograd.forward_ad._make_dual",
+    "torch.autograd.forward_ad._unpack_dual",
+    "torch.autograd.forward_ad._enter_dual_level",
+    "torch.autograd.forward_ad._exit_dual_level",
+    "torch._C._enter_dual_level",
+    "torch._C._exit_dual_level",
+    "torch._make_dual",
+    "torch._unpack_dual",
+    # attention
+    "torch.nn.attention._sdpa_kernel",
+    "torch.nn.attention._cur_sdpa_kernel_backends",
+    # symbolic sizes
+    "torch.fx.experimental.symbolic_shapes.guard_size_oblivious",
+    "torch.fx.experimental.symbolic_shapes.sym_and",
+    "torch.fx.experimental.symbolic_shapes.sym_or",
+    "torch.fx.experimental.symbolic_shapes.sym_eq",
+    # tensor internals that traces of torch's own Python code contain
+    "torch._assert",
+    "torch._assert_async",
+    "torch.utils._pytree.tree_flatten",
+)
+
+# Modules all of whose functions listed by torch.overrides are allowed; the first
+# name under which a callable is found is its name on the wire.
+FUNCTION_MODULES: Final = (
+    "torch",
+    "torch.nn.functional",
+    "torch._C._nn",
+    "torch.linalg",
+    "torch.fft",
+    "torch.special",
+    "torch.nn.init",
+    "torch.functional",
+    "torch._C._linalg",
+    "torch._C._fft",
+    "torch._C._special",
+    "torch._VF",
+    "torch._C._VariableFunctions",
+)
+
+# Modules of pure tensor functions: every function is allowed, overridable or not.
+WHOLE_MODULES: Final = ("torch._C._nn", "torch._C._linalg", "torch._C._fft", "torch._C._special")
+WHOLE_MODULES_DENIED: Final = frozenset({"_parse_to"})
+
+# Tensor methods that are denied although they are public.
+METHODS_DENIED: Final = frozenset(
+    "as_subclass backward data_ptr dim_order from_file ipu map2_ map_ module_load new numpy "
+    "pin_memory record_stream register_hook register_post_accumulate_grad_hook reinforce "
+    "share_memory share_memory_ solve storage storage_type symeig eig lstsq to_mkldnn tolist "
+    "untyped_storage".split()
+)
+# Dunder methods that captures call.
+METHOD_DUNDERS: Final = frozenset(
+    "__abs__ __add__ __and__ __bool__ __contains__ __div__ __eq__ __float__ __floordiv__ __ge__ "
+    "__getitem__ __gt__ __iadd__ __iand__ __idiv__ __ifloordiv__ __ilshift__ __imod__ __imul__ "
+    "__index__ __int__ __invert__ __ior__ __ipow__ __irshift__ __isub__ __itruediv__ __ixor__ "
+    "__le__ __len__ __long__ __lshift__ __lt__ __matmul__ __mod__ __mul__ __ne__ __neg__ __or__ "
+    "__pos__ __pow__ __radd__ __rand__ __rdiv__ __rfloordiv__ __rlshift__ __rmatmul__ __rmod__ "
+    "__rmul__ __ror__ __rpow__ __rrshift__ __rshift__ __rsub__ __rtruediv__ __rxor__ __setitem__ "
+    "__sub__ __truediv__ __xor__".split()
+)
+# Methods of the other values that flow through graphs: sizes, numbers, lists, dicts.
+OTHER_METHODS: Final = frozenset(
+    "append as_integer_ratio bit_length conjugate copy count extend get index insert "
+    "is_integer items keys numel pop tolist update values".split()
+) - {"tolist"}
+
+# What builtins.getattr may read from a value.
+ATTRIBUTES: Final = frozenset(
+    "H T device dtype grad imag is_cpu is_complex is_cuda is_leaf is_meta is_mkldnn is_mps "
+    "is_nested is_quantized is_sparse is_sparse_csr is_xpu itemsize layout mH mT names nbytes "
+    "ndim output_nr real requires_grad retains_grad shape data eps max min tiny bits resolution "
+    "smallest_normal index type".split()
+)
+
+# Operators of the dispatcher that reach outside the graph.
+DENIED_OPERATORS: Final = frozenset(
+    {
+        "aten::from_file",
+        "aten::data",
+        "aten::_cufft_set_plan_cache_max_size",
+        "aten::_cufft_clear_plan_cache",
+        "aten::record_stream",
+        "aten::save",
+        "aten::manual_seed",
+        "aten::seed",
+        "aten::set_grad_enabled",
+        "aten::warn",
+        "aten::format",
+        "aten::_print",
+    }
+)
+DENIED_NAMESPACES: Final = frozenset({"profiler", "mkldnn_prepacked", "_test", "debugprims"})
+
+# Higher-order operators whose arguments are handles of this process.
+DENIED_HIGHER_ORDER: Final = frozenset(
+    {
+        "aoti_call_delegate",
+        "call_torchbind",
+        "dynamo_bypassing_wrapper",
+        "executorch_call_delegate",
+        "inductor_compiled_code",
+        "inline_asm_elementwise",
+        "invoke_leaf_function",
+        "print",
+        "run_const_graph",
+        "trace_wrapped",
+        "triton_kernel_wrapper_functional",
+        "triton_kernel_wrapper_mutation",
+    }
+)

@@ -1,0 +1,209 @@
+"""The allow-table: callables that a graph may name, and their names.
+
+Looking up is an exact match in tables that are built once from torch's own
+registries and the lists of `target_lists`; a name from the wire is never walked.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import math
+import operator
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch._higher_order_ops  # registers the higher-order operators
+import torch.overrides
+
+from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import target_lists as lists
+
+Key = tuple[int, str]
+
+
+@functools.lru_cache(maxsize=1)
+def functions() -> dict[str, Callable[..., Any]]:
+    """Python functions by wire name, e.g. "torch.nn.functional.relu", "operator.add"."""
+    table: dict[str, Callable[..., Any]] = {}
+    for module, denied in ((operator, lists.OPERATOR_DENIED), (math, lists.MATH_DENIED)):
+        for name in sorted(vars(module)):
+            value = getattr(module, name)
+            if not name.startswith("_") and name not in denied and callable(value):
+                table[f"{module.__name__}.{name}"] = value
+    table.update({f"builtins.{name}": getattr(builtins, name) for name in lists.BUILTIN_NAMES})
+    table.update(_overridable_functions())
+    for name in lists.TORCH_NAMES:
+        if hasattr(torch, name):
+            table[f"torch.{name}"] = getattr(torch, name)
+    for dotted in lists.DEEP_NAMES:
+        value = _import(dotted)
+        if value is not None:
+            table.setdefault(dotted, value)
+    for name in sorted(methods()):
+        value = getattr(torch.Tensor, name, None)
+        if value is not None and name not in lists.OTHER_METHODS:
+            table.setdefault(f"torch.Tensor.{name}", value)
+    for name in lists.DENIED_FUNCTIONS:
+        table.pop(name, None)
+    return table
+
+
+def _overridable_functions() -> dict[str, Callable[..., Any]]:
+    """Functions of torch's modules that torch.overrides lists as overridable."""
+    listed = {
+        id(function)
+        for group in torch.overrides.get_overridable_functions().values()
+        for function in group
+    }
+    table = {}
+    for module_name in lists.FUNCTION_MODULES:
+        module = _import(module_name)
+        whole = module_name in lists.WHOLE_MODULES
+        for name in sorted(dir(module)) if module is not None else ():
+            value = getattr(module, name, None)
+            if name.startswith("__") or not callable(value) or isinstance(value, type):
+                continue
+            if id(value) in listed or (whole and name not in lists.WHOLE_MODULES_DENIED):
+                table[f"{module_name}.{name}"] = value
+    return table
+
+
+def _import(dotted: str) -> Any:
+    """The object of a dotted name of our own lists, or None where this torch lacks it."""
+    parts = dotted.split(".")
+    for split in range(len(parts), 0, -1):
+        try:
+            value: Any = importlib.import_module(".".join(parts[:split]))
+        except ImportError:
+            continue
+        for part in parts[split:]:
+            value = getattr(value, part, None)
+        return value
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _function_names() -> dict[int, str]:
+    """Wire names by identity of the function; the first listed name of an object wins."""
+    names: dict[int, str] = {}
+    for name, function in functions().items():
+        names.setdefault(id(function), name)
+    return names
+
+
+@functools.lru_cache(maxsize=1)
+def methods() -> frozenset[str]:
+    """Names that a CALL_METHOD node may call."""
+    public = {
+        name
+        for name in dir(torch.Tensor)
+        if not name.startswith("_")
+        and name not in lists.METHODS_DENIED
+        and callable(getattr(torch.Tensor, name, None))
+    }
+    dunders = {name for name in lists.METHOD_DUNDERS if hasattr(torch.Tensor, name)}
+    return frozenset(public | dunders | lists.OTHER_METHODS)
+
+
+@functools.lru_cache(maxsize=2)
+def _operator_names(registered: int) -> frozenset[str]:  # noqa: ARG001 - the cache key
+    names = torch._C._dispatch_get_all_op_names()
+    return frozenset(n if "." in n.rpartition("::")[2] else f"{n}.default" for n in names)
+
+
+def _find_operator(name: str) -> torch._ops.OpOverload | None:
+    """The overload with this exact registered name, e.g. "aten::add.Tensor"."""
+    packet, _, overload = name.rpartition(".")
+    found = _find_packet(packet)
+    if found is None or overload not in found.overloads():
+        return None
+    value = getattr(found, overload)
+    return value if isinstance(value, torch._ops.OpOverload) else None
+
+
+def _find_packet(name: str) -> torch._ops.OpOverloadPacket | None:
+    """The packet with this exact registered name, e.g. "aten::add"."""
+    namespace, separator, base = name.partition("::")
+    if not separator or name in lists.DENIED_OPERATORS or namespace in lists.DENIED_NAMESPACES:
+        return None
+    # A registered schema proves that this is an operator and not any other attribute.
+    if not torch._C._jit_get_schemas_for_operator(name):
+        return None
+    value = getattr(getattr(torch.ops, namespace), base, None)
+    return value if isinstance(value, torch._ops.OpOverloadPacket) else None
+
+
+def find(kind: int, name: str) -> Callable[..., Any] | str:
+    """The callable (for METHOD: the method's name) that a wire target names.
+
+    Raises:
+        DecodeError: The allow-table has no such entry.
+    """
+    found: Callable[..., Any] | str | None = None
+    if kind == pb.TARGET_KIND_FUNCTION:
+        found = functions().get(name)
+    elif kind == pb.TARGET_KIND_OPERATOR:
+        found = _find_operator(name)
+    elif kind == pb.TARGET_KIND_METHOD:
+        found = name if name in methods() else None
+    elif kind == pb.TARGET_KIND_OPERATOR_PACKET:
+        found = _find_packet(name)
+    elif kind == pb.TARGET_KIND_HIGHER_ORDER_OPERATOR and name not in lists.DENIED_HIGHER_ORDER:
+        found = torch._ops._higher_order_ops.get(name)
+    if found is None:
+        label = pb.TargetKind.Name(kind) if kind in pb.TargetKind.values() else str(kind)
+        raise DecodeError(
+            f"{label} {name[:200]!r} is not in the table of allowed targets"
+            + (
+                "; register the custom operator where the graph is compiled"
+                if kind == pb.TARGET_KIND_OPERATOR and not name.startswith("aten::")
+                else ""
+            )
+        )
+    return found
+
+
+def name_of(target: object) -> Key | None:
+    """Kind and wire name of a callable, or None when a graph may not name it."""
+    if isinstance(target, torch._ops.OpOverload):
+        schema = target._schema
+        key = (pb.TARGET_KIND_OPERATOR, f"{schema.name}.{schema.overload_name or 'default'}")
+        return key if _find_operator(key[1]) is target else None
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        name = target._qualified_op_name
+        return (pb.TARGET_KIND_OPERATOR_PACKET, name) if _find_packet(name) is target else None
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        name = target.name()
+        if name in lists.DENIED_HIGHER_ORDER or torch._ops._higher_order_ops.get(name) is None:
+            return None
+        return (pb.TARGET_KIND_HIGHER_ORDER_OPERATOR, name)
+    function = _function_names().get(id(target))
+    if function is None and isinstance(target, types.BuiltinMethodType):
+        # torch hands out a new bound builtin at each access for some static methods.
+        function = _bound_builtin_name(target)
+    return None if function is None else (pb.TARGET_KIND_FUNCTION, function)
+
+
+def _bound_builtin_name(target: types.BuiltinMethodType) -> str | None:
+    for module in lists.FUNCTION_MODULES:
+        name = f"{module}.{target.__name__}"
+        if functions().get(name) == target:
+            return name
+    return None
+
+
+def refuse(target: object) -> UnsupportedGraphError:
+    """The error for a callable outside the allow-table."""
+    spelled = getattr(target, "__qualname__", None) or type(target).__qualname__
+    module = getattr(target, "__module__", None)
+    label = f"{module}.{spelled}" if module else spelled
+    return UnsupportedGraphError(
+        f"the callable {label} is not in the table of allowed targets",
+        remedy="use torch operators, torch.nn.functional, operator or math functions, or wrap "
+        "it as a custom operator (torch.library)",
+    )

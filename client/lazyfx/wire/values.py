@@ -1,0 +1,166 @@
+"""Descriptions of node values that become fake tensors only when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import symbols
+from lazyfx.wire.format import DTYPE_OBJECTS, LAYOUT_OBJECTS
+from lazyfx.wire.tensors import contiguous_strides, storage_extent
+
+META_KEY = "lazyfx_value"
+
+
+@dataclass(eq=False)
+class ValueTables:
+    """The tables of a decoded message that value descriptions refer to.
+
+    Attributes:
+        body: The message.
+        devices: One a row of `body.devices`.
+    """
+
+    body: pb.GraphBody
+    devices: Sequence[torch.device]
+    _symbols: dict[int, tuple[ShapeEnv, list[sympy.Symbol]]] = field(default_factory=dict)
+
+    def symbols(self, env: ShapeEnv) -> list[sympy.Symbol]:
+        """One symbol of `env` for each row of `body.symbols`, made at the first call."""
+        found = self._symbols.get(id(env))
+        if found is None:
+            found = self._symbols[id(env)] = (env, symbols.create(self.body.symbols, env))
+        return found[1]
+
+    def latest_symbols(self) -> tuple[ShapeEnv, list[sympy.Symbol]] | None:
+        """The shape environment that values were last built in, and its symbols."""
+        return next(reversed(self._symbols.values()), None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ValueTables:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class LazyValue:
+    """The value of a decoded node: a row of its message, not built yet."""
+
+    tables: ValueTables
+    index: int
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LazyValue:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(None), ())
+
+
+def materialize(node: Node, mode: FakeTensorMode) -> Any:
+    """The value of a node for shape propagation.
+
+    `meta["val"]` wins when it is there; otherwise the node's lazy description is
+    built under `mode`. Sizes are symbolic where the capture's were, with symbols
+    made in `mode.shape_env` (concrete example sizes when the mode has none).
+
+    Returns:
+        A FakeTensor, a number (symbolic or not), None, or lists and tuples of
+        them; None also when nothing is known of the node.
+    """
+    if "val" in node.meta:
+        return node.meta["val"]
+    lazy = node.meta.get(META_KEY)
+    return fake_value(lazy, mode) if isinstance(lazy, LazyValue) else None
+
+
+def describe(node: Node) -> pb.ValueDescription | None:
+    """The row that describes a decoded node's value, if the node has one."""
+    lazy = node.meta.get(META_KEY)
+    return lazy.tables.body.values[lazy.index] if isinstance(lazy, LazyValue) else None
+
+
+def fake_value(value: LazyValue, mode: FakeTensorMode) -> Any:
+    """Build a described value under `mode`; see `materialize`."""
+    return _build(value.tables, value.index, mode)
+
+
+def _build(tables: ValueTables, index: int, mode: FakeTensorMode) -> Any:
+    row = tables.body.values[index]
+    kind = row.WhichOneof("kind")
+    if kind == "tensor":
+        return fake_tensor(tables, tables.body.tensors[row.tensor], mode)
+    if kind == "list":
+        return [_build(tables, item, mode) for item in row.list.items]
+    if kind == "tuple":
+        return tuple(_build(tables, item, mode) for item in row.tuple.items)
+    if kind == "expression":
+        return _scalar(tables, row.expression, mode)
+    return None if kind in ("none", None) else getattr(row, kind)
+
+
+def _scalar(tables: ValueTables, index: int, mode: FakeTensorMode) -> Any:
+    env = mode.shape_env
+    if env is None:
+        return symbols.example(tables.body, index)
+    return symbols.scalar(tables.body, index, env, tables.symbols(env))
+
+
+def fake_tensor(
+    tables: ValueTables, row: pb.TensorDescription, mode: FakeTensorMode
+) -> torch.Tensor:
+    """A FakeTensor with the described metadata."""
+    dtype = DTYPE_OBJECTS.get(row.dtype)
+    if dtype is None:
+        raise DecodeError(f"this torch has no dtype number {row.dtype}", field="tensors.dtype")
+    shape: tuple[Any, ...] = tuple(row.shape)
+    offset: Any = row.storage_offset
+    if row.symbolic_shape:
+        shape = tuple(_scalar(tables, index, mode) for index in row.symbolic_shape)
+        if row.symbolic_storage_offset:
+            offset = _scalar(tables, row.symbolic_storage_offset - 1, mode)
+    strides: tuple[Any, ...] = tuple(row.stride)
+    if row.symbolic_stride:
+        strides = tuple(_scalar(tables, index, mode) for index in row.symbolic_stride)
+    elif not strides:
+        strides = symbols.contiguous(shape) if row.symbolic_shape else contiguous_strides(shape)
+    device = tables.devices[row.device]
+    layout = LAYOUT_OBJECTS.get(row.layout, torch.strided)
+    if layout is not torch.strided:
+        with mode:
+            return torch.empty(shape, dtype=dtype, device=device, layout=layout)
+    tensor: torch.Tensor
+    if row.symbolic_shape:
+        with mode:
+            tensor = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+            if not (type(offset) is int and offset == 0):
+                extent = offset + 1
+                for size, stride in zip(shape, strides, strict=True):
+                    extent = extent + (size - 1) * stride
+                base = torch.empty(extent, dtype=dtype, device=device)
+                tensor = base.as_strided(shape, strides, offset)
+    else:
+        tensor = FakeTensor(mode, meta_tensor(dtype, shape, strides, offset), device)
+    if row.is_conjugate or row.is_negative:
+        with mode:
+            tensor = tensor.conj() if row.is_conjugate else torch._neg_view(tensor)
+    if row.requires_grad and (dtype.is_floating_point or dtype.is_complex):
+        tensor.requires_grad_(True)
+    return tensor
+
+
+def meta_tensor(
+    dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int], offset: int
+) -> torch.Tensor:
+    """A tensor on the meta device: no memory behind it."""
+    if not offset:
+        return torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="meta")
+    extent = storage_extent(shape, strides, offset)
+    base = torch.empty(extent, dtype=dtype, device="meta")
+    return base.as_strided(tuple(shape), tuple(strides), offset)

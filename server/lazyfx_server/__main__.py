@@ -1,0 +1,84 @@
+"""`lazyfx serve`: argv -> settings -> app."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from lazyfx_server.config import Settings, load
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a server until it is told to stop.
+
+    Args:
+        arguments: Flags; those of this process when left out.
+
+    Raises:
+        SystemExit: A setting is wrong, or an address cannot be listened on.
+    """
+    settings = load(sys.argv[1:] if arguments is None else arguments)
+    _log_to_stderr(settings)
+    # Workers must be forked from a process that has never used gRPC, whose threads do
+    # not survive a fork; so the fork server comes first and everything else after it.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    from lazyfx_server.execution import start_forkserver
+
+    threads = str(settings.worker_threads)
+    forkserver = start_forkserver(
+        preload=["lazyfx_server.worker"],
+        environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+    )
+    from lazyfx_server.app import App
+
+    async def serve() -> None:
+        await App(settings, forkserver).run(_announce)
+
+    try:
+        _run(serve)
+    except OSError as error:
+        raise SystemExit(f"lazyfx serve: {error}") from error
+
+
+def _run(serve: Callable[[], object]) -> None:
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serve())  # type: ignore[arg-type]
+    else:
+        uvloop.run(serve())  # type: ignore[arg-type]
+
+
+def _announce(address: str, metrics_url: str) -> None:
+    logging.getLogger("lazyfx_server").info("serving on %s, metrics on %s", address, metrics_url)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else text)
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""The composition root: what the server is made of, in what order it starts and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
+from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.artifacts import Artifacts
+from lazyfx_server.compiling.blobs import Blobs
+from lazyfx_server.compiling.catalog import Catalog
+from lazyfx_server.compiling.compile import Compiler
+from lazyfx_server.compiling.explain import Explainer
+from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.ledger import ServerLedger
+from lazyfx_server.compiling.limits import RequestLimits
+from lazyfx_server.compiling.pipelines import Pipelines
+from lazyfx_server.config import Settings
+from lazyfx_server.errors import RequestError
+from lazyfx_server.execution import ForkServer, ProcessExecutor
+from lazyfx_server.passes import Registry
+from lazyfx_server.rpc.interceptors import Gate
+from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
+from lazyfx_server.store import Store, open_store
+from lazyfx_server.telemetry import (
+    DeviceMemory,
+    EntryCorrupt,
+    Gauges,
+    Observers,
+    StoreFailed,
+    WorkerRestarted,
+)
+from lazyfx_server.telemetry.http import TelemetryServer
+from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition
+from lazyfx_server.worker import run_job
+
+_log = logging.getLogger("lazyfx_server")
+
+SERVICE_NAME = "lazyfx.v1.GraphCompiler"
+# How often workers are asked about devices, whose memory changes all the time.
+_DEVICE_SECONDS = 15.0
+_KEEPALIVE: Sequence[tuple[str, int]] = (
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Two servers on one port would each answer half of the calls from caches of their own.
+    ("grpc.so_reuseport", 0),
+)
+
+
+@dataclass
+class _Devices:
+    """What workers last said about devices."""
+
+    infos: Sequence[pb.DeviceInfo] = field(default_factory=tuple)
+
+    def memory(self) -> Iterable[DeviceMemory]:
+        return [
+            DeviceMemory(info.device, info.memory_total_bytes, info.memory_free_bytes)
+            for info in self.infos
+        ]
+
+
+class App:
+    """One server.
+
+    Args:
+        settings: All settings; each room gets its part here.
+        forkserver: Started already, before gRPC was used.
+    """
+
+    def __init__(self, settings: Settings, forkserver: ForkServer) -> None:
+        self._settings = settings
+        self._limits = _limits(settings)
+        self._devices = _Devices()
+        self._serving = False
+        registry = Registry()
+        ledger = ServerLedger()
+        metrics = CollectorRegistry()
+        self._store = self._open_store(settings)
+        self._executor = ProcessExecutor(
+            run_job,
+            forkserver=forkserver,
+            workers=settings.workers,
+            max_jobs=settings.worker_max_jobs,
+            on_restart=lambda reason: observers.observe(WorkerRestarted(reason)),
+        )
+        gauges = Gauges(
+            store=self._store.tiers,
+            in_flight=self._in_flight,
+            workers=lambda: len(self._executor.pids),
+            devices=self._devices.memory,
+        )
+        observers = Observers(
+            ledger,
+            PrometheusObserver(
+                metrics,
+                registry.names(),
+                version=version("lazyfx"),
+                torch_version=version("torch"),
+                python_version=platform.python_version(),
+                gauges=gauges,
+            ),
+        )
+        self._observers = observers
+        self._jobs = Jobs(self._executor, settings.job_timeout)
+        catalog = Catalog(self._store)
+        admission = Admission(settings.workers, settings.max_queue)
+        self._compiler = Compiler(
+            catalog=catalog,
+            store=self._store,
+            jobs=self._jobs,
+            admission=admission,
+            pipelines=Pipelines(registry),
+            explainer=Explainer(self._store),
+            observer=observers,
+            limits=self._limits,
+        )
+        self._artifacts = Artifacts(
+            catalog=catalog,
+            store=self._store,
+            jobs=self._jobs,
+            admission=admission,
+            observer=observers,
+        )
+        blobs = Blobs(
+            self._store,
+            max_bytes=settings.max_blob_bytes,
+            idle_timeout=settings.upload_idle_timeout,
+        )
+        service = GraphCompilerService(
+            compiler=self._compiler,
+            artifacts=self._artifacts,
+            blobs=blobs,
+            ledger=ledger,
+            registry=registry,
+            limits=self._limits,
+            facts=ServerFacts(settings.workers, lambda: self._devices.infos),
+            store_stats=self._store.stats,
+        )
+        self._gate = Gate(observers)
+        self._health = HealthServicer()
+        self._server = self._grpc_server(service)
+        self._telemetry = TelemetryServer(
+            exposition(metrics),
+            healthy=lambda: True,
+            ready=lambda: self._serving,
+            host=settings.metrics_host,
+            port=settings.metrics_port,
+        )
+
+    async def run(self, on_ready: Callable[[str, str], None]) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Args:
+            on_ready: Called once with the gRPC address and the metrics URL.
+
+        Raises:
+            OSError: An address cannot be listened on.
+        """
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        address = await self._start()
+        watching = asyncio.ensure_future(self._watch_devices())
+        metrics_url = f"http://{self._settings.metrics_host}:{self._telemetry.port}/metrics"
+        on_ready(address, metrics_url)
+        try:
+            await stop.wait()
+        finally:
+            watching.cancel()
+            await self._drain()
+
+    async def _start(self) -> str:
+        host, _, port = self._settings.listen.rpartition(":")
+        try:
+            bound = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._settings.listen}: {error}") from error
+        await self._telemetry.start()
+        await self._executor.start()
+        await self._refresh_devices()
+        await self._server.start()
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._serving = True
+        return f"{host}:{bound or port}"
+
+    async def _drain(self) -> None:
+        """Stop serving: say so first, let calls under way finish, then end what they used."""
+        _log.info(
+            "draining: no new requests; %g s for those under way", self._settings.drain_seconds
+        )
+        self._serving = False
+        await self._health.enter_graceful_shutdown()
+        self._gate.close()
+        try:
+            await asyncio.wait_for(self._finish(), self._settings.drain_seconds)
+        except asyncio.TimeoutError:
+            _log.warning("requests were still under way after the grace period; they are ended")
+        await self._server.stop(0)
+        await self._executor.close()
+        await self._store.close()
+        await self._telemetry.stop()
+        _log.info("stopped")
+
+    async def _finish(self) -> None:
+        await self._gate.emptied()
+        await self._compiler.land()
+        await self._artifacts.land()
+
+    def _grpc_server(self, service: GraphCompilerService) -> grpc.aio.Server:
+        settings = self._settings
+        server = grpc.aio.server(
+            interceptors=[self._gate],
+            options=[
+                *_KEEPALIVE,
+                ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
+                ("grpc.max_send_message_length", int(settings.max_message_bytes)),
+            ],
+        )
+        add_GraphCompilerServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if settings.reflection:
+            names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        return server
+
+    def _open_store(self, settings: Settings) -> Store:
+        return open_store(
+            settings.store_path,
+            memory_bytes=settings.store_memory_bytes,
+            disk_bytes=settings.store_disk_bytes,
+            on_error=lambda tier, operation, _key, error: self._store_failed(
+                tier, operation, error
+            ),
+            on_corrupt=lambda tier, _key: self._observers.observe(EntryCorrupt(tier)),
+        )
+
+    def _store_failed(self, tier: str, operation: str, error: Exception) -> None:
+        _log.warning("store: %s of %s failed: %s", operation, tier, error)
+        self._observers.observe(StoreFailed(tier, operation))
+
+    def _in_flight(self) -> dict[str, int]:
+        return {"compile": self._compiler.in_flight, "render": self._artifacts.in_flight}
+
+    async def _watch_devices(self) -> None:
+        while True:
+            await asyncio.sleep(_DEVICE_SECONDS)
+            await self._refresh_devices()
+
+    async def _refresh_devices(self) -> None:
+        try:
+            self._devices.infos = tuple((await self._jobs.describe()).devices)
+        except RequestError as error:
+            _log.warning("workers could not tell their devices: %s", error)
+
+
+def _limits(settings: Settings) -> RequestLimits:
+    return RequestLimits(
+        max_message_bytes=settings.max_message_bytes,
+        max_graph_bytes=settings.max_graph_bytes,
+        max_blob_bytes=settings.max_blob_bytes,
+        max_nodes=settings.max_nodes,
+        max_passes=settings.max_passes,
+        max_rewrites=settings.max_rewrites,
+        max_matches=settings.max_matches,
+        max_folded_bytes=settings.max_folded_bytes,
+        job_timeout=settings.job_timeout,
+        max_queue=settings.max_queue,
+        max_batch_in_flight=settings.max_batch_in_flight,
+    )

@@ -1,0 +1,225 @@
+"""Rendering on demand: each artifact once, for each set of names, then from the store."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.catalog import Catalog, CompiledModule
+from lazyfx_server.compiling.flights import Flights
+from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.key import artifact_digest
+from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError
+from lazyfx_server.store import Store
+from lazyfx_server.telemetry import ArtifactServed, Observer, RecompilesPerformed
+from lazyfx_server.v1 import worker_pb2 as worker
+
+KINDS = {
+    pb.ARTIFACT_KIND_CODE: "code",
+    pb.ARTIFACT_KIND_PICKLE: "pickle",
+    pb.ARTIFACT_KIND_PACKAGE: "package",
+    pb.ARTIFACT_KIND_GRAPH: "graph",
+    pb.ARTIFACT_KIND_PICTURE: "picture",
+    pb.ARTIFACT_KIND_CONSTANT: "constant",
+    pb.ARTIFACT_KIND_SOURCE: "source",
+}
+# Kinds that are made from generated Python source.
+_FROM_SOURCE = {pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PACKAGE}
+_SOURCE_TYPE = "application/x-protobuf"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact ready to be sent."""
+
+    kind: pb.ArtifactKind.ValueType
+    data: bytes
+    digest: graph_pb2.Digest
+    media_type: str
+    rendered: bool
+    render_seconds: float
+    recompiles: pb.Recompiles
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    record: worker.ArtifactRecord
+    seconds: float
+
+
+class Artifacts:
+    """Serves the artifacts of compiled modules.
+
+    Args:
+        catalog: Compiled modules by key.
+        store: Artifacts, compiled graphs and constants.
+        jobs: Renders in worker processes.
+        admission: Bounds that work.
+        observer: Is told what happened.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        store: Store,
+        jobs: Jobs,
+        admission: Admission,
+        observer: Observer,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._jobs = jobs
+        self._admission = admission
+        self._observer = observer
+        self._flights: Flights[_Rendered] = Flights()
+
+    @property
+    def in_flight(self) -> int:
+        """Distinct renderings under way."""
+        return len(self._flights)
+
+    async def land(self) -> None:
+        """Wait until nothing is being rendered."""
+        await self._flights.land_all()
+
+    async def get(self, request: pb.GetArtifactRequest) -> Artifact:
+        """Find or render one artifact.
+
+        Raises:
+            InvalidRequestError: A field is wrong.
+            ModuleNotFoundInCacheError: The module, or its graph, is not there any more.
+            OverloadedError, TimedOutError, InternalError: As the names say.
+        """
+        if len(request.module_key) != hashlib.sha256().digest_size:
+            raise InvalidRequestError.of_field(
+                "module_key", "has the wrong length; use module_key of a CompileResponse"
+            )
+        if request.kind not in KINDS:
+            raise InvalidRequestError.of_field(
+                "kind", f"{request.kind} is not known; GetServerInfo lists the artifact kinds"
+            )
+        module = await self._catalog.find(request.module_key)
+        if not isinstance(module, CompiledModule):
+            raise ModuleNotFoundInCacheError(
+                "no compiled module has this key (any more); compile again"
+            )
+        if request.kind == pb.ARTIFACT_KIND_GRAPH:
+            found = _Rendered(await self._stored_graph(module), 0.0)
+            leads = False
+        elif request.kind == pb.ARTIFACT_KIND_CONSTANT:
+            found = _Rendered(await self._stored_constant(module, request.constant), 0.0)
+            leads = False
+        else:
+            found, leads = await self._rendered(module, request)
+        artifact = Artifact(
+            kind=request.kind,
+            data=found.record.data,
+            digest=found.record.digest,
+            media_type=found.record.media_type,
+            rendered=leads,
+            render_seconds=found.seconds if leads else 0.0,
+            recompiles=module.report.recompiles,
+        )
+        self._observer.observe(
+            ArtifactServed(
+                kind=KINDS[request.kind],
+                source="rendered" if leads else "cached",
+                bytes=max(0, len(artifact.data) - request.offset),
+                seconds=artifact.render_seconds,
+            )
+        )
+        return artifact
+
+    async def _rendered(
+        self, module: CompiledModule, request: pb.GetArtifactRequest
+    ) -> tuple[_Rendered, bool]:
+        names = hashlib.sha256(request.presentation.SerializeToString(deterministic=True)).digest()
+        place = artifact_digest(module.key, request.kind, names)
+        if record := await self._load(place):
+            return _Rendered(record, 0.0), False
+        return await self._flights.join(place, lambda: self._render(module, request, names, place))
+
+    async def _render(
+        self, module: CompiledModule, request: pb.GetArtifactRequest, names: bytes, place: bytes
+    ) -> _Rendered:
+        graph = graph_pb2.CompiledGraph.FromString((await self._stored_graph(module)).data)
+        source_place = artifact_digest(module.key, pb.ARTIFACT_KIND_SOURCE, names)
+        job = worker.RenderJob(
+            kind=request.kind,
+            graph=graph,
+            presentation=request.presentation,
+            purpose=request.purpose or request.kind,
+        )
+        if request.kind in _FROM_SOURCE and (source := await self._load(source_place)):
+            job.source.ParseFromString(source.data)
+        if request.kind in (pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PACKAGE):
+            for digest in module.record.constants:
+                data = (await self._stored_constant(module, digest)).data
+                job.constants.add(digest=digest, data=data)
+        async with self._admission.slot():
+            result = await self._jobs.render(job)
+        record = _record(result.data, result.media_type)
+        await self._keep(place, record)
+        if request.kind in _FROM_SOURCE and result.HasField("source"):
+            source_bytes = result.source.SerializeToString(deterministic=True)
+            await self._keep(source_place, _record(source_bytes, _SOURCE_TYPE))
+        if performed := sum(p.count for p in result.performed):
+            module.note_recompiles(performed)
+            await self._catalog.save(module)
+            for recompile in result.performed:
+                self._observer.observe(
+                    RecompilesPerformed(
+                        recompile.pass_name, recompile.trigger, recompile.count, recompile.seconds
+                    )
+                )
+        module.note_rendered(request.kind)
+        return _Rendered(record, result.seconds)
+
+    async def _stored_graph(self, module: CompiledModule) -> worker.ArtifactRecord:
+        data = await self._store.get(module.graph_blob)
+        if data is None:
+            self._catalog.forget(module.key)
+            raise ModuleNotFoundInCacheError("the compiled graph was evicted; compile again")
+        return worker.ArtifactRecord(
+            data=data, digest=module.record.compiled_graph, media_type="application/x-protobuf"
+        )
+
+    async def _stored_constant(
+        self, module: CompiledModule, digest: graph_pb2.Digest
+    ) -> worker.ArtifactRecord:
+        if digest not in module.record.constants:
+            raise InvalidRequestError.of_field(
+                "constant", "is not one of CompileResponse.constants of this module"
+            )
+        data = await self._store.get(f"blobs/{digest.sha256.hex()}")
+        if data is None:
+            self._catalog.forget(module.key)
+            raise ModuleNotFoundInCacheError("a constant was evicted; compile again")
+        return worker.ArtifactRecord(
+            data=data, digest=digest, media_type="application/octet-stream"
+        )
+
+    async def _load(self, place: bytes) -> worker.ArtifactRecord | None:
+        stored = await self._store.get(f"artifacts/{place.hex()}")
+        if stored is None:
+            return None
+        try:
+            return worker.ArtifactRecord.FromString(stored)
+        except DecodeError:
+            return None
+
+    async def _keep(self, place: bytes, record: worker.ArtifactRecord) -> None:
+        await self._store.put(f"artifacts/{place.hex()}", record.SerializeToString())
+
+
+def _record(data: bytes, media_type: str) -> worker.ArtifactRecord:
+    if not media_type:
+        raise InternalError("the worker rendered an artifact without a media type")
+    digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
+    return worker.ArtifactRecord(data=data, digest=digest, media_type=media_type)

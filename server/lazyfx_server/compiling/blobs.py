@@ -1,0 +1,142 @@
+"""Blobs that clients send: which are missing, and taking them in."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.limits import check_digest
+from lazyfx_server.errors import InvalidRequestError, TimedOutError
+from lazyfx_server.store import Store
+
+Item = TypeVar("Item")
+
+_MOST_DIGESTS = 100_000
+
+
+class Blobs:
+    """Takes in content-addressed bytes.
+
+    Args:
+        store: Where blobs are kept.
+        max_bytes: Largest blob taken.
+        idle_timeout: Seconds without a chunk after which an upload is ended.
+    """
+
+    def __init__(self, store: Store, *, max_bytes: int, idle_timeout: float) -> None:
+        self._store = store
+        self._max_bytes = max_bytes
+        self._idle_timeout = idle_timeout
+
+    async def missing(self, digests: Sequence[graph_pb2.Digest]) -> list[graph_pb2.Digest]:
+        """The digests whose blobs are not in the store, in the order asked.
+
+        Raises:
+            InvalidRequestError: A digest is malformed, or there are too many.
+        """
+        if len(digests) > _MOST_DIGESTS:
+            raise InvalidRequestError.of_field(
+                "digests", f"has {len(digests)} entries; ask for at most {_MOST_DIGESTS} at a time"
+            )
+        for i, digest in enumerate(digests):
+            check_digest(f"digests[{i}]", digest)
+        places = [_place(digest) for digest in digests]
+        present = await self._store.contains(places)
+        return [d for d, place in zip(digests, places, strict=True) if place not in present]
+
+    async def upload(self, chunks: AsyncIterator[pb.UploadBlobsRequest]) -> tuple[int, int]:
+        """Take in a stream of chunks.
+
+        A blob is stored when its last byte has arrived and its digest is right; until
+        then nothing of it is kept.
+
+        Returns:
+            Blobs stored and their bytes.
+
+        Raises:
+            InvalidRequestError: A chunk is out of order, too long, or a digest is wrong.
+            TimedOutError: No chunk came for too long.
+        """
+        stored = stored_bytes = 0
+        staged: _Staged | None = None
+        async for chunk in _within(chunks, self._idle_timeout):
+            check_digest("digest", chunk.digest)
+            if chunk.digest.size_bytes > self._max_bytes:
+                raise InvalidRequestError.of_field(
+                    "digest.size_bytes",
+                    f"is {chunk.digest.size_bytes}; at most {self._max_bytes} are taken "
+                    "(setting max_blob_bytes)",
+                )
+            if staged is None:
+                staged = _Staged(chunk.digest)
+            staged.add(chunk)
+            if staged.complete:
+                await self._store.put(_place(chunk.digest), staged.verified())
+                stored += 1
+                stored_bytes += chunk.digest.size_bytes
+                staged = None
+        if staged is not None:
+            raise InvalidRequestError.of_field(
+                "data", f"the stream ended after {len(staged.data)} of {staged.size} bytes"
+            )
+        return stored, stored_bytes
+
+
+class _Staged:
+    """A blob that is arriving."""
+
+    def __init__(self, digest: graph_pb2.Digest) -> None:
+        self.sha256 = digest.sha256
+        self.size = digest.size_bytes
+        self.data = bytearray()
+        self._hash = hashlib.sha256()
+
+    def add(self, chunk: pb.UploadBlobsRequest) -> None:
+        if chunk.digest.sha256 != self.sha256 or chunk.digest.size_bytes != self.size:
+            raise InvalidRequestError.of_field(
+                "digest", "changed before the blob was complete; send blobs one after the other"
+            )
+        if chunk.offset != len(self.data):
+            raise InvalidRequestError.of_field(
+                "offset", f"is {chunk.offset}; the next byte is {len(self.data)}"
+            )
+        if len(self.data) + len(chunk.data) > self.size:
+            raise InvalidRequestError.of_field(
+                "data", f"runs past the {self.size} bytes that digest.size_bytes announced"
+            )
+        if not chunk.data and self.size:
+            raise InvalidRequestError.of_field("data", "is empty; every chunk carries bytes")
+        self.data += chunk.data
+        self._hash.update(chunk.data)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.data) == self.size
+
+    def verified(self) -> bytes:
+        if self._hash.digest() != self.sha256:
+            raise InvalidRequestError.of_field(
+                "digest.sha256", "is not the digest of the bytes that came; send the blob again"
+            )
+        return bytes(self.data)
+
+
+async def _within(chunks: AsyncIterator[Item], seconds: float) -> AsyncIterator[Item]:
+    """The items of `chunks`, each within `seconds` of the one before."""
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(chunks), seconds)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError as error:
+            raise TimedOutError(
+                f"no chunk came for {seconds:g} s (setting upload_idle_timeout)"
+            ) from error
+
+
+def _place(digest: graph_pb2.Digest) -> str:
+    return f"blobs/{digest.sha256.hex()}"

@@ -1,0 +1,151 @@
+"""The compiled modules that this server knows, by key.
+
+Records live in the store; recent ones are also kept here, read and ready to answer with,
+because a hit must cost a dictionary lookup.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+from cachetools import LRUCache
+from google.protobuf.message import DecodeError
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.explain import Miss
+from lazyfx_server.compiling.key import ModuleKey
+from lazyfx_server.store import Store
+from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
+
+# A record in memory answers for this long before the store is asked again whether its
+# blobs are still there (which also tells the store that they are in use).
+_FRESH_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class CompiledModule:
+    """A compiled module: its key, its record, and the answer to a hit."""
+
+    key: bytes
+    record: ModuleRecord
+    rendered: set[int] = field(default_factory=set)
+    checked: float = 0.0
+    _hit: pb.CompileResponse | None = None
+
+    @property
+    def report(self) -> pb.CompileReport:
+        """What the compile did, recompiles by later touches included."""
+        return self.record.report
+
+    @property
+    def graph_blob(self) -> str:
+        """Store key of the serialized CompiledGraph."""
+        return f"blobs/{self.record.compiled_graph.sha256.hex()}"
+
+    @property
+    def hit(self) -> pb.CompileResponse:
+        """The answer to a hit; shared by all who get it, so never changed in place."""
+        if self._hit is None:
+            self._hit = self.answer(pb.CACHE_STATUS_HIT, None)
+        return self._hit
+
+    def answer(self, status: pb.CacheStatus.ValueType, miss: Miss | None) -> pb.CompileResponse:
+        """Build an answer about this module."""
+        cache = pb.CacheResult(status=status)
+        if miss:
+            cache.miss_reason = miss.reason
+            cache.explanation = miss.explanation
+        return pb.CompileResponse(
+            module_key=self.key,
+            cache=cache,
+            report=self.report,
+            rendered=sorted(self.rendered),  # type: ignore[arg-type]
+            constants=self.record.constants,
+        )
+
+    def note_rendered(self, kind: int) -> None:
+        """Take note that an artifact of this kind exists."""
+        if kind not in self.rendered:
+            self.rendered.add(kind)
+            self._hit = None
+
+    def note_recompiles(self, performed: int) -> None:
+        """Add recompiles that rendering performed."""
+        recompiles = self.record.report.recompiles
+        recompiles.performed += performed
+        recompiles.saved = max(0, recompiles.requested - recompiles.performed)
+        self.record.report.stale = False
+        self._hit = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """No module has the key; `damaged` when there was one that could not be read."""
+
+    damaged: bool = False
+
+
+class Catalog:
+    """Finds and keeps compiled modules.
+
+    Args:
+        store: Records ("modules/") and compiled graphs and constants ("blobs/").
+        capacity: Records kept ready in memory.
+    """
+
+    def __init__(self, store: Store, capacity: int = 4096) -> None:
+        self._store = store
+        self._recent: LRUCache[bytes, CompiledModule] = LRUCache(capacity)
+
+    async def find(self, key: bytes) -> CompiledModule | NotFound:
+        """Look a module up by the digest of its key."""
+        module: CompiledModule | None = self._recent.get(key)
+        now = time.monotonic()
+        if module is not None and now - module.checked < _FRESH_SECONDS:
+            return module
+        stored = await self._store.get(f"modules/{key.hex()}")
+        if stored is None:
+            self._recent.pop(key, None)
+            return NotFound(damaged=False)
+        if module is None:
+            try:
+                module = CompiledModule(key, ModuleRecord.FromString(stored))
+            except DecodeError:
+                return NotFound(damaged=True)
+        if await self._store.get(module.graph_blob) is None:
+            self.forget(key)
+            return NotFound(damaged=False)
+        module.checked = now
+        return self._recent.setdefault(key, module)
+
+    async def add(self, digest: bytes, key: ModuleKey, result: CompileResult) -> CompiledModule:
+        """Store what a compile made, and return it as a module."""
+        for constant in result.constants:
+            await self._store.put(f"blobs/{constant.digest.sha256.hex()}", constant.data)
+        graph = result.graph.SerializeToString(deterministic=True)
+        content = graph_pb2.Digest(sha256=hashlib.sha256(graph).digest(), size_bytes=len(graph))
+        record = ModuleRecord(
+            graph_digest=key.graph,
+            pipeline_fingerprint=key.pipeline,
+            values_digest=key.values,
+            environment_digest=key.environment,
+            compiled_graph=content,
+            report=result.report,
+            constants=[constant.digest for constant in result.constants],
+        )
+        module = CompiledModule(digest, record, checked=time.monotonic())
+        await self._store.put(module.graph_blob, graph)
+        self._recent[digest] = module
+        await self.save(module)
+        return module
+
+    async def save(self, module: CompiledModule) -> None:
+        """Write a module's record to the store."""
+        await self._store.put(f"modules/{module.key.hex()}", module.record.SerializeToString())
+
+    def forget(self, key: bytes) -> None:
+        """Drop a module whose blobs are gone; the next request for it is a miss."""
+        self._recent.pop(key, None)

@@ -1,0 +1,209 @@
+"""The whole story of a compile: key, lookup, flight, work, answer."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.catalog import Catalog, CompiledModule
+from lazyfx_server.compiling.explain import Explainer, Miss
+from lazyfx_server.compiling.flights import Flights
+from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
+from lazyfx_server.compiling.limits import RequestLimits
+from lazyfx_server.compiling.pipelines import PipelineName, Pipelines
+from lazyfx_server.errors import InvalidRequestError, MissingError
+from lazyfx_server.store import Store
+from lazyfx_server.telemetry import (
+    CompileFinished,
+    LookupMade,
+    Observer,
+    PassFinished,
+    Reused,
+)
+from lazyfx_server.v1 import worker_pb2 as worker
+
+# Until callers have identities there is one tenant.
+OPEN_TENANT = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A request that has been read: its key, and what a worker would need."""
+
+    key: ModuleKey
+    digest: bytes
+    pipeline: PipelineName
+    request: pb.CompileRequest
+    arrived: float
+
+
+class Compiler:
+    """Compiles graphs, each distinct request once.
+
+    Args:
+        catalog: Compiled modules by key.
+        store: Graph bodies and tensor values by digest.
+        jobs: Runs work in worker processes.
+        admission: Bounds that work.
+        pipelines: Reads pass lists.
+        observer: Is told what happened.
+        limits: Bounds of requests and jobs.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        store: Store,
+        jobs: Jobs,
+        admission: Admission,
+        pipelines: Pipelines,
+        explainer: Explainer,
+        observer: Observer,
+        limits: RequestLimits,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._jobs = jobs
+        self._admission = admission
+        self._pipelines = pipelines
+        self._explainer = explainer
+        self._observer = observer
+        self._limits = limits
+        self._flights: Flights[tuple[CompiledModule, Miss]] = Flights()
+
+    @property
+    def in_flight(self) -> int:
+        """Distinct compiles under way."""
+        return len(self._flights)
+
+    async def compile(self, request: pb.CompileRequest) -> pb.CompileResponse:
+        """Answer one request.
+
+        Raises:
+            InvalidRequestError: A field is wrong.
+            MissingError: The graph, or values that a pass reads, must be sent first.
+            OverloadedError, TimedOutError, InternalError: As the names say.
+        """
+        wanted = self._read(request)
+        damaged = False
+        if not request.skip_cache_lookup:
+            found = await self._catalog.find(wanted.digest)
+            if isinstance(found, CompiledModule):
+                self._observer.observe(LookupMade("hit"))
+                self._observer.observe(Reused(found.report.seconds))
+                return found.hit
+            damaged = found.damaged
+        (module, miss), leads = await self._flights.join(
+            wanted.digest, lambda: self._fly(wanted, damaged=damaged)
+        )
+        if leads:
+            return module.answer(pb.CACHE_STATUS_MISS, miss)
+        self._observer.observe(LookupMade("joined"))
+        self._observer.observe(Reused(module.report.seconds))
+        return module.answer(pb.CACHE_STATUS_JOINED, miss)
+
+    async def land(self) -> None:
+        """Wait until no compile is under way."""
+        await self._flights.land_all()
+
+    def _read(self, request: pb.CompileRequest) -> _Wanted:
+        arrived = time.perf_counter()
+        self._limits.check_compile(request)
+        graph_digest = request.graph_digest.sha256
+        if (
+            request.HasField("graph")
+            and graph_digest != hashlib.sha256(request.graph.body).digest()
+        ):
+            raise InvalidRequestError.of_field(
+                "graph_digest.sha256", "is not the SHA-256 of graph.body; compute it from the body"
+            )
+        pipeline = self._pipelines.resolve(request.passes)
+        key = ModuleKey(
+            tenant=OPEN_TENANT,
+            graph=graph_digest,
+            pipeline=pipeline.fingerprint,
+            values=values_digest(request.values),
+            environment=environment_digest(),
+        )
+        return _Wanted(key, key.digest, pipeline, request, arrived)
+
+    async def _fly(self, wanted: _Wanted, *, damaged: bool) -> tuple[CompiledModule, Miss]:
+        request, key = wanted.request, wanted.key
+        miss = await self._explainer.explain(
+            key,
+            wanted.pipeline.spelling,
+            skipped=request.skip_cache_lookup,
+            damaged=damaged,
+        )
+        job = await self._job(request)
+        async with self._admission.slot() as queued:
+            # Only a miss that is worked on counts as one: a digest whose graph had to be
+            # sent first is asked for again at once.
+            self._observer.observe(LookupMade("miss", pb.MissReason.Name(miss.reason)))
+            result = await self._jobs.compile(job)
+        report = result.report
+        report.queue_seconds = queued
+        report.created.GetCurrentTime()
+        if not request.skip_cache_lookup or request.HasField("graph"):
+            await self._store.put(f"blobs/{key.graph.hex()}", job.body)
+        module = await self._catalog.add(wanted.digest, key, result)
+        await self._explainer.remember(key)
+        self._tell(wanted, result)
+        return module, miss
+
+    async def _job(self, request: pb.CompileRequest) -> worker.CompileJob:
+        """Gather what the worker needs, or say what is missing."""
+        missing: list[str] = []
+        body: bytes | None = request.graph.body
+        if not request.HasField("graph"):
+            name = request.graph_digest.sha256.hex()
+            body = await self._store.get(f"blobs/{name}")
+            if body is None:
+                missing.append(f"blobs/{name}")
+        values: list[worker.TensorValue] = []
+        for binding in request.values:
+            name = binding.content.sha256.hex()
+            if (data := await self._store.get(f"blobs/{name}")) is None:
+                missing.append(f"blobs/{name}")
+            else:
+                values.append(
+                    worker.TensorValue(graph=binding.graph, attribute=binding.attribute, data=data)
+                )
+        if missing or body is None:
+            raise MissingError("send these blobs and try again", missing)
+        return worker.CompileJob(
+            body=body,
+            passes=request.passes,
+            values=values,
+            limits=self._limits.job(),
+            presentation=request.graph.presentation,
+        )
+
+    def _tell(self, wanted: _Wanted, result: worker.CompileResult) -> None:
+        report = result.report
+        passes: Sequence[PassFinished] = [
+            PassFinished(p.name, p.seconds, p.recompiles.requested, p.recompiles.performed)
+            for p in report.passes
+        ]
+        in_passes = sum(p.requested for p in passes)
+        self._observer.observe(
+            CompileFinished(
+                seconds=report.seconds,
+                pass_seconds=report.pass_seconds,
+                codec_seconds=result.codec_seconds,
+                queue_seconds=report.queue_seconds,
+                overhead_seconds=max(
+                    0.0, time.perf_counter() - wanted.arrived - report.pass_seconds
+                ),
+                saved_seconds=report.saved_seconds,
+                passes=tuple(passes),
+                pipeline_requested=report.recompiles.requested - in_passes,
+                performed=tuple((p.pass_name, p.trigger, p.count) for p in result.performed),
+            )
+        )

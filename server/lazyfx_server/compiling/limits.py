@@ -1,0 +1,105 @@
+"""Bounds that requests are held to before anything is done for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.errors import InvalidRequestError
+from lazyfx_server.v1 import worker_pb2 as worker
+
+FORMAT_VERSIONS = (1,)
+_DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Bounds of requests and jobs; see the settings of the same names."""
+
+    max_message_bytes: int
+    max_graph_bytes: int
+    max_blob_bytes: int
+    max_nodes: int
+    max_passes: int
+    max_rewrites: int
+    max_matches: int
+    max_folded_bytes: int
+    job_timeout: float
+    max_queue: int
+    max_batch_in_flight: int
+
+    def describe(self) -> Iterator[pb.Limit]:
+        """The bounds, for GetServerInfo."""
+        units = {"bytes": "bytes", "timeout": "seconds", "nodes": "nodes"}
+        for name in self.__dataclass_fields__:
+            unit = units.get(name.rpartition("_")[2], "count")
+            yield pb.Limit(name=name, value=int(getattr(self, name)), unit=unit)
+
+    def job(self) -> worker.JobLimits:
+        """The bounds that a job holds itself to."""
+        return worker.JobLimits(
+            max_nodes=self.max_nodes,
+            max_folded_bytes=self.max_folded_bytes,
+            max_matches=self.max_matches,
+        )
+
+    def check_compile(self, request: pb.CompileRequest) -> None:
+        """Refuse a compile request whose shape is wrong or too large.
+
+        Raises:
+            InvalidRequestError: Names the field and the bound.
+        """
+        check_digest("graph_digest", request.graph_digest)
+        if request.HasField("graph"):
+            self.check_graph("graph", request.graph)
+        if len(request.passes) > self.max_passes:
+            raise InvalidRequestError.of_field(
+                "passes", f"has {len(request.passes)} entries; at most {self.max_passes} are taken"
+            )
+        rewrites = 0
+        for i, spec in enumerate(request.passes):
+            for j, rewrite in enumerate(spec.rewrites):
+                self.check_graph(f"passes[{i}].rewrites[{j}].pattern", rewrite.pattern)
+                self.check_graph(f"passes[{i}].rewrites[{j}].replacement", rewrite.replacement)
+            rewrites += len(spec.rewrites)
+        if rewrites > self.max_rewrites:
+            raise InvalidRequestError.of_field(
+                "passes", f"hold {rewrites} rewrites; at most {self.max_rewrites} are taken"
+            )
+        for i, binding in enumerate(request.values):
+            check_digest(f"values[{i}].content", binding.content)
+
+    def check_graph(self, field: str, graph: graph_pb2.Graph) -> None:
+        """Refuse a graph message whose envelope is wrong or too large."""
+        if graph.format_version not in FORMAT_VERSIONS:
+            raise InvalidRequestError.of_field(
+                f"{field}.format_version",
+                f"is {graph.format_version}; this server reads version "
+                f"{', '.join(map(str, FORMAT_VERSIONS))}: use a client of the same release",
+            )
+        if graph.required_features:
+            names = ", ".join(sorted(graph.required_features)[:8])
+            raise InvalidRequestError.of_field(
+                f"{field}.required_features",
+                f"this server lacks: {names[:200]!r}; use a newer server",
+            )
+        if len(graph.body) > self.max_graph_bytes:
+            raise InvalidRequestError.of_field(
+                f"{field}.body",
+                f"has {len(graph.body)} bytes; at most {self.max_graph_bytes} are taken "
+                "(setting max_graph_bytes)",
+            )
+
+
+def check_digest(field: str, digest: graph_pb2.Digest) -> None:
+    """Refuse anything but a SHA-256.
+
+    Raises:
+        InvalidRequestError: Names the field.
+    """
+    if len(digest.sha256) != _DIGEST_BYTES:
+        raise InvalidRequestError.of_field(
+            f"{field}.sha256", f"has {len(digest.sha256)} bytes; a SHA-256 has {_DIGEST_BYTES}"
+        )

@@ -1,0 +1,59 @@
+"""Pass lists, read once each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from lazyfx.errors import FieldViolation
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.errors import InvalidRequestError
+from lazyfx_server.passes import PassError, Registry
+from lazyfx_server.passes.requests import pipeline_of
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineName:
+    """What a pipeline is in a key and to people.
+
+    Attributes:
+        fingerprint: 32 bytes that change whenever results may.
+        spelling: Canonical text.
+    """
+
+    fingerprint: bytes
+    spelling: str
+
+
+class Pipelines:
+    """Names pipelines, remembering recent ones by the bytes of their messages.
+
+    Args:
+        registry: The passes that there are.
+        capacity: Pass lists remembered.
+    """
+
+    def __init__(self, registry: Registry, capacity: int = 1024) -> None:
+        self._registry = registry
+        self._known: LRUCache[tuple[bytes, ...], PipelineName] = LRUCache(capacity)
+
+    def resolve(self, specs: Sequence[pb.PassSpec]) -> PipelineName:
+        """Name the pipeline of a request.
+
+        Raises:
+            InvalidRequestError: A pass or an option is unknown or has the wrong type.
+        """
+        written = tuple(spec.SerializeToString(deterministic=True) for spec in specs)
+        name: PipelineName | None = self._known.get(written)
+        if name is None:
+            try:
+                pipeline = pipeline_of(self._registry, specs)
+            except PassError as error:
+                raise InvalidRequestError(
+                    str(error), [FieldViolation(error.field, error.message)]
+                ) from error
+            name = PipelineName(pipeline.fingerprint, pipeline.spelling)
+            self._known[written] = name
+        return name

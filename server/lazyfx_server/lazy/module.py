@@ -1,0 +1,188 @@
+"""The lazy module: a recompile marks and is counted; code comes when it is needed.
+
+Follows torch's `_LazyGraphModule`, and adds what a service needs: each
+recompile, asked for or done, lands in the ledger of its job; modules that torch
+builds inside a job are lazy too, however they are built; hooks fire once; a
+parent's recompile leaves its children alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, ClassVar
+
+from torch.fx import GraphModule
+from torch.fx.graph import PythonCode
+
+from lazyfx.assembly import GeneratedSource, generate
+from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
+from lazyfx_server.lazy.torch_names import (
+    SINGLETON_CLASS_NAME,
+    TorchLazyGraphModule,
+    laziness_is_refused,
+)
+
+
+class LazyModule(TorchLazyGraphModule):
+    """A GraphModule whose recompiles are marks in a ledger. Made by `lazy_class`."""
+
+    ledger: ClassVar[RecompileLedger]
+    lock: ClassVar[threading.RLock]  # type: ignore[valid-type, unused-ignore] - a factory before 3.13
+
+    def recompile(self) -> None:  # type: ignore[override]
+        """Marks the generated code as out of date."""
+        self.ledger.note_requested(len(self._graph.nodes))
+        type(self).forward = type(self)._lazy_forward
+
+    def real_recompile(self) -> None:
+        """Generates the code if it is out of date."""
+        with self.lock:
+            super().real_recompile()
+
+    def _real_recompile(self) -> PythonCode:
+        with self.lock:
+            start = perf_counter()
+            generated = super()._real_recompile()
+            seconds = perf_counter() - start
+            self.ledger.note_performed(seconds, len(self._graph.nodes), executed=True)
+            return generated
+
+    def _recompile_submodules(self) -> list[Any]:
+        # Children keep track of themselves; recompiling a parent would only
+        # mark those that are up to date.
+        return []
+
+    def _lazy_forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.real_recompile()
+        # Not self(...), as torch does it: hooks have fired on the way in here.
+        return type(self).forward(self, *args, **kwargs)
+
+    forward = _lazy_forward
+
+    @property
+    def code(self) -> str:
+        """The generated code; generates it if it is out of date."""
+        with self.ledger.because("code"):
+            return super().code
+
+    def __str__(self) -> str:
+        with self.ledger.because("code"):
+            return super().__str__()
+
+    def __reduce__(self) -> Any:
+        with self.ledger.because("pickle"):
+            return super().__reduce__()
+
+    def __reduce_package__(self, exporter: Any) -> Any:
+        with self.ledger.because("package"):
+            return super().__reduce_package__(exporter)
+
+
+def lazy_class(ledger: RecompileLedger) -> type[GraphModule]:
+    """Makes the class of a job's modules: its instances count in `ledger`."""
+
+    class JobModule(LazyModule):
+        pass
+
+    JobModule.ledger = ledger
+    JobModule.lock = threading.RLock()
+    return JobModule
+
+
+def make_lazy(module: GraphModule, ledger: RecompileLedger) -> GraphModule:
+    """Makes a module lazy, and every GraphModule inside it; returns the same object.
+
+    Nothing is copied and no recompile is counted: the objects change their
+    class, so attributes, aliases and references to them stay as they are. Code
+    that a plain module had generated is marked as out of date.
+
+    Args:
+        module: Any GraphModule. One that counts in `ledger` already is left alone.
+        ledger: Where its recompiles are counted from now on.
+    """
+    job_class: type[GraphModule] | None = None
+    for part in module.modules():
+        if not isinstance(part, GraphModule) or _counts_in(part, ledger):
+            continue
+        job_class = job_class or lazy_class(ledger)
+        _change_class(part, job_class)
+    return module
+
+
+@contextmanager
+def lazy_job(ledger: RecompileLedger) -> Iterator[None]:
+    """Makes every GraphModule that is built inside lazy and counted in `ledger`.
+
+    Covers modules that torch builds through its own helpers and those that call
+    `GraphModule(...)` directly (CSEPass, `optimization.fuse`, a pattern's trace),
+    in this thread only. Outside nothing of it remains.
+
+    Raises:
+        RuntimeError: Another job runs in this process. torch.fx is not
+            thread-safe, so a process runs one job at a time.
+    """
+    if not _job_runs.acquire(blocking=False):
+        raise RuntimeError("a process runs one lazy job at a time")
+    job_class = lazy_class(ledger)
+    owner = threading.get_ident()
+    original = GraphModule.__dict__["__new__"]
+
+    def construct(cls: type[GraphModule], *args: Any, **kwargs: Any) -> GraphModule:
+        plain = _written_class(cls) in (GraphModule, TorchLazyGraphModule)
+        if plain and threading.get_ident() == owner and not laziness_is_refused():
+            cls = job_class
+        built: GraphModule = original.__func__(cls, *args, **kwargs)
+        return built
+
+    GraphModule.__new__ = staticmethod(construct)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        GraphModule.__new__ = original  # type: ignore[method-assign]
+        _job_runs.release()
+
+
+def generate_source(
+    module: GraphModule, ledger: RecompileLedger, trigger: Trigger
+) -> GeneratedSource:
+    """Generates a module's Python source: the one real recompile of a rendering.
+
+    The text is generated and not executed, so the module stays as lazy as it
+    was, and nothing stays behind in torch's cache of sources.
+
+    Args:
+        module: Lazy or plain.
+        ledger: Where the recompile is counted.
+        trigger: The artifact that needs the source.
+    """
+    start = perf_counter()
+    source = generate(module)
+    seconds = perf_counter() - start
+    with ledger.because(trigger):
+        ledger.note_performed(seconds, len(module.graph.nodes), executed=False)
+    return source
+
+
+# Says that a job runs in this process; holds nothing of the job.
+_job_runs = threading.Lock()
+
+
+def _counts_in(module: GraphModule, ledger: RecompileLedger) -> bool:
+    return isinstance(module, LazyModule) and module.ledger is ledger
+
+
+def _written_class(cls: type) -> type:
+    """The class as its author wrote it, below the one that GraphModule makes for each object."""
+    return next(c for c in cls.__mro__ if c.__qualname__.split(".")[-1] != SINGLETON_CLASS_NAME)
+
+
+def _change_class(module: GraphModule, job_class: type[GraphModule]) -> None:
+    written = _written_class(type(module))
+    eager = written in (GraphModule, TorchLazyGraphModule) or issubclass(written, LazyModule)
+    bases = (job_class,) if eager else (job_class, written)
+    singleton = type(SINGLETON_CLASS_NAME, bases, {})
+    singleton.__name__ = type(module).__name__
+    module.__class__ = singleton

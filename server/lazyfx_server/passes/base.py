@@ -1,0 +1,94 @@
+"""The contract of a pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch.fx import GraphModule
+
+# An option of a pass: what a dataclass field of a Pass may hold.
+OptionScalar = bool | int | float | str
+OptionValue = OptionScalar | tuple[OptionScalar, ...]
+
+Rewrites = tuple[tuple[GraphModule, GraphModule], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PassLimits:
+    """Bounds that passes hold themselves to.
+
+    Attributes:
+        max_nodes: Nodes that a graph may have after a pass.
+        max_folded_bytes: Bytes of all constants that one pass may make.
+        max_matches: Places that one rewrite may match.
+    """
+
+    max_nodes: int = 1_000_000
+    max_folded_bytes: int = 256 * 1024 * 1024
+    max_matches: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class PassContext:
+    """What a pass is given beside the module.
+
+    Tensor attributes of the module that are not on the meta device have values.
+
+    Attributes:
+        rewrites: (pattern, replacement) pairs, for replace_pattern.
+        limits: Bounds to keep to.
+    """
+
+    rewrites: Rewrites = ()
+    limits: PassLimits = field(default_factory=PassLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """What a pass did.
+
+    Attributes:
+        module: The module given, changed in place, or a new one.
+        changed: The graph, its attributes or its metadata differ from before.
+        note: Something a person should know, e.g. "3 matches".
+    """
+
+    module: GraphModule
+    changed: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A transformation of a graph. Options are the fields of the (frozen) dataclass.
+
+    A field's `metadata["help"]` describes the option; the first line of the
+    docstring describes the pass. A pass edits the graph in place, calls
+    `module.recompile()` when it changed it (which only marks), and generates no
+    code. It says `changed` only if something changed.
+    """
+
+    name: ClassVar[str]
+    # Raise it whenever results of the pass may change: it is part of every cache key.
+    version: ClassVar[int] = 1
+    needs_values: ClassVar[bool] = False
+    needs_shapes: ClassVar[bool] = False
+    mutates: ClassVar[bool] = True
+
+    def values_read(self, module: GraphModule) -> frozenset[str]:
+        """Paths of the tensor attributes whose values `run` would read.
+
+        Args:
+            module: The module with its tensors on the meta device.
+        """
+        return frozenset()
+
+    @abstractmethod
+    def run(self, module: GraphModule, context: PassContext) -> PassResult:
+        """Transforms the module.
+
+        Raises:
+            PassError: It cannot; the driver adds the pass and its place.
+        """

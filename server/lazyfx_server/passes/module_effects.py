@@ -1,0 +1,83 @@
+"""What calling a leaf module does beside computing its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.fx import GraphModule
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleEffects:
+    """The effects of calling a module."""
+
+    keep: bool = False
+    random: bool = False
+    writes_input: bool = False
+    may_return_input: bool = False
+
+
+_MAY_RETURN_INPUT = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    _DropoutNd,
+    nn.Sequential,
+    GraphModule,
+    nn.MultiheadAttention,
+)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def module_effects(
+    module: nn.Module, graph_has_effects: Callable[[GraphModule], bool]
+) -> ModuleEffects | None:
+    """The effects of a module and all that it holds; None when it is not one of torch's own.
+
+    Args:
+        module: What a call_module node calls.
+        graph_has_effects: Says of a GraphModule inside whether it has effects.
+    """
+    keep = random = writes_input = may_return_input = False
+    nested = {
+        id(part) for g in module.modules() if isinstance(g, GraphModule) for part in g.modules()
+    }
+    for part in module.modules():
+        if isinstance(part, GraphModule):
+            keep |= graph_has_effects(part)
+            may_return_input = True
+            continue
+        if id(part) in nested and type(part) is nn.Module:
+            continue  # a bare container on the path to an attribute
+        if not type(part).__module__.startswith("torch.nn.modules."):
+            return None
+        keep |= _keeps_state(part)
+        random |= _is_random(part)
+        writes_input |= bool(getattr(part, "inplace", False))
+        may_return_input |= isinstance(part, _MAY_RETURN_INPUT)
+    return ModuleEffects(keep, random, writes_input, may_return_input)
+
+
+def _keeps_state(module: nn.Module) -> bool:
+    if any(getattr(module, hooks, None) for hooks in _HOOKS):
+        return True
+    if isinstance(module, _InstanceNorm | _NormBase):
+        return module.training and bool(module.track_running_stats)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return module.max_norm is not None
+    return False
+
+
+def _is_random(module: nn.Module) -> bool:
+    if isinstance(module, _DropoutNd):
+        return module.training and module.p != 0
+    if isinstance(module, nn.RReLU):
+        return module.training
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return module.training and module.dropout != 0
+    return isinstance(module, nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)

@@ -1,0 +1,136 @@
+"""The passes that a server offers, and how one is made from a name and options."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from lazyfx_server.passes.base import OptionValue, Pass
+from lazyfx_server.passes.builtin import BUILTIN_PASSES
+from lazyfx_server.passes.errors import PassError
+
+
+@dataclass(frozen=True, slots=True)
+class OptionDescription:
+    """An option: its name, type ("bool", "int", "float", "str", "list"), default and help."""
+
+    name: str
+    type: str
+    default_value: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassDescription:
+    """A pass, as ListPasses tells it."""
+
+    name: str
+    summary: str
+    version: int
+    needs_values: bool
+    needs_shapes: bool
+    mutates: bool
+    options: tuple[OptionDescription, ...]
+
+
+class Registry:
+    """Pass classes by name. Fixed when made; requests only read it."""
+
+    def __init__(self, passes: Iterable[type[Pass]] = BUILTIN_PASSES) -> None:
+        self._passes: dict[str, type[Pass]] = {}
+        for pass_class in passes:
+            other = self._passes.setdefault(pass_class.name, pass_class)
+            if other is not pass_class:
+                raise ValueError(f"two passes are named {pass_class.name!r}")
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the passes, sorted."""
+        return tuple(sorted(self._passes))
+
+    def describe(self) -> list[PassDescription]:
+        """Describes the passes, by name."""
+        return [_describe(self._passes[name]) for name in self.names()]
+
+    def create(self, name: str, options: Mapping[str, object] | None = None) -> Pass:
+        """Makes a pass.
+
+        Args:
+            name: As in `names`.
+            options: Those that differ from their defaults.
+
+        Raises:
+            PassError: The pass, or one of its options, is unknown, or a value has
+                the wrong type; `field` is "name" or "options.<option>".
+        """
+        pass_class = self._passes.get(name)
+        if pass_class is None:
+            raise PassError(
+                f"no pass is named {name!r}{_did_you_mean(name, self.names())}", field="name"
+            )
+        types = _option_types(pass_class)
+        values: dict[str, Any] = {}
+        for option, value in (options or {}).items():
+            if option not in types:
+                hint = _did_you_mean(option, tuple(types))
+                raise PassError(
+                    f"no option is named {option!r}{hint}",
+                    field=f"options.{option}",
+                    pass_name=name,
+                )
+            values[option] = _convert(option, value, types[option], name)
+        try:
+            return pass_class(**values)
+        except ValueError as error:  # a dataclass's own check of its values
+            raise PassError(str(error), field="options", pass_name=name) from error
+
+
+def _option_types(pass_class: type[Pass]) -> dict[str, Any]:
+    hints = get_type_hints(pass_class)
+    return {f.name: hints[f.name] for f in fields(pass_class)}
+
+
+def _type_name(annotation: Any) -> str:
+    return "list" if get_origin(annotation) is tuple else str(annotation.__name__)
+
+
+def _convert(option: str, value: object, annotation: Any, pass_name: str) -> OptionValue:
+    if get_origin(annotation) is tuple and isinstance(value, list | tuple):
+        item = get_args(annotation)[0]
+        return tuple(_convert(option, v, item, pass_name) for v in value)  # type: ignore[misc]
+    if annotation is float and type(value) is int:
+        return float(value)
+    if type(value) is annotation:
+        return value  # type: ignore[no-any-return]
+    raise PassError(
+        f"option {option!r} takes {_type_name(annotation)}, not {value!r}",
+        field=f"options.{option}",
+        pass_name=pass_name,
+    )
+
+
+def _describe(pass_class: type[Pass]) -> PassDescription:
+    types = _option_types(pass_class)
+    return PassDescription(
+        name=pass_class.name,
+        summary=(inspect.getdoc(pass_class) or "").partition("\n")[0],
+        version=pass_class.version,
+        needs_values=pass_class.needs_values,
+        needs_shapes=pass_class.needs_shapes,
+        mutates=pass_class.mutates,
+        options=tuple(
+            OptionDescription(
+                f.name, _type_name(types[f.name]), repr(f.default), str(f.metadata.get("help", ""))
+            )
+            for f in fields(pass_class)
+        ),
+    )
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are: {', '.join(known)}" if known else "; it takes none"

@@ -1,0 +1,155 @@
+"""What every call goes through: draining, counting, errors to statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_status import rpc_status
+
+from lazyfx_server.errors import DrainingError
+from lazyfx_server.rpc.statuses import status_of
+from lazyfx_server.telemetry import Observer, RequestHandled
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_SERVICE = "/lazyfx.v1.GraphCompiler/"
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Counts calls of the compile service, refuses new ones while draining, maps errors.
+
+    Args:
+        observer: Is told of each call that ends.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+
+    def close(self) -> None:
+        """From now on refuse calls with UNAVAILABLE."""
+        self._draining = True
+
+    async def emptied(self) -> None:
+        """Wait until no call is under way."""
+        await self._idle.wait()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Wrap the handler of a method, once; health checks and reflection pass as they are."""
+        method = handler_call_details.method
+        if (wrapped := self._wrapped.get(method)) is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
+        if handler is None or not method.startswith(_SERVICE):
+            return handler
+        wrapped = self._wrap(method.removeprefix(_SERVICE), handler)
+        self._wrapped[method] = wrapped
+        return wrapped
+
+    def _wrap(
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        streams_out = handler.response_streaming
+        inner: Any = (
+            handler.stream_stream
+            or handler.stream_unary
+            or handler.unary_stream
+            or handler.unary_unary
+        )
+
+        async def answer(request: Any, context: Context) -> Any:
+            async with _Call(self, method, context):
+                return await inner(request, context)
+
+        async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with _Call(self, method, context):
+                async for item in inner(request, context):
+                    yield item
+
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, streams_out]
+        behaviour: Any = answers if streams_out else answer
+        return make(
+            behaviour,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def enter(self) -> None:
+        """Let a call in.
+
+        Raises:
+            DrainingError: The server is shutting down.
+        """
+        if self._draining:
+            raise DrainingError("the server is shutting down; try another one, or again later")
+        self._under_way += 1
+        self._idle.clear()
+
+    def leave(self, method: str, code: str, seconds: float, *, entered: bool) -> None:
+        """Let a call out."""
+        if entered:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+        self._observer.observe(RequestHandled(method, code, seconds))
+
+
+class _Call:
+    """One call on its way through the gate."""
+
+    def __init__(self, gate: Gate, method: str, context: Context) -> None:
+        self._gate = gate
+        self._method = method
+        self._context = context
+        self._started = time.perf_counter()
+        self._entered = False
+
+    async def __aenter__(self) -> None:
+        try:
+            self._gate.enter()
+        except DrainingError as error:
+            await self._refuse(error)
+        self._entered = True
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._leave("OK")
+        elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            self._leave("CANCELLED")
+        elif isinstance(error, Exception):
+            await self._refuse(error)
+
+    async def _refuse(self, error: Exception) -> NoReturn:
+        status = status_of(error)
+        self._leave(_CODE_NAMES[status.code])
+        await self._context.abort_with_status(rpc_status.to_status(status))
+        raise AssertionError("abort_with_status returned")
+
+    def _leave(self, code: str) -> None:
+        seconds = time.perf_counter() - self._started
+        self._gate.leave(self._method, code, seconds, entered=self._entered)
+
+
+_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}

@@ -1,0 +1,204 @@
+"""The compile service: decode, one call, encode."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import grpc
+import grpc.aio
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
+from lazyfx_server.compiling.artifacts import KINDS, Artifacts
+from lazyfx_server.compiling.blobs import Blobs
+from lazyfx_server.compiling.compile import Compiler
+from lazyfx_server.compiling.ledger import ServerLedger
+from lazyfx_server.compiling.limits import FORMAT_VERSIONS, RequestLimits
+from lazyfx_server.errors import InvalidRequestError
+from lazyfx_server.passes import PassDescription, Registry
+from lazyfx_server.rpc.interceptors import Context
+from lazyfx_server.rpc.statuses import status_of
+from lazyfx_server.store import StoreStats
+
+CHUNK_BYTES = 512 * 1024
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What GetServerInfo tells beside the limits.
+
+    Attributes:
+        workers: Worker processes.
+        devices: Devices that workers see, asked anew each time.
+    """
+
+    workers: int
+    devices: Callable[[], Sequence[pb.DeviceInfo]]
+
+
+class GraphCompilerService(GraphCompilerServicer):
+    """Adapts the rooms below to `lazyfx.v1.GraphCompiler`."""
+
+    def __init__(
+        self,
+        *,
+        compiler: Compiler,
+        artifacts: Artifacts,
+        blobs: Blobs,
+        ledger: ServerLedger,
+        registry: Registry,
+        limits: RequestLimits,
+        facts: ServerFacts,
+        store_stats: Callable[[], StoreStats],
+    ) -> None:
+        self._compiler = compiler
+        self._artifacts = artifacts
+        self._blobs = blobs
+        self._ledger = ledger
+        self._registry = registry
+        self._limits = limits
+        self._facts = facts
+        self._store_stats = store_stats
+        self._started = time.monotonic()
+
+    async def Compile(  # type: ignore[override]  # noqa: N802 - gRPC's name
+        self, request: pb.CompileRequest, context: Context
+    ) -> pb.CompileResponse:
+        """See compiler.proto."""
+        return await self._compiler.compile(request)
+
+    async def CompileBatch(  # type: ignore[override]  # noqa: N802 - gRPC's name
+        self, request_iterator: AsyncIterator[pb.CompileBatchRequest], context: Context
+    ) -> AsyncIterator[pb.CompileBatchResponse]:
+        """See compiler.proto."""
+        under_way: set[asyncio.Task[pb.CompileBatchResponse]] = set()
+        reading = asyncio.ensure_future(anext(request_iterator, None))
+        open_ended = True
+        try:
+            while open_ended or under_way:
+                full = len(under_way) >= self._limits.max_batch_in_flight
+                waiting: set[asyncio.Future[object]] = set(under_way)  # type: ignore[arg-type]
+                if open_ended and not full:
+                    waiting.add(reading)  # type: ignore[arg-type]
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if reading in done and open_ended:
+                    done.discard(reading)  # type: ignore[arg-type]
+                    if (request := reading.result()) is None:
+                        open_ended = False
+                    else:
+                        under_way.add(asyncio.ensure_future(self._one_of_batch(request)))
+                        reading = asyncio.ensure_future(anext(request_iterator, None))
+                for task in done:
+                    under_way.discard(task)  # type: ignore[arg-type]
+                    yield task.result()  # type: ignore[misc]
+        finally:
+            reading.cancel()
+            for task in under_way:
+                task.cancel()
+
+    async def _one_of_batch(self, request: pb.CompileBatchRequest) -> pb.CompileBatchResponse:
+        response = pb.CompileBatchResponse(request_id=request.request_id)
+        try:
+            response.response.CopyFrom(await self._compiler.compile(request.request))
+        except Exception as error:  # noqa: BLE001 - one failed request does not end the stream
+            response.error.CopyFrom(status_of(error))
+        return response
+
+    async def GetArtifact(  # type: ignore[override]  # noqa: N802 - gRPC's name
+        self, request: pb.GetArtifactRequest, context: Context
+    ) -> AsyncIterator[pb.GetArtifactResponse]:
+        """See compiler.proto."""
+        artifact = await self._artifacts.get(request)
+        size = len(artifact.data)
+        if request.offset > size:
+            raise InvalidRequestError.of_field(
+                "offset", f"is {request.offset}; the artifact has {size} bytes"
+            )
+        yield pb.GetArtifactResponse(
+            header=pb.ArtifactHeader(
+                kind=artifact.kind,
+                size_bytes=size,
+                media_type=artifact.media_type,
+                rendered=artifact.rendered,
+            )
+        )
+        for offset in range(request.offset, size, CHUNK_BYTES):
+            data = artifact.data[offset : offset + CHUNK_BYTES]
+            yield pb.GetArtifactResponse(chunk=pb.ArtifactChunk(offset=offset, data=data))
+        yield pb.GetArtifactResponse(
+            trailer=pb.ArtifactTrailer(
+                digest=artifact.digest,
+                recompiles=artifact.recompiles,
+                render_seconds=artifact.render_seconds,
+            )
+        )
+
+    async def FindMissingBlobs(  # type: ignore[override]  # noqa: N802 - gRPC's name
+        self, request: pb.FindMissingBlobsRequest, context: Context
+    ) -> pb.FindMissingBlobsResponse:
+        """See compiler.proto."""
+        return pb.FindMissingBlobsResponse(missing=await self._blobs.missing(request.digests))
+
+    async def UploadBlobs(  # type: ignore[override]  # noqa: N802 - gRPC's name
+        self, request_iterator: AsyncIterator[pb.UploadBlobsRequest], context: Context
+    ) -> pb.UploadBlobsResponse:
+        """See compiler.proto."""
+        stored, stored_bytes = await self._blobs.upload(request_iterator)
+        return pb.UploadBlobsResponse(stored=stored, stored_bytes=stored_bytes)
+
+    async def ListPasses(  # type: ignore[override]  # noqa: N802 - gRPC's name
+        self, request: pb.ListPassesRequest, context: Context
+    ) -> pb.ListPassesResponse:
+        """See compiler.proto."""
+        return pb.ListPassesResponse(
+            passes=[_described(description) for description in self._registry.describe()]
+        )
+
+    async def GetServerInfo(  # type: ignore[override]  # noqa: N802 - gRPC's name
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.GetServerInfoResponse:
+        """See compiler.proto."""
+        response = pb.GetServerInfoResponse(
+            lazyfx_version=version("lazyfx"),
+            torch_version=version("torch"),
+            python_version=platform.python_version(),
+            grpc_version=grpc.__version__,
+            format_versions=FORMAT_VERSIONS,
+            devices=self._facts.devices(),
+            limits=self._limits.describe(),
+            artifact_kinds=sorted(KINDS),
+            workers=self._facts.workers,
+        )
+        response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))
+        return response
+
+    async def GetStats(  # type: ignore[override]  # noqa: N802 - gRPC's name
+        self, request: pb.GetStatsRequest, context: Context
+    ) -> pb.GetStatsResponse:
+        """See compiler.proto."""
+        return self._ledger.stats(self._store_stats())
+
+
+def _described(description: PassDescription) -> pb.PassDescription:
+    return pb.PassDescription(
+        name=description.name,
+        summary=description.summary,
+        version=description.version,
+        needs_values=description.needs_values,
+        needs_shapes=description.needs_shapes,
+        mutates=description.mutates,
+        options=[
+            pb.PassOptionDescription(
+                name=option.name,
+                type=option.type,
+                default_value=option.default_value,
+                summary=option.summary,
+            )
+            for option in description.options
+        ],
+    )

@@ -1,0 +1,37 @@
+"""Errors of requests as google.rpc.Status."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+from google.rpc import status_pb2
+
+from lazyfx.status import rich_status
+from lazyfx_server import errors
+
+_log = logging.getLogger(__name__)
+
+
+def status_of(error: BaseException) -> status_pb2.Status:
+    """The status that tells a caller about an error; defects are logged, not shown."""
+    code, message = grpc.StatusCode, str(error)
+    if isinstance(error, errors.InvalidRequestError):
+        return rich_status(code.INVALID_ARGUMENT, message, violations=error.violations)
+    if isinstance(error, errors.MissingError):
+        return rich_status(code.FAILED_PRECONDITION, message, missing=error.subjects)
+    if isinstance(error, errors.UnmetError):
+        return rich_status(code.FAILED_PRECONDITION, message)
+    if isinstance(error, errors.ModuleNotFoundInCacheError):
+        return rich_status(code.NOT_FOUND, message)
+    if isinstance(error, errors.OverloadedError):
+        return rich_status(code.RESOURCE_EXHAUSTED, message, retry_after=error.retry_after)
+    if isinstance(error, errors.DrainingError):
+        return rich_status(code.UNAVAILABLE, message, retry_after=1.0)
+    if isinstance(error, errors.TimedOutError):
+        return rich_status(code.DEADLINE_EXCEEDED, message)
+    if isinstance(error, errors.InternalError):
+        _log.error("internal error: %s", message, exc_info=error)
+        return rich_status(code.INTERNAL, message)
+    _log.error("unexpected error", exc_info=error)
+    return rich_status(code.INTERNAL, "unexpected error; the server's log has the details")
