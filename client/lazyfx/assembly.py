@@ -24,7 +24,8 @@ from torch.fx.graph_module import (
     reduce_graph_module,
     reduce_package_graph_module,
 )
-from torch.package import PackageExporter, sys_importer
+from torch.package.importer import sys_importer
+from torch.package.package_exporter import PackageExporter
 
 PACKAGE_NAME = "module"
 RESOURCE_NAME = "module.pkl"

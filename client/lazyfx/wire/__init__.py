@@ -1,1 +1,30 @@
 """fx graphs on the wire: the only part of the client that imports torch."""
+
+from __future__ import annotations
+
+from lazyfx.wire.canonical import check_canonical
+from lazyfx.wire.decode import decode
+from lazyfx.wire.encode import EncodedGraph, digest, encode
+from lazyfx.wire.format import FORMAT_VERSION
+from lazyfx.wire.presentation import present, provenance
+from lazyfx.wire.tensors import content_digest, tensor_bytes, tensor_from_bytes
+from lazyfx.wire.values import META_KEY, LazyValue, describe, fake_value, materialize
+
+__all__ = [
+    "FORMAT_VERSION",
+    "META_KEY",
+    "EncodedGraph",
+    "LazyValue",
+    "check_canonical",
+    "content_digest",
+    "decode",
+    "describe",
+    "digest",
+    "encode",
+    "fake_value",
+    "materialize",
+    "present",
+    "provenance",
+    "tensor_bytes",
+    "tensor_from_bytes",
+]

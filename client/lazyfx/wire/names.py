@@ -17,7 +17,10 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
 # Atoms of attribute paths reach generated source inside double quotes when they
 # are no identifiers ("0", "my-layer"); nothing in them may end such a string.
 _ATOM = re.compile(r"[A-Za-z0-9_\-+:@/ ]+\Z", re.ASCII)
-_RESERVED = frozenset({"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"})
+_KEYWORDS = frozenset(keyword.kwlist)
+_RESERVED = frozenset(
+    {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", "getattr", "slice"}
+)
 MAX_NAME = 1024
 
 
@@ -70,9 +73,8 @@ def read_names(message: pb.GraphNames, count: int) -> list[str]:
         raise DecodeError("two nodes have one name", field="presentation.stem")
     for name in _RESERVED.intersection(names):
         raise DecodeError(f"{name!r} is reserved", field="presentation.stems")
-    for name in stems:
-        if keyword.iskeyword(name):
-            raise DecodeError(f"{name!r} is a keyword", field="presentation.stems")
+    for name in _KEYWORDS.intersection(names):
+        raise DecodeError(f"{name!r} is a keyword", field="presentation.stems")
     return names
 
 

@@ -54,6 +54,8 @@ DEEP_NAMES: Final = (
     "torch.amp.autocast_mode._enter_autocast",
     "torch.amp.autocast_mode._exit_autocast",
     "torch._C._set_grad_enabled",
+    # dynamo records it; it counts calls for whoever built torch, and nothing else
+    "torch._C._log_api_usage_once",
     "torch.autograd.grad_mode._enter_inference_mode",
     "torch.autograd.grad_mode._exit_inference_mode",
     "torch.autograd.grad_mode.set_grad_enabled",

@@ -1,0 +1,203 @@
+"""Checks that bytes are a graph body in canonical form.
+
+Equal graphs must have equal bytes, so that the digest means something, and a
+reader must never meet an index that points nowhere. One walk over the columns
+checks both: tables are read in the order in which their rows are first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import DecodeError as ProtobufError
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire.canonical_rows import RowChecker
+
+
+def check_canonical(body: bytes) -> pb.GraphBody:
+    """Parse a graph body and check that it is canonical.
+
+    Time and memory are linear in the size of `body`.
+
+    Raises:
+        DecodeError: The bytes do not parse, hold unknown or doubled fields, have
+            a table out of first-use order, unused or doubled rows, an index out of
+            range, or not exactly one output at the end of each graph. The error
+            names the field and the node.
+    """
+    message = pb.GraphBody()
+    try:
+        message.ParseFromString(body)
+    except (ProtobufError, RecursionError):
+        raise DecodeError("the bytes are not a GraphBody message") from None
+    except UnicodeDecodeError:
+        raise DecodeError("a string is not UTF-8") from None
+    message.DiscardUnknownFields()
+    if message.SerializeToString(deterministic=True) != body:
+        raise DecodeError(
+            "the bytes are not in canonical form: unknown, doubled or unsorted fields"
+        )
+    if not message.graphs:
+        raise DecodeError("there is no graph", field="graphs")
+    rows = RowChecker(message)
+    children = _Children(len(message.graphs))
+    for index, columns in enumerate(message.graphs):
+        children.enter(index)
+        _check_graph(columns, f"graphs[{index}]", rows, children)
+    children.finish()
+    rows.finish()
+    return message
+
+
+class _Children:
+    """Checks that child graphs are numbered in the order in which they are reached."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._current = 0
+        self._next = 1
+
+    def enter(self, index: int) -> None:
+        """Begin with the graph `index`, which an earlier one must have named."""
+        if index >= self._next and index:
+            raise DecodeError("no graph before it names this one", field=f"graphs[{index}]")
+        self._current = index
+
+    def refer(self, index: int, field: str) -> None:
+        """Check a reference to a child graph."""
+        if not self._current < index < self._count or index > self._next:
+            raise DecodeError(f"graph {index} is out of order", field=field)
+        self._next = max(self._next, index + 1)
+
+    def finish(self) -> None:
+        """Check that each graph was named."""
+        if self._next != self._count:
+            raise DecodeError("a graph that nothing names", field="graphs")
+
+
+def _check_graph(
+    columns: pb.GraphColumns, field: str, rows: RowChecker, children: _Children
+) -> None:
+    calls: Sequence[int] = list(columns.calls)
+    values: Sequence[int] = list(columns.values)
+    operands: Sequence[int] = list(columns.operands)
+    if values and (len(values) != len(calls) or not any(values)):
+        raise DecodeError(f"{len(values)} values for {len(calls)} nodes", field=f"{field}.values")
+    attributes = _Attributes(columns.attributes, field, rows, children)
+    shapes = rows.call_shapes
+    position, number = 0, -1
+    try:
+        for number, call in enumerate(calls):
+            if call >= len(shapes) and rows.table_size("calls") <= call:
+                raise DecodeError(f"call {call} does not exist", field=f"{field}.calls")
+            opcode = rows.opcode(call)
+            if opcode in _WITH_ATTRIBUTE:
+                attributes.use(operands[position], opcode)
+                position += 1
+            if call >= len(shapes):
+                rows.use_call(call)
+            holes = shapes[call]
+            end = position + holes
+            if end > len(operands):
+                raise DecodeError("too few operands", field=f"{field}.operands")
+            for delta in operands[position:end]:
+                if not 1 <= delta <= number:
+                    raise DecodeError(
+                        f"back-reference {delta} is not within 1 to {number}",
+                        field=f"{field}.operands",
+                    )
+            position = end
+            if values and values[number]:
+                rows.use_value(values[number] - 1)
+            if opcode == pb.OPCODE_OUTPUT and number + 1 != len(calls):
+                raise DecodeError("an output before the last node", field=f"{field}.calls")
+    except DecodeError as error:
+        if error.node is not None:
+            raise
+        raise DecodeError(_message(error), field=error.field or field, node=number) from None
+    except IndexError:
+        raise DecodeError("too few operands", field=f"{field}.operands", node=number) from None
+    if position != len(operands):
+        raise DecodeError("too many operands", field=f"{field}.operands")
+    if not calls or rows.opcode(calls[-1]) != pb.OPCODE_OUTPUT:
+        raise DecodeError("the last node is not an output", field=f"{field}.calls")
+    attributes.finish()
+
+
+_WITH_ATTRIBUTE = frozenset({pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE})
+
+
+def _message(error: DecodeError) -> str:
+    text = str(error)
+    return text.removeprefix(f"{error.field}: ") if error.field else text
+
+
+class _Attributes:
+    """Checks the attributes of one graph as its nodes use them."""
+
+    def __init__(self, rows: Any, field: str, checker: RowChecker, children: _Children) -> None:
+        self._rows = rows
+        self._field = f"{field}.attributes"
+        self._checker = checker
+        self._children = children
+        self._next = 0
+        # The first use tells what an attribute is for; a module cannot be read by GET_ATTR
+        # in one place and called in another under one number.
+        self._opcodes: dict[int, int] = {}
+
+    def use(self, index: int, opcode: int) -> None:
+        """Check a reference to an attribute, and the attribute at its first use."""
+        if index in self._opcodes:
+            if self._opcodes[index] != opcode:
+                raise DecodeError(f"attribute {index} is both read and called", field=self._field)
+            return
+        if index != self._next or index >= len(self._rows):
+            raise DecodeError(f"attribute {index} is out of order", field=self._field)
+        self._opcodes[index] = opcode
+        self._next += 1
+        row = self._rows[index]
+        field = f"{self._field}[{index}]"
+        kind = row.WhichOneof("kind")
+        if opcode == pb.OPCODE_CALL_MODULE and kind not in ("graph", "module"):
+            raise DecodeError("only graphs and modules can be called", field=field)
+        if kind == "tensor":
+            self._checker.use_tensor_attribute(row.tensor, field)
+        elif kind == "graph":
+            self._children.refer(row.graph, f"{field}.graph")
+        elif kind == "literal":
+            self._checker.use_literal(row.literal, f"{field}.literal")
+        elif kind == "tree_spec":
+            self._checker.use_tree_spec(row.tree_spec, f"{field}.tree_spec")
+        elif kind == "module":
+            self._use_module(row.module, f"{field}.module")
+        else:
+            raise DecodeError("an attribute without a kind", field=field)
+
+    def _use_module(self, module: pb.LeafModule, field: str) -> None:
+        _check_sorted([option.name for option in module.options], f"{field}.options")
+        for option in module.options:
+            self._checker.use_literal(option.value, f"{field}.options")
+        _check_sorted([tensor.name for tensor in module.tensors], f"{field}.tensors")
+        for tensor in module.tensors:
+            if tensor.attribute != self._next or self._next >= len(self._rows):
+                raise DecodeError("its tensors do not follow it", field=f"{field}.tensors")
+            row = self._rows[self._next]
+            if row.WhichOneof("kind") != "tensor":
+                raise DecodeError("its tensors do not follow it", field=f"{field}.tensors")
+            self._checker.use_tensor_attribute(row.tensor, f"{self._field}[{self._next}]")
+            # Not reachable by a node of its own.
+            self._opcodes[self._next] = pb.OPCODE_UNSPECIFIED
+            self._next += 1
+
+    def finish(self) -> None:
+        """Check that each attribute was used."""
+        if self._next != len(self._rows):
+            raise DecodeError(f"attribute {self._next} is never used", field=self._field)
+
+
+def _check_sorted(names: Sequence[str], field: str) -> None:
+    if any(before >= after for before, after in zip(names, names[1:], strict=False)):
+        raise DecodeError("not sorted by name, or doubled", field=field)

@@ -1,0 +1,250 @@
+"""Bytes -> torch.fx graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import names, node_factory
+from lazyfx.wire.canonical import check_canonical
+from lazyfx.wire.format import DEVICE_TYPE_NAMES
+from lazyfx.wire.module_tree import AttributeReader, Bind
+from lazyfx.wire.templates import Template, TemplateReader
+from lazyfx.wire.values import META_KEY, LazyValue, ValueTables
+
+ModuleClass = Callable[[torch.nn.Module, Graph, str], GraphModule]
+
+
+def decode(
+    body: bytes | pb.GraphBody,
+    presentation: pb.Presentation | None = None,
+    *,
+    bind: Bind | None = None,
+    module_class: ModuleClass = GraphModule,
+    on_root: Callable[[Graph], None] | None = None,
+    metadata: Literal["lazy", "none"] = "lazy",
+    public: bool = False,
+) -> GraphModule:
+    """Read a graph.
+
+    Nothing in the message is executed: targets are looked up in the allow-table, modules
+    are made from their options on the meta device, values stay descriptions until
+    `materialize` is asked for them.
+
+    Args:
+        body: Canonical GraphBody bytes, or what `check_canonical` made of them.
+        presentation: Names and device indices. Without it node i is called "n<i>" and
+            attribute i "a<i>".
+        bind: Gives the tensor of a tensor attribute from the indices of its graph and
+            itself; None from it means a tensor on the meta device that stands in.
+        module_class: Makes each GraphModule from its root, graph and class name.
+        on_root: Called with the root graph before its module is made.
+        metadata: "lazy" keeps value descriptions with the nodes, "none" drops them.
+        public: Create nodes through torch's public API only.
+
+    Raises:
+        DecodeError: The message is not a graph in canonical form, or the names do not fit
+            it; names the field and the node.
+    """
+    if not isinstance(body, pb.GraphBody):
+        body = check_canonical(body)
+    return _Decoder(body, presentation, bind, module_class, on_root, metadata, public).module()
+
+
+class _Decoder:
+    """Decodes one message."""
+
+    def __init__(
+        self,
+        body: pb.GraphBody,
+        presentation: pb.Presentation | None,
+        bind: Bind | None,
+        module_class: ModuleClass,
+        on_root: Callable[[Graph], None] | None,
+        metadata: str,
+        public: bool,
+    ) -> None:
+        self._body = body
+        self._names = presentation
+        self._module_class = module_class
+        self._on_root = on_root
+        self._keeps_values = metadata == "lazy"
+        self._direct = not public and node_factory.supports_direct()
+        devices = read_devices(body, presentation)
+        self._tables = ValueTables(body, devices)
+        self._reader = TemplateReader(body, devices)
+        self._templates: dict[int, Template] = {}
+        self._attributes = AttributeReader(body, self._tables, self._reader, bind)
+        if not body.graphs:
+            raise DecodeError("there is no graph", field="graphs")
+        if presentation is not None and len(presentation.graphs) != len(body.graphs):
+            raise DecodeError("not one entry for each graph", field="presentation.graphs")
+
+    def module(self) -> GraphModule:
+        modules: dict[int, GraphModule] = {}
+        # Children have greater numbers than the graphs that name them.
+        for number in reversed(range(len(self._body.graphs))):
+            modules[number] = self._one(number, modules)
+        return modules[0]
+
+    def _one(self, number: int, modules: dict[int, GraphModule]) -> GraphModule:
+        columns = self._body.graphs[number]
+        given = self._names.graphs[number] if self._names is not None else None
+        count = len(columns.calls)
+        node_names = names.read_names(given, count) if given else [f"n{i}" for i in range(count)]
+        paths = _paths(given, columns.attributes)
+        root = self._attributes.root(number, paths, modules)
+        graph = Graph()
+        self._fill(graph, columns, node_names, paths, _placeholder_targets(given, count))
+        if number == 0 and self._on_root is not None:
+            self._on_root(graph)
+        return self._module_class(root, graph, "GraphModule")
+
+    def _fill(
+        self,
+        graph: Graph,
+        columns: pb.GraphColumns,
+        node_names: Sequence[str],
+        paths: Sequence[str],
+        placeholder_targets: dict[int, str],
+    ) -> None:
+        create = node_factory.create_direct if self._direct else node_factory.create_public
+        operands = columns.operands
+        position = 0
+        nodes: list[Node] = []
+        taken: set[str] = set()
+        for i, call in enumerate(columns.calls):
+            template = self._templates.get(call)
+            if template is None:
+                template = self._read_template(call, i)
+            op, target = template.op, template.target
+            end = position + template.holes
+            if op == "get_attr" or op == "call_module":
+                end += 1
+                target = self._attribute(operands, position, paths, op, columns, i)
+                position += 1
+            elif op == "placeholder":
+                name = placeholder_targets.get(i, node_names[i])
+                if name in taken:
+                    raise DecodeError(f"two arguments are called {name!r}", node=i)
+                taken.add(name)
+                target = template.stars + name
+            if end > len(operands):
+                raise DecodeError("operands end too early", field="operands", node=i)
+            holes = []
+            for delta in operands[position:end]:
+                if not 1 <= delta <= i:
+                    raise DecodeError(f"a reference {delta} nodes back", field="operands", node=i)
+                holes.append(nodes[i - delta])
+            position = end
+            if op == "output":
+                if i != len(columns.calls) - 1:
+                    raise DecodeError("the output is not the last node", field="calls", node=i)
+                target = "output"
+            args, kwargs = template.build(holes)
+            nodes.append(create(graph, node_names[i], op, target, args, kwargs))
+        if position != len(operands):
+            raise DecodeError("operands are left over", field="operands")
+        if not nodes or nodes[-1].op != "output":
+            raise DecodeError("the last node is not the output", field="calls")
+        if self._direct:
+            node_factory.register(graph, nodes, node_names)
+        self._describe(nodes, columns.values)
+
+    def _read_template(self, call: int, node: int) -> Template:
+        if call >= len(self._body.calls):
+            raise DecodeError(f"index {call} is outside of calls", field="calls", node=node)
+        try:
+            template = self._reader.read(call)
+        except DecodeError as error:
+            raise DecodeError(str(error), node=node) from error
+        self._templates[call] = template
+        return template
+
+    def _attribute(
+        self,
+        operands: Sequence[int],
+        position: int,
+        paths: Sequence[str],
+        op: str,
+        columns: pb.GraphColumns,
+        node: int,
+    ) -> str:
+        if position >= len(operands) or operands[position] >= len(paths):
+            raise DecodeError("an attribute that is not there", field="operands", node=node)
+        number = operands[position]
+        kind = columns.attributes[number].WhichOneof("kind")
+        if op == "call_module" and kind not in ("module", "graph"):
+            raise DecodeError("a call of what is no module", field="attributes", node=node)
+        return paths[number]
+
+    def _describe(self, nodes: Sequence[Node], values: Sequence[int]) -> None:
+        if not values:
+            return
+        if len(values) != len(nodes):
+            raise DecodeError("not one value for each node", field="values")
+        most = len(self._body.values)
+        tables = self._tables
+        if max(values) > most:
+            raise DecodeError("an index outside of values", field="values")
+        if not self._keeps_values:
+            return
+        lazy = [LazyValue(tables, index) for index in range(most)]
+        for node, value in zip(nodes, values, strict=True):
+            if value:
+                node.meta[META_KEY] = lazy[value - 1]
+
+
+def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> list[torch.device]:
+    """The devices of a message, with the presentation's indices or with their slots."""
+    indices: Sequence[int] | None = presentation.device_indices if presentation else None
+    if indices is not None and len(indices) != len(body.devices):
+        raise DecodeError("not one for each device", field="presentation.device_indices")
+    devices = []
+    for number, row in enumerate(body.devices):
+        name = DEVICE_TYPE_NAMES.get(row.type)
+        if name is None or row.slot > _MOST_DEVICES:
+            raise DecodeError("an unknown device", field=f"devices[{number}]")
+        index = None if not row.slot else row.slot - 1
+        if row.slot and indices is not None:
+            index = indices[number]
+            if index > _MOST_DEVICES:
+                raise DecodeError(
+                    f"there is no device {index}", field="presentation.device_indices"
+                )
+        devices.append(torch.device(name) if index is None else torch.device(name, index))
+    return devices
+
+
+# torch keeps a device's index in one signed byte.
+_MOST_DEVICES = 127
+
+
+def _paths(given: pb.GraphNames | None, attributes: Sequence[pb.Attribute]) -> list[str]:
+    canonical = names.canonical_paths(attributes)
+    if given is None:
+        return canonical
+    paths = list(given.attribute_paths)
+    if len(paths) != len(canonical):
+        raise DecodeError("not one for each attribute", field="presentation.attribute_paths")
+    for path in paths:
+        if not names.is_path(path):
+            raise DecodeError(
+                f"{path[:100]!r} is not an attribute path", field="presentation.attribute_paths"
+            )
+    return paths
+
+
+def _placeholder_targets(given: pb.GraphNames | None, count: int) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for row in given.placeholder_targets if given else ():
+        names.check_identifier(row.target, "presentation.placeholder_targets")
+        if row.node >= count:
+            raise DecodeError("names no node", field="presentation.placeholder_targets")
+        found[row.node] = row.target
+    return found

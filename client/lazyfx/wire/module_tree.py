@@ -1,0 +1,179 @@
+"""Attributes on the way in: the module that a decoded graph reads from and calls into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import leaf_modules, tree_specs
+from lazyfx.wire.format import DTYPE_OBJECTS, LAYOUT_OBJECTS
+from lazyfx.wire.templates import TemplateReader
+from lazyfx.wire.tensors import StandIn, contiguous_strides
+from lazyfx.wire.values import ValueTables, meta_tensor
+
+# (graph index, attribute index, attribute) -> the tensor, or None for a stand-in.
+Bind = Callable[[int, int, pb.Attribute], torch.Tensor | None]
+
+
+class AttributeReader:
+    """Builds the attributes of the graphs of one message."""
+
+    def __init__(
+        self,
+        body: pb.GraphBody,
+        tables: ValueTables,
+        templates: TemplateReader,
+        bind: Bind | None,
+    ) -> None:
+        self._body = body
+        self._tables = tables
+        self._templates = templates
+        self._bind = bind
+
+    def root(
+        self, number: int, paths: Sequence[str], modules: Mapping[int, GraphModule]
+    ) -> nn.Module:
+        """A module that holds the attributes of graph `number` at `paths`.
+
+        Raises:
+            DecodeError: An attribute makes no sense, or two paths get in each other's way.
+        """
+        rows = self._body.graphs[number].attributes
+        root = nn.Module()
+        owned = {
+            tensor.attribute
+            for row in rows
+            if row.WhichOneof("kind") == "module"
+            for tensor in row.module.tensors
+        }
+        values = [self._tensor_of(number, i, row) for i, row in enumerate(rows)]
+        for i, row in enumerate(rows):
+            if i in owned:
+                continue
+            try:
+                value = self._value(number, row, values[i], values, modules)
+                _place(root, paths[i], value, row.tensor.role)
+            except DecodeError as error:
+                raise DecodeError(str(error), field=f"graphs[{number}].attributes[{i}]") from error
+        return root
+
+    def _tensor_of(self, graph: int, number: int, row: pb.Attribute) -> torch.Tensor | None:
+        if row.WhichOneof("kind") != "tensor":
+            return None
+        if row.tensor.tensor >= len(self._body.tensors):
+            raise DecodeError("an index outside of tensors", field="attributes.tensor")
+        description = self._body.tensors[row.tensor.tensor]
+        is_parameter = row.tensor.role == pb.TENSOR_ROLE_PARAMETER
+        tensor = self._bind(graph, number, row) if self._bind else None
+        if tensor is None:
+            return self._stand_in(row.tensor, description, is_parameter)
+        if is_parameter and not isinstance(tensor, nn.Parameter):
+            return nn.Parameter(tensor, requires_grad=description.requires_grad)
+        return tensor
+
+    def _stand_in(
+        self, row: pb.TensorAttribute, description: pb.TensorDescription, is_parameter: bool
+    ) -> torch.Tensor:
+        dtype = DTYPE_OBJECTS.get(description.dtype)
+        if dtype is None or row.role not in _ROLES:
+            raise DecodeError("a tensor of unknown dtype or role", field="attributes.tensor")
+        shape = tuple(description.shape)
+        if description.symbolic_shape or min(shape, default=0) < 0:
+            raise DecodeError("an attribute has a static shape", field="attributes.tensor")
+        layout = LAYOUT_OBJECTS.get(description.layout, torch.strided)
+        tensor: torch.Tensor
+        try:
+            if layout is torch.strided:
+                strides = tuple(description.stride) or contiguous_strides(shape)
+                tensor = meta_tensor(dtype, shape, strides, description.storage_offset)
+            else:
+                tensor = torch.empty(shape, dtype=dtype, layout=layout, device="meta")
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise DecodeError(f"not a tensor: {error}", field="attributes.tensor") from None
+        if is_parameter:
+            tensor = nn.Parameter(tensor, requires_grad=description.requires_grad)
+        elif description.requires_grad:
+            tensor.requires_grad_(True)
+        tensor.lazyfx_stand_in = StandIn(self._tables, row)  # type: ignore[attr-defined]
+        return tensor
+
+    def _value(
+        self,
+        number: int,
+        row: pb.Attribute,
+        tensor: torch.Tensor | None,
+        tensors: Sequence[torch.Tensor | None],
+        modules: Mapping[int, GraphModule],
+    ) -> Any:
+        kind = row.WhichOneof("kind")
+        if kind == "tensor":
+            return tensor
+        if kind == "graph":
+            if row.graph <= number or row.graph not in modules:
+                raise DecodeError(f"graph {row.graph} does not come after graph {number}")
+            return modules[row.graph]
+        if kind == "module":
+            return self._leaf(row.module, tensors)
+        if kind == "literal":
+            return self._templates.literal(row.literal)
+        if kind == "tree_spec":
+            return tree_specs.read(row.tree_spec, self._body)
+        raise DecodeError("an attribute of unknown kind")
+
+    def _leaf(self, row: pb.LeafModule, tensors: Sequence[torch.Tensor | None]) -> nn.Module:
+        options = {option.name: self._templates.literal(option.value) for option in row.options}
+        if len(options) != len(row.options):
+            raise DecodeError("an option is given twice", field="module.options")
+        values: dict[str, torch.Tensor] = {}
+        for entry in row.tensors:
+            value = tensors[entry.attribute] if entry.attribute < len(tensors) else None
+            if value is None:
+                raise DecodeError(f"{entry.name[:100]!r} is no tensor", field="module.tensors")
+            values[entry.name] = value
+        return leaf_modules.build(row.type, options, values, training=row.training)
+
+
+_ROLES = frozenset({pb.TENSOR_ROLE_PARAMETER, pb.TENSOR_ROLE_BUFFER, pb.TENSOR_ROLE_CONSTANT})
+
+
+def _place(root: nn.Module, path: str, value: Any, role: int) -> None:
+    """Put a value at a dotted path, making plain modules on the way."""
+    *parents, name = path.split(".")
+    owner = root
+    for parent in parents:
+        child = owner._modules.get(parent)
+        if child is None:
+            if hasattr(owner, parent):
+                raise DecodeError(f"the path {path!r} runs through what is no module")
+            child = nn.Module()
+            owner.add_module(parent, child)
+        owner = child
+    present = getattr(owner, name, None)
+    if present is not None:
+        # The same tensor read by get_attr and held by a leaf module, or a plain module made
+        # on the way to a longer path: any other second value would be a lie.
+        if present is value or (isinstance(present, torch.Tensor) and _alike(present, value)):
+            return
+        raise DecodeError(f"two attributes have the path {path!r}")
+    if isinstance(value, torch.Tensor) and role == pb.TENSOR_ROLE_BUFFER:
+        owner.register_buffer(name, value)
+    else:
+        setattr(owner, name, value)
+
+
+def _alike(present: torch.Tensor, value: Any) -> bool:
+    """Whether both stand in for one tensor of the caller."""
+    ours = getattr(present, "lazyfx_stand_in", None)
+    theirs = getattr(value, "lazyfx_stand_in", None)
+    return (
+        isinstance(ours, StandIn)
+        and isinstance(theirs, StandIn)
+        and ours.tables is theirs.tables
+        and ours.attribute == theirs.attribute
+    )

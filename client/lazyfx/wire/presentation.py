@@ -1,0 +1,155 @@
+"""From canonical names to a caller's, and from a compiled graph back to its source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import names
+from lazyfx.wire.encode import EncodedGraph
+
+_CANONICAL_NODE = re.compile(r"n(0|[1-9][0-9]{0,8})\Z", re.ASCII)
+
+
+def provenance(source: bytes | pb.GraphBody, encoded: EncodedGraph) -> list[pb.Provenance]:
+    """Where the parts of a graph come from that was decoded from `source` and changed.
+
+    The graph was decoded with canonical names, so a node called "n<i>" is node i of the
+    source, and an attribute at "a<i>" its attribute i.
+
+    Args:
+        source: The body that was decoded.
+        encoded: The graph after the passes.
+
+    Returns:
+        One entry for each graph of `encoded`.
+    """
+    if not isinstance(source, pb.GraphBody):
+        source = pb.GraphBody.FromString(source)
+    compiled = pb.GraphBody.FromString(encoded.body)
+    presentation = encoded.presentation
+    rows = [pb.Provenance() for _ in compiled.graphs]
+    rows[0].source_graph = 1
+    for number, row in enumerate(rows):
+        columns, given = compiled.graphs[number], presentation.graphs[number]
+        if not row.source_graph:
+            row.nodes.extend([0] * len(columns.calls))
+            row.attributes.extend([0] * len(columns.attributes))
+            continue
+        origin = source.graphs[row.source_graph - 1]
+        row.nodes.extend(_node_origins(given, len(origin.calls)))
+        places = {p: i for i, p in enumerate(names.canonical_paths(origin.attributes))}
+        for attribute, path in zip(columns.attributes, given.attribute_paths, strict=True):
+            place = places.get(path)
+            row.attributes.append(0 if place is None else 1 + place)
+            if place is not None and attribute.WhichOneof("kind") == "graph":
+                rows[attribute.graph].source_graph = 1 + origin.attributes[place].graph
+    devices = {(d.type, d.slot): i for i, d in enumerate(source.devices)}
+    for device, index in zip(compiled.devices, presentation.device_indices, strict=True):
+        slot = device.slot and index + 1
+        rows[0].devices.append(1 + devices.get((device.type, slot), -1))
+    return rows
+
+
+def _node_origins(given: pb.GraphNames, count: int) -> list[int]:
+    origins = []
+    seen = set()
+    for stem, suffix in zip(given.stem, given.suffix, strict=True):
+        match = _CANONICAL_NODE.match(given.stems[stem]) if not suffix else None
+        place = int(match[1]) if match else count
+        origins.append(1 + place if place < count and place not in seen else 0)
+        seen.add(place)
+    return origins
+
+
+def present(compiled: pb.CompiledGraph, source: pb.Presentation | None) -> pb.Presentation:
+    """The names of a compiled graph in the words of a caller of its source.
+
+    Nodes and attributes that survived get the caller's names; new ones keep their own,
+    made distinct. Device indices and the calling convention carry over.
+
+    Args:
+        compiled: Presentation and provenance as a worker made them.
+        source: The caller's presentation of the source; None keeps canonical names.
+
+    Raises:
+        DecodeError: The caller's names do not fit the source graph.
+    """
+    own = compiled.graph.presentation
+    result = pb.Presentation()
+    result.CopyFrom(own)
+    if source is None or not source.graphs:
+        return result
+    for number, origin in enumerate(compiled.provenance):
+        if origin.source_graph:
+            if origin.source_graph > len(source.graphs):
+                raise DecodeError("not one entry for each graph", field="presentation.graphs")
+            _present_graph(
+                own.graphs[number],
+                source.graphs[origin.source_graph - 1],
+                origin,
+                result.graphs[number],
+            )
+    origins = compiled.provenance[0].devices if compiled.provenance else ()
+    for i, device in enumerate(origins):
+        if device:
+            if device > len(source.device_indices):
+                raise DecodeError("too short", field="presentation.device_indices")
+            result.device_indices[i] = source.device_indices[device - 1]
+    if source.HasField("signature"):
+        result.signature.CopyFrom(source.signature)
+    return result
+
+
+def _present_graph(
+    own: pb.GraphNames, source: pb.GraphNames, origin: pb.Provenance, result: pb.GraphNames
+) -> None:
+    result.Clear()
+    theirs = names.read_names(source, len(source.stem))
+    ours = names.read_names(own, len(own.stem))
+    names.write_names(_merge(ours, theirs, origin.nodes, "presentation.stem", _next_name), result)
+    paths = _merge(
+        own.attribute_paths,
+        source.attribute_paths,
+        origin.attributes,
+        "presentation.attribute_paths",
+        lambda path, taken: _next_name(path.replace(".", "_"), taken),
+    )
+    result.attribute_paths.extend(paths)
+    targets = {row.node: row.target for row in source.placeholder_targets}
+    own_targets = {row.node: row.target for row in own.placeholder_targets}
+    for i, place in enumerate(origin.nodes):
+        target = targets.get(place - 1) if place else own_targets.get(i)
+        if target is not None:
+            result.placeholder_targets.add(node=i, target=target)
+
+
+def _merge(
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    origins: Sequence[int],
+    field: str,
+    rename: Callable[[str, set[str]], str],
+) -> list[str]:
+    if max(origins, default=0) > len(theirs):
+        raise DecodeError("shorter than the graph", field=field)
+    taken = {theirs[place - 1] for place in origins if place}
+    merged = []
+    for name, place in zip(ours, origins, strict=True):
+        chosen = theirs[place - 1] if place else name
+        if not place:
+            if chosen in taken:
+                chosen = rename(chosen, taken)
+            taken.add(chosen)
+        merged.append(chosen)
+    return merged
+
+
+def _next_name(name: str, taken: set[str]) -> str:
+    stem, suffix = names.split(name)
+    suffix = max(suffix, 1)
+    while names.join(stem, suffix) in taken:
+        suffix += 1
+    return names.join(stem, suffix)

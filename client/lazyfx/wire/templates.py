@@ -1,0 +1,281 @@
+"""Argument templates on the way in: each distinct call becomes a builder once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import symbols, targets
+from lazyfx.wire.format import (
+    DTYPE_OBJECTS,
+    LAYOUT_OBJECTS,
+    MAX_DEPTH,
+    MEMORY_FORMAT_OBJECTS,
+    OPCODE_NAMES,
+)
+from lazyfx.wire.target_lists import ATTRIBUTES
+
+Operands = Sequence[Node]
+Build = Callable[[Operands], Any]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A call, ready to be filled in.
+
+    Attributes:
+        op: fx opcode.
+        target: The callable or method name; None where the node tells it.
+        holes: Operands that it takes.
+        build: Makes args and kwargs from the operands.
+        stars: For placeholders.
+    """
+
+    op: str
+    target: Any
+    holes: int
+    build: Callable[[Operands], Arguments]
+    stars: str
+
+
+class TemplateReader:
+    """Turns the calls of a message into templates.
+
+    Args:
+        body: The message.
+        devices: One a row of `body.devices`.
+    """
+
+    def __init__(self, body: pb.GraphBody, devices: Sequence[torch.device]) -> None:
+        self._body = body
+        self._devices = devices
+        self._targets: dict[int, Any] = {}
+
+    def read(self, number: int) -> Template:
+        """The template of a row of `body.calls`.
+
+        Raises:
+            DecodeError: The row makes no sense; names the field.
+        """
+        call = self._body.calls[number]
+        op = OPCODE_NAMES.get(call.opcode)
+        if op is None:
+            raise DecodeError(f"unknown opcode {call.opcode}", field=f"calls[{number}].opcode")
+        try:
+            self._check_shape(call, op)
+            target = self.target(call.target - 1) if call.target else None
+            if target is getattr:
+                self._check_getattr(call)
+            holes = _Holes()
+            args = [self._argument(argument, holes, 0) for argument in call.args]
+            kwargs = {
+                self.text(keyword.name): self._argument(keyword.value, holes, 0)
+                for keyword in call.kwargs
+            }
+        except DecodeError as error:
+            raise DecodeError(str(error), field=f"calls[{number}]") from error
+        if len(kwargs) != len(call.kwargs):
+            raise DecodeError("a keyword is given twice", field=f"calls[{number}].kwargs")
+        for name in kwargs:
+            if not name.isidentifier():
+                raise DecodeError(
+                    f"{name[:100]!r} is not a keyword name", field=f"calls[{number}].kwargs"
+                )
+        return Template(op, target, holes.count, _builder(args, kwargs), "*" * call.stars)
+
+    def literal(self, argument: pb.Argument) -> Any:
+        """An argument without holes."""
+        holes = _Holes()
+        value = self._argument(argument, holes, 0)
+        if holes.count:
+            raise DecodeError("an operand where only literals can be")
+        return value
+
+    def text(self, index: int) -> str:
+        """A row of `body.strings`."""
+        return _at(self._body.strings, index, "strings")
+
+    def target(self, index: int) -> Any:
+        """The callable, or method name, of a row of `body.targets`."""
+        found = self._targets.get(index)
+        if found is None:
+            row = _at(self._body.targets, index, "targets")
+            found = self._targets[index] = targets.find(row.kind, row.name)
+        return found
+
+    def _check_shape(self, call: pb.Call, op: str) -> None:
+        named = op in ("call_function", "call_method")
+        if bool(call.target) != named:
+            raise DecodeError(f"a {op} {'needs a' if named else 'has no'} target")
+        if named:
+            row = _at(self._body.targets, call.target - 1, "targets")
+            if (row.kind == pb.TARGET_KIND_METHOD) != (op == "call_method"):
+                raise DecodeError(f"the target of a {op} is of another kind")
+        if call.stars > (2 if op == "placeholder" else 0):
+            raise DecodeError("stars are for placeholders, at most two")
+        plain = op in ("placeholder", "get_attr", "output")
+        most = {"placeholder": 1, "get_attr": 0, "output": 1}.get(op, len(call.args))
+        if (plain and call.kwargs) or len(call.args) > most:
+            raise DecodeError(f"a {op} does not take these arguments")
+        if op == "output" and not call.args:
+            raise DecodeError("an output needs an argument")
+        if op == "call_method" and not call.args:
+            raise DecodeError("a method needs the object that it is called on")
+
+    def _check_getattr(self, call: pb.Call) -> None:
+        name = call.args[1].text if len(call.args) == 2 and not call.kwargs else None
+        if name is None or call.args[1].WhichOneof("kind") != "text":
+            raise DecodeError("getattr takes a value and a literal name")
+        if self.text(name) not in ATTRIBUTES:
+            raise DecodeError(
+                f"{self.text(name)[:100]!r} is not a tensor attribute that may be read"
+            )
+
+    def _argument(self, argument: pb.Argument, holes: _Holes, depth: int) -> Any:
+        """A literal as it is, or a `_Part` where operands go in."""
+        kind = argument.WhichOneof("kind")
+        if kind == "operand":
+            return holes.next()
+        if kind in _PLAIN:
+            return getattr(argument, kind)
+        if depth >= MAX_DEPTH:
+            raise DecodeError("arguments are nested too deeply")
+        if kind in ("list", "tuple", "size"):
+            items = [self._argument(i, holes, depth + 1) for i in getattr(argument, kind).items]
+            return _sequence(
+                items, {"list": immutable_list, "tuple": tuple, "size": torch.Size}[kind]
+            )
+        if kind == "dictionary":
+            return self._dictionary(argument.dictionary, holes, depth)
+        if kind == "slice":
+            row = argument.slice
+            parts = [self._argument(p, holes, depth + 1) for p in (row.start, row.stop, row.step)]
+            return _sequence(parts, lambda items: slice(*items))
+        return self._leaf(argument, kind)
+
+    def _leaf(self, argument: pb.Argument, kind: str | None) -> Any:
+        if kind == "none":
+            return None
+        if kind == "ellipsis":
+            return ...
+        if kind == "text":
+            return self.text(argument.text)
+        if kind == "device":
+            return _at(self._devices, argument.device, "devices")
+        if kind == "complex":
+            return complex(argument.complex.real, argument.complex.imaginary)
+        if kind == "expression":
+            _at(self._body.expressions, argument.expression, "expressions")
+            return symbols.example(self._body, argument.expression)
+        if kind == "target":
+            target = self.target(argument.target)
+            if isinstance(target, str):
+                raise DecodeError("a method is no argument")
+            return target
+        enum = _ENUMS.get(kind or "")
+        found = enum.get(getattr(argument, kind)) if enum and kind else None
+        if found is None:
+            raise DecodeError(f"an argument of unknown kind or value ({kind})")
+        return found
+
+    def _dictionary(self, row: pb.Dictionary, holes: _Holes, depth: int) -> Any:
+        keys = []
+        for entry in row.entries:
+            kind = entry.key.WhichOneof("kind")
+            if kind not in ("text", "integer", "boolean"):
+                raise DecodeError("a dictionary key is neither text, integer nor boolean")
+            keys.append(self._argument(entry.key, holes, depth + 1))
+        values = [self._argument(entry.value, holes, depth + 1) for entry in row.entries]
+        if len(set(keys)) != len(keys):
+            raise DecodeError("a dictionary key is given twice")
+        return _sequence(values, lambda items: immutable_dict(zip(keys, items, strict=True)))
+
+
+_PLAIN = frozenset({"boolean", "integer", "floating"})
+_ENUMS: dict[str, dict[int, Any]] = {
+    "dtype": dict(DTYPE_OBJECTS),
+    "layout": dict(LAYOUT_OBJECTS),
+    "memory_format": dict(MEMORY_FORMAT_OBJECTS),
+}
+
+
+class _Holes:
+    """Counts holes in the order in which operands fill them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def next(self) -> _Part:
+        place = self.count
+        self.count += 1
+        return _Part(lambda operands: operands[place], place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Something made from operands; `place` is set for a bare hole."""
+
+    build: Build
+    place: int | None = None
+
+
+def _sequence(items: list[Any], make: Callable[[list[Any]], Any]) -> Any:
+    if not any(type(item) is _Part for item in items):
+        return make(items)
+    fill = _filler(items)
+    return _Part(lambda operands: make(fill(operands)))
+
+
+def _filler(items: list[Any]) -> Callable[[Operands], list[Any]]:
+    """Copies `items` with their parts built."""
+    bare = [(i, item.place) for i, item in enumerate(items) if _is_bare(item)]
+    rest = [
+        (i, item.build)
+        for i, item in enumerate(items)
+        if type(item) is _Part and not _is_bare(item)
+    ]
+
+    def fill(operands: Operands) -> list[Any]:
+        filled = items.copy()
+        for i, place in bare:
+            filled[i] = operands[place]
+        for i, build in rest:
+            filled[i] = build(operands)
+        return filled
+
+    return fill
+
+
+def _is_bare(item: Any) -> bool:
+    return type(item) is _Part and item.place is not None
+
+
+def _builder(args: list[Any], kwargs: dict[str, Any]) -> Callable[[Operands], Arguments]:
+    fill = _filler(args)
+    if not kwargs:
+        if not any(type(item) is _Part for item in args):
+            constant: Arguments = (tuple(args), {})
+            return lambda _: constant
+        if all(map(_is_bare, args)):
+            return lambda operands: (tuple(operands), {})
+        return lambda operands: (tuple(fill(operands)), {})
+    names = list(kwargs)
+    fill_kwargs = _filler(list(kwargs.values()))
+    return lambda operands: (
+        tuple(fill(operands)),
+        dict(zip(names, fill_kwargs(operands), strict=True)),
+    )
+
+
+def _at(rows: Sequence[Any], index: int, table: str) -> Any:
+    if not 0 <= index < len(rows):
+        raise DecodeError(f"index {index} is outside of {table}")
+    return rows[index]
