@@ -23,7 +23,9 @@ class Capture:
 
 def symbolic(model: nn.Module, example: Mapping[str, Tensor]) -> list[Capture]:
     names = list(example)
-    return [Capture("symbolic", torch.fx.symbolic_trace(model), tuple(example[n] for n in names), {})]
+    return [
+        Capture("symbolic", torch.fx.symbolic_trace(model), tuple(example[n] for n in names), {})
+    ]
 
 
 def exported(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from lazyfx.wire.canonical import check_canonical
-from lazyfx.wire.decode import decode
+from lazyfx.wire.decode import Metadata, decode
 from lazyfx.wire.encode import EncodedGraph, digest, encode
 from lazyfx.wire.format import FORMAT_VERSION
-from lazyfx.wire.presentation import present, provenance
+from lazyfx.wire.presentation import node_name, present, provenance, tensor_places
+from lazyfx.wire.signature import apply_signature
 from lazyfx.wire.tensors import content_digest, tensor_bytes, tensor_from_bytes
 from lazyfx.wire.values import META_KEY, LazyValue, describe, fake_value, materialize
 
@@ -15,6 +16,8 @@ __all__ = [
     "META_KEY",
     "EncodedGraph",
     "LazyValue",
+    "Metadata",
+    "apply_signature",
     "check_canonical",
     "content_digest",
     "decode",
@@ -23,8 +26,10 @@ __all__ = [
     "encode",
     "fake_value",
     "materialize",
+    "node_name",
     "present",
     "provenance",
     "tensor_bytes",
     "tensor_from_bytes",
+    "tensor_places",
 ]

@@ -17,6 +17,7 @@ from lazyfx.wire.module_tree import AttributeReader, Bind
 from lazyfx.wire.templates import Template, TemplateReader
 from lazyfx.wire.values import META_KEY, LazyValue, ValueTables
 
+Metadata = Literal["lazy", "none"]
 ModuleClass = Callable[[torch.nn.Module, Graph, str], GraphModule]
 
 
@@ -27,7 +28,7 @@ def decode(
     bind: Bind | None = None,
     module_class: ModuleClass = GraphModule,
     on_root: Callable[[Graph], None] | None = None,
-    metadata: Literal["lazy", "none"] = "lazy",
+    metadata: Metadata = "lazy",
     public: bool = False,
 ) -> GraphModule:
     """Read a graph.
@@ -66,7 +67,7 @@ class _Decoder:
         bind: Bind | None,
         module_class: ModuleClass,
         on_root: Callable[[Graph], None] | None,
-        metadata: str,
+        metadata: Metadata,
         public: bool,
     ) -> None:
         self._body = body

@@ -153,3 +153,28 @@ def _next_name(name: str, taken: set[str]) -> str:
     while names.join(stem, suffix) in taken:
         suffix += 1
     return names.join(stem, suffix)
+
+
+def tensor_places(body: pb.GraphBody) -> dict[str, tuple[int, int]]:
+    """Graph and attribute index of each tensor, by its canonical path from the root.
+
+    A tensor "a4" of the graph at "a2" is at "a2.a4".
+    """
+    places: dict[str, tuple[int, int]] = {}
+    prefixes = {0: ""}
+    for number, graph in enumerate(body.graphs):
+        prefix = prefixes.get(number)
+        if prefix is None:
+            continue
+        for i, path in enumerate(names.canonical_paths(graph.attributes)):
+            row = graph.attributes[i]
+            if row.WhichOneof("kind") == "tensor":
+                places[prefix + path] = (number, i)
+            elif row.WhichOneof("kind") == "graph":
+                prefixes.setdefault(row.graph, f"{prefix}{path}.")
+    return places
+
+
+def node_name(given: pb.GraphNames, node: int) -> str:
+    """The name of one node."""
+    return names.join(given.stems[given.stem[node]], given.suffix[node])
