@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import Any, ClassVar
 
+from lazyfx.assembly import GeneratedSource, generate
 from torch.fx import GraphModule
 from torch.fx.graph import PythonCode
 
-from lazyfx.assembly import GeneratedSource, generate
 from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
 from lazyfx_server.lazy.torch_names import (
     SINGLETON_CLASS_NAME,
@@ -30,12 +30,12 @@ class LazyModule(TorchLazyGraphModule):
     """A GraphModule whose recompiles are marks in a ledger. Made by `lazy_class`."""
 
     ledger: ClassVar[RecompileLedger]
-    lock: ClassVar[threading.RLock]  # type: ignore[valid-type, unused-ignore] - a factory before 3.13
+    lock: ClassVar[AbstractContextManager[bool]]
 
     def recompile(self) -> None:  # type: ignore[override]
         """Marks the generated code as out of date."""
         self.ledger.note_requested(len(self._graph.nodes))
-        type(self).forward = type(self)._lazy_forward
+        type(self).forward = type(self)._lazy_forward  # noqa: SLF001 - our own class
 
     def real_recompile(self) -> None:
         """Generates the code if it is out of date."""

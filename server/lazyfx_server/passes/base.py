@@ -77,7 +77,7 @@ class Pass(ABC):
     needs_shapes: ClassVar[bool] = False
     mutates: ClassVar[bool] = True
 
-    def values_read(self, module: GraphModule) -> frozenset[str]:
+    def values_read(self, module: GraphModule) -> frozenset[str]:  # noqa: ARG002
         """Paths of the tensor attributes whose values `run` would read.
 
         Args:

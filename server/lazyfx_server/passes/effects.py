@@ -48,18 +48,18 @@ _FRESH = Effects()
 _KEPT = Effects(keep=True, mergeable=False)
 
 # Higher-order operators that do what their bodies do and no more.
-_STRUCTURED = frozenset(
+_STRUCTURED = known.words(
     "cond while_loop scan associative_scan map map_impl wrap tag_activation_checkpoint "
     "wrap_with_autocast wrap_with_set_grad_enabled autograd_function_apply flex_attention "
-    "invoke_subgraph wrap_activation_checkpoint hints_wrapper".split()
+    "invoke_subgraph wrap_activation_checkpoint hints_wrapper"
 )
 
 # Schemas of these hide that they hold for the whole graph.
 _ASSERTING = ("assert", "constrain_range")
 
-_TENSOR_PROPERTIES = frozenset(
+_TENSOR_PROPERTIES = known.words(
     "size dim ndimension numel nelement element_size stride storage_offset get_device "
-    "is_contiguous is_floating_point is_complex item tolist type_as __len__ get keys items".split()
+    "is_contiguous is_floating_point is_complex item tolist type_as __len__ get keys items"
 )
 
 
@@ -149,7 +149,7 @@ def _python(node: Node, target: Callable[..., Any]) -> Effects:
 
 
 def _in_place(node: Node) -> Effects:
-    written = _nodes(node.args[:1])
+    written = tuple(_nodes(node.args[:1]))
     return Effects(keep=True, mergeable=False, writes=written, aliases=written)
 
 
@@ -221,7 +221,7 @@ def _statistics(node: Node, name: str, *, functional: bool) -> list[Node]:
 
 def _overload(node: Node, op: OpOverload[..., Any]) -> Effects:
     name = known.base_name(op)
-    schema = op._schema  # noqa: SLF001 - torch's own way to a schema
+    schema = op._schema  # noqa: SLF001
     writes: list[Node] = []
     shared: list[Node] = []
     aliased = {
@@ -259,7 +259,8 @@ def _overload(node: Node, op: OpOverload[..., Any]) -> Effects:
 def _higher_order(node: Node, op: HigherOrderOperator) -> Effects:
     operands = _operands(node)
     bodies = [body for body in map(_attribute_of, operands) if isinstance(body, GraphModule)]
-    if op.name() not in _STRUCTURED or not bodies or any(has_effects(body) for body in bodies):
+    name = str(op.name())  # type: ignore[no-untyped-call]
+    if name not in _STRUCTURED or not bodies or any(has_effects(body) for body in bodies):
         return _unknown(node)
     return Effects(mergeable=False, aliases=operands)
 

@@ -18,9 +18,15 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text: a long list of names that stays readable."""
+    return frozenset(text.split())
+
+
 # Operators with no alias in their schema that may hand back an operand, or a
 # view of one, all the same.
-MAY_RETURN_OPERAND = frozenset(
+MAY_RETURN_OPERAND = words(
     "dropout feature_dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d "
     "native_dropout type_as meshgrid broadcast_tensors atleast_1d atleast_2d atleast_3d einsum "
     "pad constant_pad_nd chain_matmul linalg_multi_dot multi_dot conj_physical sum_to_size "
@@ -29,7 +35,7 @@ MAY_RETURN_OPERAND = frozenset(
     "getitem __getitem__ data real imag T mT H mH type split_with_sizes "
     "block_diag cartesian_prod combinations tensordot interpolate upsample "
     "normalize fold unfold pixel_shuffle pixel_unshuffle to flatten unflatten "
-    "lift lift_fresh _to_copy dequantize pin_memory values indices".split()
+    "lift lift_fresh _to_copy dequantize pin_memory values indices"
 )
 
 # In training these update running statistics that their schema calls plain
@@ -92,49 +98,59 @@ FUNCTIONAL_RANDOM_SWITCHES: dict[str, tuple[Switch, ...]] = {
 }
 
 # Operators of these namespaces speak to other processes or to the profiler.
-EFFECTFUL_NAMESPACES = frozenset(
+EFFECTFUL_NAMESPACES = words(
     "_c10d_functional _c10d_functional_autograd c10d c10d_functional _dtensor symm_mem profiler "
-    "rngprims inductor fsdp".split()
+    "rngprims inductor fsdp"
 )
 
 # Memory as it was found: two calls differ, and neither is a constant.
-UNINITIALIZED = frozenset(
+UNINITIALIZED = words(
     "empty empty_like empty_strided empty_permuted empty_quantized new_empty new_empty_strided "
-    "_empty_affine_quantized resize resize_as".split()
+    "_empty_affine_quantized resize resize_as"
 )
 
 # Builtins and helpers that sit among the operators and are none.
-_NOT_OPERATORS = frozenset(
+_NOT_OPERATORS = words(
     "from_file seed manual_seed initial_seed save has_torch_function boolean_dispatch "
-    "assert_int_or_pair init_num_threads set_num_threads".split()
+    "assert_int_or_pair init_num_threads set_num_threads"
 )
 
 IN_PLACE_OPERATORS = frozenset(
     getattr(operator, name)
-    for name in "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift "
-    "iconcat setitem delitem".split()
+    for name in words(
+        "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift "
+        "iconcat setitem delitem"
+    )
 )
 IN_PLACE_DUNDERS = frozenset(
     f"__{name}__"
-    for name in "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift "
-    "setitem delitem".split()
+    for name in words(
+        "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift "
+        "setitem delitem"
+    )
 )
 PURE_DUNDERS = frozenset(
     f"__{name}__"
-    for name in "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow "
-    "matmul rmatmul and rand or ror xor rxor lshift rlshift rshift rrshift neg pos abs invert eq "
-    "ne lt le gt ge len bool int float index contains getitem".split()
+    for name in words(
+        "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow "
+        "matmul rmatmul and rand or ror xor rxor lshift rlshift rshift rrshift neg pos abs invert "
+        "eq ne lt le gt ge len bool int float index contains getitem"
+    )
 )
 
 _PURE_OPERATORS = frozenset(
     getattr(operator, name)
-    for name in "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift neg pos abs "
-    "invert inv not_ eq ne lt le gt ge is_ is_not contains getitem index truth concat".split()
+    for name in words(
+        "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift neg pos "
+        "abs invert inv not_ eq ne lt le gt ge is_ is_not contains getitem index truth concat"
+    )
 )
 _PURE_BUILTINS = frozenset(
     getattr(builtins, name)
-    for name in "getattr len max min sum abs round pow divmod int float bool complex str tuple list "
-    "dict slice range isinstance hasattr zip enumerate reversed sorted all any".split()
+    for name in words(
+        "getattr len max min sum abs round pow divmod int float bool complex str tuple "
+        "list dict slice range isinstance hasattr zip enumerate reversed sorted all any"
+    )
 )
 _PURE_MATH = frozenset(
     value for name, value in vars(math).items() if callable(value) and not name.startswith("_")
@@ -151,7 +167,7 @@ PYTHON_MAY_RETURN_OPERAND = frozenset(
     (operator.getitem, operator.concat, operator.pos, operator.add, operator.mul)
 ) | frozenset(
     getattr(builtins, name)
-    for name in "getattr max min sum tuple list dict slice zip enumerate reversed sorted".split()
+    for name in words("getattr max min sum tuple list dict slice zip enumerate reversed sorted")
 )
 # `+` and `*` return an operand's parts only for containers, never for tensors.
 PYTHON_CONTAINER_ONLY = frozenset((operator.add, operator.mul, operator.concat))
@@ -173,16 +189,13 @@ def aten_facts(name: str) -> OperatorFacts:
     packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
     if not isinstance(packet, OpOverloadPacket):
         return OperatorFacts(exists=False, random=False, mutates=False, may_alias=False)
-    overloads = [
-        getattr(packet, o)
-        for o in packet.overloads()
-        if torch.Tag.out not in getattr(packet, o).tags
-    ]
+    names: list[str] = packet.overloads()  # type: ignore[no-untyped-call]
+    overloads = [getattr(packet, o) for o in names if torch.Tag.out not in getattr(packet, o).tags]
     # Some packets (aten.einsum) list TorchScript overloads without a kernel: no tags, no harm.
     return OperatorFacts(
         exists=True,
         random=any(is_tagged_random(op) for op in overloads),
-        mutates=any(op._schema.is_mutable and not _has_out(op) for op in overloads),  # noqa: SLF001 - torch's own way to a schema
+        mutates=any(op._schema.is_mutable and not _has_out(op) for op in overloads),  # noqa: SLF001
         may_alias=name in MAY_RETURN_OPERAND or any(returns_alias(op) for op in overloads),
     )
 

@@ -121,7 +121,7 @@ class Pipeline:
         module = make_lazy(module, ledger)
         bounds = limits or PassLimits()
         runs: list[PassRun] = []
-        for place, pass_ in enumerate(self.passes):
+        for place in range(len(self.passes)):
             context = PassContext((rewrites or {}).get(place, ()), bounds)
             module, run = self._run_one(place, module, ledger, context)
             runs.append(run)
@@ -169,7 +169,7 @@ def _guarded(
         return pass_.run(module, context)
     except PassError as error:
         raise error.at(where, pass_.name, before) from error
-    except Exception as error:  # noqa: BLE001 - whatever a pass raises becomes an answer to its caller
+    except Exception as error:  # whatever a pass raises becomes an answer to its caller
         raise PassError(
             f"{type(error).__name__}: {error}",
             kind="internal",

@@ -102,8 +102,8 @@ def _convert(option: str, value: object, annotation: Any, pass_name: str) -> Opt
         return tuple(_convert(option, v, item, pass_name) for v in value)  # type: ignore[misc]
     if annotation is float and type(value) is int:
         return float(value)
-    if type(value) is annotation:
-        return value  # type: ignore[no-any-return]
+    if type(value) is annotation and isinstance(value, bool | int | float | str):
+        return value
     raise PassError(
         f"option {option!r} takes {_type_name(annotation)}, not {value!r}",
         field=f"options.{option}",

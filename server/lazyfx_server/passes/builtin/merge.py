@@ -28,7 +28,7 @@ class CommonSubexpressionElimination(Pass):
 
     name: ClassVar[str] = "common_subexpression_elimination"
 
-    def run(self, module: GraphModule, context: PassContext) -> PassResult:
+    def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002
         """Merges equal nodes in place, in the GraphModules inside too."""
         merged = sum(_merge_equal(part) for part in graph_modules(module))
         return PassResult(module, merged > 0, f"{merged} nodes merged" if merged else "")

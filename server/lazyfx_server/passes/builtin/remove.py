@@ -24,7 +24,7 @@ class DeadCodeElimination(Pass):
 
     name: ClassVar[str] = "dead_code_elimination"
 
-    def run(self, module: GraphModule, context: PassContext) -> PassResult:
+    def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002
         """Removes dead nodes; the inputs and their order stay."""
         removed = 0
         # Innermost first: what makes a body pure may make its caller dead.
