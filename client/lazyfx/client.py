@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TypeAlias
 
+from typing_extensions import Self
+
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import Connection
 from lazyfx.errors import LazyfxError, MissingBlobsError
@@ -46,7 +48,7 @@ class AsyncClient:
         """Where the server is."""
         return self._connection.address
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -68,7 +70,7 @@ class AsyncClient:
         example_inputs: ExampleInputs = None,
         *,
         skip_cache_lookup: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - becomes the call's gRPC deadline
+        timeout: float | None = None,
     ) -> AsyncRemoteModule:
         """Compile a graph on the server.
 
@@ -175,7 +177,7 @@ class AsyncClient:
     async def ask(
         self,
         prepared: Prepared,
-        timeout: float | None = None,  # noqa: ASYNC109 - becomes the call's gRPC deadline
+        timeout: float | None = None,
         *,
         skip_cache_lookup: bool = False,
     ) -> pb.CompileResponse:

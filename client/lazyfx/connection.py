@@ -75,7 +75,7 @@ class Connection:
     async def compile(
         self,
         request: pb.CompileRequest,
-        timeout: float | None = None,  # noqa: ASYNC109 - becomes the call's gRPC deadline
+        timeout: float | None = None,
     ) -> pb.CompileResponse:
         """Ask for one compile.
 

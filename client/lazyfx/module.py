@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule
 
 from lazyfx import wire
 from lazyfx.assembly import GeneratedSource, package_module, pickle_module
 from lazyfx.errors import ArtifactError, NotFoundError
+from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.preparing import Prepared
 from lazyfx.report import Cache, Report, cache_of, report_of
 from lazyfx.v1 import compiler_pb2 as pb
@@ -89,9 +90,10 @@ class AsyncRemoteModule:
             DecodeError: The server sent something that is not a graph.
             ServiceError: The server cannot send it.
         """
-        compiled = graph_pb2.CompiledGraph.FromString(await self._artifact(pb.ARTIFACT_KIND_GRAPH))
-        await self._fetch_constants()
-        return self._rebuild(compiled)
+        rebuilt = self._rebuild(await self._compiled_graph(), GraphModule)
+        self._prepared.captured.adopt_checks(rebuilt)
+        self._performed_here += 1
+        return rebuilt
 
     async def prepared_call(self) -> GraphModule:
         """The module that calls go to, built on first use."""
@@ -194,23 +196,17 @@ class AsyncRemoteModule:
         generated for it once, or with a lazy class not at all.
         """
         captured = self._prepared.captured
-
-        def make(root: torch.nn.Module, graph: Graph, name: str) -> GraphModule:
-            if graph_of_root(graph):
-                captured.adopt_codegen(graph)
-            return module_class(root, graph, name)
-
-        rebuilt = wire.decode(
-            compiled.graph.body,
+        body = graph_pb2.GraphBody.FromString(compiled.graph.body)
+        return wire.decode(
+            body,
             wire.present(compiled, self._prepared.encoded.presentation),
-            bind=self._bind(compiled),
-            module_class=make,
+            bind=self._bind(compiled, body),
+            module_class=module_class,
+            on_root=captured.adopt_codegen,
         )
-        captured.adopt_checks(rebuilt)
-        return rebuilt
 
     def _bind(
-        self, compiled: graph_pb2.CompiledGraph
+        self, compiled: graph_pb2.CompiledGraph, body: graph_pb2.GraphBody
     ) -> Callable[[int, int, graph_pb2.Attribute], torch.Tensor | None]:
         """What gives each tensor of the compiled graph: the caller's own, or a new constant."""
 
@@ -226,7 +222,7 @@ class AsyncRemoteModule:
             data = self._constants.get(description.tensor.content.sha256)
             if data is None:
                 raise ArtifactError("the compiled graph names a constant that it did not announce")
-            return wire.tensor_from_bytes(compiled.graph, description.tensor, data)
+            return wire.tensor_from_bytes(body.tensors[description.tensor.tensor], data)
 
         return bind
 

@@ -16,7 +16,7 @@ class Recompiles:
 
     @property
     def saved(self) -> int:
-        """requested - performed, never below 0."""
+        """Requested - performed, never below 0."""
         return max(0, self.requested - self.performed)
 
 

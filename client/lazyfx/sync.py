@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from torch.fx import GraphModule
+from typing_extensions import Self
 
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient, Progress
@@ -168,7 +169,7 @@ class Client:
         """Where the server is."""
         return self._client.address
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from time import perf_counter
 
 import torch
-
 from lazyfx import wire
 from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from torch.fx import GraphModule
+
 from lazyfx_server.lazy import RecompileLedger
-from lazyfx_server.lazy.render import render
-from lazyfx_server.passes import PassError, PassLimits, PassRun, Registry
+from lazyfx_server.lazy.render import performed, render
+from lazyfx_server.passes import PassError, PassLimits, PassRun, Pipeline, Registry, Rewrites
 from lazyfx_server.passes.requests import pipeline_of
-from lazyfx_server.security.checked import CheckedGraph, check
+from lazyfx_server.security.checked import CheckedGraph, TooLargeError, check
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -72,74 +74,183 @@ def _compile(job: worker.CompileJob) -> worker.CompileResult:
     started = perf_counter()
     pipeline = pipeline_of(Registry(), job.passes)
     checked = check(job.body, max_nodes=job.limits.max_nodes)
-    rewrites = {
-        place: tuple(
-            (
-                _decode_rewrite(f"passes[{place}].rewrites[{i}].pattern", rewrite.pattern, job),
-                _decode_rewrite(
-                    f"passes[{place}].rewrites[{i}].replacement", rewrite.replacement, job
-                ),
-            )
-            for i, rewrite in enumerate(spec.rewrites)
-        )
-        for place, spec in enumerate(job.passes)
-        if spec.rewrites
-    }
-    _require_values(pipeline.values_read, checked, job)
+    rewrites = _rewrites(job)
+    _require_values(pipeline, checked, job)
+    module = _bound(checked, job)
     ledger = RecompileLedger()
-    module = _decode(checked, job.values)
-    decoded = perf_counter()
     nodes_before = len(module.graph.nodes)
-    limits = PassLimits(
-        max_nodes=job.limits.max_nodes,
-        max_folded_bytes=job.limits.max_folded_bytes,
-        max_matches=job.limits.max_matches,
-    )
-    outcome = pipeline.run(module, ledger, limits, rewrites)
+    decoded = perf_counter()
+    outcome = pipeline.run(module, ledger, _limits(job), rewrites)
     passed = perf_counter()
-    encoded = wire.encode(outcome.module)
-    result = worker.CompileResult(
-        graph=graph_pb2.CompiledGraph(
-            graph=encoded.message(), provenance=wire.provenance(checked.body, encoded)
-        ),
-        constants=_constants(checked.body, encoded),
-        performed=_performed(ledger),
-    )
+    result = worker.CompileResult(performed=performed(ledger))
+    nodes_after = _encode(checked, outcome.module, result)
     finished = perf_counter()
-    requested, performed = ledger.requested(), ledger.performed()
+    result.codec_seconds = (decoded - started) + (finished - passed)
     result.report.CopyFrom(
         pb.CompileReport(
-            recompiles=_recompiles(requested, performed),
+            recompiles=_recompiles(ledger.requested(), ledger.performed()),
             passes=[_pass_report(run) for run in outcome.runs],
             seconds=finished - started,
             pass_seconds=passed - decoded,
             nodes_before=nodes_before,
-            nodes_after=encoded.nodes,
+            nodes_after=nodes_after,
             saved_seconds=ledger.saved_seconds(),
             stale=True,
             pipeline=pipeline.spelling,
         )
     )
-    result.codec_seconds = (decoded - started) + (finished - passed)
     return result
 
 
-def _decode(checked: CheckedGraph, values: list[worker.TensorValue]) -> torch.fx.GraphModule:
-    by_place = {(value.graph, value.attribute): value.data for value in values}
+def _rewrites(job: worker.CompileJob) -> dict[int, Rewrites]:
+    found: dict[int, Rewrites] = {}
+    for place, spec in enumerate(job.passes):
+        pairs = []
+        for i, rewrite in enumerate(spec.rewrites):
+            where = f"passes[{place}].rewrites[{i}]"
+            pattern = _decode_rewrite(f"{where}.pattern", rewrite.pattern, job)
+            replacement = _decode_rewrite(f"{where}.replacement", rewrite.replacement, job)
+            pairs.append((pattern, replacement))
+        if pairs:
+            found[place] = tuple(pairs)
+    return found
 
-    def bind(graph: int, attribute: int, row: graph_pb2.Attribute) -> torch.Tensor | None:
-        data = by_place.get((graph, attribute))
-        if data is None:
-            return None
-        return wire.tensor_from_bytes(checked.body, row.tensor, data)
 
-    return wire.decode(checked.body, bind=bind)
-
-
-def _decode_rewrite(
-    field: str, graph: graph_pb2.Graph, job: worker.CompileJob
-) -> torch.fx.GraphModule:
+def _decode_rewrite(field: str, graph: graph_pb2.Graph, job: worker.CompileJob) -> GraphModule:
     try:
-        return wire.decode(check(graph.body, max_nodes=job.limits.max_nodes).body)
+        checked = check(graph.body, max_nodes=job.limits.max_nodes)
+        # The sender's names: canonical ones would pass for nodes of the graph itself.
+        names = graph.presentation if graph.HasField("presentation") else None
+        return wire.decode(checked.body, names)
     except DecodeError as error:
         raise PassError(str(error), field=field) from error
+
+
+def _require_values(pipeline: Pipeline, checked: CheckedGraph, job: worker.CompileJob) -> None:
+    """Ask for the tensors that passes read and that did not come along.
+
+    Raises:
+        _ValuesMissing: Names them.
+    """
+    read = pipeline.values_read(checked.module)
+    if not read:
+        return
+    given = {(value.graph, value.attribute) for value in job.values}
+    places = wire.tensor_places(checked.body)
+    missing = sorted(places[path] for path in read if path in places)
+    subjects = [f"values/{g}/{a}" for g, a in missing if (g, a) not in given]
+    if subjects:
+        raise _ValuesMissing(subjects)
+
+
+def _bound(checked: CheckedGraph, job: worker.CompileJob) -> GraphModule:
+    """The module with the values that came along in place."""
+    if not job.values:
+        return checked.module
+    body = checked.body
+    data = {(value.graph, value.attribute): value.data for value in job.values}
+
+    def bind(graph: int, number: int, row: graph_pb2.Attribute) -> torch.Tensor | None:
+        found = data.get((graph, number))
+        if found is None:
+            return None
+        return wire.tensor_from_bytes(body.tensors[row.tensor.tensor], found)
+
+    return wire.decode(body, bind=bind)
+
+
+def _encode(checked: CheckedGraph, module: GraphModule, result: worker.CompileResult) -> int:
+    """Write the module into `result`; return its nodes."""
+    encoded = wire.encode(module)
+    body = graph_pb2.GraphBody.FromString(encoded.body)
+    origins = wire.provenance(checked.body, encoded)
+    result.graph.CopyFrom(graph_pb2.CompiledGraph(graph=encoded.message(), provenance=origins))
+    sent = set()
+    for graph, origin, objects in zip(body.graphs, origins, encoded.attributes, strict=True):
+        for row, source, tensor in zip(graph.attributes, origin.attributes, objects, strict=True):
+            content = row.tensor.content
+            if source or not content.sha256 or content.sha256 in sent:
+                continue
+            assert isinstance(tensor, torch.Tensor)
+            sent.add(content.sha256)
+            result.constants.add(digest=content, data=bytes(wire.tensor_bytes(tensor)))
+    return encoded.nodes
+
+
+def _limits(job: worker.CompileJob) -> PassLimits:
+    return PassLimits(
+        max_nodes=job.limits.max_nodes,
+        max_folded_bytes=job.limits.max_folded_bytes,
+        max_matches=job.limits.max_matches,
+    )
+
+
+def _pass_report(run: PassRun) -> pb.PassReport:
+    return pb.PassReport(
+        name=run.name,
+        spelling=run.spelling,
+        seconds=run.seconds,
+        nodes_before=run.nodes_before,
+        nodes_after=run.nodes_after,
+        changed=run.changed,
+        recompiles=_recompiles(run.requested, run.performed),
+        note=run.note,
+    )
+
+
+def _recompiles(requested: int, done: int) -> pb.Recompiles:
+    return pb.Recompiles(requested=requested, performed=done, saved=max(0, requested - done))
+
+
+def _pass_error(error: PassError, job: worker.CompileJob) -> worker.JobError:
+    node = error.node or ""
+    called = _called(node, job)
+    message = str(error).replace(repr(node), repr(called)) if node else str(error)
+    return worker.JobError(
+        kind=_KINDS[error.kind],
+        message=message,
+        field=error.field,
+        node=called,
+    )
+
+
+def _decode_error(error: DecodeError, job: worker.CompileJob) -> worker.JobError:
+    limit = isinstance(error, TooLargeError)
+    called = "" if error.node is None else _called(f"n{error.node}", job)
+    message = str(error) + (f", called {called!r}" if called else "")
+    return worker.JobError(
+        kind=_KINDS["limit" if limit else "invalid"],
+        message=message,
+        field=f"graph.{error.field}" if error.field else "graph.body",
+        node=called,
+    )
+
+
+def _called(node: str, job: worker.CompileJob) -> str:
+    """What the caller calls node "n<i>" of the root graph."""
+    names = job.presentation.graphs
+    try:
+        return wire.node_name(names[0], int(node[1:])) if names and node[:1] == "n" else node
+    except (ValueError, IndexError):
+        return node
+
+
+def _describe() -> worker.DescribeResult:
+    result = worker.DescribeResult()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    result.devices.add(
+        device="cpu",
+        name=torch.backends.cpu.get_cpu_capability(),
+        memory_total_bytes=memory,
+        memory_free_bytes=free,
+    )
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        unused, total = torch.cuda.mem_get_info(index)
+        result.devices.add(
+            device=f"cuda:{index}",
+            name=torch.cuda.get_device_name(index),
+            memory_total_bytes=total,
+            memory_free_bytes=unused,
+        )
+    return result

@@ -11,9 +11,9 @@ from importlib.metadata import version
 
 import grpc
 import grpc.aio
-
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
+
 from lazyfx_server.compiling.artifacts import KINDS, Artifacts
 from lazyfx_server.compiling.blobs import Blobs
 from lazyfx_server.compiling.compile import Compiler
@@ -66,13 +66,13 @@ class GraphCompilerService(GraphCompilerServicer):
         self._store_stats = store_stats
         self._started = time.monotonic()
 
-    async def Compile(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def Compile(  # type: ignore[override]
         self, request: pb.CompileRequest, context: Context
     ) -> pb.CompileResponse:
         """See compiler.proto."""
         return await self._compiler.compile(request)
 
-    async def CompileBatch(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def CompileBatch(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.CompileBatchRequest], context: Context
     ) -> AsyncIterator[pb.CompileBatchResponse]:
         """See compiler.proto."""
@@ -109,7 +109,7 @@ class GraphCompilerService(GraphCompilerServicer):
             response.error.CopyFrom(status_of(error))
         return response
 
-    async def GetArtifact(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def GetArtifact(  # type: ignore[override]
         self, request: pb.GetArtifactRequest, context: Context
     ) -> AsyncIterator[pb.GetArtifactResponse]:
         """See compiler.proto."""
@@ -138,20 +138,20 @@ class GraphCompilerService(GraphCompilerServicer):
             )
         )
 
-    async def FindMissingBlobs(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def FindMissingBlobs(  # type: ignore[override]
         self, request: pb.FindMissingBlobsRequest, context: Context
     ) -> pb.FindMissingBlobsResponse:
         """See compiler.proto."""
         return pb.FindMissingBlobsResponse(missing=await self._blobs.missing(request.digests))
 
-    async def UploadBlobs(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def UploadBlobs(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.UploadBlobsRequest], context: Context
     ) -> pb.UploadBlobsResponse:
         """See compiler.proto."""
         stored, stored_bytes = await self._blobs.upload(request_iterator)
         return pb.UploadBlobsResponse(stored=stored, stored_bytes=stored_bytes)
 
-    async def ListPasses(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def ListPasses(  # type: ignore[override]
         self, request: pb.ListPassesRequest, context: Context
     ) -> pb.ListPassesResponse:
         """See compiler.proto."""
@@ -159,7 +159,7 @@ class GraphCompilerService(GraphCompilerServicer):
             passes=[_described(description) for description in self._registry.describe()]
         )
 
-    async def GetServerInfo(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def GetServerInfo(  # type: ignore[override]
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
         """See compiler.proto."""
@@ -177,7 +177,7 @@ class GraphCompilerService(GraphCompilerServicer):
         response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))
         return response
 
-    async def GetStats(  # type: ignore[override]  # noqa: N802 - gRPC's name
+    async def GetStats(  # type: ignore[override]
         self, request: pb.GetStatsRequest, context: Context
     ) -> pb.GetStatsResponse:
         """See compiler.proto."""

@@ -6,8 +6,8 @@ import logging
 
 import grpc
 from google.rpc import status_pb2
-
 from lazyfx.status import rich_status
+
 from lazyfx_server import errors
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,5 @@
+"""torch's own lazy GraphModule class, for modules whose source comes from elsewhere."""
+
+from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule
+
+__all__ = ["LazyGraphModule"]

@@ -1,0 +1,119 @@
+"""Artifacts on demand: source, code, pickle, package, picture of a compiled graph."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import torch
+from lazyfx import wire
+from lazyfx.assembly import GeneratedSource, package_module, pickle_module
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from torch.fx import GraphModule
+
+from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
+from lazyfx_server.lazy.module import generate_source, lazy_class
+from lazyfx_server.lazy.picture import draw
+from lazyfx_server.v1 import worker_pb2 as worker
+
+_MEDIA_TYPES = {
+    pb.ARTIFACT_KIND_CODE: "text/x-python; charset=utf-8",
+    pb.ARTIFACT_KIND_SOURCE: "application/x-protobuf",
+    pb.ARTIFACT_KIND_PICKLE: "application/octet-stream",
+    pb.ARTIFACT_KIND_PACKAGE: "application/zip",
+    pb.ARTIFACT_KIND_PICTURE: "image/svg+xml",
+}
+_TRIGGERS: dict[int, Trigger] = {
+    pb.ARTIFACT_KIND_CODE: "code",
+    pb.ARTIFACT_KIND_PICKLE: "pickle",
+    pb.ARTIFACT_KIND_PACKAGE: "package",
+}
+
+
+def render(job: worker.RenderJob) -> worker.RenderResult:
+    """Render one artifact; Python source is generated at most once, and not for a picture.
+
+    Raises:
+        DecodeError: The asker's names do not fit the graph.
+    """
+    started = perf_counter()
+    ledger = RecompileLedger()
+    module = _module(job, ledger)
+    result = worker.RenderResult(media_type=_MEDIA_TYPES[job.kind])
+    if job.kind == pb.ARTIFACT_KIND_PICTURE:
+        result.data = draw(module).encode()
+    else:
+        if job.HasField("source"):
+            source = _source_of(job.source)
+        else:
+            trigger = _TRIGGERS.get(job.purpose, "code")
+            source = generate_source(module, ledger, trigger)
+            result.source.CopyFrom(_message_of(source))
+        result.data = _from_source(job.kind, module, source)
+    result.performed.extend(performed(ledger))
+    result.seconds = perf_counter() - started
+    return result
+
+
+def performed(ledger: RecompileLedger) -> list[worker.PerformedRecompiles]:
+    """What a job's ledger says was generated, by pass and trigger."""
+    rows: dict[tuple[str, str], worker.PerformedRecompiles] = {}
+    for event in ledger.events:
+        scope = "" if event.scope == "pipeline" else event.scope
+        row = rows.setdefault(
+            (scope, event.trigger),
+            worker.PerformedRecompiles(pass_name=scope, trigger=event.trigger),
+        )
+        row.count += 1
+        row.seconds += event.seconds
+    return list(rows.values())
+
+
+def _module(job: worker.RenderJob, ledger: RecompileLedger) -> GraphModule:
+    graph = job.graph.graph
+    asked = job.presentation if job.HasField("presentation") else None
+    presentation = wire.present(job.graph, asked)
+    constants = {constant.digest.sha256: constant.data for constant in job.constants}
+    body = graph_pb2.GraphBody.FromString(graph.body)
+
+    def bind(_graph: int, _number: int, row: graph_pb2.Attribute) -> torch.Tensor | None:
+        data = constants.get(row.tensor.content.sha256)
+        if data is None:
+            return None
+        return wire.tensor_from_bytes(body.tensors[row.tensor.tensor], data)
+
+    def sign(root: torch.fx.Graph) -> None:
+        if presentation.HasField("signature"):
+            wire.apply_signature(root, presentation.signature)
+
+    lazy = lazy_class(ledger)
+    return wire.decode(
+        body, presentation, bind=bind, module_class=lazy, on_root=sign, metadata=_metadata(job)
+    )
+
+
+def _metadata(job: worker.RenderJob) -> wire.Metadata:
+    return "lazy" if job.kind == pb.ARTIFACT_KIND_PICTURE else "none"
+
+
+def _from_source(kind: int, module: GraphModule, source: GeneratedSource) -> bytes:
+    if kind == pb.ARTIFACT_KIND_PICKLE:
+        return pickle_module(module, source)
+    if kind == pb.ARTIFACT_KIND_PACKAGE:
+        return package_module(module, source)
+    if kind == pb.ARTIFACT_KIND_SOURCE:
+        return _message_of(source).SerializeToString(deterministic=True)
+    return source.code.encode()
+
+
+def _message_of(source: GeneratedSource) -> pb.GeneratedSource:
+    children = [
+        pb.GeneratedSourceChild(path=path, source=_message_of(child))
+        for path, child in sorted(source.children.items())
+    ]
+    return pb.GeneratedSource(code=source.code, import_block=source.import_block, children=children)
+
+
+def _source_of(message: pb.GeneratedSource) -> GeneratedSource:
+    children = {child.path: _source_of(child.source) for child in message.children}
+    return GeneratedSource(message.code, message.import_block, children)

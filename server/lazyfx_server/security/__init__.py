@@ -1,0 +1,1 @@
+"""Turning bytes from strangers into graphs that may be used."""

@@ -1,0 +1,110 @@
+"""A real server on a free loopback port, and clients of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lazyfx
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+_READY = re.compile(r"serving on (\S+), metrics on (\S+)")
+_START_SECONDS = 120.0
+
+
+@dataclass
+class RunningServer:
+    """A `lazyfx serve` process."""
+
+    process: subprocess.Popen[str]
+    address: str
+    metrics_url: str
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def stop(self, seconds: float = 60.0) -> int:
+        """End the server by SIGTERM and return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait(10)
+
+
+def start_server(
+    store: Path | None, *flags: str, environment: dict[str, str] | None = None
+) -> RunningServer:
+    """Start a server on free ports and wait until it serves."""
+    command = [
+        sys.executable, "-m", "lazyfx_server",
+        "--listen", "127.0.0.1:0", "--metrics-port", "0",
+        "--store-path", str(store or ""), *flags,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    log: list[str] = []
+    ready = threading.Event()
+    found: list[str] = []
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            log.append(line)
+            if match := _READY.search(line):
+                found.extend(match.groups())
+                ready.set()
+        ready.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    if not ready.wait(_START_SECONDS) or not found:
+        process.kill()
+        raise RuntimeError("the server did not start:\n" + "".join(log))
+    return RunningServer(process, found[0], found[1], log)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers with flags of the test's own; they are stopped at its end."""
+    servers: list[RunningServer] = []
+
+    def start(*flags: str, store: Path | None = None, **kwargs: dict[str, str]) -> RunningServer:
+        server = start_server(store or tmp_path / "store", *flags, **kwargs)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server for the tests of a file, with a store of its own."""
+    running = start_server(tmp_path_factory.mktemp("store"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[lazyfx.Client]:
+    """A blocking client of the file's server."""
+    with lazyfx.connect(server.address) as connected:
+        yield connected
