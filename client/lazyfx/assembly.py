@@ -101,6 +101,8 @@ def package_module(module: GraphModule, source: GeneratedSource) -> bytes:
     """
     buffer = io.BytesIO()
     with PackageExporter(buffer) as exporter:
+        # Types of the caller's own outputs (transformers' ModelOutput) are theirs to install.
+        exporter.extern("**")
         exporter.save_pickle(PACKAGE_NAME, RESOURCE_NAME, _stand_in(module, source, "", {}))
     return buffer.getvalue()
 
