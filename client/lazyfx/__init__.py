@@ -1,11 +1,17 @@
 """Compile torch.fx graphs once, somewhere else, and only when somebody asks."""
 
-from lazyfx.client import AsyncClient, connect_async
-from lazyfx.module import AsyncRemoteModule
-from lazyfx.passes import PassSpec, pass_spec, replace_pattern
-from lazyfx.report import Cache, PassReport, Recompiles, Report
-from lazyfx.sync import Client, Picture, RemoteModule, connect
-from lazyfx.wire import digest
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lazyfx.client import AsyncClient, connect_async
+    from lazyfx.module import AsyncRemoteModule
+    from lazyfx.passes import PassSpec, pass_spec, replace_pattern
+    from lazyfx.report import Cache, PassReport, Recompiles, Report
+    from lazyfx.sync import Client, Picture, RemoteModule, connect
+    from lazyfx.wire import digest
 
 __version__ = "0.1.0"
 
@@ -27,3 +33,38 @@ __all__ = [
     "pass_spec",
     "replace_pattern",
 ]
+
+_HOMES = {
+    "AsyncClient": "client",
+    "AsyncRemoteModule": "module",
+    "Cache": "report",
+    "Client": "sync",
+    "PassReport": "report",
+    "PassSpec": "passes",
+    "Picture": "sync",
+    "Recompiles": "report",
+    "RemoteModule": "sync",
+    "Report": "report",
+    "connect": "sync",
+    "connect_async": "client",
+    "digest": "wire",
+    "pass_spec": "passes",
+    "replace_pattern": "passes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used.
+
+    Worker processes import `lazyfx.wire` and must not load gRPC, which the client needs.
+    """
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

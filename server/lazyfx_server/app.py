@@ -16,7 +16,6 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
-from prometheus_client import CollectorRegistry
 
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.artifacts import Artifacts
@@ -44,7 +43,11 @@ from lazyfx_server.telemetry import (
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
-from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition
+from lazyfx_server.telemetry.prometheus import (
+    CollectorRegistry,
+    PrometheusObserver,
+    exposition,
+)
 from lazyfx_server.worker import run_job
 
 _log = logging.getLogger("lazyfx_server")
