@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,6 +139,8 @@ class _StandIn:
         self._class_name = type(module).__name__
         self._source = source
         body = {k: v for k, v in module.__dict__.items() if k not in _REBUILT_ON_LOAD}
+        # torch drops hooks when it loads a module; most would not pickle.
+        body.update({k: OrderedDict() for k in body if k.endswith("_hooks")})
         body["_code"] = source.code
         # A tracer of torch.export or of a local scope cannot be built by the reader.
         body["_tracer_cls"] = _BufferTracer() if any(True for _ in module.buffers()) else None

@@ -96,7 +96,7 @@ class Captures:
 def _module(program: ExportedProgram) -> GraphModule:
     # Guards as a submodule would be code of their own; without it torch installs a
     # pre-hook that checks inputs, which `adopt` carries over.
-    return program.module(check_guards=False)  # type: ignore[return-value]
+    return program.module(check_guards=False)
 
 
 def _arguments(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

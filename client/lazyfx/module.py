@@ -141,7 +141,9 @@ class AsyncRemoteModule:
         return self._prepared.encoded.attributes
 
     async def _artifact(
-        self, kind: pb.ArtifactKind.ValueType, purpose: pb.ArtifactKind.ValueType | None = None
+        self,
+        kind: pb.ArtifactKind.ValueType,
+        purpose: pb.ArtifactKind.ValueType = pb.ARTIFACT_KIND_UNSPECIFIED,
     ) -> bytes:
         """An artifact of this module, fetched once."""
         async with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -153,7 +154,7 @@ class Preparer:
             full.graph.CopyFrom(prepared.encoded.message())
         for binding in full.values:
             tensor = self._tensor(prepared, binding.graph, binding.attribute)
-            blobs.append(Blob(binding.content, lambda tensor=tensor: wire.tensor_bytes(tensor)))
+            blobs.append(Blob(binding.content, partial(wire.tensor_bytes, tensor)))
         return full, blobs
 
     def content_digest(self, tensor: torch.Tensor) -> graph_pb2.Digest:

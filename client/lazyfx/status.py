@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -78,7 +79,7 @@ def rich_status(
 def to_error(call: grpc.RpcError) -> errors.ServiceError:
     """Turn a failed call into the error that stands for it."""
     code = call.code()
-    status = rpc_status.from_call(call) if call.trailing_metadata() else None
+    status = rpc_status.from_call(cast("grpc.Call", call)) if call.trailing_metadata() else None
     return _error(code, call.details() or "", status)
 
 

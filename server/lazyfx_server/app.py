@@ -43,11 +43,7 @@ from lazyfx_server.telemetry import (
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
-from lazyfx_server.telemetry.prometheus import (
-    CollectorRegistry,
-    PrometheusObserver,
-    exposition,
-)
+from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
 from lazyfx_server.worker import run_job
 
 _log = logging.getLogger("lazyfx_server")
@@ -93,7 +89,7 @@ class App:
         self._serving = False
         registry = Registry()
         ledger = ServerLedger()
-        metrics = CollectorRegistry()
+        metrics = new_registry()
         self._store = self._open_store(settings)
         self._executor = ProcessExecutor(
             run_job,

@@ -66,13 +66,11 @@ class GraphCompilerService(GraphCompilerServicer):
         self._store_stats = store_stats
         self._started = time.monotonic()
 
-    async def Compile(  # type: ignore[override]
-        self, request: pb.CompileRequest, context: Context
-    ) -> pb.CompileResponse:
+    async def Compile(self, request: pb.CompileRequest, context: Context) -> pb.CompileResponse:
         """See compiler.proto."""
         return await self._compiler.compile(request)
 
-    async def CompileBatch(  # type: ignore[override]
+    async def CompileBatch(
         self, request_iterator: AsyncIterator[pb.CompileBatchRequest], context: Context
     ) -> AsyncIterator[pb.CompileBatchResponse]:
         """See compiler.proto."""
@@ -82,20 +80,17 @@ class GraphCompilerService(GraphCompilerServicer):
         try:
             while open_ended or under_way:
                 full = len(under_way) >= self._limits.max_batch_in_flight
-                waiting: set[asyncio.Future[object]] = set(under_way)  # type: ignore[arg-type]
-                if open_ended and not full:
-                    waiting.add(reading)  # type: ignore[arg-type]
-                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                if reading in done and open_ended:
-                    done.discard(reading)  # type: ignore[arg-type]
+                waiting = [*under_way, *([reading] if open_ended and not full else [])]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if open_ended and reading.done():
                     if (request := reading.result()) is None:
                         open_ended = False
                     else:
                         under_way.add(asyncio.ensure_future(self._one_of_batch(request)))
                         reading = asyncio.ensure_future(anext(request_iterator, None))
-                for task in done:
-                    under_way.discard(task)  # type: ignore[arg-type]
-                    yield task.result()  # type: ignore[misc]
+                for task in [task for task in under_way if task.done()]:
+                    under_way.discard(task)
+                    yield task.result()
         finally:
             reading.cancel()
             for task in under_way:
@@ -109,7 +104,7 @@ class GraphCompilerService(GraphCompilerServicer):
             response.error.CopyFrom(status_of(error))
         return response
 
-    async def GetArtifact(  # type: ignore[override]
+    async def GetArtifact(
         self, request: pb.GetArtifactRequest, context: Context
     ) -> AsyncIterator[pb.GetArtifactResponse]:
         """See compiler.proto."""
@@ -138,20 +133,20 @@ class GraphCompilerService(GraphCompilerServicer):
             )
         )
 
-    async def FindMissingBlobs(  # type: ignore[override]
+    async def FindMissingBlobs(
         self, request: pb.FindMissingBlobsRequest, context: Context
     ) -> pb.FindMissingBlobsResponse:
         """See compiler.proto."""
         return pb.FindMissingBlobsResponse(missing=await self._blobs.missing(request.digests))
 
-    async def UploadBlobs(  # type: ignore[override]
+    async def UploadBlobs(
         self, request_iterator: AsyncIterator[pb.UploadBlobsRequest], context: Context
     ) -> pb.UploadBlobsResponse:
         """See compiler.proto."""
         stored, stored_bytes = await self._blobs.upload(request_iterator)
         return pb.UploadBlobsResponse(stored=stored, stored_bytes=stored_bytes)
 
-    async def ListPasses(  # type: ignore[override]
+    async def ListPasses(
         self, request: pb.ListPassesRequest, context: Context
     ) -> pb.ListPassesResponse:
         """See compiler.proto."""
@@ -159,7 +154,7 @@ class GraphCompilerService(GraphCompilerServicer):
             passes=[_described(description) for description in self._registry.describe()]
         )
 
-    async def GetServerInfo(  # type: ignore[override]
+    async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
         """See compiler.proto."""
@@ -177,9 +172,7 @@ class GraphCompilerService(GraphCompilerServicer):
         response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))
         return response
 
-    async def GetStats(  # type: ignore[override]
-        self, request: pb.GetStatsRequest, context: Context
-    ) -> pb.GetStatsResponse:
+    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
         """See compiler.proto."""
         return self._ledger.stats(self._store_stats())
 

@@ -70,7 +70,7 @@ class PrometheusObserver:
     ) -> None:
         # prometheus_client has this switch for the whole process only; a time beside
         # each of hundreds of series doubles every scrape, and nothing here is ever reset.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()
         passes = (*sorted(pass_names), "pipeline", "none")
         make = _Maker(registry)
         self._requested = make.counter(
@@ -201,6 +201,11 @@ class PrometheusObserver:
     def _request_handled(self, event: events.RequestHandled) -> None:
         self._requests.of(event.method, event.code).inc()
         self._request_seconds.of(event.method).observe(event.seconds)
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry for the metrics of one server."""
+    return CollectorRegistry()
 
 
 def exposition(registry: CollectorRegistry) -> Callable[[str], tuple[str, bytes]]:
