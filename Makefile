@@ -26,3 +26,24 @@ $(PROTO_VENV)/.installed:
 	$(PYTHON) -m venv $(PROTO_VENV)
 	$(PROTO_VENV)/bin/pip install --quiet grpcio-tools==1.76.0 'protobuf<7' 'setuptools<81' mypy-protobuf==3.7.0 googleapis-common-protos==1.76.0
 	touch $@
+
+demo: $(STAMP) ## Set up, then run the main job on this machine: server, real model, table, hit
+	$(BIN)/lazyfx demo
+
+test: $(STAMP) ## Set up, then run every test
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP) proto-check ## Format, lint, types, import direction, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+proto-check: $(STAMP) $(PROTO_VENV)/.installed ## Stubs are fresh, protos lint, nothing breaks main
+	$(PROTO_VENV)/bin/python proto/generate.py --check
+	$(PROTO_VENV)/bin/python proto/generate.py --image build/lazyfx.binpb
+	$(BIN)/buf lint build/lazyfx.binpb --config buf.yaml
+	PYTHON=$(PROTO_VENV)/bin/python BUF=$(BIN)/buf sh proto/breaking.sh
+
+clean: ## Remove what was set up and built
+	rm -rf $(VENV) build dist
