@@ -16,6 +16,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -138,9 +139,14 @@ class _StandIn:
     def __init__(self, module: GraphModule, source: GeneratedSource) -> None:
         self._class_name = type(module).__name__
         self._source = source
-        body = {k: v for k, v in module.__dict__.items() if k not in _REBUILT_ON_LOAD}
+        # torch.export gives its modules methods of their own, bound to the module itself.
+        body = {
+            k: v
+            for k, v in module.__dict__.items()
+            if k not in _REBUILT_ON_LOAD and not isinstance(v, MethodType)
+        }
         # torch drops hooks when it loads a module; most would not pickle.
-        body.update({k: OrderedDict() for k in body if k.endswith("_hooks")})
+        body.update({k: OrderedDict() for k in body if "_hooks" in k})
         body["_code"] = source.code
         # A tracer of torch.export or of a local scope cannot be built by the reader.
         body["_tracer_cls"] = _BufferTracer() if any(True for _ in module.buffers()) else None
