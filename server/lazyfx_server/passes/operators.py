@@ -210,7 +210,9 @@ def returns_alias(op: OpOverload[..., Any]) -> bool:
     if any(result.alias_info is not None for result in op._schema.returns):  # noqa: SLF001 - schema
         return True
     maybe = getattr(torch.Tag, "maybe_aliasing_or_mutating", None)
-    return maybe in op.tags or base_name(op) in MAY_RETURN_OPERAND
+    # Normalizations are tagged for the statistics that they write; their results are fresh.
+    tagged = maybe in op.tags and base_name(op) not in NORMALIZATIONS
+    return tagged or base_name(op) in MAY_RETURN_OPERAND
 
 
 def base_name(op: OpOverload[..., Any]) -> str:

@@ -47,6 +47,21 @@ class StorageMap:
         writes = self._writes.get(self._root(node), [])
         return bisect_right(writes, self.position[node]) < len(writes)
 
+    def written_between(self, node: Node, start: int, end: int, ignoring: frozenset[int]) -> bool:
+        """Whether the storage of `node` is written at a position in [start, end).
+
+        Args:
+            node: Whose storage.
+            start: The first position that counts.
+            end: The first position that no longer counts.
+            ignoring: Positions whose writes do not count.
+        """
+        writes = self._writes.get(self._root(node), [])
+        return any(
+            place not in ignoring
+            for place in writes[bisect_left(writes, start) : bisect_left(writes, end)]
+        )
+
     def written(self, node: Node) -> bool:
         """Whether the storage of `node` is written at all."""
         return bool(self._writes.get(self._root(node)))

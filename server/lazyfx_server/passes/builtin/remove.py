@@ -1,14 +1,21 @@
-"""Passes that take nodes away: dead code."""
+"""Passes that take nodes away: dead code, dropout that drops nothing."""
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch.fx import GraphModule
+import torch
+from torch import nn
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import GraphModule, Node
+from torch.nn.modules.dropout import _DropoutNd
 
+from lazyfx_server.passes import operators
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.effects import effects_of
+from lazyfx_server.passes.effects import argument, draws_random, effects_of
+from lazyfx_server.passes.storage import StorageMap
 from lazyfx_server.passes.walk import graph_modules
 
 
@@ -38,3 +45,117 @@ class DeadCodeElimination(Pass):
                 part.recompile()
             removed += here
         return PassResult(module, removed > 0, f"{removed} nodes removed" if removed else "")
+
+
+@dataclass(frozen=True)
+class RemoveDropout(Pass):
+    """Removes dropout that drops nothing: in evaluation, or with probability zero.
+
+    Knows dropout modules, torch.nn.functional, torch and aten, in all their shapes
+    (feature, alpha, in place). Dropout that is switched on stays, with its draws.
+    """
+
+    name: ClassVar[str] = "remove_dropout"
+
+    def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
+        """Replaces each such node by its input, in the GraphModules inside too."""
+        removed = sum(_remove_dropout(part) for part in graph_modules(module))
+        return PassResult(module, removed > 0, f"{removed} dropouts removed" if removed else "")
+
+
+_DROPOUTS = frozenset(
+    (
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+        "feature_dropout",
+        "feature_alpha_dropout",
+    )
+)
+
+
+def _remove_dropout(module: GraphModule) -> int:
+    storage = StorageMap(module.graph)
+    removed = 0
+    for node in list(module.graph.nodes):
+        if node.op == "call_module":
+            passed = _of_module(node, module)
+        elif node.op == "call_function":
+            passed = _of_function(node, storage)
+        else:
+            passed = None
+        if passed is None:
+            continue
+        for picked in list(node.users) if _is_native(node) else []:
+            picked.replace_all_uses_with(passed)
+            module.graph.erase_node(picked)
+        node.replace_all_uses_with(passed)
+        module.graph.erase_node(node)
+        removed += 1
+    if removed:
+        module.recompile()
+    return removed
+
+
+def _of_module(node: Node, owner: GraphModule) -> Node | None:
+    """The input of a dropout module that hands it through, else None."""
+    called = owner.get_submodule(str(node.target))
+    if not isinstance(called, _DropoutNd) or not _is_torchs_own(called):
+        return None
+    if called.training and called.p != 0:
+        return None
+    return _input(node)
+
+
+def _is_torchs_own(module: nn.Module) -> bool:
+    hooked = any(
+        getattr(module, hooks, None)
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    )
+    return type(module).__module__.startswith("torch.nn.modules.") and not hooked
+
+
+def _of_function(node: Node, storage: StorageMap) -> Node | None:
+    target: Any = node.target
+    if _is_native(node):
+        return _of_native(node, storage)
+    if isinstance(target, OpOverload):
+        name = operators.base_name(target) if target.namespace == "aten" else ""
+        functional = False
+    elif isinstance(target, OpOverloadPacket):
+        name, functional = target.__name__, False
+        if getattr(torch.ops.aten, name, None) is not target:
+            return None
+    else:
+        name, functional = operators.torch_functions().get(target, ("", False))
+    name = name.removesuffix("_")
+    if name not in _DROPOUTS or draws_random(node, name, functional=functional):
+        return None
+    return _input(node)
+
+
+def _is_native(node: Node) -> bool:
+    return node.target in (
+        torch.native_dropout,
+        torch.ops.aten.native_dropout,
+        torch.ops.aten.native_dropout.default,
+    )
+
+
+def _of_native(node: Node, storage: StorageMap) -> Node | None:
+    """native_dropout gives (a copy, a mask): the copy may go when nobody can tell it from one."""
+    passed = _input(node)
+    only_copy = all(
+        user.target is operator.getitem and user.args[1] == 0 and not storage.escapes(user)
+        for user in node.users
+    )
+    if passed is None or not only_copy or draws_random(node, "native_dropout"):
+        return None
+    return None if storage.written(passed) or storage.written(node) else passed
+
+
+def _input(node: Node) -> Node | None:
+    passed = argument(node, 0, "input", node.kwargs.get("self"))
+    return passed if isinstance(passed, Node) else None
