@@ -59,8 +59,12 @@ _ASSERTING = ("assert", "constrain_range")
 
 _TENSOR_PROPERTIES = known.words(
     "size dim ndimension numel nelement element_size stride storage_offset get_device "
-    "is_contiguous is_floating_point is_complex item tolist type_as __len__ get keys items"
+    "is_contiguous is_floating_point is_complex item tolist type_as __len__ get keys items "
+    "float double half bfloat16 int long short char byte bool cfloat cpu cuda type"
 )
+
+# Methods whose names are operators' too, but that act on autograd or on streams.
+_EFFECTFUL_METHODS = known.words("backward register_hook retain_grad record_stream share_memory_")
 
 
 def effects_of(node: Node) -> Effects:
@@ -133,6 +137,8 @@ def _method(node: Node) -> Effects:
         return _in_place(node)
     if name in known.PURE_DUNDERS:
         return Effects(aliases=_operands(node) if name == "__getitem__" else ())
+    if name in _EFFECTFUL_METHODS:
+        return _unknown(node)
     if name in _TENSOR_PROPERTIES:
         return Effects(aliases=_operands(node))
     return _named(node, name, functional=False)
@@ -259,7 +265,7 @@ def _overload(node: Node, op: OpOverload[..., Any]) -> Effects:
 def _higher_order(node: Node, op: HigherOrderOperator) -> Effects:
     operands = _operands(node)
     bodies = [body for body in map(_attribute_of, operands) if isinstance(body, GraphModule)]
-    name = str(op.name())  # type: ignore[no-untyped-call]
+    name = str(op.name())
     if name not in _STRUCTURED or not bodies or any(has_effects(body) for body in bodies):
         return _unknown(node)
     return Effects(mergeable=False, aliases=operands)

@@ -54,7 +54,7 @@ def module_effects(
             continue
         if id(part) in nested and type(part) is nn.Module:
             continue  # a bare container on the path to an attribute
-        if not type(part).__module__.startswith("torch.nn.modules."):
+        if type(part) is nn.Module or not type(part).__module__.startswith("torch.nn.modules."):
             return None
         keep |= _keeps_state(part)
         random |= _is_random(part)

@@ -189,7 +189,7 @@ def aten_facts(name: str) -> OperatorFacts:
     packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
     if not isinstance(packet, OpOverloadPacket):
         return OperatorFacts(exists=False, random=False, mutates=False, may_alias=False)
-    names: list[str] = packet.overloads()  # type: ignore[no-untyped-call]
+    names: list[str] = packet.overloads()
     overloads = [getattr(packet, o) for o in names if torch.Tag.out not in getattr(packet, o).tags]
     # Some packets (aten.einsum) list TorchScript overloads without a kernel: no tags, no harm.
     return OperatorFacts(
