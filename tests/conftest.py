@@ -103,6 +103,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     running.stop()
 
 
+@pytest.fixture(scope="module")
+def launch_for_file(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., RunningServer]]:
+    """As `launch`, for servers that the tests of a file share."""
+    servers: list[RunningServer] = []
+
+    def start(*flags: str, store: Path | None = None, **kwargs: dict[str, str]) -> RunningServer:
+        server = start_server(store or tmp_path_factory.mktemp("store"), *flags, **kwargs)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
 @pytest.fixture
 def client(server: RunningServer) -> Iterator[lazyfx.Client]:
     """A blocking client of the file's server."""
