@@ -117,7 +117,7 @@ class App:
         )
         self._observers = observers
         self._jobs = Jobs(self._executor, settings.job_timeout)
-        catalog = Catalog(self._store)
+        catalog = self._catalog = Catalog(self._store)
         admission = Admission(settings.workers, settings.max_queue)
         self._compiler = Compiler(
             catalog=catalog,
@@ -248,12 +248,17 @@ class App:
             on_error=lambda tier, operation, _key, error: self._store_failed(
                 tier, operation, error
             ),
-            on_corrupt=lambda tier, _key: self._observers.observe(EntryCorrupt(tier)),
+            on_corrupt=self._entry_corrupt,
         )
 
     def _store_failed(self, tier: str, operation: str, error: Exception) -> None:
         _log.warning("store: %s of %s failed: %s", operation, tier, error)
         self._observers.observe(StoreFailed(tier, operation))
+
+    def _entry_corrupt(self, tier: str, key: str) -> None:
+        _log.warning("store: a damaged entry in %s was put aside: %s", tier, key)
+        self._catalog.note_damaged(key)
+        self._observers.observe(EntryCorrupt(tier))
 
     def _in_flight(self) -> dict[str, int]:
         return {"compile": self._compiler.in_flight, "render": self._artifacts.in_flight}

@@ -99,6 +99,13 @@ class Catalog:
     def __init__(self, store: Store, capacity: int = 4096) -> None:
         self._store = store
         self._recent: LRUCache[bytes, CompiledModule] = LRUCache(capacity)
+        # Store keys of entries that were found damaged: to the store they are gone by the
+        # time that it answers, but the caller is told why.
+        self._damaged: LRUCache[str, bool] = LRUCache(capacity)
+
+    def note_damaged(self, store_key: str) -> None:
+        """Take note that the store has put an entry aside."""
+        self._damaged[store_key] = True
 
     async def find(self, key: bytes) -> CompiledModule | NotFound:
         """Look a module up by the digest of its key."""
@@ -106,10 +113,11 @@ class Catalog:
         now = time.monotonic()
         if module is not None and now - module.checked < _FRESH_SECONDS:
             return module
-        stored = await self._store.get(f"modules/{key.hex()}")
+        place = f"modules/{key.hex()}"
+        stored = await self._store.get(place)
         if stored is None:
             self._recent.pop(key, None)
-            return NotFound(damaged=False)
+            return NotFound(damaged=self._was_damaged(place))
         if module is None:
             try:
                 module = CompiledModule(key, ModuleRecord.FromString(stored))
@@ -117,9 +125,12 @@ class Catalog:
                 return NotFound(damaged=True)
         if await self._store.get(module.graph_blob) is None:
             self.forget(key)
-            return NotFound(damaged=False)
+            return NotFound(damaged=self._was_damaged(module.graph_blob))
         module.checked = now
         return self._recent.setdefault(key, module)
+
+    def _was_damaged(self, store_key: str) -> bool:
+        return bool(self._damaged.pop(store_key, False))
 
     async def add(self, digest: bytes, key: ModuleKey, result: CompileResult) -> CompiledModule:
         """Store what a compile made, and return it as a module."""
