@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from lazyfx_server.passes import operators as known
 from lazyfx_server.passes.module_effects import module_effects
+from lazyfx_server.passes.walk import attribute_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,17 +190,8 @@ def _named(node: Node, name: str, *, functional: bool) -> Effects:
     )
 
 
-# torch.nn.functional activations whose `inplace` may be given by place: name -> its index.
-_INPLACE_INDEX = {
-    "relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "selu": 1,
-    "elu": 2, "celu": 2, "leaky_relu": 2, "threshold": 3, "hardtanh": 3, "rrelu": 4,
-    "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3, "alpha_dropout": 3,
-    "feature_alpha_dropout": 3,
-}  # fmt: skip
-
-
 def _inplace_flag(node: Node, name: str) -> bool:
-    index = _INPLACE_INDEX.get(name)
+    index = known.INPLACE_INDEX.get(name)
     return (
         index is not None
         and node.op == "call_function"
@@ -264,7 +256,11 @@ def _overload(node: Node, op: OpOverload[..., Any]) -> Effects:
 
 def _higher_order(node: Node, op: HigherOrderOperator) -> Effects:
     operands = _operands(node)
-    bodies = [body for body in map(_attribute_of, operands) if isinstance(body, GraphModule)]
+    owner = node.graph.owning_module
+    read = [n for n in operands if n.op == "get_attr"] if owner is not None else []
+    bodies = [
+        b for b in (attribute_at(owner, str(n.target)) for n in read) if isinstance(b, GraphModule)
+    ]
     name = str(op.name())
     if name not in _STRUCTURED or not bodies or any(has_effects(body) for body in bodies):
         return _unknown(node)
@@ -287,15 +283,6 @@ def _module(node: Node) -> Effects:
         writes=tuple(writes),
         aliases=_operands(node) if facts.may_return_input or writes else (),
     )
-
-
-def _attribute_of(node: Node) -> object:
-    value: object = node.graph.owning_module
-    if node.op != "get_attr" or value is None:
-        return None
-    for part in str(node.target).split("."):
-        value = getattr(value, part, None)
-    return value
 
 
 def _operands(node: Node) -> tuple[Node, ...]:

@@ -97,6 +97,14 @@ FUNCTIONAL_RANDOM_SWITCHES: dict[str, tuple[Switch, ...]] = {
     "fractional_max_pool3d_with_indices": (),
 }
 
+# torch.nn.functional activations whose `inplace` may be given by place: name -> its index.
+INPLACE_INDEX = {
+    "relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "selu": 1,
+    "elu": 2, "celu": 2, "leaky_relu": 2, "threshold": 3, "hardtanh": 3, "rrelu": 4,
+    "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3, "alpha_dropout": 3,
+    "feature_alpha_dropout": 3,
+}  # fmt: skip
+
 # Operators of these namespaces speak to other processes or to the profiler.
 EFFECTFUL_NAMESPACES = words(
     "_c10d_functional _c10d_functional_autograd c10d c10d_functional _dtensor symm_mem profiler "

@@ -11,7 +11,7 @@ def graph_modules(module: GraphModule) -> list[GraphModule]:
     return [part for part in module.modules() if isinstance(part, GraphModule)]
 
 
-def attribute_at(module: torch.nn.Module, path: str) -> object:
+def attribute_at(module: torch.nn.Module | None, path: str) -> object:
     """The attribute at a dotted path, or None."""
     value: object = module
     for part in path.split("."):
