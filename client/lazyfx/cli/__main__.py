@@ -1,0 +1,19 @@
+"""The entry point of `lazyfx`."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command that this process's arguments name.
+
+    Raises:
+        SystemExit: Always; 0 success, 1 failure, 2 wrong usage.
+    """
+    # Worker processes of `lazyfx serve` import this file again; they need none of the rest.
+    from lazyfx.cli.app import app
+
+    app(prog_name="lazyfx")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The commands put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import lazyfx
+from lazyfx.cli.batch import batch
+from lazyfx.cli.demo import demo
+from lazyfx.cli.optimize import optimize
+from lazyfx.cli.passes import passes
+from lazyfx.cli.serve import serve
+from lazyfx.cli.stats import stats
+
+app = typer.Typer(
+    help="Compile torch.fx graphs once, somewhere else, and only when somebody asks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Square brackets in help are square brackets.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command(
+    add_help_option=False,
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)(serve)
+app.command()(optimize)
+app.command()(batch)
+app.command()(passes)
+app.command()(stats)
+app.command()(demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lazyfx {lazyfx.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    del version

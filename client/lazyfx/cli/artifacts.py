@@ -1,0 +1,99 @@
+"""Compiled modules as files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from lazyfx import wire
+from lazyfx.cli.options import Kind
+from lazyfx.sync import RemoteModule
+
+SUFFIXES: Mapping[Kind, str] = {
+    Kind.CODE: ".py",
+    Kind.GRAPH: ".graph",
+    Kind.PICKLE: ".pkl",
+    Kind.PACKAGE: ".package.pt",
+    Kind.PICTURE: ".svg",
+}
+
+
+def text_of(remote: RemoteModule, kind: Kind) -> str | None:
+    """A compiled module as text, for the kinds that are text; None for the others.
+
+    Raises:
+        ServiceError: The server cannot render it.
+    """
+    if kind is Kind.CODE:
+        return remote.code
+    return str(remote.picture()) if kind is Kind.PICTURE else None
+
+
+def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
+    """Write a compiled module to a file, whole or not at all.
+
+    Args:
+        remote: The module.
+        kind: What to write. A graph is a serialized lazyfx.v1.Graph, in the caller's names.
+        target: Replaced if it exists; its folder is made.
+
+    Raises:
+        ServiceError: The server cannot render it.
+        OSError: The file cannot be written.
+    """
+    if kind is Kind.PICKLE:
+        replace_file(target, lambda aside: remote.save_pickle(aside))
+    elif kind is Kind.PACKAGE:
+        replace_file(target, lambda aside: remote.save_package(aside))
+    elif kind is Kind.GRAPH:
+        data = wire.encode(remote.graph_module()).message().SerializeToString(deterministic=True)
+        replace_file(target, lambda aside: aside.write_bytes(data))
+    else:
+        text = text_of(remote, kind)
+        assert text is not None
+        replace_file(target, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def replace_file(target: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written aside and put in its place when it is complete.
+
+    Args:
+        target: The file; its folder is made.
+        write: Writes the path that it is given.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        write(aside)
+        aside.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this machine wrote aside and never put in place.
+
+    Raises:
+        OSError: A file cannot be removed.
+    """
+    for path in folder.rglob(".*.part"):
+        process = path.name.removesuffix(".part").rpartition(".")[2]
+        if process.isdecimal() and not _is_running(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,202 @@
+"""`lazyfx batch`: every model of a folder; a second run goes on where the first one ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import lazyfx
+from lazyfx.cli.artifacts import SUFFIXES, remove_leftovers, write_artifact
+from lazyfx.cli.batch_records import Record, digest_of, read_record, write_record
+from lazyfx.cli.failing import failing_clearly, in_words
+from lazyfx.cli.models import load_program
+from lazyfx.cli.options import DEFAULT_ADDRESS, Address, Kind, Passes, Timeout, read_passes
+from lazyfx.cli.tables import add_row, console, new_table, recompiles_text, seconds_text
+from lazyfx.errors import LazyfxError
+from lazyfx.passes import PassSpec
+from lazyfx.report import Recompiles
+from lazyfx.spelling import spell
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    record: Record
+    skipped: bool
+
+
+class _Batch:
+    """The work on one folder; threads share it."""
+
+    def __init__(
+        self,
+        client: lazyfx.Client,
+        source: Path,
+        target: Path,
+        specs: Sequence[PassSpec],
+        emit: Kind | None,
+    ) -> None:
+        self._client = client
+        self._source = source
+        self._target = target
+        self._specs = specs
+        self._emit = emit
+        # Reading a program is Python from end to end, and torch does not promise that it
+        # may be done twice at a time; waiting for the server is what jobs do side by side.
+        self._loading = threading.Lock()
+
+    def run(self, path: Path) -> _Outcome:
+        """Compile one file, or find that it is done."""
+        file = path.relative_to(self._source)
+        record = Record(str(file), "", spell(self._specs), self._emit.value if self._emit else "")
+        started = time.perf_counter()
+        try:
+            record = replace(record, digest=digest_of(path))
+            before = read_record(self._record_of(file))
+            if before is not None and before.answers(record) and self._is_written(file):
+                return _Outcome(before, skipped=True)
+            record = self._compile(path, file, record)
+        except (LazyfxError, OSError) as error:
+            record = replace(record, error=in_words(error, self._client.address))
+        record = replace(record, seconds=round(time.perf_counter() - started, 6))
+        try:
+            write_record(self._record_of(file), record)
+        except OSError as error:
+            record = replace(record, error=in_words(error, self._client.address))
+        return _Outcome(record, skipped=False)
+
+    def _compile(self, path: Path, file: Path, record: Record) -> Record:
+        with self._loading:
+            program = load_program(path)
+        remote = self._client.compile(program, self._specs)
+        if self._emit is not None:
+            write_artifact(remote, self._emit, self._output_of(file, self._emit))
+        report = remote.report
+        return replace(
+            record,
+            module_key=remote.key,
+            nodes_before=report.nodes_before,
+            nodes_after=report.nodes_after,
+            cache=remote.cache.status,
+            recompiles_requested=report.recompiles.requested,
+            recompiles_performed=report.recompiles.performed,
+        )
+
+    def _record_of(self, file: Path) -> Path:
+        return self._target / file.with_name(file.name + ".json")
+
+    def _output_of(self, file: Path, kind: Kind) -> Path:
+        return self._target / file.with_suffix(SUFFIXES[kind])
+
+    def _is_written(self, file: Path) -> bool:
+        return self._emit is None or self._output_of(file, self._emit).is_file()
+
+
+def batch(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Every .pt2 file below it is compiled. Reading one runs code that it may hold: "
+            "open only files that you trust.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUTDIR",
+            file_okay=False,
+            help="Gets a record (.json) for each file, and what --emit asks for. A second run "
+            "skips files whose record is a success of the same bytes, passes and --emit.",
+        ),
+    ],
+    passes: Passes = "",
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Files that are worked on at a time.")
+    ] = 4,
+    emit: Annotated[
+        Kind | None,
+        typer.Option("--emit", help="What to write for each file; without it, only records."),
+    ] = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Compile every .pt2 file of a folder; exit status 1 if any failed."""
+    specs = read_passes(passes)
+    files = sorted(path for path in folder.rglob("*.pt2") if path.is_file())
+    if not files:
+        raise typer.BadParameter(f"there is no .pt2 file below {folder}", param_hint="DIR")
+    with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+        # Without a server every file would fail on its own, slowly.
+        client.server_info()
+        remove_leftovers(output)
+        outcomes = _run_all(_Batch(client, folder, output, specs, emit), files, jobs)
+    console().print(_summary(outcomes))
+    failed = sum(bool(outcome.record.error) for outcome in outcomes)
+    skipped = sum(outcome.skipped for outcome in outcomes)
+    typer.echo(
+        f"{len(outcomes)} files: {len(outcomes) - failed - skipped} compiled, "
+        f"{skipped} done before, {failed} failed"
+    )
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run_all(work: _Batch, files: Sequence[Path], jobs: int) -> list[_Outcome]:
+    """Run jobs in threads, with a progress bar on standard error."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console(stderr=True),
+    )
+    with bar, ThreadPoolExecutor(jobs, thread_name_prefix="lazyfx-batch") as pool:
+        task = bar.add_task("compiling", total=len(files))
+        futures: list[Future[_Outcome]] = [pool.submit(work.run, path) for path in files]
+        waiting = set(futures)
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                bar.advance(task, len(finished))
+        except KeyboardInterrupt:
+            # Those under way end first, whole; the next run does the others.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _summary(outcomes: Sequence[_Outcome]) -> Table:
+    numbers = ("nodes", "recompiles", "seconds")
+    table = new_table("file", "nodes", "cache", "recompiles", "seconds", "error", numbers=numbers)
+    for outcome in outcomes:
+        record = outcome.record
+        if record.error:
+            add_row(
+                table, record.file, "", "", "", seconds_text(record.seconds), record.error,
+                style="red",
+            )  # fmt: skip
+            continue
+        add_row(
+            table,
+            record.file,
+            f"{record.nodes_before} -> {record.nodes_after}",
+            "done before" if outcome.skipped else record.cache,
+            recompiles_text(Recompiles(record.recompiles_requested, record.recompiles_performed)),
+            seconds_text(record.seconds),
+            "",
+        )
+    return table

@@ -1,0 +1,82 @@
+"""What `lazyfx batch` has finished, one JSON file a model, so that a second run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from lazyfx.cli.artifacts import replace_file
+
+
+@dataclass(frozen=True)
+class Record:
+    """The result of one file.
+
+    Attributes:
+        file: Path below the input folder.
+        digest: SHA-256 of the file's bytes, hex.
+        passes: Spelling of the pipeline.
+        emit: What was written, or "".
+        module_key: Hex of the compiled module's key.
+        nodes_before: Nodes of the graph that was sent.
+        nodes_after: Nodes of the graph that came out.
+        cache: "hit", "miss" or "joined".
+        recompiles_requested: Recompiles that passes asked for.
+        recompiles_performed: Those that were done.
+        seconds: From reading the file to the last byte written.
+        error: What went wrong, in one line, or "".
+    """
+
+    file: str
+    digest: str
+    passes: str
+    emit: str
+    module_key: str = ""
+    nodes_before: int = 0
+    nodes_after: int = 0
+    cache: str = ""
+    recompiles_requested: int = 0
+    recompiles_performed: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    def answers(self, other: Record) -> bool:
+        """Whether this is a success of the same bytes and the same work."""
+        mine = (self.digest, self.passes, self.emit)
+        return not self.error and mine == (other.digest, other.passes, other.emit)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_record(path: Path) -> Record | None:
+    """Read a record; None if there is none, or something else is there."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(data, dict) or set(data) != {field.name for field in fields(Record)}:
+        return None
+    return Record(**data)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record, whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))

@@ -1,0 +1,57 @@
+"""How commands fail: one line on standard error that names the remedy, exit status 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from lazyfx.errors import InvalidRequestError, LazyfxError, TimedOutError, UnavailableError
+
+_NO_COLUMNS = str.maketrans("\n\r\t", "   ")
+
+
+def fail(message: str) -> typer.Exit:
+    """Say what went wrong; raise what this returns."""
+    typer.echo(f"lazyfx: {message}", err=True)
+    return typer.Exit(1)
+
+
+def in_words(error: Exception, address: str) -> str:
+    """An error in one line, with what to do about it.
+
+    Args:
+        error: What was raised.
+        address: The server that was asked.
+    """
+    if isinstance(error, UnavailableError):
+        return (
+            f"no server answers at {address}; start one with `lazyfx serve`, or name another "
+            f"with --address or LAZYFX_ADDRESS (details: {one_line(error)})"
+        )
+    if isinstance(error, TimedOutError):
+        return f"{address} gave no answer in time; allow more with --timeout ({one_line(error)})"
+    if isinstance(error, InvalidRequestError):
+        told = one_line(error)
+        more = [v.description for v in error.violations if v.description not in told]
+        return "; ".join([told, *more])
+    return one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks; its kind where it has none."""
+    return " ".join(str(error).translate(_NO_COLUMNS).split()) or type(error).__name__
+
+
+@contextmanager
+def failing_clearly(address: str) -> Iterator[None]:
+    """Turn lazyfx's own errors into one line and exit status 1.
+
+    Raises:
+        typer.Exit: In place of a LazyfxError or of a file that cannot be read or written.
+    """
+    try:
+        yield
+    except (LazyfxError, OSError) as error:
+        raise fail(in_words(error, address)) from error

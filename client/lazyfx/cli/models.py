@@ -1,0 +1,108 @@
+"""Where commands get their models from."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from lazyfx.capture import Compilable, ExampleInputs
+from lazyfx.cli.failing import one_line
+from lazyfx.errors import LazyfxError
+
+Model: TypeAlias = "tuple[Compilable, ExampleInputs]"
+
+_EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>[a-z]+[0-9]*)\[(?P<dims>[0-9, ]*)\]")
+
+
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """Read a .pt2 file. This runs code that the file may hold.
+
+    Raises:
+        LazyfxError: It is not an exported program that this torch can read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(path)
+    except Exception as error:  # torch.export.load raises errors of every kind
+        raise LazyfxError(
+            f"{path} is not an exported program that torch {torch.__version__} can read: "
+            f"{one_line(error)}; write it with torch.export.save"
+        ) from error
+
+
+def call_factory(spelling: str, examples: ExampleInputs) -> Model:
+    """Import `package.module:factory` and call the factory.
+
+    Args:
+        spelling: Modules in the current folder are found too.
+        examples: Inputs to use where the factory gives none, or in place of its own.
+
+    Returns:
+        The model and its example inputs.
+
+    Raises:
+        LazyfxError: It cannot be imported, raises, or gives something else.
+    """
+    module_name, _, attribute = spelling.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+        made = factory()
+    except Exception as error:  # the user's own code, which may raise anything
+        raise LazyfxError(
+            f"{spelling}: {type(error).__name__}: {one_line(error)}; give the import path of a "
+            "function without arguments that returns (module, example_inputs)"
+        ) from error
+    what, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(what, (torch.nn.Module, torch.export.ExportedProgram)):
+        raise LazyfxError(
+            f"{spelling} returned a {type(made).__name__}; it must return (module, example_inputs)"
+        )
+    return what, own if examples is None else examples
+
+
+def read_examples(spellings: Sequence[str]) -> ExampleInputs:
+    """Read --example: `int64[2,8]` for a positional input, `input_ids=int64[2,8]` by name.
+
+    Returns:
+        Tensors in order, or by name; None without any.
+
+    Raises:
+        LazyfxError: One is spelled otherwise, or both ways are mixed.
+    """
+    positional: list[torch.Tensor] = []
+    named: dict[str, torch.Tensor] = {}
+    for spelling in spellings:
+        found = _EXAMPLE.fullmatch(spelling.strip())
+        dtype = getattr(torch, found["dtype"], None) if found else None
+        if not found or not isinstance(dtype, torch.dtype):
+            raise LazyfxError(
+                f"{spelling!r} is not DTYPE[SIZES] or NAME=DTYPE[SIZES], e.g. float32[2,8]"
+            )
+        dims = [int(size) for size in found["dims"].split(",") if size.strip()]
+        tensor = _tensor(dtype, dims)
+        if found["name"]:
+            named[found["name"]] = tensor
+        else:
+            positional.append(tensor)
+    if positional and named:
+        raise LazyfxError("give all inputs by place, or all by name")
+    return named or tuple(positional) or None
+
+
+def _tensor(dtype: torch.dtype, dims: list[int]) -> torch.Tensor:
+    # Zeros are valid indices; of other inputs noise shows more.
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(dims).to(dtype)
+    return torch.zeros(dims, dtype=dtype)

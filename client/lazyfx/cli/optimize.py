@@ -1,0 +1,113 @@
+"""`lazyfx optimize`: one model, one pipeline, a report, and one file if asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import lazyfx
+from lazyfx.capture import ExampleInputs
+from lazyfx.cli.artifacts import text_of, write_artifact
+from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.models import Model, call_factory, load_program, read_examples
+from lazyfx.cli.options import DEFAULT_ADDRESS, Address, Kind, Passes, Timeout, read_passes
+from lazyfx.cli.tables import console, pass_table, summary_table
+from lazyfx.errors import LazyfxError
+from lazyfx.sync import RemoteModule
+
+_STANDARD_OUTPUT = Path("-")
+
+
+def optimize(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A .pt2 file, or package.module:factory, a function without arguments that "
+            "returns (module, example_inputs). Both run code here, on this machine: open only "
+            "files that you trust.",
+            show_default=False,
+        ),
+    ],
+    passes: Passes = "",
+    emit: Annotated[
+        Kind | None,
+        typer.Option("--emit", help="What to write to --output; without it, only the report."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File to write; - prints code or a picture."
+        ),
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--example",
+            metavar="[NAME=]DTYPE[SIZES]",
+            help="An example input for a factory that returns only a module, e.g. "
+            "input_ids=int64[2,8]; repeat it for each input.",
+        ),
+    ] = None,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Compile one model on the server and print a report."""
+    specs = read_passes(passes)
+    _check_output(emit, output)
+    _check_source(model)
+    examples = _examples(example or [])
+    with failing_clearly(address):
+        what, inputs = _read(model, examples)
+        with lazyfx.connect(address, timeout=timeout) as client:
+            remote = client.compile(what, specs, inputs)
+            if emit is not None and output is not None:
+                _write(remote, emit, output)
+    # The report may not stand between the lines of what goes to standard output.
+    out = console(stderr=output == _STANDARD_OUTPUT)
+    out.print(summary_table(remote.report, remote.cache, remote.key))
+    if remote.report.passes:
+        out.print(pass_table(remote.report))
+    if emit is not None and output not in (None, _STANDARD_OUTPUT):
+        out.print(f"{emit.value} written to {output}", markup=False)
+
+
+def _read(model: str, examples: ExampleInputs) -> Model:
+    if model.endswith(".pt2"):
+        return load_program(Path(model)), None
+    return call_factory(model, examples)
+
+
+def _write(remote: RemoteModule, kind: Kind, output: Path) -> None:
+    if output == _STANDARD_OUTPUT:
+        typer.echo(text_of(remote, kind))
+    else:
+        write_artifact(remote, kind, output)
+
+
+def _check_source(model: str) -> None:
+    if model.endswith(".pt2"):
+        if not Path(model).is_file():
+            raise typer.BadParameter(f"{model}: no such file", param_hint="MODEL")
+    elif not all(part.strip() for part in model.partition(":")):
+        raise typer.BadParameter(
+            f"{model!r} is neither a .pt2 file nor package.module:factory", param_hint="MODEL"
+        )
+
+
+def _check_output(emit: Kind | None, output: Path | None) -> None:
+    if emit is None and output is not None:
+        raise typer.BadParameter("say what to write with --emit", param_hint="--output")
+    if emit is not None and output is None:
+        raise typer.BadParameter("say where to write it with --output FILE", param_hint="--emit")
+    if output == _STANDARD_OUTPUT and emit not in (Kind.CODE, Kind.PICTURE):
+        raise typer.BadParameter("only code and pictures are text", param_hint="--output")
+
+
+def _examples(spellings: list[str]) -> ExampleInputs:
+    try:
+        return read_examples(spellings)
+    except LazyfxError as error:
+        raise typer.BadParameter(str(error), param_hint="--example") from error

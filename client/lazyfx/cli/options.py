@@ -1,0 +1,67 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from lazyfx.passes import PassSpec
+from lazyfx.spelling import SpellingError, parse
+
+DEFAULT_ADDRESS = "127.0.0.1:8700"
+
+
+class Kind(str, Enum):
+    """What a compiled module can be written as."""
+
+    CODE = "code"
+    GRAPH = "graph"
+    PICKLE = "pickle"
+    PACKAGE = "package"
+    PICTURE = "picture"
+
+
+def _checked_address(address: str) -> str:
+    host, separator, port = address.rpartition(":")
+    if not (separator and host and port.isdecimal() and 0 < int(port) < 65536):
+        raise typer.BadParameter(f"{address!r} is not HOST:PORT, e.g. {DEFAULT_ADDRESS}")
+    return address
+
+
+def read_passes(text: str) -> list[PassSpec]:
+    """Read --passes.
+
+    Raises:
+        typer.BadParameter: The text is not a pipeline.
+    """
+    try:
+        return parse(text)
+    except SpellingError as error:
+        raise typer.BadParameter(str(error), param_hint="--passes") from error
+
+
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        envvar="LAZYFX_ADDRESS",
+        metavar="HOST:PORT",
+        callback=_checked_address,
+        help="The server.",
+    ),
+]
+Passes = Annotated[
+    str,
+    typer.Option(
+        "--passes",
+        metavar="PASS,...",
+        help="Passes in order: name or name{option=value,...}; `lazyfx passes` lists them. "
+        "Quote the text when it has braces.",
+    ),
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.001, help="Seconds that one call may take.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]

@@ -1,0 +1,38 @@
+"""`lazyfx passes`: what the server can run."""
+
+from __future__ import annotations
+
+import typer
+
+import lazyfx
+from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from lazyfx.cli.plain import as_json, plain
+from lazyfx.cli.tables import add_row, console, new_table
+from lazyfx.v1 import compiler_pb2 as pb
+
+
+def passes(
+    address: Address = DEFAULT_ADDRESS, timeout: Timeout = 30.0, json: AsJson = False
+) -> None:
+    """List the passes that the server runs, with their options."""
+    with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+        found = client.passes()
+    if json:
+        typer.echo(as_json([plain(description) for description in found]))
+        return
+    table = new_table("pass", "does", "needs", "options")
+    for description in found:
+        options = "\n".join(_option(option) for option in description.options)
+        add_row(table, description.name, description.summary, _needs(description), options)
+    console().print(table)
+
+
+def _needs(description: pb.PassDescription) -> str:
+    wants = (("values", description.needs_values), ("shapes", description.needs_shapes))
+    return ", ".join(name for name, wanted in wants if wanted)
+
+
+def _option(option: pb.PassOptionDescription) -> str:
+    summary = f"  {option.summary}" if option.summary else ""
+    return f"{option.name}: {option.type} = {option.default_value}{summary}"

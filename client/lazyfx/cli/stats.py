@@ -1,0 +1,82 @@
+"""`lazyfx stats`: the server's ledger."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+import lazyfx
+from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from lazyfx.cli.plain import as_json, plain
+from lazyfx.cli.tables import add_row, bytes_text, console, new_table, recompiles_text, seconds_text
+from lazyfx.report import Recompiles
+from lazyfx.v1 import compiler_pb2 as pb
+
+
+def stats(
+    address: Address = DEFAULT_ADDRESS, timeout: Timeout = 30.0, json: AsJson = False
+) -> None:
+    """Print what the server was asked for, did and saved since it started."""
+    with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+        ledger = client.stats()
+    if json:
+        typer.echo(as_json(plain(ledger)))
+    else:
+        _print(console(), ledger)
+
+
+def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
+    totals = new_table("since the start", "value", numbers=("value",))
+    lookups = ledger.hits + ledger.misses + ledger.joins
+    rows = (
+        ("started", ledger.since.ToJsonString()),
+        ("lookups", str(lookups)),
+        ("  hits", _share(ledger.hits, lookups)),
+        ("  joined one under way", _share(ledger.joins, lookups)),
+        ("  misses", _share(ledger.misses, lookups)),
+        ("recompiles asked/done/saved", _recompiles(ledger.recompiles)),
+        ("code generation saved", seconds_text(ledger.saved_seconds)),
+        ("compiles spared by hits and joins", seconds_text(ledger.reused_seconds)),
+        ("in passes", seconds_text(ledger.pass_seconds)),
+        ("overhead of the service", seconds_text(ledger.overhead_seconds)),
+        ("store entries", str(ledger.store.entries)),
+        (
+            "store size",
+            f"{bytes_text(ledger.store.bytes)} of {bytes_text(ledger.store.limit_bytes)}",
+        ),
+        ("store evictions", str(ledger.store.evictions)),
+    )
+    for name, value in rows:
+        add_row(totals, name, value)
+    out.print(totals)
+
+    reasons = new_table("misses because of", "count", numbers=("count",))
+    for miss in ledger.miss_reasons:
+        name = pb.MissReason.Name(miss.reason).removeprefix("MISS_REASON_").lower()
+        if miss.count:
+            add_row(reasons, name, str(miss.count))
+    if reasons.row_count:
+        out.print(reasons)
+
+    numbers = ("runs", "seconds", "asked/done/saved")
+    passes = new_table("pass", *numbers, numbers=numbers)
+    for entry in ledger.passes:
+        if entry.runs:
+            add_row(
+                passes,
+                entry.name,
+                str(entry.runs),
+                seconds_text(entry.seconds),
+                _recompiles(entry.recompiles),
+            )
+    if passes.row_count:
+        out.print(passes)
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} ({count / total:.0%})" if total else str(count)
+
+
+def _recompiles(message: pb.Recompiles) -> str:
+    return recompiles_text(Recompiles(message.requested, message.performed))

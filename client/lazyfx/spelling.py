@@ -1,0 +1,162 @@
+"""Passes as text: `name,name{option=value,option=value}`, as servers spell pipelines.
+
+Values are `true`, `false`, numbers, double-quoted strings (JSON) and `[lists]` of those.
+What `spell` writes, `parse` reads back as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from lazyfx.errors import LazyfxError
+from lazyfx.passes import Option, PassSpec
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_SCALAR = re.compile(r'"(?:[^"\\]|\\.)*"|[^,\[\]{}"\s]+')
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_WORDS: Mapping[str, bool | float] = MappingProxyType(
+    {
+        "true": True,
+        "false": False,
+        "inf": float("inf"),
+        "-inf": float("-inf"),
+        "nan": float("nan"),
+    }
+)
+
+
+class SpellingError(LazyfxError):
+    """Text that is not the spelling of a pipeline; says what was expected where."""
+
+
+def parse(text: str) -> list[PassSpec]:
+    """Read the spelling of a pipeline; empty text is an empty pipeline.
+
+    Args:
+        text: E.g. `dead_code_elimination,constant_fold{max_bytes=4096}`.
+
+    Raises:
+        SpellingError: The text is something else; names the character.
+    """
+    return _Reader(text).pipeline()
+
+
+def spell(passes: Iterable[str | PassSpec]) -> str:
+    """Write passes as text; the rewrites of replace_pattern have no spelling and are left out.
+
+    Raises:
+        LazyfxError: An option has a type that options cannot have.
+    """
+    return ",".join(
+        given if isinstance(given, str) else _spell_pass(given.name, given.options)
+        for given in passes
+    )
+
+
+def _spell_pass(name: str, options: Mapping[str, Option]) -> str:
+    if not options:
+        return name
+    inner = ",".join(f"{key}={_spell_value(key, options[key])}" for key in sorted(options))
+    return f"{name}{{{inner}}}"
+
+
+def _spell_value(name: str, value: Option) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_spell_value(name, item) for item in value) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, (int, float)):
+        return repr(value)
+    raise LazyfxError(
+        f"option {name!r} has a {type(value).__name__}; options are bool, int, float, str or lists"
+    )
+
+
+class _Reader:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def pipeline(self) -> list[PassSpec]:
+        passes: list[PassSpec] = []
+        if not self.text.strip():
+            return passes
+        while True:
+            name = self.match(_NAME, "a pass name")
+            options = self.options() if self.take("{") else {}
+            passes.append(PassSpec(name, MappingProxyType(options)))
+            if not self.take(","):
+                break
+        if self.at < len(self.text):
+            raise self.error("',' or the end")
+        return passes
+
+    def options(self) -> dict[str, Option]:
+        options: dict[str, Option] = {}
+        while not self.take("}"):
+            if options and not self.take(","):
+                raise self.error("',' or '}'")
+            name = self.match(_NAME, "an option name")
+            if name in options:
+                raise self.error(f"each option once, not {name!r} again")
+            if not self.take("="):
+                raise self.error("'='")
+            options[name] = self.value()
+        return options
+
+    def value(self) -> Option:
+        if not self.take("["):
+            return self.scalar()
+        items: list[Option] = []
+        while not self.take("]"):
+            if items and not self.take(","):
+                raise self.error("',' or ']'")
+            items.append(self.scalar())
+        return tuple(items)
+
+    def scalar(self) -> bool | int | float | str:
+        word = self.match(_SCALAR, "a value")
+        if word in _WORDS:
+            return _WORDS[word]
+        if _INTEGER.fullmatch(word):
+            return int(word)
+        if _DECIMAL.fullmatch(word):
+            return float(word)
+        if word.startswith('"'):
+            try:
+                return str(json.loads(word))
+            except ValueError:
+                pass
+        raise self.error(f"true, false, a number or a double-quoted string, not {word!r},")
+
+    def match(self, pattern: re.Pattern[str], wanted: str) -> str:
+        self.skip()
+        found = pattern.match(self.text, self.at)
+        if found is None:
+            raise self.error(wanted)
+        self.at = found.end()
+        self.skip()
+        return found.group()
+
+    def take(self, character: str) -> bool:
+        self.skip()
+        if not self.text.startswith(character, self.at):
+            return False
+        self.at += 1
+        self.skip()
+        return True
+
+    def skip(self) -> None:
+        while self.at < len(self.text) and self.text[self.at].isspace():
+            self.at += 1
+
+    def error(self, wanted: str) -> SpellingError:
+        return SpellingError(
+            f"passes: expected {wanted} before character {self.at + 1} of {self.text!r}"
+        )
