@@ -167,6 +167,8 @@ class Compiler:
             body = await self._store.get(f"blobs/{name}")
             if body is None:
                 missing.append(f"blobs/{name}")
+            else:
+                self._limits.check_body("graph_digest", body)
         values: list[worker.TensorValue] = []
         for binding in request.values:
             name = binding.content.sha256.hex()

@@ -86,10 +86,18 @@ class RequestLimits:
                 f"{field}.required_features",
                 f"this server lacks: {names[:200]!r}; use a newer server",
             )
-        if len(graph.body) > self.max_graph_bytes:
+        self.check_body(f"{field}.body", graph.body)
+
+    def check_body(self, field: str, body: bytes) -> None:
+        """Refuse a graph body that is too large, however it came in.
+
+        Raises:
+            InvalidRequestError: Names the field and the bound.
+        """
+        if len(body) > self.max_graph_bytes:
             raise InvalidRequestError.of_field(
-                f"{field}.body",
-                f"has {len(graph.body)} bytes; at most {self.max_graph_bytes} are taken "
+                field,
+                f"has {len(body)} bytes; at most {self.max_graph_bytes} are taken "
                 "(setting max_graph_bytes)",
             )
 
