@@ -7,16 +7,15 @@ itself and all of them in a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
+import lazyfx
 import models
 import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
-
-import lazyfx
 
 MODELS: Mapping[str, Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]] = {
     "gpt2": lambda: models.gpt2(layers=12),
@@ -42,7 +41,7 @@ PIPELINES: Mapping[str, list[str | lazyfx.PassSpec]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_and_example(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     model, example = MODELS[name]()
     generator = torch.Generator().manual_seed(7)
@@ -65,7 +64,7 @@ def assert_same(expected: Any, actual: Any) -> None:
         torch.testing.assert_close(b, a)
 
 
-@lru_cache(maxsize=None)
+@cache
 def exported(name: str) -> torch.export.ExportedProgram:
     model, example = model_and_example(name)
     with torch.no_grad():
@@ -83,7 +82,7 @@ def test_exported_program(client: lazyfx.Client, name: str, pipeline: str) -> No
     assert type(actual) is type(expected)
 
 
-@lru_cache(maxsize=None)
+@cache
 def dynamo_graphs(name: str) -> list[tuple[torch.fx.GraphModule, list[Any]]]:
     """What dynamo hands to a backend: graphs, and the flat inputs of their first call."""
     model, example = model_and_example(name)
