@@ -34,7 +34,7 @@ def exported(
     shapes: Any = None
     if dynamic:
         shapes = {
-            name: {d: torch.export.Dim.AUTO for d in range(min(2, t.ndim))}
+            name: dict.fromkeys(range(min(2, t.ndim)), torch.export.Dim.AUTO)
             for name, t in example.items()
         }
     with torch.no_grad():

@@ -7,7 +7,7 @@ message of a template is built only the first time that its key appears.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,6 +29,22 @@ _DICTS = frozenset({dict, torch.fx.immutable_collections.immutable_dict})
 _PLAIN = frozenset({str, torch.dtype, torch.layout, torch.memory_format, type(None), type(...)})
 
 
+def walk_items(
+    items: Iterable[Any], key: list[Any], holes: list[Node], tables: Tables, depth: int = 0
+) -> None:
+    """`walk` for each of some arguments; the commonest types are met here, without a call."""
+    for item in items:
+        kind = type(item)
+        if kind is Node:
+            key.append(_HOLE)
+            holes.append(item)
+        elif kind is int or kind is bool:
+            key.append(kind)
+            key.append(item)
+        else:
+            walk(item, key, holes, tables, depth)
+
+
 def walk(argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth: int = 0) -> None:
     """Append what tells this argument from others to `key`, and its nodes to `holes`."""
     kind = type(argument)
@@ -42,8 +58,7 @@ def walk(argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth
         if depth >= MAX_DEPTH:
             raise UnsupportedGraphError("an argument is nested too deeply")
         key.append(list if kind in _LISTS else kind)
-        for item in argument:
-            walk(item, key, holes, tables, depth + 1)
+        walk_items(argument, key, holes, tables, depth + 1)
         key.append(_CLOSE)
     elif kind in _PLAIN:
         key.append(argument)
@@ -138,7 +153,7 @@ def write(argument: Any, message: pb.Argument, tables: Tables) -> None:
         raise _refuse(argument)
 
 
-def _write_integer(argument: int, message: pb.Argument, tables: Tables) -> None:
+def _write_integer(argument: int, message: pb.Argument, _: Tables) -> None:
     if not MIN_INT64 <= argument <= MAX_INT64:
         raise UnsupportedGraphError(
             "an integer that does not fit into 64 bits", remedy="pass it as a float or a tensor"
@@ -166,7 +181,7 @@ def _write_slice(argument: slice, message: pb.Argument, tables: Tables) -> None:
     write(argument.step, message.slice.step, tables)
 
 
-def _write_complex(argument: complex, message: pb.Argument, tables: Tables) -> None:
+def _write_complex(argument: complex, message: pb.Argument, _: Tables) -> None:
     message.complex.SetInParent()
     message.complex.real = canonical_float(argument.real)
     message.complex.imaginary = canonical_float(argument.imag)
@@ -188,7 +203,7 @@ def _lister(field: str) -> Callable[..., None]:
     return write_list
 
 
-def _known_dtype(argument: torch.dtype, tables: Tables) -> int:
+def _known_dtype(argument: torch.dtype, _: Tables) -> int:
     if argument not in DTYPES:
         raise UnsupportedGraphError(f"the dtype {argument} has no place in the format")
     return DTYPES[argument]
@@ -197,7 +212,7 @@ def _known_dtype(argument: torch.dtype, tables: Tables) -> int:
 def _empty(field: str) -> Callable[..., None]:
     read = operator.attrgetter(field)
 
-    def choose(argument: Any, message: pb.Argument, tables: Tables) -> None:
+    def choose(_: Any, message: pb.Argument, __: Tables) -> None:
         read(message).SetInParent()
 
     return choose

@@ -1,5 +1,7 @@
 """Attributes on the way out: what GET_ATTR and CALL_MODULE nodes refer to."""
 
+# ruff: noqa: SLF001 - which tensors are buffers is only seen in nn.Module's own table
+
 from __future__ import annotations
 
 from typing import Any
@@ -67,6 +69,7 @@ class AttributeWriter:
         self._storages = storages
         self._children = children
         self._numbers: dict[tuple[str, bool], int] = {}
+        self._verified: set[bytes] = set()
 
     def number(self, node: Node) -> int:
         """Attribute index of what a GET_ATTR or CALL_MODULE node refers to."""
@@ -129,9 +132,15 @@ class AttributeWriter:
     def _write_module(self, row: pb.LeafModule, module: torch.nn.Module, path: str) -> None:
         row.type = leaf_modules.type_name(module)
         row.training = module.training
-        for name, value in leaf_modules.options(module).items():
+        options = leaf_modules.options(module)
+        for name, value in options.items():
             option = row.options.add(name=name)
+            arguments.walk(value, [], [], self._tables)
             arguments.write(value, option.value, self._tables)
+        configuration = row.SerializeToString(deterministic=True)
+        if configuration not in self._verified:
+            leaf_modules.verify(module, options)
+            self._verified.add(configuration)
         for name, tensor in leaf_modules.tensors(module).items():
             number = self._append(f"{path}.{name}", tensor)
             role = (

@@ -7,6 +7,7 @@ checks both: tables are read in the order in which their rows are first used.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,50 +82,72 @@ class _Children:
 def _check_graph(
     columns: pb.GraphColumns, field: str, rows: RowChecker, children: _Children
 ) -> None:
-    calls: Sequence[int] = list(columns.calls)
-    values: Sequence[int] = list(columns.values)
-    operands: Sequence[int] = list(columns.operands)
-    if values and (len(values) != len(calls) or not any(values)):
-        raise DecodeError(f"{len(values)} values for {len(calls)} nodes", field=f"{field}.values")
+    values = columns.values
+    if values and (len(values) != len(columns.calls) or not any(values)):
+        raise DecodeError(
+            f"{len(values)} values for {len(columns.calls)} nodes", field=f"{field}.values"
+        )
     attributes = _Attributes(columns.attributes, field, rows, children)
-    shapes = rows.call_shapes
-    position, number = 0, -1
+    walk = _NodeWalk(columns, field, rows, attributes)
     try:
-        for number, call in enumerate(calls):
-            if call >= len(shapes) and rows.table_size("calls") <= call:
-                raise DecodeError(f"call {call} does not exist", field=f"{field}.calls")
-            opcode = rows.opcode(call)
+        walk.run()
+    except DecodeError as error:
+        raise DecodeError(_message(error), field=error.field or field, node=walk.node) from None
+    except IndexError:
+        raise DecodeError("too few operands", field=f"{field}.operands", node=walk.node) from None
+    attributes.finish()
+
+
+class _NodeWalk:
+    """Walks the columns of one graph; `node` is where it is."""
+
+    def __init__(
+        self, columns: pb.GraphColumns, field: str, rows: RowChecker, attributes: _Attributes
+    ) -> None:
+        self._columns = columns
+        self._field = field
+        self._rows = rows
+        self._attributes = attributes
+        self.node = 0
+
+    def run(self) -> None:
+        """Check every node; raises DecodeError, or IndexError when operands run out."""
+        rows, shapes = self._rows, self._rows.call_shapes
+        values = list(self._columns.values)
+        operands = list(self._columns.operands)
+        opcodes, known_calls = rows.opcodes, len(rows.opcodes)
+        position = opcode = 0
+        seen_values = 0
+        for number, call in enumerate(self._columns.calls):
+            self.node = number
+            if opcode == pb.OPCODE_OUTPUT:
+                raise DecodeError("a node behind the output", field=f"{self._field}.calls")
+            if call >= known_calls:
+                raise DecodeError(f"call {call} of {known_calls}", field=f"{self._field}.calls")
+            opcode = opcodes[call]
             if opcode in _WITH_ATTRIBUTE:
-                attributes.use(operands[position], opcode)
+                self._attributes.use(operands[position], opcode)
                 position += 1
             if call >= len(shapes):
                 rows.use_call(call)
-            holes = shapes[call]
-            end = position + holes
+            end = position + shapes[call]
             if end > len(operands):
-                raise DecodeError("too few operands", field=f"{field}.operands")
-            for delta in operands[position:end]:
-                if not 1 <= delta <= number:
+                raise DecodeError("too few operands", field=f"{self._field}.operands")
+            if end > position:
+                deltas = operands[position:end]
+                if min(deltas) < 1 or max(deltas) > number:
                     raise DecodeError(
-                        f"back-reference {delta} is not within 1 to {number}",
-                        field=f"{field}.operands",
+                        f"a back-reference is not within 1 to {number}",
+                        field=f"{self._field}.operands",
                     )
             position = end
-            if values and values[number]:
-                rows.use_value(values[number] - 1)
-            if opcode == pb.OPCODE_OUTPUT and number + 1 != len(calls):
-                raise DecodeError("an output before the last node", field=f"{field}.calls")
-    except DecodeError as error:
-        if error.node is not None:
-            raise
-        raise DecodeError(_message(error), field=error.field or field, node=number) from None
-    except IndexError:
-        raise DecodeError("too few operands", field=f"{field}.operands", node=number) from None
-    if position != len(operands):
-        raise DecodeError("too many operands", field=f"{field}.operands")
-    if not calls or rows.opcode(calls[-1]) != pb.OPCODE_OUTPUT:
-        raise DecodeError("the last node is not an output", field=f"{field}.calls")
-    attributes.finish()
+            if values and values[number] > seen_values:
+                seen_values = values[number]
+                rows.use_value(seen_values - 1)
+        if position != len(operands):
+            raise DecodeError("too many operands", field=f"{self._field}.operands")
+        if opcode != pb.OPCODE_OUTPUT:
+            raise DecodeError("the last node is not an output", field=f"{self._field}.calls")
 
 
 _WITH_ATTRIBUTE = frozenset({pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE})
@@ -199,5 +222,5 @@ class _Attributes:
 
 
 def _check_sorted(names: Sequence[str], field: str) -> None:
-    if any(before >= after for before, after in zip(names, names[1:], strict=False)):
+    if any(before >= after for before, after in itertools.pairwise(names)):
         raise DecodeError("not sorted by name, or doubled", field=field)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire.format import MAX_DEPTH, MAX_EXPRESSION_BITS, MAX_EXPRESSION_TREE
-from lazyfx.wire.symbolic import CONSTRUCTORS
+from lazyfx.wire.symbolic import CONSTRUCTORS, MAX_EXPONENT, POWERS
 
 _BINARY = frozenset({
     pb.SYMBOLIC_OPERATOR_POWER, pb.SYMBOLIC_OPERATOR_FLOOR_DIVIDE, pb.SYMBOLIC_OPERATOR_MODULO,
@@ -29,11 +29,6 @@ _ATOMS = frozenset({
     pb.SYMBOLIC_OPERATOR_INTEGER, pb.SYMBOLIC_OPERATOR_RATIONAL, pb.SYMBOLIC_OPERATOR_FLOATING,
     pb.SYMBOLIC_OPERATOR_TRUE, pb.SYMBOLIC_OPERATOR_FALSE,
 })  # fmt: skip
-_POWERS = frozenset({
-    pb.SYMBOLIC_OPERATOR_POWER, pb.SYMBOLIC_OPERATOR_POWER_BY_NATURAL,
-    pb.SYMBOLIC_OPERATOR_FLOAT_POWER, pb.SYMBOLIC_OPERATOR_LEFT_SHIFT,
-})  # fmt: skip
-_MAX_EXPONENT = 64
 
 
 class ExpressionChecker:
@@ -107,26 +102,19 @@ class ExpressionChecker:
 
     def _measure(self, row: pb.SymbolicExpression, field: str) -> None:
         """Bound the tree that a row stands for, and the numbers that can come out of it."""
-        if row.operator == pb.SYMBOLIC_OPERATOR_SYMBOL:
-            tree, bits = 1, 0
-        elif row.operator in _ATOMS:
-            tree, bits = 1, 64
-        else:
+        tree, bits = 1, 64
+        if row.operands and row.operator != pb.SYMBOLIC_OPERATOR_SYMBOL:
             tree = 1 + sum(self._trees[operand] for operand in row.operands)
-            bits = 1 + sum(self._bits[operand] for operand in row.operands)
-            if row.operator in _POWERS:
-                bits = self._power_bits(row, field)
-        if tree > MAX_EXPRESSION_TREE or bits > MAX_EXPRESSION_BITS * MAX_EXPRESSION_TREE:
+            bits = sum(self._bits[operand] for operand in row.operands)
+        if row.operator in POWERS:
+            exponent = self._rows[row.operands[1]]
+            if (
+                exponent.operator != pb.SYMBOLIC_OPERATOR_INTEGER
+                or abs(exponent.integer) > MAX_EXPONENT
+            ):
+                raise DecodeError("an exponent that is no small integer", field=field)
+            bits = self._bits[row.operands[0]] * max(1, abs(exponent.integer))
+        if tree > MAX_EXPRESSION_TREE or bits > MAX_EXPRESSION_BITS:
             raise DecodeError("too large when written out", field=field)
         self._trees.append(tree)
         self._bits.append(bits)
-
-    def _power_bits(self, row: pb.SymbolicExpression, field: str) -> int:
-        exponent = self._rows[row.operands[1]]
-        if exponent.operator == pb.SYMBOLIC_OPERATOR_INTEGER:
-            if abs(exponent.integer) > _MAX_EXPONENT:
-                raise DecodeError(f"an exponent above {_MAX_EXPONENT}", field=field)
-            return 1 + self._bits[row.operands[0]] * max(1, abs(exponent.integer))
-        if self._bits[row.operands[1]] and self._bits[row.operands[0]]:
-            raise DecodeError("an exponent that is no plain integer", field=field)
-        return 1 + self._bits[row.operands[0]] * _MAX_EXPONENT

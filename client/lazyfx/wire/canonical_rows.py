@@ -21,6 +21,7 @@ class RowChecker:
 
     Attributes:
         call_shapes: Number of operand holes of each row of `calls` seen so far.
+        opcodes: Opcode of each row of `calls`.
     """
 
     def __init__(self, body: pb.GraphBody) -> None:
@@ -28,18 +29,10 @@ class RowChecker:
         self._sizes = {name: len(getattr(body, name)) for name in _TABLES}
         self._next = dict.fromkeys(_TABLES, 0)
         self._expressions = ExpressionChecker(body)
-        self._opcodes = [call.opcode for call in body.calls]
         self._slots: dict[int, int] = {}
         self._storages = 0
         self.call_shapes: list[int] = []
-
-    def table_size(self, table: str) -> int:
-        """Number of rows of a table."""
-        return self._sizes[table]
-
-    def opcode(self, call: int) -> int:
-        """Opcode of a row of `calls`."""
-        return self._opcodes[call]
+        self.opcodes = [call.opcode for call in body.calls]
 
     def finish(self) -> None:
         """Check that all rows were used, and none is there twice."""
@@ -86,8 +79,7 @@ class RowChecker:
             holes += self._argument(argument, f"{field}.args", 0)
         previous = ""
         for place, keyword in enumerate(row.kwargs):
-            if self._first("strings", keyword.name):
-                pass
+            self._first("strings", keyword.name)
             name = self._body.strings[keyword.name]
             if place and name <= previous:
                 raise DecodeError("not sorted by name, or doubled", field=f"{field}.kwargs")

@@ -101,10 +101,13 @@ class _Decoder:
         paths = _paths(given, columns.attributes)
         root = self._attributes.root(number, paths, modules)
         graph = Graph()
-        self._fill(graph, columns, node_names, paths, _placeholder_targets(given, count))
+        counts = names.greatest_suffixes(given) if given else {}
+        self._fill(graph, columns, node_names, paths, _placeholder_targets(given, count), counts)
         if number == 0 and self._on_root is not None:
             self._on_root(graph)
-        return self._module_class(root, graph, "GraphModule")
+        module = self._module_class(root, graph, "GraphModule")
+        self._attributes.keep_constants(module, number, paths)
+        return module
 
     def _fill(
         self,
@@ -113,48 +116,35 @@ class _Decoder:
         node_names: Sequence[str],
         paths: Sequence[str],
         placeholder_targets: dict[int, str],
+        counts: dict[str, int],
     ) -> None:
-        create = node_factory.create_direct if self._direct else node_factory.create_public
-        operands = columns.operands
+        factory_class = node_factory.DirectFactory if self._direct else node_factory.PublicFactory
+        factory: node_factory.NodeFactory = factory_class(graph)
+        create = factory.create
+        operands = list(columns.operands)
+        locals_ = _LocalTargets(columns, paths, node_names, placeholder_targets)
         position = 0
         nodes: list[Node] = []
-        taken: set[str] = set()
-        for i, call in enumerate(columns.calls):
-            template = self._templates.get(call)
-            if template is None:
-                template = self._read_template(call, i)
-            op, target = template.op, template.target
+        for i, (call, name) in enumerate(zip(columns.calls, node_names, strict=True)):
+            template = self._templates.get(call) or self._read_template(call, i)
+            target = template.target
+            if target is None:
+                target = locals_.find(template, operands[position : position + 1], i)
+                position += template.reads_attribute
             end = position + template.holes
-            if op == "get_attr" or op == "call_module":
-                end += 1
-                target = self._attribute(operands, position, paths, op, columns, i)
-                position += 1
-            elif op == "placeholder":
-                name = placeholder_targets.get(i, node_names[i])
-                if name in taken:
-                    raise DecodeError(f"two arguments are called {name!r}", node=i)
-                taken.add(name)
-                target = template.stars + name
-            if end > len(operands):
+            deltas = operands[position:end]
+            if len(deltas) != template.holes:
                 raise DecodeError("operands end too early", field="operands", node=i)
-            holes = []
-            for delta in operands[position:end]:
-                if not 1 <= delta <= i:
-                    raise DecodeError(f"a reference {delta} nodes back", field="operands", node=i)
-                holes.append(nodes[i - delta])
+            if deltas and not (max(deltas) <= i and min(deltas) >= 1):
+                raise DecodeError(f"a reference {max(deltas)} nodes back", field="operands", node=i)
             position = end
-            if op == "output":
-                if i != len(columns.calls) - 1:
-                    raise DecodeError("the output is not the last node", field="calls", node=i)
-                target = "output"
-            args, kwargs = template.build(holes)
-            nodes.append(create(graph, node_names[i], op, target, args, kwargs))
+            args, kwargs = template.build([nodes[i - delta] for delta in deltas])
+            nodes.append(create(name, template.op, target, args, kwargs))
         if position != len(operands):
             raise DecodeError("operands are left over", field="operands")
         if not nodes or nodes[-1].op != "output":
             raise DecodeError("the last node is not the output", field="calls")
-        if self._direct:
-            node_factory.register(graph, nodes, node_names)
+        factory.finish(nodes, node_names, counts)
         self._describe(nodes, columns.values)
 
     def _read_template(self, call: int, node: int) -> Template:
@@ -166,23 +156,6 @@ class _Decoder:
             raise DecodeError(str(error), node=node) from error
         self._templates[call] = template
         return template
-
-    def _attribute(
-        self,
-        operands: Sequence[int],
-        position: int,
-        paths: Sequence[str],
-        op: str,
-        columns: pb.GraphColumns,
-        node: int,
-    ) -> str:
-        if position >= len(operands) or operands[position] >= len(paths):
-            raise DecodeError("an attribute that is not there", field="operands", node=node)
-        number = operands[position]
-        kind = columns.attributes[number].WhichOneof("kind")
-        if op == "call_module" and kind not in ("module", "graph"):
-            raise DecodeError("a call of what is no module", field="attributes", node=node)
-        return paths[number]
 
     def _describe(self, nodes: Sequence[Node], values: Sequence[int]) -> None:
         if not values:
@@ -199,6 +172,42 @@ class _Decoder:
         for node, value in zip(nodes, values, strict=True):
             if value:
                 node.meta[META_KEY] = lazy[value - 1]
+
+
+class _LocalTargets:
+    """Targets that the node tells and not its template: attribute paths, argument names."""
+
+    def __init__(
+        self,
+        columns: pb.GraphColumns,
+        paths: Sequence[str],
+        node_names: Sequence[str],
+        placeholder_targets: dict[int, str],
+    ) -> None:
+        self._columns = columns
+        self._paths = paths
+        self._node_names = node_names
+        self._placeholder_targets = placeholder_targets
+        self._taken: set[str] = set()
+
+    def find(self, template: Template, attribute: Sequence[int], node: int) -> str:
+        """The target of node number `node`; `attribute` holds its next operand."""
+        if template.op == "output":
+            if node != len(self._columns.calls) - 1:
+                raise DecodeError("the output is not the last node", field="calls", node=node)
+            return "output"
+        if template.op == "placeholder":
+            name = self._placeholder_targets.get(node, self._node_names[node])
+            if name in self._taken:
+                raise DecodeError(f"two arguments are called {name!r}", node=node)
+            self._taken.add(name)
+            return template.stars + name
+        if not attribute or attribute[0] >= len(self._paths):
+            raise DecodeError("an attribute that is not there", field="operands", node=node)
+        kind = self._columns.attributes[attribute[0]].WhichOneof("kind")
+        if template.op == "call_module" and kind not in ("module", "graph"):
+            raise DecodeError("a call of what is no module", field="attributes", node=node)
+        return self._paths[attribute[0]]
 
 
 def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> list[torch.device]:

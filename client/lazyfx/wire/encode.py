@@ -1,5 +1,7 @@
 """torch.fx graph -> bytes and digest."""
 
+# ruff: noqa: SLF001 - the calling convention of an exported graph has no public spelling
+
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +17,6 @@ from lazyfx.wire import arguments, names, targets
 from lazyfx.wire.attributes import AttributeWriter, Children, Storages
 from lazyfx.wire.format import FORMAT_VERSION, OPCODES
 from lazyfx.wire.tables import Tables
-from lazyfx.wire.target_lists import ATTRIBUTES
 from lazyfx.wire.values import META_KEY
 
 _ABSENT = object()
@@ -134,8 +135,7 @@ class _GraphWriter:
                     _write_placeholder_target(node, number, presentation)
                 holes: list[Node] = []
                 call_column.append(self._call(node, op, holes))
-                for hole in holes:
-                    operand_column.append(number - numbers[hole])
+                operand_column.extend([number - numbers[hole] for hole in holes])
                 value_column.append(self._value(node))
                 name_column.append(node.name)
                 numbers[node] = number
@@ -169,8 +169,7 @@ class _GraphWriter:
             tables = self._tables
             # A function is told by its identity: all of them live while the graph does.
             key = [op, id(target) if op == "call_function" else _part(op, target)]
-            for argument in node.args:
-                arguments.walk(argument, key, holes, tables)
+            arguments.walk_items(node.args, key, holes, tables)
             kwargs = node.kwargs
             if kwargs:
                 key.append(_KEYWORDS)
@@ -190,7 +189,12 @@ class _GraphWriter:
         if op == "get_attr":
             return
         if op == "call_function":
-            _check_getattr(node)
+            reason = targets.forbidden_lookup(node.target, node.args, node.kwargs)
+            if reason is not None:
+                raise UnsupportedGraphError(
+                    f"{getattr(node.target, '__name__', node.target)} {reason}",
+                    remedy="read attributes of tensors only",
+                )
             row.target = 1 + tables.target(node.target)
         elif op == "call_method":
             if node.target not in targets.methods():
@@ -247,15 +251,6 @@ def _write_placeholder_target(node: Node, number: int, presentation: pb.GraphNam
     target = str(node.target).lstrip("*")
     if target != node.name:
         presentation.placeholder_targets.add(node=number, target=target)
-
-
-def _check_getattr(node: Node) -> None:
-    if node.target is getattr and not (
-        len(node.args) == 2 and isinstance(node.args[1], str) and node.args[1] in ATTRIBUTES
-    ):
-        raise UnsupportedGraphError(
-            f"getattr of {node.args[1:]!r}", remedy="read attributes of tensors only"
-        )
 
 
 def _write_signature(module: GraphModule, presentation: pb.Presentation) -> None:

@@ -14,7 +14,7 @@ FORMAT_VERSION: Final = 1
 MAX_DEPTH: Final = 64
 # Nodes of one symbolic expression when written out as a tree, and bits of its numbers.
 MAX_EXPRESSION_TREE: Final = 1024
-MAX_EXPRESSION_BITS: Final = 4096
+MAX_EXPRESSION_BITS: Final = 1 << 20
 # Dimensions of a tensor (torch itself stops at 64).
 MAX_DIMENSIONS: Final = 64
 

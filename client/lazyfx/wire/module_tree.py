@@ -1,5 +1,7 @@
 """Attributes on the way in: the module that a decoded graph reads from and calls into."""
 
+# ruff: noqa: SLF001 - modules and buffers are placed in nn.Module's own tables
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +37,8 @@ class AttributeReader:
         self._tables = tables
         self._templates = templates
         self._bind = bind
+        self._prototypes: dict[tuple[str | bytes, ...], nn.Module] = {}
+        self._stand_ins: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def root(
         self, number: int, paths: Sequence[str], modules: Mapping[int, GraphModule]
@@ -63,6 +67,16 @@ class AttributeReader:
                 raise DecodeError(str(error), field=f"graphs[{number}].attributes[{i}]") from error
         return root
 
+    def keep_constants(self, module: GraphModule, number: int, paths: Sequence[str]) -> None:
+        """Make constants plain attributes again: a GraphModule registers them as buffers."""
+        for row, path in zip(self._body.graphs[number].attributes, paths, strict=True):
+            if row.tensor.role == pb.TENSOR_ROLE_CONSTANT:
+                parent, _, name = path.rpartition(".")
+                owner = module.get_submodule(parent)
+                tensor = owner._buffers.pop(name, None)
+                if tensor is not None:
+                    setattr(owner, name, tensor)
+
     def _tensor_of(self, graph: int, number: int, row: pb.Attribute) -> torch.Tensor | None:
         if row.WhichOneof("kind") != "tensor":
             return None
@@ -72,7 +86,11 @@ class AttributeReader:
         is_parameter = row.tensor.role == pb.TENSOR_ROLE_PARAMETER
         tensor = self._bind(graph, number, row) if self._bind else None
         if tensor is None:
-            return self._stand_in(row.tensor, description, is_parameter)
+            # Tied tensors are one tensor again.
+            key = (row.tensor.storage, row.tensor.tensor, row.tensor.role)
+            if key not in self._stand_ins:
+                self._stand_ins[key] = self._stand_in(row.tensor, description, is_parameter)
+            return self._stand_ins[key]
         if is_parameter and not isinstance(tensor, nn.Parameter):
             return nn.Parameter(tensor, requires_grad=description.requires_grad)
         return tensor
@@ -136,7 +154,14 @@ class AttributeReader:
             if value is None:
                 raise DecodeError(f"{entry.name[:100]!r} is no tensor", field="module.tensors")
             values[entry.name] = value
-        return leaf_modules.build(row.type, options, values, training=row.training)
+        key: tuple[str | bytes, ...] = (
+            row.type,
+            *[option.SerializeToString() for option in row.options],
+        )
+        template = self._prototypes.get(key)
+        if template is None:
+            template = self._prototypes[key] = leaf_modules.prototype(row.type, options)
+        return leaf_modules.build(template, values, training=row.training)
 
 
 _ROLES = frozenset({pb.TENSOR_ROLE_PARAMETER, pb.TENSOR_ROLE_BUFFER, pb.TENSOR_ROLE_CONSTANT})

@@ -12,7 +12,8 @@ import torch
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 
-_SUFFIXED = re.compile(r"(.+)_(0|[1-9][0-9]{0,8})\Z", re.ASCII)
+# A suffix fits into 32 bits.
+_MOST_DIGITS = 10
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
 # Atoms of attribute paths reach generated source inside double quotes when they
 # are no identifiers ("0", "my-layer"); nothing in them may end such a string.
@@ -26,8 +27,16 @@ MAX_NAME = 1024
 
 def split(name: str) -> tuple[str, int]:
     """Stem and suffix of a name: "add_1" is ("add", 2), "add" is ("add", 0)."""
-    match = _SUFFIXED.match(name)
-    return (name, 0) if match is None else (match[1], 1 + int(match[2]))
+    stem, _, digits = name.rpartition("_")
+    if (
+        stem
+        and digits.isdecimal()
+        and digits.isascii()
+        and len(digits) < _MOST_DIGITS
+        and (digits[0] != "0" or digits == "0")
+    ):
+        return stem, 1 + int(digits)
+    return name, 0
 
 
 def join(stem: str, suffix: int) -> str:
@@ -41,8 +50,10 @@ def write_names(names: Iterable[str], message: pb.GraphNames) -> None:
     columns: list[int] = []
     suffixes: list[int] = []
     for name in names:
-        stem, suffix = split(name)
-        columns.append(stems.setdefault(stem, len(stems)))
+        suffix = 0
+        if name[-1:].isdecimal():
+            name, suffix = split(name)
+        columns.append(stems.setdefault(name, len(stems)))
         suffixes.append(suffix)
     message.stems.extend(stems)
     message.stem.extend(columns)
@@ -76,6 +87,15 @@ def read_names(message: pb.GraphNames, count: int) -> list[str]:
     for name in _KEYWORDS.intersection(names):
         raise DecodeError(f"{name!r} is a keyword", field="presentation.stems")
     return names
+
+
+def greatest_suffixes(message: pb.GraphNames) -> dict[str, int]:
+    """The greatest number behind each stem, as torch.fx counts them for new names."""
+    greatest = [0] * len(message.stems)
+    for stem, suffix in zip(message.stem, message.suffix, strict=True):
+        if suffix > greatest[stem]:
+            greatest[stem] = suffix
+    return {stem: max(most - 1, 0) for stem, most in zip(message.stems, greatest, strict=True)}
 
 
 def check_identifier(name: str, field: str) -> None:

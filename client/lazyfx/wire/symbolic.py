@@ -87,6 +87,15 @@ CONSTRUCTORS: Final[dict[int, Callable[..., Any]]] = {
     pb.SYMBOLIC_OPERATOR_BITWISE_OR: sf.BitwiseFn_bitwise_or,
     pb.SYMBOLIC_OPERATOR_NON_OVERLAPPING_AND_DENSE: sf.IsNonOverlappingAndDenseIndicator,
 }
+# Operators whose results can be far larger than their operands; the right one is a small integer.
+POWERS: Final = frozenset(
+    {
+        pb.SYMBOLIC_OPERATOR_POWER,
+        pb.SYMBOLIC_OPERATOR_POWER_BY_NATURAL,
+        pb.SYMBOLIC_OPERATOR_LEFT_SHIFT,
+    }
+)
+MAX_EXPONENT: Final = 64
 # Looked up by exact class; sympy and torch both have a Min and a Max.
 _NUMBERS: Final[dict[type, int]] = {
     **{constructor: number for number, constructor in CONSTRUCTORS.items()},  # type: ignore[misc]
@@ -107,7 +116,7 @@ _COMMUTATIVE: Final = frozenset(
 
 def float_key(value: float) -> tuple[int, float]:
     """A key that tells -0.0 from 0.0 and takes every NaN for one."""
-    if value != value:  # noqa: PLR0124 - NaN is the value that differs from itself
+    if value != value:
         return (QUIET_NAN_BITS, 0.0)
     return (struct.unpack("<q", struct.pack("<d", value))[0], value)
 
@@ -185,6 +194,13 @@ class ExpressionWriter:
                 remedy="capture the graph with static shapes",
             )
         operands = list(expr.args)
+        if number in POWERS and not (
+            isinstance(operands[1], sympy.Integer) and abs(int(operands[1])) <= MAX_EXPONENT
+        ):
+            raise UnsupportedGraphError(
+                "a symbolic power with an exponent that is no small integer",
+                remedy="capture the graph with static shapes",
+            )
         if number in _COMMUTATIVE:
             operands.sort(key=lambda operand: self._order(operand, env))
         row = pb.SymbolicExpression(operator=number)  # type: ignore[arg-type]

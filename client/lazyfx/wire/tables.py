@@ -1,5 +1,7 @@
 """Tables of a message under construction: each distinct row is written once."""
 
+# ruff: noqa: SLF001 - what is fake or symbolic has no public spelling
+
 from __future__ import annotations
 
 from typing import Any
@@ -62,7 +64,7 @@ class Tables:
         found = self._targets.get(key)
         if found is None:
             found = self._targets[key] = len(self._targets)
-            self.body.targets.add(kind=key[0], name=key[1])  # type: ignore[arg-type]
+            self.body.targets.add(kind=key[0], name=key[1])
         return found
 
     def device(self, device: torch.device) -> int:
@@ -84,7 +86,9 @@ class Tables:
     def tensor(self, tensor: torch.Tensor, *, parameter: bool = False) -> int:
         """Index of the description of a tensor, fake or real."""
         symbolic = tensor._has_symbolic_sizes_strides
-        strided = tensor.layout is torch.strided
+        layout = tensor.layout
+        strided = layout is torch.strided
+        device = tensor.fake_device if type(tensor) is _Fake else tensor.device
         size: Any = tensor.shape
         stride: Any = tensor.stride() if strided else ()
         offset: Any = tensor.storage_offset() if strided else 0
@@ -94,7 +98,7 @@ class Tables:
             stride = () if _is_contiguous_symbolic(tensor) else tuple(map(write, stride))
             offset = 0 if type(offset) is int and offset == 0 else 1 + write(offset)
         key = (
-            tensor.dtype, size, stride, offset, tensor.device, tensor.requires_grad, tensor.layout,
+            tensor.dtype, size, stride, offset, device, tensor.requires_grad, layout,
             symbolic, parameter, tensor.is_conj(), tensor.is_neg(),
         )  # fmt: skip
         found = self._tensors.get(key)
@@ -155,7 +159,7 @@ class Tables:
 
     def value(self, value: Any, *, parameter: bool = False, depth: int = 0) -> int | None:
         """Index of the description of a node's value; None where the format has none."""
-        if isinstance(value, torch.Tensor):
+        if type(value) is _Fake or isinstance(value, torch.Tensor):
             row = self.tensor(value, parameter=parameter)
             found = self._values.get(row)
             if found is None:
@@ -208,8 +212,11 @@ def _is_contiguous_symbolic(tensor: torch.Tensor) -> bool:
     """Whether symbolic strides are, as expressions, the products of the sizes behind them."""
     expected: Any = 1
     for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
-        expr = stride if type(stride) is int else stride.node.expr
-        if expr != expected:
+        if _expression(stride) != expected:
             return False
-        expected = expected * (size if type(size) is int else size.node.expr)
+        expected = expected * _expression(size)
     return True
+
+
+def _expression(size: Any) -> Any:
+    return size if type(size) is int else size.node.expr

@@ -7,6 +7,8 @@ access, object protocol methods, and functions whose cost has no bound in the
 size of their arguments (`math.factorial`).
 """
 
+# ruff: noqa: SIM905 - long lists of names read best as words
+
 from __future__ import annotations
 
 from typing import Final
@@ -61,7 +63,6 @@ DEEP_NAMES: Final = (
     "torch.autograd.grad_mode.set_grad_enabled",
     "torch.autograd.grad",
     "torch.autograd.function.FunctionCtx",
-    "torch._functorch.autograd_function._set_grad_enabled",
     "torch._C._autograd._saved_tensors_hooks_disable",
     "torch._C._autograd._saved_tensors_hooks_enable",
     # vmap, grad and jvp as dynamo and export record them
@@ -69,6 +70,13 @@ DEEP_NAMES: Final = (
     "torch._functorch.predispatch._vmap_decrement_nesting",
     "torch._functorch.predispatch._add_batch_dim",
     "torch._functorch.predispatch._remove_batch_dim",
+    "torch._functorch.predispatch._enter_dual_level",
+    "torch._functorch.predispatch._exit_dual_level",
+    "torch._functorch.predispatch._jvp_increment_nesting",
+    "torch._functorch.predispatch._jvp_decrement_nesting",
+    "torch._functorch.predispatch._make_dual",
+    "torch._functorch.predispatch._unpack_dual",
+    "torch._functorch.predispatch._unwrap_for_grad",
     "torch._functorch.predispatch.lazy_load_decompositions",
     "torch._functorch.vmap._vmap_increment_nesting",
     "torch._functorch.vmap._vmap_decrement_nesting",
@@ -93,29 +101,22 @@ DEEP_NAMES: Final = (
     "torch._functorch.eager_transforms._assert_wrapped_functional",
     "torch._functorch.eager_transforms.set_inplace_requires_grad_allowed",
     "torch._functorch.eager_transforms._set_tensor_requires_grad",
-    "torch._functorch.eager_transforms._jvp_treespec_compare",
-    "torch._functorch.eager_transforms._vjp_treespec_compare",
-    "torch._functorch.eager_transforms._linearize_treespec_compare",
-    "torch.autograd.forward_ad._make_dual",
-    "torch.autograd.forward_ad._unpack_dual",
-    "torch.autograd.forward_ad._enter_dual_level",
-    "torch.autograd.forward_ad._exit_dual_level",
+    "torch.autograd.forward_ad._maybe_load_decompositions",
+    "torch._C._set_fwd_grad_enabled",
+    "torch._C._is_fwd_grad_enabled",
     "torch._C._enter_dual_level",
     "torch._C._exit_dual_level",
     "torch._make_dual",
     "torch._unpack_dual",
     # attention
     "torch.nn.attention._sdpa_kernel",
+    "torch.nn.attention._backend_from_string",
     "torch.nn.attention._cur_sdpa_kernel_backends",
     # symbolic sizes
     "torch.fx.experimental.symbolic_shapes.guard_size_oblivious",
     "torch.fx.experimental.symbolic_shapes.sym_and",
     "torch.fx.experimental.symbolic_shapes.sym_or",
     "torch.fx.experimental.symbolic_shapes.sym_eq",
-    # tensor internals that traces of torch's own Python code contain
-    "torch._assert",
-    "torch._assert_async",
-    "torch.utils._pytree.tree_flatten",
 )
 
 # Modules all of whose functions listed by torch.overrides are allowed; the first
@@ -142,7 +143,8 @@ WHOLE_MODULES_DENIED: Final = frozenset({"_parse_to"})
 
 # Tensor methods that are denied although they are public.
 METHODS_DENIED: Final = frozenset(
-    "as_subclass backward data_ptr dim_order from_file ipu map2_ map_ module_load new numpy "
+    "apply_ as_subclass backward const_data_ptr data_ptr dim_order from_file ipu map2_ map_ "
+    "module_load new numpy "
     "pin_memory record_stream register_hook register_post_accumulate_grad_hook reinforce "
     "share_memory share_memory_ solve storage storage_type symeig eig lstsq to_mkldnn tolist "
     "untyped_storage".split()
@@ -169,6 +171,11 @@ ATTRIBUTES: Final = frozenset(
     "is_nested is_quantized is_sparse is_sparse_csr is_xpu itemsize layout mH mT names nbytes "
     "ndim output_nr real requires_grad retains_grad shape data eps max min tiny bits resolution "
     "smallest_normal index type".split()
+)
+
+# Names that torch.nn.attention._backend_from_string may look up.
+ATTENTION_BACKENDS: Final = frozenset(
+    "CUDNN_ATTENTION EFFICIENT_ATTENTION ERROR FLASH_ATTENTION MATH OVERRIDEABLE".split()
 )
 
 # Operators of the dispatcher that reach outside the graph.

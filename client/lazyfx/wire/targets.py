@@ -4,6 +4,8 @@ Looking up is an exact match in tables that are built once from torch's own
 registries and the lists of `target_lists`; a name from the wire is never walked.
 """
 
+# ruff: noqa: SLF001 - torch's registries of operators are private, and read here only
+
 from __future__ import annotations
 
 import builtins
@@ -12,7 +14,7 @@ import importlib
 import math
 import operator
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +70,9 @@ def _overridable_functions() -> dict[str, Callable[..., Any]]:
             value = getattr(module, name, None)
             if name.startswith("__") or not callable(value) or isinstance(value, type):
                 continue
-            if id(value) in listed or (whole and name not in lists.WHOLE_MODULES_DENIED):
+            in_place = name.endswith("_") and not name.startswith("_")
+            allowed = whole and name not in lists.WHOLE_MODULES_DENIED
+            if allowed or in_place or id(value) in listed:
                 table[f"{module_name}.{name}"] = value
     return table
 
@@ -110,12 +114,6 @@ def methods() -> frozenset[str]:
     return frozenset(public | dunders | lists.OTHER_METHODS)
 
 
-@functools.lru_cache(maxsize=2)
-def _operator_names(registered: int) -> frozenset[str]:  # noqa: ARG001 - the cache key
-    names = torch._C._dispatch_get_all_op_names()
-    return frozenset(n if "." in n.rpartition("::")[2] else f"{n}.default" for n in names)
-
-
 def _find_operator(name: str) -> torch._ops.OpOverload | None:
     """The overload with this exact registered name, e.g. "aten::add.Tensor"."""
     packet, _, overload = name.rpartition(".")
@@ -128,14 +126,25 @@ def _find_operator(name: str) -> torch._ops.OpOverload | None:
 
 def _find_packet(name: str) -> torch._ops.OpOverloadPacket | None:
     """The packet with this exact registered name, e.g. "aten::add"."""
+    try:
+        return _registered_packet(name)
+    except LookupError:
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _registered_packet(name: str) -> torch._ops.OpOverloadPacket:
+    """The packet of a name; a LookupError is not remembered, the operator may come yet."""
     namespace, separator, base = name.partition("::")
     if not separator or name in lists.DENIED_OPERATORS or namespace in lists.DENIED_NAMESPACES:
-        return None
+        raise LookupError(name)
     # A registered schema proves that this is an operator and not any other attribute.
     if not torch._C._jit_get_schemas_for_operator(name):
-        return None
+        raise LookupError(name)
     value = getattr(getattr(torch.ops, namespace), base, None)
-    return value if isinstance(value, torch._ops.OpOverloadPacket) else None
+    if isinstance(value, torch._ops.OpOverloadPacket):
+        return value
+    raise LookupError(name)
 
 
 def find(kind: int, name: str) -> Callable[..., Any] | str:
@@ -156,7 +165,7 @@ def find(kind: int, name: str) -> Callable[..., Any] | str:
     elif kind == pb.TARGET_KIND_HIGHER_ORDER_OPERATOR and name not in lists.DENIED_HIGHER_ORDER:
         found = torch._ops._higher_order_ops.get(name)
     if found is None:
-        label = pb.TargetKind.Name(kind) if kind in pb.TargetKind.values() else str(kind)
+        label = {number: word for word, number in pb.TargetKind.items()}.get(kind, str(kind))  # type: ignore[call-overload]
         raise DecodeError(
             f"{label} {name[:200]!r} is not in the table of allowed targets"
             + (
@@ -195,6 +204,27 @@ def _bound_builtin_name(target: types.BuiltinMethodType) -> str | None:
         if functions().get(name) == target:
             return name
     return None
+
+
+@functools.lru_cache(maxsize=1)
+def _literal_rules() -> dict[int, tuple[int, int, frozenset[str]]]:
+    """Callables that look a name up: argument count, place of the name, allowed names."""
+    rules = {id(getattr): (2, 1, lists.ATTRIBUTES)}
+    backend = functions().get("torch.nn.attention._backend_from_string")
+    if backend is not None:
+        rules[id(backend)] = (1, 0, lists.ATTENTION_BACKENDS)
+    return rules
+
+
+def forbidden_lookup(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Why these arguments make a callable look up a name that graphs may not read, if so."""
+    rule = _literal_rules().get(id(target))
+    if rule is None:
+        return None
+    count, place, allowed = rule
+    if kwargs or len(args) != count or type(args[place]) is not str:
+        return "takes positional arguments and a literal name"
+    return None if args[place] in allowed else f"may not look up {args[place][:100]!r}"
 
 
 def refuse(target: object) -> UnsupportedGraphError:

@@ -20,7 +20,6 @@ from lazyfx.wire.format import (
     MEMORY_FORMAT_OBJECTS,
     OPCODE_NAMES,
 )
-from lazyfx.wire.target_lists import ATTRIBUTES
 
 Operands = Sequence[Node]
 Build = Callable[[Operands], Any]
@@ -37,6 +36,7 @@ class Template:
         holes: Operands that it takes.
         build: Makes args and kwargs from the operands.
         stars: For placeholders.
+        reads_attribute: Whether an attribute index stands before the operands.
     """
 
     op: str
@@ -44,6 +44,7 @@ class Template:
     holes: int
     build: Callable[[Operands], Arguments]
     stars: str
+    reads_attribute: bool
 
 
 class TemplateReader:
@@ -72,8 +73,6 @@ class TemplateReader:
         try:
             self._check_shape(call, op)
             target = self.target(call.target - 1) if call.target else None
-            if target is getattr:
-                self._check_getattr(call)
             holes = _Holes()
             args = [self._argument(argument, holes, 0) for argument in call.args]
             kwargs = {
@@ -82,6 +81,9 @@ class TemplateReader:
             }
         except DecodeError as error:
             raise DecodeError(str(error), field=f"calls[{number}]") from error
+        reason = targets.forbidden_lookup(target, args, kwargs)
+        if reason is not None:
+            raise DecodeError(reason, field=f"calls[{number}]")
         if len(kwargs) != len(call.kwargs):
             raise DecodeError("a keyword is given twice", field=f"calls[{number}].kwargs")
         for name in kwargs:
@@ -89,7 +91,14 @@ class TemplateReader:
                 raise DecodeError(
                     f"{name[:100]!r} is not a keyword name", field=f"calls[{number}].kwargs"
                 )
-        return Template(op, target, holes.count, _builder(args, kwargs), "*" * call.stars)
+        return Template(
+            op,
+            target,
+            holes.count,
+            _builder(args, kwargs),
+            "*" * call.stars,
+            op in ("get_attr", "call_module"),
+        )
 
     def literal(self, argument: pb.Argument) -> Any:
         """An argument without holes."""
@@ -101,7 +110,7 @@ class TemplateReader:
 
     def text(self, index: int) -> str:
         """A row of `body.strings`."""
-        return _at(self._body.strings, index, "strings")
+        return str(_at(self._body.strings, index, "strings"))
 
     def target(self, index: int) -> Any:
         """The callable, or method name, of a row of `body.targets`."""
@@ -129,15 +138,6 @@ class TemplateReader:
             raise DecodeError("an output needs an argument")
         if op == "call_method" and not call.args:
             raise DecodeError("a method needs the object that it is called on")
-
-    def _check_getattr(self, call: pb.Call) -> None:
-        name = call.args[1].text if len(call.args) == 2 and not call.kwargs else None
-        if name is None or call.args[1].WhichOneof("kind") != "text":
-            raise DecodeError("getattr takes a value and a literal name")
-        if self.text(name) not in ATTRIBUTES:
-            raise DecodeError(
-                f"{self.text(name)[:100]!r} is not a tensor attribute that may be read"
-            )
 
     def _argument(self, argument: pb.Argument, holes: _Holes, depth: int) -> Any:
         """A literal as it is, or a `_Part` where operands go in."""

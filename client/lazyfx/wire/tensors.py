@@ -1,5 +1,7 @@
 """Tensor contents: bytes, digests, and tensors that stand in for absent ones."""
 
+# ruff: noqa: SLF001 - what is fake, and what shares memory, has no public spelling
+
 from __future__ import annotations
 
 import hashlib
@@ -41,7 +43,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
             remedy="keep real, dense constants in the graph",
         )
     dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return memoryview(dense.view(torch.uint8).numpy())
+    return memoryview(dense.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def content_digest(tensor: torch.Tensor) -> pb.Digest:

@@ -1,5 +1,7 @@
 """Descriptions of node values that become fake tensors only when somebody asks."""
 
+# ruff: noqa: SLF001 - fake tensors have no public constructor
+
 from __future__ import annotations
 
 from collections.abc import Sequence

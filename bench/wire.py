@@ -1,0 +1,220 @@
+"""The wire format beside torch's own ways of writing a graph.
+
+    python bench/wire.py [--models gpt2,bert,...] [--repeats N] [--json FILE]
+
+Each model is exported and decomposed; formats take turns within a round, so that a
+slow moment of the machine falls on all of them. The table shows medians and, behind
++-, half the distance between the quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import os
+import pickle
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import models
+import torch
+from lazyfx import wire
+from lazyfx.v1 import graph_pb2
+from rich.console import Console
+from rich.table import Table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx._graph_pickler import GraphPickler, Options
+from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+LAYERS = {"gpt2": 12, "bert": 12, "t5": 6, "llama": 16}
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write a graph and to read it again; `read` may be missing."""
+
+    name: str
+    write: Callable[[], bytes]
+    read: Callable[[bytes], Any] | None
+
+
+@dataclass
+class Measurement:
+    """Seconds of each round, and the size; `error` when the format cannot do it."""
+
+    model: str
+    nodes: int
+    format: str
+    size_bytes: int = 0
+    write_seconds: list[float] = field(default_factory=list)
+    read_seconds: list[float] = field(default_factory=list)
+    error: str = ""
+
+
+def capture(name: str) -> tuple[torch.export.ExportedProgram, GraphModule]:
+    """Export and decompose a model with all its layers, small in width."""
+    layers = {"layers": LAYERS[name]} if name in LAYERS else {}
+    model, example = getattr(models, name)(**layers)
+    with torch.no_grad():
+        program = torch.export.export(model, (), kwargs=example, strict=False)
+        program = program.run_decompositions({})
+    module = program.graph_module
+    # What a compile service sends: values, but no stack traces and module paths.
+    for node in module.graph.nodes:
+        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
+    return program, module
+
+
+def formats(program: torch.export.ExportedProgram, module: GraphModule) -> list[Format]:
+    """The formats to compare for one graph."""
+
+    def fake_mode() -> FakeTensorMode:
+        return FakeTensorMode(shape_env=ShapeEnv())
+
+    def encode() -> bytes:
+        return wire.encode(module).message().SerializeToString()
+
+    def decode(data: bytes) -> GraphModule:
+        graph = graph_pb2.Graph.FromString(data)
+        return wire.decode(graph.body, graph.presentation, module_class=_LazyGraphModule)
+
+    def materialized(data: bytes) -> GraphModule:
+        decoded = decode(data)
+        mode = fake_mode()
+        for node in decoded.graph.nodes:
+            node.meta["val"] = wire.materialize(node, mode)
+        return decoded
+
+    def export_save() -> bytes:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        return buffer.getvalue()
+
+    def plain_pickle() -> bytes:
+        module._tracer_cls = None
+        return pickle.dumps(module)
+
+    only_val = Options(node_metadata_key_filter=lambda key: key == "val", ops_filter=None)
+    return [
+        Format("lazyfx", encode, decode),
+        Format("lazyfx + fake tensors", encode, materialized),
+        Format(
+            "GraphPickler, val",
+            lambda: GraphPickler.dumps(module, only_val),
+            lambda data: GraphPickler.loads(data, fake_mode()),
+        ),
+        Format("pickle, no values", plain_pickle, pickle.loads),
+        Format("torch.export.save", export_save, lambda data: torch.export.load(io.BytesIO(data))),
+    ]
+
+
+def measure(name: str, repeats: int) -> list[Measurement]:
+    """Time all formats on one model, taking turns."""
+    program, module = capture(name)
+    rows = [(each, Measurement(name, len(module.graph.nodes), each.name))
+            for each in formats(program, module)]  # fmt: skip
+    gc.collect()
+    gc.disable()
+    try:
+        for round_number in range(repeats + 1):
+            for each, row in rows:
+                if not row.error:
+                    _time(each, row, keep=round_number > 0)
+            gc.collect()
+    finally:
+        gc.enable()
+    return [row for _, row in rows]
+
+
+def _time(each: Format, row: Measurement, *, keep: bool) -> None:
+    try:
+        begin = time.perf_counter()
+        data = each.write()
+        middle = time.perf_counter()
+        if each.read is not None:
+            each.read(data)
+        end = time.perf_counter()
+    except Exception as error:  # noqa: BLE001 - a peer that cannot do it is a result
+        row.error = f"{type(error).__name__}: {error}".splitlines()[0][:60]
+        return
+    row.size_bytes = len(data)
+    if keep:
+        row.write_seconds.append(middle - begin)
+        row.read_seconds.append(end - middle)
+
+
+def table(rows: list[Measurement]) -> Table:
+    """The measurements beside GraphPickler's."""
+    result = Table(title="wire format (medians; x: times better than GraphPickler with val)")
+    for heading in ("model", "nodes", "format"):
+        result.add_column(heading)
+    for heading in ("bytes", "x", "encode ms", "x", "decode ms", "x"):
+        result.add_column(heading, justify="right")
+    previous = ""
+    for row in rows:
+        peer = next(r for r in rows if r.model == row.model and r.format == "GraphPickler, val")
+        first = row.model != previous
+        previous = row.model
+        label = (row.model, str(row.nodes)) if first else ("", "")
+        if row.error:
+            result.add_row(*label, row.format, row.error, end_section=False)
+            continue
+        result.add_row(
+            *label,
+            row.format,
+            f"{row.size_bytes:,}",
+            _ratio(peer.size_bytes, row.size_bytes),
+            _spread(row.write_seconds),
+            _ratio(_median(peer.write_seconds), _median(row.write_seconds)),
+            _spread(row.read_seconds),
+            _ratio(_median(peer.read_seconds), _median(row.read_seconds)),
+        )
+    return result
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+def _spread(values: list[float]) -> str:
+    low, _, high = statistics.quantiles(values, n=4)
+    return f"{_median(values) * 1e3:.2f} +-{(high - low) / 2 * 1e3:.2f}"
+
+
+def _ratio(peer: float, own: float) -> str:
+    return f"{peer / own:.1f}" if peer and own else ""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print one table, and write the numbers where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", default="gpt2,bert,t5,llama,resnet50")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    rows: list[Measurement] = []
+    for name in options.models.split(","):
+        with contextlib.redirect_stderr(io.StringIO()):
+            rows += measure(name, max(2, options.repeats))
+    Console(width=130).print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
