@@ -227,7 +227,10 @@ def _is_usable(value: Any, rules: ConstantRules) -> bool:
             return False
         if not all(type(size) is int for size in (*leaf.shape, *leaf.stride())):
             return False
-        if size_of(leaf) > rules.max_bytes or not _has_device(leaf.device):
+        # Without values a tensor may be on the meta device because nobody knows its own.
+        if not (_has_device(leaf.device) or (leaf.is_meta and not rules.need_values)):
+            return False
+        if size_of(leaf) > rules.max_bytes:
             return False
     return True
 
