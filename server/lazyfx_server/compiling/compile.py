@@ -23,6 +23,7 @@ from lazyfx_server.telemetry import (
     CompileFinished,
     LookupMade,
     Observer,
+    OverheadSpent,
     PassFinished,
     Reused,
 )
@@ -98,6 +99,7 @@ class Compiler:
             if isinstance(found, CompiledModule):
                 self._observer.observe(LookupMade("hit"))
                 self._observer.observe(Reused(found.report.seconds))
+                self._observer.observe(OverheadSpent("key", time.perf_counter() - wanted.arrived))
                 return found.hit
             damaged = found.damaged
         (module, miss), leads = await self._flights.join(
@@ -151,7 +153,7 @@ class Compiler:
         report = result.report
         report.queue_seconds = queued
         report.created.GetCurrentTime()
-        if not request.skip_cache_lookup or request.HasField("graph"):
+        if request.HasField("graph"):
             await self._store.put(f"blobs/{key.graph.hex()}", job.body)
         module = await self._catalog.add(wanted.digest, key, result)
         await self._explainer.remember(key)
