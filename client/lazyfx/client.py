@@ -10,7 +10,7 @@ from typing import TypeAlias
 from typing_extensions import Self
 
 from lazyfx.capture import Compilable, ExampleInputs
-from lazyfx.connection import Connection
+from lazyfx.connection import CompileCall, Connection
 from lazyfx.errors import LazyfxError, MissingBlobsError
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import PassSpec
@@ -96,11 +96,13 @@ class AsyncClient:
         if prepared.still_current is not None and not skip_cache_lookup:
             # The remembered digest is asked for at once; whether it still holds is found
             # out while the request is under way.
-            asked = asyncio.ensure_future(self.ask(prepared, timeout))
-            await asyncio.sleep(0)
-            if prepared.still_current():
-                return self.handle(prepared, await asked)
-            asked.cancel()
+            call = self.start(prepared, timeout)
+            try:
+                await asyncio.sleep(0)
+                if prepared.still_current():
+                    return self.handle(prepared, await self.ask(prepared, timeout, call=call))
+            finally:
+                call.cancel()
             prepared = self.prepare(what, wanted, example_inputs, fresh=True)
         response = await self.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
         return self.handle(prepared, response)
@@ -174,32 +176,50 @@ class AsyncClient:
         self._sent.discard(prepared.encoded.digest)
         return await self.ask(prepared)
 
+    def start(self, prepared: Prepared, timeout: float | None = None) -> CompileCall:
+        """Send a prepared request when the event loop next runs its tasks; `ask` goes on."""
+        return self._connection.start_compile(self._first_request(prepared), timeout)
+
+    def _first_request(self, prepared: Prepared) -> pb.CompileRequest:
+        """The request, with the graph if the server is not known to have it."""
+        encoded, request = prepared.encoded, prepared.request
+        if encoded.digest not in self._sent and len(encoded.body) <= INLINE_BYTES:
+            request, _ = self._preparer.supply(prepared, request, [f"blobs/{encoded.digest.hex()}"])
+        return request
+
     async def ask(
         self,
         prepared: Prepared,
         timeout: float | None = None,
         *,
+        call: CompileCall | None = None,
         skip_cache_lookup: bool = False,
     ) -> pb.CompileResponse:
         """Send a prepared request, and whatever the server then says it lacks.
+
+        Args:
+            prepared: The request.
+            timeout: Seconds that each call may take.
+            call: The first call, if it is under way already.
+            skip_cache_lookup: Compile even if the server has a result.
 
         Raises:
             ServiceError: One of its kinds, by the server's status.
         """
         digest = prepared.encoded.digest
-        request = prepared.request
+        request = prepared.request if call else self._first_request(prepared)
         if skip_cache_lookup:
-            request = pb.CompileRequest()
-            request.CopyFrom(prepared.request)
+            known, request = request, pb.CompileRequest()
+            request.CopyFrom(known)
             request.skip_cache_lookup = True
-        if digest not in self._sent and len(prepared.encoded.body) <= INLINE_BYTES:
-            request, _ = self._preparer.supply(prepared, request, [f"blobs/{digest.hex()}"])
         for tried in range(_MOST_TRIES):
+            call = call or self._connection.start_compile(request, timeout)
             try:
-                response = await self._connection.compile(request, timeout)
+                response = await self._connection.finish_compile(call)
             except MissingBlobsError as missing:
                 if tried == _MOST_TRIES - 1:
                     raise
+                call = None
                 self._preparer.remember_reads(prepared.request, missing.subjects)
                 request, blobs = self._preparer.supply(prepared, request, missing.subjects)
                 if blobs:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -18,6 +18,8 @@ from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 
 Answer = TypeVar("Answer")
+
+CompileCall: TypeAlias = "grpc.aio.UnaryUnaryCall[pb.CompileRequest, pb.CompileResponse]"
 
 CHUNK_BYTES = 512 * 1024
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -72,17 +74,19 @@ class Connection:
         """Close the channel; calls under way are cancelled."""
         await self._channel.close()
 
-    async def compile(
-        self,
-        request: pb.CompileRequest,
-        timeout: float | None = None,
-    ) -> pb.CompileResponse:
-        """Ask for one compile.
+    def start_compile(
+        self, request: pb.CompileRequest, timeout: float | None = None
+    ) -> CompileCall:
+        """Start one compile: it is sent when the event loop next runs its tasks."""
+        return self._stub.Compile(request, timeout=timeout or self.timeout)
+
+    async def finish_compile(self, call: CompileCall) -> pb.CompileResponse:
+        """Wait for the answer to a compile.
 
         Raises:
             ServiceError: One of its kinds, by the status.
         """
-        return await self._unary(self._stub.Compile(request, timeout=timeout or self.timeout))
+        return await self._unary(call)
 
     async def compile_batch(
         self, requests: AsyncIterator[pb.CompileBatchRequest]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
-from lazyfx import wire
+from lazyfx import memory, wire
 from lazyfx.capture import Captured, Captures, Compilable, ExampleInputs
 from lazyfx.errors import LazyfxError
-from lazyfx.memory import Memory
 from lazyfx.passes import PassSpec, messages
 from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
 from lazyfx.v1 import compiler_pb2 as pb
@@ -55,12 +54,12 @@ class Preparer:
 
     def __init__(self) -> None:
         self._captures = Captures()
-        self._memory = Memory()
         self._reads: dict[bytes, tuple[str, ...]] = {}
         self._requests: dict[tuple[bytes, tuple[str, ...]], pb.CompileRequest] = {}
-        self._digests: weakref.WeakKeyDictionary[
-            torch.Tensor, tuple[tuple[object, ...], graph_pb2.Digest]
-        ] = weakref.WeakKeyDictionary()
+        # By identity: tensors compare by value.
+        self._digests: MutableMapping[torch.Tensor, tuple[tuple[object, ...], graph_pb2.Digest]] = (
+            WeakIdKeyDictionary()
+        )
 
     def prepare(
         self,
@@ -86,14 +85,9 @@ class Preparer:
         """
         captured = self._captures.capture(what, example_inputs)
         module = captured.module
-        remembered = None if fresh else self._memory.recall(module)
-        still_current = None
-        if remembered is None:
-            remembered = self._memory.encode(module)
-        else:
-            current = remembered
-            still_current = lambda: current.is_current(module)  # noqa: E731 - closes over both
-        encoded = remembered.encoded
+        remembered = None if fresh else memory.recall(module)
+        encoded = memory.encode(module) if remembered is None else remembered.encoded
+        still_current = None if remembered is None else remembered.is_current
         request = self._request(encoded, tuple(passes))
         prepared = Prepared(captured, encoded, request, still_current)
         if reads := self._reads.get(request.SerializeToString(deterministic=True)):
@@ -159,6 +153,8 @@ class Preparer:
 
     def content_digest(self, tensor: torch.Tensor) -> graph_pb2.Digest:
         """Digest of a tensor's bytes, remembered until the tensor changes."""
+        if tensor.is_inference():  # nothing counts the changes of such a tensor
+            return wire.content_digest(tensor)
         looks = (tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype)  # noqa: SLF001
         known = self._digests.get(tensor)
         if known is None or known[0] != looks:
