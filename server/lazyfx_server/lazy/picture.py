@@ -127,8 +127,8 @@ def _node(node: Node, box: _Box) -> str:
     return (
         f'<g transform="translate({box.x:.0f} {box.y:.0f})"><title>{full}</title>'
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="{color}"/>'
-        f'<text x="8" y="16">{escape(_short(node.name, 26))}</text>'
-        f'<text x="8" y="31" class="s">{escape(_short(second, 34))}</text></g>'
+        f'<text x="8" y="16">{escape(_short(node.name, 25))}</text>'
+        f'<text x="8" y="31" class="s">{escape(_short(second, 31))}</text></g>'
     )
 
 
