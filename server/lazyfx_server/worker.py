@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from time import perf_counter
 
 import torch
@@ -17,7 +18,8 @@ from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.lazy.render import performed, render
 from lazyfx_server.passes import PassError, PassLimits, PassRun, Pipeline, Registry, Rewrites
 from lazyfx_server.passes.requests import pipeline_of
-from lazyfx_server.security.checked import CheckedGraph, TooLargeError, check
+from lazyfx_server.security.checked import CheckedGraph, check
+from lazyfx_server.security.names import check_names
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ def run_job(data: bytes) -> bytes:
     except PassError as error:
         result.error.CopyFrom(_pass_error(error, job.compile))
     except DecodeError as error:
-        result.error.CopyFrom(_decode_error(error, job.compile))
+        result.error.CopyFrom(_decode_error(error, job))
     except _ValuesMissing as error:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
         result.error.message = "passes read the values of these tensors; send them and try again"
@@ -74,6 +76,8 @@ def _compile(job: worker.CompileJob) -> worker.CompileResult:
     started = perf_counter()
     pipeline = pipeline_of(Registry(), job.passes)
     checked = check(job.body, max_nodes=job.limits.max_nodes)
+    if job.presentation.ByteSize():
+        check_names(checked.body, job.presentation)
     rewrites = _rewrites(job)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)
@@ -214,23 +218,30 @@ def _pass_error(error: PassError, job: worker.CompileJob) -> worker.JobError:
     )
 
 
-def _decode_error(error: DecodeError, job: worker.CompileJob) -> worker.JobError:
-    limit = isinstance(error, TooLargeError)
-    called = "" if error.node is None else _called(f"n{error.node}", job)
-    message = str(error) + (f", called {called!r}" if called else "")
+def _decode_error(error: DecodeError, job: worker.Job) -> worker.JobError:
+    called = ""
+    if error.node is not None and job.HasField("compile"):
+        called = _called(f"n{error.node}", job.compile, _graph_of(error.field))
+    where = "graph." if job.HasField("compile") else ""
     return worker.JobError(
-        kind=_KINDS["limit" if limit else "invalid"],
-        message=message,
-        field=f"graph.{error.field}" if error.field else "graph.body",
+        kind=worker.JOB_ERROR_KIND_INVALID,
+        message=str(error) + (f", called {called!r}" if called else ""),
+        field=f"{where}{error.field or 'body'}",
         node=called,
     )
 
 
-def _called(node: str, job: worker.CompileJob) -> str:
-    """What the caller calls node "n<i>" of the root graph."""
+def _graph_of(field: str) -> int:
+    """The graph that a field is in; tables belong to all of them, nodes mostly to the root."""
+    match = re.match(r"graphs\[(\d+)\]", field)
+    return int(match[1]) if match else 0
+
+
+def _called(node: str, job: worker.CompileJob, graph: int = 0) -> str:
+    """What the caller calls node "n<i>" of a graph."""
     names = job.presentation.graphs
     try:
-        return wire.node_name(names[0], int(node[1:])) if names and node[:1] == "n" else node
+        return wire.node_name(names[graph], int(node[1:])) if names and node[:1] == "n" else node
     except (ValueError, IndexError):
         return node
 

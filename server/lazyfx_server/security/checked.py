@@ -10,10 +10,6 @@ from lazyfx.v1 import graph_pb2
 from torch.fx import GraphModule
 
 
-class TooLargeError(DecodeError):
-    """A graph passes a bound."""
-
-
 @dataclass(frozen=True)
 class CheckedGraph:
     """A graph in canonical form whose every part is allowed. Made by `check` only.
@@ -35,13 +31,13 @@ def check(body: bytes, *, max_nodes: int) -> CheckedGraph:
     are entries of closed tables, looked up and never walked.
 
     Raises:
-        TooLargeError: It has more nodes than it may.
-        DecodeError: It is not such a graph; names the field and the node.
+        DecodeError: It is not such a graph, or has more nodes than it may; names the field
+            and the node.
     """
     message = wire.check_canonical(body)
     nodes = sum(len(graph.calls) for graph in message.graphs)
     if nodes > max_nodes:
-        raise TooLargeError(
+        raise DecodeError(
             f"the graph has {nodes} nodes, {max_nodes} are taken (setting max_nodes)",
             field="graphs",
         )

@@ -1,0 +1,84 @@
+"""What a caller may call the parts of a graph: names reach generated source, so they are bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2
+from lazyfx.wire.names import check_identifier, is_path, read_names
+from torch import nn
+
+# Real modules refuse to register anything under a name that every module has.
+_EVERY_MODULE = nn.Module()
+_MOST_DEVICES = 127
+
+
+def check_names(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation) -> None:
+    """Check that names fit a graph and that Python source can hold them.
+
+    Time and memory are linear in the size of the presentation.
+
+    Raises:
+        DecodeError: Names the field, "presentation...".
+    """
+    if len(presentation.graphs) != len(body.graphs):
+        raise DecodeError("not one entry for each graph", field="presentation.graphs")
+    if len(presentation.device_indices) != len(body.devices):
+        raise DecodeError("not one for each device", field="presentation.device_indices")
+    for index in presentation.device_indices:
+        if index > _MOST_DEVICES:
+            raise DecodeError(f"there is no device {index}", field="presentation.device_indices")
+    for number, (columns, given) in enumerate(zip(body.graphs, presentation.graphs, strict=True)):
+        nodes = read_names(given, len(columns.calls))
+        _check_arguments(body, columns, given, nodes)
+        _check_paths(columns.attributes, given.attribute_paths, f"graph {number}")
+    for name in presentation.signature.argument_names:
+        check_identifier(name, "presentation.signature.argument_names")
+
+
+def _check_arguments(
+    body: graph_pb2.GraphBody,
+    columns: graph_pb2.GraphColumns,
+    given: graph_pb2.GraphNames,
+    nodes: Sequence[str],
+) -> None:
+    """Placeholder targets are argument names, and no two arguments have one name."""
+    field = "presentation.placeholder_targets"
+    targets: dict[int, str] = {}
+    for row in given.placeholder_targets:
+        check_identifier(row.target, field)
+        if row.node >= len(nodes) or row.node in targets:
+            raise DecodeError("names no node, or one twice", field=field)
+        targets[row.node] = row.target
+    taken: set[str] = set()
+    for i, call in enumerate(columns.calls):
+        if body.calls[call].opcode == graph_pb2.OPCODE_PLACEHOLDER:
+            name = targets.get(i, nodes[i])
+            if name in taken:
+                raise DecodeError(f"two arguments are called {name!r}", field=field, node=i)
+            taken.add(name)
+
+
+def _check_paths(
+    attributes: Sequence[graph_pb2.Attribute], paths: Sequence[str], graph: str
+) -> None:
+    """Attribute paths are dotted names; none leads through, or over, something else."""
+    field = "presentation.attribute_paths"
+    if len(paths) != len(attributes):
+        raise DecodeError(f"not one for each attribute of {graph}", field=field)
+    found: dict[str, graph_pb2.Attribute] = {}
+    for path, attribute in zip(paths, attributes, strict=True):
+        if not is_path(path) or any(hasattr(_EVERY_MODULE, atom) for atom in path.split(".")):
+            raise DecodeError(f"{path[:100]!r} is not an attribute path", field=field)
+        if found.setdefault(path, attribute) != attribute:
+            raise DecodeError(f"two attributes have the path {path[:100]!r}", field=field)
+    leaves = {p for p, a in found.items() if a.WhichOneof("kind") not in ("graph", "module")}
+    for path in paths:
+        parent = path.rpartition(".")[0]
+        while parent:
+            if parent in leaves:
+                raise DecodeError(
+                    f"the path {path[:100]!r} runs through what is no module", field=field
+                )
+            parent = parent.rpartition(".")[0]
