@@ -61,7 +61,9 @@ def _propagate(module: GraphModule, run: FakeRun) -> tuple[int, int]:
 
 
 def _is_described(value: Any) -> bool:
-    """Whether metadata can hold the value: tensors, numbers, None and sequences of them."""
+    """Whether metadata can hold the value: tensors, numbers, and sequences of those and None."""
+    if value is None:
+        return False
     leaves = tree_leaves(value)
     kinds = FakeTensor | torch.SymInt | torch.SymFloat | torch.SymBool | bool | int | float | None
     return bool(leaves) and all(isinstance(leaf, kinds) for leaf in leaves)

@@ -1,0 +1,271 @@
+"""Patterns and replacements as graphs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lazyfx import wire
+from lazyfx_server.passes import PassError, PassLimits
+from lazyfx_server.passes.builtin.rewrite import ReplacePattern
+from passes.running import Ran, assert_same, decoded, run, targets
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, symbolic_trace
+
+replace = ReplacePattern()
+
+
+def apply(
+    module: GraphModule,
+    *pairs: tuple[Callable[..., Any], Callable[..., Any]],
+    limits: PassLimits | None = None,
+) -> Ran:
+    rewrites = [(symbolic_trace(one), symbolic_trace(other)) for one, other in pairs]
+    return run(module, replace, rewrites=rewrites, limits=limits)
+
+
+def relu_of_sum(a: Any, b: Any) -> Any:
+    return torch.relu(torch.add(a, b))
+
+
+def clamped_sum(a: Any, b: Any) -> Any:
+    return torch.add(a, b).clamp(min=0)
+
+
+def two_sums(x: Tensor, y: Tensor) -> Tensor:
+    return torch.relu(torch.add(torch.relu(torch.add(x, y)), y)) * 2
+
+
+def test_every_occurrence_is_replaced() -> None:
+    module = symbolic_trace(two_sums)
+    ran = apply(module, (relu_of_sum, clamped_sum))
+    assert ran.note == "2 matches"
+    assert torch.relu not in targets(ran.module)
+    assert_same(module, ran.module, torch.randn(3), torch.randn(3))
+
+
+def test_no_occurrence_is_no_change() -> None:
+    ran = apply(symbolic_trace(two_sums), (lambda a: torch.sin(a), lambda a: torch.cos(a)))
+    assert (ran.changed, ran.note) == (False, "0 matches")
+    assert run(symbolic_trace(two_sums), replace).note == "no rewrites given"
+
+
+def test_rewrites_run_in_order() -> None:
+    ran = apply(
+        symbolic_trace(lambda x: torch.sin(x)),
+        (lambda a: torch.sin(a), lambda a: torch.cos(a)),
+        (lambda a: torch.cos(a), lambda a: torch.tan(a)),
+    )
+    assert targets(ran.module) == [torch.tan]
+
+
+def test_a_rewrite_whose_output_matches_itself_ends() -> None:
+    module = symbolic_trace(lambda x: torch.sin(torch.sin(x)))
+    ran = apply(module, (lambda a: torch.sin(a), lambda a: torch.sin(torch.sin(a))))
+    assert ran.note == "2 matches"
+    assert len(targets(ran.module)) == 4
+
+
+def test_decoded_graphs_with_canonical_names() -> None:
+    module = symbolic_trace(two_sums)
+    pair = (decoded(symbolic_trace(relu_of_sum)), decoded(symbolic_trace(clamped_sum)))
+    ran = run(decoded(module), replace, rewrites=[pair])
+    assert ran.note == "2 matches"
+    assert_same(module, ran.module, torch.randn(3), torch.randn(3))
+
+
+def test_new_nodes_are_not_taken_for_the_caller_s() -> None:
+    """A replacement's own names would claim a source node that they do not come from."""
+    module = symbolic_trace(lambda x: torch.sin(x) + 1)
+    body = wire.encode(module).body
+    pattern = decoded(symbolic_trace(lambda a: torch.sin(a)))
+    long = decoded(symbolic_trace(lambda a: torch.cos(torch.cos(torch.cos(torch.cos(a))))))
+    ran = run(wire.decode(body), replace, rewrites=[(pattern, long)], in_place=True)
+    encoded = wire.encode(ran.module)
+    (rows,) = wire.provenance(body, encoded)
+    assert list(rows.nodes) == [1, 0, 0, 0, 0, 3, 4]
+
+
+def test_new_nodes_do_not_carry_the_shapes_of_the_pattern() -> None:
+    example = torch.export.export(_Sum(), (torch.ones(7, 7), torch.ones(7, 7)))
+    pattern = _flat(example.module(check_guards=False))
+    module = torch.export.export(_Sum(), (torch.ones(2), torch.ones(2))).module(check_guards=False)
+    ran = run(module, replace, rewrites=[(pattern, pattern)])
+    assert ran.note == "1 matches"
+    for node in ran.module.graph.nodes:
+        if node.op == "call_function":
+            assert "val" not in node.meta
+
+
+class _Sum(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.relu(torch.add(a, b))
+
+
+def _flat(module: GraphModule) -> GraphModule:
+    graph = Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    return GraphModule(nn.Module(), graph)
+
+
+def test_patterns_with_several_results() -> None:
+    def pattern(a: Any, b: Any) -> Any:
+        s = torch.add(a, b)
+        return torch.sin(s), torch.cos(s)
+
+    def replacement(a: Any, b: Any) -> Any:
+        s = torch.sub(a, torch.neg(b))
+        return torch.sin(s), torch.cos(s)
+
+    def model(x: Tensor, y: Tensor) -> Tensor:
+        s = torch.add(x, y)
+        return torch.sin(s) * torch.cos(s)
+
+    module = symbolic_trace(model)
+    ran = apply(module, (pattern, replacement))
+    assert ran.note == "1 matches"
+    assert torch.add not in targets(ran.module)
+    assert_same(module, ran.module, torch.randn(3), torch.randn(3))
+
+
+def test_a_result_that_is_used_before_another_input_exists() -> None:
+    def pattern(a: Any, b: Any) -> Any:
+        return torch.sin(a), torch.cos(a * b)
+
+    def model(x: Tensor) -> Tensor:
+        early = torch.sin(x)
+        late = torch.exp(early)
+        return torch.cos(x * late) + early
+
+    module = symbolic_trace(model)
+    ran = apply(module, (pattern, pattern))
+    assert_same(module, ran.module, torch.randn(3))
+
+
+def test_writes_are_not_crossed() -> None:
+    def model(x: Tensor) -> Tensor:
+        y = x * 1
+        s = torch.add(y, 1)
+        y.add_(5)
+        return torch.relu(s) + y
+
+    module = symbolic_trace(model)
+    ran = apply(module, (lambda a: torch.relu(torch.add(a, 1)), lambda a: torch.relu(a + 1)))
+    assert ran.note == "0 matches"
+    assert_same(module, ran.module, torch.randn(3))
+
+
+def test_in_place_patterns_can_be_replaced() -> None:
+    module = symbolic_trace(lambda x: torch.relu_(x * 2) + 1)
+    ran = apply(module, (lambda a: torch.relu_(a), lambda a: torch.relu(a)))
+    assert ran.note == "1 matches"
+    assert_same(module, ran.module, torch.randn(3))
+
+
+def test_a_replacement_may_hand_an_input_through() -> None:
+    module = symbolic_trace(lambda x: torch.add(x, 0) * torch.add(3, 0))
+    ran = apply(module, (lambda a: torch.add(a, 0), lambda a: a))
+    assert ran.note == "1 matches"
+
+
+def test_constants_of_a_replacement_keep_their_values() -> None:
+    """The replacement's attribute has the name of one that the module has."""
+    root = nn.Module()
+    root.a0 = torch.full((3,), 7.0)
+    graph = Graph()
+    x = graph.placeholder("x")
+    graph.output(
+        graph.call_function(torch.add, (torch.fx.Proxy(x).sin().node, graph.get_attr("a0")))
+    )
+    module = GraphModule(root, graph)
+    other = nn.Module()
+    other.a0 = torch.full((3,), 2.0)
+    made = Graph()
+    a = made.placeholder("a")
+    made.output(made.call_function(torch.mul, (a, made.get_attr("a0"))))
+    pattern = Graph()
+    p = pattern.placeholder("a")
+    pattern.output(pattern.call_method("sin", (p,)))
+    ran = run(
+        module, replace, rewrites=[(GraphModule(nn.Module(), pattern), GraphModule(other, made))]
+    )
+    value = ran.module(torch.ones(3))
+    assert torch.equal(value, torch.full((3,), 9.0))
+
+
+def test_nested_graphs_are_rewritten_too() -> None:
+    graph = Graph()
+    graph.output(graph.call_module("inner", (graph.placeholder("x"),)))
+    root = nn.Module()
+    root.inner = symbolic_trace(lambda x: torch.sin(x))
+    ran = apply(GraphModule(root, graph), (lambda a: torch.sin(a), lambda a: torch.cos(a)))
+    assert ran.note == "1 matches"
+    assert targets(ran.module.inner) == [torch.cos]
+
+
+def test_submodules_of_the_caller_stay() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model.unused = nn.Linear(2, 2)
+    ran = apply(symbolic_trace(model), (lambda a: torch.sin(a), lambda a: torch.cos(a)))
+    assert isinstance(ran.module.get_submodule("0"), nn.Linear)
+
+
+def test_matches_are_bounded() -> None:
+    module = symbolic_trace(lambda x: torch.sin(torch.sin(torch.sin(x))))
+    pair = (lambda a: torch.sin(a), lambda a: torch.cos(a))
+    assert apply(module, pair, limits=PassLimits(max_matches=3)).note == "3 matches"
+    with pytest.raises(PassError) as caught:
+        apply(module, pair, limits=PassLimits(max_matches=2))
+    assert caught.value.kind == "limit"
+    assert caught.value.field == "passes[0].rewrites[0].pattern"
+
+
+def test_a_search_over_too_many_combinations_is_refused() -> None:
+    def model(x: Tensor) -> Tensor:
+        total = x
+        for _ in range(30):
+            total = total + torch.sin(x) * torch.cos(x) * torch.tan(x)
+        return total
+
+    pattern = (lambda a: (torch.sin(a), torch.cos(a), torch.tan(a)),) * 2
+    with pytest.raises(PassError, match="combinations") as caught:
+        apply(symbolic_trace(model), pattern, limits=PassLimits(max_matches=10_000))
+    assert caught.value.kind == "limit"
+
+
+class _Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("c", torch.ones(3))
+        self.layer = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, self.c)
+
+
+class _Calls(_Constant):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "field", "message"),
+    [
+        (_Constant(), lambda a: a * 1, "pattern", "attribute"),
+        (_Calls(), lambda a: a * 1, "pattern", "module"),
+        (lambda a: torch.sin(a), _Calls(), "replacement", "module"),
+        (lambda a: a, lambda a: a, "pattern", "returned as it is"),
+        (lambda a, b: torch.sin(a), lambda a, b: torch.cos(a), "pattern", "not used"),
+        (lambda a: 3, lambda a: a, "pattern", "not used"),
+        (lambda a: torch.sin(a), lambda a, b: torch.cos(a), "replacement", "takes 2 inputs"),
+        (lambda a: torch.sin(a), lambda a: (a + 1, a + 2), "replacement", "must return 1"),
+        (lambda a: torch.sin(a), lambda a: 3, "replacement", "must return 1"),
+    ],
+)
+def test_rewrites_that_mean_nothing(
+    pattern: Any, replacement: Any, field: str, message: str
+) -> None:
+    with pytest.raises(PassError, match=message) as caught:
+        apply(symbolic_trace(two_sums), (pattern, replacement))
+    assert caught.value.kind == "invalid"
+    assert caught.value.field == f"passes[0].rewrites[0].{field}"
