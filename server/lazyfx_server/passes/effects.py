@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from lazyfx_server.passes import operators as known
 from lazyfx_server.passes.module_effects import module_effects
+from lazyfx_server.passes.overloads import overload_facts
 from lazyfx_server.passes.walk import attribute_at
 
 
@@ -54,9 +55,6 @@ _STRUCTURED = known.words(
     "wrap_with_autocast wrap_with_set_grad_enabled autograd_function_apply flex_attention "
     "invoke_subgraph wrap_activation_checkpoint hints_wrapper"
 )
-
-# Schemas of these hide that they hold for the whole graph.
-_ASSERTING = ("assert", "constrain_range")
 
 _TENSOR_PROPERTIES = known.words(
     "size dim ndimension numel nelement element_size stride storage_offset get_device "
@@ -167,7 +165,7 @@ def _named(node: Node, name: str, *, functional: bool) -> Effects:
     in_place_facts = known.aten_facts(name)
     if not (facts.exists or in_place_facts.exists or functional):
         return _unknown(node)
-    if any(word in name for word in _ASSERTING):
+    if any(word in name for word in known.ASSERTING):
         return _KEPT
     writes = list(_nodes([node.kwargs.get("out")]))
     if base != name or _is_literal(node.kwargs.get("inplace"), True) or _inplace_flag(node, name):
@@ -218,39 +216,22 @@ def _statistics(node: Node, name: str, *, functional: bool) -> list[Node]:
 
 
 def _overload(node: Node, op: OpOverload[..., Any]) -> Effects:
-    name = known.base_name(op)
-    schema = op._schema  # noqa: SLF001
+    facts = overload_facts(op)
     writes: list[Node] = []
     shared: list[Node] = []
-    aliased = {
-        s for result in schema.returns if result.alias_info for s in result.alias_info.before_set
-    }
-    for index, parameter in enumerate(schema.arguments):
-        info = parameter.alias_info
-        if info is None:
-            continue
-        nodes = _nodes([argument(node, index, parameter.name)])
-        if info.is_write:
-            writes += nodes
-        if aliased & info.before_set:
-            shared += nodes
-    writes += _statistics(node, name, functional=False)
-    random = known.is_tagged_random(op) and draws_random(node, name)
-    effectful = (
-        op.namespace in known.EFFECTFUL_NAMESPACES
-        or any(word in name for word in _ASSERTING)
-        or not schema.returns
-        or node.is_impure(impure_random=False)
-    )
-    hidden_alias = any(r.alias_info is None for r in schema.returns) and known.returns_alias(op)
+    for index, name in facts.written:
+        writes += _nodes([argument(node, index, name)])
+    for index, name in facts.shared:
+        shared += _nodes([argument(node, index, name)])
+    writes += _statistics(node, facts.name, functional=False)
+    random = facts.random and draws_random(node, facts.name)
+    kept = bool(writes) or facts.effectful or random
     return Effects(
-        keep=bool(writes) or effectful or random,
+        keep=kept,
         random=random,
-        mergeable=not (writes or effectful or random or name in known.UNINITIALIZED)
-        and torch.Tag.dynamic_output_shape not in op.tags
-        and torch.Tag.data_dependent_output not in op.tags,
+        mergeable=facts.repeatable and not kept,
         writes=tuple(writes),
-        aliases=_operands(node) if hidden_alias else tuple(shared),
+        aliases=_operands(node) if facts.hidden_alias else tuple(shared),
     )
 
 

@@ -111,6 +111,9 @@ EFFECTFUL_NAMESPACES = words(
     "rngprims inductor fsdp"
 )
 
+# Operators with one of these in their name check something; their schemas do not say so.
+ASSERTING = ("assert", "constrain_range")
+
 # Memory as it was found: two calls differ, and neither is a constant.
 UNINITIALIZED = words(
     "empty empty_like empty_strided empty_permuted empty_quantized new_empty new_empty_strided "

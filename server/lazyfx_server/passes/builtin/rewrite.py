@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -79,13 +80,7 @@ class _Guard:
         self._module = module
         self._allowed = allowed
         self._place = place
-        self._storage = StorageMap(module.graph)
         self._returned: set[Node] = set()
-        self._switches = [
-            position
-            for node, position in self._storage.position.items()
-            if self._storage.effects[node].state
-        ]
         inputs = [node for node in replacement.graph.nodes if node.op == "placeholder"]
         handed = replacement.graph.output_node().all_input_nodes
         self._handed_through = [i for i, node in enumerate(inputs) if node in handed]
@@ -107,6 +102,17 @@ class _Guard:
         """Gives the module the tensors that the replacement reads."""
         for name, value in self.attributes.items():
             setattr(self._module, name, value)
+
+    # Both are made for the first match: most patterns match nowhere. Matches are
+    # judged before the first is replaced, so positions stay what they are.
+    @cached_property
+    def _storage(self) -> StorageMap:
+        return StorageMap(self._module.graph)
+
+    @cached_property
+    def _switches(self) -> list[int]:
+        storage = self._storage
+        return [place for node, place in storage.position.items() if storage.effects[node].state]
 
     def _is_safe(self, match: InternalMatch) -> bool:
         positions = self._storage.position
