@@ -10,8 +10,13 @@ def main() -> None:
         SystemExit: Always; 0 success, 1 failure, 2 wrong usage.
     """
     # Worker processes of `lazyfx serve` import this file again; they need none of the rest.
+    import warnings
+
     from lazyfx.cli.app import app
 
+    # What torch deprecates of its own is nothing that the user of a command can change.
+    for category in (DeprecationWarning, FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(torch|copyreg|pickle)\b")
     app(prog_name="lazyfx")
 
 

@@ -16,15 +16,22 @@ from rich.table import Table
 
 import lazyfx
 from lazyfx.cli.artifacts import SUFFIXES, remove_leftovers, write_artifact
-from lazyfx.cli.batch_records import Record, digest_of, read_record, write_record
-from lazyfx.cli.failing import failing_clearly, in_words
-from lazyfx.cli.models import load_program
-from lazyfx.cli.options import DEFAULT_ADDRESS, Address, Kind, Passes, Timeout, read_passes
+from lazyfx.cli.batch_records import Record, digest_of, identity_of, read_record, write_record
+from lazyfx.cli.failing import fail, failing_clearly, in_words
+from lazyfx.cli.models import add_rewrites, load_program
+from lazyfx.cli.options import (
+    DEFAULT_ADDRESS,
+    Address,
+    Kind,
+    Passes,
+    Rewrites,
+    Timeout,
+    read_passes,
+)
 from lazyfx.cli.tables import add_row, console, new_table, recompiles_text, seconds_text
 from lazyfx.errors import LazyfxError
 from lazyfx.passes import PassSpec
 from lazyfx.report import Recompiles
-from lazyfx.spelling import spell
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class _Batch:
         self._target = target
         self._specs = specs
         self._emit = emit
+        self._identity = identity_of(specs)
         # Reading a program is Python from end to end, and torch does not promise that it
         # may be done twice at a time; waiting for the server is what jobs do side by side.
         self._loading = threading.Lock()
@@ -56,7 +64,7 @@ class _Batch:
     def run(self, path: Path) -> _Outcome:
         """Compile one file, or find that it is done."""
         file = path.relative_to(self._source)
-        record = Record(str(file), "", spell(self._specs), self._emit.value if self._emit else "")
+        record = Record(str(file), "", self._identity, self._emit.value if self._emit else "")
         started = time.perf_counter()
         try:
             record = replace(record, digest=digest_of(path))
@@ -124,6 +132,7 @@ def batch(
         ),
     ],
     passes: Passes = "",
+    rewrite: Rewrites = None,
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Files that are worked on at a time.")
     ] = 4,
@@ -134,12 +143,16 @@ def batch(
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 120.0,
 ) -> None:
-    """Compile every .pt2 file of a folder; exit status 1 if any failed."""
+    """Compile every .pt2 file below a folder.
+
+    Exit status 1 if any failed; a second run goes on where the first one ended.
+    """
     specs = read_passes(passes)
     files = sorted(path for path in folder.rglob("*.pt2") if path.is_file())
     if not files:
         raise typer.BadParameter(f"there is no .pt2 file below {folder}", param_hint="DIR")
     with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+        specs = add_rewrites(specs, rewrite or [])
         # Without a server every file would fail on its own, slowly.
         client.server_info()
         remove_leftovers(output)
@@ -172,10 +185,11 @@ def _run_all(work: _Batch, files: Sequence[Path], jobs: int) -> list[_Outcome]:
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 bar.advance(task, len(finished))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             # Those under way end first, whole; the next run does the others.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            pool.shutdown(wait=True, cancel_futures=True)
+            fail("interrupted; the same command goes on where this one ended")
+            raise typer.Exit(130) from error
     return [future.result() for future in futures]
 
 

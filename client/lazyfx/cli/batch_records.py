@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from lazyfx.cli.artifacts import replace_file
+from lazyfx.passes import PassSpec
+from lazyfx.spelling import spell
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Record:
     Attributes:
         file: Path below the input folder.
         digest: SHA-256 of the file's bytes, hex.
-        passes: Spelling of the pipeline.
+        passes: Spelling of the pipeline, and a digest of its rewrites if it has any.
         emit: What was written, or "".
         module_key: Hex of the compiled module's key.
         nodes_before: Nodes of the graph that was sent.
@@ -46,6 +49,20 @@ class Record:
         """Whether this is a success of the same bytes and the same work."""
         mine = (self.digest, self.passes, self.emit)
         return not self.error and mine == (other.digest, other.passes, other.emit)
+
+
+def identity_of(passes: Sequence[PassSpec]) -> str:
+    """What tells one pipeline from another: its spelling, and a digest of its rewrites.
+
+    Raises:
+        UnsupportedGraphError: A rewrite cannot go on the wire.
+    """
+    rewrites = [rewrite for spec in passes for rewrite in spec.message().rewrites]
+    if not rewrites:
+        return spell(passes)
+    bodies = (side.body for rewrite in rewrites for side in (rewrite.pattern, rewrite.replacement))
+    digests = b"".join(hashlib.sha256(body).digest() for body in bodies)
+    return f"{spell(passes)} rewrites sha256:{hashlib.sha256(digests).hexdigest()}"
 
 
 def digest_of(path: Path) -> str:

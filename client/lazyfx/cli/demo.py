@@ -34,7 +34,11 @@ def demo(
     layers: Annotated[int, typer.Option("--layers", min=1, hidden=True)] = 12,
     width: Annotated[int, typer.Option("--width", min=64, hidden=True)] = 768,
 ) -> None:
-    """Compile GPT-2 (12 layers, random weights) on a server of its own and show what it did."""
+    """Compile GPT-2 on a server of its own.
+
+    All 12 layers, with random weights: nothing is downloaded. The server uses free ports of
+    this machine and a temporary store, and ends with the demo.
+    """
     if width % 64:
         raise typer.BadParameter("must be a multiple of 64", param_hint="--width")
     out = console()

@@ -71,8 +71,8 @@ def demo_passes(offered: Collection[str]) -> list[str | PassSpec]:
     wanted: list[str | PassSpec] = [
         "dead_code_elimination",
         "remove_dropout",
-        "constant_fold",
         "common_subexpression_elimination",
+        "constant_fold",
         lazyfx.replace_pattern((_spelled_out_gelu, _gelu)),
         "normalize_arguments",
         "shape_propagation",

@@ -7,17 +7,21 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.cli.failing import one_line
 from lazyfx.errors import LazyfxError
+from lazyfx.passes import PassSpec, replace_pattern
 
 Model: TypeAlias = "tuple[Compilable, ExampleInputs]"
 
+_REPLACE = "replace_pattern"
 _EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>[a-z]+[0-9]*)\[(?P<dims>[0-9, ]*)\]")
 
 
@@ -51,14 +55,8 @@ def call_factory(spelling: str, examples: ExampleInputs) -> Model:
     Raises:
         LazyfxError: It cannot be imported, raises, or gives something else.
     """
-    module_name, _, attribute = spelling.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        factory: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            factory = getattr(factory, part)
-        made = factory()
+        made = _imported(spelling)()
     except Exception as error:  # the user's own code, which may raise anything
         raise LazyfxError(
             f"{spelling}: {type(error).__name__}: {one_line(error)}; give the import path of a "
@@ -99,6 +97,53 @@ def read_examples(spellings: Sequence[str]) -> ExampleInputs:
     if positional and named:
         raise LazyfxError("give all inputs by place, or all by name")
     return named or tuple(positional) or None
+
+
+def add_rewrites(passes: Sequence[PassSpec], spellings: Sequence[str]) -> list[PassSpec]:
+    """Import rewrites (`package.module:name`) and give them to the replace_pattern pass.
+
+    Args:
+        passes: With one replace_pattern if there are rewrites.
+        spellings: Each names a pair (pattern, replacement) of functions or GraphModules.
+
+    Raises:
+        LazyfxError: One cannot be imported or traced or is something else, or there is not
+            exactly one replace_pattern.
+    """
+    if not spellings:
+        return list(passes)
+    if sum(spec.name == _REPLACE for spec in passes) != 1:
+        raise LazyfxError(f"--rewrite needs {_REPLACE} in --passes, once")
+    filled = replace_pattern(*(_rewrite(spelling) for spelling in spellings))
+    return [
+        replace(spec, rewrites=filled.rewrites) if spec.name == _REPLACE else spec
+        for spec in passes
+    ]
+
+
+def _rewrite(spelling: str) -> tuple[GraphModule, GraphModule]:
+    try:
+        pattern, replacement = (
+            side if isinstance(side, GraphModule) else symbolic_trace(side)
+            for side in _imported(spelling)
+        )
+    except Exception as error:  # the user's own code, which may raise anything
+        raise LazyfxError(
+            f"--rewrite {spelling}: {type(error).__name__}: {one_line(error)}; give the import "
+            "path of a pair (pattern, replacement) of functions that torch.fx can trace"
+        ) from error
+    return pattern, replacement
+
+
+def _imported(spelling: str) -> Any:
+    """What `package.module:name` names; modules in the current folder are found too."""
+    module_name, _, attribute = spelling.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    found: Any = importlib.import_module(module_name)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def _tensor(dtype: torch.dtype, dims: list[int]) -> torch.Tensor:

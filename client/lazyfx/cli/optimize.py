@@ -11,8 +11,16 @@ import lazyfx
 from lazyfx.capture import ExampleInputs
 from lazyfx.cli.artifacts import text_of, write_artifact
 from lazyfx.cli.failing import failing_clearly
-from lazyfx.cli.models import Model, call_factory, load_program, read_examples
-from lazyfx.cli.options import DEFAULT_ADDRESS, Address, Kind, Passes, Timeout, read_passes
+from lazyfx.cli.models import Model, add_rewrites, call_factory, load_program, read_examples
+from lazyfx.cli.options import (
+    DEFAULT_ADDRESS,
+    Address,
+    Kind,
+    Passes,
+    Rewrites,
+    Timeout,
+    read_passes,
+)
 from lazyfx.cli.tables import console, pass_table, summary_table
 from lazyfx.errors import LazyfxError
 from lazyfx.sync import RemoteModule
@@ -32,6 +40,7 @@ def optimize(
         ),
     ],
     passes: Passes = "",
+    rewrite: Rewrites = None,
     emit: Annotated[
         Kind | None,
         typer.Option("--emit", help="What to write to --output; without it, only the report."),
@@ -60,6 +69,7 @@ def optimize(
     _check_source(model)
     examples = _examples(example or [])
     with failing_clearly(address):
+        specs = add_rewrites(specs, rewrite or [])
         what, inputs = _read(model, examples)
         with lazyfx.connect(address, timeout=timeout) as client:
             remote = client.compile(what, specs, inputs)

@@ -61,6 +61,15 @@ Passes = Annotated[
         "Quote the text when it has braces.",
     ),
 ]
+Rewrites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rewrite",
+        metavar="MODULE:NAME",
+        help="For replace_pattern: a pair (pattern, replacement) of functions to import; "
+        "repeat it for more. Importing runs code here.",
+    ),
+]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0.001, help="Seconds that one call may take.")
 ]

@@ -15,13 +15,14 @@ from lazyfx.v1 import compiler_pb2 as pb
 def passes(
     address: Address = DEFAULT_ADDRESS, timeout: Timeout = 30.0, json: AsJson = False
 ) -> None:
-    """List the passes that the server runs, with their options."""
+    """List the server's passes and their options."""
     with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
         found = client.passes()
     if json:
         typer.echo(as_json([plain(description) for description in found]))
         return
     table = new_table("pass", "does", "needs", "options")
+    table.columns[0].no_wrap = True
     for description in found:
         options = "\n".join(_option(option) for option in description.options)
         add_row(table, description.name, description.summary, _needs(description), options)
@@ -34,5 +35,5 @@ def _needs(description: pb.PassDescription) -> str:
 
 
 def _option(option: pb.PassOptionDescription) -> str:
-    summary = f"  {option.summary}" if option.summary else ""
+    summary = f"\n  {option.summary}" if option.summary else ""
     return f"{option.name}: {option.type} = {option.default_value}{summary}"

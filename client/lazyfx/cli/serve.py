@@ -8,7 +8,7 @@ from lazyfx.cli.failing import fail
 
 
 def serve(context: typer.Context) -> None:
-    """Run a server until it is told to stop; `lazyfx serve --help` lists its settings.
+    """Run a server; serve --help lists its settings.
 
     Raises:
         SystemExit: A setting is wrong, an address cannot be listened on, or --help was asked.

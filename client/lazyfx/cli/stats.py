@@ -17,7 +17,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 def stats(
     address: Address = DEFAULT_ADDRESS, timeout: Timeout = 30.0, json: AsJson = False
 ) -> None:
-    """Print what the server was asked for, did and saved since it started."""
+    """Print what the server did and saved."""
     with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
         ledger = client.stats()
     if json:

@@ -1,0 +1,156 @@
+"""batch against a real server: records, going on, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import save_program
+
+PASSES = "dead_code_elimination,remove_dropout"
+
+
+@pytest.fixture
+def at(server):
+    return ("--address", server.address, "--passes", PASSES)
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    folder = tmp_path / "models"
+    save_program(folder / "a.pt2", 0.5)
+    save_program(folder / "deep" / "b.pt2", 0.75)
+    (folder / "readme.txt").write_text("not a model")
+    return folder
+
+
+def test_every_file_is_done_once(run, at, models, tmp_path) -> None:
+    out = tmp_path / "out"
+    first = run("batch", models, "-o", out, "--jobs", 2, "--emit", "code", *at)
+    assert first.exit_code == 0, first.output
+    assert "2 files: 2 compiled, 0 done before, 0 failed" in first.stdout
+    written = _files(out)
+    assert written == ["a.pt2.json", "a.py", "deep/b.pt2.json", "deep/b.py"]
+    record = json.loads((out / "deep" / "b.pt2.json").read_text())
+    assert record["file"] == "deep/b.pt2"
+    assert record["nodes_after"] < record["nodes_before"]
+    assert record["recompiles_requested"] > 0
+    assert record["cache"] == "miss"
+    assert record["error"] == ""
+    compile((out / "deep" / "b.py").read_text(), "emitted", "exec")
+
+    second = run("batch", models, "-o", out, "--emit", "code", *at)
+    assert second.exit_code == 0, second.output
+    assert "2 files: 0 compiled, 2 done before, 0 failed" in second.stdout
+    assert json.loads((out / "deep" / "b.pt2.json").read_text()) == record
+
+
+def test_what_changed_is_done_again(run, at, models, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert run("batch", models, "-o", out, *at).exit_code == 0
+    save_program(models / "a.pt2", 0.375)
+    assert "1 compiled, 1 done before" in run("batch", models, "-o", out, *at).stdout
+    other_passes = [*at[:-1], "dead_code_elimination"]
+    assert "2 compiled, 0 done before" in run("batch", models, "-o", out, *other_passes).stdout
+    emitted = ["--emit", "picture", *other_passes]
+    assert "2 compiled, 0 done before" in run("batch", models, "-o", out, *emitted).stdout
+    (out / "a.svg").unlink()
+    assert "1 compiled, 1 done before" in run("batch", models, "-o", out, *emitted).stdout
+
+
+def test_other_rewrites_are_other_work(run, server, models, tmp_path, factories) -> None:
+    out = tmp_path / "out"
+    command = ("batch", models, "-o", out, "--address", server.address,
+               "--passes", "replace_pattern", "--rewrite")  # fmt: skip
+    assert "2 compiled, 0 done before" in run(*command, f"{factories}:to_gelu").stdout
+    assert "0 compiled, 2 done before" in run(*command, f"{factories}:to_gelu").stdout
+    assert "2 compiled, 0 done before" in run(*command, f"{factories}:to_tanh").stdout
+
+
+def test_one_bad_file_fails_alone_and_is_tried_again(run, at, models, tmp_path) -> None:
+    out = tmp_path / "out"
+    (models / "bad.pt2").write_bytes(b"no zip file")
+    first = run("batch", models, "-o", out, *at)
+    assert first.exit_code == 1
+    assert "3 files: 2 compiled, 0 done before, 1 failed" in first.stdout
+    assert "not an exported program" in json.loads((out / "bad.pt2.json").read_text())["error"]
+    save_program(models / "bad.pt2", 0.875)
+    second = run("batch", models, "-o", out, *at)
+    assert second.exit_code == 0, second.output
+    assert "3 files: 1 compiled, 2 done before, 0 failed" in second.stdout
+
+
+def test_a_run_that_was_killed_leaves_nothing_that_counts(run, at, models, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert run("batch", models, "-o", out, *at).exit_code == 0
+    record = out / "a.pt2.json"
+    record.write_text(record.read_text()[:20])
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                           capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    (out / f".a.py.{ended}.part").write_text("half a fi")
+    mine = out / f".other.py.{os.getpid()}.part"
+    mine.write_text("under way")
+    again = run("batch", models, "-o", out, *at)
+    assert "1 compiled, 1 done before" in again.stdout
+    assert [path.name for path in out.glob(".*.part")] == [mine.name]
+
+
+def test_an_interrupted_run_goes_on(run, at, server, tmp_path) -> None:
+    models, out = tmp_path / "models", tmp_path / "out"
+    model = save_program(models / "000.pt2", 0.5).read_bytes()
+    for i in range(1, 60):
+        (models / f"{i:03}.pt2").write_bytes(model)
+    command = [sys.executable, "-m", "lazyfx.cli", "batch", models, "-o", out, "--jobs", "1",
+               "--emit", "code", *at]  # fmt: skip
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "the same command goes on" in told
+    done = len(list(out.glob("*.json")))
+    assert 0 < done < 60
+    assert _files(out) == sorted(
+        name for path in out.glob("*.json") for name in (path.name, f"{path.name[:3]}.py")
+    )
+    again = run("batch", models, "-o", out, "--jobs", 2, "--emit", "code", *at)
+    assert again.exit_code == 0, again.output
+    assert f"60 files: {60 - done} compiled, {done} done before, 0 failed" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["absent", "-o", "out"], "absent"),
+        ([".", "-o", "out"], "there is no .pt2 file below"),
+        (["."], "--output"),
+        ([".", "-o", "out", "--jobs", "0"], "--jobs"),
+    ],
+)
+def test_wrong_usage_is_status_2(run, tmp_path, monkeypatch, arguments, expected) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("batch", *arguments)
+    assert result.exit_code == 2
+    assert expected in result.output
+
+
+def test_without_a_server_nothing_is_tried(run, models, tmp_path) -> None:
+    result = run("batch", models, "-o", tmp_path / "out", "--address", "127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "no server answers" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())

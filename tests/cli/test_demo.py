@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+DEMO = [sys.executable, "-m", "lazyfx.cli", "demo", "--layers", "1", "--width", "64"]
+
+
+def _environment(temporary: Path) -> dict[str, str]:
+    # A setting meant for the caller's own server must not reach the demo's.
+    return {**os.environ, "TMPDIR": str(temporary), "LAZYFX_LISTEN": "nowhere", "COLUMNS": "140"}
+
+
+def test_the_demo_runs_the_main_job_and_leaves_nothing_behind(tmp_path) -> None:
+    pytest.importorskip("transformers")
+    result = subprocess.run(
+        DEMO, env=_environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = result.stdout
+    assert result.stderr == ""
+    nodes = re.search(r"nodes +(\d+) -> (\d+)", text)
+    assert nodes
+    assert int(nodes[2]) < int(nodes[1])
+    assert re.search(r"replace_pattern .* yes +1 match", text)
+    assert "def forward(self, input_ids)" in text
+    difference = re.search(r"absolute difference from the local model (\S+)", text)
+    assert difference
+    assert float(difference[1]) < 1e-4
+    assert "compiled again: hit" in text
+    counts = re.search(r"recompiles: (\d+) asked, (\d+) done, (\d+) saved", text)
+    assert counts
+    asked, done, saved = map(int, counts.groups())
+    assert saved == asked - done > 0
+    assert 'lazyfx_lookups_total{result="hit"} 1' in text
+    assert "_bucket" not in text
+    assert not list(tmp_path.glob("lazyfx-*"))
+
+
+def test_a_demo_that_is_told_to_end_stops_its_server(tmp_path) -> None:
+    with subprocess.Popen(
+        DEMO, env=_environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = None
+        deadline = time.monotonic() + 90
+        while address is None and time.monotonic() < deadline:
+            found = re.search(r"a server on (127\.0\.0\.1:\d+)", process.stdout.readline())
+            address = found and found[1]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert address
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("lazyfx-*"))
+    host, _, port = address.rpartition(":")
+    with pytest.raises(ConnectionRefusedError), socket.create_connection((host, int(port))):
+        pass
+
+
+def test_the_width_is_a_multiple_of_64(run) -> None:
+    assert run("demo", "--width", "100").exit_code == 2

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lazyfx import pass_spec
+from lazyfx.errors import LazyfxError
+from lazyfx.spelling import SpellingError, parse, spell
+from lazyfx_server.passes.options import parse_spelling, spell_pass
+
+_names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
+_scalars = st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
+_values = _scalars | st.lists(_scalars, max_size=3).map(tuple)
+_pipelines = st.lists(st.tuples(_names, st.dictionaries(_names, _values, max_size=3)), max_size=4)
+
+
+def _exactly(value: object) -> object:
+    return tuple(map(_exactly, value)) if isinstance(value, tuple) else (type(value), repr(value))
+
+
+def _plain(passes: list) -> list:
+    return [(p.name, {k: _exactly(v) for k, v in p.options.items()}) for p in passes]
+
+
+@given(_pipelines)
+def test_what_is_spelled_reads_back_as_it_was(pipeline: list) -> None:
+    specs = [pass_spec(name) for name, _ in pipeline]
+    specs = [type(s)(s.name, options) for s, (_, options) in zip(specs, pipeline, strict=True)]
+    assert _plain(parse(spell(specs))) == _plain(specs)
+
+
+@given(_pipelines)
+def test_client_and_server_spell_and_read_alike(pipeline: list) -> None:
+    specs = [type(pass_spec("a"))(name, options) for name, options in pipeline]
+    text = spell(specs)
+    assert text == ",".join(spell_pass(name, options) for name, options in pipeline)
+    assert [
+        (name, {k: _exactly(v) for k, v in options.items()})
+        for name, options in parse_spelling(text)
+    ] == _plain(parse(text))
+
+
+def test_spaces_and_plain_names() -> None:
+    assert _plain(parse(' a , b { x = 1 , y = [ 1.5 , "z,}" ] } ')) == _plain(
+        [pass_spec("a"), pass_spec("b", x=1, y=(1.5, "z,}"))]
+    )
+    assert parse("  ") == []
+    assert spell(["a", pass_spec("b", x=True)]) == "a,b{x=true}"
+    assert math.isnan(parse("a{x=nan}")[0].options["x"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,", "a pass name before character 3"),
+        ("a b", "',' or the end before character 3"),
+        ("a{x}", "'=' before character 4"),
+        ("a{x=1", "',' or '}' before character 6"),
+        ("a{x=1,x=2}", "each option once, not 'x' again"),
+        ("a{x=fast}", "a double-quoted string, not 'fast'"),
+        ("a{x=null}", "not 'null'"),
+        ('a{x="\\q"}', "a double-quoted string"),
+        ("a{x=[1}", "',' or ']'"),
+        ("a{x=}", "a value"),
+        ("1a", "a pass name before character 1"),
+    ],
+)
+def test_other_text_is_refused_with_its_place(text: str, expected: str) -> None:
+    with pytest.raises(SpellingError) as caught:
+        parse(text)
+    assert expected in str(caught.value)
+
+
+def test_an_option_of_another_type_has_no_spelling() -> None:
+    with pytest.raises(LazyfxError, match="has a dict"):
+        spell([pass_spec("a", x={})])  # type: ignore[arg-type]
