@@ -10,9 +10,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import TypeAlias
 
 from lazyfx.errors import LazyfxError
-from lazyfx.passes import Option, PassSpec
+
+Option: TypeAlias = "bool | int | float | str | tuple[Option, ...] | list[Option]"
+NamedOptions: TypeAlias = "tuple[str, Mapping[str, Option]]"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _SCALAR = re.compile(r'"(?:[^"\\]|\\.)*"|[^,\[\]{}"\s]+')
@@ -33,11 +36,14 @@ class SpellingError(LazyfxError):
     """Text that is not the spelling of a pipeline; says what was expected where."""
 
 
-def parse(text: str) -> list[PassSpec]:
+def parse(text: str) -> list[NamedOptions]:
     """Read the spelling of a pipeline; empty text is an empty pipeline.
 
     Args:
         text: E.g. `dead_code_elimination,constant_fold{max_bytes=4096}`.
+
+    Returns:
+        The name and the options of each pass.
 
     Raises:
         SpellingError: The text is something else; names the character.
@@ -45,16 +51,16 @@ def parse(text: str) -> list[PassSpec]:
     return _Reader(text).pipeline()
 
 
-def spell(passes: Iterable[str | PassSpec]) -> str:
-    """Write passes as text; the rewrites of replace_pattern have no spelling and are left out.
+def spell(passes: Iterable[NamedOptions]) -> str:
+    """Write passes as text.
+
+    Args:
+        passes: The name and the options of each pass.
 
     Raises:
         LazyfxError: An option has a type that options cannot have.
     """
-    return ",".join(
-        given if isinstance(given, str) else _spell_pass(given.name, given.options)
-        for given in passes
-    )
+    return ",".join(_spell_pass(name, options) for name, options in passes)
 
 
 def _spell_pass(name: str, options: Mapping[str, Option]) -> str:
@@ -83,14 +89,13 @@ class _Reader:
         self.text = text
         self.at = 0
 
-    def pipeline(self) -> list[PassSpec]:
-        passes: list[PassSpec] = []
+    def pipeline(self) -> list[NamedOptions]:
+        passes: list[NamedOptions] = []
         if not self.text.strip():
             return passes
         while True:
             name = self.match(_NAME, "a pass name")
-            options = self.options() if self.take("{") else {}
-            passes.append(PassSpec(name, MappingProxyType(options)))
+            passes.append((name, self.options() if self.take("{") else {}))
             if not self.take(","):
                 break
         if self.at < len(self.text):

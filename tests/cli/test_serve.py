@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 
 import lazyfx
@@ -48,3 +49,12 @@ def test_help_lists_the_commands() -> None:
         assert re.search(rf"^  {command} ", shown.output, re.MULTILINE)
     assert CliRunner().invoke(app, ["--version"]).output == f"lazyfx {lazyfx.__version__}\n"
     assert CliRunner().invoke(app, ["no-such-command"]).exit_code == 2
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    script = (
+        "import sys; from lazyfx.cli.app import app; "
+        "app(['optimize', '--help'], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lazyfx import wire
 from lazyfx.cli.options import Kind
-from lazyfx.sync import RemoteModule
+
+if TYPE_CHECKING:
+    from lazyfx.sync import RemoteModule
 
 SUFFIXES: Mapping[Kind, str] = {
     Kind.CODE: ".py",
@@ -48,6 +50,8 @@ def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
     elif kind is Kind.PACKAGE:
         replace_file(target, lambda aside: remote.save_package(aside))
     elif kind is Kind.GRAPH:
+        from lazyfx import wire
+
         data = wire.encode(remote.graph_module()).message().SerializeToString(deterministic=True)
         replace_file(target, lambda aside: aside.write_bytes(data))
     else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,7 +18,6 @@ import lazyfx
 from lazyfx.cli.artifacts import SUFFIXES, remove_leftovers, write_artifact
 from lazyfx.cli.batch_records import Record, digest_of, identity_of, read_record, write_record
 from lazyfx.cli.failing import fail, failing_clearly, in_words
-from lazyfx.cli.models import add_rewrites, load_program
 from lazyfx.cli.options import (
     DEFAULT_ADDRESS,
     Address,
@@ -30,8 +29,10 @@ from lazyfx.cli.options import (
 )
 from lazyfx.cli.tables import add_row, console, new_table, recompiles_text, seconds_text
 from lazyfx.errors import LazyfxError
-from lazyfx.passes import PassSpec
 from lazyfx.report import Recompiles
+
+if TYPE_CHECKING:
+    from lazyfx.passes import PassSpec
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class _Batch:
         return _Outcome(record, skipped=False)
 
     def _compile(self, path: Path, file: Path, record: Record) -> Record:
+        # torch comes with this, and takes its time: --help does without.
+        from lazyfx.cli.models import load_program
+
         with self._loading:
             program = load_program(path)
         remote = self._client.compile(program, self._specs)
@@ -152,6 +156,8 @@ def batch(
     if not files:
         raise typer.BadParameter(f"there is no .pt2 file below {folder}", param_hint="DIR")
     with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+        from lazyfx.cli.models import add_rewrites
+
         specs = add_rewrites(specs, rewrite or [])
         # Without a server every file would fail on its own, slowly.
         client.server_info()

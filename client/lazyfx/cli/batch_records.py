@@ -7,10 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lazyfx.cli.artifacts import replace_file
-from lazyfx.passes import PassSpec
 from lazyfx.spelling import spell
+
+if TYPE_CHECKING:
+    from lazyfx.passes import PassSpec
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,12 @@ def identity_of(passes: Sequence[PassSpec]) -> str:
         UnsupportedGraphError: A rewrite cannot go on the wire.
     """
     rewrites = [rewrite for spec in passes for rewrite in spec.message().rewrites]
+    spelling = spell((spec.name, spec.options) for spec in passes)
     if not rewrites:
-        return spell(passes)
+        return spelling
     bodies = (side.body for rewrite in rewrites for side in (rewrite.pattern, rewrite.replacement))
     digests = b"".join(hashlib.sha256(body).digest() for body in bodies)
-    return f"{spell(passes)} rewrites sha256:{hashlib.sha256(digests).hexdigest()}"
+    return f"{spelling} rewrites sha256:{hashlib.sha256(digests).hexdigest()}"
 
 
 def digest_of(path: Path) -> str:

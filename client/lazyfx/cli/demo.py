@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import torch
 import typer
 from rich.console import Console
 
 import lazyfx
-from lazyfx.cli.demo_model import DemoModel, capture_gpt2, demo_passes
 from lazyfx.cli.failing import failing_clearly
 from lazyfx.cli.local_server import LocalServer, local_server
 from lazyfx.cli.metrics_text import changed_lines, read_metrics
 from lazyfx.cli.tables import console, pass_table, seconds_text, summary_table
 from lazyfx.errors import LazyfxError
+
+if TYPE_CHECKING:
+    from lazyfx.cli.demo_model import DemoModel
 
 Answer = TypeVar("Answer")
 
@@ -45,6 +46,9 @@ def demo(
     began = time.perf_counter()
     with failing_clearly("the demo's server"), _ended_in_order():
         with local_server() as server:
+            # torch comes with this, and takes its time: --help does without.
+            from lazyfx.cli.demo_model import capture_gpt2
+
             _say(out, "1", f"a server on {server.address}, metrics on {server.metrics_url}")
             model, seconds = _timed(lambda: capture_gpt2(layers, width))
             nodes = len(model.program.graph.nodes)
@@ -75,6 +79,10 @@ class _Sent:
 def _compile(
     out: Console, client: lazyfx.Client, server: LocalServer, model: DemoModel, sent: _Sent
 ) -> None:
+    import torch
+
+    from lazyfx.cli.demo_model import demo_passes
+
     passes = demo_passes({description.name for description in client.passes()})
     metrics = read_metrics(server.metrics_url)
 

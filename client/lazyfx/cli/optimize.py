@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import lazyfx
-from lazyfx.capture import ExampleInputs
 from lazyfx.cli.artifacts import text_of, write_artifact
 from lazyfx.cli.failing import failing_clearly
-from lazyfx.cli.models import Model, add_rewrites, call_factory, load_program, read_examples
 from lazyfx.cli.options import (
     DEFAULT_ADDRESS,
     Address,
@@ -23,7 +21,11 @@ from lazyfx.cli.options import (
 )
 from lazyfx.cli.tables import console, pass_table, summary_table
 from lazyfx.errors import LazyfxError
-from lazyfx.sync import RemoteModule
+
+if TYPE_CHECKING:
+    from lazyfx.capture import ExampleInputs
+    from lazyfx.cli.models import Model
+    from lazyfx.sync import RemoteModule
 
 _STANDARD_OUTPUT = Path("-")
 
@@ -64,9 +66,12 @@ def optimize(
     timeout: Timeout = 120.0,
 ) -> None:
     """Compile one model on the server and print a report."""
-    specs = read_passes(passes)
     _check_output(emit, output)
     _check_source(model)
+    # torch comes with these, and takes its time: --help does without.
+    from lazyfx.cli.models import add_rewrites
+
+    specs = read_passes(passes)
     examples = _examples(example or [])
     with failing_clearly(address):
         specs = add_rewrites(specs, rewrite or [])
@@ -85,6 +90,8 @@ def optimize(
 
 
 def _read(model: str, examples: ExampleInputs) -> Model:
+    from lazyfx.cli.models import call_factory, load_program
+
     if model.endswith(".pt2"):
         return load_program(Path(model)), None
     return call_factory(model, examples)
@@ -117,6 +124,8 @@ def _check_output(emit: Kind | None, output: Path | None) -> None:
 
 
 def _examples(spellings: list[str]) -> ExampleInputs:
+    from lazyfx.cli.models import read_examples
+
     try:
         return read_examples(spellings)
     except LazyfxError as error:

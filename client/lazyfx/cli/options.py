@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lazyfx.passes import PassSpec
 from lazyfx.spelling import SpellingError, parse
+
+if TYPE_CHECKING:
+    from lazyfx.passes import PassSpec
 
 DEFAULT_ADDRESS = "127.0.0.1:8700"
 
@@ -36,8 +38,11 @@ def read_passes(text: str) -> list[PassSpec]:
     Raises:
         typer.BadParameter: The text is not a pipeline.
     """
+    # torch comes with passes, and takes its time: --help does without.
+    from lazyfx.passes import PassSpec
+
     try:
-        return parse(text)
+        return [PassSpec(name, options) for name, options in parse(text)]
     except SpellingError as error:
         raise typer.BadParameter(str(error), param_hint="--passes") from error
 
