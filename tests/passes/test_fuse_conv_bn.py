@@ -142,6 +142,15 @@ def test_pairs_that_must_stay() -> None:
         assert fuse.values_read(symbolic_trace(model)) == frozenset()
 
 
+def test_statistics_that_are_inputs_are_told_of() -> None:
+    module = symbolic_trace(functional)
+    ran = run(module, fuse)
+    assert (ran.changed, ran.note) == (
+        False,
+        "1 normalizations left: their statistics are inputs",
+    )
+
+
 def test_new_weights_are_bounded() -> None:
     with pytest.raises(PassError) as caught:
         run(symbolic_trace(trained(*_plain())), fuse, limits=PassLimits(max_folded_bytes=8))

@@ -179,6 +179,16 @@ def normalization_of(node: Node, owner: GraphModule) -> Normalization | None:
     )
 
 
+def has_lifted_statistics(node: Node) -> bool:
+    """Whether a node is a batch normalization in evaluation whose statistics are inputs."""
+    functional = node.target is torch.nn.functional.batch_norm
+    if _name(node) not in {"batch_norm", "native_batch_norm"}:
+        return False
+    training = argument(node, 5, "training", False if functional else None)
+    mean = argument(node, 1 if functional else 3, "running_mean")
+    return training is False and isinstance(mean, Node) and mean.op == "placeholder"
+
+
 def _convolution_module(node: Node, owner: GraphModule) -> Convolution | None:
     called: Any = owner.get_submodule(str(node.target))
     one_operand = len(node.args) + len(node.kwargs) == 1

@@ -16,6 +16,7 @@ from lazyfx_server.passes.convolutions import (
     Convolution,
     Normalization,
     convolution_of,
+    has_lifted_statistics,
     normalization_of,
 )
 from lazyfx_server.passes.errors import PassError
@@ -60,7 +61,9 @@ class FuseConvBn(Pass):
         for pair in ready:
             _fuse(module, pair)
         if not ready:
-            return PassResult(module, False)
+            lifted = sum(map(has_lifted_statistics, module.graph.nodes))
+            note = f"{lifted} normalizations left: their statistics are inputs" if lifted else ""
+            return PassResult(module, False, note)
         _remove_unused_attributes(module)
         module.recompile()
         skipped = f", {len(pairs) - len(ready)} without values" if len(ready) < len(pairs) else ""
