@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from lazyfx_server.passes.effects import Effects, effects_of
 from lazyfx_server.passes.storage import StorageMap
 from torch import nn

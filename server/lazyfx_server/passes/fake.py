@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from lazyfx.wire.tensors import stand_in_of
-from lazyfx.wire.values import fake_tensor, materialize
+from lazyfx.wire.values import describe, fake_tensor, materialize
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.fx import GraphModule, Node
@@ -74,6 +74,25 @@ class FakeRun:
             if value is None:
                 value = node.meta.get("example_value")
             return UNKNOWN if value is None else self._adopt(value)
+
+    def is_known(self, node: Node) -> bool:
+        """Whether the capture or an earlier pass says anything of a node's value."""
+        if "val" in node.meta:
+            return node.meta["val"] is not None
+        return describe(node) is not None or node.meta.get("example_value") is not None
+
+    def recall(self, node: Node) -> None:
+        """Takes a node's value as it is known, unless it was computed."""
+        if node in self._values:
+            return
+        if node.op == "get_attr":
+            self.compute(node)
+        else:
+            self._values[node] = self.known(node)
+
+    def attribute_value(self, node: Node) -> object:
+        """What a get_attr node reads."""
+        return attribute_at(self.module, str(node.target))
 
     @contextmanager
     def active(self) -> Iterator[None]:

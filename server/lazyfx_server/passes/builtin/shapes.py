@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lazyfx_server.passes import operators
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.fake import UNKNOWN, FakeRun, in_fresh_thread, same_metadata
 
@@ -19,22 +21,30 @@ class ShapePropagation(Pass):
     """Computes shape, dtype, stride and device of every value with fake tensors.
 
     Starts from the metadata of the inputs and writes `meta["val"]` where nothing or
-    something else was known. No kernel runs, so a graph for CUDA works on any host.
-    Values that cannot be computed keep what was known of them. The bodies of
-    higher-order operators keep the metadata that they have.
+    something else was known. Computes what is not known (nodes that passes made) and
+    what that changes; the rest is what the capture saw. No kernel runs, so a graph for
+    CUDA works on any host. Values that cannot be computed keep what was known of them.
+    The bodies of higher-order operators keep the metadata that they have.
     """
 
     name: ClassVar[str] = "shape_propagation"
     needs_shapes: ClassVar[bool] = True
 
+    recompute: bool = field(
+        default=False, metadata={"help": "Compute every value, also where the capture said it."}
+    )
+
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Propagates from the inputs; the graph itself stays as it is."""
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         run = FakeRun(module)
-        given = [run.known(node) is not UNKNOWN for node in inputs]
+        given = [run.is_known(node) for node in inputs]
         if inputs and not any(given):
             return PassResult(module, False, "skipped: the inputs carry no shapes")
-        changed, unknown = in_fresh_thread(lambda: _propagate(module, run))
+        every = self.recompute or any(map(_hides_metadata, module.graph.nodes))
+        if not every and all(_is_settled(run, node) for node in module.graph.nodes):
+            return PassResult(module, False)
+        changed, unknown = in_fresh_thread(lambda: _propagate(module, run, every=every))
         notes = []
         if not all(given):
             notes.append(f"{given.count(False)} inputs carry no shapes")
@@ -43,19 +53,48 @@ class ShapePropagation(Pass):
         return PassResult(module, changed > 0, ", ".join(notes))
 
 
-def _propagate(module: GraphModule, run: FakeRun) -> tuple[int, int]:
+# Calls after which the metadata of their operands is not what was recorded before.
+_HIDING = operators.words(
+    "t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ resize_ resize_as_ as_strided_ set_ "
+    "data _add_batch_dim _remove_batch_dim _vmap_increment_nesting"
+)
+
+
+def _hides_metadata(node: Node) -> bool:
+    target: Any = node.target
+    if isinstance(target, OpOverload):
+        return operators.base_name(target) in _HIDING
+    return (target if isinstance(target, str) else getattr(target, "__name__", "")) in _HIDING
+
+
+def _is_settled(run: FakeRun, node: Node) -> bool:
+    """Whether nothing needs to be computed for a node."""
+    if node.op == "get_attr":
+        return run.is_known(node) or not isinstance(run.attribute_value(node), torch.Tensor)
+    return node.op in {"placeholder", "output"} or run.is_known(node)
+
+
+def _propagate(module: GraphModule, run: FakeRun, *, every: bool) -> tuple[int, int]:
     """Writes what is new; returns how many nodes changed and how many stay unknown."""
-    before = {node: run.known(node) for node in module.graph.nodes}
+    moved: set[Node] = set()
+    before = {node: run.known(node) for node in module.graph.nodes} if every else {}
     changed = unknown = 0
     with run.active():
         for node in module.graph.nodes:
             if node.op == "output":
                 continue
+            operands = node.all_input_nodes
+            if not every and run.is_known(node) and moved.isdisjoint(operands):
+                continue
+            for operand in operands:
+                run.recall(operand)
+            old = before[node] if every else run.known(node)
             value = run.compute(node)
             if value is UNKNOWN:
                 unknown += 1
-            elif _is_described(value) and not same_metadata(before[node], value):
+            elif _is_described(value) and not same_metadata(old, value):
                 _write(node, value)
+                moved.add(node)
                 changed += 1
     return changed, unknown
 
