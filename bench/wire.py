@@ -3,8 +3,8 @@
     python bench/wire.py [--models gpt2,bert,...] [--repeats N] [--json FILE]
 
 Each model is exported and decomposed; formats take turns within a round, so that a
-slow moment of the machine falls on all of them. The table shows medians and, behind
-+-, half the distance between the quartiles.
+slow moment of the machine falls on all of them. Times are CPU time of the one thread that
+works. The table shows medians and, behind +-, half the distance between the quartiles.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ from torch.fx._graph_pickler import GraphPickler, Options
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+SHORTEST_SECONDS = 0.05
 LAYERS = {"gpt2": 12, "bert": 12, "t5": 6, "llama": 16}
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way to write a graph and to read it again; `read` may be missing."""
+    """A way to write a graph and to read it again."""
 
     name: str
     write: Callable[[], bytes]
-    read: Callable[[bytes], Any] | None
+    read: Callable[[bytes], Any]
 
 
 @dataclass
@@ -131,7 +132,9 @@ def measure(name: str, repeats: int) -> list[Measurement]:
     gc.disable()
     try:
         for round_number in range(repeats + 1):
-            for each, row in rows:
+            # Nobody always comes behind the same neighbour.
+            first = round_number % len(rows)
+            for each, row in rows[first:] + rows[:first]:
                 if not row.error:
                     _time(each, row, keep=round_number > 0)
             gc.collect()
@@ -142,24 +145,34 @@ def measure(name: str, repeats: int) -> list[Measurement]:
 
 def _time(each: Format, row: Measurement, *, keep: bool) -> None:
     try:
-        begin = time.perf_counter()
         data = each.write()
-        middle = time.perf_counter()
-        if each.read is not None:
-            each.read(data)
-        end = time.perf_counter()
+        write_seconds = _seconds(each.write)
+        read_seconds = _seconds(lambda: each.read(data))
     except Exception as error:  # noqa: BLE001 - a peer that cannot do it is a result
         row.error = f"{type(error).__name__}: {error}".splitlines()[0][:60]
         return
     row.size_bytes = len(data)
     if keep:
-        row.write_seconds.append(middle - begin)
-        row.read_seconds.append(end - middle)
+        row.write_seconds.append(write_seconds)
+        row.read_seconds.append(read_seconds)
+
+
+def _seconds(operation: Callable[[], Any]) -> float:
+    """CPU seconds of one call, over as many calls as fill the shortest time worth reading."""
+    count = 0
+    begin = end = time.thread_time()
+    while end - begin < SHORTEST_SECONDS:
+        operation()
+        count += 1
+        end = time.thread_time()
+    return (end - begin) / count
 
 
 def table(rows: list[Measurement]) -> Table:
     """The measurements beside GraphPickler's."""
-    result = Table(title="wire format (medians; x: times better than GraphPickler with val)")
+    result = Table(
+        title="wire format (medians of CPU time; x: times better than GraphPickler with val)"
+    )
     for heading in ("model", "nodes", "format"):
         result.add_column(heading)
     for heading in ("bytes", "x", "encode ms", "x", "decode ms", "x"):

@@ -100,7 +100,7 @@ def _walk_rare(
         holes.append(argument)
     elif callable(argument) and targets.name_of(argument) is not None:
         key.append(Callable)
-        key.append(id(argument))
+        key.append(tables.target(argument))
     else:
         raise _refuse(argument)
 

@@ -118,27 +118,19 @@ class _GraphWriter:
         self._attributes = attributes
         self._tables = tables
         self._calls = calls
+        self._target_ids = tables.target_ids
+        self._numbers: dict[Node, int] = {}
+        self._call_column: list[int] = []
+        self._operand_column: list[int] = []
+        self._value_column: list[int] = []
 
     def write(self, presentation: pb.GraphNames) -> None:
-        numbers: dict[Node, int] = {}
-        call_column: list[int] = []
-        operand_column: list[int] = []
-        value_column: list[int] = []
-        name_column: list[str] = []
-        number, node = 0, None
+        """Fill the columns, and `presentation` with the names."""
+        node: Node | None = None
+        self._presentation = presentation
         try:
-            for number, node in enumerate(self._module.graph.nodes):
-                op = node.op
-                if op == "get_attr" or op == "call_module":
-                    operand_column.append(self._attributes.number(node))
-                elif op == "placeholder":
-                    _write_placeholder_target(node, number, presentation)
-                holes: list[Node] = []
-                call_column.append(self._call(node, op, holes))
-                operand_column.extend([number - numbers[hole] for hole in holes])
-                value_column.append(self._value(node))
-                name_column.append(node.name)
-                numbers[node] = number
+            for node in self._module.graph.nodes:
+                self._write_node(node)
         except UnsupportedGraphError as error:
             if error.node is not None or node is None:
                 raise
@@ -155,33 +147,48 @@ class _GraphWriter:
             ) from None
         if node is None or node.op != "output":
             raise UnsupportedGraphError("the graph does not end with an output node")
-        self._columns.calls.extend(call_column)
-        self._columns.operands.extend(operand_column)
-        if any(value_column):
-            self._columns.values.extend(value_column)
-        names.write_names(name_column, presentation)
+        self._columns.calls.extend(self._call_column)
+        self._columns.operands.extend(self._operand_column)
+        if any(self._value_column):
+            self._columns.values.extend(self._value_column)
+        names.write_names([node.name for node in self._numbers], presentation)
 
-    def _call(self, node: Node, op: str, holes: list[Node]) -> int:
-        target = node.target
-        if op == "get_attr":
-            key: list[Any] = [op]
+    def _write_node(self, node: Node) -> None:
+        numbers = self._numbers
+        number = len(numbers)
+        op, operands = node.op, self._operand_column
+        holes: list[Node] = []
+        key: list[Any]
+        if op == "call_function":
+            target = node.target
+            found = self._target_ids.get(id(target))
+            key = [self._tables.target(target) if found is None else found]
+        elif op == "get_attr" or op == "call_module":
+            operands.append(self._attributes.number(node))
+            key = [op]
+        elif op == "placeholder":
+            _write_placeholder_target(node, number, self._presentation)
+            key = [op, _stars(str(node.target))]
         else:
-            tables = self._tables
-            # A function is told by its identity: all of them live while the graph does.
-            key = [op, id(target) if op == "call_function" else _part(op, target)]
-            arguments.walk_items(node.args, key, holes, tables)
+            key = [op, node.target]
+        if op != "get_attr":
+            arguments.walk_items(node.args, key, holes, self._tables)
             kwargs = node.kwargs
             if kwargs:
                 key.append(_KEYWORDS)
                 for name in sorted(kwargs) if len(kwargs) > 1 else kwargs:
                     key.append(name)
-                    arguments.walk(kwargs[name], key, holes, tables)
+                    arguments.walk(kwargs[name], key, holes, self._tables)
+        for hole in holes:
+            operands.append(number - numbers[hole])
         frozen = tuple(key)
-        found = self._calls.get(frozen)
-        if found is None:
+        call = self._calls.get(frozen)
+        if call is None:
             self._write_call(node)
-            found = self._calls[frozen] = len(self._calls)
-        return found
+            call = self._calls[frozen] = len(self._calls)
+        self._call_column.append(call)
+        self._value_column.append(self._value(node, op))
+        numbers[node] = number
 
     def _write_call(self, node: Node) -> None:
         op, tables = node.op, self._tables
@@ -212,35 +219,26 @@ class _GraphWriter:
             keyword = row.kwargs.add(name=tables.text(name))
             arguments.write(node.kwargs[name], keyword.value, tables)
 
-    def _value(self, node: Node) -> int:
+    def _value(self, node: Node, op: str) -> int:
         meta = node.meta
         value = meta.get("val", _ABSENT)
         if value is _ABSENT:
             value = meta.get("example_value", _ABSENT)
-        if value is _ABSENT:
-            value = meta.get(META_KEY, _ABSENT)
-        if value is _ABSENT:
-            return 0
-        is_input = node.op == "placeholder"
-        parameter = (
-            is_input and isinstance(value, torch.Tensor) and isinstance(value, torch.nn.Parameter)
-        )
+            if value is _ABSENT:
+                value = meta.get(META_KEY, _ABSENT)
+                if value is _ABSENT:
+                    return 0
+        if op != "placeholder":
+            found = self._tables.value(value)
+            return 0 if found is None else 1 + found
+        parameter = isinstance(value, torch.Tensor) and isinstance(value, torch.nn.Parameter)
         found = self._tables.value(value, parameter=parameter)
         if found is None:
-            if is_input:
-                raise UnsupportedGraphError(
-                    f"an input of type {type(value).__module__}.{type(value).__qualname__}",
-                    remedy="pass tensors, numbers, or tuples and lists of these",
-                )
-            return 0
+            raise UnsupportedGraphError(
+                f"an input of type {type(value).__module__}.{type(value).__qualname__}",
+                remedy="pass tensors, numbers, or tuples and lists of these",
+            )
         return 1 + found
-
-
-def _part(op: str, target: Any) -> Any:
-    """What a target that is a string adds to a key; paths and names are not in the body."""
-    if op == "placeholder":
-        return _stars(target)
-    return target if op == "call_method" else None
 
 
 def _stars(target: str) -> int:

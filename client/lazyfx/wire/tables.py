@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
@@ -17,11 +18,15 @@ from lazyfx.wire.tensors import contiguous_strides
 from lazyfx.wire.transfer import Transfer
 from lazyfx.wire.values import LazyValue, ValueTables
 
-_Fake = torch._subclasses.FakeTensor
-
 
 class Tables:
-    """Interns the rows of one GraphBody in first-use order."""
+    """Interns the rows of one GraphBody in first-use order.
+
+    Attributes:
+        body: The message so far.
+        device_indices: Real index of each row of `body.devices`.
+        target_ids: Indices of the targets met so far, by identity of the callable.
+    """
 
     def __init__(self) -> None:
         self.body = pb.GraphBody()
@@ -29,11 +34,12 @@ class Tables:
         self.device_indices: list[int] = []
         self._texts: dict[str, int] = {}
         self._targets: dict[targets.Key, int] = {}
-        self._target_ids: dict[int, int] = {}
+        self.target_ids: dict[int, int] = {}
         self._devices: dict[tuple[str, int | None], int] = {}
         self._slots: dict[str, int] = {}
         self._tensors: dict[Any, int] = {}
         self._values: dict[Any, int] = {}
+        self._fakes: dict[Any, int] = {}
         self._transfers: dict[int, Transfer] = {}
 
     def text(self, value: str) -> int:
@@ -51,12 +57,12 @@ class Tables:
 
     def target(self, target: Any) -> int:
         """Index of a callable of the allow-table."""
-        found = self._target_ids.get(id(target))
+        found = self.target_ids.get(id(target))
         if found is None:
             key = targets.name_of(target)
             if key is None:
                 raise targets.refuse(target)
-            found = self._target_ids[id(target)] = self.named_target(key)
+            found = self.target_ids[id(target)] = self.named_target(key)
         return found
 
     def named_target(self, key: targets.Key) -> int:
@@ -88,7 +94,7 @@ class Tables:
         symbolic = tensor._has_symbolic_sizes_strides
         layout = tensor.layout
         strided = layout is torch.strided
-        device = tensor.fake_device if type(tensor) is _Fake else tensor.device
+        device = tensor.fake_device if type(tensor) is FakeTensor else tensor.device
         size: Any = tensor.shape
         stride: Any = tensor.stride() if strided else ()
         offset: Any = tensor.storage_offset() if strided else 0
@@ -111,7 +117,7 @@ class Tables:
         self, tensor: torch.Tensor, parameter: bool, size: Any, stride: Any, offset: int
     ) -> pb.TensorDescription:
         if type(tensor) is not torch.Tensor and not isinstance(
-            tensor, (_Fake, torch.nn.Parameter, torch.nn.Buffer)
+            tensor, (FakeTensor, torch.nn.Parameter, torch.nn.Buffer)
         ):
             raise UnsupportedGraphError(
                 f"tensors of class {type(tensor).__name__} are not supported",
@@ -159,12 +165,10 @@ class Tables:
 
     def value(self, value: Any, *, parameter: bool = False, depth: int = 0) -> int | None:
         """Index of the description of a node's value; None where the format has none."""
-        if type(value) is _Fake or isinstance(value, torch.Tensor):
-            row = self.tensor(value, parameter=parameter)
-            found = self._values.get(row)
-            if found is None:
-                found = self._values[row] = self.add_value(pb.ValueDescription(tensor=row))
-            return found
+        if type(value) is FakeTensor and not value._has_symbolic_sizes_strides:
+            return self._fake_value(value, parameter)
+        if isinstance(value, torch.Tensor):
+            return self._tensor_value(value, parameter)
         if isinstance(value, LazyValue):
             return self.lazy_value(value)
         if depth >= MAX_DEPTH:
@@ -190,6 +194,26 @@ class Tables:
         else:
             return None
         return self.add_value(description)
+
+    def _fake_value(self, tensor: FakeTensor, parameter: bool) -> int:
+        """`value` of the commonest kind: nearly all nodes have static fake tensors."""
+        if tensor.layout is not torch.strided:
+            return self._tensor_value(tensor, parameter)
+        key = (
+            tensor.shape, tensor.stride(), tensor.dtype, tensor.fake_device, tensor.requires_grad,
+            tensor.storage_offset(), tensor.is_conj(), tensor.is_neg(), parameter,
+        )  # fmt: skip
+        found = self._fakes.get(key)
+        if found is None:
+            found = self._fakes[key] = self._tensor_value(tensor, parameter)
+        return found
+
+    def _tensor_value(self, tensor: torch.Tensor, parameter: bool) -> int:
+        row = self.tensor(tensor, parameter=parameter)
+        found = self._values.get(row)
+        if found is None:
+            found = self._values[row] = self.add_value(pb.ValueDescription(tensor=row))
+        return found
 
     def lazy_value(self, value: LazyValue) -> int:
         """Index of a description that another message holds."""

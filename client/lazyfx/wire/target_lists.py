@@ -143,9 +143,10 @@ WHOLE_MODULES_DENIED: Final = frozenset({"_parse_to"})
 
 # Tensor methods that are denied although they are public.
 METHODS_DENIED: Final = frozenset(
-    "apply_ as_subclass backward const_data_ptr data_ptr dim_order from_file ipu map2_ map_ "
-    "module_load new numpy "
+    "apply_ as_subclass backward const_data_ptr data_ptr dim_order from_file ipu is_shared map2_ "
+    "map_ module_load new numpy "
     "pin_memory record_stream register_hook register_post_accumulate_grad_hook reinforce "
+    "requires_grad_ retain_grad set_ "
     "share_memory share_memory_ solve storage storage_type symeig eig lstsq to_mkldnn tolist "
     "untyped_storage".split()
 )
@@ -167,9 +168,9 @@ OTHER_METHODS: Final = frozenset(
 
 # What builtins.getattr may read from a value.
 ATTRIBUTES: Final = frozenset(
-    "H T device dtype grad imag is_cpu is_complex is_cuda is_leaf is_meta is_mkldnn is_mps "
+    "H T device dtype imag is_cpu is_complex is_cuda is_leaf is_meta is_mkldnn is_mps "
     "is_nested is_quantized is_sparse is_sparse_csr is_xpu itemsize layout mH mT names nbytes "
-    "ndim output_nr real requires_grad retains_grad shape data eps max min tiny bits resolution "
+    "ndim output_nr real requires_grad retains_grad shape eps max min tiny bits resolution "
     "smallest_normal index type".split()
 )
 
@@ -195,7 +196,22 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::_print",
     }
 )
-DENIED_NAMESPACES: Final = frozenset({"profiler", "mkldnn_prepacked", "_test", "debugprims"})
+# Namespaces that reach other processes, raw memory, or the insides of a compiler.
+DENIED_NAMESPACES: Final = frozenset(
+    {
+        "_inductor_test",
+        "_test",
+        "c10d",
+        "debug_mode_ops",
+        "debugprims",
+        "inductor",
+        "mkldnn_prepacked",
+        "onnx_symbolic",
+        "profiler",
+        "static_runtime",
+        "symm_mem",
+    }
+)
 
 # Higher-order operators whose arguments are handles of this process.
 DENIED_HIGHER_ORDER: Final = frozenset(
