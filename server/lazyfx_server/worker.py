@@ -20,6 +20,7 @@ from lazyfx_server.passes import PassError, PassLimits, PassRun, Pipeline, Regis
 from lazyfx_server.passes.requests import pipeline_of
 from lazyfx_server.security.checked import CheckedGraph, check
 from lazyfx_server.security.names import check_names
+from lazyfx_server.security.source import check_size
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def run_job(data: bytes) -> bytes:
         if job.HasField("compile"):
             result.compile.CopyFrom(_compile(job.compile))
         elif job.HasField("render"):
-            result.render.CopyFrom(render(job.render))
+            result.render.CopyFrom(_render(job.render))
         else:
             result.describe.CopyFrom(_describe())
     except PassError as error:
@@ -78,6 +79,7 @@ def _compile(job: worker.CompileJob) -> worker.CompileResult:
     checked = check(job.body, max_nodes=job.limits.max_nodes)
     if job.presentation.ByteSize():
         check_names(checked.body, job.presentation)
+        check_size(checked.body, job.presentation)
     rewrites = _rewrites(job)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)
@@ -104,6 +106,15 @@ def _compile(job: worker.CompileJob) -> worker.CompileResult:
         )
     )
     return result
+
+
+def _render(job: worker.RenderJob) -> worker.RenderResult:
+    body = graph_pb2.GraphBody.FromString(job.graph.graph.body)
+    check_size(body, job.presentation if job.HasField("presentation") else None)
+    try:
+        return render(job)
+    except SyntaxError as error:
+        raise DecodeError(f"torch.fx cannot write this graph as Python: {error.msg}") from error
 
 
 def _rewrites(job: worker.CompileJob) -> dict[int, Rewrites]:

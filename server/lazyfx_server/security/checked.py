@@ -9,6 +9,8 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from torch.fx import GraphModule
 
+from lazyfx_server.security.source import check_size, check_writable
+
 
 @dataclass(frozen=True)
 class CheckedGraph:
@@ -28,7 +30,8 @@ def check(body: bytes, *, max_nodes: int) -> CheckedGraph:
 
     The bytes are in canonical form, so that equal digests mean equal graphs; references
     go strictly backwards, the output is the last node, and targets, modules and literals
-    are entries of closed tables, looked up and never walked.
+    are entries of closed tables, looked up and never walked; torch.fx can write the graph
+    as Python source, and at a bearable length.
 
     Raises:
         DecodeError: It is not such a graph, or has more nodes than it may; names the field
@@ -41,5 +44,7 @@ def check(body: bytes, *, max_nodes: int) -> CheckedGraph:
             f"the graph has {nodes} nodes, {max_nodes} are taken (setting max_nodes)",
             field="graphs",
         )
+    check_writable(message)
+    check_size(message, None)
     module = wire.decode(message)
     return CheckedGraph(message, module)

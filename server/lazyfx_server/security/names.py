@@ -1,4 +1,4 @@
-"""What a caller may call the parts of a graph: names reach generated source, so they are bounded."""
+"""What a caller may call the parts of a graph: names reach generated source."""
 
 from __future__ import annotations
 

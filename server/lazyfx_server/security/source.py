@@ -1,0 +1,179 @@
+"""What generated Python source cannot say, or could only say at length.
+
+torch.fx pastes names, keywords and literals into text. What would not come out as the
+same computation, or not as Python at all, is refused here, once for each distinct call.
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2
+from lazyfx.wire.names import MAX_NAME
+from torch.fx.graph import inplace_methods, magic_methods
+
+MAX_SOURCE_BYTES = 128 * 2**20
+"""Bound on the source of a graph, as estimated from its names and literals."""
+
+# torch.fx drops lines that look like this from the source that it generates.
+_MARKER = re.compile(r"# COUNTER: \d")
+_OPERATOR = "operator."
+_SCALARS = frozenset({"none", "boolean", "integer", "floating"})
+# Characters around an operand: ", " and the like; shortest text of a literal.
+_PUNCTUATION = 4
+
+
+def check_writable(body: graph_pb2.GraphBody) -> None:
+    """Check that torch.fx can write a graph as the Python source that it means.
+
+    Raises:
+        DecodeError: It cannot; names the field.
+    """
+    for i, call in enumerate(body.calls):
+        reason = _unwritable(body, call)
+        if reason is not None:
+            graph, node = _first_use(body, i)
+            raise DecodeError(reason, field=f"graphs[{graph}].calls", node=node)
+    for number, columns in enumerate(body.graphs):
+        _check_placeholders(body, columns, f"graphs[{number}].calls")
+
+
+def _first_use(body: graph_pb2.GraphBody, call: int) -> tuple[int, int]:
+    """Graph and node where a call is first used."""
+    return next(
+        (g, list(c.calls).index(call)) for g, c in enumerate(body.graphs) if call in c.calls
+    )
+
+
+def check_size(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation | None) -> None:
+    """Check that the source of a graph stays within its bound.
+
+    A literal is written out at each use of its call, and a name at each use of its node, so
+    that a short message can mean a long text.
+
+    Raises:
+        DecodeError: It is too long.
+    """
+    weights = [
+        sum(_weight(body, a) for a in _arguments(call)) + _PUNCTUATION for call in body.calls
+    ]
+    graphs = presentation.graphs if presentation is not None else ()
+    longest = max((len(stem) for graph in graphs for stem in graph.stems), default=0) + 10
+    size = 0
+    for columns in body.graphs:
+        size += sum(weights[call] for call in columns.calls)
+        size += (longest + _PUNCTUATION) * (2 * len(columns.calls) + len(columns.operands))
+    if size > MAX_SOURCE_BYTES:
+        raise DecodeError(
+            f"its source could take {size} bytes, {MAX_SOURCE_BYTES} are taken: pass large "
+            "literals as tensors, and use shorter names",
+            field="graphs",
+        )
+
+
+def _arguments(call: graph_pb2.Call) -> Iterator[graph_pb2.Argument]:
+    yield from call.args
+    for row in call.kwargs:
+        yield row.value
+
+
+def _children(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
+    kind = argument.WhichOneof("kind")
+    if kind in ("list", "tuple", "size"):
+        items: Sequence[graph_pb2.Argument] = getattr(argument, kind).items
+        return items
+    if kind == "dictionary":
+        return [part for entry in argument.dictionary.entries for part in (entry.key, entry.value)]
+    if kind == "slice":
+        return [argument.slice.start, argument.slice.stop, argument.slice.step]
+    return ()
+
+
+def _weight(body: graph_pb2.GraphBody, argument: graph_pb2.Argument) -> int:
+    """Characters of an argument in source, about; operands left out."""
+    text = argument.WhichOneof("kind") == "text"
+    own = len(body.strings[argument.text]) if text else 0
+    return own + _PUNCTUATION + sum(_weight(body, child) for child in _children(argument))
+
+
+def _unwritable(body: graph_pb2.GraphBody, call: graph_pb2.Call) -> str | None:
+    """Why a call cannot be written as Python, if so."""
+    for row in call.kwargs:
+        name = body.strings[row.name]
+        if not _is_keyword_name(name):
+            return f"{name[:100]!r} is not the name of an argument"
+    for argument in _arguments(call):
+        if reason := _unwritable_literal(body, argument):
+            return reason
+    if call.opcode == graph_pb2.OPCODE_CALL_METHOD:
+        if not call.args or call.args[0].WhichOneof("kind") in _SCALARS:
+            return "a method needs an object that it is called on"
+    elif call.opcode == graph_pb2.OPCODE_CALL_FUNCTION:
+        target = body.targets[call.target - 1]
+        if target.kind == graph_pb2.TARGET_KIND_FUNCTION and target.name.startswith(_OPERATOR):
+            return _unwritable_operator(target.name.removeprefix(_OPERATOR), call)
+    return None
+
+
+def _is_keyword_name(name: str) -> bool:
+    return (
+        len(name) <= MAX_NAME
+        and name.isidentifier()
+        and not keyword.iskeyword(name)
+        and unicodedata.normalize("NFKC", name) == name
+    )
+
+
+def _unwritable_literal(body: graph_pb2.GraphBody, argument: graph_pb2.Argument) -> str | None:
+    kind = argument.WhichOneof("kind")
+    if kind == "complex":
+        value = argument.complex
+        if not (math.isfinite(value.real) and math.isfinite(value.imaginary)):
+            return "a complex number that is not finite; make it of two real ones"
+    elif kind == "text" and _MARKER.search(body.strings[argument.text]):
+        return (
+            "a string with '# COUNTER: <number>' in it, which torch.fx takes for a marker of its "
+            "own and removes; change the text"
+        )
+    reasons = (_unwritable_literal(body, child) for child in _children(argument))
+    return next((reason for reason in reasons if reason), None)
+
+
+def _unwritable_operator(name: str, call: graph_pb2.Call) -> str | None:
+    """Operators are written as operators: what has no place there would be left out."""
+    pattern = magic_methods.get(name) or inplace_methods.get(name)
+    if pattern is None:
+        return None
+    count = pattern.count("{}")
+    if call.kwargs or len(call.args) != count:
+        return f"operator.{name} takes {count} positional arguments and no others"
+    if name in inplace_methods and call.args[0].WhichOneof("kind") != "operand":
+        return f"operator.{name} changes its first argument, which is a literal here"
+    return None
+
+
+def _check_placeholders(
+    body: graph_pb2.GraphBody, columns: graph_pb2.GraphColumns, field: str
+) -> None:
+    """Arguments with defaults come after those without, then *args, then **kwargs."""
+    reached = 0
+    for node, number in enumerate(columns.calls):
+        call = body.calls[number]
+        if call.opcode != graph_pb2.OPCODE_PLACEHOLDER:
+            continue
+        if call.stars:
+            rank = 1 + call.stars
+            allowed = rank > reached
+        else:
+            # After *args an argument is by keyword only: then order does not matter.
+            rank = 1 if call.args else 0
+            allowed = reached == 2 or rank >= reached
+            rank = max(rank, reached)
+        if not allowed:
+            raise DecodeError("an argument behind one that must be last", field=field, node=node)
+        reached = rank
