@@ -128,8 +128,9 @@ def measure(name: str, repeats: int) -> list[Measurement]:
     program, module = capture(name)
     rows = [(each, Measurement(name, len(module.graph.nodes), each.name))
             for each in formats(program, module)]  # fmt: skip
+    # The models and the imports are not to be searched for garbage again and again.
     gc.collect()
-    gc.disable()
+    gc.freeze()
     try:
         for round_number in range(repeats + 1):
             # Nobody always comes behind the same neighbour.
@@ -139,7 +140,7 @@ def measure(name: str, repeats: int) -> list[Measurement]:
                     _time(each, row, keep=round_number > 0)
             gc.collect()
     finally:
-        gc.enable()
+        gc.unfreeze()
     return [row for _, row in rows]
 
 
