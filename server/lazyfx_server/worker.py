@@ -14,7 +14,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from torch.fx import GraphModule
 
-from lazyfx_server.lazy import RecompileLedger
+from lazyfx_server.lazy import RecompileLedger, lazy_class, lazy_job
 from lazyfx_server.lazy.render import performed, render
 from lazyfx_server.passes import PassError, PassLimits, PassRun, Pipeline, Registry, Rewrites
 from lazyfx_server.passes.requests import pipeline_of
@@ -74,19 +74,24 @@ class _ValuesMissing(Exception):  # noqa: N818 - not a failure but a question
 
 
 def _compile(job: worker.CompileJob) -> worker.CompileResult:
+    ledger = RecompileLedger()
+    with lazy_job(ledger):
+        return _compile_lazily(job, ledger)
+
+
+def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
     started = perf_counter()
     pipeline = pipeline_of(Registry(), job.passes)
-    checked = check(job.body, max_nodes=job.limits.max_nodes)
+    checked = _check(job.body, job)
     if job.presentation.ByteSize():
         check_names(checked.body, job.presentation)
         check_size(checked.body, job.presentation)
     rewrites = _rewrites(job)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)
-    ledger = RecompileLedger()
     nodes_before = len(module.graph.nodes)
     decoded = perf_counter()
-    outcome = pipeline.run(module, ledger, _limits(job), rewrites)
+    outcome = pipeline.run_in_job(module, ledger, _limits(job), rewrites)
     passed = perf_counter()
     result = worker.CompileResult(performed=performed(ledger))
     nodes_after = _encode(checked, outcome.module, result)
@@ -106,6 +111,12 @@ def _compile(job: worker.CompileJob) -> worker.CompileResult:
         )
     )
     return result
+
+
+def _check(body: bytes, job: worker.CompileJob) -> CheckedGraph:
+    """Check a graph; the module that this builds asks for no recompile on the job's account."""
+    uncounted = lazy_class(RecompileLedger())
+    return check(body, max_nodes=job.limits.max_nodes, module_class=uncounted)
 
 
 def _render(job: worker.RenderJob) -> worker.RenderResult:
@@ -133,7 +144,7 @@ def _rewrites(job: worker.CompileJob) -> dict[int, Rewrites]:
 
 def _decode_rewrite(field: str, graph: graph_pb2.Graph, job: worker.CompileJob) -> GraphModule:
     try:
-        checked = check(graph.body, max_nodes=job.limits.max_nodes)
+        checked = _check(graph.body, job)
         # The sender's names: canonical ones would pass for nodes of the graph itself.
         names = graph.presentation if graph.HasField("presentation") else None
         return wire.decode(checked.body, names)

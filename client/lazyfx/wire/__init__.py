@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lazyfx.wire.canonical import check_canonical
-from lazyfx.wire.decode import Metadata, decode
+from lazyfx.wire.decode import Metadata, ModuleClass, decode
 from lazyfx.wire.encode import EncodedGraph, digest, encode
 from lazyfx.wire.format import FORMAT_VERSION
 from lazyfx.wire.presentation import node_name, present, provenance, tensor_places
@@ -17,6 +17,7 @@ __all__ = [
     "EncodedGraph",
     "LazyValue",
     "Metadata",
+    "ModuleClass",
     "apply_signature",
     "check_canonical",
     "content_digest",

@@ -5,7 +5,8 @@ checks what each name does, so that a torch that moves one is noticed there.
 """
 
 from torch.fx import _lazy_graph_module as torch_lazy
-from torch.fx._lazy_graph_module import _LazyGraphModule as TorchLazyGraphModule
+
+from lazyfx.lazy_class import LazyGraphModule as TorchLazyGraphModule
 
 # Every GraphModule is the only instance of a class of this name, made by GraphModule.__new__.
 SINGLETON_CLASS_NAME = "GraphModuleImpl"

@@ -25,13 +25,20 @@ class CheckedGraph:
     module: GraphModule
 
 
-def check(body: bytes, *, max_nodes: int) -> CheckedGraph:
+def check(
+    body: bytes, *, max_nodes: int, module_class: wire.ModuleClass = GraphModule
+) -> CheckedGraph:
     """Check a graph body.
 
     The bytes are in canonical form, so that equal digests mean equal graphs; references
     go strictly backwards, the output is the last node, and targets, modules and literals
     are entries of closed tables, looked up and never walked; torch.fx can write the graph
     as Python source, and at a bearable length.
+
+    Args:
+        body: What a stranger sent.
+        max_nodes: Most nodes taken, nested graphs included.
+        module_class: Makes the modules; a lazy class generates no code for them.
 
     Raises:
         DecodeError: It is not such a graph, or has more nodes than it may; names the field
@@ -46,5 +53,5 @@ def check(body: bytes, *, max_nodes: int) -> CheckedGraph:
         )
     check_writable(message)
     check_size(message, None)
-    module = wire.decode(message)
+    module = wire.decode(message, module_class=module_class)
     return CheckedGraph(message, module)
