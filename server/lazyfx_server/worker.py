@@ -82,7 +82,9 @@ def _compile(job: worker.CompileJob) -> worker.CompileResult:
 def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
     started = perf_counter()
     pipeline = pipeline_of(Registry(), job.passes)
-    checked = _check(job.body, job)
+    # Checking builds the module, which asks for no recompile on the job's account.
+    uncounted = lazy_class(RecompileLedger())
+    checked = check(job.body, max_nodes=job.limits.max_nodes, module_class=uncounted)
     if job.presentation.ByteSize():
         check_names(checked.body, job.presentation)
         check_size(checked.body, job.presentation)
@@ -113,12 +115,6 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     return result
 
 
-def _check(body: bytes, job: worker.CompileJob) -> CheckedGraph:
-    """Check a graph; the module that this builds asks for no recompile on the job's account."""
-    uncounted = lazy_class(RecompileLedger())
-    return check(body, max_nodes=job.limits.max_nodes, module_class=uncounted)
-
-
 def _render(job: worker.RenderJob) -> worker.RenderResult:
     body = graph_pb2.GraphBody.FromString(job.graph.graph.body)
     check_size(body, job.presentation if job.HasField("presentation") else None)
@@ -144,10 +140,9 @@ def _rewrites(job: worker.CompileJob) -> dict[int, Rewrites]:
 
 def _decode_rewrite(field: str, graph: graph_pb2.Graph, job: worker.CompileJob) -> GraphModule:
     try:
-        checked = _check(graph.body, job)
-        # The sender's names: canonical ones would pass for nodes of the graph itself.
+        # In the sender's names: canonical ones would pass for nodes of the graph itself.
         names = graph.presentation if graph.HasField("presentation") else None
-        return wire.decode(checked.body, names)
+        return check(graph.body, max_nodes=job.limits.max_nodes, names=names).module
     except DecodeError as error:
         raise PassError(str(error), field=field) from error
 

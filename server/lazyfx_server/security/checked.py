@@ -26,7 +26,11 @@ class CheckedGraph:
 
 
 def check(
-    body: bytes, *, max_nodes: int, module_class: wire.ModuleClass = GraphModule
+    body: bytes,
+    *,
+    max_nodes: int,
+    names: graph_pb2.Presentation | None = None,
+    module_class: wire.ModuleClass = GraphModule,
 ) -> CheckedGraph:
     """Check a graph body.
 
@@ -38,6 +42,7 @@ def check(
     Args:
         body: What a stranger sent.
         max_nodes: Most nodes taken, nested graphs included.
+        names: Names for the module; canonical ones when left out.
         module_class: Makes the modules; a lazy class generates no code for them.
 
     Raises:
@@ -53,5 +58,5 @@ def check(
         )
     check_writable(message)
     check_size(message, None)
-    module = wire.decode(message, module_class=module_class)
+    module = wire.decode(message, names, module_class=module_class)
     return CheckedGraph(message, module)
