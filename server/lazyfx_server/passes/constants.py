@@ -69,6 +69,15 @@ def find_constants(module: GraphModule, rules: ConstantRules) -> ConstantNodes:
     return in_fresh_thread(lambda: _find(module, rules))
 
 
+def may_read_tensors(module: GraphModule, rules: ConstantRules) -> bool:
+    """Whether something foldable could read a tensor attribute, by a quick look."""
+    return any(
+        (node.op == "get_attr" and _is_constant_tensor(module, str(node.target), rules))
+        or (node.op == "call_module" and not node.all_input_nodes)
+        for node in module.graph.nodes
+    )
+
+
 def size_of(value: Any) -> int:
     """Bytes of the tensors in a value."""
     tensors = (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))

@@ -14,6 +14,7 @@ from lazyfx_server.passes.constants import (
     ConstantRules,
     compute,
     find_constants,
+    may_read_tensors,
 )
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.fake import in_fresh_thread
@@ -51,7 +52,10 @@ class ConstantFold(Pass):
 
     def values_read(self, module: GraphModule) -> frozenset[str]:
         """Paths of the buffers and constants that something foldable reads."""
-        return _tensors_read(module, find_constants(module, self._rules(need_values=False)))
+        rules = self._rules(need_values=False)
+        if not may_read_tensors(module, rules):
+            return frozenset()
+        return _tensors_read(module, find_constants(module, rules))
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:
         """Folds in place.
