@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     threads = str(settings.worker_threads)
     forkserver = start_forkserver(
-        preload=["lazyfx_server.worker"],
+        preload=["lazyfx_server.preload"],
         environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
     )
     from lazyfx_server.app import App

@@ -72,8 +72,8 @@ def find_constants(module: GraphModule, rules: ConstantRules) -> ConstantNodes:
 def may_read_tensors(module: GraphModule, rules: ConstantRules) -> bool:
     """Whether something foldable could read a tensor attribute, by a quick look."""
     return any(
-        (node.op == "get_attr" and _is_constant_tensor(module, str(node.target), rules))
-        or (node.op == "call_module" and not node.all_input_nodes)
+        node.op == "call_module"
+        or (node.op == "get_attr" and _is_constant_tensor(module, str(node.target), rules))
         for node in module.graph.nodes
     )
 

@@ -1,0 +1,34 @@
+"""What the fork server imports: the worker, with its tables built.
+
+The allow-table of targets, torch's schemas and fake tensors are set up on first use,
+which takes a few tenths of a second. Done here, once, no worker's first job pays for it.
+"""
+
+from __future__ import annotations
+
+import torch
+from lazyfx import wire
+from lazyfx.v1 import compiler_pb2 as pb
+from torch.fx import symbolic_trace
+
+from lazyfx_server.v1 import worker_pb2 as worker
+from lazyfx_server.worker import run_job
+
+
+def warm_up() -> None:
+    """Run one small job of each kind; its results are thrown away."""
+    graph = symbolic_trace(lambda x: torch.relu(x) + torch.relu(x))
+    next(iter(graph.graph.nodes)).meta["val"] = torch.empty(1, device="meta")
+    encoded = wire.encode(graph)
+    passes = ["common_subexpression_elimination", "dead_code_elimination", "shape_propagation"]
+    limits = worker.JobLimits(max_nodes=100, max_folded_bytes=1024, max_matches=10)
+    compiled = worker.CompileJob(
+        body=encoded.body, passes=[pb.PassSpec(name=name) for name in passes], limits=limits
+    )
+    result = worker.JobResult.FromString(run_job(worker.Job(compile=compiled).SerializeToString()))
+    for kind in (pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICTURE):
+        rendering = worker.RenderJob(kind=kind, graph=result.compile.graph)
+        run_job(worker.Job(render=rendering).SerializeToString())
+
+
+warm_up()
