@@ -10,8 +10,9 @@ from lazyfx.v1 import graph_pb2 as pb
 
 FORMAT_VERSION: Final = 1
 
-# Containers, values, tree specs and graphs nest no deeper than this, in both directions.
-MAX_DEPTH: Final = 64
+# Containers, values, expressions and tree specs nest no deeper than this, in both directions.
+# Protobuf readers stop at 100 nested messages; a level of a dictionary takes three.
+MAX_DEPTH: Final = 30
 # Nodes of one symbolic expression when written out as a tree, and bits of its numbers.
 MAX_EXPRESSION_TREE: Final = 1024
 MAX_EXPRESSION_BITS: Final = 1 << 20
