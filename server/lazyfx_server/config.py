@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -67,7 +68,7 @@ class Settings(BaseSettings):
     metrics_port: int = Field(default=8701, ge=0, le=65535)
     """Port for /metrics, /healthz and /readyz; 0 picks a free one."""
 
-    workers: int = Field(default_factory=_default_workers, ge=1, le=256)
+    workers: int = Field(default=_default_workers(), ge=1, le=256)
     """Worker processes that run passes and render artifacts. Default: one less than the CPUs,
     at least 1, at most 8."""
 
@@ -77,7 +78,7 @@ class Settings(BaseSettings):
     worker_max_jobs: int = Field(default=1000, ge=1)
     """Jobs after which a worker process is replaced (generated source is never freed by Python)."""
 
-    store_path: Path | None = Field(default_factory=_default_store)
+    store_path: Path | None = Field(default=_default_store())
     """Folder of the disk store; it survives restarts. An empty value keeps everything in
     memory. Default: $XDG_CACHE_HOME/lazyfx or ~/.cache/lazyfx."""
 
@@ -188,8 +189,13 @@ def _config_file(arguments: Sequence[str]) -> Path | None:
     parser.add_argument("--config", default=os.environ.get("LAZYFX_CONFIG"))
     named = parser.parse_known_args(list(arguments))[0].config
     if named and not Path(named).is_file():
-        raise SystemExit(f"lazyfx serve: --config {named}: no such file")
+        _refuse(f"--config {named}: no such file")
     return Path(named) if named else None
+
+
+def _refuse(reason: str) -> NoReturn:
+    sys.stderr.write(f"lazyfx serve: {reason}\n")
+    raise SystemExit(2)
 
 
 def load(arguments: Sequence[str]) -> Settings:
@@ -213,10 +219,10 @@ def load(arguments: Sequence[str]) -> Settings:
             f"  --{'.'.join(map(str, e['loc'])).replace('_', '-')}: {e['msg']}"
             for e in error.errors()
         ]
-        raise SystemExit("lazyfx serve: wrong settings\n" + "\n".join(lines)) from error
+        _refuse("wrong settings\n" + "\n".join(lines))
     if not settings.listens_on_loopback and not settings.insecure:
-        raise SystemExit(
-            f"lazyfx serve: --listen {settings.listen} can be reached from other machines and "
+        _refuse(
+            f"--listen {settings.listen} can be reached from other machines and "
             "nothing identifies callers; listen on 127.0.0.1 behind a proxy that does, "
             "or pass --insecure if the network itself is trusted"
         )
