@@ -78,7 +78,7 @@ class _Decoder:
         self._direct = not public and node_factory.supports_direct()
         devices = read_devices(body, presentation)
         self._tables = ValueTables(body, devices)
-        self._reader = TemplateReader(body, devices)
+        self._reader = TemplateReader(self._tables)
         self._templates: dict[int, Template] = {}
         self._attributes = AttributeReader(body, self._tables, self._reader, bind)
         if not body.graphs:

@@ -20,6 +20,7 @@ from lazyfx.wire.format import (
     MEMORY_FORMAT_OBJECTS,
     OPCODE_NAMES,
 )
+from lazyfx.wire.values import ValueTables
 
 Operands = Sequence[Node]
 Build = Callable[[Operands], Any]
@@ -51,13 +52,13 @@ class TemplateReader:
     """Turns the calls of a message into templates.
 
     Args:
-        body: The message.
-        devices: One a row of `body.devices`.
+        tables: The message and its devices.
     """
 
-    def __init__(self, body: pb.GraphBody, devices: Sequence[torch.device]) -> None:
-        self._body = body
-        self._devices = devices
+    def __init__(self, tables: ValueTables) -> None:
+        self._tables = tables
+        self._body = tables.body
+        self._devices = tables.devices
         self._targets: dict[int, Any] = {}
 
     def read(self, number: int) -> Template:
@@ -174,7 +175,8 @@ class TemplateReader:
             return complex(argument.complex.real, argument.complex.imaginary)
         if kind == "expression":
             _at(self._body.expressions, argument.expression, "expressions")
-            return symbols.example(self._body, argument.expression)
+            env = self._tables.argument_env()
+            return symbols.scalar(self._body, argument.expression, env, self._tables.symbols(env))
         if kind == "target":
             target = self.target(argument.target)
             if isinstance(target, str):

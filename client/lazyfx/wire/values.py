@@ -35,6 +35,7 @@ class ValueTables:
     body: pb.GraphBody
     devices: Sequence[torch.device]
     _symbols: dict[int, tuple[ShapeEnv, list[sympy.Symbol]]] = field(default_factory=dict)
+    _argument_env: ShapeEnv | None = None
 
     def symbols(self, env: ShapeEnv) -> list[sympy.Symbol]:
         """One symbol of `env` for each row of `body.symbols`, made at the first call."""
@@ -42,6 +43,12 @@ class ValueTables:
         if found is None:
             found = self._symbols[id(env)] = (env, symbols.create(self.body.symbols, env))
         return found[1]
+
+    def argument_env(self) -> ShapeEnv:
+        """The environment of symbolic numbers that calls have as literal arguments."""
+        if self._argument_env is None:
+            self._argument_env = ShapeEnv()
+        return self._argument_env
 
     def latest_symbols(self) -> tuple[ShapeEnv, list[sympy.Symbol]] | None:
         """The shape environment that values were last built in, and its symbols."""

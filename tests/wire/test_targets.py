@@ -1,0 +1,70 @@
+"""The allow-table: every name leads to its callable and back, and to nothing else."""
+
+from __future__ import annotations
+
+import torch
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import target_lists, targets
+
+
+def test_every_name_leads_to_one_callable_and_back() -> None:
+    wrong = []
+    for name, function in targets.functions().items():
+        found = targets.name_of(function)
+        assert found is not None, name
+        # Two names may lead to one callable; the first one is its name.
+        kind, own = found
+        if kind == pb.TARGET_KIND_FUNCTION and targets.find(kind, own) is not function:
+            wrong.append(name)
+    assert not wrong
+
+
+def test_operators_are_found_by_exact_name() -> None:
+    for operator in (
+        torch.ops.aten.add.Tensor,
+        torch.ops.aten.relu.default,
+        torch.ops.aten.sym_size.int,
+        torch.ops.prims.convert_element_type.default,
+        torch.ops.aten.mm,
+        torch.ops.higher_order.cond,
+    ):
+        key = targets.name_of(operator)
+        assert key is not None
+        assert targets.find(*key) is operator
+
+
+def test_a_custom_operator_travels_where_it_is_registered() -> None:
+    @torch.library.custom_op("lazyfx_tests::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    operator = torch.ops.lazyfx_tests.twice.default
+    key = targets.name_of(operator)
+    assert key == (pb.TARGET_KIND_OPERATOR, "lazyfx_tests::twice.default")
+    assert targets.find(*key) is operator
+
+
+def test_nothing_that_reaches_outside_is_listed() -> None:
+    words = ("load", "save", "seed", "compile", "from_file", "open", "exec", "eval", "import")
+    names = [n for n in targets.functions() if n.rpartition(".")[2].strip("_") in words]
+    assert not names
+    assert not {"backward", "numpy", "data_ptr", "__reduce__"} & targets.methods()
+    assert not {"__class__", "__dict__", "grad_fn", "_base"} & target_lists.ATTRIBUTES
+
+
+def test_what_captures_of_this_torch_write_is_listed() -> None:
+    for function in (
+        torch.amp.autocast_mode._enter_autocast,
+        torch.amp.autocast_mode._exit_autocast,
+        torch._C._set_grad_enabled,
+        torch._C._nn.linear,
+        torch._C._nn.scaled_dot_product_attention,
+        torch._functorch.predispatch._vmap_increment_nesting,
+        torch._functorch.predispatch._add_batch_dim,
+        torch.nn.attention._sdpa_kernel,
+        torch._sym_sqrt,
+        torch.Size,
+        getattr,
+        torch.relu_,
+    ):
+        assert targets.name_of(function) is not None, function
