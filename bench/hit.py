@@ -1,0 +1,120 @@
+"""(a) A hit with a remembered digest, beside a bare echo of the same size."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+
+import grpc
+import grpc.aio
+import lazyfx
+from lazyfx.connection import _OPTIONS
+from lazyfx.passes import PassSpec
+
+from bench.echo import METHOD, payload
+from bench.graphs import Case
+from bench.rounds import Row, take_turns_calling, timed_calls
+
+IN_FLIGHT = 64
+TARGET = 1.3
+PLAIN: list[str | PassSpec] = [
+    "dead_code_elimination", "common_subexpression_elimination", "constant_fold",
+    "shape_propagation",
+]  # fmt: skip
+
+
+async def measure(case: Case, server: str, echo: str, rounds: int, calls: int) -> list[Row]:
+    """Hits of the asynchronous client, of few and of many passes, and 64 in flight."""
+    rows: list[Row] = []
+    async with (
+        lazyfx.connect_async(server) as client,
+        grpc.aio.insecure_channel(echo, options=_OPTIONS) as channel,
+    ):
+        call = channel.unary_unary(METHOD)
+        lists = ((PLAIN, "four passes by name"), (case.passes, "with 30 rewrites"))
+        for passes, what in lists:
+            handle = await client.compile(case.module, passes)
+            handle = await client.compile(case.module, passes)
+            if handle.cache.status != "hit":
+                raise RuntimeError(f"a {handle.cache.status} where a hit was due")
+            request_bytes = handle._prepared.request.ByteSize()
+            response_bytes = handle._response.ByteSize()
+            data = payload(request_bytes, response_bytes)
+
+            async def hit(passes: list[str | PassSpec] = passes) -> object:
+                return await client.compile(case.module, passes)
+
+            async def bare(data: bytes = data) -> object:
+                return await call(data)
+
+            ours, theirs = await take_turns_calling([hit, bare], rounds, calls)
+            target = TARGET if passes is PLAIN else None
+            size = f"{request_bytes} B -> {response_bytes} B"
+            rows += [
+                Row("(a) hit", f"echo, {size}", theirs),
+                Row("(a) hit", f"hit, {what}", ours, against=theirs, target=target),
+            ]
+            if passes is PLAIN:
+                rows += await _in_flight(hit, bare, rounds, calls)
+    return rows
+
+
+async def _in_flight(
+    hit: Callable[[], Awaitable[object]], bare: Callable[[], Awaitable[object]],
+    rounds: int, calls: int,
+) -> list[Row]:  # fmt: skip
+    """Calls a second with many in flight."""
+    each = max(2, calls // 8)
+
+    async def several(one: Callable[[], Awaitable[object]]) -> None:
+        for _ in range(each):
+            await one()
+
+    rates: dict[str, list[float]] = {"echo": [], "hit": []}
+    for number in range(1 + rounds):
+        for name, one in (("echo", bare), ("hit", hit)):
+            started = perf_counter()
+            await asyncio.gather(*(several(one) for _ in range(IN_FLIGHT)))
+            if number:
+                rates[name].append(IN_FLIGHT * each / (perf_counter() - started))
+    return [
+        Row("(a) hit", f"echo, {IN_FLIGHT} in flight", rates["echo"], unit="calls/s"),
+        Row("(a) hit", f"hit, {IN_FLIGHT} in flight", rates["hit"], unit="calls/s",
+            against=rates["echo"]),
+    ]  # fmt: skip
+
+
+def measure_blocking(case: Case, server: str, echo: str, rounds: int, calls: int) -> list[Row]:
+    """Hits of the blocking client beside a blocking echo."""
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(lazyfx.connect(server))
+        channel = stack.enter_context(grpc.insecure_channel(echo, options=_OPTIONS))
+        call = channel.unary_unary(METHOD)
+        handle = client.compile(case.module, PLAIN)
+        remote = handle._remote
+        data = payload(remote._prepared.request.ByteSize(), remote._response.ByteSize())
+        ours, theirs = timed_calls(
+            [lambda: client.compile(case.module, PLAIN), lambda: call(data)], rounds, calls
+        )
+    return [
+        Row("(a) hit", "blocking echo", theirs),
+        Row("(a) hit", "hit, blocking client", ours, against=theirs),
+    ]
+
+
+def check_seconds(case: Case, repeats: int = 50) -> float:
+    """Median seconds of finding out that a remembered graph has not changed."""
+    from lazyfx import memory
+
+    memory.encode(case.module)
+    remembered = memory.recall(case.module)
+    assert remembered is not None
+    taken = []
+    for _ in range(repeats):
+        started = perf_counter()
+        remembered.is_current()
+        taken.append(perf_counter() - started)
+    return statistics.median(taken)
