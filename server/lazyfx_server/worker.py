@@ -19,7 +19,6 @@ from lazyfx_server.lazy.render import performed, render
 from lazyfx_server.passes import PassError, PassLimits, PassRun, Pipeline, Registry, Rewrites
 from lazyfx_server.passes.requests import pipeline_of
 from lazyfx_server.security.checked import CheckedGraph, check
-from lazyfx_server.security.names import check_names
 from lazyfx_server.security.source import check_size
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -84,10 +83,12 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     pipeline = pipeline_of(Registry(), job.passes)
     # Checking builds the module, which asks for no recompile on the job's account.
     uncounted = lazy_class(RecompileLedger())
-    checked = check(job.body, max_nodes=job.limits.max_nodes, module_class=uncounted)
-    if job.presentation.ByteSize():
-        check_names(checked.body, job.presentation)
-        check_size(checked.body, job.presentation)
+    checked = check(
+        job.body,
+        max_nodes=job.limits.max_nodes,
+        presentation=job.presentation,
+        module_class=uncounted,
+    )
     rewrites = _rewrites(job)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)

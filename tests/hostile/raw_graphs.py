@@ -98,7 +98,7 @@ class RawGraph:
     def argument(self, value: Json, operands: list[int]) -> pb.Argument:
         if isinstance(value, pb.Argument):
             return value
-        if isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$"):
+        if isinstance(value, dict) and len(value) == 1 and str(next(iter(value)))[:1] == "$":
             return self._special(*next(iter(value.items())), operands)
         made = pb.Argument()
         if isinstance(value, (list, tuple)):
@@ -108,7 +108,7 @@ class RawGraph:
                 items.items.add().CopyFrom(self.argument(item, operands))
         elif isinstance(value, dict):
             made.dictionary.SetInParent()
-            for key in sorted(value):
+            for key in sorted(value, key=lambda key: (type(key) is str, str(key))):
                 entry = made.dictionary.entries.add()
                 entry.key.CopyFrom(self.argument(key, operands))
                 entry.value.CopyFrom(self.argument(value[key], operands))

@@ -34,6 +34,9 @@ def _has(attribute: str) -> Read:
     return lambda module: getattr(module, attribute, None) is not None
 
 
+# Options that say how many parts a constructor makes, and most parts that are made.
+_COUNTS = frozenset({"num_layers", "num_encoder_layers", "num_decoder_layers"})
+_MOST_PARTS = 256
 # Options that are kept under another name, or only as the presence of a tensor.
 _SPECIALS: dict[tuple[str, str], Read] = {
     ("AdaptiveLogSoftmaxWithLoss", "cutoffs"): lambda module: list(module.cutoffs[:-1]),
@@ -201,6 +204,10 @@ def prototype(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     unknown = set(arguments) - set(_option_names(name))
     if unknown:
         raise DecodeError(f"{name} takes no option {min(unknown)!r}", field="module.options")
+    for option in _COUNTS.intersection(arguments):
+        count = arguments[option]
+        if type(count) is not int or count > _MOST_PARTS:
+            raise DecodeError(f"{name}: at most {_MOST_PARTS} {option}", field="module.options")
     try:
         with torch.device("meta"):
             return cls(**arguments)
@@ -233,6 +240,12 @@ def build(template: nn.Module, values: Mapping[str, torch.Tensor], *, training: 
                 if value is None or (store is child._parameters) != is_parameter:
                     raise DecodeError(
                         f"{name} needs a tensor {local!r} of the right role",
+                        field="module.tensors",
+                    )
+                if current is not None and current.shape != value.shape:
+                    raise DecodeError(
+                        f"the tensor {local!r} of {name} has the shape {tuple(value.shape)}, which "
+                        "its options do not give it",
                         field="module.tensors",
                     )
                 setattr(child, local, value)

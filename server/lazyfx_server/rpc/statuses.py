@@ -6,18 +6,35 @@ import logging
 
 import grpc
 from google.rpc import status_pb2
+from lazyfx.errors import FieldViolation
 from lazyfx.status import rich_status
 
 from lazyfx_server import errors
 
 _log = logging.getLogger(__name__)
 
+# Statuses travel as metadata, which gRPC bounds at 8 KiB; a caller's own words may be longer.
+_MOST_CHARACTERS = 700
+_MOST_VIOLATIONS = 3
+
+
+def _bounded(text: str) -> str:
+    """The text, its middle left out when it is long."""
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    half = _MOST_CHARACTERS // 2
+    return f"{text[:half]} [...] {text[-half:]}"
+
 
 def status_of(error: BaseException) -> status_pb2.Status:
     """The status that tells a caller about an error; defects are logged, not shown."""
-    code, message = grpc.StatusCode, str(error)
+    code, message = grpc.StatusCode, _bounded(str(error))
     if isinstance(error, errors.InvalidRequestError):
-        return rich_status(code.INVALID_ARGUMENT, message, violations=error.violations)
+        violations = [
+            FieldViolation(_bounded(v.field), _bounded(v.description))
+            for v in error.violations[:_MOST_VIOLATIONS]
+        ]
+        return rich_status(code.INVALID_ARGUMENT, message, violations=violations)
     if isinstance(error, errors.MissingError):
         return rich_status(code.FAILED_PRECONDITION, message, missing=error.subjects)
     if isinstance(error, errors.UnmetError):

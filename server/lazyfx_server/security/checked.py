@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
+from lazyfx.wire.tensors import contiguous_strides, storage_extent
 from torch.fx import GraphModule
 
+from lazyfx_server.security.names import check_names
 from lazyfx_server.security.source import check_size, check_writable
 
 
@@ -30,6 +32,7 @@ def check(
     *,
     max_nodes: int,
     names: graph_pb2.Presentation | None = None,
+    presentation: graph_pb2.Presentation | None = None,
     module_class: wire.ModuleClass = GraphModule,
 ) -> CheckedGraph:
     """Check a graph body.
@@ -43,6 +46,7 @@ def check(
         body: What a stranger sent.
         max_nodes: Most nodes taken, nested graphs included.
         names: Names for the module; canonical ones when left out.
+        presentation: Names that came with the graph and will be used later.
         module_class: Makes the modules; a lazy class generates no code for them.
 
     Raises:
@@ -56,7 +60,23 @@ def check(
             f"the graph has {nodes} nodes, {max_nodes} are taken (setting max_nodes)",
             field="graphs",
         )
-    check_writable(message)
+    _check_tensors(message)
+    for given in (names, presentation):
+        if given is not None and given.ByteSize():
+            check_size(message, given)
+            check_names(message, given)
     check_size(message, None)
+    check_writable(message)
     module = wire.decode(message, names, module_class=module_class)
     return CheckedGraph(message, module)
+
+
+def _check_tensors(body: graph_pb2.GraphBody) -> None:
+    """Check that torch could count the elements and the memory of each described tensor."""
+    for i, row in enumerate(body.tensors):
+        try:
+            storage_extent(row.shape, row.stride or contiguous_strides(row.shape), 0)
+        except DecodeError as error:
+            raise DecodeError(
+                "its extent does not fit into 64 bits", field=f"tensors[{i}]"
+            ) from error
