@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import grpc
 import grpc.aio
+
 from lazyfx_server.app import _KEEPALIVE
 
 METHOD = "/bench.Echo/Echo"

@@ -10,10 +10,10 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from lazyfx.passes import PassSpec
 from torch.fx import GraphModule
 
 from bench.rewrites import Aten, Torch, pipeline
+from lazyfx.passes import PassSpec
 
 BATCH, LENGTH = 2, 64
 

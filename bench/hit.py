@@ -10,13 +10,13 @@ from time import perf_counter
 
 import grpc
 import grpc.aio
-import lazyfx
-from lazyfx.connection import _OPTIONS
-from lazyfx.passes import PassSpec
 
+import lazyfx
 from bench.echo import METHOD, payload
 from bench.graphs import Case
 from bench.rounds import Row, take_turns_calling, timed_calls
+from lazyfx.connection import _OPTIONS
+from lazyfx.passes import PassSpec
 
 IN_FLIGHT = 64
 TARGET = 1.3

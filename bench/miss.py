@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator
 from time import perf_counter
 
-import lazyfx
 from torch.fx import GraphModule, Node
 
+import lazyfx
 from bench.graphs import Case
 from bench.passes import LocalPipeline
 from bench.rounds import Row, take_turns

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
+from torch.fx import GraphModule
+
+from bench.graphs import Case
+from bench.rounds import Row, take_turns
 from lazyfx import wire
 from lazyfx.passes import messages
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import PassLimits, Pipeline, Registry, Rewrites
 from lazyfx_server.passes.base import PassContext
 from lazyfx_server.passes.requests import pipeline_of
-from torch.fx import GraphModule
-
-from bench.graphs import Case
-from bench.rounds import Row, take_turns
 
 TARGET = 1 / 3
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
+
 from lazyfx.passes import PassSpec, replace_pattern
 
 Value = Any

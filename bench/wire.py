@@ -30,8 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import models
 import torch
-from lazyfx import wire
-from lazyfx.v1 import graph_pb2
 from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -39,6 +37,9 @@ from torch.fx import GraphModule
 from torch.fx._graph_pickler import GraphPickler, Options
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from lazyfx import wire
+from lazyfx.v1 import graph_pb2
 
 SHORTEST_SECONDS = 0.05
 LAYERS = {"gpt2": 12, "bert": 12, "t5": 6, "llama": 16}

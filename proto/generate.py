@@ -24,8 +24,10 @@ SERVICES = {"compiler.proto"}
 def includes() -> list[str]:
     """Import roots: our own protos, protobuf's well-known types, and google.rpc."""
     rpc, tools = find_spec("google.rpc"), find_spec("grpc_tools")
-    assert rpc and rpc.submodule_search_locations, "googleapis-common-protos is not installed"
-    assert tools and tools.submodule_search_locations
+    assert rpc is not None, "googleapis-common-protos is not installed"
+    assert tools is not None
+    assert rpc.submodule_search_locations is not None
+    assert tools.submodule_search_locations is not None
     site = Path(next(iter(rpc.submodule_search_locations))).parent.parent
     well_known = Path(next(iter(tools.submodule_search_locations))) / "_proto"
     return [f"-I{ROOT / 'proto'}", f"-I{site}", f"-I{well_known}"]
@@ -63,7 +65,13 @@ def main() -> None:
         includes_of_root = [f"-I{options.root}", *includes()[1:]]
         arguments = ["--include_imports", "--include_source_info"]
         status = protoc.main(
-            ["protoc", *includes_of_root, *arguments, f"--descriptor_set_out={options.image}", *files]
+            [
+                "protoc",
+                *includes_of_root,
+                *arguments,
+                f"--descriptor_set_out={options.image}",
+                *files,
+            ]
         )
         sys.exit(status)
     if not options.check:

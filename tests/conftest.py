@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import lazyfx
 import pytest
+
+import lazyfx
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -14,9 +14,9 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
+
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
-
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs import Blobs

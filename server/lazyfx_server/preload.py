@@ -7,10 +7,10 @@ which takes a few tenths of a second. Done here, once, no worker's first job pay
 from __future__ import annotations
 
 import torch
-from lazyfx import wire
-from lazyfx.v1 import compiler_pb2 as pb
 from torch.fx import symbolic_trace
 
+from lazyfx import wire
+from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.v1 import worker_pb2 as worker
 from lazyfx_server.worker import run_job
 

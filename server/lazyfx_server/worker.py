@@ -8,12 +8,12 @@ import re
 from time import perf_counter
 
 import torch
+from torch.fx import GraphModule
+
 from lazyfx import wire
 from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from torch.fx import GraphModule
-
 from lazyfx_server.lazy import RecompileLedger, lazy_class, lazy_job
 from lazyfx_server.lazy.render import performed, render
 from lazyfx_server.passes import PassError, PassLimits, PassRun, Pipeline, Registry, Rewrites

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lazyfx.cli.app import app
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
+
+from lazyfx.cli.app import app
 
 Run = Callable[..., Result]
 

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+
 from lazyfx import wire
 from lazyfx.v1 import graph_pb2
 

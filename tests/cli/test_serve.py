@@ -4,10 +4,11 @@ import re
 import subprocess
 import sys
 
+from typer.testing import CliRunner
+
 import lazyfx
 from lazyfx.cli.app import app
 from lazyfx_server.config import Settings
-from typer.testing import CliRunner
 
 
 def test_help_explains_every_setting_with_its_default(run) -> None:

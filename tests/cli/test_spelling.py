@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lazyfx.errors import LazyfxError
 from lazyfx.spelling import SpellingError, parse, spell
 from lazyfx_server.passes.options import parse_spelling, spell_pass

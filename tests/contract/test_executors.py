@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import worker_jobs
+
 from lazyfx_server.execution import (
     Executor,
     ExecutorClosed,

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import promql_parser
 import pytest
+from prometheus_client import CollectorRegistry
+
 from lazyfx_server.store.base import StoreStats
 from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
 from lazyfx_server.telemetry.prometheus import PrometheusObserver
-from prometheus_client import CollectorRegistry
 
 Series = Mapping[str, frozenset[str]]
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lazyfx
 import pytest
 import torch
 import yaml
+
+import lazyfx
 from lazyfx.errors import InvalidRequestError
 
 pytestmark = pytest.mark.skipif(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import worker_jobs
+
 from lazyfx_server.execution import (
     ExecutorClosed,
     ProcessExecutor,

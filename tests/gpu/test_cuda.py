@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import lazyfx
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+import lazyfx
 
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device; this host has none"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import raw_graphs
 from harness import Refusal
-from lazyfx.v1 import compiler_pb2 as pb
 from watching import Watched
+
+from lazyfx.v1 import compiler_pb2 as pb
 
 _CORPUS = Path(__file__).parents[3] / "shared/hostile/corpus.json"
 _CASES = json.loads(_CORPUS.read_text())["cases"] if _CORPUS.is_file() else []

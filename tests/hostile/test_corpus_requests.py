@@ -27,11 +27,12 @@ from harness import (
     request_of_body,
     total,
 )
+from raw_graphs import RawGraph, expanded
+from watching import Watched
+
 from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from raw_graphs import RawGraph, expanded
-from watching import Watched
 
 _CORPUS = Path(__file__).parents[3] / "shared/hostile/corpus.json"
 _CASES = json.loads(_CORPUS.read_text())["cases"] if _CORPUS.is_file() else []

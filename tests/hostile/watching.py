@@ -24,6 +24,7 @@ from harness import (
     wait_until,
     worker_pids,
 )
+
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lazyfx.assembly import GeneratedSource, generate, package_module, pickle_module
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
+
+from lazyfx.assembly import GeneratedSource, generate, package_module, pickle_module
 
 Assemble = Callable[[GraphModule, GeneratedSource], bytes]
 

@@ -5,10 +5,11 @@ import threading
 
 import pytest
 import torch
-from lazyfx_server.lazy import RecompileLedger, generate_source, lazy_job, make_lazy
 from torch import nn
 from torch.fx import GraphModule, subgraph_rewriter, symbolic_trace
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+from lazyfx_server.lazy import RecompileLedger, generate_source, lazy_job, make_lazy
 
 
 class Small(nn.Module):

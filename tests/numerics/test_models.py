@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-import lazyfx
 import models
 import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+
+import lazyfx
 
 MODELS: Mapping[str, Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]] = {
     "gpt2": lambda: models.gpt2(layers=12),

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_map
+
 from lazyfx import wire
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import Pass, PassLimits, PassRun, Pipeline
-from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_map
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from lazyfx_server.passes import PassError, PassLimits, Registry
-from lazyfx_server.passes.builtin.fold import ConstantFold
 from passes.running import assert_same, decoded, run, targets
 from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
+
+from lazyfx_server.passes import PassError, PassLimits, Registry
+from lazyfx_server.passes.builtin.fold import ConstantFold
 
 fold = ConstantFold()
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lazyfx_server.lazy import RecompileLedger
-from lazyfx_server.passes import PassRun, Pipeline, Registry
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
+
+from lazyfx_server.lazy import RecompileLedger
+from lazyfx_server.passes import PassRun, Pipeline, Registry
 
 
 def clean(module: GraphModule) -> PassRun:

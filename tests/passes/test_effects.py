@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lazyfx_server.passes.effects import Effects, effects_of
-from lazyfx_server.passes.storage import StorageMap
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
+
+from lazyfx_server.passes.effects import Effects, effects_of
+from lazyfx_server.passes.storage import StorageMap
 
 aten = torch.ops.aten
 

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lazyfx_server.passes import PassError, PassLimits
-from lazyfx_server.passes.builtin.fuse import FuseConvBn
 from passes.running import assert_same, decoded, run, targets
 from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
+
+from lazyfx_server.passes import PassError, PassLimits
+from lazyfx_server.passes.builtin.fuse import FuseConvBn
 
 fuse = FuseConvBn()
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lazyfx_server.passes.builtin.normalize import NormalizeArguments
 from passes.running import assert_same, run
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+
+from lazyfx_server.passes.builtin.normalize import NormalizeArguments
 
 aten = torch.ops.aten
 normalize = NormalizeArguments()

@@ -7,9 +7,10 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.fx import GraphModule
+
 from lazyfx_server.passes import Pass, PassContext, PassError, PassResult, parse_spelling
 from lazyfx_server.passes.options import changed_options, spell_pass, spell_pipeline, spell_value
-from torch.fx import GraphModule
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
+from torch.fx import GraphModule, symbolic_trace
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import (
     Pass,
@@ -15,9 +19,6 @@ from lazyfx_server.passes import (
     Pipeline,
     Registry,
 )
-from torch import nn
-from torch.fx import GraphModule, symbolic_trace
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 
 @dataclass(frozen=True)

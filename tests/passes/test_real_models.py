@@ -1,10 +1,11 @@
 """Every pass over real models in every capture: same results, no code generated."""
 
 import pytest
-from lazyfx_server.lazy import RecompileLedger
-from lazyfx_server.passes import Pipeline, Registry
 from passes.running import assert_same, decoded, run
 from wire.captures import Capture
+
+from lazyfx_server.lazy import RecompileLedger
+from lazyfx_server.passes import Pipeline, Registry
 
 registry = Registry()
 

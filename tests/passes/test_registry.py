@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from torch.fx import GraphModule
+
 from lazyfx_server.passes import Pass, PassContext, PassError, PassResult, Registry, parse_spelling
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
-from torch.fx import GraphModule
 
 DOCS = Path(__file__).parents[2] / "docs" / "passes.md"
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lazyfx_server.passes.builtin.remove import RemoveDropout
 from passes.running import assert_same, run, targets
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, symbolic_trace
+
+from lazyfx_server.passes.builtin.remove import RemoveDropout
 
 aten = torch.ops.aten
 remove = RemoveDropout()

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from lazyfx import wire
-from lazyfx_server.passes import PassError, PassLimits
-from lazyfx_server.passes.builtin.rewrite import ReplacePattern
 from passes.running import Ran, assert_same, decoded, run, targets
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, symbolic_trace
+
+from lazyfx import wire
+from lazyfx_server.passes import PassError, PassLimits
+from lazyfx_server.passes.builtin.rewrite import ReplacePattern
 
 replace = ReplacePattern()
 

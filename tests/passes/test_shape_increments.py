@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from lazyfx_server.passes import Registry
 from passes.running import decoded, run
 from torch import nn
 from torch.fx import GraphModule
+
+from lazyfx_server.passes import Registry
 
 aten = torch.ops.aten
 

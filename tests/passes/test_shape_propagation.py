@@ -3,12 +3,13 @@
 from typing import Any
 
 import torch
-from lazyfx import wire
-from lazyfx_server.passes.builtin.shapes import ShapePropagation
 from passes.running import decoded, run
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, symbolic_trace
+
+from lazyfx import wire
+from lazyfx_server.passes.builtin.shapes import ShapePropagation
 
 propagate = ShapePropagation()
 

@@ -6,12 +6,13 @@ from typing import Any
 import models
 import pytest
 import torch
-from lazyfx_server.lazy import RecompileLedger
-from lazyfx_server.passes import Pipeline, Registry
 from passes.captures import aot, dynamo, exported, total_of
 from torch import nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
+
+from lazyfx_server.lazy import RecompileLedger
+from lazyfx_server.passes import Pipeline, Registry
 
 PASSES = (
     "remove_dropout",

@@ -17,12 +17,13 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from prometheus_client.parser import text_string_to_metric_families
+from torch.fx import GraphModule, symbolic_trace
+
 from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
-from prometheus_client.parser import text_string_to_metric_families
-from torch.fx import GraphModule, symbolic_trace
 
 DCE, CSE = "dead_code_elimination", "common_subexpression_elimination"
 PATIENCE = 60.0

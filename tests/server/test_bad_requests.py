@@ -19,6 +19,7 @@ from harness import (
     request_of_body,
     total,
 )
+
 from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2

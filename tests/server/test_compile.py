@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
-import lazyfx
 import pytest
 import torch
 from harness import (
@@ -24,6 +23,8 @@ from harness import (
     total,
     wait_until,
 )
+
+import lazyfx
 from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2

@@ -28,6 +28,7 @@ from harness import (
     total,
     wait_until,
 )
+
 from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from lazyfx_server.store import DiskStore, StoreError, TieredStore, VerifiedStore, open_store
 from lazyfx_server.store.usage import SharedUsage
 

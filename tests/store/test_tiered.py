@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 import pytest
+
 from lazyfx_server.store import MemoryStore, StoreError, StoreStats, TieredStore
 from lazyfx_server.store.tiered import REFRESH_EVERY
 

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter
+
 from lazyfx_server.telemetry.http import MAX_CONNECTIONS, TelemetryServer
 from lazyfx_server.telemetry.prometheus import exposition
-from prometheus_client import CollectorRegistry, Counter
 
 
 class Server:

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
 from lazyfx_server import telemetry
 from lazyfx_server.telemetry import (
     ArtifactServed,
@@ -28,9 +32,6 @@ from lazyfx_server.telemetry import (
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition
-from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 PASSES = ("constant_fold", "dead_code_elimination")

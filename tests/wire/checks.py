@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from captures import Capture
-from lazyfx import wire
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._pytree import tree_leaves
+
+from lazyfx import wire
 
 
 def assert_round_trip(capture: Capture) -> wire.EncodedGraph:

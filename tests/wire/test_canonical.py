@@ -12,6 +12,7 @@ import torch
 from graphs import LazyModule, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb

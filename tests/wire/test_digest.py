@@ -14,10 +14,11 @@ import torch
 from graphs import LazyModule, call, graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lazyfx import wire
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
+
+from lazyfx import wire
 
 MODERATE = settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True

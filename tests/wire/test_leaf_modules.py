@@ -9,11 +9,12 @@ import pytest
 import torch
 from checks import decode_bound
 from graphs import LazyModule
+from torch import nn
+from torch.fx import Graph
+
 from lazyfx import wire
 from lazyfx.errors import DecodeError, UnsupportedGraphError
 from lazyfx.wire import leaf_modules
-from torch import nn
-from torch.fx import Graph
 
 # Arguments for whatever constructors ask for.
 ARGUMENTS: dict[str, Any] = {

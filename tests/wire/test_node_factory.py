@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import captures
 import models
+from torch.fx import Graph, GraphModule, Node
+
 from lazyfx import wire
 from lazyfx.wire import node_factory
-from torch.fx import Graph, GraphModule, Node
 
 
 def test_this_torch_has_what_the_direct_way_leans_on() -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from checks import decode_bound
 from graphs import LazyModule, call
+from torch import Tensor, nn
+
 from lazyfx import wire
 from lazyfx.v1 import graph_pb2 as pb
-from torch import Tensor, nn
 
 
 class Small(nn.Module):

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from graphs import LazyModule, call
-from lazyfx import wire
-from lazyfx.errors import UnsupportedGraphError
 from torch import nn
 from torch.fx import Graph, GraphModule
+
+from lazyfx import wire
+from lazyfx.errors import UnsupportedGraphError
 
 Pair = namedtuple("Pair", "a b")  # noqa: PYI024 - the untyped kind is what fx meets
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import target_lists, targets
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from checks import decode_bound
 from graphs import LazyModule
+from torch import nn
+from torch.fx import Graph, GraphModule
+
 from lazyfx import wire
 from lazyfx.errors import DecodeError, UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from torch import nn
-from torch.fx import Graph, GraphModule
 
 DTYPES = [
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8),

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
+
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.flights import Flights

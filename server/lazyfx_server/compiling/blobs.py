@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-
 from lazyfx_server.compiling.limits import check_digest
 from lazyfx_server.errors import InvalidRequestError, TimedOutError
 from lazyfx_server.store import Store

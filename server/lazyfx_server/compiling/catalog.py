@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError
+
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-
 from lazyfx_server.compiling.explain import Miss
 from lazyfx_server.compiling.key import ModuleKey
 from lazyfx_server.store import Store

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lazyfx.v1 import compiler_pb2 as pb
-
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.explain import Explainer, Miss

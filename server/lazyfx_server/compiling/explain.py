@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError
-from lazyfx.v1 import compiler_pb2 as pb
 
+from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.key import ModuleKey
 from lazyfx_server.store import Store
 from lazyfx_server.v1.worker_pb2 import GraphHistory, GraphHistoryEntry

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from google.protobuf.message import DecodeError
-from lazyfx.errors import FieldViolation
 
+from lazyfx.errors import FieldViolation
 from lazyfx_server.errors import (
     InternalError,
     InvalidRequestError,

@@ -9,8 +9,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from lazyfx.v1 import compiler_pb2 as pb
 
+from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.store import StoreStats
 from lazyfx_server.telemetry import (
     CompileFinished,

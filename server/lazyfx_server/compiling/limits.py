@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.v1 import worker_pb2 as worker
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cachetools import LRUCache
+
 from lazyfx.errors import FieldViolation
 from lazyfx.v1 import compiler_pb2 as pb
-
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassError, Registry
 from lazyfx_server.passes.requests import pipeline_of

@@ -1,7 +1,6 @@
 """Lazy GraphModules: a recompile marks, the ledger counts, source is generated on demand."""
 
 from lazyfx.assembly import GeneratedSource
-
 from lazyfx_server.lazy.ledger import (
     PerformedRecompile,
     RecompileLedger,

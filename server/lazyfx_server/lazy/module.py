@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import Any, ClassVar
 
-from lazyfx.assembly import GeneratedSource, generate
 from torch.fx import GraphModule
 from torch.fx.graph import PythonCode
 
+from lazyfx.assembly import GeneratedSource, generate
 from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
 from lazyfx_server.lazy.torch_names import (
     SINGLETON_CLASS_NAME,

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 import networkx as nx
+from torch.fx import GraphModule, Node
+
 from lazyfx import wire
 from lazyfx.v1 import graph_pb2
-from torch.fx import GraphModule, Node
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 40, 24, 34, 24
 _COLORS = {

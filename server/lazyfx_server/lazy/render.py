@@ -5,12 +5,12 @@ from __future__ import annotations
 from time import perf_counter
 
 import torch
+from torch.fx import GraphModule
+
 from lazyfx import wire
 from lazyfx.assembly import GeneratedSource, package_module, pickle_module
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from torch.fx import GraphModule
-
 from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
 from lazyfx_server.lazy.module import generate_source, lazy_class
 from lazyfx_server.lazy.picture import draw

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from lazyfx.wire.tensors import stand_in_of
-from lazyfx.wire.values import describe, fake_tensor, materialize
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
+from lazyfx.wire.tensors import stand_in_of
+from lazyfx.wire.values import describe, fake_tensor, materialize
 from lazyfx_server.passes.walk import attribute_at
 
 T = TypeVar("T")

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from lazyfx.v1 import compiler_pb2 as pb
-
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.pipeline import Pipeline
 from lazyfx_server.passes.registry import Registry

@@ -11,9 +11,9 @@ from importlib.metadata import version
 
 import grpc
 import grpc.aio
+
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
-
 from lazyfx_server.compiling.artifacts import KINDS, Artifacts
 from lazyfx_server.compiling.blobs import Blobs
 from lazyfx_server.compiling.compile import Compiler

@@ -6,9 +6,9 @@ import logging
 
 import grpc
 from google.rpc import status_pb2
+
 from lazyfx.errors import FieldViolation
 from lazyfx.status import rich_status
-
 from lazyfx_server import errors
 
 _log = logging.getLogger(__name__)

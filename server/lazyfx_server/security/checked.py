@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch.fx import GraphModule
+
 from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.tensors import contiguous_strides, storage_extent
-from torch.fx import GraphModule
-
 from lazyfx_server.security.names import check_names
 from lazyfx_server.security.source import check_size, check_writable
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.names import check_identifier, is_path, read_names
-from torch import nn
 
 # Real modules refuse to register anything under a name that every module has.
 _EVERY_MODULE = nn.Module()

@@ -12,10 +12,11 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from torch.fx.graph import inplace_methods, magic_methods
+
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.names import MAX_NAME
-from torch.fx.graph import inplace_methods, magic_methods
 
 MAX_SOURCE_BYTES = 128 * 2**20
 """Bound on the source of a graph, as estimated from its names and literals."""

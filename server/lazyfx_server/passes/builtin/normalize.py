@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from lazyfx.wire.values import describe
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.fx.operator_schemas import create_type_hint, normalize_function
 
+from lazyfx.wire.values import describe
 from lazyfx_server.passes import operators
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.walk import graph_modules
