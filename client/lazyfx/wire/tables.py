@@ -18,6 +18,9 @@ from lazyfx.wire.tensors import contiguous_strides
 from lazyfx.wire.transfer import Transfer
 from lazyfx.wire.values import LazyValue, ValueTables
 
+# Only these can be conjugated.
+_COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
+
 
 class Tables:
     """Interns the rows of one GraphBody in first-use order.
@@ -199,9 +202,11 @@ class Tables:
         """`value` of the commonest kind: nearly all nodes have static fake tensors."""
         if tensor.layout is not torch.strided:
             return self._tensor_value(tensor, parameter)
+        dtype = tensor.dtype
         key = (
-            tensor.shape, tensor.stride(), tensor.dtype, tensor.fake_device, tensor.requires_grad,
-            tensor.storage_offset(), tensor.is_conj(), tensor.is_neg(), parameter,
+            tensor.shape, tensor.stride(), dtype, tensor.fake_device, tensor.requires_grad,
+            tensor.storage_offset(), dtype in _COMPLEX and tensor.is_conj(), tensor.is_neg(),
+            parameter,
         )  # fmt: skip
         found = self._fakes.get(key)
         if found is None:
