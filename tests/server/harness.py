@@ -59,6 +59,18 @@ def long_graph(nodes: int) -> GraphModule:
     return symbolic_trace(f)
 
 
+def repetitive_body(nodes: int) -> bytes:
+    """A graph of as many equal calls, which takes a worker a while."""
+    body = graph_pb2.GraphBody()
+    body.targets.add(kind=graph_pb2.TARGET_KIND_FUNCTION, name="torch.neg")
+    operand = graph_pb2.Argument(operand=graph_pb2.Empty())
+    body.calls.add(opcode=graph_pb2.OPCODE_PLACEHOLDER)
+    body.calls.add(opcode=graph_pb2.OPCODE_CALL_FUNCTION, target=1, args=[operand])
+    body.calls.add(opcode=graph_pb2.OPCODE_OUTPUT, args=[operand])
+    body.graphs.add(calls=[0, *[1] * nodes, 2], operands=[1] * (nodes + 1))
+    return body.SerializeToString(deterministic=True)
+
+
 def compile_request(
     module: GraphModule, *passes: str, inline: bool = True, skip: bool = False
 ) -> pb.CompileRequest:
