@@ -15,6 +15,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 
 Option: TypeAlias = "bool | int | float | str | tuple[Option, ...] | list[Option]"
 Traceable: TypeAlias = Callable[..., object]
+Encoder: TypeAlias = Callable[[GraphModule], wire.EncodedGraph]
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,11 @@ class PassSpec:
     options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
     rewrites: tuple[tuple[GraphModule, GraphModule], ...] = ()
 
-    def message(self) -> pb.PassSpec:
+    def message(self, encode: Encoder = wire.encode) -> pb.PassSpec:
         """The spec as it travels.
+
+        Args:
+            encode: Writes a pattern or a replacement.
 
         Raises:
             UnsupportedGraphError: A pattern or replacement cannot go on the wire.
@@ -43,8 +47,8 @@ class PassSpec:
             spec.options.add(name=name, value=_option_value(name, self.options[name]))
         for pattern, replacement in self.rewrites:
             spec.rewrites.add(
-                pattern=wire.encode(pattern).message(),
-                replacement=wire.encode(replacement).message(),
+                pattern=encode(pattern).message(),
+                replacement=encode(replacement).message(),
             )
         return spec
 
@@ -68,8 +72,12 @@ def replace_pattern(
     return PassSpec("replace_pattern", MappingProxyType(dict(options)), pairs)
 
 
-def messages(passes: Iterable[str | PassSpec]) -> list[pb.PassSpec]:
+def messages(passes: Iterable[str | PassSpec], encode: Encoder = wire.encode) -> list[pb.PassSpec]:
     """Passes as they travel; a string is the name of a pass with default options.
+
+    Args:
+        passes: Names and specs.
+        encode: Writes a pattern or a replacement.
 
     Raises:
         LazyfxError: An entry is neither a string nor a PassSpec.
@@ -79,7 +87,7 @@ def messages(passes: Iterable[str | PassSpec]) -> list[pb.PassSpec]:
         if isinstance(given, str):
             specs.append(pb.PassSpec(name=given))
         elif isinstance(given, PassSpec):
-            specs.append(given.message())
+            specs.append(given.message(encode))
         else:
             raise LazyfxError(
                 f"passes: {given!r} is neither a pass name nor a PassSpec; "

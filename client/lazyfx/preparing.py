@@ -12,7 +12,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lazyfx import memory, wire
 from lazyfx.capture import Captured, Captures, Compilable, ExampleInputs
 from lazyfx.errors import LazyfxError
-from lazyfx.passes import PassSpec, messages
+from lazyfx.pass_memory import PassList, PassMemory
+from lazyfx.passes import PassSpec
 from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -31,8 +32,8 @@ class Prepared:
         captured: The caller's graph.
         encoded: The same on the wire.
         request: By digest, without the graph.
-        still_current: Tells whether the graph is unchanged since it was encoded; None when
-            it was encoded for this very request.
+        still_current: Tells whether the graph and the passes are unchanged since they were
+            encoded; None when that is known already.
     """
 
     captured: Captured
@@ -55,7 +56,7 @@ class Preparer:
     def __init__(self) -> None:
         self._captures = Captures()
         self._reads: dict[bytes, tuple[str, ...]] = {}
-        self._requests: dict[tuple[bytes, tuple[str, ...]], pb.CompileRequest] = {}
+        self._passes = PassMemory()
         # By identity: tensors compare by value.
         self._digests: MutableMapping[torch.Tensor, tuple[tuple[object, ...], graph_pb2.Digest]] = (
             WeakIdKeyDictionary()
@@ -86,13 +87,21 @@ class Preparer:
         captured = self._captures.capture(what, example_inputs)
         module = captured.module
         remembered = None if fresh else memory.recall(module)
-        encoded = memory.encode(module) if remembered is None else remembered.encoded
-        still_current = None if remembered is None else remembered.is_current
-        request = self._request(encoded, tuple(passes))
+        pass_list = self._passes.get(tuple(passes), current=remembered is None)
+        still_current: Callable[[], bool] | None = None
+        if remembered is None:
+            encoded = memory.encode(module)
+        else:
+            encoded, still_current = remembered.encoded, remembered.is_current
+            if not pass_list.is_plain:
+                still_current = partial(_are_current, remembered, pass_list)
+        request = pass_list.request(encoded)
         prepared = Prepared(captured, encoded, request, still_current)
-        if reads := self._reads.get(request.SerializeToString(deterministic=True)):
-            with_values, _ = self.supply(prepared, request, reads)
-            prepared = replace(prepared, request=with_values)
+        if self._reads:
+            reads = self._reads.get(request.SerializeToString(deterministic=True))
+            if reads:
+                with_values, _ = self.supply(prepared, request, reads)
+                prepared = replace(prepared, request=with_values)
         return prepared
 
     def remember_reads(self, request: pb.CompileRequest, subjects: Sequence[str]) -> None:
@@ -105,23 +114,6 @@ class Preparer:
             if len(self._reads) >= _MOST_REQUESTS:
                 self._reads.clear()
             self._reads[request.SerializeToString(deterministic=True)] = values
-
-    def _request(
-        self, encoded: wire.EncodedGraph, passes: tuple[str | PassSpec, ...]
-    ) -> pb.CompileRequest:
-        names = tuple(p for p in passes if isinstance(p, str))
-        simple = len(names) == len(passes)
-        if simple and (known := self._requests.get((encoded.digest, names))):
-            return known
-        request = pb.CompileRequest(
-            graph_digest=graph_pb2.Digest(sha256=encoded.digest, size_bytes=len(encoded.body)),
-            passes=messages(passes),
-        )
-        if simple:
-            if len(self._requests) >= _MOST_REQUESTS:
-                self._requests.clear()
-            self._requests[encoded.digest, names] = request
-        return request
 
     def supply(
         self, prepared: Prepared, request: pb.CompileRequest, subjects: Sequence[str]
@@ -174,3 +166,7 @@ class Preparer:
                 "which is not a tensor of this graph"
             )
         return tensor
+
+
+def _are_current(remembered: memory.Remembered, pass_list: PassList) -> bool:
+    return remembered.is_current() and pass_list.is_current()
