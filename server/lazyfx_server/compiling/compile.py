@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.admission import Admission
@@ -30,6 +32,9 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 # Until callers have identities there is one tenant.
 OPEN_TENANT = bytes(32)
+# Requests by digest that are remembered as read and found to be well formed.
+_KNOWN_REQUESTS = 4096
+_NO_REQUEST = pb.CompileRequest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class Compiler:
         self._observer = observer
         self._limits = limits
         self._flights: Flights[tuple[CompiledModule, Miss]] = Flights()
+        self._known: LRUCache[bytes, _Wanted] = LRUCache(_KNOWN_REQUESTS)
 
     @property
     def in_flight(self) -> int:
@@ -116,6 +122,18 @@ class Compiler:
 
     def _read(self, request: pb.CompileRequest) -> _Wanted:
         arrived = time.perf_counter()
+        if request.HasField("graph"):
+            return self._check(request, arrived)
+        # Without a graph a request says little, and says the same when it is a hit again.
+        written = hashlib.sha256(request.SerializeToString()).digest()
+        known: _Wanted | None = self._known.get(written)
+        if known is None:
+            wanted = self._check(request, arrived)
+            self._known[written] = replace(wanted, request=_NO_REQUEST)
+            return wanted
+        return replace(known, request=request, arrived=arrived)
+
+    def _check(self, request: pb.CompileRequest, arrived: float) -> _Wanted:
         self._limits.check_compile(request)
         graph_digest = request.graph_digest.sha256
         if (
