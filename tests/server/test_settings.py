@@ -1,0 +1,196 @@
+"""Settings as a person gives them: flags, environment, file; and what they refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from harness import connected
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.config import Settings, load
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    import os
+
+    for name in os.environ:
+        if name.startswith("LAZYFX_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "lazyfx.toml"
+    path.write_text('max_nodes = 11\nmax_passes = 12\nlisten = "127.0.0.1:1234"\n')
+    return path
+
+
+def test_a_flag_wins_over_the_environment_which_wins_over_the_file(toml, monkeypatch):
+    assert load([]).max_nodes == Settings().max_nodes == 200_000
+    assert load(["--config", str(toml)]).max_nodes == 11
+    monkeypatch.setenv("LAZYFX_MAX_NODES", "22")
+    assert load(["--config", str(toml)]).max_nodes == 22
+    assert load(["--config", str(toml), "--max-nodes", "33"]).max_nodes == 33
+    assert load(["--config", str(toml)]).max_passes == 12
+    assert load(["--config", str(toml)]).listen == "127.0.0.1:1234"
+
+
+def test_the_file_may_be_named_by_the_environment(toml, monkeypatch):
+    monkeypatch.setenv("LAZYFX_CONFIG", str(toml))
+    assert load([]).max_nodes == 11
+
+
+def test_sizes_are_written_as_people_write_them():
+    assert load(["--store-memory-bytes", "64MiB"]).store_memory_bytes == 64 * 2**20
+
+
+def test_an_empty_store_path_keeps_everything_in_memory():
+    assert load(["--store-path", ""]).store_path is None
+
+
+WRONG = {
+    "an unknown flag": (["--no-such-flag", "1"], "no-such-flag"),
+    "a word for a number": (["--max-nodes", "many"], "max-nodes"),
+    "a number out of bounds": (["--workers", "0"], "workers"),
+    "an address without a port": (["--listen", "127.0.0.1"], "listen"),
+    "a port that does not exist": (["--listen", "127.0.0.1:99999"], "listen"),
+    "a file that is not there": (["--config", "no/such/file.toml"], "no/such/file.toml"),
+    "every interface": (["--listen", "0.0.0.0:0"], "--insecure"),
+    "every interface, version 6": (["--listen", "[::]:0"], "--insecure"),
+    "a name that may be anywhere": (["--listen", "example.org:0"], "--insecure"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_settings_end_with_the_reason(case, capsys):
+    flags, word = WRONG[case]
+    with pytest.raises(SystemExit) as ended:
+        load(flags)
+    assert ended.value.code not in (0, None)
+    told = capsys.readouterr().err + str(ended.value.code)
+    assert word in told
+
+
+def test_a_wrong_key_in_the_file_is_refused(tmp_path, capsys):
+    path = tmp_path / "wrong.toml"
+    path.write_text("max_node = 5\n")
+    with pytest.raises(SystemExit) as ended:
+        load(["--config", str(path)])
+    assert "max-node" in (capsys.readouterr().err + str(ended.value.code)).replace("_", "-")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0", "localhost:0", "127.9.9.9:1"])
+def test_loopback_needs_no_permission(address):
+    assert load(["--listen", address]).listens_on_loopback
+
+
+def test_other_machines_may_be_allowed():
+    assert not load(["--listen", "0.0.0.0:0", "--insecure"]).listens_on_loopback
+
+
+def test_help_explains_each_setting_with_its_default():
+    ran = subprocess.run(
+        [sys.executable, "-m", "lazyfx_server", "--help"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in ran.stdout
+        assert field.description
+    assert "200000" in ran.stdout.replace("_", "")
+
+
+@pytest.fixture(scope="module")
+def configured(launch_for_file, tmp_path_factory):
+    path = tmp_path_factory.mktemp("settings") / "lazyfx.toml"
+    path.write_text("max_nodes = 1111\nmax_passes = 11\nmax_rewrites = 7\n")
+    environment = {"LAZYFX_MAX_NODES": "2222", "LAZYFX_MAX_PASSES": "22"}
+    return launch_for_file(
+        "--workers", "1", "--config", str(path), "--max-nodes", "3333", "--reflection",
+        environment=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def info(configured):
+    with connected(configured.address) as stub:
+        return stub.GetServerInfo(pb.GetServerInfoRequest())
+
+
+def test_a_running_server_holds_what_it_was_given(info):
+    limits = {limit.name: limit.value for limit in info.limits}
+    assert (limits["max_nodes"], limits["max_passes"], limits["max_rewrites"]) == (3333, 22, 7)
+
+
+def test_server_info(info):
+    import platform
+    from importlib.metadata import version
+
+    assert info.lazyfx_version == version("lazyfx")
+    assert info.torch_version == version("torch")
+    assert info.python_version == platform.python_version()
+    assert list(info.format_versions) == [1]
+    assert info.workers == 1
+    assert set(info.artifact_kinds) == set(pb.ArtifactKind.values()) - {0}
+    assert info.devices[0].device == "cpu"
+    assert info.devices[0].memory_total_bytes > info.devices[0].memory_free_bytes > 0
+    assert {limit.unit for limit in info.limits} >= {"bytes", "nodes", "seconds"}
+    assert info.uptime.ToNanoseconds() > 0
+
+
+def test_passes_are_listed_with_their_options(configured):
+    with connected(configured.address) as stub:
+        passes = stub.ListPasses(pb.ListPassesRequest()).passes
+    names = [p.name for p in passes]
+    assert names == sorted(names)
+    assert set(names) >= {
+        "dead_code_elimination", "common_subexpression_elimination", "constant_fold",
+        "remove_dropout", "fuse_conv_bn", "shape_propagation", "normalize_arguments",
+        "replace_pattern",
+    }  # fmt: skip
+    for one in passes:
+        assert one.summary
+        assert one.version >= 1
+        for option in one.options:
+            assert option.summary
+            assert option.default_value
+            assert option.type.partition("[")[0] in ("bool", "int", "float", "str", "list")
+    by_name = {p.name: p for p in passes}
+    assert by_name["constant_fold"].needs_values
+    assert by_name["shape_propagation"].needs_shapes
+
+
+def test_health_is_told_for_the_server_and_the_service(configured):
+    with grpc.insecure_channel(configured.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "lazyfx.v1.GraphCompiler"):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="other"))
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_reflection_when_asked_for(configured):
+    with grpc.insecure_channel(configured.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        answer = next(stub.ServerReflectionInfo(iter([request])))
+    services = {service.name for service in answer.list_services_response.service}
+    assert {"lazyfx.v1.GraphCompiler", "grpc.health.v1.Health"} <= services
+
+
+def test_a_port_that_is_taken_is_refused(configured):
+    ran = subprocess.run(
+        [sys.executable, "-m", "lazyfx_server", "--listen", configured.address,
+         "--metrics-port", "0", "--store-path", ""],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert f"cannot listen on {configured.address}" in ran.stderr
