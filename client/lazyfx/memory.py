@@ -31,7 +31,6 @@ _PARTS = attrgetter("name", "op", "target", "_args", "_kwargs")
 _NODES = attrgetter("nodes")
 _GRAPH = attrgetter("_graph", "_graph._codegen")
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
-_TRAINING = attrgetter("training")
 _DESCRIPTION = attrgetter("shape", "dtype", "device", "requires_grad")
 
 _ABSENT = object()
@@ -39,6 +38,8 @@ _ABSENT = object()
 # What every module has. Of this only the tables and the mode are part of a graph, and for
 # a module that is called as one, that it has no hooks.
 _INTERNALS = frozenset(vars(torch.nn.Module()))
+# A module without these, such as a ScriptModule, keeps them where changes are not seen.
+_ORDINARY = {"training", "_modules", "_parameters", "_buffers"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 # Constants up to this size are compared by value: some writes leave no trace in torch's
@@ -70,13 +71,13 @@ class Remembered:
         owners = list(module.modules())
         called = _called(encoded)
         self._owners = owners
-        self._types = list(map(type, owners))
-        self._modes = list(map(_TRAINING, owners))
-        self._sizes = list(map(len, map(vars, owners)))
-        tables = list(_tables(owners))
-        self._tables_sizes = list(map(len, tables))
-        self._tables_keys = list(chain.from_iterable(tables))
-        self._tables_values = list(chain.from_iterable(map(dict.values, tables)))
+        self._looks = [_look(owner) for owner in owners]
+        tables = [table for owner in owners for table in _TABLES(owner)]
+        self._empty = [table for table in tables if not table]
+        self._full = [table for table in tables if table]
+        self._counts = list(map(len, self._full))
+        self._keys = list(chain.from_iterable(self._full))
+        self._items = list(chain.from_iterable(map(dict.values, self._full)))
         self._graph_owners = [owner for owner in owners if isinstance(owner, GraphModule)]
         self._graphs = _graphs(self._graph_owners)
         extras = [(owner, name) for owner in owners for name in vars(owner).keys() - _INTERNALS]
@@ -89,7 +90,7 @@ class Remembered:
         self._other_values = [
             (i, *_others(nodes[i])) for i, of in enumerate(self._nodes) if of[-1] is _ABSENT
         ]
-        registered = set(map(id, self._tables_values))
+        registered = set(map(id, self._items))
         loose = set(map(id, self._extra_values))
         parts = list(chain.from_iterable(encoded.attributes))
         self._tensors = [part for part in parts if isinstance(part, torch.Tensor)]
@@ -119,30 +120,37 @@ class Remembered:
 
         Doubt counts as change: then the module is encoded again, and its digest decides.
         """
-        return self._same_modules() and self._same_nodes() and self._same_tensors()
+        try:
+            return self._same_modules() and self._same_nodes() and self._same_tensors()
+        except KeyError:  # an attribute has gone
+            return False
 
     def _same_modules(self) -> bool:
         # The owners are those remembered: that their tables still hold the same modules
         # under the same names says that they still make up the same tree.
-        owners = self._owners
-        tables = list(_tables(owners))
+        for owner, look in zip(self._owners, self._looks):  # noqa: B905 - of one length
+            cls, size, mode, modules, parameters, buffers = look
+            attributes = owner.__dict__
+            if (
+                type(owner) is not cls
+                or len(attributes) != size
+                or attributes["training"] is not mode
+                or attributes["_modules"] is not modules
+                or attributes["_parameters"] is not parameters
+                or attributes["_buffers"] is not buffers
+            ):
+                return False
+        full = self._full
         return (
-            list(map(len, tables)) == self._tables_sizes
-            and list(chain.from_iterable(tables)) == self._tables_keys
-            and _same(chain.from_iterable(map(dict.values, tables)), self._tables_values)
-            and list(map(_TRAINING, owners)) == self._modes
-            and _same(map(type, owners), self._types)
-            and list(map(len, map(vars, owners))) == self._sizes
-            and self._same_extras()
+            not any(self._empty)
+            and list(map(len, full)) == self._counts
+            and list(chain.from_iterable(full)) == self._keys
+            and _same(chain.from_iterable(map(dict.values, full)), self._items)
+            and _same(
+                map(getitem, map(vars, self._extra_owners), self._extra_names), self._extra_values
+            )
             and not any(self._hooks)
         )
-
-    def _same_extras(self) -> bool:
-        try:
-            extras = map(getitem, map(vars, self._extra_owners), self._extra_names)
-            return _same(extras, self._extra_values)
-        except KeyError:
-            return False
 
     def _same_nodes(self) -> bool:
         if not _same(_graphs(self._graph_owners), self._graphs):
@@ -194,8 +202,10 @@ def encode(module: GraphModule) -> wire.EncodedGraph:
         UnsupportedGraphError: Something in the graph cannot go on the wire.
     """
     encoded = wire.encode(module)
-    remembered = Remembered(module, encoded)
-    setattr(module.graph, _ATTRIBUTE, remembered if remembered.stable else None)
+    remembered = None
+    if all(vars(owner).keys() >= _ORDINARY for owner in module.modules()):
+        remembered = Remembered(module, encoded)
+    setattr(module.graph, _ATTRIBUTE, remembered if remembered and remembered.stable else None)
     return encoded
 
 
@@ -204,8 +214,9 @@ def _same(now: Iterable[object], before: Sequence[object]) -> bool:
     return all(map(is_, now, before))
 
 
-def _tables(owners: Iterable[torch.nn.Module]) -> Iterator[dict[str, Any]]:
-    return chain.from_iterable(map(_TABLES, owners))
+def _look(owner: torch.nn.Module) -> tuple[object, ...]:
+    """What is compared of a module itself: class, number of attributes, mode, tables."""
+    return (type(owner), len(vars(owner)), owner.training, *_TABLES(owner))
 
 
 def _graphs(owners: Iterable[GraphModule]) -> list[Any]:
