@@ -11,9 +11,9 @@ from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx import wire
 from lazyfx.errors import LazyfxError
+from lazyfx.spelling import Option
 from lazyfx.v1 import compiler_pb2 as pb
 
-Option: TypeAlias = "bool | int | float | str | tuple[Option, ...] | list[Option]"
 Traceable: TypeAlias = Callable[..., object]
 Encoder: TypeAlias = Callable[[GraphModule], wire.EncodedGraph]
 

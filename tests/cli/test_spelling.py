@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from lazyfx.errors import LazyfxError
 from lazyfx.spelling import SpellingError, parse, spell
-from lazyfx_server.passes.options import parse_spelling, spell_pass
 
 _names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
 _scalars = st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)
@@ -27,13 +26,6 @@ def _plain(passes: list) -> list:
 @given(_pipelines)
 def test_what_is_spelled_reads_back_as_it_was(pipeline: list) -> None:
     assert _plain(parse(spell(pipeline))) == _plain(pipeline)
-
-
-@given(_pipelines)
-def test_client_and_server_spell_and_read_alike(pipeline: list) -> None:
-    text = spell(pipeline)
-    assert text == ",".join(spell_pass(name, options) for name, options in pipeline)
-    assert _plain(parse_spelling(text)) == _plain(parse(text))
 
 
 def test_spaces_and_plain_names() -> None:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import pytest
 from torch.fx import GraphModule
 
-from lazyfx_server.passes import Pass, PassContext, PassError, PassResult, Registry, parse_spelling
+from lazyfx.spelling import parse
+from lazyfx_server.passes import Pass, PassContext, PassError, PassResult, Registry
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
 
 DOCS = Path(__file__).parents[2] / "docs" / "passes.md"
@@ -135,5 +136,5 @@ def test_spellings_in_the_documentation_are_valid() -> None:
     spellings = re.findall(r"`([a-z_]+\{[^`]+\})`", DOCS.read_text())
     assert spellings
     for spelling in spellings:
-        for name, options in parse_spelling(spelling):
+        for name, options in parse(spelling):
             registry.create(name, options)

@@ -2,7 +2,6 @@
 
 from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
 from lazyfx_server.passes.errors import PassError
-from lazyfx_server.passes.options import parse_spelling
 from lazyfx_server.passes.pipeline import PassRun, Pipeline, PipelineOutcome
 from lazyfx_server.passes.registry import OptionDescription, PassDescription, Registry
 
@@ -19,5 +18,4 @@ __all__ = [
     "PipelineOutcome",
     "Registry",
     "Rewrites",
-    "parse_spelling",
 ]

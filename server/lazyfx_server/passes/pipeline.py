@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from lazyfx_server.lazy import RecompileLedger, lazy_job, make_lazy
 from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
 from lazyfx_server.passes.errors import PassError
-from lazyfx_server.passes.options import changed_options, spell_pass, spell_pipeline
+from lazyfx_server.passes.options import spell_pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Pipeline:
 
     @property
     def spelling(self) -> str:
-        """The canonical spelling; `parse_spelling` reads it back (without rewrites)."""
+        """The canonical spelling; `lazyfx.spelling.parse` reads it back (without rewrites)."""
         return spell_pipeline(self.passes)
 
     @property
@@ -70,7 +70,7 @@ class Pipeline:
             [
                 pass_.name,
                 pass_.version,
-                spell_pass(pass_.name, changed_options(pass_)),
+                spell_pipeline([pass_]),
                 [
                     [pattern.hex(), replacement.hex()]
                     for pattern, replacement in self.rewrite_digests.get(place, ())
@@ -151,7 +151,7 @@ class Pipeline:
             )
         return result_module, PassRun(
             name=pass_.name,
-            spelling=spell_pass(pass_.name, changed_options(pass_)),
+            spelling=spell_pipeline([pass_]),
             seconds=seconds,
             nodes_before=nodes_before,
             nodes_after=nodes_after,
