@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lazyfx import errors
+from lazyfx.errors import LazyfxError
+
 if TYPE_CHECKING:
     from lazyfx.client import AsyncClient, connect_async
     from lazyfx.module import AsyncRemoteModule
@@ -20,6 +23,7 @@ __all__ = [
     "AsyncRemoteModule",
     "Cache",
     "Client",
+    "LazyfxError",
     "PassReport",
     "PassSpec",
     "Picture",
@@ -30,6 +34,7 @@ __all__ = [
     "connect",
     "connect_async",
     "digest",
+    "errors",
     "pass_spec",
     "replace_pattern",
 ]
