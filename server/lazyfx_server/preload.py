@@ -6,6 +6,8 @@ which takes a few tenths of a second. Done here, once, no worker's first job pay
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from torch.fx import symbolic_trace
 
@@ -32,3 +34,6 @@ def warm_up() -> None:
 
 
 warm_up()
+# What is here now stays until the end: the collector of a worker need not go over it again.
+gc.collect()
+gc.freeze()
