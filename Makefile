@@ -45,5 +45,8 @@ proto-check: $(STAMP) $(PROTO_VENV)/.installed ## Stubs are fresh, protos lint, 
 	$(BIN)/buf lint build/lazyfx.binpb --config buf.yaml
 	PYTHON=$(PROTO_VENV)/bin/python BUF=$(BIN)/buf sh proto/breaking.sh
 
+bench: $(STAMP) ## Measure beside peers, one table; ARGS="--quick --json FILE"
+	$(BIN)/python -m bench $(ARGS)
+
 clean: ## Remove what was set up and built
 	rm -rf $(VENV) build dist

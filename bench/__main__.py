@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import codec, hit, miss, passes
+from bench.cores import apart
 from bench.graphs import gpt2_cases
 from bench.rounds import Row, spread
 from bench.servers import running
@@ -57,13 +58,14 @@ def measure(effort: Effort, parts: tuple[str, ...] | list[str]) -> list[Row]:
     """The rows of the chosen parts."""
     rows: list[Row] = []
     cases = gpt2_cases() if set(parts) - {"wire"} else []
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as (server, echo):
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as servers:
         if "hit" in parts:
             _say("hits")
             case = cases[0]
-            rows += asyncio.run(hit.measure(case, server, echo, effort.rounds, effort.calls))
-            rows += hit.measure_blocking(case, server, echo, effort.rounds, effort.calls)
-            check = hit.check_seconds(case)
+            with apart(servers.pids):
+                rows += asyncio.run(hit.measure(case, servers, effort.rounds, effort.calls))
+                rows += hit.measure_blocking(case, servers, effort.rounds, effort.calls)
+                check = hit.check_seconds(case)
             rows.append(Row("(a) hit", "of that: has the graph changed?", [check]))
         for case in cases:
             if "passes" in parts:
@@ -71,7 +73,7 @@ def measure(effort: Effort, parts: tuple[str, ...] | list[str]) -> list[Row]:
                 rows += passes.measure(case, effort.slow_rounds)
             if "miss" in parts:
                 _say(f"misses, {case.name}")
-                rows += miss.measure(case, server, effort.slow_rounds)
+                rows += miss.measure(case, servers.lazyfx, effort.slow_rounds)
     if "wire" in parts:
         _say("wire format")
         rows += codec.measure(effort.slow_rounds)

@@ -11,6 +11,7 @@ import asyncio
 import subprocess
 import sys
 from functools import lru_cache
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -44,7 +45,7 @@ async def _serve() -> None:
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ]
     server = grpc.aio.server(options=options)
-    handler = grpc.unary_unary_rpc_method_handler(_echo)  # type: ignore[arg-type]
+    handler: Any = grpc.unary_unary_rpc_method_handler(_echo)
     _, service, method = METHOD.split("/")
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service, {method: handler}),)

@@ -36,10 +36,12 @@ def gpt2_cases() -> list[Case]:
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
+    quiet: Any = logging.set_verbosity_error
+    quiet()
     torch.manual_seed(0)
     config = GPT2Config(use_cache=False)
-    model = GPT2LMHeadModel(config).eval()
+    model: Any = GPT2LMHeadModel(config)
+    model.eval()
     example = {"input_ids": torch.randint(0, config.vocab_size, (BATCH, LENGTH))}
     sizes = (BATCH, LENGTH, config.n_embd, config.n_embd // config.n_head)
     exported = torch.export.export(model, (), kwargs=example, strict=False)

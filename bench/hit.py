@@ -7,6 +7,7 @@ import contextlib
 import statistics
 from collections.abc import Awaitable, Callable
 from time import perf_counter
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -15,8 +16,11 @@ import lazyfx
 from bench.echo import METHOD, payload
 from bench.graphs import Case
 from bench.rounds import Row, take_turns_calling, timed_calls
+from bench.servers import Servers
 from lazyfx.connection import _OPTIONS
 from lazyfx.passes import PassSpec
+
+Call = Callable[[bytes], Any]
 
 IN_FLIGHT = 64
 TARGET = 1.3
@@ -26,14 +30,14 @@ PLAIN: list[str | PassSpec] = [
 ]  # fmt: skip
 
 
-async def measure(case: Case, server: str, echo: str, rounds: int, calls: int) -> list[Row]:
+async def measure(case: Case, servers: Servers, rounds: int, calls: int) -> list[Row]:
     """Hits of the asynchronous client, of few and of many passes, and 64 in flight."""
     rows: list[Row] = []
     async with (
-        lazyfx.connect_async(server) as client,
-        grpc.aio.insecure_channel(echo, options=_OPTIONS) as channel,
+        lazyfx.connect_async(servers.lazyfx) as client,
+        grpc.aio.insecure_channel(servers.echo, options=_OPTIONS) as channel,
     ):
-        call = channel.unary_unary(METHOD)
+        call: Call = channel.unary_unary(METHOD)  # type: ignore[assignment]
         lists = ((PLAIN, "four passes by name"), (case.passes, "with 30 rewrites"))
         for passes, what in lists:
             handle = await client.compile(case.module, passes)
@@ -87,12 +91,12 @@ async def _in_flight(
     ]  # fmt: skip
 
 
-def measure_blocking(case: Case, server: str, echo: str, rounds: int, calls: int) -> list[Row]:
+def measure_blocking(case: Case, servers: Servers, rounds: int, calls: int) -> list[Row]:
     """Hits of the blocking client beside a blocking echo."""
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(lazyfx.connect(server))
-        channel = stack.enter_context(grpc.insecure_channel(echo, options=_OPTIONS))
-        call = channel.unary_unary(METHOD)
+        client = stack.enter_context(lazyfx.connect(servers.lazyfx))
+        channel = stack.enter_context(grpc.insecure_channel(servers.echo, options=_OPTIONS))
+        call: Call = channel.unary_unary(METHOD)  # type: ignore[assignment]
         handle = client.compile(case.module, PLAIN)
         remote = handle._remote
         data = payload(remote._prepared.request.ByteSize(), remote._response.ByteSize())

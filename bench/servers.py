@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.echo import start_echo
@@ -16,9 +17,18 @@ _READY = re.compile(r"serving on (\S+), metrics on")
 _START_SECONDS = 120.0
 
 
+@dataclass(frozen=True)
+class Servers:
+    """The addresses of the service and of the echo, and their process ids."""
+
+    lazyfx: str
+    echo: str
+    pids: tuple[int, int]
+
+
 @contextlib.contextmanager
-def running(store: Path) -> Iterator[tuple[str, str]]:
-    """Run `lazyfx serve` on a store of its own, and an echo; yields their addresses."""
+def running(store: Path) -> Iterator[Servers]:
+    """Run `lazyfx serve` on a store of its own, and an echo."""
     command = [
         sys.executable, "-m", "lazyfx_server", "--listen", "127.0.0.1:0",
         "--metrics-port", "0", "--store-path", str(store),
@@ -26,7 +36,7 @@ def running(store: Path) -> Iterator[tuple[str, str]]:
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     echo, echo_address = start_echo()
     try:
-        yield _address(server), echo_address
+        yield Servers(_address(server), echo_address, (server.pid, echo.pid))
     finally:
         for process in (server, echo):
             process.terminate()
