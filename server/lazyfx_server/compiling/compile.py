@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -107,14 +108,31 @@ class Compiler:
                 self._observer.observe(OverheadSpent("key", time.perf_counter() - wanted.arrived))
                 return found.hit
             damaged = found.damaged
-        (module, miss), leads = await self._flights.join(
-            wanted.digest, lambda: self._fly(wanted, damaged=damaged)
-        )
+        (module, miss), leads = await self._join(wanted, damaged=damaged)
         if leads:
             return module.answer(pb.CACHE_STATUS_MISS, miss)
         self._observer.observe(LookupMade("joined"))
         self._observer.observe(Reused(module.report.seconds))
         return module.answer(pb.CACHE_STATUS_JOINED, miss)
+
+    async def _join(
+        self, wanted: _Wanted, *, damaged: bool
+    ) -> tuple[tuple[CompiledModule, Miss], bool]:
+        """Fly with the others who want the same; tells whether this caller leads."""
+        while True:
+            own = False
+
+            def lead() -> Coroutine[Any, Any, tuple[CompiledModule, Miss]]:
+                nonlocal own
+                own = True
+                return self._fly(wanted, damaged=damaged)
+
+            try:
+                return await self._flights.join(wanted.digest, lead)
+            except MissingError:
+                # The leader sent only the digest; whoever has the graph leads the next flight.
+                if own or not wanted.request.HasField("graph"):
+                    raise
 
     async def land(self) -> None:
         """Wait until no compile is under way."""

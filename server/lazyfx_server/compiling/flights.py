@@ -32,15 +32,17 @@ class Flights(Generic[Result]):
             Exception: Whatever `work` raised; every waiter gets it.
         """
         task = self._tasks.get(key)
-        leads = task is None
-        if task is None:
+        # A flight that has landed may not have been cleared away yet.
+        leads = task is None or task.done()
+        if task is None or leads:
             task = asyncio.ensure_future(_run(work))
             self._tasks[key] = task
             task.add_done_callback(lambda done: self._land(key, done))
         return await asyncio.shield(task), leads
 
     def _land(self, key: bytes, task: asyncio.Task[Result]) -> None:
-        del self._tasks[key]
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
         if not task.cancelled():
             # Mark the exception as seen even when every waiter has left.
             task.exception()
