@@ -31,7 +31,7 @@ _PARTS = attrgetter("name", "op", "target", "_args", "_kwargs")
 _NODES = attrgetter("nodes")
 _GRAPH = attrgetter("_graph", "_graph._codegen")
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
-_DESCRIPTION = attrgetter("shape", "dtype", "device", "requires_grad")
+_DESCRIPTION = attrgetter("shape", "dtype", "requires_grad")
 
 _ABSENT = object()
 
@@ -104,7 +104,8 @@ class Remembered:
         if self.stable:
             self._descriptions = list(map(_DESCRIPTION, self._tensors))
             self._strides = list(map(torch.Tensor.stride, self._tensors))
-            self._storages = _storages(self._tensors)
+            self._locate = _addresses if all(map(_has_address, self._tensors)) else _storages
+            self._locations = self._locate(self._tensors)
             self._contents = list(map(_content, self._constants))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,7 +185,7 @@ class Remembered:
         return (
             all(map(eq, map(_DESCRIPTION, tensors), self._descriptions))
             and all(map(eq, map(torch.Tensor.stride, tensors), self._strides))
-            and _storages(tensors) == self._storages
+            and self._locate(tensors) == self._locations
             and list(map(_content, self._constants)) == self._contents
         )
 
@@ -262,9 +263,23 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_inference()
 
 
-def _storages(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """What says which tensors share memory."""
-    return [tensor.untyped_storage()._cdata for tensor in tensors]  # noqa: SLF001 - no public one
+def _has_address(tensor: torch.Tensor) -> bool:
+    real = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return real and not tensor.is_meta and tensor.data_ptr() != 0
+
+
+def _addresses(tensors: Sequence[torch.Tensor]) -> list[object]:
+    """What says where tensors are: an address stands for one device.
+
+    Tensors that stay where they are also go on sharing memory, or not: to share it with
+    another one, a tensor has to move there. Cheaper than asking for its storage.
+    """
+    return list(map(torch.Tensor.data_ptr, tensors))
+
+
+def _storages(tensors: Sequence[torch.Tensor]) -> list[object]:
+    """The same for tensors without elements."""
+    return [(t.device, t.untyped_storage()._cdata) for t in tensors]  # noqa: SLF001 - no public one
 
 
 def _content(constant: torch.Tensor) -> tuple[int, bytes | None]:
