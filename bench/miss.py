@@ -23,7 +23,6 @@ def measure(case: Case, server: str, rounds: int) -> list[Row]:
     change = _changes(case.module)
     section = f"(c) miss, {case.name}"
     overhead: list[float] = []
-    queued: list[float] = []
     with lazyfx.connect(server) as client:
 
         def miss() -> float:
@@ -34,13 +33,11 @@ def measure(case: Case, server: str, rounds: int) -> list[Row]:
             if handle.cache.status != "miss":
                 raise RuntimeError(f"a {handle.cache.status} where a miss was due")
             overhead.append(seconds - handle.report.pass_seconds)
-            queued.append(handle.report.queue_seconds)
             return seconds
 
-        # One of the two workers may be cold: let both do the job before anything counts.
+        # Any of the workers may be new: let each do the job before anything counts.
         for _ in range(4):
             miss()
-        overhead.clear()
         in_passes, ours = take_turns([local.lazily, miss], rounds)
     outside = overhead[-rounds:]
     return [

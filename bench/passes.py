@@ -60,18 +60,6 @@ class LocalPipeline:
             module = each.run(module, context).module
         return perf_counter() - started
 
-    def lazily_from_graph(self, module: GraphModule) -> float:
-        """Seconds of a local compile that needs no service: a copy, then the passes.
-
-        The copy is what encoding and decoding are to the service: passes change a graph
-        in place, and the caller's stays as it is.
-        """
-        started = perf_counter()
-        copy = wire.decode(wire.encode(module).body)
-        self.ledger = RecompileLedger()
-        self._pipeline.run(copy, self.ledger, PassLimits(), self.rewrites())
-        return perf_counter() - started
-
     def recompiles_when_plain(self) -> int:
         """How many recompiles the plain run does."""
         with _counted() as count:
