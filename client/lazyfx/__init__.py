@@ -9,6 +9,7 @@ from lazyfx import errors
 from lazyfx.errors import LazyfxError
 
 if TYPE_CHECKING:
+    from lazyfx.backend import BackendReport, FallbackWarning, backend_report
     from lazyfx.client import AsyncClient, connect_async
     from lazyfx.module import AsyncRemoteModule
     from lazyfx.passes import PassSpec, pass_spec, replace_pattern
@@ -21,8 +22,10 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncClient",
     "AsyncRemoteModule",
+    "BackendReport",
     "Cache",
     "Client",
+    "FallbackWarning",
     "LazyfxError",
     "PassReport",
     "PassSpec",
@@ -31,6 +34,7 @@ __all__ = [
     "RemoteModule",
     "Report",
     "__version__",
+    "backend_report",
     "connect",
     "connect_async",
     "digest",
@@ -42,14 +46,17 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "client",
     "AsyncRemoteModule": "module",
+    "BackendReport": "backend",
     "Cache": "report",
     "Client": "sync",
+    "FallbackWarning": "backend",
     "PassReport": "report",
     "PassSpec": "passes",
     "Picture": "sync",
     "Recompiles": "report",
     "RemoteModule": "sync",
     "Report": "report",
+    "backend_report": "backend",
     "connect": "sync",
     "connect_async": "client",
     "digest": "wire",

@@ -1,0 +1,29 @@
+"""`torch.compile(model, backend="lazyfx")`: compiled by a server, or here when there is none.
+
+dynamo finds `compile_graph` through the entry point "lazyfx" of the group
+"torch_dynamo_backends".
+"""
+
+from __future__ import annotations
+
+from lazyfx.backend.entry import compile_graph
+from lazyfx.backend.options import BackendOptions
+from lazyfx.backend.reporting import (
+    BackendReport,
+    FallbackWarning,
+    GraphReport,
+    backend_report,
+    reset_backend_report,
+)
+from lazyfx.backend.sessions import close_sessions
+
+__all__ = [
+    "BackendOptions",
+    "BackendReport",
+    "FallbackWarning",
+    "GraphReport",
+    "backend_report",
+    "close_sessions",
+    "compile_graph",
+    "reset_backend_report",
+]

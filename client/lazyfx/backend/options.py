@@ -1,0 +1,145 @@
+"""What a caller can choose about `torch.compile(backend="lazyfx")`, and where it is read from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, Literal, get_args
+
+from lazyfx.passes import PassSpec
+from lazyfx.spelling import SpellingError, parse
+
+Compile = Literal["inductor", "eager"]
+OnError = Literal["local", "eager", "raise"]
+Agreement = Literal["each", "all"]
+InductorValue = bool | int | float | str
+
+_PREFIX: Final = "LAZYFX_"
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Options of the backend, from `options={...}`, then the environment, then these defaults.
+
+    Attributes:
+        address: "host:port" of the server.
+        passes: Graph passes that the server runs first, in order.
+        compile: "inductor": run the native artifact that the server's Inductor made;
+            "eager": run the graph that came out of the passes, rebuilt from graph data.
+        on_error: When the server cannot help: "local" compiles here with Inductor (runs the
+            graph as it is with compile="eager"), "eager" runs the graph as it is, "raise"
+            raises.
+        wait: Wait for the server; otherwise run the graph as it is until the answer is there.
+        timeout: Seconds that one graph may take before the job goes on without the server.
+        agreement: "all" makes all ranks of the job's process group use the remote result
+            only if every one of them has it; "each" lets each rank decide.
+        mode: A mode of torch.compile, e.g. "max-autotune-no-cudagraphs".
+        inductor: Settings of Inductor, by their names in torch._inductor.config.
+    """
+
+    address: str = "127.0.0.1:8700"
+    passes: tuple[str | PassSpec, ...] = ()
+    compile: Compile = "eager"
+    on_error: OnError = "local"
+    wait: bool = True
+    timeout: float = 600.0
+    agreement: Agreement = "each"
+    mode: str | None = None
+    inductor: Mapping[str, InductorValue] = field(default_factory=dict)
+
+
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "compile": get_args(Compile),
+    "on_error": get_args(OnError),
+    "agreement": get_args(Agreement),
+}
+_FROM_ENVIRONMENT: Final = tuple(
+    f.name for f in fields(BackendOptions) if f.name not in {"mode", "inductor"}
+)
+_DEFAULTS: Final = BackendOptions()
+
+
+def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> BackendOptions:
+    """Read the options of one `torch.compile` call.
+
+    Args:
+        given: `options=` of torch.compile. Names that are not options of the backend are
+            settings of Inductor, as they are for backend="inductor".
+        mode: `mode=` of torch.compile.
+
+    Raises:
+        ValueError: A value is not one that the option takes; names the option.
+    """
+    values: dict[str, Any] = {}
+    for name in _FROM_ENVIRONMENT:
+        text = os.environ.get(_PREFIX + name.upper())
+        if text:
+            values[name] = _READERS[name](_PREFIX + name.upper(), text)
+    inductor: dict[str, InductorValue] = {}
+    for name, value in (given or {}).items():
+        if name in _READERS:
+            values[name] = _READERS[name](f"options[{name!r}]", value)
+        else:
+            inductor[name.replace("-", "_")] = value
+    return replace(_DEFAULTS, mode=None if mode == "default" else mode, inductor=inductor, **values)
+
+
+def _one_of(name: str) -> Callable[[str, Any], str]:
+    choices = _CHOICES[name]
+
+    def read(where: str, value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"{where} is {value!r}; it takes one of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def _address(where: str, value: Any) -> str:
+    host, separator, port = str(value).rpartition(":")
+    if not (host and separator and port.isdecimal()):
+        raise ValueError(f"{where} is {value!r}; it takes HOST:PORT, e.g. {_DEFAULTS.address}")
+    return str(value)
+
+
+def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
+    if isinstance(value, str):
+        try:
+            return tuple(PassSpec(name, options) for name, options in parse(value))
+        except SpellingError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if all(isinstance(item, (str, PassSpec)) for item in value):
+        return tuple(value)
+    raise ValueError(f"{where} takes names of passes and what lazyfx.pass_spec makes")
+
+
+def _wait(where: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    try:
+        return known[str(value).lower()]
+    except KeyError:
+        raise ValueError(f"{where} is {value!r}; it takes true or false") from None
+
+
+def _timeout(where: str, value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{where} is {value!r}; it takes seconds, more than 0")
+    return seconds
+
+
+_READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    "address": _address,
+    "passes": _passes,
+    "compile": _one_of("compile"),
+    "on_error": _one_of("on_error"),
+    "wait": _wait,
+    "timeout": _timeout,
+    "agreement": _one_of("agreement"),
+}

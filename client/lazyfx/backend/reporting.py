@@ -1,0 +1,124 @@
+"""What the backend did in this process: each graph, each fallback, one warning for each cause."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+Outcome = Literal["remote", "local", "eager"]
+
+
+class FallbackWarning(UserWarning):
+    """The server could not help; the job goes on without it."""
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One graph that torch.compile handed to the backend.
+
+    Attributes:
+        number: Counted from 1 in this process.
+        nodes: Nodes of the graph.
+        digest: Hex digest of the graph; empty when it could not be encoded.
+        outcome: What runs now: what the server made ("remote"), what this process compiled
+            ("local"), or the graph as it is ("eager").
+        cache: "hit", "miss" or "joined"; empty without an answer.
+        seconds: From the graph to something that runs.
+        reason: Why it is not remote; empty when it is.
+    """
+
+    number: int
+    nodes: int
+    digest: str
+    outcome: Outcome
+    cache: str
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """What `torch.compile(backend="lazyfx")` did in this process.
+
+    Attributes:
+        graphs: One for each graph, in the order in which they were compiled.
+        fallbacks: How often the server could not help, by the kind of error.
+    """
+
+    graphs: tuple[GraphReport, ...]
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def remote(self) -> int:
+        """Graphs that run what the server made."""
+        return sum(graph.outcome == "remote" for graph in self.graphs)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.graphs)} graphs, {self.remote} remote"]
+        for graph in self.graphs:
+            line = f"  {graph.number}: {graph.nodes} nodes, {graph.outcome}"
+            line += f" ({graph.cache})" if graph.cache else ""
+            line += f", {graph.seconds:.2f} s"
+            lines.append(line + (f": {graph.reason}" if graph.reason else ""))
+        return "\n".join(lines)
+
+
+class _Records:
+    """Adds up; threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._graphs: list[GraphReport] = []
+        self._fallbacks: Counter[str] = Counter()
+        self._warned: set[str] = set()
+
+    def add(
+        self,
+        *,
+        nodes: int,
+        digest: str,
+        outcome: Outcome,
+        cache: str,
+        seconds: float,
+        reason: str,
+    ) -> None:
+        with self._lock:
+            number = len(self._graphs) + 1
+            self._graphs.append(GraphReport(number, nodes, digest, outcome, cache, seconds, reason))
+
+    def fell_back(self, kind: str, message: str) -> None:
+        with self._lock:
+            self._fallbacks[kind] += 1
+            first = kind not in self._warned
+            self._warned.add(kind)
+        if first:
+            # The stack below is dynamo's: no line of it would help.
+            warnings.warn(message, FallbackWarning, stacklevel=2)
+
+    def report(self) -> BackendReport:
+        with self._lock:
+            return BackendReport(tuple(self._graphs), dict(self._fallbacks))
+
+    def clear(self) -> None:
+        with self._lock:
+            self._graphs.clear()
+            self._fallbacks.clear()
+            self._warned.clear()
+
+
+# A backend is a function that dynamo calls: what it did can only be kept for the process.
+records: Final = _Records()
+
+
+def backend_report() -> BackendReport:
+    """What `torch.compile(backend="lazyfx")` has done in this process so far."""
+    return records.report()
+
+
+def reset_backend_report() -> None:
+    """Start counting anew; a cause that was warned of is warned of again."""
+    records.clear()
