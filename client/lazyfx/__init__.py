@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lazyfx.passes import PassSpec, pass_spec, replace_pattern
     from lazyfx.report import Cache, PassReport, Recompiles, Report
     from lazyfx.sync import Client, Picture, RemoteModule, connect
+    from lazyfx.verifying import Provenance
     from lazyfx.wire import digest
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "PassReport",
     "PassSpec",
     "Picture",
+    "Provenance",
     "Recompiles",
     "RemoteModule",
     "Report",
@@ -53,6 +55,7 @@ _HOMES = {
     "PassReport": "report",
     "PassSpec": "passes",
     "Picture": "sync",
+    "Provenance": "verifying",
     "Recompiles": "report",
     "RemoteModule": "sync",
     "Report": "report",

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from typing_extensions import Self
 
+from lazyfx.access import access
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import CompileCall, Connection
 from lazyfx.errors import LazyfxError, MissingBlobsError
@@ -17,6 +18,7 @@ from lazyfx.passes import PassSpec
 from lazyfx.preparing import INLINE_BYTES, Prepared, Preparer
 from lazyfx.status import status_to_error
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.verifying import Provenance, Verifier
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -32,12 +34,26 @@ class AsyncClient:
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        verify_keys: Public keys in hex that artifacts must be signed with (LAZYFX_VERIFY_KEYS).
+            Without them the keys count that the server names at first use, if it is on this
+            machine.
     """
 
     def __init__(
-        self, address: str, *, timeout: float = 120.0, on_upload: Progress | None = None
+        self,
+        address: str,
+        *,
+        timeout: float = 120.0,
+        on_upload: Progress | None = None,
+        verify_keys: Sequence[str] | str | None = None,
     ) -> None:
+        granted = access(verify_keys=verify_keys)
         self._connection = Connection(address, timeout=timeout)
+        self._verifier = Verifier(
+            granted.verify_keys,
+            believes_connection=granted.believes(address),
+            ask=self._connection.server_info,
+        )
         self._on_upload = on_upload
         self._preparer = Preparer()
         # Digests that the server is known to have: their graphs need not go along.
@@ -168,8 +184,25 @@ class AsyncClient:
         return await self._connection.stats()
 
     async def fetch(self, request: pb.GetArtifactRequest) -> tuple[bytes, pb.ArtifactTrailer]:
-        """Fetch an artifact; handles call this."""
-        return await self._connection.artifact(request)
+        """Fetch an artifact and check who made it; handles call this.
+
+        Raises:
+            UntrustedArtifactError: Nobody who is trusted has signed it.
+            ServiceError: One of its kinds, by the status.
+        """
+        data, trailer = await self._connection.artifact(request)
+        await self._verifier.check(request, trailer)
+        return data, trailer
+
+    async def vouch(
+        self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
+    ) -> Provenance:
+        """Where an artifact comes from, as signed; handles call this.
+
+        Raises:
+            UntrustedArtifactError: Nobody who is trusted has signed it.
+        """
+        return await self._verifier.vouch(request, trailer)
 
     async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
         """Compile again a module that has left the server's cache; handles call this."""
@@ -237,7 +270,11 @@ class AsyncClient:
 
 
 def connect_async(
-    address: str, *, timeout: float = 120.0, on_upload: Progress | None = None
+    address: str,
+    *,
+    timeout: float = 120.0,
+    on_upload: Progress | None = None,
+    verify_keys: Sequence[str] | str | None = None,
 ) -> AsyncClient:
     """Connect to a server, for use in the running event loop.
 
@@ -247,5 +284,6 @@ def connect_async(
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
     """
-    return AsyncClient(address, timeout=timeout, on_upload=on_upload)
+    return AsyncClient(address, timeout=timeout, on_upload=on_upload, verify_keys=verify_keys)

@@ -6,6 +6,7 @@
     ├── UnsupportedGraphError      the graph cannot go on the wire; names the node
     ├── DecodeError                bytes that are not a graph in canonical form
     ├── ArtifactError              an artifact did not arrive whole, or is not what it claims
+    │   └── UntrustedArtifactError     nobody who is trusted has signed it; it was not opened
     └── ServiceError               the server answered with a gRPC status
         ├── InvalidRequestError        INVALID_ARGUMENT: names the field and the remedy
         ├── PreconditionError          FAILED_PRECONDITION, OUT_OF_RANGE
@@ -63,6 +64,10 @@ class DecodeError(LazyfxError):
 
 class ArtifactError(LazyfxError):
     """An artifact did not arrive whole, or is not what it claims to be."""
+
+
+class UntrustedArtifactError(ArtifactError):
+    """An artifact whose signature is missing, old, or by a key that is not trusted."""
 
 
 @dataclass(frozen=True)

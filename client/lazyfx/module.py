@@ -12,19 +12,25 @@ from torch.fx import GraphModule
 
 from lazyfx import wire
 from lazyfx.assembly import GeneratedSource, package_module, pickle_module
-from lazyfx.errors import ArtifactError, NotFoundError
+from lazyfx.errors import ArtifactError, LazyfxError, NotFoundError
 from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.preparing import Prepared
 from lazyfx.report import Cache, Report, cache_of, report_of
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx.verifying import Provenance
 
 
 class Fetcher(Protocol):
     """What a handle needs of its client."""
 
     async def fetch(self, request: pb.GetArtifactRequest) -> tuple[bytes, pb.ArtifactTrailer]:
-        """Fetch an artifact whole."""
+        """Fetch an artifact whole, and check who made it."""
+
+    async def vouch(
+        self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
+    ) -> Provenance:
+        """Where an artifact comes from, as signed."""
 
     async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
         """Compile again a module that has left the server's cache."""
@@ -45,6 +51,7 @@ class AsyncRemoteModule:
         self._compile_report = response.report
         self._performed_here = 0
         self._fetched: dict[int, bytes] = {}
+        self._trailers: dict[int, pb.ArtifactTrailer] = {}
         self._constants: dict[bytes, bytes] = {}
         self._callable: GraphModule | None = None
         self._lock = asyncio.Lock()
@@ -132,6 +139,26 @@ class AsyncRemoteModule:
         """Write `package()` to a file and return its path."""
         return await asyncio.to_thread(_write, Path(path), await self.package())
 
+    async def provenance(self, kind: str = "graph") -> Provenance:
+        """Who made an artifact: passes, versions, server and dates, as signed, and checked.
+
+        Args:
+            kind: "graph", "code", "pickle", "package", "source" or "picture". The artifact is
+                fetched if it has not been.
+
+        Raises:
+            UntrustedArtifactError: Nobody who is trusted has signed it.
+            LazyfxError: There is no such kind.
+            ServiceError: The server cannot make it.
+        """
+        value = pb.ArtifactKind.DESCRIPTOR.values_by_name.get(f"ARTIFACT_KIND_{kind.upper()}")
+        if value is None or value.number in (0, pb.ARTIFACT_KIND_CONSTANT):
+            raise LazyfxError(f"{kind!r} is not a kind of artifact, e.g. 'graph' or 'pickle'")
+        wanted = pb.ArtifactKind.Value(value.name)
+        await self._artifact(wanted)
+        request = pb.GetArtifactRequest(module_key=self._response.module_key, kind=wanted)
+        return await self._fetcher.vouch(request, self._trailers[wanted])
+
     @property
     def _holds_tensors(self) -> bool:
         return any(isinstance(a, torch.Tensor) for row in self._attributes for a in row)
@@ -171,6 +198,7 @@ class AsyncRemoteModule:
             if again.module_key != self._response.module_key:
                 raise
             data, trailer = await self._fetcher.fetch(request)
+        self._trailers[request.kind] = trailer
         recompiles = self._compile_report.recompiles
         if trailer.recompiles.performed > recompiles.performed:
             report = pb.CompileReport()

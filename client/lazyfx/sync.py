@@ -21,6 +21,7 @@ from lazyfx.passes import PassSpec
 from lazyfx.preparing import Prepared
 from lazyfx.report import Cache, Report
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.verifying import Provenance
 
 Answer = TypeVar("Answer")
 
@@ -128,6 +129,10 @@ class RemoteModule:
         """Write a torch.package archive; see `AsyncRemoteModule.package`."""
         return self._loop.run(self._remote.save_package(path))
 
+    def provenance(self, kind: str = "graph") -> Provenance:
+        """Who made an artifact, from what and when; see `AsyncRemoteModule.provenance`."""
+        return self._loop.run(self._remote.provenance(kind))
+
 
 class Picture(str):
     """SVG text that displays itself in a notebook."""
@@ -151,16 +156,24 @@ class Client:
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
     """
 
     def __init__(
-        self, address: str, *, timeout: float = 120.0, on_upload: Progress | None = None
+        self,
+        address: str,
+        *,
+        timeout: float = 120.0,
+        on_upload: Progress | None = None,
+        verify_keys: Sequence[str] | str | None = None,
     ) -> None:
         self._loop = _Loop()
         self._preparing = threading.Lock()
 
         async def open_client() -> AsyncClient:
-            return AsyncClient(address, timeout=timeout, on_upload=on_upload)
+            return AsyncClient(
+                address, timeout=timeout, on_upload=on_upload, verify_keys=verify_keys
+            )
 
         self._client = self._loop.run(open_client())
 
@@ -244,12 +257,19 @@ async def _next(answers: AsyncIterator[Answer]) -> Answer | None:
     return await anext(answers, None)
 
 
-def connect(address: str, *, timeout: float = 120.0, on_upload: Progress | None = None) -> Client:
+def connect(
+    address: str,
+    *,
+    timeout: float = 120.0,
+    on_upload: Progress | None = None,
+    verify_keys: Sequence[str] | str | None = None,
+) -> Client:
     """Connect to a server. Nothing is sent before the first call.
 
     Args:
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
     """
-    return Client(address, timeout=timeout, on_upload=on_upload)
+    return Client(address, timeout=timeout, on_upload=on_upload, verify_keys=verify_keys)

@@ -25,9 +25,9 @@ from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.explain import Explainer
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger import ServerLedger
-from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.config import Settings
+from lazyfx_server.config_parts import artifact_signer, request_limits
 from lazyfx_server.errors import RequestError
 from lazyfx_server.execution import ForkServer, ProcessExecutor
 from lazyfx_server.passes import Registry
@@ -84,13 +84,14 @@ class App:
 
     def __init__(self, settings: Settings, forkserver: ForkServer) -> None:
         self._settings = settings
-        self._limits = _limits(settings)
+        self._limits = request_limits(settings)
         self._devices = _Devices()
         self._serving = False
         registry = Registry()
         ledger = ServerLedger()
         metrics = new_registry()
         self._store = self._open_store(settings)
+        signer = artifact_signer(settings)
         self._executor = ProcessExecutor(
             run_job,
             forkserver=forkserver,
@@ -135,6 +136,7 @@ class App:
             jobs=self._jobs,
             admission=admission,
             observer=observers,
+            signer=signer,
         )
         blobs = Blobs(
             self._store,
@@ -148,7 +150,7 @@ class App:
             ledger=ledger,
             registry=registry,
             limits=self._limits,
-            facts=ServerFacts(settings.workers, lambda: self._devices.infos),
+            facts=ServerFacts(settings.workers, lambda: self._devices.infos, signer),
             store_stats=self._store.stats,
         )
         self._gate = Gate(observers)
@@ -273,19 +275,3 @@ class App:
             self._devices.infos = tuple((await self._jobs.describe()).devices)
         except RequestError as error:
             _log.warning("workers could not tell their devices: %s", error)
-
-
-def _limits(settings: Settings) -> RequestLimits:
-    return RequestLimits(
-        max_message_bytes=settings.max_message_bytes,
-        max_graph_bytes=settings.max_graph_bytes,
-        max_blob_bytes=settings.max_blob_bytes,
-        max_nodes=settings.max_nodes,
-        max_passes=settings.max_passes,
-        max_rewrites=settings.max_rewrites,
-        max_matches=settings.max_matches,
-        max_folded_bytes=settings.max_folded_bytes,
-        job_timeout=settings.job_timeout,
-        max_queue=settings.max_queue,
-        max_batch_in_flight=settings.max_batch_in_flight,
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,6 +125,17 @@ class Settings(BaseSettings):
     upload_idle_timeout: float = Field(default=30.0, gt=0)
     """Seconds without a chunk after which an upload is ended."""
 
+    server_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
+    """What signed artifacts call this server. Default: the name of the machine."""
+
+    signing_key: Path | None = None
+    """File of the Ed25519 keys that artifacts are signed with (PEM, the first one signs, read
+    again when it changes); made when it is not there. Default: .keys/signing.pem in the store's
+    folder; without a store, a new key at each start."""
+
+    signature_days: float = Field(default=30.0, gt=0)
+    """Days for which the signature of an artifact holds."""
+
     drain_seconds: float = Field(default=30.0, ge=0)
     """Seconds that requests in flight get to finish after SIGTERM."""
 
@@ -148,6 +160,13 @@ class Settings(BaseSettings):
         if not separator or not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError("must be HOST:PORT, e.g. 127.0.0.1:8700 or [::1]:8700")
         return value
+
+    @property
+    def signing_key_file(self) -> Path | None:
+        """Where the signing key is kept; None when in memory only."""
+        if self.signing_key is None and self.store_path is not None:
+            return self.store_path / ".keys" / "signing.pem"
+        return self.signing_key
 
     @property
     def listens_on_loopback(self) -> bool:

@@ -9,6 +9,7 @@ import typer
 import lazyfx
 from lazyfx.cli.batch import batch
 from lazyfx.cli.demo import demo
+from lazyfx.cli.keys import keys
 from lazyfx.cli.optimize import optimize
 from lazyfx.cli.passes import passes
 from lazyfx.cli.serve import serve
@@ -37,6 +38,7 @@ app.command()(batch)
 app.command()(passes)
 app.command()(stats)
 app.command()(demo)
+app.command()(keys)
 
 
 def _print_version(wanted: bool) -> None:

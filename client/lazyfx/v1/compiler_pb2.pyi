@@ -724,6 +724,7 @@ class ArtifactTrailer(google.protobuf.message.Message):
     DIGEST_FIELD_NUMBER: builtins.int
     RECOMPILES_FIELD_NUMBER: builtins.int
     RENDER_SECONDS_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
     render_seconds: builtins.float
     """Seconds that rendering took, when it was rendered now."""
     @property
@@ -734,17 +735,111 @@ class ArtifactTrailer(google.protobuf.message.Message):
     def recompiles(self) -> Global___Recompiles:
         """The module's recompiles after this request."""
 
+    @property
+    def signature(self) -> Global___ArtifactSignature:
+        """Who says that these bytes are this artifact; verify it before opening anything that can
+        hold code.
+        """
+
     def __init__(
         self,
         *,
         digest: lazyfx.v1.graph_pb2.Digest | None = ...,
         recompiles: Global___Recompiles | None = ...,
         render_seconds: builtins.float = ...,
+        signature: Global___ArtifactSignature | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["digest", b"digest", "recompiles", b"recompiles"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "recompiles", b"recompiles", "render_seconds", b"render_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["digest", b"digest", "recompiles", b"recompiles", "signature", b"signature"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "recompiles", b"recompiles", "render_seconds", b"render_seconds", "signature", b"signature"]) -> None: ...
 
 Global___ArtifactTrailer: typing_extensions.TypeAlias = ArtifactTrailer
+
+@typing.final
+class ArtifactSignature(google.protobuf.message.Message):
+    """A statement about an artifact, signed by the server that made it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATEMENT_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    KEY_ID_FIELD_NUMBER: builtins.int
+    statement: builtins.bytes
+    """A serialized ArtifactStatement: exactly the bytes that are signed."""
+    signature: builtins.bytes
+    """Ed25519 over "lazyfx artifact statement 1\\0" and the statement's bytes. 64 bytes."""
+    key_id: builtins.bytes
+    """Which key signed it: VerifyKey.key_id."""
+    def __init__(
+        self,
+        *,
+        statement: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+        key_id: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key_id", b"key_id", "signature", b"signature", "statement", b"statement"]) -> None: ...
+
+Global___ArtifactSignature: typing_extensions.TypeAlias = ArtifactSignature
+
+@typing.final
+class ArtifactStatement(google.protobuf.message.Message):
+    """What a signature says of an artifact: what it is, of what, by whom and until when."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    MODULE_KEY_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    BUILDER_FIELD_NUMBER: builtins.int
+    LAZYFX_VERSION_FIELD_NUMBER: builtins.int
+    TORCH_VERSION_FIELD_NUMBER: builtins.int
+    PYTHON_VERSION_FIELD_NUMBER: builtins.int
+    PIPELINE_FIELD_NUMBER: builtins.int
+    CREATED_FIELD_NUMBER: builtins.int
+    EXPIRES_FIELD_NUMBER: builtins.int
+    module_key: builtins.bytes
+    """CompileResponse.module_key. 32 bytes."""
+    kind: Global___ArtifactKind.ValueType
+    tenant: builtins.bytes
+    """Tag of the tenant that it was made for, as in its keys; 32 bytes that do not tell the name."""
+    builder: builtins.str
+    """Name of the server that made it."""
+    lazyfx_version: builtins.str
+    torch_version: builtins.str
+    python_version: builtins.str
+    pipeline: builtins.str
+    """Canonical spelling of the passes that ran."""
+    @property
+    def artifact(self) -> lazyfx.v1.graph_pb2.Digest:
+        """Digest of the artifact's bytes."""
+
+    @property
+    def created(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the artifact was made."""
+
+    @property
+    def expires(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the statement ends; verifiers refuse it from then on."""
+
+    def __init__(
+        self,
+        *,
+        artifact: lazyfx.v1.graph_pb2.Digest | None = ...,
+        module_key: builtins.bytes = ...,
+        kind: Global___ArtifactKind.ValueType = ...,
+        tenant: builtins.bytes = ...,
+        builder: builtins.str = ...,
+        lazyfx_version: builtins.str = ...,
+        torch_version: builtins.str = ...,
+        python_version: builtins.str = ...,
+        pipeline: builtins.str = ...,
+        created: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        expires: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["artifact", b"artifact", "created", b"created", "expires", b"expires"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "builder", b"builder", "created", b"created", "expires", b"expires", "kind", b"kind", "lazyfx_version", b"lazyfx_version", "module_key", b"module_key", "pipeline", b"pipeline", "python_version", b"python_version", "tenant", b"tenant", "torch_version", b"torch_version"]) -> None: ...
+
+Global___ArtifactStatement: typing_extensions.TypeAlias = ArtifactStatement
 
 @typing.final
 class FindMissingBlobsRequest(google.protobuf.message.Message):
@@ -1007,11 +1102,15 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     ARTIFACT_KINDS_FIELD_NUMBER: builtins.int
     WORKERS_FIELD_NUMBER: builtins.int
     UPTIME_FIELD_NUMBER: builtins.int
+    VERIFY_KEYS_FIELD_NUMBER: builtins.int
+    BUILDER_FIELD_NUMBER: builtins.int
     lazyfx_version: builtins.str
     torch_version: builtins.str
     python_version: builtins.str
     grpc_version: builtins.str
     workers: builtins.int
+    builder: builtins.str
+    """The name in ArtifactStatement.builder."""
     @property
     def format_versions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -1022,6 +1121,12 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     def artifact_kinds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___ArtifactKind.ValueType]: ...
     @property
     def uptime(self) -> google.protobuf.duration_pb2.Duration: ...
+    @property
+    def verify_keys(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___VerifyKey]:
+        """Public keys that this server signs artifacts with; the first one signs now, others are on
+        their way in or out. Believe them only if the connection itself is to be believed.
+        """
+
     def __init__(
         self,
         *,
@@ -1035,11 +1140,35 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         artifact_kinds: collections.abc.Iterable[Global___ArtifactKind.ValueType] | None = ...,
         workers: builtins.int = ...,
         uptime: google.protobuf.duration_pb2.Duration | None = ...,
+        verify_keys: collections.abc.Iterable[Global___VerifyKey] | None = ...,
+        builder: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "python_version", b"python_version", "torch_version", b"torch_version", "uptime", b"uptime", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "python_version", b"python_version", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
+
+@typing.final
+class VerifyKey(google.protobuf.message.Message):
+    """A public key for artifact signatures."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    key_id: builtins.bytes
+    """First 8 bytes of the SHA-256 of public_key."""
+    public_key: builtins.bytes
+    """Ed25519, raw, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        key_id: builtins.bytes = ...,
+        public_key: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key_id", b"key_id", "public_key", b"public_key"]) -> None: ...
+
+Global___VerifyKey: typing_extensions.TypeAlias = VerifyKey
 
 @typing.final
 class DeviceInfo(google.protobuf.message.Message):

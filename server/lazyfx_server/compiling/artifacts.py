@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -15,9 +16,12 @@ from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError
+from lazyfx_server.security.signing import Facts, Signer
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import ArtifactServed, Observer, RecompilesPerformed
 from lazyfx_server.v1 import worker_pb2 as worker
+
+_log = logging.getLogger(__name__)
 
 KINDS = {
     pb.ARTIFACT_KIND_CODE: "code",
@@ -44,6 +48,7 @@ class Artifact:
     rendered: bool
     render_seconds: float
     recompiles: pb.Recompiles
+    signature: pb.ArtifactSignature
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Artifacts:
         jobs: Renders in worker processes.
         admission: Bounds that work.
         observer: Is told what happened.
+        signer: States what each artifact is.
     """
 
     def __init__(
@@ -71,12 +77,14 @@ class Artifacts:
         jobs: Jobs,
         admission: Admission,
         observer: Observer,
+        signer: Signer,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._jobs = jobs
         self._admission = admission
         self._observer = observer
+        self._signer = signer
         self._flights: Flights[_Rendered] = Flights()
 
     @property
@@ -110,10 +118,11 @@ class Artifacts:
                 "no compiled module has this key (any more); compile again"
             )
         if request.kind == pb.ARTIFACT_KIND_GRAPH:
-            found = _Rendered(await self._stored_graph(module), 0.0)
+            found = self._signed(await self._stored_graph(module), module, request.kind)
             leads = False
         elif request.kind == pb.ARTIFACT_KIND_CONSTANT:
-            found = _Rendered(await self._stored_constant(module, request.constant), 0.0)
+            stored = await self._stored_constant(module, request.constant)
+            found = self._signed(stored, module, request.kind)
             leads = False
         else:
             found, leads = await self._rendered(module, request)
@@ -125,6 +134,7 @@ class Artifacts:
             rendered=leads,
             render_seconds=found.seconds if leads else 0.0,
             recompiles=module.report.recompiles,
+            signature=found.record.signature,
         )
         self._observer.observe(
             ArtifactServed(
@@ -141,7 +151,7 @@ class Artifacts:
     ) -> tuple[_Rendered, bool]:
         names = hashlib.sha256(request.presentation.SerializeToString(deterministic=True)).digest()
         place = artifact_digest(module.key, request.kind, names)
-        if record := await self._load(place):
+        if record := await self._load(place, module, request.kind):
             return _Rendered(record, 0.0), False
         return await self._flights.join(place, lambda: self._render(module, request, names, place))
 
@@ -156,8 +166,10 @@ class Artifacts:
             presentation=request.presentation,
             purpose=request.purpose or request.kind,
         )
-        if request.kind in _FROM_SOURCE and (source := await self._load(source_place)):
-            job.source.ParseFromString(source.data)
+        if request.kind in _FROM_SOURCE:
+            source = await self._load(source_place, module, pb.ARTIFACT_KIND_SOURCE)
+            if source is not None:
+                job.source.ParseFromString(source.data)
         if request.kind in (pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PACKAGE):
             for digest in module.record.constants:
                 data = (await self._stored_constant(module, digest)).data
@@ -165,10 +177,13 @@ class Artifacts:
         async with self._admission.slot():
             result = await self._jobs.render(job)
         record = _record(result.data, result.media_type)
+        rendered = self._signed(record, module, request.kind, result.seconds)
         await self._keep(place, record)
         if request.kind in _FROM_SOURCE and result.HasField("source"):
             source_bytes = result.source.SerializeToString(deterministic=True)
-            await self._keep(source_place, _record(source_bytes, _SOURCE_TYPE))
+            source = _record(source_bytes, _SOURCE_TYPE)
+            self._signed(source, module, pb.ARTIFACT_KIND_SOURCE)
+            await self._keep(source_place, source)
         if performed := sum(p.count for p in result.performed):
             module.note_recompiles(performed)
             await self._catalog.save(module)
@@ -179,7 +194,17 @@ class Artifacts:
                     )
                 )
         module.note_rendered(request.kind)
-        return _Rendered(record, result.seconds)
+        return rendered
+
+    def _signed(
+        self,
+        record: worker.ArtifactRecord,
+        module: CompiledModule,
+        kind: pb.ArtifactKind.ValueType,
+        seconds: float = 0.0,
+    ) -> _Rendered:
+        record.signature.CopyFrom(self._signer.sign(record.digest, _facts(module, kind)))
+        return _Rendered(record, seconds)
 
     async def _stored_graph(self, module: CompiledModule) -> worker.ArtifactRecord:
         data = await self._store.get(module.graph_blob)
@@ -205,17 +230,31 @@ class Artifacts:
             data=data, digest=digest, media_type="application/octet-stream"
         )
 
-    async def _load(self, place: bytes) -> worker.ArtifactRecord | None:
+    async def _load(
+        self, place: bytes, module: CompiledModule, kind: pb.ArtifactKind.ValueType
+    ) -> worker.ArtifactRecord | None:
+        """An artifact from the store, if this server's own signature is on it."""
         stored = await self._store.get(f"artifacts/{place.hex()}")
         if stored is None:
             return None
         try:
-            return worker.ArtifactRecord.FromString(stored)
+            record = worker.ArtifactRecord.FromString(stored)
         except DecodeError:
             return None
+        facts = _facts(module, kind)
+        signature = self._signer.renewed(record.signature, record.digest, facts)
+        if signature is None:
+            _log.warning("an artifact in the store is not signed by this server; made again")
+            return None
+        record.signature.CopyFrom(signature)
+        return record
 
     async def _keep(self, place: bytes, record: worker.ArtifactRecord) -> None:
         await self._store.put(f"artifacts/{place.hex()}", record.SerializeToString())
+
+
+def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> Facts:
+    return Facts(module.key, kind, module.record.tenant, module.report.pipeline)
 
 
 def _record(data: bytes, media_type: str) -> worker.ArtifactRecord:

@@ -146,6 +146,7 @@ class Catalog:
             compiled_graph=content,
             report=result.report,
             constants=[constant.digest for constant in result.constants],
+            tenant=key.tenant,
         )
         module = CompiledModule(digest, record, checked=time.monotonic())
         await self._store.put(module.graph_blob, graph)

@@ -23,6 +23,7 @@ from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.rpc.interceptors import Context
 from lazyfx_server.rpc.statuses import status_of
+from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import StoreStats
 
 CHUNK_BYTES = 512 * 1024
@@ -35,10 +36,12 @@ class ServerFacts:
     Attributes:
         workers: Worker processes.
         devices: Devices that workers see, asked anew each time.
+        signer: Knows the public keys.
     """
 
     workers: int
     devices: Callable[[], Sequence[pb.DeviceInfo]]
+    signer: Signer
 
 
 class GraphCompilerService(GraphCompilerServicer):
@@ -130,6 +133,7 @@ class GraphCompilerService(GraphCompilerServicer):
                 digest=artifact.digest,
                 recompiles=artifact.recompiles,
                 render_seconds=artifact.render_seconds,
+                signature=artifact.signature,
             )
         )
 
@@ -168,6 +172,8 @@ class GraphCompilerService(GraphCompilerServicer):
             limits=self._limits.describe(),
             artifact_kinds=sorted(KINDS),
             workers=self._facts.workers,
+            verify_keys=self._facts.signer.verify_keys,
+            builder=self._facts.signer.builder,
         )
         response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))
         return response

@@ -440,10 +440,13 @@ class ModuleRecord(google.protobuf.message.Message):
     COMPILED_GRAPH_FIELD_NUMBER: builtins.int
     REPORT_FIELD_NUMBER: builtins.int
     CONSTANTS_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
     graph_digest: builtins.bytes
     pipeline_fingerprint: builtins.bytes
     values_digest: builtins.bytes
     environment_digest: builtins.bytes
+    tenant: builtins.bytes
+    """Tag of the tenant that it was compiled for."""
     @property
     def compiled_graph(self) -> lazyfx.v1.graph_pb2.Digest:
         """Digest of the serialized CompiledGraph blob."""
@@ -462,9 +465,10 @@ class ModuleRecord(google.protobuf.message.Message):
         compiled_graph: lazyfx.v1.graph_pb2.Digest | None = ...,
         report: lazyfx.v1.compiler_pb2.CompileReport | None = ...,
         constants: collections.abc.Iterable[lazyfx.v1.graph_pb2.Digest] | None = ...,
+        tenant: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["compiled_graph", b"compiled_graph", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compiled_graph", b"compiled_graph", "constants", b"constants", "environment_digest", b"environment_digest", "graph_digest", b"graph_digest", "pipeline_fingerprint", b"pipeline_fingerprint", "report", b"report", "values_digest", b"values_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compiled_graph", b"compiled_graph", "constants", b"constants", "environment_digest", b"environment_digest", "graph_digest", b"graph_digest", "pipeline_fingerprint", b"pipeline_fingerprint", "report", b"report", "tenant", b"tenant", "values_digest", b"values_digest"]) -> None: ...
 
 Global___ModuleRecord: typing_extensions.TypeAlias = ModuleRecord
 
@@ -477,11 +481,16 @@ class ArtifactRecord(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     media_type: builtins.str
     @property
     def digest(self) -> lazyfx.v1.graph_pb2.Digest:
         """Digest of data."""
+
+    @property
+    def signature(self) -> lazyfx.v1.compiler_pb2.ArtifactSignature:
+        """Made with the artifact, so that whoever can write to the store cannot put another in its place."""
 
     def __init__(
         self,
@@ -489,9 +498,10 @@ class ArtifactRecord(google.protobuf.message.Message):
         data: builtins.bytes = ...,
         digest: lazyfx.v1.graph_pb2.Digest | None = ...,
         media_type: builtins.str = ...,
+        signature: lazyfx.v1.compiler_pb2.ArtifactSignature | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["digest", b"digest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "digest", b"digest", "media_type", b"media_type"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["digest", b"digest", "signature", b"signature"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "digest", b"digest", "media_type", b"media_type", "signature", b"signature"]) -> None: ...
 
 Global___ArtifactRecord: typing_extensions.TypeAlias = ArtifactRecord
 

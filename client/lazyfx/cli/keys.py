@@ -1,0 +1,60 @@
+"""`lazyfx keys`: which keys a server signs artifacts with, and new ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import lazyfx
+from lazyfx.cli.failing import fail, failing_clearly
+from lazyfx.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from lazyfx.cli.plain import as_json, plain
+
+Rotate = Annotated[
+    Path | None,
+    typer.Option(
+        "--rotate",
+        metavar="FILE",
+        help="Put a new key into this key file (made when it is not there); the one before stays "
+        "live. A server reads its file again when it changes.",
+    ),
+]
+
+
+def keys(
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 30.0,
+    rotate: Rotate = None,
+    json: AsJson = False,
+) -> None:
+    """Print the public keys that a server signs with, one a line, the one in use first.
+
+    Give them to clients as LAZYFX_VERIFY_KEYS, by a way that you trust.
+    """
+    if rotate is not None:
+        for public_key in _rotated(rotate):
+            typer.echo(public_key)
+        return
+    with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+        found = client.server_info().verify_keys
+    if json:
+        typer.echo(as_json([plain(key) for key in found]))
+        return
+    for key in found:
+        typer.echo(key.public_key.hex())
+
+
+def _rotated(path: Path) -> tuple[str, ...]:
+    try:
+        from lazyfx_server.security.signing import KeyFileError, rotate
+    except ModuleNotFoundError as error:
+        raise fail(
+            f"key files belong to servers, and the server is not installed (no module "
+            f"{error.name!r}); install it with: pip install 'lazyfx[server]'"
+        ) from error
+    try:
+        return rotate(path)
+    except KeyFileError as error:
+        raise fail(str(error)) from error

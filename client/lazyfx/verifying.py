@@ -1,0 +1,206 @@
+"""Whether an artifact comes from whom it should: signatures are checked before it is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from google.protobuf.message import DecodeError
+
+from lazyfx.errors import LazyfxError, UntrustedArtifactError
+from lazyfx.v1 import compiler_pb2 as pb
+
+SIGNED_PREFIX = b"lazyfx artifact statement 1\0"
+"""Stands before a statement when it is signed, so that a signature can mean nothing else."""
+
+# Data that is taken apart by tables and can hold no code.
+DATA_KINDS = frozenset({pb.ARTIFACT_KIND_GRAPH, pb.ARTIFACT_KIND_CONSTANT})
+# How far the clocks of client and server may be apart.
+_CLOCK_SECONDS = 300.0
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Who made an artifact, from what and when; as signed, and checked.
+
+    Attributes:
+        kind: E.g. "graph" or "pickle".
+        digest: Hex of the SHA-256 of its bytes.
+        module_key: Hex of the key of the compiled module.
+        pipeline: Canonical spelling of the passes that ran.
+        builder: Name of the server.
+        lazyfx_version: What the server ran.
+        torch_version: What the server ran.
+        python_version: What the server ran.
+        created: When it was made.
+        expires: From when on the signature is refused.
+        public_key: Hex of the key that the signature was checked with.
+    """
+
+    kind: str
+    digest: str
+    module_key: str
+    pipeline: str
+    builder: str
+    lazyfx_version: str
+    torch_version: str
+    python_version: str
+    created: datetime
+    expires: datetime
+    public_key: str
+
+
+class Verifier:
+    """Checks signatures by pinned keys, or by those that a trusted connection names.
+
+    Args:
+        pinned: Public keys in hex. None pins none: then the keys that the server names at the
+            first use count, if the connection is to be believed.
+        believes_connection: The server is on this machine, or has proved who it is.
+        ask: Asks the server for its keys.
+
+    Raises:
+        LazyfxError: A key is malformed.
+    """
+
+    def __init__(
+        self,
+        pinned: Iterable[str] | None,
+        *,
+        believes_connection: bool,
+        ask: Callable[[], Awaitable[pb.GetServerInfoResponse]],
+    ) -> None:
+        self._pinned = pinned is not None
+        self._believes = believes_connection
+        self._ask = ask
+        self._keys = {key_id(raw): raw for raw in map(_read_key, pinned or ())}
+        if self._pinned and not self._keys:
+            raise LazyfxError("verify_keys is empty; leave it out, or name at least one key")
+
+    async def check(
+        self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
+    ) -> Provenance | None:
+        """Check an artifact that has arrived and has the digest that its trailer says.
+
+        Returns:
+            Where it comes from; None for graph data when no key is pinned, which needs no
+            signature.
+
+        Raises:
+            UntrustedArtifactError: Nobody who is trusted says that this is the artifact; it
+                must not be opened.
+        """
+        if request.kind in DATA_KINDS and not self._pinned:
+            return None
+        return await self.vouch(request, trailer)
+
+    async def vouch(
+        self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
+    ) -> Provenance:
+        """Check a signature whatever the kind of artifact; see `check`."""
+        name = pb.ArtifactKind.Name(request.kind).removeprefix("ARTIFACT_KIND_").lower()
+        signature = trailer.signature
+        if not signature.signature:
+            raise UntrustedArtifactError(f"the {name} is not signed and was not opened")
+        public_key = await self._key(signature.key_id, name)
+        try:
+            Ed25519PublicKey.from_public_bytes(public_key).verify(
+                signature.signature, SIGNED_PREFIX + signature.statement
+            )
+            statement = pb.ArtifactStatement.FromString(signature.statement)
+        except (InvalidSignature, DecodeError) as error:
+            raise UntrustedArtifactError(
+                f"the signature of the {name} is not right; it was not opened"
+            ) from error
+        _fits(statement, request, trailer, name)
+        return _provenance(statement, name, public_key)
+
+    async def _key(self, wanted: bytes, name: str) -> bytes:
+        if wanted not in self._keys and not self._pinned:
+            await self._learn(name)
+        found = self._keys.get(wanted)
+        if found is None:
+            known = "pinned key" if self._pinned else "key that this client knows of the server"
+            raise UntrustedArtifactError(
+                f"the {name} is signed with key {wanted.hex()[:16]}, which is no {known}; it was "
+                "not opened. If the server has a new key, "
+                + ("pin it too" if self._pinned else "connect anew")
+            )
+        return found
+
+    async def _learn(self, name: str) -> None:
+        """Take the server's word for its keys: at first use, or beside one known already."""
+        if not self._believes:
+            raise UntrustedArtifactError(
+                f"the {name} can hold code and this connection does not prove who sends it; it "
+                "was not opened. Connect with TLS, or pin the server's keys with verify_keys= "
+                "(LAZYFX_VERIFY_KEYS); `lazyfx keys` prints them on the server's machine"
+            )
+        published = [key.public_key for key in (await self._ask()).verify_keys]
+        named = {key_id(raw): raw for raw in published if len(raw) == _KEY_BYTES}
+        if not self._keys or self._keys.keys() & named.keys():
+            self._keys = named
+
+
+def key_id(public_key: bytes) -> bytes:
+    """What a public key is called in signatures: the start of its SHA-256, 8 bytes."""
+    return hashlib.sha256(public_key).digest()[:8]
+
+
+def _read_key(text: str) -> bytes:
+    try:
+        raw = bytes.fromhex(text.strip())
+    except ValueError:
+        raw = b""
+    if len(raw) != _KEY_BYTES:
+        raise LazyfxError(
+            f"{text[:80]!r} is not a public key: 64 hexadecimal digits, as `lazyfx keys` prints"
+        )
+    return raw
+
+
+def _fits(
+    statement: pb.ArtifactStatement,
+    request: pb.GetArtifactRequest,
+    trailer: pb.ArtifactTrailer,
+    name: str,
+) -> None:
+    """Check that a statement is about the artifact that was asked for, and still holds."""
+    about = (statement.artifact.sha256, statement.module_key, statement.kind)
+    if about != (trailer.digest.sha256, request.module_key, request.kind):
+        raise UntrustedArtifactError(
+            f"the signature of the {name} is about another artifact; it was not opened"
+        )
+    now = time.time()
+    if statement.expires.ToSeconds() + _CLOCK_SECONDS < now:
+        raise UntrustedArtifactError(
+            f"the signature of the {name} ended at {statement.expires.ToJsonString()}; it was not "
+            "opened. Fetch it again, and compare the clocks"
+        )
+    if statement.created.ToSeconds() - _CLOCK_SECONDS > now:
+        raise UntrustedArtifactError(
+            f"the signature of the {name} is of {statement.created.ToJsonString()}, which is yet "
+            "to come; it was not opened. Compare the clocks"
+        )
+
+
+def _provenance(statement: pb.ArtifactStatement, name: str, public_key: bytes) -> Provenance:
+    return Provenance(
+        kind=name,
+        digest=statement.artifact.sha256.hex(),
+        module_key=statement.module_key.hex(),
+        pipeline=statement.pipeline,
+        builder=statement.builder,
+        lazyfx_version=statement.lazyfx_version,
+        torch_version=statement.torch_version,
+        python_version=statement.python_version,
+        created=statement.created.ToDatetime(timezone.utc),
+        expires=statement.expires.ToDatetime(timezone.utc),
+        public_key=public_key.hex(),
+    )

@@ -1,0 +1,45 @@
+"""Settings split into the parts that rooms get."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+from lazyfx_server.compiling.limits import RequestLimits
+from lazyfx_server.config import Settings
+from lazyfx_server.security.signing import Builder, KeyFileError, KeyRing, Signer
+
+_DAY = 86_400.0
+
+
+def artifact_signer(settings: Settings) -> Signer:
+    """What signs artifacts, with the key that the settings name.
+
+    Raises:
+        OSError: The key file cannot be used.
+    """
+    try:
+        ring = KeyRing(settings.signing_key_file)
+    except KeyFileError as error:
+        raise OSError(str(error)) from error
+    builder = Builder(
+        settings.server_name, version("lazyfx"), version("torch"), platform.python_version()
+    )
+    return Signer(ring, builder, settings.signature_days * _DAY)
+
+
+def request_limits(settings: Settings) -> RequestLimits:
+    """The bounds of requests and jobs."""
+    return RequestLimits(
+        max_message_bytes=settings.max_message_bytes,
+        max_graph_bytes=settings.max_graph_bytes,
+        max_blob_bytes=settings.max_blob_bytes,
+        max_nodes=settings.max_nodes,
+        max_passes=settings.max_passes,
+        max_rewrites=settings.max_rewrites,
+        max_matches=settings.max_matches,
+        max_folded_bytes=settings.max_folded_bytes,
+        job_timeout=settings.job_timeout,
+        max_queue=settings.max_queue,
+        max_batch_in_flight=settings.max_batch_in_flight,
+    )

@@ -1,0 +1,289 @@
+"""Signed statements about artifacts: what they are, of what, by whom and until when.
+
+Keys live in the server process and its key file only. Workers are forked from a process that
+was started before the file was read.
+
+The file holds one or more Ed25519 private keys as PEM. The first one signs; the others are
+published too, so that a key can be brought in, and taken out, while clients still know
+another one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachetools import LRUCache
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx.verifying import SIGNED_PREFIX, key_id
+
+_END = b"-----END PRIVATE KEY-----\n"
+# A stored signature is used again until this part of its life is left.
+_RENEWED_AT = 0.5
+_MOST_REMEMBERED = 4096
+
+
+class KeyFileError(Exception):
+    """A key file cannot be read, written, or trusted to be private."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a statement says beside digest and dates.
+
+    Attributes:
+        module_key: Key of the compiled module, 32 bytes.
+        kind: An ArtifactKind.
+        tenant: Tag of the tenant, 32 bytes.
+        pipeline: Canonical spelling of the passes.
+    """
+
+    module_key: bytes
+    kind: pb.ArtifactKind.ValueType
+    tenant: bytes
+    pipeline: str
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Who makes artifacts: a server's name, and the versions that it runs."""
+
+    name: str
+    lazyfx_version: str
+    torch_version: str
+    python_version: str
+
+
+class KeyRing:
+    """The live private keys; the file is read again when it changes.
+
+    Args:
+        path: The key file; made, with one new key and mode 0600, when it is not there. None
+            keeps one new key in memory.
+
+    Raises:
+        KeyFileError: The file cannot be used.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self._keys: tuple[Ed25519PrivateKey, ...] = ()
+        if path is None:
+            self._keys = (Ed25519PrivateKey.generate(),)
+            return
+        if not path.exists():
+            write_keys(path, [Ed25519PrivateKey.generate()], replace=False)
+        self._read(path)
+
+    @property
+    def keys(self) -> tuple[Ed25519PrivateKey, ...]:
+        """The keys, the one that signs first.
+
+        Raises:
+            KeyFileError: The file changed into something that is no key file.
+        """
+        if self._path is not None and _looks(self._path) != self._seen:
+            self._read(self._path)
+        return self._keys
+
+    def _read(self, path: Path) -> None:
+        self._seen = _looks(path)
+        self._keys = read_keys(path)
+
+
+class Signer:
+    """Signs artifacts, and recognizes its own signatures.
+
+    Args:
+        ring: The live keys.
+        builder: What statements say of this server.
+        lifetime: Seconds for which a statement holds.
+    """
+
+    def __init__(self, ring: KeyRing, builder: Builder, lifetime: float) -> None:
+        self._ring = ring
+        self._builder = builder
+        self._lifetime = lifetime
+        self._issued: LRUCache[tuple[object, ...], tuple[float, pb.ArtifactSignature]] = LRUCache(
+            _MOST_REMEMBERED
+        )
+        self._recognized: LRUCache[tuple[bytes, bytes], bytes] = LRUCache(_MOST_REMEMBERED)
+
+    @property
+    def verify_keys(self) -> list[pb.VerifyKey]:
+        """The public keys of the live keys, the one that signs first."""
+        found = (_public(key) for key in self._ring.keys)
+        return [pb.VerifyKey(key_id=key_id(raw), public_key=raw) for raw in found]
+
+    @property
+    def builder(self) -> str:
+        """The server's name in statements."""
+        return self._builder.name
+
+    def sign(self, digest: graph_pb2.Digest, facts: Facts) -> pb.ArtifactSignature:
+        """State that these bytes are this artifact; the same statement serves until it is old."""
+        key = self._ring.keys[0]
+        place = (digest.sha256, facts, _public(key))
+        now = time.time()
+        known = self._issued.get(place)
+        if known is not None and known[0] > now:
+            return known[1]
+        statement = pb.ArtifactStatement(
+            artifact=digest,
+            module_key=facts.module_key,
+            kind=facts.kind,
+            tenant=facts.tenant,
+            builder=self._builder.name,
+            lazyfx_version=self._builder.lazyfx_version,
+            torch_version=self._builder.torch_version,
+            python_version=self._builder.python_version,
+            pipeline=facts.pipeline,
+        )
+        statement.created.FromMilliseconds(int(now * 1000))
+        signature = self._signed(key, statement, now)
+        self._issued[place] = (now + self._lifetime * _RENEWED_AT, signature)
+        return signature
+
+    def renewed(
+        self, signature: pb.ArtifactSignature, digest: graph_pb2.Digest, facts: Facts
+    ) -> pb.ArtifactSignature | None:
+        """A stored signature for use now: as it is, or made anew when it is old.
+
+        Returns:
+            None when no live key made it, or when it is about something else.
+        """
+        keys = self._ring.keys
+        place = (signature.statement, signature.signature)
+        signer = self._recognized.get(place)
+        if signer is None:
+            signer = next((_public(k) for k in keys if _holds(k, signature)), None)
+            if signer is None:
+                return None
+            self._recognized[place] = signer
+        elif signer not in map(_public, keys):
+            return None
+        statement = pb.ArtifactStatement.FromString(signature.statement)
+        stated = Facts(statement.module_key, statement.kind, statement.tenant, statement.pipeline)
+        if stated != facts or statement.artifact.sha256 != digest.sha256:
+            return None
+        now = time.time()
+        current = signer == _public(keys[0])
+        if current and statement.expires.ToSeconds() - now > self._lifetime * _RENEWED_AT:
+            return signature
+        return self._signed(keys[0], statement, now)
+
+    def _signed(
+        self, key: Ed25519PrivateKey, statement: pb.ArtifactStatement, now: float
+    ) -> pb.ArtifactSignature:
+        statement.expires.FromMilliseconds(int((now + self._lifetime) * 1000))
+        data = statement.SerializeToString(deterministic=True)
+        return pb.ArtifactSignature(
+            statement=data, signature=key.sign(SIGNED_PREFIX + data), key_id=key_id(_public(key))
+        )
+
+
+def read_keys(path: Path) -> tuple[Ed25519PrivateKey, ...]:
+    """Read a key file.
+
+    Raises:
+        KeyFileError: It is not there, others can read it, or it holds something else.
+    """
+    try:
+        if path.stat().st_mode & 0o077:
+            raise KeyFileError(f"others can read {path}: chmod 600 {path}")
+        text = path.read_bytes()
+    except OSError as error:
+        raise KeyFileError(f"cannot read the signing key: {error}") from error
+    keys = []
+    for block in text.split(_END)[:-1]:
+        try:
+            key = serialization.load_pem_private_key(block + _END, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise KeyFileError(f"{path} holds something that is no private key") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise KeyFileError(f"{path} holds a key that is not Ed25519")
+        keys.append(key)
+    if not keys:
+        raise KeyFileError(f"{path} holds no private key; remove it to have one made")
+    return tuple(keys)
+
+
+def write_keys(path: Path, keys: Sequence[Ed25519PrivateKey], *, replace: bool) -> None:
+    """Write a key file that only its owner can read, whole or not at all.
+
+    Args:
+        path: Where; its folder is made when it is not there.
+        keys: The one that signs first.
+        replace: Take the place of a file that is there; otherwise it is left as it is.
+
+    Raises:
+        KeyFileError: It cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.writelines(_pem(key) for key in keys)
+        try:
+            if replace:
+                aside.replace(path)
+            else:
+                os.link(aside, path)  # fails when another server was first: then its key counts
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise KeyFileError(f"cannot write the signing key: {error}") from error
+
+
+def rotate(path: Path) -> tuple[str, ...]:
+    """Put a new key before the one that signs now, which stays live; older ones go.
+
+    Returns:
+        The public keys in hex, the new one first.
+
+    Raises:
+        KeyFileError: The file cannot be read or written.
+    """
+    before = read_keys(path)[:1] if path.exists() else ()
+    keys = (Ed25519PrivateKey.generate(), *before)
+    write_keys(path, keys, replace=True)
+    return tuple(_public(key).hex() for key in keys)
+
+
+def _pem(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _public(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes_raw()
+
+
+def _holds(key: Ed25519PrivateKey, signature: pb.ArtifactSignature) -> bool:
+    try:
+        key.public_key().verify(signature.signature, SIGNED_PREFIX + signature.statement)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _looks(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
