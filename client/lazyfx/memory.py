@@ -29,7 +29,7 @@ _ATTRIBUTE = "_lazyfx_remembered"
 
 _PARTS = attrgetter("name", "op", "target", "_args", "_kwargs")
 _NODES = attrgetter("nodes")
-_GRAPH = attrgetter("_graph", "_graph._codegen")
+_GRAPH = attrgetter("_graph", "_graph._codegen", "_graph._codegen._body_transformer")
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
 _DESCRIPTION = attrgetter("shape", "dtype", "requires_grad")
 
@@ -84,7 +84,8 @@ class Remembered:
         self._extra_owners = [owner for owner, _ in extras]
         self._extra_names = [name for _, name in extras]
         self._extra_values = [vars(owner)[name] for owner, name in extras]
-        self._hooks = [vars(part)[name] for part in called for name in _HOOKS]
+        inner = [owner for owner in owners[1:] if isinstance(owner, GraphModule)]
+        self._hooks = [vars(part)[name] for part in (*called, *inner) for name in _HOOKS]
         nodes = list(_nodes(self._graphs))
         self._nodes = [(*_PARTS(node), node.meta.get("val", _ABSENT)) for node in nodes]
         self._other_values = [
@@ -221,12 +222,12 @@ def _look(owner: torch.nn.Module) -> tuple[object, ...]:
 
 
 def _graphs(owners: Iterable[GraphModule]) -> list[Any]:
-    """Graphs, each followed by what says how it is called."""
+    """Graphs, each followed by what says how it is called and how its source is changed."""
     return list(chain.from_iterable(map(_GRAPH, owners)))
 
 
 def _nodes(graphs: Sequence[Graph]) -> Iterator[Node]:
-    return chain.from_iterable(map(_NODES, graphs[::2]))
+    return chain.from_iterable(map(_NODES, graphs[::3]))
 
 
 def _others(node: Node) -> tuple[object, object]:

@@ -214,3 +214,32 @@ def test_a_change_back_is_the_first_digest_again(client, graph):
     client.compile(graph, [DCE])
     node(graph, "add_1").args = args
     assert client.compile(graph, [DCE]).digest == first.digest
+
+
+def _hook_inside(module: GraphModule) -> None:
+    module.inner.register_forward_hook(lambda *_: None)
+
+
+def _method_inside(module: GraphModule) -> None:
+    module.inner.forward = torch.neg
+
+
+def _source_inside(module: GraphModule) -> None:
+    module.inner.graph.on_generate_code(lambda _: lambda body: body)
+
+
+def _source(module: GraphModule) -> None:
+    module.graph.on_generate_code(lambda _: lambda body: body)
+
+
+@pytest.mark.parametrize("change", [_hook_inside, _method_inside, _source_inside, _source])
+def test_what_changes_a_call_without_changing_a_node_is_seen(change):
+    inner = symbolic_trace(nn.ReLU())
+    graph = torch.fx.Graph()
+    graph.output(graph.call_module("inner", (graph.placeholder("x"),)))
+    module = GraphModule({"inner": inner}, graph)
+    memory.encode(module)
+    remembered = memory.recall(module)
+    assert remembered.is_current()
+    change(module)
+    assert not remembered.is_current()

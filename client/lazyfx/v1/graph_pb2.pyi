@@ -14,9 +14,9 @@ names. Two callers whose graphs differ only in presentation share one digest
 and one compiled module, and each is shown their own names.
 
 Canonical form of a body: tables in first-use order with no unused and no
-doubled row, keyword arguments and dictionary entries sorted by key, no
-unknown field, and serialized with fields in ascending order. A server
-recomputes the digest and refuses a body that is not canonical.
+doubled row, keyword arguments sorted by name, no unknown field, and
+serialized with fields in ascending order. A server recomputes the digest and
+refuses a body that is not canonical.
 """
 
 import builtins
@@ -843,7 +843,10 @@ Global___ArgumentList: typing_extensions.TypeAlias = ArgumentList
 
 @typing.final
 class Dictionary(google.protobuf.message.Message):
-    """dict with literal keys, sorted by key."""
+    """dict with literal keys. Sorted by key (booleans, integers, texts) where an operator, an
+    operator packet or a function of torch ("torch....") takes it; elsewhere in its own order,
+    which those who get it can see: the caller, Python's functions, called and nested graphs.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

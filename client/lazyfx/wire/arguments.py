@@ -81,7 +81,7 @@ def _walk_rare(
             walk(part, key, holes, tables, depth + 1)
     elif kind in _DICTS:
         key.append(dict)
-        for name in sorted_keys(argument):
+        for name in _keys(argument, sort=bool(key) and tables.sorts_dictionaries(key[0])):
             key.append(type(name))
             key.append(name)
             walk(argument[name], key, holes, tables, depth + 1)
@@ -105,8 +105,8 @@ def _walk_rare(
         raise _refuse(argument)
 
 
-def sorted_keys(dictionary: dict[Any, Any]) -> list[Any]:
-    """Keys in canonical order: booleans, then integers, then strings.
+def _keys(dictionary: dict[Any, Any], *, sort: bool) -> list[Any]:
+    """Keys in canonical order (booleans, then integers, then strings), or in their own.
 
     Raises:
         UnsupportedGraphError: A key of another type.
@@ -118,7 +118,7 @@ def sorted_keys(dictionary: dict[Any, Any]) -> list[Any]:
                 f"a dictionary key of type {type(name).__name__}",
                 remedy="use strings, integers or booleans as keys",
             )
-    return sorted(dictionary, key=lambda name: (ranks[type(name)], name))
+    return sorted(dictionary, key=lambda name: (ranks[type(name)], name)) if sort else [*dictionary]
 
 
 def _refuse(argument: object) -> UnsupportedGraphError:
@@ -169,7 +169,7 @@ def _write_items(items: Any, message: pb.ArgumentList, tables: Tables) -> None:
 
 def _write_dictionary(argument: Any, message: pb.Argument, tables: Tables) -> None:
     message.dictionary.SetInParent()
-    for name in sorted_keys(argument):
+    for name in _keys(argument, sort=tables.sorting):
         entry = message.dictionary.entries.add()
         write(name, entry.key, tables)
         write(argument[name], entry.value, tables)
@@ -209,6 +209,12 @@ def _known_dtype(argument: torch.dtype, _: Tables) -> int:
     return DTYPES[argument]
 
 
+def _known_layout(argument: torch.layout, _: Tables) -> int:
+    if argument not in LAYOUTS:
+        raise UnsupportedGraphError(f"the layout {argument} has no place in the format")
+    return LAYOUTS[argument]
+
+
 def _empty(field: str) -> Callable[..., None]:
     read = operator.attrgetter(field)
 
@@ -234,6 +240,6 @@ _WRITERS: dict[type, Callable[[Any, pb.Argument, Tables], None]] = {
     complex: _write_complex,
     torch.dtype: _setter("dtype", _known_dtype),
     torch.device: _setter("device", lambda argument, tables: tables.device(argument)),
-    torch.layout: _setter("layout", lambda argument, _: LAYOUTS[argument]),
+    torch.layout: _setter("layout", _known_layout),
     torch.memory_format: _setter("memory_format", lambda argument, _: MEMORY_FORMATS[argument]),
 }

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import arguments, leaf_modules, names, tree_specs
+from lazyfx.wire import arguments, convention, leaf_modules, names, tree_specs
 from lazyfx.wire.tables import Tables
 from lazyfx.wire.tensors import content_digest, stand_in_of, storage_key
 
@@ -92,7 +92,7 @@ class AttributeWriter:
         if isinstance(value, torch.Tensor) and not called:
             self._write_tensor(row.tensor, value, _role(holder, path.rpartition(".")[2], value))
         elif isinstance(value, GraphModule):
-            _check_child(value, path)
+            convention.check_child(value, path)
             row.graph = self._children.number(value, self._index)
         elif isinstance(value, torch.nn.Module):
             self._write_module(row.module, value, path)
@@ -180,11 +180,3 @@ def _role(holder: object, name: str, tensor: torch.Tensor) -> pb.TensorRole.Valu
     if isinstance(holder, torch.nn.Module) and name in holder._buffers:
         return pb.TENSOR_ROLE_BUFFER
     return pb.TENSOR_ROLE_CONSTANT
-
-
-def _check_child(module: GraphModule, path: str) -> None:
-    if isinstance(module.graph._codegen, torch.fx.graph._PyTreeCodeGen):
-        raise UnsupportedGraphError(
-            f"the nested graph {path!r} takes nested Python structures",
-            remedy="flatten its inputs and outputs, or inline it",
-        )

@@ -11,6 +11,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire.canonical_expressions import ExpressionChecker
 from lazyfx.wire.format import MAX_DEPTH, MAX_DIMENSIONS, QUIET_NAN_BITS
+from lazyfx.wire.targets import sorts_dictionaries
 
 _TABLES = ("strings", "targets", "devices", "tensors", "values", "calls")
 _KEY_RANKS = {"boolean": 0, "integer": 1, "text": 2}
@@ -31,6 +32,7 @@ class RowChecker:
         self._expressions = ExpressionChecker(body)
         self._slots: dict[int, int] = {}
         self._storages = 0
+        self._sorts = False
         self.call_shapes: list[int] = []
         self.opcodes = [call.opcode for call in body.calls]
 
@@ -74,6 +76,8 @@ class RowChecker:
         elif row.target:
             raise DecodeError("a target where there can be none", field=f"{field}.target")
         _check_arguments(row, field)
+        function = opcode == pb.OPCODE_CALL_FUNCTION
+        self._sorts = function and sorts_dictionaries(self._body.targets[row.target - 1])
         holes = 0
         for argument in row.args:
             holes += self._argument(argument, f"{field}.args", 0)
@@ -98,6 +102,7 @@ class RowChecker:
 
     def use_literal(self, argument: pb.Argument, field: str) -> None:
         """Check an argument that may hold no operands."""
+        self._sorts = False
         if self._argument(argument, field, 0):
             raise DecodeError("an operand where only a literal may be", field=field)
 
@@ -150,18 +155,19 @@ class RowChecker:
         if depth >= MAX_DEPTH:
             raise DecodeError("nested too deeply", field=field)
         holes = 0
-        previous: tuple[int, Any] | None = None
+        keys: list[tuple[int, Any]] = []
         for entry in entries:
             kind = entry.key.WhichOneof("kind")
             if kind not in _KEY_RANKS:
                 raise DecodeError("a key that is no text, integer or boolean", field=field)
             self._argument(entry.key, field, depth + 1)
-            value = getattr(entry.key, kind)
-            key = (_KEY_RANKS[kind], self._body.strings[value] if kind == "text" else value)
-            if previous is not None and key <= previous:
-                raise DecodeError("not sorted by key, or doubled", field=field)
-            previous = key
+            key = getattr(entry.key, kind)
+            keys.append((_KEY_RANKS[kind], self._body.strings[key] if kind == "text" else key))
             holes += self._argument(entry.value, field, depth + 1)
+        if len({value for _, value in keys}) != len(keys):
+            raise DecodeError("a key is there twice", field=field)
+        if self._sorts and keys != sorted(keys):
+            raise DecodeError("not sorted by key", field=field)
         return holes
 
     def use_device(self, index: int) -> None:

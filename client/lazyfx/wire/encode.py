@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import arguments, names, targets
+from lazyfx.wire import arguments, convention, names, targets
 from lazyfx.wire.attributes import AttributeWriter, Children, Storages
 from lazyfx.wire.format import FORMAT_VERSION, OPCODES
 from lazyfx.wire.tables import Tables
@@ -67,6 +67,7 @@ def encode(module: GraphModule, *, constants: Literal["digest"] = "digest") -> E
     """
     if constants != "digest":
         raise ValueError(f"constants travel by digest, not by {constants!r}")
+    convention.check_root(module)
     tables = Tables()
     storages, children = Storages(), Children(module)
     presentation = pb.Presentation()
@@ -176,6 +177,8 @@ class _GraphWriter:
             kwargs = node.kwargs
             if kwargs:
                 key.append(_KEYWORDS)
+                if node.target is dict or node.target == "update":
+                    _check_ordered(kwargs)
                 for name in sorted(kwargs) if len(kwargs) > 1 else kwargs:
                     key.append(name)
                     arguments.walk(kwargs[name], key, holes, self._tables)
@@ -213,11 +216,13 @@ class _GraphWriter:
             row.stars = _stars(str(node.target))
         elif op == "output" and (node.kwargs or len(node.args) != 1):
             raise UnsupportedGraphError("the output does not have exactly one argument")
+        tables.sorting = op == "call_function" and tables.sorts_dictionaries(row.target - 1)
         for argument in node.args:
             arguments.write(argument, row.args.add(), tables)
         for name in sorted(node.kwargs):
             keyword = row.kwargs.add(name=tables.text(name))
             arguments.write(node.kwargs[name], keyword.value, tables)
+        tables.sorting = False
 
     def _value(self, node: Node, op: str) -> int:
         meta = node.meta
@@ -239,6 +244,15 @@ class _GraphWriter:
                 remedy="pass tensors, numbers, or tuples and lists of these",
             )
         return 1 + found
+
+
+def _check_ordered(kwargs: dict[str, Any]) -> None:
+    """Keywords are sorted on the wire; of a dictionary made of them the order would be another."""
+    if [*kwargs] != sorted(kwargs):
+        raise UnsupportedGraphError(
+            "a dictionary made of keyword arguments, whose order would be lost",
+            remedy="sort the keywords, or pass a dictionary",
+        )
 
 
 def _stars(target: str) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.wire.convention import has_own_call
 
 # Where tensors are made and what they start from is not configuration.
 _NOT_OPTIONS = frozenset(
@@ -23,7 +25,7 @@ _CONTAINERS = frozenset(
     {"Container", "Module", "ModuleDict", "ModuleList", "ParameterDict", "ParameterList"}
     | {"RNNBase", "RNNCellBase", "Sequential"}
 )
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_INTERNALS = frozenset(vars(nn.Module()))
 _REMEDY = "trace through the module (torch.fx.Tracer.is_leaf_module), or use torch.export"
 _LOSS_TENSORS = frozenset({"weight", "pos_weight"})
 
@@ -77,9 +79,9 @@ def type_name(module: nn.Module) -> str:
             f"a call of the module class {cls.__module__}.{cls.__qualname__}", remedy=remedy
         )
     for child in module.modules():
-        if "forward" in vars(child) or any(getattr(child, hooks, None) for hooks in _HOOKS):
+        if has_own_call(child):
             raise UnsupportedGraphError(
-                f"a {cls.__name__} with hooks or a forward of its own",
+                f"a {cls.__name__} with hooks or methods of its own",
                 remedy="remove the hooks before tracing",
             )
         if child.training != module.training:
@@ -144,7 +146,7 @@ def verify(module: nn.Module, arguments: Mapping[str, Any]) -> None:
     made = dict(fresh.named_modules(remove_duplicate=False))
     for path, part in module.named_modules(remove_duplicate=False):
         twin = made.pop(path, None)
-        if type(twin) is not type(part) or _settings(twin) != _settings(part):
+        if type(twin) is not type(part) or not _are_alike(twin, part):
             raise UnsupportedGraphError(
                 f"a {type(module).__name__} that was changed after it was made", remedy=_REMEDY
             )
@@ -152,14 +154,34 @@ def verify(module: nn.Module, arguments: Mapping[str, Any]) -> None:
         raise UnsupportedGraphError(f"a {type(module).__name__} that lacks {min(made)!r}")
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def _are_alike(made: nn.Module, module: nn.Module) -> bool:
+    """Whether a module has the settings that its constructor would give it, and its tensors.
+
+    Private settings count as far as the constructor makes them (`_reversed_padding_repeated_twice`
+    of a convolution); others are marks that libraries leave on modules.
+    """
+    return (
+        _settings(made, vars(made)) == _settings(module, vars(made))
+        and made._parameters.keys() == module._parameters.keys()
+        and made._buffers.keys() == module._buffers.keys()
+    )
+
+
+def _settings(module: nn.Module, made: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: (type(value), value)
         for name, value in vars(module).items()
-        if not name.startswith("_")
-        and name != "training"
-        and not isinstance(value, (torch.Tensor, nn.Module))
+        if (not name.startswith("_") or name in made)
+        and name not in _INTERNALS
+        and not isinstance(value, nn.Module)
+        and not _holds_tensors(value)
     }
+
+
+def _holds_tensors(value: object) -> bool:
+    """Whether a value is a tensor, or a list such as the flat weights of an RNN."""
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    return any(isinstance(item, (torch.Tensor, weakref.ref)) for item in items)
 
 
 @lru_cache(maxsize=512)

@@ -134,7 +134,13 @@ class ExpressionWriter:
     def scalar(self, value: SymbolicScalar) -> int:
         """Index of the expression row of a SymInt, SymFloat or SymBool."""
         node = value.node
-        return self.expression(node.expr, node.shape_env)
+        expr = getattr(node, "expr", None)
+        if expr is None:
+            raise UnsupportedGraphError(
+                "a symbolic number that is no expression (a size of a jagged tensor, for one)",
+                remedy="pass padded tensors, or offsets as an input",
+            )
+        return self.expression(expr, node.shape_env)
 
     def size(self, value: int | torch.SymInt) -> int:
         """Index of the expression row of a size, symbolic or not."""

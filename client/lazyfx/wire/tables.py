@@ -20,6 +20,11 @@ from lazyfx.wire.values import LazyValue, ValueTables
 
 # Only these can be conjugated.
 _COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
+# Classes all of whose meaning the format describes; another class with the same sizes may
+# compute something else.
+_CLASSES = frozenset({torch.Tensor, FakeTensor, torch.nn.Parameter})
+# Of a blocked or hybrid sparse tensor the sizes do not tell the layout.
+_DESCRIBED_LAYOUTS = frozenset({torch.sparse_coo, torch.sparse_csr, torch.sparse_csc})
 
 
 class Tables:
@@ -29,6 +34,7 @@ class Tables:
         body: The message so far.
         device_indices: Real index of each row of `body.devices`.
         target_ids: Indices of the targets met so far, by identity of the callable.
+        sorting: Whether the call that is being written takes dictionaries sorted by key.
     """
 
     def __init__(self) -> None:
@@ -38,6 +44,7 @@ class Tables:
         self._texts: dict[str, int] = {}
         self._targets: dict[targets.Key, int] = {}
         self.target_ids: dict[int, int] = {}
+        self.sorting = False
         self._devices: dict[tuple[str, int | None], int] = {}
         self._slots: dict[str, int] = {}
         self._tensors: dict[Any, int] = {}
@@ -76,6 +83,14 @@ class Tables:
             self.body.targets.add(kind=key[0], name=key[1])
         return found
 
+    def sorts_dictionaries(self, target: int | str) -> bool:
+        """Whether a call sorts the dictionaries among its arguments.
+
+        Args:
+            target: Index of a function; or an opcode, of which none does.
+        """
+        return type(target) is int and targets.sorts_dictionaries(self.body.targets[target])
+
     def device(self, device: torch.device) -> int:
         """Index of a device; real indices become slots in first-use order."""
         key = (device.type, device.index)
@@ -94,9 +109,13 @@ class Tables:
 
     def tensor(self, tensor: torch.Tensor, *, parameter: bool = False) -> int:
         """Index of the description of a tensor, fake or real."""
+        if type(tensor) not in _CLASSES or tensor.is_nested:
+            raise _refuse(tensor)
         symbolic = tensor._has_symbolic_sizes_strides
         layout = tensor.layout
         strided = layout is torch.strided
+        if not strided and (layout not in _DESCRIBED_LAYOUTS or tensor.dense_dim()):
+            raise _refuse(tensor)
         device = tensor.fake_device if type(tensor) is FakeTensor else tensor.device
         size: Any = tensor.shape
         stride: Any = tensor.stride() if strided else ()
@@ -119,15 +138,8 @@ class Tables:
     def _describe(
         self, tensor: torch.Tensor, parameter: bool, size: Any, stride: Any, offset: int
     ) -> pb.TensorDescription:
-        if type(tensor) is not torch.Tensor and not isinstance(
-            tensor, (FakeTensor, torch.nn.Parameter, torch.nn.Buffer)
-        ):
-            raise UnsupportedGraphError(
-                f"tensors of class {type(tensor).__name__} are not supported",
-                remedy="decompose tensor subclasses before sending the graph (AOTAutograd does)",
-            )
-        if tensor.is_nested or tensor.is_quantized or tensor.dtype not in DTYPES:
-            raise UnsupportedGraphError(f"tensors of dtype {tensor.dtype} or nested layout")
+        if tensor.is_quantized or tensor.dtype not in DTYPES:
+            raise _refuse(tensor)
         row = pb.TensorDescription(
             dtype=DTYPES[tensor.dtype],
             device=self.device(tensor.device),
@@ -230,6 +242,20 @@ class Tables:
         if found is None:
             found = self._transfers[id(source)] = Transfer(source, self)
         return found
+
+
+def _refuse(tensor: torch.Tensor) -> UnsupportedGraphError:
+    """The error for a tensor that the format cannot describe."""
+    if type(tensor) not in _CLASSES:
+        return UnsupportedGraphError(
+            f"tensors of class {type(tensor).__name__} are not supported",
+            remedy="decompose tensor subclasses before sending the graph (AOTAutograd does)",
+        )
+    layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    return UnsupportedGraphError(
+        f"a tensor of dtype {tensor.dtype} and {layout} layout has no description in the format",
+        remedy="use dense tensors of plain dtypes, or sparse ones without dense parts or blocks",
+    )
 
 
 def canonical_float(value: float) -> float:

@@ -227,6 +227,17 @@ def forbidden_lookup(target: object, args: Sequence[Any], kwargs: Mapping[str, A
     return None if args[place] in allowed else f"may not look up {args[place][:100]!r}"
 
 
+def sorts_dictionaries(target: pb.Target) -> bool:
+    """Whether the order of a dictionary makes no difference to a function that is given one.
+
+    Operators and functions of torch look entries up by key. Whoever gets the dictionary itself
+    (Python's own functions, a called or nested graph, the caller) can see their order.
+    """
+    if target.kind == pb.TARGET_KIND_FUNCTION:
+        return target.name.startswith("torch.")
+    return target.kind in (pb.TARGET_KIND_OPERATOR, pb.TARGET_KIND_OPERATOR_PACKET)
+
+
 def refuse(target: object) -> UnsupportedGraphError:
     """The error for a callable outside the allow-table."""
     spelled = getattr(target, "__qualname__", None) or type(target).__qualname__

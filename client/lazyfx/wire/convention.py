@@ -1,0 +1,70 @@
+"""Refuses modules whose call does more than run the nodes of their graph.
+
+A digest speaks of nodes. Hooks, a forward of one's own, or a code generator that rewrites
+the source change what a call computes without changing a node, so that two different
+computations would have one digest.
+"""
+
+# ruff: noqa: SLF001 - hooks and code generators have no public reader
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule
+from torch.fx.graph import CodeGen, _PyTreeCodeGen
+
+from lazyfx.errors import UnsupportedGraphError
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def check_root(module: GraphModule) -> None:
+    """Refuse a root that its caller cannot get back as it was.
+
+    Nested structures (`_PyTreeCodeGen`) stay with the client, which puts them back around
+    the compiled graph. So do hooks of the root: they run around a graph, not in it.
+
+    Raises:
+        UnsupportedGraphError: It has a code generator of its own.
+    """
+    codegen = module.graph._codegen
+    _check_codegen(module, "the graph", allowed=isinstance(codegen, _PyTreeCodeGen))
+
+
+def check_child(module: GraphModule, path: str) -> None:
+    """Refuse a nested graph that is not called as its nodes say.
+
+    Raises:
+        UnsupportedGraphError: It takes nested structures, has hooks, a forward or a code
+            generator of its own.
+    """
+    if isinstance(module.graph._codegen, _PyTreeCodeGen):
+        raise UnsupportedGraphError(
+            f"the nested graph {path!r} takes nested Python structures",
+            remedy="flatten its inputs and outputs, or inline it",
+        )
+    _check_codegen(module, f"the nested graph {path!r}", allowed=False)
+    if has_own_call(module):
+        raise UnsupportedGraphError(
+            f"the nested graph {path!r} has hooks or a forward of its own",
+            remedy="remove the hooks before tracing",
+        )
+
+
+def has_own_call(module: torch.nn.Module) -> bool:
+    """Whether a call of this module runs hooks, or methods that were put over its class's."""
+    if any(getattr(module, hooks, None) for hooks in HOOKS):
+        return True
+    cls = type(module)
+    return any(callable(value) and callable(getattr(cls, name, None))
+               for name, value in vars(module).items())  # fmt: skip
+
+
+def _check_codegen(module: GraphModule, label: str, *, allowed: bool) -> None:
+    codegen = module.graph._codegen
+    if not (allowed or type(codegen) is CodeGen) or codegen._body_transformer is not None:
+        raise UnsupportedGraphError(
+            f"{label} has a code generator of its own ({type(codegen).__name__})",
+            remedy="compile a graph that is called with its placeholders: "
+            "graph.set_codegen(torch.fx.graph.CodeGen())",
+        )
