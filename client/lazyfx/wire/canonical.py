@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire.canonical_rows import RowChecker
+from lazyfx.wire.columns import references, split_attributes
 
 
 def check_canonical(body: bytes) -> pb.GraphBody:
@@ -92,7 +93,8 @@ def _check_graph(
     try:
         walk.run()
     except DecodeError as error:
-        raise DecodeError(_message(error), field=error.field or field, node=walk.node) from None
+        node = walk.node if error.node is None else error.node
+        raise DecodeError(_message(error), field=error.field or field, node=node) from None
     except IndexError:
         raise DecodeError("too few operands", field=f"{field}.operands", node=walk.node) from None
     attributes.finish()
@@ -112,49 +114,48 @@ class _NodeWalk:
 
     def run(self) -> None:
         """Check every node; raises DecodeError, or IndexError when operands run out."""
-        rows, shapes = self._rows, self._rows.call_shapes
-        values = list(self._columns.values)
-        operands = list(self._columns.operands)
-        opcodes, known_calls = rows.opcodes, len(rows.opcodes)
-        position = opcode = 0
-        seen_values = 0
-        for number, call in enumerate(self._columns.calls):
-            self.node = number
-            if opcode == pb.OPCODE_OUTPUT:
-                raise DecodeError("a node behind the output", field=f"{self._field}.calls")
-            if call >= known_calls:
-                raise DecodeError(f"call {call} of {known_calls}", field=f"{self._field}.calls")
-            opcode = opcodes[call]
-            if opcode in _WITH_ATTRIBUTE:
-                self._attributes.use(operands[position], opcode)
-                position += 1
-            if call >= len(shapes):
-                rows.use_call(call)
-            end = position + shapes[call]
-            if end > len(operands):
-                raise DecodeError("too few operands", field=f"{self._field}.operands")
-            if end > position:
-                deltas = operands[position:end]
-                if min(deltas) < 1 or max(deltas) > number:
-                    raise DecodeError(
-                        f"a back-reference is not within 1 to {number}",
-                        field=f"{self._field}.operands",
-                    )
-            position = end
-            if values and values[number] > seen_values:
-                seen_values = values[number]
-                rows.use_value(seen_values - 1)
-        if position != len(operands):
-            raise DecodeError("too many operands", field=f"{self._field}.operands")
-        if opcode != pb.OPCODE_OUTPUT:
-            raise DecodeError("the last node is not an output", field=f"{self._field}.calls")
+        rows, field = self._rows, self._field
+        calls, operands = list(self._columns.calls), list(self._columns.operands)
+        values = list(self._columns.values) or [0] * len(calls)
+        known, last, plain = rows.call_shapes, len(calls) - 1, rows.plain_calls
+        readers: list[int] = []
+        position = seen_values = 0
+        for number, (call, value) in enumerate(zip(calls, values, strict=True)):
+            # Nearly all nodes: a call seen before that names no attribute.
+            if call not in plain:
+                self.node = number
+                self._check_call(call, last)
+                if rows.opcodes[call] in _WITH_ATTRIBUTE:
+                    self._attributes.use(operands[position], rows.opcodes[call])
+                    readers.append(number)
+                    position += 1
+                if call >= len(known):
+                    rows.use_call(call)
+            position += known[call]
+            if value > seen_values:
+                self.node = number
+                seen_values = value
+                rows.use_value(value - 1)
+        self.node = last
+        if last < 0 or rows.opcodes[calls[last]] != pb.OPCODE_OUTPUT:
+            raise DecodeError("the last node is not an output", field=f"{field}.calls")
+        holes = [known[call] for call in calls]
+        field = f"{field}.operands"
+        references(split_attributes(operands, holes, readers, field)[1], holes, field)
+
+    def _check_call(self, call: int, last: int) -> None:
+        opcodes = self._rows.opcodes
+        if call >= len(opcodes):
+            raise DecodeError(f"call {call} of {len(opcodes)}", field=f"{self._field}.calls")
+        if opcodes[call] == pb.OPCODE_OUTPUT and self.node != last:
+            raise DecodeError("a node behind the output", field=f"{self._field}.calls")
 
 
 _WITH_ATTRIBUTE = frozenset({pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE})
 
 
 def _message(error: DecodeError) -> str:
-    text = str(error)
+    text = str(error).removesuffix(f" (node {error.node})")
     return text.removeprefix(f"{error.field}: ") if error.field else text
 
 

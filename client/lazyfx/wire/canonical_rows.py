@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire.canonical_expressions import ExpressionChecker
-from lazyfx.wire.format import MAX_DEPTH, MAX_DIMENSIONS, QUIET_NAN_BITS
+from lazyfx.wire.canonical_literals import (
+    LONGEST_ROW,
+    MOST_ROWS,
+    check_float,
+    check_shape,
+    check_tensor,
+    is_known_tensor,
+)
+from lazyfx.wire.format import MAX_DEPTH
 from lazyfx.wire.targets import sorts_dictionaries
 
 _TABLES = ("strings", "targets", "devices", "tensors", "values", "calls")
+_SPECIAL = frozenset({pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE, pb.OPCODE_OUTPUT})
 _KEY_RANKS = {"boolean": 0, "integer": 1, "text": 2}
 
 
@@ -23,10 +30,17 @@ class RowChecker:
     Attributes:
         call_shapes: Number of operand holes of each row of `calls` seen so far.
         opcodes: Opcode of each row of `calls`.
+        plain_calls: Rows of `calls` seen so far whose nodes need no further look: they name
+            no attribute and are not the output.
     """
 
     def __init__(self, body: pb.GraphBody) -> None:
         self._body = body
+        # Serialized rows tell doubles apart, and name what is remembered of them.
+        self._serialized = {
+            name: [row.SerializeToString(deterministic=True) for row in getattr(body, name)]
+            for name in (*_TABLES[1:], "expressions")
+        }
         self._sizes = {name: len(getattr(body, name)) for name in _TABLES}
         self._next = dict.fromkeys(_TABLES, 0)
         self._expressions = ExpressionChecker(body)
@@ -34,6 +48,7 @@ class RowChecker:
         self._storages = 0
         self._sorts = False
         self.call_shapes: list[int] = []
+        self.plain_calls: set[int] = set()
         self.opcodes = [call.opcode for call in body.calls]
 
     def finish(self) -> None:
@@ -45,9 +60,8 @@ class RowChecker:
         body = self._body
         if len(set(body.strings)) != len(body.strings):
             raise DecodeError("a row is there twice", field="strings")
-        for name in (*_TABLES[1:], "expressions"):
-            rows: Any = getattr(body, name)
-            if len({row.SerializeToString(deterministic=True) for row in rows}) != len(rows):
+        for name, rows in self._serialized.items():
+            if len(set(rows)) != len(rows):
                 raise DecodeError("a row is there twice", field=name)
 
     def _first(self, table: str, index: int) -> bool:
@@ -75,9 +89,19 @@ class RowChecker:
                 raise DecodeError("a target that does not fit the opcode", field=f"{field}.target")
         elif row.target:
             raise DecodeError("a target where there can be none", field=f"{field}.target")
-        _check_arguments(row, field)
         function = opcode == pb.OPCODE_CALL_FUNCTION
         self._sorts = function and sorts_dictionaries(self._body.targets[row.target - 1])
+        serialized = self._serialized["calls"][index]
+        holes = None
+        if len(serialized) <= LONGEST_ROW and not row.kwargs:
+            holes = _known_holes(serialized)
+        self.call_shapes.append(self.arguments(row, field) if holes is None else holes)
+        if opcode not in _SPECIAL:
+            self.plain_calls.add(index)
+
+    def arguments(self, row: pb.Call, field: str) -> int:
+        """Check the arguments of a call; the number of their holes."""
+        check_shape(row, field)
         holes = 0
         for argument in row.args:
             holes += self._argument(argument, f"{field}.args", 0)
@@ -89,9 +113,9 @@ class RowChecker:
                 raise DecodeError("not sorted by name, or doubled", field=f"{field}.kwargs")
             previous = name
             holes += self._argument(keyword.value, f"{field}.kwargs", 0)
-        if holes and opcode in (pb.OPCODE_PLACEHOLDER, pb.OPCODE_GET_ATTR):
+        if holes and row.opcode in (pb.OPCODE_PLACEHOLDER, pb.OPCODE_GET_ATTR):
             raise DecodeError("operands where there can be none", field=f"{field}.args")
-        self.call_shapes.append(holes)
+        return holes
 
     def use_target(self, index: int) -> None:
         """Check a reference to a target."""
@@ -193,19 +217,8 @@ class RowChecker:
         if row.symbolic_storage_offset:
             self._expressions.use(row.symbolic_storage_offset - 1)
         self.use_device(row.device)
-        if not row.dtype or row.layout == pb.LAYOUT_STRIDED:
-            raise DecodeError("no dtype, or a layout that is the usual one", field=field)
-        if row.symbolic_shape:
-            if row.shape or row.stride or row.storage_offset:
-                raise DecodeError("both static and symbolic sizes", field=field)
-            if row.symbolic_stride and len(row.symbolic_stride) != len(row.symbolic_shape):
-                raise DecodeError("not one stride a dimension", field=field)
-        elif row.symbolic_stride or row.symbolic_storage_offset:
-            raise DecodeError("symbolic strides of static sizes", field=field)
-        else:
-            _check_static(row, field)
-        if max(len(row.shape), len(row.symbolic_shape)) > MAX_DIMENSIONS:
-            raise DecodeError(f"more than {MAX_DIMENSIONS} dimensions", field=field)
+        if not is_known_tensor(self._serialized["tensors"][index]):
+            check_tensor(row, field)
 
     def use_tensor_attribute(self, row: pb.TensorAttribute, field: str) -> None:
         """Check a tensor attribute."""
@@ -262,39 +275,13 @@ class RowChecker:
         self._first("values", index)
 
 
-def check_float(value: float, field: str) -> None:
-    """Refuse every NaN but the quiet one."""
-    if math.isnan(value) and struct.unpack("<Q", struct.pack("<d", value))[0] != QUIET_NAN_BITS:
-        raise DecodeError("a NaN that is not the quiet NaN", field=field)
-
-
-def _check_arguments(row: pb.Call, field: str) -> None:
-    if row.opcode == pb.OPCODE_OUTPUT and (len(row.args) != 1 or row.kwargs):
-        raise DecodeError("an output has exactly one argument", field=f"{field}.args")
-    if row.opcode == pb.OPCODE_GET_ATTR and (row.args or row.kwargs):
-        raise DecodeError("arguments where there can be none", field=f"{field}.args")
-    if row.opcode == pb.OPCODE_PLACEHOLDER and (len(row.args) > 1 or row.kwargs):
-        raise DecodeError("a placeholder has at most a default", field=f"{field}.args")
-    if row.stars and (row.opcode != pb.OPCODE_PLACEHOLDER or row.stars > 2):
-        raise DecodeError("stars where there can be none", field=f"{field}.stars")
-    if not 1 <= row.opcode <= 6:
-        raise DecodeError(f"unknown opcode {row.opcode}", field=f"{field}.opcode")
-
-
-def _check_static(row: pb.TensorDescription, field: str) -> None:
-    shape: Sequence[int] = row.shape
-    stride: Sequence[int] = row.stride
-    if any(size < 0 for size in shape) or row.storage_offset < 0:
-        raise DecodeError("a negative size", field=field)
-    if any(step < 0 for step in stride):
-        raise DecodeError("a negative stride", field=field)
-    if not stride:
-        return
-    if len(stride) != len(shape):
-        raise DecodeError("not one stride a dimension", field=field)
-    expected, contiguous = 1, True
-    for size, step in zip(reversed(shape), reversed(stride), strict=True):
-        contiguous = contiguous and step == expected
-        expected *= max(size, 1)
-    if contiguous:
-        raise DecodeError("strides that are the usual ones", field=field)
+@lru_cache(maxsize=MOST_ROWS)
+def _known_holes(serialized: bytes) -> int | None:
+    """Holes of a call whose arguments are right in any message; None where tables must tell."""
+    try:
+        checker = RowChecker(pb.GraphBody())
+        # What is in order where order counts is in order everywhere.
+        checker._sorts = True  # noqa: SLF001 - our own class
+        return checker.arguments(pb.Call.FromString(serialized), "")
+    except DecodeError:
+        return None

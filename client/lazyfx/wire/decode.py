@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import names, node_factory
+from lazyfx.wire import names
 from lazyfx.wire.canonical import check_canonical
+from lazyfx.wire.columns import references, split_attributes
 from lazyfx.wire.format import DEVICE_TYPE_NAMES
 from lazyfx.wire.module_tree import AttributeReader, Bind
+from lazyfx.wire.node_factory import NodePlan, create_direct, create_public, supports_direct
 from lazyfx.wire.templates import Template, TemplateReader
 from lazyfx.wire.values import META_KEY, LazyValue, ValueTables
 
@@ -75,7 +77,7 @@ class _Decoder:
         self._module_class = module_class
         self._on_root = on_root
         self._keeps_values = metadata == "lazy"
-        self._direct = not public and node_factory.supports_direct()
+        self._direct = not public and supports_direct()
         devices = read_devices(body, presentation)
         self._tables = ValueTables(body, devices)
         self._reader = TemplateReader(self._tables)
@@ -102,62 +104,55 @@ class _Decoder:
         root = self._attributes.root(number, paths, modules)
         graph = Graph()
         counts = names.greatest_suffixes(given) if given else {}
-        self._fill(graph, columns, node_names, paths, _placeholder_targets(given, count), counts)
+        arguments = _placeholder_targets(given, count)
+        plan = self._plan(columns, paths, node_names, arguments, counts)
+        nodes = (create_direct if self._direct else create_public)(graph, plan)
+        self._describe(nodes, columns)
         if number == 0 and self._on_root is not None:
             self._on_root(graph)
         module = self._module_class(root, graph, "GraphModule")
         self._attributes.keep_constants(module, number, paths)
         return module
 
-    def _fill(
+    def _plan(
         self,
-        graph: Graph,
         columns: pb.GraphColumns,
-        node_names: Sequence[str],
         paths: Sequence[str],
+        node_names: Sequence[str],
         placeholder_targets: dict[int, str],
         counts: dict[str, int],
-    ) -> None:
-        factory_class = node_factory.DirectFactory if self._direct else node_factory.PublicFactory
-        factory: node_factory.NodeFactory = factory_class(graph)
-        create = factory.create
-        operands = list(columns.operands)
-        locals_ = _LocalTargets(columns, paths, node_names, placeholder_targets)
-        position = 0
-        nodes: list[Node] = []
-        for i, (call, name) in enumerate(zip(columns.calls, node_names, strict=True)):
-            template = self._templates.get(call) or self._read_template(call, i)
-            target = template.target
-            if target is None:
-                target = locals_.find(template, operands[position : position + 1], i)
-                position += template.reads_attribute
-            end = position + template.holes
-            deltas = operands[position:end]
-            if len(deltas) != template.holes:
-                raise DecodeError("operands end too early", field="operands", node=i)
-            if deltas and not (max(deltas) <= i and min(deltas) >= 1):
-                raise DecodeError(f"a reference {max(deltas)} nodes back", field="operands", node=i)
-            position = end
-            args, kwargs = template.build([nodes[i - delta] for delta in deltas])
-            nodes.append(create(name, template.op, target, args, kwargs))
-        if position != len(operands):
-            raise DecodeError("operands are left over", field="operands")
-        if not nodes or nodes[-1].op != "output":
+    ) -> NodePlan:
+        calls = list(columns.calls)
+        templates = {call: self._template(call, calls) for call in dict.fromkeys(calls)}
+        shape_of = {call: template.shape for call, template in templates.items()}
+        shapes = list(map(shape_of.__getitem__, calls))
+        if not shapes or shapes[-1].op != "output":
             raise DecodeError("the last node is not the output", field="calls")
-        factory.finish(nodes, node_names, counts)
-        self._describe(nodes, columns.values)
+        holes = [shape.holes for shape in shapes]
+        reading = {call for call, template in templates.items() if template.reads_attribute}
+        readers = [i for i, call in enumerate(calls) if call in reading] if reading else []
+        attributes, deltas = split_attributes(list(columns.operands), holes, readers)
+        targets = [shape.target for shape in shapes]
+        for node, attribute in zip(readers, attributes, strict=True):
+            targets[node] = _attribute_path(columns, paths, shapes[node].op, attribute, node)
+        own = [(i, templates[calls[i]]) for i, target in enumerate(targets) if target is None]
+        _name_targets(targets, own, node_names, placeholder_targets)
+        return NodePlan(node_names, shapes, targets, references(deltas, holes), counts)
 
-    def _read_template(self, call: int, node: int) -> Template:
-        if call >= len(self._body.calls):
-            raise DecodeError(f"index {call} is outside of calls", field="calls", node=node)
-        try:
-            template = self._reader.read(call)
-        except DecodeError as error:
-            raise DecodeError(str(error), node=node) from error
-        self._templates[call] = template
-        return template
+    def _template(self, call: int, calls: Sequence[int]) -> Template:
+        found = self._templates.get(call)
+        if found is None:
+            node = calls.index(call)
+            if call >= len(self._body.calls):
+                raise DecodeError(f"index {call} is outside of calls", field="calls", node=node)
+            try:
+                found = self._templates[call] = self._reader.read(call)
+            except DecodeError as error:
+                raise DecodeError(str(error), node=node) from error
+        return found
 
-    def _describe(self, nodes: Sequence[Node], values: Sequence[int]) -> None:
+    def _describe(self, nodes: Sequence[Node], columns: pb.GraphColumns) -> None:
+        values = list(columns.values)
         if not values:
             return
         if len(values) != len(nodes):
@@ -174,40 +169,37 @@ class _Decoder:
                 node.meta[META_KEY] = lazy[value - 1]
 
 
-class _LocalTargets:
-    """Targets that the node tells and not its template: attribute paths, argument names."""
+def _attribute_path(
+    columns: pb.GraphColumns, paths: Sequence[str], op: str, attribute: int, node: int
+) -> str:
+    """The target of a node that reads or calls attribute number `attribute`."""
+    if attribute >= len(paths):
+        raise DecodeError("an attribute that is not there", field="operands", node=node)
+    kind = columns.attributes[attribute].WhichOneof("kind")
+    if op == "call_module" and kind not in ("module", "graph"):
+        raise DecodeError("a call of what is no module", field="attributes", node=node)
+    return paths[attribute]
 
-    def __init__(
-        self,
-        columns: pb.GraphColumns,
-        paths: Sequence[str],
-        node_names: Sequence[str],
-        placeholder_targets: dict[int, str],
-    ) -> None:
-        self._columns = columns
-        self._paths = paths
-        self._node_names = node_names
-        self._placeholder_targets = placeholder_targets
-        self._taken: set[str] = set()
 
-    def find(self, template: Template, attribute: Sequence[int], node: int) -> str:
-        """The target of node number `node`; `attribute` holds its next operand."""
-        if template.op == "output":
-            if node != len(self._columns.calls) - 1:
+def _name_targets(
+    targets: list[Any],
+    own: Sequence[tuple[int, Template]],
+    node_names: Sequence[str],
+    placeholder_targets: dict[int, str],
+) -> None:
+    """Fill in the targets that neither a call nor an attribute tells."""
+    taken: set[str] = set()
+    for node, (shape, stars, _) in own:
+        if shape.op == "output":
+            if node != len(targets) - 1:
                 raise DecodeError("the output is not the last node", field="calls", node=node)
-            return "output"
-        if template.op == "placeholder":
-            name = self._placeholder_targets.get(node, self._node_names[node])
-            if name in self._taken:
-                raise DecodeError(f"two arguments are called {name!r}", node=node)
-            self._taken.add(name)
-            return template.stars + name
-        if not attribute or attribute[0] >= len(self._paths):
-            raise DecodeError("an attribute that is not there", field="operands", node=node)
-        kind = self._columns.attributes[attribute[0]].WhichOneof("kind")
-        if template.op == "call_module" and kind not in ("module", "graph"):
-            raise DecodeError("a call of what is no module", field="attributes", node=node)
-        return self._paths[attribute[0]]
+            targets[node] = "output"
+            continue
+        name = placeholder_targets.get(node, node_names[node])
+        if name in taken:
+            raise DecodeError(f"two arguments are called {name!r}", node=node)
+        taken.add(name)
+        targets[node] = stars + name
 
 
 def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> list[torch.device]:

@@ -67,16 +67,17 @@ def read_names(message: pb.GraphNames, count: int) -> list[str]:
         DecodeError: A column of another length, a stem out of range, a name that
             Python source cannot hold, or a name that two nodes have.
     """
-    stems, suffixes = message.stems, message.suffix
-    if len(message.stem) != count or len(suffixes) != count:
+    # Columns are copied first: reading a message item by item is slow.
+    stems, stem, suffixes = list(message.stems), list(message.stem), list(message.suffix)
+    if len(stem) != count or len(suffixes) != count:
         raise DecodeError(f"not one name for each of {count} nodes", field="presentation.stem")
-    for stem in stems:
-        if len(stem) > MAX_NAME or not _IDENTIFIER.match(stem):
-            raise DecodeError(f"{stem[:100]!r} is not a name", field="presentation.stems")
+    if max(map(len, stems), default=0) > MAX_NAME or not all(map(_IDENTIFIER.match, stems)):
+        wrong = next(s for s in stems if len(s) > MAX_NAME or not _IDENTIFIER.match(s))
+        raise DecodeError(f"{wrong[:100]!r} is not a name", field="presentation.stems")
     try:
         names = [
-            f"{stems[stem]}_{suffix - 1}" if suffix else stems[stem]
-            for stem, suffix in zip(message.stem, suffixes, strict=True)
+            f"{stems[of]}_{suffix - 1}" if suffix else stems[of]
+            for of, suffix in zip(stem, suffixes, strict=True)
         ]
     except IndexError:
         raise DecodeError("a stem index out of range", field="presentation.stem") from None
@@ -92,7 +93,7 @@ def read_names(message: pb.GraphNames, count: int) -> list[str]:
 def greatest_suffixes(message: pb.GraphNames) -> dict[str, int]:
     """The greatest number behind each stem, as torch.fx counts them for new names."""
     greatest = [0] * len(message.stems)
-    for stem, suffix in zip(message.stem, message.suffix, strict=True):
+    for stem, suffix in zip(list(message.stem), list(message.suffix), strict=True):
         if suffix > greatest[stem]:
             greatest[stem] = suffix
     return {stem: max(most - 1, 0) for stem, most in zip(message.stems, greatest, strict=True)}

@@ -1,115 +1,150 @@
 """Creates the nodes of a decoded graph.
 
 The direct way skips `Graph.create_node`, which searches all arguments and makes up a
-unique name for every node: the decoder knows its names to be valid and distinct, and
-does the bookkeeping in bulk. It leans on torch's private names, all of them here;
-`PublicFactory` does the same with public calls and is what remains if torch moves them.
+unique name for every node: the decoder knows its names to be valid and distinct. It
+makes all nodes first, which turns back-references into nodes in one step, and hands
+them their arguments afterwards; each step is one loop in C over all nodes. It leans on
+torch's private names, all of them here; `create_public` does the same with public calls
+and is what remains if torch moves them.
 """
 # ruff: noqa: SLF001 - this is the one file that leans on torch.fx's private names
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from itertools import repeat
+from operator import setitem
+from typing import Any, NamedTuple
 
 from torch.fx import Graph, Node
 from torch.fx import node as fx_node
+from torch.fx.immutable_collections import immutable_dict
 
 _allocate = Node.__new__
 _initialize: Any = getattr(fx_node, "_NodeBase", Node).__init__
 _set_arguments: Any = getattr(Node, "_update_args_kwargs", None)
+_NO_KWARGS: dict[str, Any] = immutable_dict()
+
+Fill = Callable[[tuple[Node, ...]], Any]
 
 
-class NodeFactory(Protocol):
-    """Appends nodes to one graph."""
+class CallShape(NamedTuple):
+    """What nodes of one call have in common.
 
-    def create(
-        self, name: str, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Node:
-        """Make a node at the end of the graph."""
+    Attributes:
+        op: fx opcode.
+        target: The callable or method name; None where each node has its own.
+        holes: How many operands a node takes.
+        args: Makes positional arguments from the operands; None where they are the operands.
+        kwargs: Makes keyword arguments from the operands; None where there are none.
+    """
 
-    def finish(
-        self, nodes: Sequence[Node], names: Sequence[str], counts: Mapping[str, int]
-    ) -> None:
-        """Complete the graph's bookkeeping; called once, after the last node.
-
-        Args:
-            nodes: All nodes in order.
-            names: Their names.
-            counts: The greatest number behind each stem: {"add": 3} for "add", "add_3".
-        """
+    op: str
+    target: Any
+    holes: int
+    args: Fill | None = None
+    kwargs: Fill | None = None
 
 
-class PublicFactory:
-    """Creates nodes through `Graph.create_node`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class NodePlan:
+    """The nodes of one graph, not made yet.
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    Attributes:
+        names: One a node, distinct.
+        shapes: One a node; nodes of one call have the same object.
+        targets: One a node.
+        operands: Numbers of the nodes that fill the holes, of all nodes one after the other.
+        counts: The greatest number behind each stem: {"add": 3} for "add", "add_3".
+    """
 
-    def create(
-        self, name: str, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Node:
-        """Make a node at the end of the graph."""
-        return self._graph.create_node(op, target, args, kwargs, name)
-
-    def finish(
-        self, nodes: Sequence[Node], names: Sequence[str], counts: Mapping[str, int]
-    ) -> None:
-        """Nothing is left to do."""
+    names: Sequence[str]
+    shapes: Sequence[CallShape]
+    targets: Sequence[Any]
+    operands: Sequence[int]
+    counts: Mapping[str, int]
 
 
-class DirectFactory:
-    """Creates nodes of an empty graph without searching arguments and making up names."""
+def create_public(graph: Graph, plan: NodePlan) -> list[Node]:
+    """Append the nodes to an empty graph through `Graph.create_node`."""
+    nodes: list[Node] = []
+    position = 0
+    for name, shape, target in zip(plan.names, plan.shapes, plan.targets, strict=True):
+        end = position + shape.holes
+        operands = tuple(nodes[number] for number in plan.operands[position:end])
+        position = end
+        args = operands if shape.args is None else shape.args(operands)
+        kwargs = {} if shape.kwargs is None else shape.kwargs(operands)
+        nodes.append(graph.create_node(shape.op, target, args, kwargs, name))
+    return nodes
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._append = graph._root._prepend
 
-    def create(
-        self, name: str, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Node:
-        """Make a node at the end of the graph."""
-        node = _allocate(Node)
-        _initialize(node, self._graph, name, op, target, None)
-        _set_arguments(node, args, kwargs)
-        self._append(node)
-        return node
+def create_direct(graph: Graph, plan: NodePlan) -> list[Node]:
+    """Append the nodes to an empty graph, and tell it its length, names and targets."""
+    shapes = plan.shapes
+    nodes: list[Node] = list(map(_allocate, repeat(Node, len(shapes))))
+    ops = [shape.op for shape in shapes]
+    _run(map(_initialize, nodes, repeat(graph), plan.names, ops, plan.targets, repeat(None)))
+    _run(map(_set_arguments, nodes, *_arguments(nodes, plan)))
+    _run(map(graph._root._prepend, nodes))
+    graph._len += len(nodes)
+    namespace = graph._graph_namespace
+    namespace._used_names.update(plan.names)
+    namespace._obj_to_name.update(zip(nodes, plan.names, strict=True))
+    namespace._base_count.update(plan.counts)
+    # Looked up once for each call: hashing an operator is slow.
+    lookup = graph._find_nodes_lookup_table
+    first = dict(zip(map(id, reversed(shapes)), reversed(nodes), strict=True))
+    buckets = {key: lookup.table[lookup._key(node)] for key, node in first.items()}
+    _run(map(setitem, map(buckets.__getitem__, map(id, shapes)), nodes, repeat(None)))
+    return nodes
 
-    def finish(
-        self, nodes: Sequence[Node], names: Sequence[str], counts: Mapping[str, int]
-    ) -> None:
-        """Tell the graph its length, its names, and where to find its nodes."""
-        graph = self._graph
-        graph._len += len(nodes)
-        namespace = graph._graph_namespace
-        namespace._used_names.update(names)
-        namespace._obj_to_name.update(zip(nodes, names, strict=True))
-        namespace._base_count.update(counts)
-        buckets: dict[tuple[str, int], dict[Node, None]] = {}
-        for node in nodes:
-            op = node.op
-            # Found by identity first: hashing an operator is slow.
-            key = (op, id(node.target) if op == "call_function" else 0)
-            bucket = buckets.get(key)
-            if bucket is None:
-                table = graph._find_nodes_lookup_table
-                bucket = buckets[key] = table.table[table._key(node)]
-            bucket[node] = None
+
+def _arguments(nodes: Sequence[Node], plan: NodePlan) -> tuple[list[Any], list[Any]]:
+    """Positional and keyword arguments, one a node."""
+    operands = tuple(map(nodes.__getitem__, plan.operands))
+    args: list[Any] = []
+    kwargs: list[Any] = []
+    position = 0
+    for _, _, holes, make_args, make_kwargs in plan.shapes:
+        end = position + holes
+        own = operands[position:end]
+        position = end
+        args.append(own if make_args is None else make_args(own))
+        kwargs.append(_NO_KWARGS if make_kwargs is None else make_kwargs(own))
+    return args, kwargs
+
+
+def _run(steps: Iterable[object]) -> None:
+    """Take all steps and keep nothing."""
+    deque(steps, maxlen=0)
 
 
 @lru_cache(maxsize=1)
 def supports_direct() -> bool:
     """Whether the direct way makes a graph equal to the public one's in this torch."""
+    added = CallShape(
+        "call_function",
+        abs,
+        2,
+        lambda operands: ([operands[0], 1],),
+        lambda operands: {"k": (operands[1],)},
+    )
+    plan = NodePlan(
+        ["x", "abs_1", "output"],
+        [CallShape("placeholder", None, 0), added, CallShape("output", None, 1)],
+        ["x", abs, "output"],
+        [0, 0, 1],
+        {"abs": 1},
+    )
     found = []
     try:
-        for factory_class in (PublicFactory, DirectFactory):
+        for create in (create_public, create_direct):
             graph = Graph()
-            factory: NodeFactory = factory_class(graph)
-            first = factory.create("x", "placeholder", "x", (), {})
-            second = factory.create("abs_1", "call_function", abs, ([first, 1],), {"k": (first,)})
-            last = factory.create("output", "output", "output", (second,), {})
-            factory.finish([first, second, last], ["x", "abs_1", "output"], {"abs": 1})
+            create(graph, plan)
             graph.lint()
             found.append(
                 (

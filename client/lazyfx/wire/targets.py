@@ -116,12 +116,21 @@ def methods() -> frozenset[str]:
 
 def _find_operator(name: str) -> torch._ops.OpOverload | None:
     """The overload with this exact registered name, e.g. "aten::add.Tensor"."""
-    packet, _, overload = name.rpartition(".")
-    found = _find_packet(packet)
-    if found is None or overload not in found.overloads():
+    try:
+        return _registered_overload(name)
+    except LookupError:
         return None
-    value = getattr(found, overload)
-    return value if isinstance(value, torch._ops.OpOverload) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _registered_overload(name: str) -> torch._ops.OpOverload:
+    """The overload of a name; a LookupError is not remembered, the operator may come yet."""
+    packet, _, overload = name.rpartition(".")
+    found = _registered_packet(packet)
+    value = getattr(found, overload) if overload in found.overloads() else None
+    if isinstance(value, torch._ops.OpOverload):
+        return value
+    raise LookupError(name)
 
 
 def _find_packet(name: str) -> torch._ops.OpOverloadPacket | None:
@@ -214,6 +223,11 @@ def _literal_rules() -> dict[int, tuple[int, int, frozenset[str]]]:
     if backend is not None:
         rules[id(backend)] = (1, 0, lists.ATTENTION_BACKENDS)
     return rules
+
+
+def looks_up(target: object) -> bool:
+    """Whether a callable looks up a name, so that its arguments have to be known."""
+    return id(target) in _literal_rules()
 
 
 def forbidden_lookup(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:

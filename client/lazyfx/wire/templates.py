@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
-from torch.fx import Node
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import symbols, targets
+from lazyfx.wire.canonical_literals import LONGEST_ROW, MOST_ROWS
+from lazyfx.wire.filling import Build, Holes, keywords, positional, sequence
 from lazyfx.wire.format import (
     DTYPE_OBJECTS,
     LAYOUT_OBJECTS,
@@ -20,30 +21,20 @@ from lazyfx.wire.format import (
     MEMORY_FORMAT_OBJECTS,
     OPCODE_NAMES,
 )
+from lazyfx.wire.node_factory import CallShape
 from lazyfx.wire.values import ValueTables
 
-Operands = Sequence[Node]
-Build = Callable[[Operands], Any]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(NamedTuple):
     """A call, ready to be filled in.
 
     Attributes:
-        op: fx opcode.
-        target: The callable or method name; None where the node tells it.
-        holes: Operands that it takes.
-        build: Makes args and kwargs from the operands.
+        shape: What its nodes have in common.
         stars: For placeholders.
         reads_attribute: Whether an attribute index stands before the operands.
     """
 
-    op: str
-    target: Any
-    holes: int
-    build: Callable[[Operands], Arguments]
+    shape: CallShape
     stars: str
     reads_attribute: bool
 
@@ -74,12 +65,14 @@ class TemplateReader:
         try:
             self._check_shape(call, op)
             target = self.target(call.target - 1) if call.target else None
-            holes = _Holes()
-            args = [self._argument(argument, holes, 0) for argument in call.args]
-            kwargs = {
-                self.text(keyword.name): self._argument(keyword.value, holes, 0)
-                for keyword in call.kwargs
-            }
+            serialized = b"" if call.kwargs else call.SerializeToString(deterministic=True)
+            known = _known_arguments(serialized) if 0 < len(serialized) <= LONGEST_ROW else None
+            if known is not None and not targets.looks_up(target):
+                holes, fill = known
+                return Template(
+                    CallShape(op, target, holes, fill), "*" * call.stars, op in _READERS
+                )
+            args, kwargs, holes = self._arguments(call)
         except DecodeError as error:
             raise DecodeError(str(error), field=f"calls[{number}]") from error
         reason = targets.forbidden_lookup(target, args, kwargs)
@@ -92,18 +85,27 @@ class TemplateReader:
                 raise DecodeError(
                     f"{name[:100]!r} is not a keyword name", field=f"calls[{number}].kwargs"
                 )
-        return Template(
-            op,
-            target,
-            holes.count,
-            _builder(args, kwargs),
-            "*" * call.stars,
-            op in ("get_attr", "call_module"),
-        )
+        shape = CallShape(op, target, holes, positional(args, holes), keywords(kwargs))
+        return Template(shape, "*" * call.stars, op in _READERS)
+
+    def _arguments(self, call: pb.Call) -> tuple[list[Any], dict[str, Any], int]:
+        """Arguments with parts where operands go in, and the number of these."""
+        holes = Holes()
+        args = [self._argument(argument, holes, 0) for argument in call.args]
+        kwargs = {
+            self.text(keyword.name): self._argument(keyword.value, holes, 0)
+            for keyword in call.kwargs
+        }
+        return args, kwargs, holes.count
+
+    def positional(self, call: pb.Call) -> tuple[int, Build | None]:
+        """Number of holes of a call without keywords, and what fills them."""
+        args, _, holes = self._arguments(call)
+        return holes, positional(args, holes)
 
     def literal(self, argument: pb.Argument) -> Any:
         """An argument without holes."""
-        holes = _Holes()
+        holes = Holes()
         value = self._argument(argument, holes, 0)
         if holes.count:
             raise DecodeError("an operand where only literals can be")
@@ -140,8 +142,8 @@ class TemplateReader:
         if op == "call_method" and not call.args:
             raise DecodeError("a method needs the object that it is called on")
 
-    def _argument(self, argument: pb.Argument, holes: _Holes, depth: int) -> Any:
-        """A literal as it is, or a `_Part` where operands go in."""
+    def _argument(self, argument: pb.Argument, holes: Holes, depth: int) -> Any:
+        """A literal as it is, or a `Part` where operands go in."""
         kind = argument.WhichOneof("kind")
         if kind == "operand":
             return holes.next()
@@ -151,7 +153,7 @@ class TemplateReader:
             raise DecodeError("arguments are nested too deeply")
         if kind in ("list", "tuple", "size"):
             items = [self._argument(i, holes, depth + 1) for i in getattr(argument, kind).items]
-            return _sequence(
+            return sequence(
                 items, {"list": immutable_list, "tuple": tuple, "size": torch.Size}[kind]
             )
         if kind == "dictionary":
@@ -159,7 +161,7 @@ class TemplateReader:
         if kind == "slice":
             row = argument.slice
             parts = [self._argument(p, holes, depth + 1) for p in (row.start, row.stop, row.step)]
-            return _sequence(parts, lambda items: slice(*items))
+            return sequence(parts, lambda items: slice(*items))
         return self._leaf(argument, kind)
 
     def _leaf(self, argument: pb.Argument, kind: str | None) -> Any:
@@ -188,7 +190,7 @@ class TemplateReader:
             raise DecodeError(f"an argument of unknown kind or value ({kind})")
         return found
 
-    def _dictionary(self, row: pb.Dictionary, holes: _Holes, depth: int) -> Any:
+    def _dictionary(self, row: pb.Dictionary, holes: Holes, depth: int) -> Any:
         keys = []
         for entry in row.entries:
             kind = entry.key.WhichOneof("kind")
@@ -198,83 +200,26 @@ class TemplateReader:
         values = [self._argument(entry.value, holes, depth + 1) for entry in row.entries]
         if len(set(keys)) != len(keys):
             raise DecodeError("a dictionary key is given twice")
-        return _sequence(values, lambda items: immutable_dict(zip(keys, items, strict=True)))
+        return sequence(values, lambda items: immutable_dict(zip(keys, items, strict=True)))
 
 
+@lru_cache(maxsize=MOST_ROWS)
+def _known_arguments(serialized: bytes) -> tuple[int, Build | None] | None:
+    """Holes and builder of a call that means the same in any message; None where tables tell."""
+    try:
+        reader = TemplateReader(ValueTables(pb.GraphBody(), ()))
+        return reader.positional(pb.Call.FromString(serialized))
+    except DecodeError:
+        return None
+
+
+_READERS = frozenset({"get_attr", "call_module"})
 _PLAIN = frozenset({"boolean", "integer", "floating"})
 _ENUMS: dict[str, dict[int, Any]] = {
     "dtype": dict(DTYPE_OBJECTS),
     "layout": dict(LAYOUT_OBJECTS),
     "memory_format": dict(MEMORY_FORMAT_OBJECTS),
 }
-
-
-class _Holes:
-    """Counts holes in the order in which operands fill them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def next(self) -> _Part:
-        place = self.count
-        self.count += 1
-        return _Part(lambda operands: operands[place], place)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Something made from operands; `place` is set for a bare hole."""
-
-    build: Build
-    place: int | None = None
-
-
-def _sequence(items: list[Any], make: Callable[[list[Any]], Any]) -> Any:
-    if not any(type(item) is _Part for item in items):
-        return make(items)
-    fill = _filler(items)
-    return _Part(lambda operands: make(fill(operands)))
-
-
-def _filler(items: list[Any]) -> Callable[[Operands], list[Any]]:
-    """Copies `items` with their parts built."""
-    bare = [(i, item.place) for i, item in enumerate(items) if _is_bare(item)]
-    rest = [
-        (i, item.build)
-        for i, item in enumerate(items)
-        if type(item) is _Part and not _is_bare(item)
-    ]
-
-    def fill(operands: Operands) -> list[Any]:
-        filled = items.copy()
-        for i, place in bare:
-            filled[i] = operands[place]
-        for i, build in rest:
-            filled[i] = build(operands)
-        return filled
-
-    return fill
-
-
-def _is_bare(item: Any) -> bool:
-    return type(item) is _Part and item.place is not None
-
-
-def _builder(args: list[Any], kwargs: dict[str, Any]) -> Callable[[Operands], Arguments]:
-    fill = _filler(args)
-    if not kwargs:
-        if not any(type(item) is _Part for item in args):
-            constant: Arguments = (tuple(args), {})
-            return lambda _: constant
-        if all(map(_is_bare, args)):
-            return lambda operands: (tuple(operands), {})
-        return lambda operands: (tuple(fill(operands)), {})
-    names = list(kwargs)
-    fill_kwargs = _filler(list(kwargs.values()))
-    return lambda operands: (
-        tuple(fill(operands)),
-        dict(zip(names, fill_kwargs(operands), strict=True)),
-    )
 
 
 def _at(rows: Sequence[Any], index: int, table: str) -> Any:

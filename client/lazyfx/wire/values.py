@@ -58,7 +58,7 @@ class ValueTables:
         return self
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class LazyValue:
     """The value of a decoded node: a row of its message, not built yet."""
 

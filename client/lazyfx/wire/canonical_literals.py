@@ -1,0 +1,90 @@
+"""Checks what a row says by itself, whatever message it is in.
+
+Rows of this kind come again and again, in every graph of a model and in every pattern:
+that one was found right is remembered by its bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire.format import MAX_DIMENSIONS, QUIET_NAN_BITS
+
+# Rows remembered, and the longest of them: some 2 MB in all.
+MOST_ROWS = 4096
+LONGEST_ROW = 256
+
+
+def check_float(value: float, field: str) -> None:
+    """Refuse every NaN but the quiet one."""
+    if math.isnan(value) and struct.unpack("<Q", struct.pack("<d", value))[0] != QUIET_NAN_BITS:
+        raise DecodeError("a NaN that is not the quiet NaN", field=field)
+
+
+def is_known_tensor(row: bytes) -> bool:
+    """Whether `check_tensor` would find nothing in a serialized row that is short enough."""
+    return len(row) <= LONGEST_ROW and _is_right_tensor(row)
+
+
+@lru_cache(maxsize=MOST_ROWS)
+def _is_right_tensor(row: bytes) -> bool:
+    try:
+        check_tensor(pb.TensorDescription.FromString(row), "")
+    except DecodeError:
+        return False
+    return True
+
+
+def check_tensor(row: pb.TensorDescription, field: str) -> None:
+    """Check a tensor description, its indices left out."""
+    if not row.dtype or row.layout == pb.LAYOUT_STRIDED:
+        raise DecodeError("no dtype, or a layout that is the usual one", field=field)
+    if row.symbolic_shape:
+        if row.shape or row.stride or row.storage_offset:
+            raise DecodeError("both static and symbolic sizes", field=field)
+        if row.symbolic_stride and len(row.symbolic_stride) != len(row.symbolic_shape):
+            raise DecodeError("not one stride a dimension", field=field)
+    elif row.symbolic_stride or row.symbolic_storage_offset:
+        raise DecodeError("symbolic strides of static sizes", field=field)
+    else:
+        _check_static(row, field)
+    if max(len(row.shape), len(row.symbolic_shape)) > MAX_DIMENSIONS:
+        raise DecodeError(f"more than {MAX_DIMENSIONS} dimensions", field=field)
+
+
+def _check_static(row: pb.TensorDescription, field: str) -> None:
+    shape: Sequence[int] = row.shape
+    stride: Sequence[int] = row.stride
+    if any(size < 0 for size in shape) or row.storage_offset < 0:
+        raise DecodeError("a negative size", field=field)
+    if any(step < 0 for step in stride):
+        raise DecodeError("a negative stride", field=field)
+    if not stride:
+        return
+    if len(stride) != len(shape):
+        raise DecodeError("not one stride a dimension", field=field)
+    expected, contiguous = 1, True
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        contiguous = contiguous and step == expected
+        expected *= max(size, 1)
+    if contiguous:
+        raise DecodeError("strides that are the usual ones", field=field)
+
+
+def check_shape(row: pb.Call, field: str) -> None:
+    """Check that a call has the parts that its opcode takes."""
+    if row.opcode == pb.OPCODE_OUTPUT and (len(row.args) != 1 or row.kwargs):
+        raise DecodeError("an output has exactly one argument", field=f"{field}.args")
+    if row.opcode == pb.OPCODE_GET_ATTR and (row.args or row.kwargs):
+        raise DecodeError("arguments where there can be none", field=f"{field}.args")
+    if row.opcode == pb.OPCODE_PLACEHOLDER and (len(row.args) > 1 or row.kwargs):
+        raise DecodeError("a placeholder has at most a default", field=f"{field}.args")
+    if row.stars and (row.opcode != pb.OPCODE_PLACEHOLDER or row.stars > 2):
+        raise DecodeError("stars where there can be none", field=f"{field}.stars")
+    if not 1 <= row.opcode <= 6:
+        raise DecodeError(f"unknown opcode {row.opcode}", field=f"{field}.opcode")
