@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lazyfx.backend import BackendReport, FallbackWarning, backend_report
     from lazyfx.client import AsyncClient, connect_async
     from lazyfx.module import AsyncRemoteModule
-    from lazyfx.passes import PassSpec, pass_spec, replace_pattern
+    from lazyfx.passes import PassSpec, pass_spec, replace_pattern, until_stable
     from lazyfx.report import Cache, PassReport, Recompiles, Report
     from lazyfx.sync import Client, Picture, RemoteModule, connect
     from lazyfx.verifying import Provenance
@@ -43,6 +43,7 @@ __all__ = [
     "errors",
     "pass_spec",
     "replace_pattern",
+    "until_stable",
 ]
 
 _HOMES = {
@@ -65,6 +66,7 @@ _HOMES = {
     "digest": "wire",
     "pass_spec": "passes",
     "replace_pattern": "passes",
+    "until_stable": "passes",
 }
 
 

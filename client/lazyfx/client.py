@@ -14,7 +14,7 @@ from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import CompileCall, Connection
 from lazyfx.errors import LazyfxError, MissingBlobsError
 from lazyfx.module import AsyncRemoteModule
-from lazyfx.passes import PassSpec
+from lazyfx.passes import USUAL, Modes, PassSpec
 from lazyfx.preparing import INLINE_BYTES, Prepared, Preparer
 from lazyfx.status import status_to_error
 from lazyfx.v1 import compiler_pb2 as pb
@@ -86,6 +86,8 @@ class AsyncClient:
         example_inputs: ExampleInputs = None,
         *,
         skip_cache_lookup: bool = False,
+        eager: bool = False,
+        verify: bool = False,
         timeout: float | None = None,
     ) -> AsyncRemoteModule:
         """Compile a graph on the server.
@@ -97,6 +99,10 @@ class AsyncClient:
             passes: Names of passes, or PassSpecs, in the order in which they run.
             example_inputs: For a Module: a tuple of arguments or a dict of keyword arguments.
             skip_cache_lookup: Compile even if the server has a result.
+            eager: Run the passes on eager modules, each recompile done at once: for passes
+                that cannot work with marks, and to compare.
+            verify: Compare what the graph computes before and after each pass on random
+                inputs, and refuse a pass that changed it.
             timeout: Seconds that this compile may take.
 
         Returns:
@@ -107,8 +113,8 @@ class AsyncClient:
             ServiceError: One of its kinds, by the server's status.
             LazyfxError: The graph cannot be captured, or a pass is malformed.
         """
-        wanted = tuple(passes)
-        prepared = self.prepare(what, wanted, example_inputs)
+        wanted, modes = tuple(passes), Modes(eager, verify)
+        prepared = self.prepare(what, wanted, example_inputs, modes=modes)
         if prepared.still_current is not None and not skip_cache_lookup:
             # The remembered digest is asked for at once; whether it still holds is found
             # out while the request is under way.
@@ -119,7 +125,7 @@ class AsyncClient:
                     return self.handle(prepared, await self.ask(prepared, timeout, call=call))
             finally:
                 call.cancel()
-            prepared = self.prepare(what, wanted, example_inputs, fresh=True)
+            prepared = self.prepare(what, wanted, example_inputs, modes=modes, fresh=True)
         response = await self.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
         return self.handle(prepared, response)
 
@@ -129,10 +135,11 @@ class AsyncClient:
         passes: Sequence[str | PassSpec],
         example_inputs: ExampleInputs = None,
         *,
+        modes: Modes = USUAL,
         fresh: bool = False,
     ) -> Prepared:
         """Capture and encode, without any I/O; see `Preparer.prepare`."""
-        return self._preparer.prepare(what, passes, example_inputs, fresh=fresh)
+        return self._preparer.prepare(what, passes, example_inputs, modes=modes, fresh=fresh)
 
     def handle(self, prepared: Prepared, response: pb.CompileResponse) -> AsyncRemoteModule:
         """The handle to what the server answered."""

@@ -16,6 +16,7 @@ from lazyfx.errors import ArtifactError, LazyfxError, NotFoundError
 from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.preparing import Prepared
 from lazyfx.report import Cache, Report, cache_of, report_of
+from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.verifying import Provenance
@@ -99,7 +100,7 @@ class AsyncRemoteModule:
         """
         rebuilt = self._rebuild(await self._compiled_graph(), GraphModule)
         self._prepared.captured.adopt_checks(rebuilt)
-        self._performed_here += 1
+        self._performed_here += _graph_modules(rebuilt)
         return rebuilt
 
     async def prepared_call(self) -> GraphModule:
@@ -130,6 +131,26 @@ class AsyncRemoteModule:
             return await self._artifact(pb.ARTIFACT_KIND_PACKAGE)
         source = await self._source(pb.ARTIFACT_KIND_PACKAGE)
         return package_module(self._rebuild(await self._compiled_graph(), LazyGraphModule), source)
+
+    async def torchscript(self) -> bytes:
+        """The module as a TorchScript archive for `torch.jit.load`.
+
+        It takes the graph's inputs by place. A graph without parameters of its own is scripted
+        by the server; one with parameters here, around them.
+
+        Raises:
+            UnsupportedGraphError: TorchScript has no words for the graph; names the node.
+            ServiceError: The same, of the server.
+        """
+        if not self._holds_tensors:
+            return await self._artifact(pb.ARTIFACT_KIND_TORCHSCRIPT)
+        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        self._performed_here += _graph_modules(rebuilt)
+        return script_module(eager_copy(rebuilt))
+
+    async def save_torchscript(self, path: str | Path) -> Path:
+        """Write `torchscript()` to a file and return its path."""
+        return await asyncio.to_thread(_write, Path(path), await self.torchscript())
 
     async def save_pickle(self, path: str | Path) -> Path:
         """Write `pickle()` to a file and return its path."""
@@ -255,6 +276,10 @@ class AsyncRemoteModule:
             return wire.tensor_from_bytes(body.tensors[description.tensor.tensor], data)
 
         return bind
+
+
+def _graph_modules(module: GraphModule) -> int:
+    return sum(isinstance(part, GraphModule) for part in module.modules())
 
 
 def _source_of(message: pb.GeneratedSource) -> GeneratedSource:

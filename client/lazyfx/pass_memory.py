@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 from operator import is_
 from typing import TypeAlias
@@ -11,7 +10,7 @@ from typing import TypeAlias
 from torch.fx import GraphModule
 
 from lazyfx import memory, wire
-from lazyfx.passes import PassSpec, messages
+from lazyfx.passes import USUAL, Modes, PassSpec, messages
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
@@ -27,6 +26,7 @@ class PassList:
 
     Args:
         passes: Names and specs. They are kept, so that they can be told by their ids.
+        modes: How they run.
 
     Raises:
         UnsupportedGraphError: A pattern or replacement cannot go on the wire.
@@ -34,8 +34,9 @@ class PassList:
             that options cannot have.
     """
 
-    def __init__(self, passes: Passes) -> None:
+    def __init__(self, passes: Passes, modes: Modes = USUAL) -> None:
         self._passes = passes
+        self._modes = modes
         self._specs = [each for each in passes if isinstance(each, PassSpec)]
         self._graphs = _graphs(self._specs)
         self._messages = messages(passes, memory.encode)
@@ -67,6 +68,8 @@ class PassList:
             request = pb.CompileRequest(
                 graph_digest=graph_pb2.Digest(sha256=encoded.digest, size_bytes=len(encoded.body)),
                 passes=self._messages,
+                eager=self._modes.eager,
+                verify=self._modes.verify,
             )
             self._requests[encoded.digest] = request
         return request
@@ -76,23 +79,24 @@ class PassMemory:
     """Makes PassLists, each only when it is new or has changed."""
 
     def __init__(self) -> None:
-        self._lists: dict[tuple[str | int, ...], PassList] = {}
+        self._lists: dict[tuple[str | int | Modes, ...], PassList] = {}
 
-    def get(self, passes: Passes, *, current: bool) -> PassList:
+    def get(self, passes: Passes, modes: Modes = USUAL, *, current: bool) -> PassList:
         """The list of these passes.
 
         Args:
             passes: Names and specs.
+            modes: How they run.
             current: Look now whether a remembered list still is what it was; otherwise
                 that is left to the caller.
 
         Raises:
             UnsupportedGraphError, LazyfxError: As PassList does.
         """
-        key = tuple(each if isinstance(each, str) else id(each) for each in passes)
+        key = (modes, *(each if isinstance(each, str) else id(each) for each in passes))
         known = self._lists.get(key)
         if known is None or (current and not known.is_plain and not known.is_current()):
-            known = PassList(passes)
+            known = PassList(passes, modes)
             if len(self._lists) >= _MOST_LISTS:
                 self._lists.clear()
             self._lists[key] = known
@@ -100,10 +104,9 @@ class PassMemory:
 
 
 def _graphs(specs: Sequence[PassSpec]) -> list[GraphModule]:
-    pairs = chain.from_iterable(spec.rewrites for spec in specs)
-    return list(chain.from_iterable(pairs))
+    return list(chain.from_iterable(spec.graphs() for spec in specs))
 
 
 def _settings(specs: Sequence[PassSpec]) -> list[bytes]:
     """Names and options as they travel."""
-    return [replace(spec, rewrites=()).message().SerializeToString() for spec in specs]
+    return [spec.without_graphs().message().SerializeToString() for spec in specs]

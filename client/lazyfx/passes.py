@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -11,7 +11,7 @@ from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx import wire
 from lazyfx.errors import LazyfxError
-from lazyfx.spelling import Option
+from lazyfx.spelling import UNTIL_STABLE, Group, Option, Spelled
 from lazyfx.v1 import compiler_pb2 as pb
 
 Traceable: TypeAlias = Callable[..., object]
@@ -26,11 +26,13 @@ class PassSpec:
         name: As `client.passes()` lists it.
         options: Options that differ from their defaults.
         rewrites: replace_pattern only: pairs of pattern and replacement.
+        passes: until_stable only: the passes that run in turn.
     """
 
     name: str
     options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
     rewrites: tuple[tuple[GraphModule, GraphModule], ...] = ()
+    passes: tuple[PassSpec, ...] = ()
 
     def message(self, encode: Encoder = wire.encode) -> pb.PassSpec:
         """The spec as it travels.
@@ -50,12 +52,66 @@ class PassSpec:
                 pattern=encode(pattern).message(),
                 replacement=encode(replacement).message(),
             )
+        spec.passes.extend(each.message(encode) for each in self.passes)
         return spec
+
+    def spelled(self) -> Spelled:
+        """The spec for `spelling.spell`, without its rewrites."""
+        if not self.passes:
+            return self.name, self.options
+        inner = tuple((each.name, each.options) for each in self.passes)
+        return Group(self.name, self.options, inner)
+
+    def graphs(self) -> Iterator[GraphModule]:
+        """The patterns and replacements, those of inner passes included."""
+        for pair in self.rewrites:
+            yield from pair
+        for each in self.passes:
+            yield from each.graphs()
+
+    def without_graphs(self) -> PassSpec:
+        """The spec with its names and options only."""
+        inner = tuple(each.without_graphs() for each in self.passes)
+        return replace(self, rewrites=(), passes=inner)
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """How passes run on the server.
+
+    Attributes:
+        eager: On eager modules: each recompile that a pass asks for is done at once.
+        verify: Compared before and after on random inputs; a pass that changed a result is
+            refused.
+    """
+
+    eager: bool = False
+    verify: bool = False
+
+
+USUAL = Modes()
 
 
 def pass_spec(name: str, /, **options: Option) -> PassSpec:
     """A pass with options, e.g. `pass_spec("constant_fold", max_bytes=4096)`."""
     return PassSpec(name, MappingProxyType(dict(options)))
+
+
+def until_stable(*passes: str | PassSpec, at_most: int = 8) -> PassSpec:
+    """Passes that run in turn until none of them changes the graph.
+
+    Args:
+        passes: Names and specs, in the order in which they run.
+        at_most: Rounds after which it ends, stable or not.
+    """
+    inner = tuple(PassSpec(each) if isinstance(each, str) else each for each in passes)
+    return PassSpec(UNTIL_STABLE, MappingProxyType({"at_most": at_most}), passes=inner)
+
+
+def spec_of(spelled: Spelled) -> PassSpec:
+    """The spec of a pass, or a group of passes, that was read by `spelling.parse`."""
+    inner = spelled.passes if isinstance(spelled, Group) else ()
+    return PassSpec(spelled[0], spelled[1], passes=tuple(spec_of(each) for each in inner))
 
 
 def replace_pattern(

@@ -13,7 +13,7 @@ from lazyfx import memory, wire
 from lazyfx.capture import Captured, Captures, Compilable, ExampleInputs
 from lazyfx.errors import LazyfxError
 from lazyfx.pass_memory import PassList, PassMemory
-from lazyfx.passes import PassSpec
+from lazyfx.passes import USUAL, Modes, PassSpec
 from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -68,6 +68,7 @@ class Preparer:
         passes: Iterable[str | PassSpec] = (),
         example_inputs: ExampleInputs = None,
         *,
+        modes: Modes = USUAL,
         fresh: bool = False,
     ) -> Prepared:
         """Make a request.
@@ -76,6 +77,7 @@ class Preparer:
             what: A GraphModule, an ExportedProgram, or a Module with example inputs.
             passes: Passes to run, in order.
             example_inputs: For a Module.
+            modes: How the passes run.
             fresh: Encode again even if the graph was encoded before. Otherwise the
                 remembered digest is used at once, and `still_current` is left to be asked
                 while the request is under way.
@@ -87,7 +89,7 @@ class Preparer:
         captured = self._captures.capture(what, example_inputs)
         module = captured.module
         remembered = None if fresh else memory.recall(module)
-        pass_list = self._passes.get(tuple(passes), current=remembered is None)
+        pass_list = self._passes.get(tuple(passes), modes, current=remembered is None)
         still_current: Callable[[], bool] | None = None
         if remembered is None:
             encoded = memory.encode(module)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
 
 from lazyfx.v1 import compiler_pb2 as pb
+
+_BASES = {pb.ESTIMATE_BASIS_MEASURED: "measured", pb.ESTIMATE_BASIS_FITTED: "fitted"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,9 @@ class PassReport:
         changed: Whether the graph changed.
         recompiles: Recompiles during the pass.
         note: Something a person should know.
+        runs: Times that it ran; more than once inside until_stable.
+        forced: What needed generated code while it ran: "call at file.py:12 in function".
+        data: What an analysis found, JSON-like; empty for other passes.
     """
 
     name: str
@@ -43,6 +52,26 @@ class PassReport:
     changed: bool
     recompiles: Recompiles
     note: str
+    runs: int = 1
+    forced: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """The recompiles of one module of a compile.
+
+    Attributes:
+        path: Dotted path from the root: "" is the root, "*" what passes built on the way.
+        recompiles: Of this module alone, in the worker.
+        nodes: Nodes of its graph.
+        stale: Its generated code is out of date.
+    """
+
+    path: str
+    recompiles: Recompiles
+    nodes: int
+    stale: bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +89,10 @@ class Report:
         nodes_after: Nodes of the graph that came out.
         pipeline: The pipeline's canonical spelling.
         stale: No code has been generated for the graph yet.
+        modules: Each module, the root first.
+        performed_seconds: Measured seconds of the recompiles that were done.
+        saved_basis: Where `saved_seconds` comes from: "measured" on this graph or "fitted".
+        eager: The passes ran on eager modules.
     """
 
     recompiles: Recompiles
@@ -72,6 +105,10 @@ class Report:
     nodes_after: int
     pipeline: str
     stale: bool
+    modules: tuple[ModuleReport, ...] = ()
+    performed_seconds: float = 0.0
+    saved_basis: str = ""
+    eager: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +142,9 @@ def report_of(message: pb.CompileReport, *, performed_here: int) -> Report:
                 changed=p.changed,
                 recompiles=Recompiles(p.recompiles.requested, p.recompiles.performed),
                 note=p.note,
+                runs=p.runs,
+                forced=tuple(f"{each.trigger} at {each.where}" for each in p.forced),
+                data=MessageToDict(p.data),
             )
             for p in message.passes
         ),
@@ -116,6 +156,18 @@ def report_of(message: pb.CompileReport, *, performed_here: int) -> Report:
         nodes_after=message.nodes_after,
         pipeline=message.pipeline,
         stale=message.stale,
+        modules=tuple(
+            ModuleReport(
+                m.path,
+                Recompiles(m.recompiles.requested, m.recompiles.performed),
+                m.nodes,
+                m.stale,
+            )
+            for m in message.modules
+        ),
+        performed_seconds=message.performed_seconds,
+        saved_basis=_BASES.get(message.saved_basis, ""),
+        eager=message.eager,
     )
 
 

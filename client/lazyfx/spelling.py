@@ -1,7 +1,8 @@
 """Passes as text: `name,name{option=value,option=value}`, as servers spell pipelines.
 
 Values are `true`, `false`, numbers, double-quoted strings (JSON) and `[lists]` of those.
-What `spell` writes, `parse` reads back as it was.
+Passes that run until the graph is stable stand in parentheses behind that word:
+`until_stable{at_most=4}(name,name)`. What `spell` writes, `parse` reads back as it was.
 """
 
 from __future__ import annotations
@@ -10,12 +11,25 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from lazyfx.errors import LazyfxError
 
 Option: TypeAlias = "bool | int | float | str | tuple[Option, ...] | list[Option]"
 NamedOptions: TypeAlias = "tuple[str, Mapping[str, Option]]"
+
+UNTIL_STABLE = "until_stable"
+
+
+class Group(NamedTuple):
+    """Passes that run in turn, and what the group's own name and options are."""
+
+    name: str
+    options: Mapping[str, Option]
+    passes: tuple[NamedOptions, ...]
+
+
+Spelled: TypeAlias = "NamedOptions | Group"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _SCALAR = re.compile(r'"(?:[^"\\]|\\.)*"|[^,\[\]{}"\s]+')
@@ -36,31 +50,37 @@ class SpellingError(LazyfxError):
     """Text that is not the spelling of a pipeline; says what was expected where."""
 
 
-def parse(text: str) -> list[NamedOptions]:
+def parse(text: str) -> list[Spelled]:
     """Read the spelling of a pipeline; empty text is an empty pipeline.
 
     Args:
         text: E.g. `dead_code_elimination,constant_fold{max_bytes=4096}`.
 
     Returns:
-        The name and the options of each pass.
+        The name and the options of each pass, or a Group.
 
     Raises:
         SpellingError: The text is something else; names the character.
     """
-    return _Reader(text).pipeline()
+    reader = _Reader(text)
+    return reader.pipeline() if text.strip() else []
 
 
-def spell(passes: Iterable[NamedOptions]) -> str:
+def spell(passes: Iterable[Spelled]) -> str:
     """Write passes as text.
 
     Args:
-        passes: The name and the options of each pass.
+        passes: The name and the options of each pass, or a Group.
 
     Raises:
         LazyfxError: An option has a type that options cannot have.
     """
-    return ",".join(_spell_pass(name, options) for name, options in passes)
+    return ",".join(_spell_any(each) for each in passes)
+
+
+def _spell_any(spelled: Spelled) -> str:
+    written = _spell_pass(spelled[0], spelled[1])
+    return f"{written}({spell(spelled.passes)})" if isinstance(spelled, Group) else written
 
 
 def _spell_pass(name: str, options: Mapping[str, Option]) -> str:
@@ -89,18 +109,28 @@ class _Reader:
         self.text = text
         self.at = 0
 
-    def pipeline(self) -> list[NamedOptions]:
-        passes: list[NamedOptions] = []
-        if not self.text.strip():
-            return passes
-        while True:
-            name = self.match(_NAME, "a pass name")
-            passes.append((name, self.options() if self.take("{") else {}))
-            if not self.take(","):
-                break
+    def pipeline(self) -> list[Spelled]:
+        passes: list[Spelled] = [self.entry()]
+        while self.take(","):
+            passes.append(self.entry())
         if self.at < len(self.text):
             raise self.error("',' or the end")
         return passes
+
+    def entry(self) -> Spelled:
+        name, options = self.named()
+        if name != UNTIL_STABLE or not self.take("("):
+            return name, options
+        passes = [self.named()]
+        while self.take(","):
+            passes.append(self.named())
+        if not self.take(")"):
+            raise self.error("',' or ')'")
+        return Group(name, options, tuple(passes))
+
+    def named(self) -> NamedOptions:
+        name = self.match(_NAME, "a pass name")
+        return name, self.options() if self.take("{") else {}
 
     def options(self) -> dict[str, Option]:
         options: dict[str, Option] = {}

@@ -17,7 +17,7 @@ from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient, Progress
 from lazyfx.errors import LazyfxError
 from lazyfx.module import AsyncRemoteModule
-from lazyfx.passes import PassSpec
+from lazyfx.passes import Modes, PassSpec
 from lazyfx.preparing import Prepared
 from lazyfx.report import Cache, Report
 from lazyfx.v1 import compiler_pb2 as pb
@@ -133,6 +133,10 @@ class RemoteModule:
         """Who made an artifact, from what and when; see `AsyncRemoteModule.provenance`."""
         return self._loop.run(self._remote.provenance(kind))
 
+    def save_torchscript(self, path: str | Path) -> Path:
+        """Write a TorchScript archive; see `AsyncRemoteModule.torchscript`."""
+        return self._loop.run(self._remote.save_torchscript(path))
+
 
 class Picture(str):
     """SVG text that displays itself in a notebook."""
@@ -205,21 +209,25 @@ class Client:
         example_inputs: ExampleInputs = None,
         *,
         skip_cache_lookup: bool = False,
+        eager: bool = False,
+        verify: bool = False,
         timeout: float | None = None,
     ) -> RemoteModule:
         """Compile a graph on the server; see `AsyncClient.compile`."""
         # Capturing and encoding happen in the caller's thread, whose grad mode, autocast
         # and default device they must see.
-        wanted = tuple(passes)
+        wanted, modes = tuple(passes), Modes(eager, verify)
         with self._preparing:
-            prepared = self._client.prepare(what, wanted, example_inputs)
+            prepared = self._client.prepare(what, wanted, example_inputs, modes=modes)
         if prepared.still_current is not None and not skip_cache_lookup:
             asked = self._loop.start(self._client.ask(prepared, timeout))
             if prepared.still_current():
                 return self._handle(prepared, self._loop.wait(asked))
             asked.cancel()
             with self._preparing:
-                prepared = self._client.prepare(what, wanted, example_inputs, fresh=True)
+                prepared = self._client.prepare(
+                    what, wanted, example_inputs, modes=modes, fresh=True
+                )
         asked = self._loop.start(
             self._client.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
         )

@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     max_folded_bytes: ByteSize = Field(default=ByteSize(256 * MIB))
     """Most bytes of constants that constant folding may make in one request."""
 
+    max_pass_seconds: float = Field(default=60.0, ge=0)
+    """Seconds that one pass may take before it is stopped and named; 0 for no bound but
+    job_timeout."""
+
     job_timeout: float = Field(default=120.0, gt=0)
     """Seconds that one job may take in a worker before it is killed."""
 

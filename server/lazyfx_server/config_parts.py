@@ -39,6 +39,7 @@ def request_limits(settings: Settings) -> RequestLimits:
         max_rewrites=settings.max_rewrites,
         max_matches=settings.max_matches,
         max_folded_bytes=settings.max_folded_bytes,
+        max_pass_seconds=settings.max_pass_seconds,
         job_timeout=settings.job_timeout,
         max_queue=settings.max_queue,
         max_batch_in_flight=settings.max_batch_in_flight,

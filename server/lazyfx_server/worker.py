@@ -12,12 +12,12 @@ from torch.fx import GraphModule
 
 from lazyfx import wire
 from lazyfx.errors import DecodeError, LazyfxError
-from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.lazy import RecompileLedger, lazy_class, lazy_job
+from lazyfx_server.lazy import FITTED, RecompileCost, RecompileLedger, lazy_class, lazy_job
 from lazyfx_server.lazy.render import performed, render
-from lazyfx_server.passes import PassError, PassLimits, PassRun, Pipeline, Registry, Rewrites
-from lazyfx_server.passes.requests import pipeline_of
+from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline, Registry, Rewrites
+from lazyfx_server.passes.reports import report_of
+from lazyfx_server.passes.requests import pipeline_of, placed_specs
 from lazyfx_server.security.checked import CheckedGraph, check
 from lazyfx_server.security.source import check_size
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -73,8 +73,11 @@ class _ValuesMissing(Exception):  # noqa: N818 - not a failure but a question
 
 
 def _compile(job: worker.CompileJob) -> worker.CompileResult:
-    ledger = RecompileLedger()
-    with lazy_job(ledger):
+    cost = FITTED
+    if job.seconds_per_node:
+        cost = RecompileCost(job.seconds_per_node, job.cost_is_measured)
+    ledger = RecompileLedger(cost)
+    with lazy_job(ledger, eager=job.eager):
         return _compile_lazily(job, ledger)
 
 
@@ -94,25 +97,21 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     module = _bound(checked, job)
     nodes_before = len(module.graph.nodes)
     decoded = perf_counter()
-    outcome = pipeline.run_in_job(module, ledger, _limits(job), rewrites)
+    driver = Driver(ledger, _limits(job), eager=job.eager)
+    outcome = pipeline.run_in_job(module, driver, rewrites)
     passed = perf_counter()
     result = worker.CompileResult(performed=performed(ledger))
+    result.report.CopyFrom(report_of(outcome, ledger))
     nodes_after = _encode(checked, outcome.module, result)
     finished = perf_counter()
     result.codec_seconds = (decoded - started) + (finished - passed)
-    result.report.CopyFrom(
-        pb.CompileReport(
-            recompiles=_recompiles(ledger.requested(), ledger.performed()),
-            passes=[_pass_report(run) for run in outcome.runs],
-            seconds=finished - started,
-            pass_seconds=passed - decoded,
-            nodes_before=nodes_before,
-            nodes_after=nodes_after,
-            saved_seconds=ledger.saved_seconds(),
-            stale=True,
-            pipeline=pipeline.spelling,
-        )
-    )
+    report = result.report
+    report.seconds = finished - started
+    report.pass_seconds = passed - decoded
+    report.nodes_before = nodes_before
+    report.nodes_after = nodes_after
+    report.pipeline = pipeline.spelling
+    report.eager = job.eager
     return result
 
 
@@ -127,15 +126,15 @@ def _render(job: worker.RenderJob) -> worker.RenderResult:
 
 def _rewrites(job: worker.CompileJob) -> dict[int, Rewrites]:
     found: dict[int, Rewrites] = {}
-    for place, spec in enumerate(job.passes):
+    for number, (path, spec) in enumerate(placed_specs(job.passes)):
         pairs = []
         for i, rewrite in enumerate(spec.rewrites):
-            where = f"passes[{place}].rewrites[{i}]"
+            where = f"{path}.rewrites[{i}]"
             pattern = _decode_rewrite(f"{where}.pattern", rewrite.pattern, job)
             replacement = _decode_rewrite(f"{where}.replacement", rewrite.replacement, job)
             pairs.append((pattern, replacement))
         if pairs:
-            found[place] = tuple(pairs)
+            found[number] = tuple(pairs)
     return found
 
 
@@ -204,24 +203,8 @@ def _limits(job: worker.CompileJob) -> PassLimits:
         max_nodes=job.limits.max_nodes,
         max_folded_bytes=job.limits.max_folded_bytes,
         max_matches=job.limits.max_matches,
+        max_pass_seconds=job.limits.pass_seconds,
     )
-
-
-def _pass_report(run: PassRun) -> pb.PassReport:
-    return pb.PassReport(
-        name=run.name,
-        spelling=run.spelling,
-        seconds=run.seconds,
-        nodes_before=run.nodes_before,
-        nodes_after=run.nodes_after,
-        changed=run.changed,
-        recompiles=_recompiles(run.requested, run.performed),
-        note=run.note,
-    )
-
-
-def _recompiles(requested: int, done: int) -> pb.Recompiles:
-    return pb.Recompiles(requested=requested, performed=done, saved=max(0, requested - done))
 
 
 def _pass_error(error: PassError, job: worker.CompileJob) -> worker.JobError:

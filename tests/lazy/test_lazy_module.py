@@ -9,7 +9,13 @@ from torch import nn
 from torch.fx import GraphModule, subgraph_rewriter, symbolic_trace
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
-from lazyfx_server.lazy import RecompileLedger, generate_source, lazy_job, make_lazy
+from lazyfx_server.lazy import (
+    RecompileCost,
+    RecompileLedger,
+    generate_source,
+    lazy_job,
+    make_lazy,
+)
 
 
 class Small(nn.Module):
@@ -240,9 +246,55 @@ def test_generate_source_is_one_recompile_and_executes_nothing(
 
 
 def test_estimates_follow_what_was_measured(ledger: RecompileLedger) -> None:
-    fitted = ledger.estimate_seconds(1000)
-    assert fitted == pytest.approx(1000 * 29e-6)
-    ledger.note_performed(0.5, 1000, executed=True)
-    assert ledger.estimate_seconds(2000) == pytest.approx(1.0)
-    ledger.note_performed(0.25, 1000, executed=False)
-    assert ledger.estimate_seconds(2000) == pytest.approx(1.0), "text alone is half a recompile"
+    assert ledger.cost.seconds(1000) == pytest.approx(1000 * 29e-6)
+    assert not ledger.cost.measured
+    graph = torch.fx.Graph()
+    for number in range(1000):
+        graph.placeholder(f"x{number}")
+    graph.output(None)
+    module = GraphModule(nn.Module(), graph)
+    ledger.note_performed(module, 0.5, executed=True)
+    assert ledger.cost.seconds(2000) == pytest.approx(1.0, rel=0.01)
+    assert ledger.cost.measured
+    ledger.note_performed(module, 0.25, executed=False)
+    assert ledger.cost.seconds(2000) == pytest.approx(1.0, rel=0.01), (
+        "text alone is half a recompile"
+    )
+    told = RecompileLedger(RecompileCost(1e-3, measured=True))
+    told.note_requested(module)
+    assert told.saved_seconds() == pytest.approx(1.0, rel=0.01)
+
+
+def test_each_module_has_counts_of_its_own(ledger: RecompileLedger) -> None:
+    first, second = (make_lazy(symbolic_trace(Small()), ledger) for _ in range(2))
+    for _ in range(3):
+        first.recompile()
+    second.recompile()
+    assert first.code
+    counts = [ledger.of_module(module) for module in (first, second)]
+    assert [(c.requested, c.performed, c.saved) for c in counts] == [(3, 1, 2), (1, 0, 1)]
+    assert (first.stale, second.stale) == (False, True)
+    assert make_lazy(first, ledger) is first
+    assert ledger.of_module(first).requested == 3, "wrapping again keeps the counts"
+    del second
+    assert ledger.requested() == 4
+
+
+def test_a_forced_recompile_names_its_line(ledger: RecompileLedger) -> None:
+    module = make_lazy(symbolic_trace(Small()), ledger)
+    module(torch.randn(2, 4))
+    assert [e.where.partition(":")[0] for e in ledger.events] == ["test_lazy_module.py"]
+    assert ledger.events[0].where.endswith("in test_a_forced_recompile_names_its_line")
+
+
+def test_eager_modules_recompile_at_once_and_are_counted(ledger: RecompileLedger) -> None:
+    with lazy_job(ledger, eager=True):
+        module = symbolic_trace(Small())
+        assert hasattr(module, "_code")
+        for node in module.graph.find_nodes(op="call_function", target=torch.relu):
+            node.target = torch.neg
+        generated = module.recompile()
+    assert "neg" in generated.src
+    assert (ledger.requested(), ledger.performed()) == (2, 2)
+    assert {e.trigger for e in ledger.events} == {"eager"}
+    assert torch.jit.script(symbolic_trace(Small())) is not None

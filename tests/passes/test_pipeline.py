@@ -1,74 +1,18 @@
 """The driver: order, reports, laziness, errors that say where."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
 import torch
+from passes.sample_passes import Failing, Plain, Recompiling, traced
 from torch import nn
-from torch.fx import GraphModule, symbolic_trace
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
+from torch.fx import GraphModule
 
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import (
-    Pass,
-    PassContext,
     PassError,
     PassLimits,
-    PassResult,
     Pipeline,
     Registry,
 )
-
-
-@dataclass(frozen=True)
-class Recompiling(Pass):
-    """Asks for recompiles, and calls the module when told to."""
-
-    name: ClassVar[str] = "recompiling"
-
-    times: int = 1
-    call: bool = False
-
-    def run(self, module: GraphModule, context: PassContext) -> PassResult:
-        for _ in range(self.times):
-            module.recompile()
-        if self.call:
-            module(torch.ones(2))
-            module(torch.ones(2))
-        return PassResult(module, False, "asked")
-
-
-@dataclass(frozen=True)
-class Plain(Pass):
-    """Gives back a module that torch built, as third-party passes do."""
-
-    name: ClassVar[str] = "plain"
-
-    def run(self, module: GraphModule, context: PassContext) -> PassResult:
-        result = CSEPass()(module)
-        return PassResult(result.graph_module, result.modified)
-
-
-@dataclass(frozen=True)
-class Failing(Pass):
-    """Fails at a node."""
-
-    name: ClassVar[str] = "failing"
-
-    own: bool = False
-
-    def run(self, module: GraphModule, context: PassContext) -> PassResult:
-        for node in module.graph.nodes:
-            if node.op == "call_function":
-                if self.own:
-                    raise PassError("cannot", field="options.own", node=node.name)
-                raise KeyError("missing")
-        return PassResult(module, False)
-
-
-def traced() -> GraphModule:
-    return symbolic_trace(lambda x: torch.relu(x) + torch.relu(x))
 
 
 def test_each_pass_is_reported() -> None:

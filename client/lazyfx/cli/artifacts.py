@@ -19,6 +19,7 @@ SUFFIXES: Mapping[Kind, str] = {
     Kind.PICKLE: ".pkl",
     Kind.PACKAGE: ".package.pt",
     Kind.PICTURE: ".svg",
+    Kind.TORCHSCRIPT: ".ts",
 }
 
 
@@ -49,6 +50,8 @@ def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
         replace_file(target, lambda aside: remote.save_pickle(aside))
     elif kind is Kind.PACKAGE:
         replace_file(target, lambda aside: remote.save_package(aside))
+    elif kind is Kind.TORCHSCRIPT:
+        replace_file(target, lambda aside: remote.save_torchscript(aside))
     elif kind is Kind.GRAPH:
         from lazyfx import wire
 

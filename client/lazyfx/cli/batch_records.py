@@ -60,12 +60,14 @@ def identity_of(passes: Sequence[PassSpec]) -> str:
     Raises:
         UnsupportedGraphError: A rewrite cannot go on the wire.
     """
-    rewrites = [rewrite for spec in passes for rewrite in spec.message().rewrites]
-    spelling = spell((spec.name, spec.options) for spec in passes)
-    if not rewrites:
+    spelling = spell(spec.spelled() for spec in passes)
+    graphs = [graph for spec in passes for graph in spec.graphs()]
+    if not graphs:
         return spelling
-    bodies = (side.body for rewrite in rewrites for side in (rewrite.pattern, rewrite.replacement))
-    digests = b"".join(hashlib.sha256(body).digest() for body in bodies)
+    # torch comes with it, and takes its time: --help does without.
+    from lazyfx import wire
+
+    digests = b"".join(hashlib.sha256(wire.encode(graph).body).digest() for graph in graphs)
     return f"{spelling} rewrites sha256:{hashlib.sha256(digests).hexdigest()}"
 
 

@@ -23,6 +23,7 @@ class Kind(str, Enum):
     PICKLE = "pickle"
     PACKAGE = "package"
     PICTURE = "picture"
+    TORCHSCRIPT = "torchscript"
 
 
 def _checked_address(address: str) -> str:
@@ -39,10 +40,10 @@ def read_passes(text: str) -> list[PassSpec]:
         typer.BadParameter: The text is not a pipeline.
     """
     # torch comes with passes, and takes its time: --help does without.
-    from lazyfx.passes import PassSpec
+    from lazyfx.passes import spec_of
 
     try:
-        return [PassSpec(name, options) for name, options in parse(text)]
+        return [spec_of(each) for each in parse(text)]
     except SpellingError as error:
         raise typer.BadParameter(str(error), param_hint="--passes") from error
 

@@ -24,6 +24,7 @@ import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.struct_pb2
 import google.protobuf.timestamp_pb2
 import google.rpc.status_pb2
 import lazyfx.v1.graph_pb2
@@ -109,6 +110,28 @@ MISS_REASON_NEW_ENVIRONMENT: MissReason.ValueType  # 8
 """The entry was made by another torch or lazyfx version."""
 Global___MissReason: typing_extensions.TypeAlias = MissReason
 
+class _EstimateBasis:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EstimateBasisEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EstimateBasis.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ESTIMATE_BASIS_UNSPECIFIED: _EstimateBasis.ValueType  # 0
+    ESTIMATE_BASIS_MEASURED: _EstimateBasis.ValueType  # 1
+    """The measured cost of generating code for this very graph."""
+    ESTIMATE_BASIS_FITTED: _EstimateBasis.ValueType  # 2
+    """A cost for each node, fitted over many graphs."""
+
+class EstimateBasis(_EstimateBasis, metaclass=_EstimateBasisEnumTypeWrapper):
+    """Where an estimate of seconds comes from."""
+
+ESTIMATE_BASIS_UNSPECIFIED: EstimateBasis.ValueType  # 0
+ESTIMATE_BASIS_MEASURED: EstimateBasis.ValueType  # 1
+"""The measured cost of generating code for this very graph."""
+ESTIMATE_BASIS_FITTED: EstimateBasis.ValueType  # 2
+"""A cost for each node, fitted over many graphs."""
+Global___EstimateBasis: typing_extensions.TypeAlias = EstimateBasis
+
 class _ArtifactKind:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -132,6 +155,10 @@ class _ArtifactKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """A serialized GeneratedSource: what a client needs to put a pickle or package together
     around parameters that never leave it.
     """
+    ARTIFACT_KIND_TORCHSCRIPT: _ArtifactKind.ValueType  # 8
+    """A TorchScript archive for torch.jit.load. Only of a graph without tensors of its own:
+    for others a client scripts the module around its own parameters.
+    """
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper):
     """Kinds of artifact."""
@@ -153,6 +180,10 @@ ARTIFACT_KIND_SOURCE: ArtifactKind.ValueType  # 7
 """A serialized GeneratedSource: what a client needs to put a pickle or package together
 around parameters that never leave it.
 """
+ARTIFACT_KIND_TORCHSCRIPT: ArtifactKind.ValueType  # 8
+"""A TorchScript archive for torch.jit.load. Only of a graph without tensors of its own:
+for others a client scripts the module around its own parameters.
+"""
 Global___ArtifactKind: typing_extensions.TypeAlias = ArtifactKind
 
 @typing.final
@@ -164,6 +195,7 @@ class PassSpec(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     OPTIONS_FIELD_NUMBER: builtins.int
     REWRITES_FIELD_NUMBER: builtins.int
+    PASSES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name as in ListPasses."""
     @property
@@ -174,14 +206,19 @@ class PassSpec(google.protobuf.message.Message):
     def rewrites(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Rewrite]:
         """replace_pattern only: what to look for and what to put there."""
 
+    @property
+    def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassSpec]:
+        """until_stable only: the passes that run in turn until none of them changes anything."""
+
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         options: collections.abc.Iterable[Global___PassOption] | None = ...,
         rewrites: collections.abc.Iterable[Global___Rewrite] | None = ...,
+        passes: collections.abc.Iterable[Global___PassSpec] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "options", b"options", "rewrites", b"rewrites"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "options", b"options", "passes", b"passes", "rewrites", b"rewrites"]) -> None: ...
 
 Global___PassSpec: typing_extensions.TypeAlias = PassSpec
 
@@ -267,20 +304,68 @@ class Rewrite(google.protobuf.message.Message):
 
     PATTERN_FIELD_NUMBER: builtins.int
     REPLACEMENT_FIELD_NUMBER: builtins.int
+    GUARDS_FIELD_NUMBER: builtins.int
+    AT_MOST_FIELD_NUMBER: builtins.int
+    at_most: builtins.int
+    """Replace at most this many places, the first in graph order; 0 for all."""
     @property
     def pattern(self) -> lazyfx.v1.graph_pb2.Graph: ...
     @property
     def replacement(self) -> lazyfx.v1.graph_pb2.Graph: ...
+    @property
+    def guards(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___InputGuard]:
+        """What inputs of the pattern must be for a place to match; all of them hold."""
+
     def __init__(
         self,
         *,
         pattern: lazyfx.v1.graph_pb2.Graph | None = ...,
         replacement: lazyfx.v1.graph_pb2.Graph | None = ...,
+        guards: collections.abc.Iterable[Global___InputGuard] | None = ...,
+        at_most: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["pattern", b"pattern", "replacement", b"replacement"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["pattern", b"pattern", "replacement", b"replacement"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_most", b"at_most", "guards", b"guards", "pattern", b"pattern", "replacement", b"replacement"]) -> None: ...
 
 Global___Rewrite: typing_extensions.TypeAlias = Rewrite
+
+@typing.final
+class InputGuard(google.protobuf.message.Message):
+    """A condition on what one input of a pattern is at a place. A place where nothing is
+    known of the input does not match.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: builtins.int
+    DTYPES_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    SHAPE_FIELD_NUMBER: builtins.int
+    input: builtins.int
+    """Place of the input among the pattern's inputs."""
+    rank: builtins.int
+    """Number of dimensions; left out for any."""
+    @property
+    def dtypes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Any of these dtypes, as torch spells them ("float32"); empty for all."""
+
+    @property
+    def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Sizes, -1 for any; empty for any shape."""
+
+    def __init__(
+        self,
+        *,
+        input: builtins.int = ...,
+        dtypes: collections.abc.Iterable[builtins.str] | None = ...,
+        rank: builtins.int | None = ...,
+        shape: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_rank", b"_rank", "rank", b"rank"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_rank", b"_rank", "dtypes", b"dtypes", "input", b"input", "rank", b"rank", "shape", b"shape"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_rank", b"_rank"]) -> typing.Literal["rank"] | None: ...
+
+Global___InputGuard: typing_extensions.TypeAlias = InputGuard
 
 @typing.final
 class ValueBinding(google.protobuf.message.Message):
@@ -322,8 +407,19 @@ class CompileRequest(google.protobuf.message.Message):
     PASSES_FIELD_NUMBER: builtins.int
     VALUES_FIELD_NUMBER: builtins.int
     SKIP_CACHE_LOOKUP_FIELD_NUMBER: builtins.int
+    EAGER_FIELD_NUMBER: builtins.int
+    VERIFY_FIELD_NUMBER: builtins.int
     skip_cache_lookup: builtins.bool
     """Compile even if a result is stored, and store the new one (to repair an entry)."""
+    eager: builtins.bool
+    """Hold eager modules: each recompile that a pass asks for is done at once. For passes that
+    cannot work on lazy modules, and to compare. Part of the key.
+    """
+    verify: builtins.bool
+    """Run the graph before and after each pass on random inputs, in the worker, and refuse a
+    pass that changed a result. Needs shapes of the inputs; tensors whose values the worker
+    does not have are random too. Part of the key.
+    """
     @property
     def graph_digest(self) -> lazyfx.v1.graph_pb2.Digest:
         """Digest of the graph's body. Always set."""
@@ -350,9 +446,11 @@ class CompileRequest(google.protobuf.message.Message):
         passes: collections.abc.Iterable[Global___PassSpec] | None = ...,
         values: collections.abc.Iterable[Global___ValueBinding] | None = ...,
         skip_cache_lookup: builtins.bool = ...,
+        eager: builtins.bool = ...,
+        verify: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["graph", b"graph", "graph_digest", b"graph_digest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["eager", b"eager", "graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values", "verify", b"verify"]) -> None: ...
 
 Global___CompileRequest: typing_extensions.TypeAlias = CompileRequest
 
@@ -463,6 +561,11 @@ class CompileReport(google.protobuf.message.Message):
     STALE_FIELD_NUMBER: builtins.int
     PIPELINE_FIELD_NUMBER: builtins.int
     CREATED_FIELD_NUMBER: builtins.int
+    MODULES_FIELD_NUMBER: builtins.int
+    SAVED_BASIS_FIELD_NUMBER: builtins.int
+    PERFORMED_SECONDS_FIELD_NUMBER: builtins.int
+    EAGER_FIELD_NUMBER: builtins.int
+    VERIFIED_FIELD_NUMBER: builtins.int
     seconds: builtins.float
     """Wall seconds in the worker: decode, passes, encode."""
     pass_seconds: builtins.float
@@ -477,12 +580,26 @@ class CompileReport(google.protobuf.message.Message):
     """Generated code is out of date (true until an artifact needs it)."""
     pipeline: builtins.str
     """Canonical spelling of the pipeline that ran."""
+    saved_basis: Global___EstimateBasis.ValueType
+    """Where saved_seconds comes from."""
+    performed_seconds: builtins.float
+    """Measured seconds of the recompiles that were performed, later touches included."""
+    eager: builtins.bool
+    """Modules were eager."""
     @property
     def recompiles(self) -> Global___Recompiles: ...
     @property
     def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassReport]: ...
     @property
     def created(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def modules(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModuleReport]:
+        """Each module of the compile, the root first, nested GraphModules by their paths."""
+
+    @property
+    def verified(self) -> Global___VerifyReport:
+        """What verify=true compared; left out when it was not asked for."""
+
     def __init__(
         self,
         *,
@@ -497,11 +614,74 @@ class CompileReport(google.protobuf.message.Message):
         stale: builtins.bool = ...,
         pipeline: builtins.str = ...,
         created: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        modules: collections.abc.Iterable[Global___ModuleReport] | None = ...,
+        saved_basis: Global___EstimateBasis.ValueType = ...,
+        performed_seconds: builtins.float = ...,
+        eager: builtins.bool = ...,
+        verified: Global___VerifyReport | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["created", b"created", "recompiles", b"recompiles"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created", b"created", "nodes_after", b"nodes_after", "nodes_before", b"nodes_before", "pass_seconds", b"pass_seconds", "passes", b"passes", "pipeline", b"pipeline", "queue_seconds", b"queue_seconds", "recompiles", b"recompiles", "saved_seconds", b"saved_seconds", "seconds", b"seconds", "stale", b"stale"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["created", b"created", "recompiles", b"recompiles", "verified", b"verified"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "eager", b"eager", "modules", b"modules", "nodes_after", b"nodes_after", "nodes_before", b"nodes_before", "pass_seconds", b"pass_seconds", "passes", b"passes", "performed_seconds", b"performed_seconds", "pipeline", b"pipeline", "queue_seconds", b"queue_seconds", "recompiles", b"recompiles", "saved_basis", b"saved_basis", "saved_seconds", b"saved_seconds", "seconds", b"seconds", "stale", b"stale", "verified", b"verified"]) -> None: ...
 
 Global___CompileReport: typing_extensions.TypeAlias = CompileReport
+
+@typing.final
+class ModuleReport(google.protobuf.message.Message):
+    """The recompiles of one module."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    RECOMPILES_FIELD_NUMBER: builtins.int
+    NODES_FIELD_NUMBER: builtins.int
+    STALE_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """Dotted path from the root in canonical names, which all callers share; empty for the
+    root itself, "*" for modules that passes built and that are gone.
+    """
+    nodes: builtins.int
+    stale: builtins.bool
+    """Generated code is out of date."""
+    @property
+    def recompiles(self) -> Global___Recompiles: ...
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        recompiles: Global___Recompiles | None = ...,
+        nodes: builtins.int = ...,
+        stale: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["recompiles", b"recompiles"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["nodes", b"nodes", "path", b"path", "recompiles", b"recompiles", "stale", b"stale"]) -> None: ...
+
+Global___ModuleReport: typing_extensions.TypeAlias = ModuleReport
+
+@typing.final
+class VerifyReport(google.protobuf.message.Message):
+    """What verify=true compared."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PASSES_FIELD_NUMBER: builtins.int
+    TENSORS_FIELD_NUMBER: builtins.int
+    MAX_DIFFERENCE_FIELD_NUMBER: builtins.int
+    passes: builtins.int
+    """Passes whose results were compared with those before them."""
+    tensors: builtins.int
+    """Tensors compared after each pass: outputs, and inputs and buffers that may be written."""
+    max_difference: builtins.float
+    """Largest difference seen."""
+    def __init__(
+        self,
+        *,
+        passes: builtins.int = ...,
+        tensors: builtins.int = ...,
+        max_difference: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_difference", b"max_difference", "passes", b"passes", "tensors", b"tensors"]) -> None: ...
+
+Global___VerifyReport: typing_extensions.TypeAlias = VerifyReport
 
 @typing.final
 class PassReport(google.protobuf.message.Message):
@@ -517,6 +697,10 @@ class PassReport(google.protobuf.message.Message):
     CHANGED_FIELD_NUMBER: builtins.int
     RECOMPILES_FIELD_NUMBER: builtins.int
     NOTE_FIELD_NUMBER: builtins.int
+    RUNS_FIELD_NUMBER: builtins.int
+    FORCED_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    SAVED_SECONDS_FIELD_NUMBER: builtins.int
     name: builtins.str
     spelling: builtins.str
     """Canonical spelling with options."""
@@ -526,8 +710,20 @@ class PassReport(google.protobuf.message.Message):
     changed: builtins.bool
     note: builtins.str
     """Something a person should know, e.g. "3 matches", "skipped: no shapes"."""
+    runs: builtins.int
+    """Times that it ran; more than once inside until_stable."""
+    saved_seconds: builtins.float
+    """Estimated seconds of code generation that it asked for and that were never spent."""
     @property
     def recompiles(self) -> Global___Recompiles: ...
+    @property
+    def forced(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ForcedRecompiles]:
+        """Recompiles that it forced, and what needed the code."""
+
+    @property
+    def data(self) -> google.protobuf.struct_pb2.Struct:
+        """What an analysis found."""
+
     def __init__(
         self,
         *,
@@ -539,11 +735,43 @@ class PassReport(google.protobuf.message.Message):
         changed: builtins.bool = ...,
         recompiles: Global___Recompiles | None = ...,
         note: builtins.str = ...,
+        runs: builtins.int = ...,
+        forced: collections.abc.Iterable[Global___ForcedRecompiles] | None = ...,
+        data: google.protobuf.struct_pb2.Struct | None = ...,
+        saved_seconds: builtins.float = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["recompiles", b"recompiles"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["changed", b"changed", "name", b"name", "nodes_after", b"nodes_after", "nodes_before", b"nodes_before", "note", b"note", "recompiles", b"recompiles", "seconds", b"seconds", "spelling", b"spelling"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["data", b"data", "recompiles", b"recompiles"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["changed", b"changed", "data", b"data", "forced", b"forced", "name", b"name", "nodes_after", b"nodes_after", "nodes_before", b"nodes_before", "note", b"note", "recompiles", b"recompiles", "runs", b"runs", "saved_seconds", b"saved_seconds", "seconds", b"seconds", "spelling", b"spelling"]) -> None: ...
 
 Global___PassReport: typing_extensions.TypeAlias = PassReport
+
+@typing.final
+class ForcedRecompiles(google.protobuf.message.Message):
+    """Recompiles that a pass forced."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRIGGER_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    WHERE_FIELD_NUMBER: builtins.int
+    trigger: builtins.str
+    """"code", "pickle", "package", "picture" or "call"."""
+    count: builtins.int
+    seconds: builtins.float
+    where: builtins.str
+    """The line that needed the code: "file.py:12 in function"."""
+    def __init__(
+        self,
+        *,
+        trigger: builtins.str = ...,
+        count: builtins.int = ...,
+        seconds: builtins.float = ...,
+        where: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "seconds", b"seconds", "trigger", b"trigger", "where", b"where"]) -> None: ...
+
+Global___ForcedRecompiles: typing_extensions.TypeAlias = ForcedRecompiles
 
 @typing.final
 class GetArtifactRequest(google.protobuf.message.Message):
@@ -994,16 +1222,43 @@ class ListPassesResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PASSES_FIELD_NUMBER: builtins.int
+    PIPELINES_FIELD_NUMBER: builtins.int
     @property
     def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassDescription]: ...
+    @property
+    def pipelines(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PipelineDescription]:
+        """Pipelines that have names: a PassSpec with such a name stands for the passes."""
+
     def __init__(
         self,
         *,
         passes: collections.abc.Iterable[Global___PassDescription] | None = ...,
+        pipelines: collections.abc.Iterable[Global___PipelineDescription] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["passes", b"passes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["passes", b"passes", "pipelines", b"pipelines"]) -> None: ...
 
 Global___ListPassesResponse: typing_extensions.TypeAlias = ListPassesResponse
+
+@typing.final
+class PipelineDescription(google.protobuf.message.Message):
+    """A pipeline that has a name."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SPELLING_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    spelling: builtins.str
+    """Canonical spelling of what it stands for."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        spelling: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "spelling", b"spelling"]) -> None: ...
+
+Global___PipelineDescription: typing_extensions.TypeAlias = PipelineDescription
 
 @typing.final
 class PassDescription(google.protobuf.message.Message):
@@ -1018,6 +1273,7 @@ class PassDescription(google.protobuf.message.Message):
     NEEDS_SHAPES_FIELD_NUMBER: builtins.int
     MUTATES_FIELD_NUMBER: builtins.int
     OPTIONS_FIELD_NUMBER: builtins.int
+    ORIGIN_FIELD_NUMBER: builtins.int
     name: builtins.str
     summary: builtins.str
     """First line of its documentation."""
@@ -1029,6 +1285,8 @@ class PassDescription(google.protobuf.message.Message):
     """It reads shapes of nodes."""
     mutates: builtins.bool
     """It may change the graph."""
+    origin: builtins.str
+    """The distribution that it comes from, e.g. "lazyfx 0.1.0"."""
     @property
     def options(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassOptionDescription]: ...
     def __init__(
@@ -1041,8 +1299,9 @@ class PassDescription(google.protobuf.message.Message):
         needs_shapes: builtins.bool = ...,
         mutates: builtins.bool = ...,
         options: collections.abc.Iterable[Global___PassOptionDescription] | None = ...,
+        origin: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["mutates", b"mutates", "name", b"name", "needs_shapes", b"needs_shapes", "needs_values", b"needs_values", "options", b"options", "summary", b"summary", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["mutates", b"mutates", "name", b"name", "needs_shapes", b"needs_shapes", "needs_values", b"needs_values", "options", b"options", "origin", b"origin", "summary", b"summary", "version", b"version"]) -> None: ...
 
 Global___PassDescription: typing_extensions.TypeAlias = PassDescription
 
@@ -1252,6 +1511,11 @@ class GetStatsResponse(google.protobuf.message.Message):
     PASSES_FIELD_NUMBER: builtins.int
     STORE_FIELD_NUMBER: builtins.int
     SINCE_FIELD_NUMBER: builtins.int
+    PERFORMED_SECONDS_FIELD_NUMBER: builtins.int
+    SAVED_SECONDS_MEASURED_FIELD_NUMBER: builtins.int
+    NET_SECONDS_FIELD_NUMBER: builtins.int
+    TENANTS_FIELD_NUMBER: builtins.int
+    STARTS_FIELD_NUMBER: builtins.int
     saved_seconds: builtins.float
     """Estimated seconds of code generation that laziness saved."""
     reused_seconds: builtins.float
@@ -1263,6 +1527,14 @@ class GetStatsResponse(google.protobuf.message.Message):
     hits: builtins.int
     misses: builtins.int
     joins: builtins.int
+    performed_seconds: builtins.float
+    """Measured seconds of the recompiles that were performed."""
+    saved_seconds_measured: builtins.float
+    """The part of saved_seconds that rests on the measured cost of the same graph."""
+    net_seconds: builtins.float
+    """saved_seconds + reused_seconds - overhead_seconds; may be negative."""
+    starts: builtins.int
+    """Starts of the server that the sums go over: they survive a restart."""
     @property
     def recompiles(self) -> Global___Recompiles: ...
     @property
@@ -1273,6 +1545,8 @@ class GetStatsResponse(google.protobuf.message.Message):
     def store(self) -> Global___StoreStats: ...
     @property
     def since(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    @property
+    def tenants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TenantCount]: ...
     def __init__(
         self,
         *,
@@ -1288,11 +1562,57 @@ class GetStatsResponse(google.protobuf.message.Message):
         passes: collections.abc.Iterable[Global___PassCount] | None = ...,
         store: Global___StoreStats | None = ...,
         since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        performed_seconds: builtins.float = ...,
+        saved_seconds_measured: builtins.float = ...,
+        net_seconds: builtins.float = ...,
+        tenants: collections.abc.Iterable[Global___TenantCount] | None = ...,
+        starts: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["recompiles", b"recompiles", "since", b"since", "store", b"store"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["hits", b"hits", "joins", b"joins", "miss_reasons", b"miss_reasons", "misses", b"misses", "overhead_seconds", b"overhead_seconds", "pass_seconds", b"pass_seconds", "passes", b"passes", "recompiles", b"recompiles", "reused_seconds", b"reused_seconds", "saved_seconds", b"saved_seconds", "since", b"since", "store", b"store"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hits", b"hits", "joins", b"joins", "miss_reasons", b"miss_reasons", "misses", b"misses", "net_seconds", b"net_seconds", "overhead_seconds", b"overhead_seconds", "pass_seconds", b"pass_seconds", "passes", b"passes", "performed_seconds", b"performed_seconds", "recompiles", b"recompiles", "reused_seconds", b"reused_seconds", "saved_seconds", b"saved_seconds", "saved_seconds_measured", b"saved_seconds_measured", "since", b"since", "starts", b"starts", "store", b"store", "tenants", b"tenants"]) -> None: ...
 
 Global___GetStatsResponse: typing_extensions.TypeAlias = GetStatsResponse
+
+@typing.final
+class TenantCount(google.protobuf.message.Message):
+    """What one tenant asked for."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    HITS_FIELD_NUMBER: builtins.int
+    MISSES_FIELD_NUMBER: builtins.int
+    JOINS_FIELD_NUMBER: builtins.int
+    RECOMPILES_FIELD_NUMBER: builtins.int
+    SAVED_SECONDS_FIELD_NUMBER: builtins.int
+    REUSED_SECONDS_FIELD_NUMBER: builtins.int
+    OVERHEAD_SECONDS_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    """Who, as the operator's settings name them; "open" without identities."""
+    hits: builtins.int
+    misses: builtins.int
+    joins: builtins.int
+    saved_seconds: builtins.float
+    reused_seconds: builtins.float
+    overhead_seconds: builtins.float
+    @property
+    def recompiles(self) -> Global___Recompiles: ...
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        hits: builtins.int = ...,
+        misses: builtins.int = ...,
+        joins: builtins.int = ...,
+        recompiles: Global___Recompiles | None = ...,
+        saved_seconds: builtins.float = ...,
+        reused_seconds: builtins.float = ...,
+        overhead_seconds: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["recompiles", b"recompiles"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["hits", b"hits", "joins", b"joins", "misses", b"misses", "overhead_seconds", b"overhead_seconds", "recompiles", b"recompiles", "reused_seconds", b"reused_seconds", "saved_seconds", b"saved_seconds", "tenant", b"tenant"]) -> None: ...
+
+Global___TenantCount: typing_extensions.TypeAlias = TenantCount
 
 @typing.final
 class MissCount(google.protobuf.message.Message):

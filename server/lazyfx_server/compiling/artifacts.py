@@ -31,9 +31,16 @@ KINDS = {
     pb.ARTIFACT_KIND_PICTURE: "picture",
     pb.ARTIFACT_KIND_CONSTANT: "constant",
     pb.ARTIFACT_KIND_SOURCE: "source",
+    pb.ARTIFACT_KIND_TORCHSCRIPT: "torchscript",
 }
 # Kinds that are made from generated Python source.
 _FROM_SOURCE = {pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PACKAGE}
+# Kinds that hold the constants that passes made.
+_WITH_CONSTANTS = {
+    pb.ARTIFACT_KIND_PICKLE,
+    pb.ARTIFACT_KIND_PACKAGE,
+    pb.ARTIFACT_KIND_TORCHSCRIPT,
+}
 _SOURCE_TYPE = "application/x-protobuf"
 
 
@@ -170,7 +177,7 @@ class Artifacts:
             source = await self._load(source_place, module, pb.ARTIFACT_KIND_SOURCE)
             if source is not None:
                 job.source.ParseFromString(source.data)
-        if request.kind in (pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PACKAGE):
+        if request.kind in _WITH_CONSTANTS:
             for digest in module.record.constants:
                 data = (await self._stored_constant(module, digest)).data
                 job.constants.add(digest=digest, data=data)

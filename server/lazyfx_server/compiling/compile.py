@@ -161,7 +161,9 @@ class Compiler:
             raise InvalidRequestError.of_field(
                 "graph_digest.sha256", "is not the SHA-256 of graph.body; compute it from the body"
             )
-        pipeline = self._pipelines.resolve(request.passes)
+        pipeline = self._pipelines.resolve(
+            request.passes, eager=request.eager, verify=request.verify
+        )
         key = ModuleKey(
             tenant=OPEN_TENANT,
             graph=graph_digest,
@@ -223,6 +225,8 @@ class Compiler:
             values=values,
             limits=self._limits.job(),
             presentation=request.graph.presentation,
+            eager=request.eager,
+            verify=request.verify,
         )
 
     def _tell(self, wanted: _Wanted, result: worker.CompileResult) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.errors import InvalidRequestError
+from lazyfx_server.passes.requests import placed_specs
 from lazyfx_server.v1 import worker_pb2 as worker
 
 FORMAT_VERSIONS = (1,)
@@ -26,13 +27,14 @@ class RequestLimits:
     max_rewrites: int
     max_matches: int
     max_folded_bytes: int
+    max_pass_seconds: float
     job_timeout: float
     max_queue: int
     max_batch_in_flight: int
 
     def describe(self) -> Iterator[pb.Limit]:
         """The bounds, for GetServerInfo."""
-        units = {"bytes": "bytes", "timeout": "seconds", "nodes": "nodes"}
+        units = {"bytes": "bytes", "timeout": "seconds", "nodes": "nodes", "seconds": "seconds"}
         for name in self.__dataclass_fields__:
             unit = units.get(name.rpartition("_")[2], "count")
             yield pb.Limit(name=name, value=int(getattr(self, name)), unit=unit)
@@ -43,6 +45,7 @@ class RequestLimits:
             max_nodes=self.max_nodes,
             max_folded_bytes=self.max_folded_bytes,
             max_matches=self.max_matches,
+            pass_seconds=self.max_pass_seconds,
         )
 
     def check_compile(self, request: pb.CompileRequest) -> None:
@@ -54,15 +57,16 @@ class RequestLimits:
         check_digest("graph_digest", request.graph_digest)
         if request.HasField("graph"):
             self.check_graph("graph", request.graph)
-        if len(request.passes) > self.max_passes:
+        passes = len(request.passes) + sum(len(spec.passes) for spec in request.passes)
+        if passes > self.max_passes:
             raise InvalidRequestError.of_field(
-                "passes", f"has {len(request.passes)} entries; at most {self.max_passes} are taken"
+                "passes", f"has {passes} entries; at most {self.max_passes} are taken"
             )
         rewrites = 0
-        for i, spec in enumerate(request.passes):
+        for where, spec in placed_specs(request.passes):
             for j, rewrite in enumerate(spec.rewrites):
-                self.check_graph(f"passes[{i}].rewrites[{j}].pattern", rewrite.pattern)
-                self.check_graph(f"passes[{i}].rewrites[{j}].replacement", rewrite.replacement)
+                self.check_graph(f"{where}.rewrites[{j}].pattern", rewrite.pattern)
+                self.check_graph(f"{where}.rewrites[{j}].replacement", rewrite.replacement)
             rewrites += len(spec.rewrites)
         if rewrites > self.max_rewrites:
             raise InvalidRequestError.of_field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,13 +40,21 @@ class Pipelines:
         self._registry = registry
         self._known: LRUCache[tuple[bytes, ...], PipelineName] = LRUCache(capacity)
 
-    def resolve(self, specs: Sequence[pb.PassSpec]) -> PipelineName:
+    def resolve(
+        self, specs: Sequence[pb.PassSpec], *, eager: bool = False, verify: bool = False
+    ) -> PipelineName:
         """Name the pipeline of a request.
+
+        Args:
+            specs: Its passes.
+            eager: They run on eager modules.
+            verify: Their results are compared with those before them.
 
         Raises:
             InvalidRequestError: A pass or an option is unknown or has the wrong type.
         """
-        written = tuple(spec.SerializeToString(deterministic=True) for spec in specs)
+        modes = b"eager" * eager + b"verify" * verify
+        written = (modes, *(spec.SerializeToString(deterministic=True) for spec in specs))
         name: PipelineName | None = self._known.get(written)
         if name is None:
             try:
@@ -54,6 +63,9 @@ class Pipelines:
                 raise InvalidRequestError(
                     str(error), [FieldViolation(error.field, error.message)]
                 ) from error
-            name = PipelineName(pipeline.fingerprint, pipeline.spelling)
+            fingerprint = pipeline.fingerprint
+            if modes:
+                fingerprint = hashlib.sha256(modes + fingerprint).digest()
+            name = PipelineName(fingerprint, pipeline.spelling)
             self._known[written] = name
         return name

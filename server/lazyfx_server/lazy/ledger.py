@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+from weakref import WeakKeyDictionary
 
-Trigger = Literal["code", "pickle", "package", "picture", "call"]
+from torch.fx import GraphModule
+
+from lazyfx_server.lazy.costs import FITTED, RecompileCost
+
+Trigger = Literal["code", "pickle", "package", "picture", "call", "torchscript", "eager"]
 
 PIPELINE_SCOPE = "pipeline"
-
-# Fitted over BERT, GPT-2, Llama, T5 and ResNet-50 in seven captures each: a full
-# recompile costs 29 us a node, half of it for the text, half for compiling it.
-SECONDS_PER_NODE = 29e-6
-_TEXT_SHARE = 0.5
-
-# Below this many nodes a measurement says more about the clock than about the graph.
-_MEASURABLE_NODES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +28,7 @@ class PerformedRecompile:
         seconds: How long it took.
         nodes: Nodes of the graph.
         executed: The text was compiled too, not only generated.
+        where: The line that needed the code, "file.py:12 in function"; may be empty.
     """
 
     scope: str
@@ -38,14 +36,22 @@ class PerformedRecompile:
     seconds: float
     nodes: int
     executed: bool
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ScopeCount:
-    """Recompiles of one scope: asked for and really done."""
+    """Recompiles of one scope: asked for and really done.
+
+    Attributes:
+        requested: Asked for.
+        performed: Really done.
+        saved_seconds: Estimated cost of those that were asked for and never done.
+    """
 
     requested: int
     performed: int
+    saved_seconds: float = 0.0
 
     @property
     def saved(self) -> int:
@@ -53,64 +59,89 @@ class ScopeCount:
         return max(0, self.requested - self.performed)
 
 
-def estimate_seconds(nodes: int) -> float:
-    """Estimates what one recompile of a graph of `nodes` nodes costs, in seconds."""
-    return nodes * SECONDS_PER_NODE
+@dataclass(slots=True)
+class _Count:
+    requested: int = 0
+    requested_nodes: int = 0
+    performed: int = 0
+    performed_nodes: int = 0
+
+
+@dataclass(slots=True)
+class _Totals:
+    all: _Count = field(default_factory=_Count)
+    scopes: defaultdict[str, _Count] = field(default_factory=lambda: defaultdict(_Count))
+    # By identity and weakly: a pattern's module is forgotten with the pattern.
+    modules: MutableMapping[GraphModule, _Count] = field(default_factory=WeakKeyDictionary)
+
+    def of(self, scope: str, module: GraphModule) -> tuple[_Count, _Count, _Count]:
+        return self.all, self.scopes[scope], self.modules.setdefault(module, _Count())
 
 
 class RecompileLedger:
     """Counts the recompiles of one job. Lives as long as the job, shared with nobody.
+
+    Args:
+        cost: What a recompile costs here, for the estimate of what was saved.
 
     Attributes:
         scope: What is running now: a pass's name, or "pipeline" between passes.
         events: The recompiles that really happened, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cost: RecompileCost = FITTED) -> None:
         self.scope = PIPELINE_SCOPE
         self.events: list[PerformedRecompile] = []
-        self._requested: defaultdict[str, int] = defaultdict(int)
-        self._requested_nodes = 0
+        self._cost = cost
+        self._totals = _Totals()
         self._trigger: Trigger | None = None
 
-    def note_requested(self, nodes: int) -> None:
-        """Counts one recompile asked for, of a graph of `nodes` nodes."""
-        self._requested[self.scope] += 1
-        self._requested_nodes += nodes
+    def note_requested(self, module: GraphModule) -> None:
+        """Counts one recompile asked for."""
+        nodes = len(module.graph.nodes)
+        for count in self._totals.of(self.scope, module):
+            count.requested += 1
+            count.requested_nodes += nodes
 
-    def note_performed(self, seconds: float, nodes: int, *, executed: bool) -> None:
+    def note_performed(
+        self, module: GraphModule, seconds: float, *, executed: bool, where: str = ""
+    ) -> None:
         """Counts one recompile done; its trigger is that of the enclosing `because`."""
         trigger = self._trigger or "call"
-        self.events.append(PerformedRecompile(self.scope, trigger, seconds, nodes, executed))
+        nodes = len(module.graph.nodes)
+        self.events.append(PerformedRecompile(self.scope, trigger, seconds, nodes, executed, where))
+        for count in self._totals.of(self.scope, module):
+            count.performed += 1
+            count.performed_nodes += nodes
 
     def requested(self, scope: str | None = None) -> int:
         """How many recompiles were asked for, in one scope or in all."""
-        return sum(self._requested.values()) if scope is None else self._requested.get(scope, 0)
+        return self._count(scope).requested
 
     def performed(self, scope: str | None = None) -> int:
         """How many recompiles happened, in one scope or in all."""
-        return sum(1 for event in self.events if scope is None or event.scope == scope)
+        return self._count(scope).performed
 
     def by_scope(self) -> dict[str, ScopeCount]:
         """The counts of each scope that asked for or did a recompile."""
-        scopes = dict.fromkeys([*self._requested, *(event.scope for event in self.events)])
-        return {name: ScopeCount(self.requested(name), self.performed(name)) for name in scopes}
+        return {name: self._public(count) for name, count in self._totals.scopes.items()}
 
-    def estimate_seconds(self, nodes: int) -> float:
-        """Estimates what a recompile of `nodes` nodes costs on this machine, in seconds.
+    def of_module(self, module: GraphModule) -> ScopeCount:
+        """The counts of one module, nested modules not included."""
+        return self._public(self._totals.modules.get(module) or _Count())
 
-        Uses the recompiles that this job really did, else the fitted cost of a node.
-        """
-        measured = sum(event.nodes for event in self.events)
-        if measured < _MEASURABLE_NODES:
-            return estimate_seconds(nodes)
-        seconds = sum(e.seconds if e.executed else e.seconds / _TEXT_SHARE for e in self.events)
-        return nodes * seconds / measured
+    @property
+    def cost(self) -> RecompileCost:
+        """What a recompile costs: as this job measured it, else as the ledger was told."""
+        return self._cost.measured_again([(e.seconds, e.nodes, e.executed) for e in self.events])
 
-    def saved_seconds(self) -> float:
+    def saved_seconds(self, scope: str | None = None) -> float:
         """Estimated seconds of code generation that were asked for and never done."""
-        saved_nodes = self._requested_nodes - sum(event.nodes for event in self.events)
-        return self.estimate_seconds(max(0, saved_nodes))
+        return self._public(self._count(scope)).saved_seconds
+
+    def performed_seconds(self) -> float:
+        """Measured seconds of the recompiles that were done."""
+        return sum(event.seconds for event in self.events)
 
     @contextmanager
     def running(self, scope: str) -> Iterator[None]:
@@ -130,3 +161,10 @@ class RecompileLedger:
             yield
         finally:
             self._trigger = outer
+
+    def _count(self, scope: str | None) -> _Count:
+        return self._totals.all if scope is None else self._totals.scopes.get(scope, _Count())
+
+    def _public(self, count: _Count) -> ScopeCount:
+        nodes = max(0, count.requested_nodes - count.performed_nodes)
+        return ScopeCount(count.requested, count.performed, self.cost.seconds(nodes))

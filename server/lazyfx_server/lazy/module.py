@@ -8,12 +8,16 @@ parent's recompile leaves its children alone.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import PurePath
 from time import perf_counter
 from typing import Any, ClassVar
 
+import torch.fx.graph_module
+import torch.nn.modules.module
 from torch.fx import GraphModule
 from torch.fx.graph import PythonCode
 
@@ -23,6 +27,7 @@ from lazyfx_server.lazy.torch_names import (
     SINGLETON_CLASS_NAME,
     TorchLazyGraphModule,
     laziness_is_refused,
+    torch_lazy,
 )
 
 
@@ -34,8 +39,13 @@ class LazyModule(TorchLazyGraphModule):
 
     def recompile(self) -> None:  # type: ignore[override]
         """Marks the generated code as out of date."""
-        self.ledger.note_requested(len(self._graph.nodes))
+        self.ledger.note_requested(self)
         type(self).forward = type(self)._lazy_forward  # noqa: SLF001 - our own class
+
+    @property
+    def stale(self) -> bool:
+        """Whether the generated code is out of date: torch's `_needs_recompile`."""
+        return self._needs_recompile()
 
     def real_recompile(self) -> None:
         """Generates the code if it is out of date."""
@@ -47,7 +57,7 @@ class LazyModule(TorchLazyGraphModule):
             start = perf_counter()
             generated = super()._real_recompile()
             seconds = perf_counter() - start
-            self.ledger.note_performed(seconds, len(self._graph.nodes), executed=True)
+            self.ledger.note_performed(self, seconds, executed=True, where=_asking_line())
             return generated
 
     def _recompile_submodules(self) -> list[Any]:
@@ -81,10 +91,26 @@ class LazyModule(TorchLazyGraphModule):
             return super().__reduce_package__(exporter)
 
 
-def lazy_class(ledger: RecompileLedger) -> type[GraphModule]:
-    """Makes the class of a job's modules: its instances count in `ledger`."""
+class EagerModule(LazyModule):
+    """A counted module that recompiles at once, as a plain GraphModule does."""
 
-    class JobModule(LazyModule):
+    def recompile(self) -> PythonCode:  # type: ignore[override]
+        """Generates the code now."""
+        self.ledger.note_requested(self)
+        with self.ledger.because("eager"):
+            return self._real_recompile()
+
+
+def lazy_class(ledger: RecompileLedger, *, eager: bool = False) -> type[GraphModule]:
+    """Makes the class of a job's modules: its instances count in `ledger`.
+
+    Args:
+        ledger: Where their recompiles are counted.
+        eager: They recompile at once, for consumers that cannot work with marks.
+    """
+    base = EagerModule if eager else LazyModule
+
+    class JobModule(base):  # type: ignore[misc, valid-type]
         pass
 
     JobModule.ledger = ledger
@@ -92,7 +118,7 @@ def lazy_class(ledger: RecompileLedger) -> type[GraphModule]:
     return JobModule
 
 
-def make_lazy(module: GraphModule, ledger: RecompileLedger) -> GraphModule:
+def make_lazy(module: GraphModule, ledger: RecompileLedger, *, eager: bool = False) -> GraphModule:
     """Makes a module lazy, and every GraphModule inside it; returns the same object.
 
     Nothing is copied and no recompile is counted: the objects change their
@@ -102,23 +128,31 @@ def make_lazy(module: GraphModule, ledger: RecompileLedger) -> GraphModule:
     Args:
         module: Any GraphModule. One that counts in `ledger` already is left alone.
         ledger: Where its recompiles are counted from now on.
+        eager: Make it count and recompile at once instead.
     """
     job_class: type[GraphModule] | None = None
     for part in module.modules():
         if not isinstance(part, GraphModule) or _counts_in(part, ledger):
             continue
-        job_class = job_class or lazy_class(ledger)
+        job_class = job_class or lazy_class(ledger, eager=eager)
         _change_class(part, job_class)
+        if isinstance(part, EagerModule):
+            with ledger.because("eager"):
+                part._real_recompile()  # noqa: SLF001 - our own class
     return module
 
 
 @contextmanager
-def lazy_job(ledger: RecompileLedger) -> Iterator[None]:
+def lazy_job(ledger: RecompileLedger, *, eager: bool = False) -> Iterator[None]:
     """Makes every GraphModule that is built inside lazy and counted in `ledger`.
 
     Covers modules that torch builds through its own helpers and those that call
     `GraphModule(...)` directly (CSEPass, `optimization.fuse`, a pattern's trace),
     in this thread only. Outside nothing of it remains.
+
+    Args:
+        ledger: Where the recompiles of the modules are counted.
+        eager: The modules count and recompile at once.
 
     Raises:
         RuntimeError: Another job runs in this process. torch.fx is not
@@ -126,7 +160,7 @@ def lazy_job(ledger: RecompileLedger) -> Iterator[None]:
     """
     if not _job_runs.acquire(blocking=False):
         raise RuntimeError("a process runs one lazy job at a time")
-    job_class = lazy_class(ledger)
+    job_class = lazy_class(ledger, eager=eager)
     owner = threading.get_ident()
     original = GraphModule.__dict__["__new__"]
 
@@ -148,7 +182,7 @@ def lazy_job(ledger: RecompileLedger) -> Iterator[None]:
 def generate_source(
     module: GraphModule, ledger: RecompileLedger, trigger: Trigger
 ) -> GeneratedSource:
-    """Generates a module's Python source: the one real recompile of a rendering.
+    """Generates a module's Python source: the real recompiles of a rendering, one a module.
 
     The text is generated and not executed, so the module stays as lazy as it
     was, and nothing stays behind in torch's cache of sources.
@@ -162,12 +196,43 @@ def generate_source(
     source = generate(module)
     seconds = perf_counter() - start
     with ledger.because(trigger):
-        ledger.note_performed(seconds, len(module.graph.nodes), executed=False)
+        note_performed_together(module, ledger, seconds, executed=False)
     return source
+
+
+def note_performed_together(
+    module: GraphModule, ledger: RecompileLedger, seconds: float, *, executed: bool
+) -> None:
+    """Counts one recompile for a module and for each one inside; they share the seconds."""
+    parts = [part for part in module.modules() if isinstance(part, GraphModule)]
+    nodes = sum(len(part.graph.nodes) for part in parts)
+    for part in parts:
+        share = seconds * len(part.graph.nodes) / nodes
+        ledger.note_performed(part, share, executed=executed)
 
 
 # Says that a job runs in this process; holds nothing of the job.
 _job_runs = threading.Lock()
+
+
+# Code that only passes the wish for generated code on.
+_PASSES_ON = frozenset(
+    (
+        __file__,
+        torch_lazy.__file__,
+        torch.nn.modules.module.__file__,
+        torch.fx.graph_module.__file__,
+    )
+)
+
+
+def _asking_line() -> str:
+    """The line that needs generated code: the innermost one outside of the machinery."""
+    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller's frame
+    while frame.f_back is not None and frame.f_code.co_filename in _PASSES_ON:
+        frame = frame.f_back
+    path = PurePath(frame.f_code.co_filename)
+    return f"{path.name}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _counts_in(module: GraphModule, ledger: RecompileLedger) -> bool:

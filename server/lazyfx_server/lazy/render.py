@@ -9,10 +9,12 @@ from torch.fx import GraphModule
 
 from lazyfx import wire
 from lazyfx.assembly import GeneratedSource, package_module, pickle_module
+from lazyfx.errors import UnsupportedGraphError
+from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
-from lazyfx_server.lazy.module import generate_source, lazy_class
+from lazyfx_server.lazy.module import generate_source, lazy_class, note_performed_together
 from lazyfx_server.lazy.picture import draw
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -22,6 +24,7 @@ _MEDIA_TYPES = {
     pb.ARTIFACT_KIND_PICKLE: "application/octet-stream",
     pb.ARTIFACT_KIND_PACKAGE: "application/zip",
     pb.ARTIFACT_KIND_PICTURE: "image/svg+xml",
+    pb.ARTIFACT_KIND_TORCHSCRIPT: "application/zip",
 }
 _TRIGGERS: dict[int, Trigger] = {
     pb.ARTIFACT_KIND_CODE: "code",
@@ -42,6 +45,8 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
     result = worker.RenderResult(media_type=_MEDIA_TYPES[job.kind])
     if job.kind == pb.ARTIFACT_KIND_PICTURE:
         result.data = draw(module).encode()
+    elif job.kind == pb.ARTIFACT_KIND_TORCHSCRIPT:
+        result.data = scripted(module, ledger)
     else:
         if job.HasField("source"):
             source = _source_of(job.source)
@@ -53,6 +58,27 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
     result.performed.extend(performed(ledger))
     result.seconds = perf_counter() - started
     return result
+
+
+def scripted(module: GraphModule, ledger: RecompileLedger) -> bytes:
+    """TorchScript of a module: a consumer that needs an eager module, so it gets one.
+
+    Raises:
+        UnsupportedGraphError: TorchScript has no words for the graph, or the values of its
+            tensors are not here.
+    """
+    away = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    if away:
+        raise UnsupportedGraphError(
+            f"the graph holds tensors whose values are not on the server ({away[0]}, ...)",
+            remedy="script it beside them: RemoteModule.save_torchscript",
+        )
+    started = perf_counter()
+    eager = eager_copy(module)
+    seconds = perf_counter() - started
+    with ledger.because("torchscript"):
+        note_performed_together(eager, ledger, seconds, executed=True)
+    return script_module(eager)
 
 
 def performed(ledger: RecompileLedger) -> list[worker.PerformedRecompiles]:

@@ -17,4 +17,4 @@ def laziness_is_refused() -> bool:
     return bool(torch_lazy._force_skip_lazy_graph_module_flag)  # noqa: SLF001 - the point of this file
 
 
-__all__ = ["SINGLETON_CLASS_NAME", "TorchLazyGraphModule", "laziness_is_refused"]
+__all__ = ["SINGLETON_CLASS_NAME", "TorchLazyGraphModule", "laziness_is_refused", "torch_lazy"]

@@ -1,11 +1,13 @@
 """Passes over fx graphs: the contract, the registry, the pipeline that runs them."""
 
 from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
+from lazyfx_server.passes.driver import Driver, PassRun
 from lazyfx_server.passes.errors import PassError
-from lazyfx_server.passes.pipeline import PassRun, Pipeline, PipelineOutcome
+from lazyfx_server.passes.pipeline import Pipeline, PipelineOutcome, UntilStable
 from lazyfx_server.passes.registry import OptionDescription, PassDescription, Registry
 
 __all__ = [
+    "Driver",
     "OptionDescription",
     "Pass",
     "PassContext",
@@ -18,4 +20,5 @@ __all__ = [
     "PipelineOutcome",
     "Registry",
     "Rewrites",
+    "UntilStable",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch.fx import GraphModule
 
@@ -23,11 +24,16 @@ class PassLimits:
         max_nodes: Nodes that a graph may have after a pass.
         max_folded_bytes: Bytes of all constants that one pass may make.
         max_matches: Places that one rewrite may match.
+        max_pass_seconds: Seconds that one pass may take; 0 for no bound.
+        max_verify_bytes: Bytes of all tensors that one comparison before and after a pass
+            may make.
     """
 
     max_nodes: int = 1_000_000
     max_folded_bytes: int = 256 * 1024 * 1024
     max_matches: int = 100_000
+    max_pass_seconds: float = 0.0
+    max_verify_bytes: int = 2 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +59,13 @@ class PassResult:
         module: The module given, changed in place, or a new one.
         changed: The graph, its attributes or its metadata differ from before.
         note: Something a person should know, e.g. "3 matches".
+        data: What an analysis found: JSON-like, goes into the report as it is.
     """
 
     module: GraphModule
     changed: bool
     note: str = ""
+    data: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,12 @@ class Pass(ABC):
     needs_values: ClassVar[bool] = False
     needs_shapes: ClassVar[bool] = False
     mutates: ClassVar[bool] = True
+    # Relative difference that results may show; what changes precision says how much.
+    tolerance: ClassVar[float] = 1e-3
+
+    def fingerprint(self) -> str:
+        """What else its results depend on, e.g. a file or the version of a library."""
+        return ""
 
     def values_read(self, module: GraphModule) -> frozenset[str]:  # noqa: ARG002
         """Paths of the tensor attributes whose values `run` would read.

@@ -1,40 +1,39 @@
-"""A pipeline: passes in order, its name in a cache key, and the driver that runs it."""
+"""A pipeline: passes in order, and its name in a cache key."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Any
+from typing import TypeAlias
 
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
-from lazyfx_server.lazy import RecompileLedger, lazy_job, make_lazy
-from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
-from lazyfx_server.passes.errors import PassError
-from lazyfx_server.passes.options import spell_pipeline
+from lazyfx.spelling import UNTIL_STABLE, Group, NamedOptions, Spelled, spell
+from lazyfx_server.lazy import RecompileLedger, lazy_job
+from lazyfx_server.passes.base import Pass, PassLimits, Rewrites
+from lazyfx_server.passes.driver import Driver, PassRun, PlacedPass
+from lazyfx_server.passes.options import changed_options
+
+# Rounds of until_stable when the request does not say.
+DEFAULT_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class PassRun:
-    """What one pass of a pipeline did: the row of a report."""
+class UntilStable:
+    """Passes that run in turn until none of them changes the graph.
 
-    name: str
-    spelling: str
-    seconds: float
-    nodes_before: int
-    nodes_after: int
-    changed: bool
-    requested: int
-    performed: int
-    note: str
+    Attributes:
+        passes: In the order in which they run.
+        at_most: Rounds after which it ends, stable or not.
+    """
 
-    @property
-    def saved(self) -> int:
-        """Recompiles that were asked for and never done."""
-        return max(0, self.requested - self.performed)
+    passes: tuple[Pass, ...]
+    at_most: int = DEFAULT_ROUNDS
+
+
+Step: TypeAlias = "Pass | UntilStable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +49,23 @@ class Pipeline:
     """Passes in the order in which they run.
 
     Attributes:
-        passes: The passes with their options.
-        rewrite_digests: For each pass by its place, the digests of its rewrites'
-            graphs, which are part of the fingerprint.
+        steps: Passes, and groups of passes that run until the graph is stable.
+        rewrite_digests: For each pass by its number, the digests of its rewrites, which are
+            part of the fingerprint.
     """
 
-    passes: tuple[Pass, ...]
-    rewrite_digests: Mapping[int, tuple[tuple[bytes, bytes], ...]] = field(default_factory=dict)
+    steps: tuple[Step, ...]
+    rewrite_digests: Mapping[int, tuple[tuple[bytes, ...], ...]] = field(default_factory=dict)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Every pass once, those inside groups too; a pass's number is its index here."""
+        return tuple(placed.pass_ for placed in self._placed())
 
     @property
     def spelling(self) -> str:
         """The canonical spelling; `lazyfx.spelling.parse` reads it back (without rewrites)."""
-        return spell_pipeline(self.passes)
+        return spell(_spelled(step) for step in self.steps)
 
     @property
     def fingerprint(self) -> bytes:
@@ -70,15 +74,16 @@ class Pipeline:
             [
                 pass_.name,
                 pass_.version,
-                spell_pipeline([pass_]),
-                [
-                    [pattern.hex(), replacement.hex()]
-                    for pattern, replacement in self.rewrite_digests.get(place, ())
-                ],
+                pass_.fingerprint(),
+                spell([_named(pass_)]),
+                [[part.hex() for part in digests] for digests in self.rewrite_digests.get(i, ())],
             ]
-            for place, pass_ in enumerate(self.passes)
+            for i, pass_ in enumerate(self.passes)
         ]
-        return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).digest()
+        groups = [step.at_most if isinstance(step, UntilStable) else 0 for step in self.steps]
+        sizes = [len(step.passes) if isinstance(step, UntilStable) else 1 for step in self.steps]
+        shape = [groups, sizes] if any(groups) else []
+        return hashlib.sha256(json.dumps([rows, shape], separators=(",", ":")).encode()).digest()
 
     def values_read(self, module: GraphModule) -> frozenset[str]:
         """Paths of the tensor attributes whose values some pass would read.
@@ -102,90 +107,67 @@ class Pipeline:
             module: Changed in place; made lazy first.
             ledger: Counts every recompile, under the name of the pass that asked.
             limits: Bounds of each pass.
-            rewrites: For each pass by its place, its (pattern, replacement) pairs.
+            rewrites: For each pass by its number, what it replaces.
 
         Raises:
             PassError: A pass failed; names it, its place and those before it.
         """
         with lazy_job(ledger):
-            return self.run_in_job(module, ledger, limits, rewrites)
+            return self.run_in_job(module, Driver(ledger, limits or PassLimits()), rewrites)
 
     def run_in_job(
         self,
         module: GraphModule,
-        ledger: RecompileLedger,
-        limits: PassLimits | None = None,
+        driver: Driver,
         rewrites: Mapping[int, Rewrites] | None = None,
     ) -> PipelineOutcome:
-        """As `run`, for a caller that is inside `lazy_job(ledger)` already."""
-        module = make_lazy(module, ledger)
-        bounds = limits or PassLimits()
-        runs: list[PassRun] = []
-        for place in range(len(self.passes)):
-            context = PassContext((rewrites or {}).get(place, ()), bounds)
-            module, run = self._run_one(place, module, ledger, context)
-            runs.append(run)
-        return PipelineOutcome(module, tuple(runs))
+        """As `run`, for a caller that is inside `lazy_job` already."""
+        module = driver.adopt(module)
+        placed = iter(list(self._placed()))
+        for step in self.steps:
+            if isinstance(step, UntilStable):
+                group = [next(placed) for _ in step.passes]
+                module = _repeat(driver, group, module, step.at_most, rewrites or {})
+            else:
+                module, _ = driver.run_one(next(placed), module, rewrites or {})
+        return PipelineOutcome(module, driver.runs)
 
-    def _run_one(
-        self, place: int, module: GraphModule, ledger: RecompileLedger, context: PassContext
-    ) -> tuple[GraphModule, PassRun]:
-        pass_ = self.passes[place]
-        before = [p.name for p in self.passes[:place]]
-        nodes_before = len(module.graph.nodes)
-        asked, done = ledger.requested(), ledger.performed()
-        start = perf_counter()
-        with ledger.running(pass_.name):
-            result = _guarded(pass_, module, context, f"passes[{place}]", before)
-            result_module = make_lazy(result.module, ledger)
-        seconds = perf_counter() - start
-        nodes_after = len(result_module.graph.nodes)
-        if nodes_after > context.limits.max_nodes:
-            raise PassError(
-                f"the graph has {nodes_after} nodes after the pass, the limit is "
-                f"{context.limits.max_nodes}",
-                kind="limit",
-                field=f"passes[{place}]",
-                pass_name=pass_.name,
-                before=before,
-            )
-        return result_module, PassRun(
-            name=pass_.name,
-            spelling=spell_pipeline([pass_]),
-            seconds=seconds,
-            nodes_before=nodes_before,
-            nodes_after=nodes_after,
-            changed=result.changed,
-            requested=ledger.requested() - asked,
-            performed=ledger.performed() - done,
-            note=result.note,
-        )
+    def _placed(self) -> Iterator[PlacedPass]:
+        number = 0
+        for i, step in enumerate(self.steps):
+            inner = step.passes if isinstance(step, UntilStable) else (step,)
+            for j, pass_ in enumerate(inner):
+                where = f"passes[{i}]"
+                if isinstance(step, UntilStable):
+                    where += f".passes[{j}]"
+                yield PlacedPass(pass_, number, where)
+                number += 1
 
 
-def _guarded(
-    pass_: Pass, module: GraphModule, context: PassContext, where: str, before: Sequence[str]
-) -> PassResult:
-    try:
-        return pass_.run(module, context)
-    except PassError as error:
-        raise error.at(where, pass_.name, before) from error
-    except Exception as error:  # whatever a pass raises becomes an answer to its caller
-        raise PassError(
-            f"{type(error).__name__}: {error}",
-            kind="internal",
-            field=where,
-            pass_name=pass_.name,
-            before=before,
-            node=_node_of(error),
-        ) from error
+def _repeat(
+    driver: Driver,
+    group: list[PlacedPass],
+    module: GraphModule,
+    at_most: int,
+    rewrites: Mapping[int, Rewrites],
+) -> GraphModule:
+    for _ in range(at_most):
+        changed = False
+        for placed in group:
+            module, changed_here = driver.run_one(placed, module, rewrites)
+            changed |= changed_here
+        if not changed:
+            return module
+    driver.add_note(group[-1], f"not stable after {at_most} rounds")
+    return module
 
 
-def _node_of(error: BaseException) -> str | None:
-    """The node that a pass was at when it raised: the innermost local that is one."""
-    found: Any = None
-    trace = error.__traceback__
-    while trace is not None:
-        candidate = trace.tb_frame.f_locals.get("node")
-        found = candidate if isinstance(candidate, Node) else found
-        trace = trace.tb_next
-    return found.name if found is not None else None
+def _named(pass_: Pass) -> NamedOptions:
+    return pass_.name, changed_options(pass_)
+
+
+def _spelled(step: Step) -> Spelled:
+    if not isinstance(step, UntilStable):
+        return _named(step)
+    options = {} if step.at_most == DEFAULT_ROUNDS else {"at_most": step.at_most}
+    return Group(UNTIL_STABLE, options, tuple(_named(pass_) for pass_ in step.passes))

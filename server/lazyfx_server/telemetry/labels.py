@@ -44,8 +44,17 @@ MISS_REASONS: Final = (
     "uncacheable",
     "new_environment",
 )
-TRIGGERS: Final = ("code", "pickle", "package", "picture", "call")
-ARTIFACT_KINDS: Final = ("code", "pickle", "package", "graph", "picture", "constant", "source")
+TRIGGERS: Final = ("code", "pickle", "package", "picture", "call", "torchscript", "eager")
+ARTIFACT_KINDS: Final = (
+    "code",
+    "pickle",
+    "package",
+    "graph",
+    "picture",
+    "constant",
+    "source",
+    "torchscript",
+)
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")
 STORE_OPERATIONS: Final = ("get", "put", "contains", "delete", "quarantine")
 OVERHEAD_STAGES: Final = ("codec", "key", "store", "queue")

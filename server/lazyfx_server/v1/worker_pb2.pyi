@@ -92,8 +92,19 @@ class CompileJob(google.protobuf.message.Message):
     VALUES_FIELD_NUMBER: builtins.int
     LIMITS_FIELD_NUMBER: builtins.int
     PRESENTATION_FIELD_NUMBER: builtins.int
+    EAGER_FIELD_NUMBER: builtins.int
+    VERIFY_FIELD_NUMBER: builtins.int
+    SECONDS_PER_NODE_FIELD_NUMBER: builtins.int
+    COST_IS_MEASURED_FIELD_NUMBER: builtins.int
     body: builtins.bytes
     """Canonical GraphBody bytes, already checked."""
+    eager: builtins.bool
+    """As in CompileRequest."""
+    verify: builtins.bool
+    seconds_per_node: builtins.float
+    """Seconds that generating and compiling code costs, for each node; 0 when not known."""
+    cost_is_measured: builtins.bool
+    """seconds_per_node was measured on this very graph."""
     @property
     def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.compiler_pb2.PassSpec]: ...
     @property
@@ -112,9 +123,13 @@ class CompileJob(google.protobuf.message.Message):
         values: collections.abc.Iterable[Global___TensorValue] | None = ...,
         limits: Global___JobLimits | None = ...,
         presentation: lazyfx.v1.graph_pb2.Presentation | None = ...,
+        eager: builtins.bool = ...,
+        verify: builtins.bool = ...,
+        seconds_per_node: builtins.float = ...,
+        cost_is_measured: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["limits", b"limits", "presentation", b"presentation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body", b"body", "limits", b"limits", "passes", b"passes", "presentation", b"presentation", "values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "cost_is_measured", b"cost_is_measured", "eager", b"eager", "limits", b"limits", "passes", b"passes", "presentation", b"presentation", "seconds_per_node", b"seconds_per_node", "values", b"values", "verify", b"verify"]) -> None: ...
 
 Global___CompileJob: typing_extensions.TypeAlias = CompileJob
 
@@ -150,17 +165,21 @@ class JobLimits(google.protobuf.message.Message):
     MAX_NODES_FIELD_NUMBER: builtins.int
     MAX_FOLDED_BYTES_FIELD_NUMBER: builtins.int
     MAX_MATCHES_FIELD_NUMBER: builtins.int
+    PASS_SECONDS_FIELD_NUMBER: builtins.int
     max_nodes: builtins.int
     max_folded_bytes: builtins.int
     max_matches: builtins.int
+    pass_seconds: builtins.float
+    """Seconds that one pass may take; 0 for no bound of its own."""
     def __init__(
         self,
         *,
         max_nodes: builtins.int = ...,
         max_folded_bytes: builtins.int = ...,
         max_matches: builtins.int = ...,
+        pass_seconds: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_folded_bytes", b"max_folded_bytes", "max_matches", b"max_matches", "max_nodes", b"max_nodes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_folded_bytes", b"max_folded_bytes", "max_matches", b"max_matches", "max_nodes", b"max_nodes", "pass_seconds", b"pass_seconds"]) -> None: ...
 
 Global___JobLimits: typing_extensions.TypeAlias = JobLimits
 
