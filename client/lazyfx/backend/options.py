@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, get_args
 
-from lazyfx.passes import PassSpec
+from lazyfx.passes import PassSpec, spec_of
 from lazyfx.spelling import SpellingError, parse
 
 Compile = Literal["inductor", "eager"]
@@ -106,7 +106,7 @@ def _address(where: str, value: Any) -> str:
 def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
     if isinstance(value, str):
         try:
-            return tuple(PassSpec(name, options) for name, options in parse(value))
+            return tuple(map(spec_of, parse(value)))
         except SpellingError as error:
             raise ValueError(f"{where}: {error}") from error
     if all(isinstance(item, (str, PassSpec)) for item in value):
