@@ -74,7 +74,7 @@ def test_the_report_names_a_pass_that_forces_code() -> None:
     outcome = Pipeline((Recompiling(call=True),)).run(traced(), ledger)
     (row,) = outcome.runs
     assert row.performed == len(row.forced) == 1
-    assert row.forced[0].where.startswith("test_pipeline.py:")
+    assert row.forced[0].where.startswith("sample_passes.py:")
     assert row.forced[0].where.endswith("in run")
 
 
