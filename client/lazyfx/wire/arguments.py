@@ -25,6 +25,9 @@ _CLOSE = object()
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _LISTS = frozenset({list, torch.fx.immutable_collections.immutable_list})
 _DICTS = frozenset({dict, torch.fx.immutable_collections.immutable_dict})
+# What stands in keys before, or for, the index of a row, and before what depends on the target.
+_OPEN = frozenset({torch.SymInt, torch.SymFloat, torch.SymBool, Callable, dict})
+_NAMED = frozenset({str, torch.device})
 # Values whose hash and equality are their identity, so that they key themselves.
 _PLAIN = frozenset({str, torch.dtype, torch.layout, torch.memory_format, type(None), type(...)})
 
@@ -103,6 +106,11 @@ def _walk_rare(
         key.append(tables.target(argument))
     else:
         raise _refuse(argument)
+
+
+def is_closed(key: Iterable[object]) -> bool:
+    """Whether the message of a key has no index of any table in it, and no dictionary."""
+    return not any(type(part) in _NAMED or part in _OPEN for part in key)
 
 
 def _keys(dictionary: dict[Any, Any], *, sort: bool) -> list[Any]:

@@ -6,6 +6,7 @@ import keyword
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -25,6 +26,8 @@ _RESERVED = frozenset(
 MAX_NAME = 1024
 
 
+# Names come again in every graph: "add_1", "view_2".
+@lru_cache(maxsize=32768)
 def split(name: str) -> tuple[str, int]:
     """Stem and suffix of a name: "add_1" is ("add", 2), "add" is ("add", 0)."""
     stem, _, digits = name.rpartition("_")
@@ -47,17 +50,11 @@ def join(stem: str, suffix: int) -> str:
 def write_names(names: Iterable[str], message: pb.GraphNames) -> None:
     """Fill the stem and suffix columns of `message`."""
     stems: dict[str, int] = {}
-    columns: list[int] = []
-    suffixes: list[int] = []
-    for name in names:
-        suffix = 0
-        if name[-1:].isdecimal():
-            name, suffix = split(name)
-        columns.append(stems.setdefault(name, len(stems)))
-        suffixes.append(suffix)
+    parts = list(map(split, names))
+    columns = [stems.setdefault(stem, len(stems)) for stem, _ in parts]
     message.stems.extend(stems)
     message.stem.extend(columns)
-    message.suffix.extend(suffixes)
+    message.suffix.extend([suffix for _, suffix in parts])
 
 
 def read_names(message: pb.GraphNames, count: int) -> list[str]:

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import targets
+from lazyfx.wire import row_memory, targets
 from lazyfx.wire.format import DEVICE_TYPES, DTYPES, LAYOUTS, MAX_DEPTH, MAX_INT64, MIN_INT64
 from lazyfx.wire.symbolic import ExpressionWriter, float_key
 from lazyfx.wire.tensors import contiguous_strides
@@ -131,9 +131,26 @@ class Tables:
         )  # fmt: skip
         found = self._tensors.get(key)
         if found is None:
-            row = self._describe(tensor, parameter, size, stride, offset)
+            row = None if symbolic else self._recall(key, device)
+            if row is None:
+                row = self._describe(tensor, parameter, size, stride, offset)
+                if not symbolic:
+                    self._remember(key, row)
             found = self._tensors[key] = self.add_tensor(row)
         return found
+
+    def _recall(self, key: tuple[Any, ...], device: torch.device) -> pb.TensorDescription | None:
+        known = row_memory.TENSORS.get(key)
+        if known is None:
+            return None
+        row = pb.TensorDescription.FromString(known)
+        row.device = self.device(device)
+        return row
+
+    def _remember(self, key: tuple[Any, ...], row: pb.TensorDescription) -> None:
+        device, row.device = row.device, 0
+        row_memory.TENSORS.put(key, row.SerializeToString())
+        row.device = device
 
     def _describe(
         self, tensor: torch.Tensor, parameter: bool, size: Any, stride: Any, offset: int
@@ -180,8 +197,8 @@ class Tables:
 
     def value(self, value: Any, *, parameter: bool = False, depth: int = 0) -> int | None:
         """Index of the description of a node's value; None where the format has none."""
-        if type(value) is FakeTensor and not value._has_symbolic_sizes_strides:
-            return self._fake_value(value, parameter)
+        if type(value) is FakeTensor:
+            return self.fake_value(value, parameter)
         if isinstance(value, torch.Tensor):
             return self._tensor_value(value, parameter)
         if isinstance(value, LazyValue):
@@ -210,9 +227,9 @@ class Tables:
             return None
         return self.add_value(description)
 
-    def _fake_value(self, tensor: FakeTensor, parameter: bool) -> int:
+    def fake_value(self, tensor: FakeTensor, parameter: bool = False) -> int:
         """`value` of the commonest kind: nearly all nodes have static fake tensors."""
-        if tensor.layout is not torch.strided:
+        if tensor._has_symbolic_sizes_strides or tensor.layout is not torch.strided:
             return self._tensor_value(tensor, parameter)
         dtype = tensor.dtype
         key = (
