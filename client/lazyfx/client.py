@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from lazyfx.access import access
 from lazyfx.capture import Compilable, ExampleInputs
-from lazyfx.connection import CompileCall, Connection
+from lazyfx.connection import CompileCall, Connection, OnProgress
 from lazyfx.errors import LazyfxError, MissingBlobsError
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, PassSpec
@@ -190,14 +190,22 @@ class AsyncClient:
         """The server's ledger."""
         return await self._connection.stats()
 
-    async def fetch(self, request: pb.GetArtifactRequest) -> tuple[bytes, pb.ArtifactTrailer]:
+    async def fetch(
+        self,
+        request: pb.GetArtifactRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[bytes, pb.ArtifactTrailer]:
         """Fetch an artifact and check who made it; handles call this.
 
         Raises:
             UntrustedArtifactError: Nobody who is trusted has signed it.
             ServiceError: One of its kinds, by the status.
         """
-        data, trailer = await self._connection.artifact(request)
+        data, trailer = await self._connection.artifact(
+            request, timeout=timeout, on_progress=on_progress
+        )
         await self._verifier.check(request, trailer)
         return data, trailer
 

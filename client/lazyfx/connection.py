@@ -18,6 +18,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 
 Answer = TypeVar("Answer")
+OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
 
 CompileCall: TypeAlias = "grpc.aio.UnaryUnaryCall[pb.CompileRequest, pb.CompileResponse]"
 
@@ -105,8 +106,19 @@ class Connection:
         finally:
             call.cancel()
 
-    async def artifact(self, request: pb.GetArtifactRequest) -> tuple[bytes, pb.ArtifactTrailer]:
+    async def artifact(
+        self,
+        request: pb.GetArtifactRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[bytes, pb.ArtifactTrailer]:
         """Fetch one artifact whole; a download that breaks off is resumed once where it stopped.
+
+        Args:
+            request: Which one.
+            timeout: Seconds that each attempt may take.
+            on_progress: Told how far a native artifact is while it is being made.
 
         Raises:
             ArtifactError: What arrived is not what the server announced.
@@ -114,14 +126,14 @@ class Connection:
         """
         data = bytearray()
         try:
-            trailer = await self._download(request, data)
+            trailer = await self._download(request, data, timeout, on_progress)
         except UnavailableError:
             if not data:
                 raise
             resumed = pb.GetArtifactRequest()
             resumed.CopyFrom(request)
             resumed.offset = len(data)
-            trailer = await self._download(resumed, data)
+            trailer = await self._download(resumed, data, timeout, on_progress)
         if hashlib.sha256(data).digest() != trailer.digest.sha256:
             raise ArtifactError(
                 f"the {pb.ArtifactKind.Name(request.kind)} that arrived does not have the "
@@ -130,12 +142,18 @@ class Connection:
         return bytes(data), trailer
 
     async def _download(
-        self, request: pb.GetArtifactRequest, data: bytearray
+        self,
+        request: pb.GetArtifactRequest,
+        data: bytearray,
+        timeout: float | None,
+        on_progress: OnProgress | None,
     ) -> pb.ArtifactTrailer:
         trailer: pb.ArtifactTrailer | None = None
         try:
-            async for part in self._stub.GetArtifact(request, timeout=self.timeout):
-                if part.HasField("chunk"):
+            async for part in self._stub.GetArtifact(request, timeout=timeout or self.timeout):
+                if part.HasField("progress") and on_progress is not None:
+                    on_progress(part.progress)
+                elif part.HasField("chunk"):
                     if part.chunk.offset != len(data):
                         raise ArtifactError(
                             f"a chunk at {part.chunk.offset} came where {len(data)} was due"

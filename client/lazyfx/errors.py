@@ -5,6 +5,7 @@
     LazyfxError
     ├── UnsupportedGraphError      the graph cannot go on the wire; names the node
     ├── DecodeError                bytes that are not a graph in canonical form
+    ├── IncompatibleError          what the server makes would not run on this machine
     ├── ArtifactError              an artifact did not arrive whole, or is not what it claims
     │   └── UntrustedArtifactError     nobody who is trusted has signed it; it was not opened
     └── ServiceError               the server answered with a gRPC status
@@ -60,6 +61,10 @@ class DecodeError(LazyfxError):
         where = f"{field}: " if field else ""
         at = f" (node {node})" if node is not None else ""
         super().__init__(f"{where}{message}{at}")
+
+
+class IncompatibleError(LazyfxError):
+    """What the server makes would not run on this machine; says what differs."""
 
 
 class ArtifactError(LazyfxError):

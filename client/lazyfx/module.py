@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch.fx import GraphModule
@@ -21,11 +22,19 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.verifying import Provenance
 
+OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
+
 
 class Fetcher(Protocol):
     """What a handle needs of its client."""
 
-    async def fetch(self, request: pb.GetArtifactRequest) -> tuple[bytes, pb.ArtifactTrailer]:
+    async def fetch(
+        self,
+        request: pb.GetArtifactRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[bytes, pb.ArtifactTrailer]:
         """Fetch an artifact whole, and check who made it."""
 
     async def vouch(
@@ -152,6 +161,28 @@ class AsyncRemoteModule:
         """Write `torchscript()` to a file and return its path."""
         return await asyncio.to_thread(_write, Path(path), await self.torchscript())
 
+    async def native(
+        self,
+        request: pb.NativeRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> bytes:
+        """What the server's Inductor made of this module, as `lazyfx.native.loading` reads it.
+
+        Args:
+            request: Where it will run and under which settings; see `lazyfx.native.requests`.
+            timeout: Seconds that the server may take.
+            on_progress: Told how far it is while it is being made.
+
+        Raises:
+            PreconditionError: The server cannot make it; says why.
+            UntrustedArtifactError: Nobody who is trusted has signed it.
+            ServiceError: One of its kinds, by the status.
+        """
+        wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_INDUCTOR, native=request)
+        return await self._fetch(wanted, timeout=timeout, on_progress=on_progress)
+
     async def save_pickle(self, path: str | Path) -> Path:
         """Write `pickle()` to a file and return its path."""
         return await asyncio.to_thread(_write, Path(path), await self.pickle())
@@ -209,16 +240,23 @@ class AsyncRemoteModule:
                     request = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest)
                     self._constants[digest.sha256] = await self._fetch(request)
 
-    async def _fetch(self, request: pb.GetArtifactRequest) -> bytes:
+    async def _fetch(
+        self,
+        request: pb.GetArtifactRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> bytes:
         request.module_key = self._response.module_key
+        fetch = partial(self._fetcher.fetch, timeout=timeout, on_progress=on_progress)
         try:
-            data, trailer = await self._fetcher.fetch(request)
+            data, trailer = await fetch(request)
         except NotFoundError:
             # It has been evicted since; making it again gives the same module.
             again = await self._fetcher.recompile(self._prepared)
             if again.module_key != self._response.module_key:
                 raise
-            data, trailer = await self._fetcher.fetch(request)
+            data, trailer = await fetch(request)
         self._trailers[request.kind] = trailer
         recompiles = self._compile_report.recompiles
         if trailer.recompiles.performed > recompiles.performed:

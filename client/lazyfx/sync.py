@@ -16,7 +16,7 @@ from typing_extensions import Self
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient, Progress
 from lazyfx.errors import LazyfxError
-from lazyfx.module import AsyncRemoteModule
+from lazyfx.module import AsyncRemoteModule, OnProgress
 from lazyfx.passes import Modes, PassSpec
 from lazyfx.preparing import Prepared
 from lazyfx.report import Cache, Report
@@ -120,6 +120,21 @@ class RemoteModule:
     def picture(self) -> Picture:
         """A drawing of the graph; it shows itself in a notebook."""
         return Picture(self._loop.run(self._remote.picture()))
+
+    def native(
+        self,
+        request: pb.NativeRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> bytes:
+        """What the server's Inductor made of it; see `AsyncRemoteModule.native`.
+
+        `on_progress` is called in another thread.
+        """
+        return self._loop.run(
+            self._remote.native(request, timeout=timeout, on_progress=on_progress)
+        )
 
     def save_pickle(self, path: str | Path) -> Path:
         """Write a pickle that loads with torch alone; see `AsyncRemoteModule.pickle`."""

@@ -30,10 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from lazyfx_server.execution import start_forkserver
 
     threads = str(settings.worker_threads)
-    forkserver = start_forkserver(
-        preload=["lazyfx_server.preload"],
-        environment={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-    )
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    preload = ["lazyfx_server.preload"]
+    if settings.native:
+        preload.append("lazyfx_server.native.preload")
+        # Inductor starts processes of its own when it is imported, unless it has one thread.
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    forkserver = start_forkserver(preload=preload, environment=environment)
     from lazyfx_server.app import App
 
     async def serve() -> None:

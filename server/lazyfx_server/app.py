@@ -27,9 +27,10 @@ from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.config import Settings
-from lazyfx_server.config_parts import artifact_signer, request_limits
+from lazyfx_server.config_parts import artifact_signer, native_compiles, request_limits
 from lazyfx_server.errors import RequestError
 from lazyfx_server.execution import ForkServer, ProcessExecutor
+from lazyfx_server.native.job import run_native_job
 from lazyfx_server.passes import Registry
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
@@ -117,6 +118,8 @@ class App:
             ),
         )
         self._observers = observers
+        self._native_executor = _native_executor(settings, forkserver, observers)
+        self._native = native_compiles(settings, self._native_executor)
         self._jobs = Jobs(self._executor, settings.job_timeout)
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(settings.workers, settings.max_queue)
@@ -137,6 +140,7 @@ class App:
             admission=admission,
             observer=observers,
             signer=signer,
+            native=self._native,
         )
         blobs = Blobs(
             self._store,
@@ -150,7 +154,12 @@ class App:
             ledger=ledger,
             registry=registry,
             limits=self._limits,
-            facts=ServerFacts(settings.workers, lambda: self._devices.infos, signer),
+            facts=ServerFacts(
+                settings.workers,
+                lambda: self._devices.infos,
+                signer,
+                lambda: self._native.target,
+            ),
             store_stats=self._store.stats,
         )
         self._gate = Gate(observers)
@@ -196,6 +205,9 @@ class App:
         await self._telemetry.start()
         await self._executor.start()
         await self._refresh_devices()
+        if self._native_executor is not None:
+            await self._native_executor.start()
+            await self._native.start()
         await self._server.start()
         for name in ("", SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -216,6 +228,9 @@ class App:
             _log.warning("requests were still under way after the grace period; they are ended")
         await self._server.stop(0)
         await self._executor.close()
+        if self._native_executor is not None:
+            await self._native_executor.close()
+        self._native.close()
         await self._store.close()
         await self._telemetry.stop()
         _log.info("stopped")
@@ -275,3 +290,18 @@ class App:
             self._devices.infos = tuple((await self._jobs.describe()).devices)
         except RequestError as error:
             _log.warning("workers could not tell their devices: %s", error)
+
+
+def _native_executor(
+    settings: Settings, forkserver: ForkServer, observer: Observers
+) -> ProcessExecutor | None:
+    """Processes for native compiles, each for one job; None when the settings want none."""
+    if not settings.native:
+        return None
+    return ProcessExecutor(
+        run_native_job,
+        forkserver=forkserver,
+        workers=settings.native_workers,
+        max_jobs=1,
+        on_restart=lambda reason: observer.observe(WorkerRestarted(reason)),
+    )

@@ -120,6 +120,20 @@ class Settings(BaseSettings):
     job_timeout: float = Field(default=120.0, gt=0)
     """Seconds that one job may take in a worker before it is killed."""
 
+    native: bool = False
+    """Make native artifacts with Inductor for torch.compile(backend="lazyfx"). Needs a C++
+    compiler. Its workers cannot be confined as those that run passes are: turn it on for
+    clients that you trust to use this machine's compilers."""
+
+    native_workers: int = Field(default=1, ge=1, le=64)
+    """Native compiles that run at a time, each in a process that ends afterwards."""
+
+    native_compile_threads: int = Field(default=1, ge=1, le=256)
+    """C++ compilers that one native compile may run at a time."""
+
+    native_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds that one native compile may take before it is killed."""
+
     max_queue: int = Field(default=1024, ge=0)
     """Jobs that may wait for a worker; more are refused with RESOURCE_EXHAUSTED."""
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
+from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.limits import RequestLimits
+from lazyfx_server.compiling.native import NativeCompiles
 from lazyfx_server.config import Settings
+from lazyfx_server.execution import Executor
 from lazyfx_server.security.signing import Builder, KeyFileError, KeyRing, Signer
 
 _DAY = 86_400.0
@@ -26,6 +30,20 @@ def artifact_signer(settings: Settings) -> Signer:
         settings.server_name, version("lazyfx"), version("torch"), platform.python_version()
     )
     return Signer(ring, builder, settings.signature_days * _DAY)
+
+
+def native_compiles(settings: Settings, executor: Executor | None) -> NativeCompiles:
+    """What makes native artifacts.
+
+    Args:
+        settings: All settings.
+        executor: Runs native jobs; None when the settings want no native artifacts.
+    """
+    jobs = None
+    if executor is not None:
+        jobs = Jobs(executor, settings.native_timeout, setting="native_timeout")
+    admission = Admission(settings.native_workers, settings.max_queue)
+    return NativeCompiles(jobs, admission, settings.native_compile_threads)
 
 
 def request_limits(settings: Settings) -> RequestLimits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from lazyfx.backend import reset_backend_report
 _TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(_TESTS), str(_TESTS / "server")]
 
+from conftest import start_server  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
@@ -23,3 +26,17 @@ def _fresh_dynamo() -> Iterator[None]:
     reset_backend_report()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def native_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One server that makes native artifacts, for all tests of this folder."""
+    running = start_server(tmp_path_factory.mktemp("native"), "--native", "--workers", "1")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(autouse=True)
+def _own_inductor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has compiled nothing yet."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from lazyfx.backend.local import compile_here
 from lazyfx.backend.options import BackendOptions, read_options
-from lazyfx.backend.remote import Answer, ask
+from lazyfx.backend.remote import Answer, Question, ask, make_question
 from lazyfx.backend.reporting import Outcome, records
 from lazyfx.backend.sessions import Session, session_for
 from lazyfx.errors import LazyfxError, ServiceError
@@ -43,19 +43,22 @@ def compile_graph(
     chosen = read_options(options, mode)
     started = time.perf_counter()
     try:
-        answer = _ask(session_for(chosen.address), module, chosen)
+        session = session_for(chosen.address)
+        session.require_present()
+        answer = _ask(session, make_question(module, example_inputs, chosen))
+        answer.enforce()
+        call = answer.open()
     except Exception as error:  # a training job never ends because of its compiler's cache
         if chosen.on_error == "raise":
             raise
         return _go_on(module, example_inputs, chosen, error, started)
     _record(module, answer.digest, "remote", started, cache=answer.cache)
-    return answer.call
+    return call
 
 
-def _ask(session: Session, module: GraphModule, options: BackendOptions) -> Answer:
-    session.require_present()
+def _ask(session: Session, question: Question) -> Answer:
     try:
-        answer = ask(session.client, module, options)
+        answer = ask(session, question)
     except LazyfxError as error:
         session.note(error)
         raise

@@ -40,7 +40,7 @@ class BackendOptions:
 
     address: str = "127.0.0.1:8700"
     passes: tuple[str | PassSpec, ...] = ()
-    compile: Compile = "eager"
+    compile: Compile = "inductor"
     on_error: OnError = "local"
     wait: bool = True
     timeout: float = 600.0

@@ -1,43 +1,129 @@
-"""Asking the server for one graph."""
+"""Asking the server for one graph, and making what it sends something to call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import sympy
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from lazyfx.backend.graphs import FlatGraph, flatten
 from lazyfx.backend.options import BackendOptions
-from lazyfx.sync import Client
+from lazyfx.backend.sessions import Session
+from lazyfx.errors import IncompatibleError
+from lazyfx.native import shapes
+from lazyfx.native.loading import load, read_bundle
+from lazyfx.native.requests import native_request
+from lazyfx.native.target import mismatch
+from lazyfx.v1 import compiler_pb2 as pb
+
+Runnable: TypeAlias = Callable[..., Any]
+OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One graph as it will be asked for; made in the thread that dynamo compiles in.
+
+    Attributes:
+        graph: What is sent.
+        native: Where the artifact will run; None to run the rebuilt graph.
+        flat: The graph with its tensors as inputs, for a native artifact.
+        options: Of the torch.compile call.
+    """
+
+    graph: GraphModule
+    native: pb.NativeRequest | None
+    flat: FlatGraph | None
+    options: BackendOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server made, ready to run.
+    """What the server made.
 
     Attributes:
-        call: Takes the graph's inputs, returns its outputs.
+        open: Makes it something that takes the graph's inputs and returns its outputs.
         digest: Hex digest of the graph.
         cache: "hit", "miss" or "joined".
+        conditions: On symbolic sizes, under which it may be called.
+        env: Where the symbols of these conditions live.
     """
 
-    call: Callable[..., Any]
+    open: Callable[[], Runnable]
     digest: str
     cache: str
+    conditions: tuple[sympy.Basic, ...] = ()
+    env: ShapeEnv | None = None
+
+    def enforce(self) -> None:
+        """Make the conditions guards of the frame that dynamo compiles now.
+
+        Raises:
+            ArtifactError: The sizes of this very call break one.
+        """
+        if self.env is not None:
+            shapes.enforce(self.conditions, self.env)
 
 
-def ask(client: Client, module: GraphModule, options: BackendOptions) -> Answer:
+def make_question(module: GraphModule, inputs: Sequence[Any], options: BackendOptions) -> Question:
+    """Read what will be asked for off this thread: graph, grad mode, autocast, settings.
+
+    Raises:
+        UnsupportedGraphError: The graph cannot be compiled elsewhere; names the node or input.
+        LazyfxError: A setting of Inductor is not one that travels.
+    """
+    if options.compile == "eager":
+        return Question(module, None, None, options)
+    flat = flatten(module, inputs)
+    request = native_request(flat.devices, options.mode, options.inductor)
+    return Question(flat.module, request, flat, options)
+
+
+def ask(session: Session, question: Question, on_progress: OnProgress | None = None) -> Answer:
     """Have one graph compiled.
-
-    Args:
-        client: Of the server.
-        module: What dynamo captured.
-        options: `passes`, `compile` and `timeout` apply.
 
     Raises:
         UnsupportedGraphError: The graph cannot go on the wire; names the node.
+        IncompatibleError: What this server makes does not run here; nothing was sent.
         ServiceError: The server refused, failed, or is not there.
+        ArtifactError: What came is not what was asked for.
     """
-    remote = client.compile(module, options.passes, timeout=options.timeout)
-    return Answer(remote.graph_module().forward, remote.digest, remote.cache.status)
+    options, request = question.options, question.native
+    if request is not None:
+        _require_compatible(session, request)
+    remote = session.client.compile(question.graph, options.passes, timeout=options.timeout)
+    if request is None or question.flat is None:
+        rebuilt = remote.graph_module()
+        return Answer(lambda: rebuilt.forward, remote.digest, remote.cache.status)
+    data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
+    bundle = read_bundle(data, request)
+    symbols = shapes.input_symbols(question.flat.inputs)
+    return Answer(
+        open=lambda: _with_lifted(load(bundle), question.flat),
+        digest=remote.digest,
+        cache=remote.cache.status,
+        conditions=tuple(shapes.read_guards(bundle.guards, symbols)),
+        env=shapes.shape_env(question.flat.inputs),
+    )
+
+
+def _require_compatible(session: Session, request: pb.NativeRequest) -> None:
+    target = session.native_target()
+    if target is None:
+        raise IncompatibleError(
+            "the server makes no native artifacts; start it with --native, or use the option "
+            "compile='eager'"
+        )
+    if why := mismatch(target, request.target):
+        raise IncompatibleError(f"what the server makes would not run here: {why}")
+
+
+def _with_lifted(call: Runnable, flat: FlatGraph | None) -> Runnable:
+    lifted = flat.lifted if flat is not None else ()
+    if not lifted:
+        return call
+    return lambda *inputs: call(*inputs, *lifted)

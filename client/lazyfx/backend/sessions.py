@@ -10,6 +10,7 @@ from typing import Final
 
 from lazyfx.errors import LazyfxError, TimedOutError, UnavailableError
 from lazyfx.sync import Client
+from lazyfx.v1 import compiler_pb2 as pb
 
 # A model has many graphs: once the server did not answer, the next ones do not wait for it.
 AWAY_SECONDS: Final = 30.0
@@ -22,6 +23,17 @@ class Session:
         self.client = Client(address)
         self._away_until = 0.0
         self._away: LazyfxError | None = None
+        self._info: pb.GetServerInfoResponse | None = None
+
+    def native_target(self) -> pb.NativeTarget | None:
+        """Where native artifacts of the server run; None when it makes none. Asked once.
+
+        Raises:
+            ServiceError: The server is not there.
+        """
+        if self._info is None:
+            self._info = self.client.server_info()
+        return self._info.native if self._info.HasField("native") else None
 
     def require_present(self) -> None:
         """Fail at once if the server did not answer a moment ago.
@@ -36,6 +48,8 @@ class Session:
         """Take note of how a call went."""
         self._away = error if isinstance(error, (UnavailableError, TimedOutError)) else None
         self._away_until = time.monotonic() + AWAY_SECONDS
+        if error is not None:
+            self._info = None  # another server may answer next time
 
 
 class _Sessions:

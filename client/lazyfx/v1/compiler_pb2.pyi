@@ -159,6 +159,10 @@ class _ArtifactKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """A TorchScript archive for torch.jit.load. Only of a graph without tensors of its own:
     for others a client scripts the module around its own parameters.
     """
+    ARTIFACT_KIND_INDUCTOR: _ArtifactKind.ValueType  # 9
+    """A serialized NativeBundle: what Inductor made of the module, forward and backward, with the
+    kernels it needs. Holds a pickle of torch: verify the signature before it is opened.
+    """
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper):
     """Kinds of artifact."""
@@ -183,6 +187,10 @@ around parameters that never leave it.
 ARTIFACT_KIND_TORCHSCRIPT: ArtifactKind.ValueType  # 8
 """A TorchScript archive for torch.jit.load. Only of a graph without tensors of its own:
 for others a client scripts the module around its own parameters.
+"""
+ARTIFACT_KIND_INDUCTOR: ArtifactKind.ValueType  # 9
+"""A serialized NativeBundle: what Inductor made of the module, forward and backward, with the
+kernels it needs. Holds a pickle of torch: verify the signature before it is opened.
 """
 Global___ArtifactKind: typing_extensions.TypeAlias = ArtifactKind
 
@@ -785,6 +793,7 @@ class GetArtifactRequest(google.protobuf.message.Message):
     OFFSET_FIELD_NUMBER: builtins.int
     CONSTANT_FIELD_NUMBER: builtins.int
     PURPOSE_FIELD_NUMBER: builtins.int
+    NATIVE_FIELD_NUMBER: builtins.int
     module_key: builtins.bytes
     """From CompileResponse. 32 bytes."""
     kind: Global___ArtifactKind.ValueType
@@ -800,6 +809,10 @@ class GetArtifactRequest(google.protobuf.message.Message):
     def constant(self) -> lazyfx.v1.graph_pb2.Digest:
         """CONSTANT only: which one."""
 
+    @property
+    def native(self) -> Global___NativeRequest:
+        """INDUCTOR only: where the artifact will run, and under which settings."""
+
     def __init__(
         self,
         *,
@@ -809,11 +822,210 @@ class GetArtifactRequest(google.protobuf.message.Message):
         offset: builtins.int = ...,
         constant: lazyfx.v1.graph_pb2.Digest | None = ...,
         purpose: Global___ArtifactKind.ValueType = ...,
+        native: Global___NativeRequest | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["constant", b"constant", "presentation", b"presentation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "offset", b"offset", "presentation", b"presentation", "purpose", b"purpose"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["constant", b"constant", "native", b"native", "presentation", b"presentation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "purpose", b"purpose"]) -> None: ...
 
 Global___GetArtifactRequest: typing_extensions.TypeAlias = GetArtifactRequest
+
+@typing.final
+class NativeTarget(google.protobuf.message.Message):
+    """Machines on which a native artifact runs. A server compares it with its own."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TORCH_FIELD_NUMBER: builtins.int
+    TORCH_KEY_FIELD_NUMBER: builtins.int
+    PYTHON_FIELD_NUMBER: builtins.int
+    VECTOR_ISA_FIELD_NUMBER: builtins.int
+    CPU_FLAGS_FIELD_NUMBER: builtins.int
+    ACCELERATOR_FIELD_NUMBER: builtins.int
+    torch: builtins.str
+    """torch.__version__."""
+    torch_key: builtins.bytes
+    """Digest of torch's sources, as torch computes it."""
+    python: builtins.str
+    """Python's ABI, e.g. "cpython-311-x86_64-linux-gnu"."""
+    vector_isa: builtins.str
+    """The vector instructions that Inductor picks, e.g. "avx512"; empty for none."""
+    accelerator: builtins.str
+    """GPU, CUDA and Triton, e.g. "cuda 13.0, NVIDIA H100 80GB HBM3 sm_90, triton 3.6.0"; no index.
+    In a request: empty when the graph uses the CPU alone.
+    """
+    @property
+    def cpu_flags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Instruction sets of the CPU, sorted. Kernels may use every one that the server has."""
+
+    def __init__(
+        self,
+        *,
+        torch: builtins.str = ...,
+        torch_key: builtins.bytes = ...,
+        python: builtins.str = ...,
+        vector_isa: builtins.str = ...,
+        cpu_flags: collections.abc.Iterable[builtins.str] | None = ...,
+        accelerator: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accelerator", b"accelerator", "cpu_flags", b"cpu_flags", "python", b"python", "torch", b"torch", "torch_key", b"torch_key", "vector_isa", b"vector_isa"]) -> None: ...
+
+Global___NativeTarget: typing_extensions.TypeAlias = NativeTarget
+
+@typing.final
+class NativeRequest(google.protobuf.message.Message):
+    """What a native compile depends on beside the graph."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: builtins.int
+    STATES_FIELD_NUMBER: builtins.int
+    SETTINGS_FIELD_NUMBER: builtins.int
+    CONFIGURATION_FIELD_NUMBER: builtins.int
+    configuration: builtins.bytes
+    """Digest of all settings of Inductor and AOTAutograd, those above applied."""
+    @property
+    def target(self) -> Global___NativeTarget: ...
+    @property
+    def states(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassOption]:
+        """State of the calling process that torch's tracing sees: grad mode, autocast, threads,
+        determinism. Sorted by name.
+        """
+
+    @property
+    def settings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassOption]:
+        """Settings of Inductor that differ from the defaults, sorted by name."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___NativeTarget | None = ...,
+        states: collections.abc.Iterable[Global___PassOption] | None = ...,
+        settings: collections.abc.Iterable[Global___PassOption] | None = ...,
+        configuration: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["target", b"target"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "settings", b"settings", "states", b"states", "target", b"target"]) -> None: ...
+
+Global___NativeRequest: typing_extensions.TypeAlias = NativeRequest
+
+@typing.final
+class NativeBundle(google.protobuf.message.Message):
+    """What Inductor made."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: builtins.int
+    COMPILED_FIELD_NUMBER: builtins.int
+    KERNELS_FIELD_NUMBER: builtins.int
+    GUARDS_FIELD_NUMBER: builtins.int
+    CONDITIONS_FIELD_NUMBER: builtins.int
+    compiled: builtins.bytes
+    """Bytes of torch's own AOTCompiledArtifact: a pickle."""
+    conditions: builtins.bytes
+    """SHA-256 of the NativeRequest without its target: what else the artifact depends on."""
+    @property
+    def target(self) -> Global___NativeTarget:
+        """Where it was made; it runs where all of this is there too."""
+
+    @property
+    def kernels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NativeKernel]:
+        """Libraries that Inductor compiled for it, in any order."""
+
+    @property
+    def guards(self) -> Global___ShapeGuards:
+        """What the compile took for granted about sizes."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___NativeTarget | None = ...,
+        compiled: builtins.bytes = ...,
+        kernels: collections.abc.Iterable[Global___NativeKernel] | None = ...,
+        guards: Global___ShapeGuards | None = ...,
+        conditions: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["guards", b"guards", "target", b"target"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["compiled", b"compiled", "conditions", b"conditions", "guards", b"guards", "kernels", b"kernels", "target", b"target"]) -> None: ...
+
+Global___NativeBundle: typing_extensions.TypeAlias = NativeBundle
+
+@typing.final
+class NativeKernel(google.protobuf.message.Message):
+    """A compiled library."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    LIBRARY_FIELD_NUMBER: builtins.int
+    source: builtins.bytes
+    """SHA-256 of what Inductor asks to have compiled."""
+    library: builtins.bytes
+    """An ELF shared object."""
+    def __init__(
+        self,
+        *,
+        source: builtins.bytes = ...,
+        library: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["library", b"library", "source", b"source"]) -> None: ...
+
+Global___NativeKernel: typing_extensions.TypeAlias = NativeKernel
+
+@typing.final
+class ShapeGuards(google.protobuf.message.Message):
+    """Conditions on symbolic sizes that must hold whenever the artifact is called."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SYMBOLS_FIELD_NUMBER: builtins.int
+    EXPRESSIONS_FIELD_NUMBER: builtins.int
+    CONDITIONS_FIELD_NUMBER: builtins.int
+    @property
+    def symbols(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.graph_pb2.Symbol]:
+        """The symbols of the graph in the order in which its inputs first show them by themselves."""
+
+    @property
+    def expressions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.graph_pb2.SymbolicExpression]: ...
+    @property
+    def conditions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Indices of expressions that must be true."""
+
+    def __init__(
+        self,
+        *,
+        symbols: collections.abc.Iterable[lazyfx.v1.graph_pb2.Symbol] | None = ...,
+        expressions: collections.abc.Iterable[lazyfx.v1.graph_pb2.SymbolicExpression] | None = ...,
+        conditions: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conditions", b"conditions", "expressions", b"expressions", "symbols", b"symbols"]) -> None: ...
+
+Global___ShapeGuards: typing_extensions.TypeAlias = ShapeGuards
+
+@typing.final
+class ArtifactProgress(google.protobuf.message.Message):
+    """How far a long piece of work is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: builtins.int
+    KERNELS_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    stage: builtins.str
+    """"waiting", "tracing", "compiling" or "packing"."""
+    kernels: builtins.int
+    """Kernels compiled so far."""
+    seconds: builtins.float
+    """Since the work began, whoever asked first."""
+    def __init__(
+        self,
+        *,
+        stage: builtins.str = ...,
+        kernels: builtins.int = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kernels", b"kernels", "seconds", b"seconds", "stage", b"stage"]) -> None: ...
+
+Global___ArtifactProgress: typing_extensions.TypeAlias = ArtifactProgress
 
 @typing.final
 class GeneratedSource(google.protobuf.message.Message):
@@ -875,22 +1087,28 @@ class GetArtifactResponse(google.protobuf.message.Message):
     HEADER_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
     TRAILER_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
     @property
     def header(self) -> Global___ArtifactHeader: ...
     @property
     def chunk(self) -> Global___ArtifactChunk: ...
     @property
     def trailer(self) -> Global___ArtifactTrailer: ...
+    @property
+    def progress(self) -> Global___ArtifactProgress:
+        """Before the header, while a native artifact is being made."""
+
     def __init__(
         self,
         *,
         header: Global___ArtifactHeader | None = ...,
         chunk: Global___ArtifactChunk | None = ...,
         trailer: Global___ArtifactTrailer | None = ...,
+        progress: Global___ArtifactProgress | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "chunk", "trailer"] | None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "progress", b"progress", "trailer", b"trailer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "progress", b"progress", "trailer", b"trailer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["header", "chunk", "trailer", "progress"] | None: ...
 
 Global___GetArtifactResponse: typing_extensions.TypeAlias = GetArtifactResponse
 
@@ -1363,6 +1581,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     UPTIME_FIELD_NUMBER: builtins.int
     VERIFY_KEYS_FIELD_NUMBER: builtins.int
     BUILDER_FIELD_NUMBER: builtins.int
+    NATIVE_FIELD_NUMBER: builtins.int
     lazyfx_version: builtins.str
     torch_version: builtins.str
     python_version: builtins.str
@@ -1386,6 +1605,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         their way in or out. Believe them only if the connection itself is to be believed.
         """
 
+    @property
+    def native(self) -> Global___NativeTarget:
+        """Where native artifacts of this server run; left out when it makes none."""
+
     def __init__(
         self,
         *,
@@ -1401,9 +1624,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         uptime: google.protobuf.duration_pb2.Duration | None = ...,
         verify_keys: collections.abc.Iterable[Global___VerifyKey] | None = ...,
         builder: builtins.str = ...,
+        native: Global___NativeTarget | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "python_version", b"python_version", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["native", b"native", "uptime", b"uptime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
 

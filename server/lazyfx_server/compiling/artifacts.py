@@ -15,6 +15,8 @@ from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.key import artifact_digest
+from lazyfx_server.compiling.native import KINDS as NATIVE_KINDS
+from lazyfx_server.compiling.native import NativeCompiles
 from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError
 from lazyfx_server.security.signing import Facts, Signer
 from lazyfx_server.store import Store
@@ -32,6 +34,7 @@ KINDS = {
     pb.ARTIFACT_KIND_CONSTANT: "constant",
     pb.ARTIFACT_KIND_SOURCE: "source",
     pb.ARTIFACT_KIND_TORCHSCRIPT: "torchscript",
+    **NATIVE_KINDS,
 }
 # Kinds that are made from generated Python source.
 _FROM_SOURCE = {pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PACKAGE}
@@ -74,6 +77,7 @@ class Artifacts:
         admission: Bounds that work.
         observer: Is told what happened.
         signer: States what each artifact is.
+        native: Makes native artifacts.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Artifacts:
         admission: Admission,
         observer: Observer,
         signer: Signer,
+        native: NativeCompiles,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -92,6 +97,7 @@ class Artifacts:
         self._admission = admission
         self._observer = observer
         self._signer = signer
+        self._native = native
         self._flights: Flights[_Rendered] = Flights()
 
     @property
@@ -153,14 +159,33 @@ class Artifacts:
         )
         return artifact
 
+    def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
+        """How far a native artifact is that `get` is waiting for."""
+        variant = self._native.variant(request)
+        return self._native.progress(artifact_digest(request.module_key, request.kind, variant))
+
     async def _rendered(
         self, module: CompiledModule, request: pb.GetArtifactRequest
     ) -> tuple[_Rendered, bool]:
-        names = hashlib.sha256(request.presentation.SerializeToString(deterministic=True)).digest()
+        native = request.kind in NATIVE_KINDS
+        names = self._native.variant(request) if native else _names(request.presentation)
         place = artifact_digest(module.key, request.kind, names)
         if record := await self._load(place, module, request.kind):
             return _Rendered(record, 0.0), False
+        if native:
+            return await self._flights.join(place, lambda: self._make(module, request, place))
         return await self._flights.join(place, lambda: self._render(module, request, names, place))
+
+    async def _make(
+        self, module: CompiledModule, request: pb.GetArtifactRequest, place: bytes
+    ) -> _Rendered:
+        graph = graph_pb2.CompiledGraph.FromString((await self._stored_graph(module)).data)
+        result = await self._native.make(place, graph, request)
+        record = _record(result.data, result.media_type)
+        made = self._signed(record, module, request.kind, result.seconds)
+        await self._keep(place, record)
+        module.note_rendered(request.kind)
+        return made
 
     async def _render(
         self, module: CompiledModule, request: pb.GetArtifactRequest, names: bytes, place: bytes
@@ -258,6 +283,10 @@ class Artifacts:
 
     async def _keep(self, place: bytes, record: worker.ArtifactRecord) -> None:
         await self._store.put(f"artifacts/{place.hex()}", record.SerializeToString())
+
+
+def _names(presentation: graph_pb2.Presentation) -> bytes:
+    return hashlib.sha256(presentation.SerializeToString(deterministic=True)).digest()
 
 
 def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> Facts:

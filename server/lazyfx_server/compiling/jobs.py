@@ -23,11 +23,13 @@ class Jobs:
     Args:
         executor: Runs the bytes of a job in a worker.
         timeout: Seconds that one job may take.
+        setting: What the timeout is called among the settings.
     """
 
-    def __init__(self, executor: Executor, timeout: float) -> None:
+    def __init__(self, executor: Executor, timeout: float, setting: str = "job_timeout") -> None:
         self._executor = executor
         self._timeout = timeout
+        self._setting = setting
 
     async def compile(self, job: worker.CompileJob) -> worker.CompileResult:
         """Run passes over a graph.
@@ -49,6 +51,22 @@ class Jobs:
         """Ask what devices workers see."""
         return (await self._run(worker.Job(describe=worker.DescribeJob()))).describe
 
+    async def native(self, job: worker.NativeJob) -> worker.NativeResult:
+        """Compile one graph to native code.
+
+        Raises:
+            RequestError: One of its kinds, by what the worker answered.
+        """
+        return (await self._run(worker.Job(native=job))).native
+
+    async def describe_native(self, job: worker.DescribeNativeJob) -> worker.DescribeNativeResult:
+        """Ask where native artifacts run.
+
+        Raises:
+            RequestError: They cannot be made; says why.
+        """
+        return (await self._run(worker.Job(describe_native=job))).describe_native
+
     async def _run(self, job: worker.Job) -> worker.JobResult:
         try:
             answer = await self._executor.run(job.SerializeToString(), timeout=self._timeout)
@@ -56,7 +74,7 @@ class Jobs:
         except WorkerTimedOut as error:
             raise TimedOutError(
                 f"the job took longer than {self._timeout:g} s and was stopped; send a smaller "
-                "graph or fewer passes, or raise job_timeout"
+                f"graph or fewer passes, or raise {self._setting}"
             ) from error
         except ExecutionError as error:
             raise InternalError(

@@ -19,6 +19,7 @@ from lazyfx_server.compiling.blobs import Blobs
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.limits import FORMAT_VERSIONS, RequestLimits
+from lazyfx_server.compiling.native import KINDS as NATIVE_KINDS
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.rpc.interceptors import Context
@@ -27,6 +28,8 @@ from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import StoreStats
 
 CHUNK_BYTES = 512 * 1024
+# How often a caller hears how far a native artifact is.
+PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,13 @@ class ServerFacts:
         workers: Worker processes.
         devices: Devices that workers see, asked anew each time.
         signer: Knows the public keys.
+        native: Where native artifacts run; None when none are made.
     """
 
     workers: int
     devices: Callable[[], Sequence[pb.DeviceInfo]]
     signer: Signer
+    native: Callable[[], pb.NativeTarget | None]
 
 
 class GraphCompilerService(GraphCompilerServicer):
@@ -111,7 +116,16 @@ class GraphCompilerService(GraphCompilerServicer):
         self, request: pb.GetArtifactRequest, context: Context
     ) -> AsyncIterator[pb.GetArtifactResponse]:
         """See compiler.proto."""
-        artifact = await self._artifacts.get(request)
+        finding = asyncio.ensure_future(self._artifacts.get(request))
+        try:
+            if request.kind in NATIVE_KINDS:
+                while not (await asyncio.wait({finding}, timeout=PROGRESS_SECONDS))[0]:
+                    progress = self._artifacts.progress(request)
+                    yield pb.GetArtifactResponse(progress=progress)
+            artifact = await finding
+        finally:
+            # What is being made belongs to all who wait for it, and goes on.
+            finding.cancel()
         size = len(artifact.data)
         if request.offset > size:
             raise InvalidRequestError.of_field(
@@ -172,6 +186,7 @@ class GraphCompilerService(GraphCompilerServicer):
             limits=self._limits.describe(),
             artifact_kinds=sorted(KINDS),
             workers=self._facts.workers,
+            native=self._facts.native(),
             verify_keys=self._facts.signer.verify_keys,
             builder=self._facts.signer.builder,
         )

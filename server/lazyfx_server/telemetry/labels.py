@@ -54,6 +54,7 @@ ARTIFACT_KINDS: Final = (
     "constant",
     "source",
     "torchscript",
+    "inductor",
 )
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")
 STORE_OPERATIONS: Final = ("get", "put", "contains", "delete", "quarantine")

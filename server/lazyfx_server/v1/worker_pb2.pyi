@@ -62,22 +62,30 @@ class Job(google.protobuf.message.Message):
     COMPILE_FIELD_NUMBER: builtins.int
     RENDER_FIELD_NUMBER: builtins.int
     DESCRIBE_FIELD_NUMBER: builtins.int
+    NATIVE_FIELD_NUMBER: builtins.int
+    DESCRIBE_NATIVE_FIELD_NUMBER: builtins.int
     @property
     def compile(self) -> Global___CompileJob: ...
     @property
     def render(self) -> Global___RenderJob: ...
     @property
     def describe(self) -> Global___DescribeJob: ...
+    @property
+    def native(self) -> Global___NativeJob: ...
+    @property
+    def describe_native(self) -> Global___DescribeNativeJob: ...
     def __init__(
         self,
         *,
         compile: Global___CompileJob | None = ...,
         render: Global___RenderJob | None = ...,
         describe: Global___DescribeJob | None = ...,
+        native: Global___NativeJob | None = ...,
+        describe_native: Global___DescribeNativeJob | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "kind", b"kind", "render", b"render"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "kind", b"kind", "render", b"render"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["compile", "render", "describe"] | None: ...
+    def HasField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "kind", b"kind", "native", b"native", "render", b"render"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "kind", b"kind", "native", b"native", "render", b"render"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["compile", "render", "describe", "native", "describe_native"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
 
@@ -249,6 +257,8 @@ class JobResult(google.protobuf.message.Message):
     RENDER_FIELD_NUMBER: builtins.int
     DESCRIBE_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    NATIVE_FIELD_NUMBER: builtins.int
+    DESCRIBE_NATIVE_FIELD_NUMBER: builtins.int
     @property
     def compile(self) -> Global___CompileResult: ...
     @property
@@ -257,6 +267,10 @@ class JobResult(google.protobuf.message.Message):
     def describe(self) -> Global___DescribeResult: ...
     @property
     def error(self) -> Global___JobError: ...
+    @property
+    def native(self) -> Global___NativeResult: ...
+    @property
+    def describe_native(self) -> Global___DescribeNativeResult: ...
     def __init__(
         self,
         *,
@@ -264,10 +278,12 @@ class JobResult(google.protobuf.message.Message):
         render: Global___RenderResult | None = ...,
         describe: Global___DescribeResult | None = ...,
         error: Global___JobError | None = ...,
+        native: Global___NativeResult | None = ...,
+        describe_native: Global___DescribeNativeResult | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "error", b"error", "kind", b"kind", "render", b"render"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "error", b"error", "kind", b"kind", "render", b"render"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["compile", "render", "describe", "error"] | None: ...
+    def HasField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "error", b"error", "kind", b"kind", "native", b"native", "render", b"render"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "error", b"error", "kind", b"kind", "native", b"native", "render", b"render"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["compile", "render", "describe", "error", "native", "describe_native"] | None: ...
 
 Global___JobResult: typing_extensions.TypeAlias = JobResult
 
@@ -411,6 +427,103 @@ class DescribeResult(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["devices", b"devices"]) -> None: ...
 
 Global___DescribeResult: typing_extensions.TypeAlias = DescribeResult
+
+@typing.final
+class NativeJob(google.protobuf.message.Message):
+    """Compiles a graph to native code, in a process that ends afterwards."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    GRAPH_FIELD_NUMBER: builtins.int
+    REQUEST_FIELD_NUMBER: builtins.int
+    CACHE_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
+    COMPILE_THREADS_FIELD_NUMBER: builtins.int
+    kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
+    cache: builtins.str
+    """Folder that belongs to this server alone, for what compilers keep."""
+    progress: builtins.str
+    """File in which the worker tells how far it is, as a serialized ArtifactProgress."""
+    compile_threads: builtins.int
+    """C++ compilers that may run at a time."""
+    @property
+    def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
+    @property
+    def request(self) -> lazyfx.v1.compiler_pb2.NativeRequest: ...
+    def __init__(
+        self,
+        *,
+        kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType = ...,
+        graph: lazyfx.v1.graph_pb2.CompiledGraph | None = ...,
+        request: lazyfx.v1.compiler_pb2.NativeRequest | None = ...,
+        cache: builtins.str = ...,
+        progress: builtins.str = ...,
+        compile_threads: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["graph", b"graph", "request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cache", b"cache", "compile_threads", b"compile_threads", "graph", b"graph", "kind", b"kind", "progress", b"progress", "request", b"request"]) -> None: ...
+
+Global___NativeJob: typing_extensions.TypeAlias = NativeJob
+
+@typing.final
+class NativeResult(google.protobuf.message.Message):
+    """The outcome of a NativeJob."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    media_type: builtins.str
+    seconds: builtins.float
+    def __init__(
+        self,
+        *,
+        data: builtins.bytes = ...,
+        media_type: builtins.str = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "media_type", b"media_type", "seconds", b"seconds"]) -> None: ...
+
+Global___NativeResult: typing_extensions.TypeAlias = NativeResult
+
+@typing.final
+class DescribeNativeJob(google.protobuf.message.Message):
+    """Asks where native artifacts of this server run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CACHE_FIELD_NUMBER: builtins.int
+    cache: builtins.str
+    def __init__(
+        self,
+        *,
+        cache: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cache", b"cache"]) -> None: ...
+
+Global___DescribeNativeJob: typing_extensions.TypeAlias = DescribeNativeJob
+
+@typing.final
+class DescribeNativeResult(google.protobuf.message.Message):
+    """The outcome of a DescribeNativeJob."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: builtins.int
+    @property
+    def target(self) -> lazyfx.v1.compiler_pb2.NativeTarget: ...
+    def __init__(
+        self,
+        *,
+        target: lazyfx.v1.compiler_pb2.NativeTarget | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["target", b"target"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["target", b"target"]) -> None: ...
+
+Global___DescribeNativeResult: typing_extensions.TypeAlias = DescribeNativeResult
 
 @typing.final
 class JobError(google.protobuf.message.Message):

@@ -1,0 +1,1 @@
+"""Native artifacts: where they run, what they depend on, and how they are loaded."""

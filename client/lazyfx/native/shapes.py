@@ -1,0 +1,101 @@
+"""What a compile takes for granted about symbolic sizes: found there, enforced here.
+
+Symbols have no names that both sides know. They are told by the order in which the inputs of
+the graph first show them by themselves, which is the same on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from lazyfx.errors import ArtifactError, DecodeError, UnsupportedGraphError
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx.wire.expressions import expressions_from, expressions_to
+
+
+def input_symbols(inputs: Iterable[Any]) -> list[sympy.Symbol]:
+    """The symbols that inputs show by themselves, in the order in which they first do.
+
+    Args:
+        inputs: Fake tensors, numbers symbolic or not.
+    """
+    found: dict[sympy.Symbol, None] = {}
+    for value in inputs:
+        for number in _numbers(value):
+            if isinstance(number, torch.SymInt) and isinstance(number.node.expr, sympy.Symbol):
+                found.setdefault(number.node.expr)
+    return list(found)
+
+
+def shape_env(inputs: Iterable[Any]) -> ShapeEnv | None:
+    """The environment of the symbols of inputs; None when all sizes are static."""
+    for value in inputs:
+        for number in _numbers(value):
+            if isinstance(number, torch.SymInt):
+                env: ShapeEnv = number.node.shape_env
+                return env
+    return None
+
+
+def guards_of(env: ShapeEnv, symbols: Sequence[sympy.Symbol], known: int) -> pb.ShapeGuards:
+    """The guards of an environment as a message.
+
+    Args:
+        env: Where the graph was compiled.
+        symbols: `input_symbols` of the graph's inputs.
+        known: Guards that were there before the compile.
+
+    Raises:
+        UnsupportedGraphError: A guard speaks of what no input shows by itself.
+    """
+    conditions = [guard.expr for guard in env.guards[known:] if guard.expr is not sympy.true]
+    body, rows = expressions_to(conditions, symbols, env)
+    if len(body.symbols) > len(symbols):
+        raise UnsupportedGraphError(
+            "the compile depends on a size that no input shows by itself",
+            remedy="mark fewer dimensions as dynamic",
+        )
+    return pb.ShapeGuards(symbols=body.symbols, expressions=body.expressions, conditions=rows)
+
+
+def read_guards(guards: pb.ShapeGuards, symbols: Sequence[sympy.Symbol]) -> list[sympy.Basic]:
+    """The conditions of a message, about one's own symbols.
+
+    Raises:
+        ArtifactError: The message does not fit the graph.
+    """
+    if len(guards.symbols) > len(symbols):
+        raise ArtifactError("the artifact's shape guards speak of more sizes than the graph has")
+    body = graph_pb2.GraphBody(symbols=guards.symbols, expressions=guards.expressions)
+    try:
+        return expressions_from(body, guards.conditions, symbols)
+    except DecodeError as error:
+        raise ArtifactError(f"the artifact's shape guards are malformed: {error}") from error
+
+
+def enforce(conditions: Iterable[sympy.Basic], env: ShapeEnv) -> None:
+    """Make conditions guards of the frame that dynamo compiles now.
+
+    A call with sizes that break one is compiled anew.
+
+    Raises:
+        ArtifactError: The sizes of this very call break a condition.
+    """
+    for condition in conditions:
+        if not env.evaluate_expr(condition):
+            raise ArtifactError(f"the artifact is for other sizes: {condition} does not hold")
+
+
+def _numbers(value: Any) -> Iterable[Any]:
+    if isinstance(value, torch.Tensor):
+        yield from value.shape
+        yield from value.stride()
+        yield value.storage_offset()
+    else:
+        yield value

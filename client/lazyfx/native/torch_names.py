@@ -1,0 +1,50 @@
+"""Everything of torch's Inductor that has no public name, imported here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch._functorch.config as functorch_config
+import torch._inductor.config as inductor_config
+from torch._inductor import list_mode_options
+from torch._inductor.codecache import CppCodeCache, torch_key
+from torch._inductor.cpu_vec_isa import pick_vec_isa, supported_vec_isa_list, x86_isa_checker
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._inductor.standalone_compile import AOTCompiledArtifact
+
+__all__ = [
+    "AOTCompiledArtifact",
+    "CppCodeCache",
+    "cache_dir",
+    "default_setting",
+    "functorch_config",
+    "inductor_config",
+    "mode_settings",
+    "pick_vec_isa",
+    "portable_configuration",
+    "supported_vec_isa_list",
+    "torch_key",
+    "x86_isa_checker",
+]
+
+
+def mode_settings(mode: str) -> Mapping[str, Any]:
+    """The Inductor settings that a mode of torch.compile stands for.
+
+    Raises:
+        RuntimeError: torch has no such mode.
+    """
+    return list_mode_options(mode)
+
+
+def portable_configuration() -> dict[str, Any]:
+    """Every setting of Inductor and AOTAutograd that torch itself puts into its cache keys."""
+    found = {f"inductor.{k}": v for k, v in inductor_config.save_config_portable().items()}
+    found.update({f"aot.{k}": v for k, v in functorch_config.save_config_portable().items()})
+    return found
+
+
+def default_setting(name: str) -> Any:
+    """The default of a setting of Inductor, as it is without environment and patches."""
+    return getattr(inductor_config, "_config")[name].default  # noqa: B009 - made at run time

@@ -1,0 +1,1 @@
+"""Compiling to native code, in processes that end afterwards."""

@@ -1,0 +1,74 @@
+"""What a native worker runs: one job, bytes in, bytes out; then it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from lazyfx.errors import DecodeError, LazyfxError
+from lazyfx.native import target, torch_names
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.native.inductor import CannotCompile, compile_inductor
+from lazyfx_server.native.progress import Progress
+from lazyfx_server.native.torch_names import keep_caches_in
+from lazyfx_server.v1 import worker_pb2 as worker
+
+_log = logging.getLogger(__name__)
+
+
+def run_native_job(data: bytes) -> bytes:
+    """Run one serialized Job and return a serialized JobResult.
+
+    Whatever goes wrong becomes a JobError.
+    """
+    job = worker.Job.FromString(data)
+    result = worker.JobResult()
+    try:
+        if job.HasField("native"):
+            _use_cache(job.native.cache)
+            progress = Progress(Path(job.native.progress))
+            result.native.CopyFrom(compile_inductor(job.native, progress))
+        else:
+            _use_cache(job.describe_native.cache)
+            result.describe_native.target.CopyFrom(_describe())
+    except CannotCompile as error:
+        result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
+        result.error.message = str(error)
+    except DecodeError as error:
+        result.error.kind = worker.JOB_ERROR_KIND_INTERNAL
+        result.error.message = f"the compiled graph cannot be read: {error}"
+    except LazyfxError as error:
+        result.error.kind = worker.JOB_ERROR_KIND_INVALID
+        result.error.field = "native"
+        result.error.message = str(error)
+    except Exception as error:  # noqa: BLE001 - an answer must go back whatever happened
+        _log.exception("a native job failed")
+        result.error.kind = worker.JOB_ERROR_KIND_INTERNAL
+        result.error.message = f"{type(error).__name__} in the native worker"
+    return result.SerializeToString()
+
+
+def _use_cache(folder: str) -> None:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    keep_caches_in(Path(folder))
+
+
+def _describe() -> pb.NativeTarget:
+    """Where artifacts of this worker run; compiles and loads a probe to know.
+
+    Raises:
+        CannotCompile: There is no C++ compiler that works.
+    """
+    isa = torch_names.pick_vec_isa()
+    likely = target.likely_vector_isa()
+    picked = str(isa) if isa else ""
+    if likely and not picked:
+        raise CannotCompile(
+            f"this CPU has {likely}, and no C++ compiler here makes a library that uses it; "
+            "install g++, or start without --native"
+        )
+    cuda = target.cuda_description(0) if torch.cuda.is_available() else ""
+    return target.describe_host(vector_isa=picked, accelerator=cuda)

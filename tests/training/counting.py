@@ -1,0 +1,50 @@
+"""What a server did, by its metrics; what a process started, by a compiler that keeps a diary."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import metrics, total
+
+
+def native_compiles(server: Any) -> int:
+    """Native artifacts that the server has made."""
+    samples = metrics(server.metrics_url)
+    return int(total(samples, "lazyfx_artifacts_total", kind="inductor", source="rendered"))
+
+
+def run_with_diary(program: str, folder: Path, **environment: str) -> tuple[str, list[str]]:
+    """Run a Python program where every C++ compiler writes its call down and then fails.
+
+    Returns:
+        What the program printed, and the calls.
+    """
+    tools = folder / "tools"
+    tools.mkdir()
+    diary = folder / "diary"
+    for name in ("g++", "gcc", "cc", "c++", "clang", "clang++", "ld"):
+        tool = tools / name
+        tool.write_text(f'#!/bin/sh\necho "{name} $*" >> {diary}\nexit 1\n')
+        tool.chmod(0o755)
+    run = subprocess.run(
+        [sys.executable, "-W", "always", "-c", program],
+        env={
+            **os.environ,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+            ),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout + run.stderr, diary.read_text().splitlines() if diary.exists() else []
