@@ -9,6 +9,7 @@ from lazyfx import errors
 from lazyfx.errors import LazyfxError
 
 if TYPE_CHECKING:
+    from lazyfx.access import Tls
     from lazyfx.backend import BackendReport, FallbackWarning, backend_report
     from lazyfx.client import AsyncClient, connect_async
     from lazyfx.module import AsyncRemoteModule
@@ -35,6 +36,7 @@ __all__ = [
     "Recompiles",
     "RemoteModule",
     "Report",
+    "Tls",
     "__version__",
     "backend_report",
     "connect",
@@ -60,6 +62,7 @@ _HOMES = {
     "Recompiles": "report",
     "RemoteModule": "sync",
     "Report": "report",
+    "Tls": "access",
     "backend_report": "backend",
     "connect": "sync",
     "connect_async": "client",

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from typing_extensions import Self
 
-from lazyfx.access import access
+from lazyfx.access import Tls, access
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import CompileCall, Connection, OnProgress
 from lazyfx.errors import LazyfxError, MissingBlobsError
@@ -34,9 +34,11 @@ class AsyncClient:
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        token: Bearer token, where the server asks for one (LAZYFX_TOKEN, LAZYFX_TOKEN_FILE).
+        tls: How to encrypt: True, or `lazyfx.Tls` with files of certificates (LAZYFX_CA, ...).
         verify_keys: Public keys in hex that artifacts must be signed with (LAZYFX_VERIFY_KEYS).
             Without them the keys count that the server names at first use, if it is on this
-            machine.
+            machine or has proved by TLS who it is.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class AsyncClient:
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
+        token: str | None = None,
+        tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
     ) -> None:
-        granted = access(verify_keys=verify_keys)
-        self._connection = Connection(address, timeout=timeout)
+        granted = access(token=token, tls=tls, verify_keys=verify_keys)
+        self._connection = Connection(address, timeout=timeout, access=granted)
         self._verifier = Verifier(
             granted.verify_keys,
             believes_connection=granted.believes(address),
@@ -289,6 +293,8 @@ def connect_async(
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
+    token: str | None = None,
+    tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
 ) -> AsyncClient:
     """Connect to a server, for use in the running event loop.
@@ -299,6 +305,10 @@ def connect_async(
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        token: Bearer token; see `AsyncClient`.
+        tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
     """
-    return AsyncClient(address, timeout=timeout, on_upload=on_upload, verify_keys=verify_keys)
+    return AsyncClient(
+        address, timeout=timeout, on_upload=on_upload, token=token, tls=tls, verify_keys=verify_keys
+    )

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from lazyfx import status
+from lazyfx.access import Access, Tls, read_file
 from lazyfx.errors import ArtifactError, UnavailableError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -63,12 +64,17 @@ class Connection:
     Args:
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
+        access: What to show, and whom to believe.
+
+    Raises:
+        LazyfxError: A certificate cannot be read, or a token would travel in the clear.
     """
 
-    def __init__(self, address: str, *, timeout: float) -> None:
+    def __init__(self, address: str, *, timeout: float, access: Access) -> None:
         self.address = address
         self.timeout = timeout
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._metadata = access.metadata(address)
+        self._channel = _channel(address, access.tls)
         self._stub = GraphCompilerStub(self._channel)
 
     async def close(self) -> None:
@@ -79,7 +85,7 @@ class Connection:
         self, request: pb.CompileRequest, timeout: float | None = None
     ) -> CompileCall:
         """Start one compile: it is sent when the event loop next runs its tasks."""
-        return self._stub.Compile(request, timeout=timeout or self.timeout)
+        return self._stub.Compile(request, timeout=timeout or self.timeout, metadata=self._metadata)
 
     async def finish_compile(self, call: CompileCall) -> pb.CompileResponse:
         """Wait for the answer to a compile.
@@ -97,7 +103,7 @@ class Connection:
         Raises:
             ServiceError: The stream as a whole failed.
         """
-        call = self._stub.CompileBatch(requests)
+        call = self._stub.CompileBatch(requests, metadata=self._metadata)
         try:
             async for response in call:
                 yield response
@@ -150,7 +156,9 @@ class Connection:
     ) -> pb.ArtifactTrailer:
         trailer: pb.ArtifactTrailer | None = None
         try:
-            async for part in self._stub.GetArtifact(request, timeout=timeout or self.timeout):
+            async for part in self._stub.GetArtifact(
+                request, timeout=timeout or self.timeout, metadata=self._metadata
+            ):
                 if part.HasField("progress") and on_progress is not None:
                     on_progress(part.progress)
                 elif part.HasField("chunk"):
@@ -174,7 +182,7 @@ class Connection:
             ServiceError: One of its kinds, by the status.
         """
         request = pb.FindMissingBlobsRequest(digests=digests)
-        call = self._stub.FindMissingBlobs(request, timeout=self.timeout)
+        call = self._stub.FindMissingBlobs(request, timeout=self.timeout, metadata=self._metadata)
         return list((await self._unary(call)).missing)
 
     async def upload(
@@ -206,21 +214,27 @@ class Connection:
                     # Lets the loop write what was yielded before more is read.
                     await asyncio.sleep(0)
 
-        await self._unary(self._stub.UploadBlobs(chunks()))
+        await self._unary(self._stub.UploadBlobs(chunks(), metadata=self._metadata))
 
     async def passes(self) -> pb.ListPassesResponse:
         """The passes that the server runs."""
-        call = self._stub.ListPasses(pb.ListPassesRequest(), timeout=self.timeout)
+        call = self._stub.ListPasses(
+            pb.ListPassesRequest(), timeout=self.timeout, metadata=self._metadata
+        )
         return await self._unary(call)
 
     async def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits."""
-        call = self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=self.timeout)
+        call = self._stub.GetServerInfo(
+            pb.GetServerInfoRequest(), timeout=self.timeout, metadata=self._metadata
+        )
         return await self._unary(call)
 
     async def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
-        return await self._unary(self._stub.GetStats(pb.GetStatsRequest(), timeout=self.timeout))
+        return await self._unary(
+            self._stub.GetStats(pb.GetStatsRequest(), timeout=self.timeout, metadata=self._metadata)
+        )
 
     @staticmethod
     async def _unary(call: Awaitable[Answer]) -> Answer:
@@ -228,3 +242,17 @@ class Connection:
             return await call
         except grpc.aio.AioRpcError as error:
             raise status.to_error(error) from error
+
+
+def _channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=read_file(tls.ca) if tls.ca else None,
+        private_key=read_file(tls.key) if tls.key else None,
+        certificate_chain=read_file(tls.certificate) if tls.certificate else None,
+    )
+    options = list(_OPTIONS)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return grpc.aio.secure_channel(address, credentials, options=options)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch.fx import GraphModule
 from typing_extensions import Self
 
+from lazyfx.access import Tls
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient, Progress
 from lazyfx.errors import LazyfxError
@@ -175,6 +176,8 @@ class Client:
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        token: Bearer token; see `AsyncClient`.
+        tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
     """
 
@@ -184,6 +187,8 @@ class Client:
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
+        token: str | None = None,
+        tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
     ) -> None:
         self._loop = _Loop()
@@ -191,7 +196,12 @@ class Client:
 
         async def open_client() -> AsyncClient:
             return AsyncClient(
-                address, timeout=timeout, on_upload=on_upload, verify_keys=verify_keys
+                address,
+                timeout=timeout,
+                on_upload=on_upload,
+                token=token,
+                tls=tls,
+                verify_keys=verify_keys,
             )
 
         self._client = self._loop.run(open_client())
@@ -285,6 +295,8 @@ def connect(
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
+    token: str | None = None,
+    tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
 ) -> Client:
     """Connect to a server. Nothing is sent before the first call.
@@ -293,6 +305,10 @@ def connect(
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        token: Bearer token; see `AsyncClient`.
+        tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
     """
-    return Client(address, timeout=timeout, on_upload=on_upload, verify_keys=verify_keys)
+    return Client(
+        address, timeout=timeout, on_upload=on_upload, token=token, tls=tls, verify_keys=verify_keys
+    )

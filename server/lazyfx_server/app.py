@@ -26,14 +26,22 @@ from lazyfx_server.compiling.explain import Explainer
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.pipelines import Pipelines
+from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.config import Settings
-from lazyfx_server.config_parts import artifact_signer, native_compiles, request_limits
+from lazyfx_server.config_parts import (
+    artifact_signer,
+    door,
+    native_compiles,
+    quota_limits,
+    request_limits,
+)
 from lazyfx_server.errors import RequestError
 from lazyfx_server.execution import ForkServer, ProcessExecutor
 from lazyfx_server.native.job import run_native_job
 from lazyfx_server.passes import Registry
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
+from lazyfx_server.rpc.tls import TlsFiles, server_credentials
 from lazyfx_server.store import Store, open_store
 from lazyfx_server.telemetry import (
     DeviceMemory,
@@ -93,6 +101,8 @@ class App:
         metrics = new_registry()
         self._store = self._open_store(settings)
         signer = artifact_signer(settings)
+        quotas = Quotas(quota_limits(settings))
+        entrance = door(settings)
         self._executor = ProcessExecutor(
             run_job,
             forkserver=forkserver,
@@ -132,6 +142,7 @@ class App:
             explainer=Explainer(self._store),
             observer=observers,
             limits=self._limits,
+            quotas=quotas,
         )
         self._artifacts = Artifacts(
             catalog=catalog,
@@ -141,6 +152,7 @@ class App:
             observer=observers,
             signer=signer,
             native=self._native,
+            quotas=quotas,
         )
         blobs = Blobs(
             self._store,
@@ -159,10 +171,12 @@ class App:
                 lambda: self._devices.infos,
                 signer,
                 lambda: self._native.target,
+                entrance.identification,
             ),
             store_stats=self._store.stats,
+            quotas=quotas,
         )
-        self._gate = Gate(observers)
+        self._gate = Gate(entrance, observers)
         self._health = HealthServicer()
         self._server = self._grpc_server(service)
         self._telemetry = TelemetryServer(
@@ -199,7 +213,7 @@ class App:
     async def _start(self) -> str:
         host, _, port = self._settings.listen.rpartition(":")
         try:
-            bound = self._server.add_insecure_port(self._settings.listen)
+            bound = self._bind(self._settings)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self._settings.listen}: {error}") from error
         await self._telemetry.start()
@@ -213,6 +227,12 @@ class App:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._serving = True
         return f"{host}:{bound or port}"
+
+    def _bind(self, settings: Settings) -> int:
+        if settings.server_certificate is None or settings.server_key is None:
+            return self._server.add_insecure_port(settings.listen)
+        files = TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
+        return self._server.add_secure_port(settings.listen, server_credentials(files))
 
     async def _drain(self) -> None:
         """Stop serving: say so first, let calls under way finish, then end what they used."""

@@ -9,9 +9,14 @@ from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.native import NativeCompiles
+from lazyfx_server.compiling.quotas import QuotaLimits
+from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.config import Settings
 from lazyfx_server.execution import Executor
-from lazyfx_server.security.signing import Builder, KeyFileError, KeyRing, Signer
+from lazyfx_server.rpc.door import Door
+from lazyfx_server.security.secret_file import SecretFileError, secret_of
+from lazyfx_server.security.signing import Builder, KeyRing, Signer
+from lazyfx_server.security.tokens import TokenFile, TokenFileError
 
 _DAY = 86_400.0
 
@@ -24,7 +29,7 @@ def artifact_signer(settings: Settings) -> Signer:
     """
     try:
         ring = KeyRing(settings.signing_key_file)
-    except KeyFileError as error:
+    except SecretFileError as error:
         raise OSError(str(error)) from error
     builder = Builder(
         settings.server_name, version("lazyfx"), version("torch"), platform.python_version()
@@ -44,6 +49,29 @@ def native_compiles(settings: Settings, executor: Executor | None) -> NativeComp
         jobs = Jobs(executor, settings.native_timeout, setting="native_timeout")
     admission = Admission(settings.native_workers, settings.max_queue)
     return NativeCompiles(jobs, admission, settings.native_compile_threads)
+
+
+def door(settings: Settings) -> Door:
+    """What tells whose a call is.
+
+    Raises:
+        OSError: A file of secrets or tokens cannot be used.
+    """
+    try:
+        tenants = Tenants(secret_of(settings.tenant_secret_file))
+        tokens = TokenFile(settings.tokens) if settings.tokens is not None else None
+    except (SecretFileError, TokenFileError) as error:
+        raise OSError(str(error)) from error
+    return Door(tenants, tokens, certificates=settings.client_ca is not None)
+
+
+def quota_limits(settings: Settings) -> QuotaLimits:
+    """What each tenant may use."""
+    return QuotaLimits(
+        requests=settings.quota_requests,
+        bytes=settings.quota_bytes,
+        compile_seconds=settings.quota_compile_seconds,
+    )
 
 
 def request_limits(settings: Settings) -> RequestLimits:

@@ -48,6 +48,14 @@ class OverloadedError(RequestError):
         self.retry_after = retry_after
 
 
+class UnidentifiedError(RequestError):
+    """Nobody knows whose request this is."""
+
+
+class ForbiddenError(RequestError):
+    """The caller is known, and may not do this."""
+
+
 class DrainingError(RequestError):
     """The server is shutting down."""
 

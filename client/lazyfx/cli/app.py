@@ -14,6 +14,7 @@ from lazyfx.cli.optimize import optimize
 from lazyfx.cli.passes import passes
 from lazyfx.cli.serve import serve
 from lazyfx.cli.stats import stats
+from lazyfx.cli.token import token
 
 app = typer.Typer(
     help="Compile torch.fx graphs once, somewhere else, and only when somebody asks.",
@@ -39,6 +40,7 @@ app.command()(passes)
 app.command()(stats)
 app.command()(demo)
 app.command()(keys)
+app.command()(token)
 
 
 def _print_version(wanted: bool) -> None:

@@ -48,7 +48,8 @@ def keys(
 
 def _rotated(path: Path) -> tuple[str, ...]:
     try:
-        from lazyfx_server.security.signing import KeyFileError, rotate
+        from lazyfx_server.security.secret_file import SecretFileError
+        from lazyfx_server.security.signing import rotate
     except ModuleNotFoundError as error:
         raise fail(
             f"key files belong to servers, and the server is not installed (no module "
@@ -56,5 +57,5 @@ def _rotated(path: Path) -> tuple[str, ...]:
         ) from error
     try:
         return rotate(path)
-    except KeyFileError as error:
+    except SecretFileError as error:
         raise fail(str(error)) from error

@@ -1582,6 +1582,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     VERIFY_KEYS_FIELD_NUMBER: builtins.int
     BUILDER_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
+    IDENTIFICATION_FIELD_NUMBER: builtins.int
     lazyfx_version: builtins.str
     torch_version: builtins.str
     python_version: builtins.str
@@ -1589,6 +1590,8 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     workers: builtins.int
     builder: builtins.str
     """The name in ArtifactStatement.builder."""
+    identification: builtins.str
+    """How callers are identified: "open" (not at all), "tokens" or "certificates"."""
     @property
     def format_versions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
@@ -1625,9 +1628,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         verify_keys: collections.abc.Iterable[Global___VerifyKey] | None = ...,
         builder: builtins.str = ...,
         native: Global___NativeTarget | None = ...,
+        identification: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["native", b"native", "uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
 

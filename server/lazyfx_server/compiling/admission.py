@@ -1,9 +1,10 @@
-"""Admission: a bounded queue in front of the workers."""
+"""Admission: a bounded queue in front of the workers, fair between tenants."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,14 +14,19 @@ from lazyfx_server.errors import OverloadedError
 class Admission:
     """Lets `slots` jobs run and `queue` more wait; refuses the rest at once.
 
+    Tenants take turns: whoever has many jobs waiting delays their own. When the queue is full,
+    a tenant with fewer jobs in it takes the place of the last one of the tenant with most.
+
     Args:
         slots: Jobs that run at a time.
         queue: Jobs that may wait.
     """
 
     def __init__(self, slots: int, queue: int) -> None:
-        self._slots = asyncio.Semaphore(slots)
+        self._free = slots
         self._queue = queue
+        # Whose turn it is comes first.
+        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._waiting = 0
         self._recent_seconds = 0.1
         self._count = slots
@@ -31,27 +37,79 @@ class Admission:
         return self._waiting
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[float]:
+    async def slot(self, tenant: str) -> AsyncIterator[float]:
         """Hold a slot; yields the seconds that were spent waiting for it.
+
+        Args:
+            tenant: Whose job it is.
 
         Raises:
             OverloadedError: The queue is full; says when to try again.
         """
-        if self._slots.locked() and self._waiting >= self._queue:
-            delay = max(0.1, self._recent_seconds * (self._waiting + 1) / self._count)
-            raise OverloadedError(
-                f"{self._waiting} jobs already wait for a worker", retry_after=round(delay, 3)
-            )
         arrived = time.perf_counter()
-        self._waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._waiting -= 1
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(tenant)
         started = time.perf_counter()
         try:
             yield started - arrived
         finally:
-            self._slots.release()
+            self._release()
             # A short memory of how long jobs take, for the advice given to refused callers.
             self._recent_seconds += 0.2 * (time.perf_counter() - started - self._recent_seconds)
+
+    async def _wait(self, tenant: str) -> None:
+        if self._waiting >= self._queue:
+            self._make_room(tenant)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(tenant, deque()).append(turn)
+        self._waiting += 1
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._release()
+            else:
+                self._leave(tenant, turn)
+            raise
+
+    def _release(self) -> None:
+        """Give the slot to the first job of the tenant whose turn it is."""
+        while self._lines:
+            tenant, line = next(iter(self._lines.items()))
+            turn = line[0]
+            self._leave(tenant, turn)
+            if tenant in self._lines:
+                self._lines.move_to_end(tenant)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def _make_room(self, tenant: str) -> None:
+        """Refuse the newcomer, or the last job of a tenant that has more of them."""
+        refusal = self._refusal()
+        longest = max(self._lines, key=lambda name: len(self._lines[name]), default=None)
+        own = len(self._lines.get(tenant, ()))
+        if longest is None or len(self._lines[longest]) <= own + 1:
+            raise refusal
+        last = self._lines[longest][-1]
+        self._leave(longest, last)
+        if not last.done():
+            last.set_exception(refusal)
+
+    def _leave(self, tenant: str, turn: asyncio.Future[None]) -> None:
+        line = self._lines.get(tenant)
+        if line is None or turn not in line:
+            return
+        line.remove(turn)
+        self._waiting -= 1
+        if not line:
+            del self._lines[tenant]
+
+    def _refusal(self) -> OverloadedError:
+        delay = max(0.1, self._recent_seconds * (self._waiting + 1) / self._count)
+        return OverloadedError(
+            f"{self._waiting} jobs already wait for a worker", retry_after=round(delay, 3)
+        )

@@ -12,11 +12,14 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
+from lazyfx_server.compiling.contents import stored_content
 from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.native import KINDS as NATIVE_KINDS
 from lazyfx_server.compiling.native import NativeCompiles
+from lazyfx_server.compiling.quotas import Quotas
+from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError
 from lazyfx_server.security.signing import Facts, Signer
 from lazyfx_server.store import Store
@@ -78,6 +81,7 @@ class Artifacts:
         observer: Is told what happened.
         signer: States what each artifact is.
         native: Makes native artifacts.
+        quotas: What each tenant may use.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Artifacts:
         observer: Observer,
         signer: Signer,
         native: NativeCompiles,
+        quotas: Quotas,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -98,6 +103,7 @@ class Artifacts:
         self._observer = observer
         self._signer = signer
         self._native = native
+        self._quotas = quotas
         self._flights: Flights[_Rendered] = Flights()
 
     @property
@@ -109,7 +115,7 @@ class Artifacts:
         """Wait until nothing is being rendered."""
         await self._flights.land_all()
 
-    async def get(self, request: pb.GetArtifactRequest) -> Artifact:
+    async def get(self, request: pb.GetArtifactRequest, tenant: Tenant) -> Artifact:
         """Find or render one artifact.
 
         Raises:
@@ -125,7 +131,7 @@ class Artifacts:
             raise InvalidRequestError.of_field(
                 "kind", f"{request.kind} is not known; GetServerInfo lists the artifact kinds"
             )
-        module = await self._catalog.find(request.module_key)
+        module = await self._catalog.find(tenant, request.module_key)
         if not isinstance(module, CompiledModule):
             raise ModuleNotFoundInCacheError(
                 "no compiled module has this key (any more); compile again"
@@ -180,7 +186,8 @@ class Artifacts:
         self, module: CompiledModule, request: pb.GetArtifactRequest, place: bytes
     ) -> _Rendered:
         graph = graph_pb2.CompiledGraph.FromString((await self._stored_graph(module)).data)
-        result = await self._native.make(place, graph, request)
+        with self._quotas.working(module.tenant):
+            result = await self._native.make(place, graph, request, module.tenant.name)
         record = _record(result.data, result.media_type)
         made = self._signed(record, module, request.kind, result.seconds)
         await self._keep(place, record)
@@ -206,8 +213,9 @@ class Artifacts:
             for digest in module.record.constants:
                 data = (await self._stored_constant(module, digest)).data
                 job.constants.add(digest=digest, data=data)
-        async with self._admission.slot():
-            result = await self._jobs.render(job)
+        async with self._admission.slot(module.tenant.name):
+            with self._quotas.working(module.tenant):
+                result = await self._jobs.render(job)
         record = _record(result.data, result.media_type)
         rendered = self._signed(record, module, request.kind, result.seconds)
         await self._keep(place, record)
@@ -239,13 +247,12 @@ class Artifacts:
         return _Rendered(record, seconds)
 
     async def _stored_graph(self, module: CompiledModule) -> worker.ArtifactRecord:
-        data = await self._store.get(module.graph_blob)
+        content = module.record.compiled_graph
+        data = await stored_content(self._store, module.graph_blob, content.sha256)
         if data is None:
-            self._catalog.forget(module.key)
+            self._catalog.forget(module)
             raise ModuleNotFoundInCacheError("the compiled graph was evicted; compile again")
-        return worker.ArtifactRecord(
-            data=data, digest=module.record.compiled_graph, media_type="application/x-protobuf"
-        )
+        return worker.ArtifactRecord(data=data, digest=content, media_type="application/x-protobuf")
 
     async def _stored_constant(
         self, module: CompiledModule, digest: graph_pb2.Digest
@@ -254,9 +261,10 @@ class Artifacts:
             raise InvalidRequestError.of_field(
                 "constant", "is not one of CompileResponse.constants of this module"
             )
-        data = await self._store.get(f"blobs/{digest.sha256.hex()}")
+        place = module.tenant.blob(digest.sha256)
+        data = await stored_content(self._store, place, digest.sha256)
         if data is None:
-            self._catalog.forget(module.key)
+            self._catalog.forget(module)
             raise ModuleNotFoundInCacheError("a constant was evicted; compile again")
         return worker.ArtifactRecord(
             data=data, digest=digest, media_type="application/octet-stream"

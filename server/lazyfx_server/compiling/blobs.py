@@ -10,6 +10,7 @@ from typing import TypeVar
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.limits import check_digest
+from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, TimedOutError
 from lazyfx_server.store import Store
 
@@ -32,8 +33,10 @@ class Blobs:
         self._max_bytes = max_bytes
         self._idle_timeout = idle_timeout
 
-    async def missing(self, digests: Sequence[graph_pb2.Digest]) -> list[graph_pb2.Digest]:
-        """The digests whose blobs are not in the store, in the order asked.
+    async def missing(
+        self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
+    ) -> list[graph_pb2.Digest]:
+        """The digests whose blobs the tenant has not sent, in the order asked.
 
         Raises:
             InvalidRequestError: A digest is malformed, or there are too many.
@@ -44,11 +47,13 @@ class Blobs:
             )
         for i, digest in enumerate(digests):
             check_digest(f"digests[{i}]", digest)
-        places = [_place(digest) for digest in digests]
+        places = [tenant.blob(digest.sha256) for digest in digests]
         present = await self._store.contains(places)
         return [d for d, place in zip(digests, places, strict=True) if place not in present]
 
-    async def upload(self, chunks: AsyncIterator[pb.UploadBlobsRequest]) -> tuple[int, int]:
+    async def upload(
+        self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant
+    ) -> tuple[int, int]:
         """Take in a stream of chunks.
 
         A blob is stored when its last byte has arrived and its digest is right; until
@@ -75,7 +80,7 @@ class Blobs:
                 staged = _Staged(chunk.digest)
             staged.add(chunk)
             if staged.complete:
-                await self._store.put(_place(chunk.digest), staged.verified())
+                await self._store.put(tenant.blob(chunk.digest.sha256), staged.verified())
                 stored += 1
                 stored_bytes += chunk.digest.size_bytes
                 staged = None
@@ -136,7 +141,3 @@ async def _within(chunks: AsyncIterator[Item], seconds: float) -> AsyncIterator[
             raise TimedOutError(
                 f"no chunk came for {seconds:g} s (setting upload_idle_timeout)"
             ) from error
-
-
-def _place(digest: graph_pb2.Digest) -> str:
-    return f"blobs/{digest.sha256.hex()}"

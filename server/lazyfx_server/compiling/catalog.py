@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass, field
 
 from cachetools import LRUCache
-from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.explain import Miss
 from lazyfx_server.compiling.key import ModuleKey
+from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.store import Store
 from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
 
@@ -27,8 +27,9 @@ _FRESH_SECONDS = 30.0
 
 @dataclass(slots=True)
 class CompiledModule:
-    """A compiled module: its key, its record, and the answer to a hit."""
+    """A compiled module: whose it is, its key, its record, and the answer to a hit."""
 
+    tenant: Tenant
     key: bytes
     record: ModuleRecord
     rendered: set[int] = field(default_factory=set)
@@ -43,7 +44,7 @@ class CompiledModule:
     @property
     def graph_blob(self) -> str:
         """Store key of the serialized CompiledGraph."""
-        return f"blobs/{self.record.compiled_graph.sha256.hex()}"
+        return self.tenant.blob(self.record.compiled_graph.sha256)
 
     @property
     def hit(self) -> pb.CompileResponse:
@@ -98,7 +99,7 @@ class Catalog:
 
     def __init__(self, store: Store, capacity: int = 4096) -> None:
         self._store = store
-        self._recent: LRUCache[bytes, CompiledModule] = LRUCache(capacity)
+        self._recent: LRUCache[str, CompiledModule] = LRUCache(capacity)
         # Store keys of entries that were found damaged: to the store they are gone by the
         # time that it answers, but the caller is told why.
         self._damaged: LRUCache[str, bool] = LRUCache(capacity)
@@ -107,35 +108,37 @@ class Catalog:
         """Take note that the store has put an entry aside."""
         self._damaged[store_key] = True
 
-    async def find(self, key: bytes) -> CompiledModule | NotFound:
-        """Look a module up by the digest of its key."""
-        module: CompiledModule | None = self._recent.get(key)
+    async def find(self, tenant: Tenant, key: bytes) -> CompiledModule | NotFound:
+        """Look a tenant's module up by the digest of its key."""
+        place = tenant.module(key)
+        module: CompiledModule | None = self._recent.get(place)
         now = time.monotonic()
         if module is not None and now - module.checked < _FRESH_SECONDS:
             return module
-        place = f"modules/{key.hex()}"
         stored = await self._store.get(place)
         if stored is None:
-            self._recent.pop(key, None)
+            self._recent.pop(place, None)
             return NotFound(damaged=self._was_damaged(place))
         if module is None:
-            try:
-                module = CompiledModule(key, ModuleRecord.FromString(stored))
-            except DecodeError:
+            record = tenant.unseal(place, stored)
+            if record is None:
                 return NotFound(damaged=True)
+            module = CompiledModule(tenant, key, ModuleRecord.FromString(record))
         if await self._store.get(module.graph_blob) is None:
-            self.forget(key)
+            self.forget(module)
             return NotFound(damaged=self._was_damaged(module.graph_blob))
         module.checked = now
-        return self._recent.setdefault(key, module)
+        return self._recent.setdefault(place, module)
 
     def _was_damaged(self, store_key: str) -> bool:
         return bool(self._damaged.pop(store_key, False))
 
-    async def add(self, digest: bytes, key: ModuleKey, result: CompileResult) -> CompiledModule:
+    async def add(
+        self, tenant: Tenant, digest: bytes, key: ModuleKey, result: CompileResult
+    ) -> CompiledModule:
         """Store what a compile made, and return it as a module."""
         for constant in result.constants:
-            await self._store.put(f"blobs/{constant.digest.sha256.hex()}", constant.data)
+            await self._store.put(tenant.blob(constant.digest.sha256), constant.data)
         graph = result.graph.SerializeToString(deterministic=True)
         content = graph_pb2.Digest(sha256=hashlib.sha256(graph).digest(), size_bytes=len(graph))
         record = ModuleRecord(
@@ -148,16 +151,18 @@ class Catalog:
             constants=[constant.digest for constant in result.constants],
             tenant=key.tenant,
         )
-        module = CompiledModule(digest, record, checked=time.monotonic())
+        module = CompiledModule(tenant, digest, record, checked=time.monotonic())
         await self._store.put(module.graph_blob, graph)
-        self._recent[digest] = module
+        self._recent[tenant.module(digest)] = module
         await self.save(module)
         return module
 
     async def save(self, module: CompiledModule) -> None:
         """Write a module's record to the store."""
-        await self._store.put(f"modules/{module.key.hex()}", module.record.SerializeToString())
+        place = module.tenant.module(module.key)
+        record = module.record.SerializeToString()
+        await self._store.put(place, module.tenant.seal(place, record))
 
-    def forget(self, key: bytes) -> None:
+    def forget(self, module: CompiledModule) -> None:
         """Drop a module whose blobs are gone; the next request for it is a miss."""
-        self._recent.pop(key, None)
+        self._recent.pop(module.tenant.module(module.key), None)

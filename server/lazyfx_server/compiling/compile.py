@@ -13,12 +13,15 @@ from cachetools import LRUCache
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
+from lazyfx_server.compiling.contents import stored_content
 from lazyfx_server.compiling.explain import Explainer, Miss
 from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.pipelines import PipelineName, Pipelines
+from lazyfx_server.compiling.quotas import Quotas
+from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingError
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
@@ -31,8 +34,6 @@ from lazyfx_server.telemetry import (
 )
 from lazyfx_server.v1 import worker_pb2 as worker
 
-# Until callers have identities there is one tenant.
-OPEN_TENANT = bytes(32)
 # Requests by digest that are remembered as read and found to be well formed.
 _KNOWN_REQUESTS = 4096
 _NO_REQUEST = pb.CompileRequest()
@@ -40,8 +41,9 @@ _NO_REQUEST = pb.CompileRequest()
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A request that has been read: its key, and what a worker would need."""
+    """A request that has been read: whose it is, its key, and what a worker would need."""
 
+    tenant: Tenant
     key: ModuleKey
     digest: bytes
     pipeline: PipelineName
@@ -60,6 +62,7 @@ class Compiler:
         pipelines: Reads pass lists.
         observer: Is told what happened.
         limits: Bounds of requests and jobs.
+        quotas: What each tenant may use.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Compiler:
         explainer: Explainer,
         observer: Observer,
         limits: RequestLimits,
+        quotas: Quotas,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -82,6 +86,7 @@ class Compiler:
         self._explainer = explainer
         self._observer = observer
         self._limits = limits
+        self._quotas = quotas
         self._flights: Flights[tuple[CompiledModule, Miss]] = Flights()
         self._known: LRUCache[bytes, _Wanted] = LRUCache(_KNOWN_REQUESTS)
 
@@ -90,18 +95,18 @@ class Compiler:
         """Distinct compiles under way."""
         return len(self._flights)
 
-    async def compile(self, request: pb.CompileRequest) -> pb.CompileResponse:
-        """Answer one request.
+    async def compile(self, request: pb.CompileRequest, tenant: Tenant) -> pb.CompileResponse:
+        """Answer one request of a tenant.
 
         Raises:
             InvalidRequestError: A field is wrong.
             MissingError: The graph, or values that a pass reads, must be sent first.
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
-        wanted = self._read(request)
+        wanted = self._read(request, tenant)
         damaged = False
         if not request.skip_cache_lookup:
-            found = await self._catalog.find(wanted.digest)
+            found = await self._catalog.find(tenant, wanted.digest)
             if isinstance(found, CompiledModule):
                 self._observer.observe(LookupMade("hit"))
                 self._observer.observe(Reused(found.report.seconds))
@@ -138,20 +143,20 @@ class Compiler:
         """Wait until no compile is under way."""
         await self._flights.land_all()
 
-    def _read(self, request: pb.CompileRequest) -> _Wanted:
+    def _read(self, request: pb.CompileRequest, tenant: Tenant) -> _Wanted:
         arrived = time.perf_counter()
         if request.HasField("graph"):
-            return self._check(request, arrived)
+            return self._check(request, tenant, arrived)
         # Without a graph a request says little, and says the same when it is a hit again.
-        written = hashlib.sha256(request.SerializeToString()).digest()
+        written = hashlib.sha256(tenant.tag + request.SerializeToString()).digest()
         known: _Wanted | None = self._known.get(written)
         if known is None:
-            wanted = self._check(request, arrived)
+            wanted = self._check(request, tenant, arrived)
             self._known[written] = replace(wanted, request=_NO_REQUEST)
             return wanted
         return replace(known, request=request, arrived=arrived)
 
-    def _check(self, request: pb.CompileRequest, arrived: float) -> _Wanted:
+    def _check(self, request: pb.CompileRequest, tenant: Tenant, arrived: float) -> _Wanted:
         self._limits.check_compile(request)
         graph_digest = request.graph_digest.sha256
         if (
@@ -165,13 +170,13 @@ class Compiler:
             request.passes, eager=request.eager, verify=request.verify
         )
         key = ModuleKey(
-            tenant=OPEN_TENANT,
+            tenant=tenant.tag,
             graph=graph_digest,
             pipeline=pipeline.fingerprint,
             values=values_digest(request.values),
             environment=environment_digest(),
         )
-        return _Wanted(key, key.digest, pipeline, request, arrived)
+        return _Wanted(tenant, key, key.digest, pipeline, request, arrived)
 
     async def _fly(self, wanted: _Wanted, *, damaged: bool) -> tuple[CompiledModule, Miss]:
         request, key = wanted.request, wanted.key
@@ -181,38 +186,40 @@ class Compiler:
             skipped=request.skip_cache_lookup,
             damaged=damaged,
         )
-        job = await self._job(request)
-        async with self._admission.slot() as queued:
+        job = await self._job(request, wanted.tenant)
+        async with self._admission.slot(wanted.tenant.name) as queued:
             # Only a miss that is worked on counts as one: a digest whose graph had to be
             # sent first is asked for again at once.
             self._observer.observe(LookupMade("miss", pb.MissReason.Name(miss.reason)))
-            result = await self._jobs.compile(job)
+            with self._quotas.working(wanted.tenant):
+                result = await self._jobs.compile(job)
         report = result.report
         report.queue_seconds = queued
         report.created.GetCurrentTime()
         if request.HasField("graph"):
-            await self._store.put(f"blobs/{key.graph.hex()}", job.body)
-        module = await self._catalog.add(wanted.digest, key, result)
+            await self._store.put(wanted.tenant.blob(key.graph), job.body)
+        module = await self._catalog.add(wanted.tenant, wanted.digest, key, result)
         await self._explainer.remember(key)
         self._tell(wanted, result)
         return module, miss
 
-    async def _job(self, request: pb.CompileRequest) -> worker.CompileJob:
+    async def _job(self, request: pb.CompileRequest, tenant: Tenant) -> worker.CompileJob:
         """Gather what the worker needs, or say what is missing."""
         missing: list[str] = []
         body: bytes | None = request.graph.body
         if not request.HasField("graph"):
-            name = request.graph_digest.sha256.hex()
-            body = await self._store.get(f"blobs/{name}")
+            digest = request.graph_digest.sha256
+            body = await stored_content(self._store, tenant.blob(digest), digest)
             if body is None:
-                missing.append(f"blobs/{name}")
+                missing.append(f"blobs/{digest.hex()}")
             else:
                 self._limits.check_body("graph_digest", body)
         values: list[worker.TensorValue] = []
         for binding in request.values:
-            name = binding.content.sha256.hex()
-            if (data := await self._store.get(f"blobs/{name}")) is None:
-                missing.append(f"blobs/{name}")
+            content = binding.content.sha256
+            data = await stored_content(self._store, tenant.blob(content), content)
+            if data is None:
+                missing.append(f"blobs/{content.hex()}")
             else:
                 values.append(
                     worker.TensorValue(graph=binding.graph, attribute=binding.attribute, data=data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from lazyfx.v1 import compiler_pb2
 
 @dataclass(frozen=True, slots=True)
 class ModuleKey:
-    """The components of a module's key; each is a SHA-256 of 32 bytes.
+    """The components of a module's key; each has 32 bytes.
 
-    They stay apart so that a miss can be explained by the first one that is new.
+    They stay apart so that a miss can be explained by the first one that is new. `tenant` is
+    the tenant's tag.
     """
 
     tenant: bytes
@@ -28,8 +30,8 @@ class ModuleKey:
     @property
     def digest(self) -> bytes:
         """The key, 32 bytes. Components have one length, so joining them is unambiguous."""
-        joined = self.tenant + self.graph + self.pipeline + self.values + self.environment
-        return hashlib.sha256(b"lazyfx module key 1" + joined).digest()
+        joined = self.graph + self.pipeline + self.values + self.environment
+        return hmac.digest(self.tenant, b"lazyfx module key 2" + joined, "sha256")
 
 
 @lru_cache(maxsize=1)

@@ -87,7 +87,11 @@ class NativeCompiles:
         return digest.digest()
 
     async def make(
-        self, place: bytes, graph: graph_pb2.CompiledGraph, request: pb.GetArtifactRequest
+        self,
+        place: bytes,
+        graph: graph_pb2.CompiledGraph,
+        request: pb.GetArtifactRequest,
+        tenant: str,
     ) -> worker.NativeResult:
         """Make one artifact.
 
@@ -95,6 +99,7 @@ class NativeCompiles:
             place: Names the artifact.
             graph: The compiled graph.
             request: Checked by `variant`.
+            tenant: Whose it is, to be fair between them.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
@@ -109,7 +114,7 @@ class NativeCompiles:
             compile_threads=self._compile_threads,
         )
         try:
-            async with self._admission.slot():
+            async with self._admission.slot(tenant):
                 return await self._jobs.native(job)
         finally:
             self._progress_file(place).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What every call goes through: draining, counting, errors to statuses."""
+"""What every call goes through: identity, draining, counting, errors to statuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from lazyfx_server.errors import DrainingError
+from lazyfx_server.errors import DrainingError, RequestError
+from lazyfx_server.rpc.door import Door
 from lazyfx_server.rpc.statuses import status_of
 from lazyfx_server.telemetry import Observer, RequestHandled
 
@@ -20,16 +21,20 @@ Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _SERVICE = "/lazyfx.v1.GraphCompiler/"
+# Probes ask without showing who they are, and learn only whether the server serves.
+_HEALTH = "/grpc.health.v1.Health/"
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Counts calls of the compile service, refuses new ones while draining, maps errors.
+    """Asks who calls, counts calls, refuses new ones while draining, maps errors.
 
     Args:
+        door: Tells whose a call is.
         observer: Is told of each call that ends.
     """
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, door: Door, observer: Observer) -> None:
+        self._door = door
         self._observer = observer
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._under_way = 0
@@ -52,8 +57,17 @@ class Gate(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a method, once; health checks and reflection pass as they are."""
+        """Wrap the handler of a method, once; health checks pass as they are.
+
+        A call without the right token gets a handler that refuses before it reads anything.
+        """
         method = handler_call_details.method
+        if method.startswith(_HEALTH):
+            return await continuation(handler_call_details)
+        try:
+            self._door.check_token(handler_call_details.invocation_metadata or ())
+        except RequestError as error:
+            return self._refusing(method, error)
         if (wrapped := self._wrapped.get(method)) is not None:
             return wrapped
         handler = await continuation(handler_call_details)
@@ -62,6 +76,17 @@ class Gate(grpc.aio.ServerInterceptor):
         wrapped = self._wrap(method.removeprefix(_SERVICE), handler)
         self._wrapped[method] = wrapped
         return wrapped
+
+    def _refusing(self, method: str, error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
+        name = method.removeprefix(_SERVICE) if method.startswith(_SERVICE) else "other"
+
+        async def refuse(requests: Any, context: Context) -> None:
+            del requests  # a stream of what nobody has read
+            async with _Call(self, name, context):
+                raise error
+
+        behaviour: Any = refuse
+        return grpc.stream_unary_rpc_method_handler(behaviour)
 
     def _wrap(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any]
@@ -76,10 +101,12 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def answer(request: Any, context: Context) -> Any:
             async with _Call(self, method, context):
+                self._door.enter(context)
                 return await inner(request, context)
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
             async with _Call(self, method, context):
+                self._door.enter(context)
                 async for item in inner(request, context):
                     yield item
 

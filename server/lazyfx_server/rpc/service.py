@@ -20,8 +20,11 @@ from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.limits import FORMAT_VERSIONS, RequestLimits
 from lazyfx_server.compiling.native import KINDS as NATIVE_KINDS
+from lazyfx_server.compiling.quotas import Quotas
+from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassDescription, Registry
+from lazyfx_server.rpc.door import Identification, caller
 from lazyfx_server.rpc.interceptors import Context
 from lazyfx_server.rpc.statuses import status_of
 from lazyfx_server.security.signing import Signer
@@ -41,12 +44,14 @@ class ServerFacts:
         devices: Devices that workers see, asked anew each time.
         signer: Knows the public keys.
         native: Where native artifacts run; None when none are made.
+        identification: How callers are identified.
     """
 
     workers: int
     devices: Callable[[], Sequence[pb.DeviceInfo]]
     signer: Signer
     native: Callable[[], pb.NativeTarget | None]
+    identification: Identification
 
 
 class GraphCompilerService(GraphCompilerServicer):
@@ -62,6 +67,7 @@ class GraphCompilerService(GraphCompilerServicer):
         registry: Registry,
         limits: RequestLimits,
         facts: ServerFacts,
+        quotas: Quotas,
         store_stats: Callable[[], StoreStats],
     ) -> None:
         self._compiler = compiler
@@ -71,12 +77,16 @@ class GraphCompilerService(GraphCompilerServicer):
         self._registry = registry
         self._limits = limits
         self._facts = facts
+        self._quotas = quotas
         self._store_stats = store_stats
         self._started = time.monotonic()
 
     async def Compile(self, request: pb.CompileRequest, context: Context) -> pb.CompileResponse:
         """See compiler.proto."""
-        return await self._compiler.compile(request)
+        tenant = caller()
+        self._quotas.request(tenant)
+        self._quotas.received(tenant, request.ByteSize())
+        return await self._compiler.compile(request, tenant)
 
     async def CompileBatch(
         self, request_iterator: AsyncIterator[pb.CompileBatchRequest], context: Context
@@ -107,7 +117,10 @@ class GraphCompilerService(GraphCompilerServicer):
     async def _one_of_batch(self, request: pb.CompileBatchRequest) -> pb.CompileBatchResponse:
         response = pb.CompileBatchResponse(request_id=request.request_id)
         try:
-            response.response.CopyFrom(await self._compiler.compile(request.request))
+            tenant = caller()
+            self._quotas.request(tenant)
+            self._quotas.received(tenant, request.ByteSize())
+            response.response.CopyFrom(await self._compiler.compile(request.request, tenant))
         except Exception as error:  # noqa: BLE001 - one failed request does not end the stream
             response.error.CopyFrom(status_of(error))
         return response
@@ -116,7 +129,10 @@ class GraphCompilerService(GraphCompilerServicer):
         self, request: pb.GetArtifactRequest, context: Context
     ) -> AsyncIterator[pb.GetArtifactResponse]:
         """See compiler.proto."""
-        finding = asyncio.ensure_future(self._artifacts.get(request))
+        tenant = caller()
+        self._quotas.request(tenant)
+        self._quotas.received(tenant, request.ByteSize())
+        finding = asyncio.ensure_future(self._artifacts.get(request, tenant))
         try:
             if request.kind in NATIVE_KINDS:
                 while not (await asyncio.wait({finding}, timeout=PROGRESS_SECONDS))[0]:
@@ -155,14 +171,27 @@ class GraphCompilerService(GraphCompilerServicer):
         self, request: pb.FindMissingBlobsRequest, context: Context
     ) -> pb.FindMissingBlobsResponse:
         """See compiler.proto."""
-        return pb.FindMissingBlobsResponse(missing=await self._blobs.missing(request.digests))
+        tenant = caller()
+        self._quotas.request(tenant)
+        missing = await self._blobs.missing(request.digests, tenant)
+        return pb.FindMissingBlobsResponse(missing=missing)
 
     async def UploadBlobs(
         self, request_iterator: AsyncIterator[pb.UploadBlobsRequest], context: Context
     ) -> pb.UploadBlobsResponse:
         """See compiler.proto."""
-        stored, stored_bytes = await self._blobs.upload(request_iterator)
+        tenant = caller()
+        self._quotas.request(tenant)
+        chunks = self._counted(request_iterator, tenant)
+        stored, stored_bytes = await self._blobs.upload(chunks, tenant)
         return pb.UploadBlobsResponse(stored=stored, stored_bytes=stored_bytes)
+
+    async def _counted(
+        self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant
+    ) -> AsyncIterator[pb.UploadBlobsRequest]:
+        async for chunk in chunks:
+            self._quotas.received(tenant, len(chunk.data))
+            yield chunk
 
     async def ListPasses(
         self, request: pb.ListPassesRequest, context: Context
@@ -189,6 +218,7 @@ class GraphCompilerService(GraphCompilerServicer):
             native=self._facts.native(),
             verify_keys=self._facts.signer.verify_keys,
             builder=self._facts.signer.builder,
+            identification=self._facts.identification,
         )
         response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))
         return response

@@ -43,6 +43,10 @@ def status_of(error: BaseException) -> status_pb2.Status:
         return rich_status(code.NOT_FOUND, message)
     if isinstance(error, errors.OverloadedError):
         return rich_status(code.RESOURCE_EXHAUSTED, message, retry_after=error.retry_after)
+    if isinstance(error, errors.UnidentifiedError):
+        return rich_status(code.UNAUTHENTICATED, message)
+    if isinstance(error, errors.ForbiddenError):
+        return rich_status(code.PERMISSION_DENIED, message)
     if isinstance(error, errors.DrainingError):
         return rich_status(code.UNAVAILABLE, message, retry_after=1.0)
     if isinstance(error, errors.TimedOutError):

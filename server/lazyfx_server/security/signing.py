@@ -10,7 +10,6 @@ another one.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,15 +23,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.verifying import SIGNED_PREFIX, key_id
+from lazyfx_server.security.secret_file import SecretFileError, read_private, write_private
 
 _END = b"-----END PRIVATE KEY-----\n"
 # A stored signature is used again until this part of its life is left.
 _RENEWED_AT = 0.5
 _MOST_REMEMBERED = 4096
-
-
-class KeyFileError(Exception):
-    """A key file cannot be read, written, or trusted to be private."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class KeyRing:
             keeps one new key in memory.
 
     Raises:
-        KeyFileError: The file cannot be used.
+        SecretFileError: The file cannot be used.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -89,7 +85,7 @@ class KeyRing:
         """The keys, the one that signs first.
 
         Raises:
-            KeyFileError: The file changed into something that is no key file.
+            SecretFileError: The file changed into something that is no key file.
         """
         if self._path is not None and _looks(self._path) != self._seen:
             self._read(self._path)
@@ -195,55 +191,35 @@ def read_keys(path: Path) -> tuple[Ed25519PrivateKey, ...]:
     """Read a key file.
 
     Raises:
-        KeyFileError: It is not there, others can read it, or it holds something else.
+        SecretFileError: It is not there, others can read it, or it holds something else.
     """
-    try:
-        if path.stat().st_mode & 0o077:
-            raise KeyFileError(f"others can read {path}: chmod 600 {path}")
-        text = path.read_bytes()
-    except OSError as error:
-        raise KeyFileError(f"cannot read the signing key: {error}") from error
+    text = read_private(path)
     keys = []
     for block in text.split(_END)[:-1]:
         try:
             key = serialization.load_pem_private_key(block + _END, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise KeyFileError(f"{path} holds something that is no private key") from error
+            raise SecretFileError(f"{path} holds something that is no private key") from error
         if not isinstance(key, Ed25519PrivateKey):
-            raise KeyFileError(f"{path} holds a key that is not Ed25519")
+            raise SecretFileError(f"{path} holds a key that is not Ed25519")
         keys.append(key)
     if not keys:
-        raise KeyFileError(f"{path} holds no private key; remove it to have one made")
+        raise SecretFileError(f"{path} holds no private key; remove it to have one made")
     return tuple(keys)
 
 
 def write_keys(path: Path, keys: Sequence[Ed25519PrivateKey], *, replace: bool) -> None:
-    """Write a key file that only its owner can read, whole or not at all.
+    """Write a key file; see `write_private`.
 
     Args:
-        path: Where; its folder is made when it is not there.
+        path: Where.
         keys: The one that signs first.
-        replace: Take the place of a file that is there; otherwise it is left as it is.
+        replace: Take the place of a file that is there.
 
     Raises:
-        KeyFileError: It cannot be written.
+        SecretFileError: It cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.writelines(_pem(key) for key in keys)
-        try:
-            if replace:
-                aside.replace(path)
-            else:
-                os.link(aside, path)  # fails when another server was first: then its key counts
-        except FileExistsError:
-            pass
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise KeyFileError(f"cannot write the signing key: {error}") from error
+    write_private(path, b"".join(_pem(key) for key in keys), replace=replace)
 
 
 def rotate(path: Path) -> tuple[str, ...]:
@@ -253,7 +229,7 @@ def rotate(path: Path) -> tuple[str, ...]:
         The public keys in hex, the new one first.
 
     Raises:
-        KeyFileError: The file cannot be read or written.
+        SecretFileError: The file cannot be read or written.
     """
     before = read_keys(path)[:1] if path.exists() else ()
     keys = (Ed25519PrivateKey.generate(), *before)

@@ -1,0 +1,139 @@
+"""Quotas: how much of the server one tenant may use over time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.errors import OverloadedError
+
+_MINUTE, _HOUR = 60.0, 3600.0
+_MOST_TENANTS = 65_536
+
+
+@dataclass(frozen=True)
+class QuotaLimits:
+    """What each tenant may use; None is without bound.
+
+    Attributes:
+        requests: Requests a minute; each of a batch is one.
+        bytes: Bytes sent to the server an hour.
+        compile_seconds: Seconds of work in workers an hour.
+    """
+
+    requests: int | None = None
+    bytes: int | None = None
+    compile_seconds: float | None = None
+
+
+class _Bucket:
+    """Fills at a steady rate up to what may be used in one period."""
+
+    def __init__(self, size: float, period: float, now: float) -> None:
+        self._size = size
+        self._rate = size / period
+        self._level = size
+        self._filled = now
+
+    def wait(self, amount: float, now: float) -> float:
+        """Seconds until this much may be taken; 0 when it may now.
+
+        More than a whole period's worth may be taken when the bucket is full: then it is
+        empty for a while.
+        """
+        self._fill(now)
+        return max(0.0, (min(amount, self._size) - self._level) / self._rate)
+
+    def take(self, amount: float, now: float) -> None:
+        """Take so much, whether it is there or not."""
+        self._fill(now)
+        self._level -= amount
+
+    def _fill(self, now: float) -> None:
+        self._level = min(self._size, self._level + (now - self._filled) * self._rate)
+        self._filled = now
+
+
+class Quotas:
+    """Holds tenants to their share.
+
+    Args:
+        limits: What each one may use.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, limits: QuotaLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._buckets: LRUCache[tuple[str, str], _Bucket] = LRUCache(3 * _MOST_TENANTS)
+
+    def request(self, tenant: Tenant) -> None:
+        """Count a request.
+
+        Raises:
+            OverloadedError: It is one too many; says when there may be another.
+        """
+        self._use(tenant, "requests", self._limits.requests, _MINUTE, 1.0, "a minute")
+
+    def received(self, tenant: Tenant, size: int) -> None:
+        """Count bytes that arrived.
+
+        Raises:
+            OverloadedError: They are too many; says when so many may be sent.
+        """
+        self._use(tenant, "bytes", self._limits.bytes, _HOUR, float(size), "an hour")
+
+    @contextmanager
+    def working(self, tenant: Tenant) -> Iterator[None]:
+        """Count the seconds of the work inside the block; what goes over is owed.
+
+        Raises:
+            OverloadedError: No seconds are left; says when some will be.
+        """
+        limit = self._limits.compile_seconds
+        self._use(tenant, "compile_seconds", limit, _HOUR, 0.0, "an hour")
+        started = self._clock()
+        try:
+            yield
+        finally:
+            now = self._clock()
+            bucket = self._bucket(tenant, "compile_seconds", limit, _HOUR, now)
+            if bucket is not None:
+                bucket.take(now - started, now)
+
+    def _use(
+        self,
+        tenant: Tenant,
+        name: str,
+        limit: float | None,
+        period: float,
+        amount: float,
+        words: str,
+    ) -> None:
+        now = self._clock()
+        bucket = self._bucket(tenant, name, limit, period, now)
+        if bucket is None:
+            return
+        if wait := bucket.wait(amount, now):
+            raise OverloadedError(
+                f"over the quota of {limit:g} {name.replace('_', ' ')} {words} "
+                f"(setting quota_{name})",
+                retry_after=round(max(0.001, wait), 3),
+            )
+        bucket.take(amount, now)
+
+    def _bucket(
+        self, tenant: Tenant, name: str, limit: float | None, period: float, now: float
+    ) -> _Bucket | None:
+        if limit is None:
+            return None
+        place = (tenant.name, name)
+        bucket: _Bucket | None = self._buckets.get(place)
+        if bucket is None:
+            bucket = self._buckets[place] = _Bucket(limit, period, now)
+        return bucket

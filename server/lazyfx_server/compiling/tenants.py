@@ -1,0 +1,73 @@
+"""Whose a request is: the tenant is part of every key, so that nobody finds another's things."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+OPEN = ""
+"""Name of the one tenant of a server that identifies nobody."""
+
+_MOST_REMEMBERED = 4096
+_MARK_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Somebody whose graphs and results are kept apart from everybody else's.
+
+    A key of somebody else's is looked up in a place where nothing is, so that it is answered
+    as one that nobody has, in the same steps.
+
+    Attributes:
+        name: For people and quotas; not in metrics.
+        tag: HMAC of the name, 32 bytes; stands for the tenant in keys and statements.
+    """
+
+    name: str
+    tag: bytes
+
+    def blob(self, sha256: bytes) -> str:
+        """Store key of the tenant's bytes with this SHA-256."""
+        return f"blobs/{self._hidden(b'blob', sha256)}"
+
+    def module(self, key: bytes) -> str:
+        """Store key of the tenant's compiled module with this key."""
+        return f"modules/{self._hidden(b'module', key)}"
+
+    def seal(self, place: str, record: bytes) -> bytes:
+        """A record as it is stored under `place`: nobody else can make one."""
+        return self._mark(place, record) + record
+
+    def unseal(self, place: str, stored: bytes) -> bytes | None:
+        """The record, or None when it was not sealed for this tenant and place."""
+        mark, record = stored[:_MARK_BYTES], stored[_MARK_BYTES:]
+        return record if hmac.compare_digest(mark, self._mark(place, record)) else None
+
+    def _mark(self, place: str, record: bytes) -> bytes:
+        return hmac.digest(self.tag, b"record\0" + place.encode() + b"\0" + record, "sha256")
+
+    def _hidden(self, kind: bytes, value: bytes) -> str:
+        return hmac.digest(self.tag, kind + b"\0" + value, "sha256").hex()
+
+
+class Tenants:
+    """Makes tenants of names.
+
+    Args:
+        secret: What tags are made with; whoever knows it can tell names by trying them.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._known: LRUCache[str, Tenant] = LRUCache(_MOST_REMEMBERED)
+
+    def named(self, name: str) -> Tenant:
+        """The tenant of this name."""
+        tenant: Tenant | None = self._known.get(name)
+        if tenant is None:
+            tenant = Tenant(name, hmac.digest(self._secret, name.encode(), "sha256"))
+            self._known[name] = tenant
+        return tenant

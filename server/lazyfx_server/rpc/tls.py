@@ -1,0 +1,79 @@
+"""Certificates of the server, read again when they change."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+_log = logging.getLogger(__name__)
+
+_Looks = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files of a server.
+
+    Attributes:
+        certificate: The server's chain.
+        key: Its private key.
+        client_ca: Authorities whose certificates callers must show; None asks for none.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None
+
+    def _paths(self) -> list[Path]:
+        paths = [self.certificate, self.key]
+        return paths if self.client_ca is None else [*paths, self.client_ca]
+
+    def looks(self) -> _Looks:
+        """What changes when a file does.
+
+        Raises:
+            OSError: One cannot be read.
+        """
+        found = (path.stat() for path in self._paths())
+        return tuple((status.st_mtime_ns, status.st_ino) for status in found)
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """What gRPC makes of the files as they are.
+
+        Raises:
+            OSError: One cannot be read.
+        """
+        pair = (self.key.read_bytes(), self.certificate.read_bytes())
+        roots = self.client_ca.read_bytes() if self.client_ca is not None else None
+        return grpc.ssl_server_certificate_configuration([pair], roots)
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Credentials that follow their files; each handshake looks whether they changed.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    seen = files.looks()
+
+    def changed() -> Any:
+        nonlocal seen
+        try:
+            looks = files.looks()
+            if looks == seen:
+                return None
+            configuration = files.read()
+        except OSError as error:
+            _log.error("certificates stay as they were: %s", error)
+            return None
+        seen = looks
+        _log.info("the server's certificates changed")
+        return configuration
+
+    return grpc.dynamic_ssl_server_credentials(
+        files.read(), changed, require_client_authentication=files.client_ca is not None
+    )

@@ -1,0 +1,72 @@
+"""A secret of 32 bytes in a file that only its owner can read."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+_BYTES = 32
+
+
+class SecretFileError(Exception):
+    """A file cannot be read, written, or trusted to be private."""
+
+
+def write_private(path: Path, data: bytes, *, replace: bool) -> None:
+    """Write a file that only its owner can read, whole or not at all.
+
+    Args:
+        path: Where; its folder is made when it is not there.
+        data: What to write.
+        replace: Take the place of a file that is there; otherwise that one is left as it is.
+
+    Raises:
+        SecretFileError: It cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+        try:
+            if replace:
+                aside.replace(path)
+            else:
+                os.link(aside, path)  # fails when another server was first: then its file counts
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise SecretFileError(f"cannot write {path}: {error}") from error
+
+
+def read_private(path: Path) -> bytes:
+    """Read a file that nobody else may be able to read.
+
+    Raises:
+        SecretFileError: It is not there, or others can read it.
+    """
+    try:
+        if path.stat().st_mode & 0o077:
+            raise SecretFileError(f"others can read {path}: chmod 600 {path}")
+        return path.read_bytes()
+    except OSError as error:
+        raise SecretFileError(f"cannot read a secret: {error}") from error
+
+
+def secret_of(path: Path | None) -> bytes:
+    """The secret in a file, made when it is not there; a new one in memory without a file.
+
+    Raises:
+        SecretFileError: The file cannot be used.
+    """
+    if path is None:
+        return secrets.token_bytes(_BYTES)
+    if not path.exists():
+        write_private(path, secrets.token_bytes(_BYTES), replace=False)
+    secret = read_private(path)
+    if len(secret) != _BYTES:
+        raise SecretFileError(f"{path} does not hold {_BYTES} bytes")
+    return secret

@@ -1,0 +1,118 @@
+"""Bearer tokens: who has which, kept as hashes in a file that may change while a server runs.
+
+A line of the file: the token's id, the SHA-256 of the whole token in hex, the tenant. Lines
+that start with # are comments. Tokens hold 32 random bytes, so that a plain hash cannot be
+turned back; removing a line ends its token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
+_TOKEN = re.compile(r"lazyfx_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_NOBODY = (bytes(32), "")
+
+
+class TokenFileError(Exception):
+    """A token file cannot be read or written."""
+
+
+def is_tenant_name(text: str) -> bool:
+    """Whether this can be the name of a tenant."""
+    return _TENANT.fullmatch(text) is not None
+
+
+class TokenFile:
+    """Whose token is whose; the file is read again when it changes.
+
+    Args:
+        path: The file.
+
+    Raises:
+        TokenFileError: It cannot be read, or a line is malformed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = _looks(path)
+        self._known = _read(path)
+
+    def tenant_of(self, token: str) -> str | None:
+        """The tenant whose token this is, or None. Takes as long whoever's it is."""
+        self._refresh()
+        match = _TOKEN.fullmatch(token)
+        expected, tenant = self._known.get(match[1] if match else "", _NOBODY)
+        same = hmac.compare_digest(hashlib.sha256(token.encode()).digest(), expected)
+        return tenant if same else None
+
+    def _refresh(self) -> None:
+        looks = _looks(self._path)
+        if looks == self._seen:
+            return
+        self._seen = looks
+        try:
+            self._known = _read(self._path)
+        except TokenFileError as error:
+            # Half a file must not let anybody in, nor lock everybody out.
+            _log.error("the tokens stay as they were: %s", error)
+        else:
+            _log.info("the token file changed: %d tokens", len(self._known))
+
+
+def add_token(path: Path, tenant: str) -> str:
+    """Make a token and add its hash to the file, which is made when it is not there.
+
+    Returns:
+        The token; it is written nowhere.
+
+    Raises:
+        TokenFileError: The file cannot be written, or the name cannot be a tenant's.
+    """
+    if not is_tenant_name(tenant):
+        raise TokenFileError(
+            f"{tenant[:100]!r} cannot be a tenant: letters, digits and . _ @ -, at most 63"
+        )
+    name = secrets.token_hex(8)
+    token = f"lazyfx_{name}_{secrets.token_urlsafe(32)}"
+    line = f"{name} {hashlib.sha256(token.encode()).hexdigest()} {tenant}\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
+            file.write(line)
+    except OSError as error:
+        raise TokenFileError(f"cannot write {path}: {error}") from error
+    return token
+
+
+def _read(path: Path) -> dict[str, tuple[bytes, str]]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenFileError(f"cannot read the token file: {error}") from error
+    known: dict[str, tuple[bytes, str]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        if len(fields) != 3 or not _HASH.fullmatch(fields[1]) or not is_tenant_name(fields[2]):
+            raise TokenFileError(f"{path}, line {number}: not 'id sha256 tenant'")
+        known[fields[0]] = (bytes.fromhex(fields[1]), fields[2])
+    return known
+
+
+def _looks(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

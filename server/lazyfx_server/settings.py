@@ -1,0 +1,243 @@
+"""What can be set about a server, with the defaults; `config` reads it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    SettingsConfigDict,
+)
+from typing_extensions import Self
+
+MIB = 2**20
+GIB = 2**30
+
+
+def _default_workers() -> int:
+    return max(1, min(8, (os.cpu_count() or 2) - 1))
+
+
+def _default_store() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "lazyfx"
+
+
+class Settings(BaseSettings):
+    """Settings of `lazyfx serve`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LAZYFX_",
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        use_attribute_docstrings=True,
+        nested_model_default_partial_update=False,
+    )
+
+    config: Path | None = None
+    """TOML file to read settings from; the keys are the names of these flags with underscores."""
+
+    listen: str = "127.0.0.1:8700"
+    """Address of the gRPC service, HOST:PORT; port 0 picks a free one. An address that other
+    machines can reach needs TLS and a way to identify callers, or --insecure."""
+
+    insecure: bool = False
+    """Allow an address that other machines can reach without TLS, or without identifying
+    callers. Then whoever reaches the port can compile, read results by their keys, and listen
+    in: for networks that are closed in other ways."""
+
+    server_certificate: Path | None = None
+    """PEM file of this server's certificate chain; turns TLS on. Read again when it changes."""
+
+    server_key: Path | None = None
+    """PEM file of the private key of --server-certificate."""
+
+    client_ca: Path | None = None
+    """PEM file of the authorities whose certificates callers must show (mTLS). Without --tokens
+    the common name is the tenant."""
+
+    tokens: Path | None = None
+    """File of the tokens that callers may show; `lazyfx token` adds to it. Read again when it
+    changes."""
+
+    tenant_secret: Path | None = None
+    """File of the secret that keeps tenants' keys apart; made when it is not there. Servers that
+    share a store share it. Default: .keys/tenants.key in the store's folder."""
+
+    quota_requests: int | None = Field(default=None, ge=1)
+    """Requests that one tenant may make in a minute; each of a batch counts. Default: no quota."""
+
+    quota_bytes: ByteSize | None = None
+    """Bytes that one tenant may send in an hour. Default: no quota."""
+
+    quota_compile_seconds: float | None = Field(default=None, gt=0)
+    """Seconds of work in workers that one tenant may use in an hour. Default: no quota."""
+
+    metrics_host: str = "127.0.0.1"
+    """Host for /metrics, /healthz and /readyz."""
+
+    metrics_port: int = Field(default=8701, ge=0, le=65535)
+    """Port for /metrics, /healthz and /readyz; 0 picks a free one."""
+
+    workers: int = Field(default=_default_workers(), ge=1, le=256)
+    """Worker processes that run passes and render artifacts. Default: one less than the CPUs,
+    at least 1, at most 8."""
+
+    worker_threads: int = Field(default=1, ge=1, le=256)
+    """CPU threads that torch uses in each worker."""
+
+    worker_max_jobs: int = Field(default=1000, ge=1)
+    """Jobs after which a worker process is replaced (generated source is never freed by Python)."""
+
+    store_path: Path | None = Field(default=_default_store())
+    """Folder of the disk store; it survives restarts. An empty value keeps everything in
+    memory. Default: $XDG_CACHE_HOME/lazyfx or ~/.cache/lazyfx."""
+
+    store_memory_bytes: ByteSize = Field(default=ByteSize(256 * MIB))
+    """Bound of the memory store; e.g. 256MiB."""
+
+    store_disk_bytes: ByteSize = Field(default=ByteSize(4 * GIB))
+    """Bound of the disk store; least recently used entries leave first."""
+
+    max_message_bytes: ByteSize = Field(default=ByteSize(64 * MIB))
+    """Largest gRPC message taken or sent."""
+
+    max_graph_bytes: ByteSize = Field(default=ByteSize(32 * MIB))
+    """Largest graph body taken."""
+
+    max_blob_bytes: ByteSize = Field(default=ByteSize(4 * GIB))
+    """Largest tensor taken by UploadBlobs."""
+
+    max_nodes: int = Field(default=200_000, ge=1)
+    """Most nodes of a graph, nested graphs included."""
+
+    max_passes: int = Field(default=64, ge=0)
+    """Most passes of one request."""
+
+    max_rewrites: int = Field(default=256, ge=0)
+    """Most pattern and replacement pairs of one request."""
+
+    max_matches: int = Field(default=10_000, ge=1)
+    """Most matches that replace_pattern may rewrite in one request."""
+
+    max_folded_bytes: ByteSize = Field(default=ByteSize(256 * MIB))
+    """Most bytes of constants that constant folding may make in one request."""
+
+    max_pass_seconds: float = Field(default=60.0, ge=0)
+    """Seconds that one pass may take before it is stopped and named; 0 for no bound but
+    job_timeout."""
+
+    job_timeout: float = Field(default=120.0, gt=0)
+    """Seconds that one job may take in a worker before it is killed."""
+
+    native: bool = False
+    """Make native artifacts with Inductor for torch.compile(backend="lazyfx"). Needs a C++
+    compiler. Its workers cannot be confined as those that run passes are: turn it on for
+    clients that you trust to use this machine's compilers."""
+
+    native_workers: int = Field(default=1, ge=1, le=64)
+    """Native compiles that run at a time, each in a process that ends afterwards."""
+
+    native_compile_threads: int = Field(default=1, ge=1, le=256)
+    """C++ compilers that one native compile may run at a time."""
+
+    native_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds that one native compile may take before it is killed."""
+
+    max_queue: int = Field(default=1024, ge=0)
+    """Jobs that may wait for a worker; more are refused with RESOURCE_EXHAUSTED."""
+
+    max_batch_in_flight: int = Field(default=64, ge=1)
+    """Requests of one CompileBatch stream that are worked on at a time."""
+
+    upload_idle_timeout: float = Field(default=30.0, gt=0)
+    """Seconds without a chunk after which an upload is ended."""
+
+    server_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
+    """What signed artifacts call this server. Default: the name of the machine."""
+
+    signing_key: Path | None = None
+    """File of the Ed25519 keys that artifacts are signed with (PEM, the first one signs, read
+    again when it changes); made when it is not there. Default: .keys/signing.pem in the store's
+    folder; without a store, a new key at each start."""
+
+    signature_days: float = Field(default=30.0, gt=0)
+    """Days for which the signature of an artifact holds."""
+
+    drain_seconds: float = Field(default=30.0, ge=0)
+    """Seconds that requests in flight get to finish after SIGTERM."""
+
+    reflection: bool = False
+    """Offer gRPC server reflection."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines written."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Form of log lines, written to standard error."""
+
+    @field_validator("store_path", mode="before")
+    @classmethod
+    def _empty_path_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        host, separator, port = value.rpartition(":")
+        if not separator or not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError("must be HOST:PORT, e.g. 127.0.0.1:8700 or [::1]:8700")
+        return value
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.server_certificate is None) != (self.server_key is None):
+            raise ValueError("server_certificate and server_key go together")
+        if self.client_ca is not None and self.server_certificate is None:
+            raise ValueError("client_ca needs server_certificate and server_key: mTLS is TLS")
+        return self
+
+    @property
+    def exposure(self) -> str | None:
+        """Why the listen address is not safe to serve on, or None when it is."""
+        if self.listens_on_loopback:
+            return None
+        if self.server_certificate is None:
+            return "nothing encrypts what is sent (--server-certificate, --server-key)"
+        if self.tokens is None and self.client_ca is None:
+            return "nothing identifies callers (--tokens or --client-ca)"
+        return None
+
+    @property
+    def tenant_secret_file(self) -> Path | None:
+        """Where the tenants' secret is kept; None when in memory only."""
+        if self.tenant_secret is None and self.store_path is not None:
+            return self.store_path / ".keys" / "tenants.key"
+        return self.tenant_secret
+
+    @property
+    def signing_key_file(self) -> Path | None:
+        """Where the signing key is kept; None when in memory only."""
+        if self.signing_key is None and self.store_path is not None:
+            return self.store_path / ".keys" / "signing.pem"
+        return self.signing_key
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        host = self.listen.rpartition(":")[0].strip("[]")
+        if host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
