@@ -1,0 +1,210 @@
+"""Ways to capture a model as torch.fx graphs, each graph with inputs to call it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import default_partition
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+Example = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A captured graph and inputs to call it with.
+
+    Attributes:
+        label: Which graph of the capture this is.
+        module: The graph.
+        args: Positional arguments of one call.
+        kwargs: Keyword arguments of the same call.
+        differentiable: Whether autograd can differentiate the graph; it cannot, where the
+            graph holds its own backward.
+    """
+
+    label: str
+    module: GraphModule
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    differentiable: bool = True
+
+
+def symbolic(model: nn.Module, example: Example) -> list[Capture]:
+    """`torch.fx.symbolic_trace` of one call with the arguments of the example."""
+    with torch.no_grad():
+        module = torch.fx.symbolic_trace(_CALLS[len(example)](model, list(example)))
+    return [Capture("symbolic", module, tuple(example.values()))]
+
+
+class _Call(nn.Module):
+    """A call by keyword: symbolic tracing sees only as many arguments as are given."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self._keywords = names
+
+    def call(self, *values: Any) -> Any:
+        output = self.model(**dict(zip(self._keywords, values, strict=True)))
+        return dict(output) if isinstance(output, Mapping) else output
+
+
+class _Call1(_Call):
+    def forward(self, a: Any) -> Any:
+        return self.call(a)
+
+
+class _Call2(_Call):
+    def forward(self, a: Any, b: Any) -> Any:
+        return self.call(a, b)
+
+
+class _Call3(_Call):
+    def forward(self, a: Any, b: Any, c: Any) -> Any:
+        return self.call(a, b, c)
+
+
+_CALLS = {1: _Call1, 2: _Call2, 3: _Call3}
+
+
+def export(model: nn.Module, example: Example) -> list[Capture]:
+    """`torch.export.export`, as a module with its parameters."""
+    with torch.no_grad():
+        program = torch.export.export(model, (), kwargs=dict(example), strict=False)
+    return [Capture("export", program.module(check_guards=False), (), dict(example))]
+
+
+def dynamo(model: nn.Module, example: Example) -> list[Capture]:
+    """What dynamo hands to a backend, sizes fixed."""
+    return _dynamo(model, example, dynamic=False)
+
+
+def dynamic(model: nn.Module, example: Example) -> list[Capture]:
+    """What dynamo hands to a backend, sizes symbolic."""
+    return _dynamo(model, example, dynamic=True)
+
+
+def _dynamo(model: nn.Module, example: Example, *, dynamic: bool) -> list[Capture]:
+    found: list[Capture] = []
+
+    def keep(module: GraphModule, _: list[Any]) -> Callable[..., Any]:
+        seen = False
+
+        def run(*args: Any) -> Any:
+            nonlocal seen
+            if not seen:
+                found.append(Capture(f"dynamo {len(found)}", module, _copies(args)))
+                seen = True
+            return module.forward(*args)
+
+        return run
+
+    with _fresh_dynamo():
+        torch.compile(model, backend=keep, dynamic=dynamic)(**example)
+    return found
+
+
+def aot(model: nn.Module, example: Example) -> list[Capture]:
+    """Joint, forward and backward graphs of AOTAutograd, the model in training mode."""
+    found: list[Capture] = []
+    joints: list[GraphModule] = []
+
+    def keep(kind: str) -> Callable[..., Any]:
+        def compiler(module: GraphModule, _: list[Any]) -> Callable[..., Any]:
+            seen = False
+
+            def run(args: list[Any]) -> Any:
+                nonlocal seen
+                if not seen:
+                    found.append(Capture(f"{kind} {len(found)}", module, _copies(args), differentiable=False))
+                    seen = True
+                result = module.forward(*args)
+                args.clear()
+                return result
+
+            run._boxed_call = True  # type: ignore[attr-defined]
+            return run
+
+        return compiler
+
+    def partition(joint: GraphModule, inputs: Any, **options: Any) -> Any:
+        joints.append(joint)
+        return default_partition(joint, inputs, **options)
+
+    backend = aot_autograd(
+        fw_compiler=keep("forward"), bw_compiler=keep("backward"), partition_fn=partition
+    )
+    model.train()
+    try:
+        with _fresh_dynamo():
+            output = torch.compile(model, backend=backend, dynamic=False)(**example)
+            _loss(output).backward()
+    finally:
+        model.eval()
+        model.zero_grad(set_to_none=True)
+    return [*found, *(_joint(module, found) for module in joints)]
+
+
+def _joint(module: GraphModule, found: list[Capture]) -> Capture:
+    """A joint graph with the inputs of its forward graph and made-up gradients."""
+    places = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for forward in found:
+        if not forward.label.startswith("forward"):
+            continue
+        names = [n.name for n in forward.module.graph.nodes if n.op == "placeholder"]
+        known = dict(zip(names, forward.args, strict=True))
+        if set(known) == {n.name for n in places if not n.name.startswith("tangents")}:
+            args = [known[n.name] if n.name in known else _like(n.meta["val"]) for n in places]
+            primals = args[: len(known)]
+            return Capture("joint", module, (primals, args[len(known) :]), differentiable=False)
+    raise LookupError("no forward graph for a joint graph")
+
+
+def _like(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    return made.normal_() if value.is_floating_point() else made.zero_()
+
+
+def _loss(output: Any) -> Tensor:
+    floats = [
+        leaf
+        for leaf in tree_leaves(output)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad
+    ]
+    return torch.stack([leaf.float().mean() for leaf in floats]).sum()
+
+
+def _copies(args: Any) -> tuple[Any, ...]:
+    """Inputs as they are before the graph may write to them; parameters stay what they are."""
+    return tuple(
+        a.detach().clone() if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) else a
+        for a in args
+    )
+
+
+@contextmanager
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
+
+
+WAYS: dict[str, Callable[[nn.Module, Example], list[Capture]]] = {
+    "symbolic": symbolic,
+    "export": export,
+    "dynamo": dynamo,
+    "dynamic": dynamic,
+    "aot": aot,
+}

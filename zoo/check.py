@@ -1,0 +1,141 @@
+"""What the wire owes to every capture: the same bytes again, and the same computation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.utils._pytree import tree_leaves
+
+from lazyfx import wire
+from zoo.captures import Capture
+
+
+class BrokenRoundTripError(AssertionError):
+    """A graph came back as another one."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A capture that came through.
+
+    Attributes:
+        nodes: Nodes of all its graphs.
+        body_bytes: Size of the canonical body.
+        compared: Tensors that were compared: outputs and gradients.
+    """
+
+    nodes: int
+    body_bytes: int
+    compared: int
+
+
+def pass_through(capture: Capture) -> Passage:
+    """Encode, decode, encode, and compare what both graphs compute.
+
+    Raises:
+        UnsupportedGraphError: The wire refuses the graph.
+        BrokenRoundTripError: The bytes, the names, the results or the gradients differ.
+    """
+    module = capture.module
+    encoded = wire.encode(module)
+    wire.check_canonical(encoded.body)
+    anonymous = wire.decode(encoded.body, module_class=_LazyGraphModule)
+    if wire.encode(anonymous).body != encoded.body:
+        raise BrokenRoundTripError("another body after a round trip without names")
+    rebound = decode_bound(encoded)
+    again = wire.encode(rebound)
+    if again.body != encoded.body:
+        raise BrokenRoundTripError("another body after a round trip")
+    if again.presentation.graphs != encoded.presentation.graphs:
+        raise BrokenRoundTripError("other names after a round trip")
+    compared = _compare(capture, rebound)
+    nodes = sum(len(m.graph.nodes) for m in module.modules() if isinstance(m, GraphModule))
+    return Passage(nodes, len(encoded.body), compared)
+
+
+def decode_bound(encoded: wire.EncodedGraph, **options: Any) -> GraphModule:
+    """The graph with its caller's names and tensors."""
+    return wire.decode(
+        encoded.body,
+        encoded.presentation,
+        bind=lambda graph, attribute, _: encoded.attributes[graph][attribute],
+        **options,
+    )
+
+
+def _compare(capture: Capture, rebound: GraphModule) -> int:
+    """Compare outputs, and gradients where outputs have any; how many tensors were compared."""
+    theirs = _run(capture.module, capture.args, dict(capture.kwargs), capture)
+    flat = tree_leaves((capture.args, dict(capture.kwargs)))
+    ours = _run(rebound, flat, {}, capture)
+    if len(ours) != len(theirs):
+        raise BrokenRoundTripError(f"{len(ours)} results in place of {len(theirs)}")
+    compared = 0
+    for i, (actual, expected) in enumerate(zip(ours, theirs, strict=True)):
+        if isinstance(expected, Tensor):
+            try:
+                torch.testing.assert_close(actual, expected, equal_nan=True)
+            except AssertionError as error:
+                raise BrokenRoundTripError(f"result {i}: {error}") from error
+            compared += 1
+        elif actual != expected:
+            raise BrokenRoundTripError(f"result {i}: {actual!r} in place of {expected!r}")
+    return compared
+
+
+def _run(module: GraphModule, args: Sequence[Any], kwargs: Any, capture: Capture) -> list[Any]:
+    """Outputs, and behind them the gradients of inputs and parameters.
+
+    Both graphs share the tensors of the captured module; what a call writes to them is
+    taken back.
+    """
+    owner = capture.module
+    state = {name: t.detach().clone() for name, t in owner.named_buffers()}
+    # Graphs may write to their inputs.
+    copies: list[Any] = [_copy(a) for a in args]
+    kwargs = {name: _copy(a) for name, a in kwargs.items()}
+    leaves = [
+        t
+        for t in (*tree_leaves((copies, kwargs)), *owner.parameters())
+        if isinstance(t, Tensor) and t.requires_grad and t.is_leaf
+    ]
+    torch.manual_seed(0)
+    try:
+        with torch.set_grad_enabled(capture.differentiable):
+            results = tree_leaves(module(*copies, **kwargs))
+        gradients = _gradients(results, leaves) if capture.differentiable else []
+        return [*results, *gradients]
+    finally:
+        for name, tensor in owner.named_buffers():
+            tensor.detach().copy_(state[name])
+
+
+def _copy(argument: Any) -> Any:
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(map(_copy, argument))
+    if not isinstance(argument, Tensor):
+        return argument
+    copy = argument.detach().clone()
+    return copy.requires_grad_() if argument.requires_grad else copy
+
+
+def _gradients(results: Sequence[Any], leaves: Sequence[Tensor]) -> list[Any]:
+    roots = [
+        r
+        for r in results
+        if isinstance(r, Tensor) and r.requires_grad and (r.is_floating_point() or r.is_complex())
+    ]
+    if not roots or not leaves:
+        return []
+    torch.manual_seed(0)
+    return list(
+        torch.autograd.grad(
+            roots, leaves, [torch.ones_like(r) for r in roots], allow_unused=True
+        )
+    )

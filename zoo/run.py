@@ -1,0 +1,78 @@
+"""Takes one architecture through its captures and notes what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lazyfx.errors import LazyfxError
+from zoo.architecture import Architecture
+from zoo.captures import WAYS
+from zoo.check import BrokenRoundTripError, Passage, pass_through
+
+_LONGEST_REASON = 160
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of one capture of one model.
+
+    Attributes:
+        passages: The graphs that came through.
+        refusal: Why the wire did not carry a graph that was captured; empty if it did.
+        capture_error: Why there is nothing to carry: torch could not capture the model.
+    """
+
+    passages: tuple[Passage, ...] = ()
+    refusal: str = ""
+    capture_error: str = ""
+
+    @property
+    def broken(self) -> bool:
+        """Whether something that was captured did not come through."""
+        return bool(self.refusal)
+
+    @property
+    def came_through(self) -> bool:
+        """Whether all that was captured came through."""
+        return bool(self.passages) and not self.refusal
+
+    def __str__(self) -> str:
+        """The cell as the table shows it."""
+        if self.refusal:
+            return f"REFUSED: {self.refusal}"
+        if self.capture_error:
+            return f"no capture: {self.capture_error}"
+        nodes = sum(p.nodes for p in self.passages)
+        size = sum(p.body_bytes for p in self.passages) / 1024
+        graphs = f"{len(self.passages)} graphs, " if len(self.passages) > 1 else ""
+        return f"ok: {graphs}{nodes} nodes, {size:.1f} KiB"
+
+
+def run(architecture: Architecture, ways: Iterable[str]) -> dict[str, Cell]:
+    """A cell for each way of capturing."""
+    return {way: _cell(architecture, way) for way in ways}
+
+
+def _cell(architecture: Architecture, way: str) -> Cell:
+    model, example = architecture.build()
+    try:
+        found = WAYS[way](model, example)
+    except Exception as error:  # captures raise what they like
+        return Cell(capture_error=_reason(error))
+    if not found:
+        return Cell(capture_error="no graph came of it")
+    passages = []
+    for capture in found:
+        try:
+            passages.append(pass_through(capture))
+        except (LazyfxError, BrokenRoundTripError) as error:
+            return Cell(tuple(passages), refusal=f"{capture.label}: {_reason(error)}")
+        except Exception as error:  # what was captured does not run
+            return Cell(tuple(passages), refusal=f"{capture.label}: {_reason(error)}")
+    return Cell(tuple(passages))
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:_LONGEST_REASON]
