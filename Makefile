@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test check proto proto-check bench clean help
+.PHONY: demo test check proto proto-check bench zoo clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,6 +47,9 @@ proto-check: $(STAMP) $(PROTO_VENV)/.installed ## Stubs are fresh, protos lint, 
 
 bench: $(STAMP) ## Measure beside peers, one table; ARGS="--quick --json FILE"
 	$(BIN)/python -m bench $(ARGS)
+
+zoo: $(STAMP) ## Take real architectures through the wire in every capture; ARGS="--write docs/zoo.md"
+	$(BIN)/python -m zoo $(ARGS)
 
 clean: ## Remove what was set up and built
 	rm -rf $(VENV) build dist

@@ -77,8 +77,7 @@ _CALLS = {1: _Call1, 2: _Call2, 3: _Call3}
 
 def export(model: nn.Module, example: Example) -> list[Capture]:
     """`torch.export.export`, as a module with its parameters."""
-    with torch.no_grad():
-        program = torch.export.export(model, (), kwargs=dict(example), strict=False)
+    program = torch.export.export(model, (), kwargs=dict(example), strict=False)
     return [Capture("export", program.module(check_guards=False), (), dict(example))]
 
 
@@ -115,17 +114,29 @@ def _dynamo(model: nn.Module, example: Example, *, dynamic: bool) -> list[Captur
 def aot(model: nn.Module, example: Example) -> list[Capture]:
     """Joint, forward and backward graphs of AOTAutograd, the model in training mode."""
     found: list[Capture] = []
-    joints: list[GraphModule] = []
+    # Set while a joint graph waits for its forward half to be compiled.
+    joint: GraphModule | None = None
+
+    def partition(module: GraphModule, inputs: Any, **options: Any) -> Any:
+        nonlocal joint
+        joint = module
+        return default_partition(module, inputs, **options)
 
     def keep(kind: str) -> Callable[..., Any]:
         def compiler(module: GraphModule, _: list[Any]) -> Callable[..., Any]:
+            nonlocal joint
+            whole, joint = joint, None
             seen = False
 
             def run(args: list[Any]) -> Any:
                 nonlocal seen
                 if not seen:
-                    found.append(Capture(f"{kind} {len(found)}", module, _copies(args), differentiable=False))
                     seen = True
+                    label = f"{kind} {len(found)}"
+                    copies = _copies(args)
+                    found.append(Capture(label, module, copies, differentiable=False))
+                    if whole is not None:
+                        found.append(_joint(whole, module, copies))
                 result = module.forward(*args)
                 args.clear()
                 return result
@@ -134,10 +145,6 @@ def aot(model: nn.Module, example: Example) -> list[Capture]:
             return run
 
         return compiler
-
-    def partition(joint: GraphModule, inputs: Any, **options: Any) -> Any:
-        joints.append(joint)
-        return default_partition(joint, inputs, **options)
 
     backend = aot_autograd(
         fw_compiler=keep("forward"), bw_compiler=keep("backward"), partition_fn=partition
@@ -150,22 +157,21 @@ def aot(model: nn.Module, example: Example) -> list[Capture]:
     finally:
         model.eval()
         model.zero_grad(set_to_none=True)
-    return [*found, *(_joint(module, found) for module in joints)]
+    return found
 
 
-def _joint(module: GraphModule, found: list[Capture]) -> Capture:
+def _joint(joint: GraphModule, forward: GraphModule, args: tuple[Any, ...]) -> Capture:
     """A joint graph with the inputs of its forward graph and made-up gradients."""
-    places = [node for node in module.graph.nodes if node.op == "placeholder"]
-    for forward in found:
-        if not forward.label.startswith("forward"):
-            continue
-        names = [n.name for n in forward.module.graph.nodes if n.op == "placeholder"]
-        known = dict(zip(names, forward.args, strict=True))
-        if set(known) == {n.name for n in places if not n.name.startswith("tangents")}:
-            args = [known[n.name] if n.name in known else _like(n.meta["val"]) for n in places]
-            primals = args[: len(known)]
-            return Capture("joint", module, (primals, args[len(known) :]), differentiable=False)
-    raise LookupError("no forward graph for a joint graph")
+    places = [node for node in joint.graph.nodes if node.op == "placeholder"]
+    names = [node.name for node in forward.graph.nodes if node.op == "placeholder"]
+    known = dict(zip(names, args, strict=True))
+    tangents = [node for node in places if node.name.startswith("tangents")]
+    primals = [
+        known[node.name] if node.name in known else _like(node.meta["val"])
+        for node in places[: len(places) - len(tangents)]
+    ]
+    gradients = [_like(node.meta["val"]) for node in tangents]
+    return Capture("joint", joint, (primals, gradients), differentiable=False)
 
 
 def _like(value: Any) -> Any:

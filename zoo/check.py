@@ -135,7 +135,5 @@ def _gradients(results: Sequence[Any], leaves: Sequence[Tensor]) -> list[Any]:
         return []
     torch.manual_seed(0)
     return list(
-        torch.autograd.grad(
-            roots, leaves, [torch.ones_like(r) for r in roots], allow_unused=True
-        )
+        torch.autograd.grad(roots, leaves, [torch.ones_like(r) for r in roots], allow_unused=True)
     )

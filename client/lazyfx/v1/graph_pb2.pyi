@@ -526,6 +526,9 @@ class GraphBody(google.protobuf.message.Message):
     VALUES_FIELD_NUMBER: builtins.int
     CALLS_FIELD_NUMBER: builtins.int
     GRAPHS_FIELD_NUMBER: builtins.int
+    PROCESS_GROUPS_FIELD_NUMBER: builtins.int
+    process_groups: builtins.int
+    """How many process groups the graph's collectives run in (Argument.process_group)."""
     @property
     def strings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """String literals and keyword names."""
@@ -578,8 +581,9 @@ class GraphBody(google.protobuf.message.Message):
         values: collections.abc.Iterable[Global___ValueDescription] | None = ...,
         calls: collections.abc.Iterable[Global___Call] | None = ...,
         graphs: collections.abc.Iterable[Global___GraphColumns] | None = ...,
+        process_groups: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["calls", b"calls", "devices", b"devices", "expressions", b"expressions", "graphs", b"graphs", "strings", b"strings", "symbols", b"symbols", "targets", b"targets", "tensors", b"tensors", "values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "devices", b"devices", "expressions", b"expressions", "graphs", b"graphs", "process_groups", b"process_groups", "strings", b"strings", "symbols", b"symbols", "targets", b"targets", "tensors", b"tensors", "values", b"values"]) -> None: ...
 
 Global___GraphBody: typing_extensions.TypeAlias = GraphBody
 
@@ -752,6 +756,8 @@ class Argument(google.protobuf.message.Message):
     SIZE_FIELD_NUMBER: builtins.int
     EXPRESSION_FIELD_NUMBER: builtins.int
     TARGET_FIELD_NUMBER: builtins.int
+    PROCESS_GROUP_FIELD_NUMBER: builtins.int
+    DEVICE_TEXT_FIELD_NUMBER: builtins.int
     boolean: builtins.bool
     integer: builtins.int
     """Python int within 64 bits."""
@@ -768,6 +774,12 @@ class Argument(google.protobuf.message.Message):
     """SymInt, SymFloat or SymBool: index into GraphBody.expressions."""
     target: builtins.int
     """A callable passed as an argument: index into GraphBody.targets."""
+    process_group: builtins.int
+    """The process group of a collective: 0, 1, ... in first-use order. What a rank calls
+    the group is in its presentation, so that ranks of different groups share a body.
+    """
+    device_text: builtins.int
+    """A device spelled as text, "cuda:0": index into GraphBody.devices."""
     @property
     def operand(self) -> Global___Empty:
         """A hole: the next number of GraphColumns.operands."""
@@ -816,10 +828,12 @@ class Argument(google.protobuf.message.Message):
         size: Global___ArgumentList | None = ...,
         expression: builtins.int = ...,
         target: builtins.int = ...,
+        process_group: builtins.int = ...,
+        device_text: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["boolean", b"boolean", "complex", b"complex", "device", b"device", "dictionary", b"dictionary", "dtype", b"dtype", "ellipsis", b"ellipsis", "expression", b"expression", "floating", b"floating", "integer", b"integer", "kind", b"kind", "layout", b"layout", "list", b"list", "memory_format", b"memory_format", "none", b"none", "operand", b"operand", "size", b"size", "slice", b"slice", "target", b"target", "text", b"text", "tuple", b"tuple"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["boolean", b"boolean", "complex", b"complex", "device", b"device", "dictionary", b"dictionary", "dtype", b"dtype", "ellipsis", b"ellipsis", "expression", b"expression", "floating", b"floating", "integer", b"integer", "kind", b"kind", "layout", b"layout", "list", b"list", "memory_format", b"memory_format", "none", b"none", "operand", b"operand", "size", b"size", "slice", b"slice", "target", b"target", "text", b"text", "tuple", b"tuple"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["operand", "none", "boolean", "integer", "floating", "text", "list", "tuple", "dictionary", "slice", "ellipsis", "dtype", "device", "layout", "memory_format", "complex", "size", "expression", "target"] | None: ...
+    def HasField(self, field_name: typing.Literal["boolean", b"boolean", "complex", b"complex", "device", b"device", "device_text", b"device_text", "dictionary", b"dictionary", "dtype", b"dtype", "ellipsis", b"ellipsis", "expression", b"expression", "floating", b"floating", "integer", b"integer", "kind", b"kind", "layout", b"layout", "list", b"list", "memory_format", b"memory_format", "none", b"none", "operand", b"operand", "process_group", b"process_group", "size", b"size", "slice", b"slice", "target", b"target", "text", b"text", "tuple", b"tuple"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["boolean", b"boolean", "complex", b"complex", "device", b"device", "device_text", b"device_text", "dictionary", b"dictionary", "dtype", b"dtype", "ellipsis", b"ellipsis", "expression", b"expression", "floating", b"floating", "integer", b"integer", "kind", b"kind", "layout", b"layout", "list", b"list", "memory_format", b"memory_format", "none", b"none", "operand", b"operand", "process_group", b"process_group", "size", b"size", "slice", b"slice", "target", b"target", "text", b"text", "tuple", b"tuple"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["operand", "none", "boolean", "integer", "floating", "text", "list", "tuple", "dictionary", "slice", "ellipsis", "dtype", "device", "layout", "memory_format", "complex", "size", "expression", "target", "process_group", "device_text"] | None: ...
 
 Global___Argument: typing_extensions.TypeAlias = Argument
 
@@ -1354,6 +1368,7 @@ class Presentation(google.protobuf.message.Message):
     GRAPHS_FIELD_NUMBER: builtins.int
     DEVICE_INDICES_FIELD_NUMBER: builtins.int
     SIGNATURE_FIELD_NUMBER: builtins.int
+    PROCESS_GROUPS_FIELD_NUMBER: builtins.int
     @property
     def graphs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GraphNames]:
         """One for each of GraphBody.graphs."""
@@ -1366,15 +1381,20 @@ class Presentation(google.protobuf.message.Message):
     def signature(self) -> Global___PytreeSignature:
         """Calling convention of the root when it is not flat."""
 
+    @property
+    def process_groups(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """One for each of the body's process groups: its name in the caller's process."""
+
     def __init__(
         self,
         *,
         graphs: collections.abc.Iterable[Global___GraphNames] | None = ...,
         device_indices: collections.abc.Iterable[builtins.int] | None = ...,
         signature: Global___PytreeSignature | None = ...,
+        process_groups: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["signature", b"signature"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["device_indices", b"device_indices", "graphs", b"graphs", "signature", b"signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device_indices", b"device_indices", "graphs", b"graphs", "process_groups", b"process_groups", "signature", b"signature"]) -> None: ...
 
 Global___Presentation: typing_extensions.TypeAlias = Presentation
 

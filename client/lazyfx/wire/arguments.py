@@ -7,6 +7,7 @@ message of a template is built only the first time that its key appears.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +18,7 @@ from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import targets
 from lazyfx.wire.format import DTYPES, LAYOUTS, MAX_DEPTH, MAX_INT64, MEMORY_FORMATS, MIN_INT64
+from lazyfx.wire.process_groups import GroupName
 from lazyfx.wire.symbolic import float_key
 from lazyfx.wire.tables import Tables, canonical_float
 
@@ -26,10 +28,12 @@ _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _LISTS = frozenset({list, torch.fx.immutable_collections.immutable_list})
 _DICTS = frozenset({dict, torch.fx.immutable_collections.immutable_dict})
 # What stands in keys before, or for, the index of a row, and before what depends on the target.
-_OPEN = frozenset({torch.SymInt, torch.SymFloat, torch.SymBool, Callable, dict})
+_OPEN = frozenset({torch.SymInt, torch.SymFloat, torch.SymBool, Callable, GroupName, dict})
 _NAMED = frozenset({str, torch.device})
+# Text that names one device of several; which one is the caller's business.
+_DEVICE_TEXT = re.compile(r"(cpu|cuda|meta|mps|xpu):(0|[1-9][0-9]?|1[01][0-9]|12[0-7])\Z", re.ASCII)
 # Values whose hash and equality are their identity, so that they key themselves.
-_PLAIN = frozenset({str, torch.dtype, torch.layout, torch.memory_format, type(None), type(...)})
+_PLAIN = frozenset({torch.dtype, torch.layout, torch.memory_format, type(None), type(...)})
 
 
 def walk_items(
@@ -65,6 +69,10 @@ def walk(argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth
         key.append(_CLOSE)
     elif kind in _PLAIN:
         key.append(argument)
+    elif kind is str:
+        if ":" in argument and _DEVICE_TEXT.match(argument):
+            key.append(_DEVICE_TEXT)
+        key.append(argument)
     elif kind is float:
         key.append(float)
         key.append(float_key(argument))
@@ -95,6 +103,9 @@ def _walk_rare(
         key.append(complex)
         key.append(float_key(argument.real))
         key.append(float_key(argument.imag))
+    elif kind is GroupName:
+        key.append(GroupName)
+        key.append(tables.groups.number(argument))
     elif isinstance(argument, _SYMBOLIC):
         key.append(kind)
         key.append(tables.expressions.scalar(argument))
@@ -161,6 +172,13 @@ def write(argument: Any, message: pb.Argument, tables: Tables) -> None:
         raise _refuse(argument)
 
 
+def _write_text(argument: str, message: pb.Argument, tables: Tables) -> None:
+    if ":" in argument and _DEVICE_TEXT.match(argument):
+        message.device_text = tables.device(torch.device(argument))
+    else:
+        message.text = tables.text(argument)
+
+
 def _write_integer(argument: int, message: pb.Argument, _: Tables) -> None:
     if not MIN_INT64 <= argument <= MAX_INT64:
         raise UnsupportedGraphError(
@@ -179,7 +197,10 @@ def _write_dictionary(argument: Any, message: pb.Argument, tables: Tables) -> No
     message.dictionary.SetInParent()
     for name in _keys(argument, sort=tables.sorting):
         entry = message.dictionary.entries.add()
-        write(name, entry.key, tables)
+        if type(name) is str:
+            entry.key.text = tables.text(name)
+        else:
+            write(name, entry.key, tables)
         write(argument[name], entry.value, tables)
 
 
@@ -239,7 +260,8 @@ _WRITERS: dict[type, Callable[[Any, pb.Argument, Tables], None]] = {
     bool: _setter("boolean", lambda argument, _: argument),
     int: _write_integer,
     float: _setter("floating", lambda argument, _: canonical_float(argument)),
-    str: _setter("text", lambda argument, tables: tables.text(argument)),
+    str: _write_text,
+    GroupName: _setter("process_group", lambda argument, tables: tables.groups.number(argument)),
     tuple: _lister("tuple"),
     torch.Size: _lister("size"),
     **dict.fromkeys(_LISTS, _lister("list")),

@@ -17,6 +17,7 @@ from lazyfx.wire.canonical_literals import (
     is_known_tensor,
 )
 from lazyfx.wire.format import MAX_DEPTH
+from lazyfx.wire.process_groups import GroupChecker
 from lazyfx.wire.targets import sorts_dictionaries
 
 _TABLES = ("strings", "targets", "devices", "tensors", "values", "calls")
@@ -46,6 +47,7 @@ class RowChecker:
         self._expressions = ExpressionChecker(body)
         self._slots: dict[int, int] = {}
         self._storages = 0
+        self._groups = GroupChecker(body)
         self._sorts = False
         self.call_shapes: list[int] = []
         self.plain_calls: set[int] = set()
@@ -57,6 +59,7 @@ class RowChecker:
             if self._next[table] != self._sizes[table]:
                 raise DecodeError(f"row {self._next[table]} is never used", field=table)
         self._expressions.finish()
+        self._groups.finish()
         body = self._body
         if len(set(body.strings)) != len(body.strings):
             raise DecodeError("a row is there twice", field="strings")
@@ -157,12 +160,12 @@ class RowChecker:
         elif kind == "complex":
             check_float(argument.complex.real, field)
             check_float(argument.complex.imaginary, field)
-        elif kind == "device":
-            self.use_device(argument.device)
         elif kind == "expression":
             self._expressions.use(argument.expression)
         elif kind == "target":
             self.use_target(argument.target)
+        elif kind in ("device", "device_text", "process_group"):
+            self._place(kind, argument, field)
         elif kind == "slice":
             row = argument.slice
             return self._items((row.start, row.stop, row.step), field, depth)
@@ -174,6 +177,14 @@ class RowChecker:
         else:
             raise DecodeError("an argument without a kind", field=field)
         return 0
+
+    def _place(self, kind: str, argument: pb.Argument, field: str) -> None:
+        if kind == "process_group":
+            self._groups.use(argument.process_group, field)
+            return
+        self.use_device(getattr(argument, kind))
+        if kind == "device_text" and not self._body.devices[argument.device_text].slot:
+            raise DecodeError("a device without an index is plain text", field=field)
 
     def _dictionary(self, entries: Any, field: str, depth: int) -> int:
         if depth >= MAX_DEPTH:

@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import names
+from lazyfx.wire import names, process_groups
 from lazyfx.wire.canonical import check_canonical
 from lazyfx.wire.columns import references, split_attributes
 from lazyfx.wire.format import DEVICE_TYPE_NAMES
@@ -79,7 +79,10 @@ class _Decoder:
         self._keeps_values = metadata == "lazy"
         self._direct = not public and supports_direct()
         devices = read_devices(body, presentation)
-        self._tables = ValueTables(body, devices)
+        groups = list(presentation.process_groups) if presentation is not None else None
+        self._tables = ValueTables(
+            body, devices, process_groups.read_names(body.process_groups, groups)
+        )
         self._reader = TemplateReader(self._tables)
         self._templates: dict[int, Template] = {}
         self._attributes = AttributeReader(body, self._tables, self._reader, bind)

@@ -86,6 +86,7 @@ def _encode(module: GraphModule) -> EncodedGraph:
         names_of_graph.attribute_paths.extend(attributes.paths)
         objects.append(tuple(attributes.objects))
     presentation.device_indices.extend(tables.device_indices)
+    presentation.process_groups.extend(tables.groups.names)
     _write_signature(module, presentation)
     body = tables.body.SerializeToString(deterministic=True)
     return EncodedGraph(

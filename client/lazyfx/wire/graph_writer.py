@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import arguments, names, row_memory, targets
+from lazyfx.wire import arguments, names, process_groups, row_memory, targets
 from lazyfx.wire.attributes import AttributeWriter
 from lazyfx.wire.format import OPCODES
 from lazyfx.wire.tables import Tables
@@ -45,6 +46,7 @@ class GraphWriter:
         self._tables = tables
         self._calls = calls
         self._target_ids = tables.target_ids
+        self._group_places = tables.groups.places
         self._numbers: dict[Node, int] = {}
         self._call_column: list[int] = []
         self._operand_column: list[int] = []
@@ -90,7 +92,8 @@ class GraphWriter:
         else:
             key = self._begin(node, op, number)
         if op != "get_attr":
-            arguments.walk_items(node.args, key, holes, tables)
+            args = self._given(node)[0] if self._group_places else node.args
+            arguments.walk_items(args, key, holes, tables)
             if node.kwargs:
                 self._walk_keywords(node, key, holes)
             for hole in holes:
@@ -123,13 +126,20 @@ class GraphWriter:
         return [op, node.target]
 
     def _walk_keywords(self, node: Node, key: list[Any], holes: list[Node]) -> None:
-        kwargs = node.kwargs
+        kwargs = self._given(node)[1]
         key.append(_KEYWORDS)
         if node.target is dict or node.target == "update":
             _check_ordered(kwargs)
         for name in sorted(kwargs) if len(kwargs) > 1 else kwargs:
             key.append(name)
             arguments.walk(kwargs[name], key, holes, self._tables)
+
+    def _given(self, node: Node) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Arguments of a node, the name of its process group marked as one."""
+        place = self._group_places.get(self._target_ids.get(id(node.target), -1))
+        if place is None:
+            return node.args, node.kwargs
+        return process_groups.mark(place, node.args, node.kwargs)
 
     def _write_call(self, node: Node, key: tuple[Any, ...]) -> None:
         op, tables = node.op, self._tables
@@ -176,11 +186,12 @@ class GraphWriter:
         elif op == "output" and (node.kwargs or len(node.args) != 1):
             raise UnsupportedGraphError("the output does not have exactly one argument")
         tables.sorting = op == "call_function" and tables.sorts_dictionaries(row.target - 1)
-        for argument in node.args:
+        args, kwargs = self._given(node)
+        for argument in args:
             arguments.write(argument, row.args.add(), tables)
-        for name in sorted(node.kwargs):
+        for name in sorted(kwargs):
             keyword = row.kwargs.add(name=tables.text(name))
-            arguments.write(node.kwargs[name], keyword.value, tables)
+            arguments.write(kwargs[name], keyword.value, tables)
         tables.sorting = False
 
     def _value(self, node: Node, op: str, value: object) -> int:
@@ -205,7 +216,7 @@ class GraphWriter:
         return 1 + found
 
 
-def _check_ordered(kwargs: dict[str, Any]) -> None:
+def _check_ordered(kwargs: Mapping[str, Any]) -> None:
     """Keywords are sorted on the wire; of a dictionary made of them the order would be another."""
     if [*kwargs] != sorted(kwargs):
         raise UnsupportedGraphError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import names
+from lazyfx.wire import names, process_groups
 from lazyfx.wire.encode import EncodedGraph
 
 _CANONICAL_NODE = re.compile(r"n(0|[1-9][0-9]{0,8})\Z", re.ASCII)
@@ -98,6 +98,9 @@ def present(compiled: pb.CompiledGraph, source: pb.Presentation | None) -> pb.Pr
             if device > len(source.device_indices):
                 raise DecodeError("too short", field="presentation.device_indices")
             result.device_indices[i] = source.device_indices[device - 1]
+    result.process_groups[:] = process_groups.present(
+        list(own.process_groups), list(source.process_groups)
+    )
     if source.HasField("signature"):
         result.signature.CopyFrom(source.signature)
     return result

@@ -13,6 +13,7 @@ from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import row_memory, targets
 from lazyfx.wire.format import DEVICE_TYPES, DTYPES, LAYOUTS, MAX_DEPTH, MAX_INT64, MIN_INT64
+from lazyfx.wire.process_groups import Groups
 from lazyfx.wire.symbolic import ExpressionWriter, float_key
 from lazyfx.wire.tensors import contiguous_strides
 from lazyfx.wire.transfer import Transfer
@@ -34,6 +35,7 @@ class Tables:
         body: The message so far.
         device_indices: Real index of each row of `body.devices`.
         target_ids: Indices of the targets met so far, by identity of the callable.
+        groups: The process groups met so far.
         sorting: Whether the call that is being written takes dictionaries sorted by key.
     """
 
@@ -44,6 +46,7 @@ class Tables:
         self._texts: dict[str, int] = {}
         self._targets: dict[targets.Key, int] = {}
         self.target_ids: dict[int, int] = {}
+        self.groups = Groups(self.body)
         self.sorting = False
         self._devices: dict[tuple[str, int | None], int] = {}
         self._slots: dict[str, int] = {}
@@ -73,6 +76,7 @@ class Tables:
             if key is None:
                 raise targets.refuse(target)
             found = self.target_ids[id(target)] = self.named_target(key)
+            self.groups.meet(target, found)
         return found
 
     def named_target(self, key: targets.Key) -> int:

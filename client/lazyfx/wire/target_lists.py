@@ -112,11 +112,20 @@ DEEP_NAMES: Final = (
     "torch.nn.attention._sdpa_kernel",
     "torch.nn.attention._backend_from_string",
     "torch.nn.attention._cur_sdpa_kernel_backends",
+    # torch.tensor of a symbolic number
+    "torch._refs.tensor",
     # symbolic sizes
     "torch.fx.experimental.symbolic_shapes.guard_size_oblivious",
     "torch.fx.experimental.symbolic_shapes.sym_and",
     "torch.fx.experimental.symbolic_shapes.sym_or",
     "torch.fx.experimental.symbolic_shapes.sym_eq",
+    "torch.fx.experimental.symbolic_shapes.guard_or_true",
+    "torch.fx.experimental.symbolic_shapes.guard_or_false",
+    "torch.fx.experimental.symbolic_shapes.statically_known_true",
+    "torch.fx.experimental.symbolic_shapes.statically_known_false",
+    # optimizers
+    "torch._utils._flatten_dense_tensors",
+    "torch._utils._unflatten_dense_tensors",
 )
 
 # Modules all of whose functions listed by torch.overrides are allowed; the first
@@ -135,18 +144,43 @@ FUNCTION_MODULES: Final = (
     "torch._C._special",
     "torch._VF",
     "torch._C._VariableFunctions",
+    "torch._C._sparse",
+    "torch.sparse",
+    "torch.masked",
+    "torch.signal.windows",
+    "torch.nn.grad",
 )
 
 # Modules of pure tensor functions: every function is allowed, overridable or not.
-WHOLE_MODULES: Final = ("torch._C._nn", "torch._C._linalg", "torch._C._fft", "torch._C._special")
+WHOLE_MODULES: Final = (
+    "torch._C._nn",
+    "torch._C._linalg",
+    "torch._C._fft",
+    "torch._C._special",
+    "torch._C._sparse",
+)
 WHOLE_MODULES_DENIED: Final = frozenset({"_parse_to"})
+
+# Modules all of whose public functions are functions of tensors, overridable or not.
+PUBLIC_MODULES: Final = (
+    "torch.nn.functional",
+    "torch.sparse",
+    "torch.masked",
+    "torch.signal.windows",
+    "torch.nn.grad",
+)
+PUBLIC_MODULES_DENIED: Final = frozenset(
+    "as_masked_tensor as_sparse_gradcheck assert_int_or_pair boolean_dispatch "
+    "handle_torch_function has_torch_function has_torch_function_unary "
+    "has_torch_function_variadic is_masked_tensor masked_tensor to_sparse_semi_structured".split()
+)
 
 # Tensor methods that are denied although they are public.
 METHODS_DENIED: Final = frozenset(
     "apply_ as_subclass backward const_data_ptr data_ptr dim_order from_file ipu is_shared map2_ "
     "map_ module_load new numpy "
     "pin_memory record_stream register_hook register_post_accumulate_grad_hook reinforce "
-    "requires_grad_ retain_grad set_ "
+    "requires_grad_ retain_grad "
     "share_memory share_memory_ solve storage storage_type symeig eig lstsq to_mkldnn tolist "
     "untyped_storage".split()
 )

@@ -24,6 +24,7 @@ import torch.overrides
 from lazyfx.errors import DecodeError, UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import target_lists as lists
+from lazyfx.wire.twins import TWINS, twin_name
 
 Key = tuple[int, str]
 
@@ -50,6 +51,7 @@ def functions() -> dict[str, Callable[..., Any]]:
         value = getattr(torch.Tensor, name, None)
         if value is not None and name not in lists.OTHER_METHODS:
             table.setdefault(f"torch.Tensor.{name}", value)
+    table.update(TWINS)
     for name in lists.DENIED_FUNCTIONS:
         table.pop(name, None)
     return table
@@ -66,15 +68,34 @@ def _overridable_functions() -> dict[str, Callable[..., Any]]:
     for module_name in lists.FUNCTION_MODULES:
         module = _import(module_name)
         whole = module_name in lists.WHOLE_MODULES
+        public = module_name in lists.PUBLIC_MODULES
         for name in sorted(dir(module)) if module is not None else ():
             value = getattr(module, name, None)
             if name.startswith("__") or not callable(value) or isinstance(value, type):
                 continue
             in_place = name.endswith("_") and not name.startswith("_")
-            allowed = whole and name not in lists.WHOLE_MODULES_DENIED
+            allowed = (
+                (whole and name not in lists.WHOLE_MODULES_DENIED)
+                or (public and _is_public_function(name, value))
+                or _binds_operator(name, value)
+            )
             if allowed or in_place or id(value) in listed:
                 table[f"{module_name}.{name}"] = value
     return table
+
+
+def _is_public_function(name: str, value: object) -> bool:
+    return (
+        isinstance(value, types.FunctionType | types.BuiltinFunctionType)
+        and not name.startswith("_")
+        and name not in lists.PUBLIC_MODULES_DENIED
+    )
+
+
+def _binds_operator(name: str, value: object) -> bool:
+    """Whether a builtin of torch only calls the operator of the same name, and it is allowed."""
+    bound = getattr(torch._C._VariableFunctions, name, None)
+    return bound is value and value is not None and _find_packet(f"aten::{name}") is not None
 
 
 def _import(dotted: str) -> Any:
@@ -204,7 +225,21 @@ def name_of(target: object) -> Key | None:
     if function is None and isinstance(target, types.BuiltinMethodType):
         # torch hands out a new bound builtin at each access for some static methods.
         function = _bound_builtin_name(target)
+    if function is None:
+        function = twin_name(target)
     return None if function is None else (pb.TARGET_KIND_FUNCTION, function)
+
+
+def argument_place(target: object, name: str) -> int | None:
+    """Position of the argument of an operator that is called `name`, if it has one."""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        overloads = target.overloads()
+        target = getattr(target, overloads[0]) if overloads else None
+    if isinstance(target, torch._ops.OpOverload):
+        for place, argument in enumerate(target._schema.arguments):
+            if argument.name == name:
+                return place
+    return None
 
 
 def _bound_builtin_name(target: types.BuiltinMethodType) -> str | None:

@@ -171,6 +171,10 @@ class TemplateReader:
             return ...
         if kind == "text":
             return self.text(argument.text)
+        if kind == "process_group":
+            return _at(self._tables.process_groups, argument.process_group, "process_groups")
+        if kind == "device_text":
+            return str(_at(self._devices, argument.device_text, "devices"))
         if kind == "device":
             return _at(self._devices, argument.device, "devices")
         if kind == "complex":

@@ -30,10 +30,12 @@ class ValueTables:
     Attributes:
         body: The message.
         devices: One a row of `body.devices`.
+        process_groups: The name of each process group.
     """
 
     body: pb.GraphBody
     devices: Sequence[torch.device]
+    process_groups: Sequence[str] = ()
     _symbols: dict[int, tuple[ShapeEnv, list[sympy.Symbol]]] = field(default_factory=dict)
     _argument_env: ShapeEnv | None = None
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
+from lazyfx.wire import process_groups
 from lazyfx.wire.names import check_identifier, is_path, read_names
 
 # Real modules refuse to register anything under a name that every module has.
@@ -30,6 +31,7 @@ def check_names(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation)
     for index in presentation.device_indices:
         if index > _MOST_DEVICES:
             raise DecodeError(f"there is no device {index}", field="presentation.device_indices")
+    process_groups.read_names(body.process_groups, list(presentation.process_groups))
     for number, (columns, given) in enumerate(zip(body.graphs, presentation.graphs, strict=True)):
         nodes = read_names(given, len(columns.calls))
         _check_arguments(body, columns, given, nodes)

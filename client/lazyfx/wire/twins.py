@@ -1,0 +1,35 @@
+"""Functions that dynamo defines anew inside each trace, and the one that stands for all of them.
+
+A function made inside another has no name under which it could be looked up. Those below
+close over nothing, so that each is the same as the next; graphs carry the twin.
+"""
+
+# ruff: noqa: SLF001 - the version counter of a tensor has no public spelling
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def _lower_version_count_by_1(x: torch.Tensor) -> torch.Tensor:
+    """What an assignment to `x.data` does to the version counter (torch._dynamo does the same)."""
+    torch._C._autograd._unsafe_set_version_counter((x,), (max(x._version - 1, 0),))
+    return x
+
+
+TWINS: dict[str, Callable[..., Any]] = {
+    "torch._dynamo.variables.builtin._lower_version_count_by_1": _lower_version_count_by_1,
+}
+
+
+def twin_name(target: object) -> str | None:
+    """The wire name of a function that dynamo made inside a trace, if a twin is known."""
+    if not isinstance(target, types.FunctionType) or target.__closure__ is not None:
+        return None
+    _, inside, name = target.__qualname__.rpartition("<locals>.")
+    full = f"{target.__module__}.{name}"
+    return full if inside and full in TWINS else None
