@@ -15,14 +15,18 @@ from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.lazy import FITTED, RecompileCost, RecompileLedger, lazy_class, lazy_job
 from lazyfx_server.lazy.render import performed, render
-from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline, Registry, Rewrites
+from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline, Registry
 from lazyfx_server.passes.reports import report_of
-from lazyfx_server.passes.requests import pipeline_of, placed_specs
+from lazyfx_server.passes.requests import pipeline_of
+from lazyfx_server.passes.rewrites import RewriteReader
 from lazyfx_server.security.checked import CheckedGraph, check
 from lazyfx_server.security.source import check_size
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
+
+# What it keeps is found by its bytes alone and never changed, whoever sent it.
+_REWRITES = RewriteReader()
 
 _KINDS = {
     "invalid": worker.JOB_ERROR_KIND_INVALID,
@@ -92,7 +96,7 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
         presentation=job.presentation,
         module_class=uncounted,
     )
-    rewrites = _rewrites(job)
+    rewrites = _REWRITES.read(job.passes, pipeline.passes, job.limits.max_nodes)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)
     nodes_before = len(module.graph.nodes)
@@ -122,29 +126,6 @@ def _render(job: worker.RenderJob) -> worker.RenderResult:
         return render(job)
     except SyntaxError as error:
         raise DecodeError(f"torch.fx cannot write this graph as Python: {error.msg}") from error
-
-
-def _rewrites(job: worker.CompileJob) -> dict[int, Rewrites]:
-    found: dict[int, Rewrites] = {}
-    for number, (path, spec) in enumerate(placed_specs(job.passes)):
-        pairs = []
-        for i, rewrite in enumerate(spec.rewrites):
-            where = f"{path}.rewrites[{i}]"
-            pattern = _decode_rewrite(f"{where}.pattern", rewrite.pattern, job)
-            replacement = _decode_rewrite(f"{where}.replacement", rewrite.replacement, job)
-            pairs.append((pattern, replacement))
-        if pairs:
-            found[number] = tuple(pairs)
-    return found
-
-
-def _decode_rewrite(field: str, graph: graph_pb2.Graph, job: worker.CompileJob) -> GraphModule:
-    try:
-        # In the sender's names: canonical ones would pass for nodes of the graph itself.
-        names = graph.presentation if graph.HasField("presentation") else None
-        return check(graph.body, max_nodes=job.limits.max_nodes, names=names).module
-    except DecodeError as error:
-        raise PassError(str(error), field=field) from error
 
 
 def _require_values(pipeline: Pipeline, checked: CheckedGraph, job: worker.CompileJob) -> None:

@@ -114,12 +114,14 @@ def is_path(path: str) -> bool:
     return (
         len(path) <= MAX_NAME
         and all(_ATOM.match(atom) and not atom.startswith("__") for atom in atoms)
-        and not hasattr(_EMPTY, atoms[0])
+        and atoms[0] not in _TAKEN
         and not keyword.iskeyword(atoms[0])
     )
 
 
+# What a GraphModule has already. Asked for by name only: looking one up is slow.
 _EMPTY = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph())
+_TAKEN = frozenset(name for name in dir(_EMPTY) if hasattr(_EMPTY, name))
 
 
 def canonical_paths(attributes: Sequence[pb.Attribute]) -> list[str]:

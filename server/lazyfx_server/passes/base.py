@@ -84,6 +84,8 @@ class Pass(ABC):
     needs_values: ClassVar[bool] = False
     needs_shapes: ClassVar[bool] = False
     mutates: ClassVar[bool] = True
+    # Neither changes the graphs of its rewrites nor keeps them: they may be shared by jobs.
+    only_reads_rewrites: ClassVar[bool] = False
     # Relative difference that results may show; what changes precision says how much.
     tolerance: ClassVar[float] = 1e-3
 

@@ -61,11 +61,12 @@ def check(
             field="graphs",
         )
     _check_tensors(message)
-    for given in (names, presentation):
-        if given is not None and given.ByteSize():
-            check_size(message, given)
-            check_names(message, given)
-    check_size(message, None)
+    named = [given for given in (names, presentation) if given is not None and given.ByteSize()]
+    # Names only make a source longer.
+    for given in named or (None,):
+        check_size(message, given)
+    for given in named:
+        check_names(message, given)
     check_writable(message)
     module = wire.decode(message, names, module_class=module_class)
     return CheckedGraph(message, module)

@@ -12,7 +12,7 @@ from lazyfx.wire import process_groups
 from lazyfx.wire.names import check_identifier, is_path, read_names
 
 # Real modules refuse to register anything under a name that every module has.
-_EVERY_MODULE = nn.Module()
+_OF_EVERY_MODULE = frozenset(dir(nn.Module()))
 _MOST_DEVICES = 127
 
 
@@ -72,7 +72,7 @@ def _check_paths(
         raise DecodeError(f"not one for each attribute of {graph}", field=field)
     found: dict[str, graph_pb2.Attribute] = {}
     for path, attribute in zip(paths, attributes, strict=True):
-        if not is_path(path) or any(hasattr(_EVERY_MODULE, atom) for atom in path.split(".")):
+        if not is_path(path) or not _OF_EVERY_MODULE.isdisjoint(path.split(".")):
             raise DecodeError(f"{path[:100]!r} is not an attribute path", field=field)
         if found.setdefault(path, attribute) != attribute:
             raise DecodeError(f"two attributes have the path {path[:100]!r}", field=field)

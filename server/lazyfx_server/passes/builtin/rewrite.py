@@ -28,6 +28,7 @@ class ReplacePattern(Pass):
     """
 
     name: ClassVar[str] = "replace_pattern"
+    only_reads_rewrites: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:
         """Applies the rewrites of the request, in the GraphModules inside too.

@@ -1,0 +1,98 @@
+"""Decodes the rewrites of a request, and keeps the small ones for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from typing import TypeAlias
+
+from cachetools import LRUCache
+from torch.fx import GraphModule
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.lazy import RecompileLedger, lazy_class
+from lazyfx_server.passes.base import Pass, Rewrites
+from lazyfx_server.passes.errors import PassError
+from lazyfx_server.passes.requests import placed_specs
+from lazyfx_server.security.checked import check
+
+_Key: TypeAlias = "tuple[bytes, bytes, int]"
+
+# Bytes of a body that is kept: patterns have a few nodes, most take less than 300.
+_LONGEST_KEPT = 4096
+
+
+class RewriteReader:
+    """Turns rewrites into graphs.
+
+    A library of rewrites comes along with every graph that it is meant for, and decoding
+    it costs more than decoding the graph. So what was decoded is kept, found by its bytes,
+    and handed out again to passes that say that they only read it. Graphs that hold
+    anything beside their nodes are not kept.
+
+    Args:
+        most: How many graphs are kept.
+    """
+
+    def __init__(self, most: int = 1024) -> None:
+        self._kept: MutableMapping[_Key, GraphModule] = LRUCache(most)
+
+    def read(
+        self, specs: Iterable[pb.PassSpec], passes: Iterable[Pass], max_nodes: int
+    ) -> dict[int, Rewrites]:
+        """The rewrites of each pass, by the pass's number.
+
+        Args:
+            specs: The pipeline of the request.
+            passes: Its passes by number.
+            max_nodes: Most nodes that a graph may have.
+
+        Raises:
+            PassError: A pattern or replacement is no graph that may be used; names the field.
+        """
+        found: dict[int, Rewrites] = {}
+        for number, ((path, spec), pass_) in enumerate(
+            zip(placed_specs(specs), passes, strict=True)
+        ):
+            keep = pass_.only_reads_rewrites
+            pairs = []
+            for i, rewrite in enumerate(spec.rewrites):
+                where = f"{path}.rewrites[{i}]"
+                pattern = self._graph(f"{where}.pattern", rewrite.pattern, max_nodes, keep)
+                replacement = self._graph(
+                    f"{where}.replacement", rewrite.replacement, max_nodes, keep
+                )
+                pairs.append((pattern, replacement))
+            if pairs:
+                found[number] = tuple(pairs)
+        return found
+
+    def _graph(self, field: str, graph: graph_pb2.Graph, max_nodes: int, keep: bool) -> GraphModule:
+        # In the sender's names: canonical ones would pass for nodes of the graph itself.
+        names = graph.presentation if graph.HasField("presentation") else None
+        if not keep or len(graph.body) > _LONGEST_KEPT:
+            return _decode(field, graph.body, names, max_nodes)
+        spelled = b"" if names is None else names.SerializeToString(deterministic=True)
+        key = (graph.body, spelled, max_nodes)
+        known = self._kept.get(key)
+        if known is None:
+            known = _decode(field, graph.body, names, max_nodes)
+            if not _reads_attributes(known):
+                self._kept[key] = known
+        return known
+
+
+def _decode(
+    field: str, body: bytes, names: graph_pb2.Presentation | None, max_nodes: int
+) -> GraphModule:
+    # No code is generated for a pattern, and no recompile is asked for on the job's account.
+    uncounted = lazy_class(RecompileLedger())
+    try:
+        return check(body, max_nodes=max_nodes, names=names, module_class=uncounted).module
+    except DecodeError as error:
+        raise PassError(str(error), field=field) from error
+
+
+def _reads_attributes(module: GraphModule) -> bool:
+    return any(node.op in ("get_attr", "call_module") for node in module.graph.nodes)
