@@ -156,6 +156,11 @@ RENDERING_ROW = (
         Query(quantile(0.95, "lazyfx_render_seconds", by="kind"), "{{kind}}"),
     ),
     stack(
+        "Native compiles",
+        PER_SECOND,
+        Query(rate("lazyfx_native_compiles_total", by="result"), "{{result}}"),
+    ),
+    stack(
         "Artifact bytes",
         BYTES_PER_SECOND,
         Query(rate("lazyfx_artifact_bytes_total", by="kind"), "{{kind}}"),

@@ -129,7 +129,7 @@ class App:
         )
         self._observers = observers
         self._native_executor = _native_executor(settings, forkserver, observers)
-        self._native = native_compiles(settings, self._native_executor)
+        self._native = native_compiles(settings, self._native_executor, observers)
         self._jobs = Jobs(self._executor, settings.job_timeout)
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(settings.workers, settings.max_queue)

@@ -17,6 +17,7 @@ from lazyfx_server.rpc.door import Door
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.security.tokens import TokenFile, TokenFileError
+from lazyfx_server.telemetry import Observer
 
 _DAY = 86_400.0
 
@@ -37,18 +38,21 @@ def artifact_signer(settings: Settings) -> Signer:
     return Signer(ring, builder, settings.signature_days * _DAY)
 
 
-def native_compiles(settings: Settings, executor: Executor | None) -> NativeCompiles:
+def native_compiles(
+    settings: Settings, executor: Executor | None, observer: Observer
+) -> NativeCompiles:
     """What makes native artifacts.
 
     Args:
         settings: All settings.
         executor: Runs native jobs; None when the settings want no native artifacts.
+        observer: Is told of each compile.
     """
     jobs = None
     if executor is not None:
         jobs = Jobs(executor, settings.native_timeout, setting="native_timeout")
     admission = Admission(settings.native_workers, settings.max_queue)
-    return NativeCompiles(jobs, admission, settings.native_compile_threads)
+    return NativeCompiles(jobs, admission, settings.native_compile_threads, observer)
 
 
 def door(settings: Settings) -> Door:

@@ -14,7 +14,7 @@ from harness import metrics, total
 def native_compiles(server: Any) -> int:
     """Native artifacts that the server has made."""
     samples = metrics(server.metrics_url)
-    return int(total(samples, "lazyfx_artifacts_total", kind="inductor", source="rendered"))
+    return int(total(samples, "lazyfx_native_compiles_total", result="made"))
 
 
 def run_with_diary(program: str, folder: Path, **environment: str) -> tuple[str, list[str]]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch.fx import GraphModule
 
+from lazyfx.backend.agreement import DisagreementError, Verdict, agree
 from lazyfx.backend.local import compile_here
 from lazyfx.backend.options import BackendOptions, read_options
 from lazyfx.backend.remote import Answer, Question, ask, make_question
 from lazyfx.backend.reporting import Outcome, records
 from lazyfx.backend.sessions import Session, session_for
+from lazyfx.backend.swapping import Swapping
+from lazyfx.backend.watching import watched
 from lazyfx.errors import LazyfxError, ServiceError
 
 Runnable = Callable[..., Any]
@@ -40,67 +45,108 @@ def compile_graph(
         ValueError: An option has a value that it does not take.
         LazyfxError: The server could not help, and `on_error` is "raise".
     """
-    chosen = read_options(options, mode)
-    started = time.perf_counter()
-    try:
-        session = session_for(chosen.address)
-        session.require_present()
-        answer = _ask(session, make_question(module, example_inputs, chosen))
-        answer.enforce()
-        call = answer.open()
-    except Exception as error:  # a training job never ends because of its compiler's cache
-        if chosen.on_error == "raise":
-            raise
-        return _go_on(module, example_inputs, chosen, error, started)
-    _record(module, answer.digest, "remote", started, cache=answer.cache)
-    return call
+    return _Graph(module, example_inputs, read_options(options, mode)).compile()
 
 
-def _ask(session: Session, question: Question) -> Answer:
+@dataclass
+class _Graph:
+    """One graph on its way to something that can be called."""
+
+    module: GraphModule
+    inputs: Sequence[Any]
+    options: BackendOptions
+    started: float = field(default_factory=time.perf_counter)
+    digest: str = ""
+    divergence: str = ""
+
+    def compile(self) -> Runnable:
+        """The whole story: ask, agree with the other ranks, go on without if need be."""
+        call: Runnable | None = None
+        error: Exception | None = None
+        cache = ""
+        try:
+            session = session_for(self.options.address)
+            session.require_present()
+            question = make_question(self.module, self.inputs, self.options)
+            if not self.options.wait:
+                return self._swapping(session, question)
+            self.digest = question.digest()
+            with watched(len(self.module.graph.nodes)) as notice:
+                answer = _ask(session, question, notice)
+            answer.enforce()
+            call, cache = answer.open(), answer.cache
+        except Exception as problem:  # noqa: BLE001 - a job never ends because of its compiler's cache
+            error = problem
+        if self.options.agreement == "all":
+            error = self._agreed(error)
+        if call is None or error is not None:
+            assert error is not None, "there is a call, or a reason why not"
+            return self._without(error)
+        self._record("remote", cache=cache)
+        return call
+
+    def _agreed(self, error: Exception | None) -> Exception | None:
+        """What all ranks decide; the error of this rank is kept when it has one."""
+        own = Verdict(self.digest, "" if error is None else f"{type(error).__name__}: {error}")
+        problem, self.divergence = agree(own, self.module)
+        if problem and error is None:
+            return DisagreementError(problem)
+        return error
+
+    def _without(self, error: Exception) -> Runnable:
+        """Warn once, count, and compile here.
+
+        Raises:
+            Exception: The error, if that is what the caller wants.
+        """
+        if self.options.on_error == "raise":
+            raise error
+        native = self.options.compile == "inductor" and self.options.on_error == "local"
+        self._warn(error, "are compiled by Inductor here" if native else "run as they are")
+        call = self.module.forward
+        if native:
+            call = compile_here(self.module, self.inputs, self.options)
+        self._record("local" if native else "eager", reason=str(error))
+        return call
+
+    def _swapping(self, session: Session, question: Question) -> Runnable:
+        def swapped(answer: Answer) -> None:
+            self.digest = answer.digest
+            self._record("remote", cache=answer.cache)
+
+        def failed(error: Exception) -> None:
+            self._warn(error, "run as they are")
+            self._record("eager", reason=str(error))
+
+        return Swapping(
+            self.module, question, partial(_ask, session), on_swap=swapped, on_error=failed
+        )
+
+    def _warn(self, error: Exception, instead: str) -> None:
+        kind = error.code if isinstance(error, ServiceError) else type(error).__name__
+        records.fell_back(
+            kind,
+            f"lazyfx: the server at {self.options.address} could not help ({error}); graphs "
+            f"{instead}, and lazyfx.backend_report() tells which",
+        )
+
+    def _record(self, outcome: Outcome, *, cache: str = "", reason: str = "") -> None:
+        records.add(
+            nodes=len(self.module.graph.nodes),
+            digest=self.digest,
+            outcome=outcome,
+            cache=cache,
+            seconds=time.perf_counter() - self.started,
+            reason=reason,
+            divergence=self.divergence,
+        )
+
+
+def _ask(session: Session, question: Question, notice: Any = None) -> Answer:
     try:
-        answer = ask(session, question)
+        answer = ask(session, question, notice)
     except LazyfxError as error:
         session.note(error)
         raise
     session.note(None)
     return answer
-
-
-def _go_on(
-    module: GraphModule,
-    inputs: Sequence[Any],
-    options: BackendOptions,
-    error: Exception,
-    started: float,
-) -> Runnable:
-    """Warn once, count, and compile here."""
-    native = options.compile == "inductor" and options.on_error == "local"
-    kind = error.code if isinstance(error, ServiceError) else type(error).__name__
-    here = "are compiled by Inductor here" if native else "run as they are"
-    records.fell_back(
-        kind,
-        f"lazyfx: the server at {options.address} could not help ({error}); graphs {here}, "
-        "and lazyfx.backend_report() tells which",
-    )
-    call = compile_here(module, inputs, options) if native else module.forward
-    _record(module, "", "local" if native else "eager", started, reason=str(error))
-    return call
-
-
-def _record(
-    module: GraphModule,
-    digest: str,
-    outcome: Outcome,
-    started: float,
-    *,
-    cache: str = "",
-    reason: str = "",
-) -> None:
-    records.add(
-        nodes=len(module.graph.nodes),
-        digest=digest,
-        outcome=outcome,
-        cache=cache,
-        seconds=time.perf_counter() - started,
-        reason=reason,
-    )

@@ -82,6 +82,8 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
             values[name] = _READERS[name](f"options[{name!r}]", value)
         else:
             inductor[name.replace("-", "_")] = value
+    if values.get("agreement") == "all" and values.get("wait") is False:
+        raise ValueError("agreement is 'all' and wait is false; ranks can agree only if they wait")
     return replace(_DEFAULTS, mode=None if mode == "default" else mode, inductor=inductor, **values)
 
 

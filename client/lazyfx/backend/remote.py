@@ -10,6 +10,7 @@ import sympy
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from lazyfx import memory
 from lazyfx.backend.graphs import FlatGraph, flatten
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
@@ -39,6 +40,14 @@ class Question:
     native: pb.NativeRequest | None
     flat: FlatGraph | None
     options: BackendOptions
+
+    def digest(self) -> str:
+        """Hex digest of the graph.
+
+        Raises:
+            UnsupportedGraphError: It cannot go on the wire; names the node.
+        """
+        return memory.encode(self.graph).digest.hex()
 
 
 @dataclass(frozen=True, slots=True)

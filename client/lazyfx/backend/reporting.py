@@ -29,6 +29,7 @@ class GraphReport:
         cache: "hit", "miss" or "joined"; empty without an answer.
         seconds: From the graph to something that runs.
         reason: Why it is not remote; empty when it is.
+        divergence: With agreement="all": the first node in which the ranks' graphs differ.
     """
 
     number: int
@@ -38,6 +39,7 @@ class GraphReport:
     cache: str
     seconds: float
     reason: str
+    divergence: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class BackendReport:
             line = f"  {graph.number}: {graph.nodes} nodes, {graph.outcome}"
             line += f" ({graph.cache})" if graph.cache else ""
             line += f", {graph.seconds:.2f} s"
-            lines.append(line + (f": {graph.reason}" if graph.reason else ""))
+            line += f": {graph.reason}" if graph.reason else ""
+            lines.append(line + (f"; {graph.divergence}" if graph.divergence else ""))
         return "\n".join(lines)
 
 
@@ -85,10 +88,13 @@ class _Records:
         cache: str,
         seconds: float,
         reason: str,
+        divergence: str = "",
     ) -> None:
         with self._lock:
             number = len(self._graphs) + 1
-            self._graphs.append(GraphReport(number, nodes, digest, outcome, cache, seconds, reason))
+            self._graphs.append(
+                GraphReport(number, nodes, digest, outcome, cache, seconds, reason, divergence)
+            )
 
     def fell_back(self, kind: str, message: str) -> None:
         with self._lock:

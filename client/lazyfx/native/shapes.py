@@ -6,6 +6,7 @@ the graph first show them by themselves, which is the same on both sides.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -90,6 +91,37 @@ def enforce(conditions: Iterable[sympy.Basic], env: ShapeEnv) -> None:
     for condition in conditions:
         if not env.evaluate_expr(condition):
             raise ArtifactError(f"the artifact is for other sizes: {condition} does not hold")
+
+
+class Conditions:
+    """Conditions on symbolic sizes, asked of the inputs of each call.
+
+    Args:
+        conditions: As `read_guards` gives them.
+        described: What is known of each input, symbolic sizes and all.
+    """
+
+    def __init__(self, conditions: Sequence[sympy.Basic], described: Sequence[Any]) -> None:
+        self._conditions = conditions
+        self._places: dict[sympy.Symbol, tuple[int, int]] = {}
+        for i, value in enumerate(described):
+            for j, number in enumerate(_numbers(value)):
+                if isinstance(number, torch.SymInt) and isinstance(number.node.expr, sympy.Symbol):
+                    self._places.setdefault(number.node.expr, (i, j))
+        self._known: dict[tuple[int, ...], bool] = {}
+
+    def hold(self, inputs: Sequence[Any]) -> bool:
+        """Whether all conditions hold for these inputs."""
+        sizes = tuple(
+            int(next(itertools.islice(_numbers(inputs[i]), j, None)))
+            for i, j in self._places.values()
+        )
+        known = self._known.get(sizes)
+        if known is None:
+            values = dict(zip(self._places, map(sympy.Integer, sizes), strict=True))
+            known = all(c.xreplace(values) is sympy.true for c in self._conditions)
+            self._known[sizes] = known
+        return known
 
 
 def _numbers(value: Any) -> Iterable[Any]:

@@ -15,6 +15,7 @@ from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.errors import InvalidRequestError, RequestError, UnmetError
 from lazyfx_server.native.progress import read_progress
+from lazyfx_server.telemetry import NativeCompiled, Observer
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -29,10 +30,18 @@ class NativeCompiles:
         jobs: Sends jobs to native workers; None when the server was started without them.
         admission: Bounds that work.
         compile_threads: C++ compilers that one job may run at a time.
+        observer: Is told of each compile.
     """
 
-    def __init__(self, jobs: Jobs | None, admission: Admission, compile_threads: int) -> None:
+    def __init__(
+        self,
+        jobs: Jobs | None,
+        admission: Admission,
+        compile_threads: int,
+        observer: Observer,
+    ) -> None:
         self._jobs = jobs
+        self._observer = observer
         self._admission = admission
         self._compile_threads = compile_threads
         self._why_not = "this server makes no native artifacts; start it with --native"
@@ -113,10 +122,14 @@ class NativeCompiles:
             progress=str(self._progress_file(place)),
             compile_threads=self._compile_threads,
         )
+        made = False
         try:
             async with self._admission.slot(tenant):
-                return await self._jobs.native(job)
+                result = await self._jobs.native(job)
+            made = True
+            return result
         finally:
+            self._observer.observe(NativeCompiled("made" if made else "failed"))
             self._progress_file(place).unlink(missing_ok=True)
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:

@@ -113,11 +113,22 @@ class OverheadSpent:
 
 
 @dataclass(frozen=True, slots=True)
+class NativeCompiled:
+    """A native compile ended, whoever asked for it.
+
+    Attributes:
+        result: "made" or "failed".
+    """
+
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactServed:
     """An artifact was sent.
 
     Attributes:
-        kind: "code", "pickle", "package", "graph", "picture", "constant" or "source".
+        kind: E.g. "code", "pickle" or "inductor".
         source: "rendered" for this request, or "cached".
         bytes: Bytes sent.
         seconds: Seconds that rendering it took, now or then.
@@ -186,6 +197,7 @@ Event: TypeAlias = (
     | RecompilesPerformed
     | OverheadSpent
     | ArtifactServed
+    | NativeCompiled
     | StoreFailed
     | EntryCorrupt
     | WorkerRestarted

@@ -110,6 +110,9 @@ class PrometheusObserver:
         self._artifacts = make.counter(
             "artifacts", "Artifacts sent", {**kinds, "source": ("rendered", "cached")}
         )
+        self._native = make.counter(
+            "native_compiles", "Native compiles ended", {"result": ("made", "failed")}
+        )
         self._artifact_bytes = make.counter("artifact_bytes", "Bytes of artifacts sent", kinds)
         self._store_errors = make.counter(
             "store_errors",
@@ -139,6 +142,7 @@ class PrometheusObserver:
             events.RecompilesPerformed: self._recompiles_performed,
             events.OverheadSpent: self._overhead_spent,
             events.ArtifactServed: self._artifact_served,
+            events.NativeCompiled: lambda event: self._native.of(event.result).inc(),
             events.StoreFailed: self._store_failed,
             events.EntryCorrupt: self._entry_corrupt,
             events.WorkerRestarted: self._worker_restarted,

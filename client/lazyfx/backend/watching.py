@@ -1,0 +1,58 @@
+"""A long compile is watched: a line on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from lazyfx.v1 import compiler_pb2 as pb
+
+_log = logging.getLogger("lazyfx")
+# Log lines of one compile are at least this many seconds apart.
+_LOG_SECONDS: Final = 10.0
+
+Notice = Callable[[pb.ArtifactProgress], None]
+
+
+@contextmanager
+def watched(nodes: int) -> Iterator[Notice]:
+    """Show how far the compile of one graph is.
+
+    Of several ranks only the first shows it. On a terminal it is one line that is drawn
+    anew; elsewhere it is a line of the logger "lazyfx" (INFO) every ten seconds.
+
+    Args:
+        nodes: Of the graph.
+
+    Yields:
+        What is told of progress; any thread may call it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status(f"lazyfx: a graph of {nodes} nodes") as status:
+            yield lambda progress: status.update(_words(nodes, progress))
+    else:
+        last = [time.monotonic()]
+
+        def write(progress: pb.ArtifactProgress) -> None:
+            if time.monotonic() - last[0] >= _LOG_SECONDS:
+                last[0] = time.monotonic()
+                _log.info("%s", _words(nodes, progress))
+
+        yield write
+
+
+def _words(nodes: int, progress: pb.ArtifactProgress) -> str:
+    done = f", {progress.kernels} kernels" if progress.kernels else ""
+    return (
+        f"lazyfx: the server's Inductor has a graph of {nodes} nodes: "
+        f"{progress.stage}{done}, {progress.seconds:.0f} s"
+    )

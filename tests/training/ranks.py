@@ -1,0 +1,46 @@
+"""One rank of a job that trains with DDP over gloo; run by torchrun. Writes what it saw."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from training.loops import Net, batches, train
+
+import lazyfx
+
+
+def main() -> None:
+    folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+    rank = int(os.environ["RANK"])
+    uneven = options.pop("uneven", False)
+    lost = options.pop("lost_rank", None)
+    if rank == lost:
+        options["address"] = "127.0.0.1:1"
+    dist.init_process_group("gloo")
+    net = Net(width=options.pop("width"))
+    if uneven and rank == 1:
+        net.last = torch.nn.Linear(net.last.in_features, 4, bias=False)
+    model = net if uneven else DistributedDataParallel(net)
+    compiled = torch.compile(model, backend="lazyfx", options=options)
+    done = train(model, batches(), compiled)
+    report = lazyfx.backend_report()
+    told = {
+        "losses": [float(loss) for loss in done.losses],
+        "outcomes": [graph.outcome for graph in report.graphs],
+        "caches": [graph.cache for graph in report.graphs],
+        "reasons": [graph.reason for graph in report.graphs],
+        "divergence": [graph.divergence for graph in report.graphs],
+    }
+    (folder / f"rank{rank}.json").write_text(json.dumps(told))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Several ranks, one compile; one verdict for all of them when asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from training.counting import native_compiles
+
+_TESTS = Path(__file__).parents[1]
+RANKS = 2
+
+
+def run_job(folder: Path, address: str, **options: object) -> list[dict[str, Any]]:
+    """Run one torchrun job on a port of its own; returns what each rank wrote."""
+    folder.mkdir()
+    told = json.dumps({"address": address, "on_error": "eager", **options})
+    run = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS),
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
+            str(_TESTS / "training" / "ranks.py"), str(folder), told,
+        ],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(_TESTS), os.environ.get("PYTHONPATH", "")]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-4000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+def test_one_compile_for_all_ranks_and_none_for_the_next_job(
+    native_server: Any, tmp_path: Path
+) -> None:
+    before = native_compiles(native_server)
+    cold = run_job(tmp_path / "cold", native_server.address, width=40, agreement="all")
+    assert [rank["outcomes"] for rank in cold] == [["remote"], ["remote"]]
+    assert native_compiles(native_server) == before + 1
+    assert cold[0]["divergence"] == [""]
+
+    warm = run_job(tmp_path / "warm", native_server.address, width=40, agreement="all")
+    assert [rank["caches"] for rank in warm] == [["hit"], ["hit"]]
+    assert native_compiles(native_server) == before + 1
+    assert warm[0]["losses"] == cold[0]["losses"]
+
+
+def test_when_one_rank_has_no_server_none_uses_it(native_server: Any, tmp_path: Path) -> None:
+    ranks = run_job(tmp_path / "job", native_server.address, width=40, agreement="all", lost_rank=1)
+    assert [rank["outcomes"] for rank in ranks] == [["eager"], ["eager"]]
+    assert "rank 1 cannot use the remote result" in ranks[0]["reasons"][0]
+    assert "UNAVAILABLE" in ranks[1]["reasons"][0]
+
+
+def test_the_node_where_ranks_diverge_is_named(server: Any, tmp_path: Path) -> None:
+    ranks = run_job(
+        tmp_path / "job",
+        server.address,
+        width=40,
+        agreement="all",
+        compile="eager",
+        uneven=True,
+    )
+    assert [rank["outcomes"] for rank in ranks] == [["remote"], ["remote"]]
+    assert "ranks 0 and 1 differ from node" in ranks[0]["divergence"][0]
+    assert "bias" in ranks[0]["divergence"][0]
