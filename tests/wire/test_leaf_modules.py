@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from checks import decode_bound
 from graphs import LazyModule
 from torch import nn
 from torch.fx import Graph
+from torch.nn.utils import parametrizations, parametrize
 
 from lazyfx import wire
 from lazyfx.errors import DecodeError, UnsupportedGraphError
@@ -26,18 +28,28 @@ ARGUMENTS: dict[str, Any] = {
     "value": 2.0, "dim": 1, "size": 3, "n_classes": 20, "cutoffs": [5, 10], "groups": 2,
     "unflattened_size": (2, 2), "norm_type": 2,
 }  # fmt: skip
-# They hold modules or functions as arguments; traces go through them or are refused by name.
-REFUSED = {
-    "LinearCrossEntropyLoss",
-    "Transformer",
-    "TransformerDecoder",
-    "TransformerEncoder",
-    "TripletMarginWithDistanceLoss",
+# They are made of other modules.
+PARTS: dict[str, Callable[[], nn.Module]] = {
+    "Transformer": lambda: nn.Transformer(8, 2, 2, 1, 16, activation=nn.functional.gelu),
+    "TransformerDecoder": lambda: nn.TransformerDecoder(
+        nn.TransformerDecoderLayer(8, 2, 16), 2, nn.LayerNorm(8, eps=1e-4)
+    ),
+    "TransformerEncoder": lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True),
+        2,
+        enable_nested_tensor=False,
+    ),
+    "LinearCrossEntropyLoss": lambda: nn.LinearCrossEntropyLoss(4, 5, bias=True),
+    "TripletMarginWithDistanceLoss": lambda: nn.TripletMarginWithDistanceLoss(
+        distance_function=nn.PairwiseDistance(p=1.0)
+    ),
 }
 
 
 def make(name: str) -> nn.Module:
     cls = getattr(nn, name)
+    if name in PARTS:
+        return PARTS[name]()
     parameters = inspect.signature(cls).parameters.values()
     needed = {p.name: ARGUMENTS[p.name] for p in parameters if p.default is p.empty
               and p.kind is p.POSITIONAL_OR_KEYWORD}  # fmt: skip
@@ -56,7 +68,7 @@ def calling(leaf: nn.Module) -> torch.fx.GraphModule:
     return LazyModule(root, graph)
 
 
-@pytest.mark.parametrize("name", sorted(set(leaf_modules.classes()) - REFUSED))
+@pytest.mark.parametrize("name", sorted(leaf_modules.classes()))
 def test_a_leaf_module_comes_back(name: str) -> None:
     leaf = make(name).eval()
     module = calling(leaf)
@@ -71,21 +83,109 @@ def test_a_leaf_module_comes_back(name: str) -> None:
     assert all(ours[key] is theirs[key] for key in ours)
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED & set(leaf_modules.classes())))
-def test_a_leaf_module_with_modules_as_arguments_is_refused(name: str) -> None:
-    layer = nn.TransformerEncoderLayer(8, 2)
-    decoder = nn.TransformerDecoderLayer(8, 2)
-    leaf = {
-        "LinearCrossEntropyLoss": lambda: nn.LinearCrossEntropyLoss(4, 4),
-        "Transformer": lambda: nn.Transformer(8, 2, 1, 1, 8),
-        "TransformerDecoder": lambda: nn.TransformerDecoder(decoder, 1),
-        "TransformerEncoder": lambda: nn.TransformerEncoder(layer, 1, enable_nested_tensor=False),
-        "TripletMarginWithDistanceLoss": nn.TripletMarginWithDistanceLoss,
-    }[name]()
+def custom_encoder() -> nn.Module:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4, 16), 1)
+    return nn.Transformer(8, 2, 1, 1, 16, custom_encoder=encoder)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        custom_encoder,
+        lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16), 1, nn.Sequential(nn.LayerNorm(8))
+        ),
+        lambda: nn.TripletMarginWithDistanceLoss(distance_function=lambda x, y: (x - y).sum()),
+        lambda: nn.LinearCrossEntropyLoss(4, 5, options=object()),
+        lambda: parametrize.register_parametrization(nn.Linear(4, 4), "weight", nn.ReLU()),
+        lambda: parametrizations.orthogonal(nn.Linear(4, 4)),
+    ],
+)
+def test_parts_that_are_the_callers_own_are_refused(leaf: Callable[[], nn.Module]) -> None:
     with pytest.raises(UnsupportedGraphError) as caught:
-        wire.encode(calling(leaf))
+        wire.encode(calling(leaf()))
     assert caught.value.node == "leaf"
     assert caught.value.remedy
+
+
+PARAMETRIZED: dict[str, Callable[[], nn.Module]] = {
+    "weight_norm": lambda: parametrizations.weight_norm(nn.Conv1d(4, 4, 3, groups=2), dim=2),
+    "spectral_norm": lambda: parametrizations.spectral_norm(nn.Linear(4, 6), n_power_iterations=2),
+    "spectral_norm of a bias": lambda: parametrizations.spectral_norm(nn.Linear(4, 6), "bias"),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRIZED)
+def test_a_parametrized_leaf_module_comes_back(name: str) -> None:
+    leaf = PARAMETRIZED[name]().eval()
+    encoded = wire.encode(calling(leaf))
+    assert wire.encode(wire.decode(encoded.body)).body == encoded.body
+    rebuilt = decode_bound(encoded)
+    assert rebuilt.leaf.state_dict().keys() == leaf.state_dict().keys()
+    x = torch.randn(2, 4, 5) if isinstance(leaf, nn.Conv1d) else torch.randn(2, 4)
+    ours, theirs = rebuilt(x), leaf(x)
+    torch.testing.assert_close(ours, theirs)
+    tensors = list(leaf.parameters())
+    gradients = [torch.autograd.grad(y.sum(), tensors) for y in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_arguments_of_a_parametrization_count() -> None:
+    digests = {
+        wire.digest(calling(parametrizations.weight_norm(nn.Conv1d(4, 4, 4), dim=dim)))
+        for dim in (0, 1, 2)
+    }
+    assert len(digests | {wire.digest(calling(nn.Conv1d(4, 4, 4)))}) == 4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"weight": {"type": "orthogonal", "options": {}}},
+        {"weight": {"type": "weight_norm", "options": {"dim": 0, "more": 1}}},
+        {"weight": {"type": "weight_norm"}},
+        {"nowhere": {"type": "weight_norm", "options": {"dim": 0}}},
+        {"weight": {"type": "spectral_norm",
+                    "options": {"dim": 0, "eps": 1e-12, "n_power_iterations": 10**9}}},
+    ],
+)  # fmt: skip
+def test_parametrizations_outside_of_the_table_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError, match=r"module\.options"):
+        leaf_modules.prototype(
+            "Linear", {"in_features": 2, "out_features": 2, "bias": True, "parametrizations": given}
+        )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "Linear", "options": {"in_features": 2, "out_features": 2}},
+        {"type": "TransformerEncoderLayer", "options": {"d_model": {"type": "x", "options": {}}}},
+        {"type": "TransformerEncoderLayer"},
+        {"type": 1, "options": {}},
+    ],
+)
+def test_parts_that_make_no_sense_are_refused(part: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError, match=r"module\.options"):
+        leaf_modules.prototype("TransformerEncoder", {"encoder_layer": part, "num_layers": 1})
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_module_made_of_others_computes_the_same(name: str) -> None:
+    leaf = PARTS[name]().eval()
+    x = torch.randn(3, 2, 8)
+    arguments = {
+        "LinearCrossEntropyLoss": (torch.randn(3, 4), torch.tensor([0, 4, 2])),
+        "TransformerEncoder": (x,),
+        "TripletMarginWithDistanceLoss": (x, x + 1, x * 2),
+    }.get(name, (x, x + 1))
+    graph = Graph()
+    places = [graph.placeholder(f"x{i}") for i in range(len(arguments))]
+    graph.output(graph.call_module("leaf", tuple(places)))
+    root = nn.Module()
+    root.leaf = leaf
+    rebuilt = decode_bound(wire.encode(LazyModule(root, graph)))
+    torch.testing.assert_close(rebuilt(*arguments), leaf(*arguments))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,10 @@ def check_tensor(row: pb.TensorDescription, field: str) -> None:
             raise DecodeError("both static and symbolic sizes", field=field)
         if row.symbolic_stride and len(row.symbolic_stride) != len(row.symbolic_shape):
             raise DecodeError("not one stride a dimension", field=field)
-    elif row.symbolic_stride or row.symbolic_storage_offset:
+    # Of a number out of a tensor of symbolic size only the place in memory is symbolic.
+    elif row.symbolic_stride or (
+        row.symbolic_storage_offset and (row.shape or row.stride or row.storage_offset)
+    ):
         raise DecodeError("symbolic strides of static sizes", field=field)
     else:
         _check_static(row, field)

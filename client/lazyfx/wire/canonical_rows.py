@@ -244,7 +244,7 @@ class RowChecker:
         ):
             raise DecodeError("constants, and only they, have a digest", field=f"{field}.content")
         description = self._body.tensors[row.tensor]
-        if description.symbolic_shape:
+        if description.symbolic_shape or description.symbolic_storage_offset:
             raise DecodeError("an attribute of symbolic size", field=f"{field}.tensor")
         if description.is_parameter != (row.role == pb.TENSOR_ROLE_PARAMETER):
             raise DecodeError("the role does not fit the description", field=f"{field}.role")

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import inspect
+import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,53 +13,18 @@ import torch
 from torch import nn
 
 from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.wire import leaf_options, leaf_parametrizations
 from lazyfx.wire.convention import has_own_call
+from lazyfx.wire.leaf_options import MODULE_OPTIONS, REMEDY
 
-# Where tensors are made and what they start from is not configuration.
-_NOT_OPTIONS = frozenset(
-    {"self", "device", "dtype", "_weight", "_freeze", "size_average", "reduce"}
-)
-# Old spellings of options that have another one.
-_OLD_OPTIONS = {"Hardtanh": {"min_value", "max_value"}}
 _CONTAINERS = frozenset(
     {"Container", "Module", "ModuleDict", "ModuleList", "ParameterDict", "ParameterList"}
     | {"RNNBase", "RNNCellBase", "Sequential"}
 )
 _INTERNALS = frozenset(vars(nn.Module()))
-_REMEDY = "trace through the module (torch.fx.Tracer.is_leaf_module), or use torch.export"
-_LOSS_TENSORS = frozenset({"weight", "pos_weight"})
-
-Read = Callable[[Any], Any]
-
-
-def _has(attribute: str) -> Read:
-    return lambda module: getattr(module, attribute, None) is not None
-
-
 # Options that say how many parts a constructor makes, and most parts that are made.
 _COUNTS = frozenset({"num_layers", "num_encoder_layers", "num_decoder_layers"})
 _MOST_PARTS = 256
-# Options that are kept under another name, or only as the presence of a tensor.
-_SPECIALS: dict[tuple[str, str], Read] = {
-    ("AdaptiveLogSoftmaxWithLoss", "cutoffs"): lambda module: list(module.cutoffs[:-1]),
-    ("AdaptiveLogSoftmaxWithLoss", "head_bias"): lambda module: module.head.bias is not None,
-    ("MultiheadAttention", "bias"): _has("in_proj_bias"),
-    ("MultiheadAttention", "add_bias_kv"): _has("bias_k"),
-    ("PairwiseDistance", "p"): lambda module: module.norm,
-    ("PReLU", "init"): lambda _: 0.25,
-    ("RNN", "nonlinearity"): lambda module: "tanh" if module.mode == "RNN_TANH" else "relu",
-}
-_TRANSFORMER_LAYER: dict[str, Read] = {
-    "d_model": lambda module: module.linear1.in_features,
-    "nhead": lambda module: module.self_attn.num_heads,
-    "dim_feedforward": lambda module: module.linear1.out_features,
-    "dropout": lambda module: module.dropout.p,
-    "layer_norm_eps": lambda module: module.norm1.eps,
-    "batch_first": lambda module: module.self_attn.batch_first,
-    "bias": lambda module: module.linear1.bias is not None,
-}
-for _layer in ("TransformerEncoderLayer", "TransformerDecoderLayer"):
-    _SPECIALS.update({(_layer, name): read for name, read in _TRANSFORMER_LAYER.items()})
 
 
 def type_name(module: nn.Module) -> str:
@@ -70,9 +35,9 @@ def type_name(module: nn.Module) -> str:
             part of it carries hooks or a forward of its own, or its parts are not all in
             one mode.
     """
-    cls = type(module)
+    cls = leaf_parametrizations.base_class(module)
     if classes().get(cls.__name__) is not cls:
-        remedy = _REMEDY
+        remedy = REMEDY
         if cls.__name__ == "GuardsFn":
             remedy = "take the module with ExportedProgram.module(check_guards=False)"
         raise UnsupportedGraphError(
@@ -109,28 +74,35 @@ def classes() -> dict[str, type[nn.Module]]:
 def options(module: nn.Module) -> dict[str, Any]:
     """Constructor arguments that make a module configured like this one, sorted by name.
 
+    An argument that is a leaf module itself becomes its type and its own options; what a
+    tensor is computed from (`leaf_parametrizations`) is one more option.
+
     Raises:
         UnsupportedGraphError: An argument cannot be read back from the module.
     """
-    cls = type(module)
-    found: dict[str, Any] = {}
-    for name in _option_names(cls.__name__):
-        special = _SPECIALS.get((cls.__name__, name))
-        if special is not None:
-            found[name] = special(module)
-        elif name == "bias" and "bias" in module._parameters:
-            found[name] = module._parameters["bias"] is not None
-        elif name in _LOSS_TENSORS and name in module._buffers:
-            continue
-        else:
-            value = getattr(module, name, module)
-            if isinstance(value, (torch.Tensor, nn.Module)):
-                raise UnsupportedGraphError(
-                    f"the argument {name!r} of a {cls.__name__} cannot be read back",
-                    remedy=_REMEDY,
-                )
-            found[name] = value
-    return found
+    cls = leaf_parametrizations.base_class(module)
+    found = leaf_options.read_options(module, cls)
+    for name, value in found.items():
+        if isinstance(value, nn.Module):
+            found[name] = _part_options(name, value)
+    if cls is not type(module):
+        found[leaf_parametrizations.OPTION] = leaf_parametrizations.read(module)
+    return dict(sorted(found.items()))
+
+
+def _part_options(name: str, part: nn.Module) -> dict[str, Any]:
+    inner = options(part)
+    if type(part) is not leaf_parametrizations.base_class(part) or _is_deep(inner):
+        raise UnsupportedGraphError(
+            f"the argument {name!r} is a {type(part).__name__} with parts of its own",
+            remedy=REMEDY,
+        )
+    return {"options": inner, "type": type_name(part)}
+
+
+def _is_deep(arguments: Mapping[str, Any]) -> bool:
+    """Whether a module that is an argument has an argument that is one."""
+    return any(isinstance(value, Mapping) for value in arguments.values())
 
 
 def verify(module: nn.Module, arguments: Mapping[str, Any]) -> None:
@@ -140,18 +112,19 @@ def verify(module: nn.Module, arguments: Mapping[str, Any]) -> None:
         UnsupportedGraphError: Attributes were changed after the module was made.
     """
     try:
-        fresh = prototype(type(module).__name__, arguments)
+        name = leaf_parametrizations.base_class(module).__name__
+        fresh = prototype(name, arguments)
     except DecodeError as error:
-        raise UnsupportedGraphError(str(error), remedy=_REMEDY) from None
+        raise UnsupportedGraphError(str(error), remedy=REMEDY) from None
     made = dict(fresh.named_modules(remove_duplicate=False))
     for path, part in module.named_modules(remove_duplicate=False):
         twin = made.pop(path, None)
-        if type(twin) is not type(part) or not _are_alike(twin, part):
+        if twin is None or not _are_alike(twin, part):
             raise UnsupportedGraphError(
-                f"a {type(module).__name__} that was changed after it was made", remedy=_REMEDY
+                f"a {name} that was changed after it was made", remedy=REMEDY
             )
     if made:
-        raise UnsupportedGraphError(f"a {type(module).__name__} that lacks {min(made)!r}")
+        raise UnsupportedGraphError(f"a {name} that lacks {min(made)!r}")
 
 
 def _are_alike(made: nn.Module, module: nn.Module) -> bool:
@@ -160,8 +133,11 @@ def _are_alike(made: nn.Module, module: nn.Module) -> bool:
     Private settings count as far as the constructor makes them (`_reversed_padding_repeated_twice`
     of a convolution); others are marks that libraries leave on modules.
     """
+    # Each parametrized module has a class of its own, made anew.
+    base_class = leaf_parametrizations.base_class
     return (
-        _settings(made, vars(made)) == _settings(module, vars(made))
+        base_class(made) is base_class(module)
+        and _settings(made, vars(made)) == _settings(module, vars(made))
         and made._parameters.keys() == module._parameters.keys()
         and made._buffers.keys() == module._buffers.keys()
     )
@@ -182,21 +158,6 @@ def _holds_tensors(value: object) -> bool:
     """Whether a value is a tensor, or a list such as the flat weights of an RNN."""
     items = value if isinstance(value, (list, tuple)) else (value,)
     return any(isinstance(item, (torch.Tensor, weakref.ref)) for item in items)
-
-
-@lru_cache(maxsize=512)
-def _option_names(name: str) -> tuple[str, ...]:
-    cls = classes()[name]
-    if cls.__init__ is nn.Module.__init__ or cls is nn.Identity:
-        return ()
-    names = set(inspect.signature(cls).parameters)
-    if issubclass(cls, nn.RNNBase):
-        names = set(inspect.signature(nn.RNNBase).parameters) - {"mode"}
-        names -= set() if cls is nn.LSTM else {"proj_size"}
-        names |= {"nonlinearity"} if cls is nn.RNN else set()
-    elif names & {"args", "kwargs"}:
-        names = set(inspect.signature(cls.__mro__[1]).parameters)
-    return tuple(sorted(names - _NOT_OPTIONS - _OLD_OPTIONS.get(name, set())))
 
 
 def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -223,18 +184,41 @@ def prototype(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     cls = classes().get(name)
     if cls is None:
         raise DecodeError(f"{name[:100]!r} is not a leaf class of torch.nn", field="module.type")
-    unknown = set(arguments) - set(_option_names(name))
+    given = dict(arguments)
+    parametrized = given.pop(leaf_parametrizations.OPTION, {})
+    unknown = set(given) - set(leaf_options.option_names(cls))
     if unknown:
         raise DecodeError(f"{name} takes no option {min(unknown)!r}", field="module.options")
-    for option in _COUNTS.intersection(arguments):
-        count = arguments[option]
+    for option in _COUNTS.intersection(given):
+        count = given[option]
         if type(count) is not int or count > _MOST_PARTS:
             raise DecodeError(f"{name}: at most {_MOST_PARTS} {option}", field="module.options")
     try:
-        with torch.device("meta"):
-            return cls(**arguments)
+        with torch.device("meta"), warnings.catch_warnings():
+            # What a constructor warns of was said when the caller's module was made.
+            warnings.simplefilter("ignore")
+            for option in MODULE_OPTIONS.keys() & given.keys():
+                given[option] = _part(option, given[option])
+            module = cls(**given)
+            leaf_parametrizations.apply(module, parametrized)
+            return module
+    except DecodeError:
+        raise
     except Exception as error:  # noqa: BLE001 - constructors raise what they like
         raise DecodeError(f"{name}: {error}", field="module.options") from None
+
+
+def _part(option: str, given: object) -> object:
+    """The module that an option describes; the option itself where it describes none."""
+    if not isinstance(given, Mapping):
+        return given
+    kind, inner = given.get("type"), given.get("options")
+    wanted = MODULE_OPTIONS[option]
+    if set(given) != {"options", "type"} or type(kind) is not str or kind != (wanted or kind):
+        raise DecodeError(f"the option {option!r} is no such module", field="module.options")
+    if not isinstance(inner, Mapping) or _is_deep(inner):
+        raise DecodeError(f"the option {option!r} has parts of its own", field="module.options")
+    return prototype(kind, inner)
 
 
 def build(template: nn.Module, values: Mapping[str, torch.Tensor], *, training: bool) -> nn.Module:

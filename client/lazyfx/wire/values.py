@@ -134,8 +134,8 @@ def fake_tensor(
     offset: Any = row.storage_offset
     if row.symbolic_shape:
         shape = tuple(_scalar(tables, index, mode) for index in row.symbolic_shape)
-        if row.symbolic_storage_offset:
-            offset = _scalar(tables, row.symbolic_storage_offset - 1, mode)
+    if row.symbolic_storage_offset:
+        offset = _scalar(tables, row.symbolic_storage_offset - 1, mode)
     strides: tuple[Any, ...] = tuple(row.stride)
     if row.symbolic_stride:
         strides = tuple(_scalar(tables, index, mode) for index in row.symbolic_stride)
@@ -147,7 +147,7 @@ def fake_tensor(
         with mode:
             return torch.empty(shape, dtype=dtype, device=device, layout=layout)
     tensor: torch.Tensor
-    if row.symbolic_shape:
+    if row.symbolic_shape or row.symbolic_storage_offset:
         with mode:
             tensor = torch.empty_strided(shape, strides, dtype=dtype, device=device)
             if not (type(offset) is int and offset == 0):

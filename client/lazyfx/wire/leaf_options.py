@@ -1,0 +1,141 @@
+"""Constructor options of torch.nn's leaf classes, read back from modules."""
+
+# ruff: noqa: SLF001 - parameters that are None are only seen in nn.Module's own tables
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lazyfx.errors import UnsupportedGraphError
+
+REMEDY = "trace through the module (torch.fx.Tracer.is_leaf_module), or use torch.export"
+# Options that are modules themselves, and the classes that they may have; None: any.
+MODULE_OPTIONS: Mapping[str, str | None] = {
+    "encoder_layer": "TransformerEncoderLayer",
+    "decoder_layer": "TransformerDecoderLayer",
+    "norm": None,
+    "distance_function": None,
+}
+
+# Where tensors are made and what they start from is not configuration.
+_NOT_OPTIONS = frozenset(
+    {"self", "device", "dtype", "_weight", "_freeze", "size_average", "reduce"}
+)
+# Old spellings of options that have another one, and parts that are no leaf's own.
+_OTHER_OPTIONS = {
+    "Hardtanh": {"min_value", "max_value"},
+    "Transformer": {"custom_encoder", "custom_decoder"},
+}
+_LOSS_TENSORS = frozenset({"weight", "pos_weight"})
+
+Read = Callable[[Any], Any]
+
+
+def _has(attribute: str) -> Read:
+    return lambda module: getattr(module, attribute, None) is not None
+
+
+# Options that are kept under another name, or only as the presence of a tensor.
+_SPECIALS: dict[tuple[str, str], Read] = {
+    ("AdaptiveLogSoftmaxWithLoss", "cutoffs"): lambda module: list(module.cutoffs[:-1]),
+    ("AdaptiveLogSoftmaxWithLoss", "head_bias"): lambda module: module.head.bias is not None,
+    ("LinearCrossEntropyLoss", "in_features"): lambda module: module.linear.in_features,
+    ("LinearCrossEntropyLoss", "bias"): lambda module: module.linear.bias is not None,
+    ("MultiheadAttention", "bias"): _has("in_proj_bias"),
+    ("MultiheadAttention", "add_bias_kv"): _has("bias_k"),
+    ("PairwiseDistance", "p"): lambda module: module.norm,
+    ("PReLU", "init"): lambda _: 0.25,
+    ("RNN", "nonlinearity"): lambda module: "tanh" if module.mode == "RNN_TANH" else "relu",
+    ("TransformerEncoder", "encoder_layer"): lambda module: module.layers[0],
+    ("TransformerDecoder", "decoder_layer"): lambda module: module.layers[0],
+    ("Transformer", "num_encoder_layers"): lambda module: module.encoder.num_layers,
+    ("Transformer", "num_decoder_layers"): lambda module: module.decoder.num_layers,
+}
+_TRANSFORMER_LAYER: dict[str, Read] = {
+    "d_model": lambda layer: layer.linear1.in_features,
+    "nhead": lambda layer: layer.self_attn.num_heads,
+    "dim_feedforward": lambda layer: layer.linear1.out_features,
+    "dropout": lambda layer: layer.dropout.p,
+    "layer_norm_eps": lambda layer: layer.norm1.eps,
+    "batch_first": lambda layer: layer.self_attn.batch_first,
+    "bias": lambda layer: layer.linear1.bias is not None,
+}
+for _layer in ("TransformerEncoderLayer", "TransformerDecoderLayer"):
+    _SPECIALS.update({(_layer, name): read for name, read in _TRANSFORMER_LAYER.items()})
+
+
+def _of_first_layer(read_option: Read) -> Read:
+    return lambda module: read_option(module.encoder.layers[0])
+
+
+# The settings that a Transformer hands to its layers.
+_SPECIALS.update(
+    {("Transformer", name): _of_first_layer(read) for name, read in _TRANSFORMER_LAYER.items()}
+    | {
+        ("Transformer", name): _of_first_layer(operator.attrgetter(name))
+        for name in ("activation", "norm_first")
+    }
+)
+
+
+def option_names(cls: type[nn.Module]) -> tuple[str, ...]:
+    """Names of the options of a leaf class, sorted."""
+    hashable: Any = cls
+    return _option_names(hashable)
+
+
+@lru_cache(maxsize=512)
+def _option_names(cls: Any) -> tuple[str, ...]:
+    if cls.__init__ is nn.Module.__init__ or cls is nn.Identity:
+        return ()
+    names = set(inspect.signature(cls).parameters)
+    if issubclass(cls, nn.RNNBase):
+        names = set(inspect.signature(nn.RNNBase).parameters) - {"mode"}
+        names -= set() if cls is nn.LSTM else {"proj_size"}
+        names |= {"nonlinearity"} if cls is nn.RNN else set()
+    elif names & {"args", "kwargs"}:
+        names = set(inspect.signature(cls.__mro__[1]).parameters)
+    return tuple(sorted(names - _NOT_OPTIONS - _OTHER_OPTIONS.get(cls.__name__, set())))
+
+
+def read_options(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
+    """Constructor arguments that make a module configured like this one, sorted by name.
+
+    Some are modules themselves (`MODULE_OPTIONS`).
+
+    Raises:
+        UnsupportedGraphError: An argument cannot be read back from the module.
+    """
+    found: dict[str, Any] = {}
+    for name in option_names(cls):
+        special = _SPECIALS.get((cls.__name__, name))
+        if special is None and name in _LOSS_TENSORS and name in module._buffers:
+            continue
+        try:
+            value = special(module) if special else _plain(module, name)
+        except (AttributeError, IndexError):
+            value = None if special is None else module
+        if isinstance(value, torch.Tensor) or (
+            isinstance(value, nn.Module) and name not in MODULE_OPTIONS
+        ):
+            raise UnsupportedGraphError(
+                f"the argument {name!r} of a {cls.__name__} cannot be read back", remedy=REMEDY
+            )
+        found[name] = value
+    return found
+
+
+def _plain(module: nn.Module, name: str) -> Any:
+    if name == "bias" and "bias" in module._parameters:
+        return module._parameters["bias"] is not None
+    if name == "bias" and parametrize.is_parametrized(module, "bias"):
+        return True
+    return getattr(module, name, module)
