@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test check proto proto-check bench zoo clean help
+.PHONY: demo test numerics check proto proto-check bench zoo clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +32,9 @@ demo: $(STAMP) ## Set up, then run the main job on this machine: server, real mo
 
 test: $(STAMP) ## Set up, then run every test
 	$(BIN)/python -m pytest -q
+
+numerics: $(STAMP) ## Train real models remotely and locally, and compare every gradient (slow)
+	$(BIN)/python -m pytest -m slow tests/training
 
 check: $(STAMP) proto-check ## Format, lint, types, import direction, protos
 	$(BIN)/ruff format --check .

@@ -89,6 +89,23 @@ def resnet50(width: int = 8, classes: int = 10) -> tuple[nn.Module, Example]:
     return model, {"image": torch.randn(2, 3, 32, 32)}
 
 
+def vit(layers: int = 2, width: int = 32) -> tuple[nn.Module, Example]:
+    """Vision transformer with a classification head; image of shape (2, 3, 32, 32)."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=4,
+        intermediate_size=2 * width,
+        image_size=32,
+        patch_size=8,
+    )
+    model = ViTForImageClassification(config).eval()
+    return model, {"pixel_values": torch.randn(2, 3, 32, 32)}
+
+
 def _ids(vocabulary: int, length: int = 8) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, vocabulary, (2, length), generator=generator)

@@ -15,6 +15,7 @@ from lazyfx.cli.passes import passes
 from lazyfx.cli.serve import serve
 from lazyfx.cli.stats import stats
 from lazyfx.cli.token import token
+from lazyfx.cli.warm import warm
 
 app = typer.Typer(
     help="Compile torch.fx graphs once, somewhere else, and only when somebody asks.",
@@ -39,6 +40,8 @@ app.command()(batch)
 app.command()(passes)
 app.command()(stats)
 app.command()(demo)
+# What follows the script's name belongs to the script, options and all.
+app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(warm)
 app.command()(keys)
 app.command()(token)
 

@@ -1,0 +1,71 @@
+"""`lazyfx warm` compiles before the fleet starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from training.counting import native_compiles
+from training.loops import Net, batches, train
+
+import lazyfx
+
+SCRIPT = """
+import sys, torch
+from training.loops import Net, batches, train
+assert sys.argv[1:] == ["--epochs", "9"]
+model = Net(width=60)
+torch.set_num_threads(1)
+train(model, batches((6,) * 500), torch.compile(model, backend="lazyfx"))
+raise SystemExit("the script was not ended")
+"""
+
+
+def run(folder: Path, text: str, server: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "script.py"
+    script.write_text(text)
+    program = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r})"
+    program += "; from lazyfx.cli.__main__ import main; main()"
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program,
+            "warm",
+            "--address",
+            server.address,
+            str(script),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
+def test_a_warmed_server_compiles_nothing_for_the_job(native_server: Any, tmp_path: Path) -> None:
+    before = native_compiles(native_server)
+    done = run(tmp_path, SCRIPT, native_server, "--epochs", "9")
+    assert done.returncode == 0, done.stderr
+    assert "1 graphs, 1 remote" in done.stdout
+    assert native_compiles(native_server) == before + 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = Net(width=60)
+        options = {"address": native_server.address, "on_error": "raise"}
+        train(model, batches(), torch.compile(model, backend="lazyfx", options=options))
+    finally:
+        torch.set_num_threads(threads)
+    assert lazyfx.backend_report().graphs[0].cache == "hit"
+    assert native_compiles(native_server) == before + 1
+
+
+def test_a_script_that_compiles_nothing_here_is_told(native_server: Any, tmp_path: Path) -> None:
+    done = run(tmp_path, "print('hello')", native_server)
+    assert done.returncode == 1
+    assert "torch.compile" in done.stderr
