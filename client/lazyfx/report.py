@@ -58,6 +58,21 @@ class PassReport:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """What `verify=True` compared.
+
+    Attributes:
+        passes: Passes that changed the graph and whose results were compared.
+        tensors: Outputs, written tensors and gradients compared each time.
+        max_difference: The largest difference, relative to the largest value.
+    """
+
+    passes: int
+    tensors: int
+    max_difference: float
+
+
+@dataclass(frozen=True)
 class ModuleReport:
     """The recompiles of one module of a compile.
 
@@ -93,6 +108,7 @@ class Report:
         performed_seconds: Measured seconds of the recompiles that were done.
         saved_basis: Where `saved_seconds` comes from: "measured" on this graph or "fitted".
         eager: The passes ran on eager modules.
+        verified: What `verify=True` compared, or None.
     """
 
     recompiles: Recompiles
@@ -109,6 +125,7 @@ class Report:
     performed_seconds: float = 0.0
     saved_basis: str = ""
     eager: bool = False
+    verified: Verified | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +185,15 @@ def report_of(message: pb.CompileReport, *, performed_here: int) -> Report:
         performed_seconds=message.performed_seconds,
         saved_basis=_BASES.get(message.saved_basis, ""),
         eager=message.eager,
+        verified=_verified(message),
     )
+
+
+def _verified(message: pb.CompileReport) -> Verified | None:
+    if not message.HasField("verified"):
+        return None
+    found = message.verified
+    return Verified(found.passes, found.tensors, found.max_difference)
 
 
 def cache_of(message: pb.CacheResult) -> Cache:

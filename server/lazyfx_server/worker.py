@@ -19,6 +19,7 @@ from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline, Regist
 from lazyfx_server.passes.reports import report_of
 from lazyfx_server.passes.requests import pipeline_of
 from lazyfx_server.passes.rewrites import RewriteReader
+from lazyfx_server.passes.verify import NumericVerifier
 from lazyfx_server.security.checked import CheckedGraph, check
 from lazyfx_server.security.source import check_size
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -101,11 +102,20 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     module = _bound(checked, job)
     nodes_before = len(module.graph.nodes)
     decoded = perf_counter()
-    driver = Driver(ledger, _limits(job), eager=job.eager)
+    limits = _limits(job)
+    verifier = NumericVerifier(limits) if job.verify else None
+    driver = Driver(ledger, limits, eager=job.eager, verifier=verifier)
+    if verifier is not None:
+        with ledger.running("verify"):
+            verifier.start(driver.adopt(module))
     outcome = pipeline.run_in_job(module, driver, rewrites)
     passed = perf_counter()
     result = worker.CompileResult(performed=performed(ledger))
     result.report.CopyFrom(report_of(outcome, ledger))
+    if verifier is not None:
+        result.report.verified.passes = verifier.passes
+        result.report.verified.tensors = verifier.tensors
+        result.report.verified.max_difference = verifier.max_difference
     nodes_after = _encode(checked, outcome.module, result)
     finished = perf_counter()
     result.codec_seconds = (decoded - started) + (finished - passed)

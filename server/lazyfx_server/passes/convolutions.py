@@ -70,6 +70,12 @@ class Convolution:
         return self.node
 
     def _functional(self, module: Any, weight: Node, bias: Node) -> Node:
+        operand = argument(self.node, 0, "input")
+        if isinstance(module, nn.Linear):
+            with self.node.graph.inserting_before(self.node):
+                return self.node.graph.call_function(
+                    torch.nn.functional.linear, (operand, weight, bias)
+                )
         kwargs = {
             "stride": module.stride,
             "padding": module.padding,
@@ -78,7 +84,6 @@ class Convolution:
         }
         if self.transposed:
             kwargs["output_padding"] = module.output_padding
-        operand = argument(self.node, 0, "input")
         with self.node.graph.inserting_before(self.node):
             return self.node.graph.call_function(
                 _MODULES[type(module)], (operand, weight, bias), kwargs
@@ -134,6 +139,23 @@ def convolution_of(node: Node, owner: GraphModule) -> Convolution | None:
     if bias is not None and _path(bias) is None:
         return None
     return Convolution(node, weight, _path(bias), transposed, groups)
+
+
+def linear_of(node: Node, owner: GraphModule) -> Convolution | None:
+    """The linear layer that a node calls, if it is one that can be given other weights."""
+    if node.op == "call_module":
+        called: Any = owner.get_submodule(str(node.target))
+        one_operand = len(node.args) + len(node.kwargs) == 1
+        if type(called) is not nn.Linear or not one_operand or _has_hooks(called):
+            return None
+        bias = None if called.bias is None else f"{node.target}.bias"
+        return Convolution(node, f"{node.target}.weight", bias, False, 1, called)
+    if _name(node) != "linear":
+        return None
+    weight, given = _path(argument(node, 1, "weight")), argument(node, 2, "bias")
+    if weight is None or (given is not None and _path(given) is None):
+        return None
+    return Convolution(node, weight, _path(given), False, 1)
 
 
 def normalization_of(node: Node, owner: GraphModule) -> Normalization | None:

@@ -1,9 +1,9 @@
-"""Passes that make one operation of several: convolution and batch normalization."""
+"""Passes that make one operation of several: a layer and the batch normalization behind it."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,11 +12,13 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
+from lazyfx_server.passes.calls import KnownValues
 from lazyfx_server.passes.convolutions import (
     Convolution,
     Normalization,
     convolution_of,
     has_lifted_statistics,
+    linear_of,
     normalization_of,
 )
 from lazyfx_server.passes.errors import PassError
@@ -39,7 +41,7 @@ class FuseConvBn(Pass):
 
     def values_read(self, module: GraphModule) -> frozenset[str]:
         """Paths of the weights, biases and statistics of every pair."""
-        return frozenset(path for pair in _pairs(module) for path in pair.paths())
+        return frozenset(path for pair in self._pairs(module) for path in pair.paths())
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:
         """Fuses the pairs of the root in place; GraphModules inside stay as they are.
@@ -47,7 +49,7 @@ class FuseConvBn(Pass):
         Raises:
             PassError: The new weights have more than `max_folded_bytes` bytes (kind "limit").
         """
-        pairs = list(_pairs(module))
+        pairs = list(self._pairs(module))
         ready = [pair for pair in pairs if pair.has_values(module)]
         if pairs and not ready:
             return PassResult(module, False, "skipped: values not given")
@@ -69,6 +71,32 @@ class FuseConvBn(Pass):
         skipped = f", {len(pairs) - len(ready)} without values" if len(ready) < len(pairs) else ""
         return PassResult(module, True, f"{len(ready)} pairs fused{skipped}")
 
+    def _pairs(self, module: GraphModule) -> Iterator[_Pair]:
+        return _pairs(module, convolution_of)
+
+
+@dataclass(frozen=True)
+class FuseLinearBn(FuseConvBn):
+    """Folds batch normalization in evaluation into the linear layer before it.
+
+    As fuse_conv_bn does for convolutions, and under the same conditions. Only for values of
+    two dimensions, whose shape is known: with more, the normalization's channels are not the
+    layer's outputs.
+    """
+
+    name: ClassVar[str] = "fuse_linear_bn"
+    needs_shapes: ClassVar[bool] = True
+
+    def _pairs(self, module: GraphModule) -> Iterator[_Pair]:
+        known = KnownValues(module)
+
+        def linear(node: Node, owner: GraphModule) -> Convolution | None:
+            value = known.tensor(node)
+            flat = value is not None and value.ndim == 2
+            return linear_of(node, owner) if flat else None
+
+        return _pairs(module, linear)
+
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
@@ -89,13 +117,15 @@ class _Pair:
         return weight.numel() * weight.element_size()
 
 
-def _pairs(module: GraphModule) -> Iterator[_Pair]:
+def _pairs(
+    module: GraphModule, layer_of: Callable[[Node, GraphModule], Convolution | None]
+) -> Iterator[_Pair]:
     storage = StorageMap(module.graph)
     for node in module.graph.nodes:
         normalization = normalization_of(node, module)
         if normalization is None or len(normalization.input.users) != 1:
             continue
-        convolution = convolution_of(normalization.input, module)
+        convolution = layer_of(normalization.input, module)
         if convolution is None:
             continue
         pair = _Pair(convolution, normalization)

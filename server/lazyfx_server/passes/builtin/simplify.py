@@ -1,0 +1,166 @@
+"""Passes that take away what changes nothing: no-ops, casts there and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from lazyfx_server.passes.base import Pass, PassContext, PassResult
+from lazyfx_server.passes.calls import KnownValues, in_each, operator_name, same_place
+from lazyfx_server.passes.effects import argument
+from lazyfx_server.passes.operators import words
+from lazyfx_server.passes.storage import StorageMap
+
+# Hand back their operand, or a view of it that differs in its sizes only.
+_VIEWS = words(
+    "view reshape expand permute transpose t squeeze unsqueeze flatten slice narrow contiguous "
+    "to alias view_as reshape_as expand_as swapaxes movedim unflatten"
+)
+# The operand that makes them hand back a copy of the other: name -> that operand.
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "true_divide": 1, "pow": 1}
+_COPIES = words("clone _to_copy")
+_CASTS = words("to _to_copy type float half bfloat16 double")
+
+
+@dataclass(frozen=True)
+class NoOpElimination(Pass):
+    """Removes calls that hand back their operand as it is.
+
+    Views with the sizes and strides of their operand, casts to its own dtype, `x + 0`,
+    `x * 1`, `x / 1`, `x ** 1`, copies. Stays: what somebody writes to, what the caller is
+    handed, and anything whose shape is not known.
+    """
+
+    name: ClassVar[str] = "no_op_elimination"
+    needs_shapes: ClassVar[bool] = True
+
+    def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
+        """Removes in place, in the GraphModules inside too."""
+        return in_each(module, _remove_no_ops, "{} no-ops removed")
+
+
+@dataclass(frozen=True)
+class RemoveDuplicateCasts(Pass):
+    """Removes casts on the way to another cast, where nothing is lost.
+
+    A cast to a type that holds every value of the one before is skipped by the cast after it;
+    if that goes back to the first type, both go: bfloat16 to float32 to bfloat16.
+    """
+
+    name: ClassVar[str] = "remove_duplicate_casts"
+    needs_shapes: ClassVar[bool] = True
+
+    def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
+        """Removes in place, in the GraphModules inside too."""
+        return in_each(module, _remove_casts, "{} casts skipped")
+
+
+def _remove_no_ops(module: GraphModule, known: KnownValues) -> int:
+    storage = StorageMap(module.graph)
+    removed = 0
+    for node in list(module.graph.nodes):
+        operand = _handed_back(node)
+        if operand is None or not _may_go(node, storage):
+            continue
+        before, after = known.tensor(operand), known.tensor(node)
+        if before is None or after is None:
+            continue
+        fresh = operator_name(node) not in _VIEWS
+        alike = _same_values(before, after) if fresh else same_place(before, after)
+        if not alike or (fresh and not _is_private(node, operand, storage)):
+            continue
+        node.replace_all_uses_with(operand)
+        module.graph.erase_node(node)
+        removed += 1
+    return removed
+
+
+def _handed_back(node: Node) -> Node | None:
+    """The operand that a call may hand back, by its name and its literals."""
+    name = operator_name(node)
+    operand = argument(node, 0, "input", node.kwargs.get("self"))
+    if not isinstance(operand, Node):
+        return None
+    if name in _VIEWS:
+        return None if node.kwargs.get("copy") or _copies_by_place(node) else operand
+    if name in _COPIES:
+        return operand
+    if name not in _NEUTRAL or node.kwargs.keys() & {"out", "rounding_mode", "alpha"}:
+        return None
+    other = argument(node, 1, "other", node.kwargs.get("exponent"))
+    is_number = type(other) in (int, float)
+    return operand if is_number and other == _NEUTRAL[name] and len(node.args) <= 2 else None
+
+
+def _copies_by_place(node: Node) -> bool:
+    return operator_name(node) == "to" and any(value is True for value in node.args)
+
+
+def _may_go(node: Node, storage: StorageMap) -> bool:
+    handed_out = any(user.op == "output" for user in node.users)
+    return not (handed_out or storage.written(node)) and storage.effects[node].pure
+
+
+def _is_private(node: Node, operand: Node, storage: StorageMap) -> bool:
+    """Whether nobody can tell the copy from the original: neither is written or handed out."""
+    return not (storage.written(operand) or storage.escapes(node))
+
+
+def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (
+        one.dtype == other.dtype
+        and one.device == other.device
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+    )
+
+
+def _remove_casts(module: GraphModule, known: KnownValues) -> int:
+    storage = StorageMap(module.graph)
+    skipped = 0
+    for node in list(module.graph.nodes):
+        middle = _cast_operand(node, known)
+        source = _cast_operand(middle, known) if middle is not None else None
+        if middle is None or source is None or not _loses_nothing(source, middle, known):
+            continue
+        if any(storage.written(n) for n in (node, middle, source)):
+            continue
+        before, after = known.tensor(source), known.tensor(node)
+        assert before is not None
+        assert after is not None
+        if before.dtype != after.dtype:
+            node.replace_input_with(middle, source)
+        elif _same_values(before, after) and not storage.escapes(node):
+            node.replace_all_uses_with(source)
+            module.graph.erase_node(node)
+        else:
+            continue
+        if not middle.users:
+            module.graph.erase_node(middle)
+        skipped += 1
+    return skipped
+
+
+def _cast_operand(node: Node, known: KnownValues) -> Node | None:
+    """What a call casts, if it does nothing else."""
+    if operator_name(node) not in _CASTS:
+        return None
+    operand = argument(node, 0, "input", node.kwargs.get("self"))
+    before, after = known.tensor(operand), known.tensor(node)
+    if before is None or after is None or not isinstance(operand, Node):
+        return None
+    if before.device != after.device or before.stride() != after.stride():
+        return None
+    return operand if before.dtype != after.dtype else None
+
+
+def _loses_nothing(source: Node, middle: Node, known: KnownValues) -> bool:
+    before, after = known.tensor(source), known.tensor(middle)
+    if before is None or after is None:
+        return False
+    if not (before.dtype.is_floating_point and after.dtype.is_floating_point):
+        return False
+    return torch.promote_types(before.dtype, after.dtype) == after.dtype

@@ -1,0 +1,134 @@
+"""What a node calls, by the operator's own name, however the capture spells it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import Graph, GraphModule, Node
+
+from lazyfx_server.passes import operators
+from lazyfx_server.passes.base import PassResult
+from lazyfx_server.passes.fake import UNKNOWN, FakeRun
+from lazyfx_server.passes.walk import graph_modules
+
+NO_SHAPES = "skipped: the graph carries no shapes"
+
+_PYTHON = {
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.truediv: "div",
+    operator.pow: "pow",
+    operator.matmul: "matmul",
+    operator.neg: "neg",
+    operator.getitem: "getitem",
+}
+
+
+def operator_name(node: Node) -> str:
+    """The operator that a node calls, without namespace and overload; "" for anything else.
+
+    `aten.mul.Tensor`, `torch.mul`, `operator.mul` and the method `mul` are all "mul".
+    """
+    target: Any = node.target
+    if node.op == "call_method":
+        return str(target)
+    if node.op != "call_function":
+        return ""
+    if isinstance(target, OpOverload):
+        return operators.base_name(target) if target.namespace == "aten" else ""
+    if isinstance(target, OpOverloadPacket):
+        name: str = target.__name__
+        return name if getattr(torch.ops.aten, name, None) is target else ""
+    if type(target).__hash__ is None:
+        return ""
+    entry = operators.torch_functions().get(target)
+    return entry[0] if entry else _PYTHON.get(target, "")
+
+
+def spelled_like(node: Node, name: str, overload: str = "default") -> Callable[..., Any]:
+    """An operator as the graph around a node spells them: aten's overload or torch's function."""
+    if isinstance(node.target, OpOverload):
+        found: Callable[..., Any] = getattr(getattr(torch.ops.aten, name), overload)
+        return found
+    function: Callable[..., Any] = getattr(torch, name)
+    return function
+
+
+class KnownValues:
+    """The metadata of a graph's values as plain fake tensors; nothing is computed."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self._run = FakeRun(module)
+        self._known: dict[Node, Any] = {}
+
+    def tensor(self, node: object) -> torch.Tensor | None:
+        """The value of a node if it is one strided tensor with plain sizes, else None."""
+        if not isinstance(node, Node):
+            return None
+        if node not in self._known:
+            self._known[node] = self._look(node)
+        found: torch.Tensor | None = self._known[node]
+        return found
+
+    def attribute(self, path: str) -> torch.Tensor | None:
+        """What is known of a tensor attribute, whether a node reads it or a module holds it."""
+        node = Graph(owning_module=self._run.module).create_node("get_attr", path)
+        return self._look(node)
+
+    def _look(self, node: Node) -> torch.Tensor | None:
+        value = self._run.known(node)
+        if value is UNKNOWN and node.op == "get_attr":
+            value = self._run.compute(node)
+        if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+            return None
+        plain = all(type(n) is int for n in (*value.shape, *value.stride()))
+        return value if plain else None
+
+    @property
+    def any_known(self) -> bool:
+        """Whether the graph carries shapes at all."""
+        return any(
+            self.tensor(node) is not None
+            for node in self._run.module.graph.nodes
+            if node.op.startswith("call_")
+        )
+
+
+def same_place(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two fake tensors have the same dtype, device, sizes, strides and offset."""
+    return (
+        one.dtype == other.dtype
+        and one.device == other.device
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.storage_offset() == other.storage_offset()
+        and one.is_conj() == other.is_conj()
+        and one.is_neg() == other.is_neg()
+    )
+
+
+def in_each(
+    module: GraphModule, work: Callable[[GraphModule, KnownValues], int], note: str
+) -> PassResult:
+    """Does work that needs shapes in a module and in the GraphModules inside it.
+
+    Args:
+        module: Where to work.
+        work: Changes one module in place; returns how many changes it made.
+        note: Says so, with {} for the number.
+    """
+    parts = [(part, KnownValues(part)) for part in graph_modules(module)]
+    if not any(known.any_known for _, known in parts):
+        return PassResult(module, False, NO_SHAPES)
+    changed = 0
+    for part, known in parts:
+        here = work(part, known)
+        if here:
+            part.recompile()
+        changed += here
+    return PassResult(module, changed > 0, note.format(changed) if changed else "")

@@ -1,0 +1,281 @@
+"""Compares what a graph computes before and after a pass, on random inputs.
+
+Nothing of a caller is needed: inputs are made from the metadata, and tensors whose values
+are not here are random too, the same before and after. The graph is run node by node, so
+that no code is generated for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lazyfx.wire.tensors import stand_in_of
+from lazyfx.wire.values import fake_tensor, materialize
+from lazyfx_server.passes.base import Pass, PassLimits
+from lazyfx_server.passes.errors import PassError
+from lazyfx_server.passes.fake import in_fresh_thread
+
+_SEED = 20105257
+
+
+@dataclass
+class NumericVerifier:
+    """Remembers what the module computed last, and compares.
+
+    Attributes:
+        limits: Bounds; `max_verify_bytes` holds for inputs and attributes together.
+        passes: Passes that were compared.
+        tensors: Tensors that the last comparison looked at.
+        max_difference: The largest difference seen.
+    """
+
+    limits: PassLimits
+    passes: int = 0
+    tensors: int = 0
+    max_difference: float = 0.0
+    _inputs: list[Any] = field(default_factory=list)
+    _values: _Values = field(default_factory=lambda: _Values())
+    _last: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def start(self, module: GraphModule) -> None:
+        """Takes note of what a module computes before the first pass.
+
+        Raises:
+            PassError: It cannot be run: an input has no shape (kind "precondition"), the
+                tensors are too large (kind "limit"), or a node fails.
+        """
+        mode = FakeTensorMode()
+        generator = torch.Generator().manual_seed(_SEED)
+        self._inputs = [
+            _input_for(node, mode, generator)
+            for node in module.graph.nodes
+            if node.op == "placeholder"
+        ]
+        self._values.add(module, generator)
+        size = _bytes([*self._inputs, *self._values.all()])
+        if size > self.limits.max_verify_bytes:
+            raise PassError(
+                f"verify would make {size} bytes of tensors, the limit is "
+                f"{self.limits.max_verify_bytes}; leave verify out",
+                kind="limit",
+                field="verify",
+            )
+        try:
+            self._last = self._run(module)
+        except Exception as error:
+            raise PassError(
+                f"verify cannot run the graph on random inputs: {_one_line(error)}",
+                kind="precondition",
+                field="verify",
+            ) from error
+
+    def check(self, module: GraphModule, pass_: Pass) -> None:
+        """Compares a module with what was last seen, and remembers it.
+
+        Raises:
+            PassError: It computes something else, or cannot be run any more (kind
+                "precondition").
+        """
+        try:
+            found = self._run(module)
+        except Exception as error:
+            raise PassError(
+                f"verify: the graph runs no more after the pass: {_one_line(error)}",
+                kind="precondition",
+            ) from error
+        self.passes += 1
+        self.tensors = len(self._last)
+        for name, expected in self._last.items():
+            difference = _difference(expected, found.get(name))
+            if not difference <= pass_.tolerance:
+                raise PassError(
+                    f"verify: the pass changed {name}: it differs by {difference:.3g} of its "
+                    f"largest value, {pass_.tolerance:g} is allowed; leave the pass out",
+                    kind="precondition",
+                )
+            self.max_difference = max(self.max_difference, difference)
+        self._last = found
+
+    def _run(self, module: GraphModule) -> dict[str, torch.Tensor]:
+        return in_fresh_thread(lambda: _outcome(module, self._inputs, self._values))
+
+
+class _Values:
+    """Concrete values of attributes: their own if they are here, else random ones."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def add(self, module: torch.nn.Module, generator: torch.Generator) -> None:
+        """Makes values for the tensors that are only described."""
+        for part in module.modules():
+            for tensor in vars(part).values():
+                self._add(tensor, generator)
+            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                self._add(tensor, generator)
+
+    def _add(self, tensor: object, generator: torch.Generator) -> None:
+        if isinstance(tensor, torch.Tensor) and tensor.is_meta and id(tensor) not in self._made:
+            stand_in = stand_in_of(tensor)
+            like = tensor
+            if stand_in is not None:
+                row = stand_in.tables.body.tensors[stand_in.attribute.tensor]
+                like = fake_tensor(stand_in.tables, row, FakeTensorMode())
+            value = _random(like, generator).requires_grad_(tensor.requires_grad)
+            # The tensor is kept so that its id stays its own.
+            self._made[id(tensor)] = (tensor, value)
+
+    def all(self) -> Iterable[torch.Tensor]:
+        """Every value made."""
+        return [value for _, value in self._made.values()]
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The concrete value that stands for an attribute."""
+        found = self._made.get(id(tensor))
+        return tensor if found is None else found[1]
+
+
+class _Run(Interpreter):
+    """Runs a graph with other attributes than the module's own; writes reach only copies."""
+
+    def __init__(self, module: GraphModule, values: _Values, copies: _Copies) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self._values = values
+        self._copies = copies
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return self._concrete(value) if isinstance(value, torch.Tensor) else value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        called = self.fetch_attr(target)
+        if isinstance(called, GraphModule):
+            return _Run(called, self._values, self._copies).run(*args)
+        tensors = {
+            name: self._concrete(tensor)
+            for name, tensor in (*called.named_parameters(), *called.named_buffers())
+        }
+        return torch.func.functional_call(called, tensors, args, dict(kwargs))
+
+    def _concrete(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._copies.of(self._values.of(tensor))
+
+
+class _Copies:
+    """One copy of each tensor of a run: written in place of it, and a leaf behind it."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The copy that stands for a tensor in this run."""
+        if id(tensor) not in self._made:
+            leaf = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+            # Not the leaf: what requires gradients may be written only if it is no leaf.
+            self._made[id(tensor)] = (tensor, leaf, leaf.clone() if leaf.requires_grad else leaf)
+        return self._made[id(tensor)][2]
+
+    def leaves(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """The leaves behind the copies of these tensors, where there are any with gradients."""
+        known = (self._made[id(t)][1] for t in tensors if id(t) in self._made)
+        return [leaf for leaf in known if leaf.requires_grad]
+
+
+def _outcome(module: GraphModule, inputs: list[Any], values: _Values) -> dict[str, torch.Tensor]:
+    """Outputs, tensors that may have been written, and gradients, by what to call them."""
+    torch.manual_seed(_SEED)
+    copies = _Copies()
+    args = [copies.of(v) if isinstance(v, torch.Tensor) else v for v in inputs]
+    result = _Run(module, values, copies).run(*args)
+    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    found = {f"output {i}": tensor for i, tensor in enumerate(outputs)}
+    given = [v for v in inputs if isinstance(v, torch.Tensor)]
+    found |= {f"input {i} afterwards": copies.of(v) for i, v in enumerate(given)}
+    found |= {f"attribute {i} afterwards": copies.of(v) for i, v in enumerate(values.all())}
+    sources = [*given, *values.all()]
+    found |= {f"gradient {i}": g for i, g in enumerate(_gradients(outputs, copies, sources))}
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _gradients(
+    outputs: list[torch.Tensor], copies: _Copies, sources: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    leaves = copies.leaves(sources)
+    differentiable = [t for t in outputs if t.requires_grad and t.is_floating_point()]
+    if not leaves or not differentiable:
+        return []
+    total = torch.stack([t.float().square().sum() for t in differentiable]).sum()
+    try:
+        found = torch.autograd.grad(total, leaves, allow_unused=True)
+    except RuntimeError:  # backward graphs call operators that have no derivative
+        return []
+    return [torch.zeros(()) if gradient is None else gradient for gradient in found]
+
+
+def _input_for(node: Node, mode: FakeTensorMode, generator: torch.Generator) -> Any:
+    known = materialize(node, mode)
+    if known is None:
+        known = node.meta.get("example_value")
+    if known is None:
+        raise PassError(
+            "verify makes inputs from their shapes, and this input carries none",
+            kind="precondition",
+            field="verify",
+            node=node.name,
+        )
+
+    def make(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return _random(leaf, generator).requires_grad_(leaf.requires_grad)
+        if isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return leaf.node.hint
+        return leaf
+
+    return tree_map(make, known)
+
+
+def _random(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Values that models digest: small matrices, positive vectors, indices that exist."""
+    shape = [int(size) for size in like.shape]
+    if like.dtype.is_floating_point or like.dtype.is_complex:
+        if len(shape) >= 2:
+            base = torch.randn(shape, generator=generator) / max(1, shape[-1]) ** 0.5
+        else:
+            base = torch.rand(shape, generator=generator) + 0.5
+    else:
+        base = torch.randint(0, 2, shape, generator=generator)
+    device = like.device if like.device.type != "meta" else torch.device("cpu")
+    made = torch.empty_strided(shape, [int(s) for s in like.stride()], dtype=like.dtype)
+    return made.copy_(base).to(device).detach()
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor | None) -> float:
+    """The largest difference, relative to the largest value; infinite for another kind."""
+    if found is None or expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return 0.0 if torch.equal(expected, found) else float("inf")
+    one, two = expected.double(), found.double()
+    finite = one.isfinite()
+    if not torch.equal(finite, two.isfinite()) or not finite.any():
+        return 0.0 if torch.equal(finite, two.isfinite()) else float("inf")
+    scale = max(1.0, float(one[finite].abs().max()))
+    return float((one[finite] - two[finite]).abs().max()) / scale
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    tensors = (leaf for leaf in tree_leaves(list(values)) if isinstance(leaf, torch.Tensor))
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,88 @@
+"""The pass library through a server: handles compute what the model computes."""
+
+from __future__ import annotations
+
+import models
+import pytest
+import torch
+from torch.fx import symbolic_trace
+
+import lazyfx
+from lazyfx.errors import InvalidRequestError, PreconditionError
+
+PIPELINE = [
+    lazyfx.until_stable("no_op_elimination", "common_subexpression_elimination", at_most=4),
+    "sink_views",
+    "remove_duplicate_casts",
+    "merge_matmul",
+    "fuse_attention",
+    "dead_code_elimination",
+    "analyze",
+    lazyfx.pass_spec("split_module", max_nodes=30),
+]
+
+
+@pytest.fixture(scope="module")
+def bert():
+    model, example = models.bert()
+    return model, example, torch.export.export(model, (), kwargs=example, strict=False)
+
+
+def test_a_long_pipeline_verified(client: lazyfx.Client, bert):
+    model, example, program = bert
+    module = client.compile(program, PIPELINE, verify=True)
+    with torch.no_grad():
+        torch.testing.assert_close(module(**example)[0], model(**example)[0])
+    report = module.report
+    assert report.pipeline.startswith("until_stable{at_most=4}(no_op_elimination,common")
+    rows = {row.name: row for row in report.passes}
+    assert rows["no_op_elimination"].runs >= 2
+    assert rows["analyze"].data["flops"] > 0
+    assert "parts" in rows["split_module"].note
+    assert report.verified is not None
+    assert report.verified.passes >= 3
+    assert report.verified.max_difference < 1e-3
+    assert sum(m.recompiles.requested for m in report.modules) == report.recompiles.requested
+    assert next(m.path for m in report.modules) == ""
+    assert "submod_0" in module.code
+
+
+def test_weights_in_int8_come_back_as_constants(client: lazyfx.Client, bert):
+    model, example, program = bert
+    module = client.compile(program, [lazyfx.pass_spec("quantize_weights", min_elements=64)])
+    graph_module = module.graph_module()
+    int8 = [t for n, t in vars(graph_module).items() if n.startswith("_int8_weight")]
+    int8 += [t for n, t in graph_module.named_buffers() if "_int8_weight" in n]
+    assert int8
+    assert all(t.dtype == torch.int8 for t in int8)
+    with torch.no_grad():
+        expected = model(**example)[0]
+        assert (module(**example)[0] - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_verify_refuses_a_rewrite_that_changes_results(client: lazyfx.Client, bert):
+    _, _, program = bert
+    aten = torch.ops.aten
+    gelu = lazyfx.replace_pattern((lambda x: aten.gelu.default(x), lambda x: aten.relu.default(x)))
+    with pytest.raises(PreconditionError, match="verify: the pass changed output"):
+        client.compile(program, ["dead_code_elimination", gelu], verify=True)
+    assert client.compile(program, ["dead_code_elimination", gelu]).report.verified is None
+
+
+def test_verify_needs_shapes_and_says_so(client: lazyfx.Client):
+    with pytest.raises(PreconditionError, match="verify makes inputs from their shapes"):
+        client.compile(symbolic_trace(lambda x: x + 1), ["dead_code_elimination"], verify=True)
+
+
+def test_wrong_options_name_their_field(client: lazyfx.Client):
+    module = symbolic_trace(lambda x: x + 1)
+    for spec in (
+        lazyfx.pass_spec("split_module"),
+        lazyfx.pass_spec("convert_dtype", dtype="int8"),
+        lazyfx.pass_spec("merge_matmul", at_least=1),
+        lazyfx.pass_spec("decompose", operators=["aten.no_such"]),
+        lazyfx.pass_spec("partition_by_support"),
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            client.compile(module, [spec])
+        assert caught.value.violations[0].field.startswith("passes[0].options")
