@@ -36,9 +36,9 @@ from lazyfx_server.config_parts import (
     request_limits,
 )
 from lazyfx_server.errors import RequestError
-from lazyfx_server.execution import ForkServer, ProcessExecutor
-from lazyfx_server.native.job import run_native_job
+from lazyfx_server.execution import ForkServer, RestartReason
 from lazyfx_server.passes import Registry
+from lazyfx_server.pools import device_worker, native_workers, pass_workers, protection
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
@@ -53,7 +53,6 @@ from lazyfx_server.telemetry import (
 )
 from lazyfx_server.telemetry.http import TelemetryServer
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
-from lazyfx_server.worker import run_job
 
 _log = logging.getLogger("lazyfx_server")
 
@@ -103,18 +102,19 @@ class App:
         signer = artifact_signer(settings)
         quotas = Quotas(quota_limits(settings))
         entrance = door(settings)
-        self._executor = ProcessExecutor(
-            run_job,
-            forkserver=forkserver,
-            workers=settings.workers,
-            max_jobs=settings.worker_max_jobs,
-            on_restart=lambda reason: observers.observe(WorkerRestarted(reason)),
-        )
+        confined = protection(settings)
+
+        def restarted(reason: RestartReason) -> None:
+            observers.observe(WorkerRestarted(reason))
+
+        self._executor = pass_workers(settings, forkserver, confined.layers, restarted)
+        self._device_executor = device_worker(forkserver, restarted)
         gauges = Gauges(
             store=self._store.tiers,
             in_flight=self._in_flight,
             workers=lambda: len(self._executor.pids),
             devices=self._devices.memory,
+            sandbox=lambda: confined.layers,
         )
         observers = Observers(
             ledger,
@@ -128,9 +128,10 @@ class App:
             ),
         )
         self._observers = observers
-        self._native_executor = _native_executor(settings, forkserver, observers)
+        self._native_executor = native_workers(settings, forkserver, restarted)
         self._native = native_compiles(settings, self._native_executor, observers)
         self._jobs = Jobs(self._executor, settings.job_timeout)
+        self._device_jobs = Jobs(self._device_executor or self._executor, settings.job_timeout)
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(settings.workers, settings.max_queue)
         self._compiler = Compiler(
@@ -172,6 +173,7 @@ class App:
                 signer,
                 lambda: self._native.target,
                 entrance.identification,
+                pb.SandboxStatus(layers=confined.layers, missing=confined.missing),
             ),
             store_stats=self._store.stats,
             quotas=quotas,
@@ -218,6 +220,8 @@ class App:
             raise OSError(f"cannot listen on {self._settings.listen}: {error}") from error
         await self._telemetry.start()
         await self._executor.start()
+        if self._device_executor is not None:
+            await self._device_executor.start()
         await self._refresh_devices()
         if self._native_executor is not None:
             await self._native_executor.start()
@@ -248,6 +252,8 @@ class App:
             _log.warning("requests were still under way after the grace period; they are ended")
         await self._server.stop(0)
         await self._executor.close()
+        if self._device_executor is not None:
+            await self._device_executor.close()
         if self._native_executor is not None:
             await self._native_executor.close()
         self._native.close()
@@ -307,21 +313,6 @@ class App:
 
     async def _refresh_devices(self) -> None:
         try:
-            self._devices.infos = tuple((await self._jobs.describe()).devices)
+            self._devices.infos = tuple((await self._device_jobs.describe()).devices)
         except RequestError as error:
             _log.warning("workers could not tell their devices: %s", error)
-
-
-def _native_executor(
-    settings: Settings, forkserver: ForkServer, observer: Observers
-) -> ProcessExecutor | None:
-    """Processes for native compiles, each for one job; None when the settings want none."""
-    if not settings.native:
-        return None
-    return ProcessExecutor(
-        run_native_job,
-        forkserver=forkserver,
-        workers=settings.native_workers,
-        max_jobs=1,
-        on_restart=lambda reason: observer.observe(WorkerRestarted(reason)),
-    )

@@ -95,6 +95,13 @@ class Settings(BaseSettings):
     worker_threads: int = Field(default=1, ge=1, le=256)
     """CPU threads that torch uses in each worker."""
 
+    worker_memory_bytes: ByteSize = Field(default=ByteSize(8 * GIB))
+    """Address space that a worker may take beyond what it starts with."""
+
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """Confinement of the workers that run passes. auto: all that the kernel has, and a warning
+    where it lacks something; required: do not start without all of it; off: none."""
+
     worker_max_jobs: int = Field(default=1000, ge=1)
     """Jobs after which a worker process is replaced (generated source is never freed by Python)."""
 
@@ -138,6 +145,9 @@ class Settings(BaseSettings):
 
     job_timeout: float = Field(default=120.0, gt=0)
     """Seconds that one job may take in a worker before it is killed."""
+
+    job_cpu_seconds: float = Field(default=600.0, gt=0)
+    """Processor seconds that one job may use, on all its threads, before it is killed."""
 
     native: bool = False
     """Make native artifacts with Inductor for torch.compile(backend="lazyfx"). Needs a C++

@@ -63,10 +63,22 @@ def run_job(data: bytes) -> bytes:
         result.error.kind = worker.JOB_ERROR_KIND_INVALID
         result.error.message = str(error)
     except Exception as error:  # noqa: BLE001 - an answer must go back whatever happened
+        if _is_out_of_memory(error):
+            result.error.kind = worker.JOB_ERROR_KIND_LIMIT
+            result.error.message = (
+                "the job needs more memory than a worker may take (setting worker_memory_bytes)"
+            )
+            return result.SerializeToString()
         _log.exception("a job failed")
         result.error.kind = worker.JOB_ERROR_KIND_INTERNAL
         result.error.message = f"{type(error).__name__} in the worker"
     return result.SerializeToString()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 class _ValuesMissing(Exception):  # noqa: N818 - not a failure but a question

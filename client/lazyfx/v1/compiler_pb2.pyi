@@ -1583,6 +1583,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     BUILDER_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
     IDENTIFICATION_FIELD_NUMBER: builtins.int
+    SANDBOX_FIELD_NUMBER: builtins.int
     lazyfx_version: builtins.str
     torch_version: builtins.str
     python_version: builtins.str
@@ -1612,6 +1613,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     def native(self) -> Global___NativeTarget:
         """Where native artifacts of this server run; left out when it makes none."""
 
+    @property
+    def sandbox(self) -> Global___SandboxStatus:
+        """How the workers that run passes are confined."""
+
     def __init__(
         self,
         *,
@@ -1629,11 +1634,38 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         builder: builtins.str = ...,
         native: Global___NativeTarget | None = ...,
         identification: builtins.str = ...,
+        sandbox: Global___SandboxStatus | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["native", b"native", "uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["native", b"native", "sandbox", b"sandbox", "uptime", b"uptime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
+
+@typing.final
+class SandboxStatus(google.protobuf.message.Message):
+    """The layers of the sandbox around workers: "privileges", "limits", "landlock", "seccomp"."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What holds."""
+
+    @property
+    def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What does not, because the kernel lacks it or the operator turned it off."""
+
+    def __init__(
+        self,
+        *,
+        layers: collections.abc.Iterable[builtins.str] | None = ...,
+        missing: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["layers", b"layers", "missing", b"missing"]) -> None: ...
+
+Global___SandboxStatus: typing_extensions.TypeAlias = SandboxStatus
 
 @typing.final
 class VerifyKey(google.protobuf.message.Message):

@@ -215,7 +215,7 @@ class Artifacts:
                 job.constants.add(digest=digest, data=data)
         async with self._admission.slot(module.tenant.name):
             with self._quotas.working(module.tenant):
-                result = await self._jobs.render(job)
+                result = await self._jobs.render(job, module.tenant.name)
         record = _record(result.data, result.media_type)
         rendered = self._signed(record, module, request.kind, result.seconds)
         await self._keep(place, record)

@@ -192,7 +192,7 @@ class Compiler:
             # sent first is asked for again at once.
             self._observer.observe(LookupMade("miss", pb.MissReason.Name(miss.reason)))
             with self._quotas.working(wanted.tenant):
-                result = await self._jobs.compile(job)
+                result = await self._jobs.compile(job, wanted.tenant.name)
         report = result.report
         report.queue_seconds = queued
         report.created.GetCurrentTime()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.message import DecodeError
 
 from lazyfx.errors import FieldViolation
+from lazyfx_server.compiling.validation import check_compiled, check_rendered
 from lazyfx_server.errors import (
     InternalError,
     InvalidRequestError,
@@ -13,7 +14,7 @@ from lazyfx_server.errors import (
     TimedOutError,
     UnmetError,
 )
-from lazyfx_server.execution import ExecutionError, Executor, WorkerTimedOut
+from lazyfx_server.execution import ExecutionError, Executor, WorkerOutOfCpu, WorkerTimedOut
 from lazyfx_server.v1 import worker_pb2 as worker
 
 
@@ -31,21 +32,25 @@ class Jobs:
         self._timeout = timeout
         self._setting = setting
 
-    async def compile(self, job: worker.CompileJob) -> worker.CompileResult:
-        """Run passes over a graph.
+    async def compile(self, job: worker.CompileJob, owner: str) -> worker.CompileResult:
+        """Run passes over a graph of this owner.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        return (await self._run(worker.Job(compile=job))).compile
+        result = (await self._run(worker.Job(compile=job), owner)).compile
+        await check_compiled(result)
+        return result
 
-    async def render(self, job: worker.RenderJob) -> worker.RenderResult:
-        """Render one artifact.
+    async def render(self, job: worker.RenderJob, owner: str) -> worker.RenderResult:
+        """Render one artifact of this owner.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        return (await self._run(worker.Job(render=job))).render
+        result = (await self._run(worker.Job(render=job), owner)).render
+        check_rendered(job, result)
+        return result
 
     async def describe(self) -> worker.DescribeResult:
         """Ask what devices workers see."""
@@ -67,10 +72,16 @@ class Jobs:
         """
         return (await self._run(worker.Job(describe_native=job))).describe_native
 
-    async def _run(self, job: worker.Job) -> worker.JobResult:
+    async def _run(self, job: worker.Job, owner: str | None = None) -> worker.JobResult:
+        data = job.SerializeToString()
         try:
-            answer = await self._executor.run(job.SerializeToString(), timeout=self._timeout)
+            answer = await self._executor.run(data, timeout=self._timeout, owner=owner)
             result = worker.JobResult.FromString(answer)
+        except WorkerOutOfCpu as error:
+            raise TimedOutError(
+                f"the job used more than {error.seconds:g} processor seconds and was stopped; send "
+                "a smaller graph or fewer passes, or raise job_cpu_seconds"
+            ) from error
         except WorkerTimedOut as error:
             raise TimedOutError(
                 f"the job took longer than {self._timeout:g} s and was stopped; send a smaller "

@@ -10,6 +10,7 @@ from lazyfx_server.execution.base import (
     ResultTooLarge,
     WorkerCrashed,
     WorkerFailed,
+    WorkerOutOfCpu,
     WorkerTimedOut,
 )
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
@@ -29,6 +30,7 @@ __all__ = [
     "ResultTooLarge",
     "WorkerCrashed",
     "WorkerFailed",
+    "WorkerOutOfCpu",
     "WorkerTimedOut",
     "start_forkserver",
 ]

@@ -5,6 +5,7 @@
     ExecutionError
     ├── WorkerCrashed     the worker process died under the job, or could not start
     ├── WorkerTimedOut    the job overran its time and was stopped
+    │   └── WorkerOutOfCpu    it used up its processor seconds
     ├── WorkerFailed      the job raised; the worker lives on
     ├── ResultTooLarge    the job's result is over the bound; the worker lives on
     └── ExecutorClosed    the executor is closing or closed
@@ -44,6 +45,14 @@ class WorkerTimedOut(ExecutionError):  # noqa: N818 - reads as what happened
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         super().__init__(f"the job ran longer than {seconds:g} s and was stopped")
+
+
+class WorkerOutOfCpu(WorkerTimedOut):
+    """The job used more processor seconds than it may; the kernel ended its worker.
+
+    Attributes:
+        seconds: The bound.
+    """
 
 
 class WorkerFailed(ExecutionError):  # noqa: N818 - reads as what happened
@@ -104,7 +113,7 @@ class Executor(Protocol):
             WorkerCrashed: A worker could not be started.
         """
 
-    async def run(self, job: bytes, *, timeout: float) -> bytes:
+    async def run(self, job: bytes, *, timeout: float, owner: str | None = None) -> bytes:
         """Runs one job and returns its result.
 
         Waits for a free worker first, for as long as that takes: how many may
@@ -113,6 +122,8 @@ class Executor(Protocol):
         Args:
             job: What the worker's function is called with.
             timeout: Seconds that the job may run, counted from when a worker has it.
+            owner: Whose job it is; no process runs jobs of two owners. None is the server's
+                own, which may run in any.
 
         Raises:
             WorkerFailed: The function raised.

@@ -48,8 +48,9 @@ class InlineExecutor:
         """Starts the threads."""
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="lazyfx-job")
 
-    async def run(self, job: bytes, *, timeout: float) -> bytes:
+    async def run(self, job: bytes, *, timeout: float, owner: str | None = None) -> bytes:
         """Runs one job; see `Executor.run`. A job that overruns keeps its thread until it ends."""
+        del owner  # one process, whoever asks
         await self._free.acquire()
         if self._closed or self._threads is None:
             self._free.release()

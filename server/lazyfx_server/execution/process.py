@@ -40,6 +40,7 @@ class ProcessExecutor:
             for the fork server's imports.
         cancel_grace: Seconds that a job may go on when its caller has gone away; a
             worker that ends its job in time need not be replaced.
+        cpu_seconds: Processor seconds that one job may use; None for no bound.
         on_restart: Told of each replaced worker.
     """
 
@@ -54,11 +55,12 @@ class ProcessExecutor:
         initializer: Callable[[], None] | None = None,
         start_timeout: float = 120.0,
         cancel_grace: float = 1.0,
+        cpu_seconds: float | None = None,
         on_restart: OnRestart | None = None,
     ) -> None:
         if workers < 1 or max_jobs < 1:
             raise ValueError("workers and max_jobs must be at least 1")
-        self._plan = WorkerPlan(function, initializer, max_result_bytes, start_timeout)
+        self._plan = WorkerPlan(function, initializer, max_result_bytes, start_timeout, cpu_seconds)
         self._forkserver = forkserver
         self._workers = workers
         self._max_jobs = max_jobs
@@ -92,22 +94,25 @@ class ProcessExecutor:
             await self.close()
             raise
 
-    async def run(self, job: bytes, *, timeout: float) -> bytes:
+    async def run(self, job: bytes, *, timeout: float, owner: str | None = None) -> bytes:
         """Runs one job; see `Executor.run`.
+
+        A worker that has run jobs of another owner is replaced before it runs this one: what
+        a job could have left behind in it reaches nobody else.
 
         A job whose worker had died before it could begin is given to another
         worker, once. A call that is cancelled leaves its job `cancel_grace`
         seconds to end; then the worker is killed.
         """
         try:
-            return await self._attempt(job, timeout)
+            return await self._attempt(job, timeout, owner)
         except WorkerLost:
-            return await self._attempt(job, timeout)
+            return await self._attempt(job, timeout, owner)
 
-    async def _attempt(self, job: bytes, timeout: float) -> bytes:
+    async def _attempt(self, job: bytes, timeout: float, owner: str | None) -> bytes:
         if self._closed:
             raise ExecutorClosed("the executor is closed")
-        worker = await self._idle.take()
+        worker = await self._worker_for(owner)
         answer = worker.begin(job)
         try:
             await asyncio.wait({answer}, timeout=timeout)
@@ -121,6 +126,16 @@ class ProcessExecutor:
         if answer.cancelled():
             raise ExecutorClosed("the executor was closed while the job ran")
         return answer.result()
+
+    async def _worker_for(self, owner: str | None) -> Worker:
+        worker = await self._idle.take(owner)
+        if owner is None:
+            return worker
+        while worker.owner not in (None, owner):
+            worker.retire("recycled")
+            worker = await self._idle.take(owner)
+        worker.owner = owner
+        return worker
 
     async def _let_finish(
         self, worker: Worker, answer: asyncio.Future[bytes], seconds: float
@@ -214,11 +229,14 @@ class _IdleWorkers:
                 return
         self._idle.append(worker)
 
-    async def take(self) -> Worker:
-        while self._idle:
-            worker = self._idle.pop()
-            if worker.usable:
-                return worker
+    async def take(self, owner: str | None) -> Worker:
+        """A worker that has run this owner's jobs or nobody's, if one is idle; else any."""
+        self._idle = [worker for worker in self._idle if worker.usable]
+        for place in reversed(range(len(self._idle))):
+            if owner is None or self._idle[place].owner in (None, owner):
+                return self._idle.pop(place)
+        if self._idle:
+            return self._idle.pop(0)
         caller: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append(caller)
         try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Final, cast
 
 from lazyfx_server.execution.base import (
@@ -18,6 +21,7 @@ from lazyfx_server.execution.base import (
     ResultTooLarge,
     WorkerCrashed,
     WorkerFailed,
+    WorkerOutOfCpu,
 )
 from lazyfx_server.execution.forkserver import ForkServer
 from lazyfx_server.execution.frames import HEADER, SMALL, Kind, unpack_error
@@ -40,12 +44,14 @@ class WorkerPlan:
         initializer: Called once in the worker before its first job; importable.
         max_result_bytes: Largest result that the worker sends.
         start_timeout: Seconds until a new worker must be ready.
+        cpu_seconds: Processor seconds that one job may use; None for no bound.
     """
 
     function: JobFunction
     initializer: Callable[[], None] | None
     max_result_bytes: int
     start_timeout: float
+    cpu_seconds: float | None = None
 
 
 class Worker(asyncio.Protocol):
@@ -58,6 +64,7 @@ class Worker(asyncio.Protocol):
         pid: Its process id, which is also its process group's.
         jobs: Jobs handed to it so far.
         reason: Why it ends or ended; None while nobody wants it to.
+        owner: Whose jobs it has run; None before the first.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class Worker(asyncio.Protocol):
     ) -> None:
         self.jobs = 0
         self.reason: RestartReason | None = None
+        self.owner: str | None = None
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
@@ -151,6 +159,8 @@ class Worker(asyncio.Protocol):
             self._answer = None
             answer.set_exception(WorkerLost("the worker had ended"))
             return answer
+        if self._plan.cpu_seconds is not None:
+            _bound_cpu(self.pid, self._plan.cpu_seconds)
         header = HEADER.pack(Kind.JOB, len(job))
         if len(job) <= SMALL:
             self._transport.write(header + job)
@@ -240,12 +250,16 @@ class Worker(asyncio.Protocol):
     def _settle(self) -> None:
         if not (self._exited and self._disconnected) or self.gone.done():
             return
-        ending = _ending(self._process.exitcode if self._process else None)
+        exitcode = self._process.exitcode if self._process else None
+        ending = _ending(exitcode)
         self._process = None  # closes its pipes now, rather than when cycles are collected
         if not self.ready.done():
             self.ready.set_exception(WorkerCrashed(f"a new worker {ending}"))
             self.ready.exception()  # marks it as seen: whoever started it may have left
         answer, self._answer = self._answer, None
+        if answer is not None and not answer.done() and exitcode == -signal.SIGXCPU:
+            self.reason = self.reason or "timeout"
+            answer.set_exception(WorkerOutOfCpu(self._plan.cpu_seconds or 0.0))
         if answer is not None and not answer.done():
             crash = WorkerCrashed if self._started else WorkerLost
             answer.set_exception(crash(f"the worker {ending} while it had the job"))
@@ -269,6 +283,20 @@ def _spawn(
     arguments = (connection, plan.function, plan.initializer, plan.max_result_bytes)
     with connection:
         return forkserver.spawn(serve, arguments)
+
+
+def _bound_cpu(pid: int, seconds: float) -> None:
+    """Let a process use so many more processor seconds; then the kernel ends it.
+
+    Set from outside, so that whatever a job runs cannot change it.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        bound = math.ceil(used + seconds)
+        resource.prlimit(pid, resource.RLIMIT_CPU, (bound, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        return  # it has just ended, which is found out elsewhere; or this is not Linux
 
 
 def _ending(exitcode: int | None) -> str:

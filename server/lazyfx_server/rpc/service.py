@@ -45,6 +45,7 @@ class ServerFacts:
         signer: Knows the public keys.
         native: Where native artifacts run; None when none are made.
         identification: How callers are identified.
+        sandbox: How workers are confined.
     """
 
     workers: int
@@ -52,6 +53,7 @@ class ServerFacts:
     signer: Signer
     native: Callable[[], pb.NativeTarget | None]
     identification: Identification
+    sandbox: pb.SandboxStatus
 
 
 class GraphCompilerService(GraphCompilerServicer):
@@ -219,6 +221,7 @@ class GraphCompilerService(GraphCompilerServicer):
             verify_keys=self._facts.signer.verify_keys,
             builder=self._facts.signer.builder,
             identification=self._facts.identification,
+            sandbox=self._facts.sandbox,
         )
         response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))
         return response

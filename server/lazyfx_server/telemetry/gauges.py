@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,9 +51,11 @@ class Gauges:
         in_flight: Jobs under way by stage, "compile" and "render".
         workers: Worker processes.
         devices: Memory of the devices that workers see.
+        sandbox: Layers of the sandbox that hold.
     """
 
     store: Callable[[], Mapping[str, TierLevels]] = dict
     in_flight: Callable[[], Mapping[str, int]] = dict
     workers: Callable[[], int] = int
     devices: Callable[[], Iterable[DeviceMemory]] = tuple
+    sandbox: Callable[[], Collection[str]] = tuple

@@ -56,6 +56,7 @@ ARTIFACT_KINDS: Final = (
     "torchscript",
     "inductor",
 )
+SANDBOX_LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")
 STORE_OPERATIONS: Final = ("get", "put", "contains", "delete", "quarantine")
 OVERHEAD_STAGES: Final = ("codec", "key", "store", "queue")

@@ -36,6 +36,7 @@ from lazyfx_server.telemetry.labels import (
     OTHER,
     OVERHEAD_STAGES,
     RESTART_REASONS,
+    SANDBOX_LAYERS,
     STORE_OPERATIONS,
     TRIGGERS,
 )
@@ -292,6 +293,13 @@ class _Levels(Collector):
             total.add_metric([device.device], device.total_bytes)
             free.add_metric([device.device], device.free_bytes)
         yield from (total, free)
+        held = self._gauges.sandbox()
+        layers = GaugeMetricFamily(
+            "lazyfx_sandbox_layers", "1 where a layer confines the workers", labels=["layer"]
+        )
+        for layer in SANDBOX_LAYERS:
+            layers.add_metric([layer], float(layer in held))
+        yield layers
 
     def _store(self) -> Iterator[Metric]:
         entries = GaugeMetricFamily("lazyfx_store_entries", "Entries held", labels=["tier"])

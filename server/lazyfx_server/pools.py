@@ -1,0 +1,96 @@
+"""The worker processes of a server: which kinds there are, and how each is confined."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lazyfx_server.confined import confine
+from lazyfx_server.execution import ForkServer, OnRestart, ProcessExecutor
+from lazyfx_server.native.job import run_native_job
+from lazyfx_server.security.sandbox import LAYERS, Policy, available, readable_paths
+from lazyfx_server.settings import Settings
+from lazyfx_server.worker import run_job
+
+_log = logging.getLogger("lazyfx_server")
+
+# There when the machine has a GPU that a confined worker could not ask about.
+_GPU = Path("/dev/nvidiactl")
+
+
+@dataclass(frozen=True)
+class Protection:
+    """How pass workers are confined.
+
+    Attributes:
+        layers: What holds.
+        missing: What does not, because the kernel lacks it or the settings say so.
+    """
+
+    layers: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def protection(settings: Settings) -> Protection:
+    """How pass workers will be confined on this machine.
+
+    Raises:
+        OSError: The settings require more than the kernel has.
+    """
+    layers = () if settings.sandbox == "off" else available()
+    missing = tuple(layer for layer in LAYERS if layer not in layers)
+    if missing and settings.sandbox == "required":
+        raise OSError(
+            f"this kernel lacks {', '.join(missing)}, and the setting sandbox is 'required'; use "
+            "a newer kernel, allow these calls in the container, or accept less with 'auto'"
+        )
+    if missing:
+        _log.warning(
+            "workers are not fully confined: without %s; a hostile graph that gets past the "
+            "checks has the rights of this user",
+            ", ".join(missing),
+        )
+    return Protection(layers, missing)
+
+
+def pass_workers(
+    settings: Settings, forkserver: ForkServer, layers: tuple[str, ...], on_restart: OnRestart
+) -> ProcessExecutor:
+    """Processes that run passes and render, each in its sandbox."""
+    policy = Policy(layers, settings.worker_memory_bytes, readable_paths())
+    return ProcessExecutor(
+        run_job,
+        forkserver=forkserver,
+        workers=settings.workers,
+        max_jobs=settings.worker_max_jobs,
+        initializer=partial(confine, policy),
+        cpu_seconds=settings.job_cpu_seconds,
+        on_restart=on_restart,
+    )
+
+
+def native_workers(
+    settings: Settings, forkserver: ForkServer, on_restart: OnRestart
+) -> ProcessExecutor | None:
+    """Processes for native compiles, each for one job; None when the settings want none.
+
+    They run compilers and load what those make, so no sandbox holds them.
+    """
+    if not settings.native:
+        return None
+    return ProcessExecutor(
+        run_native_job,
+        forkserver=forkserver,
+        workers=settings.native_workers,
+        max_jobs=1,
+        on_restart=on_restart,
+    )
+
+
+def device_worker(forkserver: ForkServer, on_restart: OnRestart) -> ProcessExecutor | None:
+    """A process that is asked about devices and nothing else, where there are GPUs."""
+    if not _GPU.exists():
+        return None
+    return ProcessExecutor(run_job, forkserver=forkserver, workers=1, on_restart=on_restart)

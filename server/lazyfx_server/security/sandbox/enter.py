@@ -1,0 +1,95 @@
+"""Entering the sandbox: every layer that the kernel has, in order, or an error."""
+
+from __future__ import annotations
+
+import os
+import resource
+import site
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lazyfx_server.security.sandbox import landlock, seccomp
+from lazyfx_server.security.sandbox.kernel import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
+
+LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
+"""What a sandbox is made of, in the order in which a process enters it."""
+
+_MOST_FILES = 128
+# What C libraries and torch look at when they count processors and memory.
+_SYSTEM = (
+    "/dev/null", "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime", "/lib", "/lib64",
+    "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu", "/usr/lib", "/usr/lib64",
+    "/usr/local/lib", "/usr/share/zoneinfo",
+)  # fmt: skip
+
+
+class SandboxError(Exception):
+    """A layer that the kernel has could not be entered; the process must not go on."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a process is confined to.
+
+    Attributes:
+        layers: Some of LAYERS.
+        memory_bytes: Address space that it may take beyond what it has.
+        readable: Files and folders that it may read.
+    """
+
+    layers: tuple[str, ...]
+    memory_bytes: int
+    readable: tuple[str, ...]
+
+
+def available() -> tuple[str, ...]:
+    """The layers that this kernel has."""
+    has = {"landlock": landlock.version() > 0, "seccomp": seccomp.is_available()}
+    return tuple(layer for layer in LAYERS if has.get(layer, sys.platform == "linux"))
+
+
+def readable_paths() -> tuple[str, ...]:
+    """Where Python, its packages and the system's libraries are; not the working directory."""
+    found = [sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages(), *_SYSTEM]
+    here = os.path.realpath(os.getcwd())  # noqa: PTH109 - as sys.path has it
+    found += [path for path in sys.path if path and os.path.realpath(path) != here]
+    roots = {"/", os.path.realpath(Path.home())}
+    kept = [path for path in dict.fromkeys(found) if os.path.realpath(path) not in roots]
+    return tuple(kept)
+
+
+def enter(policy: Policy) -> None:
+    """Confine this process for good; call it after everything that it needs was imported.
+
+    Raises:
+        SandboxError: A layer of the policy could not be entered.
+    """
+    try:
+        if "privileges" in policy.layers:
+            prctl(PR_SET_NO_NEW_PRIVS, 1)
+            prctl(PR_SET_DUMPABLE, 0)
+        if "limits" in policy.layers:
+            _limit(policy.memory_bytes)
+        if "landlock" in policy.layers:
+            landlock.read_only(Path(path) for path in policy.readable)
+        if "seccomp" in policy.layers:
+            seccomp.confine()
+    except (OSError, ValueError, OverflowError) as error:
+        raise SandboxError(f"the sandbox could not be entered: {error}") from error
+
+
+def _limit(memory_bytes: int) -> None:
+    used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+    bounds = {
+        resource.RLIMIT_AS: used + memory_bytes,
+        resource.RLIMIT_NOFILE: _MOST_FILES,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+    }
+    for which, bound in bounds.items():
+        _, hard = resource.getrlimit(which)
+        most = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        resource.setrlimit(which, (most, most))

@@ -1,0 +1,50 @@
+"""System calls that Python has no function for."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def prctl(option: int, value: int) -> None:
+    """Change something about this process.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        _raise("prctl")
+
+
+def syscall(number: int, *arguments: object) -> int:
+    """Make a system call.
+
+    Args:
+        number: Which; see `numbers`.
+        arguments: ctypes objects, addresses or integers.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    result: int = _libc.syscall(ctypes.c_long(number), *converted)
+    if result < 0:
+        _raise(f"system call {number}")
+    return result
+
+
+def is_missing(error: OSError) -> bool:
+    """Whether a call failed because the kernel, or what is around it, does not have it."""
+    return error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+
+
+def _raise(what: str) -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, f"{what}: {os.strerror(number)}")
