@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test numerics check proto proto-check bench zoo clean help
+.PHONY: demo test numerics check proto proto-check bench bench-training zoo gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -53,6 +53,33 @@ bench: $(STAMP) ## Measure beside peers, one table; ARGS="--quick --json FILE"
 
 zoo: $(STAMP) ## Take real architectures through the wire in every capture; ARGS="--write docs/zoo.md"
 	$(BIN)/python -m zoo $(ARGS)
+
+bench-training: $(STAMP) ## Time to the first training step, six ways; ARGS="--ranks 1,4"
+	$(BIN)/python -m bench.training $(ARGS)
+
+gpu: $(STAMP) ## On a CUDA host: every test that needs one
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+bench-training: $(STAMP) ## Time to the first training step, six ways; ARGS="--ranks 1,4"
+	$(BIN)/python -m bench.training $(ARGS)
+
+# The host's own torch is used. Without network: run `make gpu-wheels` elsewhere, for the same
+# Python (GPU_PYTHON_VERSION), and carry build/wheels along.
+GPU_PYTHON_VERSION ?= 3.12
+WHEELS := $(wildcard build/wheels)
+GPU_VENV := build/gpu-venv
+
+gpu: ## On a CUDA host: every test that needs one, against the host's own torch
+	$(PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	$(PYTHON) tests/gpu/requirements.py > build/gpu-requirements.txt
+	$(GPU_VENV)/bin/pip install --quiet $(if $(WHEELS),--no-index --find-links $(WHEELS)) --requirement build/gpu-requirements.txt
+	$(GPU_VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(GPU_VENV)/bin/python -m pytest -m gpu tests/gpu
+
+gpu-wheels: ## Download what `make gpu` installs, for a host without network
+	mkdir -p build
+	$(PYTHON) tests/gpu/requirements.py > build/gpu-requirements.txt
+	$(PYTHON) -m pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) --dest build/wheels --requirement build/gpu-requirements.txt
 
 clean: ## Remove what was set up and built
 	rm -rf $(VENV) build dist

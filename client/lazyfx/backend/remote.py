@@ -83,11 +83,18 @@ def make_question(module: GraphModule, inputs: Sequence[Any], options: BackendOp
 
     Raises:
         UnsupportedGraphError: The graph cannot be compiled elsewhere; names the node or input.
+        IncompatibleError: The graph is on a GPU that artifacts are not for.
         LazyfxError: A setting of Inductor is not one that travels.
     """
     if options.compile == "eager":
         return Question(module, None, None, options)
     flat = flatten(module, inputs)
+    if elsewhere := [d for d in flat.devices if d.type == "cuda" and d.index]:
+        # Inductor writes the index of the device into its code, and the server has GPU 0.
+        raise IncompatibleError(
+            f"the graph is on {elsewhere[0]} and artifacts are for cuda:0; let each rank see its "
+            "own GPU as cuda:0 (CUDA_VISIBLE_DEVICES)"
+        )
     request = native_request(flat.devices, options.mode, options.inductor)
     return Question(flat.module, request, flat, options)
 

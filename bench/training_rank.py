@@ -1,0 +1,61 @@
+"""One rank's first training step, as a process of its own; prints what it took as JSON.
+
+Each rank stands for a node: it has its own cache folder and shares nothing with the others.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Train one step as the first argument says, a JSON object."""
+    wanted = json.loads(sys.argv[1])
+    started = time.perf_counter(), _cpu()
+    import torch
+
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    import models
+
+    torch.set_num_threads(1)
+    model, example = getattr(models, wanted["model"])(layers=wanted["layers"], width=64)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-3)
+    torch.manual_seed(0)
+    ready = time.perf_counter(), _cpu()
+    if wanted.get("load"):
+        torch.compiler.load_cache_artifacts(Path(wanted["load"]).read_bytes())
+    compiled = torch.compile(model, backend=wanted["backend"], options=wanted.get("options"))
+    outputs = compiled(**example)
+    loss = outputs[0].float().square().mean()
+    loss.backward()
+    optimizer.step()
+    done = time.perf_counter(), _cpu()
+    if wanted.get("save"):
+        artifacts = torch.compiler.save_cache_artifacts()
+        assert artifacts is not None
+        Path(wanted["save"]).write_bytes(artifacts[0])
+    told = {
+        "loss": float(loss.detach()),
+        "seconds": done[0] - ready[0],
+        "cpu": done[1] - ready[1],
+        "import_cpu": ready[1] - started[1],
+    }
+    if wanted["backend"] == "lazyfx":
+        import lazyfx
+
+        report = lazyfx.backend_report()
+        assert report.remote == len(report.graphs), str(report)
+    sys.stdout.write(json.dumps(told) + "\n")
+
+
+def _cpu() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+if __name__ == "__main__":
+    main()
