@@ -22,6 +22,7 @@ from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs import Blobs
 from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
+from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.explain import Explainer
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger import ServerLedger
@@ -31,6 +32,7 @@ from lazyfx_server.config import Settings
 from lazyfx_server.config_parts import (
     artifact_signer,
     door,
+    ledger_file,
     native_compiles,
     quota_limits,
     request_limits,
@@ -59,6 +61,8 @@ _log = logging.getLogger("lazyfx_server")
 SERVICE_NAME = "lazyfx.v1.GraphCompiler"
 # How often workers are asked about devices, whose memory changes all the time.
 _DEVICE_SECONDS = 15.0
+# How often the ledger is written; a server that is killed forgets as much.
+_LEDGER_SECONDS = 2.0
 _KEEPALIVE: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -96,7 +100,8 @@ class App:
         self._devices = _Devices()
         self._serving = False
         registry = Registry()
-        ledger = ServerLedger()
+        ledger = self._ledger = ServerLedger(ledger_file(settings))
+        costs = MeasuredCosts()
         metrics = new_registry()
         self._store = self._open_store(settings)
         signer = artifact_signer(settings)
@@ -125,6 +130,7 @@ class App:
                 torch_version=version("torch"),
                 python_version=platform.python_version(),
                 gauges=gauges,
+                restored=ledger.restored,
             ),
         )
         self._observers = observers
@@ -144,6 +150,7 @@ class App:
             observer=observers,
             limits=self._limits,
             quotas=quotas,
+            costs=costs,
         )
         self._artifacts = Artifacts(
             catalog=catalog,
@@ -154,6 +161,7 @@ class App:
             signer=signer,
             native=self._native,
             quotas=quotas,
+            costs=costs,
         )
         blobs = Blobs(
             self._store,
@@ -203,7 +211,7 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         address = await self._start()
-        watching = asyncio.ensure_future(self._watch_devices())
+        watching = asyncio.gather(self._watch_devices(), self._keep_ledger())
         metrics_url = f"http://{self._settings.metrics_host}:{self._telemetry.port}/metrics"
         on_ready(address, metrics_url)
         try:
@@ -258,6 +266,7 @@ class App:
             await self._native_executor.close()
         self._native.close()
         await self._store.close()
+        self._ledger.close()
         await self._telemetry.stop()
         _log.info("stopped")
 
@@ -305,6 +314,11 @@ class App:
 
     def _in_flight(self) -> dict[str, int]:
         return {"compile": self._compiler.in_flight, "render": self._artifacts.in_flight}
+
+    async def _keep_ledger(self) -> None:
+        while True:
+            await asyncio.sleep(_LEDGER_SECONDS)
+            await asyncio.to_thread(self._ledger.save)
 
     async def _watch_devices(self) -> None:
         while True:

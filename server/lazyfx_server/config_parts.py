@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.native import NativeCompiles
 from lazyfx_server.compiling.quotas import QuotaLimits
@@ -94,3 +95,10 @@ def request_limits(settings: Settings) -> RequestLimits:
         max_queue=settings.max_queue,
         max_batch_in_flight=settings.max_batch_in_flight,
     )
+
+
+def ledger_file(settings: Settings) -> LedgerFile | None:
+    """Where the ledger is kept between starts; None without a store on disk."""
+    if settings.store_path is None:
+        return None
+    return LedgerFile(settings.store_path / ".ledger" / "counts.json")

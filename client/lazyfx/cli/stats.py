@@ -27,19 +27,23 @@ def stats(
 
 
 def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
-    totals = new_table("since the start", "value", numbers=("value",))
+    totals = new_table("the ledger", "value", numbers=("value",))
     lookups = ledger.hits + ledger.misses + ledger.joins
     rows = (
-        ("started", ledger.since.ToJsonString()),
+        ("counting since", ledger.since.ToJsonString()),
+        ("starts of the server", str(ledger.starts)),
         ("lookups", str(lookups)),
         ("  hits", _share(ledger.hits, lookups)),
         ("  joined one under way", _share(ledger.joins, lookups)),
         ("  misses", _share(ledger.misses, lookups)),
         ("recompiles asked/done/saved", _recompiles(ledger.recompiles)),
-        ("code generation saved", seconds_text(ledger.saved_seconds)),
+        ("code generation saved, estimated", seconds_text(ledger.saved_seconds)),
+        ("  of that by the graph's own measured cost", seconds_text(ledger.saved_seconds_measured)),
+        ("code generation done, measured", seconds_text(ledger.performed_seconds)),
         ("compiles spared by hits and joins", seconds_text(ledger.reused_seconds)),
         ("in passes", seconds_text(ledger.pass_seconds)),
         ("overhead of the service", seconds_text(ledger.overhead_seconds)),
+        ("net: saved + spared - overhead", _signed(ledger.net_seconds)),
         ("store entries", str(ledger.store.entries)),
         (
             "store size",
@@ -51,6 +55,7 @@ def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
         add_row(totals, name, value)
     out.print(totals)
 
+    _print_tenants(out, ledger)
     reasons = new_table("misses because of", "count", numbers=("count",))
     for miss in ledger.miss_reasons:
         name = pb.MissReason.Name(miss.reason).removeprefix("MISS_REASON_").lower()
@@ -72,6 +77,28 @@ def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
             )
     if passes.row_count:
         out.print(passes)
+
+
+def _print_tenants(out: Console, ledger: pb.GetStatsResponse) -> None:
+    numbers = ("hits", "misses", "joins", "asked/done/saved", "saved", "spared", "overhead")
+    tenants = new_table("tenant", *numbers, numbers=numbers)
+    for row in ledger.tenants:
+        add_row(
+            tenants,
+            row.tenant,
+            str(row.hits),
+            str(row.misses),
+            str(row.joins),
+            _recompiles(row.recompiles),
+            seconds_text(row.saved_seconds),
+            seconds_text(row.reused_seconds),
+            seconds_text(row.overhead_seconds),
+        )
+    out.print(tenants)
+
+
+def _signed(seconds: float) -> str:
+    return f"-{seconds_text(-seconds)}" if seconds < 0 else seconds_text(seconds)
 
 
 def _share(count: int, total: int) -> str:

@@ -13,6 +13,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
+from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.key import artifact_digest
@@ -82,6 +83,7 @@ class Artifacts:
         signer: States what each artifact is.
         native: Makes native artifacts.
         quotas: What each tenant may use.
+        costs: Learns what generating code for a graph costs.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Artifacts:
         signer: Signer,
         native: NativeCompiles,
         quotas: Quotas,
+        costs: MeasuredCosts,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -104,6 +107,7 @@ class Artifacts:
         self._signer = signer
         self._native = native
         self._quotas = quotas
+        self._costs = costs
         self._flights: Flights[_Rendered] = Flights()
 
     @property
@@ -224,17 +228,28 @@ class Artifacts:
             source = _record(source_bytes, _SOURCE_TYPE)
             self._signed(source, module, pb.ARTIFACT_KIND_SOURCE)
             await self._keep(source_place, source)
-        if performed := sum(p.count for p in result.performed):
-            module.note_recompiles(performed)
-            await self._catalog.save(module)
-            for recompile in result.performed:
-                self._observer.observe(
-                    RecompilesPerformed(
-                        recompile.pass_name, recompile.trigger, recompile.count, recompile.seconds
-                    )
-                )
+        await self._note_recompiles(module, result)
         module.note_rendered(request.kind)
         return rendered
+
+    async def _note_recompiles(self, module: CompiledModule, result: worker.RenderResult) -> None:
+        if not result.performed:
+            return
+        seconds = sum(p.seconds for p in result.performed)
+        module.note_recompiles(sum(p.count for p in result.performed), seconds)
+        await self._catalog.save(module)
+        graph = module.record.graph_digest
+        self._costs.note(module.tenant.tag, graph, result.seconds_per_node)
+        for recompile in result.performed:
+            self._observer.observe(
+                RecompilesPerformed(
+                    recompile.pass_name,
+                    recompile.trigger,
+                    recompile.count,
+                    recompile.seconds,
+                    module.tenant.name,
+                )
+            )
 
     def _signed(
         self,

@@ -73,12 +73,15 @@ class CompiledModule:
             self.rendered.add(kind)
             self._hit = None
 
-    def note_recompiles(self, performed: int) -> None:
-        """Add recompiles that rendering performed."""
+    def note_recompiles(self, performed: int, seconds: float) -> None:
+        """Add recompiles that rendering performed, and the seconds that they took."""
         recompiles = self.record.report.recompiles
         recompiles.performed += performed
         recompiles.saved = max(0, recompiles.requested - recompiles.performed)
+        self.record.report.performed_seconds += seconds
         self.record.report.stale = False
+        for row in self.record.report.modules:
+            row.stale = False
         self._hit = None
 
 

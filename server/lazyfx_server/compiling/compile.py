@@ -14,6 +14,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
+from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.explain import Explainer, Miss
 from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
@@ -63,6 +64,7 @@ class Compiler:
         observer: Is told what happened.
         limits: Bounds of requests and jobs.
         quotas: What each tenant may use.
+        costs: What generating code for a graph was measured to cost.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Compiler:
         observer: Observer,
         limits: RequestLimits,
         quotas: Quotas,
+        costs: MeasuredCosts,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -87,6 +90,7 @@ class Compiler:
         self._observer = observer
         self._limits = limits
         self._quotas = quotas
+        self._costs = costs
         self._flights: Flights[tuple[CompiledModule, Miss]] = Flights()
         self._known: LRUCache[bytes, _Wanted] = LRUCache(_KNOWN_REQUESTS)
 
@@ -108,16 +112,17 @@ class Compiler:
         if not request.skip_cache_lookup:
             found = await self._catalog.find(tenant, wanted.digest)
             if isinstance(found, CompiledModule):
-                self._observer.observe(LookupMade("hit"))
-                self._observer.observe(Reused(found.report.seconds))
-                self._observer.observe(OverheadSpent("key", time.perf_counter() - wanted.arrived))
+                whose, spent = tenant.name, time.perf_counter() - wanted.arrived
+                self._observer.observe(LookupMade("hit", tenant=whose))
+                self._observer.observe(Reused(found.report.seconds, whose))
+                self._observer.observe(OverheadSpent("key", spent, whose))
                 return found.hit
             damaged = found.damaged
         (module, miss), leads = await self._join(wanted, damaged=damaged)
         if leads:
             return module.answer(pb.CACHE_STATUS_MISS, miss)
-        self._observer.observe(LookupMade("joined"))
-        self._observer.observe(Reused(module.report.seconds))
+        self._observer.observe(LookupMade("joined", tenant=tenant.name))
+        self._observer.observe(Reused(module.report.seconds, tenant.name))
         return module.answer(pb.CACHE_STATUS_JOINED, miss)
 
     async def _join(
@@ -190,7 +195,8 @@ class Compiler:
         async with self._admission.slot(wanted.tenant.name) as queued:
             # Only a miss that is worked on counts as one: a digest whose graph had to be
             # sent first is asked for again at once.
-            self._observer.observe(LookupMade("miss", pb.MissReason.Name(miss.reason)))
+            reason = pb.MissReason.Name(miss.reason)
+            self._observer.observe(LookupMade("miss", reason, wanted.tenant.name))
             with self._quotas.working(wanted.tenant):
                 result = await self._jobs.compile(job, wanted.tenant.name)
         report = result.report
@@ -226,6 +232,7 @@ class Compiler:
                 )
         if missing or body is None:
             raise MissingError("send these blobs and try again", missing)
+        measured = self._costs.of(tenant.tag, request.graph_digest.sha256)
         return worker.CompileJob(
             body=body,
             passes=request.passes,
@@ -234,12 +241,14 @@ class Compiler:
             presentation=request.graph.presentation,
             eager=request.eager,
             verify=request.verify,
+            seconds_per_node=measured,
+            cost_is_measured=measured > 0,
         )
 
     def _tell(self, wanted: _Wanted, result: worker.CompileResult) -> None:
         report = result.report
         passes: Sequence[PassFinished] = [
-            PassFinished(p.name, p.seconds, p.recompiles.requested, p.recompiles.performed)
+            PassFinished(p.name, p.seconds, p.recompiles.requested, p.recompiles.performed, p.runs)
             for p in report.passes
         ]
         in_passes = sum(p.requested for p in passes)
@@ -256,5 +265,8 @@ class Compiler:
                 passes=tuple(passes),
                 pipeline_requested=report.recompiles.requested - in_passes,
                 performed=tuple((p.pass_name, p.trigger, p.count) for p in result.performed),
+                performed_seconds=report.performed_seconds,
+                saved_is_measured=report.saved_basis == pb.ESTIMATE_BASIS_MEASURED,
+                tenant=wanted.tenant.name,
             )
         )

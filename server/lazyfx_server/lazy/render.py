@@ -56,6 +56,7 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
             result.source.CopyFrom(_message_of(source))
         result.data = _from_source(job.kind, module, source)
     result.performed.extend(performed(ledger))
+    result.seconds_per_node = ledger.cost.seconds_per_node if ledger.cost.measured else 0.0
     result.seconds = perf_counter() - started
     return result
 

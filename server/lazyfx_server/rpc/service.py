@@ -228,7 +228,7 @@ class GraphCompilerService(GraphCompilerServicer):
 
     async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
         """See compiler.proto."""
-        return self._ledger.stats(self._store_stats())
+        return self._ledger.stats(self._store_stats(), caller().name)
 
 
 def _described(description: PassDescription) -> pb.PassDescription:

@@ -1,6 +1,7 @@
 """What happened, as data. Rooms make events; exporters turn them into metrics and traces.
 
-Events carry no digests, keys or names of callers: they are counted, not searched.
+Events carry no digests and no keys: they are counted, not searched. A tenant's name is there for
+the ledger; exporters leave it out.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ class LookupMade:
         result: "hit", "miss" or "joined".
         miss_reason: For a miss, the name of the MissReason, e.g. "new_graph"; its
             long form "MISS_REASON_NEW_GRAPH" means the same.
+        tenant: Whose request it was.
     """
 
     result: str
     miss_reason: str = ""
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,11 @@ class Reused:
 
     Attributes:
         seconds: What that compile took when it was run.
+        tenant: Whose request it was.
     """
 
     seconds: float
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +51,14 @@ class PassFinished:
         seconds: Wall seconds in it.
         requested: Times that it called recompile().
         performed: Times that code was generated while it ran.
+        runs: Times that it ran.
     """
 
     name: str
     seconds: float
     requested: int = 0
     performed: int = 0
+    runs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,9 @@ class CompileFinished:
         passes: The passes that ran.
         pipeline_requested: Calls of recompile() between passes.
         performed: Code generations as (pass name or "" between passes, trigger, count).
+        performed_seconds: Measured seconds of those.
+        saved_is_measured: `saved_seconds` rests on the measured cost of the same graph.
+        tenant: Whose request it was.
     """
 
     seconds: float
@@ -80,6 +90,9 @@ class CompileFinished:
     passes: tuple[PassFinished, ...] = ()
     pipeline_requested: int = 0
     performed: tuple[tuple[str, str, int], ...] = ()
+    performed_seconds: float = 0.0
+    saved_is_measured: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +104,14 @@ class RecompilesPerformed:
         trigger: What needed the code: "code", "pickle", "package", "picture", "call".
         count: How often.
         seconds: Seconds that it took.
+        tenant: Whose module it was.
     """
 
     pass_name: str
     trigger: str
     count: int
     seconds: float = 0.0
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +121,12 @@ class OverheadSpent:
     Attributes:
         stage: "codec", "key", "store" or "queue".
         seconds: How long.
+        tenant: Whose request it was.
     """
 
     stage: str
     seconds: float
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

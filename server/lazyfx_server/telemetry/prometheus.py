@@ -8,6 +8,7 @@ increase is seen by rate(); anything else is counted as "other".
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
 
@@ -26,20 +27,18 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
-from lazyfx_server.telemetry import events
+from lazyfx_server.telemetry import counting, events
 from lazyfx_server.telemetry.gauges import Gauges
 from lazyfx_server.telemetry.labels import (
     ARTIFACT_KINDS,
     CODES,
     METHODS,
-    MISS_REASONS,
     OTHER,
-    OVERHEAD_STAGES,
     RESTART_REASONS,
     SANDBOX_LAYERS,
     STORE_OPERATIONS,
-    TRIGGERS,
 )
+from lazyfx_server.telemetry.ledger_counters import LedgerCounter, ledger_counters
 
 _FAST: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 _SLOW: Final = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -55,6 +54,7 @@ class PrometheusObserver:
         torch_version: Of torch.
         python_version: Of Python.
         gauges: Where levels come from.
+        restored: Counts that the ledger brought over from earlier starts.
         tiers: Tiers of the store: values of the label "tier".
     """
 
@@ -67,6 +67,7 @@ class PrometheusObserver:
         torch_version: str,
         python_version: str,
         gauges: Gauges,
+        restored: Mapping[counting.Key, float] | None = None,
         tiers: Sequence[str] = ("memory", "disk"),
     ) -> None:
         # prometheus_client has this switch for the whole process only; a time beside
@@ -74,30 +75,11 @@ class PrometheusObserver:
         disable_created_metrics()
         passes = (*sorted(pass_names), "pipeline", "none")
         make = _Maker(registry)
-        self._requested = make.counter(
-            "recompiles_requested", "Calls of recompile()", {"pass": passes}
-        )
-        self._performed = make.counter(
-            "recompiles_performed",
-            "Generations of Python code",
-            {"pass": passes, "trigger": TRIGGERS},
-        )
-        self._saved = make.counter(
-            "recompiles_saved", "Calls of recompile() that generated nothing", {"pass": passes}
-        )
-        self._saved_seconds = make.counter(
-            "saved_seconds", "Estimated seconds of code generation saved by laziness", {}
-        ).of()
-        self._reused_seconds = make.counter(
-            "reused_seconds", "Measured seconds of compiles that hits and joins spared", {}
-        ).of()
-        self._overhead = make.counter(
-            "overhead_seconds", "Seconds of the service's own making", {"stage": OVERHEAD_STAGES}
-        )
-        self._lookups = make.counter(
-            "lookups", "Compile requests by result", {"result": ("hit", "miss", "joined")}
-        )
-        self._misses = make.counter("misses", "Misses by reason", {"reason": MISS_REASONS})
+        self._counters: defaultdict[str, list[tuple[LedgerCounter, _Family[Counter]]]]
+        self._counters = defaultdict(list)
+        for each in ledger_counters(passes):
+            family = make.counter(each.metric, each.meaning, each.labels)
+            self._counters[each.count].append((each, family))
         self._compile_seconds = make.histogram(
             "compile_seconds", "Seconds of a compile in its worker", (*_FAST[3:], *_SLOW), {}
         ).of()
@@ -136,12 +118,10 @@ class PrometheusObserver:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+        for key, amount in (restored or {}).items():
+            self._add(key, amount)
         self._handlers: dict[type, Callable[[Any], None]] = {
-            events.LookupMade: self._lookup_made,
-            events.Reused: self._reused,
             events.CompileFinished: self._compile_finished,
-            events.RecompilesPerformed: self._recompiles_performed,
-            events.OverheadSpent: self._overhead_spent,
             events.ArtifactServed: self._artifact_served,
             events.NativeCompiled: lambda event: self._native.of(event.result).inc(),
             events.StoreFailed: self._store_failed,
@@ -152,41 +132,21 @@ class PrometheusObserver:
 
     def observe(self, event: events.Event) -> None:
         """Counts an event."""
-        self._handlers[type(event)](event)
+        for key, amount in counting.counts_of(event):
+            self._add(key, amount)
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
 
-    def _lookup_made(self, event: events.LookupMade) -> None:
-        self._lookups.of(event.result).inc()
-        if event.result == "miss":
-            self._misses.of(event.miss_reason.removeprefix("MISS_REASON_").lower()).inc()
-
-    def _reused(self, event: events.Reused) -> None:
-        self._reused_seconds.inc(max(0.0, event.seconds))
+    def _add(self, key: counting.Key, amount: float) -> None:
+        for counter, family in self._counters.get(key[0], ()):
+            if counter.takes(key):
+                family.of(*counter.values(key)).inc(amount)
 
     def _compile_finished(self, event: events.CompileFinished) -> None:
         self._compile_seconds.observe(event.seconds)
-        self._saved_seconds.inc(max(0.0, event.saved_seconds))
-        self._overhead.of("codec").inc(max(0.0, event.codec_seconds))
-        self._overhead.of("queue").inc(max(0.0, event.queue_seconds))
-        rest = event.overhead_seconds - event.codec_seconds - event.queue_seconds
-        self._overhead.of(OTHER).inc(max(0.0, rest))
-        between = 0
-        for name, trigger, count in event.performed:
-            self._performed.of(name or "pipeline", trigger).inc(count)
-            between += 0 if name else count
         for run in event.passes:
             self._pass_seconds.of(run.name).observe(run.seconds)
-            self._count_saved(run.name, run.requested, run.performed)
-        self._count_saved("pipeline", event.pipeline_requested, between)
-
-    def _count_saved(self, name: str, requested: int, performed: int) -> None:
-        self._requested.of(name).inc(max(0, requested))
-        self._saved.of(name).inc(max(0, requested - performed))
-
-    def _recompiles_performed(self, event: events.RecompilesPerformed) -> None:
-        self._performed.of(event.pass_name or "none", event.trigger).inc(event.count)
-
-    def _overhead_spent(self, event: events.OverheadSpent) -> None:
-        self._overhead.of(event.stage).inc(max(0.0, event.seconds))
 
     def _artifact_served(self, event: events.ArtifactServed) -> None:
         self._artifacts.of(event.kind, event.source).inc()
