@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from lazyfx.access import Tls
     from lazyfx.backend import BackendReport, FallbackWarning, backend_report
     from lazyfx.client import AsyncClient, connect_async
+    from lazyfx.explaining import Difference, Explanation, explain
     from lazyfx.module import AsyncRemoteModule
     from lazyfx.passes import PassSpec, pass_spec, replace_pattern, until_stable
+    from lazyfx.picture import Picture
     from lazyfx.report import Cache, PassReport, Recompiles, Report
-    from lazyfx.sync import Client, Picture, RemoteModule, connect
+    from lazyfx.saving import SavedGraph, load_graph, save_graph
+    from lazyfx.sync import Client, RemoteModule, connect
     from lazyfx.verifying import Provenance
     from lazyfx.wire import digest
 
@@ -27,6 +30,8 @@ __all__ = [
     "BackendReport",
     "Cache",
     "Client",
+    "Difference",
+    "Explanation",
     "FallbackWarning",
     "LazyfxError",
     "PassReport",
@@ -36,6 +41,7 @@ __all__ = [
     "Recompiles",
     "RemoteModule",
     "Report",
+    "SavedGraph",
     "Tls",
     "__version__",
     "backend_report",
@@ -43,8 +49,11 @@ __all__ = [
     "connect_async",
     "digest",
     "errors",
+    "explain",
+    "load_graph",
     "pass_spec",
     "replace_pattern",
+    "save_graph",
     "until_stable",
 ]
 
@@ -55,21 +64,27 @@ _HOMES = {
     "Cache": "report",
     "Client": "sync",
     "FallbackWarning": "backend",
+    "Difference": "explaining",
+    "Explanation": "explaining",
     "PassReport": "report",
     "PassSpec": "passes",
-    "Picture": "sync",
+    "Picture": "picture",
     "Provenance": "verifying",
     "Recompiles": "report",
     "RemoteModule": "sync",
     "Report": "report",
     "Tls": "access",
+    "SavedGraph": "saving",
     "backend_report": "backend",
     "connect": "sync",
     "connect_async": "client",
     "digest": "wire",
+    "explain": "explaining",
+    "load_graph": "saving",
     "pass_spec": "passes",
     "replace_pattern": "passes",
     "until_stable": "passes",
+    "save_graph": "saving",
 }
 
 

@@ -53,9 +53,11 @@ class DecodeError(LazyfxError):
     Attributes:
         field: Path of the field at fault within the graph message.
         node: 0-based index of the node at fault in its graph, or None.
+        reason: What is wrong, without field and node.
     """
 
     def __init__(self, message: str, *, field: str = "", node: int | None = None) -> None:
+        self.reason = message
         self.field = field
         self.node = node
         where = f"{field}: " if field else ""

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from lazyfx import wire
 from lazyfx.assembly import GeneratedSource, package_module, pickle_module
+from lazyfx.envelope import check_envelope
 from lazyfx.errors import ArtifactError, LazyfxError, NotFoundError
 from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.preparing import Prepared
@@ -274,7 +275,9 @@ class AsyncRemoteModule:
     async def _compiled_graph(self) -> graph_pb2.CompiledGraph:
         data = await self._artifact(pb.ARTIFACT_KIND_GRAPH)
         await self._fetch_constants()
-        return graph_pb2.CompiledGraph.FromString(data)
+        compiled = graph_pb2.CompiledGraph.FromString(data)
+        check_envelope(compiled.graph)
+        return compiled
 
     def _rebuild(
         self, compiled: graph_pb2.CompiledGraph, module_class: type[GraphModule]

@@ -19,6 +19,7 @@ from lazyfx.client import AsyncClient, Progress
 from lazyfx.errors import LazyfxError
 from lazyfx.module import AsyncRemoteModule, OnProgress
 from lazyfx.passes import Modes, PassSpec
+from lazyfx.picture import Picture
 from lazyfx.preparing import Prepared
 from lazyfx.report import Cache, Report
 from lazyfx.v1 import compiler_pb2 as pb
@@ -152,21 +153,6 @@ class RemoteModule:
     def save_torchscript(self, path: str | Path) -> Path:
         """Write a TorchScript archive; see `AsyncRemoteModule.torchscript`."""
         return self._loop.run(self._remote.save_torchscript(path))
-
-
-class Picture(str):
-    """SVG text that displays itself in a notebook."""
-
-    __slots__ = ()
-
-    def _repr_svg_(self) -> str:
-        return str(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the picture to a file and return its path."""
-        target = Path(path)
-        target.write_text(self, encoding="utf-8")
-        return target
 
 
 class Client:

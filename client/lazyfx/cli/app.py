@@ -9,6 +9,7 @@ import typer
 import lazyfx
 from lazyfx.cli.batch import batch
 from lazyfx.cli.demo import demo
+from lazyfx.cli.explain import explain
 from lazyfx.cli.keys import keys
 from lazyfx.cli.optimize import optimize
 from lazyfx.cli.passes import passes
@@ -39,6 +40,7 @@ app.command()(optimize)
 app.command()(batch)
 app.command()(passes)
 app.command()(stats)
+app.command()(explain)
 app.command()(demo)
 # What follows the script's name belongs to the script, options and all.
 app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(warm)

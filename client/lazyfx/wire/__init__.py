@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from lazyfx.envelope import FORMAT_VERSION
 from lazyfx.wire.canonical import check_canonical
 from lazyfx.wire.decode import Metadata, ModuleClass, decode
 from lazyfx.wire.encode import EncodedGraph, digest, encode
-from lazyfx.wire.format import FORMAT_VERSION
 from lazyfx.wire.presentation import node_name, present, provenance, tensor_places
 from lazyfx.wire.signature import apply_signature
 from lazyfx.wire.tensors import content_digest, tensor_bytes, tensor_from_bytes

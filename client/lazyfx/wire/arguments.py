@@ -112,9 +112,10 @@ def _walk_rare(
     elif isinstance(argument, Node):
         key.append(_HOLE)
         holes.append(argument)
-    elif callable(argument) and targets.name_of(argument) is not None:
+    elif callable(argument) and (name := targets.name_of(argument)) is not None:
+        # Its row comes behind that of the method that is called.
         key.append(Callable)
-        key.append(tables.target(argument))
+        key.append(name)
     else:
         raise _refuse(argument)
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule
 
+from lazyfx.envelope import FORMAT_VERSION
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import convention
 from lazyfx.wire.attributes import AttributeWriter, Children, Storages
-from lazyfx.wire.format import FORMAT_VERSION
 from lazyfx.wire.graph_writer import GraphWriter
 from lazyfx.wire.tables import Tables
 

@@ -1,4 +1,4 @@
-"""Constants of the format: versions, bounds, and the enums as torch objects."""
+"""Constants of the format: bounds, and the enums as torch objects."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Final
 import torch
 
 from lazyfx.v1 import graph_pb2 as pb
-
-FORMAT_VERSION: Final = 1
 
 # Containers, values, expressions and tree specs nest no deeper than this, in both directions.
 # Protobuf readers stop at 100 nested messages; a level of a dictionary takes three.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lazyfx.envelope import check_envelope
+from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes.requests import placed_specs
 from lazyfx_server.v1 import worker_pb2 as worker
 
-FORMAT_VERSIONS = (1,)
 _DIGEST_BYTES = 32
 
 
@@ -77,18 +78,10 @@ class RequestLimits:
 
     def check_graph(self, field: str, graph: graph_pb2.Graph) -> None:
         """Refuse a graph message whose envelope is wrong or too large."""
-        if graph.format_version not in FORMAT_VERSIONS:
-            raise InvalidRequestError.of_field(
-                f"{field}.format_version",
-                f"is {graph.format_version}; this server reads version "
-                f"{', '.join(map(str, FORMAT_VERSIONS))}: use a client of the same release",
-            )
-        if graph.required_features:
-            names = ", ".join(sorted(graph.required_features)[:8])
-            raise InvalidRequestError.of_field(
-                f"{field}.required_features",
-                f"this server lacks: {names[:200]!r}; use a newer server",
-            )
+        try:
+            check_envelope(graph)
+        except DecodeError as error:
+            raise InvalidRequestError.of_field(f"{field}.{error.field}", error.reason) from None
         self.check_body(f"{field}.body", graph.body)
 
     def check_body(self, field: str, body: bytes) -> None:

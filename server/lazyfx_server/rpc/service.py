@@ -12,13 +12,14 @@ from importlib.metadata import version
 import grpc
 import grpc.aio
 
+from lazyfx.envelope import READ_VERSIONS
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
 from lazyfx_server.compiling.artifacts import KINDS, Artifacts
 from lazyfx_server.compiling.blobs import Blobs
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.ledger import ServerLedger
-from lazyfx_server.compiling.limits import FORMAT_VERSIONS, RequestLimits
+from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.native import KINDS as NATIVE_KINDS
 from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenant
@@ -212,7 +213,7 @@ class GraphCompilerService(GraphCompilerServicer):
             torch_version=version("torch"),
             python_version=platform.python_version(),
             grpc_version=grpc.__version__,
-            format_versions=FORMAT_VERSIONS,
+            format_versions=sorted(READ_VERSIONS),
             devices=self._facts.devices(),
             limits=self._limits.describe(),
             artifact_kinds=sorted(KINDS),

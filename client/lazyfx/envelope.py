@@ -1,0 +1,44 @@
+"""What is around a graph's body: the version of its format, and what a reader must know.
+
+Free of torch, so that a server looks at the envelope before a worker reads the body.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+
+FORMAT_VERSION: Final = 1
+# Versions that are read, and names of `Graph.required_features` that are understood. A change
+# that an older reader would misread gets a name here, and the writer sets it where it is used.
+READ_VERSIONS: Final = frozenset({1})
+FEATURES: Final[frozenset[str]] = frozenset()
+
+
+def check_envelope(graph: pb.Graph) -> None:
+    """Refuse a graph that this version of lazyfx would misread.
+
+    Fields that it does not know are no reason: what must be known has a name in
+    `required_features`.
+
+    Raises:
+        DecodeError: Another format version, or a feature that is required and not known; the
+            error names the field, the feature and the remedy.
+    """
+    if graph.format_version not in READ_VERSIONS:
+        versions = ", ".join(map(str, sorted(READ_VERSIONS)))
+        raise DecodeError(
+            f"is {graph.format_version}; version {versions} is read here: "
+            "use the same release of lazyfx on both sides",
+            field="format_version",
+        )
+    unknown = sorted(set(graph.required_features) - FEATURES)
+    if unknown:
+        names = ", ".join(repr(name[:100]) for name in unknown[:8])
+        raise DecodeError(
+            f"needs {names}, which this version of lazyfx does not know: upgrade the side that "
+            "reads the graph",
+            field="required_features",
+        )

@@ -1,0 +1,58 @@
+"""Leaves: single fields of nodes, with what they are compared by and how they read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+from google.protobuf.message import Message
+
+
+class Device(NamedTuple):
+    """A device as the digest sees it: which one of its type, 0 for none in particular."""
+
+    kind: str
+    slot: int
+
+
+class Leaf(NamedTuple):
+    """One field of a node.
+
+    Attributes:
+        kind: "literal", "node", "memory", "attribute", "graph", "device" or "expression".
+        key: What two leaves of one kind are compared by.
+        text: As a person reads it.
+    """
+
+    kind: str
+    key: Hashable
+    text: str
+
+
+def literal(text: str) -> Leaf:
+    """A leaf that is its own text."""
+    return Leaf("literal", text, text)
+
+
+def number(value: float) -> Leaf:
+    """A leaf that tells 1, 1.0 and True apart, and -0.0 from 0.0."""
+    sign = math.copysign(1.0, value) if isinstance(value, float) else 0
+    key = "nan" if value != value else value
+    return Leaf("literal", (type(value), key, sign), f"{value!r} ({type(value).__name__})")
+
+
+def message_leaf(message: Message) -> Leaf:
+    """A leaf of a message that needs no reading, or that this version cannot read further."""
+    text = " ".join(str(message).split()) or "nothing"
+    return Leaf("literal", message.SerializeToString(deterministic=True), text.split(" ")[0])
+
+
+def enum_word(enum: Any, value: int, prefix: str | None = None) -> str:
+    """DTYPE_FLOAT32 as "float32"."""
+    try:
+        name: str = enum.Name(value)
+    except ValueError:
+        return f"number {value}"
+    first = enum.keys()[0]
+    return name.removeprefix(prefix or first.removesuffix("UNSPECIFIED")).lower()
