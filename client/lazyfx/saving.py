@@ -13,6 +13,7 @@ from lazyfx import wire
 from lazyfx.capture import Captures, Compilable, ExampleInputs
 from lazyfx.envelope import check_envelope
 from lazyfx.errors import DecodeError
+from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.v1 import graph_pb2 as pb
 
 
@@ -36,10 +37,12 @@ class SavedGraph:
     def graph_module(self) -> GraphModule:
         """The graph, with tensors on the meta device in place of its parameters.
 
+        Its code is generated when it is first asked for.
+
         Raises:
             DecodeError: A target or an option is not known to this torch.
         """
-        return wire.decode(self.body, self.presentation)
+        return wire.decode(self.body, self.presentation, module_class=LazyGraphModule)
 
 
 def save_graph(
@@ -73,5 +76,6 @@ def load_graph(path: str | Path) -> SavedGraph:
         raise DecodeError(f"{path} is not a graph that lazyfx wrote") from None
     check_envelope(message)
     # Names that do not fit the body are found out here, not where they are used.
-    wire.decode(message.body, message.presentation, metadata="none")
-    return SavedGraph(message.body, message.presentation)
+    saved = SavedGraph(message.body, message.presentation)
+    saved.graph_module()
+    return saved

@@ -38,6 +38,8 @@ class Maker:
         self._graph = Graph()
         self._nodes: list[Node] = []
         self._attributes: dict[str, Any] = {}
+        # Whether the call that is made takes text for a device.
+        self._spells = False
 
     def make(self) -> GraphModule:
         choices = self._choices
@@ -88,12 +90,14 @@ class Maker:
         else:
             target, op = self._choices.of(FUNCTIONS), "call_function"
         seen = op != "call_function" or not _looks_up(target)
+        self._spells = op == "call_method" or not seen
         first = self._choices.of(self._nodes)
         args = [self._argument(2, seen) for _ in range(self._choices.number(4))]
         names = sorted({self._choices.of(KEYWORDS) for _ in range(self._choices.number(3))})
         kwargs = {name: self._argument(1, seen) for name in names}
         if self._material.turns and target is not dict and target != "update":
             kwargs = dict(reversed(kwargs.items()))
+        self._spells = False
         name = f"node{len(self._nodes)}{self._material.suffix}"
         self._keep(self._graph.create_node(op, target, (first, *args), kwargs, name=name))
 
@@ -120,8 +124,11 @@ class Maker:
         return dict(reversed(entries) if self._material.turns and not seen else entries)
 
     def _literal(self, depth: int, seen: bool) -> Any:
-        if self._choices.number(4) == 1:
+        kind = self._choices.number(6)
+        if kind == 1:
             return self._choices.of(self._material.devices)
+        if kind == 2 and self._spells:
+            return self._choices.of(self._material.spelled)
         return self._choices.of(LITERALS)
 
 

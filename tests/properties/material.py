@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ aten = torch.ops.aten
 LITERALS: list[Any] = [
     *(0, 1, 2, -1, 2**62, -(2**63), True, False, None, ...),
     *(0.0, -0.0, 1.0, 0.1, 1e300, math.nan, math.inf, -math.inf),
-    *("", "a", "b", "1", "cpu", "cuda:0", "\N{GREEK SMALL LETTER PI}", "a.b"),
+    *("", "a", "b", "1", "cpu", "cuda", "\N{GREEK SMALL LETTER PI}", "a.b"),
     *(1j, complex(0.0, -0.0), complex(-0.0, 0.0), complex(1, math.inf)),
     *(torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.float8_e5m2),
     *(torch.strided, torch.sparse_coo, torch.preserve_format, torch.channels_last),
@@ -54,6 +54,7 @@ class Material:
         values: What `meta["val"]` may be.
         numbers: Symbolic numbers for arguments, with what makes them up.
         suffix: What names end with.
+        spelled: The same devices as text.
         turns: Whether the order of keywords, and of dictionaries for torch, is turned round.
     """
 
@@ -62,7 +63,7 @@ class Material:
     numbers: list[tuple[Any, str, int]]
     suffix: str = ""
     turns: bool = False
-    symbols: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    spelled: tuple[str, ...] = ()
 
 
 def _fake(mode: FakeTensorMode, index: int) -> list[Any]:
@@ -132,7 +133,9 @@ def _material(index: int, prefix: str, suffix: str, turns: bool) -> Material:
     numbers, tensors = _symbols(prefix)
     devices = ["cpu", "meta", "cuda", f"cuda:{index}", f"cuda:{index + 1}", f"xpu:{index}"]
     values = _fake(FakeTensorMode(), index) + tensors
-    return Material([torch.device(d) for d in devices], values, numbers, suffix, turns)
+    return Material(
+        [torch.device(d) for d in devices], values, numbers, suffix, turns, tuple(devices)
+    )
 
 
 PLAIN = _material(0, "plain", "", False)

@@ -33,6 +33,7 @@ class _Oracle:
         for number, label, which in material.numbers:
             if label == "s":
                 self._symbols_of[number.node.expr] = which
+        self._spells = False
         self._first: dict[tuple[Any, ...], int] = {}
 
     def _number(self, *what: Any) -> int:
@@ -54,6 +55,7 @@ class _Oracle:
             else:
                 target = node.target if isinstance(node.target, str) else _name(node.target)
             sees_order = node.op != "call_function" or not _is_torch(node.target)
+            self._spells = node.op == "call_method" or not sees_order
             rows.append(
                 (
                     node.op,
@@ -149,6 +151,8 @@ class _Oracle:
             return ("slice", tuple(self._argument(part, places, sees_order) for part in parts))
         if isinstance(value, torch.device):
             return ("device", self._device(value))
+        if self._spells and isinstance(value, str) and value.count(":") == 1:
+            return ("text", self._device(torch.device(value)))
         if isinstance(value, complex):
             return ("complex", self._scalar(value.real), self._scalar(value.imag))
         if callable(value) and not isinstance(value, torch.dtype):

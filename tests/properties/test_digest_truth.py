@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from making import Choices, LazyModule, edit, make
@@ -66,6 +67,7 @@ def check_examples(graph: bytes, change: bytes) -> None:
     check(graph, change)
 
 
+@pytest.mark.timeout(900)
 def test_the_digest_is_true() -> None:
     _MEANINGS.clear()
     _DIGESTS.clear()

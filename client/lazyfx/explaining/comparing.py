@@ -149,7 +149,7 @@ def _same(
 ) -> bool:
     if ours.kind == "node":
         return together.get(ours.key) == theirs.key  # type: ignore[call-overload, no-any-return]
-    if ours.kind in ("memory", "graph"):
+    if ours.kind in ("memory", "graph", "group"):
         return identities.same(ours.kind, ours.key, theirs.key)
     if ours.kind == "attribute":
         return identities.same(scope, ours.key, theirs.key)

@@ -20,7 +20,8 @@ class Leaf(NamedTuple):
     """One field of a node.
 
     Attributes:
-        kind: "literal", "node", "memory", "attribute", "graph", "device" or "expression".
+        kind: "literal", "node", "memory", "attribute", "graph", "group", "device" or
+            "expression".
         key: What two leaves of one kind are compared by.
         text: As a person reads it.
     """

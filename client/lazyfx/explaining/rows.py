@@ -122,6 +122,11 @@ class Rows:
     def _plain(self, argument: pb.Argument, kind: str | None) -> Leaf:
         if kind == "device":
             return self._device(argument.device)
+        if kind == "device_text":
+            leaf = self._device(argument.device_text)
+            return leaf._replace(text=repr(leaf.text))
+        if kind == "process_group":
+            return Leaf("group", argument.process_group, self._group(argument.process_group))
         if kind == "expression":
             return self._expression(argument.expression)
         if kind == "text":
@@ -144,6 +149,10 @@ class Rows:
         if row.slot and self._names is not None and index < len(self._names.device_indices):
             real = self._names.device_indices[index]
         return Leaf("device", Device(word, row.slot), f"{word}:{real}" if row.slot else word)
+
+    def _group(self, index: int) -> str:
+        names = self._names.process_groups if self._names is not None else ()
+        return f"process group {names[index] if index < len(names) else index}"
 
     def _expression(self, index: int) -> Leaf:
         expression = self._expressions.read(index)

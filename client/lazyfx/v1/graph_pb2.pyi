@@ -779,7 +779,9 @@ class Argument(google.protobuf.message.Message):
     the group is in its presentation, so that ranks of different groups share a body.
     """
     device_text: builtins.int
-    """A device spelled as text, "cuda:0": index into GraphBody.devices."""
+    """A device spelled as text, "cuda:0": index into GraphBody.devices. Only where torch reads
+    it, in calls of operators, of functions of torch and of methods; elsewhere it is text.
+    """
     @property
     def operand(self) -> Global___Empty:
         """A hole: the next number of GraphColumns.operands."""

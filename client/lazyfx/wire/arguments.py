@@ -7,7 +7,6 @@ message of a template is built only the first time that its key appears.
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +16,15 @@ from torch.fx import Node
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import targets
-from lazyfx.wire.format import DTYPES, LAYOUTS, MAX_DEPTH, MAX_INT64, MEMORY_FORMATS, MIN_INT64
+from lazyfx.wire.format import (
+    DEVICE_TEXT,
+    DTYPES,
+    LAYOUTS,
+    MAX_DEPTH,
+    MAX_INT64,
+    MEMORY_FORMATS,
+    MIN_INT64,
+)
 from lazyfx.wire.process_groups import GroupName
 from lazyfx.wire.symbolic import float_key
 from lazyfx.wire.tables import Tables, canonical_float
@@ -30,8 +37,6 @@ _DICTS = frozenset({dict, torch.fx.immutable_collections.immutable_dict})
 # What stands in keys before, or for, the index of a row, and before what depends on the target.
 _OPEN = frozenset({torch.SymInt, torch.SymFloat, torch.SymBool, Callable, GroupName, dict})
 _NAMED = frozenset({str, torch.device})
-# Text that names one device of several; which one is the caller's business.
-_DEVICE_TEXT = re.compile(r"(cpu|cuda|meta|mps|xpu):(0|[1-9][0-9]?|1[01][0-9]|12[0-7])\Z", re.ASCII)
 # Values whose hash and equality are their identity, so that they key themselves.
 _PLAIN = frozenset({torch.dtype, torch.layout, torch.memory_format, type(None), type(...)})
 
@@ -70,8 +75,8 @@ def walk(argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth
     elif kind in _PLAIN:
         key.append(argument)
     elif kind is str:
-        if ":" in argument and _DEVICE_TEXT.match(argument):
-            key.append(_DEVICE_TEXT)
+        if ":" in argument and DEVICE_TEXT.match(argument):
+            key.append(DEVICE_TEXT)
         key.append(argument)
     elif kind is float:
         key.append(float)
@@ -174,7 +179,7 @@ def write(argument: Any, message: pb.Argument, tables: Tables) -> None:
 
 
 def _write_text(argument: str, message: pb.Argument, tables: Tables) -> None:
-    if ":" in argument and _DEVICE_TEXT.match(argument):
+    if tables.spelling and ":" in argument and DEVICE_TEXT.match(argument):
         message.device_text = tables.device(torch.device(argument))
     else:
         message.text = tables.text(argument)

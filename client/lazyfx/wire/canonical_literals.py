@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
@@ -77,6 +78,14 @@ def _check_static(row: pb.TensorDescription, field: str) -> None:
         expected *= max(size, 1)
     if contiguous:
         raise DecodeError("strides that are the usual ones", field=field)
+
+
+def check_keys(keys: Sequence[tuple[int, Any]], field: str, *, sort: bool) -> None:
+    """Refuse keys of a dictionary that are there twice, or not sorted where they must be."""
+    if len({value for _, value in keys}) != len(keys):
+        raise DecodeError("a key is there twice", field=field)
+    if sort and [*keys] != sorted(keys):
+        raise DecodeError("not sorted by key", field=field)
 
 
 def check_shape(row: pb.Call, field: str) -> None:

@@ -12,11 +12,12 @@ from lazyfx.wire.canonical_literals import (
     LONGEST_ROW,
     MOST_ROWS,
     check_float,
+    check_keys,
     check_shape,
     check_tensor,
     is_known_tensor,
 )
-from lazyfx.wire.format import MAX_DEPTH
+from lazyfx.wire.format import DEVICE_TEXT, MAX_DEPTH
 from lazyfx.wire.process_groups import GroupChecker
 from lazyfx.wire.targets import sorts_dictionaries
 
@@ -31,8 +32,7 @@ class RowChecker:
     Attributes:
         call_shapes: Number of operand holes of each row of `calls` seen so far.
         opcodes: Opcode of each row of `calls`.
-        plain_calls: Rows of `calls` seen so far whose nodes need no further look: they name
-            no attribute and are not the output.
+        plain_calls: Rows of `calls` seen so far that name no attribute and are not the output.
     """
 
     def __init__(self, body: pb.GraphBody) -> None:
@@ -48,7 +48,7 @@ class RowChecker:
         self._slots: dict[int, int] = {}
         self._storages = 0
         self._groups = GroupChecker(body)
-        self._sorts = False
+        self._sorts = self._spells = False
         self.call_shapes: list[int] = []
         self.plain_calls: set[int] = set()
         self.opcodes = [call.opcode for call in body.calls]
@@ -94,6 +94,7 @@ class RowChecker:
             raise DecodeError("a target where there can be none", field=f"{field}.target")
         function = opcode == pb.OPCODE_CALL_FUNCTION
         self._sorts = function and sorts_dictionaries(self._body.targets[row.target - 1])
+        self._spells = self._sorts or opcode == pb.OPCODE_CALL_METHOD
         serialized = self._serialized["calls"][index]
         holes = None
         if len(serialized) <= LONGEST_ROW and not row.kwargs:
@@ -105,10 +106,9 @@ class RowChecker:
     def arguments(self, row: pb.Call, field: str) -> int:
         """Check the arguments of a call; the number of their holes."""
         check_shape(row, field)
-        holes = 0
+        holes, previous = 0, ""
         for argument in row.args:
             holes += self._argument(argument, f"{field}.args", 0)
-        previous = ""
         for place, keyword in enumerate(row.kwargs):
             self._first("strings", keyword.name)
             name = self._body.strings[keyword.name]
@@ -129,7 +129,7 @@ class RowChecker:
 
     def use_literal(self, argument: pb.Argument, field: str) -> None:
         """Check an argument that may hold no operands."""
-        self._sorts = False
+        self._sorts = self._spells = False
         if self._argument(argument, field, 0):
             raise DecodeError("an operand where only a literal may be", field=field)
 
@@ -142,6 +142,8 @@ class RowChecker:
             return 0
         if kind == "text":
             self._first("strings", argument.text)
+            if self._spells and DEVICE_TEXT.match(self._body.strings[argument.text]):
+                raise DecodeError("a device is no text here", field=field)
             return 0
         if kind in ("list", "tuple", "size"):
             return self._items(getattr(argument, kind).items, field, depth)
@@ -182,9 +184,10 @@ class RowChecker:
         if kind == "process_group":
             self._groups.use(argument.process_group, field)
             return
-        self.use_device(getattr(argument, kind))
-        if kind == "device_text" and not self._body.devices[argument.device_text].slot:
-            raise DecodeError("a device without an index is plain text", field=field)
+        index = getattr(argument, kind)
+        self.use_device(index)
+        if kind == "device_text" and not (self._spells and self._body.devices[index].slot):
+            raise DecodeError("this device is plain text here", field=field)
 
     def _dictionary(self, entries: Any, field: str, depth: int) -> int:
         if depth >= MAX_DEPTH:
@@ -195,14 +198,13 @@ class RowChecker:
             kind = entry.key.WhichOneof("kind")
             if kind not in _KEY_RANKS:
                 raise DecodeError("a key that is no text, integer or boolean", field=field)
-            self._argument(entry.key, field, depth + 1)
             key = getattr(entry.key, kind)
-            keys.append((_KEY_RANKS[kind], self._body.strings[key] if kind == "text" else key))
+            if kind == "text":
+                self._first("strings", key)
+                key = self._body.strings[key]
+            keys.append((_KEY_RANKS[kind], key))
             holes += self._argument(entry.value, field, depth + 1)
-        if len({value for _, value in keys}) != len(keys):
-            raise DecodeError("a key is there twice", field=field)
-        if self._sorts and keys != sorted(keys):
-            raise DecodeError("not sorted by key", field=field)
+        check_keys(keys, field, sort=self._sorts)
         return holes
 
     def use_device(self, index: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import torch
@@ -74,3 +75,9 @@ DEVICE_TYPES: Final[dict[str, pb.DeviceType.ValueType]] = {
     "mps": pb.DEVICE_TYPE_MPS,
 }
 DEVICE_TYPE_NAMES: Final[dict[int, str]] = {n: t for t, n in DEVICE_TYPES.items()}
+
+# Text that names one device of several; which one is the caller's business. It counts as a
+# device where torch reads it: in calls of operators, functions of torch and Tensor methods.
+DEVICE_TEXT: Final = re.compile(
+    r"(cpu|cuda|meta|mps|xpu):(0|[1-9][0-9]?|1[01][0-9]|12[0-7])\Z", re.ASCII
+)

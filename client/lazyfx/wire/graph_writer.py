@@ -186,13 +186,14 @@ class GraphWriter:
         elif op == "output" and (node.kwargs or len(node.args) != 1):
             raise UnsupportedGraphError("the output does not have exactly one argument")
         tables.sorting = op == "call_function" and tables.sorts_dictionaries(row.target - 1)
+        tables.spelling = tables.sorting or op == "call_method"
         args, kwargs = self._given(node)
         for argument in args:
             arguments.write(argument, row.args.add(), tables)
         for name in sorted(kwargs):
             keyword = row.kwargs.add(name=tables.text(name))
             arguments.write(kwargs[name], keyword.value, tables)
-        tables.sorting = False
+        tables.sorting = tables.spelling = False
 
     def _value(self, node: Node, op: str, value: object) -> int:
         """Number of the description of a node's value; `value` is its "val"."""

@@ -37,6 +37,7 @@ class Tables:
         target_ids: Indices of the targets met so far, by identity of the callable.
         groups: The process groups met so far.
         sorting: Whether the call that is being written takes dictionaries sorted by key.
+        spelling: Whether it takes text such as "cuda:0" for a device.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,7 @@ class Tables:
         self._targets: dict[targets.Key, int] = {}
         self.target_ids: dict[int, int] = {}
         self.groups = Groups(self.body)
-        self.sorting = False
+        self.sorting = self.spelling = False
         self._devices: dict[tuple[str, int | None], int] = {}
         self._slots: dict[str, int] = {}
         self._tensors: dict[Any, int] = {}
