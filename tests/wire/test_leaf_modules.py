@@ -222,3 +222,13 @@ def test_a_class_outside_of_the_table_is_refused() -> None:
     for name in ("Module", "Sequential", "ModuleList", "LazyLinear", "nowhere", "__class__"):
         with pytest.raises(DecodeError, match="not a leaf class"):
             leaf_modules.prototype(name, {})
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"bias": False}])
+def test_an_option_that_a_torch_added_is_written_only_when_it_says_something(options) -> None:
+    if "bias" in options and "bias" not in inspect.signature(nn.BatchNorm2d).parameters:
+        pytest.skip("this torch has no such option")
+    found = leaf_modules.options(nn.BatchNorm2d(2, **options))
+    assert ("bias" in found) == ("bias" in options)
+    with pytest.raises(DecodeError, match="says nothing"):
+        leaf_modules.prototype("BatchNorm2d", {"num_features": 2, "bias": True})

@@ -189,6 +189,8 @@ def prototype(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     unknown = set(given) - set(leaf_options.option_names(cls))
     if unknown:
         raise DecodeError(f"{name} takes no option {min(unknown)!r}", field="module.options")
+    if leaf_options.idle_options(name, arguments):
+        raise DecodeError(f"{name} has an option that says nothing", field="module.options")
     for option in _COUNTS.intersection(given):
         count = given[option]
         if type(count) is not int or count > _MOST_PARTS:

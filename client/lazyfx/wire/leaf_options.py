@@ -29,6 +29,12 @@ MODULE_OPTIONS: Mapping[str, str | None] = {
 _NOT_OPTIONS = frozenset(
     {"self", "device", "dtype", "_weight", "_freeze", "size_average", "reduce"}
 )
+# Options that torch got after 2.11, where "on" is what the class did before: written only when
+# they are off, so that a module has the same options, and the same digest, in every torch.
+_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "SyncBatchNorm")
+_LATER_OPTIONS = dict.fromkeys(
+    (*_NORMS, "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"), ("bias",)
+)
 # Old spellings of options that have another one, and parts that are no leaf's own.
 _OTHER_OPTIONS = {
     "Hardtanh": {"min_value", "max_value"},
@@ -130,7 +136,18 @@ def read_options(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
                 f"the argument {name!r} of a {cls.__name__} cannot be read back", remedy=REMEDY
             )
         found[name] = value
+    for name in idle_options(cls.__name__, found):
+        del found[name]
     return found
+
+
+def idle_options(name: str, arguments: Mapping[str, Any]) -> list[str]:
+    """Options that say what an older torch does without them; they are left out."""
+    return [
+        option
+        for option in _LATER_OPTIONS.get(name, ())
+        if option in arguments and (arguments[option] is True or arguments.get("affine") is False)
+    ]
 
 
 def _plain(module: nn.Module, name: str) -> Any:
