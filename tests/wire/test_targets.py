@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+import types
+
 import torch
 
 from lazyfx.v1 import graph_pb2 as pb
@@ -21,7 +24,7 @@ def test_every_name_leads_to_one_callable_and_back() -> None:
 
 
 def test_operators_are_found_by_exact_name() -> None:
-    for operator in (
+    for target in (
         torch.ops.aten.add.Tensor,
         torch.ops.aten.relu.default,
         torch.ops.aten.sym_size.int,
@@ -29,9 +32,9 @@ def test_operators_are_found_by_exact_name() -> None:
         torch.ops.aten.mm,
         torch.ops.higher_order.cond,
     ):
-        key = targets.name_of(operator)
+        key = targets.name_of(target)
         assert key is not None
-        assert targets.find(*key) is operator
+        assert targets.find(*key) is target
 
 
 def test_a_custom_operator_travels_where_it_is_registered() -> None:
@@ -69,3 +72,44 @@ def test_what_captures_of_this_torch_write_is_listed() -> None:
         torch.relu_,
     ):
         assert targets.name_of(function) is not None, function
+
+
+def test_what_dynamo_makes_anew_in_each_trace_has_one_name() -> None:
+    from torch import _numpy as arrays
+    from torch._dynamo import utils
+
+    for wrapped, name in (
+        (utils.numpy_to_tensor_wrapper(arrays.sqrt), "torch._numpy.sqrt"),
+        (utils.numpy_method_wrapper("reshape"), "torch._numpy.ndarray.reshape"),
+        (utils.numpy_operator_wrapper(operator.add), "torch._numpy.operator.add"),
+    ):
+        assert targets.name_of(wrapped) == (pb.TARGET_KIND_FUNCTION, name)
+        twin = targets.find(pb.TARGET_KIND_FUNCTION, name)
+        assert type(twin) is type(wrapped)
+        assert targets.name_of(twin) == (pb.TARGET_KIND_FUNCTION, name)
+    for denied in (
+        utils.numpy_to_tensor_wrapper(print),
+        utils.numpy_to_tensor_wrapper(arrays.set_default_dtype),
+        utils.numpy_method_wrapper("__class__"),
+        utils.numpy_operator_wrapper(operator.attrgetter),
+    ):
+        assert targets.name_of(denied) is None
+
+
+def test_a_builtin_is_allowed_where_its_operator_is() -> None:
+    assert targets.name_of(torch._foreach_add) == (pb.TARGET_KIND_FUNCTION, "torch._foreach_add")
+    assert targets.name_of(torch._weight_norm) is not None
+    assert targets.name_of(torch.from_file) is None
+    assert targets.name_of(torch._cufft_set_plan_cache_max_size) is None
+
+
+def test_every_function_of_torch_nn_functional_travels() -> None:
+    module = torch.nn.functional
+    missing = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and isinstance(value, types.FunctionType | types.BuiltinFunctionType)
+        and targets.name_of(value) is None
+    ]
+    assert set(missing) == target_lists.PUBLIC_MODULES_DENIED & set(vars(module))

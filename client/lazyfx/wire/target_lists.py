@@ -123,6 +123,9 @@ DEEP_NAMES: Final = (
     "torch.fx.experimental.symbolic_shapes.guard_or_false",
     "torch.fx.experimental.symbolic_shapes.statically_known_true",
     "torch.fx.experimental.symbolic_shapes.statically_known_false",
+    # a read of `.data`, and of an array's attributes
+    "torch._C._autograd._get_data_attr",
+    "torch._dynamo.utils.numpy_attr_wrapper",
     # optimizers
     "torch._utils._flatten_dense_tensors",
     "torch._utils._unflatten_dense_tensors",
@@ -208,10 +211,20 @@ ATTRIBUTES: Final = frozenset(
     "smallest_normal index type".split()
 )
 
+# What dynamo's numpy_attr_wrapper may read from an array.
+ARRAY_ATTRIBUTES: Final = frozenset("T imag ndim real shape size".split())
+
 # Names that torch.nn.attention._backend_from_string may look up.
 ATTENTION_BACKENDS: Final = frozenset(
     "CUDNN_ATTENTION EFFICIENT_ATTENTION ERROR FLASH_ATTENTION MATH OVERRIDEABLE".split()
 )
+
+# Callables that look a name up: argument count, place of the name, allowed names.
+LOOKUPS: Final = {
+    "builtins.getattr": (2, 1, ATTRIBUTES),
+    "torch.nn.attention._backend_from_string": (1, 0, ATTENTION_BACKENDS),
+    "torch._dynamo.utils.numpy_attr_wrapper": (2, 1, ARRAY_ATTRIBUTES),
+}
 
 # Operators of the dispatcher that reach outside the graph.
 DENIED_OPERATORS: Final = frozenset(

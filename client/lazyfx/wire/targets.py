@@ -253,11 +253,8 @@ def _bound_builtin_name(target: types.BuiltinMethodType) -> str | None:
 @functools.lru_cache(maxsize=1)
 def _literal_rules() -> dict[int, tuple[int, int, frozenset[str]]]:
     """Callables that look a name up: argument count, place of the name, allowed names."""
-    rules = {id(getattr): (2, 1, lists.ATTRIBUTES)}
-    backend = functions().get("torch.nn.attention._backend_from_string")
-    if backend is not None:
-        rules[id(backend)] = (1, 0, lists.ATTENTION_BACKENDS)
-    return rules
+    table = functions()
+    return {id(table[name]): rule for name, rule in lists.LOOKUPS.items() if name in table}
 
 
 def looks_up(target: object) -> bool:

@@ -1,4 +1,4 @@
-"""Functions that dynamo defines anew inside each trace, and the one that stands for all of them.
+"""Callables that dynamo makes anew inside each trace, and the one that stands for all of them.
 
 A function made inside another has no name under which it could be looked up. Those below
 close over nothing, so that each is the same as the next; graphs carry the twin.
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from lazyfx.wire import numpy_twins
+
 
 def _lower_version_count_by_1(x: torch.Tensor) -> torch.Tensor:
     """What an assignment to `x.data` does to the version counter (torch._dynamo does the same)."""
@@ -23,11 +25,15 @@ def _lower_version_count_by_1(x: torch.Tensor) -> torch.Tensor:
 
 TWINS: dict[str, Callable[..., Any]] = {
     "torch._dynamo.variables.builtin._lower_version_count_by_1": _lower_version_count_by_1,
+    **numpy_twins.wrappers(),
 }
 
 
 def twin_name(target: object) -> str | None:
-    """The wire name of a function that dynamo made inside a trace, if a twin is known."""
+    """The wire name of a callable that dynamo made inside a trace, if a twin is known."""
+    wrapped = numpy_twins.wrapper_name(target)
+    if wrapped is not None:
+        return wrapped if wrapped in TWINS else None
     if not isinstance(target, types.FunctionType) or target.__closure__ is not None:
         return None
     _, inside, name = target.__qualname__.rpartition("<locals>.")
