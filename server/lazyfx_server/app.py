@@ -49,6 +49,7 @@ from lazyfx_server.telemetry import (
     DeviceMemory,
     EntryCorrupt,
     Gauges,
+    Later,
     Observers,
     StoreFailed,
     WorkerRestarted,
@@ -134,6 +135,7 @@ class App:
             ),
         )
         self._observers = observers
+        later = Later(observers)
         self._native_executor = native_workers(settings, forkserver, restarted)
         self._native = native_compiles(settings, self._native_executor, observers)
         self._jobs = Jobs(self._executor, settings.job_timeout)
@@ -147,7 +149,7 @@ class App:
             admission=admission,
             pipelines=Pipelines(registry),
             explainer=Explainer(self._store),
-            observer=observers,
+            observer=later,
             limits=self._limits,
             quotas=quotas,
             costs=costs,
@@ -186,7 +188,7 @@ class App:
             store_stats=self._store.stats,
             quotas=quotas,
         )
-        self._gate = Gate(entrance, observers)
+        self._gate = Gate(entrance, later)
         self._health = HealthServicer()
         self._server = self._grpc_server(service)
         self._telemetry = TelemetryServer(

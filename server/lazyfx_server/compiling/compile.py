@@ -107,17 +107,20 @@ class Compiler:
             MissingError: The graph, or values that a pass reads, must be sent first.
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
-        wanted = self._read(request, tenant)
+        arrived = time.perf_counter()
+        wanted = self._read(request, tenant, arrived)
         damaged = False
         if not request.skip_cache_lookup:
             found = await self._catalog.find(tenant, wanted.digest)
             if isinstance(found, CompiledModule):
-                whose, spent = tenant.name, time.perf_counter() - wanted.arrived
+                whose, spent = tenant.name, time.perf_counter() - arrived
                 self._observer.observe(LookupMade("hit", tenant=whose))
                 self._observer.observe(Reused(found.report.seconds, whose))
                 self._observer.observe(OverheadSpent("key", spent, whose))
                 return found.hit
             damaged = found.damaged
+        # What was remembered of the request is not the request itself.
+        wanted = replace(wanted, request=request, arrived=arrived)
         (module, miss), leads = await self._join(wanted, damaged=damaged)
         if leads:
             return module.answer(pb.CACHE_STATUS_MISS, miss)
@@ -148,18 +151,17 @@ class Compiler:
         """Wait until no compile is under way."""
         await self._flights.land_all()
 
-    def _read(self, request: pb.CompileRequest, tenant: Tenant) -> _Wanted:
-        arrived = time.perf_counter()
+    def _read(self, request: pb.CompileRequest, tenant: Tenant, arrived: float) -> _Wanted:
+        """Its key, and what else is the same for every equal request."""
         if request.HasField("graph"):
             return self._check(request, tenant, arrived)
         # Without a graph a request says little, and says the same when it is a hit again.
         written = hashlib.sha256(tenant.tag + request.SerializeToString()).digest()
         known: _Wanted | None = self._known.get(written)
         if known is None:
-            wanted = self._check(request, tenant, arrived)
-            self._known[written] = replace(wanted, request=_NO_REQUEST)
-            return wanted
-        return replace(known, request=request, arrived=arrived)
+            known = replace(self._check(request, tenant, arrived), request=_NO_REQUEST)
+            self._known[written] = known
+        return known
 
     def _check(self, request: pb.CompileRequest, tenant: Tenant, arrived: float) -> _Wanted:
         self._limits.check_compile(request)

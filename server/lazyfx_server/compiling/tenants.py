@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cachetools import LRUCache
 
@@ -31,11 +32,11 @@ class Tenant:
 
     def blob(self, sha256: bytes) -> str:
         """Store key of the tenant's bytes with this SHA-256."""
-        return f"blobs/{self._hidden(b'blob', sha256)}"
+        return f"blobs/{_hidden(self.tag, b'blob', sha256)}"
 
     def module(self, key: bytes) -> str:
         """Store key of the tenant's compiled module with this key."""
-        return f"modules/{self._hidden(b'module', key)}"
+        return f"modules/{_hidden(self.tag, b'module', key)}"
 
     def seal(self, place: str, record: bytes) -> bytes:
         """A record as it is stored under `place`: nobody else can make one."""
@@ -49,8 +50,12 @@ class Tenant:
     def _mark(self, place: str, record: bytes) -> bytes:
         return hmac.digest(self.tag, b"record\0" + place.encode() + b"\0" + record, "sha256")
 
-    def _hidden(self, kind: bytes, value: bytes) -> str:
-        return hmac.digest(self.tag, kind + b"\0" + value, "sha256").hex()
+
+# A hit asks for the same name again. What one tenant asked for tells another one nothing:
+# the tag is part of what is looked up.
+@lru_cache(maxsize=2 * _MOST_REMEMBERED)
+def _hidden(tag: bytes, kind: bytes, value: bytes) -> str:
+    return hmac.digest(tag, kind + b"\0" + value, "sha256").hex()
 
 
 class Tenants:

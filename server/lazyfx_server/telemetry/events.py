@@ -6,6 +6,7 @@ the ledger; exporters leave it out.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -245,3 +246,29 @@ class Observers:
                 observer.observe(event)
             except Exception:  # noqa: BLE001 - telemetry must never fail what it observes
                 _log.exception("an observer failed on %s", type(event).__name__)
+
+
+class Later:
+    """Passes events on once the event loop has done what is due now.
+
+    A request that ends tells what happened; its answer need not wait for that to be
+    counted. Events keep their order.
+
+    Args:
+        observer: Who is told.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._events: list[Event] = []
+
+    def observe(self, event: Event) -> None:
+        """Takes the event; it must be called in the event loop."""
+        if not self._events:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._events.append(event)
+
+    def _tell(self) -> None:
+        events, self._events = self._events, []
+        for event in events:
+            self._observer.observe(event)
