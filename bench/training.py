@@ -111,7 +111,17 @@ class Bench:
         )
 
 
-def measure(bench: Bench, folder: Path, way: str, ranks: int) -> Iterator[Result]:
+@contextlib.contextmanager
+def filled_peers(bench: Bench, folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A mega-cache file and a Redis, both filled by one local run; yields file and variables."""
+    with redis_server() as env:
+        bench.run(1, backend="inductor", env=env, save=str(folder / "mega"))
+        yield folder / "mega", env
+
+
+def measure(
+    bench: Bench, folder: Path, way: str, ranks: int, peers: tuple[Path, dict[str, str]] | None
+) -> Iterator[Result]:
     """The results of one way; lazyfx cold gives lazyfx warm too."""
     if way == "local cold":
         yield Result(way, ranks, *bench.run(ranks, backend="inductor"))
@@ -120,15 +130,10 @@ def measure(bench: Bench, folder: Path, way: str, ranks: int) -> Iterator[Result
         bench.run(ranks, folder=kept, backend="inductor")
         yield Result(way, ranks, *bench.run(ranks, folder=kept, backend="inductor"))
         shutil.rmtree(kept)
-    elif way == "mega-cache":
-        saved = folder / "mega"
-        if not saved.exists():
-            bench.run(1, backend="inductor", save=str(saved))
-        yield Result(way, ranks, *bench.run(ranks, backend="inductor", load=str(saved)))
-    elif way == "redis":
-        with redis_server() as env:
-            bench.run(1, backend="inductor", env=env)
-            yield Result(way, ranks, *bench.run(ranks, backend="inductor", env=env))
+    elif way == "mega-cache" and peers:
+        yield Result(way, ranks, *bench.run(ranks, backend="inductor", load=str(peers[0])))
+    elif way == "redis" and peers:
+        yield Result(way, ranks, *bench.run(ranks, backend="inductor", env=peers[1]))
     elif way == "lazyfx cold":
         with native_server(folder / f"store{ranks}") as server:
             for name in ("lazyfx cold", "lazyfx warm"):
@@ -210,11 +215,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     chosen = parser.parse_args()
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="lazyfx-bench-") as name:
+    ways = chosen.only or WAYS[:-1]
+    with contextlib.ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="lazyfx-bench-"))
         bench = Bench(Path(name), chosen.model, chosen.layers)
+        peers = None
+        if {"mega-cache", "redis"} & set(ways):
+            peers = stack.enter_context(filled_peers(bench, Path(name)))
         for ranks in map(int, chosen.ranks.split(",")):
-            for way in chosen.only or WAYS[:-1]:
-                for result in measure(bench, Path(name), way, ranks):
+            for way in ways:
+                for result in measure(bench, Path(name), way, ranks, peers):
                     sys.stderr.write(f"bench: {result}\n")
                     results.append(result)
                     if chosen.json:
