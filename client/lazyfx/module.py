@@ -11,12 +11,12 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch.fx import GraphModule
 
-from lazyfx import wire
 from lazyfx.assembly import GeneratedSource, package_module, pickle_module
 from lazyfx.envelope import check_envelope
-from lazyfx.errors import ArtifactError, LazyfxError, NotFoundError
+from lazyfx.errors import LazyfxError, NotFoundError
 from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.preparing import Prepared
+from lazyfx.rebuilding import rebuild
 from lazyfx.report import Cache, Report, cache_of, report_of
 from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
@@ -282,41 +282,7 @@ class AsyncRemoteModule:
     def _rebuild(
         self, compiled: graph_pb2.CompiledGraph, module_class: type[GraphModule]
     ) -> GraphModule:
-        """A GraphModule from graph data, in the caller's names, around the caller's tensors.
-
-        The root gets the caller's calling convention before it is made, so that code is
-        generated for it once, or with a lazy class not at all.
-        """
-        captured = self._prepared.captured
-        body = graph_pb2.GraphBody.FromString(compiled.graph.body)
-        return wire.decode(
-            body,
-            wire.present(compiled, self._prepared.encoded.presentation),
-            bind=self._bind(compiled, body),
-            module_class=module_class,
-            on_root=captured.adopt_codegen,
-        )
-
-    def _bind(
-        self, compiled: graph_pb2.CompiledGraph, body: graph_pb2.GraphBody
-    ) -> Callable[[int, int, graph_pb2.Attribute], torch.Tensor | None]:
-        """What gives each tensor of the compiled graph: the caller's own, or a new constant."""
-
-        def bind(
-            graph: int, attribute: int, description: graph_pb2.Attribute
-        ) -> torch.Tensor | None:
-            origin = compiled.provenance[graph]
-            source = origin.attributes[attribute]
-            if source and origin.source_graph:
-                tensor = self._attributes[origin.source_graph - 1][source - 1]
-                if isinstance(tensor, torch.Tensor):
-                    return tensor
-            data = self._constants.get(description.tensor.content.sha256)
-            if data is None:
-                raise ArtifactError("the compiled graph names a constant that it did not announce")
-            return wire.tensor_from_bytes(body.tensors[description.tensor.tensor], data)
-
-        return bind
+        return rebuild(compiled, self._prepared, self._constants, module_class)
 
 
 def _graph_modules(module: GraphModule) -> int:

@@ -11,13 +11,19 @@ from google.protobuf.message import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.artifact_kinds import (
+    FROM_SOURCE,
+    KINDS,
+    NATIVE_KINDS,
+    SOURCE_TYPE,
+    WITH_CONSTANTS,
+)
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
 from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.key import artifact_digest
-from lazyfx_server.compiling.native import KINDS as NATIVE_KINDS
 from lazyfx_server.compiling.native import NativeCompiles
 from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenant
@@ -28,27 +34,6 @@ from lazyfx_server.telemetry import ArtifactServed, Observer, RecompilesPerforme
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
-
-KINDS = {
-    pb.ARTIFACT_KIND_CODE: "code",
-    pb.ARTIFACT_KIND_PICKLE: "pickle",
-    pb.ARTIFACT_KIND_PACKAGE: "package",
-    pb.ARTIFACT_KIND_GRAPH: "graph",
-    pb.ARTIFACT_KIND_PICTURE: "picture",
-    pb.ARTIFACT_KIND_CONSTANT: "constant",
-    pb.ARTIFACT_KIND_SOURCE: "source",
-    pb.ARTIFACT_KIND_TORCHSCRIPT: "torchscript",
-    **NATIVE_KINDS,
-}
-# Kinds that are made from generated Python source.
-_FROM_SOURCE = {pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PACKAGE}
-# Kinds that hold the constants that passes made.
-_WITH_CONSTANTS = {
-    pb.ARTIFACT_KIND_PICKLE,
-    pb.ARTIFACT_KIND_PACKAGE,
-    pb.ARTIFACT_KIND_TORCHSCRIPT,
-}
-_SOURCE_TYPE = "application/x-protobuf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +194,11 @@ class Artifacts:
             presentation=request.presentation,
             purpose=request.purpose or request.kind,
         )
-        if request.kind in _FROM_SOURCE:
+        if request.kind in FROM_SOURCE:
             source = await self._load(source_place, module, pb.ARTIFACT_KIND_SOURCE)
             if source is not None:
                 job.source.ParseFromString(source.data)
-        if request.kind in _WITH_CONSTANTS:
+        if request.kind in WITH_CONSTANTS:
             for digest in module.record.constants:
                 data = (await self._stored_constant(module, digest)).data
                 job.constants.add(digest=digest, data=data)
@@ -223,9 +208,9 @@ class Artifacts:
         record = _record(result.data, result.media_type)
         rendered = self._signed(record, module, request.kind, result.seconds)
         await self._keep(place, record)
-        if request.kind in _FROM_SOURCE and result.HasField("source"):
+        if request.kind in FROM_SOURCE and result.HasField("source"):
             source_bytes = result.source.SerializeToString(deterministic=True)
-            source = _record(source_bytes, _SOURCE_TYPE)
+            source = _record(source_bytes, SOURCE_TYPE)
             self._signed(source, module, pb.ARTIFACT_KIND_SOURCE)
             await self._keep(source_place, source)
         await self._note_recompiles(module, result)

@@ -20,8 +20,6 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
 
-KINDS = {pb.ARTIFACT_KIND_INDUCTOR: "inductor"}
-
 
 class NativeCompiles:
     """Runs native compiles in workers of their own.

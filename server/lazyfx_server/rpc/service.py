@@ -15,12 +15,12 @@ import grpc.aio
 from lazyfx.envelope import READ_VERSIONS
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
-from lazyfx_server.compiling.artifacts import KINDS, Artifacts
+from lazyfx_server.compiling.artifact_kinds import KINDS, NATIVE_KINDS
+from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs import Blobs
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.limits import RequestLimits
-from lazyfx_server.compiling.native import KINDS as NATIVE_KINDS
 from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
