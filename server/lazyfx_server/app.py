@@ -165,11 +165,7 @@ class App:
             quotas=quotas,
             costs=costs,
         )
-        blobs = Blobs(
-            self._store,
-            max_bytes=settings.max_blob_bytes,
-            idle_timeout=settings.upload_idle_timeout,
-        )
+        blobs = Blobs(self._store, self._limits)
         service = GraphCompilerService(
             compiler=self._compiler,
             artifacts=self._artifacts,
@@ -188,7 +184,7 @@ class App:
             store_stats=self._store.stats,
             quotas=quotas,
         )
-        self._gate = Gate(entrance, later)
+        self._gate = Gate(entrance, later, settings.max_call_seconds)
         self._health = HealthServicer()
         self._server = self._grpc_server(service)
         self._telemetry = TelemetryServer(
@@ -285,6 +281,9 @@ class App:
                 *_KEEPALIVE,
                 ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
                 ("grpc.max_send_message_length", int(settings.max_message_bytes)),
+                ("grpc.max_concurrent_streams", settings.max_streams),
+                ("grpc.max_metadata_size", int(settings.max_metadata_bytes)),
+                ("grpc.absolute_max_metadata_size", int(settings.max_metadata_bytes)),
             ],
         )
         add_GraphCompilerServicer_to_server(service, server)

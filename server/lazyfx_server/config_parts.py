@@ -15,6 +15,7 @@ from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.config import Settings
 from lazyfx_server.execution import Executor
 from lazyfx_server.rpc.door import Door
+from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.security.tokens import TokenFile, TokenFileError
@@ -67,7 +68,8 @@ def door(settings: Settings) -> Door:
         tokens = TokenFile(settings.tokens) if settings.tokens is not None else None
     except (SecretFileError, TokenFileError) as error:
         raise OSError(str(error)) from error
-    return Door(tenants, tokens, certificates=settings.client_ca is not None)
+    certificates = settings.client_ca is not None
+    return Door(tenants, tokens, certificates, frozenset(settings.client_names))
 
 
 def quota_limits(settings: Settings) -> QuotaLimits:
@@ -94,6 +96,24 @@ def request_limits(settings: Settings) -> RequestLimits:
         job_timeout=settings.job_timeout,
         max_queue=settings.max_queue,
         max_batch_in_flight=settings.max_batch_in_flight,
+        max_streams=settings.max_streams,
+        max_metadata_bytes=settings.max_metadata_bytes,
+        max_staged_bytes=settings.max_staged_bytes,
+        max_call_seconds=settings.max_call_seconds,
+        min_upload_rate=settings.min_upload_rate,
+        upload_idle_timeout=settings.upload_idle_timeout,
+        stream_idle_timeout=settings.stream_idle_timeout,
+        job_cpu_seconds=settings.job_cpu_seconds,
+        worker_memory_bytes=settings.worker_memory_bytes,
+        graph=GraphBounds(
+            max_edges=settings.max_edges,
+            max_calls=settings.max_calls,
+            max_arguments=settings.max_arguments,
+            max_string_bytes=settings.max_string_bytes,
+            max_rank=settings.max_rank,
+            max_elements=settings.max_elements,
+            max_outputs=settings.max_outputs,
+        ),
     )
 
 

@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     """PEM file of the authorities whose certificates callers must show (mTLS). Without --tokens
     the common name is the tenant."""
 
+    client_names: tuple[str, ...] = ()
+    """Common names of certificates that are served. Default: all that --client-ca vouches for."""
+
     tokens: Path | None = None
     """File of the tokens that callers may show; `lazyfx token` adds to it. Read again when it
     changes."""
@@ -127,6 +130,27 @@ class Settings(BaseSettings):
     max_nodes: int = Field(default=200_000, ge=1)
     """Most nodes of a graph, nested graphs included."""
 
+    max_edges: int = Field(default=2_000_000, ge=1)
+    """Most uses of nodes by other nodes in a graph, nested graphs included."""
+
+    max_calls: int = Field(default=200_000, ge=1)
+    """Most distinct calls (target and literal arguments) of a graph."""
+
+    max_arguments: int = Field(default=100_000, ge=1)
+    """Most arguments of one call, those inside lists and dicts included."""
+
+    max_string_bytes: ByteSize = Field(default=ByteSize(MIB))
+    """Longest string in a graph, in characters."""
+
+    max_rank: int = Field(default=64, ge=0, le=64)
+    """Most dimensions of a tensor."""
+
+    max_elements: int = Field(default=2**48, ge=1)
+    """Most elements of a described tensor; its values need not exist anywhere."""
+
+    max_outputs: int = Field(default=10_000, ge=1)
+    """Most outputs of one node."""
+
     max_passes: int = Field(default=64, ge=0)
     """Most passes of one request."""
 
@@ -169,8 +193,26 @@ class Settings(BaseSettings):
     max_batch_in_flight: int = Field(default=64, ge=1)
     """Requests of one CompileBatch stream that are worked on at a time."""
 
+    max_streams: int = Field(default=1000, ge=1)
+    """Calls that one connection may have under way; more wait on the client's side."""
+
+    max_metadata_bytes: ByteSize = Field(default=ByteSize(16 * 1024))
+    """Most bytes of metadata (headers) of a call."""
+
+    max_call_seconds: float = Field(default=3600.0, gt=0)
+    """Seconds that any call may take, also one whose caller set no deadline."""
+
     upload_idle_timeout: float = Field(default=30.0, gt=0)
     """Seconds without a chunk after which an upload is ended."""
+
+    min_upload_rate: int = Field(default=1024, ge=0)
+    """Bytes a second that an upload must reach, from its first upload_idle_timeout seconds on."""
+
+    max_staged_bytes: ByteSize = Field(default=ByteSize(8 * GIB))
+    """Bytes of unfinished uploads that one tenant may have."""
+
+    stream_idle_timeout: float = Field(default=300.0, gt=0)
+    """Seconds that a batch with nothing under way may say nothing before it is ended."""
 
     server_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
     """What signed artifacts call this server. Default: the name of the machine."""

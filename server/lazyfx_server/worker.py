@@ -20,6 +20,7 @@ from lazyfx_server.passes.reports import report_of
 from lazyfx_server.passes.requests import pipeline_of
 from lazyfx_server.passes.rewrites import RewriteReader
 from lazyfx_server.passes.verify import NumericVerifier
+from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.checked import CheckedGraph, check
 from lazyfx_server.security.source import check_size
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -106,6 +107,7 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     checked = check(
         job.body,
         max_nodes=job.limits.max_nodes,
+        bounds=GraphBounds.of(job.limits.graph),
         presentation=job.presentation,
         module_class=uncounted,
     )

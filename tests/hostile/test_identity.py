@@ -71,6 +71,9 @@ SHOWN = {
     "an empty token": [("authorization", "Bearer ")],
     "somebody else's scheme": [("authorization", "Basic dXNlcjpwYXNz")],
     "a made-up token": [("authorization", "Bearer lazyfx_0123456789abcdef_" + "A" * 43)],
+    "a JWT that says it needs no signature": [
+        ("authorization", "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJtbC10ZWFtIn0.")
+    ],
     "a long one": [("authorization", "Bearer " + "lazyfx_" * 500)],
 }
 
@@ -223,6 +226,25 @@ def test_a_server_s_certificate_is_replaced_without_a_restart(
     certificate.write_bytes(new_certificate.read_bytes())
     with lazyfx.connect(server.address, tls=lazyfx.Tls(renewed.file)) as client:
         assert client.stats() is not None
+
+
+def test_a_certificate_of_another_service_is_refused(
+    launch: Callable[..., RunningServer], authority: Authority
+) -> None:
+    certificate, key = authority.issue("named")
+    server = launch(
+        "--server-certificate", str(certificate), "--server-key", str(key),
+        "--client-ca", str(authority.file), "--client-names", "trainer",
+    )  # fmt: skip
+    trainer = lazyfx.Tls(authority.file, *authority.issue("trainer"))
+    with lazyfx.connect(server.address, tls=trainer) as client:
+        assert client.stats() is not None
+    other = lazyfx.Tls(authority.file, *authority.issue("other-service"))
+    with (
+        lazyfx.connect(server.address, tls=other) as client,
+        pytest.raises(DeniedError, match="other-service"),
+    ):
+        client.stats()
 
 
 EXPOSED = {

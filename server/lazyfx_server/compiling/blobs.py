@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import TypeVar
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.limits import check_digest
+from lazyfx_server.compiling.limits import RequestLimits, check_digest
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, TimedOutError
+from lazyfx_server.errors import InvalidRequestError, OverloadedError, TimedOutError
 from lazyfx_server.store import Store
-
-Item = TypeVar("Item")
 
 _MOST_DIGESTS = 100_000
 
@@ -24,14 +23,14 @@ class Blobs:
 
     Args:
         store: Where blobs are kept.
-        max_bytes: Largest blob taken.
-        idle_timeout: Seconds without a chunk after which an upload is ended.
+        limits: Bounds of uploads.
     """
 
-    def __init__(self, store: Store, *, max_bytes: int, idle_timeout: float) -> None:
+    def __init__(self, store: Store, limits: RequestLimits) -> None:
         self._store = store
-        self._max_bytes = max_bytes
-        self._idle_timeout = idle_timeout
+        self._limits = limits
+        self._max_bytes = limits.max_blob_bytes
+        self._staged: Counter[str] = Counter()
 
     async def missing(
         self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
@@ -64,11 +63,22 @@ class Blobs:
 
         Raises:
             InvalidRequestError: A chunk is out of order, too long, or a digest is wrong.
-            TimedOutError: No chunk came for too long.
+            TimedOutError: No chunk came for too long, or chunks come too slowly.
+            OverloadedError: The tenant has too many unfinished uploads.
         """
+        staging = _Staging(self._staged, tenant.name, self._limits.max_staged_bytes)
+        try:
+            return await self._take(chunks, tenant, staging)
+        finally:
+            staging.end()
+
+    async def _take(
+        self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant, staging: _Staging
+    ) -> tuple[int, int]:
         stored = stored_bytes = 0
         staged: _Staged | None = None
-        async for chunk in _within(chunks, self._idle_timeout):
+        limits = self._limits
+        async for chunk in _within(chunks, limits.upload_idle_timeout, limits.min_upload_rate):
             check_digest("digest", chunk.digest)
             if chunk.digest.size_bytes > self._max_bytes:
                 raise InvalidRequestError.of_field(
@@ -78,11 +88,13 @@ class Blobs:
                 )
             if staged is None:
                 staged = _Staged(chunk.digest)
+            staging.add(len(chunk.data))
             staged.add(chunk)
             if staged.complete:
                 await self._store.put(tenant.blob(chunk.digest.sha256), staged.verified())
                 stored += 1
                 stored_bytes += chunk.digest.size_bytes
+                staging.end()
                 staged = None
         if staged is not None:
             raise InvalidRequestError.of_field(
@@ -130,14 +142,51 @@ class _Staged:
         return bytes(self.data)
 
 
-async def _within(chunks: AsyncIterator[Item], seconds: float) -> AsyncIterator[Item]:
-    """The items of `chunks`, each within `seconds` of the one before."""
+class _Staging:
+    """Counts the bytes of one upload that are not stored yet, for its tenant."""
+
+    def __init__(self, staged: Counter[str], tenant: str, most: int) -> None:
+        self._staged = staged
+        self._tenant = tenant
+        self._most = most
+        self._bytes = 0
+
+    def add(self, size: int) -> None:
+        if self._staged[self._tenant] + size > self._most:
+            raise OverloadedError(
+                f"unfinished uploads hold {self._staged[self._tenant]} bytes; at most "
+                f"{self._most} are taken at a time (setting max_staged_bytes)",
+                retry_after=1.0,
+            )
+        self._staged[self._tenant] += size
+        self._bytes += size
+
+    def end(self) -> None:
+        self._staged[self._tenant] -= self._bytes
+        if not self._staged[self._tenant]:
+            del self._staged[self._tenant]
+        self._bytes = 0
+
+
+async def _within(
+    chunks: AsyncIterator[pb.UploadBlobsRequest], seconds: float, rate: int
+) -> AsyncIterator[pb.UploadBlobsRequest]:
+    """The chunks, each within `seconds` of the one before, and together not too slow."""
+    started, received = time.monotonic(), 0
     while True:
         try:
-            yield await asyncio.wait_for(anext(chunks), seconds)
+            chunk = await asyncio.wait_for(anext(chunks), seconds)
         except StopAsyncIteration:
             return
         except asyncio.TimeoutError as error:
             raise TimedOutError(
                 f"no chunk came for {seconds:g} s (setting upload_idle_timeout)"
             ) from error
+        received += len(chunk.data)
+        taken = time.monotonic() - started
+        if taken > seconds and received < rate * taken:
+            raise TimedOutError(
+                f"{received} bytes came in {taken:.0f} s; uploads must reach {rate} bytes a second "
+                "(setting min_upload_rate)"
+            )
+        yield chunk

@@ -9,8 +9,11 @@ from lazyfx.envelope import check_envelope
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx.wire.format import MAX_DEPTH, MAX_EXPRESSION_TREE
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes.requests import placed_specs
+from lazyfx_server.security.bounds import GraphBounds
+from lazyfx_server.security.source import MAX_SOURCE_BYTES
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _DIGEST_BYTES = 32
@@ -32,13 +35,31 @@ class RequestLimits:
     job_timeout: float
     max_queue: int
     max_batch_in_flight: int
+    max_streams: int
+    max_metadata_bytes: int
+    max_staged_bytes: int
+    max_call_seconds: float
+    min_upload_rate: int
+    upload_idle_timeout: float
+    stream_idle_timeout: float
+    job_cpu_seconds: float
+    worker_memory_bytes: int
+    graph: GraphBounds
 
     def describe(self) -> Iterator[pb.Limit]:
         """The bounds, for GetServerInfo."""
-        units = {"bytes": "bytes", "timeout": "seconds", "nodes": "nodes", "seconds": "seconds"}
-        for name in self.__dataclass_fields__:
-            unit = units.get(name.rpartition("_")[2], "count")
-            yield pb.Limit(name=name, value=int(getattr(self, name)), unit=unit)
+        units = {
+            "bytes": "bytes", "timeout": "seconds", "nodes": "nodes", "seconds": "seconds",
+            "rate": "bytes/s",
+        }  # fmt: skip
+        bounds = [(name, getattr(self, name)) for name in self.__dataclass_fields__]
+        bounds += [(name, getattr(self.graph, name)) for name in self.graph.__dataclass_fields__]
+        bounds += [("max_nesting", MAX_DEPTH), ("max_expression_nodes", MAX_EXPRESSION_TREE)]
+        bounds.append(("max_source_bytes", MAX_SOURCE_BYTES))
+        for name, value in bounds:
+            if not isinstance(value, GraphBounds):
+                unit = units.get(name.rpartition("_")[2], "count")
+                yield pb.Limit(name=name, value=int(value), unit=unit)
 
     def job(self) -> worker.JobLimits:
         """The bounds that a job holds itself to."""
@@ -47,6 +68,7 @@ class RequestLimits:
             max_folded_bytes=self.max_folded_bytes,
             max_matches=self.max_matches,
             pass_seconds=self.max_pass_seconds,
+            graph=self.graph.message(),
         )
 
     def check_compile(self, request: pb.CompileRequest) -> None:

@@ -34,11 +34,13 @@ class Door:
         tenants: Makes tenants of names.
         tokens: Whose tokens are whose; None when tokens are not asked for.
         certificates: Callers show a certificate, whose common name is the tenant.
+        names: The only common names that are served; empty for all.
     """
 
     tenants: Tenants
     tokens: TokenFile | None = None
     certificates: bool = False
+    names: frozenset[str] = frozenset()
 
     @property
     def identification(self) -> Identification:
@@ -68,6 +70,10 @@ class Door:
             name = self._token_tenant(self.tokens, context.invocation_metadata() or ())
         elif self.certificates:
             name = _certificate_name(context.auth_context())
+        if self.certificates and self.names:
+            shown = _certificate_name(context.auth_context())
+            if shown not in self.names:
+                raise ForbiddenError(f"certificates for {shown!r} are not served here")
         _CALLER.set(self.tenants.named(name))
 
     @staticmethod

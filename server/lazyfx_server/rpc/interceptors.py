@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from lazyfx_server.errors import DrainingError, RequestError
+from lazyfx_server.errors import DrainingError, RequestError, TimedOutError
 from lazyfx_server.rpc.door import Door
 from lazyfx_server.rpc.statuses import status_of
 from lazyfx_server.telemetry import Observer, RequestHandled
@@ -31,10 +31,12 @@ class Gate(grpc.aio.ServerInterceptor):
     Args:
         door: Tells whose a call is.
         observer: Is told of each call that ends.
+        most_seconds: How long any call may take, whatever its caller allows.
     """
 
-    def __init__(self, door: Door, observer: Observer) -> None:
+    def __init__(self, door: Door, observer: Observer, most_seconds: float) -> None:
         self._door = door
+        self.most_seconds = most_seconds
         self._observer = observer
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._under_way = 0
@@ -152,6 +154,8 @@ class _Call:
         self._context = context
         self._started = time.perf_counter()
         self._entered = False
+        self._overran = False
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> None:
         try:
@@ -159,8 +163,24 @@ class _Call:
         except DrainingError as error:
             await self._refuse(error)
         self._entered = True
+        task = asyncio.current_task()
+        assert task is not None, "calls are served in tasks"
+
+        def overrun() -> None:
+            self._overran = True
+            task.cancel()
+
+        loop = asyncio.get_running_loop()
+        self._alarm = loop.call_later(self._gate.most_seconds, overrun)
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._overran and isinstance(error, asyncio.CancelledError):
+            most = self._gate.most_seconds
+            error = TimedOutError(
+                f"the call took longer than {most:g} s (setting max_call_seconds)"
+            )
         if error is None:
             self._leave("OK")
         elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):

@@ -23,7 +23,7 @@ from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError
+from lazyfx_server.errors import InvalidRequestError, TimedOutError
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.rpc.door import Identification, caller
 from lazyfx_server.rpc.interceptors import Context
@@ -102,7 +102,14 @@ class GraphCompilerService(GraphCompilerServicer):
             while open_ended or under_way:
                 full = len(under_way) >= self._limits.max_batch_in_flight
                 waiting = [*under_way, *([reading] if open_ended and not full else [])]
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                idle = None if under_way else self._limits.stream_idle_timeout
+                done, _ = await asyncio.wait(
+                    waiting, timeout=idle, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    raise TimedOutError(
+                        f"no request came for {idle:g} s (setting stream_idle_timeout)"
+                    )
                 if open_ended and reading.done():
                     if (request := reading.result()) is None:
                         open_ended = False

@@ -10,6 +10,7 @@ from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.tensors import contiguous_strides, storage_extent
+from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
 from lazyfx_server.security.names import check_names
 from lazyfx_server.security.source import check_size, check_writable
 
@@ -31,6 +32,7 @@ def check(
     body: bytes,
     *,
     max_nodes: int,
+    bounds: GraphBounds = DEFAULT_BOUNDS,
     names: graph_pb2.Presentation | None = None,
     presentation: graph_pb2.Presentation | None = None,
     module_class: wire.ModuleClass = GraphModule,
@@ -45,6 +47,7 @@ def check(
     Args:
         body: What a stranger sent.
         max_nodes: Most nodes taken, nested graphs included.
+        bounds: How large its parts may be.
         names: Names for the module; canonical ones when left out.
         presentation: Names that came with the graph and will be used later.
         module_class: Makes the modules; a lazy class generates no code for them.
@@ -60,6 +63,7 @@ def check(
             f"the graph has {nodes} nodes, {max_nodes} are taken (setting max_nodes)",
             field="graphs",
         )
+    check_bounds(message, bounds)
     _check_tensors(message)
     named = [given for given in (names, presentation) if given is not None and given.ByteSize()]
     # Names only make a source longer.

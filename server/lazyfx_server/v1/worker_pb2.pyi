@@ -174,11 +174,14 @@ class JobLimits(google.protobuf.message.Message):
     MAX_FOLDED_BYTES_FIELD_NUMBER: builtins.int
     MAX_MATCHES_FIELD_NUMBER: builtins.int
     PASS_SECONDS_FIELD_NUMBER: builtins.int
+    GRAPH_FIELD_NUMBER: builtins.int
     max_nodes: builtins.int
     max_folded_bytes: builtins.int
     max_matches: builtins.int
     pass_seconds: builtins.float
     """Seconds that one pass may take; 0 for no bound of its own."""
+    @property
+    def graph(self) -> Global___GraphLimits: ...
     def __init__(
         self,
         *,
@@ -186,10 +189,47 @@ class JobLimits(google.protobuf.message.Message):
         max_folded_bytes: builtins.int = ...,
         max_matches: builtins.int = ...,
         pass_seconds: builtins.float = ...,
+        graph: Global___GraphLimits | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_folded_bytes", b"max_folded_bytes", "max_matches", b"max_matches", "max_nodes", b"max_nodes", "pass_seconds", b"pass_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["graph", b"graph"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["graph", b"graph", "max_folded_bytes", b"max_folded_bytes", "max_matches", b"max_matches", "max_nodes", b"max_nodes", "pass_seconds", b"pass_seconds"]) -> None: ...
 
 Global___JobLimits: typing_extensions.TypeAlias = JobLimits
+
+@typing.final
+class GraphLimits(google.protobuf.message.Message):
+    """Bounds of the parts of one graph; 0 for the default."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_EDGES_FIELD_NUMBER: builtins.int
+    MAX_CALLS_FIELD_NUMBER: builtins.int
+    MAX_ARGUMENTS_FIELD_NUMBER: builtins.int
+    MAX_STRING_BYTES_FIELD_NUMBER: builtins.int
+    MAX_RANK_FIELD_NUMBER: builtins.int
+    MAX_ELEMENTS_FIELD_NUMBER: builtins.int
+    MAX_OUTPUTS_FIELD_NUMBER: builtins.int
+    max_edges: builtins.int
+    max_calls: builtins.int
+    max_arguments: builtins.int
+    max_string_bytes: builtins.int
+    max_rank: builtins.int
+    max_elements: builtins.int
+    max_outputs: builtins.int
+    def __init__(
+        self,
+        *,
+        max_edges: builtins.int = ...,
+        max_calls: builtins.int = ...,
+        max_arguments: builtins.int = ...,
+        max_string_bytes: builtins.int = ...,
+        max_rank: builtins.int = ...,
+        max_elements: builtins.int = ...,
+        max_outputs: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_arguments", b"max_arguments", "max_calls", b"max_calls", "max_edges", b"max_edges", "max_elements", b"max_elements", "max_outputs", b"max_outputs", "max_rank", b"max_rank", "max_string_bytes", b"max_string_bytes"]) -> None: ...
+
+Global___GraphLimits: typing_extensions.TypeAlias = GraphLimits
 
 @typing.final
 class RenderJob(google.protobuf.message.Message):
