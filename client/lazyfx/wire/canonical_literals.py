@@ -19,6 +19,11 @@ from lazyfx.wire.format import MAX_DIMENSIONS, QUIET_NAN_BITS
 # Rows remembered, and the longest of them: some 2 MB in all.
 MOST_ROWS = 4096
 LONGEST_ROW = 256
+_WITH_GRADIENTS = frozenset(
+    number
+    for name, number in pb.Dtype.items()
+    if name.startswith(("DTYPE_FLOAT", "DTYPE_BFLOAT", "DTYPE_COMPLEX"))
+)
 
 
 def check_float(value: float, field: str) -> None:
@@ -45,6 +50,8 @@ def check_tensor(row: pb.TensorDescription, field: str) -> None:
     """Check a tensor description, its indices left out."""
     if not row.dtype or row.layout == pb.LAYOUT_STRIDED:
         raise DecodeError("no dtype, or a layout that is the usual one", field=field)
+    if row.requires_grad and row.dtype not in _WITH_GRADIENTS:
+        raise DecodeError("a gradient of a dtype that has none", field=field)
     if row.symbolic_shape:
         if row.shape or row.stride or row.storage_offset:
             raise DecodeError("both static and symbolic sizes", field=field)

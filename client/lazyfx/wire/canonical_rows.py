@@ -48,7 +48,7 @@ class RowChecker:
         self._slots: dict[int, int] = {}
         self._storages = 0
         self._groups = GroupChecker(body)
-        self._sorts = self._spells = False
+        self._sorts = self._spells = self._calls = False
         self.call_shapes: list[int] = []
         self.plain_calls: set[int] = set()
         self.opcodes = [call.opcode for call in body.calls]
@@ -60,10 +60,7 @@ class RowChecker:
                 raise DecodeError(f"row {self._next[table]} is never used", field=table)
         self._expressions.finish()
         self._groups.finish()
-        body = self._body
-        if len(set(body.strings)) != len(body.strings):
-            raise DecodeError("a row is there twice", field="strings")
-        for name, rows in self._serialized.items():
+        for name, rows in (("strings", self._body.strings), *self._serialized.items()):
             if len(set(rows)) != len(rows):
                 raise DecodeError("a row is there twice", field=name)
 
@@ -106,6 +103,7 @@ class RowChecker:
     def arguments(self, row: pb.Call, field: str) -> int:
         """Check the arguments of a call; the number of their holes."""
         check_shape(row, field)
+        self._calls = True
         holes, previous = 0, ""
         for argument in row.args:
             holes += self._argument(argument, f"{field}.args", 0)
@@ -129,7 +127,7 @@ class RowChecker:
 
     def use_literal(self, argument: pb.Argument, field: str) -> None:
         """Check an argument that may hold no operands."""
-        self._sorts = self._spells = False
+        self._sorts = self._spells = self._calls = False
         if self._argument(argument, field, 0):
             raise DecodeError("an operand where only a literal may be", field=field)
 
@@ -145,6 +143,8 @@ class RowChecker:
             if self._spells and DEVICE_TEXT.match(self._body.strings[argument.text]):
                 raise DecodeError("a device is no text here", field=field)
             return 0
+        if kind == "size" and self._calls:  # torch.fx makes tuples of them
+            raise DecodeError("a size is a tuple here", field=field)
         if kind in ("list", "tuple", "size"):
             return self._items(getattr(argument, kind).items, field, depth)
         return self._rare_argument(kind, argument, field, depth)

@@ -250,7 +250,9 @@ def build(template: nn.Module, values: Mapping[str, torch.Tensor], *, training: 
                         f"{name} needs a tensor {local!r} of the right role",
                         field="module.tensors",
                     )
-                if current is not None and current.shape != value.shape:
+                # Loss weights are buffers that no option speaks of.
+                unasked = current is None and is_parameter
+                if unasked or (current is not None and current.shape != value.shape):
                     raise DecodeError(
                         f"the tensor {local!r} of {name} has the shape {tuple(value.shape)}, which "
                         "its options do not give it",

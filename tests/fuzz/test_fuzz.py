@@ -1,0 +1,29 @@
+"""A bounded run of the fuzzer; docs/fuzzing.md records a long one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FUZZER = Path(__file__).resolve().parent / "fuzzing.py"
+
+
+@pytest.mark.parametrize("seed", [1001, 1002])
+def test_mutated_graphs_are_refused_with_our_own_errors_or_are_what_they_say(seed: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(FUZZER), "--cases", "4000", "--seed", str(seed)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["cases"] == 4000
+    assert report["failures"] == 0
+    # The mutations get past the first checks, and through all of them too.
+    assert report["accepted"] > 200
+    assert len(report["fields"]) > 8
