@@ -1,10 +1,11 @@
 """The wire format beside torch's own ways of writing a graph.
 
-    python bench/wire.py [--models gpt2,bert,...] [--repeats N] [--json FILE]
+    python -m bench.wire [--models gpt2,bert,...] [--repeats N] [--json FILE]
 
 Each model is exported and decomposed; formats take turns within a round, so that a
 slow moment of the machine falls on all of them. Times are CPU time of the one thread that
 works. The table shows medians and, behind +-, half the distance between the quartiles.
+"floor" is what making the nodes costs that are in memory already, see `bench/floor.py`.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ from torch.fx._graph_pickler import GraphPickler, Options
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from bench import floor
 from lazyfx import wire
 from lazyfx.v1 import graph_pb2
 
 SHORTEST_SECONDS = 0.05
+FLOOR = "floor, in a loop"
 LAYERS = {"gpt2": 12, "bert": 12, "t5": 6, "llama": 16}
 
 
@@ -50,7 +53,7 @@ class Format:
     """A way to write a graph and to read it again."""
 
     name: str
-    write: Callable[[], bytes]
+    write: Callable[[], bytes] | None
     read: Callable[[bytes], Any]
 
 
@@ -110,6 +113,7 @@ def formats(program: torch.export.ExportedProgram, module: GraphModule) -> list[
         module._tracer_cls = None
         return pickle.dumps(module)
 
+    loop, straight = floor.looped(module), floor.straight(module)
     only_val = Options(node_metadata_key_filter=lambda key: key == "val", ops_filter=None)
     return [
         Format("lazyfx", encode, decode),
@@ -121,6 +125,8 @@ def formats(program: torch.export.ExportedProgram, module: GraphModule) -> list[
         ),
         Format("pickle, no values", plain_pickle, pickle.loads),
         Format("torch.export.save", export_save, lambda data: torch.export.load(io.BytesIO(data))),
+        Format(FLOOR, None, lambda _: loop()),
+        Format("floor, straight-line code", None, lambda _: straight()),
     ]
 
 
@@ -147,8 +153,8 @@ def measure(name: str, repeats: int) -> list[Measurement]:
 
 def _time(each: Format, row: Measurement, *, keep: bool) -> None:
     try:
-        data = each.write()
-        write_seconds = _seconds(each.write)
+        data = each.write() if each.write else b""
+        write_seconds = _seconds(each.write) if each.write else 0.0
         read_seconds = _seconds(lambda: each.read(data))
     except Exception as error:  # noqa: BLE001 - a peer that cannot do it is a result
         row.error = f"{type(error).__name__}: {error}".splitlines()[0][:60]
@@ -171,17 +177,18 @@ def _seconds(operation: Callable[[], Any]) -> float:
 
 
 def table(rows: list[Measurement]) -> Table:
-    """The measurements beside GraphPickler's."""
+    """The measurements beside GraphPickler's and the floor."""
     result = Table(
         title="wire format (medians of CPU time; x: times better than GraphPickler with val)"
     )
     for heading in ("model", "nodes", "format"):
         result.add_column(heading)
-    for heading in ("bytes", "x", "encode ms", "x", "decode ms", "x"):
+    for heading in ("bytes", "x", "encode ms", "x", "decode ms", "x", "of floor"):
         result.add_column(heading, justify="right")
     previous = ""
     for row in rows:
         peer = next(r for r in rows if r.model == row.model and r.format == "GraphPickler, val")
+        least = next(r for r in rows if r.model == row.model and r.format == FLOOR)
         first = row.model != previous
         previous = row.model
         label = (row.model, str(row.nodes)) if first else ("", "")
@@ -191,12 +198,13 @@ def table(rows: list[Measurement]) -> Table:
         result.add_row(
             *label,
             row.format,
-            f"{row.size_bytes:,}",
+            f"{row.size_bytes:,}" if row.size_bytes else "",
             _ratio(peer.size_bytes, row.size_bytes),
-            _spread(row.write_seconds),
-            _ratio(_median(peer.write_seconds), _median(row.write_seconds)),
+            _spread(row.write_seconds) if row.size_bytes else "",
+            _ratios(peer.write_seconds, row.write_seconds) if row.size_bytes else "",
             _spread(row.read_seconds),
-            _ratio(_median(peer.read_seconds), _median(row.read_seconds)),
+            _ratios(peer.read_seconds, row.read_seconds),
+            _ratios(row.read_seconds, least.read_seconds, digits=2),
         )
     return result
 
@@ -208,6 +216,12 @@ def _median(values: list[float]) -> float:
 def _spread(values: list[float]) -> str:
     low, _, high = statistics.quantiles(values, n=4)
     return f"{_median(values) * 1e3:.2f} +-{(high - low) / 2 * 1e3:.2f}"
+
+
+def _ratios(peer: list[float], own: list[float], digits: int = 1) -> str:
+    """The median of the ratios of each round."""
+    pairs = [a / b for a, b in zip(peer, own, strict=False) if a and b]
+    return f"{statistics.median(pairs):.{digits}f}" if pairs else ""
 
 
 def _ratio(peer: float, own: float) -> str:

@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import symbols
+from lazyfx.wire.fake_copies import FakeMaker, PlainFake
 from lazyfx.wire.format import DTYPE_OBJECTS, LAYOUT_OBJECTS
 from lazyfx.wire.tensors import contiguous_strides, storage_extent
 
@@ -38,6 +39,26 @@ class ValueTables:
     process_groups: Sequence[str] = ()
     _symbols: dict[int, tuple[ShapeEnv, list[sympy.Symbol]]] = field(default_factory=dict)
     _argument_env: ShapeEnv | None = None
+    _plain: dict[int, PlainFake] = field(default_factory=dict)
+    _makers: dict[torch.device, FakeMaker] = field(default_factory=dict)
+
+    def plain(self, index: int, mode: FakeTensorMode) -> PlainFake | None:
+        """What makes the value of row `index` of `body.values`, once it is known."""
+        found = self._plain.get(index)
+        return found if found is not None and found.maker.mode is mode else None
+
+    def learn(self, index: int, row: pb.TensorDescription, like: torch.Tensor) -> None:
+        """Take note of a plain tensor that was built for row `index`."""
+        symbolic = row.symbolic_shape or row.symbolic_storage_offset
+        if symbolic or row.layout or row.storage_offset or row.is_conjugate or row.is_negative:
+            return
+        mode, device = like.fake_mode, like.fake_device  # type: ignore[attr-defined]
+        maker = self._makers.get(device)
+        if maker is None or maker.mode is not mode:
+            maker = self._makers[device] = FakeMaker(mode, device)
+        self._plain[index] = PlainFake(
+            maker, tuple(like.shape), like.stride(), like.dtype, like.requires_grad
+        )
 
     def symbols(self, env: ShapeEnv) -> list[sympy.Symbol]:
         """One symbol of `env` for each row of `body.symbols`, made at the first call."""
@@ -103,10 +124,16 @@ def fake_value(value: LazyValue, mode: FakeTensorMode) -> Any:
 
 
 def _build(tables: ValueTables, index: int, mode: FakeTensorMode) -> Any:
+    plain = tables.plain(index, mode)
+    if plain is not None:
+        return plain.make()
     row = tables.body.values[index]
     kind = row.WhichOneof("kind")
     if kind == "tensor":
-        return fake_tensor(tables, tables.body.tensors[row.tensor], mode)
+        description = tables.body.tensors[row.tensor]
+        tensor = fake_tensor(tables, description, mode)
+        tables.learn(index, description, tensor)
+        return tensor
     if kind == "list":
         return [_build(tables, item, mode) for item in row.list.items]
     if kind == "tuple":
