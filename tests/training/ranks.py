@@ -9,10 +9,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from training.loops import Net, batches, train
 
 import lazyfx
+
+
+def wrapped(net: torch.nn.Module, wrapper: str) -> torch.nn.Module:
+    if wrapper == "ddp":
+        return DistributedDataParallel(net)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    fully_shard(net.first, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    return net
 
 
 def main() -> None:
@@ -26,7 +37,7 @@ def main() -> None:
     net = Net(width=options.pop("width"))
     if uneven and rank == 1:
         net.last = torch.nn.Linear(net.last.in_features, 4, bias=False)
-    model = net if uneven else DistributedDataParallel(net)
+    model = net if uneven else wrapped(net, options.pop("wrap", "ddp"))
     compiled = torch.compile(model, backend="lazyfx", options=options)
     done = train(model, batches(), compiled)
     report = lazyfx.backend_report()

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from training.counting import native_compiles
+from training.loops import Net, batches, train
 
 _TESTS = Path(__file__).parents[1]
 RANKS = 2
@@ -39,6 +41,10 @@ def run_job(folder: Path, address: str, **options: object) -> list[dict[str, Any
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
 
 
+def expected_losses(width: int) -> list[float]:
+    return [float(loss) for loss in train(Net(width=width), batches()).losses]
+
+
 def test_one_compile_for_all_ranks_and_none_for_the_next_job(
     native_server: Any, tmp_path: Path
 ) -> None:
@@ -52,6 +58,14 @@ def test_one_compile_for_all_ranks_and_none_for_the_next_job(
     assert [rank["caches"] for rank in warm] == [["hit"], ["hit"]]
     assert native_compiles(native_server) == before + 1
     assert warm[0]["losses"] == cold[0]["losses"]
+    # Every rank has the same batches, so the job learns what one process does.
+    assert cold[0]["losses"] == pytest.approx(expected_losses(width=40))
+
+
+def test_fsdp2(native_server: Any, tmp_path: Path) -> None:
+    ranks = run_job(tmp_path / "job", native_server.address, width=44, agreement="all", wrap="fsdp")
+    assert all(set(rank["outcomes"]) == {"remote"} for rank in ranks), ranks
+    assert ranks[0]["losses"] == pytest.approx(expected_losses(width=44))
 
 
 def test_when_one_rank_has_no_server_none_uses_it(native_server: Any, tmp_path: Path) -> None:

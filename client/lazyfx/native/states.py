@@ -63,7 +63,8 @@ def enter_states(states: Iterable[pb.PassOption], stack: ExitStack) -> None:
     torch.use_deterministic_algorithms(
         deterministic["deterministic"], warn_only=deterministic["deterministic_warn_only"]
     )
-    for name, value in sorted(found.items()):
+    # Inference mode switches gradients too, on as well as off: the grad mode comes after it.
+    for name, value in sorted(found.items(), key=lambda state: state[0] != "inference"):
         setter = _SETTERS.get(name)
         if setter is None:
             raise LazyfxError(f"states: {name!r} is not known; use a server of the same release")

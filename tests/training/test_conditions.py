@@ -1,0 +1,189 @@
+"""What an artifact depends on: machines, states, settings, sizes. No server is needed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import sympy
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from lazyfx.backend.agreement import _first_difference, _lines
+from lazyfx.backend.graphs import flatten
+from lazyfx.errors import ArtifactError, LazyfxError, UnsupportedGraphError
+from lazyfx.native import settings, shapes, states
+from lazyfx.native.requests import conditions_digest, native_request
+from lazyfx.native.target import describe_host, mismatch
+from lazyfx.v1 import compiler_pb2 as pb
+
+CPU = {torch.device("cpu")}
+
+
+def host(**changes: object) -> pb.NativeTarget:
+    target = describe_host(vector_isa="avx2", accelerator="")
+    del target.cpu_flags[:]
+    target.cpu_flags.extend(["avx2", "fma"])
+    for name, value in changes.items():
+        if name == "cpu_flags":
+            del target.cpu_flags[:]
+            target.cpu_flags.extend(value)  # type: ignore[arg-type]
+        else:
+            setattr(target, name, value)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"torch": "2.99"}, "torch is 2.99"),
+        ({"torch_key": b"x"}, "torch's sources"),
+        ({"python": "cpython-399"}, "Python's ABI"),
+        ({"vector_isa": ""}, "vector instruction set is none on the server"),
+        ({"cpu_flags": ["avx2", "avx512f", "fma"]}, "lacks: avx512f"),
+    ],
+)
+def test_what_is_made_on_another_machine_is_refused(changes: dict[str, object], words: str) -> None:
+    assert words in mismatch(host(**changes), host())
+
+
+def test_a_cpu_that_can_do_more_runs_it() -> None:
+    assert mismatch(host(), host()) == ""
+    assert mismatch(host(), host(cpu_flags=["avx2", "fma", "sha_ni"])) == ""
+
+
+def test_a_gpu_is_wanted_only_by_graphs_that_use_one() -> None:
+    gpu = "cuda 13.0, H100 sm_90, triton 3.6"
+    assert mismatch(host(accelerator=gpu), host()) == ""
+    assert mismatch(host(accelerator=gpu), host(accelerator=gpu)) == ""
+    assert "CPUs only" in mismatch(host(), host(accelerator=gpu))
+
+
+def test_states_split_artifacts_and_the_machine_does_not() -> None:
+    plain = conditions_digest(native_request(CPU, None, {}))
+    assert conditions_digest(native_request(CPU, None, {})) == plain
+    with torch.no_grad():
+        assert conditions_digest(native_request(CPU, None, {})) != plain
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert conditions_digest(native_request(CPU, None, {})) != plain
+    with torch.inference_mode():
+        assert conditions_digest(native_request(CPU, None, {})) != plain
+    assert conditions_digest(native_request(CPU, None, {"max_autotune": True})) != plain
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert conditions_digest(native_request(CPU, None, {})) != plain
+    finally:
+        torch.use_deterministic_algorithms(False)
+    moved = native_request(CPU, None, {})
+    moved.target.vector_isa = "other"
+    assert conditions_digest(moved) == plain
+
+
+def test_states_are_put_in_place_and_taken_back() -> None:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        there = states.read_states({"cpu"})
+    assert torch.is_grad_enabled()
+    with ExitStack() as stack:
+        states.enter_states(there, stack)
+        assert states.read_states({"cpu"}) == there
+        torch.set_autocast_enabled("cpu", False)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("name", "value"), [("telepathy", 1), ("threads", 0), ("grad", 3)])
+def test_a_state_that_cannot_be_is_refused_by_name(name: str, value: int) -> None:
+    state = pb.PassOption(name=name, value=pb.OptionValue(integer=value))
+    with ExitStack() as stack, pytest.raises(LazyfxError, match=name):
+        states.enter_states([state], stack)
+
+
+@pytest.mark.parametrize(
+    "name", ["cpp.cxx", "post_grad_custom_pre_pass", "aot_inductor.output_path"]
+)
+def test_settings_that_run_programs_do_not_travel(name: str) -> None:
+    with pytest.raises(LazyfxError, match=name.replace(".", r"\.")):
+        settings.requested(None, {name: "evil"})
+    smuggled = pb.PassOption(name=name, value=pb.OptionValue(text="evil"))
+    with pytest.raises(LazyfxError, match=name.replace(".", r"\.")):
+        settings.from_proto([smuggled])
+
+
+def test_cuda_graphs_do_not_travel() -> None:
+    with pytest.raises(LazyfxError, match="cudagraphs"):
+        settings.requested("reduce-overhead", {})
+
+
+def test_a_setting_patched_in_the_process_travels() -> None:
+    with torch._inductor.config.patch(max_autotune_pointwise=True):
+        assert settings.requested(None, {})["max_autotune_pointwise"] is True
+
+
+def dynamic_input(size: int) -> tuple[torch.Tensor, ShapeEnv]:
+    env = ShapeEnv()
+    context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    mode = FakeTensorMode(shape_env=env)
+    return mode.from_tensor(torch.empty(size, 8), symbolic_context=context), env
+
+
+def test_guards_found_there_are_enforced_here() -> None:
+    theirs, env = dynamic_input(6)
+    symbols = shapes.input_symbols([theirs])
+    known = len(env.guards)
+    assert env.evaluate_expr(sympy.Le(symbols[0], 4096))
+    message = pb.ShapeGuards.FromString(shapes.guards_of(env, symbols, known).SerializeToString())
+    ours, our_env = dynamic_input(9)
+    conditions = shapes.read_guards(message, shapes.input_symbols([ours]))
+    shapes.enforce(conditions, our_env)
+    assert any("4096" in str(guard.expr) for guard in our_env.guards)
+
+    asked = shapes.Conditions(conditions, [ours])
+    assert asked.hold([torch.empty(9, 8)])
+    assert not asked.hold([torch.empty(5000, 8)])
+
+    large, large_env = dynamic_input(5000)
+    too_large = shapes.read_guards(message, shapes.input_symbols([large]))
+    with pytest.raises(ArtifactError, match="other sizes"):
+        shapes.enforce(too_large, large_env)
+
+
+def test_guards_about_more_sizes_than_the_graph_has_are_refused() -> None:
+    theirs, env = dynamic_input(6)
+    symbols = shapes.input_symbols([theirs])
+    assert env.evaluate_expr(sympy.Le(symbols[0], 4096))
+    message = shapes.guards_of(env, symbols, 0)
+    with pytest.raises(ArtifactError, match="more sizes"):
+        shapes.read_guards(message, [])
+    message.conditions.append(99)
+    with pytest.raises(ArtifactError, match="malformed"):
+        shapes.read_guards(message, symbols)
+
+
+def test_inputs_that_share_memory_are_refused() -> None:
+    graph = torch.fx.symbolic_trace(lambda x, y: (x + y,))
+    base = torch.randn(8)
+    with pytest.raises(UnsupportedGraphError, match="share memory"):
+        flatten(graph, [base[:4], base[4:]])
+
+
+def test_tensors_of_the_graph_become_inputs() -> None:
+    class Holder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(3))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (x * self.weight + self.weight,)
+
+    holder = Holder()
+    x = torch.randn(3)
+    flat = flatten(torch.fx.symbolic_trace(holder), [x])
+    assert [tensor is holder.weight for tensor in flat.lifted] == [True]
+    torch.testing.assert_close(flat.module(x, *flat.lifted), holder(x))
+
+
+def test_the_first_node_that_differs_is_named() -> None:
+    one = _lines(torch.fx.symbolic_trace(lambda x: torch.relu(x) + 1))
+    other = _lines(torch.fx.symbolic_trace(lambda x: torch.relu(x) + 2))
+    assert "'add'" in _first_difference([one, other])
+    assert "no node" in _first_difference([one, one[:-1]])

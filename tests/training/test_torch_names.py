@@ -1,0 +1,52 @@
+"""The private names of torch that native artifacts rest on are there, and have the shape we use.
+
+When one of these fails after an upgrade of torch: the two files `torch_names.py` (in
+lazyfx.native and lazyfx_server.native) are where the names are used.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch._inductor import codecache
+
+from lazyfx.native import torch_names
+from lazyfx_server.native import torch_names as server_names
+
+
+def test_inductor_compiles_cpp_through_one_method() -> None:
+    parameters = inspect.signature(torch_names.CppCodeCache.load_async).parameters
+    assert {"main_code", "optimized_code", "device_type", "extra_flags"} <= parameters.keys()
+    assert issubclass(codecache.CppPythonBindingsCodeCache, torch_names.CppCodeCache)
+    assert "load_async" not in vars(codecache.CppPythonBindingsCodeCache)
+    assert callable(torch_names.CppCodeCache._load_library)
+
+
+def test_precompiled_headers_have_a_folder_that_can_be_moved() -> None:
+    assert isinstance(codecache._HEADER_DIR, str)
+    assert isinstance(codecache._HEADER_LOCK_DIR, str)
+
+
+def test_artifacts_are_written_and_read() -> None:
+    artifact = torch_names.AOTCompiledArtifact
+    assert callable(artifact.deserialize)
+    assert callable(artifact.serialize)
+    assert "inner_fn" in inspect.getsource(artifact.__init__)
+    parameters = inspect.signature(torch._inductor.standalone_compile).parameters
+    assert {"dynamic_shapes", "options", "aot"} <= parameters.keys()
+    assert callable(server_names.compile_ahead)
+
+
+def test_settings_and_their_defaults() -> None:
+    settings = torch_names.portable_configuration()
+    assert "inductor.max_autotune" in settings
+    assert any(name.startswith("aot.") for name in settings)
+    assert torch_names.default_setting("epilogue_fusion") is True
+    assert torch_names.mode_settings("max-autotune-no-cudagraphs")["max_autotune"] is True
+
+
+def test_vector_instructions_are_told_without_a_compiler() -> None:
+    assert isinstance(torch_names.x86_isa_checker(), list)
+    assert all(isa.bit_width() > 0 for isa in torch_names.supported_vec_isa_list)
+    assert len(torch_names.torch_key()) == 32
