@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from lazyfx.client import AsyncClient, connect_async
     from lazyfx.explaining import Difference, Explanation, explain
     from lazyfx.module import AsyncRemoteModule
-    from lazyfx.passes import PassSpec, pass_spec, replace_pattern, until_stable
+    from lazyfx.passes import (
+        InputGuard,
+        PassSpec,
+        Rewrite,
+        pass_spec,
+        replace_pattern,
+        until_stable,
+    )
     from lazyfx.picture import Picture
     from lazyfx.report import Cache, PassReport, Recompiles, Report
     from lazyfx.saving import SavedGraph, load_graph, save_graph
@@ -33,6 +40,7 @@ __all__ = [
     "Difference",
     "Explanation",
     "FallbackWarning",
+    "InputGuard",
     "LazyfxError",
     "PassReport",
     "PassSpec",
@@ -41,6 +49,7 @@ __all__ = [
     "Recompiles",
     "RemoteModule",
     "Report",
+    "Rewrite",
     "SavedGraph",
     "Tls",
     "__version__",
@@ -66,6 +75,7 @@ _HOMES = {
     "FallbackWarning": "backend",
     "Difference": "explaining",
     "Explanation": "explaining",
+    "InputGuard": "passes",
     "PassReport": "report",
     "PassSpec": "passes",
     "Picture": "picture",
@@ -73,6 +83,7 @@ _HOMES = {
     "Recompiles": "report",
     "RemoteModule": "sync",
     "Report": "report",
+    "Rewrite": "passes",
     "Tls": "access",
     "SavedGraph": "saving",
     "backend_report": "backend",

@@ -186,6 +186,11 @@ class AsyncClient:
         """The passes that the server runs, by name."""
         return list((await self._connection.passes()).passes)
 
+    async def pipelines(self) -> dict[str, str]:
+        """The pipelines that have names, and the passes that each stands for."""
+        found = (await self._connection.passes()).pipelines
+        return {pipeline.name: pipeline.spelling for pipeline in found}
+
     async def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits and artifact kinds of the server."""
         return await self._connection.server_info()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch.fx import GraphModule, symbolic_trace
 
@@ -19,19 +19,52 @@ Encoder: TypeAlias = Callable[[GraphModule], wire.EncodedGraph]
 
 
 @dataclass(frozen=True)
+class InputGuard:
+    """A condition on what an input of a pattern is at a place, by the metadata there.
+
+    Attributes:
+        input: Place of the input among the pattern's inputs.
+        dtypes: Any of these, e.g. ("float32", "bfloat16"); empty for all.
+        rank: Number of dimensions, or None for any.
+        shape: Sizes, -1 for any; empty for any shape.
+    """
+
+    input: int
+    dtypes: tuple[str, ...] = ()
+    rank: int | None = None
+    shape: tuple[int, ...] = ()
+
+
+class Rewrite(NamedTuple):
+    """A rewrite with conditions; a plain pair (pattern, replacement) is one without.
+
+    Attributes:
+        pattern: What to look for.
+        replacement: What to put there.
+        guards: What inputs must be for a place to match; all of them hold.
+        at_most: Replace at most this many places, the first in graph order; 0 for all.
+    """
+
+    pattern: Traceable | GraphModule
+    replacement: Traceable | GraphModule
+    guards: tuple[InputGuard, ...] = ()
+    at_most: int = 0
+
+
+@dataclass(frozen=True)
 class PassSpec:
     """A pass to run on the server.
 
     Attributes:
         name: As `client.passes()` lists it.
         options: Options that differ from their defaults.
-        rewrites: replace_pattern only: pairs of pattern and replacement.
+        rewrites: replace_pattern only: pairs of pattern and replacement, or Rewrites.
         passes: until_stable only: the passes that run in turn.
     """
 
     name: str
     options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
-    rewrites: tuple[tuple[GraphModule, GraphModule], ...] = ()
+    rewrites: tuple[tuple[GraphModule, GraphModule] | Rewrite, ...] = ()
     passes: tuple[PassSpec, ...] = ()
 
     def message(self, encode: Encoder = wire.encode) -> pb.PassSpec:
@@ -47,10 +80,13 @@ class PassSpec:
         spec = pb.PassSpec(name=self.name)
         for name in sorted(self.options):
             spec.options.add(name=name, value=_option_value(name, self.options[name]))
-        for pattern, replacement in self.rewrites:
+        for entry in self.rewrites:
+            rewrite = Rewrite(*entry)
             spec.rewrites.add(
-                pattern=encode(pattern).message(),
-                replacement=encode(replacement).message(),
+                pattern=encode(_graph(rewrite.pattern)).message(),
+                replacement=encode(_graph(rewrite.replacement)).message(),
+                guards=[_guard(guard) for guard in rewrite.guards],
+                at_most=rewrite.at_most,
             )
         spec.passes.extend(each.message(encode) for each in self.passes)
         return spec
@@ -65,7 +101,8 @@ class PassSpec:
     def graphs(self) -> Iterator[GraphModule]:
         """The patterns and replacements, those of inner passes included."""
         for pair in self.rewrites:
-            yield from pair
+            yield _graph(pair[0])
+            yield _graph(pair[1])
         for each in self.passes:
             yield from each.graphs()
 
@@ -115,16 +152,16 @@ def spec_of(spelled: Spelled) -> PassSpec:
 
 
 def replace_pattern(
-    *rewrites: tuple[Traceable | GraphModule, Traceable | GraphModule], **options: Option
+    *rewrites: tuple[Traceable | GraphModule, Traceable | GraphModule] | Rewrite, **options: Option
 ) -> PassSpec:
     """The replace_pattern pass with its rewrites.
 
     Args:
-        rewrites: Pairs of pattern and replacement. Functions are traced here, on the
-            client; graphs are taken as they are.
+        rewrites: Pairs of pattern and replacement, or Rewrites with conditions. Functions are
+            traced here, on the client; graphs are taken as they are.
         options: Options of the pass.
     """
-    pairs = tuple((_graph(pattern), _graph(replacement)) for pattern, replacement in rewrites)
+    pairs = tuple(Rewrite(_graph(given[0]), _graph(given[1]), *given[2:]) for given in rewrites)
     return PassSpec("replace_pattern", MappingProxyType(dict(options)), pairs)
 
 
@@ -154,6 +191,10 @@ def messages(passes: Iterable[str | PassSpec], encode: Encoder = wire.encode) ->
 
 def _graph(traceable: Traceable | GraphModule) -> GraphModule:
     return traceable if isinstance(traceable, GraphModule) else symbolic_trace(traceable)
+
+
+def _guard(guard: InputGuard) -> pb.InputGuard:
+    return pb.InputGuard(input=guard.input, dtypes=guard.dtypes, rank=guard.rank, shape=guard.shape)
 
 
 def _option_value(name: str, value: Option) -> pb.OptionValue:

@@ -263,6 +263,10 @@ class Client:
         """The passes that the server runs, by name."""
         return self._loop.run(self._client.passes())
 
+    def pipelines(self) -> dict[str, str]:
+        """The pipelines that have names, and the passes that each stands for."""
+        return self._loop.run(self._client.pipelines())
+
     def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits and artifact kinds of the server."""
         return self._loop.run(self._client.server_info())

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
 
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         _run(serve)
-    except OSError as error:
+    except (OSError, LazyfxError, ValueError) as error:
         raise SystemExit(f"lazyfx serve: {error}") from error
 
 

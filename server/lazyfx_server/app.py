@@ -39,7 +39,8 @@ from lazyfx_server.config_parts import (
 )
 from lazyfx_server.errors import RequestError
 from lazyfx_server.execution import ForkServer, RestartReason
-from lazyfx_server.passes import Registry
+from lazyfx_server.passes.named import NamedPipelines
+from lazyfx_server.passes.plugins import load_plugins, registry_with
 from lazyfx_server.pools import device_worker, native_workers, pass_workers, protection
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
@@ -93,6 +94,10 @@ class App:
     Args:
         settings: All settings; each room gets its part here.
         forkserver: Started already, before gRPC was used.
+
+    Raises:
+        PluginError: A plugin that is enabled cannot be used.
+        ValueError: A pipeline of the settings names no passes.
     """
 
     def __init__(self, settings: Settings, forkserver: ForkServer) -> None:
@@ -100,7 +105,9 @@ class App:
         self._limits = request_limits(settings)
         self._devices = _Devices()
         self._serving = False
-        registry = Registry()
+        plugins = load_plugins(settings.pass_plugins)
+        registry = registry_with(plugins)
+        named = NamedPipelines(registry, settings.named_pipelines)
         ledger = self._ledger = ServerLedger(ledger_file(settings))
         costs = MeasuredCosts()
         metrics = new_registry()
@@ -147,12 +154,13 @@ class App:
             store=self._store,
             jobs=self._jobs,
             admission=admission,
-            pipelines=Pipelines(registry),
+            pipelines=Pipelines(registry, named),
             explainer=Explainer(self._store),
             observer=later,
             limits=self._limits,
             quotas=quotas,
             costs=costs,
+            plugins=tuple(plugin.target for plugin in plugins),
         )
         self._artifacts = Artifacts(
             catalog=catalog,
@@ -172,6 +180,7 @@ class App:
             blobs=blobs,
             ledger=ledger,
             registry=registry,
+            named=named,
             limits=self._limits,
             facts=ServerFacts(
                 settings.workers,

@@ -154,6 +154,14 @@ class Settings(BaseSettings):
     max_passes: int = Field(default=64, ge=0)
     """Most passes of one request."""
 
+    pass_plugins: tuple[str, ...] = ()
+    """Names of entry points of the group lazyfx.passes to load. A plugin is code that runs in the
+    server and its workers: nothing is loaded that is not named here."""
+
+    pipelines: str = ""
+    """Pipelines by name, beside default, inference and training: NAME=SPELLING; NAME=SPELLING,
+    e.g. tidy=dead_code_elimination,constant_fold. A TOML file may have a table of them."""
+
     max_rewrites: int = Field(default=256, ge=0)
     """Most pattern and replacement pairs of one request."""
 
@@ -282,6 +290,27 @@ class Settings(BaseSettings):
         if self.signing_key is None and self.store_path is not None:
             return self.store_path / ".keys" / "signing.pem"
         return self.signing_key
+
+    @field_validator("pipelines", mode="before")
+    @classmethod
+    def _table_is_text(cls, value: object) -> object:
+        if isinstance(value, dict):
+            return "; ".join(f"{name}={spelling}" for name, spelling in value.items())
+        return value
+
+    @field_validator("pipelines")
+    @classmethod
+    def _names_pipelines(cls, value: str) -> str:
+        for entry in filter(None, map(str.strip, value.split(";"))):
+            if not entry.partition("=")[0].strip().isidentifier():
+                raise ValueError(f"{entry!r} is not NAME=SPELLING")
+        return value
+
+    @property
+    def named_pipelines(self) -> dict[str, str]:
+        """The spelling of each pipeline by its name."""
+        entries = (entry.partition("=") for entry in self.pipelines.split(";") if entry.strip())
+        return {name.strip(): spelling.strip() for name, _, spelling in entries}
 
     @property
     def listens_on_loopback(self) -> bool:

@@ -15,7 +15,8 @@ from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.lazy import FITTED, RecompileCost, RecompileLedger, lazy_class, lazy_job
 from lazyfx_server.lazy.render import performed, render
-from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline, Registry
+from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline
+from lazyfx_server.passes.plugins import registry_of_targets
 from lazyfx_server.passes.reports import report_of
 from lazyfx_server.passes.requests import pipeline_of
 from lazyfx_server.passes.rewrites import RewriteReader
@@ -101,7 +102,7 @@ def _compile(job: worker.CompileJob) -> worker.CompileResult:
 
 def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
     started = perf_counter()
-    pipeline = pipeline_of(Registry(), job.passes)
+    pipeline = pipeline_of(registry_of_targets(tuple(job.plugins)), job.passes)
     # Checking builds the module, which asks for no recompile on the job's account.
     uncounted = lazy_class(RecompileLedger())
     checked = check(

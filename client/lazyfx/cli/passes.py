@@ -17,7 +17,7 @@ def passes(
 ) -> None:
     """List the server's passes and their options."""
     with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
-        found = client.passes()
+        found, pipelines = client.passes(), client.pipelines()
     if json:
         typer.echo(as_json([plain(description) for description in found]))
         return
@@ -25,8 +25,15 @@ def passes(
     table.columns[0].no_wrap = True
     for description in found:
         options = "\n".join(_option(option) for option in description.options)
-        add_row(table, description.name, description.summary, _needs(description), options)
+        summary = description.summary
+        if not description.origin.startswith("lazyfx "):
+            summary += f" ({description.origin})"
+        add_row(table, description.name, summary, _needs(description), options)
     console().print(table)
+    names = new_table("pipeline", "stands for")
+    for name, spelling in sorted(pipelines.items()):
+        add_row(names, name, spelling)
+    console().print(names)
 
 
 def _needs(description: pb.PassDescription) -> str:

@@ -65,6 +65,7 @@ class Compiler:
         limits: Bounds of requests and jobs.
         quotas: What each tenant may use.
         costs: What generating code for a graph was measured to cost.
+        plugins: Where workers find passes of plugins.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Compiler:
         limits: RequestLimits,
         quotas: Quotas,
         costs: MeasuredCosts,
+        plugins: Sequence[str] = (),
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -91,6 +93,7 @@ class Compiler:
         self._limits = limits
         self._quotas = quotas
         self._costs = costs
+        self._plugins = plugins
         self._flights: Flights[tuple[CompiledModule, Miss]] = Flights()
         self._known: LRUCache[bytes, _Wanted] = LRUCache(_KNOWN_REQUESTS)
 
@@ -237,7 +240,8 @@ class Compiler:
         measured = self._costs.of(tenant.tag, request.graph_digest.sha256)
         return worker.CompileJob(
             body=body,
-            passes=request.passes,
+            passes=self._pipelines.expand(request.passes),
+            plugins=self._plugins,
             values=values,
             limits=self._limits.job(),
             presentation=request.graph.presentation,

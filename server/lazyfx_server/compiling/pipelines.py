@@ -12,6 +12,7 @@ from lazyfx.errors import FieldViolation
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassError, Registry
+from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.requests import pipeline_of
 
 
@@ -33,12 +34,20 @@ class Pipelines:
 
     Args:
         registry: The passes that there are.
+        named: Pipelines that have names.
         capacity: Pass lists remembered.
     """
 
-    def __init__(self, registry: Registry, capacity: int = 1024) -> None:
+    def __init__(
+        self, registry: Registry, named: NamedPipelines | None = None, capacity: int = 1024
+    ) -> None:
         self._registry = registry
+        self._named = named or NamedPipelines(registry)
         self._known: LRUCache[tuple[bytes, ...], PipelineName] = LRUCache(capacity)
+
+    def expand(self, specs: Sequence[pb.PassSpec]) -> list[pb.PassSpec]:
+        """The passes of a request that was resolved, pipelines' names replaced by passes."""
+        return self._named.expand(specs)
 
     def resolve(
         self, specs: Sequence[pb.PassSpec], *, eager: bool = False, verify: bool = False
@@ -58,7 +67,7 @@ class Pipelines:
         name: PipelineName | None = self._known.get(written)
         if name is None:
             try:
-                pipeline = pipeline_of(self._registry, specs)
+                pipeline = pipeline_of(self._registry, self._named.expand(specs))
             except PassError as error:
                 raise InvalidRequestError(
                     str(error), [FieldViolation(error.field, error.message)]

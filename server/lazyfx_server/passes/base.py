@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch.fx import GraphModule
 
@@ -13,7 +13,27 @@ from torch.fx import GraphModule
 OptionScalar = bool | int | float | str
 OptionValue = OptionScalar | tuple[OptionScalar, ...]
 
-Rewrites = tuple[tuple[GraphModule, GraphModule], ...]
+
+@dataclass(frozen=True, slots=True)
+class InputGuard:
+    """What an input of a pattern must be at a place; see compiler.proto."""
+
+    input: int
+    dtypes: tuple[str, ...] = ()
+    rank: int | None = None
+    shape: tuple[int, ...] = ()
+
+
+class Rewrite(NamedTuple):
+    """What replace_pattern replaces, by what, and where; see compiler.proto."""
+
+    pattern: GraphModule
+    replacement: GraphModule
+    guards: tuple[InputGuard, ...] = ()
+    at_most: int = 0
+
+
+Rewrites = tuple[Rewrite | tuple[GraphModule, GraphModule], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +108,9 @@ class Pass(ABC):
     only_reads_rewrites: ClassVar[bool] = False
     # Relative difference that results may show; what changes precision says how much.
     tolerance: ClassVar[float] = 1e-3
+    # Set by the server for passes of plugins: the distribution, and a digest of its code.
+    origin: ClassVar[str] = ""
+    source_digest: ClassVar[str] = ""
 
     def fingerprint(self) -> str:
         """What else its results depend on, e.g. a file or the version of a library."""

@@ -75,6 +75,7 @@ class Pipeline:
                 pass_.name,
                 pass_.version,
                 pass_.fingerprint(),
+                pass_.source_digest,
                 spell([_named(pass_)]),
                 [[part.hex() for part in digests] for digests in self.rewrite_digests.get(i, ())],
             ]

@@ -34,6 +34,7 @@ class PassDescription:
     needs_shapes: bool
     mutates: bool
     options: tuple[OptionDescription, ...]
+    origin: str = ""
 
 
 class Registry:
@@ -126,6 +127,7 @@ def _describe(pass_class: type[Pass]) -> PassDescription:
             )
             for f in fields(pass_class)
         ),
+        origin=pass_class.origin,
     )
 
 

@@ -87,7 +87,17 @@ def _placed_options(spec: pb.PassSpec, where: str) -> dict[str, object]:
 
 
 def _digests(spec: pb.PassSpec) -> tuple[tuple[bytes, ...], ...]:
-    return tuple((_digest(r.pattern.body), _digest(r.replacement.body)) for r in spec.rewrites)
+    return tuple(
+        (_digest(r.pattern.body), _digest(r.replacement.body), *_conditions(r))
+        for r in spec.rewrites
+    )
+
+
+def _conditions(rewrite: pb.Rewrite) -> tuple[bytes, ...]:
+    if not (rewrite.guards or rewrite.at_most):
+        return ()
+    conditions = pb.Rewrite(guards=rewrite.guards, at_most=rewrite.at_most)
+    return (_digest(conditions.SerializeToString(deterministic=True)),)
 
 
 def _options(options: Iterable[pb.PassOption]) -> dict[str, object]:

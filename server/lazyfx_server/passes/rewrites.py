@@ -12,7 +12,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.lazy import RecompileLedger, lazy_class
-from lazyfx_server.passes.base import Pass, Rewrites
+from lazyfx_server.passes.base import InputGuard, Pass, Rewrite, Rewrites
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.requests import placed_specs
 from lazyfx_server.security.checked import check
@@ -63,7 +63,16 @@ class RewriteReader:
                 replacement = self._graph(
                     f"{where}.replacement", rewrite.replacement, max_nodes, keep
                 )
-                pairs.append((pattern, replacement))
+                guards = tuple(
+                    InputGuard(
+                        guard.input,
+                        tuple(guard.dtypes),
+                        guard.rank if guard.HasField("rank") else None,
+                        tuple(guard.shape),
+                    )
+                    for guard in rewrite.guards
+                )
+                pairs.append(Rewrite(pattern, replacement, guards, rewrite.at_most))
             if pairs:
                 found[number] = tuple(pairs)
         return found

@@ -25,6 +25,7 @@ from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, TimedOutError
 from lazyfx_server.passes import PassDescription, Registry
+from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.rpc.door import Identification, caller
 from lazyfx_server.rpc.interceptors import Context
 from lazyfx_server.rpc.statuses import status_of
@@ -68,6 +69,7 @@ class GraphCompilerService(GraphCompilerServicer):
         blobs: Blobs,
         ledger: ServerLedger,
         registry: Registry,
+        named: NamedPipelines,
         limits: RequestLimits,
         facts: ServerFacts,
         quotas: Quotas,
@@ -78,6 +80,7 @@ class GraphCompilerService(GraphCompilerServicer):
         self._blobs = blobs
         self._ledger = ledger
         self._registry = registry
+        self._named = named
         self._limits = limits
         self._facts = facts
         self._quotas = quotas
@@ -208,7 +211,8 @@ class GraphCompilerService(GraphCompilerServicer):
     ) -> pb.ListPassesResponse:
         """See compiler.proto."""
         return pb.ListPassesResponse(
-            passes=[_described(description) for description in self._registry.describe()]
+            passes=[_described(description) for description in self._registry.describe()],
+            pipelines=self._named.describe(),
         )
 
     async def GetServerInfo(
@@ -247,6 +251,7 @@ def _described(description: PassDescription) -> pb.PassDescription:
         needs_values=description.needs_values,
         needs_shapes=description.needs_shapes,
         mutates=description.mutates,
+        origin=description.origin or f"lazyfx {version('lazyfx')}",
         options=[
             pb.PassOptionDescription(
                 name=option.name,

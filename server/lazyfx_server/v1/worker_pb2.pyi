@@ -104,6 +104,7 @@ class CompileJob(google.protobuf.message.Message):
     VERIFY_FIELD_NUMBER: builtins.int
     SECONDS_PER_NODE_FIELD_NUMBER: builtins.int
     COST_IS_MEASURED_FIELD_NUMBER: builtins.int
+    PLUGINS_FIELD_NUMBER: builtins.int
     body: builtins.bytes
     """Canonical GraphBody bytes, already checked."""
     eager: builtins.bool
@@ -123,6 +124,10 @@ class CompileJob(google.protobuf.message.Message):
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
         """The names that the caller uses, to name a node at fault."""
 
+    @property
+    def plugins(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Where passes of plugins are, "package.module:attribute"; from the server's settings."""
+
     def __init__(
         self,
         *,
@@ -135,9 +140,10 @@ class CompileJob(google.protobuf.message.Message):
         verify: builtins.bool = ...,
         seconds_per_node: builtins.float = ...,
         cost_is_measured: builtins.bool = ...,
+        plugins: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["limits", b"limits", "presentation", b"presentation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body", b"body", "cost_is_measured", b"cost_is_measured", "eager", b"eager", "limits", b"limits", "passes", b"passes", "presentation", b"presentation", "seconds_per_node", b"seconds_per_node", "values", b"values", "verify", b"verify"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "cost_is_measured", b"cost_is_measured", "eager", b"eager", "limits", b"limits", "passes", b"passes", "plugins", b"plugins", "presentation", b"presentation", "seconds_per_node", b"seconds_per_node", "values", b"values", "verify", b"verify"]) -> None: ...
 
 Global___CompileJob: typing_extensions.TypeAlias = CompileJob
 

@@ -11,8 +11,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.utils.matcher_utils import InternalMatch
 from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 
-from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult
+from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrite
+from lazyfx_server.passes.calls import KnownValues
 from lazyfx_server.passes.errors import PassError
+from lazyfx_server.passes.guards import check_guards, holds
 from lazyfx_server.passes.storage import StorageMap
 from lazyfx_server.passes.walk import attribute_at, graph_modules, unused_name
 
@@ -38,30 +40,27 @@ class ReplacePattern(Pass):
                 "rewrites[i].replacement"), or matches too often (kind "limit").
         """
         matches = 0
-        for place, (pattern, replacement) in enumerate(context.rewrites):
-            _check(pattern, replacement, f"rewrites[{place}]")
+        for place, entry in enumerate(context.rewrites):
+            rewrite = Rewrite(*entry)
+            _check(rewrite.pattern, rewrite.replacement, f"rewrites[{place}]")
+            check_guards(rewrite, f"rewrites[{place}].guards")
             count = 0
             for part in graph_modules(module):
-                count += _rewrite(part, pattern, replacement, context.limits, count, place)
+                count += _rewrite(part, rewrite, context.limits, count, place)
             matches += count
         note = f"{matches} matches" if context.rewrites else "no rewrites given"
         return PassResult(module, matches > 0, note)
 
 
 def _rewrite(
-    module: GraphModule,
-    pattern: GraphModule,
-    replacement: GraphModule,
-    limits: PassLimits,
-    earlier: int,
-    place: int,
+    module: GraphModule, rewrite: Rewrite, limits: PassLimits, earlier: int, place: int
 ) -> int:
-    _check_search(module, pattern, limits, place)
-    guard = _Guard(module, replacement, limits.max_matches - earlier, place)
-    template = _template(module, replacement, guard)
+    _check_search(module, rewrite.pattern, limits, place)
+    guard = _Guard(module, rewrite, limits.max_matches, earlier, place)
+    template = _template(module, rewrite.replacement, guard)
     found = replace_pattern_with_filters(
         module,
-        pattern,
+        rewrite.pattern,
         template,
         match_filters=[guard],
     )
@@ -74,9 +73,11 @@ class _Guard:
     """Says of each match whether it may be replaced."""
 
     def __init__(
-        self, module: GraphModule, replacement: GraphModule, allowed: int, place: int
+        self, module: GraphModule, rewrite: Rewrite, allowed: int, earlier: int, place: int
     ) -> None:
-        self.accepted = 0
+        replacement = rewrite.replacement
+        self.accepted = earlier
+        self._rewrite = rewrite
         self.attributes: dict[str, object] = {}
         self._module = module
         self._allowed = allowed
@@ -87,6 +88,11 @@ class _Guard:
         self._handed_through = [i for i, node in enumerate(inputs) if node in handed]
 
     def __call__(self, match: InternalMatch, *_graphs: Graph) -> bool:
+        wanted = self._rewrite.at_most
+        if wanted and self.accepted >= wanted:
+            return False
+        if not holds(self._rewrite.guards, match.placeholder_nodes, self._known):
+            return False
         if not self._is_safe(match):
             return False
         self.accepted += 1
@@ -106,6 +112,10 @@ class _Guard:
 
     # Both are made for the first match: most patterns match nowhere. Matches are
     # judged before the first is replaced, so positions stay what they are.
+    @cached_property
+    def _known(self) -> KnownValues:
+        return KnownValues(self._module)
+
     @cached_property
     def _storage(self) -> StorageMap:
         return StorageMap(self._module.graph)

@@ -1,0 +1,309 @@
+"""Laziness: a pipeline on plain modules, under torch's own lazy flag, and as the service runs it.
+
+`python -m bench.lazy [--quick] [--json FILE] [--models bert,gpt2]`. Each round runs the three
+ways on the same graph, in turns, and compares them within the round. The passes are the
+service's own, which ask for a recompile only where they changed something, torch's CSEPass,
+which gives back a plain module, and thirty of torch's pattern rewrites.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import platform
+import statistics
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import models
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.fx import Graph, GraphModule, symbolic_trace
+from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
+from torch.fx.subgraph_rewriter import replace_pattern
+from wire import captures
+from wire.captures import Capture
+
+from bench.rewrites import Aten, Torch, rewrites
+from lazyfx_server.lazy import RecompileLedger, lazy_job, make_lazy
+from lazyfx_server.passes import PassContext, Registry
+
+MODELS: Mapping[str, dict[str, int]] = {
+    "bert": {"layers": 12},
+    "gpt2": {"layers": 12},
+    "llama": {"layers": 16},
+    "t5": {"layers": 6},
+    "resnet50": {},
+}
+Work = Callable[[GraphModule], GraphModule]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One graph, all rounds; seconds of CPU time.
+
+    Attributes:
+        graph: Model and capture.
+        nodes: Of the graph.
+        cse_changed: CSEPass changed the graph, and returned a plain module.
+        plain, flag, ours: Samples of the three ways.
+        asked, done: Recompiles of our way.
+        plain_done, flag_done: Recompiles of the others.
+    """
+
+    graph: str
+    nodes: int
+    cse_changed: bool
+    plain: list[float]
+    flag: list[float]
+    ours: list[float]
+    asked: int
+    done: int
+    plain_done: int
+    flag_done: int
+
+    @property
+    def against_plain(self) -> float:
+        """Median of the rounds' ratios: plain over ours."""
+        return statistics.median(a / b for a, b in zip(self.plain, self.ours, strict=True))
+
+    @property
+    def against_flag(self) -> float:
+        """Median of the rounds' ratios: torch's flag over ours."""
+        return statistics.median(a / b for a, b in zip(self.flag, self.ours, strict=True))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.lazy", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three rounds in place of seven")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--models", default=",".join(MODELS), help="some of the models")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    results = []
+    for name in options.models.split(","):
+        for capture in _captures(name):
+            results.append(measure(f"{name} {capture.label}", capture.module, _rounds(options)))
+            _say(results[-1])
+    console = Console(width=None if Console().is_terminal else 130)
+    console.print(table(results))
+    console.print(*summary(results), sep="\n", highlight=False)
+    if options.json:
+        facts = {"torch": version("torch"), "python": platform.python_version()}
+        rows = [asdict(result) for result in results]
+        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+
+
+def measure(label: str, module: GraphModule, rounds: int) -> Result:
+    """The three ways on one graph, in turns; who begins changes each round."""
+    pipeline = _Pipeline(_patterns(module), _can_merge(module))
+    ways: dict[str, Callable[[], float]] = {
+        "plain": lambda: _plain(module, pipeline),
+        "flag": lambda: _flag(module, pipeline),
+        "ours": lambda: _ours(module, pipeline)[0],
+    }
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()  # warm caches
+    names = list(ways)
+    for turn in range(rounds):
+        for name in names[turn % 3 :] + names[: turn % 3]:
+            gc.collect()
+            samples[name].append(ways[name]())
+    with _counting() as plain_done:
+        _plain(module, pipeline)
+    with _counting() as flag_done:
+        _flag(module, pipeline)
+    _, ledger = _ours(module, pipeline)
+    changed = pipeline.with_cse and CSEPass()(_decoded(module)).modified
+    return Result(
+        graph=label,
+        nodes=len(module.graph.nodes),
+        cse_changed=bool(changed),
+        plain=samples["plain"],
+        flag=samples["flag"],
+        ours=samples["ours"],
+        asked=ledger.requested(),
+        done=ledger.performed(),
+        plain_done=plain_done[0],
+        flag_done=flag_done[0],
+    )
+
+
+Patterns = Sequence[tuple[Graph, Graph]]
+
+
+@dataclass(frozen=True)
+class _Pipeline:
+    """The passes: the service's own, torch's CSEPass where it can be, thirty patterns."""
+
+    patterns: Patterns
+    with_cse: bool
+
+    def run(self, module: GraphModule, again: Work) -> None:
+        """Run it; `again` is what the driver does with the result of each pass."""
+        context = PassContext()
+        for name in ("remove_dropout", "dead_code_elimination"):
+            module = again(_REGISTRY.create(name).run(module, context).module)
+        if self.with_cse:
+            module = again(CSEPass()(module).graph_module)
+        module = again(_REGISTRY.create("constant_fold").run(module, context).module)
+        for pattern, replacement in self.patterns:
+            # Made by torch's own maker, which the flag concerns too.
+            sides = [_make_graph_module(torch.nn.Module(), side) for side in (pattern, replacement)]
+            replace_pattern(module, sides[0], sides[1])
+            module = again(module)
+        for name in ("dead_code_elimination", "shape_propagation"):
+            module = again(_REGISTRY.create(name).run(module, context).module)
+
+
+_REGISTRY = Registry()
+
+
+def _plain(module: GraphModule, pipeline: _Pipeline) -> float:
+    copied = _decoded(module)
+    started = process_time()
+    pipeline.run(copied, lambda m: m)
+    return process_time() - started
+
+
+def _flag(module: GraphModule, pipeline: _Pipeline) -> float:
+    with _use_lazy_graph_module(True):
+        copied = _decoded(module, lazily=True)
+        started = process_time()
+        pipeline.run(copied, lambda m: m)
+        return process_time() - started
+
+
+def _ours(module: GraphModule, pipeline: _Pipeline) -> tuple[float, RecompileLedger]:
+    ledger = RecompileLedger()
+    with lazy_job(ledger):
+        copied = make_lazy(_decoded(module), ledger)
+        started = process_time()
+        pipeline.run(copied, lambda m: make_lazy(m, ledger))
+        seconds = process_time() - started
+    return seconds, ledger
+
+
+def _decoded(module: GraphModule, *, lazily: bool = False) -> GraphModule:
+    """A copy of the graph around the same attributes; with the lazy flag a lazy one."""
+    graph = Graph(tracer_cls=None)
+    result = graph.graph_copy(module.graph, {})
+    graph.output(result)
+    for old, new in zip(module.graph.nodes, graph.nodes, strict=True):
+        new.meta = copy.copy(old.meta)
+    if not lazily:
+        return GraphModule(module, graph)
+    return _make_graph_module(module, graph)
+
+
+def _can_merge(module: GraphModule) -> bool:
+    """Whether CSEPass can look at the graph: it raises on slices before Python 3.12."""
+    try:
+        CSEPass()(_decoded(module))
+    except Exception:  # noqa: BLE001 - whatever it raises, it cannot be part of the pipeline
+        return False
+    return True
+
+
+def _patterns(module: GraphModule) -> Patterns:
+    aten = any("aten" in str(node.target) for node in module.graph.nodes)
+    pairs = rewrites(Aten() if aten else Torch(), 2, 8, 32, 8)
+    traced = [[symbolic_trace(side).graph for side in pair] for pair in pairs]
+    return [(pattern, replacement) for pattern, replacement in traced]
+
+
+def _captures(name: str) -> Iterator[Capture]:
+    model, example = getattr(models, name)(**MODELS[name])
+    yield from captures.exported(model, example)
+    with torch.no_grad():
+        exported = torch.export.export(model, (), kwargs=example, strict=False)
+        program = exported.run_decompositions()
+    yield Capture("decomposed", program.module(check_guards=False), (), example)
+    yield from captures.dynamo(model, example)
+    yield from captures.aot(model, example)
+    if name == "resnet50":
+        yield from captures.symbolic(model, example)
+
+
+@contextmanager
+def _counting() -> Iterator[list[int]]:
+    """Counts generations of Python code in the block, copies of the graph left out."""
+    original = GraphModule.recompile
+    count = [0]
+
+    def recompile(self: GraphModule) -> Any:
+        count[0] += "_code" in self.__dict__ or len(self._graph.nodes) < 64
+        return original(self)
+
+    GraphModule.recompile = recompile  # type: ignore[method-assign, assignment]
+    try:
+        yield count
+    finally:
+        GraphModule.recompile = original  # type: ignore[method-assign]
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One row a graph; milliseconds of CPU time, medians."""
+    made = Table(title="milliseconds of CPU time, medians; ratios within rounds")
+    for heading in ("graph", "nodes", "CSE changed", "plain", "flag", "ours", "recompiles plain",
+                    "flag", "ours: done/asked", "plain/ours", "flag/ours"):  # fmt: skip
+        made.add_column(heading, justify="left" if heading == "graph" else "right")
+    for r in results:
+        made.add_row(
+            r.graph,
+            str(r.nodes),
+            "yes" if r.cse_changed else "no",
+            *(f"{statistics.median(s) * 1e3:.1f}" for s in (r.plain, r.flag, r.ours)),
+            str(r.plain_done),
+            str(r.flag_done),
+            f"{r.done}/{r.asked}",
+            f"{r.against_plain:.2f}",
+            f"{r.against_flag:.2f}",
+        )
+    return made
+
+
+def summary(results: Sequence[Result]) -> list[str]:
+    """The sums that the targets speak of."""
+    plain = sorted(r.against_plain for r in results)
+    changed = sorted(r.against_flag for r in results if r.cse_changed)
+    asked, done = sum(r.asked for r in results), sum(r.done for r in results)
+    lines = [
+        f"against plain: median {statistics.median(plain):.2f}x, least {plain[0]:.2f}x, "
+        f"most {plain[-1]:.2f}x over {len(plain)} graphs (target 3.4x, never below 1.5x)",
+        f"recompiles done/asked: {done}/{asked} = {done / max(1, asked):.2%} (target 1.1 %)",
+    ]
+    if changed:
+        lines.append(
+            f"against torch's flag where CSE changed the graph: median "
+            f"{statistics.median(changed):.2f}x, least {changed[0]:.2f}x over {len(changed)} "
+            "graphs (target 2x)"
+        )
+    return lines
+
+
+def _rounds(options: argparse.Namespace) -> int:
+    return 3 if options.quick else 7
+
+
+def _say(result: Result) -> None:
+    print(f"{result.graph}: {result.against_plain:.2f}x", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Pipelines that have names: a PassSpec with such a name stands for the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+
+from lazyfx.errors import LazyfxError
+from lazyfx.passes import spec_of
+from lazyfx.spelling import parse
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.passes.errors import PassError
+from lazyfx_server.passes.registry import Registry
+from lazyfx_server.passes.requests import pipeline_of
+
+BUILTIN_PIPELINES: Mapping[str, str] = MappingProxyType(
+    {
+        # Needs no values, keeps results to the last bit where shapes are known or not.
+        "default": "remove_dropout,until_stable(no_op_elimination,"
+        "common_subexpression_elimination,dead_code_elimination),shape_propagation",
+        # Folds weights into each other: the caller uploads what is folded.
+        "inference": "remove_dropout,constant_fold,fuse_conv_bn,fuse_linear_bn,"
+        "until_stable(no_op_elimination,remove_duplicate_casts,sink_views,"
+        "common_subexpression_elimination),fuse_attention,dead_code_elimination,"
+        "shape_propagation",
+        # Touches nothing that is trained, drawn or updated.
+        "training": "until_stable(no_op_elimination,remove_duplicate_casts,"
+        "common_subexpression_elimination,dead_code_elimination),shape_propagation",
+    }
+)
+
+
+class NamedPipelines:
+    """Pipelines by name, checked when they are made.
+
+    Args:
+        registry: The passes that there are.
+        own: The operator's pipelines: name to spelling. They may replace built-in ones.
+
+    Raises:
+        ValueError: A name is that of a pass, or a spelling names no pipeline; says which.
+    """
+
+    def __init__(self, registry: Registry, own: Mapping[str, str] | None = None) -> None:
+        self._specs: dict[str, list[pb.PassSpec]] = {}
+        self._spellings: dict[str, str] = {}
+        known = frozenset(registry.names())
+        for name, spelling in {**BUILTIN_PIPELINES, **(own or {})}.items():
+            if name in known:
+                raise ValueError(f"pipeline {name!r}: a pass has this name")
+            try:
+                specs = [spec_of(each).message() for each in parse(spelling)]
+                self._spellings[name] = pipeline_of(registry, specs).spelling
+            except (LazyfxError, PassError) as error:
+                raise ValueError(f"pipeline {name!r}: {error}") from error
+            self._specs[name] = specs
+
+    def expand(self, specs: Iterable[pb.PassSpec]) -> list[pb.PassSpec]:
+        """The passes of a request, the names of pipelines replaced by their passes.
+
+        Raises:
+            PassError: A pipeline is given options, rewrites or passes.
+        """
+        return [each for place, spec in enumerate(specs) for each in self._expand(place, spec)]
+
+    def describe(self) -> Iterator[pb.PipelineDescription]:
+        """The pipelines, by name."""
+        for name in sorted(self._spellings):
+            yield pb.PipelineDescription(name=name, spelling=self._spellings[name])
+
+    def _expand(self, place: int, spec: pb.PassSpec) -> list[pb.PassSpec]:
+        found = self._specs.get(spec.name)
+        if found is None:
+            return [spec]
+        if spec.options or spec.rewrites or spec.passes:
+            raise PassError(
+                f"is the pipeline {self._spellings[spec.name]!r} and takes no options; write its "
+                "passes to change them",
+                field=f"passes[{place}]",
+                pass_name=spec.name,
+            )
+        return found
