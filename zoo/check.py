@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,10 +70,29 @@ def decode_bound(encoded: wire.EncodedGraph, **options: Any) -> GraphModule:
 
 
 def _compare(capture: Capture, rebound: GraphModule) -> int:
-    """Compare outputs, and gradients where outputs have any; how many tensors were compared."""
-    theirs = _run(capture.module, capture.args, dict(capture.kwargs), capture)
-    flat = tree_leaves((capture.args, dict(capture.kwargs)))
-    ours = _run(rebound, flat, {}, capture)
+    """Compare with a decoded graph, which is flat: it takes the leaves of the arguments."""
+    return compare(capture, rebound, tree_leaves((capture.args, dict(capture.kwargs))))
+
+
+def compare(capture: Capture, other: Callable[..., Any], args: Sequence[Any] | None = None) -> int:
+    """Call a capture and something that should compute the same, and compare.
+
+    Args:
+        capture: The graph, and what it is called with.
+        other: Called in the same way, or with `args` if they are given.
+        args: Positional arguments for `other`.
+
+    Returns:
+        How many tensors were compared: outputs, and gradients where outputs have any.
+
+    Raises:
+        BrokenRoundTripError: They differ.
+    """
+    theirs = _run(capture.module, capture.args, capture.kwargs, capture)
+    if args is None:
+        ours = _run(other, capture.args, capture.kwargs, capture)
+    else:
+        ours = _run(other, args, {}, capture)
     if len(ours) != len(theirs):
         raise BrokenRoundTripError(f"{len(ours)} results in place of {len(theirs)}")
     compared = 0
@@ -89,7 +108,7 @@ def _compare(capture: Capture, rebound: GraphModule) -> int:
     return compared
 
 
-def _run(module: GraphModule, args: Sequence[Any], kwargs: Any, capture: Capture) -> list[Any]:
+def _run(call: Callable[..., Any], args: Sequence[Any], kwargs: Any, capture: Capture) -> list[Any]:
     """Outputs, and behind them the gradients of inputs and parameters.
 
     Both graphs share the tensors of the captured module; what a call writes to them is
@@ -108,7 +127,7 @@ def _run(module: GraphModule, args: Sequence[Any], kwargs: Any, capture: Capture
     torch.manual_seed(0)
     try:
         with torch.set_grad_enabled(capture.differentiable):
-            results = tree_leaves(module(*copies, **kwargs))
+            results = tree_leaves(call(*copies, **kwargs))
         gradients = _gradients(results, leaves) if capture.differentiable else []
         return [*results, *gradients]
     finally:

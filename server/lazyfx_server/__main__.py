@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import json
 import logging
 import os
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     threads = str(settings.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    preload = ["lazyfx_server.preload"]
+    _check_modules(settings.operator_modules)
+    preload = [*settings.operator_modules, "lazyfx_server.preload"]
     if settings.native:
         preload.append("lazyfx_server.native.preload")
         # Inductor starts processes of its own when it is imported, unless it has one thread.
@@ -48,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(serve)
     except (OSError, LazyfxError, ValueError) as error:
         raise SystemExit(f"lazyfx serve: {error}") from error
+
+
+def _check_modules(names: Sequence[str]) -> None:
+    """Refuse modules that are not there: a fork server passes over what it cannot import."""
+    for name in names:
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            raise SystemExit(f"lazyfx serve: --operator-modules: there is no module {name!r}")
 
 
 def _run(serve: Callable[[], object]) -> None:

@@ -181,6 +181,9 @@ class Settings(BaseSettings):
     job_cpu_seconds: float = Field(default=600.0, gt=0)
     """Processor seconds that one job may use, on all its threads, before it is killed."""
 
+    operator_modules: list[str] = Field(default=[])
+    """Python modules that register custom operators, imported where passes run."""
+
     native: bool = False
     """Make native artifacts with Inductor for torch.compile(backend="lazyfx"). Needs a C++
     compiler. Its workers cannot be confined as those that run passes are: turn it on for

@@ -78,6 +78,8 @@ def test_calls(target: Any, args: Any, kwargs: Any, named: Any) -> None:
         (getattr, ("x", "shape")),
         (torch.einsum, ("ij,jk->ik", "x", "y")),
         (operator.getitem, ("x", 0)),
+        (torch.tensor, (24.0,)),
+        (torch.as_tensor, (3,)),
     ],
 )
 def test_what_has_no_certain_signature_stays(target: Any, args: Any) -> None:

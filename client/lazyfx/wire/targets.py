@@ -199,7 +199,8 @@ def find(kind: int, name: str) -> Callable[..., Any] | str:
         raise DecodeError(
             f"{label} {name[:200]!r} is not in the table of allowed targets"
             + (
-                "; register the custom operator where the graph is compiled"
+                "; register the custom operator where the graph is compiled (lazyfx serve "
+                "--operator-modules)"
                 if kind == pb.TARGET_KIND_OPERATOR and not name.startswith("aten::")
                 else ""
             )

@@ -17,6 +17,9 @@ from lazyfx_server.passes import operators
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.walk import graph_modules
 
+# Their schemas are TorchScript's own, whose argument names Python does not take.
+_SCRIPT_NAMES = (torch.tensor, torch.as_tensor)
+
 
 @dataclass(frozen=True)
 class NormalizeArguments(Pass):
@@ -55,6 +58,8 @@ class NormalizeArguments(Pass):
 
     def _named(self, node: Node) -> dict[str, Any] | None:
         target: Any = node.target
+        if target in _SCRIPT_NAMES:
+            return None
         if isinstance(target, OpOverload):
             named = _of_operator(node, target)
         elif type(target).__hash__ is not None and target in operators.torch_functions():
