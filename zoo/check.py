@@ -13,11 +13,15 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._pytree import tree_leaves
 
 from lazyfx import wire
+from lazyfx_server.security.checked import check
 from zoo.captures import Capture
 
 
 class BrokenRoundTripError(AssertionError):
     """A graph came back as another one."""
+
+
+_MOST_NODES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,13 @@ def pass_through(capture: Capture) -> Passage:
     """
     module = capture.module
     encoded = wire.encode(module)
-    wire.check_canonical(encoded.body)
+    # The server's own check: what the zoo holds must not be refused.
+    check(
+        encoded.body,
+        max_nodes=_MOST_NODES,
+        presentation=encoded.presentation,
+        module_class=_LazyGraphModule,
+    )
     anonymous = wire.decode(encoded.body, module_class=_LazyGraphModule)
     if wire.encode(anonymous).body != encoded.body:
         raise BrokenRoundTripError("another body after a round trip without names")

@@ -10,8 +10,10 @@ from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.tensors import contiguous_strides, storage_extent
+from lazyfx_server.security.allowed import check_reviewed
 from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
 from lazyfx_server.security.names import check_names
+from lazyfx_server.security.schemas import check_schemas
 from lazyfx_server.security.source import check_size, check_writable
 
 
@@ -72,6 +74,8 @@ def check(
     for given in named:
         check_names(message, given)
     check_writable(message)
+    check_reviewed(message)
+    check_schemas(message)
     module = wire.decode(message, names, module_class=module_class)
     return CheckedGraph(message, module)
 
