@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from conftest import RunningServer
 from server.harness import connected, refused, request_of_body
 from torch.fx import Graph, GraphModule, symbolic_trace
 
@@ -17,6 +17,9 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.checked import check
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
 
 
 def _described(*values: object) -> bytes:

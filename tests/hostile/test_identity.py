@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from conftest import RunningServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile.certificates import Authority
 from server.harness import graph_of, metrics, refused, total, wait_until
@@ -19,6 +19,9 @@ import lazyfx
 from lazyfx.cli.app import app
 from lazyfx.errors import DeniedError, LazyfxError, UnavailableError
 from lazyfx.v1 import compiler_pb2 as pb
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
 
 METHODS = {
     "Compile": ("unary_unary", pb.CompileResponse),

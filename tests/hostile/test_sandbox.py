@@ -10,11 +10,11 @@ import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import prisoner
 import pytest
 import torch
-from conftest import RunningServer
 from server.harness import (
     artifact,
     compile_request,
@@ -37,6 +37,9 @@ from lazyfx_server.execution import (
     start_forkserver,
 )
 from lazyfx_server.security.sandbox import LAYERS, Policy, available, readable_paths
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
 
 HERE = Path(__file__)
 # The paths of this file's imports stand for those of a server.

@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from conftest import RunningServer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hostile.relay import Relay, relayed
 from server.harness import graph_of
@@ -23,6 +23,9 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.signing import read_keys
 from lazyfx_server.store import DiskStore, VerifiedStore
 from lazyfx_server.v1.worker_pb2 import ArtifactRecord
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
 
 PREFIX = b"lazyfx artifact statement 1\0"
 EVIL = b"cposix\nsystem\n(S'true'\ntR."

@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from conftest import RunningServer
 from hostile.test_identity import new_token
 from server.harness import compile_request, graph_of, refusal_of, refused
 
@@ -23,6 +23,9 @@ from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.errors import OverloadedError
 from lazyfx_server.store import MemoryStore
 from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
 
 DCE = "dead_code_elimination"
 

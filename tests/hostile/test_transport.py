@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from conftest import RunningServer
 from server.harness import (
     artifact,
     compile_request,
@@ -27,6 +27,9 @@ from server.harness import (
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
 
 
 @pytest.fixture(scope="module")
