@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
     parser.add_argument("names", nargs="*", help="architectures; all of them when left out")
     parser.add_argument("--ways", default=",".join(captures.WAYS))
-    parser.add_argument("--write", type=Path, help="write the table as Markdown")
+    parser.add_argument("--write", type=Path, help="write the table as Markdown, model by model")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -39,8 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.names or zoo.ARCHITECTURES:
         rows[name] = run(zoo.ARCHITECTURES[name], ways)
         console.print(plain(name, rows[name]), highlight=False, soft_wrap=True)
-    if options.write:
-        options.write.write_text(markdown(rows, ways))
+        if options.write:
+            # After each model: a run that is stopped leaves what it found.
+            options.write.write_text(markdown(rows, ways))
     failed = sum(cell.broken for row in rows.values() for cell in row.values())
     through = sum(cell.came_through for row in rows.values() for cell in row.values())
     console.print(f"{through} captures came through, {failed} did not")
