@@ -41,11 +41,13 @@ def native_server(store: Path) -> Iterator[NativeServer]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
+        log = []
         for line in process.stderr:
+            log.append(line)
             if found := _READY.search(line):
                 break
         else:
-            raise RuntimeError("the server did not start")
+            raise RuntimeError("the server did not start:\n" + "".join(log))
         threading.Thread(target=process.stderr.read, daemon=True).start()
         yield NativeServer(process.pid, found[1], found[2])
     finally:

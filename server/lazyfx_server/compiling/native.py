@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -116,10 +118,13 @@ class NativeCompiles:
             kind=request.kind,
             graph=graph,
             request=request.native,
-            cache=self._cache.as_posix(),
+            cache=str(self._folder_of(place)),
             progress=str(self._progress_file(place)),
             compile_threads=self._compile_threads,
+            headers=str(self._root / "headers"),
+            made_on=self.target,
         )
+        self._folder_of(place).mkdir(mode=0o700, exist_ok=True)
         made = False
         try:
             async with self._admission.slot(tenant):
@@ -128,16 +133,20 @@ class NativeCompiles:
             return result
         finally:
             self._observer.observe(NativeCompiled("made" if made else "failed"))
-            self._progress_file(place).unlink(missing_ok=True)
+            # Also what a job that was killed has left behind.
+            await asyncio.to_thread(shutil.rmtree, self._folder_of(place), ignore_errors=True)
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """How far the making of an artifact is."""
         return read_progress(self._progress_file(place))
 
     @property
-    def _cache(self) -> Path:
+    def _root(self) -> Path:
         assert self._folder is not None, "started"
         return Path(self._folder.name)
 
+    def _folder_of(self, place: bytes) -> Path:
+        return self._root / f"job-{place.hex()}"
+
     def _progress_file(self, place: bytes) -> Path:
-        return self._cache / f"progress-{place.hex()}"
+        return self._folder_of(place) / "progress"

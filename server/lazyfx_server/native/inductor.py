@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
 from lazyfx import wire
-from lazyfx.native import kernels, settings, shapes, states, target, torch_names
+from lazyfx.native import kernels, settings, shapes, states, target
 from lazyfx.native.requests import conditions_digest
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -52,7 +52,9 @@ def compile_inductor(job: worker.NativeJob, progress: Progress) -> worker.Native
             )
         bundle = _compile(module, inputs, mode, job, progress)
     progress.stage("packing")
-    bundle.target.CopyFrom(_made_on(request))
+    bundle.target.CopyFrom(job.made_on)
+    if not request.target.accelerator:
+        bundle.target.accelerator = ""
     bundle.conditions = conditions_digest(request)
     return worker.NativeResult(
         data=bundle.SerializeToString(),
@@ -72,7 +74,13 @@ def _compile(
     assert env is not None, "fresh_fake_mode makes one"
     symbols = shapes.input_symbols(inputs)
     known = len(env.guards)
-    own = {"compile_threads": max(1, job.compile_threads), "worker_start_method": "fork"}
+    own: dict[str, Any] = {
+        "compile_threads": max(1, job.compile_threads),
+        "worker_start_method": "fork",
+    }
+    if job.made_on.vector_isa == target.likely_vector_isa():
+        # It was compiled and loaded once to find out; that need not be done for each job.
+        own["cpp.vec_isa_ok"] = True
     with kernels.noted(progress.kernels) as libraries:
         try:
             compiled = compile_ahead(module, inputs, mode, own)
@@ -115,10 +123,3 @@ def _fake_inputs(module: GraphModule, mode: FakeTensorMode) -> list[Any]:
         elif node.op == "call_module":
             raise CannotCompile("the graph calls modules; capture it with torch.compile")
     return inputs
-
-
-def _made_on(request: pb.NativeRequest) -> pb.NativeTarget:
-    return target.describe_host(
-        vector_isa=str(torch_names.pick_vec_isa() or ""),
-        accelerator=target.cuda_description(0) if request.target.accelerator else "",
-    )

@@ -13,7 +13,7 @@ from lazyfx.native import target, torch_names
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.native.inductor import CannotCompile, compile_inductor
 from lazyfx_server.native.progress import Progress
-from lazyfx_server.native.torch_names import keep_caches_in
+from lazyfx_server.native.torch_names import keep_headers_in
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ def run_native_job(data: bytes) -> bytes:
     try:
         if job.HasField("native"):
             _use_cache(job.native.cache)
+            keep_headers_in(Path(job.native.headers))
             progress = Progress(Path(job.native.progress))
             result.native.CopyFrom(compile_inductor(job.native, progress))
         else:
@@ -53,7 +54,6 @@ def run_native_job(data: bytes) -> bytes:
 
 def _use_cache(folder: str) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-    keep_caches_in(Path(folder))
 
 
 def _describe() -> pb.NativeTarget:

@@ -26,10 +26,10 @@ _AUTOCAST = {
 }
 
 
-def keep_caches_in(folder: Path) -> None:
-    """Keep precompiled headers, too, in a folder of one's own; torch shares them by user."""
-    codecache._HEADER_DIR = str(folder / "headers")
-    codecache._HEADER_LOCK_DIR = str(folder / "headers" / "locks")
+def keep_headers_in(folder: Path) -> None:
+    """Keep precompiled headers in a folder of one's own; torch shares them by user."""
+    codecache._HEADER_DIR = str(folder)
+    codecache._HEADER_LOCK_DIR = str(folder / "locks")
 
 
 def compile_ahead(

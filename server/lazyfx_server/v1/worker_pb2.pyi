@@ -490,17 +490,25 @@ class NativeJob(google.protobuf.message.Message):
     CACHE_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
     COMPILE_THREADS_FIELD_NUMBER: builtins.int
+    HEADERS_FIELD_NUMBER: builtins.int
+    MADE_ON_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     cache: builtins.str
-    """Folder that belongs to this server alone, for what compilers keep."""
+    """Folder of this job alone, for what Inductor writes."""
     progress: builtins.str
     """File in which the worker tells how far it is, as a serialized ArtifactProgress."""
     compile_threads: builtins.int
     """C++ compilers that may run at a time."""
+    headers: builtins.str
+    """Folder of this server alone, for precompiled headers."""
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
     def request(self) -> lazyfx.v1.compiler_pb2.NativeRequest: ...
+    @property
+    def made_on(self) -> lazyfx.v1.compiler_pb2.NativeTarget:
+        """Where artifacts of this server run, as DescribeNativeJob found out."""
+
     def __init__(
         self,
         *,
@@ -510,9 +518,11 @@ class NativeJob(google.protobuf.message.Message):
         cache: builtins.str = ...,
         progress: builtins.str = ...,
         compile_threads: builtins.int = ...,
+        headers: builtins.str = ...,
+        made_on: lazyfx.v1.compiler_pb2.NativeTarget | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["graph", b"graph", "request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cache", b"cache", "compile_threads", b"compile_threads", "graph", b"graph", "kind", b"kind", "progress", b"progress", "request", b"request"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["graph", b"graph", "made_on", b"made_on", "request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cache", b"cache", "compile_threads", b"compile_threads", "graph", b"graph", "headers", b"headers", "kind", b"kind", "made_on", b"made_on", "progress", b"progress", "request", b"request"]) -> None: ...
 
 Global___NativeJob: typing_extensions.TypeAlias = NativeJob
 
@@ -547,6 +557,7 @@ class DescribeNativeJob(google.protobuf.message.Message):
 
     CACHE_FIELD_NUMBER: builtins.int
     cache: builtins.str
+    """Folder for what Inductor's probe writes."""
     def __init__(
         self,
         *,
