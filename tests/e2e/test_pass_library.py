@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import models
 import pytest
 import torch
@@ -67,6 +69,53 @@ def test_verify_refuses_a_rewrite_that_changes_results(client: lazyfx.Client, be
     with pytest.raises(PreconditionError, match="verify: the pass changed output"):
         client.compile(program, ["dead_code_elimination", gelu], verify=True)
     assert client.compile(program, ["dead_code_elimination", gelu]).report.verified is None
+
+
+class Stateful(torch.nn.Module):
+    """Writes a buffer and its own values, and has something to take apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.linear = torch.nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        y = torch.nn.functional.silu(self.linear(x) * 2)
+        y.mul_(3)
+        return self.norm(y)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "functionalize",
+        "decompose",
+        "reinplace",
+        "convert_dtype",
+        lazyfx.pass_spec("partition_by_support", supported=["linear"]),
+    ],
+    ids=str,
+)
+def test_writes_reach_the_callers_own_buffers(client: lazyfx.Client, spec: object):
+    torch.manual_seed(0)
+    model = Stateful().train()
+    x = torch.randn(8, 4)
+    twin = copy.deepcopy(model)  # the program shares its buffers with the model
+    program = torch.export.export(model, (x,))
+    module = client.compile(program, [spec])
+    rebuilt = module.graph_module()
+    with torch.no_grad():
+        found = rebuilt(x)
+    calls = program.state_dict["calls"].clone()
+    mean = program.state_dict["norm.running_mean"].clone()
+    with torch.no_grad():
+        expected = twin(x)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    assert calls.item() == 1
+    torch.testing.assert_close(mean, twin.norm.running_mean, rtol=0.05, atol=0.05)
+    assert module.report.recompiles.performed == 1, "that of the client's rebuilt module"
 
 
 def test_verify_needs_shapes_and_says_so(client: lazyfx.Client):

@@ -47,6 +47,11 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tenso
     return torch.bmm(torch.softmax(scores, -1), v)
 
 
+def _joint(x: torch.Tensor, tangent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    doubled = x * 2
+    return doubled.sin(), tangent * doubled.cos() * 2
+
+
 class _Merging(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -85,6 +90,7 @@ GRAPHS: dict[str, Callable[[], GraphModule]] = {
     "no_op_elimination": lambda: _aten(lambda a: torch.relu(a.reshape(2, 3) * 1), _A),
     "normalize_arguments": lambda: symbolic_trace(lambda x: torch.sum(x, 0)),
     "partition_by_support": lambda: _aten(lambda a, b: torch.relu(a @ b) + 1, _A, _B),
+    "partition_min_cut": lambda: _aten(_joint, _A, torch.zeros(2, 3)),
     "quantize_weights": lambda: symbolic_trace(nn.Linear(8, 8)),
     "reinplace": lambda: _aten(lambda a: torch.relu(a * 2) + 1, _A),
     "remove_dropout": lambda: symbolic_trace(nn.Sequential(nn.Linear(3, 3), nn.Dropout()).eval()),
@@ -99,6 +105,8 @@ GRAPHS: dict[str, Callable[[], GraphModule]] = {
 def _pass(name: str) -> Pass:
     if name == "split_module":
         return Registry().create(name, {"max_nodes": 1})
+    if name == "partition_min_cut":
+        return Registry().create(name, {"num_outputs": 1})
     return LIBRARY.get(name) or Registry().create(name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -170,7 +171,7 @@ class Driver:
         budget = self._limits.max_pass_seconds
         try:
             with at_most_seconds(budget):
-                return pass_.run(module, context)
+                return _reportable(pass_.run(module, context))
         except PassError as error:
             raise error.at(placed.where, pass_.name, before) from error
         except OutOfTime as error:
@@ -209,6 +210,12 @@ class Driver:
                 self._verifier.check(module, pass_)
         except PassError as error:
             raise error.at(placed.where, pass_.name, self._done) from error
+
+
+def _reportable(result: PassResult) -> PassResult:
+    """The result; raises where its data cannot go into a report, which is the pass's mistake."""
+    json.dumps(result.data)
+    return result
 
 
 def _nodes(module: GraphModule) -> int:

@@ -3,6 +3,7 @@
 from lazyfx_server.passes.base import Pass
 from lazyfx_server.passes.builtin.analysis import Analyze
 from lazyfx_server.passes.builtin.attention import FuseAttention
+from lazyfx_server.passes.builtin.checkpoint import PartitionMinCut
 from lazyfx_server.passes.builtin.fold import ConstantFold
 from lazyfx_server.passes.builtin.fuse import FuseConvBn, FuseLinearBn
 from lazyfx_server.passes.builtin.matmuls import MergeMatmul
@@ -33,6 +34,7 @@ BUILTIN_PASSES: tuple[type[Pass], ...] = (
     NoOpElimination,
     NormalizeArguments,
     PartitionBySupport,
+    PartitionMinCut,
     QuantizeWeights,
     Reinplace,
     RemoveDropout,

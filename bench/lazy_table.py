@@ -1,0 +1,84 @@
+"""What bench/lazy.py measured, as a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """One graph, all rounds; seconds of CPU time.
+
+    Attributes:
+        graph: Model and capture.
+        nodes: Of the graph.
+        cse_changed: CSEPass changed the graph, and returned a plain module.
+        plain, flag, ours: Samples of the three ways.
+        asked, done: Recompiles of our way.
+        plain_done, flag_done: Recompiles of the others.
+    """
+
+    graph: str
+    nodes: int
+    cse_changed: bool
+    plain: list[float]
+    flag: list[float]
+    ours: list[float]
+    asked: int
+    done: int
+    plain_done: int
+    flag_done: int
+
+    @property
+    def against_plain(self) -> float:
+        """Median of the rounds' ratios: plain over ours."""
+        return statistics.median(a / b for a, b in zip(self.plain, self.ours, strict=True))
+
+    @property
+    def against_flag(self) -> float:
+        """Median of the rounds' ratios: torch's flag over ours."""
+        return statistics.median(a / b for a, b in zip(self.flag, self.ours, strict=True))
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One row a graph; milliseconds of CPU time, medians."""
+    made = Table(title="milliseconds of CPU time, medians; ratios within rounds")
+    for heading in ("graph", "nodes", "CSE changed", "plain", "flag", "ours", "recompiles plain",
+                    "flag", "ours: done/asked", "plain/ours", "flag/ours"):  # fmt: skip
+        made.add_column(heading, justify="left" if heading == "graph" else "right")
+    for r in results:
+        made.add_row(
+            r.graph,
+            str(r.nodes),
+            "yes" if r.cse_changed else "no",
+            *(f"{statistics.median(s) * 1e3:.1f}" for s in (r.plain, r.flag, r.ours)),
+            str(r.plain_done),
+            str(r.flag_done),
+            f"{r.done}/{r.asked}",
+            f"{r.against_plain:.2f}",
+            f"{r.against_flag:.2f}",
+        )
+    return made
+
+
+def summary(results: Sequence[Result]) -> list[str]:
+    """The sums that the targets speak of."""
+    plain = sorted(r.against_plain for r in results)
+    changed = sorted(r.against_flag for r in results if r.cse_changed)
+    asked, done = sum(r.asked for r in results), sum(r.done for r in results)
+    lines = [
+        f"against plain: median {statistics.median(plain):.2f}x, least {plain[0]:.2f}x, "
+        f"most {plain[-1]:.2f}x over {len(plain)} graphs (target 3.4x, never below 1.5x)",
+        f"recompiles done/asked: {done}/{asked} = {done / max(1, asked):.2%} (target 1.1 %)",
+    ]
+    if changed:
+        lines.append(
+            f"against torch's flag where CSE changed the graph: median "
+            f"{statistics.median(changed):.2f}x, least {changed[0]:.2f}x over {len(changed)} "
+            "graphs (target 2x)"
+        )
+    return lines

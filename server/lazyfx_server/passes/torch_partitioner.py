@@ -1,0 +1,26 @@
+"""torch's min-cut partitioner: the private names of it, in one place.
+
+Present and unchanged from torch 2.11 to 2.13. A test imports this file and runs it.
+"""
+
+from __future__ import annotations
+
+from torch._functorch import config
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch.fx import GraphModule
+
+
+def partition(
+    joint: GraphModule, num_outputs: int, memory_budget: float
+) -> tuple[GraphModule, GraphModule]:
+    """Cuts a joint graph into forward and backward where the fewest bytes cross.
+
+    Args:
+        joint: Placeholders are named primals_<i> and tangents_<i>; every call has
+            `meta["val"]`. Outputs: those of the forward, then gradients. Changed in place.
+        num_outputs: Outputs of the forward.
+        memory_budget: 0 to 1: the part of the activations that may be kept; below 1 more is
+            computed again.
+    """
+    with config.patch(activation_memory_budget=memory_budget):
+        return min_cut_rematerialization_partition(joint, None, num_fwd_outputs=num_outputs)
