@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ def _fresh_dynamo() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def native_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One server that makes native artifacts, for all tests of this folder."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++, which Inductor compiles with")
     running = start_server(tmp_path_factory.mktemp("native"), "--native", "--workers", "1")
     yield running
     running.stop()

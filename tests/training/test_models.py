@@ -78,6 +78,8 @@ def compare(server: Any, name: str, *, dynamic: bool) -> None:
     sys.stdout.write(f"\n{text}\n")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_bert_trains_as_it_does_here(native_server: Any) -> None:
     compare(native_server, "one-layer bert", dynamic=False)
 

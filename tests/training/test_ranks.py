@@ -62,6 +62,7 @@ def test_one_compile_for_all_ranks_and_none_for_the_next_job(
     assert cold[0]["losses"] == pytest.approx(expected_losses(width=40))
 
 
+@pytest.mark.slow
 def test_fsdp2(native_server: Any, tmp_path: Path) -> None:
     ranks = run_job(tmp_path / "job", native_server.address, width=44, agreement="all", wrap="fsdp")
     assert all(set(rank["outcomes"]) == {"remote"} for rank in ranks), ranks
