@@ -36,6 +36,7 @@ class GraphBounds:
 
 
 DEFAULT_BOUNDS = GraphBounds()
+_SEVERAL = frozenset({"list", "tuple"})
 
 
 def check_bounds(body: graph_pb2.GraphBody, bounds: GraphBounds) -> None:
@@ -50,29 +51,33 @@ def check_bounds(body: graph_pb2.GraphBody, bounds: GraphBounds) -> None:
     _within(edges, "max_edges", bounds, "edges", "graphs")
     _within(len(body.calls), "max_calls", bounds, "distinct calls", "calls")
     for i, string in enumerate(body.strings):
-        _within(len(string), "max_string_bytes", bounds, "characters", f"strings[{i}]")
+        _within(len(string), "max_string_bytes", bounds, "characters", "strings", i)
     for i, call in enumerate(body.calls):
-        count = _count([*call.args, *(row.value for row in call.kwargs)])
-        _within(count, "max_arguments", bounds, "arguments", f"calls[{i}]")
+        count = _count(call.args) + _count([row.value for row in call.kwargs])
+        _within(count, "max_arguments", bounds, "arguments", "calls", i)
     for i, row in enumerate(body.tensors):
-        _within(len(row.shape), "max_rank", bounds, "dimensions", f"tensors[{i}]")
-        elements = math.prod(max(0, size) for size in row.shape)
-        _within(elements, "max_elements", bounds, "elements", f"tensors[{i}]")
+        shape = list(row.shape)
+        _within(len(shape), "max_rank", bounds, "dimensions", "tensors", i)
+        _within(math.prod(shape), "max_elements", bounds, "elements", "tensors", i)
     for i, value in enumerate(body.values):
-        for kind in ("list", "tuple"):
-            if value.WhichOneof("kind") == kind:
-                outputs = len(getattr(value, kind).items)
-                _within(outputs, "max_outputs", bounds, "outputs", f"values[{i}]")
+        if (kind := value.WhichOneof("kind")) in _SEVERAL:
+            outputs = len(getattr(value, kind).items)
+            _within(outputs, "max_outputs", bounds, "outputs", "values", i)
 
 
-def _within(found: int, name: str, bounds: GraphBounds, what: str, field: str) -> None:
+def _within(
+    found: int, name: str, bounds: GraphBounds, what: str, table: str, row: int | None = None
+) -> None:
     most = getattr(bounds, name)
     if found > most:
+        field = table if row is None else f"{table}[{row}]"
         raise DecodeError(f"{found} {what}, {most} are taken (setting {name})", field=field)
 
 
 def _count(arguments: Sequence[graph_pb2.Argument]) -> int:
-    return sum(1 + _count(_items(argument)) for argument in arguments)
+    return len(arguments) + sum(
+        _count(items) for argument in arguments if (items := _items(argument))
+    )
 
 
 def _items(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:

@@ -10,7 +10,7 @@ import keyword
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch.fx.graph import inplace_methods, magic_methods
 
@@ -40,8 +40,11 @@ def check_writable(body: graph_pb2.GraphBody) -> None:
         if reason is not None:
             graph, node = _first_use(body, i)
             raise DecodeError(reason, field=f"graphs[{graph}].calls", node=node)
+    arguments = {
+        i: call for i, call in enumerate(body.calls) if call.opcode == graph_pb2.OPCODE_PLACEHOLDER
+    }
     for number, columns in enumerate(body.graphs):
-        _check_placeholders(body, columns, f"graphs[{number}].calls")
+        _check_placeholders(arguments, columns, f"graphs[{number}].calls")
 
 
 def _first_use(body: graph_pb2.GraphBody, call: int) -> tuple[int, int]:
@@ -159,13 +162,13 @@ def _unwritable_operator(name: str, call: graph_pb2.Call) -> str | None:
 
 
 def _check_placeholders(
-    body: graph_pb2.GraphBody, columns: graph_pb2.GraphColumns, field: str
+    arguments: Mapping[int, graph_pb2.Call], columns: graph_pb2.GraphColumns, field: str
 ) -> None:
     """Arguments with defaults come after those without, then *args, then **kwargs."""
     reached = 0
     for node, number in enumerate(columns.calls):
-        call = body.calls[number]
-        if call.opcode != graph_pb2.OPCODE_PLACEHOLDER:
+        call = arguments.get(number)
+        if call is None:
             continue
         if call.stars:
             rank = 1 + call.stars
