@@ -89,6 +89,8 @@ SAVED_ROW = (
         "Seconds gained per second",
         SECONDS,
         Query(rate(SAVED), "saved"),
+        Query(rate("lazyfx_saved_seconds_measured_total"), "of that measured"),
+        Query(rate("lazyfx_performed_seconds_total"), "code generated"),
         Query(rate(REUSED), "reused"),
         Query(f"-{rate(OVERHEAD)}", "overhead"),
         Query(f"{rate(SAVED)} + {rate(REUSED)} - {rate(OVERHEAD)}", "net"),
