@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import TypeAlias
 
 from typing_extensions import Self
 
@@ -17,10 +16,9 @@ from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, PassSpec
 from lazyfx.preparing import INLINE_BYTES, Prepared, Preparer
 from lazyfx.status import status_to_error
+from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import Provenance, Verifier
-
-Progress: TypeAlias = Callable[[int, int], None]
 
 # A first try by digest, one with the graph, one with values, one for luck: a server that
 # still misses something after these misbehaves.
@@ -280,13 +278,7 @@ class AsyncClient:
                 self._preparer.remember_reads(prepared.request, missing.subjects)
                 request, blobs = self._preparer.supply(prepared, request, missing.subjects)
                 if blobs:
-                    absent = await self._connection.missing_blobs([b.digest for b in blobs])
-                    wanted = {d.sha256 for d in absent}
-                    unsent = {b.digest.sha256: b for b in blobs if b.digest.sha256 in wanted}
-                    if unsent:
-                        await self._connection.upload(
-                            [(b.digest, b.read) for b in unsent.values()], self._on_upload
-                        )
+                    await self._connection.upload(blobs, self._on_upload)
             else:
                 self._sent.add(digest)
                 return response

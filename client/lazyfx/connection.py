@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,6 +13,7 @@ import grpc.aio
 from lazyfx import status
 from lazyfx.access import Access, Tls, read_file
 from lazyfx.errors import ArtifactError, UnavailableError
+from lazyfx.uploading import Blob, Progress, upload
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
@@ -23,7 +23,6 @@ OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
 
 CompileCall: TypeAlias = "grpc.aio.UnaryUnaryCall[pb.CompileRequest, pb.CompileResponse]"
 
-CHUNK_BYTES = 512 * 1024
 MAX_MESSAGE_BYTES = 64 * 2**20
 _SERVICE = "lazyfx.v1.GraphCompiler"
 
@@ -175,46 +174,24 @@ class Connection:
             raise ArtifactError("the artifact's stream ended without a digest")
         return trailer
 
-    async def missing_blobs(self, digests: Sequence[graph_pb2.Digest]) -> list[graph_pb2.Digest]:
-        """Which of these blobs the server does not have.
+    async def upload(self, blobs: Sequence[Blob], on_progress: Progress | None = None) -> None:
+        """Send the blobs that the server lacks; see `uploading.upload`.
 
         Raises:
             ServiceError: One of its kinds, by the status.
         """
-        request = pb.FindMissingBlobsRequest(digests=digests)
-        call = self._stub.FindMissingBlobs(request, timeout=self.timeout, metadata=self._metadata)
-        return list((await self._unary(call)).missing)
 
-    async def upload(
-        self,
-        blobs: Sequence[tuple[graph_pb2.Digest, Callable[[], memoryview]]],
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """Send blobs, chunk by chunk.
+        async def find(digests: Sequence[graph_pb2.Digest]) -> pb.FindMissingBlobsResponse:
+            request = pb.FindMissingBlobsRequest(digests=digests)
+            call = self._stub.FindMissingBlobs(
+                request, timeout=self.timeout, metadata=self._metadata
+            )
+            return await self._unary(call)
 
-        Args:
-            blobs: Digests, and what gives their bytes when their turn comes.
-            on_progress: Called with bytes sent and bytes in all.
+        async def send(chunks: AsyncIterator[pb.UploadBlobsRequest]) -> pb.UploadBlobsResponse:
+            return await self._unary(self._stub.UploadBlobs(chunks, metadata=self._metadata))
 
-        Raises:
-            ServiceError: One of its kinds, by the status.
-        """
-        total = sum(digest.size_bytes for digest, _ in blobs)
-
-        async def chunks() -> AsyncIterator[pb.UploadBlobsRequest]:
-            sent = 0
-            for digest, read in blobs:
-                data = read()
-                for offset in range(0, max(1, len(data)), CHUNK_BYTES):
-                    chunk = bytes(data[offset : offset + CHUNK_BYTES])
-                    yield pb.UploadBlobsRequest(digest=digest, offset=offset, data=chunk)
-                    sent += len(chunk)
-                    if on_progress:
-                        on_progress(sent, total)
-                    # Lets the loop write what was yielded before more is read.
-                    await asyncio.sleep(0)
-
-        await self._unary(self._stub.UploadBlobs(chunks(), metadata=self._metadata))
+        await upload(blobs, find, send, on_progress)
 
     async def passes(self) -> pb.ListPassesResponse:
         """The passes that the server runs."""

@@ -15,6 +15,7 @@ from lazyfx.errors import LazyfxError
 from lazyfx.pass_memory import PassList, PassMemory
 from lazyfx.passes import USUAL, Modes, PassSpec
 from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
+from lazyfx.uploading import Blob
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
@@ -40,14 +41,6 @@ class Prepared:
     encoded: wire.EncodedGraph
     request: pb.CompileRequest
     still_current: Callable[[], bool] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """Bytes that the server asked for, read when they are sent."""
-
-    digest: graph_pb2.Digest
-    read: Callable[[], memoryview]
 
 
 class Preparer:

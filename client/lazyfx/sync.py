@@ -15,13 +15,14 @@ from typing_extensions import Self
 
 from lazyfx.access import Tls
 from lazyfx.capture import Compilable, ExampleInputs
-from lazyfx.client import AsyncClient, Progress
+from lazyfx.client import AsyncClient
 from lazyfx.errors import LazyfxError
 from lazyfx.module import AsyncRemoteModule, OnProgress
 from lazyfx.passes import Modes, PassSpec
 from lazyfx.picture import Picture
 from lazyfx.preparing import Prepared
 from lazyfx.report import Cache, Report
+from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import Provenance
 

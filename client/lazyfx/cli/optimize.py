@@ -20,6 +20,7 @@ from lazyfx.cli.options import (
     read_passes,
 )
 from lazyfx.cli.tables import console, pass_table, summary_table
+from lazyfx.cli.uploads import upload_bar
 from lazyfx.errors import LazyfxError
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ def optimize(
     with failing_clearly(address):
         specs = add_rewrites(specs, rewrite or [])
         what, inputs = _read(model, examples)
-        with lazyfx.connect(address, timeout=timeout) as client:
+        with (
+            upload_bar() as bar,
+            lazyfx.connect(address, timeout=timeout, on_upload=bar) as client,
+        ):
             remote = client.compile(what, specs, inputs)
             if emit is not None and output is not None:
                 _write(remote, emit, output)

@@ -1312,14 +1312,22 @@ class FindMissingBlobsResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MISSING_FIELD_NUMBER: builtins.int
+    RECEIVED_FIELD_NUMBER: builtins.int
     @property
     def missing(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.graph_pb2.Digest]: ...
+    @property
+    def received(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """One for each of `missing`: bytes of it that came in an upload that broke off. An upload may
+        go on from there, or begin again at 0; they are kept for a while only.
+        """
+
     def __init__(
         self,
         *,
         missing: collections.abc.Iterable[lazyfx.v1.graph_pb2.Digest] | None = ...,
+        received: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["missing", b"missing"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["missing", b"missing", "received", b"received"]) -> None: ...
 
 Global___FindMissingBlobsResponse: typing_extensions.TypeAlias = FindMissingBlobsResponse
 

@@ -113,8 +113,9 @@ class GraphCompilerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UploadBlobs(self, request_iterator, context):
-        """Stores blobs. Chunks of a blob come in order and without gaps; a blob is
-        kept only when its bytes have the digest that it was announced with.
+        """Stores blobs. Chunks of a blob come in order and without gaps, the first at
+        offset 0 or where an upload that broke off ended (FindMissingBlobs says where); a
+        blob is kept only when its bytes have the digest that it was announced with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

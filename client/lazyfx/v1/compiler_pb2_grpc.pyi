@@ -261,8 +261,9 @@ class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompiler
     """Says which blobs the server does not have."""
 
     UploadBlobs: _GraphCompilerUploadBlobsType
-    """Stores blobs. Chunks of a blob come in order and without gaps; a blob is
-    kept only when its bytes have the digest that it was announced with.
+    """Stores blobs. Chunks of a blob come in order and without gaps, the first at
+    offset 0 or where an upload that broke off ended (FindMissingBlobs says where); a
+    blob is kept only when its bytes have the digest that it was announced with.
     """
 
     ListPasses: _GraphCompilerListPassesType
@@ -356,8 +357,9 @@ class GraphCompilerServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[lazyfx.v1.compiler_pb2.UploadBlobsRequest],
         context: _ServicerContext,
     ) -> typing.Union[lazyfx.v1.compiler_pb2.UploadBlobsResponse, collections.abc.Awaitable[lazyfx.v1.compiler_pb2.UploadBlobsResponse]]:
-        """Stores blobs. Chunks of a blob come in order and without gaps; a blob is
-        kept only when its bytes have the digest that it was announced with.
+        """Stores blobs. Chunks of a blob come in order and without gaps, the first at
+        offset 0 or where an upload that broke off ended (FindMissingBlobs says where); a
+        blob is kept only when its bytes have the digest that it was announced with.
         """
 
     @abc.abstractmethod

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.limits import RequestLimits, check_digest
 from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.compiling.unfinished import Staged, Unfinished
 from lazyfx_server.errors import InvalidRequestError, OverloadedError, TimedOutError
 from lazyfx_server.store import Store
 
@@ -30,12 +29,14 @@ class Blobs:
         self._store = store
         self._limits = limits
         self._max_bytes = limits.max_blob_bytes
-        self._staged: Counter[str] = Counter()
+        self._unfinished = Unfinished(limits.max_staged_bytes)
 
     async def missing(
         self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
-    ) -> list[graph_pb2.Digest]:
+    ) -> list[tuple[graph_pb2.Digest, int]]:
         """The digests whose blobs the tenant has not sent, in the order asked.
+
+        With each come the bytes of it that are here, from an upload that broke off.
 
         Raises:
             InvalidRequestError: A digest is malformed, or there are too many.
@@ -48,15 +49,19 @@ class Blobs:
             check_digest(f"digests[{i}]", digest)
         places = [tenant.blob(digest.sha256) for digest in digests]
         present = await self._store.contains(places)
-        return [d for d, place in zip(digests, places, strict=True) if place not in present]
+        return [
+            (digest, self._unfinished.received(tenant.name, digest.sha256))
+            for digest, place in zip(digests, places, strict=True)
+            if place not in present
+        ]
 
     async def upload(
         self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant
     ) -> tuple[int, int]:
         """Take in a stream of chunks.
 
-        A blob is stored when its last byte has arrived and its digest is right; until
-        then nothing of it is kept.
+        A blob is stored when its last byte has arrived and its digest is right. What came
+        of one whose stream broke off is kept for a while, so that another can go on.
 
         Returns:
             Blobs stored and their bytes.
@@ -66,17 +71,20 @@ class Blobs:
             TimedOutError: No chunk came for too long, or chunks come too slowly.
             OverloadedError: The tenant has too many unfinished uploads.
         """
-        staging = _Staging(self._staged, tenant.name, self._limits.max_staged_bytes)
+        upload = _Upload(self._unfinished, tenant.name)
+        keep = True
         try:
-            return await self._take(chunks, tenant, staging)
+            return await self._take(chunks, tenant, upload)
+        except (InvalidRequestError, OverloadedError):
+            keep = False
+            raise
         finally:
-            staging.end()
+            upload.end(keep=keep)
 
     async def _take(
-        self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant, staging: _Staging
+        self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant, upload: _Upload
     ) -> tuple[int, int]:
         stored = stored_bytes = 0
-        staged: _Staged | None = None
         limits = self._limits
         async for chunk in _within(chunks, limits.upload_idle_timeout, limits.min_upload_rate):
             check_digest("digest", chunk.digest)
@@ -86,86 +94,52 @@ class Blobs:
                     f"is {chunk.digest.size_bytes}; at most {self._max_bytes} are taken "
                     "(setting max_blob_bytes)",
                 )
-            if staged is None:
-                staged = _Staged(chunk.digest)
-            staging.add(len(chunk.data))
-            staged.add(chunk)
-            if staged.complete:
-                await self._store.put(tenant.blob(chunk.digest.sha256), staged.verified())
+            blob = upload.add(chunk)
+            if blob.complete:
+                await self._store.put(tenant.blob(blob.sha256), blob.verified())
                 stored += 1
-                stored_bytes += chunk.digest.size_bytes
-                staging.end()
-                staged = None
-        if staged is not None:
+                stored_bytes += blob.size
+                upload.end(keep=False)
+        if upload.blob is not None:
+            arrived, size = len(upload.blob.data), upload.blob.size
+            # A connection that broke looks like this too.
+            upload.end(keep=True)
             raise InvalidRequestError.of_field(
-                "data", f"the stream ended after {len(staged.data)} of {staged.size} bytes"
+                "data", f"the stream ended after {arrived} of {size} bytes"
             )
         return stored, stored_bytes
 
 
-class _Staged:
-    """A blob that is arriving."""
+class _Upload:
+    """One stream of chunks: the blob that is arriving, and the bytes that count for it."""
 
-    def __init__(self, digest: graph_pb2.Digest) -> None:
-        self.sha256 = digest.sha256
-        self.size = digest.size_bytes
-        self.data = bytearray()
-        self._hash = hashlib.sha256()
-
-    def add(self, chunk: pb.UploadBlobsRequest) -> None:
-        if chunk.digest.sha256 != self.sha256 or chunk.digest.size_bytes != self.size:
-            raise InvalidRequestError.of_field(
-                "digest", "changed before the blob was complete; send blobs one after the other"
-            )
-        if chunk.offset != len(self.data):
-            raise InvalidRequestError.of_field(
-                "offset", f"is {chunk.offset}; the next byte is {len(self.data)}"
-            )
-        if len(self.data) + len(chunk.data) > self.size:
-            raise InvalidRequestError.of_field(
-                "data", f"runs past the {self.size} bytes that digest.size_bytes announced"
-            )
-        if not chunk.data and self.size:
-            raise InvalidRequestError.of_field("data", "is empty; every chunk carries bytes")
-        self.data += chunk.data
-        self._hash.update(chunk.data)
-
-    @property
-    def complete(self) -> bool:
-        return len(self.data) == self.size
-
-    def verified(self) -> bytes:
-        if self._hash.digest() != self.sha256:
-            raise InvalidRequestError.of_field(
-                "digest.sha256", "is not the digest of the bytes that came; send the blob again"
-            )
-        return bytes(self.data)
-
-
-class _Staging:
-    """Counts the bytes of one upload that are not stored yet, for its tenant."""
-
-    def __init__(self, staged: Counter[str], tenant: str, most: int) -> None:
-        self._staged = staged
+    def __init__(self, unfinished: Unfinished, tenant: str) -> None:
+        self._unfinished = unfinished
         self._tenant = tenant
-        self._most = most
         self._bytes = 0
+        self.blob: Staged | None = None
 
-    def add(self, size: int) -> None:
-        if self._staged[self._tenant] + size > self._most:
-            raise OverloadedError(
-                f"unfinished uploads hold {self._staged[self._tenant]} bytes; at most "
-                f"{self._most} are taken at a time (setting max_staged_bytes)",
-                retry_after=1.0,
-            )
-        self._staged[self._tenant] += size
+    def add(self, chunk: pb.UploadBlobsRequest) -> Staged:
+        """Take in a chunk, the first of a blob or the next one."""
+        if self.blob is None:
+            left = self._unfinished.take(self._tenant, chunk.digest.sha256)
+            again = left is None or not chunk.offset or left.size != chunk.digest.size_bytes
+            self.blob = Staged(chunk.digest) if again or left is None else left
+            self._count(len(self.blob.data))
+        self._count(len(chunk.data))
+        self.blob.add(chunk)
+        return self.blob
+
+    def _count(self, size: int) -> None:
+        self._unfinished.add(self._tenant, size)
         self._bytes += size
 
-    def end(self) -> None:
-        self._staged[self._tenant] -= self._bytes
-        if not self._staged[self._tenant]:
-            del self._staged[self._tenant]
-        self._bytes = 0
+    def end(self, *, keep: bool) -> None:
+        """Count the blob no longer; keep what came of it if it may go on."""
+        self._unfinished.remove(self._tenant, self._bytes)
+        if keep and self.blob is not None:
+            self._unfinished.keep(self._tenant, self.blob)
+        self._bytes, self.blob = 0, None
 
 
 async def _within(

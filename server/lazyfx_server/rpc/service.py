@@ -187,7 +187,9 @@ class GraphCompilerService(GraphCompilerServicer):
         tenant = caller()
         self._quotas.request(tenant)
         missing = await self._blobs.missing(request.digests, tenant)
-        return pb.FindMissingBlobsResponse(missing=missing)
+        return pb.FindMissingBlobsResponse(
+            missing=[digest for digest, _ in missing], received=[size for _, size in missing]
+        )
 
     async def UploadBlobs(
         self, request_iterator: AsyncIterator[pb.UploadBlobsRequest], context: Context

@@ -1,0 +1,107 @@
+"""Uploads: only what the server lacks, and on from where a stream broke off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lazyfx.errors import (
+    InvalidRequestError,
+    ServerFaultError,
+    TimedOutError,
+    UnavailableError,
+)
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+
+# Called with bytes that the server has, and bytes in all.
+Progress: TypeAlias = Callable[[int, int], None]
+Find: TypeAlias = Callable[[Sequence[graph_pb2.Digest]], Awaitable[pb.FindMissingBlobsResponse]]
+Send: TypeAlias = Callable[[AsyncIterator[pb.UploadBlobsRequest]], Awaitable[object]]
+
+CHUNK_BYTES = 512 * 1024
+# Streams that may break off without having brought anything, and seconds between them.
+_MOST_FRUITLESS = 4
+_PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that the server asked for, read when they are sent."""
+
+    digest: graph_pb2.Digest
+    read: Callable[[], memoryview]
+
+
+async def upload(
+    blobs: Sequence[Blob], find: Find, send: Send, on_progress: Progress | None = None
+) -> None:
+    """Send the blobs that a server lacks, chunk by chunk.
+
+    When the stream breaks off, the server is asked what has come, and the rest is sent; blobs
+    that were sent, by anybody, are not sent again.
+
+    Args:
+        blobs: What the server should have.
+        find: FindMissingBlobs.
+        send: UploadBlobs.
+        on_progress: Told how far the upload is, once at its start and with each chunk.
+
+    Raises:
+        ServiceError: One of its kinds, by the status; UnavailableError when streams broke off
+            several times in a row without bringing anything.
+    """
+    wanted = {blob.digest.sha256: blob for blob in blobs}
+    missing = await _missing(find, wanted)
+    total = sum(blob.digest.size_bytes for blob, _ in missing)
+    fruitless = 0
+    while missing:
+        left = sum(blob.digest.size_bytes - offset for blob, offset in missing)
+        try:
+            await send(_chunks(missing, total - left, total, on_progress))
+        except InvalidRequestError:
+            # What was left of a stream was not what it should have been: from the beginning.
+            if not any(offset for _, offset in missing):
+                raise
+            missing = [(blob, 0) for blob, _ in missing]
+        except (UnavailableError, TimedOutError, ServerFaultError):
+            # INTERNAL is gRPC's word for a connection that broke while it wrote. The server has
+            # to notice too, before it knows what has come.
+            await asyncio.sleep(_PAUSE_SECONDS * (1 + fruitless))
+            missing = await _missing(find, wanted)
+            brought = left - sum(blob.digest.size_bytes - offset for blob, offset in missing)
+            fruitless = 0 if brought > 0 else fruitless + 1
+            if fruitless >= _MOST_FRUITLESS:
+                raise
+        else:
+            return
+
+
+async def _missing(find: Find, wanted: dict[bytes, Blob]) -> list[tuple[Blob, int]]:
+    """The blobs that the server lacks, and how much of each it has."""
+    answer = await find([blob.digest for blob in wanted.values()])
+    # A server of an earlier release does not say what it has received.
+    received = list(answer.received) or [0] * len(answer.missing)
+    return [
+        (wanted[digest.sha256], offset)
+        for digest, offset in zip(answer.missing, received, strict=True)
+    ]
+
+
+async def _chunks(
+    missing: Sequence[tuple[Blob, int]], sent: int, total: int, on_progress: Progress | None
+) -> AsyncIterator[pb.UploadBlobsRequest]:
+    if on_progress:
+        on_progress(sent, total)
+    for blob, start in missing:
+        data = blob.read()
+        for offset in range(start, max(1, len(data)), CHUNK_BYTES):
+            chunk = bytes(data[offset : offset + CHUNK_BYTES])
+            yield pb.UploadBlobsRequest(digest=blob.digest, offset=offset, data=chunk)
+            sent += len(chunk)
+            if on_progress:
+                on_progress(sent, total)
+            # Lets the loop write what was yielded before more is read.
+            await asyncio.sleep(0)
