@@ -251,3 +251,12 @@ def test_numbers_out_of_a_symbolic_expression_are_bounded() -> None:
     with pytest.raises(DecodeError) as caught:
         wire.check_canonical(body.SerializeToString(deterministic=True))
     assert caught.value.field.startswith("expressions")
+
+
+def test_two_devices_of_a_graph_cannot_be_one() -> None:
+    devices = [torch.device("cuda", index) for index in (0, 1)]
+    encoded = wire.encode(call("x", *devices))
+    encoded.presentation.device_indices[:] = [3, 3]
+    with pytest.raises(DecodeError) as caught:
+        wire.decode(encoded.body, encoded.presentation)
+    assert caught.value.field == "presentation.device_indices"

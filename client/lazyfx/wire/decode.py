@@ -223,6 +223,8 @@ def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> li
                     f"there is no device {index}", field="presentation.device_indices"
                 )
         devices.append(torch.device(name) if index is None else torch.device(name, index))
+    if len(set(devices)) != len(devices):
+        raise DecodeError("two devices are one", field="presentation.device_indices")
     return devices
 
 

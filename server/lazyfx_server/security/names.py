@@ -9,11 +9,11 @@ from torch import nn
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire import process_groups
+from lazyfx.wire.decode import read_devices
 from lazyfx.wire.names import check_identifier, is_path, read_names
 
 # Real modules refuse to register anything under a name that every module has.
 _OF_EVERY_MODULE = frozenset(dir(nn.Module()))
-_MOST_DEVICES = 127
 
 
 def check_names(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation) -> None:
@@ -28,9 +28,7 @@ def check_names(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation)
         raise DecodeError("not one entry for each graph", field="presentation.graphs")
     if len(presentation.device_indices) != len(body.devices):
         raise DecodeError("not one for each device", field="presentation.device_indices")
-    for index in presentation.device_indices:
-        if index > _MOST_DEVICES:
-            raise DecodeError(f"there is no device {index}", field="presentation.device_indices")
+    read_devices(body, presentation)
     process_groups.read_names(body.process_groups, list(presentation.process_groups))
     for number, (columns, given) in enumerate(zip(body.graphs, presentation.graphs, strict=True)):
         nodes = read_names(given, len(columns.calls))
