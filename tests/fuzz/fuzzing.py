@@ -247,7 +247,8 @@ def fuzz(cases: int, seed: int, most_failures: int = 20) -> Report:
     report = Report()
     for graph in graphs:  # also warms what is made once
         one(graph.SerializeToString(), report)
-    assert report.accepted == len(graphs), report.failures
+    assert report.accepted > len(graphs) // 2, report.failures
+    assert not report.failures
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, resource.RLIM_INFINITY))
