@@ -17,6 +17,7 @@ import torch
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.targets import find
+from lazyfx_server.security.places import first_call
 
 Argument: TypeAlias = graph_pb2.Argument
 Fits: TypeAlias = Callable[[Argument], bool]
@@ -62,11 +63,11 @@ def check_schemas(body: graph_pb2.GraphBody) -> None:
         reasons = [_misfit(body, call, schema) for schema in _schemas(target.kind, target.name)]
         if reasons and None not in reasons:
             told = reasons[0] if len(reasons) == 1 else "fit none of its overloads"
-            graph, node = _first_use(body, i)
+            field, node = first_call(body, i)
             raise DecodeError(
                 f"the arguments of {target.name[:200]} {told}; its schemas are in "
                 "torch.ops, e.g. print(torch.ops.aten.add.Tensor._schema)",
-                field=f"graphs[{graph}].calls",
+                field=field,
                 node=node,
             )
 
@@ -147,9 +148,3 @@ def _fits_plain(kinds: frozenset[str] | None) -> Fits:
         return lambda _: True
     allowed = kinds | _HOLES
     return lambda argument: argument.WhichOneof("kind") in allowed
-
-
-def _first_use(body: graph_pb2.GraphBody, call: int) -> tuple[int, int]:
-    return next(
-        (g, list(c.calls).index(call)) for g, c in enumerate(body.graphs) if call in c.calls
-    )

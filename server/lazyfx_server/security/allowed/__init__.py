@@ -22,6 +22,7 @@ import torch
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire import target_lists, targets
+from lazyfx_server.security.places import first_use
 
 _FILE = "targets.json"
 _NAMED = {
@@ -82,7 +83,7 @@ def check_reviewed(body: graph_pb2.GraphBody) -> None:
     """Check that every target of a graph is in the reviewed table.
 
     Raises:
-        DecodeError: One is not; names it.
+        DecodeError: One is not; names it and the node.
     """
     table = reviewed()
     if table is None:
@@ -91,10 +92,12 @@ def check_reviewed(body: graph_pb2.GraphBody) -> None:
         kind = _NAMED.get(target.kind)
         if kind is None or target.name in table[kind] or _is_foreign(kind, target.name, table):
             continue
+        field, node = first_use(body, i)
         raise DecodeError(
             f"{target.name[:200]!r} is not in the reviewed table of targets of torch "
             f"{_release()}; ask the server's operator to review it (make targets)",
-            field=f"targets[{i}]",
+            field=field,
+            node=node,
         )
 
 
