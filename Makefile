@@ -60,12 +60,6 @@ zoo: $(STAMP) ## Take real architectures through the wire in every capture; ARGS
 bench-training: $(STAMP) ## Time to the first training step, six ways; ARGS="--ranks 1,4"
 	$(BIN)/python -m bench.training $(ARGS)
 
-gpu: $(STAMP) ## On a CUDA host: every test that needs one
-	$(BIN)/python -m pytest -m gpu tests/gpu
-
-bench-training: $(STAMP) ## Time to the first training step, six ways; ARGS="--ranks 1,4"
-	$(BIN)/python -m bench.training $(ARGS)
-
 # The host's own torch is used. Without network: run `make gpu-wheels` elsewhere, for the same
 # Python (GPU_PYTHON_VERSION), and carry build/wheels along.
 GPU_PYTHON_VERSION ?= 3.12

@@ -215,6 +215,12 @@ WORKERS_ROW = (
         Query(rate("lazyfx_worker_restarts_total", by="reason"), "{{reason}}"),
     ),
     curves(
+        "Sandbox",
+        COUNT,
+        Query(f"min by (layer) ({selected('lazyfx_sandbox_layers')})", "{{layer}}"),
+        explanation="1 where the layer confines the workers of every instance.",
+    ),
+    curves(
         "Versions",
         COUNT,
         Query(
