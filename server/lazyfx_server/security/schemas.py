@@ -60,7 +60,12 @@ def check_schemas(body: graph_pb2.GraphBody) -> None:
         target = body.targets[call.target - 1]
         if target.kind not in _OPERATORS:
             continue
-        reasons = [_misfit(body, call, schema) for schema in _schemas(target.kind, target.name)]
+        try:
+            schemas = _schemas(target.kind, target.name)
+        except DecodeError as error:
+            field, node = first_call(body, i)
+            raise DecodeError(error.reason, field=field, node=node) from error
+        reasons = [_misfit(body, call, schema) for schema in schemas]
         if reasons and None not in reasons:
             told = reasons[0] if len(reasons) == 1 else "fit none of its overloads"
             field, node = first_call(body, i)
