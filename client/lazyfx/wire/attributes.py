@@ -11,7 +11,14 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import arguments, convention, leaf_modules, names, tree_specs
+from lazyfx.wire import (
+    arguments,
+    convention,
+    leaf_modules,
+    leaf_parametrizations,
+    names,
+    tree_specs,
+)
 from lazyfx.wire.tables import Tables
 from lazyfx.wire.tensors import content_digest, stand_in_of, storage_key
 
@@ -87,6 +94,12 @@ class AttributeWriter:
                 remedy="use letters, digits, '_' and '-' in attribute names",
             )
         holder, value = _resolve(self._owner, path)
+        if leaf_parametrizations.computes(holder, path.rpartition(".")[2]):
+            raise UnsupportedGraphError(
+                f"the tensor {path!r}, which a parametrization computes at each read",
+                remedy="call the module that holds it, or bake the parametrization in "
+                "(torch.nn.utils.parametrize.remove_parametrizations)",
+            )
         number = self._append(path, value)
         row = self._rows[number]
         if isinstance(value, torch.Tensor) and not called:

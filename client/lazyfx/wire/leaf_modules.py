@@ -127,6 +127,16 @@ def verify(module: nn.Module, arguments: Mapping[str, Any]) -> None:
         raise UnsupportedGraphError(f"a {name} that lacks {min(made)!r}")
 
 
+def are_twins(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two leaf modules are configured alike in every part, but for their tensors."""
+    parts = dict(one.named_modules(remove_duplicate=False))
+    twins = dict(other.named_modules(remove_duplicate=False))
+    return parts.keys() == twins.keys() and all(
+        part.training == twins[path].training and _are_alike(part, twins[path])
+        for path, part in parts.items()
+    )
+
+
 def _are_alike(made: nn.Module, module: nn.Module) -> bool:
     """Whether a module has the settings that its constructor would give it, and its tensors.
 

@@ -46,6 +46,11 @@ def base_class(module: nn.Module) -> type[nn.Module]:
     return cls.__mro__[1] if parametrize.is_parametrized(module) else cls
 
 
+def computes(holder: object, name: str) -> bool:
+    """Whether an attribute of a module is a tensor that is computed from others at each read."""
+    return isinstance(holder, nn.Module) and parametrize.is_parametrized(holder, name)
+
+
 def read(module: nn.Module) -> dict[str, Any]:
     """What each parametrized tensor of a module has, by the tensor's name.
 

@@ -15,6 +15,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import leaf_modules, tree_specs
 from lazyfx.wire.format import DTYPE_OBJECTS, LAYOUT_OBJECTS
+from lazyfx.wire.names import MAX_NAME
 from lazyfx.wire.templates import TemplateReader
 from lazyfx.wire.tensors import StandIn, contiguous_strides
 from lazyfx.wire.values import ValueTables, meta_tensor
@@ -57,7 +58,8 @@ class AttributeReader:
             for tensor in row.module.tensors
         }
         values = [self._tensor_of(number, i, row) for i, row in enumerate(rows)]
-        for i, row in enumerate(rows):
+        for i in _placing_order(rows, paths):
+            row = rows[i]
             if i in owned:
                 continue
             try:
@@ -167,6 +169,21 @@ class AttributeReader:
 _ROLES = frozenset({pb.TENSOR_ROLE_PARAMETER, pb.TENSOR_ROLE_BUFFER, pb.TENSOR_ROLE_CONSTANT})
 
 
+def _placing_order(rows: Sequence[pb.Attribute], paths: Sequence[str]) -> list[int]:
+    """Modules before what is read from within them, outer ones first.
+
+    A graph may read a tensor of a leaf module before it calls the module, and call a part
+    before the whole.
+    """
+
+    def rank(number: int) -> int:
+        if rows[number].WhichOneof("kind") in ("module", "graph"):
+            return paths[number].count(".")
+        return MAX_NAME  # a path has fewer dots than characters
+
+    return sorted(range(len(rows)), key=rank)
+
+
 def _place(root: nn.Module, path: str, value: Any, role: int) -> None:
     """Put a value at a dotted path, making plain modules on the way."""
     *parents, name = path.split(".")
@@ -181,15 +198,29 @@ def _place(root: nn.Module, path: str, value: Any, role: int) -> None:
         owner = child
     present = getattr(owner, name, None)
     if present is not None:
-        # The same tensor read by get_attr and held by a leaf module, or a plain module made
-        # on the way to a longer path: any other second value would be a lie.
-        if present is value or (isinstance(present, torch.Tensor) and _alike(present, value)):
+        # The same tensor read by get_attr and held by a leaf module, or the same leaf module
+        # read, called, or part of another: any other second value would be a lie.
+        if _is_same(present, value):
             return
         raise DecodeError(f"two attributes have the path {path!r}")
     if isinstance(value, torch.Tensor) and role == pb.TENSOR_ROLE_BUFFER:
         owner.register_buffer(name, value)
     else:
         setattr(owner, name, value)
+
+
+def _is_same(present: object, value: Any) -> bool:
+    """Whether two values of one path are one tensor or one leaf module of the caller."""
+    if present is value:
+        return True
+    if isinstance(present, torch.Tensor):
+        return _alike(present, value)
+    if not isinstance(present, nn.Module) or not isinstance(value, nn.Module):
+        return False
+    if not leaf_modules.are_twins(present, value):
+        return False
+    ours, theirs = leaf_modules.tensors(present), leaf_modules.tensors(value)
+    return ours.keys() == theirs.keys() and all(_is_same(ours[k], theirs[k]) for k in ours)
 
 
 def _alike(present: torch.Tensor, value: Any) -> bool:
