@@ -157,6 +157,12 @@ RENDERING_ROW = (
         SECONDS,
         Query(quantile(0.95, "lazyfx_render_seconds", by="kind"), "{{kind}}"),
     ),
+    curves(
+        "Sources refused",
+        PER_SECOND,
+        Query(rate("lazyfx_sources_refused_total", by="job"), "{{job}}"),
+        explanation="Generated source that differed from its graph: a defect; it was not served.",
+    ),
     stack(
         "Native compiles",
         PER_SECOND,

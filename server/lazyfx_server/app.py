@@ -145,7 +145,7 @@ class App:
         later = Later(observers)
         self._native_executor = native_workers(settings, forkserver, restarted)
         self._native = native_compiles(settings, self._native_executor, observers)
-        self._jobs = Jobs(self._executor, settings.job_timeout)
+        self._jobs = Jobs(self._executor, settings.job_timeout, observer=observers)
         self._device_jobs = Jobs(self._device_executor or self._executor, settings.job_timeout)
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(settings.workers, settings.max_queue)

@@ -24,6 +24,7 @@ from lazyfx_server.passes.verify import NumericVerifier
 from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.checked import CheckedGraph, check
 from lazyfx_server.security.source import check_size
+from lazyfx_server.security.written import SourceMismatchError
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -61,6 +62,10 @@ def run_job(data: bytes) -> bytes:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
         result.error.message = "passes read the values of these tensors; send them and try again"
         result.error.missing.extend(error.subjects)
+    except SourceMismatchError as error:
+        _log.error("%s", error)
+        result.error.kind = worker.JOB_ERROR_KIND_SOURCE
+        result.error.message = str(error)
     except LazyfxError as error:
         result.error.kind = worker.JOB_ERROR_KIND_INVALID
         result.error.message = str(error)

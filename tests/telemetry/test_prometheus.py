@@ -29,6 +29,7 @@ from lazyfx_server.telemetry import (
     RecompilesPerformed,
     RequestHandled,
     Reused,
+    SourceRefused,
     StoreFailed,
     WorkerRestarted,
 )
@@ -72,6 +73,7 @@ EVENTS: list[Event] = [
     OverheadSpent("store", 0.5),
     ArtifactServed("code", "rendered", 100, 0.05),
     ArtifactServed("code", "cached", 100, 0.05),
+    SourceRefused("render"),
     NativeCompiled("made"),
     StoreFailed("disk", "put"),
     EntryCorrupt("disk"),

@@ -15,6 +15,7 @@ from lazyfx_server.errors import (
     UnmetError,
 )
 from lazyfx_server.execution import ExecutionError, Executor, WorkerOutOfCpu, WorkerTimedOut
+from lazyfx_server.telemetry import Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
 
@@ -25,9 +26,17 @@ class Jobs:
         executor: Runs the bytes of a job in a worker.
         timeout: Seconds that one job may take.
         setting: What the timeout is called among the settings.
+        observer: Is told of sources that differed from their graphs.
     """
 
-    def __init__(self, executor: Executor, timeout: float, setting: str = "job_timeout") -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        timeout: float,
+        setting: str = "job_timeout",
+        observer: Observer | None = None,
+    ) -> None:
+        self._observer = observer
         self._executor = executor
         self._timeout = timeout
         self._setting = setting
@@ -94,6 +103,8 @@ class Jobs:
         except DecodeError as error:
             raise InternalError("the worker answered with something unreadable") from error
         if result.WhichOneof("kind") == "error":
+            if result.error.kind == worker.JOB_ERROR_KIND_SOURCE and self._observer is not None:
+                self._observer.observe(SourceRefused(job.WhichOneof("kind") or ""))
             _raise(result.error)
         elif result.WhichOneof("kind") != job.WhichOneof("kind"):
             raise InternalError("the worker answered another question")

@@ -29,6 +29,7 @@ from lazyfx_server.lazy.torch_names import (
     laziness_is_refused,
     torch_lazy,
 )
+from lazyfx_server.security.written import check_source, checked_generation
 
 
 class LazyModule(TorchLazyGraphModule):
@@ -55,7 +56,8 @@ class LazyModule(TorchLazyGraphModule):
     def _real_recompile(self) -> PythonCode:
         with self.lock:
             start = perf_counter()
-            generated = super()._real_recompile()
+            with checked_generation(self.graph):
+                generated = super()._real_recompile()
             seconds = perf_counter() - start
             self.ledger.note_performed(self, seconds, executed=True, where=_asking_line())
             return generated
@@ -185,15 +187,22 @@ def generate_source(
     """Generates a module's Python source: the real recompiles of a rendering, one a module.
 
     The text is generated and not executed, so the module stays as lazy as it
-    was, and nothing stays behind in torch's cache of sources.
+    was, and nothing stays behind in torch's cache of sources. It is held against its graph.
 
     Args:
         module: Lazy or plain.
         ledger: Where the recompile is counted.
         trigger: The artifact that needs the source.
+
+    Raises:
+        SourceMismatchError: The source says something else than the graph.
     """
     start = perf_counter()
     source = generate(module)
+    for path, part in module.named_modules():
+        if isinstance(part, GraphModule):
+            text = source.children[path] if path else source
+            check_source(text.code, text.import_block, part.graph)
     seconds = perf_counter() - start
     with ledger.because(trigger):
         note_performed_together(module, ledger, seconds, executed=False)

@@ -19,6 +19,7 @@ from lazyfx_server.telemetry.events import (
     RecompilesPerformed,
     RequestHandled,
     Reused,
+    SourceRefused,
     StoreFailed,
     WorkerRestarted,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "RecompilesPerformed",
     "RequestHandled",
     "Reused",
+    "SourceRefused",
     "StoreFailed",
     "WorkerRestarted",
 ]

@@ -131,6 +131,17 @@ class OverheadSpent:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceRefused:
+    """Generated source said something else than its graph, and was not served.
+
+    Attributes:
+        job: "compile" or "render".
+    """
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
 class NativeCompiled:
     """A native compile ended, whoever asked for it.
 
@@ -215,6 +226,7 @@ Event: TypeAlias = (
     | RecompilesPerformed
     | OverheadSpent
     | ArtifactServed
+    | SourceRefused
     | NativeCompiled
     | StoreFailed
     | EntryCorrupt

@@ -96,6 +96,11 @@ class PrometheusObserver:
         self._native = make.counter(
             "native_compiles", "Native compiles ended", {"result": ("made", "failed")}
         )
+        self._sources_refused = make.counter(
+            "sources_refused",
+            "Generated sources that differed from their graphs, not served",
+            {"job": ("compile", "render")},
+        )
         self._artifact_bytes = make.counter("artifact_bytes", "Bytes of artifacts sent", kinds)
         self._store_errors = make.counter(
             "store_errors",
@@ -123,6 +128,7 @@ class PrometheusObserver:
         self._handlers: dict[type, Callable[[Any], None]] = {
             events.CompileFinished: self._compile_finished,
             events.ArtifactServed: self._artifact_served,
+            events.SourceRefused: lambda event: self._sources_refused.of(event.job).inc(),
             events.NativeCompiled: lambda event: self._native.of(event.result).inc(),
             events.StoreFailed: self._store_failed,
             events.EntryCorrupt: self._entry_corrupt,

@@ -38,6 +38,8 @@ class _JobErrorKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """Something that the request needs is not there."""
     JOB_ERROR_KIND_INTERNAL: _JobErrorKind.ValueType  # 4
     """A defect of ours."""
+    JOB_ERROR_KIND_SOURCE: _JobErrorKind.ValueType  # 5
+    """Generated source differs from its graph."""
 
 class JobErrorKind(_JobErrorKind, metaclass=_JobErrorKindEnumTypeWrapper):
     """Whose mistake a failed job is."""
@@ -51,6 +53,8 @@ JOB_ERROR_KIND_PRECONDITION: JobErrorKind.ValueType  # 3
 """Something that the request needs is not there."""
 JOB_ERROR_KIND_INTERNAL: JobErrorKind.ValueType  # 4
 """A defect of ours."""
+JOB_ERROR_KIND_SOURCE: JobErrorKind.ValueType  # 5
+"""Generated source differs from its graph."""
 Global___JobErrorKind: typing_extensions.TypeAlias = JobErrorKind
 
 @typing.final
