@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -129,13 +131,12 @@ def test_what_fits_is_taken(case: str) -> None:
 def test_the_reviewed_table_is_that_of_this_torch() -> None:
     from lazyfx_server.security import allowed
 
-    table = allowed.reviewed()
-    if table is None:
+    if allowed.reviewed() is None:
         pytest.skip("the reviewed table is of another torch")
-    found = allowed.collect()
-    for kind, names in found.items():
-        new = set(names) - table[kind]
-        assert not new, f"review these {kind} (make targets ARGS=--write): {sorted(new)[:10]}"
+    # In a process of its own: tests register operators of theirs, and Inductor registers some.
+    command = [sys.executable, "-m", "lazyfx_server.security.allowed"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"review these (make targets ARGS=--write): {done.stdout[-2000:]}"
 
 
 def test_a_target_that_nobody_reviewed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,8 @@ def test_a_server_says_how_its_workers_are_confined(server: RunningServer) -> No
 def test_passes_and_artifacts_work_inside(server: RunningServer) -> None:
     with connected(server.address) as stub:
         names = [p.name for p in stub.ListPasses(pb.ListPassesRequest()).passes]
-        names.remove("replace_pattern")
+        # These two do nothing without options.
+        names = [name for name in names if name not in ("replace_pattern", "split_module")]
         made = stub.Compile(compile_request(graph_of(), *names))
         for kind in (
             pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PACKAGE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from hashlib import sha256
 
 import pytest
@@ -41,10 +42,19 @@ def stub(server):
         yield stub
 
 
+def _settled_entries(stub) -> int:
+    """Entries of the store once the last test's results, kept behind its answers, are in it."""
+    entries = -1
+    while (now := stub.GetStats(pb.GetStatsRequest()).store.entries) != entries:
+        entries = now
+        time.sleep(0.1)
+    return entries
+
+
 @pytest.fixture(autouse=True)
 def unharmed(server, stub, rendered):
     """After each test: nothing was cached, the process is the same, and it still works."""
-    entries = stub.GetStats(pb.GetStatsRequest()).store.entries
+    entries = _settled_entries(stub)
     yield
     assert stub.GetStats(pb.GetStatsRequest()).store.entries == entries
     assert server.process.poll() is None

@@ -22,7 +22,7 @@ PROGRAM = """
 import torch
 from training.loops import Net, batches, train
 import lazyfx
-model = Net()
+model = Net(width=20)
 train(model, batches(), torch.compile(model, backend="lazyfx"))
 print(lazyfx.backend_report())
 """
@@ -32,14 +32,14 @@ def test_training_equals_local_inductor_and_the_next_process_compiles_nothing(
     native_server: Any, tmp_path: Path
 ) -> None:
     before = native_compiles(native_server)
-    model = Net()
+    model = Net(width=20)
     compiled = torch.compile(model, backend="lazyfx", options=remote_options(native_server))
     remote = train(model, batches(), compiled)
     assert native_compiles(native_server) == before + 1
     assert lazyfx.backend_report().graphs[0].outcome == "remote"
 
     torch._dynamo.reset()
-    model = Net()
+    model = Net(width=20)
     local = train(model, batches(), torch.compile(model, backend="inductor"))
     for ours, theirs in zip(remote.gradients, local.gradients, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

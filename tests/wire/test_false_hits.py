@@ -230,7 +230,7 @@ REFUSED: dict[str, Make] = {
     "a module with a setting of its own": lambda: calling(nn.Linear(2, 2), set_to("own", 1)),
     "a module whose weight is no parameter": lambda: calling(nn.Linear(2, 2), loose_weight),
     "a module whose weight is computed": lambda: calling(
-        nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        nn.utils.parametrizations.orthogonal(nn.Linear(2, 2))
     ),
     "a pruned module": lambda: calling(
         nn.utils.prune.l1_unstructured(nn.Linear(2, 2), "weight", amount=1)
