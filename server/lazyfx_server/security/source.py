@@ -17,6 +17,7 @@ from torch.fx.graph import inplace_methods, magic_methods
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.names import MAX_NAME
+from lazyfx_server.security.places import first_call
 
 MAX_SOURCE_BYTES = 128 * 2**20
 """Bound on the source of a graph, as estimated from its names and literals."""
@@ -38,20 +39,13 @@ def check_writable(body: graph_pb2.GraphBody) -> None:
     for i, call in enumerate(body.calls):
         reason = _unwritable(body, call)
         if reason is not None:
-            graph, node = _first_use(body, i)
-            raise DecodeError(reason, field=f"graphs[{graph}].calls", node=node)
+            field, node = first_call(body, i)
+            raise DecodeError(reason, field=field, node=node)
     arguments = {
         i: call for i, call in enumerate(body.calls) if call.opcode == graph_pb2.OPCODE_PLACEHOLDER
     }
     for number, columns in enumerate(body.graphs):
         _check_placeholders(arguments, columns, f"graphs[{number}].calls")
-
-
-def _first_use(body: graph_pb2.GraphBody, call: int) -> tuple[int, int]:
-    """Graph and node where a call is first used."""
-    return next(
-        (g, list(c.calls).index(call)) for g, c in enumerate(body.graphs) if call in c.calls
-    )
 
 
 def check_size(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation | None) -> None:
