@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import PurePath
 from time import perf_counter
 from typing import Any, ClassVar
@@ -29,7 +29,7 @@ from lazyfx_server.lazy.torch_names import (
     laziness_is_refused,
     torch_lazy,
 )
-from lazyfx_server.security.written import check_source, checked_generation
+from lazyfx_server.security.written import checked_generation
 
 
 class LazyModule(TorchLazyGraphModule):
@@ -198,11 +198,11 @@ def generate_source(
         SourceMismatchError: The source says something else than the graph.
     """
     start = perf_counter()
-    source = generate(module)
-    for path, part in module.named_modules():
-        if isinstance(part, GraphModule):
-            text = source.children[path] if path else source
-            check_source(text.code, text.import_block, part.graph)
+    with ExitStack() as checks:
+        for part in module.modules():
+            if isinstance(part, GraphModule):
+                checks.enter_context(checked_generation(part.graph))
+        source = generate(module)
     seconds = perf_counter() - start
     with ledger.because(trigger):
         note_performed_together(module, ledger, seconds, executed=False)

@@ -15,7 +15,6 @@ from torch.fx import Graph
 from torch.fx.graph import PythonCode
 
 from lazyfx_server.security.written.errors import SourceMismatchError
-from lazyfx_server.security.written.namespace import imported
 from lazyfx_server.security.written.statements import Body
 
 # What types are written with: names, brackets and bars, and no calls.
@@ -27,22 +26,28 @@ _PARTS_OF_TYPES = (
 __all__ = ["SourceMismatchError", "check_source", "checked_generation"]
 
 
-def check_source(code: str, import_block: str, graph: Graph) -> None:
-    """Check the source of a graph as it is handed out: text, and the imports before it.
+def check_source(code: str, names: Mapping[str, object], graph: Graph) -> None:
+    """Check the source of a graph.
+
+    Args:
+        code: What torch.fx wrote.
+        names: What the names in it stand for: `PythonCode.globals`.
+        graph: What it was written from.
 
     Raises:
         SourceMismatchError: It is not the graph's; names the node.
+        SyntaxError: It is no Python source: the graph, or its names, cannot be written.
     """
-    _check(code, imported(_parsed(import_block)), graph)
+    Body(_only_function(_parsed(code)), names, graph).check()
 
 
 @contextmanager
 def checked_generation(graph: Graph) -> Iterator[None]:
-    """Check the source that is generated of a graph inside, before anybody executes it."""
+    """Check the source that is generated of a graph inside, before anybody has it."""
 
     def python_code(*args: object, **kwargs: object) -> PythonCode:
         generated = type(graph).python_code(graph, *args, **kwargs)  # type: ignore[arg-type]
-        _check(generated.src, generated.globals, graph)
+        check_source(generated.src, generated.globals, graph)
         return generated
 
     # An attribute of this one graph: torch asks the graph for its code.
@@ -50,18 +55,14 @@ def checked_generation(graph: Graph) -> Iterator[None]:
     try:
         yield
     finally:
-        del graph.python_code
-
-
-def _check(code: str, names: Mapping[str, object], graph: Graph) -> None:
-    Body(_only_function(_parsed(code)), names, graph).check()
+        vars(graph).pop("python_code", None)
 
 
 def _parsed(text: str) -> list[ast.stmt]:
     try:
         return ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise SourceMismatchError(f"it is no Python source: {error}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SourceMismatchError(f"it cannot be read: {error}") from error
 
 
 def _only_function(statements: Sequence[ast.stmt]) -> ast.FunctionDef:
