@@ -267,12 +267,14 @@ class AsyncClient:
             known, request = request, pb.CompileRequest()
             request.CopyFrom(known)
             request.skip_cache_lookup = True
-        for tried in range(_MOST_TRIES):
+        tries_left = _MOST_TRIES
+        while True:
             call = call or self._connection.start_compile(request, timeout)
             try:
                 response = await self._connection.finish_compile(call)
             except MissingBlobsError as missing:
-                if tried == _MOST_TRIES - 1:
+                tries_left -= 1
+                if not tries_left:
                     raise
                 call = None
                 self._preparer.remember_reads(prepared.request, missing.subjects)
@@ -282,7 +284,6 @@ class AsyncClient:
             else:
                 self._sent.add(digest)
                 return response
-        raise AssertionError("unreachable")
 
 
 def connect_async(

@@ -35,7 +35,7 @@ def script_module(eager: GraphModule) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls its own function deprecated
             torch.jit.save(torch.jit.script(eager), buffer)
-    except Exception as error:
+    except Exception as error:  # torch.jit raises errors of every kind
         raise UnsupportedGraphError(
             f"TorchScript cannot express the graph: {_reason(error)}",
             node=_node_at_fault(eager, str(error)),

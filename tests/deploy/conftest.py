@@ -69,7 +69,9 @@ def tool() -> Callable[[str], str]:
         beside = Path(sys.executable).parent / name
         found = str(beside) if beside.exists() else shutil.which(name)
         if not found:
-            pytest.skip(f"{name} is not installed")
+            pytest.skip(
+                f"the program {name} is not on this machine; .ci/run installs what it needs"
+            )
         return found
 
     return find

@@ -78,7 +78,7 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
     try:
         write(aside)
         aside.replace(target)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: half a file must not stay behind
         with suppress(OSError):
             aside.unlink()
         raise

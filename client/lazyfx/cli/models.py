@@ -34,6 +34,7 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # A file of the user's own, on the user's machine; a server never reads one.
             return torch.export.load(path)
     except Exception as error:  # torch.export.load raises errors of every kind
         raise LazyfxError(
