@@ -8,10 +8,12 @@ from collections.abc import Callable
 import captures
 import models
 import pytest
+import sympy
 import torch
 from graphs import LazyModule, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from lazyfx import wire
 from lazyfx.errors import DecodeError
@@ -260,3 +262,34 @@ def test_two_devices_of_a_graph_cannot_be_one() -> None:
     with pytest.raises(DecodeError) as caught:
         wire.decode(encoded.body, encoded.presentation)
     assert caught.value.field == "presentation.device_indices"
+
+
+def test_a_constant_is_no_expression() -> None:
+    encoded = wire.encode(call("x", 7))
+    for rows in (
+        [pb.SymbolicExpression(operator=pb.SYMBOLIC_OPERATOR_INTEGER, integer=7)],
+        [pb.SymbolicExpression(operator=pb.SYMBOLIC_OPERATOR_TRUE)],
+        [
+            pb.SymbolicExpression(operator=pb.SYMBOLIC_OPERATOR_INTEGER, integer=3),
+            pb.SymbolicExpression(operator=pb.SYMBOLIC_OPERATOR_IDENTITY, operands=[0]),
+        ],
+    ):
+        body = pb.GraphBody.FromString(encoded.body)
+        body.expressions.extend(rows)
+        body.calls[1].args[1].expression = len(rows) - 1
+        with pytest.raises(DecodeError, match="a constant is a literal"):
+            wire.check_canonical(body.SerializeToString(deterministic=True))
+    # Symbols that cancel each other out are found out when torch adds them up.
+    body = pb.GraphBody.FromString(encoded.body)
+    body.symbols.add(kind=pb.SYMBOL_KIND_SIZE)
+    body.expressions.add(operator=pb.SYMBOLIC_OPERATOR_SYMBOL, operands=[0])
+    body.expressions.add(operator=pb.SYMBOLIC_OPERATOR_EQUAL, operands=[0, 0])
+    body.calls[1].args[1].expression = 1
+    with pytest.raises(DecodeError, match="a constant is a literal"):
+        wire.decode(body.SerializeToString(deterministic=True))
+
+
+def test_a_symbolic_number_that_has_become_known_is_a_literal() -> None:
+    env = ShapeEnv()
+    seven = env.create_symintnode(sympy.Integer(7), hint=7)
+    assert wire.digest(call("x", seven)) == wire.digest(call("x", 7))

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import targets
+from lazyfx.wire import symbols, targets
 from lazyfx.wire.format import (
     DEVICE_TEXT,
     DTYPES,
@@ -112,8 +112,7 @@ def _walk_rare(
         key.append(GroupName)
         key.append(tables.groups.number(argument))
     elif isinstance(argument, _SYMBOLIC):
-        key.append(kind)
-        key.append(tables.expressions.scalar(argument))
+        _walk_symbolic(argument, key, tables)
     elif isinstance(argument, Node):
         key.append(_HOLE)
         holes.append(argument)
@@ -123,6 +122,17 @@ def _walk_rare(
         key.append(name)
     else:
         raise _refuse(argument)
+
+
+def _walk_symbolic(
+    argument: torch.SymInt | torch.SymFloat | torch.SymBool, key: list[Any], tables: Tables
+) -> None:
+    known = symbols.constant(argument)
+    if known is None:
+        key.append(type(argument))
+        key.append(tables.expressions.scalar(argument))
+    else:
+        walk(known, key, [], tables)
 
 
 def is_closed(key: Iterable[object]) -> bool:
@@ -171,7 +181,11 @@ def write(argument: Any, message: pb.Argument, tables: Tables) -> None:
     elif isinstance(argument, Node):
         message.operand.SetInParent()
     elif isinstance(argument, _SYMBOLIC):
-        message.expression = tables.expressions.scalar(argument)
+        known = symbols.constant(argument)
+        if known is None:
+            message.expression = tables.expressions.scalar(argument)
+        else:
+            write(known, message, tables)
     elif callable(argument):
         message.target = tables.target(argument)
     else:

@@ -41,6 +41,7 @@ class ExpressionChecker:
         self._next_symbol = 0
         self._trees: list[int] = []
         self._bits: list[int] = []
+        self._constant: list[bool] = []
 
     def use(self, index: int, depth: int = 0) -> None:
         """Check a reference to an expression; operands come before it."""
@@ -58,6 +59,12 @@ class ExpressionChecker:
             raise DecodeError("out of first-use order", field=field)
         self._next += 1
         self._measure(row, field)
+
+    def use_argument(self, index: int, field: str) -> None:
+        """Check a reference to an expression that is the argument of a call."""
+        self.use(index)
+        if self._constant[index]:
+            raise DecodeError("a constant is a literal and no expression here", field=field)
 
     def finish(self) -> None:
         """Check that all rows were used."""
@@ -118,3 +125,7 @@ class ExpressionChecker:
             raise DecodeError("too large when written out", field=field)
         self._trees.append(tree)
         self._bits.append(bits)
+        self._constant.append(
+            row.operator != pb.SYMBOLIC_OPERATOR_SYMBOL
+            and all(self._constant[operand] for operand in row.operands)
+        )

@@ -163,7 +163,7 @@ class RowChecker:
             check_float(argument.complex.real, field)
             check_float(argument.complex.imaginary, field)
         elif kind == "expression":
-            self._expressions.use(argument.expression)
+            self._expressions.use_argument(argument.expression, field)
         elif kind == "target":
             self.use_target(argument.target)
         elif kind in ("device", "device_text", "process_group"):

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from lazyfx.errors import DecodeError
+from lazyfx.errors import DecodeError, UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import leaf_modules, tree_specs
+from lazyfx.wire import arguments, leaf_modules, tree_specs
 from lazyfx.wire.format import DTYPE_OBJECTS, LAYOUT_OBJECTS
 from lazyfx.wire.names import MAX_NAME
+from lazyfx.wire.tables import Tables
 from lazyfx.wire.templates import TemplateReader
 from lazyfx.wire.tensors import StandIn, contiguous_strides
 from lazyfx.wire.values import ValueTables, meta_tensor
@@ -162,8 +163,31 @@ class AttributeReader:
         )
         template = self._prototypes.get(key)
         if template is None:
-            template = self._prototypes[key] = leaf_modules.prototype(row.type, options)
+            template = leaf_modules.prototype(row.type, options)
+            _check_spelling(template, options)
+            self._prototypes[key] = template
         return leaf_modules.build(template, values, training=row.training)
+
+
+def _check_spelling(template: nn.Module, given: Mapping[str, Any]) -> None:
+    """Refuse options that are not those which are read back from the module made of them."""
+    try:
+        found = {name: _key(value) for name, value in leaf_modules.options(template).items()}
+    except UnsupportedGraphError as error:
+        raise DecodeError(error.reason, field="module.options") from None
+    spelled = {name: _key(value) for name, value in given.items()}
+    for name in sorted(found.keys() | spelled.keys()):
+        if found.get(name) != spelled.get(name):
+            raise DecodeError(
+                f"the option {name[:100]!r} is left out, or not spelled as its module has it",
+                field="module.options",
+            )
+
+
+def _key(option: object) -> list[Any]:
+    key: list[Any] = []
+    arguments.walk(option, key, [], Tables())
+    return key
 
 
 _ROLES = frozenset({pb.TENSOR_ROLE_PARAMETER, pb.TENSOR_ROLE_BUFFER, pb.TENSOR_ROLE_CONSTANT})

@@ -49,6 +49,16 @@ def _create(row: pb.Symbol, number: int, env: ShapeEnv) -> sympy.Symbol:
     return symbol
 
 
+def constant(value: torch.SymInt | torch.SymFloat | torch.SymBool) -> int | float | bool | None:
+    """The number that a symbolic one has become, its symbols all known; None for any other."""
+    expr = getattr(value.node, "expr", None)
+    if expr is None or expr.free_symbols:
+        return None
+    if isinstance(value, torch.SymInt):
+        return int(expr)
+    return float(expr) if isinstance(value, torch.SymFloat) else bool(expr)
+
+
 def sympy_expression(
     body: pb.GraphBody, index: int, symbols: Sequence[sympy.Symbol]
 ) -> sympy.Basic:

@@ -181,8 +181,7 @@ class TemplateReader:
             return complex(argument.complex.real, argument.complex.imaginary)
         if kind == "expression":
             _at(self._body.expressions, argument.expression, "expressions")
-            env = self._tables.argument_env()
-            return symbols.scalar(self._body, argument.expression, env, self._tables.symbols(env))
+            return self._expression(argument.expression)
         if kind == "target":
             target = self.target(argument.target)
             if isinstance(target, str):
@@ -193,6 +192,13 @@ class TemplateReader:
         if found is None:
             raise DecodeError(f"an argument of unknown kind or value ({kind})")
         return found
+
+    def _expression(self, index: int) -> Any:
+        env = self._tables.argument_env()
+        number = symbols.scalar(self._body, index, env, self._tables.symbols(env))
+        if type(number) in (int, float, bool):
+            raise DecodeError("a constant is a literal and no expression here")
+        return number
 
     def _dictionary(self, row: pb.Dictionary, holes: Holes, depth: int) -> Any:
         keys = []
