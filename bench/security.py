@@ -19,11 +19,8 @@ from lazyfx import wire
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.confined import confine
 from lazyfx_server.execution import ForkServer, ProcessExecutor, start_forkserver
-from lazyfx_server.security.allowed import check_reviewed
-from lazyfx_server.security.bounds import DEFAULT_BOUNDS, check_bounds
+from lazyfx_server.security.checked import check_message
 from lazyfx_server.security.sandbox import Policy, available, readable_paths
-from lazyfx_server.security.schemas import check_schemas
-from lazyfx_server.security.source import check_size, check_writable
 from lazyfx_server.worker import run_job
 
 _ROUNDS = 15
@@ -39,11 +36,7 @@ def checking() -> list[tuple[str, list[float]]]:
         body = graph_pb2.GraphBody.FromString(encoded.body)
 
         def check(body: graph_pb2.GraphBody = body) -> None:
-            check_bounds(body, DEFAULT_BOUNDS)
-            check_size(body, None)
-            check_writable(body)
-            check_reviewed(body)
-            check_schemas(body)
+            check_message(body, max_nodes=200_000)
 
         def decode(data: bytes = encoded.body) -> None:
             wire.decode(wire.check_canonical(data), module_class=_LazyGraphModule)

@@ -23,7 +23,7 @@ from lazyfx_server.passes.rewrites import RewriteReader
 from lazyfx_server.passes.verify import NumericVerifier
 from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.checked import CheckedGraph, check
-from lazyfx_server.security.source import check_size
+from lazyfx_server.security.source import characters, check_size
 from lazyfx_server.security.written import SourceMismatchError
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -151,7 +151,8 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
 
 def _render(job: worker.RenderJob) -> worker.RenderResult:
     body = graph_pb2.GraphBody.FromString(job.graph.graph.body)
-    check_size(body, job.presentation if job.HasField("presentation") else None)
+    literals = [characters(call, body.strings) for call in body.calls]
+    check_size(body, literals, job.presentation if job.HasField("presentation") else None)
     try:
         return render(job)
     except SyntaxError as error:

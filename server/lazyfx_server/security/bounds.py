@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.security.verdicts import Verdict
 from lazyfx_server.v1 import worker_pb2 as worker
 
 
@@ -36,13 +37,19 @@ class GraphBounds:
 
 
 DEFAULT_BOUNDS = GraphBounds()
-_SEVERAL = frozenset({"list", "tuple"})
 
 
-def check_bounds(body: graph_pb2.GraphBody, bounds: GraphBounds) -> None:
+def check_bounds(
+    body: graph_pb2.GraphBody, bounds: GraphBounds, verdicts: Sequence[Verdict]
+) -> None:
     """Check that no part of a graph is over its bound.
 
     Works on the tables, once for each distinct row.
+
+    Args:
+        body: A body in canonical form.
+        bounds: What to keep to.
+        verdicts: What is known of its calls.
 
     Raises:
         DecodeError: One is; names the field, and the setting.
@@ -50,19 +57,26 @@ def check_bounds(body: graph_pb2.GraphBody, bounds: GraphBounds) -> None:
     edges = sum(len(graph.operands) for graph in body.graphs)
     _within(edges, "max_edges", bounds, "edges", "graphs")
     _within(len(body.calls), "max_calls", bounds, "distinct calls", "calls")
-    for i, string in enumerate(body.strings):
-        _within(len(string), "max_string_bytes", bounds, "characters", "strings", i)
-    for i, call in enumerate(body.calls):
-        count = _count(call.args) + _count([row.value for row in call.kwargs])
-        _within(count, "max_arguments", bounds, "arguments", "calls", i)
-    for i, row in enumerate(body.tensors):
-        shape = list(row.shape)
-        _within(len(shape), "max_rank", bounds, "dimensions", "tensors", i)
-        _within(math.prod(shape), "max_elements", bounds, "elements", "tensors", i)
-    for i, value in enumerate(body.values):
-        if (kind := value.WhichOneof("kind")) in _SEVERAL:
-            outputs = len(getattr(value, kind).items)
-            _within(outputs, "max_outputs", bounds, "outputs", "values", i)
+    _column(map(len, body.strings), "max_string_bytes", bounds, "characters", "strings")
+    counts = (verdict.arguments for verdict in verdicts)
+    _column(counts, "max_arguments", bounds, "arguments", "calls")
+    shapes = [row.shape or row.symbolic_shape for row in body.tensors]
+    _column(map(len, shapes), "max_rank", bounds, "dimensions", "tensors")
+    elements = (math.prod(row.shape) for row in body.tensors)
+    _column(elements, "max_elements", bounds, "elements", "tensors")
+    _column(map(_outputs, body.values), "max_outputs", bounds, "outputs", "values")
+
+
+def _outputs(value: graph_pb2.ValueDescription) -> int:
+    return len(value.list.items) or len(value.tuple.items)
+
+
+def _column(found: Iterable[int], name: str, bounds: GraphBounds, what: str, table: str) -> None:
+    """Check the numbers of all rows of a table."""
+    numbers = list(found)
+    if numbers and max(numbers) > getattr(bounds, name):
+        most = max(numbers)
+        _within(most, name, bounds, what, table, numbers.index(most))
 
 
 def _within(
@@ -72,20 +86,3 @@ def _within(
     if found > most:
         field = table if row is None else f"{table}[{row}]"
         raise DecodeError(f"{found} {what}, {most} are taken (setting {name})", field=field)
-
-
-def _count(arguments: Sequence[graph_pb2.Argument]) -> int:
-    return len(arguments) + sum(
-        _count(items) for argument in arguments if (items := _items(argument))
-    )
-
-
-def _items(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
-    kind = argument.WhichOneof("kind")
-    if kind in ("list", "tuple", "size"):
-        items: Sequence[graph_pb2.Argument] = getattr(argument, kind).items
-        return items
-    if kind == "dictionary":
-        pairs: Iterable[graph_pb2.DictionaryEntry] = argument.dictionary.entries
-        return [part for entry in pairs for part in (entry.key, entry.value)]
-    return ()

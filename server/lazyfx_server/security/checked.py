@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.fx import GraphModule
@@ -13,8 +15,12 @@ from lazyfx.wire.tensors import contiguous_strides, storage_extent
 from lazyfx_server.security.allowed import check_reviewed
 from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
 from lazyfx_server.security.names import check_names
-from lazyfx_server.security.schemas import check_schemas
-from lazyfx_server.security.source import check_size, check_writable
+from lazyfx_server.security.places import first_call
+from lazyfx_server.security.source import check_placeholders, check_size
+from lazyfx_server.security.verdicts import Verdict, judge
+
+# Elements of a storage: their bytes fit into 64 bits, whatever the dtype.
+_MOST_EXTENT = 2**58
 
 
 @dataclass(frozen=True)
@@ -59,33 +65,70 @@ def check(
             and the node.
     """
     message = wire.check_canonical(body)
-    nodes = sum(len(graph.calls) for graph in message.graphs)
+    named = [given for given in (names, presentation) if given is not None and given.ByteSize()]
+    check_message(message, max_nodes=max_nodes, bounds=bounds, named=named)
+    module = wire.decode(message, names, module_class=module_class)
+    return CheckedGraph(message, module)
+
+
+def check_message(
+    body: graph_pb2.GraphBody,
+    *,
+    max_nodes: int,
+    bounds: GraphBounds = DEFAULT_BOUNDS,
+    named: Sequence[graph_pb2.Presentation] = (),
+) -> None:
+    """Check a body in canonical form: all but what building the module finds.
+
+    Args:
+        body: What `wire.check_canonical` made.
+        max_nodes: Most nodes taken, nested graphs included.
+        bounds: How large its parts may be.
+        named: Names that it will have.
+
+    Raises:
+        DecodeError: It may not be used; names the field and the node.
+    """
+    nodes = sum(len(graph.calls) for graph in body.graphs)
     if nodes > max_nodes:
         raise DecodeError(
             f"the graph has {nodes} nodes, {max_nodes} are taken (setting max_nodes)",
             field="graphs",
         )
-    check_bounds(message, bounds)
-    _check_tensors(message)
-    named = [given for given in (names, presentation) if given is not None and given.ByteSize()]
+    verdicts = judge(body)
+    check_bounds(body, bounds, verdicts)
+    _check_tensors(body)
+    literals = [verdict.characters for verdict in verdicts]
     # Names only make a source longer.
     for given in named or (None,):
-        check_size(message, given)
+        check_size(body, literals, given)
     for given in named:
-        check_names(message, given)
-    check_writable(message)
-    check_reviewed(message)
-    check_schemas(message)
-    module = wire.decode(message, names, module_class=module_class)
-    return CheckedGraph(message, module)
+        check_names(body, given)
+    check_reviewed(body)
+    _check_calls(body, verdicts)
+    check_placeholders(body)
+
+
+def _check_calls(body: graph_pb2.GraphBody, verdicts: Sequence[Verdict]) -> None:
+    """Check that each call can be written, and fits what it calls."""
+    for i, verdict in enumerate(verdicts):
+        if verdict.reason is not None:
+            field, node = first_call(body, i)
+            raise DecodeError(verdict.reason, field=field, node=node)
 
 
 def _check_tensors(body: graph_pb2.GraphBody) -> None:
-    """Check that torch could count the elements and the memory of each described tensor."""
+    """Check that torch could count the elements and the bytes of each described tensor."""
     for i, row in enumerate(body.tensors):
+        shape, stride, offset = row.shape, row.stride, row.storage_offset
+        # What is contiguous and small needs no closer look.
+        if not stride and not offset and 0 < math.prod(shape) < _MOST_EXTENT:
+            continue
+        # An empty tensor has strides, too.
+        sizes = [max(size, 1) for size in shape]
         try:
-            storage_extent(row.shape, row.stride or contiguous_strides(row.shape), 0)
-        except DecodeError as error:
-            raise DecodeError(
-                "its extent does not fit into 64 bits", field=f"tensors[{i}]"
-            ) from error
+            extent = storage_extent(sizes, stride or contiguous_strides(sizes), offset)
+        except DecodeError:
+            extent = _MOST_EXTENT + 1
+        if extent > _MOST_EXTENT:
+            raise DecodeError("its extent does not fit into 64 bits", field=f"tensors[{i}]")

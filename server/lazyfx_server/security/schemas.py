@@ -1,155 +1,72 @@
-"""Whether the arguments of operators fit their schemas: names, places and kinds.
+"""What a callable takes, by its name on the wire; and why a call does not fit it.
 
-Works on the table of distinct calls, so that a graph of a thousand equal calls costs one check.
-What flows through a hole (an operand) is not known here and fits every place; torch checks it
-when it runs.
+Operators bring their schemas. Functions, Tensor methods and higher-order operators have reviewed
+signatures (`allowed/signatures.json`). What flows through a hole (an operand) is not known here
+and fits every place; torch checks it when it runs.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.targets import find
-from lazyfx_server.security.places import first_call
+from lazyfx_server.security import allowed
+from lazyfx_server.security.signatures import Signature, of_schema, read
+from lazyfx_server.security.signatures.kinds import fits_anything
 
-Argument: TypeAlias = graph_pb2.Argument
-Fits: TypeAlias = Callable[[Argument], bool]
-
-_OPERATORS = frozenset({graph_pb2.TARGET_KIND_OPERATOR, graph_pb2.TARGET_KIND_OPERATOR_PACKET})
-# Kinds whose value is known only when a graph runs.
-_HOLES = frozenset({"operand", "expression"})
-_NUMBERS = frozenset({"boolean", "integer", "floating", "complex"})
-_KINDS: dict[str, frozenset[str]] = {
-    # torch makes tensors of numbers.
-    "Tensor": _NUMBERS,
-    "number": _NUMBERS,
-    "int": frozenset({"boolean", "integer", "dtype", "layout", "memory_format"}),
-    "float": frozenset({"boolean", "integer", "floating"}),
-    "complex": _NUMBERS,
-    "bool": frozenset({"boolean", "integer"}),
-    "str": frozenset({"text", "device_text", "process_group"}),
-    "Device": frozenset({"device", "device_text"}),
-    "ScalarType": frozenset({"dtype"}),
-    "Layout": frozenset({"layout"}),
-    "MemoryFormat": frozenset({"memory_format"}),
-    "QScheme": frozenset(),
-    "Generator": frozenset(),
-    "Stream": frozenset(),
-    "Storage": frozenset(),
-}
-_SEQUENCES = ("list", "tuple", "size")
-_WRAPPED = re.compile(r"(Optional|List)\[(.*)\]")
+_SHOWN = 300
 
 
-def check_schemas(body: graph_pb2.GraphBody) -> None:
-    """Check every call of an operator against what the operator takes.
+def misfit(call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[str]) -> str | None:
+    """Why a call does not fit any signature of what it calls, if so.
 
-    Raises:
-        DecodeError: One cannot fit; names the call, the node and the argument.
+    Args:
+        call: A call of a target.
+        target: Its kind and name.
+        strings: The strings of the message.
     """
-    for i, call in enumerate(body.calls):
-        if call.opcode != graph_pb2.OPCODE_CALL_FUNCTION:
-            continue
-        target = body.targets[call.target - 1]
-        if target.kind not in _OPERATORS:
-            continue
-        try:
-            schemas = _schemas(target.kind, target.name)
-        except DecodeError as error:
-            field, node = first_call(body, i)
-            raise DecodeError(error.reason, field=field, node=node) from error
-        reasons = [_misfit(body, call, schema) for schema in schemas]
-        if reasons and None not in reasons:
-            told = reasons[0] if len(reasons) == 1 else "fit none of its overloads"
-            field, node = first_call(body, i)
-            raise DecodeError(
-                f"the arguments of {target.name[:200]} {told}; its schemas are in "
-                "torch.ops, e.g. print(torch.ops.aten.add.Tensor._schema)",
-                field=field,
-                node=node,
-            )
+    kind, name = target
+    try:
+        known = signatures_of(kind, name)
+    except DecodeError as error:
+        return error.reason
+    reasons = [signature.misfit(call, strings) for signature in known]
+    if None in reasons:
+        return None
+    told = reasons[0] if len(reasons) == 1 else "fit none of its overloads"
+    return f"the arguments of {name[:200]} {told}; {_remedy(kind, name)}"
+
+
+def misfit_of_module(call: graph_pb2.Call, strings: Sequence[str]) -> str | None:
+    """Why a module cannot be called with these arguments, if so."""
+    given = [*call.args, *(row.value for row in call.kwargs)]
+    if all(fits_anything(argument, strings) for argument in given):
+        return None
+    return "a module is called with text or with a callable; give them to its constructor"
 
 
 @functools.lru_cache(maxsize=4096)
-def _schemas(kind: int, name: str) -> tuple[_Schema, ...]:
-    """The schemas of an operator, or of all overloads of a packet."""
+def signatures_of(kind: int, name: str) -> tuple[Signature, ...]:
+    """The signatures of a target, one for each overload.
+
+    Raises:
+        DecodeError: There is no such target, or nobody said what it takes.
+    """
     found = find(kind, name)
     if isinstance(found, torch._ops.OpOverload):  # noqa: SLF001 - the operators' own type
-        return (_Schema(found._schema),)  # noqa: SLF001 - there is no public way to a schema
+        return (of_schema(found._schema),)  # noqa: SLF001 - there is no public way to a schema
     if isinstance(found, torch._ops.OpOverloadPacket):  # noqa: SLF001
         overloads = [getattr(found, overload) for overload in found.overloads()]
-        return tuple(_Schema(overload._schema) for overload in overloads)  # noqa: SLF001
-    return ()
+        return tuple(of_schema(overload._schema) for overload in overloads)  # noqa: SLF001
+    return tuple(read(text) for text in allowed.signatures(kind, name))
 
 
-class _Schema:
-    """What one overload takes.
-
-    Attributes:
-        places: Most positional arguments.
-        names: Arguments in order.
-        fits: What each takes, by name.
-        required: Those without a default.
-    """
-
-    def __init__(self, schema: torch.FunctionSchema) -> None:
-        arguments = schema.arguments
-        self.names = [argument.name for argument in arguments]
-        self.places = sum(not argument.kwarg_only for argument in arguments)
-        self.fits = {a.name: _fits(str(a.real_type)) for a in arguments}
-        self.required = {a.name for a in arguments if not a.has_default_value()}
-
-
-def _misfit(body: graph_pb2.GraphBody, call: graph_pb2.Call, schema: _Schema) -> str | None:
-    """Why a call does not fit a schema, if so."""
-    if len(call.args) > schema.places:
-        return f"are {len(call.args)}, and it takes {schema.places} by place"
-    given = dict(zip(schema.names, call.args, strict=False))
-    for row in call.kwargs:
-        name = body.strings[row.name]
-        if name not in schema.fits:
-            return f"name {name[:100]!r}, which it does not take"
-        if name in given:
-            return f"give {name!r} twice"
-        given[name] = row.value
-    if missing := schema.required - given.keys():
-        return f"lack {', '.join(sorted(missing))}"
-    for name, argument in given.items():
-        if not schema.fits[name](argument):
-            return f"give {name!r} as {argument.WhichOneof('kind')}, which it does not take"
-    return None
-
-
-@functools.lru_cache(maxsize=256)
-def _fits(type_name: str) -> Fits:
-    """Whether an argument can be of a schema's type."""
-    wrapped = _WRAPPED.fullmatch(type_name)
-    if wrapped is None:
-        return _fits_plain(_KINDS.get(type_name))
-    inner = _fits(wrapped[2])
-    if wrapped[1] == "Optional":
-        return lambda argument: argument.WhichOneof("kind") == "none" or inner(argument)
-
-    def fits_list(argument: Argument) -> bool:
-        kind = argument.WhichOneof("kind")
-        if kind in _SEQUENCES:
-            items: Sequence[Argument] = getattr(argument, kind).items
-            return all(inner(item) for item in items)
-        # One number stands for a list of equal ones, as in a kernel size.
-        return inner(argument)
-
-    return fits_list
-
-
-def _fits_plain(kinds: frozenset[str] | None) -> Fits:
-    if kinds is None:  # a type of another library: only torch can tell
-        return lambda _: True
-    allowed = kinds | _HOLES
-    return lambda argument: argument.WhichOneof("kind") in allowed
+def _remedy(kind: int, name: str) -> str:
+    if kind in (graph_pb2.TARGET_KIND_OPERATOR, graph_pb2.TARGET_KIND_OPERATOR_PACKET):
+        return "its schemas are in torch.ops, e.g. print(torch.ops.aten.add.Tensor._schema)"
+    return f"it takes {' or '.join(allowed.signatures(kind, name))[:_SHOWN]}"

@@ -17,7 +17,6 @@ from torch.fx.graph import inplace_methods, magic_methods
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.names import MAX_NAME
-from lazyfx_server.security.places import first_call
 
 MAX_SOURCE_BYTES = 128 * 2**20
 """Bound on the source of a graph, as estimated from its names and literals."""
@@ -30,41 +29,42 @@ _SCALARS = frozenset({"none", "boolean", "integer", "floating"})
 _PUNCTUATION = 4
 
 
-def check_writable(body: graph_pb2.GraphBody) -> None:
-    """Check that torch.fx can write a graph as the Python source that it means.
+def check_placeholders(body: graph_pb2.GraphBody) -> None:
+    """Check that the arguments of each graph are in an order that Python has.
 
     Raises:
-        DecodeError: It cannot; names the field.
+        DecodeError: One is behind another that must be last; names the node.
     """
-    for i, call in enumerate(body.calls):
-        reason = _unwritable(body, call)
-        if reason is not None:
-            field, node = first_call(body, i)
-            raise DecodeError(reason, field=field, node=node)
     arguments = {
         i: call for i, call in enumerate(body.calls) if call.opcode == graph_pb2.OPCODE_PLACEHOLDER
     }
     for number, columns in enumerate(body.graphs):
-        _check_placeholders(arguments, columns, f"graphs[{number}].calls")
+        _check_order(arguments, columns, f"graphs[{number}].calls")
 
 
-def check_size(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation | None) -> None:
+def check_size(
+    body: graph_pb2.GraphBody,
+    literals: Sequence[int],
+    presentation: graph_pb2.Presentation | None,
+) -> None:
     """Check that the source of a graph stays within its bound.
 
     A literal is written out at each use of its call, and a name at each use of its node, so
     that a short message can mean a long text.
 
+    Args:
+        body: The graph.
+        literals: `characters` of each of its calls.
+        presentation: The names that it will have.
+
     Raises:
         DecodeError: It is too long.
     """
-    weights = [
-        sum(_weight(body, a) for a in _arguments(call)) + _PUNCTUATION for call in body.calls
-    ]
     graphs = presentation.graphs if presentation is not None else ()
     longest = max((len(stem) for graph in graphs for stem in graph.stems), default=0) + 10
     size = 0
     for columns in body.graphs:
-        size += sum(weights[call] for call in columns.calls)
+        size += sum(map(literals.__getitem__, columns.calls))
         size += (longest + _PUNCTUATION) * (2 * len(columns.calls) + len(columns.operands))
     if size > MAX_SOURCE_BYTES:
         raise DecodeError(
@@ -72,6 +72,11 @@ def check_size(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation |
             "literals as tensors, and use shorter names",
             field="graphs",
         )
+
+
+def characters(call: graph_pb2.Call, strings: Sequence[str]) -> int:
+    """Characters of a call's literals in source, about; operands left out."""
+    return sum(_weight(strings, argument) for argument in _arguments(call)) + _PUNCTUATION
 
 
 def _arguments(call: graph_pb2.Call) -> Iterator[graph_pb2.Argument]:
@@ -92,29 +97,34 @@ def _children(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
     return ()
 
 
-def _weight(body: graph_pb2.GraphBody, argument: graph_pb2.Argument) -> int:
-    """Characters of an argument in source, about; operands left out."""
+def _weight(strings: Sequence[str], argument: graph_pb2.Argument) -> int:
     text = argument.WhichOneof("kind") == "text"
-    own = len(body.strings[argument.text]) if text else 0
-    return own + _PUNCTUATION + sum(_weight(body, child) for child in _children(argument))
+    own = len(strings[argument.text]) if text else 0
+    return own + _PUNCTUATION + sum(_weight(strings, child) for child in _children(argument))
 
 
-def _unwritable(body: graph_pb2.GraphBody, call: graph_pb2.Call) -> str | None:
-    """Why a call cannot be written as Python, if so."""
+def unwritable(call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[str]) -> str | None:
+    """Why torch.fx cannot write a call as the Python source that it means, if so.
+
+    Args:
+        call: The call.
+        target: Kind and name of what it calls.
+        strings: The strings of its message.
+    """
     for row in call.kwargs:
-        name = body.strings[row.name]
+        name = strings[row.name]
         if not _is_keyword_name(name):
             return f"{name[:100]!r} is not the name of an argument"
     for argument in _arguments(call):
-        if reason := _unwritable_literal(body, argument):
+        if reason := _unwritable_literal(strings, argument):
             return reason
     if call.opcode == graph_pb2.OPCODE_CALL_METHOD:
         if not call.args or call.args[0].WhichOneof("kind") in _SCALARS:
             return "a method needs an object that it is called on"
     elif call.opcode == graph_pb2.OPCODE_CALL_FUNCTION:
-        target = body.targets[call.target - 1]
-        if target.kind == graph_pb2.TARGET_KIND_FUNCTION and target.name.startswith(_OPERATOR):
-            return _unwritable_operator(target.name.removeprefix(_OPERATOR), call)
+        kind, called = target
+        if kind == graph_pb2.TARGET_KIND_FUNCTION and called.startswith(_OPERATOR):
+            return _unwritable_operator(called.removeprefix(_OPERATOR), call)
     return None
 
 
@@ -127,18 +137,18 @@ def _is_keyword_name(name: str) -> bool:
     )
 
 
-def _unwritable_literal(body: graph_pb2.GraphBody, argument: graph_pb2.Argument) -> str | None:
+def _unwritable_literal(strings: Sequence[str], argument: graph_pb2.Argument) -> str | None:
     kind = argument.WhichOneof("kind")
     if kind == "complex":
         value = argument.complex
         if not (math.isfinite(value.real) and math.isfinite(value.imaginary)):
             return "a complex number that is not finite; make it of two real ones"
-    elif kind == "text" and _MARKER.search(body.strings[argument.text]):
+    elif kind == "text" and _MARKER.search(strings[argument.text]):
         return (
             "a string with '# COUNTER: <number>' in it, which torch.fx takes for a marker of its "
             "own and removes; change the text"
         )
-    reasons = (_unwritable_literal(body, child) for child in _children(argument))
+    reasons = (_unwritable_literal(strings, child) for child in _children(argument))
     return next((reason for reason in reasons if reason), None)
 
 
@@ -155,15 +165,14 @@ def _unwritable_operator(name: str, call: graph_pb2.Call) -> str | None:
     return None
 
 
-def _check_placeholders(
+def _check_order(
     arguments: Mapping[int, graph_pb2.Call], columns: graph_pb2.GraphColumns, field: str
 ) -> None:
     """Arguments with defaults come after those without, then *args, then **kwargs."""
     reached = 0
-    for node, number in enumerate(columns.calls):
-        call = arguments.get(number)
-        if call is None:
-            continue
+    numbers = columns.calls
+    for node in [i for i, number in enumerate(numbers) if number in arguments]:
+        call = arguments[numbers[node]]
         if call.stars:
             rank = 1 + call.stars
             allowed = rank > reached

@@ -3,7 +3,8 @@
 `client/lazyfx/wire/targets.py` finds callables by rules over torch's own registries. What those
 rules find in a new torch is not taken on trust: the names of a torch that has been looked at are
 committed here, and on that torch the server takes no other. `make targets` writes the table
-again; its diff is what there is to review.
+again; its diff is what there is to review. `signatures.json` says what those take that bring no
+schema along: functions, methods and higher-order operators.
 
 Operators of other libraries are not in the table: they are there because the operator of the
 server installed and imported what registers them.
@@ -14,8 +15,9 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from typing import Any
 
 import torch
 
@@ -23,9 +25,10 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire import target_lists, targets
 from lazyfx_server.security.places import first_use
+from lazyfx_server.security.signatures import collecting
 
-_FILE = "targets.json"
-_NAMED = {
+_TARGETS, _SIGNATURES = "targets.json", "signatures.json"
+_NAMED: dict[int, str] = {
     graph_pb2.TARGET_KIND_FUNCTION: "functions",
     graph_pb2.TARGET_KIND_METHOD: "methods",
     graph_pb2.TARGET_KIND_OPERATOR: "operators",
@@ -55,6 +58,18 @@ def collect() -> dict[str, list[str]]:
     }
 
 
+def collect_signatures(table: Mapping[str, Iterable[str]]) -> dict[str, dict[str, list[str]]]:
+    """What is found in this process's torch about what the names of a table take."""
+    return {kind: find(table[kind]) for kind, find in _COLLECTED.items()}
+
+
+_COLLECTED = {
+    "functions": collecting.functions,
+    "methods": collecting.methods,
+    "higher_order": collecting.higher_order,
+}
+
+
 def _is_found(kind: int, name: str) -> bool:
     try:
         targets.find(kind, name)
@@ -69,10 +84,58 @@ def reviewed() -> dict[str, frozenset[str]] | None:
 
     Then the rules alone decide: exact names of torch's registries, nobody's review.
     """
-    table = json.loads(files(__package__).joinpath(_FILE).read_text("utf-8"))
+    table = _read(_TARGETS)
     if table.pop("torch") != _release():
         return None
     return {kind: frozenset(names) for kind, names in table.items()}
+
+
+def _read(file: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(files(__package__).joinpath(file).read_text("utf-8"))
+    return found
+
+
+def signatures(kind: int, name: str) -> Sequence[str]:
+    """What a target takes, as `security.signatures` reads it; several are overloads.
+
+    Raises:
+        DecodeError: Nobody said it.
+    """
+    found = _signatures()[_NAMED[kind]].get(name)
+    if not found:
+        raise DecodeError(
+            f"{name[:200]!r} has no signature in the reviewed table; ask the server's operator "
+            "to review it (make targets)"
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _signatures() -> dict[str, dict[str, list[str]]]:
+    """The committed signatures, or those that this torch shows when they are of another."""
+    if reviewed() is None:
+        return collect_signatures(collect())
+    return resolved(_read(_SIGNATURES))
+
+
+def shortened(found: Mapping[str, Mapping[str, list[str]]]) -> dict[str, dict[str, Any]]:
+    """Signatures for a file: what takes the same as another one of its kind says its name."""
+    table: dict[str, dict[str, Any]] = {}
+    for kind, rows in found.items():
+        first: dict[tuple[str, ...], str] = {}
+        table[kind] = {}
+        for name, texts in rows.items():
+            same = first.setdefault(tuple(texts), name)
+            table[kind][name] = texts if same == name else same
+    return table
+
+
+def resolved(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """The signatures that a file means."""
+    return {
+        kind: {name: rows[row] if isinstance(row, str) else row for name, row in rows.items()}
+        for kind, rows in table.items()
+    }
 
 
 def _release() -> str:

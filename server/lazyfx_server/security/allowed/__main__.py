@@ -1,36 +1,64 @@
-"""`python -m lazyfx_server.security.allowed [--write]`: compares the table with this torch."""
+"""`python -m lazyfx_server.security.allowed [--write]`: compares the tables with this torch."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lazyfx_server.security import allowed
 
+_FOLDER = Path(allowed.__file__).parent
+
 
 def main(arguments: list[str]) -> int:
-    """Print what is new and what is gone; 1 when there is something to review.
+    """Print what is new, gone or taken otherwise; 1 when there is something to review.
 
     Args:
-        arguments: "--write" writes the table, for a person to review its diff.
+        arguments: "--write" writes the tables, for a person to review their diff.
     """
-    path = Path(allowed.__file__).with_name("targets.json")
-    found = allowed.collect()
-    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    targets = allowed.collect()
+    signatures = allowed.collect_signatures(targets)
+    known = _read("targets.json")
+    signed = allowed.resolved(_read("signatures.json"))
     changes = 0
-    for kind, names in found.items():
-        before = set(known.get(kind, ()))
-        for mark, changed in (("+", set(names) - before), ("-", before - set(names))):
-            for name in sorted(changed):
-                changes += 1
-                sys.stdout.write(f"{mark} {kind}: {name}\n")
+    for kind, names in targets.items():
+        changes += _tell(kind, set(known.get(kind, ())), set(names))
+    for kind, rows in signatures.items():
+        before, now = signed.get(kind, {}), rows
+        changes += _tell(f"signature of {kind}", _lines(before), _lines(now))
     if "--write" in arguments:
-        table = {"torch": allowed._release(), **found}  # noqa: SLF001 - the same package
-        path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        release = allowed._release()  # noqa: SLF001 - the same package
+        _write("targets.json", {"torch": release, **targets})
+        _write("signatures.json", allowed.shortened(signatures))
         return 0
-    sys.stdout.write(f"{changes} names differ\n")
+    sys.stdout.write(f"{changes} lines differ\n")
     return 1 if changes else 0
+
+
+def _lines(rows: Mapping[str, list[str]]) -> set[str]:
+    return {f"{name}{text}" for name, texts in rows.items() for text in texts or ["(nobody said)"]}
+
+
+def _tell(kind: str, before: set[str], now: set[str]) -> int:
+    """Print what differs; how much that is."""
+    for mark, changed in (("+", now - before), ("-", before - now)):
+        for line in sorted(changed):
+            sys.stdout.write(f"{mark} {kind}: {line}\n")
+    return len(before ^ now)
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = _FOLDER / name
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
+
+
+def _write(name: str, table: Mapping[str, Any]) -> None:
+    text = json.dumps(table, indent=1) + "\n"
+    (_FOLDER / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

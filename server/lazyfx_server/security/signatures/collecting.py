@@ -1,0 +1,162 @@
+"""Finds the signatures of a torch that is installed, for a person to review.
+
+Sources, in this order: what was written by hand (`reviewed`), the stub files that torch is
+shipped with, the schemas of operators that a builtin has the name of, and the annotations of
+Python functions.
+"""
+
+# ruff: noqa: SLF001 - the homes of torch's builtins are private modules
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lazyfx.wire import targets
+from lazyfx.wire.numpy_twins import tensors as _tensors
+from lazyfx_server.security.signatures import reviewed
+from lazyfx_server.security.signatures.annotations import of_python, of_stub
+from lazyfx_server.security.signatures.kinds import written_type
+
+_NUMPY = "torch._numpy."
+_NUMPY_METHOD = "torch._numpy.ndarray."
+# Arguments that Python's bindings add to those of a schema.
+_OPTIONS = {"out": "Tensor | list[Tensor] | None", "requires_grad": "bool"}
+
+
+def functions(names: Iterable[str]) -> dict[str, list[str]]:
+    """The signatures of functions by name; an empty list where none was found."""
+    table = targets.functions()
+    found: dict[str, list[str]] = {}
+    for name in names:
+        by_hand = reviewed.FUNCTIONS.get(name)
+        found[name] = [by_hand] if by_hand else _distinct(_of_function(name, table[name]))
+    return found
+
+
+def methods(names: Iterable[str]) -> dict[str, list[str]]:
+    """The signatures of methods by name."""
+    return {name: _distinct([*_of_method(name), *_by_hand(name)]) for name in names}
+
+
+def higher_order(names: Iterable[str]) -> dict[str, list[str]]:
+    """The signatures of higher-order operators by name."""
+    return {name: [reviewed.HIGHER_ORDER[name]] for name in names if name in reviewed.HIGHER_ORDER}
+
+
+def _by_hand(method: str) -> list[str]:
+    return [reviewed.METHODS[method]] if method in reviewed.METHODS else []
+
+
+def _distinct(found: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(found))
+
+
+def _of_function(name: str, function: Any) -> list[str]:
+    base = name.rpartition(".")[2]
+    if name.startswith(_NUMPY_METHOD):
+        method = _of_python_function(getattr(_tensors.ndarray, base))
+        # Most methods are made of the function of the same name.
+        return method or _of_python_function(getattr(_tensors, base))
+    if name.startswith(_NUMPY):
+        return _of_python_function(function.f)
+    if name.startswith("torch.Tensor."):
+        return [*_of_method(base), *_by_hand(base)]
+    if name.startswith("torch.nn.functional.") and inspect.isfunction(function):
+        stubs = _stubs("nn/functional.pyi").get(base, [])
+        return [*stubs, *_of_python_function(function)]
+    if inspect.isfunction(function):
+        return _of_python_function(function)
+    return _of_builtin(function)
+
+
+def _of_method(name: str) -> list[str]:
+    found = list(_stubs("_C/__init__.pyi", "TensorBase").get(name, []))
+    value = getattr(torch.Tensor, name, None)
+    if inspect.isfunction(value):
+        # A wrapper around another method: torch's stub and our list say what that takes.
+        found += _of_python_function(value)
+    elif not found and name not in reviewed.METHODS:
+        found += _of_operator(name, "self")
+    return found
+
+
+def _of_python_function(function: Callable[..., Any]) -> list[str]:
+    dispatched = _dispatched(function)
+    if dispatched:
+        return [of_python(choice) for choice in dispatched]
+    try:
+        signature = of_python(function)
+    except ValueError:  # a wrapper of a builtin, which has none
+        return []
+    return [] if signature == "(*args: Any, **kwargs: Any)" else [signature]
+
+
+def _dispatched(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """What `torch._jit_internal.boolean_dispatch` chooses from, and what NumPy methods call."""
+    inside = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+    choices = [inside[name] for name in ("if_true", "if_false") if name in inside]
+    if not choices and "func" in inside and inspect.isfunction(inside["func"]):
+        choices = [inside["func"]]
+    return choices
+
+
+def _of_builtin(function: Any) -> list[str]:
+    name = getattr(function, "__name__", "")
+    for home, file in (
+        (torch._C._VariableFunctions, "_C/_VariableFunctions.pyi"),
+        (torch._C._nn, "_C/_nn.pyi"),
+    ):
+        if getattr(home, name, None) == function and name in _stubs(file):
+            return _stubs(file)[name]
+    return _of_operator(name, "input")
+
+
+def _of_operator(name: str, first: str) -> list[str]:
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        return []
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    return [_written(schema, first) for schema in schemas]
+
+
+def _written(schema: torch.FunctionSchema, first: str) -> str:
+    """A schema as Python's binding of it is called."""
+    words: list[str] = []
+    seen = set()
+    for argument in schema.arguments:
+        name = {"self": first, "from": "from_"}.get(argument.name, argument.name)
+        if argument.kwarg_only and "*" not in words:
+            words.append("*")
+        own = "Self" if name == "self" else written_type(str(argument.real_type)) or "Any"
+        own = own.replace("int | Enum", "int")
+        default = " = ..." if argument.has_default_value() else ""
+        words.append(f"{name}: {own}{default}")
+        seen.add(name)
+    if "*" not in words:
+        words.append("*")
+    extras = [f"{name}: {kind} = ..." for name, kind in _OPTIONS.items() if name not in seen]
+    return f"({', '.join(words + extras)})"
+
+
+@functools.lru_cache(maxsize=8)
+def _stubs(file: str, class_name: str = "") -> dict[str, list[str]]:
+    """The signatures in one of torch's stub files, by name."""
+    tree = ast.parse(Path(torch.__file__).parent.joinpath(file).read_text("utf-8"))
+    body = tree.body
+    if class_name:
+        body = next(
+            part.body for part in body if isinstance(part, ast.ClassDef) and part.name == class_name
+        )
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for part in body:
+        if isinstance(part, ast.FunctionDef):
+            found[part.name].append(of_stub(part))
+    return found
