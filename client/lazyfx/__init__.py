@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from lazyfx.picture import Picture
     from lazyfx.report import Cache, PassReport, Recompiles, Report
     from lazyfx.saving import SavedGraph, load_graph, save_graph
-    from lazyfx.sync import Client, RemoteModule, connect
+    from lazyfx.sync import Client, connect
+    from lazyfx.sync_module import RemoteModule
     from lazyfx.verifying import Provenance
     from lazyfx.wire import digest
 
@@ -81,7 +82,7 @@ _HOMES = {
     "Picture": "picture",
     "Provenance": "verifying",
     "Recompiles": "report",
-    "RemoteModule": "sync",
+    "RemoteModule": "sync_module",
     "Report": "report",
     "Rewrite": "passes",
     "Tls": "access",

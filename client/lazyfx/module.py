@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from lazyfx.assembly import GeneratedSource, package_module, pickle_module
 from lazyfx.envelope import check_envelope
-from lazyfx.errors import LazyfxError, NotFoundError
+from lazyfx.errors import LazyfxError
+from lazyfx.exporting import export_module
+from lazyfx.fetching import Artifacts, Fetcher, OnProgress
 from lazyfx.lazy_class import LazyGraphModule
+from lazyfx.native.constants import own_tensors
+from lazyfx.native.packages import read_package, write_package
+from lazyfx.native.requests import native_request
 from lazyfx.preparing import Prepared
-from lazyfx.rebuilding import rebuild
+from lazyfx.rebuilding import rebuild, rebuild_canonical, source_of
 from lazyfx.report import Cache, Report, cache_of, report_of
 from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.verifying import Provenance
+from lazyfx.wire.decode import read_devices
 
-OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
-
-
-class Fetcher(Protocol):
-    """What a handle needs of its client."""
-
-    async def fetch(
-        self,
-        request: pb.GetArtifactRequest,
-        *,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> tuple[bytes, pb.ArtifactTrailer]:
-        """Fetch an artifact whole, and check who made it."""
-
-    async def vouch(
-        self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
-    ) -> Provenance:
-        """Where an artifact comes from, as signed."""
-
-    async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
-        """Compile again a module that has left the server's cache."""
+# Kinds that depend on more than the module: what was fetched last is what is told of.
+_NATIVE = (pb.ARTIFACT_KIND_INDUCTOR, pb.ARTIFACT_KIND_AOT_INDUCTOR)
 
 
 class AsyncRemoteModule:
@@ -56,16 +41,11 @@ class AsyncRemoteModule:
     """
 
     def __init__(self, fetcher: Fetcher, prepared: Prepared, response: pb.CompileResponse) -> None:
-        self._fetcher = fetcher
         self._prepared = prepared
         self._response = response
-        self._compile_report = response.report
+        self._artifacts = Artifacts(fetcher, prepared, response)
         self._performed_here = 0
-        self._fetched: dict[int, bytes] = {}
-        self._trailers: dict[int, pb.ArtifactTrailer] = {}
-        self._constants: dict[bytes, bytes] = {}
         self._callable: GraphModule | None = None
-        self._lock = asyncio.Lock()
 
     @property
     def key(self) -> str:
@@ -85,7 +65,7 @@ class AsyncRemoteModule:
     @property
     def report(self) -> Report:
         """What the compile did; recompiles include those that later touches caused."""
-        return report_of(self._compile_report, performed_here=self._performed_here)
+        return report_of(self._artifacts.report, performed_here=self._performed_here)
 
     async def code(self) -> str:
         """The generated Python source, in the caller's own names.
@@ -93,11 +73,11 @@ class AsyncRemoteModule:
         Raises:
             ServiceError: The server cannot render it.
         """
-        return (await self._artifact(pb.ARTIFACT_KIND_CODE)).decode()
+        return (await self._artifacts.get(pb.ARTIFACT_KIND_CODE)).decode()
 
     async def picture(self) -> str:
         """A drawing of the graph, as SVG text."""
-        return (await self._artifact(pb.ARTIFACT_KIND_PICTURE)).decode()
+        return (await self._artifacts.get(pb.ARTIFACT_KIND_PICTURE)).decode()
 
     async def graph_module(self) -> GraphModule:
         """A new GraphModule built from graph data, with the caller's own parameters in it.
@@ -131,14 +111,14 @@ class AsyncRemoteModule:
         never leave.
         """
         if not self._holds_tensors:
-            return await self._artifact(pb.ARTIFACT_KIND_PICKLE)
+            return await self._artifacts.get(pb.ARTIFACT_KIND_PICKLE)
         source = await self._source(pb.ARTIFACT_KIND_PICKLE)
         return pickle_module(self._rebuild(await self._compiled_graph(), LazyGraphModule), source)
 
     async def package(self) -> bytes:
         """The module as a torch.package archive; see `pickle` for where it is made."""
         if not self._holds_tensors:
-            return await self._artifact(pb.ARTIFACT_KIND_PACKAGE)
+            return await self._artifacts.get(pb.ARTIFACT_KIND_PACKAGE)
         source = await self._source(pb.ARTIFACT_KIND_PACKAGE)
         return package_module(self._rebuild(await self._compiled_graph(), LazyGraphModule), source)
 
@@ -153,7 +133,7 @@ class AsyncRemoteModule:
             ServiceError: The same, of the server.
         """
         if not self._holds_tensors:
-            return await self._artifact(pb.ARTIFACT_KIND_TORCHSCRIPT)
+            return await self._artifacts.get(pb.ARTIFACT_KIND_TORCHSCRIPT)
         rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
         self._performed_here += _graph_modules(rebuilt)
         return script_module(eager_copy(rebuilt))
@@ -161,6 +141,78 @@ class AsyncRemoteModule:
     async def save_torchscript(self, path: str | Path) -> Path:
         """Write `torchscript()` to a file and return its path."""
         return await asyncio.to_thread(_write, Path(path), await self.torchscript())
+
+    async def exported_program(self) -> bytes:
+        """The module as an ExportedProgram, as torch.export.save writes it.
+
+        It is called as the captured module is, and sizes that were symbolic stay so. A graph
+        without parameters of its own is exported by the server; one with parameters here,
+        around them.
+
+        Raises:
+            UnsupportedGraphError: torch.export cannot express the graph; says why.
+            ServiceError: The same, of the server.
+        """
+        if not self._holds_tensors and not self._prepared.captured.has_convention:
+            return await self._artifacts.get(pb.ARTIFACT_KIND_EXPORTED_PROGRAM)
+        compiled = await self._compiled_graph()
+        self._performed_here += 1
+        return await asyncio.to_thread(lambda: export_module(self._rebuild(compiled, GraphModule)))
+
+    async def save_exported_program(self, path: str | Path) -> Path:
+        """Write `exported_program()` to a file, for `torch.export.load`, and return its path."""
+        return await asyncio.to_thread(_write, Path(path), await self.exported_program())
+
+    def aot_request(
+        self, *, mode: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> pb.NativeRequest:
+        """What `save_aot_inductor` depends on beside the module: this machine and its settings.
+
+        Args:
+            mode: A mode of torch.compile, e.g. "max-autotune-no-cudagraphs".
+            options: Settings of Inductor; docs/training.md lists those that travel.
+
+        Raises:
+            LazyfxError: A setting is not one that travels; names it.
+        """
+        encoded = self._prepared.encoded
+        body = graph_pb2.GraphBody.FromString(encoded.body)
+        with torch.no_grad():
+            return native_request(read_devices(body, encoded.presentation), mode, options or {})
+
+    async def save_aot_inductor(
+        self,
+        path: str | Path,
+        request: pb.NativeRequest | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
+        """Write a package for serving, compiled by the server with AOTInductor.
+
+        `torch._inductor.aoti_load_package(path)` gives a function that takes the graph's inputs
+        by place and returns its tensors in a list. The server compiles without the values of
+        the weights; they are put into the file here.
+
+        Args:
+            path: The file; its name should end in .pt2, which torch asks for.
+            request: From `aot_request`, for settings of one's own.
+            timeout: Seconds that the server may take.
+            on_progress: Told how far it is while it is being made.
+
+        Raises:
+            PreconditionError: The server cannot make it; says why.
+            UntrustedArtifactError: Nobody who is trusted has signed it.
+            ServiceError: One of its kinds, by the status.
+        """
+        request = request or self.aot_request()
+        wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
+        data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
+        package = read_package(data, request)
+        canonical = rebuild_canonical(
+            await self._compiled_graph(), self._prepared, self._artifacts.constants
+        )
+        return await asyncio.to_thread(write_package, package, own_tensors(canonical), Path(path))
 
     async def native(
         self,
@@ -182,7 +234,7 @@ class AsyncRemoteModule:
             ServiceError: One of its kinds, by the status.
         """
         wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_INDUCTOR, native=request)
-        return await self._fetch(wanted, timeout=timeout, on_progress=on_progress)
+        return await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
 
     async def save_pickle(self, path: str | Path) -> Path:
         """Write `pickle()` to a file and return its path."""
@@ -196,8 +248,8 @@ class AsyncRemoteModule:
         """Who made an artifact: passes, versions, server and dates, as signed, and checked.
 
         Args:
-            kind: "graph", "code", "pickle", "package", "source" or "picture". The artifact is
-                fetched if it has not been.
+            kind: "graph", "code", "pickle", "package", "source", "picture", ... The artifact is
+                fetched if it has not been; "inductor" and "aot_inductor" must have been.
 
         Raises:
             UntrustedArtifactError: Nobody who is trusted has signed it.
@@ -208,9 +260,9 @@ class AsyncRemoteModule:
         if value is None or value.number in (0, pb.ARTIFACT_KIND_CONSTANT):
             raise LazyfxError(f"{kind!r} is not a kind of artifact, e.g. 'graph' or 'pickle'")
         wanted = pb.ArtifactKind.Value(value.name)
-        await self._artifact(wanted)
-        request = pb.GetArtifactRequest(module_key=self._response.module_key, kind=wanted)
-        return await self._fetcher.vouch(request, self._trailers[wanted])
+        if wanted not in _NATIVE:
+            await self._artifacts.get(wanted)
+        return await self._artifacts.vouch(wanted)
 
     @property
     def _holds_tensors(self) -> bool:
@@ -220,61 +272,13 @@ class AsyncRemoteModule:
     def _attributes(self) -> tuple[tuple[object, ...], ...]:
         return self._prepared.encoded.attributes
 
-    async def _artifact(
-        self,
-        kind: pb.ArtifactKind.ValueType,
-        purpose: pb.ArtifactKind.ValueType = pb.ARTIFACT_KIND_UNSPECIFIED,
-    ) -> bytes:
-        """An artifact of this module, fetched once."""
-        async with self._lock:
-            if kind not in self._fetched:
-                request = pb.GetArtifactRequest(kind=kind, purpose=purpose)
-                if kind != pb.ARTIFACT_KIND_GRAPH:
-                    request.presentation.CopyFrom(self._prepared.encoded.presentation)
-                self._fetched[kind] = await self._fetch(request)
-            return self._fetched[kind]
-
-    async def _fetch_constants(self) -> None:
-        async with self._lock:
-            for digest in self._response.constants:
-                if digest.sha256 not in self._constants:
-                    request = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest)
-                    self._constants[digest.sha256] = await self._fetch(request)
-
-    async def _fetch(
-        self,
-        request: pb.GetArtifactRequest,
-        *,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> bytes:
-        request.module_key = self._response.module_key
-        fetch = partial(self._fetcher.fetch, timeout=timeout, on_progress=on_progress)
-        try:
-            data, trailer = await fetch(request)
-        except NotFoundError:
-            # It has been evicted since; making it again gives the same module.
-            again = await self._fetcher.recompile(self._prepared)
-            if again.module_key != self._response.module_key:
-                raise
-            data, trailer = await fetch(request)
-        self._trailers[request.kind] = trailer
-        recompiles = self._compile_report.recompiles
-        if trailer.recompiles.performed > recompiles.performed:
-            report = pb.CompileReport()
-            report.CopyFrom(self._compile_report)
-            report.recompiles.CopyFrom(trailer.recompiles)
-            report.stale = False
-            self._compile_report = report
-        return data
-
     async def _source(self, purpose: pb.ArtifactKind.ValueType) -> GeneratedSource:
-        data = await self._artifact(pb.ARTIFACT_KIND_SOURCE, purpose)
-        return _source_of(pb.GeneratedSource.FromString(data))
+        data = await self._artifacts.get(pb.ARTIFACT_KIND_SOURCE, purpose)
+        return source_of(pb.GeneratedSource.FromString(data))
 
     async def _compiled_graph(self) -> graph_pb2.CompiledGraph:
-        data = await self._artifact(pb.ARTIFACT_KIND_GRAPH)
-        await self._fetch_constants()
+        data = await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)
+        await self._artifacts.fetch_constants()
         compiled = graph_pb2.CompiledGraph.FromString(data)
         check_envelope(compiled.graph)
         return compiled
@@ -282,16 +286,11 @@ class AsyncRemoteModule:
     def _rebuild(
         self, compiled: graph_pb2.CompiledGraph, module_class: type[GraphModule]
     ) -> GraphModule:
-        return rebuild(compiled, self._prepared, self._constants, module_class)
+        return rebuild(compiled, self._prepared, self._artifacts.constants, module_class)
 
 
 def _graph_modules(module: GraphModule) -> int:
     return sum(isinstance(part, GraphModule) for part in module.modules())
-
-
-def _source_of(message: pb.GeneratedSource) -> GeneratedSource:
-    children = {child.path: _source_of(child.source) for child in message.children}
-    return GeneratedSource(message.code, message.import_block, children)
 
 
 def _write(path: Path, data: bytes) -> Path:

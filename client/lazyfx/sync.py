@@ -2,158 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from torch.fx import GraphModule
 from typing_extensions import Self
 
 from lazyfx.access import Tls
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient
 from lazyfx.errors import LazyfxError
-from lazyfx.module import AsyncRemoteModule, OnProgress
+from lazyfx.loop import Loop
+from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import Modes, PassSpec
-from lazyfx.picture import Picture
 from lazyfx.preparing import Prepared
-from lazyfx.report import Cache, Report
+from lazyfx.sync_module import RemoteModule
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.verifying import Provenance
 
 Answer = TypeVar("Answer")
-
-
-class _Loop:
-    """An event loop in a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="lazyfx-client", daemon=True
-        )
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        """Run a coroutine in the loop and wait for it."""
-        return self.wait(self.start(work))
-
-    def start(self, work: Coroutine[Any, Any, Answer]) -> Future[Answer]:
-        """Start a coroutine in the loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    @staticmethod
-    def wait(future: Future[Answer]) -> Answer:
-        """Wait for what was started."""
-        try:
-            return future.result()
-        except BaseException:
-            # Ctrl-C while waiting: do not leave the call running behind.
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        """End the thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(5.0)
-            self._loop.close()
-
-
-class RemoteModule:
-    """A compiled module on a server; nothing is generated or sent until it is touched.
-
-    Attributes:
-        key: Hex of the module's key.
-        digest: Hex of the digest of the graph that was sent.
-        cache: `.status` is "hit", "miss" or "joined"; `.reason` says why it was no hit.
-        report: What the compile did; it follows later touches.
-    """
-
-    def __init__(self, loop: _Loop, remote: AsyncRemoteModule) -> None:
-        self._loop = loop
-        self._remote = remote
-
-    def __repr__(self) -> str:
-        report = self.report
-        return (
-            f"<RemoteModule {self.key[:12]} {self.cache.status} "
-            f"nodes={report.nodes_before}->{report.nodes_after} "
-            f"recompiles={report.recompiles.performed}/{report.recompiles.requested}>"
-        )
-
-    @property
-    def key(self) -> str:
-        """Hex of the module's key."""
-        return self._remote.key
-
-    @property
-    def digest(self) -> str:
-        """Hex of the digest of the graph that was sent."""
-        return self._remote.digest
-
-    @property
-    def cache(self) -> Cache:
-        """Hit, miss or joined, and why."""
-        return self._remote.cache
-
-    @property
-    def report(self) -> Report:
-        """What the compile did; recompiles include those that later touches caused."""
-        return self._remote.report
-
-    @property
-    def code(self) -> str:
-        """The generated Python source, in the caller's own names. See `AsyncRemoteModule.code`."""
-        return self._loop.run(self._remote.code())
-
-    def graph_module(self) -> GraphModule:
-        """A new GraphModule from graph data; see `AsyncRemoteModule.graph_module`."""
-        return self._loop.run(self._remote.graph_module())
-
-    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
-        """Call the module, in this thread, with the inputs that the caller's graph takes."""
-        return self._loop.run(self._remote.prepared_call())(*inputs, **kwargs)
-
-    def picture(self) -> Picture:
-        """A drawing of the graph; it shows itself in a notebook."""
-        return Picture(self._loop.run(self._remote.picture()))
-
-    def native(
-        self,
-        request: pb.NativeRequest,
-        *,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> bytes:
-        """What the server's Inductor made of it; see `AsyncRemoteModule.native`.
-
-        `on_progress` is called in another thread.
-        """
-        return self._loop.run(
-            self._remote.native(request, timeout=timeout, on_progress=on_progress)
-        )
-
-    def save_pickle(self, path: str | Path) -> Path:
-        """Write a pickle that loads with torch alone; see `AsyncRemoteModule.pickle`."""
-        return self._loop.run(self._remote.save_pickle(path))
-
-    def save_package(self, path: str | Path) -> Path:
-        """Write a torch.package archive; see `AsyncRemoteModule.package`."""
-        return self._loop.run(self._remote.save_package(path))
-
-    def provenance(self, kind: str = "graph") -> Provenance:
-        """Who made an artifact, from what and when; see `AsyncRemoteModule.provenance`."""
-        return self._loop.run(self._remote.provenance(kind))
-
-    def save_torchscript(self, path: str | Path) -> Path:
-        """Write a TorchScript archive; see `AsyncRemoteModule.torchscript`."""
-        return self._loop.run(self._remote.save_torchscript(path))
 
 
 class Client:
@@ -178,7 +46,7 @@ class Client:
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
     ) -> None:
-        self._loop = _Loop()
+        self._loop = Loop()
         self._preparing = threading.Lock()
 
         async def open_client() -> AsyncClient:

@@ -44,7 +44,9 @@ def test_code_on_standard_output_stands_alone(run, at, program) -> None:
     assert "recompiles" in result.stderr
 
 
-@pytest.mark.parametrize("kind", ["code", "graph", "pickle", "package", "picture"])
+@pytest.mark.parametrize(
+    "kind", ["code", "graph", "pickle", "package", "picture", "exported_program"]
+)
 def test_each_kind_is_written_and_can_be_used(run, at, program, tmp_path, kind) -> None:
     target = tmp_path / "new" / f"out.{kind}"
     result = run("optimize", program, "--passes", PASSES, "--emit", kind, "-o", target, *at)
@@ -57,6 +59,8 @@ def test_each_kind_is_written_and_can_be_used(run, at, program, tmp_path, kind) 
         compile(data, "emitted", "exec")
     elif kind == "picture":
         assert b"<svg" in data
+    elif kind == "exported_program":
+        torch.testing.assert_close(torch.export.load(target).module()(inputs), expected)
     elif kind == "graph":
         graph = graph_pb2.Graph.FromString(data)
         names = [n.name for n in wire.decode(graph.body, graph.presentation).graph.nodes]

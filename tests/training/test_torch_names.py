@@ -50,3 +50,14 @@ def test_vector_instructions_are_told_without_a_compiler() -> None:
     assert isinstance(torch_names.x86_isa_checker(), list)
     assert all(isa.bit_width() > 0 for isa in torch_names.supported_vec_isa_list)
     assert len(torch_names.torch_key()) == 32
+
+
+def test_packages_are_made_without_reading_values() -> None:
+    source = inspect.getsource(codecache.AotCodeCompiler)
+    assert "determine_aoti_mmap_flags(" in source
+    assert 'struct.pack("q", consts_size)' in source
+    settings = torch_names.inductor_config.get_config_copy()
+    assert settings["aot_inductor.package_constants_in_so"] is True
+    assert settings["aot_inductor.package_constants_on_disk_format"] is None
+    assert settings["aot_inductor.use_runtime_constant_folding"] is False
+    assert callable(server_names.compile_package)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lazyfx.cli.options import Kind
 
 if TYPE_CHECKING:
-    from lazyfx.sync import RemoteModule
+    from lazyfx.sync_module import RemoteModule
 
 SUFFIXES: Mapping[Kind, str] = {
     Kind.CODE: ".py",
@@ -20,6 +20,8 @@ SUFFIXES: Mapping[Kind, str] = {
     Kind.PACKAGE: ".package.pt",
     Kind.PICTURE: ".svg",
     Kind.TORCHSCRIPT: ".ts",
+    Kind.EXPORTED_PROGRAM: ".exported.pt2",
+    Kind.AOT_INDUCTOR: ".aot.pt2",
 }
 
 
@@ -52,6 +54,10 @@ def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
         replace_file(target, lambda aside: remote.save_package(aside))
     elif kind is Kind.TORCHSCRIPT:
         replace_file(target, lambda aside: remote.save_torchscript(aside))
+    elif kind is Kind.EXPORTED_PROGRAM:
+        replace_file(target, lambda aside: remote.save_exported_program(aside))
+    elif kind is Kind.AOT_INDUCTOR:
+        replace_file(target, lambda aside: remote.save_aot_inductor(aside))
     elif kind is Kind.GRAPH:
         from lazyfx import wire
 

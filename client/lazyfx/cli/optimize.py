@@ -26,7 +26,7 @@ from lazyfx.errors import LazyfxError
 if TYPE_CHECKING:
     from lazyfx.capture import ExampleInputs
     from lazyfx.cli.models import Model
-    from lazyfx.sync import RemoteModule
+    from lazyfx.sync_module import RemoteModule
 
 _STANDARD_OUTPUT = Path("-")
 

@@ -24,6 +24,8 @@ class Kind(str, Enum):
     PACKAGE = "package"
     PICTURE = "picture"
     TORCHSCRIPT = "torchscript"
+    EXPORTED_PROGRAM = "exported_program"
+    AOT_INDUCTOR = "aot_inductor"
 
 
 def _checked_address(address: str) -> str:

@@ -163,6 +163,12 @@ class _ArtifactKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """A serialized NativeBundle: what Inductor made of the module, forward and backward, with the
     kernels it needs. Holds a pickle of torch: verify the signature before it is opened.
     """
+    ARTIFACT_KIND_AOT_INDUCTOR: _ArtifactKind.ValueType  # 10
+    """A serialized AotPackage: what AOTInductor made of the module, for serving, without its weights."""
+    ARTIFACT_KIND_EXPORTED_PROGRAM: _ArtifactKind.ValueType  # 11
+    """An ExportedProgram as torch.export.save writes it. Only of a graph without tensors of its
+    own: for others a client exports the module around its own parameters.
+    """
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper):
     """Kinds of artifact."""
@@ -191,6 +197,12 @@ for others a client scripts the module around its own parameters.
 ARTIFACT_KIND_INDUCTOR: ArtifactKind.ValueType  # 9
 """A serialized NativeBundle: what Inductor made of the module, forward and backward, with the
 kernels it needs. Holds a pickle of torch: verify the signature before it is opened.
+"""
+ARTIFACT_KIND_AOT_INDUCTOR: ArtifactKind.ValueType  # 10
+"""A serialized AotPackage: what AOTInductor made of the module, for serving, without its weights."""
+ARTIFACT_KIND_EXPORTED_PROGRAM: ArtifactKind.ValueType  # 11
+"""An ExportedProgram as torch.export.save writes it. Only of a graph without tensors of its
+own: for others a client exports the module around its own parameters.
 """
 Global___ArtifactKind: typing_extensions.TypeAlias = ArtifactKind
 
@@ -811,7 +823,7 @@ class GetArtifactRequest(google.protobuf.message.Message):
 
     @property
     def native(self) -> Global___NativeRequest:
-        """INDUCTOR only: where the artifact will run, and under which settings."""
+        """INDUCTOR and AOT_INDUCTOR: where the artifact will run, and under which settings."""
 
     def __init__(
         self,
@@ -948,6 +960,67 @@ class NativeBundle(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["compiled", b"compiled", "conditions", b"conditions", "guards", b"guards", "kernels", b"kernels", "target", b"target"]) -> None: ...
 
 Global___NativeBundle: typing_extensions.TypeAlias = NativeBundle
+
+@typing.final
+class AotPackage(google.protobuf.message.Message):
+    """What AOTInductor made: a package for serving that lacks only the values of its constants."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: builtins.int
+    ARCHIVE_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    CONSTANTS_FIELD_NUMBER: builtins.int
+    CONDITIONS_FIELD_NUMBER: builtins.int
+    archive: builtins.bytes
+    """A .pt2 archive for torch._inductor.aoti_load_package, without the member `values`."""
+    values: builtins.str
+    """Name of the archive's member that holds the values, one after the other."""
+    conditions: builtins.bytes
+    """As in NativeBundle."""
+    @property
+    def target(self) -> Global___NativeTarget:
+        """Where it was made; it runs where all of this is there too."""
+
+    @property
+    def constants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AotConstant]:
+        """Whose values, in their order there."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___NativeTarget | None = ...,
+        archive: builtins.bytes = ...,
+        values: builtins.str = ...,
+        constants: collections.abc.Iterable[Global___AotConstant] | None = ...,
+        conditions: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["target", b"target"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["archive", b"archive", "conditions", b"conditions", "constants", b"constants", "target", b"target", "values", b"values"]) -> None: ...
+
+Global___AotPackage: typing_extensions.TypeAlias = AotPackage
+
+@typing.final
+class AotConstant(google.protobuf.message.Message):
+    """A tensor of the graph that an AotPackage reads."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """Dotted path of the tensor in canonical names, e.g. "a3"."""
+    size_bytes: builtins.int
+    """Bytes that it takes up, its padding included."""
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["path", b"path", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___AotConstant: typing_extensions.TypeAlias = AotConstant
 
 @typing.final
 class NativeKernel(google.protobuf.message.Message):

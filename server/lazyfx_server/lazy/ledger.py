@@ -13,7 +13,9 @@ from torch.fx import GraphModule
 
 from lazyfx_server.lazy.costs import FITTED, RecompileCost
 
-Trigger = Literal["code", "pickle", "package", "picture", "call", "torchscript", "eager"]
+Trigger = Literal[
+    "code", "pickle", "package", "picture", "call", "torchscript", "exported_program", "eager"
+]
 
 PIPELINE_SCOPE = "pipeline"
 

@@ -10,11 +10,17 @@ from torch.fx import GraphModule
 from lazyfx import wire
 from lazyfx.assembly import GeneratedSource, package_module, pickle_module
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.exporting import export_module
 from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
-from lazyfx_server.lazy.module import generate_source, lazy_class, note_performed_together
+from lazyfx_server.lazy.module import (
+    LazyModule,
+    generate_source,
+    lazy_class,
+    note_performed_together,
+)
 from lazyfx_server.lazy.picture import draw
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -25,6 +31,7 @@ _MEDIA_TYPES = {
     pb.ARTIFACT_KIND_PACKAGE: "application/zip",
     pb.ARTIFACT_KIND_PICTURE: "image/svg+xml",
     pb.ARTIFACT_KIND_TORCHSCRIPT: "application/zip",
+    pb.ARTIFACT_KIND_EXPORTED_PROGRAM: "application/zip",
 }
 _TRIGGERS: dict[int, Trigger] = {
     pb.ARTIFACT_KIND_CODE: "code",
@@ -47,6 +54,8 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
         result.data = draw(module).encode()
     elif job.kind == pb.ARTIFACT_KIND_TORCHSCRIPT:
         result.data = scripted(module, ledger)
+    elif job.kind == pb.ARTIFACT_KIND_EXPORTED_PROGRAM:
+        result.data = exported(module, ledger)
     else:
         if job.HasField("source"):
             source = _source_of(job.source)
@@ -68,18 +77,37 @@ def scripted(module: GraphModule, ledger: RecompileLedger) -> bytes:
         UnsupportedGraphError: TorchScript has no words for the graph, or the values of its
             tensors are not here.
     """
-    away = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
-    if away:
-        raise UnsupportedGraphError(
-            f"the graph holds tensors whose values are not on the server ({away[0]}, ...)",
-            remedy="script it beside them: RemoteModule.save_torchscript",
-        )
+    _refuse_values_elsewhere(module, "script it beside them: RemoteModule.save_torchscript")
     started = perf_counter()
     eager = eager_copy(module)
     seconds = perf_counter() - started
     with ledger.because("torchscript"):
         note_performed_together(eager, ledger, seconds, executed=True)
     return script_module(eager)
+
+
+def exported(module: GraphModule, ledger: RecompileLedger) -> bytes:
+    """An ExportedProgram of a module: torch.export calls it, so its code is generated.
+
+    Raises:
+        UnsupportedGraphError: torch.export cannot express the graph, or the values of its
+            tensors are not here.
+    """
+    _refuse_values_elsewhere(module, "export it beside them: RemoteModule.save_exported_program")
+    with ledger.because("exported_program"):
+        for part in module.modules():
+            if isinstance(part, LazyModule):
+                part.real_recompile()  # torch.export reads the signature of forward
+    return export_module(module)
+
+
+def _refuse_values_elsewhere(module: GraphModule, remedy: str) -> None:
+    away = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
+    if away:
+        raise UnsupportedGraphError(
+            f"the graph holds tensors whose values are not on the server ({away[0]}, ...)",
+            remedy=remedy,
+        )
 
 
 def performed(ledger: RecompileLedger) -> list[worker.PerformedRecompiles]:
@@ -120,7 +148,8 @@ def _module(job: worker.RenderJob, ledger: RecompileLedger) -> GraphModule:
 
 
 def _metadata(job: worker.RenderJob) -> wire.Metadata:
-    return "lazy" if job.kind == pb.ARTIFACT_KIND_PICTURE else "none"
+    described = {pb.ARTIFACT_KIND_PICTURE, pb.ARTIFACT_KIND_EXPORTED_PROGRAM}
+    return "lazy" if job.kind in described else "none"
 
 
 def _from_source(kind: int, module: GraphModule, source: GeneratedSource) -> bytes:

@@ -5,13 +5,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import io
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch._guards import TracingContext, tracing
-from torch._inductor import codecache, standalone_compile
+from torch._inductor import aot_compile, codecache, standalone_compile
+from torch._inductor.utils import ALIGN_BYTES
+from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export.pt2_archive._package import package_pt2
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -74,6 +82,84 @@ def _compile_before_2_12(module: GraphModule, inputs: Sequence[Any], mode: FakeT
         return standalone_compile(
             module, list(inputs), dynamic_shapes="from_tracing_context", aot=True
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AotResult:
+    """What AOTInductor made.
+
+    Attributes:
+        archive: A .pt2 archive whose file of values is empty.
+        constants: Paths of the tensors whose values belong there, and the bytes of each.
+    """
+
+    archive: bytes
+    constants: tuple[tuple[str, int], ...]
+
+
+def compile_package(
+    module: GraphModule, inputs: Sequence[Any], patches: Mapping[str, Any]
+) -> AotResult:
+    """Compile a graph for inference to a package whose weights are put in later.
+
+    torch writes the values of constants into a file of their own when it is asked for a
+    "binary_blob", and for that it reads them. Here they are fake: torch is told that there are
+    none to write, and that the file will be as long as it is going to be.
+
+    Args:
+        module: Its tensors are fake, its outputs a tuple; `_in_spec` and `_out_spec` are set.
+        inputs: Fake, of the same mode.
+        patches: Settings of Inductor.
+    """
+    settings = {
+        "aot_inductor.package": True,
+        "aot_inductor.package_constants_in_so": False,
+        # Constants are neither inlined nor compared, and folded when the package is loaded.
+        "aot_inductor.use_runtime_constant_folding": True,
+        **patches,
+    }
+    constants: list[tuple[str, int]] = []
+
+    def values_are_elsewhere(_size: int) -> tuple[bool, bool]:
+        constants.extend(_constants_in_order())
+        return bool(constants), False
+
+    def size_of_all(format: str, *values: int) -> bytes:  # noqa: A002 - as struct.pack
+        if values == (0,):
+            values = (sum(size for _, size in constants),)
+        return struct.pack(format, *values)
+
+    with (
+        _instead("determine_aoti_mmap_flags", values_are_elsewhere),
+        _instead("struct", SimpleNamespace(pack=size_of_all)),
+    ):
+        files: Any = aot_compile(module, tuple(inputs), options=settings)
+    archive = io.BytesIO()
+    package_pt2(archive, aoti_files={"model": files})
+    return AotResult(archive.getvalue(), tuple(constants))
+
+
+@contextmanager
+def _instead(name: str, value: Any) -> Iterator[None]:
+    """Something else under a name of codecache within the block."""
+    before = getattr(codecache, name)
+    setattr(codecache, name, value)
+    try:
+        yield
+    finally:
+        setattr(codecache, name, before)
+
+
+def _constants_in_order() -> list[tuple[str, int]]:
+    """Paths and sizes as AOTInductor's own code lays the values out."""
+    graph: Any = V.graph
+    names = [name for name in graph.constants if name not in graph.folded_constants]
+    tensors = [graph.get_original_value_of_constant(name) for name in names]
+    unit = 1 if all(tensor.is_cuda for tensor in tensors) else ALIGN_BYTES
+    return [
+        (graph.allocated_constant_name[name], -(-tensor.untyped_storage().nbytes() // unit) * unit)
+        for name, tensor in zip(names, tensors, strict=True)
+    ]
 
 
 def fresh_fake_mode() -> FakeTensorMode:

@@ -44,7 +44,16 @@ MISS_REASONS: Final = (
     "uncacheable",
     "new_environment",
 )
-TRIGGERS: Final = ("code", "pickle", "package", "picture", "call", "torchscript", "eager")
+TRIGGERS: Final = (
+    "code",
+    "pickle",
+    "package",
+    "picture",
+    "call",
+    "torchscript",
+    "exported_program",
+    "eager",
+)
 ARTIFACT_KINDS: Final = (
     "code",
     "pickle",
@@ -55,6 +64,8 @@ ARTIFACT_KINDS: Final = (
     "source",
     "torchscript",
     "inductor",
+    "aot_inductor",
+    "exported_program",
 )
 SANDBOX_LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")

@@ -1,0 +1,47 @@
+"""An event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+Answer = TypeVar("Answer")
+
+
+class Loop:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="lazyfx-client", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """Run a coroutine in the loop and wait for it."""
+        return self.wait(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, Answer]) -> Future[Answer]:
+        """Start a coroutine in the loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    @staticmethod
+    def wait(future: Future[Answer]) -> Answer:
+        """Wait for what was started."""
+        try:
+            return future.result()
+        except BaseException:
+            # Ctrl-C while waiting: do not leave the call running behind.
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """End the thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5.0)
+            self._loop.close()

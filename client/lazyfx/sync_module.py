@@ -1,0 +1,130 @@
+"""The blocking handle of a compiled module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from lazyfx.fetching import OnProgress
+from lazyfx.loop import Loop
+from lazyfx.module import AsyncRemoteModule
+from lazyfx.picture import Picture
+from lazyfx.report import Cache, Report
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.verifying import Provenance
+
+
+class RemoteModule:
+    """A compiled module on a server; nothing is generated or sent until it is touched.
+
+    Attributes:
+        key: Hex of the module's key.
+        digest: Hex of the digest of the graph that was sent.
+        cache: `.status` is "hit", "miss" or "joined"; `.reason` says why it was no hit.
+        report: What the compile did; it follows later touches.
+    """
+
+    def __init__(self, loop: Loop, remote: AsyncRemoteModule) -> None:
+        self._loop = loop
+        self._remote = remote
+
+    def __repr__(self) -> str:
+        report = self.report
+        return (
+            f"<RemoteModule {self.key[:12]} {self.cache.status} "
+            f"nodes={report.nodes_before}->{report.nodes_after} "
+            f"recompiles={report.recompiles.performed}/{report.recompiles.requested}>"
+        )
+
+    @property
+    def key(self) -> str:
+        """Hex of the module's key."""
+        return self._remote.key
+
+    @property
+    def digest(self) -> str:
+        """Hex of the digest of the graph that was sent."""
+        return self._remote.digest
+
+    @property
+    def cache(self) -> Cache:
+        """Hit, miss or joined, and why."""
+        return self._remote.cache
+
+    @property
+    def report(self) -> Report:
+        """What the compile did; recompiles include those that later touches caused."""
+        return self._remote.report
+
+    @property
+    def code(self) -> str:
+        """The generated Python source, in the caller's own names. See `AsyncRemoteModule.code`."""
+        return self._loop.run(self._remote.code())
+
+    def graph_module(self) -> GraphModule:
+        """A new GraphModule from graph data; see `AsyncRemoteModule.graph_module`."""
+        return self._loop.run(self._remote.graph_module())
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Call the module, in this thread, with the inputs that the caller's graph takes."""
+        return self._loop.run(self._remote.prepared_call())(*inputs, **kwargs)
+
+    def picture(self) -> Picture:
+        """A drawing of the graph; it shows itself in a notebook."""
+        return Picture(self._loop.run(self._remote.picture()))
+
+    def native(
+        self,
+        request: pb.NativeRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> bytes:
+        """What the server's Inductor made of it; see `AsyncRemoteModule.native`.
+
+        `on_progress` is called in another thread.
+        """
+        return self._loop.run(
+            self._remote.native(request, timeout=timeout, on_progress=on_progress)
+        )
+
+    def save_pickle(self, path: str | Path) -> Path:
+        """Write a pickle that loads with torch alone; see `AsyncRemoteModule.pickle`."""
+        return self._loop.run(self._remote.save_pickle(path))
+
+    def save_package(self, path: str | Path) -> Path:
+        """Write a torch.package archive; see `AsyncRemoteModule.package`."""
+        return self._loop.run(self._remote.save_package(path))
+
+    def provenance(self, kind: str = "graph") -> Provenance:
+        """Who made an artifact, from what and when; see `AsyncRemoteModule.provenance`."""
+        return self._loop.run(self._remote.provenance(kind))
+
+    def save_torchscript(self, path: str | Path) -> Path:
+        """Write a TorchScript archive; see `AsyncRemoteModule.torchscript`."""
+        return self._loop.run(self._remote.save_torchscript(path))
+
+    def save_exported_program(self, path: str | Path) -> Path:
+        """Write an ExportedProgram; see `AsyncRemoteModule.exported_program`."""
+        return self._loop.run(self._remote.save_exported_program(path))
+
+    def save_aot_inductor(
+        self,
+        path: str | Path,
+        *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
+        """Write a package for serving; see `AsyncRemoteModule.save_aot_inductor`.
+
+        `mode` and `options` are those of torch.compile. `on_progress` is called in another thread.
+        """
+        request = self._remote.aot_request(mode=mode, options=options)
+        return self._loop.run(
+            self._remote.save_aot_inductor(path, request, timeout=timeout, on_progress=on_progress)
+        )

@@ -1,0 +1,139 @@
+"""One graph through AOTInductor: a package for serving, made without the values of its weights.
+
+The weights are fake while it is compiled, and constants are folded when the package is loaded,
+so nothing that torch does can depend on a value: reading one is an error.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+from lazyfx import wire
+from lazyfx.native.constants import own_tensors, replace_tensors
+from lazyfx.native.requests import conditions_digest
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx.wire.tensors import stand_in_of
+from lazyfx.wire.values import fake_tensor
+from lazyfx_server.native.conditions import (
+    MOST_CHARACTERS,
+    CannotCompile,
+    as_asked,
+    fake_inputs,
+    made_on,
+    own_settings,
+)
+from lazyfx_server.native.progress import Progress
+from lazyfx_server.native.torch_names import AotResult, compile_package, fresh_fake_mode
+from lazyfx_server.v1 import worker_pb2 as worker
+
+MEDIA_TYPE = "application/x-protobuf"
+
+
+def compile_aot_inductor(job: worker.NativeJob, progress: Progress) -> worker.NativeResult:
+    """Compile a graph for inference to a serialized AotPackage.
+
+    Raises:
+        CannotCompile: Says why, and what the caller can do.
+        LazyfxError: The request is malformed.
+    """
+    started = perf_counter()
+    progress.stage("tracing")
+    module = wire.decode(graph_pb2.GraphBody.FromString(job.graph.graph.body))
+    mode = fresh_fake_mode()
+    inputs = fake_inputs(module, mode)
+    _refuse_symbolic_numbers(inputs)
+    replace_tensors(module, lambda tensor: _fake(tensor, mode))
+    _flatten_outputs(module, len(inputs))
+    with as_asked(job.request):
+        progress.stage("compiling")
+        result = _compile(module, inputs, mode, job)
+    progress.stage("packing")
+    archive, values = _without_values(result.archive)
+    package = pb.AotPackage(
+        target=made_on(job),
+        archive=archive,
+        values=values,
+        constants=[pb.AotConstant(path=path, size_bytes=size) for path, size in result.constants],
+        conditions=conditions_digest(job.request),
+    )
+    return worker.NativeResult(
+        data=package.SerializeToString(), media_type=MEDIA_TYPE, seconds=perf_counter() - started
+    )
+
+
+def _compile(
+    module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode, job: worker.NativeJob
+) -> AotResult:
+    env = mode.shape_env
+    assert env is not None, "fresh_fake_mode makes one"
+    known = len(env.guards)
+    paths = own_tensors(module).keys()
+    try:
+        result = compile_package(module, inputs, own_settings(job))
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        raise CannotCompile(
+            f"AOTInductor cannot compile this graph: {text[:MOST_CHARACTERS]}"
+        ) from error
+    conditions = [str(guard.expr) for guard in env.guards[known:] if str(guard.expr) != "True"]
+    if conditions:
+        # A package checks no sizes, so what holds for some of them only is not made.
+        raise CannotCompile(
+            f"the package would be right only where {conditions[0]}; give the dimension bounds, or "
+            "export the model with that size"
+        )
+    if unknown := [path for path, _ in result.constants if path not in paths]:
+        raise CannotCompile(f"AOTInductor needs values of its own making ({unknown[0]})")
+    return result
+
+
+def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    stand_in = stand_in_of(tensor)
+    if stand_in is None or tensor.layout is not torch.strided:
+        raise CannotCompile("the graph holds a tensor that is not dense")
+    row = stand_in.tables.body.tensors[stand_in.attribute.tensor]
+    described = fake_tensor(stand_in.tables, row, mode)
+    with mode:
+        # Values are written one after the other, so each has a storage of its own.
+        return torch.empty_strided(
+            described.shape, described.stride(), dtype=described.dtype, device=described.device
+        )
+
+
+def _refuse_symbolic_numbers(inputs: Sequence[Any]) -> None:
+    if any(isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) for value in inputs):
+        raise CannotCompile("a package takes tensors; capture the model with torch.export")
+
+
+def _flatten_outputs(module: GraphModule, inputs: int) -> None:
+    """Make the graph return its tensors in a list, and take its inputs by place.
+
+    Structures are the caller's own, and their types need not exist here.
+    """
+    output = next(iter(reversed(module.graph.nodes)))
+    leaves = [leaf for leaf in tree_leaves(output.args[0]) if isinstance(leaf, Node)]
+    output.args = (tuple(leaves),)
+    module.recompile()
+    module._in_spec = tree_flatten(((0,) * inputs, {}))[1]  # noqa: SLF001 - where torch looks for it
+    module._out_spec = tree_flatten([0] * len(leaves))[1]  # noqa: SLF001
+
+
+def _without_values(archive: bytes) -> tuple[bytes, str]:
+    """The archive without the file that is for values; and its name, "" when there is none."""
+    kept = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as given, zipfile.ZipFile(kept, "w") as left:
+        values = next((name for name in given.namelist() if name.endswith(".blob")), "")
+        for name in given.namelist():
+            if name != values:
+                left.writestr(name, given.read(name))
+    return kept.getvalue(), values

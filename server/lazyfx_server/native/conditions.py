@@ -1,0 +1,96 @@
+"""What a native job compiles under: the caller's states and settings, and its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+
+from lazyfx import wire
+from lazyfx.native import settings, states, target
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.v1 import worker_pb2 as worker
+
+MOST_CHARACTERS = 600
+
+
+class CannotCompile(Exception):  # noqa: N818 - reads as what happened
+    """Inductor cannot make an artifact of this graph, under these settings, on this machine."""
+
+
+@contextmanager
+def as_asked(request: pb.NativeRequest) -> Iterator[None]:
+    """The caller's states and settings in place within the block.
+
+    Raises:
+        CannotCompile: Something else differs between this process and the caller's.
+        LazyfxError: A state or setting is not known.
+    """
+    wanted = settings.from_proto(request.settings)
+    with ExitStack() as stack:
+        states.enter_states(request.states, stack)
+        stack.enter_context(settings.applied(wanted))
+        if settings.configuration_digest() != request.configuration:
+            raise CannotCompile(
+                "settings of Inductor or AOTAutograd differ between this server and the caller in "
+                "a way that does not travel; unset those that docs/training.md does not list"
+            )
+        yield
+
+
+def own_settings(job: worker.NativeJob) -> dict[str, Any]:
+    """Settings of this machine, which change no result."""
+    own: dict[str, Any] = {
+        "compile_threads": max(1, job.compile_threads),
+        "worker_start_method": "fork",
+    }
+    if job.made_on.vector_isa == target.likely_vector_isa():
+        # It was compiled and loaded once to find out; that need not be done for each job.
+        own["cpp.vec_isa_ok"] = True
+    return own
+
+
+def made_on(job: worker.NativeJob) -> pb.NativeTarget:
+    """Where the artifact of a job runs."""
+    found = pb.NativeTarget()
+    found.CopyFrom(job.made_on)
+    if not job.request.target.accelerator:
+        found.accelerator = ""
+    return found
+
+
+def fake_inputs(module: GraphModule, mode: FakeTensorMode) -> list[Any]:
+    """The values of placeholders; those of all nodes are put where torch looks for them.
+
+    Raises:
+        CannotCompile: An input has no description.
+    """
+    inputs = []
+    for node in module.graph.nodes:
+        value = wire.materialize(node, mode)
+        if value is not None:
+            node.meta["example_value"] = value
+        if node.op == "placeholder":
+            if value is None:
+                raise CannotCompile("an input of the graph has no shape; send the graph with it")
+            inputs.append(value)
+    return inputs
+
+
+def refuse_own_tensors(module: GraphModule) -> None:
+    """Check that all tensors of a graph are its inputs.
+
+    Raises:
+        CannotCompile: It has others.
+    """
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(
+            getattr(module, str(node.target), None), torch.Tensor
+        ):
+            raise CannotCompile("the graph has tensors of its own; make them inputs")
+        if node.op == "call_module":
+            raise CannotCompile("the graph calls modules; capture it with torch.compile")

@@ -1,0 +1,143 @@
+"""AOTInductor packages for serving: made without weights, loaded with torch alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from harness import artifact, compile_request, connected, metrics, refused, total
+from torch import nn
+from torch.export import Dim
+from torch.utils._pytree import tree_leaves
+from training.counting import native_compiles
+
+import lazyfx
+from lazyfx.v1 import compiler_pb2 as pb
+
+LOADER = """
+import sys, torch
+inputs, outputs = torch.load(sys.argv[2])
+with torch.no_grad():
+    found = [torch._inductor.aoti_load_package(sys.argv[1])(*given) for given in inputs]
+torch.testing.assert_close(found, outputs, rtol=1e-4, atol=1e-5)
+assert not any(name.partition(".")[0] in ("lazyfx", "transformers") for name in sys.modules)
+"""
+
+
+def check_alone(
+    path: Path, model: nn.Module, calls: list[Mapping[str, torch.Tensor]], folder: Path
+) -> None:
+    """Load a package in a process that has torch alone, and compare with the model."""
+    with torch.no_grad():
+        outputs = [tree_leaves(model(**call)) for call in calls]
+    torch.save(([tuple(call.values()) for call in calls], outputs), folder / "expected")
+    run = subprocess.run(
+        [sys.executable, "-c", LOADER, str(path), str(folder / "expected")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+class Holding(nn.Module):
+    """Small parameters, equal ones, a scalar and a plain tensor: all that torch likes to inline."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.tensor(2.5))
+        self.ones, self.more = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+        self.register_buffer("zeros", torch.zeros(4))
+        self.plain = torch.full((4,), 3.0)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = torch.relu(self.first(x)) @ self.second.weight * self.scale
+        return {"y": y * self.ones + self.zeros, "z": y * self.more.sum() + self.plain}
+
+
+def sent_by(server: Any, remote: lazyfx.RemoteModule) -> bytes:
+    """The artifact as the server sends it."""
+    wanted = pb.GetArtifactRequest(
+        module_key=bytes.fromhex(remote.key),
+        kind=pb.ARTIFACT_KIND_AOT_INDUCTOR,
+        native=remote._remote.aot_request(),
+    )
+    with connected(server.address) as stub:
+        return b"".join(part.chunk.data for part in stub.GetArtifact(wanted))
+
+
+def test_values_are_put_in_by_the_client_and_none_is_baked_in(
+    native_server: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    model = Holding().eval()
+    example = {"x": torch.randn(3, 4)}
+    before = native_compiles(native_server)
+    with lazyfx.connect(native_server.address, timeout=280) as client:
+        remote = client.compile(model, ["dead_code_elimination"], example)
+        path = remote.save_aot_inductor(tmp_path / "first.pt2")
+        check_alone(path, model, [example], tmp_path)
+        assert remote.provenance("aot_inductor").kind == "aot_inductor"
+
+        with torch.no_grad():
+            for tensor in [*model.parameters(), *model.buffers()]:
+                tensor.copy_(torch.randn_like(tensor))
+        again = client.compile(model, ["dead_code_elimination"], example)
+        other = again.save_aot_inductor(tmp_path / "second.pt2")
+        check_alone(other, model, [example], tmp_path)
+    sent = sent_by(native_server, again)
+    package = pb.AotPackage.FromString(sent)
+    weight = model.first.weight.detach().numpy().tobytes()
+    assert weight not in sent
+    with zipfile.ZipFile(other) as whole:
+        assert weight in whole.read(package.values)
+    # Other values are the same graph: one compile serves both.
+    assert again.key == remote.key
+    assert native_compiles(native_server) == before + 1
+    samples = metrics(native_server.metrics_url)
+    assert total(samples, "lazyfx_artifacts_total", kind="aot_inductor", source="cached") == 2
+
+
+def test_a_real_model_with_symbolic_sizes(native_server: Any, tmp_path: Path) -> None:
+    model, example = models.bert(layers=1)
+    batch = Dim("batch", min=2, max=64)
+    program = torch.export.export(
+        model, (), example, dynamic_shapes={name: {0: batch} for name in example}
+    )
+    with lazyfx.connect(native_server.address, timeout=280) as client:
+        remote = client.compile(program)
+        path = remote.save_aot_inductor(tmp_path / "bert.pt2")
+    larger = {name: value.repeat(3, 1) for name, value in example.items()}
+    check_alone(path, model, [example, larger], tmp_path)
+
+
+def test_it_says_what_is_missing(native_server: Any, server: Any) -> None:
+    with connected(native_server.address) as stub:
+        graph = torch.fx.symbolic_trace(lambda x: x + 1)
+        key = stub.Compile(compile_request(graph)).module_key
+        told = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_AOT_INDUCTOR))
+        assert told.code == "INVALID_ARGUMENT"
+        assert "native" in told.fields
+    with lazyfx.connect(native_server.address) as client:
+        remote = client.compile(graph)
+        with pytest.raises(lazyfx.errors.PreconditionError, match="no shape"):
+            remote.save_aot_inductor("never.pt2")
+        with pytest.raises(lazyfx.LazyfxError, match="not been fetched"):
+            remote.provenance("aot_inductor")
+        with pytest.raises(lazyfx.LazyfxError, match=r"cpp\.cxx"):
+            remote.save_aot_inductor("never.pt2", options={"cpp.cxx": "evil"})
+    with (
+        lazyfx.connect(server.address) as client,
+        pytest.raises(lazyfx.errors.PreconditionError, match="--native"),
+    ):
+        client.compile(graph).save_aot_inductor("never.pt2")
+    assert not Path("never.pt2").exists()
