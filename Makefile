@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test numerics check proto proto-check bench bench-training targets zoo gpu gpu-wheels clean help
+.PHONY: demo test numerics check proto proto-check bench bench-training targets zoo zoo-passes gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +56,9 @@ targets: $(STAMP) ## Diff the reviewed table of targets with this torch; ARGS=--
 
 zoo: $(STAMP) ## Take real architectures through the wire in every capture; ARGS="--write docs/zoo.md"
 	$(BIN)/python -m zoo $(ARGS)
+
+zoo-passes: $(STAMP) ## Run every pass over real architectures, compare a step; ARGS="--write docs/passes_zoo.md"
+	$(BIN)/python -m zoo.numerics $(ARGS)
 
 bench-training: $(STAMP) ## Time to the first training step, six ways; ARGS="--ranks 1,4"
 	$(BIN)/python -m bench.training $(ARGS)

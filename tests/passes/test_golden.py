@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from passes.captures import dynamo
 from passes.library import LIBRARY
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
@@ -52,6 +53,14 @@ def _joint(x: torch.Tensor, tangent: torch.Tensor) -> tuple[torch.Tensor, torch.
     return doubled.sin(), tangent * doubled.cos() * 2
 
 
+def _dynamo(function: Callable[[torch.Tensor], object], given: torch.Tensor) -> GraphModule:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> object:
+            return function(x)
+
+    return dynamo(Model(), {"x": given})[0]
+
+
 class _Merging(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -73,6 +82,7 @@ class _Constant(nn.Module):
 _THREE = (torch.ones(1, 2, 4), torch.ones(1, 2, 4), torch.ones(1, 2, 4))
 GRAPHS: dict[str, Callable[[], GraphModule]] = {
     "analyze": lambda: _aten(lambda a, b: torch.relu(a @ b), _A, _B),
+    "batch_fusion": lambda: _aten(lambda a: torch.tanh(a + 1) * torch.tanh(a + 2), _A),
     "common_subexpression_elimination": lambda: symbolic_trace(
         lambda x: torch.relu(x) + torch.relu(x)
     ),
@@ -86,6 +96,9 @@ GRAPHS: dict[str, Callable[[], GraphModule]] = {
         nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).eval()
     ),
     "fuse_linear_bn": lambda: _exported(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), _A),
+    "inductor_joint_graph": lambda: _aten(lambda a: a.view(2, 3) * torch.ones(3), _A),
+    "inductor_post_grad": lambda: _aten(lambda a, b: torch.relu(a @ b + a), _A, _B),
+    "inductor_pre_grad": lambda: _dynamo(lambda a: torch.cat(torch.split(a, 1)) + 1, _A),
     "merge_matmul": lambda: _exported(_Merging(), _A),
     "no_op_elimination": lambda: _aten(lambda a: torch.relu(a.reshape(2, 3) * 1), _A),
     "normalize_arguments": lambda: symbolic_trace(lambda x: torch.sum(x, 0)),
@@ -103,6 +116,8 @@ GRAPHS: dict[str, Callable[[], GraphModule]] = {
 
 
 def _pass(name: str) -> Pass:
+    if name == "batch_fusion":
+        return Registry().create(name, {"kinds": ["tanh"], "at_least": 2})
     if name == "split_module":
         return Registry().create(name, {"max_nodes": 1})
     if name == "partition_min_cut":

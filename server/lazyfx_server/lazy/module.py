@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import PurePath
 from time import perf_counter
 from typing import Any, ClassVar
@@ -150,7 +151,8 @@ def lazy_job(ledger: RecompileLedger, *, eager: bool = False) -> Iterator[None]:
 
     Covers modules that torch builds through its own helpers and those that call
     `GraphModule(...)` directly (CSEPass, `optimization.fuse`, a pattern's trace),
-    in this thread only. Outside nothing of it remains.
+    in this thread, and in those that it starts with a copy of its context. Outside nothing
+    of it remains.
 
     Args:
         ledger: Where the recompiles of the modules are counted.
@@ -163,20 +165,21 @@ def lazy_job(ledger: RecompileLedger, *, eager: bool = False) -> Iterator[None]:
     if not _job_runs.acquire(blocking=False):
         raise RuntimeError("a process runs one lazy job at a time")
     job_class = lazy_class(ledger, eager=eager)
-    owner = threading.get_ident()
     original = GraphModule.__dict__["__new__"]
 
     def construct(cls: type[GraphModule], *args: Any, **kwargs: Any) -> GraphModule:
         plain = _written_class(cls) in (GraphModule, TorchLazyGraphModule)
-        if plain and threading.get_ident() == owner and not laziness_is_refused():
+        if plain and _inside_job.get() and not laziness_is_refused():
             cls = job_class
         built: GraphModule = original.__func__(cls, *args, **kwargs)
         return built
 
     GraphModule.__new__ = staticmethod(construct)  # type: ignore[assignment, method-assign]
+    inside = _inside_job.set(True)
     try:
         yield
     finally:
+        _inside_job.reset(inside)
         GraphModule.__new__ = original  # type: ignore[method-assign]
         _job_runs.release()
 
@@ -220,8 +223,9 @@ def note_performed_together(
         ledger.note_performed(part, share, executed=executed)
 
 
-# Says that a job runs in this process; holds nothing of the job.
+# Say that a job runs in this process, and whether what runs here is part of it; hold nothing of it.
 _job_runs = threading.Lock()
+_inside_job: ContextVar[bool] = ContextVar("lazyfx_inside_job", default=False)
 
 
 # Code that only passes the wish for generated code on.

@@ -99,6 +99,14 @@ class KnownValues:
         )
 
 
+def requires_grad(module: GraphModule, known: KnownValues) -> bool:
+    """Whether autograd may keep values of a graph: a parameter or an input requires grad."""
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return True
+    values = (known.tensor(node) for node in module.graph.nodes if node.op == "placeholder")
+    return any(value is not None and value.requires_grad for value in values)
+
+
 def same_place(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two fake tensors have the same dtype, device, sizes, strides and offset."""
     return (

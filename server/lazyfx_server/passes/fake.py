@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import torch
@@ -46,10 +47,11 @@ _WRAPPERS = {
 def in_fresh_thread(work: Callable[[], T]) -> T:
     """Runs `work` where grad mode, autocast and vmap levels are untouched and stay so.
 
-    Graphs switch them; the switches live in the thread and end with it.
+    Graphs switch them; the switches live in the thread and end with it. The lazy job of the
+    caller goes along: modules that torch builds on the way are lazy and counted too.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake") as pool:
-        return pool.submit(work).result()
+        return pool.submit(copy_context().run, work).result()
 
 
 class FakeRun:

@@ -3,9 +3,15 @@
 from lazyfx_server.passes.base import Pass
 from lazyfx_server.passes.builtin.analysis import Analyze
 from lazyfx_server.passes.builtin.attention import FuseAttention
+from lazyfx_server.passes.builtin.batch import BatchFusion
 from lazyfx_server.passes.builtin.checkpoint import PartitionMinCut
 from lazyfx_server.passes.builtin.fold import ConstantFold
 from lazyfx_server.passes.builtin.fuse import FuseConvBn, FuseLinearBn
+from lazyfx_server.passes.builtin.inductor import (
+    InductorJointGraph,
+    InductorPostGrad,
+    InductorPreGrad,
+)
 from lazyfx_server.passes.builtin.matmuls import MergeMatmul
 from lazyfx_server.passes.builtin.merge import CommonSubexpressionElimination
 from lazyfx_server.passes.builtin.normalize import NormalizeArguments
@@ -21,6 +27,7 @@ from lazyfx_server.passes.builtin.views import SinkViews
 
 BUILTIN_PASSES: tuple[type[Pass], ...] = (
     Analyze,
+    BatchFusion,
     CommonSubexpressionElimination,
     ConstantFold,
     ConvertDtype,
@@ -30,6 +37,9 @@ BUILTIN_PASSES: tuple[type[Pass], ...] = (
     FuseAttention,
     FuseConvBn,
     FuseLinearBn,
+    InductorJointGraph,
+    InductorPostGrad,
+    InductorPreGrad,
     MergeMatmul,
     NoOpElimination,
     NormalizeArguments,

@@ -10,7 +10,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.calls import NO_SHAPES, KnownValues
+from lazyfx_server.passes.calls import NO_SHAPES, KnownValues, requires_grad
 from lazyfx_server.passes.operators import words
 from lazyfx_server.passes.storage import StorageMap
 from lazyfx_server.passes.walk import graph_modules
@@ -38,7 +38,7 @@ class Reinplace(Pass):
         parts = [(part, KnownValues(part)) for part in graph_modules(module)]
         if not any(known.any_known for _, known in parts):
             return PassResult(module, False, NO_SHAPES)
-        if any(_requires_grad(part, known) for part, known in parts):
+        if any(requires_grad(part, known) for part, known in parts):
             return PassResult(module, False, "skipped: a tensor requires grad")
         changed = 0
         for part, known in parts:
@@ -47,13 +47,6 @@ class Reinplace(Pass):
                 part.recompile()
             changed += here
         return PassResult(module, changed > 0, f"{changed} calls in place" if changed else "")
-
-
-def _requires_grad(module: GraphModule, known: KnownValues) -> bool:
-    if any(parameter.requires_grad for parameter in module.parameters()):
-        return True
-    values = (known.tensor(node) for node in module.graph.nodes if node.op == "placeholder")
-    return any(value is not None and value.requires_grad for value in values)
 
 
 def _reinplace(module: GraphModule, known: KnownValues) -> int:
