@@ -172,6 +172,7 @@ class App:
             native=self._native,
             quotas=quotas,
             costs=costs,
+            max_source_bytes=self._limits.graph.max_source_bytes,
         )
         blobs = Blobs(self._store, self._limits)
         service = GraphCompilerService(

@@ -91,6 +91,7 @@ def request_limits(settings: Settings) -> RequestLimits:
         max_passes=settings.max_passes,
         max_rewrites=settings.max_rewrites,
         max_matches=settings.max_matches,
+        max_match_steps=settings.max_match_steps,
         max_folded_bytes=settings.max_folded_bytes,
         max_pass_seconds=settings.max_pass_seconds,
         job_timeout=settings.job_timeout,
@@ -113,6 +114,7 @@ def request_limits(settings: Settings) -> RequestLimits:
             max_rank=settings.max_rank,
             max_elements=settings.max_elements,
             max_outputs=settings.max_outputs,
+            max_source_bytes=settings.max_source_bytes,
         ),
     )
 

@@ -151,6 +151,10 @@ class Settings(BaseSettings):
     max_outputs: int = Field(default=10_000, ge=1)
     """Most outputs of one node."""
 
+    max_source_bytes: ByteSize = Field(default=ByteSize(128 * MIB))
+    """Longest Python source that a graph may mean, its names and literals written out at each
+    use, as estimated before it is generated."""
+
     max_passes: int = Field(default=64, ge=0)
     """Most passes of one request."""
 
@@ -167,6 +171,10 @@ class Settings(BaseSettings):
 
     max_matches: int = Field(default=10_000, ge=1)
     """Most matches that replace_pattern may rewrite in one request."""
+
+    max_match_steps: int = Field(default=200_000_000, ge=1)
+    """Steps that looking for the patterns of one replace_pattern may take: places where a
+    pattern may end, times the pairs of nodes of the pattern. Known before the search begins."""
 
     max_folded_bytes: ByteSize = Field(default=ByteSize(256 * MIB))
     """Most bytes of constants that constant folding may make in one request."""

@@ -23,7 +23,7 @@ from lazyfx_server.passes.rewrites import RewriteReader
 from lazyfx_server.passes.verify import NumericVerifier
 from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.checked import CheckedGraph, check
-from lazyfx_server.security.source import characters, check_size
+from lazyfx_server.security.source import MAX_SOURCE_BYTES, characters, check_size
 from lazyfx_server.security.written import SourceMismatchError
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -110,14 +110,15 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     pipeline = pipeline_of(registry_of_targets(tuple(job.plugins)), job.passes)
     # Checking builds the module, which asks for no recompile on the job's account.
     uncounted = lazy_class(RecompileLedger())
+    bounds = GraphBounds.of(job.limits.graph)
     checked = check(
         job.body,
         max_nodes=job.limits.max_nodes,
-        bounds=GraphBounds.of(job.limits.graph),
+        bounds=bounds,
         presentation=job.presentation,
         module_class=uncounted,
     )
-    rewrites = _REWRITES.read(job.passes, pipeline.passes, job.limits.max_nodes)
+    rewrites = _REWRITES.read(job.passes, pipeline.passes, job.limits.max_nodes, bounds)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)
     nodes_before = len(module.graph.nodes)
@@ -152,7 +153,8 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
 def _render(job: worker.RenderJob) -> worker.RenderResult:
     body = graph_pb2.GraphBody.FromString(job.graph.graph.body)
     literals = [characters(call, body.strings) for call in body.calls]
-    check_size(body, literals, job.presentation if job.HasField("presentation") else None)
+    names = job.presentation if job.HasField("presentation") else None
+    check_size(body, literals, names, job.max_source_bytes or MAX_SOURCE_BYTES)
     try:
         return render(job)
     except SyntaxError as error:
@@ -215,6 +217,7 @@ def _limits(job: worker.CompileJob) -> PassLimits:
         max_nodes=job.limits.max_nodes,
         max_folded_bytes=job.limits.max_folded_bytes,
         max_matches=job.limits.max_matches,
+        max_match_steps=job.limits.max_match_steps or PassLimits().max_match_steps,
         max_pass_seconds=job.limits.pass_seconds,
     )
 

@@ -25,6 +25,7 @@ from server.harness import (
     repetitive_body,
     request_of_body,
     total,
+    worker_pids,
 )
 
 from lazyfx.v1 import compiler_pb2 as pb
@@ -114,6 +115,19 @@ def test_a_worker_reaches_nothing_but_its_job(tmp_path: Path) -> None:
     for attempt, answer in zip(attempts, told, strict=True):
         assert not answer.startswith("done"), attempt
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_worker_has_no_processes_and_no_files_to_write(
+    launch: Callable[..., RunningServer],
+) -> None:
+    server = launch("--workers", "1", "--worker-threads", "1")
+    (worker,) = worker_pids(server.pid)
+    rows = Path(f"/proc/{worker}/limits").read_text("ascii").splitlines()
+    limits = {row[:25].strip(): row[25:].split()[:2] for row in rows}
+    assert limits["Max processes"] == ["0", "0"]
+    assert limits["Max file size"] == ["0", "0"]
+    with connected(server.address) as stub:
+        stub.Compile(compile_request(graph_of(1.5), "shape_propagation"))
 
 
 @pytest.mark.parametrize("without", ["landlock", "seccomp"])

@@ -69,6 +69,7 @@ class Artifacts:
         native: Makes native artifacts.
         quotas: What each tenant may use.
         costs: Learns what generating code for a graph costs.
+        max_source_bytes: Bound on the source of a module.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Artifacts:
         native: NativeCompiles,
         quotas: Quotas,
         costs: MeasuredCosts,
+        max_source_bytes: int,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -93,6 +95,7 @@ class Artifacts:
         self._native = native
         self._quotas = quotas
         self._costs = costs
+        self._max_source_bytes = max_source_bytes
         self._flights: Flights[_Rendered] = Flights()
 
     @property
@@ -193,6 +196,7 @@ class Artifacts:
             graph=graph,
             presentation=request.presentation,
             purpose=request.purpose or request.kind,
+            max_source_bytes=self._max_source_bytes,
         )
         if request.kind in FROM_SOURCE:
             source = await self._load(source_place, module, pb.ARTIFACT_KIND_SOURCE)

@@ -13,7 +13,6 @@ from lazyfx.wire.format import MAX_DEPTH, MAX_EXPRESSION_TREE
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes.requests import placed_specs
 from lazyfx_server.security.bounds import GraphBounds
-from lazyfx_server.security.source import MAX_SOURCE_BYTES
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _DIGEST_BYTES = 32
@@ -30,6 +29,7 @@ class RequestLimits:
     max_passes: int
     max_rewrites: int
     max_matches: int
+    max_match_steps: int
     max_folded_bytes: int
     max_pass_seconds: float
     job_timeout: float
@@ -55,7 +55,6 @@ class RequestLimits:
         bounds = [(name, getattr(self, name)) for name in self.__dataclass_fields__]
         bounds += [(name, getattr(self.graph, name)) for name in self.graph.__dataclass_fields__]
         bounds += [("max_nesting", MAX_DEPTH), ("max_expression_nodes", MAX_EXPRESSION_TREE)]
-        bounds.append(("max_source_bytes", MAX_SOURCE_BYTES))
         for name, value in bounds:
             if not isinstance(value, GraphBounds):
                 unit = units.get(name.rpartition("_")[2], "count")
@@ -67,6 +66,7 @@ class RequestLimits:
             max_nodes=self.max_nodes,
             max_folded_bytes=self.max_folded_bytes,
             max_matches=self.max_matches,
+            max_match_steps=self.max_match_steps,
             pass_seconds=self.max_pass_seconds,
             graph=self.graph.message(),
         )

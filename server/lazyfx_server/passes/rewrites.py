@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, MutableMapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from cachetools import LRUCache
 from torch.fx import GraphModule
@@ -15,9 +15,18 @@ from lazyfx_server.lazy import RecompileLedger, lazy_class
 from lazyfx_server.passes.base import InputGuard, Pass, Rewrite, Rewrites
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.requests import placed_specs
+from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds
 from lazyfx_server.security.checked import check
 
-_Key: TypeAlias = "tuple[bytes, bytes, int]"
+_Key: TypeAlias = "tuple[bytes, bytes, _Bounds]"
+
+
+class _Bounds(NamedTuple):
+    """What the graphs of a rewrite are held to."""
+
+    max_nodes: int
+    graph: GraphBounds
+
 
 # Bytes of a body that is kept: patterns have a few nodes, most take less than 300.
 _LONGEST_KEPT = 4096
@@ -39,7 +48,11 @@ class RewriteReader:
         self._kept: MutableMapping[_Key, GraphModule] = LRUCache(most)
 
     def read(
-        self, specs: Iterable[pb.PassSpec], passes: Iterable[Pass], max_nodes: int
+        self,
+        specs: Iterable[pb.PassSpec],
+        passes: Iterable[Pass],
+        max_nodes: int,
+        bounds: GraphBounds = DEFAULT_BOUNDS,
     ) -> dict[int, Rewrites]:
         """The rewrites of each pass, by the pass's number.
 
@@ -47,11 +60,13 @@ class RewriteReader:
             specs: The pipeline of the request.
             passes: Its passes by number.
             max_nodes: Most nodes that a graph may have.
+            bounds: How large its parts may be.
 
         Raises:
             PassError: A pattern or replacement is no graph that may be used; names the field.
         """
         found: dict[int, Rewrites] = {}
+        reading = _Bounds(max_nodes, bounds)
         for number, ((path, spec), pass_) in enumerate(
             zip(placed_specs(specs), passes, strict=True)
         ):
@@ -59,9 +74,9 @@ class RewriteReader:
             pairs = []
             for i, rewrite in enumerate(spec.rewrites):
                 where = f"{path}.rewrites[{i}]"
-                pattern = self._graph(f"{where}.pattern", rewrite.pattern, max_nodes, keep)
+                pattern = self._graph(f"{where}.pattern", rewrite.pattern, reading, keep)
                 replacement = self._graph(
-                    f"{where}.replacement", rewrite.replacement, max_nodes, keep
+                    f"{where}.replacement", rewrite.replacement, reading, keep
                 )
                 guards = tuple(
                     InputGuard(
@@ -77,28 +92,36 @@ class RewriteReader:
                 found[number] = tuple(pairs)
         return found
 
-    def _graph(self, field: str, graph: graph_pb2.Graph, max_nodes: int, keep: bool) -> GraphModule:
+    def _graph(
+        self, field: str, graph: graph_pb2.Graph, within: _Bounds, keep: bool
+    ) -> GraphModule:
         # In the sender's names: canonical ones would pass for nodes of the graph itself.
         names = graph.presentation if graph.HasField("presentation") else None
         if not keep or len(graph.body) > _LONGEST_KEPT:
-            return _decode(field, graph.body, names, max_nodes)
+            return _decode(field, graph.body, names, within)
         spelled = b"" if names is None else names.SerializeToString(deterministic=True)
-        key = (graph.body, spelled, max_nodes)
+        key = (graph.body, spelled, within)
         known = self._kept.get(key)
         if known is None:
-            known = _decode(field, graph.body, names, max_nodes)
+            known = _decode(field, graph.body, names, within)
             if not _reads_attributes(known):
                 self._kept[key] = known
         return known
 
 
 def _decode(
-    field: str, body: bytes, names: graph_pb2.Presentation | None, max_nodes: int
+    field: str, body: bytes, names: graph_pb2.Presentation | None, within: _Bounds
 ) -> GraphModule:
     # No code is generated for a pattern, and no recompile is asked for on the job's account.
     uncounted = lazy_class(RecompileLedger())
     try:
-        return check(body, max_nodes=max_nodes, names=names, module_class=uncounted).module
+        return check(
+            body,
+            max_nodes=within.max_nodes,
+            bounds=within.graph,
+            names=names,
+            module_class=uncounted,
+        ).module
     except DecodeError as error:
         raise PassError(str(error), field=field) from error
 

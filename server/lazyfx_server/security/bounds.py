@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.security.source import MAX_SOURCE_BYTES
 from lazyfx_server.security.verdicts import Verdict
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -23,6 +24,7 @@ class GraphBounds:
     max_rank: int = 64
     max_elements: int = 2**48
     max_outputs: int = 10_000
+    max_source_bytes: int = MAX_SOURCE_BYTES
 
     @classmethod
     def of(cls, message: worker.GraphLimits) -> GraphBounds:

@@ -101,7 +101,7 @@ def check_message(
     literals = [verdict.characters for verdict in verdicts]
     # Names only make a source longer.
     for given in named or (None,):
-        check_size(body, literals, given)
+        check_size(body, literals, given, bounds.max_source_bytes)
     for given in named:
         check_names(body, given)
     check_reviewed(body)

@@ -19,7 +19,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx.wire.names import MAX_NAME
 
 MAX_SOURCE_BYTES = 128 * 2**20
-"""Bound on the source of a graph, as estimated from its names and literals."""
+"""Default bound on the source of a graph, as estimated from its names and literals."""
 
 # torch.fx drops lines that look like this from the source that it generates.
 _MARKER = re.compile(r"# COUNTER: \d")
@@ -46,6 +46,7 @@ def check_size(
     body: graph_pb2.GraphBody,
     literals: Sequence[int],
     presentation: graph_pb2.Presentation | None,
+    most: int = MAX_SOURCE_BYTES,
 ) -> None:
     """Check that the source of a graph stays within its bound.
 
@@ -56,6 +57,7 @@ def check_size(
         body: The graph.
         literals: `characters` of each of its calls.
         presentation: The names that it will have.
+        most: The bound, in bytes.
 
     Raises:
         DecodeError: It is too long.
@@ -66,10 +68,10 @@ def check_size(
     for columns in body.graphs:
         size += sum(map(literals.__getitem__, columns.calls))
         size += (longest + _PUNCTUATION) * (2 * len(columns.calls) + len(columns.operands))
-    if size > MAX_SOURCE_BYTES:
+    if size > most:
         raise DecodeError(
-            f"its source could take {size} bytes, {MAX_SOURCE_BYTES} are taken: pass large "
-            "literals as tensors, and use shorter names",
+            f"its source could take {size} bytes, {most} are taken (setting max_source_bytes): "
+            "pass large literals as tensors, and use shorter names",
             field="graphs",
         )
 

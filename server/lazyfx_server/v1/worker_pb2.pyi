@@ -185,11 +185,14 @@ class JobLimits(google.protobuf.message.Message):
     MAX_MATCHES_FIELD_NUMBER: builtins.int
     PASS_SECONDS_FIELD_NUMBER: builtins.int
     GRAPH_FIELD_NUMBER: builtins.int
+    MAX_MATCH_STEPS_FIELD_NUMBER: builtins.int
     max_nodes: builtins.int
     max_folded_bytes: builtins.int
     max_matches: builtins.int
     pass_seconds: builtins.float
     """Seconds that one pass may take; 0 for no bound of its own."""
+    max_match_steps: builtins.int
+    """Steps that looking for the patterns of one pass may take."""
     @property
     def graph(self) -> Global___GraphLimits: ...
     def __init__(
@@ -200,9 +203,10 @@ class JobLimits(google.protobuf.message.Message):
         max_matches: builtins.int = ...,
         pass_seconds: builtins.float = ...,
         graph: Global___GraphLimits | None = ...,
+        max_match_steps: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["graph", b"graph"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["graph", b"graph", "max_folded_bytes", b"max_folded_bytes", "max_matches", b"max_matches", "max_nodes", b"max_nodes", "pass_seconds", b"pass_seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["graph", b"graph", "max_folded_bytes", b"max_folded_bytes", "max_match_steps", b"max_match_steps", "max_matches", b"max_matches", "max_nodes", b"max_nodes", "pass_seconds", b"pass_seconds"]) -> None: ...
 
 Global___JobLimits: typing_extensions.TypeAlias = JobLimits
 
@@ -219,6 +223,7 @@ class GraphLimits(google.protobuf.message.Message):
     MAX_RANK_FIELD_NUMBER: builtins.int
     MAX_ELEMENTS_FIELD_NUMBER: builtins.int
     MAX_OUTPUTS_FIELD_NUMBER: builtins.int
+    MAX_SOURCE_BYTES_FIELD_NUMBER: builtins.int
     max_edges: builtins.int
     max_calls: builtins.int
     max_arguments: builtins.int
@@ -226,6 +231,7 @@ class GraphLimits(google.protobuf.message.Message):
     max_rank: builtins.int
     max_elements: builtins.int
     max_outputs: builtins.int
+    max_source_bytes: builtins.int
     def __init__(
         self,
         *,
@@ -236,8 +242,9 @@ class GraphLimits(google.protobuf.message.Message):
         max_rank: builtins.int = ...,
         max_elements: builtins.int = ...,
         max_outputs: builtins.int = ...,
+        max_source_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_arguments", b"max_arguments", "max_calls", b"max_calls", "max_edges", b"max_edges", "max_elements", b"max_elements", "max_outputs", b"max_outputs", "max_rank", b"max_rank", "max_string_bytes", b"max_string_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_arguments", b"max_arguments", "max_calls", b"max_calls", "max_edges", b"max_edges", "max_elements", b"max_elements", "max_outputs", b"max_outputs", "max_rank", b"max_rank", "max_source_bytes", b"max_source_bytes", "max_string_bytes", b"max_string_bytes"]) -> None: ...
 
 Global___GraphLimits: typing_extensions.TypeAlias = GraphLimits
 
@@ -253,9 +260,12 @@ class RenderJob(google.protobuf.message.Message):
     SOURCE_FIELD_NUMBER: builtins.int
     CONSTANTS_FIELD_NUMBER: builtins.int
     PURPOSE_FIELD_NUMBER: builtins.int
+    MAX_SOURCE_BYTES_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     purpose: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     """What the source is wanted for, for the ledger: CODE, PICKLE, PACKAGE."""
+    max_source_bytes: builtins.int
+    """Bound on its source; 0 for the default."""
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
@@ -279,9 +289,10 @@ class RenderJob(google.protobuf.message.Message):
         source: lazyfx.v1.compiler_pb2.GeneratedSource | None = ...,
         constants: collections.abc.Iterable[Global___Constant] | None = ...,
         purpose: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType = ...,
+        max_source_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["graph", b"graph", "presentation", b"presentation", "source", b"source"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["constants", b"constants", "graph", b"graph", "kind", b"kind", "presentation", b"presentation", "purpose", b"purpose", "source", b"source"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["constants", b"constants", "graph", b"graph", "kind", b"kind", "max_source_bytes", b"max_source_bytes", "presentation", b"presentation", "purpose", b"purpose", "source", b"source"]) -> None: ...
 
 Global___RenderJob: typing_extensions.TypeAlias = RenderJob
 

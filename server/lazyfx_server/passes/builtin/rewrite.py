@@ -40,12 +40,14 @@ class ReplacePattern(Pass):
                 "rewrites[i].replacement"), or matches too often (kind "limit").
         """
         matches = 0
+        search = _Search(context.limits)
         for place, entry in enumerate(context.rewrites):
             rewrite = Rewrite(*entry)
             _check(rewrite.pattern, rewrite.replacement, f"rewrites[{place}]")
             check_guards(rewrite, f"rewrites[{place}].guards")
             count = 0
             for part in graph_modules(module):
+                search.begin(part, rewrite.pattern, place)
                 count += _rewrite(part, rewrite, context.limits, count, place)
             matches += count
         note = f"{matches} matches" if context.rewrites else "no rewrites given"
@@ -55,15 +57,19 @@ class ReplacePattern(Pass):
 def _rewrite(
     module: GraphModule, rewrite: Rewrite, limits: PassLimits, earlier: int, place: int
 ) -> int:
-    _check_search(module, rewrite.pattern, limits, place)
     guard = _Guard(module, rewrite, limits.max_matches, earlier, place)
     template = _template(module, rewrite.replacement, guard)
-    found = replace_pattern_with_filters(
-        module,
-        rewrite.pattern,
-        template,
-        match_filters=[guard],
-    )
+    try:
+        found = replace_pattern_with_filters(
+            module, rewrite.pattern, template, match_filters=[guard]
+        )
+    except RecursionError as error:
+        raise PassError(
+            "the pattern is too deep to look for: its nodes and lists follow each other further "
+            "than Python's stack reaches; use a shorter one",
+            kind="limit",
+            field=f"rewrites[{place}].pattern",
+        ) from error
     if found:
         guard.add_attributes()
     return len(found)
@@ -223,10 +229,45 @@ def _check_results(pattern: GraphModule, field: str) -> int:
     return len(returned)
 
 
-def _check_search(
-    module: GraphModule, pattern: GraphModule, limits: PassLimits, place: int
-) -> None:
-    """Bounds the search: a pattern with several results tries all combinations of places."""
+class _Search:
+    """Bounds what looking for patterns may cost, before it begins.
+
+    torch's matcher tries every node that may be the end of a pattern; from each it goes over the
+    pattern once, and for each node of it over those found so far. A pattern with several results
+    tries all combinations of places.
+    """
+
+    def __init__(self, limits: PassLimits) -> None:
+        self._limits = limits
+        self._steps = 0
+
+    def begin(self, module: GraphModule, pattern: GraphModule, place: int) -> None:
+        """Take the steps of one search off what is left.
+
+        Raises:
+            PassError: There are more than may be (kind "limit").
+        """
+        combinations = _combinations(module, pattern)
+        most = self._limits.max_matches
+        self._steps += combinations * len(pattern.graph.nodes) ** 2
+        reason = ""
+        if combinations > max(most, len(module.graph.nodes)):
+            reason = (
+                f"the results of the pattern may be at {combinations} combinations of places, "
+                f"the limit is {most}; return fewer results"
+            )
+        elif self._steps > self._limits.max_match_steps:
+            reason = (
+                f"looking for the patterns may take {self._steps} steps, the limit is "
+                f"{self._limits.max_match_steps} (setting max_match_steps); use smaller patterns, "
+                "or ones that end in a rarer call"
+            )
+        if reason:
+            raise PassError(reason, kind="limit", field=f"rewrites[{place}].pattern")
+
+
+def _combinations(module: GraphModule, pattern: GraphModule) -> int:
+    """Combinations of nodes that the results of a pattern may be."""
     output = pattern.graph.output_node()
     combinations = 1
     for anchor in output.all_input_nodes:
@@ -234,13 +275,7 @@ def _check_search(
             combinations *= max(
                 1, sum(n.op == anchor.op and n.target == anchor.target for n in module.graph.nodes)
             )
-    if combinations > max(limits.max_matches, len(module.graph.nodes)):
-        raise PassError(
-            f"the results of the pattern may be at {combinations} combinations of places, the "
-            f"limit is {limits.max_matches}; return fewer results",
-            kind="limit",
-            field=f"rewrites[{place}].pattern",
-        )
+    return combinations
 
 
 def _inputs(module: GraphModule) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import site
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,13 @@ class Policy:
         layers: Some of LAYERS.
         memory_bytes: Address space that it may take beyond what it has.
         readable: Files and folders that it may read.
+        threads: Threads that it computes with.
     """
 
     layers: tuple[str, ...]
     memory_bytes: int
     readable: tuple[str, ...]
+    threads: int = 1
 
 
 def available() -> tuple[str, ...]:
@@ -71,7 +74,7 @@ def enter(policy: Policy) -> None:
             prctl(PR_SET_NO_NEW_PRIVS, 1)
             prctl(PR_SET_DUMPABLE, 0)
         if "limits" in policy.layers:
-            _limit(policy.memory_bytes)
+            _limit(policy)
         if "landlock" in policy.layers:
             landlock.read_only(Path(path) for path in policy.readable)
         if "seccomp" in policy.layers:
@@ -80,16 +83,29 @@ def enter(policy: Policy) -> None:
         raise SandboxError(f"the sandbox could not be entered: {error}") from error
 
 
-def _limit(memory_bytes: int) -> None:
+def _limit(policy: Policy) -> None:
     used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
     bounds = {
-        resource.RLIMIT_AS: used + memory_bytes,
+        resource.RLIMIT_AS: used + policy.memory_bytes,
         resource.RLIMIT_NOFILE: _MOST_FILES,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
+    # Threads count as processes; one that computes alone makes none.
+    if policy.threads == 1:
+        bounds[resource.RLIMIT_NPROC] = 0
+    # A log in a file could not be written any more.
+    if not any(_is_file(number) for number in (1, 2)):
+        bounds[resource.RLIMIT_FSIZE] = 0
     for which, bound in bounds.items():
         _, hard = resource.getrlimit(which)
         most = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(which, (most, most))
+
+
+def _is_file(number: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(number).st_mode)
+    except OSError:
+        return False
