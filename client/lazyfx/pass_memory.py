@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from itertools import chain
 from operator import is_
 from typing import TypeAlias
 
+import torch
 from torch.fx import GraphModule
 
 from lazyfx import memory, wire
-from lazyfx.passes import USUAL, Modes, PassSpec, messages
+from lazyfx.passes import USUAL, Modes, PassSpec, constants_of, messages
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
@@ -42,6 +44,10 @@ class PassList:
         self._messages = messages(passes, memory.encode)
         self._settings = _settings(self._specs)
         self._encoded = [memory.recall(graph) for graph in self._graphs]
+        replacements = chain.from_iterable(spec.replacements() for spec in self._specs)
+        read = (constants_of(memory.encode(each)) for each in replacements)
+        self._constants = list(chain.from_iterable(read))
+        self._contents = _contents(self._constants)
         self._requests: dict[bytes, pb.CompileRequest] = {}
 
     @property
@@ -57,6 +63,7 @@ class PassList:
             and all(map(is_, graphs, self._graphs))
             and all(known is not None and known.is_current() for known in self._encoded)
             and _settings(self._specs) == self._settings
+            and _contents(self._constants) == self._contents
         )
 
     def request(self, encoded: wire.EncodedGraph) -> pb.CompileRequest:
@@ -105,6 +112,11 @@ class PassMemory:
 
 def _graphs(specs: Sequence[PassSpec]) -> list[GraphModule]:
     return list(chain.from_iterable(spec.graphs() for spec in specs))
+
+
+def _contents(constants: Sequence[torch.Tensor]) -> list[bytes]:
+    """What is in the tensors of replacements: buffers too, which graphs only describe."""
+    return [hashlib.sha256(wire.tensor_bytes(each)).digest() for each in constants]
 
 
 def _settings(specs: Sequence[PassSpec]) -> list[bytes]:

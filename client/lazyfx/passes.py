@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx import wire
@@ -82,14 +83,23 @@ class PassSpec:
             spec.options.add(name=name, value=_option_value(name, self.options[name]))
         for entry in self.rewrites:
             rewrite = Rewrite(*entry)
+            replacement = encode(_graph(rewrite.replacement))
             spec.rewrites.add(
                 pattern=encode(_graph(rewrite.pattern)).message(),
-                replacement=encode(_graph(rewrite.replacement)).message(),
+                replacement=replacement.message(),
+                constants=[bytes(wire.tensor_bytes(each)) for each in constants_of(replacement)],
                 guards=[_guard(guard) for guard in rewrite.guards],
                 at_most=rewrite.at_most,
             )
         spec.passes.extend(each.message(encode) for each in self.passes)
         return spec
+
+    def replacements(self) -> Iterator[GraphModule]:
+        """The replacements, those of inner passes included."""
+        for pair in self.rewrites:
+            yield _graph(pair[1])
+        for each in self.passes:
+            yield from each.replacements()
 
     def spelled(self) -> Spelled:
         """The spec for `spelling.spell`, without its rewrites."""
@@ -163,6 +173,11 @@ def replace_pattern(
     """
     pairs = tuple(Rewrite(_graph(given[0]), _graph(given[1]), *given[2:]) for given in rewrites)
     return PassSpec("replace_pattern", MappingProxyType(dict(options)), pairs)
+
+
+def constants_of(replacement: wire.EncodedGraph) -> list[torch.Tensor]:
+    """The tensors that a replacement reads, in the order in which they travel."""
+    return [each for each in replacement.attributes[0] if isinstance(each, torch.Tensor)]
 
 
 def messages(passes: Iterable[str | PassSpec], encode: Encoder = wire.encode) -> list[pb.PassSpec]:
