@@ -24,6 +24,8 @@ Call = Callable[[bytes], Any]
 
 IN_FLIGHT = 64
 TARGET = 1.3
+# A miss with the graph, a hit by digest, which earns a token, and a hit by that.
+_UNTIL_SHORT = 3
 PLAIN: list[str | PassSpec] = [
     "dead_code_elimination", "common_subexpression_elimination", "constant_fold",
     "shape_propagation",
@@ -40,11 +42,11 @@ async def measure(case: Case, servers: Servers, rounds: int, calls: int) -> list
         call: Call = channel.unary_unary(METHOD)  # type: ignore[assignment]
         lists = ((PLAIN, "four passes by name"), (case.passes, "with 30 rewrites"))
         for passes, what in lists:
-            handle = await client.compile(case.module, passes)
-            handle = await client.compile(case.module, passes)
+            for _ in range(_UNTIL_SHORT):
+                handle = await client.compile(case.module, passes)
             if handle.cache.status != "hit":
                 raise RuntimeError(f"a {handle.cache.status} where a hit was due")
-            request_bytes = handle._prepared.request.ByteSize()
+            request_bytes = client._first_request(handle._prepared).ByteSize()
             response_bytes = handle._response.ByteSize()
             data = payload(request_bytes, response_bytes)
 
@@ -97,9 +99,10 @@ def measure_blocking(case: Case, servers: Servers, rounds: int, calls: int) -> l
         client = stack.enter_context(lazyfx.connect(servers.lazyfx))
         channel = stack.enter_context(grpc.insecure_channel(servers.echo, options=_OPTIONS))
         call: Call = channel.unary_unary(METHOD)  # type: ignore[assignment]
-        handle = client.compile(case.module, PLAIN)
-        remote = handle._remote
-        data = payload(remote._prepared.request.ByteSize(), remote._response.ByteSize())
+        for _ in range(_UNTIL_SHORT):
+            remote = client.compile(case.module, PLAIN)._remote
+        request_bytes = client._client._first_request(remote._prepared).ByteSize()
+        data = payload(request_bytes, remote._response.ByteSize())
         ours, theirs = timed_calls(
             [lambda: client.compile(case.module, PLAIN), lambda: call(data)], rounds, calls
         )

@@ -15,7 +15,7 @@ from lazyfx.errors import LazyfxError, MissingBlobsError
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, PassSpec
 from lazyfx.preparing import INLINE_BYTES, Prepared, Preparer
-from lazyfx.status import status_to_error
+from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT, status_to_error
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import Provenance, Verifier
@@ -118,15 +118,9 @@ class AsyncClient:
         wanted, modes = tuple(passes), Modes(eager, verify)
         prepared = self.prepare(what, wanted, example_inputs, modes=modes)
         if prepared.still_current is not None and not skip_cache_lookup:
-            # The remembered digest is asked for at once; whether it still holds is found
-            # out while the request is under way.
-            call = self.start(prepared, timeout)
-            try:
-                await asyncio.sleep(0)
-                if prepared.still_current():
-                    return self.handle(prepared, await self.ask(prepared, timeout, call=call))
-            finally:
-                call.cancel()
+            answer = await self.ask_if_current(prepared, timeout)
+            if answer is not None:
+                return self.handle(prepared, answer)
             prepared = self.prepare(what, wanted, example_inputs, modes=modes, fresh=True)
         response = await self.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
         return self.handle(prepared, response)
@@ -161,7 +155,7 @@ class AsyncClient:
         async def requests() -> AsyncIterator[pb.CompileBatchRequest]:
             for i, job in enumerate(prepared):
                 request = pb.CompileRequest()
-                request.CopyFrom(job.request)
+                request.CopyFrom(job.requests.whole)
                 request.graph.CopyFrom(job.encoded.message())
                 yield pb.CompileBatchRequest(request_id=i, request=request)
 
@@ -231,58 +225,95 @@ class AsyncClient:
         self._sent.discard(prepared.encoded.digest)
         return await self.ask(prepared)
 
-    def start(self, prepared: Prepared, timeout: float | None = None) -> CompileCall:
-        """Send a prepared request when the event loop next runs its tasks; `ask` goes on."""
-        return self._connection.start_compile(self._first_request(prepared), timeout)
-
     def _first_request(self, prepared: Prepared) -> pb.CompileRequest:
-        """The request, with the graph if the server is not known to have it."""
-        encoded, request = prepared.encoded, prepared.request
-        if encoded.digest not in self._sent and len(encoded.body) <= INLINE_BYTES:
-            request, _ = self._preparer.supply(prepared, request, [f"blobs/{encoded.digest.hex()}"])
-        return request
+        """By token if there is one; with the graph if the server is not known to have it."""
+        encoded, requests = prepared.encoded, prepared.requests
+        if encoded.digest in self._sent:
+            return requests.short or requests.whole
+        if len(encoded.body) > INLINE_BYTES:
+            return requests.whole
+        subjects = [f"{BLOB_SUBJECT}{encoded.digest.hex()}"]
+        return self._preparer.supply(prepared, requests.whole, subjects)[0]
+
+    async def ask_if_current(
+        self, prepared: Prepared, timeout: float | None = None
+    ) -> pb.CompileResponse | None:
+        """Ask by the remembered digest, and find out meanwhile whether it still holds.
+
+        Args:
+            prepared: The request, with `still_current`.
+            timeout: Seconds that each call may take.
+
+        Returns:
+            The answer, or None when the graph has changed since it was encoded.
+
+        Raises:
+            ServiceError: One of its kinds, by the server's status.
+        """
+        request = self._first_request(prepared)
+        call = self._connection.start_compile(request, timeout)
+        try:
+            await asyncio.sleep(0)  # here the call is sent
+            if prepared.still_current is not None and not prepared.still_current():
+                return None
+            return await self._ask(prepared, timeout, request, call)
+        finally:
+            call.cancel()
 
     async def ask(
-        self,
-        prepared: Prepared,
-        timeout: float | None = None,
-        *,
-        call: CompileCall | None = None,
-        skip_cache_lookup: bool = False,
+        self, prepared: Prepared, timeout: float | None = None, *, skip_cache_lookup: bool = False
     ) -> pb.CompileResponse:
         """Send a prepared request, and whatever the server then says it lacks.
 
         Args:
             prepared: The request.
             timeout: Seconds that each call may take.
-            call: The first call, if it is under way already.
             skip_cache_lookup: Compile even if the server has a result.
 
         Raises:
             ServiceError: One of its kinds, by the server's status.
         """
-        digest = prepared.encoded.digest
-        request = prepared.request if call else self._first_request(prepared)
         if skip_cache_lookup:
-            known, request = request, pb.CompileRequest()
-            request.CopyFrom(known)
+            request = pb.CompileRequest()
+            request.CopyFrom(prepared.requests.whole)
             request.skip_cache_lookup = True
+        else:
+            request = self._first_request(prepared)
+        call = self._connection.start_compile(request, timeout)
+        return await self._ask(prepared, timeout, request, call)
+
+    async def _ask(
+        self,
+        prepared: Prepared,
+        timeout: float | None,
+        request: pb.CompileRequest,
+        call: CompileCall,
+    ) -> pb.CompileResponse:
+        """Finish a call, and make others with what the server says it lacks."""
+        requests = prepared.requests
         tries_left = _MOST_TRIES
         while True:
-            call = call or self._connection.start_compile(request, timeout)
             try:
                 response = await self._connection.finish_compile(call)
             except MissingBlobsError as missing:
                 tries_left -= 1
                 if not tries_left:
                     raise
-                call = None
-                self._preparer.remember_reads(prepared.request, missing.subjects)
-                request, blobs = self._preparer.supply(prepared, request, missing.subjects)
-                if blobs:
-                    await self._connection.upload(blobs, self._on_upload)
+                if request is requests.short:
+                    requests.short, request = None, requests.whole
+                else:
+                    values = [s for s in missing.subjects if s.startswith(VALUE_SUBJECT)]
+                    if values:
+                        # Bound at once the next time, which spares a round trip.
+                        requests.reads = tuple(values)
+                    request, blobs = self._preparer.supply(prepared, request, missing.subjects)
+                    if blobs:
+                        await self._connection.upload(blobs, self._on_upload)
+                call = self._connection.start_compile(request, timeout)
             else:
-                self._sent.add(digest)
+                self._sent.add(prepared.encoded.digest)
+                if response.request_token and request is requests.whole:
+                    requests.short = pb.CompileRequest(request_token=response.request_token)
                 return response
 
 

@@ -121,7 +121,8 @@ class MissingBlobsError(PreconditionError):
 
     Attributes:
         subjects: What to send before trying again: "blobs/<sha256 hex>" for a graph or a
-            tensor, "values/<graph>/<attribute>" for a tensor that a pass reads.
+            tensor, "values/<graph>/<attribute>" for a tensor that a pass reads,
+            "requests/<token hex>" for the request that a token stood for.
     """
 
     def __init__(self, message: str, *, code: str, subjects: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 Answer = TypeVar("Answer")
@@ -23,15 +22,7 @@ class Loop:
 
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Run a coroutine in the loop and wait for it."""
-        return self.wait(self.start(work))
-
-    def start(self, work: Coroutine[Any, Any, Answer]) -> Future[Answer]:
-        """Start a coroutine in the loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    @staticmethod
-    def wait(future: Future[Answer]) -> Answer:
-        """Wait for what was started."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:

@@ -22,6 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import TreeSpec
 
 from lazyfx import wire
+from lazyfx.tensor_guards import tensor_check
 
 # What was remembered is an attribute of the graph and so dies with it. In a table of ours,
 # even a weak one, it would keep the graph alive: it refers to every part of it.
@@ -33,7 +34,8 @@ _GRAPH = attrgetter("_graph", "_graph._codegen", "_graph._codegen._body_transfor
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
 _DESCRIPTION = attrgetter("shape", "dtype", "requires_grad")
 
-_ABSENT = object()
+# Where the encoder looks for what a node's value looks like, in this order.
+_VALUE_KEYS = ("val", "example_value", wire.META_KEY)
 
 # What every module has. Of this only the tables and the mode are part of a graph, and for
 # a module that is called as one, that it has no hooks.
@@ -87,14 +89,15 @@ class Remembered:
         inner = [owner for owner in owners[1:] if isinstance(owner, GraphModule)]
         self._hooks = [vars(part)[name] for part in (*called, *inner) for name in _HOOKS]
         nodes = list(_nodes(self._graphs))
-        self._nodes = [(*_PARTS(node), node.meta.get("val", _ABSENT)) for node in nodes]
-        self._other_values = [
-            (i, *_others(nodes[i])) for i, of in enumerate(self._nodes) if of[-1] is _ABSENT
-        ]
+        self._nodes = [(*_PARTS(node), *_value(node)) for node in nodes]
+        # Dynamo's nodes have no "val". If they get one, that counts.
+        self._without_val = [i for i, of in enumerate(self._nodes) if of[-2] != "val"]
         registered = set(map(id, self._items))
         loose = set(map(id, self._extra_values))
         parts = list(chain.from_iterable(encoded.attributes))
-        self._tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+        # Once each: one that is tied is in several places.
+        by_id = {id(part): part for part in parts if isinstance(part, torch.Tensor)}
+        self._tensors = list(by_id.values())
         # A tensor that is no parameter or buffer is part of the graph with its values.
         self._constants = [t for t in self._tensors if id(t) in loose or id(t) not in registered]
         self.stable = (
@@ -105,6 +108,7 @@ class Remembered:
         if self.stable:
             self._descriptions = list(map(_DESCRIPTION, self._tensors))
             self._strides = list(map(torch.Tensor.stride, self._tensors))
+            self._same_looks = tensor_check(self._tensors)
             self._locate = _addresses if all(map(_has_address, self._tensors)) else _storages
             self._locations = self._locate(self._tensors)
             self._contents = list(map(_content, self._constants))
@@ -160,32 +164,27 @@ class Remembered:
         nodes = list(_nodes(self._graphs))
         if len(nodes) != len(self._nodes):
             return False
-        absent = _ABSENT
         # A plain loop: its attribute access is faster than a getter called by `map`.
-        for node, (name, op, target, args, kwargs, value) in zip(nodes, self._nodes):  # noqa: B905
+        for node, (name, op, target, args, kwargs, key, value) in zip(nodes, self._nodes):  # noqa: B905
             if (
                 node._args is not args  # noqa: SLF001 - without the property around it
                 or node._kwargs is not kwargs  # noqa: SLF001
                 or node.target is not target
                 or node.op is not op
                 or node.name is not name
-                or node.meta.get("val", absent) is not value
+                or (key is not None and node.meta[key] is not value)
             ):
                 return False
-        for place, example, own in self._other_values:
-            meta = nodes[place].meta
-            if (
-                meta.get("example_value", absent) is not example
-                or meta.get(wire.META_KEY, absent) is not own
-            ):
-                return False
-        return True
+        return not any(_has_other_value(nodes[i], self._nodes[i][-2]) for i in self._without_val)
 
     def _same_tensors(self) -> bool:
         tensors = self._tensors
-        return (
+        looks_same = self._same_looks(*tensors) or (
             all(map(eq, map(_DESCRIPTION, tensors), self._descriptions))
             and all(map(eq, map(torch.Tensor.stride, tensors), self._strides))
+        )
+        return (
+            looks_same
             and self._locate(tensors) == self._locations
             and list(map(_content, self._constants)) == self._contents
         )
@@ -230,9 +229,18 @@ def _nodes(graphs: Sequence[Graph]) -> Iterator[Node]:
     return chain.from_iterable(map(_NODES, graphs[::3]))
 
 
-def _others(node: Node) -> tuple[object, object]:
-    """Where the encoder looks for the value of a node that has no "val"."""
-    return node.meta.get("example_value", _ABSENT), node.meta.get(wire.META_KEY, _ABSENT)
+def _value(node: Node) -> tuple[str | None, object]:
+    """Under which key the encoder finds what a node's value looks like, and that."""
+    for key in _VALUE_KEYS:
+        if key in node.meta:
+            return key, node.meta[key]
+    return None, None
+
+
+def _has_other_value(node: Node, key: str | None) -> bool:
+    """Whether the encoder would now find a value under another key."""
+    before = _VALUE_KEYS[: _VALUE_KEYS.index(key)] if key else _VALUE_KEYS
+    return any(each in node.meta for each in before)
 
 
 def _called(encoded: wire.EncodedGraph) -> list[torch.nn.Module]:

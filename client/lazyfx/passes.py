@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-import torch
 from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx import wire
@@ -16,7 +15,6 @@ from lazyfx.spelling import UNTIL_STABLE, Group, Option, Spelled
 from lazyfx.v1 import compiler_pb2 as pb
 
 Traceable: TypeAlias = Callable[..., object]
-Encoder: TypeAlias = Callable[[GraphModule], wire.EncodedGraph]
 
 
 @dataclass(frozen=True)
@@ -56,50 +54,53 @@ class Rewrite(NamedTuple):
 class PassSpec:
     """A pass to run on the server.
 
+    A value: it stands for what its options and graphs are when it is made. To change a pattern
+    later changes no spec, so that a spec which is used again need not be looked through.
+
     Attributes:
         name: As `client.passes()` lists it.
         options: Options that differ from their defaults.
         rewrites: replace_pattern only: pairs of pattern and replacement, or Rewrites.
         passes: until_stable only: the passes that run in turn.
+
+    Raises:
+        UnsupportedGraphError: A pattern or replacement cannot go on the wire.
+        LazyfxError: An option has a type that options cannot have.
     """
 
     name: str
     options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
     rewrites: tuple[tuple[GraphModule, GraphModule] | Rewrite, ...] = ()
     passes: tuple[PassSpec, ...] = ()
+    _message: pb.PassSpec = field(init=False, repr=False, compare=False)
+    _identity: bytes = field(init=False, repr=False, compare=False)
 
-    def message(self, encode: Encoder = wire.encode) -> pb.PassSpec:
-        """The spec as it travels.
-
-        Args:
-            encode: Writes a pattern or a replacement.
-
-        Raises:
-            UnsupportedGraphError: A pattern or replacement cannot go on the wire.
-            LazyfxError: An option has a type that options cannot have.
-        """
+    def __post_init__(self) -> None:
+        options = {name: _frozen(value) for name, value in self.options.items()}
+        object.__setattr__(self, "options", MappingProxyType(options))
         spec = pb.PassSpec(name=self.name)
-        for name in sorted(self.options):
-            spec.options.add(name=name, value=_option_value(name, self.options[name]))
+        for name in sorted(options):
+            spec.options.add(name=name, value=_option_value(name, options[name]))
         for entry in self.rewrites:
             rewrite = Rewrite(*entry)
-            replacement = encode(_graph(rewrite.replacement))
             spec.rewrites.add(
-                pattern=encode(_graph(rewrite.pattern)).message(),
-                replacement=replacement.message(),
-                constants=[bytes(wire.tensor_bytes(each)) for each in constants_of(replacement)],
+                pattern=wire.encode(_graph(rewrite.pattern)).message(),
+                replacement=wire.encode(_graph(rewrite.replacement)).message(),
                 guards=[_guard(guard) for guard in rewrite.guards],
                 at_most=rewrite.at_most,
             )
-        spec.passes.extend(each.message(encode) for each in self.passes)
-        return spec
+        spec.passes.extend(each.message() for each in self.passes)
+        object.__setattr__(self, "_message", spec)
+        object.__setattr__(self, "_identity", spec.SerializeToString(deterministic=True))
 
-    def replacements(self) -> Iterator[GraphModule]:
-        """The replacements, those of inner passes included."""
-        for pair in self.rewrites:
-            yield _graph(pair[1])
-        for each in self.passes:
-            yield from each.replacements()
+    def message(self) -> pb.PassSpec:
+        """The spec as it travels. It is shared: copy it before you change it."""
+        return self._message
+
+    @property
+    def identity(self) -> bytes:
+        """The same for all specs that ask for the same, names in patterns included."""
+        return self._identity
 
     def spelled(self) -> Spelled:
         """The spec for `spelling.spell`, without its rewrites."""
@@ -115,11 +116,6 @@ class PassSpec:
             yield _graph(pair[1])
         for each in self.passes:
             yield from each.graphs()
-
-    def without_graphs(self) -> PassSpec:
-        """The spec with its names and options only."""
-        inner = tuple(each.without_graphs() for each in self.passes)
-        return replace(self, rewrites=(), passes=inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,17 +171,8 @@ def replace_pattern(
     return PassSpec("replace_pattern", MappingProxyType(dict(options)), pairs)
 
 
-def constants_of(replacement: wire.EncodedGraph) -> list[torch.Tensor]:
-    """The tensors that a replacement reads, in the order in which they travel."""
-    return [each for each in replacement.attributes[0] if isinstance(each, torch.Tensor)]
-
-
-def messages(passes: Iterable[str | PassSpec], encode: Encoder = wire.encode) -> list[pb.PassSpec]:
+def messages(passes: Iterable[str | PassSpec]) -> list[pb.PassSpec]:
     """Passes as they travel; a string is the name of a pass with default options.
-
-    Args:
-        passes: Names and specs.
-        encode: Writes a pattern or a replacement.
 
     Raises:
         LazyfxError: An entry is neither a string nor a PassSpec.
@@ -195,7 +182,7 @@ def messages(passes: Iterable[str | PassSpec], encode: Encoder = wire.encode) ->
         if isinstance(given, str):
             specs.append(pb.PassSpec(name=given))
         elif isinstance(given, PassSpec):
-            specs.append(given.message(encode))
+            specs.append(given.message())
         else:
             raise LazyfxError(
                 f"passes: {given!r} is neither a pass name nor a PassSpec; "
@@ -210,6 +197,10 @@ def _graph(traceable: Traceable | GraphModule) -> GraphModule:
 
 def _guard(guard: InputGuard) -> pb.InputGuard:
     return pb.InputGuard(input=guard.input, dtypes=guard.dtypes, rank=guard.rank, shape=guard.shape)
+
+
+def _frozen(value: Option) -> Option:
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _option_value(name: str, value: Option) -> pb.OptionValue:

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lazyfx import memory, wire
 from lazyfx.capture import Captured, Captures, Compilable, ExampleInputs
 from lazyfx.errors import LazyfxError
-from lazyfx.pass_memory import PassList, PassMemory
+from lazyfx.pass_memory import PassMemory, Requests
 from lazyfx.passes import USUAL, Modes, PassSpec
 from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
 from lazyfx.uploading import Blob
@@ -21,8 +21,6 @@ from lazyfx.v1 import graph_pb2
 
 # Below this size a graph goes along with its first request: a second round trip costs more.
 INLINE_BYTES = 100_000
-# Requests remembered for each client; then the memory starts anew.
-_MOST_REQUESTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +30,14 @@ class Prepared:
     Attributes:
         captured: The caller's graph.
         encoded: The same on the wire.
-        request: By digest, without the graph.
-        still_current: Tells whether the graph and the passes are unchanged since they were
-            encoded; None when that is known already.
+        requests: How it is asked for.
+        still_current: Tells whether the graph is unchanged since it was encoded; None when
+            that is known already.
     """
 
     captured: Captured
     encoded: wire.EncodedGraph
-    request: pb.CompileRequest
+    requests: Requests
     still_current: Callable[[], bool] | None
 
 
@@ -48,7 +46,6 @@ class Preparer:
 
     def __init__(self) -> None:
         self._captures = Captures()
-        self._reads: dict[bytes, tuple[str, ...]] = {}
         self._passes = PassMemory()
         # By identity: tensors compare by value.
         self._digests: MutableMapping[torch.Tensor, tuple[tuple[object, ...], graph_pb2.Digest]] = (
@@ -82,33 +79,18 @@ class Preparer:
         captured = self._captures.capture(what, example_inputs)
         module = captured.module
         remembered = None if fresh else memory.recall(module)
-        pass_list = self._passes.get(tuple(passes), modes, current=remembered is None)
-        still_current: Callable[[], bool] | None = None
+        requests_of = self._passes.get(tuple(passes), modes).requests
         if remembered is None:
-            encoded = memory.encode(module)
+            encoded, still_current = memory.encode(module), None
         else:
             encoded, still_current = remembered.encoded, remembered.is_current
-            if not pass_list.is_plain:
-                still_current = partial(_are_current, remembered, pass_list)
-        request = pass_list.request(encoded)
-        prepared = Prepared(captured, encoded, request, still_current)
-        if self._reads:
-            reads = self._reads.get(request.SerializeToString(deterministic=True))
-            if reads:
-                with_values, _ = self.supply(prepared, request, reads)
-                prepared = replace(prepared, request=with_values)
+        requests = requests_of(encoded)
+        prepared = Prepared(captured, encoded, requests, still_current)
+        if requests.reads:
+            # Tensors change where they are: no token stands for their values.
+            with_values, _ = self.supply(prepared, requests.whole, requests.reads)
+            prepared = replace(prepared, requests=Requests(with_values))
         return prepared
-
-    def remember_reads(self, request: pb.CompileRequest, subjects: Sequence[str]) -> None:
-        """Take note of the values that a request turned out to need.
-
-        The next time they are bound at once, which spares a round trip.
-        """
-        values = tuple(s for s in subjects if s.startswith(VALUE_SUBJECT))
-        if values:
-            if len(self._reads) >= _MOST_REQUESTS:
-                self._reads.clear()
-            self._reads[request.SerializeToString(deterministic=True)] = values
 
     def supply(
         self, prepared: Prepared, request: pb.CompileRequest, subjects: Sequence[str]
@@ -161,7 +143,3 @@ class Preparer:
                 "which is not a tensor of this graph"
             )
         return tensor
-
-
-def _are_current(remembered: memory.Remembered, pass_list: PassList) -> bool:
-    return remembered.is_current() and pass_list.is_current()

@@ -100,18 +100,17 @@ class Client:
         with self._preparing:
             prepared = self._client.prepare(what, wanted, example_inputs, modes=modes)
         if prepared.still_current is not None and not skip_cache_lookup:
-            asked = self._loop.start(self._client.ask(prepared, timeout))
-            if prepared.still_current():
-                return self._handle(prepared, self._loop.wait(asked))
-            asked.cancel()
+            answer = self._loop.run(self._client.ask_if_current(prepared, timeout))
+            if answer is not None:
+                return self._handle(prepared, answer)
             with self._preparing:
                 prepared = self._client.prepare(
                     what, wanted, example_inputs, modes=modes, fresh=True
                 )
-        asked = self._loop.start(
+        answer = self._loop.run(
             self._client.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
         )
-        return self._handle(prepared, self._loop.wait(asked))
+        return self._handle(prepared, answer)
 
     def _handle(self, prepared: Prepared, response: pb.CompileResponse) -> RemoteModule:
         return RemoteModule(self._loop, self._client.handle(prepared, response))

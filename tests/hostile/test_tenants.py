@@ -99,6 +99,17 @@ def test_another_tenant_s_graph_is_unknown_and_compiling_it_is_a_miss(
     assert own.module_key != made.module_key
 
 
+def test_another_tenant_s_request_token_stands_for_nothing(alice: Caller, bob: Caller) -> None:
+    alice.Compile(compile_request(graph_of(2.75), DCE))
+    known = alice.Compile(compile_request(graph_of(2.75), DCE, inline=False))
+    token = pb.CompileRequest(request_token=known.request_token)
+    assert alice.Compile(token).cache.status == pb.CACHE_STATUS_HIT
+    told = refused(lambda: bob.Compile(token))
+    nobodys = refused(lambda: bob.Compile(pb.CompileRequest(request_token=bytes(32))))
+    assert told.missing == (f"requests/{known.request_token.hex()}",)
+    assert (told.code, told.message) == (nobodys.code, nobodys.message)
+
+
 def test_another_tenant_s_values_are_missing(alice: Caller, bob: Caller) -> None:
     digest = _upload(alice, b"alice's weights")
     asked = pb.FindMissingBlobsRequest(digests=[digest])

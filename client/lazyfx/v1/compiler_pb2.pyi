@@ -326,7 +326,6 @@ class Rewrite(google.protobuf.message.Message):
     REPLACEMENT_FIELD_NUMBER: builtins.int
     GUARDS_FIELD_NUMBER: builtins.int
     AT_MOST_FIELD_NUMBER: builtins.int
-    CONSTANTS_FIELD_NUMBER: builtins.int
     at_most: builtins.int
     """Replace at most this many places, the first in graph order; 0 for all."""
     @property
@@ -337,12 +336,6 @@ class Rewrite(google.protobuf.message.Message):
     def guards(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___InputGuard]:
         """What inputs of the pattern must be for a place to match; all of them hold."""
 
-    @property
-    def constants(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """The elements of the tensors that the replacement reads, row-major and little-endian, in the
-        order of its root graph's attributes; none when it reads none. They are part of the result.
-        """
-
     def __init__(
         self,
         *,
@@ -350,10 +343,9 @@ class Rewrite(google.protobuf.message.Message):
         replacement: lazyfx.v1.graph_pb2.Graph | None = ...,
         guards: collections.abc.Iterable[Global___InputGuard] | None = ...,
         at_most: builtins.int = ...,
-        constants: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["pattern", b"pattern", "replacement", b"replacement"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["at_most", b"at_most", "constants", b"constants", "guards", b"guards", "pattern", b"pattern", "replacement", b"replacement"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_most", b"at_most", "guards", b"guards", "pattern", b"pattern", "replacement", b"replacement"]) -> None: ...
 
 Global___Rewrite: typing_extensions.TypeAlias = Rewrite
 
@@ -437,6 +429,7 @@ class CompileRequest(google.protobuf.message.Message):
     SKIP_CACHE_LOOKUP_FIELD_NUMBER: builtins.int
     EAGER_FIELD_NUMBER: builtins.int
     VERIFY_FIELD_NUMBER: builtins.int
+    REQUEST_TOKEN_FIELD_NUMBER: builtins.int
     skip_cache_lookup: builtins.bool
     """Compile even if a result is stored, and store the new one (to repair an entry)."""
     eager: builtins.bool
@@ -447,6 +440,12 @@ class CompileRequest(google.protobuf.message.Message):
     """Run the graph before and after each pass on random inputs, in the worker, and refuse a
     pass that changed a result. Needs shapes of the inputs; tensors whose values the worker
     does not have are random too. Part of the key.
+    """
+    request_token: builtins.bytes
+    """Instead of everything above: the token of a request that this server answered, so that
+    asking again costs one small message. A server that does not know it, or has not kept the
+    module, answers FAILED_PRECONDITION with a MISSING violation ("requests/<token in hex>");
+    then send the request itself.
     """
     @property
     def graph_digest(self) -> lazyfx.v1.graph_pb2.Digest:
@@ -476,9 +475,10 @@ class CompileRequest(google.protobuf.message.Message):
         skip_cache_lookup: builtins.bool = ...,
         eager: builtins.bool = ...,
         verify: builtins.bool = ...,
+        request_token: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["graph", b"graph", "graph_digest", b"graph_digest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["eager", b"eager", "graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values", "verify", b"verify"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["eager", b"eager", "graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "request_token", b"request_token", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values", "verify", b"verify"]) -> None: ...
 
 Global___CompileRequest: typing_extensions.TypeAlias = CompileRequest
 
@@ -518,8 +518,13 @@ class CompileResponse(google.protobuf.message.Message):
     REPORT_FIELD_NUMBER: builtins.int
     RENDERED_FIELD_NUMBER: builtins.int
     CONSTANTS_FIELD_NUMBER: builtins.int
+    REQUEST_TOKEN_FIELD_NUMBER: builtins.int
     module_key: builtins.bytes
     """Names the compiled module in GetArtifact. 32 bytes."""
+    request_token: builtins.bytes
+    """Stands for a request without a graph, for the same caller, while this server runs; see
+    CompileRequest.request_token. Opaque, 32 bytes.
+    """
     @property
     def cache(self) -> Global___CacheResult: ...
     @property
@@ -540,9 +545,10 @@ class CompileResponse(google.protobuf.message.Message):
         report: Global___CompileReport | None = ...,
         rendered: collections.abc.Iterable[Global___ArtifactKind.ValueType] | None = ...,
         constants: collections.abc.Iterable[lazyfx.v1.graph_pb2.Digest] | None = ...,
+        request_token: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["cache", b"cache", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cache", b"cache", "constants", b"constants", "module_key", b"module_key", "rendered", b"rendered", "report", b"report"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cache", b"cache", "constants", b"constants", "module_key", b"module_key", "rendered", b"rendered", "report", b"report", "request_token", b"request_token"]) -> None: ...
 
 Global___CompileResponse: typing_extensions.TypeAlias = CompileResponse
 
@@ -1673,7 +1679,6 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     NATIVE_FIELD_NUMBER: builtins.int
     IDENTIFICATION_FIELD_NUMBER: builtins.int
     SANDBOX_FIELD_NUMBER: builtins.int
-    ADDED_TARGETS_FIELD_NUMBER: builtins.int
     lazyfx_version: builtins.str
     torch_version: builtins.str
     python_version: builtins.str
@@ -1707,10 +1712,6 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     def sandbox(self) -> Global___SandboxStatus:
         """How the workers that run passes are confined."""
 
-    @property
-    def added_targets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Functions and Tensor methods that the operator added to the table of targets, by name."""
-
     def __init__(
         self,
         *,
@@ -1729,10 +1730,9 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         native: Global___NativeTarget | None = ...,
         identification: builtins.str = ...,
         sandbox: Global___SandboxStatus | None = ...,
-        added_targets: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["native", b"native", "sandbox", b"sandbox", "uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["added_targets", b"added_targets", "artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
 

@@ -23,7 +23,6 @@ import torch.overrides
 
 from lazyfx.errors import DecodeError, UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import added_targets, schemas
 from lazyfx.wire import target_lists as lists
 from lazyfx.wire.twins import TWINS, twin_name
 
@@ -55,7 +54,6 @@ def functions() -> dict[str, Callable[..., Any]]:
     table.update(TWINS)
     for name in lists.DENIED_FUNCTIONS:
         table.pop(name, None)
-    table.update(added_targets.FUNCTIONS)
     return table
 
 
@@ -134,7 +132,7 @@ def methods() -> frozenset[str]:
         and callable(getattr(torch.Tensor, name, None))
     }
     dunders = {name for name in lists.METHOD_DUNDERS if hasattr(torch.Tensor, name)}
-    return frozenset(public | dunders | lists.OTHER_METHODS | added_targets.METHODS)
+    return frozenset(public | dunders | lists.OTHER_METHODS)
 
 
 def _find_operator(name: str) -> torch._ops.OpOverload | None:
@@ -213,8 +211,9 @@ def find(kind: int, name: str) -> Callable[..., Any] | str:
 def name_of(target: object) -> Key | None:
     """Kind and wire name of a callable, or None when a graph may not name it."""
     if isinstance(target, torch._ops.OpOverload):
-        name = schemas.facts(target).name
-        return (pb.TARGET_KIND_OPERATOR, name) if _find_operator(name) is target else None
+        schema = target._schema
+        key = (pb.TARGET_KIND_OPERATOR, f"{schema.name}.{schema.overload_name or 'default'}")
+        return key if _find_operator(key[1]) is target else None
     if isinstance(target, torch._ops.OpOverloadPacket):
         name = target._qualified_op_name
         return (pb.TARGET_KIND_OPERATOR_PACKET, name) if _find_packet(name) is target else None
@@ -232,6 +231,18 @@ def name_of(target: object) -> Key | None:
     return None if function is None else (pb.TARGET_KIND_FUNCTION, function)
 
 
+def argument_place(target: object, name: str) -> int | None:
+    """Position of the argument of an operator that is called `name`, if it has one."""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        overloads = target.overloads()
+        target = getattr(target, overloads[0]) if overloads else None
+    if isinstance(target, torch._ops.OpOverload):
+        for place, argument in enumerate(target._schema.arguments):
+            if argument.name == name:
+                return place
+    return None
+
+
 def _bound_builtin_name(target: types.BuiltinMethodType) -> str | None:
     for module in lists.FUNCTION_MODULES:
         name = f"{module}.{target.__name__}"
@@ -245,12 +256,6 @@ def _literal_rules() -> dict[int, tuple[int, int, frozenset[str]]]:
     """Callables that look a name up: argument count, place of the name, allowed names."""
     table = functions()
     return {id(table[name]): rule for name, rule in lists.LOOKUPS.items() if name in table}
-
-
-def forget() -> None:
-    """Build the tables again when they are next used."""
-    for table in (functions, _function_names, methods, _literal_rules):
-        table.cache_clear()
 
 
 def looks_up(target: object) -> bool:

@@ -53,6 +53,14 @@ class CompiledModule:
             self._hit = self.answer(pb.CACHE_STATUS_HIT, None)
         return self._hit
 
+    def hit_with(self, token: bytes) -> pb.CompileResponse:
+        """The answer to a hit, with the token of the request if it has one."""
+        if not token:
+            return self.hit
+        response = pb.CompileResponse(request_token=token)
+        response.MergeFrom(self.hit)
+        return response
+
     def answer(self, status: pb.CacheStatus.ValueType, miss: Miss | None) -> pb.CompileResponse:
         """Build an answer about this module."""
         cache = pb.CacheResult(status=status)

@@ -38,6 +38,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 # Requests by digest that are remembered as read and found to be well formed.
 _KNOWN_REQUESTS = 4096
 _NO_REQUEST = pb.CompileRequest()
+_TOKEN_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Compiler:
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
         arrived = time.perf_counter()
-        wanted = self._read(request, tenant, arrived)
+        token, wanted = self._read(request, tenant, arrived)
         damaged = False
         if not request.skip_cache_lookup:
             found = await self._catalog.find(tenant, wanted.digest)
@@ -120,7 +121,9 @@ class Compiler:
                 self._observer.observe(LookupMade("hit", tenant=whose))
                 self._observer.observe(Reused(found.report.seconds, whose))
                 self._observer.observe(OverheadSpent("key", spent, whose))
-                return found.hit
+                return found.hit if request.request_token else found.hit_with(token)
+            if request.request_token:
+                raise _unknown(token)
             damaged = found.damaged
         # What was remembered of the request is not the request itself.
         wanted = replace(wanted, request=request, arrived=arrived)
@@ -154,16 +157,32 @@ class Compiler:
         """Wait until no compile is under way."""
         await self._flights.land_all()
 
-    def _read(self, request: pb.CompileRequest, tenant: Tenant, arrived: float) -> _Wanted:
-        """Its key, and what else is the same for every equal request."""
+    def _read(
+        self, request: pb.CompileRequest, tenant: Tenant, arrived: float
+    ) -> tuple[bytes, _Wanted]:
+        """A token for the request, if it can have one, and what is wanted."""
+        if request.request_token:
+            return request.request_token, self._recall(request, tenant)
         if request.HasField("graph"):
-            return self._check(request, tenant, arrived)
+            return b"", self._check(request, tenant, arrived)
         # Without a graph a request says little, and says the same when it is a hit again.
-        written = hashlib.sha256(tenant.tag + request.SerializeToString()).digest()
-        known: _Wanted | None = self._known.get(written)
+        token = hashlib.sha256(tenant.tag + request.SerializeToString()).digest()
+        known: _Wanted | None = self._known.get(token)
         if known is None:
             known = replace(self._check(request, tenant, arrived), request=_NO_REQUEST)
-            self._known[written] = known
+            self._known[token] = known
+        return token, known
+
+    def _recall(self, request: pb.CompileRequest, tenant: Tenant) -> _Wanted:
+        if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
+            raise InvalidRequestError.of_field(
+                "request_token",
+                f"has {_TOKEN_BYTES} bytes and stands for a whole request; "
+                "leave every other field out",
+            )
+        known: _Wanted | None = self._known.get(request.request_token)
+        if known is None or known.tenant != tenant:
+            raise _unknown(request.request_token)
         return known
 
     def _check(self, request: pb.CompileRequest, tenant: Tenant, arrived: float) -> _Wanted:
@@ -276,3 +295,10 @@ class Compiler:
                 tenant=wanted.tenant.name,
             )
         )
+
+
+def _unknown(token: bytes) -> MissingError:
+    return MissingError(
+        "the token stands for no module that is kept here (any more); send the request itself",
+        [f"requests/{token.hex()}"],
+    )

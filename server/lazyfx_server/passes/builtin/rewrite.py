@@ -164,9 +164,7 @@ def _template(module: GraphModule, replacement: GraphModule, guard: _Guard) -> G
             path = str(target)
             if path not in paths:
                 paths[path] = _free_name(module, guard)
-                value = attribute_at(replacement, path)
-                assert isinstance(value, torch.Tensor)
-                guard.attributes[paths[path]] = value.detach()  # a constant, parameter or not
+                guard.attributes[paths[path]] = attribute_at(replacement, path)
             target = paths[path]
         made[node] = template.create_node(
             node.op,
