@@ -159,11 +159,21 @@ def test_guards_about_more_sizes_than_the_graph_has_are_refused() -> None:
         shapes.read_guards(message, symbols)
 
 
-def test_inputs_that_share_memory_are_refused() -> None:
-    graph = torch.fx.symbolic_trace(lambda x, y: (x + y,))
+def test_inputs_may_share_memory_unless_it_is_written() -> None:
     base = torch.randn(8)
-    with pytest.raises(UnsupportedGraphError, match="share memory"):
-        flatten(graph, [base[:4], base[4:]])
+    inputs = [base[:4], base[4:]]
+    flatten(torch.fx.symbolic_trace(lambda x, y: (x + y,)), inputs)
+    flatten(torch.fx.symbolic_trace(lambda x, y: (torch.empty_like(x).copy_(y),)), inputs)
+    for writing in (
+        lambda x, y: (x.view(2, 2).add_(1), y),
+        lambda x, y: (torch.add(x, 1, out=y),),
+        lambda x, y: (
+            torch.nn.functional.batch_norm(torch.ones(3, 4), x, y, training=True, momentum=0.5),
+        ),
+    ):
+        graph = torch.fx.symbolic_trace(writing)
+        with pytest.raises(UnsupportedGraphError, match="share memory"):
+            flatten(graph, inputs)
 
 
 def test_tensors_of_the_graph_become_inputs() -> None:

@@ -61,3 +61,11 @@ def test_packages_are_made_without_reading_values() -> None:
     assert settings["aot_inductor.package_constants_on_disk_format"] is None
     assert settings["aot_inductor.use_runtime_constant_folding"] is False
     assert callable(server_names.compile_package)
+
+
+def test_dynamo_can_be_asked_to_fix_floats() -> None:
+    assert issubclass(torch_names.TensorifyScalarRestartAnalysis, torch._dynamo.exc.RestartAnalysis)
+    torch_names.TensorifyState.specialize("zf7")
+    assert torch_names.TensorifyState.should_specialize("zf7")
+    torch_names.TensorifyState.clear()
+    assert not torch_names.backed_values(torch.fx.experimental.symbolic_shapes.ShapeEnv())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -53,3 +54,49 @@ def test_passes_run_before_inductor(native_server: Any) -> None:
     remote = train(model, batches(), torch.compile(model, backend="lazyfx", options=options))
     assert lazyfx.backend_report().remote == 1
     assert_same(remote, train(Net(width=52), batches()))
+
+
+class WithFloats(nn.Module):
+    """Its scale and its norm's epsilon are floats, which dynamic=True makes inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.scale = 0.5
+        self.first = nn.Linear(8, 4)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.first(x) * self.scale)
+
+
+def test_floats_of_modules_with_every_size_dynamic(native_server: Any) -> None:
+    model = WithFloats()
+    options = remote_options(native_server)
+    compiled = torch.compile(model, backend="lazyfx", dynamic=True, options=options)
+    remote = train(model, batches((6, 9, 6)), compiled)
+    assert [graph.outcome for graph in lazyfx.backend_report().graphs] == ["remote"]
+    assert_same(remote, train(WithFloats(), batches((6, 9, 6))))
+
+
+def test_a_float_that_keeps_changing_is_left_to_this_process(
+    native_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lazyfx.backend.floats._MOST_VALUES", 0)
+    options = {"address": native_server.address, "on_error": "eager"}
+    model = WithFloats()
+    with pytest.warns(lazyfx.FallbackWarning, match="changes from call to call"):
+        torch.compile(model, backend="lazyfx", dynamic=True, options=options)(batches()[0])
+    assert lazyfx.backend_report().graphs[0].outcome == "eager"
+
+
+def test_inputs_that_share_memory(native_server: Any) -> None:
+    def half_sums(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x.sin() + y.cos()).sum()
+
+    whole = torch.randn(8, 4, requires_grad=True)
+    compiled = torch.compile(half_sums, backend="lazyfx", options=remote_options(native_server))
+    (found,) = torch.autograd.grad(compiled(whole[:4], whole[2:6]), whole)
+    (expected,) = torch.autograd.grad(half_sums(whole[:4], whole[2:6]), whole)
+    assert lazyfx.backend_report().remote == 1
+    torch.testing.assert_close(found, expected)

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from torch.fx import GraphModule
 
 from lazyfx.backend.agreement import DisagreementError, Verdict, agree
+from lazyfx.backend.floats import FixedFloats
 from lazyfx.backend.local import compile_here
 from lazyfx.backend.options import BackendOptions, read_options
 from lazyfx.backend.remote import Answer, Question, ask, make_question
@@ -18,9 +19,12 @@ from lazyfx.backend.reporting import Outcome, records
 from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.swapping import Swapping
 from lazyfx.backend.watching import watched
-from lazyfx.errors import LazyfxError, ServiceError
+from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
 
 Runnable = Callable[..., Any]
+
+# dynamo calls the backend anew for each try at a frame; what it was told is kept for the process.
+floats: Final = FixedFloats()
 
 
 def compile_graph(
@@ -44,8 +48,16 @@ def compile_graph(
     Raises:
         ValueError: An option has a value that it does not take.
         LazyfxError: The server could not help, and `on_error` is "raise".
+        TensorifyScalarRestartAnalysis: For dynamo, which then traces the frame again.
     """
-    return _Graph(module, example_inputs, read_options(options, mode)).compile()
+    chosen = read_options(options, mode)
+    refusal: LazyfxError | None = None
+    if chosen.compile == "inductor":
+        try:
+            floats.fix(module)
+        except UnsupportedGraphError as error:
+            refusal = error
+    return _Graph(module, example_inputs, chosen, refusal).compile()
 
 
 @dataclass
@@ -55,6 +67,7 @@ class _Graph:
     module: GraphModule
     inputs: Sequence[Any]
     options: BackendOptions
+    refusal: LazyfxError | None = None
     started: float = field(default_factory=time.perf_counter)
     digest: str = ""
     divergence: str = ""
@@ -65,6 +78,7 @@ class _Graph:
         error: Exception | None = None
         cache = ""
         try:
+            self._require_fit()
             session = session_for(self.options.address)
             session.require_present()
             question = make_question(self.module, self.inputs, self.options)
@@ -84,6 +98,10 @@ class _Graph:
             return self._without(error)
         self._record("remote", cache=cache)
         return call
+
+    def _require_fit(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     def _agreed(self, error: Exception | None) -> Exception | None:
         """What all ranks decide; the error of this rank is kept when it has one."""

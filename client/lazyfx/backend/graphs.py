@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lazyfx.backend.writes import writes_into_inputs
 from lazyfx.errors import UnsupportedGraphError
 
 
@@ -42,7 +43,7 @@ def flatten(module: GraphModule, example_inputs: Sequence[Any]) -> FlatGraph:
         UnsupportedGraphError: The graph calls modules, or its inputs are of kinds whose
             behaviour a description does not tell.
     """
-    _check_inputs(example_inputs)
+    _check_inputs(module, example_inputs)
     graph = Graph()
     copies: dict[Node, Node] = {}
     own: dict[str, Node] = {}
@@ -90,13 +91,16 @@ def _description(node: Node, example: Any, mode: FakeTensorMode) -> Any:
     return example
 
 
-def _check_inputs(inputs: Sequence[Any]) -> None:
+def _check_inputs(module: GraphModule, inputs: Sequence[Any]) -> None:
     """Refuse what a description does not tell.
+
+    Inputs may share memory as long as nothing is written there.
 
     Raises:
         UnsupportedGraphError: Says what, and which input.
     """
     storages: dict[int, int] = {}
+    shared: tuple[int, int] | None = None
     for number, value in enumerate(inputs):
         if not isinstance(value, torch.Tensor):
             continue
@@ -110,10 +114,12 @@ def _check_inputs(inputs: Sequence[Any]) -> None:
             continue
         other = storages.setdefault(storage._cdata, number)  # noqa: SLF001 - storages have no other identity
         if other != number:
-            raise UnsupportedGraphError(
-                f"inputs {other} and {number} share memory",
-                remedy="pass copies of them, or compile the code that makes them too",
-            )
+            shared = shared or (other, number)
+    if shared and writes_into_inputs(module, inputs):
+        raise UnsupportedGraphError(
+            f"inputs {shared[0]} and {shared[1]} share memory, and one is written to",
+            remedy="pass copies of them, or compile the code that makes them too",
+        )
 
 
 def _is_subclass(value: object) -> bool:

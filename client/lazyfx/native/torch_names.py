@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import sympy
 import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._dynamo.symbolic_convert import TensorifyState
 from torch._inductor import list_mode_options
 from torch._inductor.codecache import CppCodeCache, torch_key
 from torch._inductor.cpu_vec_isa import pick_vec_isa, supported_vec_isa_list, x86_isa_checker
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.standalone_compile import AOTCompiledArtifact
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 __all__ = [
     "AOTCompiledArtifact",
     "CppCodeCache",
+    "SymT",
+    "TensorifyScalarRestartAnalysis",
+    "TensorifyState",
+    "backed_values",
     "cache_dir",
     "default_setting",
     "functorch_config",
@@ -24,6 +33,7 @@ __all__ = [
     "pick_vec_isa",
     "portable_configuration",
     "supported_vec_isa_list",
+    "symbol_is_type",
     "torch_key",
     "x86_isa_checker",
 ]
@@ -48,3 +58,9 @@ def portable_configuration() -> dict[str, Any]:
 def default_setting(name: str) -> Any:
     """The default of a setting of Inductor, as it is without environment and patches."""
     return getattr(inductor_config, "_config")[name].default  # noqa: B009 - made at run time
+
+
+def backed_values(env: ShapeEnv) -> Mapping[sympy.Symbol, Any]:
+    """What symbols stand for in the call that is traced; torch 2.13 has renamed it."""
+    known: Mapping[sympy.Symbol, Any] = getattr(env, "backed_var_to_val", None) or env.var_to_val
+    return known
