@@ -20,9 +20,9 @@ from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import Provenance, Verifier
 
-# A first try by digest, one with the graph, one with values, one for luck: a server that
+# A first try by token, then by digest, with the graph, with values, one for luck: a server that
 # still misses something after these misbehaves.
-_MOST_TRIES = 4
+_MOST_TRIES = 5
 
 
 class AsyncClient:
