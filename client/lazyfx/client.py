@@ -299,7 +299,7 @@ class AsyncClient:
                 tries_left -= 1
                 if not tries_left:
                     raise
-                if request is requests.short:
+                if request.request_token:
                     requests.short, request = None, requests.whole
                 else:
                     values = [s for s in missing.subjects if s.startswith(VALUE_SUBJECT)]

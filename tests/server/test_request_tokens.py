@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import torch
 from harness import CSE, DCE, compile_request, connected, graph_of, refused
@@ -89,3 +91,15 @@ def test_a_client_outlives_the_server_that_gave_it_a_token(launch):
         handle = client.compile(module, [DCE])
         assert handle.cache.status == "hit"
         assert torch.equal(handle(x), module(x))
+
+
+async def test_many_at_a_time_outlive_it_too(launch):
+    module = graph_of(6.0)
+    server = launch("--workers", "1")
+    async with lazyfx.connect_async(server.address) as client:
+        for _ in range(3):
+            await client.compile(module, [DCE])
+        server.stop()
+        launch("--workers", "1", "--listen", server.address)
+        handles = await asyncio.gather(*(client.compile(module, [DCE]) for _ in range(8)))
+    assert {handle.cache.status for handle in handles} == {"hit"}
