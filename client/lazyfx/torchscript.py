@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch._ops import OpOverload
@@ -44,10 +46,17 @@ def script_module(eager: GraphModule) -> bytes:
     return buffer.getvalue()
 
 
-def eager_copy(module: GraphModule) -> GraphModule:
+Generation = Callable[[Graph], AbstractContextManager[None]]
+
+
+def eager_copy(module: GraphModule, generation: Generation | None = None) -> GraphModule:
     """An eager copy: plain calling convention, no annotations, operators without overloads.
 
     Code is generated and compiled once for it and once for each GraphModule inside.
+
+    Args:
+        module: What to copy.
+        generation: Is around the generation of each graph's code; a server looks at it there.
     """
     graph = Graph()
     result = graph.graph_copy(module.graph, {})
@@ -56,10 +65,11 @@ def eager_copy(module: GraphModule) -> GraphModule:
         node.type = None
         if isinstance(node.target, OpOverload):
             node.target = node.target.overloadpacket
-    eager = GraphModule(module, graph, class_name=type(module).__name__)
+    with nullcontext() if generation is None else generation(graph):
+        eager = GraphModule(module, graph, class_name=type(module).__name__)
     for path, child in list(eager.named_children()):
         if isinstance(child, GraphModule):
-            setattr(eager, path, eager_copy(child))
+            setattr(eager, path, eager_copy(child, generation))
     return eager
 
 

@@ -22,6 +22,7 @@ from lazyfx_server.lazy.module import (
     note_performed_together,
 )
 from lazyfx_server.lazy.picture import draw
+from lazyfx_server.security.written import checked_generation
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _MEDIA_TYPES = {
@@ -79,7 +80,7 @@ def scripted(module: GraphModule, ledger: RecompileLedger) -> bytes:
     """
     _refuse_values_elsewhere(module, "script it beside them: RemoteModule.save_torchscript")
     started = perf_counter()
-    eager = eager_copy(module)
+    eager = eager_copy(module, checked_generation)
     seconds = perf_counter() - started
     with ledger.because("torchscript"):
         note_performed_together(eager, ledger, seconds, executed=True)
