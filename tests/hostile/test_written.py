@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule
 
 from lazyfx_server.lazy import RecompileLedger, make_lazy
 from lazyfx_server.lazy.module import generate_source
+from lazyfx_server.lazy.render import scripted
 from lazyfx_server.security.written import SourceMismatchError, check_source
 
 
@@ -139,6 +140,21 @@ def test_a_lazy_module_never_runs_what_its_graph_does_not_say(monkeypatch) -> No
     assert not hasattr(torch, "ran")
     monkeypatch.undo()
     assert torch.equal(module(torch.ones(2), torch.ones(2)), torch.tensor([-2.0, -1.0]))
+
+
+def test_no_torchscript_is_made_of_what_its_graph_does_not_say(monkeypatch) -> None:
+    module = torch.fx.symbolic_trace(lambda x: torch.relu(x) * 2)
+    honest = Graph.python_code
+
+    def lying(self, *args, **kwargs):
+        generated = honest(self, *args, **kwargs)
+        generated.src = generated.src.replace("* 2", "* 3")
+        return generated
+
+    assert b"relu" in scripted(module, RecompileLedger())
+    monkeypatch.setattr(Graph, "python_code", lying)
+    with pytest.raises(SourceMismatchError):
+        scripted(module, RecompileLedger())
 
 
 def test_checked_source_arrives(client, tmp_path) -> None:
