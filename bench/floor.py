@@ -6,6 +6,9 @@ usable (names, lookup table, length), without a message, checks, values or a mod
 - in a loop over rows, arguments put in by `map_arg`: what a reader has to do at least;
 - as straight-line code written for this one graph, everything in local variables: what no
   reader can do.
+
+`whole` adds what a reader also has to deliver: a value in the metadata of each node that has
+one, and a module around the graph.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.immutable_collections import immutable_list
 from torch.fx.node import map_arg
 
@@ -32,6 +37,21 @@ def looped(module: GraphModule) -> Callable[[], Graph]:
             made[old] = node
             _enter(graph, node, name)
         return graph
+
+    return make
+
+
+def whole(module: GraphModule) -> Callable[[], GraphModule]:
+    """Makes the nodes in a loop, gives them values, and puts a module around them."""
+    loop = looped(module)
+    values = [node.meta.get("val") for node in module.graph.nodes]
+
+    def make() -> GraphModule:
+        graph = loop()
+        for node, value in zip(graph.nodes, values, strict=True):
+            if value is not None:
+                node.meta["val"] = value
+        return _LazyGraphModule(nn.Module(), graph)
 
     return make
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import namedtuple
 from typing import Any
 
+import captures
 import pytest
 import torch
 from graphs import LazyModule, call
 from torch import nn
+from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_functional
 from torch.fx import Graph, GraphModule
+from torch.testing._internal.two_tensor import TwoTensor
 
 from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
@@ -47,6 +51,54 @@ def test_an_argument(argument: Any, reason: str, remedy: str) -> None:
     assert caught.value.node == "add_tensor"
     assert reason in caught.value.reason
     assert remedy in caught.value.remedy
+
+
+class MarkedFunction(nn.Module):
+    """A function that dynamo does not look into, and that takes a type of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return halves(Halves(x, x + 1))
+
+
+@dataclasses.dataclass
+class Halves:
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+torch.export.register_dataclass(Halves)
+
+
+@torch._dynamo.nonstrict_trace
+def halves(given: Halves) -> torch.Tensor:
+    return given.left * given.right
+
+
+@torch._dynamo.allow_in_graph
+def kept_whole(x: torch.Tensor) -> torch.Tensor:
+    return x.sin()
+
+
+class Subclass(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+def test_what_is_the_callers_own_is_refused_with_a_way_out() -> None:
+    two = TwoTensor(torch.randn(3), torch.randn(3))
+    (marked,) = captures.dynamo(MarkedFunction(), {"x": torch.randn(3)})
+    (subclass,) = captures.dynamo(Subclass(), {"x": two})
+    triton = call(target=triton_kernel_wrapper_functional, kernel_idx=0)
+    for module, words in (
+        (marked.module, ("custom_op", "--operator-modules")),
+        (subclass.module, ("TwoTensor", "AOTAutograd")),
+        (triton, ("triton_kernel_wrapper_functional", "within a custom operator")),
+        (call("x", target=kept_whole), ("kept_whole", "--operator-modules")),
+    ):
+        with pytest.raises(UnsupportedGraphError) as caught:
+            wire.encode(module)
+        assert caught.value.node
+        assert all(word in str(caught.value) for word in words), caught.value
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import symbols, targets
+from lazyfx.wire import symbols, targets, unknown_targets
 from lazyfx.wire.format import (
     DEVICE_TEXT,
     DTYPES,
@@ -166,7 +166,7 @@ def _refuse(argument: object) -> UnsupportedGraphError:
     elif isinstance(argument, torch.Tensor):
         remedy = "pass the tensor as an input, or register it as a buffer and read it by get_attr"
     elif callable(argument):
-        return targets.refuse(argument)
+        return unknown_targets.refuse(argument)
     else:
         remedy = "pass numbers, strings, torch dtypes, devices, or tuples, lists and dicts of these"
     return UnsupportedGraphError(f"an argument of type {label}", remedy=remedy)

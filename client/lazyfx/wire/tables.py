@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import row_memory, targets
+from lazyfx.wire import row_memory, targets, unknown_targets
 from lazyfx.wire.format import DEVICE_TYPES, DTYPES, LAYOUTS, MAX_DEPTH, MAX_INT64, MIN_INT64
 from lazyfx.wire.process_groups import Groups
 from lazyfx.wire.symbolic import ExpressionWriter, float_key
@@ -75,7 +75,7 @@ class Tables:
         if found is None:
             key = targets.name_of(target)
             if key is None:
-                raise targets.refuse(target)
+                raise unknown_targets.refuse(target)
             found = self.target_ids[id(target)] = self.named_target(key)
             self.groups.meet(target, found)
         return found

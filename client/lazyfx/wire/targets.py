@@ -21,7 +21,7 @@ import torch
 import torch._higher_order_ops  # registers the higher-order operators
 import torch.overrides
 
-from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import target_lists as lists
 from lazyfx.wire.twins import TWINS, twin_name
@@ -283,15 +283,3 @@ def sorts_dictionaries(target: pb.Target) -> bool:
     if target.kind == pb.TARGET_KIND_FUNCTION:
         return target.name.startswith("torch.")
     return target.kind in (pb.TARGET_KIND_OPERATOR, pb.TARGET_KIND_OPERATOR_PACKET)
-
-
-def refuse(target: object) -> UnsupportedGraphError:
-    """The error for a callable outside the allow-table."""
-    spelled = getattr(target, "__qualname__", None) or type(target).__qualname__
-    module = getattr(target, "__module__", None)
-    label = f"{module}.{spelled}" if module else spelled
-    return UnsupportedGraphError(
-        f"the callable {label} is not in the table of allowed targets",
-        remedy="use torch operators, torch.nn.functional, operator or math functions, or wrap "
-        "it as a custom operator (torch.library)",
-    )
