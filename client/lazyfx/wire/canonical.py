@@ -8,15 +8,16 @@ checks both: tables are read in the order in which their rows are first used.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError as ProtobufError
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire.canonical_rows import RowChecker
-from lazyfx.wire.columns import references, split_attributes
+from lazyfx.wire.columns import Column, column, first_uses, references, split_attributes
 
 
 def check_canonical(body: bytes) -> pb.GraphBody:
@@ -44,7 +45,7 @@ def check_canonical(body: bytes) -> pb.GraphBody:
         )
     if not message.graphs:
         raise DecodeError("there is no graph", field="graphs")
-    rows = RowChecker(message)
+    rows = RowChecker(message, body)
     children = _Children(len(message.graphs))
     for index, columns in enumerate(message.graphs):
         children.enter(index)
@@ -114,44 +115,65 @@ class _NodeWalk:
 
     def run(self) -> None:
         """Check every node; raises DecodeError, or IndexError when operands run out."""
-        rows, field = self._rows, self._field
-        calls, operands = list(self._columns.calls), list(self._columns.operands)
-        values = list(self._columns.values) or [0] * len(calls)
-        known, last, plain = rows.call_shapes, len(calls) - 1, rows.plain_calls
-        readers: list[int] = []
-        position = seen_values = 0
-        for number, (call, value) in enumerate(zip(calls, values, strict=True)):
-            # Nearly all nodes: a call seen before that names no attribute.
-            if call not in plain:
-                self.node = number
-                self._check_call(call, last)
-                if rows.opcodes[call] in _WITH_ATTRIBUTE:
-                    self._attributes.use(operands[position], rows.opcodes[call])
-                    readers.append(number)
-                    position += 1
-                if call >= len(known):
-                    rows.use_call(call)
-            position += known[call]
-            if value > seen_values:
-                self.node = number
-                seen_values = value
+        rows, field = self._rows, f"{self._field}.operands"
+        calls, operands = column(self._columns.calls), column(self._columns.operands)
+        kinds = self._kinds(calls)
+        reads = _TAKES_ATTRIBUTE[kinds]
+        events = reads | first_uses(calls, len(rows.call_shapes))
+        if self._columns.values:
+            values = column(self._columns.values)
+            fresh = first_uses(values, 1 + rows.values_seen)
+            events |= fresh
+        else:
+            values = fresh = np.zeros(len(calls), np.int64)
+        # Nearly all nodes say what another one said before.
+        places = np.flatnonzero(events)
+        self._use(calls.tolist(), operands.tolist() if reads.any() else [], zip(
+            places.tolist(), reads[places].tolist(), (values * fresh)[places].tolist(), strict=True
+        ))  # fmt: skip
+        self.node = len(calls) - 1
+        holes = column(rows.call_shapes)[calls]
+        references(split_attributes(operands, holes, np.flatnonzero(reads), field)[1], holes, field)
+
+    def _kinds(self, calls: Column) -> Column:
+        """The opcode of each node, of which the last is the output and no other is."""
+        opcodes, field = self._rows.opcodes, f"{self._field}.calls"
+        if len(calls) and calls.max() >= len(opcodes):
+            self.node = int(np.flatnonzero(calls >= len(opcodes))[0])
+            raise DecodeError(f"call {calls[self.node]} of {len(opcodes)}", field=field)
+        kinds: Column = opcodes[calls]
+        outputs = np.flatnonzero(kinds == pb.OPCODE_OUTPUT)
+        if len(outputs) > 1 or (len(outputs) and outputs[0] != len(calls) - 1):
+            self.node = int(outputs[0]) + 1
+            raise DecodeError("a node behind the output", field=field)
+        self.node = max(0, len(calls) - 1)
+        if not len(outputs):
+            raise DecodeError("the last node is not an output", field=field)
+        return kinds
+
+    def _use(
+        self, calls: list[int], operands: list[int], events: Iterable[tuple[int, bool, int]]
+    ) -> None:
+        """Check rows at the nodes that use one first, and attributes at those that name one."""
+        rows, known = self._rows, self._rows.call_shapes
+        position = done = 0
+        for number, reads, value in events:
+            self.node = number
+            call = calls[number]
+            if reads:
+                position += sum(map(known.__getitem__, calls[done:number]))
+                done = number
+                self._attributes.use(operands[position], int(rows.opcodes[call]))
+                position += 1
+            if call >= len(known):
+                rows.use_call(call)
+            if value:
                 rows.use_value(value - 1)
-        self.node = last
-        if last < 0 or rows.opcodes[calls[last]] != pb.OPCODE_OUTPUT:
-            raise DecodeError("the last node is not an output", field=f"{field}.calls")
-        holes = [known[call] for call in calls]
-        field = f"{field}.operands"
-        references(split_attributes(operands, holes, readers, field)[1], holes, field)
-
-    def _check_call(self, call: int, last: int) -> None:
-        opcodes = self._rows.opcodes
-        if call >= len(opcodes):
-            raise DecodeError(f"call {call} of {len(opcodes)}", field=f"{self._field}.calls")
-        if opcodes[call] == pb.OPCODE_OUTPUT and self.node != last:
-            raise DecodeError("a node behind the output", field=f"{self._field}.calls")
 
 
-_WITH_ATTRIBUTE = frozenset({pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE})
+# By opcode; a number that is none is refused where its row is checked.
+_TAKES_ATTRIBUTE = np.zeros(8, np.bool_)
+_TAKES_ATTRIBUTE[[pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE]] = True
 
 
 def _message(error: DecodeError) -> str:

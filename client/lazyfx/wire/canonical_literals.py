@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
@@ -32,18 +32,28 @@ def check_float(value: float, field: str) -> None:
         raise DecodeError("a NaN that is not the quiet NaN", field=field)
 
 
-def is_known_tensor(row: bytes) -> bool:
-    """Whether `check_tensor` would find nothing in a serialized row that is short enough."""
-    return len(row) <= LONGEST_ROW and _is_right_tensor(row)
+class TensorIndices(NamedTuple):
+    """What a tensor description refers to."""
+
+    device: int
+    expressions: tuple[int, ...]
 
 
 @lru_cache(maxsize=MOST_ROWS)
-def _is_right_tensor(row: bytes) -> bool:
+def known_tensor(serialized: bytes) -> TensorIndices | None:
+    """What a serialized row refers to; None where something is wrong with it."""
     try:
-        check_tensor(pb.TensorDescription.FromString(row), "")
+        return read_tensor(pb.TensorDescription.FromString(serialized), "")
     except DecodeError:
-        return False
-    return True
+        return None
+
+
+def read_tensor(row: pb.TensorDescription, field: str) -> TensorIndices:
+    """Check a tensor description and say what it refers to."""
+    check_tensor(row, field)
+    offset = row.symbolic_storage_offset
+    expressions = *row.symbolic_shape, *row.symbolic_stride, *((offset - 1,) if offset else ())
+    return TensorIndices(row.device, expressions)
 
 
 def check_tensor(row: pb.TensorDescription, field: str) -> None:
@@ -87,12 +97,36 @@ def _check_static(row: pb.TensorDescription, field: str) -> None:
         raise DecodeError("strides that are the usual ones", field=field)
 
 
+def check_tensor_attribute(
+    row: pb.TensorAttribute, description: pb.TensorDescription, field: str
+) -> None:
+    """Check that the role of a tensor, its digest and its description fit each other."""
+    if not 1 <= row.role <= 3:
+        raise DecodeError("a tensor without a role", field=f"{field}.role")
+    if row.HasField("content") != (row.role == pb.TENSOR_ROLE_CONSTANT) or (
+        row.HasField("content") and len(row.content.sha256) != 32
+    ):
+        raise DecodeError("constants, and only they, have a digest", field=f"{field}.content")
+    if description.symbolic_shape or description.symbolic_storage_offset:
+        raise DecodeError("an attribute of symbolic size", field=f"{field}.tensor")
+    if description.is_parameter != (row.role == pb.TENSOR_ROLE_PARAMETER):
+        raise DecodeError("the role does not fit the description", field=f"{field}.role")
+
+
 def check_keys(keys: Sequence[tuple[int, Any]], field: str, *, sort: bool) -> None:
     """Refuse keys of a dictionary that are there twice, or not sorted where they must be."""
     if len({value for _, value in keys}) != len(keys):
         raise DecodeError("a key is there twice", field=field)
     if sort and [*keys] != sorted(keys):
         raise DecodeError("not sorted by key", field=field)
+
+
+def check_target(row: pb.Call, field: str) -> None:
+    """Check that a call has a target if its opcode takes one."""
+    named = row.opcode in (pb.OPCODE_CALL_FUNCTION, pb.OPCODE_CALL_METHOD)
+    if bool(row.target) != named:
+        reason = "no target" if named else "a target where there can be none"
+        raise DecodeError(reason, field=f"{field}.target")
 
 
 def check_shape(row: pb.Call, field: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire.canonical_expressions import ExpressionChecker
@@ -14,15 +16,17 @@ from lazyfx.wire.canonical_literals import (
     check_float,
     check_keys,
     check_shape,
-    check_tensor,
-    is_known_tensor,
+    check_target,
+    check_tensor_attribute,
+    known_tensor,
+    read_tensor,
 )
+from lazyfx.wire.columns import split_rows
 from lazyfx.wire.format import DEVICE_TEXT, MAX_DEPTH
 from lazyfx.wire.process_groups import GroupChecker
 from lazyfx.wire.targets import sorts_dictionaries
 
 _TABLES = ("strings", "targets", "devices", "tensors", "values", "calls")
-_SPECIAL = frozenset({pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE, pb.OPCODE_OUTPUT})
 _KEY_RANKS = {"boolean": 0, "integer": 1, "text": 2}
 
 
@@ -31,18 +35,16 @@ class RowChecker:
 
     Attributes:
         call_shapes: Number of operand holes of each row of `calls` seen so far.
-        opcodes: Opcode of each row of `calls`.
-        plain_calls: Rows of `calls` seen so far that name no attribute and are not the output.
+        opcodes: Opcode of each row of `calls`; 0 and 7 for what is none.
     """
 
-    def __init__(self, body: pb.GraphBody) -> None:
+    def __init__(self, body: pb.GraphBody, data: bytes = b"") -> None:
         self._body = body
         # Serialized rows tell doubles apart, and name what is remembered of them.
-        self._serialized = {
-            name: [row.SerializeToString(deterministic=True) for row in getattr(body, name)]
-            for name in (*_TABLES[1:], "expressions")
-        }
-        self._sizes = {name: len(getattr(body, name)) for name in _TABLES}
+        rows = split_rows(data)
+        numbers = pb.GraphBody.DESCRIPTOR.fields_by_name
+        self._serialized = {name: rows[numbers[name].number] for name in (*_TABLES, "expressions")}
+        self._sizes = {name: len(self._serialized[name]) for name in _TABLES}
         self._next = dict.fromkeys(_TABLES, 0)
         self._expressions = ExpressionChecker(body)
         self._slots: dict[int, int] = {}
@@ -50,8 +52,12 @@ class RowChecker:
         self._groups = GroupChecker(body)
         self._sorts = self._spells = self._calls = False
         self.call_shapes: list[int] = []
-        self.plain_calls: set[int] = set()
-        self.opcodes = [call.opcode for call in body.calls]
+        self.opcodes = np.clip([call.opcode for call in body.calls], 0, 7)
+
+    @property
+    def values_seen(self) -> int:
+        """Number of rows of `values` seen so far."""
+        return self._next["values"]
 
     def finish(self) -> None:
         """Check that all rows were used, and none is there twice."""
@@ -60,7 +66,7 @@ class RowChecker:
                 raise DecodeError(f"row {self._next[table]} is never used", field=table)
         self._expressions.finish()
         self._groups.finish()
-        for name, rows in (("strings", self._body.strings), *self._serialized.items()):
+        for name, rows in self._serialized.items():
             if len(set(rows)) != len(rows):
                 raise DecodeError("a row is there twice", field=name)
 
@@ -77,28 +83,30 @@ class RowChecker:
     def use_call(self, index: int) -> None:
         """Check a row of `calls` at its first use."""
         self._first("calls", index)
-        row = self._body.calls[index]
         field = f"calls[{index}]"
-        opcode = row.opcode
-        if opcode in (pb.OPCODE_CALL_FUNCTION, pb.OPCODE_CALL_METHOD):
-            if not row.target:
-                raise DecodeError("no target", field=f"{field}.target")
-            self.use_target(row.target - 1)
-            called = self._body.targets[row.target - 1].kind == pb.TARGET_KIND_METHOD
-            if called != (opcode == pb.OPCODE_CALL_METHOD):
-                raise DecodeError("a target that does not fit the opcode", field=f"{field}.target")
-        elif row.target:
-            raise DecodeError("a target where there can be none", field=f"{field}.target")
-        function = opcode == pb.OPCODE_CALL_FUNCTION
-        self._sorts = function and sorts_dictionaries(self._body.targets[row.target - 1])
-        self._spells = self._sorts or opcode == pb.OPCODE_CALL_METHOD
         serialized = self._serialized["calls"][index]
-        holes = None
-        if len(serialized) <= LONGEST_ROW and not row.kwargs:
-            holes = _known_holes(serialized)
-        self.call_shapes.append(self.arguments(row, field) if holes is None else holes)
-        if opcode not in _SPECIAL:
-            self.plain_calls.add(index)
+        known = _known_call(serialized) if len(serialized) <= LONGEST_ROW else None
+        if known is not None:
+            target, method, holes = known
+            if target:
+                self._use_called(target - 1, field, method=method)
+            self.call_shapes.append(holes)
+            return
+        row = self._body.calls[index]
+        check_target(row, field)
+        self._sorts = self._spells = False
+        if row.target:
+            method = row.opcode == pb.OPCODE_CALL_METHOD
+            self._use_called(row.target - 1, field, method=method)
+            self._sorts = not method and sorts_dictionaries(self._body.targets[row.target - 1])
+            self._spells = self._sorts or method
+        self.call_shapes.append(self.arguments(row, field))
+
+    def _use_called(self, index: int, field: str, *, method: bool) -> None:
+        """Check a reference to the target of a call."""
+        self.use_target(index)
+        if (self._body.targets[index].kind == pb.TARGET_KIND_METHOD) != method:
+            raise DecodeError("a target that does not fit the opcode", field=f"{field}.target")
 
     def arguments(self, row: pb.Call, field: str) -> int:
         """Check the arguments of a call; the number of their holes."""
@@ -223,15 +231,12 @@ class RowChecker:
         """Check a reference to a tensor description."""
         if not self._first("tensors", index):
             return
-        row = self._body.tensors[index]
-        field = f"tensors[{index}]"
-        for expression in (*row.symbolic_shape, *row.symbolic_stride):
+        serialized = self._serialized["tensors"][index]
+        known = known_tensor(serialized) if len(serialized) <= LONGEST_ROW else None
+        row = known or read_tensor(self._body.tensors[index], f"tensors[{index}]")
+        for expression in row.expressions:
             self._expressions.use(expression)
-        if row.symbolic_storage_offset:
-            self._expressions.use(row.symbolic_storage_offset - 1)
         self.use_device(row.device)
-        if not is_known_tensor(self._serialized["tensors"][index]):
-            check_tensor(row, field)
 
     def use_tensor_attribute(self, row: pb.TensorAttribute, field: str) -> None:
         """Check a tensor attribute."""
@@ -239,17 +244,7 @@ class RowChecker:
         if row.storage > self._storages:
             raise DecodeError("storages are out of first-use order", field=f"{field}.storage")
         self._storages = max(self._storages, row.storage + 1)
-        if not 1 <= row.role <= 3:
-            raise DecodeError("a tensor without a role", field=f"{field}.role")
-        if row.HasField("content") != (row.role == pb.TENSOR_ROLE_CONSTANT) or (
-            row.HasField("content") and len(row.content.sha256) != 32
-        ):
-            raise DecodeError("constants, and only they, have a digest", field=f"{field}.content")
-        description = self._body.tensors[row.tensor]
-        if description.symbolic_shape or description.symbolic_storage_offset:
-            raise DecodeError("an attribute of symbolic size", field=f"{field}.tensor")
-        if description.is_parameter != (row.role == pb.TENSOR_ROLE_PARAMETER):
-            raise DecodeError("the role does not fit the description", field=f"{field}.role")
+        check_tensor_attribute(row, self._body.tensors[row.tensor], field)
 
     def use_tree_spec(self, spec: pb.TreeSpec, field: str, depth: int = 0) -> None:
         """Check a pytree structure."""
@@ -264,8 +259,7 @@ class RowChecker:
 
     def use_value(self, index: int, depth: int = 0) -> None:
         """Check a reference to a value description; rows inside come before it."""
-        following = self._next["values"]
-        if index < following:
+        if index < self._next["values"]:
             return
         field = f"values[{index}]"
         if index >= self._sizes["values"] or depth >= MAX_DEPTH:
@@ -289,12 +283,17 @@ class RowChecker:
 
 
 @lru_cache(maxsize=MOST_ROWS)
-def _known_holes(serialized: bytes) -> int | None:
-    """Holes of a call whose arguments are right in any message; None where tables must tell."""
+def _known_call(serialized: bytes) -> tuple[int, bool, int] | None:
+    """Target, whether it is a method, and holes of a call that is right in any message.
+
+    None where tables must tell.
+    """
+    call = pb.Call.FromString(serialized)
+    checker = RowChecker(pb.GraphBody())
+    # What is in order where order counts is in order everywhere.
+    checker._sorts = True  # noqa: SLF001 - our own class
     try:
-        checker = RowChecker(pb.GraphBody())
-        # What is in order where order counts is in order everywhere.
-        checker._sorts = True  # noqa: SLF001 - our own class
-        return checker.arguments(pb.Call.FromString(serialized), "")
+        check_target(call, "")
+        return call.target, call.opcode == pb.OPCODE_CALL_METHOD, checker.arguments(call, "")
     except DecodeError:
         return None

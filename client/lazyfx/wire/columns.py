@@ -7,15 +7,24 @@ only when there is one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, chain, repeat
-from operator import sub
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lazyfx.errors import DecodeError
+from lazyfx.v1 import graph_pb2 as pb
+
+Column = NDArray[np.int64]
+
+
+def column(numbers: Sequence[int]) -> Column:
+    """A column of a message; reading one item by item is slow."""
+    return np.asarray(numbers, dtype=np.int64)
 
 
 def split_attributes(
-    operands: list[int], holes: Sequence[int], readers: Sequence[int], field: str = "operands"
-) -> tuple[list[int], list[int]]:
+    operands: Column, holes: Column, readers: Column, field: str = "operands"
+) -> tuple[Column, Column]:
     """Tell attribute indices from back-references.
 
     Args:
@@ -31,26 +40,19 @@ def split_attributes(
     Raises:
         DecodeError: There are not as many operands as the calls take.
     """
-    expected = sum(holes) + len(readers)
+    expected = int(holes.sum()) + len(readers)
     if len(operands) < expected:
         raise DecodeError("operands end too early: too few operands", field=field)
     if len(operands) > expected:
         raise DecodeError("operands are left over: too many operands", field=field)
-    if not readers:
-        return [], operands
-    starts = list(accumulate(holes, initial=0))
-    places = [starts[node] + before for before, node in enumerate(readers)]
-    attributes = [operands[place] for place in places]
-    deltas: list[int] = []
-    begin = 0
-    for place in places:
-        deltas += operands[begin:place]
-        begin = place + 1
-    deltas += operands[begin:]
-    return attributes, deltas
+    if not len(readers):
+        return readers, operands
+    starts = np.cumsum(holes) - holes
+    places = starts[readers] + np.arange(len(readers))
+    return operands[places], np.delete(operands, places)
 
 
-def references(deltas: Sequence[int], holes: Sequence[int], field: str = "operands") -> list[int]:
+def references(deltas: Column, holes: Column, field: str = "operands") -> Column:
     """The node that each back-reference means.
 
     Args:
@@ -61,16 +63,50 @@ def references(deltas: Sequence[int], holes: Sequence[int], field: str = "operan
     Raises:
         DecodeError: A reference is not to an earlier node; names the node that has it.
     """
-    if not deltas:
-        return []
-    owners = chain.from_iterable(map(repeat, range(len(holes)), holes))
-    numbers = list(map(sub, owners, deltas))
-    if min(numbers) < 0 or min(deltas) < 1:
-        wrong = next(i for i, delta in enumerate(deltas) if delta < 1 or numbers[i] < 0)
-        node = numbers[wrong] + deltas[wrong]
+    if not len(deltas):
+        return deltas
+    owners = np.repeat(np.arange(len(holes)), holes)
+    numbers: Column = owners - deltas
+    if numbers.min() < 0 or deltas.min() < 1:
+        wrong = int(np.flatnonzero((deltas < 1) | (numbers < 0))[0])
+        node = int(owners[wrong])
         raise DecodeError(
-            f"a back-reference of {deltas[wrong]} is not within 1 to {node}",
+            f"a back-reference of {int(deltas[wrong])} is not within 1 to {node}",
             field=field,
             node=node,
         )
     return numbers
+
+
+def first_uses(numbers: Column, following: int) -> NDArray[np.bool_]:
+    """Where a column has a number greater than all before it, and than those before `following`.
+
+    In a column that is in first-use order these are the places where a row is used first.
+    """
+    fresh: NDArray[np.bool_] = numbers >= following
+    fresh[1:] &= numbers[1:] > np.maximum.accumulate(numbers)[:-1]
+    return fresh
+
+
+def split_rows(body: bytes) -> list[list[bytes]]:
+    """The rows of each table of a GraphBody by field number, serialized.
+
+    Args:
+        body: In canonical form: each field has a tag of one byte, and all before the number of
+            process groups are strings and messages.
+    """
+    rows: list[list[bytes]] = [[] for _ in range(pb.GraphBody.PROCESS_GROUPS_FIELD_NUMBER)]
+    place, end = 0, len(body)
+    while place < end:
+        field, length = body[place] >> 3, body[place + 1]
+        if field >= len(rows):
+            break
+        place += 2
+        shift = 7
+        while length >> shift:
+            length += (body[place] - 1) << shift
+            place += 1
+            shift += 7
+        rows[field].append(body[place : place + length])
+        place += length
+    return rows

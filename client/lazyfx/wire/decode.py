@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress, repeat
+from operator import attrgetter, setitem
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.fx import Graph, GraphModule, Node
 
@@ -12,10 +16,16 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import names, process_groups
 from lazyfx.wire.canonical import check_canonical
-from lazyfx.wire.columns import references, split_attributes
+from lazyfx.wire.columns import Column, column, references, split_attributes
 from lazyfx.wire.format import DEVICE_TYPE_NAMES
 from lazyfx.wire.module_tree import AttributeReader, Bind
-from lazyfx.wire.node_factory import NodePlan, create_direct, create_public, supports_direct
+from lazyfx.wire.node_factory import (
+    CallShape,
+    NodePlan,
+    create_direct,
+    create_public,
+    supports_direct,
+)
 from lazyfx.wire.templates import Template, TemplateReader
 from lazyfx.wire.values import META_KEY, LazyValue, ValueTables
 
@@ -102,11 +112,10 @@ class _Decoder:
         columns = self._body.graphs[number]
         given = self._names.graphs[number] if self._names is not None else None
         count = len(columns.calls)
-        node_names = names.read_names(given, count) if given else [f"n{i}" for i in range(count)]
+        node_names, counts = _node_names(given, count)
         paths = _paths(given, columns.attributes)
         root = self._attributes.root(number, paths, modules)
         graph = Graph()
-        counts = names.greatest_suffixes(given) if given else {}
         arguments = _placeholder_targets(given, count)
         plan = self._plan(columns, paths, node_names, arguments, counts)
         nodes = (create_direct if self._direct else create_public)(graph, plan)
@@ -125,51 +134,74 @@ class _Decoder:
         placeholder_targets: dict[int, str],
         counts: dict[str, int],
     ) -> NodePlan:
-        calls = list(columns.calls)
-        templates = {call: self._template(call, calls) for call in dict.fromkeys(calls)}
-        shape_of = {call: template.shape for call, template in templates.items()}
-        shapes = list(map(shape_of.__getitem__, calls))
-        if not shapes or shapes[-1].op != "output":
+        used = column(columns.calls)
+        calls: list[int] = used.tolist()
+        templates = self._read_templates(calls)
+        shapes = {call: template.shape for call, template in templates.items()}
+        if not calls or shapes[calls[-1]].op != "output":
             raise DecodeError("the last node is not the output", field="calls")
-        holes = [shape.holes for shape in shapes]
-        reading = {call for call, template in templates.items() if template.reads_attribute}
-        readers = [i for i, call in enumerate(calls) if call in reading] if reading else []
-        attributes, deltas = split_attributes(list(columns.operands), holes, readers)
-        targets = [shape.target for shape in shapes]
-        for node, attribute in zip(readers, attributes, strict=True):
-            targets[node] = _attribute_path(columns, paths, shapes[node].op, attribute, node)
-        own = [(i, templates[calls[i]]) for i, target in enumerate(targets) if target is None]
+        holes = _by_call(shapes, lambda call: shapes[call].holes)[used]
+        reading = _by_call(shapes, lambda call: templates[call].reads_attribute)
+        readers = np.flatnonzero(reading[used])
+        attributes, deltas = split_attributes(column(columns.operands), holes, readers)
+        target_of = {call: shape.target for call, shape in shapes.items()}
+        targets = list(map(target_of.__getitem__, calls))
+        for node, attribute in zip(readers.tolist(), attributes.tolist(), strict=True):
+            targets[node] = _attribute_path(columns, paths, shapes[calls[node]].op, attribute, node)
+        named = _by_call(shapes, lambda call: target_of[call] is None) > reading
+        own = [(node, templates[calls[node]]) for node in np.flatnonzero(named[used]).tolist()]
         _name_targets(targets, own, node_names, placeholder_targets)
-        return NodePlan(node_names, shapes, targets, references(deltas, holes), counts)
+        operands = references(deltas, holes).tolist()
+        return NodePlan(node_names, calls, shapes, targets, operands, counts)
 
-    def _template(self, call: int, calls: Sequence[int]) -> Template:
-        found = self._templates.get(call)
-        if found is None:
-            node = calls.index(call)
-            if call >= len(self._body.calls):
-                raise DecodeError(f"index {call} is outside of calls", field="calls", node=node)
-            try:
-                found = self._templates[call] = self._reader.read(call)
-            except DecodeError as error:
-                raise DecodeError(str(error), node=node) from error
+    def _read_templates(self, calls: Sequence[int]) -> dict[int, Template]:
+        """The templates of one graph by number of the call."""
+        found = {}
+        for call in dict.fromkeys(calls):
+            if call not in self._templates:
+                if call >= len(self._body.calls):
+                    raise DecodeError(
+                        f"index {call} is outside of calls", field="calls", node=calls.index(call)
+                    )
+                try:
+                    self._templates[call] = self._reader.read(call)
+                except DecodeError as error:
+                    raise DecodeError(str(error), node=calls.index(call)) from error
+            found[call] = self._templates[call]
         return found
 
     def _describe(self, nodes: Sequence[Node], columns: pb.GraphColumns) -> None:
-        values = list(columns.values)
-        if not values:
+        values = column(columns.values)
+        if not len(values):
             return
         if len(values) != len(nodes):
             raise DecodeError("not one value for each node", field="values")
         most = len(self._body.values)
-        tables = self._tables
-        if max(values) > most:
+        if values.max() > most:
             raise DecodeError("an index outside of values", field="values")
         if not self._keeps_values:
             return
-        lazy = [LazyValue(tables, index) for index in range(most)]
-        for node, value in zip(nodes, values, strict=True):
-            if value:
-                node.meta[META_KEY] = lazy[value - 1]
+        # Nothing stands for number 0, and has no place to be kept in.
+        lazy = [None, *map(LazyValue, repeat(self._tables), range(most))]
+        numbers: list[int] = values.tolist()
+        described = compress(nodes, numbers)
+        metas = map(attrgetter("meta"), described)
+        rows = map(lazy.__getitem__, filter(None, numbers))
+        deque(map(setitem, metas, repeat(META_KEY), rows), maxlen=0)
+
+
+def _by_call(shapes: Mapping[int, CallShape], fact: Callable[[int], int]) -> Column:
+    """A fact about each call, at its number."""
+    facts = np.zeros(1 + max(shapes), np.int64)
+    facts[list(shapes)] = list(map(fact, shapes))
+    return facts
+
+
+def _node_names(given: pb.GraphNames | None, count: int) -> tuple[list[str], dict[str, int]]:
+    """The names of all nodes, and the greatest number behind each stem."""
+    if given is None:
+        return [f"n{i}" for i in range(count)], {}
+    return names.count_names(given, count)
 
 
 def _attribute_path(
@@ -191,18 +223,25 @@ def _name_targets(
     placeholder_targets: dict[int, str],
 ) -> None:
     """Fill in the targets that neither a call nor an attribute tells."""
-    taken: set[str] = set()
     for node, (shape, stars, _) in own:
         if shape.op == "output":
             if node != len(targets) - 1:
                 raise DecodeError("the output is not the last node", field="calls", node=node)
             targets[node] = "output"
-            continue
-        name = placeholder_targets.get(node, node_names[node])
+        else:
+            targets[node] = stars + placeholder_targets.get(node, node_names[node])
+    if placeholder_targets:
+        _check_distinct(targets, own)
+
+
+def _check_distinct(targets: Sequence[str], own: Sequence[tuple[int, Template]]) -> None:
+    """Refuse two arguments of one name; names of nodes are distinct already."""
+    taken: set[str] = set()
+    for node, (_, stars, _) in own:
+        name = targets[node].removeprefix(stars)
         if name in taken:
             raise DecodeError(f"two arguments are called {name!r}", node=node)
         taken.add(name)
-        targets[node] = stars + name
 
 
 def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> list[torch.device]:

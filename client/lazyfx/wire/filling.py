@@ -53,8 +53,8 @@ def _filler(items: list[Any]) -> Callable[[Operands], list[Any]]:
     return fill
 
 
-def positional(args: list[Any], holes: int) -> Build | None:
-    """Makes the positional arguments; None where they are the operands themselves."""
+def positional(args: list[Any], holes: int) -> tuple[Any, ...] | Build:
+    """Makes the positional arguments; a tuple where it only comes behind the operands."""
     leading = 0
     while leading < len(args) and type(args[leading]) is Part and args[leading].place is not None:
         leading += 1
@@ -63,9 +63,7 @@ def positional(args: list[Any], holes: int) -> Build | None:
         fill = _filler(args)
         return lambda operands: tuple(fill(operands))
     # Nearly all calls: operands first, then literals.
-    if leading == holes:
-        return (lambda operands: operands + rest) if rest else None
-    return lambda operands: operands[:leading] + rest
+    return rest if leading == holes else lambda operands: operands[:leading] + rest
 
 
 def keywords(kwargs: dict[str, Any]) -> Build | None:

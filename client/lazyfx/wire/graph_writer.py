@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import arguments, names, process_groups, row_memory, targets
 from lazyfx.wire.attributes import AttributeWriter
 from lazyfx.wire.format import OPCODES
+from lazyfx.wire.node_factory import given_arguments
 from lazyfx.wire.tables import Tables
 from lazyfx.wire.values import META_KEY
 
@@ -57,20 +59,19 @@ class GraphWriter:
         self._presentation = presentation
         nodes = list(self._module.graph.nodes)
         try:
-            for node in nodes:
-                self._write_node(node)
+            self._write_nodes(nodes)
         except UnsupportedGraphError as error:
             if error.node is not None:
                 raise
             raise UnsupportedGraphError(
-                error.reason, node=node.name, remedy=error.remedy
+                error.reason, node=nodes[len(self._numbers)].name, remedy=error.remedy
             ) from error.__cause__
         except KeyError as error:
             if not isinstance(error.args[0], Node):
                 raise
             raise UnsupportedGraphError(
                 f"an operand {error.args[0].name!r} that does not come before it in the graph",
-                node=node.name,
+                node=nodes[len(self._numbers)].name,
                 remedy="run graph.lint() to find out which pass broke the graph",
             ) from None
         if not nodes or nodes[-1].op != "output":
@@ -79,38 +80,42 @@ class GraphWriter:
         self._columns.operands.extend(self._operand_column)
         if any(self._value_column):
             self._columns.values.extend(self._value_column)
-        names.write_names([node.name for node in nodes], presentation)
+        names.write_names(map(operator.attrgetter("name"), nodes), presentation)
 
-    def _write_node(self, node: Node) -> None:
-        numbers, tables = self._numbers, self._tables
-        number = len(numbers)
-        op = node.op
-        holes: list[Node] = []
-        if op == "call_function":
-            found = self._target_ids.get(id(node.target))
-            key: list[Any] = [tables.target(node.target) if found is None else found]
-        else:
-            key = self._begin(node, op, number)
-        if op != "get_attr":
-            args = self._given(node)[0] if self._group_places else node.args
-            arguments.walk_items(args, key, holes, tables)
-            if node.kwargs:
-                self._walk_keywords(node, key, holes)
-            for hole in holes:
-                self._operand_column.append(number - numbers[hole])
-        frozen = tuple(key)
-        call = self._calls.get(frozen)
-        if call is None:
-            self._write_call(node, frozen)
-            call = self._calls[frozen] = len(self._calls)
-        self._call_column.append(call)
-        value = node.meta.get("val", _ABSENT)
-        if type(value) is FakeTensor and op != "placeholder":
-            # Nearly all nodes.
-            self._value_column.append(1 + tables.fake_value(value))
-        else:
-            self._value_column.append(self._value(node, op, value))
-        numbers[node] = number
+    def _write_nodes(self, nodes: Sequence[Node]) -> None:
+        numbers, tables, rows = self._numbers, self._tables, self._calls
+        target_ids, group_places = self._target_ids, self._group_places
+        walk, operands = arguments.walk_items, self._operand_column
+        calls, values = self._call_column, self._value_column
+        for number, (node, args, kwargs) in enumerate(given_arguments(nodes)):
+            op = node.op
+            holes: list[Node] = []
+            if op == "call_function":
+                target = node.target
+                found = target_ids.get(id(target))
+                key: list[Any] = [tables.target(target) if found is None else found]
+            else:
+                key = self._begin(node, op, number)
+            if op != "get_attr":
+                walk(self._given(node)[0] if group_places else args, key, holes, tables)
+                if kwargs:
+                    self._walk_keywords(node, key, holes)
+                for hole in holes:
+                    operands.append(number - numbers[hole])
+            frozen = tuple(key)
+            call = rows.get(frozen)
+            if call is None:
+                self._write_call(node, frozen)
+                call = rows[frozen] = len(rows)
+            calls.append(call)
+            value = node.meta.get("val", _ABSENT)
+            if type(value) is FakeTensor:
+                # Nearly all nodes. Only of inputs it is told whether they are parameters.
+                parameter = op == "placeholder" and vars(value).get("_is_param", False)
+                values.append(1 + tables.fake_value(value, parameter))
+            else:
+                values.append(self._value(node, op, value))
+            numbers[node] = number
 
     def _begin(self, node: Node, op: str, number: int) -> list[Any]:
         """The key of a node that calls no function, without its arguments."""
@@ -119,6 +124,8 @@ class GraphWriter:
             return [op]
         if op == "placeholder":
             target = str(node.target)
+            if target == node.name:
+                return [op, 0]
             name = target.lstrip("*")
             if name != node.name:
                 self._presentation.placeholder_targets.add(node=number, target=name)
@@ -147,20 +154,19 @@ class GraphWriter:
         if op == "get_attr":
             rows.add(opcode=OPCODES[op])
         elif op == "call_function":
-            if targets.looks_up(node.target) or not arguments.is_closed(key[1:]):
-                self._write_arguments(node, rows.add(opcode=OPCODES[op]))
-                return
-            known = row_memory.CALLS.get(key[1:])
+            tail = key[1:]
+            known = None if targets.looks_up(node.target) else row_memory.CALLS.get(tail)
             row = rows.add()
-            if known is None:
-                row.opcode = OPCODES[op]
-                self._write_arguments(node, row)
-                target, row.target = row.target, 0
-                row_memory.CALLS.put(key[1:], row.SerializeToString())
-                row.target = target
-            else:
+            if known is not None:
                 row.ParseFromString(known)
                 row.target = 1 + tables.target(node.target)
+                return
+            row.opcode = OPCODES[op]
+            self._write_arguments(node, row)
+            if arguments.is_closed(tail):
+                target, row.target = row.target, 0
+                row_memory.CALLS.put(tail, row.SerializeToString())
+                row.target = target
         else:
             self._write_arguments(node, rows.add(opcode=OPCODES[op]))
 

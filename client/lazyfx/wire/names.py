@@ -7,11 +7,14 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from operator import add
 
+import numpy as np
 import torch
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire.columns import column
 
 # A suffix fits into 32 bits.
 _MOST_DIGITS = 10
@@ -49,12 +52,11 @@ def join(stem: str, suffix: int) -> str:
 
 def write_names(names: Iterable[str], message: pb.GraphNames) -> None:
     """Fill the stem and suffix columns of `message`."""
-    stems: dict[str, int] = {}
-    parts = list(map(split, names))
-    columns = [stems.setdefault(stem, len(stems)) for stem, _ in parts]
-    message.stems.extend(stems)
-    message.stem.extend(columns)
-    message.suffix.extend([suffix for _, suffix in parts])
+    stems, suffixes = zip(*map(split, names), strict=True)
+    numbers = {stem: number for number, stem in enumerate(dict.fromkeys(stems))}
+    message.stems.extend(numbers)
+    message.stem.extend(map(numbers.__getitem__, stems))
+    message.suffix.extend(suffixes)
 
 
 def read_names(message: pb.GraphNames, count: int) -> list[str]:
@@ -64,36 +66,42 @@ def read_names(message: pb.GraphNames, count: int) -> list[str]:
         DecodeError: A column of another length, a stem out of range, a name that
             Python source cannot hold, or a name that two nodes have.
     """
-    # Columns are copied first: reading a message item by item is slow.
-    stems, stem, suffixes = list(message.stems), list(message.stem), list(message.suffix)
+    return count_names(message, count)[0]
+
+
+def count_names(message: pb.GraphNames, count: int) -> tuple[list[str], dict[str, int]]:
+    """The names of `read_names`, and the greatest number behind each stem.
+
+    The numbers are those that torch.fx counts for new names.
+
+    Raises:
+        DecodeError: As `read_names` does.
+    """
+    stems, stem, suffixes = list(message.stems), column(message.stem), column(message.suffix)
     if len(stem) != count or len(suffixes) != count:
         raise DecodeError(f"not one name for each of {count} nodes", field="presentation.stem")
     if max(map(len, stems), default=0) > MAX_NAME or not all(map(_IDENTIFIER.match, stems)):
         wrong = next(s for s in stems if len(s) > MAX_NAME or not _IDENTIFIER.match(s))
         raise DecodeError(f"{wrong[:100]!r} is not a name", field="presentation.stems")
-    try:
-        names = [
-            f"{stems[of]}_{suffix - 1}" if suffix else stems[of]
-            for of, suffix in zip(stem, suffixes, strict=True)
-        ]
-    except IndexError:
-        raise DecodeError("a stem index out of range", field="presentation.stem") from None
-    if len(set(names)) != count:
+    if count and stem.max() >= len(stems):
+        raise DecodeError("a stem index out of range", field="presentation.stem")
+    ends = map(_spell, suffixes.tolist())
+    names = list(map(add, map(stems.__getitem__, stem.tolist()), ends))
+    distinct = set(names)
+    if len(distinct) != count:
         raise DecodeError("two nodes have one name", field="presentation.stem")
-    for name in _RESERVED.intersection(names):
+    for name in _RESERVED & distinct:
         raise DecodeError(f"{name!r} is reserved", field="presentation.stems")
-    for name in _KEYWORDS.intersection(names):
+    for name in _KEYWORDS & distinct:
         raise DecodeError(f"{name!r} is a keyword", field="presentation.stems")
-    return names
+    greatest = np.ones(len(stems), np.int64)
+    np.maximum.at(greatest, stem, suffixes)
+    return names, dict(zip(stems, (greatest - 1).tolist(), strict=True))
 
 
-def greatest_suffixes(message: pb.GraphNames) -> dict[str, int]:
-    """The greatest number behind each stem, as torch.fx counts them for new names."""
-    greatest = [0] * len(message.stems)
-    for stem, suffix in zip(list(message.stem), list(message.suffix), strict=True):
-        if suffix > greatest[stem]:
-            greatest[stem] = suffix
-    return {stem: max(most - 1, 0) for stem, most in zip(message.stems, greatest, strict=True)}
+@lru_cache(maxsize=4096)
+def _spell(suffix: int) -> str:
+    return join("", suffix)
 
 
 def check_identifier(name: str, field: str) -> None:

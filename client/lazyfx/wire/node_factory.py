@@ -12,11 +12,11 @@ and is what remains if torch moves them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
-from operator import setitem
+from operator import attrgetter, setitem
 from typing import Any, NamedTuple
 
 from torch.fx import Graph, Node
@@ -26,6 +26,10 @@ from torch.fx.immutable_collections import immutable_dict
 _allocate = Node.__new__
 _initialize: Any = getattr(fx_node, "_NodeBase", Node).__init__
 _set_arguments: Any = getattr(Node, "_update_args_kwargs", None)
+# Without the property around it, which costs more than what it gives.
+_args, _kwargs = map(
+    attrgetter, ("_args", "_kwargs") if hasattr(Node, "_args") else ("args", "kwargs")
+)
 _NO_KWARGS: dict[str, Any] = immutable_dict()
 
 Fill = Callable[[tuple[Node, ...]], Any]
@@ -38,14 +42,14 @@ class CallShape(NamedTuple):
         op: fx opcode.
         target: The callable or method name; None where each node has its own.
         holes: How many operands a node takes.
-        args: Makes positional arguments from the operands; None where they are the operands.
+        args: Makes positional arguments from the operands; a tuple where it follows them.
         kwargs: Makes keyword arguments from the operands; None where there are none.
     """
 
     op: str
     target: Any
     holes: int
-    args: Fill | None = None
+    args: Fill | tuple[Any, ...] = ()
     kwargs: Fill | None = None
 
 
@@ -55,28 +59,36 @@ class NodePlan:
 
     Attributes:
         names: One a node, distinct.
-        shapes: One a node; nodes of one call have the same object.
+        calls: One a node: the number of its call.
+        shapes: By number of the call.
         targets: One a node.
         operands: Numbers of the nodes that fill the holes, of all nodes one after the other.
         counts: The greatest number behind each stem: {"add": 3} for "add", "add_3".
     """
 
     names: Sequence[str]
-    shapes: Sequence[CallShape]
+    calls: Sequence[int]
+    shapes: Mapping[int, CallShape]
     targets: Sequence[Any]
     operands: Sequence[int]
     counts: Mapping[str, int]
+
+
+def given_arguments(nodes: Sequence[Node]) -> Iterator[tuple[Node, tuple[Any, ...], Any]]:
+    """Each node with its positional and its keyword arguments."""
+    return zip(nodes, map(_args, nodes), map(_kwargs, nodes), strict=True)
 
 
 def create_public(graph: Graph, plan: NodePlan) -> list[Node]:
     """Append the nodes to an empty graph through `Graph.create_node`."""
     nodes: list[Node] = []
     position = 0
-    for name, shape, target in zip(plan.names, plan.shapes, plan.targets, strict=True):
+    for name, call, target in zip(plan.names, plan.calls, plan.targets, strict=True):
+        shape = plan.shapes[call]
         end = position + shape.holes
         operands = tuple(nodes[number] for number in plan.operands[position:end])
         position = end
-        args = operands if shape.args is None else shape.args(operands)
+        args = operands + shape.args if isinstance(shape.args, tuple) else shape.args(operands)
         kwargs = {} if shape.kwargs is None else shape.kwargs(operands)
         nodes.append(graph.create_node(shape.op, target, args, kwargs, name))
     return nodes
@@ -84,9 +96,9 @@ def create_public(graph: Graph, plan: NodePlan) -> list[Node]:
 
 def create_direct(graph: Graph, plan: NodePlan) -> list[Node]:
     """Append the nodes to an empty graph, and tell it its length, names and targets."""
-    shapes = plan.shapes
-    nodes: list[Node] = list(map(_allocate, repeat(Node, len(shapes))))
-    ops = [shape.op for shape in shapes]
+    calls, shapes = plan.calls, plan.shapes
+    nodes: list[Node] = list(map(_allocate, repeat(Node, len(calls))))
+    ops = map({call: shape.op for call, shape in shapes.items()}.__getitem__, calls)
     _run(map(_initialize, nodes, repeat(graph), plan.names, ops, plan.targets, repeat(None)))
     _run(map(_set_arguments, nodes, *_arguments(nodes, plan)))
     _run(map(graph._root._prepend, nodes))
@@ -95,25 +107,30 @@ def create_direct(graph: Graph, plan: NodePlan) -> list[Node]:
     namespace._used_names.update(plan.names)
     namespace._obj_to_name.update(zip(nodes, plan.names, strict=True))
     namespace._base_count.update(plan.counts)
-    # Looked up once for each call: hashing an operator is slow.
+    # Looked up once for each target: hashing an operator is slow.
     lookup = graph._find_nodes_lookup_table
-    first = dict(zip(map(id, reversed(shapes)), reversed(nodes), strict=True))
-    buckets = {key: lookup.table[lookup._key(node)] for key, node in first.items()}
-    _run(map(setitem, map(buckets.__getitem__, map(id, shapes)), nodes, repeat(None)))
+    examples = dict(zip(calls, nodes, strict=True))
+    found = {
+        (shape.op, id(shape.target)): lookup.table[lookup._key(examples[call])]
+        for call, shape in {(s.op, id(s.target)): (c, s) for c, s in shapes.items()}.values()
+    }
+    buckets = {call: found[shape.op, id(shape.target)] for call, shape in shapes.items()}
+    _run(map(setitem, map(buckets.__getitem__, calls), nodes, repeat(None)))
     return nodes
 
 
 def _arguments(nodes: Sequence[Node], plan: NodePlan) -> tuple[list[Any], list[Any]]:
     """Positional and keyword arguments, one a node."""
     operands = tuple(map(nodes.__getitem__, plan.operands))
+    parts = {call: (shape.holes, shape.args, shape.kwargs) for call, shape in plan.shapes.items()}
     args: list[Any] = []
     kwargs: list[Any] = []
     position = 0
-    for _, _, holes, make_args, make_kwargs in plan.shapes:
+    for holes, make_args, make_kwargs in map(parts.__getitem__, plan.calls):
         end = position + holes
         own = operands[position:end]
         position = end
-        args.append(own if make_args is None else make_args(own))
+        args.append(own + make_args if isinstance(make_args, tuple) else make_args(own))
         kwargs.append(_NO_KWARGS if make_kwargs is None else make_kwargs(own))
     return args, kwargs
 
@@ -135,7 +152,8 @@ def supports_direct() -> bool:
     )
     plan = NodePlan(
         ["x", "abs_1", "output"],
-        [CallShape("placeholder", None, 0), added, CallShape("output", None, 1)],
+        [0, 1, 2],
+        {0: CallShape("placeholder", None, 0), 1: added, 2: CallShape("output", None, 1)},
         ["x", abs, "output"],
         [0, 0, 1],
         {"abs": 1},

@@ -13,7 +13,7 @@ from typing import Any
 
 from lazyfx.errors import DecodeError, UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import targets
+from lazyfx.wire import schemas
 
 _ARGUMENT = "group_name"
 # Names reach generated source as string literals.
@@ -44,7 +44,7 @@ class Groups:
 
     def meet(self, target: object, index: int) -> None:
         """Note whether a target, seen for the first time, runs in a group."""
-        place = targets.argument_place(target, _ARGUMENT)
+        place = schemas.argument_place(target, _ARGUMENT)
         if place is not None:
             self.places[index] = place
 

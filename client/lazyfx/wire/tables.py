@@ -136,21 +136,16 @@ class Tables:
         )  # fmt: skip
         found = self._tensors.get(key)
         if found is None:
-            row = None if symbolic else self._recall(key, device)
-            if row is None:
+            known = None if symbolic else row_memory.TENSORS.get(key)
+            if known is None:
                 row = self._describe(tensor, parameter, size, stride, offset)
                 if not symbolic:
                     self._remember(key, row)
+            else:
+                row = pb.TensorDescription.FromString(known)
+                row.device = self.device(device)
             found = self._tensors[key] = self.add_tensor(row)
         return found
-
-    def _recall(self, key: tuple[Any, ...], device: torch.device) -> pb.TensorDescription | None:
-        known = row_memory.TENSORS.get(key)
-        if known is None:
-            return None
-        row = pb.TensorDescription.FromString(known)
-        row.device = self.device(device)
-        return row
 
     def _remember(self, key: tuple[Any, ...], row: pb.TensorDescription) -> None:
         device, row.device = row.device, 0
@@ -192,7 +187,7 @@ class Tables:
         return self._intern(self.body.values, row)
 
     def _intern(self, rows: Any, row: Any) -> int:
-        key = row.SerializeToString(deterministic=True)
+        key = row.SerializeToString()
         table = self._tensors if rows is self.body.tensors else self._values
         found: int | None = table.get(key)
         if found is None:

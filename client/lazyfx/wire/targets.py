@@ -23,6 +23,7 @@ import torch.overrides
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import schemas
 from lazyfx.wire import target_lists as lists
 from lazyfx.wire.twins import TWINS, twin_name
 
@@ -211,9 +212,8 @@ def find(kind: int, name: str) -> Callable[..., Any] | str:
 def name_of(target: object) -> Key | None:
     """Kind and wire name of a callable, or None when a graph may not name it."""
     if isinstance(target, torch._ops.OpOverload):
-        schema = target._schema
-        key = (pb.TARGET_KIND_OPERATOR, f"{schema.name}.{schema.overload_name or 'default'}")
-        return key if _find_operator(key[1]) is target else None
+        name = schemas.facts(target).name
+        return (pb.TARGET_KIND_OPERATOR, name) if _find_operator(name) is target else None
     if isinstance(target, torch._ops.OpOverloadPacket):
         name = target._qualified_op_name
         return (pb.TARGET_KIND_OPERATOR_PACKET, name) if _find_packet(name) is target else None
@@ -229,18 +229,6 @@ def name_of(target: object) -> Key | None:
     if function is None:
         function = twin_name(target)
     return None if function is None else (pb.TARGET_KIND_FUNCTION, function)
-
-
-def argument_place(target: object, name: str) -> int | None:
-    """Position of the argument of an operator that is called `name`, if it has one."""
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        overloads = target.overloads()
-        target = getattr(target, overloads[0]) if overloads else None
-    if isinstance(target, torch._ops.OpOverload):
-        for place, argument in enumerate(target._schema.arguments):
-            if argument.name == name:
-                return place
-    return None
 
 
 def _bound_builtin_name(target: types.BuiltinMethodType) -> str | None:

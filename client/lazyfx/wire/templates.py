@@ -1,4 +1,5 @@
 """Argument templates on the way in: each distinct call becomes a builder once."""
+# ruff: noqa: SLF001 - private parts of our own class
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import symbols, targets
 from lazyfx.wire.canonical_literals import LONGEST_ROW, MOST_ROWS
-from lazyfx.wire.filling import Build, Holes, keywords, positional, sequence
+from lazyfx.wire.filling import Holes, keywords, positional, sequence
 from lazyfx.wire.format import (
     DTYPE_OBJECTS,
     LAYOUT_OBJECTS,
@@ -51,6 +52,8 @@ class TemplateReader:
         self._body = tables.body
         self._devices = tables.devices
         self._targets: dict[int, Any] = {}
+        self._texts: dict[int, str] = {}
+        self._target_names: dict[int, tuple[int, str]] = {0: (0, "")}
 
     def read(self, number: int) -> Template:
         """The template of a row of `body.calls`.
@@ -59,34 +62,45 @@ class TemplateReader:
             DecodeError: The row makes no sense; names the field.
         """
         call = self._body.calls[number]
+        serialized = call.SerializeToString()
+        if len(serialized) <= LONGEST_ROW:
+            words = [self.text(keyword.name) for keyword in call.kwargs]
+            known = _known_template(serialized, *self._target_name(call.target), *words)
+            if known is not None:
+                return known
+        try:
+            return self._read(call)
+        except DecodeError as error:
+            field = f".{error.field}" if error.field else ""
+            raise DecodeError(str(error), field=f"calls[{number}]{field}") from error
+
+    def _read(self, call: pb.Call) -> Template:
         op = OPCODE_NAMES.get(call.opcode)
         if op is None:
-            raise DecodeError(f"unknown opcode {call.opcode}", field=f"calls[{number}].opcode")
-        try:
-            self._check_shape(call, op)
-            target = self.target(call.target - 1) if call.target else None
-            serialized = b"" if call.kwargs else call.SerializeToString(deterministic=True)
-            known = _known_arguments(serialized) if 0 < len(serialized) <= LONGEST_ROW else None
-            if known is not None and not targets.looks_up(target):
-                holes, fill = known
-                return Template(
-                    CallShape(op, target, holes, fill), "*" * call.stars, op in _READERS
-                )
-            args, kwargs, holes = self._arguments(call)
-        except DecodeError as error:
-            raise DecodeError(str(error), field=f"calls[{number}]") from error
+            raise DecodeError(f"unknown opcode {call.opcode}", field="opcode")
+        _check_shape(call, op)
+        target = self.target(call.target - 1) if call.target else None
+        if isinstance(target, str) != (op == "call_method"):
+            raise DecodeError(f"the target of a {op} is of another kind")
+        args, kwargs, holes = self._arguments(call)
         reason = targets.forbidden_lookup(target, args, kwargs)
         if reason is not None:
-            raise DecodeError(reason, field=f"calls[{number}]")
+            raise DecodeError(reason)
         if len(kwargs) != len(call.kwargs):
-            raise DecodeError("a keyword is given twice", field=f"calls[{number}].kwargs")
+            raise DecodeError("a keyword is given twice", field="kwargs")
         for name in kwargs:
             if not name.isidentifier():
-                raise DecodeError(
-                    f"{name[:100]!r} is not a keyword name", field=f"calls[{number}].kwargs"
-                )
+                raise DecodeError(f"{name[:100]!r} is not a keyword name", field="kwargs")
         shape = CallShape(op, target, holes, positional(args, holes), keywords(kwargs))
         return Template(shape, "*" * call.stars, op in _READERS)
+
+    def _target_name(self, number: int) -> tuple[int, str]:
+        """Kind and name of a target by the number that calls have for it."""
+        found = self._target_names.get(number)
+        if found is None:
+            row = _at(self._body.targets, number - 1, "targets")
+            found = self._target_names[number] = (row.kind, row.name)
+        return found
 
     def _arguments(self, call: pb.Call) -> tuple[list[Any], dict[str, Any], int]:
         """Arguments with parts where operands go in, and the number of these."""
@@ -98,11 +112,6 @@ class TemplateReader:
         }
         return args, kwargs, holes.count
 
-    def positional(self, call: pb.Call) -> tuple[int, Build | None]:
-        """Number of holes of a call without keywords, and what fills them."""
-        args, _, holes = self._arguments(call)
-        return holes, positional(args, holes)
-
     def literal(self, argument: pb.Argument) -> Any:
         """An argument without holes."""
         holes = Holes()
@@ -113,7 +122,10 @@ class TemplateReader:
 
     def text(self, index: int) -> str:
         """A row of `body.strings`."""
-        return str(_at(self._body.strings, index, "strings"))
+        found = self._texts.get(index)
+        if found is None:
+            found = self._texts[index] = _at(self._body.strings, index, "strings")
+        return found
 
     def target(self, index: int) -> Any:
         """The callable, or method name, of a row of `body.targets`."""
@@ -122,25 +134,6 @@ class TemplateReader:
             row = _at(self._body.targets, index, "targets")
             found = self._targets[index] = targets.find(row.kind, row.name)
         return found
-
-    def _check_shape(self, call: pb.Call, op: str) -> None:
-        named = op in ("call_function", "call_method")
-        if bool(call.target) != named:
-            raise DecodeError(f"a {op} {'needs a' if named else 'has no'} target")
-        if named:
-            row = _at(self._body.targets, call.target - 1, "targets")
-            if (row.kind == pb.TARGET_KIND_METHOD) != (op == "call_method"):
-                raise DecodeError(f"the target of a {op} is of another kind")
-        if call.stars > (2 if op == "placeholder" else 0):
-            raise DecodeError("stars are for placeholders, at most two")
-        plain = op in ("placeholder", "get_attr", "output")
-        most = {"placeholder": 1, "get_attr": 0, "output": 1}.get(op, len(call.args))
-        if (plain and call.kwargs) or len(call.args) > most:
-            raise DecodeError(f"a {op} does not take these arguments")
-        if op == "output" and not call.args:
-            raise DecodeError("an output needs an argument")
-        if op == "call_method" and not call.args:
-            raise DecodeError("a method needs the object that it is called on")
 
     def _argument(self, argument: pb.Argument, holes: Holes, depth: int) -> Any:
         """A literal as it is, or a `Part` where operands go in."""
@@ -213,12 +206,38 @@ class TemplateReader:
         return sequence(values, lambda items: immutable_dict(zip(keys, items, strict=True)))
 
 
+def _check_shape(call: pb.Call, op: str) -> None:
+    """Check that a call has the parts that its opcode takes."""
+    named = op in ("call_function", "call_method")
+    if bool(call.target) != named:
+        raise DecodeError(f"a {op} {'needs a' if named else 'has no'} target")
+    if call.stars > (2 if op == "placeholder" else 0):
+        raise DecodeError("stars are for placeholders, at most two")
+    plain = op in ("placeholder", "get_attr", "output")
+    most = {"placeholder": 1, "get_attr": 0, "output": 1}.get(op, len(call.args))
+    if (plain and call.kwargs) or len(call.args) > most:
+        raise DecodeError(f"a {op} does not take these arguments")
+    if op == "output" and not call.args:
+        raise DecodeError("an output needs an argument")
+    if op == "call_method" and not call.args:
+        raise DecodeError("a method needs the object that it is called on")
+
+
 @lru_cache(maxsize=MOST_ROWS)
-def _known_arguments(serialized: bytes) -> tuple[int, Build | None] | None:
-    """Holes and builder of a call that means the same in any message; None where tables tell."""
+def _known_template(serialized: bytes, kind: int, name: str, *keywords: str) -> Template | None:
+    """A call of the target `name` that means the same in any message; None for others.
+
+    No table is at hand but for that target and the keywords, under the numbers that the call
+    has for them.
+    """
+    call = pb.Call.FromString(serialized)
+    reader = TemplateReader(ValueTables(pb.GraphBody(), ()))
     try:
-        reader = TemplateReader(ValueTables(pb.GraphBody(), ()))
-        return reader.positional(pb.Call.FromString(serialized))
+        for keyword, text in zip(call.kwargs, keywords, strict=True):
+            reader._texts[keyword.name] = text
+        if call.target:
+            reader._targets[call.target - 1] = targets.find(kind, name)
+        return reader._read(call)
     except DecodeError:
         return None
 
