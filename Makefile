@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test numerics check proto proto-check bench bench-training targets zoo zoo-passes gpu gpu-wheels clean help
+.PHONY: demo test numerics check proto proto-check bench bench-training targets zoo zoo-passes torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +56,11 @@ targets: $(STAMP) ## Diff the reviewed table of targets with this torch; ARGS=--
 
 zoo: $(STAMP) ## Take real architectures through the wire in every capture; ARGS="--write docs/zoo.md"
 	$(BIN)/python -m zoo $(ARGS)
+
+# Beside .venv and not in it: transformers imports torchao wherever it finds it.
+torchao: $(STAMP) ## Install torchao beside .venv, and run the tests that need it
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/torchao torchao
+	PYTHONPATH=build/torchao $(BIN)/python -m pytest -q tests/passes/test_quantize_weights.py
 
 zoo-passes: $(STAMP) ## Run every pass over real architectures, compare a step; ARGS="--write docs/passes_zoo.md"
 	$(BIN)/python -m zoo.numerics $(ARGS)

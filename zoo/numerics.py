@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 import zoo
 from lazyfx import wire
+from lazyfx.errors import UnsupportedGraphError
 from lazyfx.passes import spec_of
 from lazyfx.spelling import parse
 from lazyfx_server.lazy import RecompileLedger
@@ -89,7 +90,12 @@ def findings(
         return [Finding(architecture.name, way, "", "", "no capture", note=_one_line(error))]
     made = []
     for capture in found:
-        encoded = wire.encode(capture.module)
+        try:
+            encoded = wire.encode(capture.module)
+        except UnsupportedGraphError as error:
+            note = f"the wire refuses {capture.label}: {_one_line(error)}"
+            made.append(Finding(architecture.name, way, "", "", "no capture", note=note))
+            continue
         expected = _step(subject(encoded), capture)
         for name, spelling in _suite_for(capture, way, suite).items():
             outcome, off, note = _run(encoded, capture, expected, name, spelling)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx import wire
@@ -83,9 +84,12 @@ class PassSpec:
             spec.options.add(name=name, value=_option_value(name, options[name]))
         for entry in self.rewrites:
             rewrite = Rewrite(*entry)
+            replacement = wire.encode(_graph(rewrite.replacement))
+            read = [each for each in replacement.attributes[0] if isinstance(each, torch.Tensor)]
             spec.rewrites.add(
                 pattern=wire.encode(_graph(rewrite.pattern)).message(),
-                replacement=wire.encode(_graph(rewrite.replacement)).message(),
+                replacement=replacement.message(),
+                constants=[bytes(wire.tensor_bytes(each)) for each in read],
                 guards=[_guard(guard) for guard in rewrite.guards],
                 at_most=rewrite.at_most,
             )

@@ -136,3 +136,46 @@ def test_wrong_options_name_their_field(client: lazyfx.Client):
         with pytest.raises(InvalidRequestError) as caught:
             client.compile(module, [spec])
         assert caught.value.violations[0].field.startswith("passes[0].options")
+
+
+def test_a_replacement_brings_its_constants(client: lazyfx.Client):
+    table = torch.tensor([1.0, 2.0, 3.0])
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return x * table + self.shift
+
+    replacement = symbolic_trace(Scaled())
+    rewrite = lazyfx.replace_pattern((lambda x: torch.relu(x), replacement))
+    graph = symbolic_trace(lambda x: torch.relu(x).sin())
+    x = torch.randn(3)
+    module = client.compile(graph, [rewrite])
+    torch.testing.assert_close(module(x), (x * table + 1).sin())
+    assert client.compile(graph, [rewrite]).cache.status == "hit"
+    with torch.no_grad():  # other values are another rewrite, whatever the graph calls them
+        replacement.shift.fill_(5.0)
+    rewrite = lazyfx.replace_pattern((lambda x: torch.relu(x), replacement))
+    module = client.compile(graph, [rewrite])
+    assert module.cache.status == "miss"
+    assert module.report.recompiles.performed == 0
+    torch.testing.assert_close(module(x), (x * table + 5).sin())
+
+
+def test_constants_that_do_not_fit_their_replacement_are_refused(server):
+    from harness import compile_request, connected, refused
+
+    replacement = symbolic_trace(lambda x: x * torch.ones(3))
+    request = compile_request(symbolic_trace(lambda x: torch.relu(x)))
+    spec = lazyfx.replace_pattern((lambda x: torch.relu(x), replacement))
+    request.passes.append(spec.message())
+    for constants, message in (([], "attribute"), ([b"1234"], "bytes"), ([b""] * 2, "reads 1")):
+        del request.passes[0].rewrites[0].constants[:]
+        request.passes[0].rewrites[0].constants.extend(constants)
+        with connected(server.address) as stub:
+            told = refused(lambda stub=stub: stub.Compile(request))
+        assert told.code == "INVALID_ARGUMENT"
+        assert message in told.message

@@ -326,6 +326,7 @@ class Rewrite(google.protobuf.message.Message):
     REPLACEMENT_FIELD_NUMBER: builtins.int
     GUARDS_FIELD_NUMBER: builtins.int
     AT_MOST_FIELD_NUMBER: builtins.int
+    CONSTANTS_FIELD_NUMBER: builtins.int
     at_most: builtins.int
     """Replace at most this many places, the first in graph order; 0 for all."""
     @property
@@ -336,6 +337,12 @@ class Rewrite(google.protobuf.message.Message):
     def guards(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___InputGuard]:
         """What inputs of the pattern must be for a place to match; all of them hold."""
 
+    @property
+    def constants(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """The elements of the tensors that the replacement reads, row-major and little-endian, in the
+        order of its root graph's attributes; none when it reads none. They are part of the result.
+        """
+
     def __init__(
         self,
         *,
@@ -343,9 +350,10 @@ class Rewrite(google.protobuf.message.Message):
         replacement: lazyfx.v1.graph_pb2.Graph | None = ...,
         guards: collections.abc.Iterable[Global___InputGuard] | None = ...,
         at_most: builtins.int = ...,
+        constants: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["pattern", b"pattern", "replacement", b"replacement"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["at_most", b"at_most", "guards", b"guards", "pattern", b"pattern", "replacement", b"replacement"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_most", b"at_most", "constants", b"constants", "guards", b"guards", "pattern", b"pattern", "replacement", b"replacement"]) -> None: ...
 
 Global___Rewrite: typing_extensions.TypeAlias = Rewrite
 

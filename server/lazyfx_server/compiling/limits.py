@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lazyfx.envelope import check_envelope
@@ -90,6 +90,7 @@ class RequestLimits:
             for j, rewrite in enumerate(spec.rewrites):
                 self.check_graph(f"{where}.rewrites[{j}].pattern", rewrite.pattern)
                 self.check_graph(f"{where}.rewrites[{j}].replacement", rewrite.replacement)
+                self._check_constants(f"{where}.rewrites[{j}].constants", rewrite.constants)
             rewrites += len(spec.rewrites)
         if rewrites > self.max_rewrites:
             raise InvalidRequestError.of_field(
@@ -97,6 +98,15 @@ class RequestLimits:
             )
         for i, binding in enumerate(request.values):
             check_digest(f"values[{i}].content", binding.content)
+
+    def _check_constants(self, field: str, constants: Sequence[bytes]) -> None:
+        size = sum(map(len, constants))
+        if size > self.max_graph_bytes:
+            raise InvalidRequestError.of_field(
+                field,
+                f"have {size} bytes; at most {self.max_graph_bytes} are taken "
+                "(setting max_graph_bytes)",
+            )
 
     def check_graph(self, field: str, graph: graph_pb2.Graph) -> None:
         """Refuse a graph message whose envelope is wrong or too large."""

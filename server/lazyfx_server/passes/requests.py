@@ -94,9 +94,13 @@ def _digests(spec: pb.PassSpec) -> tuple[tuple[bytes, ...], ...]:
 
 
 def _conditions(rewrite: pb.Rewrite) -> tuple[bytes, ...]:
-    if not (rewrite.guards or rewrite.at_most):
+    if not (rewrite.guards or rewrite.at_most or rewrite.constants):
         return ()
-    conditions = pb.Rewrite(guards=rewrite.guards, at_most=rewrite.at_most)
+    conditions = pb.Rewrite(
+        guards=rewrite.guards,
+        at_most=rewrite.at_most,
+        constants=[_digest(each) for each in rewrite.constants],
+    )
     return (_digest(conditions.SerializeToString(deterministic=True)),)
 
 

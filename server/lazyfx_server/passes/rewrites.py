@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, MutableMapping
 from typing import NamedTuple, TypeAlias
 
+import torch
 from cachetools import LRUCache
 from torch.fx import GraphModule
 
+from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -78,6 +81,8 @@ class RewriteReader:
                 replacement = self._graph(
                     f"{where}.replacement", rewrite.replacement, reading, keep
                 )
+                if rewrite.constants:
+                    replacement = _bound(f"{where}.constants", rewrite)
                 guards = tuple(
                     InputGuard(
                         guard.input,
@@ -122,6 +127,35 @@ def _decode(
             names=names,
             module_class=uncounted,
         ).module
+    except DecodeError as error:
+        raise PassError(str(error), field=field) from error
+
+
+def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
+    """A replacement, checked before, with the tensors that it reads."""
+    body = graph_pb2.GraphBody.FromString(rewrite.replacement.body)
+    rows = [row for row in body.graphs[0].attributes if row.HasField("tensor")]
+    if len(body.graphs) > 1 or len(rows) != len(rewrite.constants):
+        raise PassError(
+            f"are {len(rewrite.constants)}, the replacement reads {len(rows)} tensors", field=field
+        )
+    values = iter(rewrite.constants)
+
+    def bind(graph: int, number: int, row: graph_pb2.Attribute) -> torch.Tensor:  # noqa: ARG001
+        data = next(values)
+        wanted = row.tensor.content.sha256
+        if wanted and hashlib.sha256(data).digest() != wanted:
+            raise DecodeError("the bytes of a constant are not those of its digest")
+        return wire.tensor_from_bytes(body.tensors[row.tensor.tensor], data)
+
+    names = rewrite.replacement.presentation
+    try:
+        return wire.decode(
+            body,
+            names if rewrite.replacement.HasField("presentation") else None,
+            bind=bind,
+            module_class=lazy_class(RecompileLedger()),
+        )
     except DecodeError as error:
         raise PassError(str(error), field=field) from error
 

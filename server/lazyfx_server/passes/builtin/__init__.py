@@ -15,7 +15,8 @@ from lazyfx_server.passes.builtin.inductor import (
 from lazyfx_server.passes.builtin.matmuls import MergeMatmul
 from lazyfx_server.passes.builtin.merge import CommonSubexpressionElimination
 from lazyfx_server.passes.builtin.normalize import NormalizeArguments
-from lazyfx_server.passes.builtin.precision import ConvertDtype, QuantizeWeights
+from lazyfx_server.passes.builtin.precision import ConvertDtype
+from lazyfx_server.passes.builtin.quantize import QuantizeWeights
 from lazyfx_server.passes.builtin.reinplace import Reinplace
 from lazyfx_server.passes.builtin.remove import DeadCodeElimination, RemoveDropout
 from lazyfx_server.passes.builtin.retrace import Decompose, Functionalize

@@ -164,7 +164,9 @@ def _template(module: GraphModule, replacement: GraphModule, guard: _Guard) -> G
             path = str(target)
             if path not in paths:
                 paths[path] = _free_name(module, guard)
-                guard.attributes[paths[path]] = attribute_at(replacement, path)
+                value = attribute_at(replacement, path)
+                assert isinstance(value, torch.Tensor)
+                guard.attributes[paths[path]] = value.detach()  # a constant, parameter or not
             target = paths[path]
         made[node] = template.create_node(
             node.op,
