@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lazyfx.sync_module import RemoteModule
     from lazyfx.verifying import Provenance
     from lazyfx.wire import digest
+    from lazyfx.wire.more_targets import allow_targets
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "SavedGraph",
     "Tls",
     "__version__",
+    "allow_targets",
     "backend_report",
     "connect",
     "connect_async",
@@ -87,6 +89,7 @@ _HOMES = {
     "Rewrite": "passes",
     "Tls": "access",
     "SavedGraph": "saving",
+    "allow_targets": "wire.more_targets",
     "backend_report": "backend",
     "connect": "sync",
     "connect_async": "client",

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threads = str(settings.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     _check_modules(settings.operator_modules)
+    if settings.allow_targets is not None:
+        environment |= _further_targets(settings.allow_targets)
     preload = [*settings.operator_modules, "lazyfx_server.preload"]
     if settings.native:
         preload.append("lazyfx_server.native.preload")
@@ -57,6 +60,19 @@ def _check_modules(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name.partition(".")[0]) is None:
             raise SystemExit(f"lazyfx serve: --operator-modules: there is no module {name!r}")
+
+
+def _further_targets(path: Path) -> dict[str, str]:
+    """Allow the targets of a file here; what tells the fork server of them."""
+    from lazyfx.wire.more_targets import parse
+    from lazyfx_server.security import allowed
+
+    try:
+        text = path.read_text("utf-8")
+        allowed.extend(parse(text))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"lazyfx serve: --allow-targets: {path}: {error}") from error
+    return {allowed.VARIABLE: text}
 
 
 def _run(serve: Callable[[], object]) -> None:

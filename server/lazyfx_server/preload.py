@@ -7,12 +7,15 @@ which takes a few tenths of a second. Done here, once, no worker's first job pay
 from __future__ import annotations
 
 import gc
+import os
 
 import torch
 from torch.fx import symbolic_trace
 
 from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.wire.more_targets import parse
+from lazyfx_server.security import allowed
 from lazyfx_server.v1 import worker_pb2 as worker
 from lazyfx_server.worker import run_job
 
@@ -33,6 +36,8 @@ def warm_up() -> None:
         run_job(worker.Job(render=rendering).SerializeToString())
 
 
+if more := os.environ.get(allowed.VARIABLE):
+    allowed.extend(parse(more))
 warm_up()
 # What is here now stays until the end: the collector of a worker need not go over it again.
 gc.collect()

@@ -192,6 +192,10 @@ class Settings(BaseSettings):
     operator_modules: list[str] = Field(default=[])
     """Python modules that register custom operators, imported where passes run."""
 
+    allow_targets: Path | None = None
+    """JSON file of further functions and Tensor methods that graphs may call, by exact name with
+    what they take; docs/deploy.md shows one. The modules that it names are imported."""
+
     native: bool = False
     """Make native artifacts with Inductor for torch.compile(backend="lazyfx"). Needs a C++
     compiler. Its workers cannot be confined as those that run passes are: turn it on for

@@ -1687,6 +1687,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     NATIVE_FIELD_NUMBER: builtins.int
     IDENTIFICATION_FIELD_NUMBER: builtins.int
     SANDBOX_FIELD_NUMBER: builtins.int
+    ADDED_TARGETS_FIELD_NUMBER: builtins.int
     lazyfx_version: builtins.str
     torch_version: builtins.str
     python_version: builtins.str
@@ -1720,6 +1721,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     def sandbox(self) -> Global___SandboxStatus:
         """How the workers that run passes are confined."""
 
+    @property
+    def added_targets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Functions and Tensor methods that the operator added to the table of targets, by name."""
+
     def __init__(
         self,
         *,
@@ -1738,9 +1743,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         native: Global___NativeTarget | None = ...,
         identification: builtins.str = ...,
         sandbox: Global___SandboxStatus | None = ...,
+        added_targets: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["native", b"native", "sandbox", b"sandbox", "uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["added_targets", b"added_targets", "artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
 

@@ -23,7 +23,7 @@ import torch.overrides
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import schemas
+from lazyfx.wire import added_targets, schemas
 from lazyfx.wire import target_lists as lists
 from lazyfx.wire.twins import TWINS, twin_name
 
@@ -55,6 +55,7 @@ def functions() -> dict[str, Callable[..., Any]]:
     table.update(TWINS)
     for name in lists.DENIED_FUNCTIONS:
         table.pop(name, None)
+    table.update(added_targets.FUNCTIONS)
     return table
 
 
@@ -133,7 +134,7 @@ def methods() -> frozenset[str]:
         and callable(getattr(torch.Tensor, name, None))
     }
     dunders = {name for name in lists.METHOD_DUNDERS if hasattr(torch.Tensor, name)}
-    return frozenset(public | dunders | lists.OTHER_METHODS)
+    return frozenset(public | dunders | lists.OTHER_METHODS | added_targets.METHODS)
 
 
 def _find_operator(name: str) -> torch._ops.OpOverload | None:
@@ -244,6 +245,12 @@ def _literal_rules() -> dict[int, tuple[int, int, frozenset[str]]]:
     """Callables that look a name up: argument count, place of the name, allowed names."""
     table = functions()
     return {id(table[name]): rule for name, rule in lists.LOOKUPS.items() if name in table}
+
+
+def forget() -> None:
+    """Build the tables again when they are next used."""
+    for table in (functions, _function_names, methods, _literal_rules):
+        table.cache_clear()
 
 
 def looks_up(target: object) -> bool:

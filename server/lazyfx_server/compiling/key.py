@@ -11,6 +11,7 @@ from functools import lru_cache
 from importlib.metadata import version
 
 from lazyfx.v1 import compiler_pb2
+from lazyfx_server.security import allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,9 @@ class ModuleKey:
 
 @lru_cache(maxsize=1)
 def environment_digest() -> bytes:
-    """Digest of whatever else a result of passes depends on: torch and our own version."""
+    """Digest of whatever else results depend on: torch, our version, what the operator added."""
     parts = ["lazyfx", version("lazyfx"), "torch", version("torch"), platform.python_version()]
+    parts += allowed.extension()
     return hashlib.sha256("\0".join(parts).encode()).digest()
 
 

@@ -29,6 +29,7 @@ from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.rpc.door import Identification, caller
 from lazyfx_server.rpc.interceptors import Context
 from lazyfx_server.rpc.statuses import status_of
+from lazyfx_server.security import allowed
 from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import StoreStats
 
@@ -236,6 +237,7 @@ class GraphCompilerService(GraphCompilerServicer):
             builder=self._facts.signer.builder,
             identification=self._facts.identification,
             sandbox=self._facts.sandbox,
+            added_targets=allowed.extension()[:-1],
         )
         response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))
         return response

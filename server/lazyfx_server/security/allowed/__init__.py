@@ -13,6 +13,7 @@ server installed and imported what registers them.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +25,12 @@ import torch
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire import target_lists, targets
+from lazyfx.wire.more_targets import MoreTargets, use
 from lazyfx_server.security.places import first_use
-from lazyfx_server.security.signatures import collecting
+from lazyfx_server.security.signatures import collecting, read
+
+VARIABLE = "LAZYFX_ALLOWED_BESIDES"
+"""Environment variable in which a fork server is handed the text of further targets."""
 
 _TARGETS, _SIGNATURES = "targets.json", "signatures.json"
 _NAMED: dict[int, str] = {
@@ -87,7 +92,40 @@ def reviewed() -> dict[str, frozenset[str]] | None:
     table = _read(_TARGETS)
     if table.pop("torch") != _release():
         return None
-    return {kind: frozenset(names) for kind, names in table.items()}
+    found = {kind: frozenset(names) for kind, names in table.items()}
+    if _more:
+        found["functions"] |= _more[0].functions.keys()
+        found["methods"] |= _more[0].methods
+    return found
+
+
+# What the operator of this server added, if anything: set when a process starts.
+_more: list[MoreTargets] = []
+
+
+def extend(more: MoreTargets) -> None:
+    """Allow further targets in this process.
+
+    Raises:
+        ValueError: A signature cannot be read; names it.
+    """
+    for name, text in more.signatures.items():
+        try:
+            read(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    use(more)
+    _more[:] = [more]
+    for table in (reviewed, _signatures, _namespaces):
+        table.cache_clear()
+
+
+def extension() -> Sequence[str]:
+    """The names that were added, and after them a digest of the whole; empty without."""
+    if not _more:
+        return ()
+    digest = hashlib.sha256(_more[0].text.encode()).hexdigest()
+    return (*sorted(_more[0].signatures), digest)
 
 
 def _read(file: str) -> dict[str, Any]:
@@ -113,9 +151,12 @@ def signatures(kind: int, name: str) -> Sequence[str]:
 @functools.lru_cache(maxsize=1)
 def _signatures() -> dict[str, dict[str, list[str]]]:
     """The committed signatures, or those that this torch shows when they are of another."""
-    if reviewed() is None:
-        return collect_signatures(collect())
-    return resolved(_read(_SIGNATURES))
+    known = reviewed() is not None
+    found = resolved(_read(_SIGNATURES)) if known else collect_signatures(collect())
+    for more in _more:
+        found["functions"] |= {name: [more.signatures[name]] for name in more.functions}
+        found["methods"] |= {name: [more.signatures[name]] for name in more.methods}
+    return found
 
 
 def shortened(found: Mapping[str, Mapping[str, list[str]]]) -> dict[str, dict[str, Any]]:
