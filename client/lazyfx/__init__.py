@@ -62,10 +62,12 @@ __all__ = [
     "digest",
     "errors",
     "explain",
+    "in_modules",
     "load_graph",
     "pass_spec",
     "replace_pattern",
     "save_graph",
+    "split_by",
     "until_stable",
 ]
 
@@ -95,9 +97,11 @@ _HOMES = {
     "connect_async": "client",
     "digest": "wire",
     "explain": "explaining",
+    "in_modules": "splitting",
     "load_graph": "saving",
     "pass_spec": "passes",
     "replace_pattern": "passes",
+    "split_by": "splitting",
     "until_stable": "passes",
     "save_graph": "saving",
 }

@@ -179,3 +179,15 @@ def test_constants_that_do_not_fit_their_replacement_are_refused(server):
             told = refused(lambda stub=stub: stub.Compile(request))
         assert told.code == "INVALID_ARGUMENT"
         assert message in told.message
+
+
+def test_a_graph_is_cut_by_its_modules_whatever_ran_before(client: lazyfx.Client, bert):
+    model, example, program = bert
+    layers = lazyfx.split_by(program, lazyfx.in_modules("*.encoder.layer.*", "encoder.layer.*"))
+    module = client.compile(program, ["default", layers])
+    count = len(layers.options["at"])
+    assert count == model.config.num_hidden_layers
+    # Before the first layer are the embeddings.
+    assert f"{count + 1} parts" in module.report.passes[-1].note
+    with torch.no_grad():
+        torch.testing.assert_close(module(**example)[0], model(**example)[0])

@@ -61,10 +61,19 @@ class FakeRun:
         module: Its graph is walked. Never called, never changed.
         mode: Where the fake tensors live; by default that of the graph's metadata,
             else a new one.
+        enter_bodies: Compute the bodies of higher-order operators also where their results
+            are known.
     """
 
-    def __init__(self, module: GraphModule, mode: FakeTensorMode | None = None) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        mode: FakeTensorMode | None = None,
+        *,
+        enter_bodies: bool = False,
+    ) -> None:
         self.module = module
+        self._enter_bodies = enter_bodies
         self.mode = mode or _mode_of(module)
         self._values: dict[Node, Any] = {}
         self._attributes: dict[str, Any] = {}
@@ -161,7 +170,10 @@ class FakeRun:
             return self._call_module(str(target), args, kwargs)
         if isinstance(target, HigherOrderOperator):
             known = self.known(node)
-            return known if known is not UNKNOWN else self._higher_order(target, args)
+            if known is UNKNOWN or self._enter_bodies:
+                computed = self._higher_order(target, args)
+                return known if computed is UNKNOWN else computed
+            return known
         return target(*args, **kwargs)
 
     def _call_module(self, path: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -191,7 +203,7 @@ class FakeRun:
             return self._body(args[place], operands)
 
     def _body(self, body: GraphModule, operands: Any) -> Any:
-        run = FakeRun(body, self.mode)
+        run = FakeRun(body, self.mode, enter_bodies=self._enter_bodies)
         inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
         for node, operand in zip(inputs, operands, strict=False):
             run.give(node, operand)

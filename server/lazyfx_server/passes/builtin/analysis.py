@@ -36,7 +36,7 @@ class Analyze(Pass):
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Computes on fake tensors; nothing is changed."""
-        run = FakeRun(module)
+        run = FakeRun(module, enter_bodies=True)
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         if inputs and not any(run.is_known(node) for node in inputs):
             return PassResult(module, False, "skipped: the inputs carry no shapes")

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lazyfx_server.passes import operators
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.fake import UNKNOWN, FakeRun, in_fresh_thread, same_metadata
+from lazyfx_server.passes.walk import graph_modules
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ShapePropagation(Pass):
     something else was known. Computes what is not known (nodes that passes made) and
     what that changes; the rest is what the capture saw. No kernel runs, so a graph for
     CUDA works on any host. Values that cannot be computed keep what was known of them.
-    The bodies of higher-order operators keep the metadata that they have.
+    GraphModules inside start from what is known of their own inputs.
     """
 
     name: ClassVar[str] = "shape_propagation"
@@ -36,6 +37,12 @@ class ShapePropagation(Pass):
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Propagates from the inputs; the graph itself stays as it is."""
+        root = self._propagated(module)
+        inside = [self._propagated(part) for part in graph_modules(module)[1:]]
+        changed = root.changed or any(result.changed for result in inside)
+        return PassResult(module, changed, root.note)
+
+    def _propagated(self, module: GraphModule) -> PassResult:
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         run = FakeRun(module)
         given = [run.is_known(node) for node in inputs]

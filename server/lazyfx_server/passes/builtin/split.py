@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -44,17 +45,29 @@ class SplitModule(Pass):
         return _split(module, self._part_numbers(list(module.graph.nodes)))
 
     def _part_numbers(self, nodes: Sequence[Node]) -> dict[Node, int]:
-        cuts = frozenset(self.at)
+        cuts = sorted(self.at, reverse=True)
         numbers: dict[Node, int] = {}
+        sent = -1
         number = size = 0
         open_switches = _open_switches(nodes)
         for place, node in enumerate(nodes):
-            full = self.max_nodes and size >= self.max_nodes
-            if (full or place in cuts) and size and not open_switches[place]:
+            sent = max(sent, _number_when_sent(node, place))
+            due = bool(self.max_nodes) and size >= self.max_nodes
+            while cuts and cuts[-1] <= sent:
+                due = bool(cuts.pop() >= 0)
+            if due and size and not open_switches[place]:
                 number, size = number + 1, 0
             numbers[node] = number
             size += node.op in _CALLS
         return numbers
+
+
+def _number_when_sent(node: Node, place: int) -> int:
+    """The number of a node in the graph that was sent; -1 for one that a pass made."""
+    in_worker = next(iter(node.graph.nodes)).name == "n0"
+    if not in_worker:
+        return place
+    return int(node.name[1:]) if re.fullmatch(r"n\d+", node.name) else -1
 
 
 @dataclass(frozen=True)
