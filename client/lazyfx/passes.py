@@ -161,6 +161,18 @@ def spec_of(spelled: Spelled) -> PassSpec:
     return PassSpec(spelled[0], spelled[1], passes=tuple(spec_of(each) for each in inner))
 
 
+def spec_of_message(message: pb.PassSpec) -> PassSpec:
+    """The spec of a pass as it travels, e.g. from a recording: it travels on exactly so."""
+    options = {option.name: _option_of(option.value) for option in message.options}
+    spec = PassSpec(message.name, MappingProxyType(options))
+    kept = pb.PassSpec()
+    kept.CopyFrom(message)
+    # Patterns in it stay graph data; the server that gets them checks them.
+    object.__setattr__(spec, "_message", kept)
+    object.__setattr__(spec, "_identity", kept.SerializeToString(deterministic=True))
+    return spec
+
+
 def replace_pattern(
     *rewrites: tuple[Traceable | GraphModule, Traceable | GraphModule] | Rewrite, **options: Option
 ) -> PassSpec:
@@ -201,6 +213,14 @@ def _graph(traceable: Traceable | GraphModule) -> GraphModule:
 
 def _guard(guard: InputGuard) -> pb.InputGuard:
     return pb.InputGuard(input=guard.input, dtypes=guard.dtypes, rank=guard.rank, shape=guard.shape)
+
+
+def _option_of(value: pb.OptionValue) -> Option:
+    kind = value.WhichOneof("kind")
+    if kind == "list":
+        return tuple(_option_of(item) for item in value.list.items)
+    found: Option = getattr(value, str(kind))
+    return found
 
 
 def _frozen(value: Option) -> Option:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,3 +92,105 @@ def test_who_leaves_does_not_end_the_compile_and_who_comes_back_finds_it(
     assert seen.is_set()
     assert set(stages) <= {"waiting", "tracing", "compiling", "packing"}
     assert native_compiles(native_server) == before + 1
+
+
+WAITING = """
+from training.loops import Net, batches, train
+import torch, lazyfx
+model = Net(width=58)
+train(model, batches(), torch.compile(model, backend="lazyfx", options={"on_error": "raise"}))
+print(lazyfx.backend_report())
+"""
+
+
+def test_an_interrupted_job_leaves_the_flight_to_those_who_wait(
+    native_server: Any, tmp_path: Path
+) -> None:
+    def start(name: str) -> subprocess.Popen[str]:
+        environment = {
+            **os.environ,
+            "LAZYFX_ADDRESS": native_server.address,
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / name),
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+            ),
+        }
+        return subprocess.Popen(
+            [sys.executable, "-c", WAITING],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    before = native_compiles(native_server)
+    one, other = start("one"), start("other")
+    try:
+
+        def under_way() -> bool:
+            samples = metrics(native_server.metrics_url)
+            return total(samples, "lazyfx_in_flight", stage="render") > 0
+
+        wait_until(under_way, "a native compile is under way")
+        one.send_signal(signal.SIGINT)
+        _, errors = one.communicate(timeout=60)
+        assert one.returncode != 0
+        assert "KeyboardInterrupt" in errors
+        printed, errors = other.communicate(timeout=250)
+    finally:
+        one.kill()
+        other.kill()
+    assert other.returncode == 0, errors
+    assert "1 graphs, 1 remote" in printed
+    assert native_compiles(native_server) == before + 1
+
+
+WATCHING = """
+import logging, sys
+from lazyfx.backend import watching
+from lazyfx.v1 import compiler_pb2 as pb
+watching._LOG_SECONDS = 0.0
+logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
+with watching.watched(20) as notice:
+    notice(pb.ArtifactProgress(stage="tracing", seconds=1))
+    notice(pb.ArtifactProgress(stage="compiling", kernels=7, seconds=2))
+"""
+
+
+def test_progress_is_a_line_on_a_terminal_and_log_lines_elsewhere() -> None:
+    command = [sys.executable, "-c", WATCHING]
+    plain = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    assert (
+        "INFO lazyfx: the server's Inductor has a graph of 20 nodes: tracing, 1 s" in plain.stderr
+    )
+    assert "compiling, 7 kernels, 2 s" in plain.stderr
+    quiet = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+        env={**os.environ, "RANK": "1"},
+    )
+    assert quiet.stderr == ""
+
+    ours, theirs = pty.openpty()
+    terminal = subprocess.Popen(
+        command, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    )
+    os.close(theirs)
+    shown = b""
+    while chunk := _read(ours):
+        shown += chunk
+    os.close(ours)
+    assert terminal.wait(100) == 0
+    assert b"compiling, 7 kernels, 2 s" in shown
+    assert b"\x1b[2K" in shown, "the line is drawn anew"
+    assert b"INFO" not in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # what Linux says when the other end is closed
+        return b""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from torch.fx import GraphModule
@@ -14,6 +15,7 @@ from lazyfx.backend.agreement import DisagreementError, Verdict, agree
 from lazyfx.backend.floats import FixedFloats
 from lazyfx.backend.local import compile_here
 from lazyfx.backend.options import BackendOptions, read_options
+from lazyfx.backend.recording import record
 from lazyfx.backend.remote import Answer, Question, ask, make_question
 from lazyfx.backend.reporting import Outcome, records
 from lazyfx.backend.sessions import Session, session_for
@@ -80,8 +82,10 @@ class _Graph:
         try:
             self._require_fit()
             session = session_for(self.options.address)
-            session.require_present()
             question = make_question(self.module, self.inputs, self.options)
+            if self.options.record:
+                record(question, Path(self.options.record))
+            session.require_present()
             if not self.options.wait:
                 return self._swapping(session, question)
             self.digest = question.digest()

@@ -34,6 +34,7 @@ class BackendOptions:
         timeout: Seconds that one graph may take before the job goes on without the server.
         agreement: "all" makes all ranks of the job's process group use the remote result
             only if every one of them has it; "each" lets each rank decide.
+        record: A folder in which each graph is written down for `lazyfx warm`; empty for none.
         mode: A mode of torch.compile, e.g. "max-autotune-no-cudagraphs".
         inductor: Settings of Inductor, by their names in torch._inductor.config.
     """
@@ -45,6 +46,7 @@ class BackendOptions:
     wait: bool = True
     timeout: float = 600.0
     agreement: Agreement = "each"
+    record: str = ""
     mode: str | None = None
     inductor: Mapping[str, InductorValue] = field(default_factory=dict)
 
@@ -144,4 +146,5 @@ _READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "wait": _wait,
     "timeout": _timeout,
     "agreement": _one_of("agreement"),
+    "record": lambda _where, value: str(value),
 }

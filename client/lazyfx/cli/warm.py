@@ -1,4 +1,4 @@
-"""`lazyfx warm`: run a script for a moment, so that the fleet finds its graphs compiled."""
+"""`lazyfx warm`: compile a job's graphs before the fleet starts, from its script or a recording."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from lazyfx.cli.failing import failing_clearly
 from lazyfx.cli.options import DEFAULT_ADDRESS, Address
 
 
@@ -20,7 +21,11 @@ class _Warmed(SystemExit):
 def warm(
     context: typer.Context,
     script: Annotated[
-        Path, typer.Argument(help="A Python script that compiles with backend='lazyfx'.")
+        Path,
+        typer.Argument(
+            help="A Python script that compiles with backend='lazyfx'; or a folder or file that "
+            "a job wrote with LAZYFX_RECORD."
+        ),
     ],
     address: Address = DEFAULT_ADDRESS,
     steps: Annotated[
@@ -30,13 +35,43 @@ def warm(
         float, typer.Option("--timeout", min=1, help="Seconds that one graph may take.")
     ] = 3600.0,
 ) -> None:
-    """Run a script until its graphs are compiled on the server.
+    """Have a job's graphs compiled on the server before the fleet starts.
 
-    Arguments after the script's name are the script's own. Run it as the fleet will: the same
-    versions, CPU, batch size and OMP_NUM_THREADS (torchrun sets it to 1).
+    Arguments after a script's name are the script's own. Run it as the fleet will: the same
+    versions, CPU, batch size and OMP_NUM_THREADS (torchrun sets it to 1). A recording is sent
+    as it is, from any machine.
     """
+    if script.is_dir() or script.suffix == ".lazyfx":
+        with failing_clearly(address):
+            _warm_recorded(script, address, timeout)
+        return
     if not script.is_file():
         raise typer.BadParameter(f"{script}: no such file", param_hint="SCRIPT")
+    _warm_by_running(script, context.args, address, steps, timeout)
+
+
+def _warm_recorded(recording: Path, address: str, timeout: float) -> None:
+    # torch takes its time: --help does without.
+    import lazyfx
+    from lazyfx.backend.recording import read_recording
+    from lazyfx.backend.watching import watched
+
+    count = 0
+    with lazyfx.connect(address, timeout=timeout) as client:
+        for count, recorded in enumerate(read_recording(recording), start=1):
+            nodes = len(recorded.graph.graph.nodes)
+            remote = client.compile(recorded.graph, recorded.passes)
+            if recorded.native is not None:
+                with watched(nodes) as notice:
+                    remote.native(recorded.native, timeout=timeout, on_progress=notice)
+            typer.echo(f"{count}: {nodes} nodes, graph {remote.digest[:12]}: compiled")
+    if not count:
+        raise typer.BadParameter(f"{recording}: no recorded graphs in it", param_hint="SCRIPT")
+
+
+def _warm_by_running(
+    script: Path, arguments: list[str], address: str, steps: int, timeout: float
+) -> None:
     os.environ.update(
         {
             "LAZYFX_ADDRESS": address,
@@ -59,7 +94,7 @@ def warm(
 
     hook = register_optimizer_step_post_hook(count)
     before = sys.argv, sys.path[0]
-    sys.argv = [str(script), *context.args]
+    sys.argv = [str(script), *arguments]
     sys.path[0] = str(script.parent.resolve())
     try:
         runpy.run_path(str(script), run_name="__main__")

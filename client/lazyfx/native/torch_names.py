@@ -62,5 +62,6 @@ def default_setting(name: str) -> Any:
 
 def backed_values(env: ShapeEnv) -> Mapping[sympy.Symbol, Any]:
     """What symbols stand for in the call that is traced; torch 2.13 has renamed it."""
-    known: Mapping[sympy.Symbol, Any] = getattr(env, "backed_var_to_val", None) or env.var_to_val
+    name = "backed_var_to_val" if hasattr(env, "backed_var_to_val") else "var_to_val"
+    known: Mapping[sympy.Symbol, Any] = getattr(env, name)
     return known

@@ -943,6 +943,37 @@ class NativeRequest(google.protobuf.message.Message):
 Global___NativeRequest: typing_extensions.TypeAlias = NativeRequest
 
 @typing.final
+class RecordedCompile(google.protobuf.message.Message):
+    """A file of `lazyfx warm`: one graph of a job, and what its artifact depends on."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: builtins.int
+    PASSES_FIELD_NUMBER: builtins.int
+    NATIVE_FIELD_NUMBER: builtins.int
+    @property
+    def graph(self) -> lazyfx.v1.graph_pb2.Graph: ...
+    @property
+    def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassSpec]:
+        """Passes that run first."""
+
+    @property
+    def native(self) -> Global___NativeRequest:
+        """Where the job ran, and under which settings; left out for jobs without native artifacts."""
+
+    def __init__(
+        self,
+        *,
+        graph: lazyfx.v1.graph_pb2.Graph | None = ...,
+        passes: collections.abc.Iterable[Global___PassSpec] | None = ...,
+        native: Global___NativeRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["graph", b"graph", "native", b"native"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["graph", b"graph", "native", b"native", "passes", b"passes"]) -> None: ...
+
+Global___RecordedCompile: typing_extensions.TypeAlias = RecordedCompile
+
+@typing.final
 class NativeBundle(google.protobuf.message.Message):
     """What Inductor made."""
 

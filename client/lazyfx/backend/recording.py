@@ -1,0 +1,80 @@
+"""Graphs of a job written down, so that a server can be warmed without the job."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from google.protobuf.message import DecodeError as ProtobufError
+from torch.fx import GraphModule
+
+from lazyfx import memory, wire
+from lazyfx.backend.remote import Question
+from lazyfx.envelope import check_envelope
+from lazyfx.errors import DecodeError
+from lazyfx.lazy_class import LazyGraphModule
+from lazyfx.passes import PassSpec, messages, spec_of_message
+from lazyfx.v1 import compiler_pb2 as pb
+
+SUFFIX: Final = ".lazyfx"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One graph from a recording.
+
+    Attributes:
+        graph: The graph, without any values.
+        passes: What runs first.
+        native: What its artifact depends on; None when the job ran the rebuilt graph.
+    """
+
+    graph: GraphModule
+    passes: tuple[PassSpec, ...]
+    native: pb.NativeRequest | None
+
+
+def record(question: Question, folder: Path) -> Path:
+    """Write a question into a folder, whole or not at all; equal ones share a file.
+
+    Raises:
+        UnsupportedGraphError: The graph cannot go on the wire; names the node.
+        OSError: The file cannot be written.
+    """
+    encoded = memory.encode(question.graph)
+    recorded = pb.RecordedCompile(
+        graph=encoded.message(), passes=messages(question.options.passes), native=question.native
+    )
+    data = recorded.SerializeToString(deterministic=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}{SUFFIX}"
+    if not path.exists():
+        aside = path.with_suffix(f".{os.getpid()}.part")
+        aside.write_bytes(data)
+        aside.replace(path)
+    return path
+
+
+def read_recording(path: Path) -> Iterator[Recorded]:
+    """Read a file, or every recorded graph of a folder. Nothing in them is run.
+
+    Raises:
+        DecodeError: A file is not a recording, or is damaged; names it.
+        OSError: It cannot be read.
+    """
+    paths = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    for each in paths:
+        try:
+            found = pb.RecordedCompile.FromString(each.read_bytes())
+        except ProtobufError:
+            raise DecodeError(f"{each} is not a graph that a job recorded") from None
+        check_envelope(found.graph)
+        graph = wire.decode(
+            found.graph.body, found.graph.presentation, module_class=LazyGraphModule
+        )
+        passes = tuple(map(spec_of_message, found.passes))
+        yield Recorded(graph, passes, found.native if found.HasField("native") else None)
