@@ -59,7 +59,7 @@ def pass_workers(
     settings: Settings, forkserver: ForkServer, layers: tuple[str, ...], on_restart: OnRestart
 ) -> ProcessExecutor:
     """Processes that run passes and render, each in its sandbox."""
-    policy = Policy(layers, settings.worker_memory_bytes, readable_paths(), settings.worker_threads)
+    policy = Policy(layers, settings.worker_memory_bytes, readable_paths())
     return ProcessExecutor(
         run_job,
         forkserver=forkserver,

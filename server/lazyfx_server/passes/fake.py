@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
 from lazyfx.wire.tensors import stand_in_of
 from lazyfx.wire.values import describe, fake_tensor, materialize
+from lazyfx_server.passes.large_numbers import check_numbers
 from lazyfx_server.passes.walk import attribute_at
 
 T = TypeVar("T")
@@ -164,6 +165,7 @@ class FakeRun:
 
     def _call(self, node: Node, args: Any, kwargs: Any) -> Any:
         target: Any = node.target
+        check_numbers(target, (*args, *kwargs.values()))
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         if node.op == "call_module":

@@ -18,6 +18,7 @@ LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 """What a sandbox is made of, in the order in which a process enters it."""
 
 _MOST_FILES = 128
+_MORE_TASKS = 4096
 # What C libraries and torch look at when they count processors and memory.
 _SYSTEM = (
     "/dev/null", "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime", "/lib", "/lib64",
@@ -38,13 +39,11 @@ class Policy:
         layers: Some of LAYERS.
         memory_bytes: Address space that it may take beyond what it has.
         readable: Files and folders that it may read.
-        threads: Threads that it computes with.
     """
 
     layers: tuple[str, ...]
     memory_bytes: int
     readable: tuple[str, ...]
-    threads: int = 1
 
 
 def available() -> tuple[str, ...]:
@@ -92,9 +91,9 @@ def _limit(policy: Policy) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    # Threads count as processes; one that computes alone makes none.
-    if policy.threads == 1:
-        bounds[resource.RLIMIT_NPROC] = 0
+    # The kernel counts the threads of all processes of a user; a worker makes a few of its own.
+    # What keeps it from making processes is seccomp: this bounds the damage where that is missing.
+    bounds[resource.RLIMIT_NPROC] = _tasks() + _MORE_TASKS
     # A log in a file could not be written any more.
     if not any(_is_file(number) for number in (1, 2)):
         bounds[resource.RLIMIT_FSIZE] = 0
@@ -102,6 +101,12 @@ def _limit(policy: Policy) -> None:
         _, hard = resource.getrlimit(which)
         most = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(which, (most, most))
+
+
+def _tasks() -> int:
+    """Threads of this machine, all users' together."""
+    running_and_all = Path("/proc/loadavg").read_text("ascii").split()[3]
+    return int(running_and_all.partition("/")[2])
 
 
 def _is_file(number: int) -> bool:

@@ -1,0 +1,65 @@
+"""Python's own numbers and lists have no bound; what graphs compute with them has one here.
+
+`10 ** 10 ** 10` would keep a worker busy for hours, inside of one instruction that no timer
+interrupts, and says nothing about any shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_MOST_BITS = 8192
+_MOST_ITEMS = 1_000_000
+_POWERS = frozenset({"pow", "ipow", "rpow"})
+_SHIFTS = frozenset({"lshift", "ilshift", "rlshift"})
+_REVERSED = frozenset({"rpow", "rlshift"})
+_PRODUCTS = frozenset({"mul", "imul", "rmul"})
+
+
+class TooLargeError(Exception):
+    """A number or a list would be longer than anything that sizes of tensors are made of."""
+
+
+def check_numbers(target: object, operands: Sequence[Any]) -> None:
+    """Refuse a call of Python's that could take, or make, something very long.
+
+    Args:
+        target: A callable, or the name of a method.
+        operands: What it would be called with.
+
+    Raises:
+        TooLargeError: It could.
+    """
+    if any(_is_long(operand) for operand in operands):
+        raise TooLargeError
+    name = target if isinstance(target, str) else str(getattr(target, "__name__", ""))
+    name = name.strip("_")
+    if name in _REVERSED:
+        operands = operands[::-1]
+    numbers = [operand for operand in operands if isinstance(operand, int)]
+    lists = [operand for operand in operands if isinstance(operand, list | tuple)]
+    if name in _POWERS and len(numbers) == 2:
+        _bounded(numbers[0].bit_length() * max(numbers[1], 0), _MOST_BITS)
+    elif name in _SHIFTS and len(numbers) == 2:
+        _bounded(numbers[1], _MOST_BITS)
+    elif name in _PRODUCTS and len(numbers) == 1 and len(lists) == 1:
+        _bounded(len(lists[0]) * max(numbers[0], 0), _MOST_ITEMS)
+
+
+def _bounded(size: int, most: int) -> None:
+    if size > most:
+        raise TooLargeError
+
+
+def _is_long(value: object) -> bool:
+    if isinstance(value, int):
+        return value.bit_length() > _MOST_BITS
+    if isinstance(value, range):
+        return value.stop - value.start > _MOST_ITEMS or value.start - value.stop > _MOST_ITEMS
+    if isinstance(value, list | tuple | dict):
+        items: Iterable[object] = value.values() if isinstance(value, dict) else value
+        return len(value) > _MOST_ITEMS or any(
+            isinstance(item, range | int) and _is_long(item) for item in items
+        )
+    return False
