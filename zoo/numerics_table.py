@@ -58,6 +58,9 @@ A cell says on how many of the graphs the pass changed something, and the larges
 the largest value of its tensor. (For gradients, and for the results of joint and backward graphs,
 of a thousandth of the largest gradient of the step if that is more: what is zero but for rounding
 differs by any factor.) Allowed is 1e-3, and for passes that change precision what they declare.
+What is not zero and not declared is addition in another order: where equal values become one,
+autograd adds their gradients before it goes on, and not behind it. The rows come from
+several runs, so that not every pass saw every graph; `replace_pattern` is tested elsewhere.
 
 """
 
@@ -91,7 +94,7 @@ def markdown(findings: Sequence[Finding]) -> str:
         for e in wrong
     ]
     missing = sorted({(e.model, e.way, e.note) for e in findings if not e.name})
-    lines += ["", "What torch could not capture:", ""] if missing else []
+    lines += ["", "What was not captured, or not carried:", ""] if missing else []
     lines += [f"- {model} ({way}): {note}" for model, way, note in missing]
     return text + "\n".join(lines) + "\n"
 

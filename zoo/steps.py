@@ -167,5 +167,6 @@ def _gradients(results: Sequence[Any], leaves: Sequence[Tensor]) -> list[Tensor 
         return [None] * len(leaves)
     torch.manual_seed(1)
     # Not ones: the sum of what a normalization returns is constant, and its gradient rounding.
-    weights = [torch.randn_like(r) for r in roots]
+    # By shape: randn_like draws in the order of memory, which a pass may change inside.
+    weights = [torch.randn(r.shape, dtype=r.dtype, device=r.device) for r in roots]
     return list(torch.autograd.grad(roots, leaves, weights, allow_unused=True))

@@ -15,3 +15,10 @@ def test_every_pass_keeps_results_gradients_and_buffers(name: str) -> None:
     found = findings(zoo.ARCHITECTURES[name], SAMPLE[name])
     assert not [each for each in found if each.outcome in {"wrong", "no capture"}]
     assert len({each.name for each in found if each.outcome == "changed"}) >= 5
+
+
+def test_draws_over_channels_last_values_are_left_alone() -> None:
+    """Segformer's head: functionalized, its dropout would drop other places."""
+    found = findings(zoo.ARCHITECTURES["segformer"], "train", {"functionalize": "functionalize"})
+    assert not [each for each in found if each.outcome == "wrong"]
+    assert any("draws in an order" in each.note for each in found)

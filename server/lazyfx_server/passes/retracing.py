@@ -89,8 +89,8 @@ def retrace(
     Raises:
         CannotRetrace: The graph holds something that would not come out as it was.
     """
-    _check(module)
     known = KnownValues(module)
+    _check(module, known)
     inputs = [_input(node, known) for node in module.graph.nodes if node.op == "placeholder"]
     paths = _attributes(module)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -142,12 +142,17 @@ class _Lifted(Interpreter):
         return torch.func.functional_call(called, tensors, args, dict(kwargs))
 
 
-def _check(module: GraphModule) -> None:
+def _check(module: GraphModule, known: KnownValues) -> None:
     if any(isinstance(part, GraphModule) for part in list(module.modules())[1:]):
         raise CannotRetrace("the graph holds nested graphs")
     for node in module.graph.nodes:
         if node.op not in ("placeholder", "output") and effects_of(node).state:
             raise CannotRetrace(f"{node.name} changes the state in which others run")
+        if node.op.startswith("call_") and effects_of(node).random and node.all_input_nodes:
+            drawn_for = known.tensor(node.all_input_nodes[0])
+            # Dropout is traced as a draw over new memory, whose order is the plain one.
+            if drawn_for is None or not drawn_for.is_contiguous():
+                raise CannotRetrace(f"{node.name} draws in an order that tracing would change")
 
 
 def _attributes(module: GraphModule) -> list[str]:
