@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from lazyfx_server.passes import operators
 from lazyfx_server.passes.base import PassResult
+from lazyfx_server.passes.effects import argument
 from lazyfx_server.passes.fake import UNKNOWN, FakeRun
 from lazyfx_server.passes.walk import graph_modules
 
@@ -97,6 +98,11 @@ class KnownValues:
             for node in self._run.module.graph.nodes
             if node.op.startswith("call_")
         )
+
+
+def first_operand(node: Node) -> Any:
+    """What a call works on, by place or as `input` or `self`."""
+    return argument(node, 0, "input", node.kwargs.get("self"))
 
 
 def requires_grad(module: GraphModule, known: KnownValues) -> bool:

@@ -10,7 +10,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.calls import KnownValues, in_each, operator_name
+from lazyfx_server.passes.calls import KnownValues, first_operand, in_each, operator_name
 from lazyfx_server.passes.effects import argument
 from lazyfx_server.passes.storage import StorageMap
 
@@ -83,7 +83,7 @@ def _attention_at(node: Node, known: KnownValues, storage: StorageMap) -> _Atten
 def _skip(node: Any, inner: list[Node], known: KnownValues, names: tuple[str, ...]) -> Node | None:
     """Goes up through calls that change no shape here."""
     while isinstance(node, Node) and operator_name(node) in names:
-        source = argument(node, 0, "input", node.kwargs.get("self"))
+        source = first_operand(node)
         before, after = known.tensor(source), known.tensor(node)
         if before is None or after is None or before.shape != after.shape:
             return None
@@ -126,7 +126,7 @@ def _transposed(node: Any, known: KnownValues) -> Node | None:
     """What a node is the transpose of, in its last two dimensions."""
     if not isinstance(node, Node) or operator_name(node) not in {"transpose", "permute"}:
         return None
-    source = argument(node, 0, "input", node.kwargs.get("self"))
+    source = first_operand(node)
     value = known.tensor(source)
     if value is None or not isinstance(source, Node):
         return None

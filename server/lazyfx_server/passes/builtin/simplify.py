@@ -9,7 +9,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.calls import KnownValues, in_each, operator_name, same_place
+from lazyfx_server.passes.calls import (
+    KnownValues,
+    first_operand,
+    in_each,
+    operator_name,
+    same_place,
+)
 from lazyfx_server.passes.effects import argument
 from lazyfx_server.passes.operators import words
 from lazyfx_server.passes.storage import StorageMap
@@ -81,7 +87,7 @@ def _remove_no_ops(module: GraphModule, known: KnownValues) -> int:
 def _handed_back(node: Node) -> Node | None:
     """The operand that a call may hand back, by its name and its literals."""
     name = operator_name(node)
-    operand = argument(node, 0, "input", node.kwargs.get("self"))
+    operand = first_operand(node)
     if not isinstance(operand, Node):
         return None
     if name in _VIEWS:
@@ -148,7 +154,7 @@ def _cast_operand(node: Node, known: KnownValues) -> Node | None:
     """What a call casts, if it does nothing else."""
     if operator_name(node) not in _CASTS:
         return None
-    operand = argument(node, 0, "input", node.kwargs.get("self"))
+    operand = first_operand(node)
     before, after = known.tensor(operand), known.tensor(node)
     if before is None or after is None or not isinstance(operand, Node):
         return None

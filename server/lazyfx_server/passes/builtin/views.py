@@ -9,8 +9,13 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.wire.values import META_KEY
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.calls import KnownValues, in_each, operator_name, spelled_like
-from lazyfx_server.passes.effects import argument
+from lazyfx_server.passes.calls import (
+    KnownValues,
+    first_operand,
+    in_each,
+    operator_name,
+    spelled_like,
+)
 from lazyfx_server.passes.operators import words
 from lazyfx_server.passes.storage import StorageMap
 
@@ -44,7 +49,7 @@ def _sink_views(module: GraphModule, known: KnownValues) -> int:
     storage = StorageMap(module.graph)
     changed = 0
     for node in list(module.graph.nodes):
-        view = argument(node, 0, "input", node.kwargs.get("self"))
+        view = first_operand(node)
         if not isinstance(view, Node) or len(view.users) != 1 or _is_touched(storage, node, view):
             continue
         if _sinks(node, view, known) and _has_partner(node):
@@ -70,7 +75,7 @@ def _sinks(node: Node, view: Node, known: KnownValues) -> bool:
         return False
     if len(node.all_input_nodes) != 1 or node.kwargs.get("inplace"):
         return False
-    before = known.tensor(argument(view, 0, "input", view.kwargs.get("self")))
+    before = known.tensor(first_operand(view))
     after = known.tensor(node)
     if before is None or after is None or before.dtype != after.dtype:
         return False
@@ -106,7 +111,7 @@ def _swap(node: Node, view: Node) -> None:
 
 def _merges(node: Node, view: Node, known: KnownValues) -> bool:
     """Makes one view of two, if they are of a kind."""
-    source = argument(view, 0, "input", view.kwargs.get("self"))
+    source = first_operand(view)
     after, before = known.tensor(node), known.tensor(source)
     if after is None or before is None or not isinstance(source, Node):
         return False
