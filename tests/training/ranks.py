@@ -17,8 +17,16 @@ from training.loops import Net, batches, train
 import lazyfx
 
 
+def break_graph(*_: object) -> None:
+    """Make two graphs of one."""
+    torch._dynamo.graph_break()
+
+
 def wrapped(net: torch.nn.Module, wrapper: str) -> torch.nn.Module:
     if wrapper == "ddp":
+        return DistributedDataParallel(net)
+    if wrapper == "broken":
+        net.norm.register_forward_hook(break_graph)
         return DistributedDataParallel(net)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     fully_shard(net.first, mesh=mesh)
@@ -44,6 +52,7 @@ def main() -> None:
     told = {
         "losses": [float(loss) for loss in done.losses],
         "outcomes": [graph.outcome for graph in report.graphs],
+        "digests": [graph.digest for graph in report.graphs],
         "caches": [graph.cache for graph in report.graphs],
         "reasons": [graph.reason for graph in report.graphs],
         "divergence": [graph.divergence for graph in report.graphs],

@@ -17,13 +17,15 @@ _TESTS = Path(__file__).parents[1]
 RANKS = 2
 
 
-def run_job(folder: Path, address: str, **options: object) -> list[dict[str, Any]]:
+def run_job(
+    folder: Path, address: str, *, ranks: int = RANKS, **options: object
+) -> list[dict[str, Any]]:
     """Run one torchrun job on a port of its own; returns what each rank wrote."""
     folder.mkdir()
     told = json.dumps({"address": address, "on_error": "eager", **options})
     run = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS),
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
             str(_TESTS / "training" / "ranks.py"), str(folder), told,
         ],
@@ -38,7 +40,7 @@ def run_job(folder: Path, address: str, **options: object) -> list[dict[str, Any
         timeout=280,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 
 def expected_losses(width: int) -> list[float]:
@@ -60,6 +62,26 @@ def test_one_compile_for_all_ranks_and_none_for_the_next_job(
     assert warm[0]["losses"] == cold[0]["losses"]
     # Every rank has the same batches, so the job learns what one process does.
     assert cold[0]["losses"] == pytest.approx(expected_losses(width=40))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_four_ranks_compile_each_graph_once_and_the_next_job_none(
+    native_server: Any, tmp_path: Path
+) -> None:
+    before = native_compiles(native_server)
+    job = {"ranks": 4, "width": 42, "agreement": "all", "wrap": "broken"}
+    cold = run_job(tmp_path / "cold", native_server.address, **job)
+    digests = cold[0]["digests"]
+    assert len(set(digests)) >= 2
+    assert all(rank["digests"] == digests for rank in cold)
+    assert all(set(rank["outcomes"]) == {"remote"} for rank in cold), cold
+    assert native_compiles(native_server) == before + len(set(digests))
+
+    warm = run_job(tmp_path / "warm", native_server.address, **job)
+    assert all(set(rank["caches"]) == {"hit"} for rank in warm), warm
+    assert native_compiles(native_server) == before + len(set(digests))
+    assert warm[0]["losses"] == cold[0]["losses"] == pytest.approx(expected_losses(width=42))
 
 
 @pytest.mark.slow
