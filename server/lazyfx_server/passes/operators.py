@@ -201,12 +201,13 @@ def aten_facts(name: str) -> OperatorFacts:
     if not isinstance(packet, OpOverloadPacket):
         return OperatorFacts(exists=False, random=False, mutates=False, may_alias=False)
     names: list[str] = packet.overloads()
-    overloads = [getattr(packet, o) for o in names if torch.Tag.out not in getattr(packet, o).tags]
+    # Not by torch.Tag.out, which torch 2.11 does not have.
+    overloads = [op for op in (getattr(packet, o) for o in names) if not _has_out(op)]
     # Some packets (aten.einsum) list TorchScript overloads without a kernel: no tags, no harm.
     return OperatorFacts(
         exists=True,
         random=any(is_tagged_random(op) for op in overloads),
-        mutates=any(op._schema.is_mutable and not _has_out(op) for op in overloads),  # noqa: SLF001
+        mutates=any(op._schema.is_mutable for op in overloads),  # noqa: SLF001
         may_alias=name in MAY_RETURN_OPERAND or any(returns_alias(op) for op in overloads),
     )
 
