@@ -67,7 +67,8 @@ def adding(*args: Any, target: str = "torch.add") -> RawGraph:
 
 def distinct_literals(watched: Watched, case: Any) -> None:
     assert len(keys_of(watched, [adding(*args) for args in case["payload"]["args"]])) == 3
-    keyed = [adding({key: 0, "b": 0}) for key in (True, 1, "1")]
+    # operator.eq takes whatever can be compared: torch.add takes neither dictionaries nor text.
+    keyed = [adding({key: 0, "b": 0}, target="operator.eq") for key in (True, 1, "1")]
     assert len(keys_of(watched, keyed)) == 3
 
 
@@ -77,7 +78,7 @@ def distinct_targets(watched: Watched, case: Any) -> None:
 
 
 def distinct_strings(watched: Watched, case: Any) -> None:
-    graphs = [adding(strings) for strings in case["payload"]["strings"]]
+    graphs = [adding(strings, target="operator.eq") for strings in case["payload"]["strings"]]
     assert len(keys_of(watched, graphs)) == 2
 
 
