@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 
 from typing_extensions import Self
 
 from lazyfx.access import Tls, access
+from lazyfx.asking import Asker
 from lazyfx.capture import Compilable, ExampleInputs
-from lazyfx.connection import CompileCall, Connection, OnProgress
+from lazyfx.connection import Connection, OnProgress
 from lazyfx.errors import LazyfxError, MissingBlobsError
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, PassSpec
-from lazyfx.preparing import INLINE_BYTES, Prepared, Preparer
-from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT, status_to_error
+from lazyfx.preparing import Prepared, Preparer
+from lazyfx.status import status_to_error
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import Provenance, Verifier
-
-# A first try by token, then by digest, with the graph, with values, one for luck: a server that
-# still misses something after these misbehaves.
-_MOST_TRIES = 5
 
 
 class AsyncClient:
@@ -56,10 +52,8 @@ class AsyncClient:
             believes_connection=granted.believes(address),
             ask=self._connection.server_info,
         )
-        self._on_upload = on_upload
         self._preparer = Preparer()
-        # Digests that the server is known to have: their graphs need not go along.
-        self._sent: set[bytes] = set()
+        self._asker = Asker(self._connection, self._preparer, on_upload)
 
     @property
     def address(self) -> str:
@@ -222,99 +216,20 @@ class AsyncClient:
 
     async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
         """Compile again a module that has left the server's cache; handles call this."""
-        self._sent.discard(prepared.encoded.digest)
+        self._asker.forget(prepared)
         return await self.ask(prepared)
-
-    def _first_request(self, prepared: Prepared) -> pb.CompileRequest:
-        """By token if there is one; with the graph if the server is not known to have it."""
-        encoded, requests = prepared.encoded, prepared.requests
-        if encoded.digest in self._sent:
-            return requests.short or requests.whole
-        if len(encoded.body) > INLINE_BYTES:
-            return requests.whole
-        subjects = [f"{BLOB_SUBJECT}{encoded.digest.hex()}"]
-        return self._preparer.supply(prepared, requests.whole, subjects)[0]
-
-    async def ask_if_current(
-        self, prepared: Prepared, timeout: float | None = None
-    ) -> pb.CompileResponse | None:
-        """Ask by the remembered digest, and find out meanwhile whether it still holds.
-
-        Args:
-            prepared: The request, with `still_current`.
-            timeout: Seconds that each call may take.
-
-        Returns:
-            The answer, or None when the graph has changed since it was encoded.
-
-        Raises:
-            ServiceError: One of its kinds, by the server's status.
-        """
-        request = self._first_request(prepared)
-        call = self._connection.start_compile(request, timeout)
-        try:
-            await asyncio.sleep(0)  # here the call is sent
-            if prepared.still_current is not None and not prepared.still_current():
-                return None
-            return await self._ask(prepared, timeout, request, call)
-        finally:
-            call.cancel()
 
     async def ask(
         self, prepared: Prepared, timeout: float | None = None, *, skip_cache_lookup: bool = False
     ) -> pb.CompileResponse:
-        """Send a prepared request, and whatever the server then says it lacks.
+        """Send a prepared request, and whatever the server then says it lacks; see `Asker.ask`."""
+        return await self._asker.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
 
-        Args:
-            prepared: The request.
-            timeout: Seconds that each call may take.
-            skip_cache_lookup: Compile even if the server has a result.
-
-        Raises:
-            ServiceError: One of its kinds, by the server's status.
-        """
-        if skip_cache_lookup:
-            request = pb.CompileRequest()
-            request.CopyFrom(prepared.requests.whole)
-            request.skip_cache_lookup = True
-        else:
-            request = self._first_request(prepared)
-        call = self._connection.start_compile(request, timeout)
-        return await self._ask(prepared, timeout, request, call)
-
-    async def _ask(
-        self,
-        prepared: Prepared,
-        timeout: float | None,
-        request: pb.CompileRequest,
-        call: CompileCall,
-    ) -> pb.CompileResponse:
-        """Finish a call, and make others with what the server says it lacks."""
-        requests = prepared.requests
-        tries_left = _MOST_TRIES
-        while True:
-            try:
-                response = await self._connection.finish_compile(call)
-            except MissingBlobsError as missing:
-                tries_left -= 1
-                if not tries_left:
-                    raise
-                if request.request_token:
-                    requests.short, request = None, requests.whole
-                else:
-                    values = [s for s in missing.subjects if s.startswith(VALUE_SUBJECT)]
-                    if values:
-                        # Bound at once the next time, which spares a round trip.
-                        requests.reads = tuple(values)
-                    request, blobs = self._preparer.supply(prepared, request, missing.subjects)
-                    if blobs:
-                        await self._connection.upload(blobs, self._on_upload)
-                call = self._connection.start_compile(request, timeout)
-            else:
-                self._sent.add(prepared.encoded.digest)
-                if response.request_token and request is requests.whole:
-                    requests.short = pb.CompileRequest(request_token=response.request_token)
-                return response
+    async def ask_if_current(
+        self, prepared: Prepared, timeout: float | None = None
+    ) -> pb.CompileResponse | None:
+        """Ask by the remembered digest; see `Asker.ask_if_current`."""
+        return await self._asker.ask_if_current(prepared, timeout)
 
 
 def connect_async(

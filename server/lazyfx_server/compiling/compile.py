@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.admission import Admission
@@ -18,12 +15,12 @@ from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.explain import Explainer, Miss
 from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
-from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
 from lazyfx_server.compiling.limits import RequestLimits
-from lazyfx_server.compiling.pipelines import PipelineName, Pipelines
+from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.quotas import Quotas
+from lazyfx_server.compiling.reading import RequestReader, Wanted, unknown_token
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, MissingError
+from lazyfx_server.errors import MissingError
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
     CompileFinished,
@@ -34,23 +31,6 @@ from lazyfx_server.telemetry import (
     Reused,
 )
 from lazyfx_server.v1 import worker_pb2 as worker
-
-# Requests by digest that are remembered as read and found to be well formed.
-_KNOWN_REQUESTS = 4096
-_NO_REQUEST = pb.CompileRequest()
-_TOKEN_BYTES = 32
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A request that has been read: whose it is, its key, and what a worker would need."""
-
-    tenant: Tenant
-    key: ModuleKey
-    digest: bytes
-    pipeline: PipelineName
-    request: pb.CompileRequest
-    arrived: float
 
 
 class Compiler:
@@ -96,7 +76,7 @@ class Compiler:
         self._costs = costs
         self._plugins = plugins
         self._flights: Flights[tuple[CompiledModule, Miss]] = Flights()
-        self._known: LRUCache[bytes, _Wanted] = LRUCache(_KNOWN_REQUESTS)
+        self._reader = RequestReader(limits, pipelines)
 
     @property
     def in_flight(self) -> int:
@@ -112,7 +92,7 @@ class Compiler:
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
         arrived = time.perf_counter()
-        token, wanted = self._read(request, tenant, arrived)
+        token, wanted = self._reader.read(request, tenant, arrived)
         damaged = False
         if not request.skip_cache_lookup:
             found = await self._catalog.find(tenant, wanted.digest)
@@ -123,7 +103,7 @@ class Compiler:
                 self._observer.observe(OverheadSpent("key", spent, whose))
                 return found.hit if request.request_token else found.hit_with(token)
             if request.request_token:
-                raise _unknown(token)
+                raise unknown_token(token)
             damaged = found.damaged
         # What was remembered of the request is not the request itself.
         wanted = replace(wanted, request=request, arrived=arrived)
@@ -135,7 +115,7 @@ class Compiler:
         return module.answer(pb.CACHE_STATUS_JOINED, miss)
 
     async def _join(
-        self, wanted: _Wanted, *, damaged: bool
+        self, wanted: Wanted, *, damaged: bool
     ) -> tuple[tuple[CompiledModule, Miss], bool]:
         """Fly with the others who want the same; tells whether this caller leads."""
         while True:
@@ -157,57 +137,7 @@ class Compiler:
         """Wait until no compile is under way."""
         await self._flights.land_all()
 
-    def _read(
-        self, request: pb.CompileRequest, tenant: Tenant, arrived: float
-    ) -> tuple[bytes, _Wanted]:
-        """A token for the request, if it can have one, and what is wanted."""
-        if request.request_token:
-            return request.request_token, self._recall(request, tenant)
-        if request.HasField("graph"):
-            return b"", self._check(request, tenant, arrived)
-        # Without a graph a request says little, and says the same when it is a hit again.
-        token = hashlib.sha256(tenant.tag + request.SerializeToString()).digest()
-        known: _Wanted | None = self._known.get(token)
-        if known is None:
-            known = replace(self._check(request, tenant, arrived), request=_NO_REQUEST)
-            self._known[token] = known
-        return token, known
-
-    def _recall(self, request: pb.CompileRequest, tenant: Tenant) -> _Wanted:
-        if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
-            raise InvalidRequestError.of_field(
-                "request_token",
-                f"has {_TOKEN_BYTES} bytes and stands for a whole request; "
-                "leave every other field out",
-            )
-        known: _Wanted | None = self._known.get(request.request_token)
-        if known is None or known.tenant != tenant:
-            raise _unknown(request.request_token)
-        return known
-
-    def _check(self, request: pb.CompileRequest, tenant: Tenant, arrived: float) -> _Wanted:
-        self._limits.check_compile(request)
-        graph_digest = request.graph_digest.sha256
-        if (
-            request.HasField("graph")
-            and graph_digest != hashlib.sha256(request.graph.body).digest()
-        ):
-            raise InvalidRequestError.of_field(
-                "graph_digest.sha256", "is not the SHA-256 of graph.body; compute it from the body"
-            )
-        pipeline = self._pipelines.resolve(
-            request.passes, eager=request.eager, verify=request.verify
-        )
-        key = ModuleKey(
-            tenant=tenant.tag,
-            graph=graph_digest,
-            pipeline=pipeline.fingerprint,
-            values=values_digest(request.values),
-            environment=environment_digest(),
-        )
-        return _Wanted(tenant, key, key.digest, pipeline, request, arrived)
-
-    async def _fly(self, wanted: _Wanted, *, damaged: bool) -> tuple[CompiledModule, Miss]:
+    async def _fly(self, wanted: Wanted, *, damaged: bool) -> tuple[CompiledModule, Miss]:
         request, key = wanted.request, wanted.key
         miss = await self._explainer.explain(
             key,
@@ -270,7 +200,7 @@ class Compiler:
             cost_is_measured=measured > 0,
         )
 
-    def _tell(self, wanted: _Wanted, result: worker.CompileResult) -> None:
+    def _tell(self, wanted: Wanted, result: worker.CompileResult) -> None:
         report = result.report
         passes: Sequence[PassFinished] = [
             PassFinished(p.name, p.seconds, p.recompiles.requested, p.recompiles.performed, p.runs)
@@ -295,10 +225,3 @@ class Compiler:
                 tenant=wanted.tenant.name,
             )
         )
-
-
-def _unknown(token: bytes) -> MissingError:
-    return MissingError(
-        "the token stands for no module that is kept here (any more); send the request itself",
-        [f"requests/{token.hex()}"],
-    )

@@ -1,0 +1,137 @@
+"""Asking a server for a compile: by token, by digest, with the graph, with values, as it needs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from lazyfx.connection import CompileCall, Connection
+from lazyfx.errors import MissingBlobsError
+from lazyfx.preparing import INLINE_BYTES, Prepared, Preparer
+from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
+from lazyfx.uploading import Progress
+from lazyfx.v1 import compiler_pb2 as pb
+
+# A first try by token, then by digest, with the graph, with values, one for luck: a server that
+# still misses something after these misbehaves.
+_MOST_TRIES = 5
+
+
+class Asker:
+    """Asks one server, and remembers what it has.
+
+    Args:
+        connection: To the server.
+        preparer: Supplies what the server says it lacks.
+        on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+    """
+
+    def __init__(
+        self, connection: Connection, preparer: Preparer, on_upload: Progress | None = None
+    ) -> None:
+        self._connection = connection
+        self._preparer = preparer
+        self._on_upload = on_upload
+        # Digests that the server is known to have: their graphs need not go along.
+        self._sent: set[bytes] = set()
+
+    def forget(self, prepared: Prepared) -> None:
+        """Take note that the server may have lost this graph and what was made of it."""
+        self._sent.discard(prepared.encoded.digest)
+
+    def first_request(self, prepared: Prepared) -> pb.CompileRequest:
+        """By token if there is one; with the graph if the server is not known to have it."""
+        encoded, requests = prepared.encoded, prepared.requests
+        if encoded.digest in self._sent:
+            return requests.short or requests.whole
+        if len(encoded.body) > INLINE_BYTES:
+            return requests.whole
+        subjects = [f"{BLOB_SUBJECT}{encoded.digest.hex()}"]
+        return self._preparer.supply(prepared, requests.whole, subjects)[0]
+
+    async def ask_if_current(
+        self, prepared: Prepared, timeout: float | None = None
+    ) -> pb.CompileResponse | None:
+        """Ask by the remembered digest, and find out meanwhile whether it still holds.
+
+        Args:
+            prepared: The request, with `still_current`.
+            timeout: Seconds that each call may take.
+
+        Returns:
+            The answer, or None when the graph has changed since it was encoded.
+
+        Raises:
+            ServiceError: One of its kinds, by the server's status.
+        """
+        request = self.first_request(prepared)
+        call = self._connection.start_compile(request, timeout)
+        try:
+            await asyncio.sleep(0)  # here the call is sent
+            if prepared.still_current is not None and not prepared.still_current():
+                return None
+            return await self._finish(prepared, timeout, request, call)
+        finally:
+            call.cancel()
+
+    async def ask(
+        self, prepared: Prepared, timeout: float | None = None, *, skip_cache_lookup: bool = False
+    ) -> pb.CompileResponse:
+        """Send a prepared request, and whatever the server then says it lacks.
+
+        Args:
+            prepared: The request.
+            timeout: Seconds that each call may take.
+            skip_cache_lookup: Compile even if the server has a result.
+
+        Raises:
+            ServiceError: One of its kinds, by the server's status.
+        """
+        if skip_cache_lookup:
+            request = pb.CompileRequest()
+            request.CopyFrom(prepared.requests.whole)
+            request.skip_cache_lookup = True
+        else:
+            request = self.first_request(prepared)
+        call = self._connection.start_compile(request, timeout)
+        return await self._finish(prepared, timeout, request, call)
+
+    async def _finish(
+        self,
+        prepared: Prepared,
+        timeout: float | None,
+        request: pb.CompileRequest,
+        call: CompileCall,
+    ) -> pb.CompileResponse:
+        """Finish a call, and make others with what the server says it lacks."""
+        requests = prepared.requests
+        tries_left = _MOST_TRIES
+        while True:
+            try:
+                response = await self._connection.finish_compile(call)
+            except MissingBlobsError as missing:
+                tries_left -= 1
+                if not tries_left:
+                    raise
+                if request.request_token:
+                    requests.short, request = None, requests.whole
+                else:
+                    request = await self._supplied(prepared, request, missing)
+                call = self._connection.start_compile(request, timeout)
+            else:
+                self._sent.add(prepared.encoded.digest)
+                if response.request_token and request is requests.whole:
+                    requests.short = pb.CompileRequest(request_token=response.request_token)
+                return response
+
+    async def _supplied(
+        self, prepared: Prepared, request: pb.CompileRequest, missing: MissingBlobsError
+    ) -> pb.CompileRequest:
+        """The request with what was missing; blobs that it names have been uploaded."""
+        values = [subject for subject in missing.subjects if subject.startswith(VALUE_SUBJECT)]
+        if values:
+            # Bound at once the next time, which spares a round trip.
+            prepared.requests.reads = tuple(values)
+        request, blobs = self._preparer.supply(prepared, request, missing.subjects)
+        if blobs:
+            await self._connection.upload(blobs, self._on_upload)
+        return request

@@ -1,0 +1,118 @@
+"""Compile requests, read: whose, under which key; and the tokens that stand for known ones."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from cachetools import LRUCache
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
+from lazyfx_server.compiling.limits import RequestLimits
+from lazyfx_server.compiling.pipelines import PipelineName, Pipelines
+from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.errors import InvalidRequestError, MissingError
+
+# Requests by digest that are remembered as read and found to be well formed.
+_KNOWN_REQUESTS = 4096
+_NO_REQUEST = pb.CompileRequest()
+_TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request that has been read.
+
+    Attributes:
+        tenant: Whose it is.
+        key: What its result depends on.
+        digest: The key, 32 bytes.
+        pipeline: The name of its passes.
+        request: The request itself, for a worker.
+        arrived: When, by `time.perf_counter`.
+    """
+
+    tenant: Tenant
+    key: ModuleKey
+    digest: bytes
+    pipeline: PipelineName
+    request: pb.CompileRequest
+    arrived: float
+
+
+class RequestReader:
+    """Reads compile requests, and remembers those that hold no graph.
+
+    Args:
+        limits: Bounds of requests.
+        pipelines: Reads pass lists.
+    """
+
+    def __init__(self, limits: RequestLimits, pipelines: Pipelines) -> None:
+        self._limits = limits
+        self._pipelines = pipelines
+        self._known: LRUCache[bytes, Wanted] = LRUCache(_KNOWN_REQUESTS)
+
+    def read(
+        self, request: pb.CompileRequest, tenant: Tenant, arrived: float
+    ) -> tuple[bytes, Wanted]:
+        """A token for the request, if it can have one, and what is wanted.
+
+        Raises:
+            InvalidRequestError: A field is wrong.
+            MissingError: The token stands for nothing.
+        """
+        if request.request_token:
+            return request.request_token, self._recall(request, tenant)
+        if request.HasField("graph"):
+            return b"", self._check(request, tenant, arrived)
+        # Without a graph a request says little, and says the same when it is a hit again.
+        token = hashlib.sha256(tenant.tag + request.SerializeToString()).digest()
+        known: Wanted | None = self._known.get(token)
+        if known is None:
+            known = replace(self._check(request, tenant, arrived), request=_NO_REQUEST)
+            self._known[token] = known
+        return token, known
+
+    def _recall(self, request: pb.CompileRequest, tenant: Tenant) -> Wanted:
+        if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
+            raise InvalidRequestError.of_field(
+                "request_token",
+                f"has {_TOKEN_BYTES} bytes and stands for a whole request; "
+                "leave every other field out",
+            )
+        known: Wanted | None = self._known.get(request.request_token)
+        if known is None or known.tenant != tenant:
+            raise unknown_token(request.request_token)
+        return known
+
+    def _check(self, request: pb.CompileRequest, tenant: Tenant, arrived: float) -> Wanted:
+        self._limits.check_compile(request)
+        graph_digest = request.graph_digest.sha256
+        if (
+            request.HasField("graph")
+            and graph_digest != hashlib.sha256(request.graph.body).digest()
+        ):
+            raise InvalidRequestError.of_field(
+                "graph_digest.sha256", "is not the SHA-256 of graph.body; compute it from the body"
+            )
+        pipeline = self._pipelines.resolve(
+            request.passes, eager=request.eager, verify=request.verify
+        )
+        key = ModuleKey(
+            tenant=tenant.tag,
+            graph=graph_digest,
+            pipeline=pipeline.fingerprint,
+            values=values_digest(request.values),
+            environment=environment_digest(),
+        )
+        return Wanted(tenant, key, key.digest, pipeline, request, arrived)
+
+
+def unknown_token(token: bytes) -> MissingError:
+    """What is told to whoever asks by a token that stands for nothing."""
+    return MissingError(
+        "the token stands for no module that is kept here (any more); send the request itself",
+        [f"requests/{token.hex()}"],
+    )
