@@ -77,6 +77,8 @@ MISFITS: dict[str, tuple[Any, ...]] = {
     "too few": (FUNCTION, "torch.matmul", [X], {}),
     "a dictionary for sizes": (FUNCTION, "torch.zeros", [{"a": 1}], {}),
     "a word that is no device": (FUNCTION, "torch.zeros", [2], {"device": "cpu; import os"}),
+    "an address to make a tensor of": (METHOD, "new", [X], {"cdata": 4096}),
+    "data of a legacy constructor": (METHOD, "new", [X, [1, 2]], {}),
     "a method on text": (METHOD, "split", ["a b", 1], {}),
     "a method with text": (METHOD, "view", [X, "evil"], {}),
     "a method with a float for a size": (METHOD, "view", [X, 1.5], {}),

@@ -98,12 +98,16 @@ def random(linear: nn.Linear, x: Tensor) -> Tensor:
     return nn.functional.dropout(linear(x), 0.5, training=True) + torch.rand_like(x)
 
 
+def legacy_constructor(linear: nn.Linear, x: Tensor) -> Tensor:
+    return x.new(x.shape[0], 8).fill_(2.0) + linear(x)
+
+
 CASES = [
     ("export", mapped), ("dynamo", mapped), ("export", scanned), ("dynamo", scanned),
     ("export", mutated), ("dynamo", mutated), ("aot", regions), ("dynamo", second_derivative),
     ("dynamo", lists_of_tensors), ("dynamo", assigned_data), ("dynamo", of_numpy),
     ("dynamo", modes), ("export", modes), ("dynamic", formats), ("aot", formats),
-    ("export", rotations), ("dynamic", random), ("aot", random),
+    ("export", rotations), ("dynamic", random), ("aot", random), ("dynamic", legacy_constructor),
 ]  # fmt: skip
 
 

@@ -181,7 +181,7 @@ PUBLIC_MODULES_DENIED: Final = frozenset(
 # Tensor methods that are denied although they are public.
 METHODS_DENIED: Final = frozenset(
     "apply_ as_subclass backward const_data_ptr data_ptr dim_order from_file ipu is_shared map2_ "
-    "map_ module_load new numpy "
+    "map_ module_load numpy "
     "pin_memory record_stream register_hook register_post_accumulate_grad_hook reinforce "
     "requires_grad_ retain_grad "
     "share_memory share_memory_ solve storage storage_type symeig eig lstsq to_mkldnn tolist "

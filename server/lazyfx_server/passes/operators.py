@@ -116,7 +116,7 @@ ASSERTING = ("assert", "constrain_range")
 
 # Memory as it was found: two calls differ, and neither is a constant.
 UNINITIALIZED = words(
-    "empty empty_like empty_strided empty_permuted empty_quantized new_empty new_empty_strided "
+    "empty empty_like empty_strided empty_permuted empty_quantized new new_empty new_empty_strided "
     "_empty_affine_quantized resize resize_as"
 )
 

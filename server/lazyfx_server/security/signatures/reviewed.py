@@ -142,6 +142,10 @@ FUNCTIONS: Final = {
 }
 """Of functions; they stand in place of what stubs and annotations say."""
 
+# Methods of which only what stands here is taken: torch's stubs allow more than is safe.
+# `new` also makes tensors of storages and of addresses.
+NARROWED: Final = frozenset({"new"})
+
 _WORD_KEYS = "(self: Container, key: str | Any, default: Any = ..., /)"
 METHODS: Final = {
     "append": "(self: Container, value: Any, /)",
@@ -156,6 +160,7 @@ METHODS: Final = {
     "insert": "(self: Container, place: int, value: Any, /)",
     "is_integer": "(self: Self)",
     **dict.fromkeys(["items", "keys", "values"], "(self: Container)"),
+    "new": "(self: Self, *size: int)",
     "numel": "(self: Container)",
     "pop": "(self: Container, key: str | Any = ..., default: Any = ..., /)",
     "update": "(self: Container, other: Any = ..., /, **entries: Any)",
