@@ -31,7 +31,7 @@ demo: $(STAMP) ## Set up, then run the main job on this machine: server, real mo
 	$(BIN)/lazyfx demo
 
 test: $(STAMP) ## Set up, then run every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 numerics: $(STAMP) ## Train real models remotely and locally, and compare every gradient (slow)
 	$(BIN)/python -m pytest -m slow tests/training
