@@ -130,12 +130,17 @@ KEPT: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("target", "args", "kwargs"), PURE, ids=str)
+def named(value: object) -> str:
+    """The same in every process: functions show their addresses."""
+    return getattr(value, "__name__", None) or str(value)
+
+
+@pytest.mark.parametrize(("target", "args", "kwargs"), PURE, ids=named)
 def test_pure(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     assert call(target, *args, **kwargs).pure
 
 
-@pytest.mark.parametrize(("target", "args", "kwargs"), KEPT, ids=str)
+@pytest.mark.parametrize(("target", "args", "kwargs"), KEPT, ids=named)
 def test_kept(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     effects = call(target, *args, **kwargs)
     assert effects.keep
