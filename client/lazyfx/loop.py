@@ -25,8 +25,7 @@ class Loop:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except BaseException:
-            # Ctrl-C while waiting: do not leave the call running behind.
+        except BaseException:  # also Ctrl-C while waiting: the call must not run on behind
             future.cancel()
             raise
 

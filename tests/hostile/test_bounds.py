@@ -135,7 +135,7 @@ def test_the_reviewed_table_is_that_of_this_torch() -> None:
     from lazyfx_server.security import allowed
 
     if allowed.reviewed() is None:
-        pytest.skip("the reviewed table is of another torch")
+        pytest.skip("the table was reviewed for another torch; there all that torch has counts")
     # In a process of its own: tests register operators of theirs, and Inductor registers some.
     command = [sys.executable, "-m", "lazyfx_server.security.allowed"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -147,7 +147,7 @@ def test_a_target_that_nobody_reviewed_is_refused(monkeypatch: pytest.MonkeyPatc
 
     table = allowed.reviewed()
     if table is None:
-        pytest.skip("the reviewed table is of another torch")
+        pytest.skip("the table was reviewed for another torch; there all that torch has counts")
     less = {**table, "functions": table["functions"] - {"torch.relu"}}
     monkeypatch.setattr(allowed, "reviewed", lambda: less)
     with pytest.raises(DecodeError, match="reviewed table"):

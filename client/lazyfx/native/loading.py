@@ -47,6 +47,8 @@ def load(bundle: pb.NativeBundle) -> Callable[..., Any]:
     libraries = {kernel.source: kernel.library for kernel in bundle.kernels}
     try:
         with kernels.handed_over(libraries):
+            # This unpickles. No stranger's bytes come here: the artifact's signature was verified
+            # before `read_bundle`, and nobody but the server's signer can make one.
             loaded: Callable[..., Any] = torch_names.AOTCompiledArtifact.deserialize(
                 bundle.compiled
             )

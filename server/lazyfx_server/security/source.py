@@ -87,16 +87,21 @@ def _arguments(call: graph_pb2.Call) -> Iterator[graph_pb2.Argument]:
         yield row.value
 
 
-def _children(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
+def items_of(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
+    """What is in a list, a tuple, a size or a dictionary; nothing for other arguments."""
     kind = argument.WhichOneof("kind")
     if kind in ("list", "tuple", "size"):
         items: Sequence[graph_pb2.Argument] = getattr(argument, kind).items
         return items
     if kind == "dictionary":
         return [part for entry in argument.dictionary.entries for part in (entry.key, entry.value)]
-    if kind == "slice":
-        return [argument.slice.start, argument.slice.stop, argument.slice.step]
     return ()
+
+
+def _children(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
+    if argument.HasField("slice"):
+        return [argument.slice.start, argument.slice.stop, argument.slice.step]
+    return items_of(argument)
 
 
 def _weight(strings: Sequence[str], argument: graph_pb2.Argument) -> int:

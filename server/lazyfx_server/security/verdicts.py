@@ -14,7 +14,7 @@ from typing import NamedTuple
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.canonical_literals import LONGEST_ROW, MOST_ROWS
 from lazyfx_server.security.schemas import misfit, misfit_of_module
-from lazyfx_server.security.source import characters, unwritable
+from lazyfx_server.security.source import characters, items_of, unwritable
 
 _Target = tuple[int, str]
 _NO_TARGET: _Target = (0, "")
@@ -107,15 +107,5 @@ def _verdict(
 def count(arguments: Sequence[graph_pb2.Argument]) -> int:
     """How many arguments there are, those inside lists and dictionaries included."""
     return len(arguments) + sum(
-        count(items) for argument in arguments if (items := _items(argument))
+        count(items) for argument in arguments if (items := items_of(argument))
     )
-
-
-def _items(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
-    kind = argument.WhichOneof("kind")
-    if kind in ("list", "tuple", "size"):
-        items: Sequence[graph_pb2.Argument] = getattr(argument, kind).items
-        return items
-    if kind == "dictionary":
-        return [part for entry in argument.dictionary.entries for part in (entry.key, entry.value)]
-    return ()
