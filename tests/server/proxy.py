@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 
@@ -49,6 +50,8 @@ class Proxy:
                     self.sent += len(data)
                     if self.cut_after is not None and self.sent >= self.cut_after:
                         self.cut_after = None
+                        # What was passed on waits in buffers; a busy server takes some of it.
+                        time.sleep(0.5)
                         self._break()
                 sink.sendall(data)
         for end in (source, sink):
