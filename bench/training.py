@@ -3,6 +3,10 @@
 Every way starts each rank with an empty disk, except the one that is about a warm disk. CPU
 seconds are of all ranks and, for lazyfx, of the server too, from the model to the end of the
 first step. All compilers run one at a time in each process.
+
+The ways take turns: for each number of ranks all of them run, the warm ones several times by
+turns, before the next number has its turn; `--rounds` repeats the whole. With `--json FILE` what
+was measured is kept, and a run that was cut off goes on with the next number of ranks.
 """
 
 from __future__ import annotations
@@ -18,39 +22,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from bench.process_cpu import tree_seconds
 from bench.training_server import NativeServer, native_server
+from bench.training_table import (  # fmt: skip
+    COLD,
+    DISK,
+    LOCAL,
+    MEGA,
+    REDIS,
+    WARM,
+    WAYS,
+    Sample,
+    Samples,
+    goals,
+    table,
+)
 
-WAYS = ("local cold", "local disk warm", "mega-cache", "redis", "lazyfx cold", "lazyfx warm")
-
-
-@dataclass(frozen=True)
-class Result:
-    """One way with one number of ranks.
-
-    Attributes:
-        way: One of `WAYS`.
-        ranks: Processes at a time.
-        first_step: Median seconds to the end of the first step.
-        cpu: CPU seconds of all ranks.
-        server_cpu: CPU seconds of the server and its workers.
-        compiles: Native compiles of the server.
-    """
-
-    way: str
-    ranks: int
-    first_step: float
-    cpu: float
-    server_cpu: float = 0.0
-    compiles: int = 0
+Peers = tuple[Path, dict[str, str]]
 
 
 class Bench:
@@ -63,7 +58,7 @@ class Bench:
     """
 
     def __init__(self, folder: Path, model: str, layers: int) -> None:
-        self._folder = folder
+        self.folder = folder
         self._job = {"model": model, "layers": layers}
         self._runs = 0
 
@@ -77,7 +72,7 @@ class Bench:
     ) -> tuple[float, float]:
         """Run ranks at the same time; median seconds and all CPU seconds of their first step."""
         self._runs += 1
-        base = folder or self._folder / f"run{self._runs}"
+        base = folder or self.folder / f"run{self._runs}"
         processes = [self._start(base / str(i), env or {}, job) for i in range(ranks)]
         told = []
         for process in processes:
@@ -88,6 +83,14 @@ class Bench:
         if folder is None:
             shutil.rmtree(base, ignore_errors=True)
         return statistics.median(t["seconds"] for t in told), sum(t["cpu"] for t in told)
+
+    def through(self, server: NativeServer, way: str, ranks: int) -> Sample:
+        """One run of all ranks through a server."""
+        cpu, compiles = tree_seconds(server.pid), server.compiles()
+        options = {"address": server.address, "on_error": "raise", "timeout": 1800}
+        seconds, ranks_cpu = self.run(ranks, backend="lazyfx", options=options)
+        server_cpu = tree_seconds(server.pid) - cpu
+        return Sample(way, ranks, seconds, ranks_cpu, server_cpu, server.compiles() - compiles)
 
     def _start(
         self, folder: Path, env: dict[str, str], job: dict[str, Any]
@@ -112,42 +115,12 @@ class Bench:
 
 
 @contextlib.contextmanager
-def filled_peers(bench: Bench, folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+def filled_peers(bench: Bench) -> Iterator[Peers]:
     """A mega-cache file and a Redis, both filled by one local run; yields file and variables."""
     with redis_server() as env:
-        bench.run(1, backend="inductor", env=env, save=str(folder / "mega"))
-        yield folder / "mega", env
-
-
-def measure(
-    bench: Bench, folder: Path, way: str, ranks: int, peers: tuple[Path, dict[str, str]] | None
-) -> Iterator[Result]:
-    """The results of one way; lazyfx cold gives lazyfx warm too."""
-    if way == "local cold":
-        yield Result(way, ranks, *bench.run(ranks, backend="inductor"))
-    elif way == "local disk warm":
-        kept = folder / f"disk{ranks}"
-        bench.run(ranks, folder=kept, backend="inductor")
-        yield Result(way, ranks, *bench.run(ranks, folder=kept, backend="inductor"))
-        shutil.rmtree(kept)
-    elif way == "mega-cache" and peers:
-        yield Result(way, ranks, *bench.run(ranks, backend="inductor", load=str(peers[0])))
-    elif way == "redis" and peers:
-        yield Result(way, ranks, *bench.run(ranks, backend="inductor", env=peers[1]))
-    elif way == "lazyfx cold":
-        with native_server(folder / f"store{ranks}") as server:
-            for name in ("lazyfx cold", "lazyfx warm"):
-                yield through(bench, server, name, ranks)
-
-
-def through(bench: Bench, server: NativeServer, way: str, ranks: int) -> Result:
-    """One run of all ranks through a server."""
-    cpu, compiles = tree_seconds(server.pid), server.compiles()
-    options = {"address": server.address, "on_error": "raise", "timeout": 1800}
-    seconds, ranks_cpu = bench.run(ranks, backend="lazyfx", options=options)
-    return Result(
-        way, ranks, seconds, ranks_cpu, tree_seconds(server.pid) - cpu, server.compiles() - compiles
-    )
+        mega = bench.folder / "mega"
+        bench.run(1, backend="inductor", env=env, save=str(mega))
+        yield mega, env
 
 
 @contextlib.contextmanager
@@ -174,63 +147,101 @@ def redis_server() -> Iterator[dict[str, str]]:
             process.wait(20)
 
 
-def table(results: Sequence[Result], title: str) -> Table:
-    """One line for each way and number of ranks; ratios are to local cold with as many ranks."""
-    made = Table(title=title, title_justify="left")
-    for heading in (
-        "way",
-        "ranks",
-        "first step s",
-        "/ cold",
-        "CPU s",
-        "server",
-        "/ one cold",
-        "compiles",
-    ):
-        made.add_column(heading, justify="left" if heading == "way" else "right")
-    cold = {r.ranks: r for r in results if r.way == "local cold"}
-    one = cold.get(1)
-    for r in sorted(results, key=lambda r: (r.ranks, WAYS.index(r.way))):
-        peer = cold.get(r.ranks)
-        made.add_row(
-            r.way,
-            str(r.ranks),
-            f"{r.first_step:.1f}",
-            f"{r.first_step / peer.first_step:.2f}" if peer else "",
-            f"{r.cpu + r.server_cpu:.1f}",
-            f"{r.server_cpu:.1f}" if r.server_cpu else "",
-            f"{(r.cpu + r.server_cpu) / one.cpu:.2f}" if one else "",
-            str(r.compiles) if r.way.startswith("lazyfx") else "",
-        )
-    return made
+def measure(
+    bench: Bench, ranks: int, ways: set[str], peers: Peers | None, warm_runs: int
+) -> Iterator[Sample]:
+    """All ways with one number of ranks. Cold runs fill what the warm ones use."""
+    kept = bench.folder / f"disk{ranks}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, kept, ignore_errors=True)
+        server = None
+        if {LOCAL, DISK} & ways:
+            yield Sample(LOCAL, ranks, *bench.run(ranks, folder=kept, backend="inductor"))
+        if {COLD, WARM} & ways:
+            store = stack.enter_context(tempfile.TemporaryDirectory(dir=bench.folder))
+            server = stack.enter_context(native_server(Path(store)))
+            yield bench.through(server, COLD, ranks)
+        for _ in range(warm_runs):
+            if DISK in ways:
+                yield Sample(DISK, ranks, *bench.run(ranks, folder=kept, backend="inductor"))
+            if server is not None and WARM in ways:
+                yield bench.through(server, WARM, ranks)
+    if peers is not None and MEGA in ways:
+        yield Sample(MEGA, ranks, *bench.run(ranks, backend="inductor", load=str(peers[0])))
+    if peers is not None and REDIS in ways:
+        yield Sample(REDIS, ranks, *bench.run(ranks, backend="inductor", env=peers[1]))
+
+
+class Kept:
+    """Samples in a file, by round and number of ranks, for a run that is cut off.
+
+    Args:
+        path: The file; None keeps them in memory alone.
+        conditions: What was measured; a file about something else is an error.
+    """
+
+    def __init__(self, path: Path | None, conditions: dict[str, Any]) -> None:
+        self._path = path
+        self._told: dict[str, Any] = {"conditions": conditions, "samples": {}}
+        if path is not None and path.exists():
+            found = json.loads(path.read_text())
+            if found.get("conditions") != conditions:
+                raise SystemExit(f"{path} is about {found.get('conditions')}; give another file")
+            self._told = found
+
+    def __contains__(self, block: str) -> bool:
+        return block in self._told["samples"]
+
+    def add(self, block: str, samples: list[Sample]) -> None:
+        """Keep what one round measured with one number of ranks."""
+        self._told["samples"][block] = [asdict(sample) for sample in samples]
+        if self._path is not None:
+            aside = self._path.with_suffix(".part")
+            aside.write_text(json.dumps(self._told, indent=1))
+            aside.replace(self._path)
+
+    def samples(self) -> Samples:
+        """All of them."""
+        return Samples([Sample(**s) for block in self._told["samples"].values() for s in block])
 
 
 def main() -> None:
-    """Measure, print the table, write the numbers where asked."""
+    """Measure, print the table and the goals, write the numbers where asked."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks, e.g. 1,4")
     parser.add_argument("--model", default="bert", help="a model of tests/models.py")
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1, help="how often all of it is run")
+    parser.add_argument("--warm-runs", type=int, default=3, help="runs of what is warm, by turns")
     parser.add_argument("--only", choices=WAYS, action="append", help="this way only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the numbers; go on there")
     chosen = parser.parse_args()
-    results: list[Result] = []
-    ways = chosen.only or WAYS[:-1]
+    ways = set(chosen.only or WAYS)
+    conditions = {"model": chosen.model, "layers": chosen.layers, "ways": sorted(ways)}
+    kept = Kept(chosen.json, conditions)
+    blocks = [
+        (round_, ranks) for round_ in range(chosen.rounds) for ranks in _numbers(chosen.ranks)
+    ]
+    missing = [block for block in blocks if str(block) not in kept]
     with contextlib.ExitStack() as stack:
-        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="lazyfx-bench-"))
-        bench = Bench(Path(name), chosen.model, chosen.layers)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazyfx-bench-")))
+        bench = Bench(folder, chosen.model, chosen.layers)
         peers = None
-        if {"mega-cache", "redis"} & set(ways):
-            peers = stack.enter_context(filled_peers(bench, Path(name)))
-        for ranks in map(int, chosen.ranks.split(",")):
-            for way in ways:
-                for result in measure(bench, Path(name), way, ranks, peers):
-                    sys.stderr.write(f"bench: {result}\n")
-                    results.append(result)
-                    if chosen.json:
-                        chosen.json.write_text(json.dumps([asdict(r) for r in results], indent=1))
-    title = f"{chosen.model}, {chosen.layers} layers, {os.cpu_count()} cores"
-    Console(width=110).print(table(results, title))
+        if missing and {MEGA, REDIS} & ways:
+            peers = stack.enter_context(filled_peers(bench))
+        for block in missing:
+            samples = []
+            for sample in measure(bench, block[1], ways, peers, chosen.warm_runs):
+                sys.stderr.write(f"bench: {sample}\n")
+                samples.append(sample)
+            kept.add(str(block), samples)
+    title = f"{chosen.model}, {chosen.layers} layers, {os.cpu_count()} cores; median (least-most)"
+    Console(width=120).print(table(kept.samples(), title))
+    sys.stdout.writelines(f"{line}\n" for line in goals(kept.samples()))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

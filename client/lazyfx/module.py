@@ -17,7 +17,8 @@ from lazyfx.exporting import export_module
 from lazyfx.fetching import Artifacts, Fetcher, OnProgress
 from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.native.constants import own_tensors
-from lazyfx.native.packages import read_package, write_package
+from lazyfx.native.packages import write_package
+from lazyfx.native.reading import read_made
 from lazyfx.native.requests import native_request
 from lazyfx.preparing import Prepared
 from lazyfx.rebuilding import rebuild, rebuild_canonical, source_of
@@ -208,7 +209,7 @@ class AsyncRemoteModule:
         request = request or self.aot_request()
         wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
         data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
-        package = read_package(data, request)
+        package = read_made(pb.AotPackage, data, request)
         canonical = rebuild_canonical(
             await self._compiled_graph(), self._prepared, self._artifacts.constants
         )

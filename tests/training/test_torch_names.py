@@ -36,6 +36,8 @@ def test_artifacts_are_written_and_read() -> None:
     parameters = inspect.signature(torch._inductor.standalone_compile).parameters
     assert {"dynamic_shapes", "options", "aot"} <= parameters.keys()
     assert callable(server_names.compile_ahead)
+    assert torch_names.functorch_config.bypass_autograd_cache_key is False
+    assert torch_names.functorch_config.strict_autograd_cache is False
 
 
 def test_settings_and_their_defaults() -> None:

@@ -1,4 +1,4 @@
-"""What training jobs wrap models in: checkpoints, autocast, graph breaks, DDP, FSDP2."""
+"""What training jobs wrap models in: checkpoints, autocast, graph breaks, own backwards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,22 @@ def remote_options(server: Any) -> dict[str, object]:
     return {"address": server.address, "on_error": "raise"}
 
 
+class Cube(torch.autograd.Function):
+    """Its backward is not that of its forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x * x * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return 2.5 * x * x * gradients[0]
+
+
 class Wrapped(nn.Module):
-    """A checkpointed block under autocast, a graph break, then another graph."""
+    """A checkpointed block under autocast, a graph break, then a function with its own backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +44,10 @@ class Wrapped(nn.Module):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = checkpoint(self.block, x, use_reentrant=False)
         torch._dynamo.graph_break()
-        return self.head(y.float())
+        return self.head(Cube.apply(y.float()))
 
 
-def test_checkpoint_autocast_and_graph_break(native_server: Any) -> None:
+def test_checkpoint_autocast_graph_break_and_autograd_function(native_server: Any) -> None:
     model = Wrapped()
     options = remote_options(native_server)
     remote = train(model, batches(), torch.compile(model, backend="lazyfx", options=options))

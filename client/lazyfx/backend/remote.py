@@ -16,7 +16,8 @@ from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
 from lazyfx.errors import IncompatibleError
 from lazyfx.native import shapes
-from lazyfx.native.loading import load, read_bundle
+from lazyfx.native.loading import load
+from lazyfx.native.reading import read_made
 from lazyfx.native.requests import native_request
 from lazyfx.native.target import mismatch
 from lazyfx.v1 import compiler_pb2 as pb
@@ -116,7 +117,7 @@ def ask(session: Session, question: Question, on_progress: OnProgress | None = N
         rebuilt = remote.graph_module()
         return Answer(lambda: rebuilt.forward, remote.digest, remote.cache.status)
     data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
-    bundle = read_bundle(data, request)
+    bundle = read_made(pb.NativeBundle, data, request)
     symbols = shapes.input_symbols(question.flat.inputs)
     return Answer(
         open=lambda: _with_lifted(load(bundle), question.flat),

@@ -9,37 +9,17 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from google.protobuf.message import DecodeError
 
 from lazyfx.errors import ArtifactError
 from lazyfx.native.constants import stored
-from lazyfx.native.requests import conditions_digest
-from lazyfx.native.target import mismatch
 from lazyfx.v1 import compiler_pb2 as pb
-
-
-def read_package(data: bytes, request: pb.NativeRequest) -> pb.AotPackage:
-    """Read an artifact whose signature has been verified, and check that it is what was asked for.
-
-    Raises:
-        ArtifactError: It is damaged, or made for another machine.
-    """
-    try:
-        package = pb.AotPackage.FromString(data)
-    except DecodeError as error:
-        raise ArtifactError("the package cannot be read") from error
-    if package.conditions != conditions_digest(request):
-        raise ArtifactError("the package was made for other settings than these")
-    if why := mismatch(package.target, request.target):
-        raise ArtifactError(f"the package does not run here: {why}")
-    return package
 
 
 def write_package(package: pb.AotPackage, tensors: Mapping[str, torch.Tensor], path: Path) -> Path:
     """Write a package with its values, as `torch._inductor.aoti_load_package` reads it.
 
     Args:
-        package: From `read_package`.
+        package: From `read_made`.
         tensors: The graph's tensors by their paths in canonical names.
         path: The file; its name should end in .pt2, or torch complains when it loads it.
 

@@ -96,11 +96,13 @@ POWERS: Final = frozenset(
     }
 )
 MAX_EXPONENT: Final = 64
-# Looked up by exact class; sympy and torch both have a Min and a Max.
+# Looked up by exact class; sympy and torch both have a Min, a Max and a Mod. That of sympy, which
+# guards of Inductor hold, has the sign of the divisor.
 _NUMBERS: Final[dict[type, int]] = {
     **{constructor: number for number, constructor in CONSTRUCTORS.items()},  # type: ignore[misc]
     sympy.Min: pb.SYMBOLIC_OPERATOR_MINIMUM,
     sympy.Max: pb.SYMBOLIC_OPERATOR_MAXIMUM,
+    sympy.Mod: pb.SYMBOLIC_OPERATOR_PYTHON_MODULO,
 }
 _COMMUTATIVE: Final = frozenset(
     {

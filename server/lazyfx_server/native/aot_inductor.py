@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
-from time import perf_counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,74 +16,58 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from lazyfx import wire
 from lazyfx.native.constants import own_tensors, replace_tensors
-from lazyfx.native.requests import conditions_digest
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.v1 import graph_pb2
 from lazyfx.wire.tensors import stand_in_of
 from lazyfx.wire.values import fake_tensor
-from lazyfx_server.native.conditions import (
-    MOST_CHARACTERS,
-    CannotCompile,
-    as_asked,
-    fake_inputs,
-    made_on,
-    own_settings,
-)
+from lazyfx_server.native.conditions import CannotCompile, failed
 from lazyfx_server.native.progress import Progress
-from lazyfx_server.native.torch_names import AotResult, compile_package, fresh_fake_mode
-from lazyfx_server.v1 import worker_pb2 as worker
-
-MEDIA_TYPE = "application/x-protobuf"
+from lazyfx_server.native.torch_names import AotResult, compile_package
 
 
-def compile_aot_inductor(job: worker.NativeJob, progress: Progress) -> worker.NativeResult:
-    """Compile a graph for inference to a serialized AotPackage.
+def make_package(
+    module: GraphModule,
+    inputs: list[Any],
+    mode: FakeTensorMode,
+    own: Mapping[str, Any],
+    progress: Progress,
+) -> pb.AotPackage:
+    """Compile a graph for inference.
+
+    Args:
+        module: Is used up.
+        inputs: Fake, of `mode`.
+        mode: With a ShapeEnv.
+        own: Settings of this machine.
+        progress: Is told when the compile begins.
 
     Raises:
         CannotCompile: Says why, and what the caller can do.
-        LazyfxError: The request is malformed.
     """
-    started = perf_counter()
-    progress.stage("tracing")
-    module = wire.decode(graph_pb2.GraphBody.FromString(job.graph.graph.body))
-    mode = fresh_fake_mode()
-    inputs = fake_inputs(module, mode)
     _refuse_symbolic_numbers(inputs)
     replace_tensors(module, lambda tensor: _fake(tensor, mode))
     _flatten_outputs(module, len(inputs))
-    with as_asked(job.request):
-        progress.stage("compiling")
-        result = _compile(module, inputs, mode, job)
-    progress.stage("packing")
+    progress.stage("compiling")
+    result = _compile(module, inputs, mode, own)
     archive, values = _without_values(result.archive)
-    package = pb.AotPackage(
-        target=made_on(job),
+    return pb.AotPackage(
         archive=archive,
         values=values,
         constants=[pb.AotConstant(path=path, size_bytes=size) for path, size in result.constants],
-        conditions=conditions_digest(job.request),
-    )
-    return worker.NativeResult(
-        data=package.SerializeToString(), media_type=MEDIA_TYPE, seconds=perf_counter() - started
     )
 
 
 def _compile(
-    module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode, job: worker.NativeJob
+    module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode, own: Mapping[str, Any]
 ) -> AotResult:
     env = mode.shape_env
     assert env is not None, "fresh_fake_mode makes one"
     known = len(env.guards)
     paths = own_tensors(module).keys()
     try:
-        result = compile_package(module, inputs, own_settings(job))
+        result = compile_package(module, inputs, own)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        raise CannotCompile(
-            f"AOTInductor cannot compile this graph: {text[:MOST_CHARACTERS]}"
-        ) from error
+        raise failed("AOTInductor", error) from error
     conditions = [str(guard.expr) for guard in env.guards[known:] if str(guard.expr) != "True"]
     if conditions:
         # A package checks no sizes, so what holds for some of them only is not made.

@@ -15,11 +15,17 @@ from lazyfx.native import settings, states, target
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.v1 import worker_pb2 as worker
 
-MOST_CHARACTERS = 600
+_MOST_CHARACTERS = 600
 
 
 class CannotCompile(Exception):  # noqa: N818 - reads as what happened
     """Inductor cannot make an artifact of this graph, under these settings, on this machine."""
+
+
+def failed(compiler: str, error: Exception) -> CannotCompile:
+    """What to raise when a compiler raised `error`."""
+    text = f"{type(error).__name__}: {error}"
+    return CannotCompile(f"{compiler} cannot compile this graph: {text[:_MOST_CHARACTERS]}")
 
 
 @contextmanager

@@ -11,19 +11,12 @@ import torch
 from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx.native import target, torch_names
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.native.aot_inductor import compile_aot_inductor
 from lazyfx_server.native.conditions import CannotCompile
-from lazyfx_server.native.inductor import compile_inductor
-from lazyfx_server.native.progress import Progress
+from lazyfx_server.native.making import make_artifact
 from lazyfx_server.native.torch_names import keep_headers_in
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
-
-_COMPILERS = {
-    pb.ARTIFACT_KIND_INDUCTOR: compile_inductor,
-    pb.ARTIFACT_KIND_AOT_INDUCTOR: compile_aot_inductor,
-}
 
 
 def run_native_job(data: bytes) -> bytes:
@@ -37,8 +30,7 @@ def run_native_job(data: bytes) -> bytes:
         if job.HasField("native"):
             _use_cache(job.native.cache)
             keep_headers_in(Path(job.native.headers))
-            progress = Progress(Path(job.native.progress))
-            result.native.CopyFrom(_COMPILERS[job.native.kind](job.native, progress))
+            result.native.CopyFrom(make_artifact(job.native))
         else:
             _use_cache(job.describe_native.cache)
             result.describe_native.target.CopyFrom(_describe())

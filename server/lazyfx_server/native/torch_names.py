@@ -27,11 +27,11 @@ from lazyfx.native.torch_names import functorch_config, inductor_config
 
 _PARAMETERS = inspect.signature(standalone_compile).parameters
 
-# Calls in graphs that torch will not write into an artifact unless told that it may.
-_AUTOCAST = {
-    "torch.amp.autocast_mode._enter_autocast": "1",
-    "torch.amp.autocast_mode._exit_autocast": "1",
-}
+# torch writes an artifact only for a graph that it can make a cache key of: none with a
+# torch.autograd.Function, with autocast, or with most operators that take graphs. Its cache is a
+# folder of this one job, and the key under which the result is found is not torch's, so where it
+# has no key it may take any. What goes wrong when it writes is an error, not a line of its log.
+_WRITTEN = {"bypass_autograd_cache_key": True, "strict_autograd_cache": True}
 
 
 def keep_headers_in(folder: Path) -> None:
@@ -57,9 +57,8 @@ def compile_ahead(
     Returns:
         None when torch cannot write the artifact.
     """
-    settings = {"unsafe_marked_cacheable_functions": _AUTOCAST, **patches}
     given: dict[str, Any] = {"dynamic_shapes": "from_example_inputs", "aot": True}
-    with inductor_config.patch(settings):
+    with inductor_config.patch(dict(patches)), functorch_config.patch(_WRITTEN):
         if "fake_mode" in _PARAMETERS:
             artifact: Any = standalone_compile(
                 module, list(inputs), fake_mode=mode, donate_graph_module=True, **given

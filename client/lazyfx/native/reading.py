@@ -1,0 +1,36 @@
+"""What a server made natively is read, and held against what was asked for."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError
+
+from lazyfx.errors import ArtifactError
+from lazyfx.native.requests import conditions_digest
+from lazyfx.native.target import mismatch
+from lazyfx.v1 import compiler_pb2 as pb
+
+Made = TypeVar("Made", pb.NativeBundle, pb.AotPackage)
+
+
+def read_made(kind: type[Made], data: bytes, request: pb.NativeRequest) -> Made:
+    """Read an artifact whose signature has been verified, and check that it is what was asked for.
+
+    Args:
+        kind: What it should be.
+        data: Its bytes.
+        request: What was asked for.
+
+    Raises:
+        ArtifactError: It is damaged, or made for another machine or other settings.
+    """
+    try:
+        made = kind.FromString(data)
+    except DecodeError as error:
+        raise ArtifactError("the native artifact cannot be read") from error
+    if made.conditions != conditions_digest(request):
+        raise ArtifactError("the native artifact was made for other settings than these")
+    if why := mismatch(made.target, request.target):
+        raise ArtifactError(f"the native artifact does not run here: {why}")
+    return made
