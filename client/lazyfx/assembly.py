@@ -29,6 +29,8 @@ from torch.fx.graph_module import (
 from torch.package.importer import sys_importer
 from torch.package.package_exporter import PackageExporter
 
+from lazyfx.definitions import definitions
+
 PACKAGE_NAME = "module"
 RESOURCE_NAME = "module.pkl"
 
@@ -111,7 +113,10 @@ def package_module(module: GraphModule, source: GeneratedSource) -> bytes:
 
 def _text(graph: Graph) -> tuple[str, str]:
     generated = graph.python_code(root_module="self")
-    return generated.src, _format_import_block(generated.globals, sys_importer)
+    own = definitions(generated.globals)
+    imported = {name: value for name, value in generated.globals.items() if name not in own}
+    block = _format_import_block(imported, sys_importer)
+    return generated.src, "\n".join([block, *own.values()])
 
 
 class _BufferTracer:

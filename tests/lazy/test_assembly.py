@@ -1,6 +1,7 @@
 """Pickles and packages put together from source load in a process with torch alone."""
 
 import io
+import operator
 import pickle
 import subprocess
 import sys
@@ -222,3 +223,24 @@ def test_a_lazy_module_is_assembled_without_being_realised() -> None:
     ):
         assert torch.equal(load(data, kind)(x), model(x))
     assert [event.trigger for event in ledger.events] == ["pickle"]
+
+
+@BOTH
+def test_calls_that_no_import_finds_are_defined(kind: str, assemble: Assemble) -> None:
+    from torch import _numpy as arrays
+    from torch._dynamo import utils
+
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    flipped = graph.call_function(torch.Tensor.neg, (x,))
+    lengths = graph.call_function(
+        utils.numpy_to_tensor_wrapper(arrays.linalg.norm), (flipped,), {"axis": 1, "keepdims": True}
+    )
+    plain = graph.call_function(utils.numpy_to_tensor_wrapper(arrays.sqrt), (lengths,))
+    summed = graph.call_function(utils.numpy_operator_wrapper(operator.add), (plain, x))
+    turned = graph.call_function(utils.numpy_attr_wrapper, (summed, "T"))
+    graph.output(graph.call_function(utils.numpy_method_wrapper("reshape"), (turned, -1)))
+    module = GraphModule(nn.Module(), graph)
+    loaded = load(assemble(module, generate(module)), kind)
+    inputs = torch.randn(3, 4)
+    assert torch.equal(loaded(inputs), module(inputs))

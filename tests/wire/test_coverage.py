@@ -74,6 +74,16 @@ def of_numpy(linear: nn.Linear, x: Tensor) -> Any:
     return linear(x) * float(np.sqrt(16)), np.sin(array) + array.reshape(-1)[0]
 
 
+def of_numpys_modules(linear: nn.Linear, x: Tensor) -> Any:
+    array = x.detach().numpy()
+    # torch.linalg.norm and an alias of another name in torch; drawn as SpecAugment draws.
+    lengths = np.linalg.norm(array, axis=1, keepdims=True) + np.power(array, 2)
+    spectrum = np.fft.rfft(array, norm="ortho").real + np.float32(x.shape[0])
+    mask = np.random.rand(x.shape[0]) < 0.5
+    lengths[mask] = np.random.randint(0, 3, size=(1,))
+    return linear(x), lengths, spectrum, mask
+
+
 def modes(linear: nn.Linear, x: Tensor) -> Any:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = linear(x)
@@ -106,6 +116,7 @@ CASES = [
     ("export", mapped), ("dynamo", mapped), ("export", scanned), ("dynamo", scanned),
     ("export", mutated), ("dynamo", mutated), ("aot", regions), ("dynamo", second_derivative),
     ("dynamo", lists_of_tensors), ("dynamo", assigned_data), ("dynamo", of_numpy),
+    ("dynamic", of_numpys_modules),
     ("dynamo", modes), ("export", modes), ("dynamic", formats), ("aot", formats),
     ("export", rotations), ("dynamic", random), ("aot", random), ("dynamic", legacy_constructor),
 ]  # fmt: skip

@@ -80,6 +80,11 @@ def test_what_dynamo_makes_anew_in_each_trace_has_one_name() -> None:
 
     for wrapped, name in (
         (utils.numpy_to_tensor_wrapper(arrays.sqrt), "torch._numpy.sqrt"),
+        (utils.numpy_to_tensor_wrapper(arrays.rint), "torch._numpy.rint"),
+        (utils.numpy_to_tensor_wrapper(arrays.power), "torch._numpy.power"),
+        (utils.numpy_to_tensor_wrapper(arrays.linalg.norm), "torch._numpy.linalg.norm"),
+        (utils.numpy_to_tensor_wrapper(arrays.random.rand), "torch._numpy.random.rand"),
+        (utils.numpy_to_tensor_wrapper(arrays.float32), "torch._numpy.float32"),
         (utils.numpy_method_wrapper("reshape"), "torch._numpy.ndarray.reshape"),
         (utils.numpy_operator_wrapper(operator.add), "torch._numpy.operator.add"),
     ):
@@ -90,6 +95,9 @@ def test_what_dynamo_makes_anew_in_each_trace_has_one_name() -> None:
     for denied in (
         utils.numpy_to_tensor_wrapper(print),
         utils.numpy_to_tensor_wrapper(arrays.set_default_dtype),
+        utils.numpy_to_tensor_wrapper(arrays.random.seed),
+        utils.numpy_to_tensor_wrapper(arrays.ndarray),
+        utils.numpy_method_wrapper("__reduce__"),
         utils.numpy_method_wrapper("__class__"),
         utils.numpy_operator_wrapper(operator.attrgetter),
     ):

@@ -212,7 +212,7 @@ ATTRIBUTES: Final = frozenset(
 )
 
 # What dynamo's numpy_attr_wrapper may read from an array.
-ARRAY_ATTRIBUTES: Final = frozenset("T imag ndim real shape size".split())
+ARRAY_ATTRIBUTES: Final = frozenset("T flat imag ndim real shape size".split())
 
 # Names that torch.nn.attention._backend_from_string may look up.
 ATTENTION_BACKENDS: Final = frozenset(

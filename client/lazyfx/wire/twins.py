@@ -17,14 +17,14 @@ import torch
 from lazyfx.wire import numpy_twins
 
 
-def _lower_version_count_by_1(x: torch.Tensor) -> torch.Tensor:
+def lower_version_count_by_1(x: torch.Tensor) -> torch.Tensor:
     """What an assignment to `x.data` does to the version counter (torch._dynamo does the same)."""
     torch._C._autograd._unsafe_set_version_counter((x,), (max(x._version - 1, 0),))
     return x
 
 
 TWINS: dict[str, Callable[..., Any]] = {
-    "torch._dynamo.variables.builtin._lower_version_count_by_1": _lower_version_count_by_1,
+    "torch._dynamo.variables.builtin._lower_version_count_by_1": lower_version_count_by_1,
     **numpy_twins.wrappers(),
 }
 

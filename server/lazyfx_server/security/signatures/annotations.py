@@ -101,7 +101,7 @@ def _retold(part: ast.arg) -> ast.expr:
 # Words that the untyped arguments of Python functions take.
 _TAKE_WORDS = frozenset(
     {"dtype", "dtyp", "device", "message", "mode", "kind", "order", "side", "casting", "method"}
-    | {"compute_mode", "arg", "arg1", "arg2", "to", "from_"}
+    | {"compute_mode", "arg", "arg1", "arg2", "to", "from_", "norm", "ord"}
 )
 
 

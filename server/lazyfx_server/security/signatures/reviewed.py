@@ -41,6 +41,25 @@ _OPERATOR: Final = {
     "length_hint": "(a: Any, default: int = ..., /)",
     "setitem": "(a: Any, b: str | Any, c: Any, /)",
 }
+# Conversions of NumPy: numpy.float32(x) and the like; they know the words "inf" and "nan".
+_NUMPY_DTYPES = (
+    "bool_ complex128 complex64 float16 float32 float64 int16 int32 int64 int8 uint16 uint32 "
+    "uint64 uint8"
+).split()
+_ARRAY_OF_ONE = "abs invert neg pos".split()
+_ARRAY_OF_TWO = (
+    "add and contains divmod eq floordiv ge getitem gt iadd iand ifloordiv ilshift imatmul imod "
+    "imul ior ipow irshift isub itruediv ixor le lshift lt matmul mod mul ne or pow radd rand "
+    "rdivmod rfloordiv rlshift rmatmul rmod rmul ror rpow rrshift rshift rsub rtruediv rxor sub "
+    "truediv xor"
+).split()
+_NUMPY: Final = {
+    **dict.fromkeys(_NUMPY_DTYPES, "(value: str | Any, /)"),
+    **{f"ndarray.__{name}__": "(self: Self, /)" for name in _ARRAY_OF_ONE},
+    **{f"ndarray.__{name}__": "(self: Self, other: Any, /)" for name in _ARRAY_OF_TWO},
+    "ndarray.__setitem__": "(self: Self, index: Any, value: Any, /)",
+    "linalg.cond": "(x: Any, p: str | Any = ...)",
+}
 _BUILTINS: Final = {
     **dict.fromkeys(["abs", "all", "any"], "(x: Any, /)"),
     **dict.fromkeys(["bool", "list", "tuple"], "(x: Any = ..., /)"),
@@ -137,6 +156,7 @@ FUNCTIONS: Final = {
     **{f"math.{name}": text for name, text in _MATH.items()},
     **{f"operator.{name}": text for name, text in _OPERATOR.items()},
     **{f"torch._numpy.operator.{name}": text for name, text in _OPERATOR.items()},
+    **{f"torch._numpy.{name}": text for name, text in _NUMPY.items()},
     **{f"builtins.{name}": text for name, text in _BUILTINS.items()},
     **_TORCH,
 }
