@@ -109,9 +109,10 @@ def test_settings_that_run_programs_do_not_travel(name: str) -> None:
         settings.from_proto([smuggled])
 
 
-def test_cuda_graphs_do_not_travel() -> None:
+def test_cuda_graphs_do_not_travel_and_say_nothing_about_cpus() -> None:
     with pytest.raises(LazyfxError, match="cudagraphs"):
-        settings.requested("reduce-overhead", {})
+        settings.requested("reduce-overhead", {}, {"cpu", "cuda"})
+    assert "triton.cudagraphs" not in settings.requested("reduce-overhead", {}, {"cpu"})
 
 
 def test_a_setting_patched_in_the_process_travels() -> None:

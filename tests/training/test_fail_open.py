@@ -35,9 +35,10 @@ def only_fallback() -> tuple[str, lazyfx.BackendReport]:
     return kind, report
 
 
-def test_absent_at_start_and_compiled_here() -> None:
+def test_absent_at_start_and_compiled_here_under_the_settings_asked_for() -> None:
+    settings = {"mode": "reduce-overhead", "epilogue-fusion": False}
     with pytest.warns(lazyfx.FallbackWarning, match="compiled by Inductor here") as caught:
-        train_through("127.0.0.1:1", Net(), on_error="local")
+        train_through("127.0.0.1:1", Net(), on_error="local", **settings)
     assert len([w for w in caught if w.category is lazyfx.FallbackWarning]) == 1
     kind, report = only_fallback()
     assert kind == "UNAVAILABLE"

@@ -64,6 +64,19 @@ def test_guards_of_the_servers_compile_hold_on_the_client(native_server: Any) ->
     assert_same(remote, train(Net(), inputs))
 
 
+def test_sizes_that_depend_on_values_and_operators_that_dynamo_writes(native_server: Any) -> None:
+    def found(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x.clone().addcmul_(x, x, value=0.5)  # a fused multiply-add in dynamo's graph
+        return y, y[y > 1].cumsum(0), y.nonzero()
+
+    x = torch.linspace(-1, 2, 9)
+    compiled = torch.compile(found, backend="lazyfx", options=remote_options(native_server))
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        results = compiled(x)
+    assert [graph.outcome for graph in lazyfx.backend_report().graphs] == ["remote"]
+    torch.testing.assert_close(results, found(x))
+
+
 def test_grad_mode_and_autocast_do_not_share_artifacts(native_server: Any) -> None:
     model = Net(width=24)
     compiled = torch.compile(model, backend="lazyfx", options=remote_options(native_server))

@@ -9,6 +9,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch.fx import GraphModule
 
 from lazyfx.backend.options import BackendOptions
+from lazyfx.native.torch_names import mode_settings
 
 
 def compile_here(
@@ -24,11 +25,9 @@ def compile_here(
     Raises:
         Exception: Whatever Inductor raises.
     """
-    settings: dict[str, Any] = {}
-    if options.mode:
-        settings["mode"] = options.mode
-    if options.inductor:
-        settings["options"] = dict(options.inductor)
-    inductor = lookup_backend("inductor")
-    compiled: Callable[..., Any] = inductor(module, list(inputs), **settings)
+    settings = dict(mode_settings(options.mode)) if options.mode else {}
+    inductor: Any = lookup_backend("inductor")  # takes more than the protocol of backends says
+    compiled: Callable[..., Any] = inductor(
+        module, list(inputs), config_patches={**settings, **options.inductor}
+    )
     return compiled

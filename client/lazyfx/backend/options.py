@@ -67,7 +67,8 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
 
     Args:
         given: `options=` of torch.compile. Names that are not options of the backend are
-            settings of Inductor, as they are for backend="inductor".
+            settings of Inductor, as they are for backend="inductor"; "mode" stands for
+            `mode=`, which torch.compile does not take beside options.
         mode: `mode=` of torch.compile.
 
     Raises:
@@ -80,7 +81,9 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
             values[name] = _READERS[name](_PREFIX + name.upper(), text)
     inductor: dict[str, InductorValue] = {}
     for name, value in (given or {}).items():
-        if name in _READERS:
+        if name == "mode":
+            mode = value
+        elif name in _READERS:
             values[name] = _READERS[name](f"options[{name!r}]", value)
         else:
             inductor[name.replace("-", "_")] = value

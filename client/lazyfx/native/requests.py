@@ -26,13 +26,14 @@ def native_request(
         LazyfxError: A setting is not one that travels; names it.
     """
     known = set(devices)
-    wanted = settings.requested(mode, inductor)
+    types = {device.type for device in known}
+    wanted = settings.requested(mode, inductor, types)
     with settings.applied(wanted):
         return pb.NativeRequest(
             target=target.describe_host(
                 vector_isa=target.likely_vector_isa(), accelerator=target.accelerator(known)
             ),
-            states=states.read_states({device.type for device in known}),
+            states=states.read_states(types),
             settings=settings.to_proto(wanted),
             configuration=settings.configuration_digest(),
         )

@@ -71,8 +71,15 @@ TAKEN: Final = frozenset(
 _OWN: Final = ("cxx", "cache", "worker", "quiesce", "log", "progress", "dir", "path", "cacheable")
 
 
-def requested(mode: str | None, given: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+def requested(
+    mode: str | None, given: Mapping[str, Any], device_types: Iterable[str] = ()
+) -> dict[str, bool | int | float | str]:
     """The settings of one torch.compile call: those of its mode, then its own.
+
+    Args:
+        mode: Of torch.compile.
+        given: Settings of Inductor.
+        device_types: Types of the graph's devices; CUDA graphs say nothing about others.
 
     Raises:
         LazyfxError: A setting is not one that travels; names it.
@@ -84,6 +91,8 @@ def requested(mode: str | None, given: Mapping[str, Any]) -> dict[str, bool | in
         except RuntimeError as error:
             raise LazyfxError(str(error)) from error
     wanted.update(given)
+    if "cuda" not in device_types:
+        wanted.pop("triton.cudagraphs", None)
     defaults = torch_names.inductor_config.get_config_copy()
     for name, value in wanted.items():
         if name not in TAKEN or not isinstance(value, (bool, int, float, str)):

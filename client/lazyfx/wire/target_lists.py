@@ -241,6 +241,20 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::warn",
         "aten::format",
         "aten::_print",
+        # What only Inductor itself writes; of its operators, prims::fma alone is dynamo's too.
+        "prims::_low_memory_max_pool_offsets_to_indices",
+        "prims::_low_memory_max_pool_with_offsets",
+        "prims::_unsafe_index_put_",
+        "prims::inductor_cvt_e8m0_rceil",
+        "prims::inductor_force_stride_order",
+        "prims::inductor_lookup_seed",
+        "prims::inductor_rand_eager_offset",
+        "prims::inductor_rand_eager_offsets",
+        "prims::inductor_randint",
+        "prims::inductor_random",
+        "prims::inductor_seed",
+        "prims::inductor_seeds",
+        "prims::prepare_softmax_online",
     }
 )
 # Namespaces that reach other processes, raw memory, or the insides of a compiler.

@@ -75,9 +75,13 @@ def fake_inputs(module: GraphModule, mode: FakeTensorMode) -> list[Any]:
     Raises:
         CannotCompile: An input has no description.
     """
+    env = mode.shape_env
+    assert env is not None, "fresh_fake_mode makes one"
     inputs = []
     for node in module.graph.nodes:
-        value = wire.materialize(node, mode)
+        # Sizes that depend on values are new symbols, and no operator is there to show them.
+        with env.ignore_fresh_unbacked_symbols():
+            value = wire.materialize(node, mode)
         if value is not None:
             node.meta["example_value"] = value
         if node.op == "placeholder":

@@ -45,6 +45,7 @@ _NAMED: dict[int, str] = {
 def collect() -> dict[str, list[str]]:
     """What the rules find in this process's torch."""
     importlib.import_module("torch._dynamo")  # registers the higher-order operators
+    importlib.import_module("torch._inductor.inductor_prims")  # and this, prims::fma
     operators, packets = set(), set()
     for schema in torch._C._jit_get_all_schemas():  # noqa: SLF001 - torch's registry of operators
         overload = f"{schema.name}.{schema.overload_name or 'default'}"
