@@ -1,21 +1,24 @@
 """Run every pass over the zoo, and compare a step before and after it.
 
-    python -m zoo.numerics [NAME ...] [--ways export,train,aot] [--json FILE] [--write docs/FILE]
+    python -m zoo.numerics [NAME ...] [--ways export,train,aot] [--passes decompose,...]
+                           [--json FILE] [--write docs/FILE]
 
 Each architecture is captured in several ways, with the model in evaluation and in training.
 Each pass runs alone over each graph, as a worker has it; then results, gradients, and what the
 step wrote to inputs, parameters and buffers are compared with those of the graph before it.
+What is in the file of --json already is not run again, so that a run can be cut short and go on.
 Exits with 1 when a pass raised, generated code, or changed what a graph computes.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,38 +31,13 @@ from torch.utils._pytree import tree_leaves
 import zoo
 from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
-from lazyfx.passes import spec_of
-from lazyfx.spelling import parse
 from lazyfx_server.lazy import RecompileLedger
-from lazyfx_server.passes import Pass, Pipeline, Registry
-from lazyfx_server.passes.named import BUILTIN_PIPELINES
-from lazyfx_server.passes.requests import pipeline_of
 from zoo import captures
 from zoo.architecture import Architecture
 from zoo.captures import Capture, Example
 from zoo.numerics_table import Finding, markdown
 from zoo.steps import Left, Subject, difference, step, subject
-
-# Spellings of what runs alone: every built-in pass that needs no graphs of its caller, with
-# options that find work in small models, and the pipelines with names.
-SUITE: Mapping[str, str] = {
-    **{
-        name: name
-        for name in Registry().names()
-        if name not in {"replace_pattern", "partition_min_cut", "split_module"}
-    },
-    "partition_by_support": 'partition_by_support{supported=["linear","add","matmul","conv2d"]}',
-    "quantize_weights": "quantize_weights{min_elements=64}",
-    "split_module": "split_module{max_nodes=40}",
-    **dict(BUILTIN_PIPELINES),
-}
-# These make other parameters, or constants of them; there is nothing to compare gradients with.
-_NOT_TRAINABLE = {"fuse_conv_bn", "fuse_linear_bn", "quantize_weights", "inference"}
-# Rounds on purpose. Statistics of a few values and backwards make any size of that, so it is
-# compared in evaluation, by its results.
-_ROUNDS = {"convert_dtype"}
-# How far a pass may be off, of the largest value; passes that change precision say how far.
-_ALLOWED = 1e-3
+from zoo.suite import SUITE, Task, names_for, task
 
 
 def train(model: nn.Module, example: Example) -> list[Capture]:
@@ -71,18 +49,39 @@ def train(model: nn.Module, example: Example) -> list[Capture]:
         model.eval()
 
 
+def written_out(model: nn.Module, example: Example) -> list[Capture]:
+    """Attention as products and softmax: exported in evaluation, dynamo's graphs in training."""
+    given = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        return [*captures.export(model, example), *train(model, example)]
+    finally:
+        model.set_attn_implementation(given)
+
+
 WAYS: dict[str, Callable[[nn.Module, Example], list[Capture]]] = {
     "export": captures.export,
     "dynamo": captures.dynamo,
     "train": train,
     "aot": captures.aot,
+    "eager": written_out,
 }
 
 
 def findings(
-    architecture: Architecture, way: str, suite: Mapping[str, str] = SUITE
+    architecture: Architecture, way: str, names: Collection[str] | None = None
 ) -> list[Finding]:
-    """Every pass over every graph of one capture; one finding "no capture" if torch cannot."""
+    """Passes of the suite over every graph of one capture.
+
+    Args:
+        architecture: What is captured.
+        way: How.
+        names: Of the suite; all that suits the way when left out.
+
+    Returns:
+        One finding "no capture", with no name of a pass, for what torch could not capture and
+        for each graph that the wire refuses.
+    """
     model, example = architecture.build()
     try:
         found = WAYS[way](model, example)
@@ -91,68 +90,79 @@ def findings(
     made = []
     for capture in found:
         try:
-            encoded = wire.encode(capture.module)
+            bench = _Bench(capture)
         except UnsupportedGraphError as error:
             note = f"the wire refuses {capture.label}: {_one_line(error)}"
             made.append(Finding(architecture.name, way, "", "", "no capture", note=note))
             continue
-        expected = _step(subject(encoded), capture)
-        for name, spelling in _suite_for(capture, way, suite).items():
-            outcome, off, note = _run(encoded, capture, expected, name, spelling)
-            made.append(Finding(architecture.name, way, capture.label, name, outcome, off, note))
+        for name in names_for(way) if names is None else names:
+            wanted = task(name, capture)
+            if wanted is not None:
+                outcome, off, note = bench.run(wanted)
+                made.append(
+                    Finding(architecture.name, way, capture.label, name, outcome, off, note)
+                )
     return made
 
 
-def _suite_for(capture: Capture, way: str, suite: Mapping[str, str]) -> Mapping[str, str]:
-    """What of the suite suits a graph, and for a joint graph the pass that cuts it."""
-    if way in {"train", "aot"}:
-        suite = {name: spelling for name, spelling in suite.items() if name not in _ROUNDS}
-    if capture.label != "joint" or "dead_code_elimination" not in suite:
-        return suite
-    primals, tangents = capture.args
-    results = len(tree_leaves(capture.module.graph.output_node().args[0]))
-    options = f"num_outputs={results - len(primals)},num_tangents={len(tangents)}"
-    return {**suite, "partition_min_cut": f"partition_min_cut{{{options}}}"}
+class _Bench:
+    """One graph, its step, and the runs over it; what several runs need is made once.
 
+    Raises:
+        UnsupportedGraphError: The wire refuses the graph.
+    """
 
-def _run(
-    encoded: wire.EncodedGraph, capture: Capture, expected: Left, name: str, spelling: str
-) -> tuple[str, float, str]:
-    pipeline = _pipeline(spelling)
-    ledger = RecompileLedger()
-    given = subject(encoded)
-    try:
-        outcome = pipeline.run(given.module, ledger)
-        outcome.module.graph.lint()
-        wire.encode(outcome.module)
-    except Exception as error:  # noqa: BLE001 - what a pass raises is what is looked for
-        return "wrong", 0.0, f"{type(error).__name__}: {_one_line(error)}"
-    if ledger.performed():
-        return "wrong", 0.0, "it generated code"
-    note = "; ".join(run.note for run in outcome.runs if run.note.startswith("skipped"))
-    if not any(run.changed for run in outcome.runs):
-        return ("skipped" if note else "same"), 0.0, note
-    try:
-        found = _step(Subject(outcome.module, given.tensors), capture)
-    except Exception as error:  # noqa: BLE001 - it ran before the pass
-        return "wrong", 0.0, f"runs no more: {type(error).__name__}: {_one_line(error)}"
-    gradients = name not in (_NOT_TRAINABLE | _ROUNDS)
-    off, where = difference(expected, found, gradients=gradients)
-    right = off <= max(_ALLOWED, *(_tolerance(p) for p in pipeline.passes))
-    return ("changed" if right else "wrong"), off, where
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        self._encoded = wire.encode(capture.module)
+        self._fresh: Subject | None = None
+        first = self._subject()
+        # Without tensors of its own a graph is its body: those that are equal leave the same.
+        self._has_tensors = bool(first.tensors)
+        self._expected = self._step(first)
+        self._left: dict[bytes, Left] = {}
 
+    def run(self, wanted: Task) -> tuple[str, float, str]:
+        """The outcome of one run, the largest difference, and where it is or what was said."""
+        ledger = RecompileLedger()
+        given = self._subject()
+        self._fresh = None
+        try:
+            outcome = wanted.pipeline.run(given.module, ledger, rewrites=wanted.rewrites)
+            outcome.module.graph.lint()
+            after = wire.encode(outcome.module)
+        except Exception as error:  # noqa: BLE001 - what a pass raises is what is looked for
+            return "wrong", 0.0, f"{type(error).__name__}: {_one_line(error)}"
+        if ledger.performed():
+            return "wrong", 0.0, "it generated code"
+        note = "; ".join(run.note for run in outcome.runs if run.note.startswith("skipped"))
+        if not any(run.changed for run in outcome.runs):
+            if after.body != self._encoded.body:
+                return "wrong", 0.0, "it changed the graph and does not say so"
+            self._fresh = given
+            return ("skipped" if note else "same"), 0.0, note
+        try:
+            found = self._step_after(Subject(outcome.module, given.tensors), after)
+        except Exception as error:  # noqa: BLE001 - it ran before the pass
+            return "wrong", 0.0, f"runs no more: {type(error).__name__}: {_one_line(error)}"
+        off, where = difference(self._expected, found, gradients=wanted.gradients)
+        return ("changed" if off <= wanted.allowed else "wrong"), off, where
 
-def _tolerance(pass_: Pass) -> float:
-    return pass_.tolerance if pass_.tolerance > Pass.tolerance else 0.0
+    def _subject(self) -> Subject:
+        """The graph as a worker has it; the last one again, if nothing happened to it."""
+        return self._fresh or subject(self._encoded)
 
+    def _step_after(self, given: Subject, after: wire.EncodedGraph) -> Left:
+        if self._has_tensors or any(map(len, after.attributes)):
+            return self._step(given)
+        if after.body not in self._left:
+            self._left[after.body] = self._step(given)
+        return self._left[after.body]
 
-def _pipeline(spelling: str) -> Pipeline:
-    return pipeline_of(Registry(), [spec_of(each).message() for each in parse(spelling)])
-
-
-def _step(given: Subject, capture: Capture) -> Left:
-    arguments = tree_leaves((capture.args, dict(capture.kwargs)))
-    return step(given.module, arguments, given.tensors, train=capture.differentiable)
+    def _step(self, given: Subject) -> Left:
+        capture = self._capture
+        arguments = tree_leaves((capture.args, dict(capture.kwargs)))
+        return step(given.module, arguments, given.tensors, train=capture.differentiable)
 
 
 def _one_line(error: BaseException) -> str:
@@ -171,22 +181,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    gc.freeze()
     console = Console(stderr=True)
-    suite = {n: s for n, s in SUITE.items() if not options.passes or n in options.passes.split(",")}
-    wrong = 0
-    every: list[Finding] = []
+    every = _read(options.json) if options.json and options.json.exists() else []
     for name in options.names or zoo.ARCHITECTURES:
         for way in options.ways.split(","):
-            made = findings(zoo.ARCHITECTURES[name], way, suite)
+            missing = _missing(every, name, way, options.passes)
+            if not missing:
+                continue
+            made = findings(zoo.ARCHITECTURES[name], way, missing)
             every += made
             _say(console, name, way, made)
-            wrong += sum(each.outcome == "wrong" for each in made)
             if options.json:
                 _append(options.json, made)
     if options.write:
-        options.write.write_text(markdown(_read(options.json) if options.json else every))
+        options.write.write_text(markdown(every))
+    wrong = sum(each.outcome == "wrong" for each in every)
     console.print(f"{wrong} findings are wrong")
     return 1 if wrong else 0
+
+
+def _missing(every: Sequence[Finding], name: str, way: str, passes: str | None) -> list[str]:
+    """What of the suite was not run over a capture yet."""
+    here = [each for each in every if (each.model, each.way) == (name, way)]
+    known = {each.name for each in here}
+    if known == {""}:  # torch cannot capture it, or the wire carries none of its graphs
+        return []
+    wanted = passes.split(",") if passes else SUITE
+    return [each for each in names_for(way) if each in wanted and each not in known]
 
 
 def _say(console: Console, name: str, way: str, made: Sequence[Finding]) -> None:
@@ -198,7 +220,7 @@ def _say(console: Console, name: str, way: str, made: Sequence[Finding]) -> None
             line = (
                 f"  {each.outcome}: {each.name} on {each.graph}: {each.difference:.3g} {each.note}"
             )
-            console.print(line, each.note, highlight=False, soft_wrap=True, markup=False)
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _append(file: Path, made: Sequence[Finding]) -> None:
@@ -211,7 +233,8 @@ def _read(file: Path) -> list[Finding]:
     latest: dict[tuple[Any, ...], Finding] = {}
     for line in file.read_text().splitlines():
         each = Finding(**json.loads(line))
-        latest[(each.model, each.way, each.graph, each.name)] = each
+        said = "" if each.name else each.note
+        latest[(each.model, each.way, each.graph, each.name, said)] = each
     return list(latest.values())
 
 

@@ -40,6 +40,7 @@ _HEADINGS = {
     "dynamo": "dynamo",
     "train": "dynamo, in training",
     "aot": "AOTAutograd: joint, forward, backward",
+    "eager": "attention written out",
 }
 _INTRODUCTION = """\
 # Passes over the zoo

@@ -19,6 +19,6 @@ def test_every_pass_keeps_results_gradients_and_buffers(name: str) -> None:
 
 def test_draws_over_channels_last_values_are_left_alone() -> None:
     """Segformer's head: functionalized, its dropout would drop other places."""
-    found = findings(zoo.ARCHITECTURES["segformer"], "train", {"functionalize": "functionalize"})
+    found = findings(zoo.ARCHITECTURES["segformer"], "train", ["functionalize"])
     assert not [each for each in found if each.outcome == "wrong"]
     assert any("draws in an order" in each.note for each in found)

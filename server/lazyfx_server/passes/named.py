@@ -21,8 +21,8 @@ BUILTIN_PIPELINES: Mapping[str, str] = MappingProxyType(
         # Folds weights into each other: the caller uploads what is folded.
         "inference": "remove_dropout,constant_fold,fuse_conv_bn,fuse_linear_bn,"
         "until_stable(no_op_elimination,remove_duplicate_casts,sink_views,"
-        "common_subexpression_elimination),fuse_attention,dead_code_elimination,"
-        "shape_propagation",
+        "common_subexpression_elimination,dead_code_elimination),fuse_attention,"
+        "dead_code_elimination,shape_propagation",
         # Touches nothing that is trained, drawn or updated.
         "training": "until_stable(no_op_elimination,remove_duplicate_casts,"
         "common_subexpression_elimination,dead_code_elimination),shape_propagation",

@@ -9,9 +9,17 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from lazyfx_server.passes.attention_parts import (
+    Attention,
+    Mask,
+    checks,
+    handed_on,
+    readers,
+    transposed,
+)
+from lazyfx_server.passes.attentions import attention_at
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.calls import KnownValues, first_operand, in_each, operator_name
-from lazyfx_server.passes.effects import argument
+from lazyfx_server.passes.calls import KnownValues, in_each, operator_name, spelled_like
 from lazyfx_server.passes.storage import StorageMap
 
 
@@ -19,12 +27,14 @@ from lazyfx_server.passes.storage import StorageMap
 class FuseAttention(Pass):
     """Replaces softmax(q @ k.T * scale + mask) @ v by scaled_dot_product_attention.
 
-    With or without a scale (a factor or a divisor, on the product or on the query) and an
-    additive floating mask, in any spelling of the captures. Attention with dropout that is on,
-    with values in other precisions on the way, or whose parts something else reads, stays.
+    In any spelling of the captures: with a scale (numbers, or tensors of no dimensions, on the
+    product or on the query), with summands and conditions that hide scores, with views, copies
+    and casts of a softmax in float32 on the way. Attention with dropout that is on, or whose
+    parts something else reads, stays.
     """
 
     name: ClassVar[str] = "fuse_attention"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-2
 
@@ -33,160 +43,149 @@ class FuseAttention(Pass):
         return in_each(module, _fuse_all, "{} attentions fused")
 
 
-@dataclass(slots=True)
-class _Attention:
-    query: Node
-    key: Node
-    value: Node
-    mask: Node | None
-    scale: float
-    inner: list[Node]
-
-
 def _fuse_all(module: GraphModule, known: KnownValues) -> int:
     storage = StorageMap(module.graph)
     fused = 0
     for node in list(module.graph.nodes):
-        found = _attention_at(node, known, storage)
+        found = attention_at(node, known, storage)
         if found is not None:
-            _fuse(node, found)
+            _Fusion(node, known, storage).fuse(found)
             fused += 1
     return fused
 
 
-def _attention_at(node: Node, known: KnownValues, storage: StorageMap) -> _Attention | None:
-    if operator_name(node) not in {"matmul", "bmm"} or len(node.args) != 2:
-        return None
-    inner: list[Node] = []
-    softmax = _skip(node.args[0], inner, known, ("expand", "view", "reshape"))
-    if softmax is None or operator_name(softmax) not in {"softmax", "_softmax"}:
-        return None
-    if argument(softmax, 1, "dim") not in (-1, _dims(softmax, known) - 1):
-        return None
-    if softmax.kwargs.get("dtype") is not None:
-        return None
-    inner.append(softmax)
-    scores, mask = _take_mask(softmax.args[0], inner, known)
-    scores, scale = _take_scale(scores, inner, known)
-    if scores is None or operator_name(scores) not in {"matmul", "bmm"} or len(scores.args) != 2:
-        return None
-    inner.append(scores)
-    query, transposed = scores.args
-    key = _transposed(transposed, known)
-    value = node.args[1]
-    if key is None or not isinstance(query, Node) or not isinstance(value, Node):
-        return None
-    found = _Attention(query, key, value, mask, scale, inner)
-    return found if _fits(node, found, known, storage) else None
+class _Fusion:
+    """Builds the call in the spelling of the graph around the last product of an attention."""
+
+    def __init__(self, node: Node, known: KnownValues, storage: StorageMap) -> None:
+        self._node = node
+        self._known = known
+        self._storage = storage
+
+    def fuse(self, found: Attention) -> None:
+        """Puts the call in the product's place, and takes out what it makes needless."""
+        node, graph = self._node, self._node.graph
+        *lead, rows, columns = found.shape
+        query, value = self._known.tensor(found.query), self._known.tensor(found.value)
+        assert query is not None
+        assert value is not None
+        inside, wide = query.shape[-1], value.shape[-1]
+        with graph.inserting_before(node):
+            operands = [
+                self._scaled(self._shaped(found.query, (*lead, rows, inside)), found),
+                self._key(found.key, (*lead, columns, inside)),
+                self._shaped(found.value, (*lead, columns, wide)),
+            ]
+            summands = [self._summand(mask, found.shape, query.dtype) for mask in found.masks]
+            while len(summands) > 1:
+                pair = (summands.pop(0), summands.pop(0))
+                summands.insert(0, graph.call_function(self._named("add", "Tensor"), pair))
+            options: dict[str, Any] = {
+                "attn_mask": summands[0] if summands else None,
+                "scale": found.scale,
+            }
+            result = graph.call_function(self._attention(), tuple(operands), options)
+            result = self._laid_out(result, (*lead, rows, wide))
+        node.replace_all_uses_with(result)
+        for dead in (node, *found.inner):
+            for check in checks(dead):
+                graph.erase_node(check)
+            if not dead.users:
+                graph.erase_node(dead)
+
+    def _attention(self) -> Any:
+        if isinstance(self._node.target, OpOverload):
+            return torch.ops.aten.scaled_dot_product_attention.default
+        return torch.nn.functional.scaled_dot_product_attention
+
+    def _named(self, name: str, overload: str = "default") -> Any:
+        return spelled_like(self._node, name, overload)
+
+    def _scaled(self, query: Node, found: Attention) -> Node:
+        for name, factor in found.factors:
+            query = self._node.graph.call_function(self._named(name, "Tensor"), (query, factor))
+        return query
+
+    def _key(self, node: Node, shape: tuple[int, ...]) -> Node:
+        """The key as it was before it was transposed, or transposed back."""
+        above: Node | None = node
+        while above is not None:
+            source = transposed(above, self._known)
+            if source is not None and not self._storage.written(source):
+                return self._shaped(source, shape)
+            above = handed_on(above, self._known)
+        back = self._shaped(node, (*shape[:-2], shape[-1], shape[-2]))
+        return self._node.graph.call_function(self._named("transpose", "int"), (back, -2, -1))
+
+    def _shaped(self, node: Node, shape: tuple[int, ...]) -> Node:
+        """A value in other batches: that which it is a view of, or a view or spread of it."""
+        above: Node | None = node
+        while above is not None and not self._storage.written(above):
+            value = self._known.tensor(above)
+            if value is not None and tuple(value.shape) == shape:
+                return above
+            above = handed_on(above, self._known)
+        value = self._known.tensor(node)
+        assert value is not None
+        graph = self._node.graph
+        if value.numel() == torch.Size(shape).numel():
+            return graph.call_function(self._named("reshape"), (node, list(shape)))
+        if isinstance(self._node.target, OpOverload):
+            return graph.call_function(torch.ops.aten.expand.default, (node, list(shape)))
+        return graph.call_method("expand", (node, *shape))
+
+    def _summand(self, mask: Mask, shape: tuple[int, ...], dtype: torch.dtype) -> Node:
+        """A mask as what is added to the scores of the softmax."""
+        graph, node = self._node.graph, mask.node
+        if mask.fill is not None:
+            hidden = node
+            if not mask.hides:
+                hidden = graph.call_function(self._named("logical_not"), (node,))
+            zeros = graph.call_function(self._named("zeros_like"), (node,), {"dtype": dtype})
+            fill = self._named("masked_fill", "Scalar")
+            node = graph.call_function(fill, (zeros, hidden, mask.fill))
+        if mask.shape == shape:
+            return node
+        return self._regrouped(node, mask, shape)
+
+    def _regrouped(self, node: Node, mask: Mask, shape: tuple[int, ...]) -> Node:
+        """A summand of scores in other batches, spread over them first."""
+        graph = self._node.graph
+        if isinstance(self._node.target, OpOverload):
+            node = graph.call_function(torch.ops.aten.expand.default, (node, list(mask.shape)))
+        else:
+            node = graph.call_method("expand", (node, *mask.shape))
+        return graph.call_function(self._named("reshape"), (node, list(shape)))
+
+    def _laid_out(self, result: Node, shape: tuple[int, ...]) -> Node:
+        """The result with the sizes of the product, and where a view may need it its strides.
+
+        Fused kernels lay results out as their operands are.
+        """
+        node, graph = self._node, self._node.graph
+        before = self._known.tensor(node)
+        assert before is not None
+        if tuple(before.shape) != shape:
+            result = graph.call_function(self._named("reshape"), (result, list(before.shape)))
+        if before.is_contiguous() and not all(map(_takes_any_strides, readers(node))):
+            if isinstance(node.target, OpOverload):
+                result = graph.call_function(torch.ops.aten.contiguous.default, (result,))
+            else:
+                result = graph.call_method("contiguous", (result,))
+            result.meta = dict(node.meta)
+        return result
 
 
-def _skip(node: Any, inner: list[Node], known: KnownValues, names: tuple[str, ...]) -> Node | None:
-    """Goes up through calls that change no shape here."""
-    while isinstance(node, Node) and operator_name(node) in names:
-        source = first_operand(node)
-        before, after = known.tensor(source), known.tensor(node)
-        if before is None or after is None or before.shape != after.shape:
-            return None
-        inner.append(node)
-        node = source
-    return node if isinstance(node, Node) else None
+def _takes_any_strides(user: Node) -> bool:
+    """Whether what a node hands on is laid out the same, however its operand is."""
+    if operator_name(user) in {"transpose", "permute"}:
+        return bool(readers(user)) and all(_copies(each) for each in readers(user))
+    return _copies(user)
 
 
-def _take_mask(node: Any, inner: list[Node], known: KnownValues) -> tuple[Node | None, Node | None]:
-    node = _skip(node, inner, known, ("view", "reshape"))
-    if node is None or operator_name(node) != "add" or len(node.args) != 2 or node.kwargs:
-        return node, None
-    scores, mask = node.args
-    one, two = known.tensor(scores), known.tensor(mask)
-    if one is None or two is None or one.dtype != two.dtype or two.ndim > one.ndim:
-        return None, None
-    # The scores have the shape of the sum; the mask is what is spread over them.
-    whole = known.tensor(node)
-    if whole is None or one.shape != whole.shape:
-        return None, None
-    inner.append(node)
-    assert isinstance(mask, Node)
-    return _skip(scores, inner, known, ("view", "reshape")), mask
-
-
-def _take_scale(
-    node: Node | None, inner: list[Node], known: KnownValues
-) -> tuple[Node | None, float]:
-    if node is None or operator_name(node) not in {"mul", "div"} or node.kwargs:
-        return node, 1.0
-    by = node.args[1]
-    if type(by) not in (int, float) or by == 0:
-        return None, 1.0
-    inner.append(node)
-    scale = float(by) if operator_name(node) == "mul" else 1.0 / float(by)  # type: ignore[arg-type]
-    return _skip(node.args[0], inner, known, ("view", "reshape")), scale
-
-
-def _transposed(node: Any, known: KnownValues) -> Node | None:
-    """What a node is the transpose of, in its last two dimensions."""
-    if not isinstance(node, Node) or operator_name(node) not in {"transpose", "permute"}:
-        return None
-    source = first_operand(node)
-    value = known.tensor(source)
-    if value is None or not isinstance(source, Node):
-        return None
-    dims = value.ndim
-    order = list(range(dims))
-    given: Any = node.args[1:]
-    if operator_name(node) == "transpose":
-        if len(given) != 2 or not all(type(d) is int for d in given):
-            return None
-        if sorted(d % dims for d in given) != order[-2:]:
-            return None
-        return source
-    flat = given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
-    swapped = [*order[:-2], dims - 1, dims - 2]
-    return source if [d % dims for d in flat if type(d) is int] == swapped else None
-
-
-def _dims(node: Node, known: KnownValues) -> int:
-    value = known.tensor(node)
-    return value.ndim if value is not None else 0
-
-
-def _fits(node: Node, found: _Attention, known: KnownValues, storage: StorageMap) -> bool:
-    tensors = [known.tensor(n) for n in (found.query, found.key, found.value, node)]
-    if any(t is None for t in tensors):
-        return False
-    query, key, value, result = (t for t in tensors if t is not None)
-    alike = query.dtype == key.dtype == value.dtype == result.dtype and query.device == key.device
-    shaped = (
-        query.ndim == key.ndim == value.ndim == result.ndim in (3, 4)
-        and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
-        and query.shape[-1] == key.shape[-1]
+def _copies(user: Node) -> bool:
+    name = operator_name(user)
+    contiguous = name == "contiguous" and not user.kwargs and len(user.args) == 1
+    return contiguous or (
+        name == "clone" and user.kwargs.get("memory_format") is torch.contiguous_format
     )
-    if not (alike and shaped and query.dtype.is_floating_point):
-        return False
-    if any(len(n.users) != 1 or storage.written(n) for n in found.inner):
-        return False
-    start, end = min(storage.position[n] for n in found.inner), storage.position[node]
-    crossing = any(
-        start <= place <= end for n, place in storage.position.items() if storage.effects[n].state
-    )
-    operands = (found.query, found.key, found.value, *([found.mask] if found.mask else []))
-    written = any(storage.written_between(n, start, end, frozenset()) for n in operands)
-    return not (crossing or written)
-
-
-def _fuse(node: Node, found: _Attention) -> None:
-    graph = node.graph
-    aten = isinstance(node.target, OpOverload)
-    target: Any = torch.ops.aten.scaled_dot_product_attention.default
-    if not aten:
-        target = torch.nn.functional.scaled_dot_product_attention
-    with graph.inserting_before(node):
-        attention = graph.call_function(
-            target,
-            (found.query, found.key, found.value),
-            {"attn_mask": found.mask, "scale": found.scale},
-        )
-    attention.meta = dict(node.meta)
-    node.replace_all_uses_with(attention)
-    for dead in (node, *found.inner):
-        if not dead.users:
-            graph.erase_node(dead)
