@@ -7,6 +7,8 @@ usable (names, lookup table, length), without a message, checks, values or a mod
 - as straight-line code written for this one graph, everything in local variables: what no
   reader can do.
 
+`public` makes the same nodes by `Graph.create_node`, as code that builds a graph does.
+
 `whole` adds what a reader also has to deliver: a value in the metadata of each node that has
 one, and a module around the graph.
 """
@@ -36,6 +38,22 @@ def looped(module: GraphModule) -> Callable[[], Graph]:
             node = Node(graph, name, op, target, map_arg(args, find), map_arg(kwargs, find))
             made[old] = node
             _enter(graph, node, name)
+        return graph
+
+    return make
+
+
+def public(module: GraphModule) -> Callable[[], Graph]:
+    """Makes the nodes of a graph in a loop, each by `Graph.create_node`."""
+    olds = list(module.graph.nodes)
+
+    def make() -> Graph:
+        graph = Graph()
+        made: dict[Node, Node] = {}
+        find = made.__getitem__
+        for old in olds:
+            args, kwargs = map_arg(old.args, find), map_arg(old.kwargs, find)
+            made[old] = graph.create_node(old.op, old.target, args, kwargs, old.name)
         return graph
 
     return make

@@ -116,6 +116,7 @@ def formats(program: torch.export.ExportedProgram, module: GraphModule) -> list[
         return pickle.dumps(module)
 
     loop, straight, whole = floor.looped(module), floor.straight(module), floor.whole(module)
+    public = floor.public(module)
     only_val = Options(node_metadata_key_filter=lambda key: key == "val", ops_filter=None)
     return [
         Format("lazyfx", encode, decode),
@@ -130,6 +131,7 @@ def formats(program: torch.export.ExportedProgram, module: GraphModule) -> list[
         Format(FLOOR, None, lambda _: loop()),
         Format("floor, straight-line code", None, lambda _: straight()),
         Format("floor, values and module", None, lambda _: whole()),
+        Format("floor, Graph.create_node", None, lambda _: public()),
     ]
 
 

@@ -126,6 +126,29 @@ EDITS: dict[str, tuple[Callable[[pb.GraphBody], object], str]] = {
 }
 
 
+def test_what_is_remembered_of_a_call_is_remembered_of_these_words() -> None:
+    """Rows of calls are known again by their bytes, which hold numbers of words and targets."""
+    right = edited(lambda _: None)
+    wire.check_canonical(right)
+    body = pb.GraphBody.FromString(right)
+    *others, dim, out = body.strings
+    body.strings[:] = [*others, out, dim]
+    with pytest.raises(DecodeError, match="not sorted"):
+        wire.check_canonical(body.SerializeToString(deterministic=True))
+    targets = [torch.ops.aten.sub.Tensor, torch.ops.aten.add.Tensor]
+    for target in targets:
+        decoded = wire.decode(wire.encode(call("x", 1, target=target, alpha=2)).body)
+        assert [node.target for node in decoded.graph.nodes][1] is target
+    for word in ("none", "tanh"):
+        gelu = call("x", target=torch.ops.aten.gelu.default, approximate=word)
+        decoded = wire.decode(wire.encode(gelu).body)
+        assert [node.kwargs for node in decoded.graph.nodes][1] == {"approximate": word}
+    for device in ("cpu", "meta"):
+        made = call((2,), target=torch.ops.aten.zeros.default, device=torch.device(device))
+        decoded = wire.decode(wire.encode(made).body)
+        assert [node.kwargs for node in decoded.graph.nodes][1] == {"device": torch.device(device)}
+
+
 @pytest.mark.parametrize("name", EDITS)
 def test_a_spoiled_message_is_refused_by_field(name: str) -> None:
     edit, field = EDITS[name]

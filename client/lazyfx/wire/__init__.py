@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lazyfx.envelope import FORMAT_VERSION
-from lazyfx.wire.canonical import check_canonical
+from lazyfx.wire.canonical import check_canonical, read_canonical
 from lazyfx.wire.decode import Metadata, ModuleClass, decode
 from lazyfx.wire.encode import EncodedGraph, digest, encode
 from lazyfx.wire.presentation import node_name, present, provenance, tensor_places
@@ -30,6 +30,7 @@ __all__ = [
     "node_name",
     "present",
     "provenance",
+    "read_canonical",
     "tensor_bytes",
     "tensor_from_bytes",
     "tensor_places",

@@ -9,18 +9,38 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError as ProtobufError
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire.call_references import Rows
 from lazyfx.wire.canonical_rows import RowChecker
-from lazyfx.wire.columns import Column, column, first_uses, references, split_attributes
+from lazyfx.wire.columns import Column, GraphReading, column, first_uses, read_operands
+
+
+class CanonicalBody(NamedTuple):
+    """A graph body in canonical form.
+
+    Attributes:
+        message: What the bytes say.
+        rows: The rows of its tables, serialized.
+        graphs: The columns of each graph.
+    """
+
+    message: pb.GraphBody
+    rows: Rows
+    graphs: tuple[GraphReading, ...]
 
 
 def check_canonical(body: bytes) -> pb.GraphBody:
+    """Parse a graph body and check that it is canonical; see `read_canonical`."""
+    return read_canonical(body).message
+
+
+def read_canonical(body: bytes) -> CanonicalBody:
     """Parse a graph body and check that it is canonical.
 
     Time and memory are linear in the size of `body`.
@@ -47,12 +67,13 @@ def check_canonical(body: bytes) -> pb.GraphBody:
         raise DecodeError("there is no graph", field="graphs")
     rows = RowChecker(message, body)
     children = _Children(len(message.graphs))
+    graphs = []
     for index, columns in enumerate(message.graphs):
         children.enter(index)
-        _check_graph(columns, f"graphs[{index}]", rows, children)
+        graphs.append(_check_graph(columns, f"graphs[{index}]", rows, children))
     children.finish()
     rows.finish()
-    return message
+    return CanonicalBody(message, rows.rows, tuple(graphs))
 
 
 class _Children:
@@ -83,7 +104,7 @@ class _Children:
 
 def _check_graph(
     columns: pb.GraphColumns, field: str, rows: RowChecker, children: _Children
-) -> None:
+) -> GraphReading:
     values = columns.values
     if values and (len(values) != len(columns.calls) or not any(values)):
         raise DecodeError(
@@ -92,13 +113,14 @@ def _check_graph(
     attributes = _Attributes(columns.attributes, field, rows, children)
     walk = _NodeWalk(columns, field, rows, attributes)
     try:
-        walk.run()
+        reading = walk.run()
     except DecodeError as error:
         node = walk.node if error.node is None else error.node
         raise DecodeError(_message(error), field=error.field or field, node=node) from None
     except IndexError:
         raise DecodeError("too few operands", field=f"{field}.operands", node=walk.node) from None
     attributes.finish()
+    return reading
 
 
 class _NodeWalk:
@@ -113,9 +135,9 @@ class _NodeWalk:
         self._attributes = attributes
         self.node = 0
 
-    def run(self) -> None:
+    def run(self) -> GraphReading:
         """Check every node; raises DecodeError, or IndexError when operands run out."""
-        rows, field = self._rows, f"{self._field}.operands"
+        rows = self._rows
         calls, operands = column(self._columns.calls), column(self._columns.operands)
         kinds = self._kinds(calls)
         reads = _TAKES_ATTRIBUTE[kinds]
@@ -128,12 +150,13 @@ class _NodeWalk:
             values = fresh = np.zeros(len(calls), np.int64)
         # Nearly all nodes say what another one said before.
         places = np.flatnonzero(events)
-        self._use(calls.tolist(), operands.tolist() if reads.any() else [], zip(
+        numbers: list[int] = calls.tolist()
+        self._use(numbers, operands.tolist() if reads.any() else [], zip(
             places.tolist(), reads[places].tolist(), (values * fresh)[places].tolist(), strict=True
         ))  # fmt: skip
         self.node = len(calls) - 1
-        holes = column(rows.call_shapes)[calls]
-        references(split_attributes(operands, holes, np.flatnonzero(reads), field)[1], holes, field)
+        holes, readers = column(rows.call_shapes)[calls], np.flatnonzero(reads)
+        return read_operands(numbers, operands, holes, readers, f"{self._field}.operands")
 
     def _kinds(self, calls: Column) -> Column:
         """The opcode of each node, of which the last is the output and no other is."""
@@ -214,7 +237,7 @@ class _Attributes:
         elif kind == "graph":
             self._children.refer(row.graph, f"{field}.graph")
         elif kind == "literal":
-            self._checker.use_literal(row.literal, f"{field}.literal")
+            self._checker.literal(row.literal, f"{field}.literal")
         elif kind == "tree_spec":
             self._checker.use_tree_spec(row.tree_spec, f"{field}.tree_spec")
         elif kind == "module":
@@ -225,7 +248,7 @@ class _Attributes:
     def _use_module(self, module: pb.LeafModule, field: str) -> None:
         _check_sorted([option.name for option in module.options], f"{field}.options")
         for option in module.options:
-            self._checker.use_literal(option.value, f"{field}.options")
+            self._checker.literal(option.value, f"{field}.options")
         _check_sorted([tensor.name for tensor in module.tensors], f"{field}.tensors")
         for tensor in module.tensors:
             if tensor.attribute != self._next or self._next >= len(self._rows):

@@ -7,6 +7,7 @@ only when there is one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,45 @@ from lazyfx.v1 import graph_pb2 as pb
 Column = NDArray[np.int64]
 
 
+class GraphReading(NamedTuple):
+    """What the columns of a graph say.
+
+    Attributes:
+        calls: The number of each node's call.
+        readers: Numbers of the nodes that read or call an attribute.
+        attributes: The attribute of each of these.
+        operands: Numbers of the nodes that fill the holes, of all nodes one after the other.
+    """
+
+    calls: list[int]
+    readers: Column
+    attributes: Column
+    operands: Column
+
+
 def column(numbers: Sequence[int]) -> Column:
     """A column of a message; reading one item by item is slow."""
     return np.asarray(numbers, dtype=np.int64)
+
+
+def read_operands(
+    calls: list[int], operands: Column, holes: Column, readers: Column, field: str = "operands"
+) -> GraphReading:
+    """Tell whose operand each number is, and which node or attribute it means.
+
+    Args:
+        calls: The number of each node's call.
+        operands: `GraphColumns.operands`.
+        holes: Number of operands of each node.
+        readers: Numbers of the nodes that have an attribute index before their operands,
+            in ascending order.
+        field: What errors call the column.
+
+    Raises:
+        DecodeError: Too few operands, too many, or a reference that is not to an earlier node.
+    """
+    attributes, deltas = split_attributes(operands, holes, readers, field)
+    return GraphReading(calls, readers, attributes, references(deltas, holes, field))
 
 
 def split_attributes(
@@ -88,25 +125,36 @@ def first_uses(numbers: Column, following: int) -> NDArray[np.bool_]:
     return fresh
 
 
-def split_rows(body: bytes) -> list[list[bytes]]:
-    """The rows of each table of a GraphBody by field number, serialized.
+def split_rows(body: bytes) -> dict[str, list[bytes]]:
+    """The rows of each table of a GraphBody, serialized.
 
     Args:
         body: In canonical form: each field has a tag of one byte, and all before the number of
             process groups are strings and messages.
     """
-    rows: list[list[bytes]] = [[] for _ in range(pb.GraphBody.PROCESS_GROUPS_FIELD_NUMBER)]
+    # The number of a tag of one byte is less than 32.
+    rows: list[list[bytes]] = [[] for _ in range(32)]
     place, end = 0, len(body)
     while place < end:
-        field, length = body[place] >> 3, body[place + 1]
-        if field >= len(rows):
+        tag, length = body[place], body[place + 1]
+        if tag & 7 != _LENGTH_DELIMITED:
             break
         place += 2
-        shift = 7
-        while length >> shift:
-            length += (body[place] - 1) << shift
-            place += 1
-            shift += 7
-        rows[field].append(body[place : place + length])
-        place += length
-    return rows
+        if length > 127:
+            shift = 7
+            while length >> shift:
+                length += (body[place] - 1) << shift
+                place += 1
+                shift += 7
+        following = place + length
+        rows[tag >> 3].append(body[place:following])
+        place = following
+    return {name: rows[number] for name, number in _TABLE_NUMBERS.items()}
+
+
+# The wire type of strings and messages.
+_LENGTH_DELIMITED = 2
+_TABLE_NUMBERS = {
+    name: pb.GraphBody.DESCRIPTOR.fields_by_name[name].number
+    for name in ("strings", "targets", "devices", "tensors", "values", "expressions", "calls")
+}

@@ -8,19 +8,17 @@ from itertools import compress, repeat
 from operator import attrgetter, setitem
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import names, process_groups
-from lazyfx.wire.canonical import check_canonical
-from lazyfx.wire.columns import Column, column, references, split_attributes
+from lazyfx.wire.canonical import CanonicalBody, read_canonical
+from lazyfx.wire.columns import GraphReading, column, read_operands, split_rows
 from lazyfx.wire.format import DEVICE_TYPE_NAMES
 from lazyfx.wire.module_tree import AttributeReader, Bind
 from lazyfx.wire.node_factory import (
-    CallShape,
     NodePlan,
     create_direct,
     create_public,
@@ -34,7 +32,7 @@ ModuleClass = Callable[[torch.nn.Module, Graph, str], GraphModule]
 
 
 def decode(
-    body: bytes | pb.GraphBody,
+    body: bytes | CanonicalBody | pb.GraphBody,
     presentation: pb.Presentation | None = None,
     *,
     bind: Bind | None = None,
@@ -50,7 +48,8 @@ def decode(
     `materialize` is asked for them.
 
     Args:
-        body: Canonical GraphBody bytes, or what `check_canonical` made of them.
+        body: Canonical GraphBody bytes, or what `read_canonical` made of them; a message from
+            somebody trusted to have checked it.
         presentation: Names and device indices. Without it node i is called "n<i>" and
             attribute i "a<i>".
         bind: Gives the tensor of a tensor attribute from the indices of its graph and
@@ -64,8 +63,10 @@ def decode(
         DecodeError: The message is not a graph in canonical form, or the names do not fit
             it; names the field and the node.
     """
-    if not isinstance(body, pb.GraphBody):
-        body = check_canonical(body)
+    if isinstance(body, bytes):
+        body = read_canonical(body)
+    elif isinstance(body, pb.GraphBody):
+        body = CanonicalBody(body, split_rows(body.SerializeToString(deterministic=True)), ())
     return _Decoder(body, presentation, bind, module_class, on_root, metadata, public).module()
 
 
@@ -74,7 +75,7 @@ class _Decoder:
 
     def __init__(
         self,
-        body: pb.GraphBody,
+        read: CanonicalBody,
         presentation: pb.Presentation | None,
         bind: Bind | None,
         module_class: ModuleClass,
@@ -82,7 +83,8 @@ class _Decoder:
         metadata: Metadata,
         public: bool,
     ) -> None:
-        self._body = body
+        body = self._body = read.message
+        self._readings = read.graphs
         self._names = presentation
         self._module_class = module_class
         self._on_root = on_root
@@ -93,7 +95,7 @@ class _Decoder:
         self._tables = ValueTables(
             body, devices, process_groups.read_names(body.process_groups, groups)
         )
-        self._reader = TemplateReader(self._tables)
+        self._reader = TemplateReader(self._tables, read.rows)
         self._templates: dict[int, Template] = {}
         self._attributes = AttributeReader(body, self._tables, self._reader, bind)
         if not body.graphs:
@@ -111,13 +113,10 @@ class _Decoder:
     def _one(self, number: int, modules: dict[int, GraphModule]) -> GraphModule:
         columns = self._body.graphs[number]
         given = self._names.graphs[number] if self._names is not None else None
-        count = len(columns.calls)
-        node_names, counts = _node_names(given, count)
         paths = _paths(given, columns.attributes)
+        plan = self._plan(number, given, paths)
         root = self._attributes.root(number, paths, modules)
         graph = Graph()
-        arguments = _placeholder_targets(given, count)
-        plan = self._plan(columns, paths, node_names, arguments, counts)
         nodes = (create_direct if self._direct else create_public)(graph, plan)
         self._describe(nodes, columns)
         if number == 0 and self._on_root is not None:
@@ -126,33 +125,30 @@ class _Decoder:
         self._attributes.keep_constants(module, number, paths)
         return module
 
-    def _plan(
-        self,
-        columns: pb.GraphColumns,
-        paths: Sequence[str],
-        node_names: Sequence[str],
-        placeholder_targets: dict[int, str],
-        counts: dict[str, int],
-    ) -> NodePlan:
-        used = column(columns.calls)
-        calls: list[int] = used.tolist()
+    def _plan(self, number: int, given: pb.GraphNames | None, paths: Sequence[str]) -> NodePlan:
+        columns = self._body.graphs[number]
+        reading = self._readings[number] if self._readings else None
+        node_names, counts = _node_names(given, len(columns.calls))
+        arguments = _placeholder_targets(given, len(columns.calls))
+        calls = reading.calls if reading is not None else list(columns.calls)
         templates = self._read_templates(calls)
         shapes = {call: template.shape for call, template in templates.items()}
-        if not calls or shapes[calls[-1]].op != "output":
-            raise DecodeError("the last node is not the output", field="calls")
-        holes = _by_call(shapes, lambda call: shapes[call].holes)[used]
-        reading = _by_call(shapes, lambda call: templates[call].reads_attribute)
-        readers = np.flatnonzero(reading[used])
-        attributes, deltas = split_attributes(column(columns.operands), holes, readers)
+        outputs = [calls.index(call) for call, shape in shapes.items() if shape.op == "output"]
+        if outputs != [len(calls) - 1]:
+            node = min(outputs, default=None)
+            raise DecodeError("the last node is not the output", field="calls", node=node)
+        if reading is None:
+            reading = _read_operands(columns, calls, templates)
         target_of = {call: shape.target for call, shape in shapes.items()}
         targets = list(map(target_of.__getitem__, calls))
-        for node, attribute in zip(readers.tolist(), attributes.tolist(), strict=True):
+        targets[-1] = "output"
+        uses = zip(reading.readers.tolist(), reading.attributes.tolist(), strict=True)
+        for node, attribute in uses:
             targets[node] = _attribute_path(columns, paths, shapes[calls[node]].op, attribute, node)
-        named = _by_call(shapes, lambda call: target_of[call] is None) > reading
-        own = [(node, templates[calls[node]]) for node in np.flatnonzero(named[used]).tolist()]
-        _name_targets(targets, own, node_names, placeholder_targets)
-        operands = references(deltas, holes).tolist()
-        return NodePlan(node_names, calls, shapes, targets, operands, counts)
+        stars = {call: t.stars for call, t in templates.items() if t.shape.op == "placeholder"}
+        own = compress(range(len(calls)), map(stars.__contains__, calls))
+        _name_targets(targets, [(i, stars[calls[i]]) for i in own], node_names, arguments)
+        return NodePlan(node_names, calls, shapes, targets, reading.operands.tolist(), counts)
 
     def _read_templates(self, calls: Sequence[int]) -> dict[int, Template]:
         """The templates of one graph by number of the call."""
@@ -190,11 +186,13 @@ class _Decoder:
         deque(map(setitem, metas, repeat(META_KEY), rows), maxlen=0)
 
 
-def _by_call(shapes: Mapping[int, CallShape], fact: Callable[[int], int]) -> Column:
-    """A fact about each call, at its number."""
-    facts = np.zeros(1 + max(shapes), np.int64)
-    facts[list(shapes)] = list(map(fact, shapes))
-    return facts
+def _read_operands(
+    columns: pb.GraphColumns, calls: list[int], templates: Mapping[int, Template]
+) -> GraphReading:
+    """The columns of a graph that `read_canonical` did not read just now."""
+    holes = [templates[call].shape.holes for call in calls]
+    readers = [node for node, call in enumerate(calls) if templates[call].reads_attribute]
+    return read_operands(calls, column(columns.operands), column(holes), column(readers))
 
 
 def _node_names(given: pb.GraphNames | None, count: int) -> tuple[list[str], dict[str, int]]:
@@ -218,26 +216,29 @@ def _attribute_path(
 
 def _name_targets(
     targets: list[Any],
-    own: Sequence[tuple[int, Template]],
+    own: Sequence[tuple[int, str]],
     node_names: Sequence[str],
-    placeholder_targets: dict[int, str],
+    arguments: dict[int, str],
 ) -> None:
-    """Fill in the targets that neither a call nor an attribute tells."""
-    for node, (shape, stars, _) in own:
-        if shape.op == "output":
-            if node != len(targets) - 1:
-                raise DecodeError("the output is not the last node", field="calls", node=node)
-            targets[node] = "output"
-        else:
-            targets[node] = stars + placeholder_targets.get(node, node_names[node])
-    if placeholder_targets:
+    """Fill in the targets of placeholders.
+
+    Args:
+        targets: One a node.
+        own: The placeholders, and the stars before each.
+        node_names: One a node.
+        arguments: Names of placeholders that are not called like their nodes.
+    """
+    for node, stars in own:
+        targets[node] = stars + arguments.get(node, node_names[node])
+    # Names of nodes are distinct already.
+    if arguments:
         _check_distinct(targets, own)
 
 
-def _check_distinct(targets: Sequence[str], own: Sequence[tuple[int, Template]]) -> None:
-    """Refuse two arguments of one name; names of nodes are distinct already."""
+def _check_distinct(targets: Sequence[str], own: Sequence[tuple[int, str]]) -> None:
+    """Refuse two arguments of one name."""
     taken: set[str] = set()
-    for node, (_, stars, _) in own:
+    for node, stars in own:
         name = targets[node].removeprefix(stars)
         if name in taken:
             raise DecodeError(f"two arguments are called {name!r}", node=node)

@@ -18,7 +18,6 @@ from lazyfx.wire.columns import column
 
 # A suffix fits into 32 bits.
 _MOST_DIGITS = 10
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
 # Atoms of attribute paths reach generated source inside double quotes when they
 # are no identifiers ("0", "my-layer"); nothing in them may end such a string.
 _ATOM = re.compile(r"[A-Za-z0-9_\-+:@/ ]+\Z", re.ASCII)
@@ -70,9 +69,9 @@ def read_names(message: pb.GraphNames, count: int) -> list[str]:
 
 
 def count_names(message: pb.GraphNames, count: int) -> tuple[list[str], dict[str, int]]:
-    """The names of `read_names`, and the greatest number behind each stem.
+    """The names of `read_names`, and the greatest number behind each stem that has one.
 
-    The numbers are those that torch.fx counts for new names.
+    The numbers are those that torch.fx counts for new names; it begins at 0.
 
     Raises:
         DecodeError: As `read_names` does.
@@ -80,8 +79,9 @@ def count_names(message: pb.GraphNames, count: int) -> tuple[list[str], dict[str
     stems, stem, suffixes = list(message.stems), column(message.stem), column(message.suffix)
     if len(stem) != count or len(suffixes) != count:
         raise DecodeError(f"not one name for each of {count} nodes", field="presentation.stem")
-    if max(map(len, stems), default=0) > MAX_NAME or not all(map(_IDENTIFIER.match, stems)):
-        wrong = next(s for s in stems if len(s) > MAX_NAME or not _IDENTIFIER.match(s))
+    fit = all(map(str.isidentifier, stems)) and "".join(stems).isascii()
+    if not fit or max(map(len, stems), default=0) > MAX_NAME:
+        wrong = next(s for s in stems if len(s) > MAX_NAME or not _is_plain(s))
         raise DecodeError(f"{wrong[:100]!r} is not a name", field="presentation.stems")
     if count and stem.max() >= len(stems):
         raise DecodeError("a stem index out of range", field="presentation.stem")
@@ -96,7 +96,12 @@ def count_names(message: pb.GraphNames, count: int) -> tuple[list[str], dict[str
         raise DecodeError(f"{name!r} is a keyword", field="presentation.stems")
     greatest = np.ones(len(stems), np.int64)
     np.maximum.at(greatest, stem, suffixes)
-    return names, dict(zip(stems, (greatest - 1).tolist(), strict=True))
+    counted = np.flatnonzero(greatest > 1).tolist()
+    return names, {stems[number]: int(greatest[number]) - 1 for number in counted}
+
+
+def _is_plain(stem: str) -> bool:
+    return stem.isidentifier() and stem.isascii()
 
 
 @lru_cache(maxsize=4096)

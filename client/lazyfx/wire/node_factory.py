@@ -63,7 +63,7 @@ class NodePlan:
         shapes: By number of the call.
         targets: One a node.
         operands: Numbers of the nodes that fill the holes, of all nodes one after the other.
-        counts: The greatest number behind each stem: {"add": 3} for "add", "add_3".
+        counts: The greatest number behind each stem, where not 0: {"add": 3} for "add", "add_3".
     """
 
     names: Sequence[str]

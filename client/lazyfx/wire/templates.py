@@ -13,7 +13,8 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import symbols, targets
-from lazyfx.wire.canonical_literals import LONGEST_ROW, MOST_ROWS
+from lazyfx.wire.call_references import CallKey, Rows, call_key, call_references
+from lazyfx.wire.canonical_literals import MOST_ROWS
 from lazyfx.wire.filling import Holes, keywords, positional, sequence
 from lazyfx.wire.format import (
     DTYPE_OBJECTS,
@@ -45,15 +46,16 @@ class TemplateReader:
 
     Args:
         tables: The message and its devices.
+        rows: The rows of the message's tables, serialized.
     """
 
-    def __init__(self, tables: ValueTables) -> None:
+    def __init__(self, tables: ValueTables, rows: Rows) -> None:
         self._tables = tables
         self._body = tables.body
-        self._devices = tables.devices
+        self._rows = rows
+        self._devices: dict[int, torch.device] = dict(enumerate(tables.devices))
         self._targets: dict[int, Any] = {}
         self._texts: dict[int, str] = {}
-        self._target_names: dict[int, tuple[int, str]] = {0: (0, "")}
 
     def read(self, number: int) -> Template:
         """The template of a row of `body.calls`.
@@ -61,18 +63,20 @@ class TemplateReader:
         Raises:
             DecodeError: The row makes no sense; names the field.
         """
-        call = self._body.calls[number]
-        serialized = call.SerializeToString()
-        if len(serialized) <= LONGEST_ROW:
-            words = [self.text(keyword.name) for keyword in call.kwargs]
-            known = _known_template(serialized, *self._target_name(call.target), *words)
-            if known is not None:
-                return known
         try:
-            return self._read(call)
+            known = self._known(number)
+            return self._read(self._body.calls[number]) if known is None else known
         except DecodeError as error:
             field = f".{error.field}" if error.field else ""
             raise DecodeError(str(error), field=f"calls[{number}]{field}") from error
+
+    def _known(self, number: int) -> Template | None:
+        """A template that was read before, for a call that names equal rows."""
+        key = call_key(number, self._rows)
+        references = call_references(key.call) if key is not None else None
+        if key is None or references is None:
+            return None
+        return _known_template(key, tuple(map(self._device, references.devices)))
 
     def _read(self, call: pb.Call) -> Template:
         op = OPCODE_NAMES.get(call.opcode)
@@ -93,14 +97,6 @@ class TemplateReader:
                 raise DecodeError(f"{name[:100]!r} is not a keyword name", field="kwargs")
         shape = CallShape(op, target, holes, positional(args, holes), keywords(kwargs))
         return Template(shape, "*" * call.stars, op in _READERS)
-
-    def _target_name(self, number: int) -> tuple[int, str]:
-        """Kind and name of a target by the number that calls have for it."""
-        found = self._target_names.get(number)
-        if found is None:
-            row = _at(self._body.targets, number - 1, "targets")
-            found = self._target_names[number] = (row.kind, row.name)
-        return found
 
     def _arguments(self, call: pb.Call) -> tuple[list[Any], dict[str, Any], int]:
         """Arguments with parts where operands go in, and the number of these."""
@@ -125,6 +121,13 @@ class TemplateReader:
         found = self._texts.get(index)
         if found is None:
             found = self._texts[index] = _at(self._body.strings, index, "strings")
+        return found
+
+    def _device(self, index: int) -> torch.device:
+        """The device of a row of `body.devices`."""
+        found = self._devices.get(index)
+        if found is None:
+            raise DecodeError(f"index {index} is outside of devices")
         return found
 
     def target(self, index: int) -> Any:
@@ -167,9 +170,9 @@ class TemplateReader:
         if kind == "process_group":
             return _at(self._tables.process_groups, argument.process_group, "process_groups")
         if kind == "device_text":
-            return str(_at(self._devices, argument.device_text, "devices"))
+            return str(self._device(argument.device_text))
         if kind == "device":
-            return _at(self._devices, argument.device, "devices")
+            return self._device(argument.device)
         if kind == "complex":
             return complex(argument.complex.real, argument.complex.imaginary)
         if kind == "expression":
@@ -224,19 +227,18 @@ def _check_shape(call: pb.Call, op: str) -> None:
 
 
 @lru_cache(maxsize=MOST_ROWS)
-def _known_template(serialized: bytes, kind: int, name: str, *keywords: str) -> Template | None:
-    """A call of the target `name` that means the same in any message; None for others.
-
-    No table is at hand but for that target and the keywords, under the numbers that the call
-    has for them.
-    """
-    call = pb.Call.FromString(serialized)
-    reader = TemplateReader(ValueTables(pb.GraphBody(), ()))
+def _known_template(key: CallKey, devices: tuple[torch.device, ...]) -> Template | None:
+    """The template of a call in any message where it names these rows; None where it is wrong."""
+    call, references = pb.Call.FromString(key.call), call_references(key.call)
+    if references is None:
+        return None
+    reader = TemplateReader(ValueTables(pb.GraphBody(), ()), {})
+    reader._texts = dict(zip(references.texts, map(bytes.decode, key.texts), strict=True))
+    reader._devices = dict(zip(references.devices, devices, strict=True))
     try:
-        for keyword, text in zip(call.kwargs, keywords, strict=True):
-            reader._texts[keyword.name] = text
         if call.target:
-            reader._targets[call.target - 1] = targets.find(kind, name)
+            target = pb.Target.FromString(key.target)
+            reader._targets[call.target - 1] = targets.find(target.kind, target.name)
         return reader._read(call)
     except DecodeError:
         return None

@@ -64,11 +64,11 @@ def check(
         DecodeError: It is not such a graph, or has more nodes than it may; names the field
             and the node.
     """
-    message = wire.check_canonical(body)
+    read = wire.read_canonical(body)
     named = [given for given in (names, presentation) if given is not None and given.ByteSize()]
-    check_message(message, max_nodes=max_nodes, bounds=bounds, named=named)
-    module = wire.decode(message, names, module_class=module_class)
-    return CheckedGraph(message, module)
+    check_message(read.message, max_nodes=max_nodes, bounds=bounds, named=named)
+    module = wire.decode(read, names, module_class=module_class)
+    return CheckedGraph(read.message, module)
 
 
 def check_message(
