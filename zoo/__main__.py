@@ -1,6 +1,7 @@
 """Take every architecture of the zoo through the wire, in every capture.
 
     python -m zoo [NAME ...] [--ways symbolic,export,dynamo,dynamic,aot] [--write docs/zoo.md]
+                  [--processes 2]
 
 Prints a table model x capture: graphs, nodes and bytes of what came through, or why the
 capture itself failed. Exits with 1 when something that was captured did not come through.
@@ -9,18 +10,20 @@ capture itself failed. Exits with 1 when something that was captured did not com
 from __future__ import annotations
 
 import argparse
-import logging
+import multiprocessing
+import os
 import sys
-import warnings
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 import zoo
 from zoo import captures
-from zoo.run import Cell, run
+from zoo.run import Cell, prepare, run_named
 from zoo.table import markdown, plain
+
+# Captures leave much behind in a process (dynamo's and torch.fx's caches).
+_MODELS_A_PROCESS = 8
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,19 +32,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="architectures; all of them when left out")
     parser.add_argument("--ways", default=",".join(captures.WAYS))
     parser.add_argument("--write", type=Path, help="write the table as Markdown, model by model")
+    parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 4))
     options = parser.parse_args(argv)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
     console = Console(stderr=True)
     ways = options.ways.split(",")
     rows: dict[str, dict[str, Cell]] = {}
-    for name in options.names or zoo.ARCHITECTURES:
-        rows[name] = run(zoo.ARCHITECTURES[name], ways)
-        console.print(plain(name, rows[name]), highlight=False, soft_wrap=True)
-        if options.write:
-            # After each model: a run that is stopped leaves what it found.
-            options.write.write_text(markdown(rows, ways))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zoo.run", "transformers"])
+    with context.Pool(options.processes, prepare, maxtasksperchild=_MODELS_A_PROCESS) as pool:
+        asked = [(name, ways) for name in options.names or zoo.ARCHITECTURES]
+        for name, row in pool.imap(run_named, asked):
+            rows[name] = row
+            console.print(plain(name, row), highlight=False, soft_wrap=True)
+            if options.write:
+                # After each model: a run that is stopped leaves what it found.
+                options.write.write_text(markdown(rows, ways))
+        pool.close()
+        pool.join()
     failed = sum(cell.broken for row in rows.values() for cell in row.values())
     through = sum(cell.came_through for row in rows.values() for cell in row.values())
     console.print(f"{through} captures came through, {failed} did not")

@@ -111,8 +111,19 @@ def _dynamo(model: nn.Module, example: Example, *, dynamic: bool) -> list[Captur
     return found
 
 
-def aot(model: nn.Module, example: Example) -> list[Capture]:
-    """Joint, forward and backward graphs of AOTAutograd, the model in training mode."""
+def training(model: nn.Module, example: Example) -> list[Capture]:
+    """What dynamo hands to AOTAutograd in training mode, and what comes of it."""
+    return aot(model, example, keep_traced=True)
+
+
+def aot(model: nn.Module, example: Example, *, keep_traced: bool = False) -> list[Capture]:
+    """Joint, forward and backward graphs of AOTAutograd, the model in training mode.
+
+    Args:
+        model: The model.
+        example: Keyword arguments of one call.
+        keep_traced: Also keep the graphs of dynamo's that these come from.
+    """
     found: list[Capture] = []
     # Set while a joint graph waits for its forward half to be compiled.
     joint: GraphModule | None = None
@@ -149,10 +160,24 @@ def aot(model: nn.Module, example: Example) -> list[Capture]:
     backend = aot_autograd(
         fw_compiler=keep("forward"), bw_compiler=keep("backward"), partition_fn=partition
     )
+
+    def compile_traced(module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        compiled, seen = backend(module, inputs), False
+
+        def run(*args: Any) -> Any:
+            nonlocal seen
+            if not seen:
+                found.append(Capture(f"dynamo {len(found)}", module, _copies(args)))
+                seen = True
+            return compiled(*args)
+
+        return run
+
     model.train()
     try:
         with _fresh_dynamo():
-            output = torch.compile(model, backend=backend, dynamic=False)(**example)
+            compiler = compile_traced if keep_traced else backend
+            output = torch.compile(model, backend=compiler, dynamic=False)(**example)
             _loss(output).backward()
     finally:
         model.eval()
@@ -212,5 +237,5 @@ WAYS: dict[str, Callable[[nn.Module, Example], list[Capture]]] = {
     "export": export,
     "dynamo": dynamo,
     "dynamic": dynamic,
-    "aot": aot,
+    "aot": training,
 }

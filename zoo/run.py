@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
+import zoo
 from zoo.architecture import Architecture
 from zoo.captures import WAYS
 from zoo.check import Passage, pass_through
@@ -46,6 +51,19 @@ class Cell:
         size = sum(p.body_bytes for p in self.passages) / 1024
         graphs = f"{len(self.passages)} graphs, " if len(self.passages) > 1 else ""
         return f"ok: {graphs}{nodes} nodes, {size:.1f} KiB"
+
+
+def prepare() -> None:
+    """Make a process ready for captures, which warn and log at length."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+
+
+def run_named(asked: tuple[str, Sequence[str]]) -> tuple[str, dict[str, Cell]]:
+    """The name of an architecture, and its cells."""
+    name, ways = asked
+    return name, run(zoo.ARCHITECTURES[name], ways)
 
 
 def run(architecture: Architecture, ways: Iterable[str]) -> dict[str, Cell]:

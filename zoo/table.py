@@ -20,7 +20,7 @@ _HEADINGS = {
     "export": "torch.export",
     "dynamo": "dynamo",
     "dynamic": "dynamo, dynamic sizes",
-    "aot": "AOTAutograd: joint, forward, backward",
+    "aot": "in training: dynamo; AOTAutograd's joint, forward, backward",
 }
 _INTRODUCTION = """\
 # The zoo
@@ -28,16 +28,17 @@ _INTRODUCTION = """\
 Real architectures of transformers with random weights, each captured in every way that torch
 has. The configurations are tiny; the kinds of layers are all there. What torch captures must come
 through the wire: encode, decode and encode again give the same bytes and names, and the decoded
-graph computes the same outputs, and the same gradients where the capture is differentiable.
+graph computes the same outputs, and the same gradients where the capture is differentiable. The
+server's checks (`security/checked.py`: reviewed targets, schemas, signatures, bounds) must take it.
 
 Written by `make zoo ARGS="--write docs/zoo.md"` on {date}: torch {torch}, transformers
 {transformers}, Python {python}, lazyfx {lazyfx}. CI runs a sample (`tests/wire/test_zoo.py`).
 
-A cell shows the graphs (more than one where a model breaks into several, and for AOTAutograd),
-their nodes, and the bytes of their bodies. A number in brackets says why torch itself could not
-capture the model in that way; the reasons are below the table.
+A cell shows the graphs (more than one where a model breaks into several, and in training), their
+nodes, and the bytes of their bodies. A number in brackets says why torch itself could not capture
+the model in that way; the reasons are below the table.
 
-{models} models; {through} captures came through, {failed} did not.
+{models} models, {graphs} graphs; {through} captures came through, {failed} did not.
 
 """
 
@@ -59,6 +60,7 @@ def markdown(rows: Rows, ways: Sequence[str]) -> str:
             python=platform.python_version(),
             lazyfx=lazyfx.__version__,
             models=len(rows),
+            graphs=sum(len(cell.passages) for cell in cells),
             through=sum(cell.came_through for cell in cells),
             failed=sum(cell.broken for cell in cells),
         )

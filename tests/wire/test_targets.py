@@ -50,8 +50,9 @@ def test_a_custom_operator_travels_where_it_is_registered() -> None:
 
 def test_nothing_that_reaches_outside_is_listed() -> None:
     words = ("load", "save", "seed", "compile", "from_file", "open", "exec", "eval", "import")
-    names = [n for n in targets.functions() if n.rpartition(".")[2].strip("_") in words]
-    assert not names
+    names = {n for n in targets.functions() if n.rpartition(".")[2].strip("_") in words}
+    # BigBird seeds NumPy while it trains; of torch's generator graphs draw all the same.
+    assert names == {"torch._numpy.random.seed"}
     assert not {"backward", "numpy", "data_ptr", "__reduce__"} & targets.methods()
     assert not {"__class__", "__dict__", "grad_fn", "_base"} & target_lists.ATTRIBUTES
 
@@ -95,7 +96,7 @@ def test_what_dynamo_makes_anew_in_each_trace_has_one_name() -> None:
     for denied in (
         utils.numpy_to_tensor_wrapper(print),
         utils.numpy_to_tensor_wrapper(arrays.set_default_dtype),
-        utils.numpy_to_tensor_wrapper(arrays.random.seed),
+        utils.numpy_to_tensor_wrapper(arrays.from_dlpack),
         utils.numpy_to_tensor_wrapper(arrays.ndarray),
         utils.numpy_method_wrapper("__reduce__"),
         utils.numpy_method_wrapper("__class__"),

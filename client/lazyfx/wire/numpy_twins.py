@@ -20,8 +20,8 @@ from torch._dynamo import utils
 
 # The one file that leans on dynamo's NumPy wrappers and the functions behind them.
 tensors: Any = torch._numpy  # noqa: SLF001
-# A seed and a default dtype would be set for the whole process.
-_DENIED: Final = frozenset({"from_dlpack", "seed", "set_default_dtype"})
+# Memory of others, and what NumPy means from then on.
+_DENIED: Final = frozenset({"from_dlpack", "set_default_dtype"})
 # Of the modules' functions those that make functions or look at the process.
 _NOT_NUMPYS: Final = frozenset({"deco_stream", "linalg_errors", "upcast", "use_numpy_random"})
 # Methods between double underscores that compute; the others make, print or take apart objects.

@@ -59,6 +59,8 @@ _NUMPY: Final = {
     **{f"ndarray.__{name}__": "(self: Self, other: Any, /)" for name in _ARRAY_OF_TWO},
     "ndarray.__setitem__": "(self: Self, index: Any, value: Any, /)",
     "linalg.cond": "(x: Any, p: str | Any = ...)",
+    # Of torch's generator in the process that runs the graph, which draws all that graphs draw.
+    "random.seed": "(seed: int | None = ...)",
 }
 _BUILTINS: Final = {
     **dict.fromkeys(["abs", "all", "any"], "(x: Any, /)"),
