@@ -38,6 +38,11 @@ def test_training_equals_local_inductor_and_the_next_process_compiles_nothing(
     assert native_compiles(native_server) == before + 1
     assert lazyfx.backend_report().graphs[0].outcome == "remote"
 
+    loss = compiled(batches()[0]).square().mean()
+    first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    again = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(map(torch.equal, first, again)), "a graph that is kept can be gone through again"
+
     torch._dynamo.reset()
     model = Net(width=20)
     local = train(model, batches(), torch.compile(model, backend="inductor"))

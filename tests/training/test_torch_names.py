@@ -40,6 +40,11 @@ def test_artifacts_are_written_and_read() -> None:
     assert torch_names.functorch_config.strict_autograd_cache is False
 
 
+def test_backwards_can_be_compiled_for_more_than_one_call() -> None:
+    source = inspect.getsource(server_names.graph_compile)
+    assert source.count("= collect_bw_donated_buffer_idxs(") > 0
+
+
 def test_settings_and_their_defaults() -> None:
     settings = torch_names.portable_configuration()
     assert "inductor.max_autotune" in settings

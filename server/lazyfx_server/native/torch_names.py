@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from torch._functorch._aot_autograd import graph_compile
 from torch._guards import TracingContext, tracing
 from torch._inductor import aot_compile, codecache, standalone_compile
 from torch._inductor.utils import ALIGN_BYTES
@@ -58,7 +59,11 @@ def compile_ahead(
         None when torch cannot write the artifact.
     """
     given: dict[str, Any] = {"dynamic_shapes": "from_example_inputs", "aot": True}
-    with inductor_config.patch(dict(patches)), functorch_config.patch(_WRITTEN):
+    with (
+        inductor_config.patch(dict(patches)),
+        functorch_config.patch(_WRITTEN),
+        _instead(graph_compile, "collect_bw_donated_buffer_idxs", _none_donated),
+    ):
         if "fake_mode" in _PARAMETERS:
             artifact: Any = standalone_compile(
                 module, list(inputs), fake_mode=mode, donate_graph_module=True, **given
@@ -70,6 +75,16 @@ def compile_ahead(
             return None
         data: bytes = artifact.serialize()
         return data
+
+
+def _none_donated(*_: Any, **__: Any) -> list[int]:
+    """No saved tensor is given away to the backward.
+
+    torch compiles a backward when it is first called, and knows then whether the graph is kept
+    for another (`retain_graph=True`). Here nobody knows yet, and one that writes into what was
+    saved could be called once only.
+    """
+    return []
 
 
 def _compile_before_2_12(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> Any:
@@ -129,8 +144,8 @@ def compile_package(
         return struct.pack(format, *values)
 
     with (
-        _instead("determine_aoti_mmap_flags", values_are_elsewhere),
-        _instead("struct", SimpleNamespace(pack=size_of_all)),
+        _instead(codecache, "determine_aoti_mmap_flags", values_are_elsewhere),
+        _instead(codecache, "struct", SimpleNamespace(pack=size_of_all)),
     ):
         files: Any = aot_compile(module, tuple(inputs), options=settings)
     archive = io.BytesIO()
@@ -139,14 +154,14 @@ def compile_package(
 
 
 @contextmanager
-def _instead(name: str, value: Any) -> Iterator[None]:
-    """Something else under a name of codecache within the block."""
-    before = getattr(codecache, name)
-    setattr(codecache, name, value)
+def _instead(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Something else under a name of a module of torch within the block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(codecache, name, before)
+        setattr(module, name, before)
 
 
 def _constants_in_order() -> list[tuple[str, int]]:
