@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 
 from typing_extensions import Self
@@ -13,7 +13,7 @@ from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import Connection, OnProgress
 from lazyfx.errors import LazyfxError, MissingBlobsError
 from lazyfx.module import AsyncRemoteModule
-from lazyfx.passes import USUAL, Modes, PassSpec
+from lazyfx.passes import USUAL, Modes, Passes, listed
 from lazyfx.preparing import Prepared, Preparer
 from lazyfx.status import status_to_error
 from lazyfx.uploading import Progress
@@ -78,7 +78,7 @@ class AsyncClient:
     async def compile(
         self,
         what: Compilable,
-        passes: Iterable[str | PassSpec] = (),
+        passes: Passes = (),
         example_inputs: ExampleInputs = None,
         *,
         skip_cache_lookup: bool = False,
@@ -92,7 +92,8 @@ class AsyncClient:
             what: A GraphModule (the handle is called with the same flat inputs), an
                 ExportedProgram (the handle is called as `program.module()` is), or a
                 Module, which is exported with the example inputs.
-            passes: Names of passes, or PassSpecs, in the order in which they run.
+            passes: Names of passes and PassSpecs, in the order in which they run; or the
+                spelling of a pipeline, e.g. "inference,constant_fold{max_bytes=4096}".
             example_inputs: For a Module: a tuple of arguments or a dict of keyword arguments.
             skip_cache_lookup: Compile even if the server has a result.
             eager: Run the passes on eager modules, each recompile done at once: for passes
@@ -109,7 +110,7 @@ class AsyncClient:
             ServiceError: One of its kinds, by the server's status.
             LazyfxError: The graph cannot be captured, or a pass is malformed.
         """
-        wanted, modes = tuple(passes), Modes(eager, verify)
+        wanted, modes = listed(passes), Modes(eager, verify)
         prepared = self.prepare(what, wanted, example_inputs, modes=modes)
         if prepared.still_current is not None and not skip_cache_lookup:
             answer = await self.ask_if_current(prepared, timeout)
@@ -122,7 +123,7 @@ class AsyncClient:
     def prepare(
         self,
         what: Compilable,
-        passes: Sequence[str | PassSpec],
+        passes: Passes,
         example_inputs: ExampleInputs = None,
         *,
         modes: Modes = USUAL,
@@ -137,7 +138,7 @@ class AsyncClient:
 
     async def compile_many(
         self,
-        jobs: Sequence[tuple[Compilable, Sequence[str | PassSpec]]],
+        jobs: Sequence[tuple[Compilable, Passes]],
     ) -> AsyncIterator[tuple[int, AsyncRemoteModule | LazyfxError]]:
         """Compile many graphs over one stream.
 

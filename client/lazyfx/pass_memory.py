@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from lazyfx import wire
-from lazyfx.passes import USUAL, Modes, PassSpec, messages
+from lazyfx.passes import USUAL, Modes, PassSpec, PassTuple, messages
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-
-Passes: TypeAlias = "tuple[str | PassSpec, ...]"
 
 # Pass lists remembered for each client, and requests for each of them; then anew.
 _MOST_LISTS = 64
@@ -43,7 +40,7 @@ class PassList:
         LazyfxError: An entry is neither a string nor a PassSpec.
     """
 
-    def __init__(self, passes: Passes, modes: Modes = USUAL) -> None:
+    def __init__(self, passes: PassTuple, modes: Modes = USUAL) -> None:
         self._modes = modes
         self._messages = messages(passes)
         self._requests: dict[bytes, Requests] = {}
@@ -70,7 +67,7 @@ class PassMemory:
     def __init__(self) -> None:
         self._lists: dict[tuple[str | bytes | Modes, ...], PassList] = {}
 
-    def get(self, passes: Passes, modes: Modes = USUAL) -> PassList:
+    def get(self, passes: PassTuple, modes: Modes = USUAL) -> PassList:
         """The list of these passes.
 
         Args:

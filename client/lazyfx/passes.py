@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -12,7 +13,7 @@ from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx import wire
 from lazyfx.errors import LazyfxError
-from lazyfx.spelling import UNTIL_STABLE, Group, Option, Spelled
+from lazyfx.spelling import UNTIL_STABLE, Group, Option, Spelled, parse
 from lazyfx.v1 import compiler_pb2 as pb
 
 Traceable: TypeAlias = Callable[..., object]
@@ -139,6 +140,11 @@ class Modes:
 USUAL = Modes()
 
 
+# Names and specs in the order in which they run, one of them, or the spelling of a pipeline.
+Passes: TypeAlias = "str | PassSpec | Iterable[str | PassSpec]"
+PassTuple: TypeAlias = "tuple[str | PassSpec, ...]"
+
+
 def pass_spec(name: str, /, **options: Option) -> PassSpec:
     """A pass with options, e.g. `pass_spec("constant_fold", max_bytes=4096)`."""
     return PassSpec(name, MappingProxyType(dict(options)))
@@ -159,6 +165,22 @@ def spec_of(spelled: Spelled) -> PassSpec:
     """The spec of a pass, or a group of passes, that was read by `spelling.parse`."""
     inner = spelled.passes if isinstance(spelled, Group) else ()
     return PassSpec(spelled[0], spelled[1], passes=tuple(spec_of(each) for each in inner))
+
+
+def listed(passes: Passes) -> PassTuple:
+    """Passes, however they were given, one by one.
+
+    Raises:
+        SpellingError: Text that spells no pipeline; says what was expected where.
+    """
+    if isinstance(passes, str):
+        return _spelled(passes)
+    return (passes,) if isinstance(passes, PassSpec) else tuple(passes)
+
+
+@lru_cache(maxsize=256)
+def _spelled(text: str) -> tuple[PassSpec, ...]:
+    return tuple(map(spec_of, parse(text)))
 
 
 def spec_of_message(message: pb.PassSpec) -> PassSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +13,7 @@ from lazyfx import memory, wire
 from lazyfx.capture import Captured, Captures, Compilable, ExampleInputs
 from lazyfx.errors import LazyfxError
 from lazyfx.pass_memory import PassMemory, Requests
-from lazyfx.passes import USUAL, Modes, PassSpec
+from lazyfx.passes import USUAL, Modes, Passes, listed
 from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
 from lazyfx.uploading import Blob
 from lazyfx.v1 import compiler_pb2 as pb
@@ -55,7 +55,7 @@ class Preparer:
     def prepare(
         self,
         what: Compilable,
-        passes: Iterable[str | PassSpec] = (),
+        passes: Passes = (),
         example_inputs: ExampleInputs = None,
         *,
         modes: Modes = USUAL,
@@ -65,7 +65,7 @@ class Preparer:
 
         Args:
             what: A GraphModule, an ExportedProgram, or a Module with example inputs.
-            passes: Passes to run, in order.
+            passes: Passes to run, in order, or their spelling.
             example_inputs: For a Module.
             modes: How the passes run.
             fresh: Encode again even if the graph was encoded before. Otherwise the
@@ -79,7 +79,7 @@ class Preparer:
         captured = self._captures.capture(what, example_inputs)
         module = captured.module
         remembered = None if fresh else memory.recall(module)
-        requests_of = self._passes.get(tuple(passes), modes).requests
+        requests_of = self._passes.get(listed(passes), modes).requests
         if remembered is None:
             encoded, still_current = memory.encode(module), None
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from lazyfx.client import AsyncClient
 from lazyfx.errors import LazyfxError
 from lazyfx.loop import Loop
 from lazyfx.module import AsyncRemoteModule
-from lazyfx.passes import Modes, PassSpec
+from lazyfx.passes import Modes, Passes, listed
 from lazyfx.preparing import Prepared
 from lazyfx.sync_module import RemoteModule
 from lazyfx.uploading import Progress
@@ -85,7 +85,7 @@ class Client:
     def compile(
         self,
         what: Compilable,
-        passes: Iterable[str | PassSpec] = (),
+        passes: Passes = (),
         example_inputs: ExampleInputs = None,
         *,
         skip_cache_lookup: bool = False,
@@ -96,7 +96,7 @@ class Client:
         """Compile a graph on the server; see `AsyncClient.compile`."""
         # Capturing and encoding happen in the caller's thread, whose grad mode, autocast
         # and default device they must see.
-        wanted, modes = tuple(passes), Modes(eager, verify)
+        wanted, modes = listed(passes), Modes(eager, verify)
         with self._preparing:
             prepared = self._client.prepare(what, wanted, example_inputs, modes=modes)
         if prepared.still_current is not None and not skip_cache_lookup:
@@ -116,7 +116,7 @@ class Client:
         return RemoteModule(self._loop, self._client.handle(prepared, response))
 
     def compile_many(
-        self, jobs: Sequence[tuple[Compilable, Sequence[str | PassSpec]]]
+        self, jobs: Sequence[tuple[Compilable, Passes]]
     ) -> Iterator[tuple[int, RemoteModule | LazyfxError]]:
         """Compile many graphs over one stream; see `AsyncClient.compile_many`."""
         answers = self._client.compile_many(jobs)

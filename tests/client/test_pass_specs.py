@@ -58,3 +58,16 @@ def test_what_cannot_travel_is_refused_when_the_spec_is_made():
         lazyfx.replace_pattern((pattern, symbolic_trace(multiplied)))
     with pytest.raises(LazyfxError, match="'where' has a set"):
         lazyfx.pass_spec("some_pass", where={1})
+
+
+def test_passes_are_spelled_as_text_too(client):
+    module = symbolic_trace(added)
+    options = lazyfx.pass_spec("constant_fold", max_bytes=4096)
+    listed = client.compile(module, ["dead_code_elimination", options])
+    text = client.compile(module, "dead_code_elimination,constant_fold{max_bytes=4096}")
+    alone = client.compile(module, lazyfx.pass_spec("dead_code_elimination"))
+    assert (text.key, text.cache.status) == (listed.key, "hit")
+    assert alone.key == client.compile(module, "dead_code_elimination").key
+    assert alone.key != text.key
+    with pytest.raises(LazyfxError, match="constant_fold"):
+        client.compile(module, "constant_fold{max_bytes")

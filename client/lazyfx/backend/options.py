@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, get_args
 
-from lazyfx.passes import PassSpec, spec_of
-from lazyfx.spelling import SpellingError, parse
+from lazyfx.passes import PassSpec, listed
+from lazyfx.spelling import SpellingError
 
 Compile = Literal["inductor", "eager"]
 OnError = Literal["local", "eager", "raise"]
@@ -111,13 +111,12 @@ def _address(where: str, value: Any) -> str:
 
 
 def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
-    if isinstance(value, str):
-        try:
-            return tuple(map(spec_of, parse(value)))
-        except SpellingError as error:
-            raise ValueError(f"{where}: {error}") from error
-    if all(isinstance(item, (str, PassSpec)) for item in value):
-        return tuple(value)
+    try:
+        passes = listed(value)
+    except SpellingError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if all(isinstance(item, (str, PassSpec)) for item in passes):
+        return passes
     raise ValueError(f"{where} takes names of passes and what lazyfx.pass_spec makes")
 
 
