@@ -60,8 +60,15 @@ the largest value of its tensor. (For gradients, and for the results of joint an
 of a thousandth of the largest gradient of the step if that is more: what is zero but for rounding
 differs by any factor.) Allowed is 1e-3, and for passes that change precision what they declare.
 What is not zero and not declared is addition in another order: where equal values become one,
-autograd adds their gradients before it goes on, and not behind it. The rows come from
-several runs, so that not every pass saw every graph; `replace_pattern` is tested elsewhere.
+autograd adds their gradients before it goes on, and not behind it.
+
+`replace_pattern` runs seven rewrites that keep values (`zoo/suite.py`), `bfloat16` is
+`convert_dtype,remove_duplicate_casts,shape_propagation`. For `convert_dtype` and `bfloat16`, gradients are
+compared all together, by the length of their difference; graphs that normalize by the
+statistics of their batch are left out in training (of two values these make any size of
+rounding), and so are graphs whose results are gradients. "Attention written out" is
+`attn_implementation="eager"`, exported in evaluation and by dynamo in training, for the passes that look for
+attention.
 
 """
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -89,13 +90,17 @@ def step(
     return Left(tuple(results), tuple(gradients), state)
 
 
-def difference(expected: Left, found: Left, *, gradients: bool = True) -> tuple[float, str]:
+Gradients = Literal["each", "together", "not"]
+
+
+def difference(expected: Left, found: Left, *, gradients: Gradients = "each") -> tuple[float, str]:
     """The largest difference, relative to the largest value of its tensor, and where it is.
 
     Args:
         expected: A step.
         found: The same step another way.
-        gradients: Whether gradients are compared.
+        gradients: How gradients are compared: each tensor by its largest difference, all together
+            by the length of their difference (relative to their own), or not.
     """
     if len(expected.results) != len(found.results):
         return float("inf"), "results"
@@ -103,7 +108,7 @@ def difference(expected: Left, found: Left, *, gradients: bool = True) -> tuple[
     least = 0.0 if expected.gradients else _NOTHING * _largest(expected.results)
     pairs = [("result", e, f, least) for e, f in zip(expected.results, found.results, strict=True)]
     pairs += [("state", e, f, 0.0) for e, f in zip(expected.state, found.state, strict=True)]
-    if gradients:
+    if gradients == "each":
         least = _NOTHING * _largest(expected.gradients)
         both = zip(expected.gradients, found.gradients, strict=True)
         pairs += [("gradient", e, f, least) for e, f in both]
@@ -112,7 +117,23 @@ def difference(expected: Left, found: Left, *, gradients: bool = True) -> tuple[
         here = _difference(one, other, least)
         if not here <= worst:
             worst, where = here, f"{kind} {place}"
+    if gradients == "together":
+        here = _apart(expected.gradients, found.gradients)
+        if not here <= worst:
+            worst, where = here, "gradients together"
     return worst, where
+
+
+def _apart(expected: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> float:
+    """The length of the difference of two lists of tensors, relative to the first's."""
+    gap = length = 0.0
+    for one, other in zip(expected, found, strict=True):
+        if (one is None) != (other is None):
+            return float("inf")
+        if one is not None and other is not None:
+            gap += float((one.double() - other.double()).square().sum())
+            length += float(one.double().square().sum())
+    return math.sqrt(gap) / max(math.sqrt(length), 1e-12)
 
 
 def _largest(values: Sequence[Any]) -> float:

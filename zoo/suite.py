@@ -16,6 +16,7 @@ from lazyfx_server.passes.named import BUILTIN_PIPELINES
 from lazyfx_server.passes.requests import pipeline_of
 from lazyfx_server.passes.rewrites import RewriteReader
 from zoo.captures import Capture
+from zoo.steps import Gradients
 
 # Spellings of every built-in pass, with options that find work in small models, and of the
 # pipelines with names.
@@ -24,15 +25,17 @@ SUITE: Mapping[str, str] = {
     "partition_by_support": 'partition_by_support{supported=["linear","add","matmul","conv2d"]}',
     "quantize_weights": "quantize_weights{min_elements=64}",
     "split_module": "split_module{max_nodes=40}",
+    "batch_fusion": "batch_fusion{at_least=2}",
+    "bfloat16": "convert_dtype,remove_duplicate_casts,shape_propagation",
     **dict(BUILTIN_PIPELINES),
 }
 # Cuts joint graphs, with options that only the graph can say.
 _FOR_JOINT = "partition_min_cut"
 # These make other parameters, or constants of them; there is nothing to compare gradients with.
 _NOT_TRAINABLE = {"fuse_conv_bn", "fuse_linear_bn", "quantize_weights", "inference"}
-# Rounds on purpose. Statistics of a few values and backwards make any size of that, so it is
-# compared in evaluation, by its results.
-_ROUNDS = {"convert_dtype"}
+# These round on purpose: gradients are compared all together, and batch statistics of two values,
+# which make any size of rounding, are left out; so are graphs whose results are gradients.
+_ROUNDS = {"convert_dtype", "bfloat16"}
 # How far a pass may be off, of the largest value; passes that change precision say how far.
 _ALLOWED = 1e-3
 # Attention written out is captured for those that look for it.
@@ -48,28 +51,29 @@ class Task(NamedTuple):
         pipeline: What runs.
         rewrites: What its passes replace.
         allowed: How far results may be off, of the largest value.
-        gradients: Whether gradients are compared.
+        gradients: How gradients are compared.
     """
 
     name: str
     pipeline: Pipeline
     rewrites: Mapping[int, Rewrites]
     allowed: float
-    gradients: bool
+    gradients: Gradients
 
 
 def names_for(way: str) -> tuple[str, ...]:
     """What of the suite suits the graphs of a way of capturing."""
     if way == "eager":
         return _FOR_ATTENTION
-    leave_out = _ROUNDS if way in {"train", "aot"} else set()
-    leave_out = leave_out if way == "aot" else {*leave_out, _FOR_JOINT}
+    leave_out = _ROUNDS if way == "aot" else {_FOR_JOINT}
     return tuple(name for name in SUITE if name not in leave_out)
 
 
 def task(name: str, capture: Capture) -> Task | None:
     """One entry of the suite, made for a graph; None where it is for other graphs."""
     spelling = SUITE[name]
+    if name in _ROUNDS and _takes_statistics(capture):
+        return None
     if name == _FOR_JOINT:
         if capture.label != "joint":
             return None
@@ -83,8 +87,16 @@ def task(name: str, capture: Capture) -> Task | None:
     pipeline = pipeline_of(Registry(), specs)
     rewrites = RewriteReader().read(specs, pipeline.passes, _MOST_NODES)
     allowed = max(_ALLOWED, *(_declared(each) for each in pipeline.passes))
-    gradients = name not in (_NOT_TRAINABLE | _ROUNDS)
+    gradients: Gradients = "together" if name in _ROUNDS else "each"
+    if name in _NOT_TRAINABLE:
+        gradients = "not"
     return Task(name, pipeline, rewrites, allowed, gradients)
+
+
+def _takes_statistics(capture: Capture) -> bool:
+    """Whether a graph normalizes by the statistics of its batch."""
+    calls = [node for node in capture.module.graph.nodes if "batch_norm" in str(node.target)]
+    return any(True in (*node.args[5:6], node.kwargs.get("training")) for node in calls)
 
 
 def _declared(pass_: Pass) -> float:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 
+from lazyfx.wire.values import META_KEY
 from lazyfx_server.passes import operators
 from lazyfx_server.passes.base import PassResult
 from lazyfx_server.passes.effects import argument
@@ -111,6 +113,23 @@ def requires_grad(module: GraphModule, known: KnownValues) -> bool:
         return True
     values = (known.tensor(node) for node in module.graph.nodes if node.op == "placeholder")
     return any(value is not None and value.requires_grad for value in values)
+
+
+def set_dtype(node: Node, value: torch.Tensor, dtype: torch.dtype) -> None:
+    """Notes that a node has a value like this one, in another dtype.
+
+    Args:
+        node: Its metadata is written.
+        value: A fake tensor, as `KnownValues` gives it.
+        dtype: That of the node's value.
+    """
+    assert isinstance(value, FakeTensor)
+    for key in ("example_value", META_KEY):
+        node.meta.pop(key, None)
+    with value.fake_mode:
+        node.meta["val"] = torch.empty_strided(
+            value.shape, value.stride(), dtype=dtype, device=value.device
+        )
 
 
 def same_place(one: torch.Tensor, other: torch.Tensor) -> bool:

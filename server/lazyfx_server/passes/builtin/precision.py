@@ -10,7 +10,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.calls import KnownValues, in_each, operator_name
+from lazyfx_server.passes.calls import KnownValues, in_each, operator_name, set_dtype
 from lazyfx_server.passes.operators import words
 from lazyfx_server.passes.storage import StorageMap
 
@@ -31,6 +31,7 @@ class ConvertDtype(Pass):
     """
 
     name: ClassVar[str] = "convert_dtype"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.1
 
@@ -60,9 +61,12 @@ def _convert(module: GraphModule, known: KnownValues, dtype: torch.dtype) -> int
             if value is not None and value.dtype == torch.float32:
                 with module.graph.inserting_before(node):
                     cast = _cast(node, operand, dtype)
+                set_dtype(cast, value, dtype)
                 node.replace_input_with(operand, cast)
         metadata = dict(node.meta)
-        node.meta = {}
+        result = known.tensor(node)
+        assert result is not None
+        set_dtype(node, result, dtype)
         with module.graph.inserting_after(node):
             back = _cast(node, node, torch.float32)
         back.meta = metadata

@@ -15,6 +15,7 @@ from lazyfx_server.passes.calls import (
     in_each,
     operator_name,
     same_place,
+    set_dtype,
 )
 from lazyfx_server.passes.effects import argument
 from lazyfx_server.passes.operators import words
@@ -28,6 +29,8 @@ _VIEWS = words(
 # The operand that makes them hand back a copy of the other: name -> that operand.
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "true_divide": 1, "pow": 1}
 _COPIES = words("clone _to_copy")
+# Hand on the values of their operand, all or some, in another shape or order.
+_MOVING = _VIEWS - {"to", "view_as", "reshape_as", "expand_as"} | {"clone"}
 _CASTS = words("to _to_copy type float half bfloat16 double")
 
 
@@ -53,10 +56,12 @@ class RemoveDuplicateCasts(Pass):
     """Removes casts on the way to another cast, where nothing is lost.
 
     A cast to a type that holds every value of the one before is skipped by the cast after it;
-    if that goes back to the first type, both go: bfloat16 to float32 to bfloat16.
+    if that goes back to the first type, both go: bfloat16 to float32 to bfloat16. Views and
+    copies between the two, which nothing else reads, are made of the first type's values then.
     """
 
     name: ClassVar[str] = "remove_duplicate_casts"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
@@ -126,28 +131,63 @@ def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _remove_casts(module: GraphModule, known: KnownValues) -> int:
     storage = StorageMap(module.graph)
+    # What was changed here is of another dtype than what is known of it.
+    changed: set[Node] = set()
     skipped = 0
     for node in list(module.graph.nodes):
-        middle = _cast_operand(node, known)
-        source = _cast_operand(middle, known) if middle is not None else None
+        middle, views = _before_views(first_operand(node), known)
+        source = _cast_operand(middle, known) if _cast_operand(node, known) and middle else None
         if middle is None or source is None or not _loses_nothing(source, middle, known):
             continue
-        if any(storage.written(n) for n in (node, middle, source)):
+        parts = (node, middle, source, *views)
+        if any(storage.written(n) for n in parts) or not changed.isdisjoint(parts):
             continue
-        before, after = known.tensor(source), known.tensor(node)
-        assert before is not None
-        assert after is not None
-        if before.dtype != after.dtype:
-            node.replace_input_with(middle, source)
-        elif _same_values(before, after) and not storage.escapes(node):
-            node.replace_all_uses_with(source)
-            module.graph.erase_node(node)
-        else:
-            continue
-        if not middle.users:
-            module.graph.erase_node(middle)
-        skipped += 1
+        if _skip(node, middle, source, views, known, storage):
+            changed.update((node, middle, *views))
+            skipped += 1
     return skipped
+
+
+def _skip(
+    node: Node,
+    middle: Node,
+    source: Node,
+    views: list[Node],
+    known: KnownValues,
+    storage: StorageMap,
+) -> bool:
+    """Takes a cast out of the way to another; False where that is not the same."""
+    before, after = known.tensor(source), known.tensor(node)
+    assert before is not None
+    assert after is not None
+    back = before.dtype == after.dtype
+    operand = known.tensor(first_operand(node))
+    if back and (storage.escapes(node) or operand is None or operand.stride() != after.stride()):
+        return False
+    (views[-1] if views else node).replace_input_with(middle, source)
+    for view in views:
+        value = known.tensor(view)
+        assert value is not None
+        set_dtype(view, value, before.dtype)
+    if back:
+        node.replace_all_uses_with(views[0] if views else source)
+        node.graph.erase_node(node)
+    if not middle.users:
+        middle.graph.erase_node(middle)
+    return True
+
+
+def _before_views(node: object, known: KnownValues) -> tuple[Node | None, list[Node]]:
+    """What views and copies with one reader are made of, and these, the last first."""
+    views: list[Node] = []
+    while isinstance(node, Node) and operator_name(node) in _MOVING and len(node.users) == 1:
+        source = first_operand(node)
+        before, after = known.tensor(source), known.tensor(node)
+        if before is None or after is None or before.dtype != after.dtype:
+            break
+        views.append(node)
+        node = source
+    return node if isinstance(node, Node) else None, views
 
 
 def _cast_operand(node: Node, known: KnownValues) -> Node | None:
