@@ -63,12 +63,12 @@ What is not zero and not declared is addition in another order: where equal valu
 autograd adds their gradients before it goes on, and not behind it.
 
 `replace_pattern` runs seven rewrites that keep values (`zoo/suite.py`), `bfloat16` is
-`convert_dtype,remove_duplicate_casts,shape_propagation`. For `convert_dtype` and `bfloat16`, gradients are
-compared all together, by the length of their difference; graphs that normalize by the
-statistics of their batch are left out in training (of two values these make any size of
+`convert_dtype,remove_duplicate_casts,shape_propagation`. For `convert_dtype` and `bfloat16`,
+gradients are compared all together, by the length of their difference; graphs that normalize by
+the statistics of their batch are left out in training (of two values these make any size of
 rounding), and so are graphs whose results are gradients. "Attention written out" is
-`attn_implementation="eager"`, exported in evaluation and by dynamo in training, for the passes that look for
-attention.
+`attn_implementation="eager"`, exported in evaluation and by dynamo in training, for the passes
+that look for attention.
 
 """
 
