@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import models
 import pytest
 import torch
 from harness import artifact, compile_request, connected, metrics, refused, total
+from hostile.test_identity import new_token
 from torch import nn
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves
 from training.counting import native_compiles
+from typer.testing import CliRunner
 
 import lazyfx
+from lazyfx.cli.app import app
 from lazyfx.v1 import compiler_pb2 as pb
 
 LOADER = """
@@ -105,6 +108,36 @@ def test_values_are_put_in_by_the_client_and_none_is_baked_in(
     assert native_compiles(native_server) == before + 1
     samples = metrics(native_server.metrics_url)
     assert total(samples, "lazyfx_artifacts_total", kind="aot_inductor", source="cached") == 2
+
+
+def test_from_the_shell_and_for_the_tenant_alone_that_asked(
+    launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = tmp_path / "tokens"
+    alice, bob = (new_token(tokens, name) for name in ("alice", "bob"))
+    server = launch("--native", "--workers", "1", "--tokens", str(tokens))
+    model, example = Holding().eval(), {"x": torch.randn(3, 4)}
+    torch.export.save(torch.export.export(model, (), example), tmp_path / "model.pt2")
+    monkeypatch.setenv("LAZYFX_TOKEN", alice)
+    path = tmp_path / "served.pt2"
+    command = ["optimize", str(tmp_path / "model.pt2"), "--emit", "aot_inductor", "-o", str(path)]
+    ran = CliRunner().invoke(app, [*command, "--address", server.address, "--timeout", "280"])
+    assert ran.exit_code == 0, ran.output
+    check_alone(path, model, [example], tmp_path)
+
+    with lazyfx.connect(server.address) as client:
+        made = client.compile(torch.export.load(tmp_path / "model.pt2"))
+        assert made.cache.status == "hit"
+        wanted = pb.GetArtifactRequest(
+            module_key=bytes.fromhex(made.key),
+            kind=pb.ARTIFACT_KIND_AOT_INDUCTOR,
+            native=made._remote.aot_request(),
+        )
+    with connected(server.address) as stub:
+        shown = [("authorization", f"Bearer {bob}")]
+        told = refused(lambda: list(stub.GetArtifact(wanted, metadata=shown, timeout=60)))
+    assert told.code == "NOT_FOUND"
+    assert native_compiles(server) == 1
 
 
 def test_a_real_model_with_symbolic_sizes(native_server: Any, tmp_path: Path) -> None:
