@@ -55,28 +55,14 @@ def read_operands(
     Raises:
         DecodeError: Too few operands, too many, or a reference that is not to an earlier node.
     """
-    attributes, deltas = split_attributes(operands, holes, readers, field)
-    return GraphReading(calls, readers, attributes, references(deltas, holes, field))
+    attributes, deltas = _split_attributes(operands, holes, readers, field)
+    return GraphReading(calls, readers, attributes, _references(deltas, holes, field))
 
 
-def split_attributes(
-    operands: Column, holes: Column, readers: Column, field: str = "operands"
+def _split_attributes(
+    operands: Column, holes: Column, readers: Column, field: str
 ) -> tuple[Column, Column]:
-    """Tell attribute indices from back-references.
-
-    Args:
-        operands: `GraphColumns.operands`.
-        holes: Number of operands of each node.
-        readers: Numbers of the nodes that have an attribute index before their operands,
-            in ascending order.
-        field: What errors call the column.
-
-    Returns:
-        The attribute index of each reader, and the back-references of all nodes.
-
-    Raises:
-        DecodeError: There are not as many operands as the calls take.
-    """
+    """The attribute index of each reader, and the back-references of all nodes."""
     expected = int(holes.sum()) + len(readers)
     if len(operands) < expected:
         raise DecodeError("operands end too early: too few operands", field=field)
@@ -89,17 +75,8 @@ def split_attributes(
     return operands[places], np.delete(operands, places)
 
 
-def references(deltas: Column, holes: Column, field: str = "operands") -> Column:
-    """The node that each back-reference means.
-
-    Args:
-        deltas: How many nodes back, one an operand.
-        holes: Number of operands of each node; their sum is the number of deltas.
-        field: What errors call the column.
-
-    Raises:
-        DecodeError: A reference is not to an earlier node; names the node that has it.
-    """
+def _references(deltas: Column, holes: Column, field: str) -> Column:
+    """The node that each back-reference means; `deltas` says how many nodes back it is."""
     if not len(deltas):
         return deltas
     owners = np.repeat(np.arange(len(holes)), holes)
