@@ -7,15 +7,17 @@ from contextlib import ExitStack
 import pytest
 import sympy
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from lazyfx.backend.agreement import _first_difference, _lines
 from lazyfx.backend.graphs import flatten
-from lazyfx.errors import ArtifactError, LazyfxError, UnsupportedGraphError
+from lazyfx.backend.options import BackendOptions
+from lazyfx.backend.remote import make_question
+from lazyfx.errors import ArtifactError, IncompatibleError, LazyfxError, UnsupportedGraphError
 from lazyfx.native import settings, shapes, states
 from lazyfx.native.requests import conditions_digest, native_request
-from lazyfx.native.target import describe_host, mismatch
+from lazyfx.native.target import accelerator, describe_host, mismatch
 from lazyfx.v1 import compiler_pb2 as pb
 
 CPU = {torch.device("cpu")}
@@ -58,6 +60,31 @@ def test_a_gpu_is_wanted_only_by_graphs_that_use_one() -> None:
     assert mismatch(host(accelerator=gpu), host()) == ""
     assert mismatch(host(accelerator=gpu), host(accelerator=gpu)) == ""
     assert "CPUs only" in mismatch(host(), host(accelerator=gpu))
+
+
+def test_the_words_for_a_gpu_tell_its_kind_and_not_its_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_name", lambda index: "L40" if index == 2 else "H100"
+    )
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda index: (8, 9) if index == 2 else (9, 0)
+    )
+    words = [accelerator({torch.device("cuda", i), torch.device("cpu")}) for i in range(3)]
+    assert words[0] == words[1]
+    assert "H100 sm_90" in words[0]
+    assert "L40 sm_89" in words[2]
+    assert "H100" in mismatch(host(accelerator=words[2]), host(accelerator=words[0]))
+
+
+def test_a_graph_on_another_gpu_than_the_first_is_not_asked_for() -> None:
+    graph = torch.fx.symbolic_trace(lambda x: (torch.relu(x),))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = FakeTensor(mode, torch.empty(4, device="meta"), torch.device("cuda", 1))
+    with pytest.raises(IncompatibleError, match="CUDA_VISIBLE_DEVICES"):
+        make_question(graph, [fake], BackendOptions())
 
 
 def test_states_split_artifacts_and_the_machine_does_not() -> None:
