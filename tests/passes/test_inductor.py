@@ -226,3 +226,21 @@ def test_unknown_steps_are_refused_by_name() -> None:
 def test_steps_of_symbolic_graphs_need_shapes() -> None:
     ran = run(symbolic_trace(lambda a: torch.cat([a, a])), registry.create("inductor_pre_grad"))
     assert (ran.changed, "shapes" in ran.note) == (False, True)
+
+
+def test_draws_of_one_kind_do_not_change_places() -> None:
+    """What the first dropout drops the second would, as in an encoder and its decoder."""
+
+    def two(x: torch.Tensor) -> torch.Tensor:
+        early = torch.nn.functional.dropout(x + 1, 0.5, True)
+        late = torch.nn.functional.dropout(x + 2, 0.5, True)
+        return torch.tanh(late) * 2 + early
+
+    module = _calls(two, A)
+    ran = run(module, registry.create("inductor_post_grad"))
+    assert "reorder_for_locality taken back: something that is more than its result" in ran.note
+    results = []
+    for each in (module, ran.module):
+        torch.manual_seed(0)
+        results.append(each(A))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)

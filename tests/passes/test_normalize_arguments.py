@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from passes.captures import dynamo
 from passes.running import assert_same, run
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -111,3 +112,18 @@ def test_the_code_of_a_normalized_graph_runs() -> None:
     module = call(aten.convolution.default, "x", "y", None, [1], [0], [1], False, [0], 1)
     ran = run(module, normalize)
     assert_same(module, ran.module, torch.randn(1, 2, 5), torch.randn(3, 2, 2))
+
+
+@pytest.mark.parametrize("function", [torch.pow, torch.float_power, torch.remainder, torch.xlogy])
+def test_a_number_in_a_tensor_s_place_keeps_its_place(function: Any) -> None:
+    """torch names the operand `input` where it is a tensor only."""
+
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return function(2, torch.abs(x))
+
+    x = torch.randn(3, 4)
+    module, _ = dynamo(Model(), {"x": x})
+    ran = run(module, normalize)
+    assert [n.args[0] for n in ran.module.graph.nodes if n.target is function] == [2]
+    assert_same(module, ran.module, x)

@@ -170,10 +170,13 @@ def _problem(
 
 
 def _effects(graph: Graph) -> list[str]:
-    """What must stay in its order: draws, assertions, whatever is more than its result."""
+    """What must stay in its order: draws, assertions, whatever is more than its result.
+
+    By name: of two draws of the same kind each must draw what it did.
+    """
     kept = (node for node in graph.nodes if node.op.startswith("call_"))
     return [
-        str(node.target)
+        f"{node.name} {node.target}"
         for node in kept
         if (effects := effects_of(node)).random or (effects.keep and not effects.writes)
     ]

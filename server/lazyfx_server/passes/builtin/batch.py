@@ -28,6 +28,7 @@ class BatchFusion(Pass):
     """
 
     name: ClassVar[str] = "batch_fusion"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     kinds: tuple[str, ...] = field(

@@ -19,6 +19,7 @@ from lazyfx_server.passes.torch_steps import TorchStep, run_steps
 class _InductorPass(Pass):
     """What the three stages share."""
 
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
     stage: ClassVar[Stage]
     # Where the stage's steps look for values.

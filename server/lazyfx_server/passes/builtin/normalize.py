@@ -31,6 +31,7 @@ class NormalizeArguments(Pass):
     """
 
     name: ClassVar[str] = "normalize_arguments"
+    version: ClassVar[int] = 2
 
     fill_defaults: bool = field(
         default=True, metadata={"help": "Write out arguments that have their default too."}
@@ -114,6 +115,8 @@ def _of_function(node: Node) -> dict[str, Any] | None:
     if not set(node.kwargs) <= set(found.kwargs):
         return None
     written_in_python = hasattr(target, "__code__")
+    if not written_in_python and _type_of(found.kwargs.get("input")) not in (None, torch.Tensor):
+        return None  # pow(2, x): torch calls the operand "input" where it is a tensor only
     return {
         name: value
         for name, value in found.kwargs.items()
