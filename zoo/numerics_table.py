@@ -60,7 +60,8 @@ the largest value of its tensor. (For gradients, and for the results of joint an
 of a thousandth of the largest gradient of the step if that is more: what is zero but for rounding
 differs by any factor.) Allowed is 1e-3, and for passes that change precision what they declare.
 What is not zero and not declared is addition in another order: where equal values become one,
-autograd adds their gradients before it goes on, and not behind it.
+autograd adds their gradients before it goes on, and not behind it. What is further off is run
+again in float64, and that is what the table says.
 
 `replace_pattern` runs seven rewrites that keep values (`zoo/suite.py`), `bfloat16` is
 `convert_dtype,remove_duplicate_casts,shape_propagation`. For `convert_dtype` and `bfloat16`,
