@@ -9,7 +9,7 @@ process that has torch alone.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lazyfx.v1 import graph_pb2 as pb
@@ -35,7 +35,7 @@ def definitions(names: Mapping[str, object]) -> dict[str, str]:
     return found
 
 
-def _statements(name: str, value: object) -> str | None:
+def _statements(name: str, value: Any) -> str | None:
     if not callable(value):
         return None
     if value is twins.lower_version_count_by_1:
@@ -53,8 +53,5 @@ def _statements(name: str, value: object) -> str | None:
     if known.startswith(_OF_DYNAMO):
         return f"import torch._dynamo.utils\n{name} = {known}"
     # What torch wrote in Python is a function of a module, and is imported.
-    return f"{name} = {known}" if known.startswith(_METHOD) and not _is_python(value) else None
-
-
-def _is_python(value: Callable[..., Any]) -> bool:
-    return inspect.isfunction(value)
+    importable = inspect.isfunction(value) or not known.startswith(_METHOD)
+    return None if importable else f"{name} = {known}"
