@@ -62,10 +62,15 @@ def test_an_operator_of_a_named_module(shop: Path, launch: Callable[..., Any]) -
 
 def test_an_operator_that_the_server_lacks_is_named(shop: Path, launch: Callable[..., Any]) -> None:
     server = launch()
-    with lazyfx.connect(server.address) as client, pytest.raises(InvalidRequestError) as caught:
-        client.compile(graph(), passes=["dead_code_elimination"])
-    assert "lazyfx_shop::twice.default" in str(caught.value)
-    assert "--operator-modules" in str(caught.value)
+    by_packet = torch.fx.symbolic_trace(lambda x: torch.ops.lazyfx_shop.twice(x) + 1)
+    for lacking, name in ((graph(), "twice.default"), (by_packet, "twice")):
+        with (
+            lazyfx.connect(server.address) as client,
+            pytest.raises(InvalidRequestError) as caught,
+        ):
+            client.compile(lacking, passes=["dead_code_elimination"])
+        assert f"'lazyfx_shop::{name}'" in str(caught.value)
+        assert "--operator-modules" in str(caught.value)
 
 
 def test_a_module_that_is_not_there_is_refused_at_the_start() -> None:

@@ -203,7 +203,8 @@ def find(kind: int, name: str) -> Callable[..., Any] | str:
             + (
                 "; register the custom operator where the graph is compiled (lazyfx serve "
                 "--operator-modules)"
-                if kind == pb.TARGET_KIND_OPERATOR and not name.startswith("aten::")
+                if kind in (pb.TARGET_KIND_OPERATOR, pb.TARGET_KIND_OPERATOR_PACKET)
+                and not name.startswith("aten::")
                 else ""
             )
         )
