@@ -37,8 +37,6 @@ ALL = [
                   "axial_pos_shape": [2, 4], "axial_pos_embds_dim": [16, 16],
                   "max_position_embeddings": 64, "attn_layers": ["local", "lsh"],
                   "is_decoder": True, "use_cache": False, "hash_seed": 0}),
-    Architecture("nystromformer", _KIND, tokens_only,
-                 small(segment_means_seq_len=8, num_landmarks=4, conv_kernel_size=3)),
     Architecture("yoso", _KIND, text, small()),
     Architecture("convbert", "text encoder", text, small(embedding_size=32)),
     Architecture("canine", "text encoder", text,

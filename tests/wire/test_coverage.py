@@ -84,6 +84,11 @@ def of_numpys_modules(linear: nn.Linear, x: Tensor) -> Any:
     return linear(x), lengths, spectrum, mask
 
 
+def fields(linear: nn.Linear, x: Tensor) -> Any:
+    found = torch.linalg.eigh(x.t() @ x)
+    return linear(x).max(dim=1).values, torch.topk(x, 2).indices, found.eigenvalues
+
+
 def modes(linear: nn.Linear, x: Tensor) -> Any:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = linear(x)
@@ -117,7 +122,8 @@ CASES = [
     ("export", mutated), ("dynamo", mutated), ("aot", regions), ("dynamo", second_derivative),
     ("dynamo", lists_of_tensors), ("dynamo", assigned_data), ("dynamo", of_numpy),
     ("dynamic", of_numpys_modules),
-    ("dynamo", modes), ("export", modes), ("dynamic", formats), ("aot", formats),
+    ("dynamo", modes), ("export", modes), ("symbolic", fields),
+    ("dynamic", formats), ("aot", formats),
     ("export", rotations), ("dynamic", random), ("aot", random), ("dynamic", legacy_constructor),
 ]  # fmt: skip
 

@@ -203,8 +203,14 @@ OTHER_METHODS: Final = frozenset(
     "is_integer items keys numel pop tolist update values".split()
 ) - {"tolist"}
 
+# Fields of what torch's functions return (torch.return_types): `x.max(1).values`.
+_FIELDS: Final = frozenset(
+    "L LD LU P Q R S U V Vh bin_edges eigenvalues eigenvectors exponent hist indices info inverse "
+    "logabsdet mantissa max min pivots primal rank residuals sign singular_values solution tangent "
+    "values".split()
+)
 # What builtins.getattr may read from a value.
-ATTRIBUTES: Final = frozenset(
+ATTRIBUTES: Final = _FIELDS | frozenset(
     "H T device dtype imag is_cpu is_complex is_cuda is_leaf is_meta is_mkldnn is_mps "
     "is_nested is_quantized is_sparse is_sparse_csr is_xpu itemsize layout mH mT names nbytes "
     "ndim output_nr real requires_grad retains_grad shape eps max min tiny bits resolution "
