@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 import torch
 import transformers
 
+import zoo
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -52,8 +54,9 @@ and buffers after the step. No pass may generate code on the way.
 
 Written by `make zoo-passes ARGS="--json FILE --write docs/passes_zoo.md"` on {date}: torch {torch},
 transformers {transformers}, Python {python}. {models} architectures, {graphs} graphs, {findings}
-runs of a pass: {changed} changed the graph and kept what it computes, {wrong} did not keep it. CI
-runs a sample (`tests/passes/test_zoo.py`).
+runs of a pass: {changed} changed the graph and kept what it computes, {wrong} did not keep it. Of
+the {every} architectures of the zoo were run: {reached}. CI runs a sample
+(`tests/passes/test_zoo.py`).
 
 A cell says on how many of the graphs the pass changed something, and the largest difference, of
 the largest value of its tensor. (For gradients, and for the results of joint and backward graphs,
@@ -85,6 +88,8 @@ def markdown(findings: Sequence[Finding]) -> str:
         models=len({each.model for each in captured}),
         graphs=len({(each.model, each.way, each.graph) for each in captured}),
         findings=len(captured),
+        every=len(zoo.ARCHITECTURES),
+        reached=_reached(captured),
         changed=sum(each.outcome == "changed" for each in captured),
         wrong=sum(each.outcome == "wrong" for each in captured),
     )
@@ -106,6 +111,12 @@ def markdown(findings: Sequence[Finding]) -> str:
     lines += ["", "What was not captured, or not carried:", ""] if missing else []
     lines += [f"- {model} ({way}): {note}" for model, way, note in missing]
     return text + "\n".join(lines) + "\n"
+
+
+def _reached(captured: Sequence[Finding]) -> str:
+    """How many architectures were run in each way."""
+    models = {way: len({e.model for e in captured if e.way == way}) for way in _HEADINGS}
+    return "; ".join(f"{_HEADINGS[way]}: {count}" for way, count in models.items() if count)
 
 
 def _cell(findings: Sequence[Finding]) -> str:
