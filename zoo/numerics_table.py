@@ -55,8 +55,9 @@ and buffers after the step. No pass may generate code on the way.
 Written by `make zoo-passes ARGS="--json FILE --write docs/passes_zoo.md"` on {date}: torch {torch},
 transformers {transformers}, Python {python}. {models} architectures, {graphs} graphs, {findings}
 runs of a pass: {changed} changed the graph and kept what it computes, {wrong} did not keep it. Of
-the {every} architectures of the zoo were run: {reached}. CI runs a sample
-(`tests/passes/test_zoo.py`).
+the {every} architectures of the zoo were run:
+{reached}.
+CI runs a sample (`tests/passes/test_zoo.py`).
 
 A cell says on how many of the graphs the pass changed something, and the largest difference, of
 the largest value of its tensor. (For gradients, and for the results of joint and backward graphs,
