@@ -17,6 +17,10 @@ import pytest
 import lazyfx
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Jobs of a shell in the background ignore Ctrl-C, and all that they start does too; some tests
+# press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _READY = re.compile(r"serving on (\S+), metrics on (\S+)")
 _START_SECONDS = 120.0

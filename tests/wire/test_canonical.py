@@ -113,6 +113,7 @@ EDITS: dict[str, tuple[Callable[[pb.GraphBody], object], str]] = {
     "no output": (lambda b: b.graphs[0].calls.pop(), "graphs[0]"),
     "values of zero": (lambda b: b.graphs[0].values.extend([0, 0, 0]), "graphs[0].values"),
     "too few values": (lambda b: b.graphs[0].values.extend([1]), "graphs[0].values"),
+    "a value of the output": (lambda b: b.graphs[0].values.extend([0, 0, 1]), "graphs[0].values"),
     "keywords unsorted": (lambda b: b.calls[1].kwargs.reverse(), "strings"),
     "no target": (lambda b: b.calls[1].ClearField("target"), "calls[1].target"),
     "opcode unknown": (lambda b: setattr(b.calls[1], "opcode", 77), "calls[1]"),

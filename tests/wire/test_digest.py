@@ -215,3 +215,13 @@ def test_another_process_and_hash_seed_give_the_same_digest() -> None:
     }
     assert len(outputs) == 1
     assert len(outputs.pop().strip()) == 64
+
+
+def test_a_program_that_was_saved_and_loaded_is_the_same(tmp_path) -> None:
+    """torch.export.load describes the output node, which a fresh capture leaves undescribed."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU())
+    for module in (model.train(), model.eval()):
+        program = torch.export.export(module, (torch.randn(2, 4),))
+        torch.export.save(program, tmp_path / "saved.pt2")
+        loaded = torch.export.load(tmp_path / "saved.pt2")
+        assert wire.digest(loaded.graph_module) == wire.digest(program.graph_module)

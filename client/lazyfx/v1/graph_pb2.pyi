@@ -612,7 +612,8 @@ class GraphColumns(google.protobuf.message.Message):
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """One a node: 0 when the node carries no value description, else 1 + index
-        into GraphBody.values. Empty when no node carries one.
+        into GraphBody.values. Empty when no node carries one. 0 for the output: what it gives is
+        described at its operands.
         """
 
     @property

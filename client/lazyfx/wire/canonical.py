@@ -110,6 +110,10 @@ def _check_graph(
         raise DecodeError(
             f"{len(values)} values for {len(columns.calls)} nodes", field=f"{field}.values"
         )
+    if values and values[-1]:
+        raise DecodeError(
+            "the output has a value of its own", field=f"{field}.values", node=len(values) - 1
+        )
     attributes = _Attributes(columns.attributes, field, rows, children)
     walk = _NodeWalk(columns, field, rows, attributes)
     try:

@@ -109,7 +109,11 @@ class GraphWriter:
                 call = rows[frozen] = len(rows)
             calls.append(call)
             value = node.meta.get("val", _ABSENT)
-            if type(value) is FakeTensor:
+            if op == "output":
+                # What it gives is described at its operands. torch.export.load describes it
+                # again, and a program must not be another for having been saved.
+                values.append(0)
+            elif type(value) is FakeTensor:
                 # Nearly all nodes. Only of inputs it is told whether they are parameters.
                 parameter = op == "placeholder" and vars(value).get("_is_param", False)
                 values.append(1 + tables.fake_value(value, parameter))
