@@ -173,14 +173,23 @@ def _time(
 
 
 def _seconds(operation: Callable[[], Any]) -> list[float]:
-    """CPU seconds of calls, of as many as fill the shortest time worth reading."""
+    """CPU seconds of calls, of as many as fill the shortest time worth reading.
+
+    No garbage is looked for meanwhile, as in a worker, and as `timeit` does: a graph is a cycle,
+    and what one format left behind would be searched at the cost of the next.
+    """
     calls: list[float] = []
-    begin = end = time.thread_time()
-    while end - begin < SHORTEST_SECONDS:
-        before = end
-        operation()
-        end = time.thread_time()
-        calls.append(end - before)
+    gc.collect()
+    gc.disable()
+    try:
+        begin = end = time.thread_time()
+        while end - begin < SHORTEST_SECONDS:
+            before = end
+            operation()
+            end = time.thread_time()
+            calls.append(end - before)
+    finally:
+        gc.enable()
     return calls
 
 
