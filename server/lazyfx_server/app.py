@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import grpc.aio
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
@@ -135,7 +136,7 @@ class App:
                 metrics,
                 registry.names(),
                 version=version("lazyfx"),
-                torch_version=version("torch"),
+                torch_version=torch.__version__,
                 python_version=platform.python_version(),
                 gauges=gauges,
                 restored=ledger.restored,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
+import torch
+
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger_file import LedgerFile
@@ -35,7 +37,7 @@ def artifact_signer(settings: Settings) -> Signer:
     except SecretFileError as error:
         raise OSError(str(error)) from error
     builder = Builder(
-        settings.server_name, version("lazyfx"), version("torch"), platform.python_version()
+        settings.server_name, version("lazyfx"), torch.__version__, platform.python_version()
     )
     return Signer(ring, builder, settings.signature_days * _DAY)
 

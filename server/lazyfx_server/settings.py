@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     SettingsConfigDict,
 )
 from typing_extensions import Self
@@ -26,6 +28,24 @@ def _default_workers() -> int:
 def _default_store() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "lazyfx"
+
+
+def _names(given: Any) -> Any:
+    """What a variable or a flag holds, as a list: names with commas between them, or JSON."""
+    if isinstance(given, str):
+        text = given.strip()
+        return json.loads(text) if text.startswith("[") else _parts([text])
+    return _parts(given) if isinstance(given, list) else given
+
+
+def _parts(texts: list[Any]) -> list[Any]:
+    if not all(isinstance(text, str) for text in texts):
+        return texts
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+
+# Not decoded by the sources: that of the environment knows JSON alone.
+Names = Annotated[list[str], NoDecode, BeforeValidator(_names)]
 
 
 class Settings(BaseSettings):
@@ -65,7 +85,7 @@ class Settings(BaseSettings):
     """PEM file of the authorities whose certificates callers must show (mTLS). Without --tokens
     the common name is the tenant."""
 
-    client_names: tuple[str, ...] = ()
+    client_names: Names = Field(default=[])
     """Common names of certificates that are served. Default: all that --client-ca vouches for."""
 
     tokens: Path | None = None
@@ -158,7 +178,7 @@ class Settings(BaseSettings):
     max_passes: int = Field(default=64, ge=0)
     """Most passes of one request."""
 
-    pass_plugins: tuple[str, ...] = ()
+    pass_plugins: Names = Field(default=[])
     """Names of entry points of the group lazyfx.passes to load. A plugin is code that runs in the
     server and its workers: nothing is loaded that is not named here."""
 
@@ -189,7 +209,7 @@ class Settings(BaseSettings):
     job_cpu_seconds: float = Field(default=600.0, gt=0)
     """Processor seconds that one job may use, on all its threads, before it is killed."""
 
-    operator_modules: list[str] = Field(default=[])
+    operator_modules: Names = Field(default=[])
     """Python modules that register custom operators, imported where passes run."""
 
     allow_targets: Path | None = None

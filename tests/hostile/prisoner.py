@@ -127,9 +127,9 @@ def a_thread() -> str:
 
 
 def import_something() -> str:
-    import wave  # a module of the standard library that nobody has imported
+    import colorsys  # a module in Python of the standard library that nobody has imported
 
-    return wave.__name__
+    return colorsys.__name__
 
 
 def pid() -> str:

@@ -230,8 +230,12 @@ def test_a_job_that_needs_too_much_memory_fails_alone(launch: Callable[..., Runn
         body = request_of_body(repetitive_body(150_000), None)
         for _ in range(2):
             told = refused(lambda: stub.Compile(body))
-            assert told.code == "RESOURCE_EXHAUSTED"
-            assert "worker_memory_bytes" in told.message
+            # Code in C++ that is told that there is no memory may end its process.
+            expected = {
+                "RESOURCE_EXHAUSTED": "worker_memory_bytes",
+                "INTERNAL": "only this request",
+            }
+            assert expected[told.code] in told.message
         assert stub.GetStats(pb.GetStatsRequest()) is not None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import connected
@@ -45,6 +46,15 @@ def test_a_flag_wins_over_the_environment_which_wins_over_the_file(toml, monkeyp
 def test_the_file_may_be_named_by_the_environment(toml, monkeypatch):
     monkeypatch.setenv("LAZYFX_CONFIG", str(toml))
     assert load([]).max_nodes == 11
+
+
+@pytest.mark.parametrize("text", ["a,b", " a , b", '["a", "b"]'])
+def test_names_are_a_list_in_the_environment_as_in_a_flag(text, monkeypatch):
+    monkeypatch.setenv("LAZYFX_PASS_PLUGINS", text)
+    assert load([]).pass_plugins == load(["--pass-plugins", text]).pass_plugins == ["a", "b"]
+    monkeypatch.setenv("LAZYFX_PASS_PLUGINS", "")
+    assert load([]).pass_plugins == []
+    assert load(["--pass-plugins", "a", "--pass-plugins", "b"]).pass_plugins == ["a", "b"]
 
 
 def test_sizes_are_written_as_people_write_them():
@@ -133,7 +143,7 @@ def test_server_info(info):
     from importlib.metadata import version
 
     assert info.lazyfx_version == version("lazyfx")
-    assert info.torch_version == version("torch")
+    assert info.torch_version == torch.__version__
     assert info.python_version == platform.python_version()
     assert list(info.format_versions) == [1]
     assert info.workers == 1

@@ -22,7 +22,8 @@ DENIED_FUNCTIONS: Final = frozenset(
 )
 
 OPERATOR_DENIED: Final = frozenset({"attrgetter", "itemgetter", "methodcaller", "call"})
-MATH_DENIED: Final = frozenset({"factorial", "comb", "perm"})
+# The last two are of Python 3.12 and 3.13: a server with an older one could not run them.
+MATH_DENIED: Final = frozenset({"factorial", "comb", "perm", "sumprod", "fma"})
 
 BUILTIN_NAMES: Final = (
     "abs all any bool complex dict divmod float getattr int isinstance len list max min pow "
@@ -263,12 +264,15 @@ DENIED_OPERATORS: Final = frozenset(
         "prims::prepare_softmax_online",
     }
 )
-# Namespaces that reach other processes, raw memory, or the insides of a compiler.
+# Namespaces that reach other processes, raw memory, the state of a device, or the insides of a
+# compiler; those of "_native" are numbered anew in each process.
 DENIED_NAMESPACES: Final = frozenset(
     {
         "_inductor_test",
+        "_native",
         "_test",
         "c10d",
+        "cuda",
         "debug_mode_ops",
         "debugprims",
         "inductor",

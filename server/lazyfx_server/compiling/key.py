@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 
+import torch
+
 from lazyfx.v1 import compiler_pb2
 from lazyfx_server.security import allowed
 
@@ -38,7 +40,7 @@ class ModuleKey:
 @lru_cache(maxsize=1)
 def environment_digest() -> bytes:
     """Digest of whatever else results depend on: torch, our version, what the operator added."""
-    parts = ["lazyfx", version("lazyfx"), "torch", version("torch"), platform.python_version()]
+    parts = ["lazyfx", version("lazyfx"), "torch", torch.__version__, platform.python_version()]
     parts += allowed.extension()
     return hashlib.sha256("\0".join(parts).encode()).digest()
 

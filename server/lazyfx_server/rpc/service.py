@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import grpc
 import grpc.aio
+import torch
 
 from lazyfx.envelope import READ_VERSIONS
 from lazyfx.v1 import compiler_pb2 as pb
@@ -224,7 +225,7 @@ class GraphCompilerService(GraphCompilerServicer):
         """See compiler.proto."""
         response = pb.GetServerInfoResponse(
             lazyfx_version=version("lazyfx"),
-            torch_version=version("torch"),
+            torch_version=torch.__version__,
             python_version=platform.python_version(),
             grpc_version=grpc.__version__,
             format_versions=sorted(READ_VERSIONS),
