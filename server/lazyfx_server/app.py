@@ -227,6 +227,7 @@ class App:
             await stop.wait()
         finally:
             watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await self._drain()
 
     async def _start(self) -> str:

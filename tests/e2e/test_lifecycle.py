@@ -76,6 +76,7 @@ def test_draining(launch, kind):
     else:
         assert b"def forward" in done.data
     assert server.process.wait(PATIENCE) == 0
+    assert not [line for line in server.log if "ERROR" in line or "Traceback" in line]
 
 
 def test_draining_ends_after_its_grace_period(launch):

@@ -26,6 +26,12 @@ from lazyfx_server.passes.walk import attribute_at
 
 T = TypeVar("T")
 
+# The first fake mode of a process sets up how devices are guarded. Where torch 2.11 is built for
+# CUDA and finds no device, that ends with the thread, and the next fake mode crashes: so it is
+# done here, in the thread that imports, and not in those of `in_fresh_thread`.
+with FakeTensorMode():
+    pass
+
 
 class Unknown:
     """The value of a node of which nothing is known."""
