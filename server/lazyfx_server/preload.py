@@ -1,7 +1,9 @@
 """What the fork server imports: the worker, with its tables built.
 
 The allow-table of targets, torch's schemas and fake tensors are set up on first use,
-which takes a few tenths of a second. Done here, once, no worker's first job pays for it.
+which takes a few tenths of a second. Done here, once, no worker's first job pays for it. What
+torch imports on the way it may not be able to import in a confined worker: torch 2.11 looks for
+a folder for temporary files before it exports.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def warm_up() -> None:
         body=encoded.body, passes=[pb.PassSpec(name=name) for name in passes], limits=limits
     )
     result = worker.JobResult.FromString(run_job(worker.Job(compile=compiled).SerializeToString()))
-    for kind in (pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICTURE):
+    kinds = (pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICTURE, pb.ARTIFACT_KIND_EXPORTED_PROGRAM)
+    for kind in kinds:
         rendering = worker.RenderJob(kind=kind, graph=result.compile.graph)
         run_job(worker.Job(render=rendering).SerializeToString())
 

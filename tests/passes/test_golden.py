@@ -141,6 +141,8 @@ def _short(line: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(p.name for p in BUILTIN_PASSES))
 def test_what_goes_in_and_what_comes_out(name: str) -> None:
+    if name == "normalize_arguments" and torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 does not know the argument names of torch.sum")
     module = GRAPHS[name]()
     before = _text(module)
     rewrites = {}
