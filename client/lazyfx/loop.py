@@ -34,4 +34,5 @@ class Loop:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5.0)
-            self._loop.close()
+            if not self._thread.is_alive():  # a loop that runs on cannot be closed
+                self._loop.close()

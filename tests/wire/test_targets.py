@@ -5,8 +5,10 @@ from __future__ import annotations
 import operator
 import types
 
+import pytest
 import torch
 
+from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import target_lists, targets
 
@@ -122,3 +124,16 @@ def test_every_function_of_torch_nn_functional_travels() -> None:
         and targets.name_of(value) is None
     ]
     assert set(missing) == target_lists.PUBLIC_MODULES_DENIED & set(vars(module))
+
+
+@pytest.mark.parametrize("namespace", sorted(target_lists.DENIED_NAMESPACES))
+def test_operators_of_a_denied_namespace_are_not_found(namespace: str) -> None:
+    """Also those that only other builds of torch have, as `cuda::_set_device`."""
+    with torch.library._scoped_library(namespace, "FRAGMENT") as library:
+        library.define("lazyfx_probe(int x) -> int")
+        for kind, name in (
+            (pb.TARGET_KIND_OPERATOR, f"{namespace}::lazyfx_probe.default"),
+            (pb.TARGET_KIND_OPERATOR_PACKET, f"{namespace}::lazyfx_probe"),
+        ):
+            with pytest.raises(DecodeError, match="not in the table of allowed targets"):
+                targets.find(kind, name)
