@@ -20,11 +20,15 @@ class Loop:
         )
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        """Run a coroutine in the loop and wait for it."""
+    def run(self, work: Coroutine[Any, Any, Answer], seconds: float | None = None) -> Answer:
+        """Run a coroutine in the loop and wait for it.
+
+        Raises:
+            concurrent.futures.TimeoutError: It did not end in that many seconds.
+        """
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
+            return future.result(seconds)
         except BaseException:  # also Ctrl-C while waiting: the call must not run on behind
             future.cancel()
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
@@ -22,6 +24,8 @@ from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
 
 Answer = TypeVar("Answer")
+
+_CLOSE_SECONDS = 5.0
 
 
 class Client:
@@ -78,8 +82,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; handles made by this client can fetch nothing more."""
-        self._loop.run(self._client.close())
+        """Close the connection; handles made by this client can fetch nothing more.
+
+        A connection that does not close in a few seconds is left behind: a process that ends
+        must not wait for it.
+        """
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            self._loop.run(self._client.close(), _CLOSE_SECONDS)
         self._loop.stop()
 
     def compile(
