@@ -69,7 +69,7 @@ async def starting() -> list[float]:
 
 
 async def _start(forkserver: ForkServer, initializer: Callable[[], None] | None) -> float:
-    executor = ProcessExecutor(run_job, forkserver=forkserver, workers=1, initializer=initializer)
+    executor = ProcessExecutor(run_job, processes=forkserver, workers=1, initializer=initializer)
     started = perf_counter()
     await executor.start()
     seconds = perf_counter() - started

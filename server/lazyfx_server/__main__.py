@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from lazyfx_server.execution import start_forkserver
+    from lazyfx_server.execution import Interpreters, start_forkserver
 
     threads = str(settings.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -43,11 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         preload.append("lazyfx_server.native.preload")
         # Inductor starts processes of its own when it is imported, unless it has one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    forkserver = start_forkserver(preload=preload, environment=environment)
+    # torch asks for devices when it makes its first fake tensor, and a process that was forked
+    # after that cannot use them: better that it sees none.
+    forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     from lazyfx_server.app import App
+    from lazyfx_server.pools import Sources
+
+    sources = Sources(forkserver, Interpreters(preload, environment))
 
     async def serve() -> None:
-        await App(settings, forkserver).run(_ready)
+        await App(settings, sources).run(_ready)
 
     try:
         _run(serve)

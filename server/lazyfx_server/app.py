@@ -39,10 +39,10 @@ from lazyfx_server.config_parts import (
     request_limits,
 )
 from lazyfx_server.errors import RequestError
-from lazyfx_server.execution import ForkServer, RestartReason
+from lazyfx_server.execution import RestartReason
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
-from lazyfx_server.pools import device_worker, native_workers, pass_workers, protection
+from lazyfx_server.pools import Sources, device_worker, native_workers, pass_workers, protection
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
@@ -94,14 +94,14 @@ class App:
 
     Args:
         settings: All settings; each room gets its part here.
-        forkserver: Started already, before gRPC was used.
+        sources: Where workers come from; the fork server is started, before gRPC was used.
 
     Raises:
         PluginError: A plugin that is enabled cannot be used.
         ValueError: A pipeline of the settings names no passes.
     """
 
-    def __init__(self, settings: Settings, forkserver: ForkServer) -> None:
+    def __init__(self, settings: Settings, sources: Sources) -> None:
         self._settings = settings
         self._limits = request_limits(settings)
         self._devices = _Devices()
@@ -121,8 +121,8 @@ class App:
         def restarted(reason: RestartReason) -> None:
             observers.observe(WorkerRestarted(reason))
 
-        self._executor = pass_workers(settings, forkserver, confined.layers, restarted)
-        self._device_executor = device_worker(forkserver, restarted)
+        self._executor = pass_workers(settings, sources, confined.layers, restarted)
+        self._device_executor = device_worker(sources, restarted)
         gauges = Gauges(
             store=self._store.tiers,
             in_flight=self._in_flight,
@@ -144,7 +144,7 @@ class App:
         )
         self._observers = observers
         later = Later(observers)
-        self._native_executor = native_workers(settings, forkserver, restarted)
+        self._native_executor = native_workers(settings, sources, restarted)
         self._native = native_compiles(settings, self._native_executor, observers)
         self._jobs = Jobs(self._executor, settings.job_timeout, observer=observers)
         self._device_jobs = Jobs(self._device_executor or self._executor, settings.job_timeout)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lazyfx_server.confined import confine
-from lazyfx_server.execution import ForkServer, OnRestart, ProcessExecutor
+from lazyfx_server.execution import OnRestart, ProcessExecutor, ProcessSource
 from lazyfx_server.native.job import run_native_job
 from lazyfx_server.security.sandbox import LAYERS, Policy, available, readable_paths
 from lazyfx_server.settings import Settings
@@ -16,8 +16,21 @@ from lazyfx_server.worker import run_job
 
 _log = logging.getLogger("lazyfx_server")
 
-# There when the machine has a GPU that a confined worker could not ask about.
+# There when the machine has a GPU.
 _GPU = Path("/dev/nvidiactl")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where worker processes come from.
+
+    Attributes:
+        forked: Ready in milliseconds, and without GPUs: CUDA does not survive a fork.
+        spawned: Ready in seconds, and with the GPUs of the machine.
+    """
+
+    forked: ProcessSource
+    spawned: ProcessSource
 
 
 @dataclass(frozen=True)
@@ -56,13 +69,13 @@ def protection(settings: Settings) -> Protection:
 
 
 def pass_workers(
-    settings: Settings, forkserver: ForkServer, layers: tuple[str, ...], on_restart: OnRestart
+    settings: Settings, sources: Sources, layers: tuple[str, ...], on_restart: OnRestart
 ) -> ProcessExecutor:
     """Processes that run passes and render, each in its sandbox."""
     policy = Policy(layers, settings.worker_memory_bytes, readable_paths())
     return ProcessExecutor(
         run_job,
-        forkserver=forkserver,
+        processes=sources.forked,
         workers=settings.workers,
         max_jobs=settings.worker_max_jobs,
         initializer=partial(confine, policy),
@@ -72,7 +85,7 @@ def pass_workers(
 
 
 def native_workers(
-    settings: Settings, forkserver: ForkServer, on_restart: OnRestart
+    settings: Settings, sources: Sources, on_restart: OnRestart
 ) -> ProcessExecutor | None:
     """Processes for native compiles, each for one job; None when the settings want none.
 
@@ -80,17 +93,20 @@ def native_workers(
     """
     if not settings.native:
         return None
+    method = settings.native_start_method
+    if method == "auto":
+        method = "spawn" if _GPU.exists() else "forkserver"
     return ProcessExecutor(
         run_native_job,
-        forkserver=forkserver,
+        processes=sources.spawned if method == "spawn" else sources.forked,
         workers=settings.native_workers,
         max_jobs=1,
         on_restart=on_restart,
     )
 
 
-def device_worker(forkserver: ForkServer, on_restart: OnRestart) -> ProcessExecutor | None:
+def device_worker(sources: Sources, on_restart: OnRestart) -> ProcessExecutor | None:
     """A process that is asked about devices and nothing else, where there are GPUs."""
     if not _GPU.exists():
         return None
-    return ProcessExecutor(run_job, forkserver=forkserver, workers=1, on_restart=on_restart)
+    return ProcessExecutor(run_job, processes=sources.spawned, workers=1, on_restart=on_restart)

@@ -224,6 +224,10 @@ class Settings(BaseSettings):
     native_workers: int = Field(default=1, ge=1, le=64)
     """Native compiles that run at a time, each in a process that ends afterwards."""
 
+    native_start_method: Literal["auto", "forkserver", "spawn"] = "auto"
+    """How native workers begin, in the words of Python's multiprocessing. "forkserver" is ready at
+    once and cannot use GPUs; "spawn" takes seconds and can, and "auto" takes it where there are."""
+
     native_compile_threads: int = Field(default=1, ge=1, le=256)
     """C++ compilers that one native compile may run at a time."""
 

@@ -13,6 +13,7 @@ from lazyfx_server.execution import (
     Executor,
     ExecutorClosed,
     InlineExecutor,
+    Interpreters,
     ProcessExecutor,
     ResultTooLarge,
     WorkerFailed,
@@ -27,13 +28,15 @@ def order(do: str, **arguments: object) -> bytes:
     return json.dumps({"do": do, **arguments}).encode()
 
 
-@pytest.fixture(params=["inline", "process"])
+@pytest.fixture(params=["inline", "forked processes", "spawned processes"])
 async def executor(request: pytest.FixtureRequest) -> AsyncIterator[Executor]:
     if request.param == "inline":
         made: Executor = InlineExecutor(worker_jobs.run, workers=2, max_result_bytes=LIMIT)
     else:
+        forked = request.param == "forked processes"
+        processes = start_forkserver() if forked else Interpreters()
         made = ProcessExecutor(
-            worker_jobs.run, forkserver=start_forkserver(), workers=2, max_result_bytes=LIMIT
+            worker_jobs.run, processes=processes, workers=2, max_result_bytes=LIMIT
         )
     await made.start()
     yield made

@@ -15,6 +15,7 @@ import worker_jobs
 
 from lazyfx_server.execution import (
     ExecutorClosed,
+    Interpreters,
     ProcessExecutor,
     WorkerCrashed,
     WorkerFailed,
@@ -48,12 +49,13 @@ async def until(condition: Callable[[], object], seconds: float = 30) -> None:
         await asyncio.sleep(0.005)
 
 
-@pytest.fixture
-async def start() -> AsyncIterator[Start]:
+@pytest.fixture(params=["forked", "spawned"])
+async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
     started: list[ProcessExecutor] = []
+    processes = start_forkserver() if request.param == "forked" else Interpreters()
 
     async def make(**options: object) -> ProcessExecutor:
-        arguments = {"workers": 2, "forkserver": start_forkserver(), **options}
+        arguments = {"workers": 2, "processes": processes, **options}
         executor = ProcessExecutor(worker_jobs.run, **arguments)  # type: ignore[arg-type]
         started.append(executor)
         await executor.start()

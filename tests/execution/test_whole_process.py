@@ -23,7 +23,7 @@ def run_script(tmp_path: Path, body: str, *, wait: bool = True) -> subprocess.Po
         "import asyncio, json, os, sys\n"
         f"sys.path.insert(0, {str(HERE)!r})\n"
         "import worker_jobs\n"
-        "from lazyfx_server.execution import ProcessExecutor, start_forkserver\n"
+        "from lazyfx_server.execution import Interpreters, ProcessExecutor, start_forkserver\n"
         "def order(do, **arguments):\n"
         "    return json.dumps({'do': do, **arguments}).encode()\n" + textwrap.dedent(body)
     )
@@ -61,7 +61,7 @@ def test_workers_import_neither_the_main_script_nor_grpc(tmp_path: Path) -> None
         async def main():
             forkserver = start_forkserver(["decimal"], {"LAZYFX_TEST_VARIABLE": "set"})
             assert "LAZYFX_TEST_VARIABLE" not in os.environ
-            executor = ProcessExecutor(worker_jobs.run, forkserver=forkserver, workers=1)
+            executor = ProcessExecutor(worker_jobs.run, processes=forkserver, workers=1)
             await executor.start()
             modules = json.loads(await executor.run(order("modules"), timeout=30))
             facts = json.loads(await executor.run(order("describe"), timeout=30))
@@ -83,8 +83,11 @@ def test_workers_import_neither_the_main_script_nor_grpc(tmp_path: Path) -> None
     assert "a worker speaks" in done.err  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("processes", ["start_forkserver()", "Interpreters()"])
 @pytest.mark.parametrize("busy", ["idle", "hang_in_native_code", "have_children"])
-def test_workers_die_with_a_server_that_is_killed(tmp_path: Path, busy: str) -> None:
+def test_workers_die_with_a_server_that_is_killed(
+    tmp_path: Path, busy: str, processes: str
+) -> None:
     touch = tmp_path / "began"
     extra = ", then='hang'" if busy == "have_children" else ""
     job = f"order({busy!r}, touch={str(touch)!r}{extra})" if busy != "idle" else "b''"
@@ -92,18 +95,18 @@ def test_workers_die_with_a_server_that_is_killed(tmp_path: Path, busy: str) -> 
         tmp_path,
         f"""
         async def main():
-            executor = ProcessExecutor(worker_jobs.run, forkserver=start_forkserver(), workers=2)
+            executor = ProcessExecutor(worker_jobs.run, processes={processes}, workers=2)
             await executor.start()
             print(json.dumps(sorted(executor.pids)), flush=True)
             await executor.run({job}, timeout=900)
             await asyncio.sleep(900)
-        asyncio.run(main())
+        if __name__ == "__main__":
+            asyncio.run(main())
         """,
         wait=False,
     )
     assert process.stdout is not None
-    process.stdout.readline()
-    pids = json.loads(process.stdout.readline())
+    pids = json.loads(next(line for line in process.stdout if line.startswith("[")))
     if busy != "idle":
         deadline = time.monotonic() + 30
         while not (touch.exists() and touch.read_text()):
@@ -121,7 +124,7 @@ def test_forgotten_executor_does_not_keep_the_process_alive(tmp_path: Path) -> N
         tmp_path,
         """
         async def main():
-            executor = ProcessExecutor(worker_jobs.run, forkserver=start_forkserver(), workers=2)
+            executor = ProcessExecutor(worker_jobs.run, processes=start_forkserver(), workers=2)
             await executor.start()
             print(json.dumps(sorted(executor.pids)), flush=True)
         asyncio.run(main())
@@ -141,7 +144,7 @@ def test_beside_grpc_aio_under_uvloop(tmp_path: Path) -> None:
         from lazyfx_server.execution import WorkerCrashed
         async def main():
             executor = ProcessExecutor(
-                worker_jobs.run, forkserver=forkserver, workers=2, max_jobs=7)
+                worker_jobs.run, processes=forkserver, workers=2, max_jobs=7)
             await executor.start()
             async def handle(request, context):
                 try:

@@ -58,7 +58,7 @@ def tried(orders: list[dict[str, object]], policy: Policy = POLICY, **options: o
 
     async def run() -> list[str]:
         executor = ProcessExecutor(
-            prisoner.run, forkserver=start_forkserver(), workers=1,
+            prisoner.run, processes=start_forkserver(), workers=1,
             initializer=partial(enter, policy), **options,  # type: ignore[arg-type]
         )  # fmt: skip
         try:
@@ -158,7 +158,7 @@ def test_processor_time_is_bounded_from_outside() -> None:
 
 def test_no_process_runs_jobs_of_two_owners() -> None:
     async def run() -> list[str]:
-        executor = ProcessExecutor(prisoner.run, forkserver=start_forkserver(), workers=1)
+        executor = ProcessExecutor(prisoner.run, processes=start_forkserver(), workers=1)
         job = json.dumps({"do": "pid"}).encode()
         try:
             await executor.start()

@@ -30,10 +30,15 @@ def _fresh_dynamo() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def native_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One server that makes native artifacts, for all tests of this folder."""
+def needs_gxx() -> None:
+    """Skips where Inductor has no compiler."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++, which Inductor compiles with")
+
+
+@pytest.fixture(scope="session")
+def native_server(tmp_path_factory: pytest.TempPathFactory, needs_gxx: None) -> Iterator[Any]:
+    """One server that makes native artifacts, for all tests of this folder."""
     running = start_server(tmp_path_factory.mktemp("native"), "--native", "--workers", "1")
     yield running
     running.stop()

@@ -57,6 +57,17 @@ def test_training_equals_local_inductor_and_the_next_process_compiles_nothing(
     assert native_compiles(native_server) == before + 1
 
 
+def test_workers_that_are_not_forked_compile_too(launch: Any, needs_gxx: None) -> None:
+    """As on a host with GPUs, which a process that was forked cannot use."""
+    server = launch("--native", "--native-start-method", "spawn", "--workers", "1")
+    model = Net(width=21)
+    compiled = torch.compile(model, backend="lazyfx", options=remote_options(server))
+    remote = train(model, batches(), compiled)
+    assert lazyfx.backend_report().graphs[0].outcome == "remote"
+    assert native_compiles(server) == 1
+    assert_same(remote, train(Net(width=21), batches()))
+
+
 def test_guards_of_the_servers_compile_hold_on_the_client(native_server: Any) -> None:
     """Inductor assumes that a batch norm's batch is small; a larger one is compiled anew."""
     model = Net()

@@ -15,6 +15,8 @@ from lazyfx_server.execution.base import (
 )
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
 from lazyfx_server.execution.inline import InlineExecutor
+from lazyfx_server.execution.interpreters import Interpreters
+from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.process import ProcessExecutor
 
 __all__ = [
@@ -23,9 +25,11 @@ __all__ = [
     "ExecutorClosed",
     "ForkServer",
     "InlineExecutor",
+    "Interpreters",
     "JobFunction",
     "OnRestart",
     "ProcessExecutor",
+    "ProcessSource",
     "RestartReason",
     "ResultTooLarge",
     "WorkerCrashed",

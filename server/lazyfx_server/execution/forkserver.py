@@ -7,19 +7,15 @@ gRPC's threads do not survive a fork, and the fork server itself is launched by 
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import multiprocessing.forkserver
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from typing import Final
 
-_SETUP: Final = "lazyfx_server.execution.in_forkserver"
+from lazyfx_server.execution.launching import launching
 
-# multiprocessing keeps one fork server for the whole process, so its guard is global too.
-_launching: Final = threading.Lock()
+_SETUP: Final = "lazyfx_server.execution.in_forkserver"
 
 
 class ForkServer:
@@ -47,15 +43,13 @@ class ForkServer:
         Raises:
             OSError: The process could not be launched.
         """
-        with _launching:
+        with launching(self._environment):
             self._ensure_running()
 
     def spawn(
         self, target: Callable[..., None], arguments: tuple[object, ...]
     ) -> ForkServerProcess:
-        """Forks a process that calls `target(*arguments)`. Blocks until it exists.
-
-        The process ends with this one at the latest; see `worker_side`.
+        """See `ProcessSource.spawn`; the process is a fork of the fork server.
 
         Raises:
             OSError: The fork server is gone, or cannot fork.
@@ -63,15 +57,14 @@ class ForkServer:
         """
         # Not to be joined at exit: a process whose parent is on its way out is killed.
         process = self._context.Process(target=target, args=arguments, daemon=True)
-        with _launching:
+        with launching(self._environment):
             self._ensure_running()
             process.start()
         return process
 
     def _ensure_running(self) -> None:
         self._context.set_forkserver_preload(self._preload)
-        with _environment(self._environment):
-            multiprocessing.forkserver.ensure_running()
+        multiprocessing.forkserver.ensure_running()
 
 
 def start_forkserver(
@@ -89,19 +82,3 @@ def start_forkserver(
     server = ForkServer(preload, environment)
     server.start()
     return server
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    # multiprocessing launches the fork server with this process's environment and
-    # has no argument for another one.
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

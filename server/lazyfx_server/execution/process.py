@@ -21,7 +21,7 @@ from lazyfx_server.execution.base import (
     WorkerCrashed,
     WorkerTimedOut,
 )
-from lazyfx_server.execution.forkserver import ForkServer
+from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.worker import Worker, WorkerLost, WorkerPlan
 
 
@@ -30,7 +30,7 @@ class ProcessExecutor:
 
     Args:
         function: What runs a job; importable by its qualified name.
-        forkserver: What to fork workers from; start it before gRPC is used.
+        processes: Where workers come from; start a fork server before gRPC is used.
         workers: Processes, and so jobs at the same time.
         max_jobs: Jobs after which a worker is replaced, because Python code that
             torch generates is never freed.
@@ -48,7 +48,7 @@ class ProcessExecutor:
         self,
         function: JobFunction,
         *,
-        forkserver: ForkServer,
+        processes: ProcessSource,
         workers: int,
         max_jobs: int = 500,
         max_result_bytes: int = 1 << 30,
@@ -61,7 +61,7 @@ class ProcessExecutor:
         if workers < 1 or max_jobs < 1:
             raise ValueError("workers and max_jobs must be at least 1")
         self._plan = WorkerPlan(function, initializer, max_result_bytes, start_timeout, cpu_seconds)
-        self._forkserver = forkserver
+        self._processes = processes
         self._workers = workers
         self._max_jobs = max_jobs
         self._cancel_grace = cancel_grace
@@ -157,7 +157,7 @@ class ProcessExecutor:
             self._idle.put(worker)
 
     async def _launch(self) -> None:
-        worker = await Worker.launch(self._forkserver, self._spawner, self._plan, self._worker_gone)
+        worker = await Worker.launch(self._processes, self._spawner, self._plan, self._worker_gone)
         self._live.add(worker)
         if worker.gone.done():
             self._worker_gone(worker)

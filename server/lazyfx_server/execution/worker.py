@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final, cast
 
@@ -23,8 +23,8 @@ from lazyfx_server.execution.base import (
     WorkerFailed,
     WorkerOutOfCpu,
 )
-from lazyfx_server.execution.forkserver import ForkServer
 from lazyfx_server.execution.frames import HEADER, SMALL, Kind, unpack_error
+from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.worker_side import serve
 
 _EXIT_SECONDS: Final = 2.0
@@ -68,7 +68,7 @@ class Worker(asyncio.Protocol):
     """
 
     def __init__(
-        self, process: ForkServerProcess, plan: WorkerPlan, on_gone: Callable[[Worker], None]
+        self, process: BaseProcess, plan: WorkerPlan, on_gone: Callable[[Worker], None]
     ) -> None:
         self.jobs = 0
         self.reason: RestartReason | None = None
@@ -77,7 +77,7 @@ class Worker(asyncio.Protocol):
         self.ready: asyncio.Future[None] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
         self._loop = loop
-        self._process: ForkServerProcess | None = process
+        self._process: BaseProcess | None = process
         self._sentinel = process.sentinel
         assert process.pid is not None, "the process is started"
         self.pid = process.pid
@@ -94,7 +94,7 @@ class Worker(asyncio.Protocol):
     @classmethod
     async def launch(
         cls,
-        forkserver: ForkServer,
+        processes: ProcessSource,
         spawner: ThreadPoolExecutor,
         plan: WorkerPlan,
         on_gone: Callable[[Worker], None],
@@ -102,7 +102,7 @@ class Worker(asyncio.Protocol):
         """Starts a process and waits until it can take a job.
 
         Args:
-            forkserver: What to fork it from.
+            processes: Where it comes from.
             spawner: A thread to do that in, because it blocks.
             plan: What it runs.
             on_gone: Called in the event loop when a worker that had become ready has died.
@@ -113,7 +113,7 @@ class Worker(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         try:
-            process = await loop.run_in_executor(spawner, _spawn, forkserver, theirs, plan)
+            process = await loop.run_in_executor(spawner, _spawn, processes, theirs, plan)
         except (OSError, EOFError) as error:
             ours.close()
             raise WorkerCrashed(f"a worker could not be started: {error!r}") from error
@@ -277,12 +277,10 @@ class Worker(asyncio.Protocol):
                 self._process.kill()
 
 
-def _spawn(
-    forkserver: ForkServer, connection: socket.socket, plan: WorkerPlan
-) -> ForkServerProcess:
+def _spawn(processes: ProcessSource, connection: socket.socket, plan: WorkerPlan) -> BaseProcess:
     arguments = (connection, plan.function, plan.initializer, plan.max_result_bytes)
     with connection:
-        return forkserver.spawn(serve, arguments)
+        return processes.spawn(serve, arguments)
 
 
 def _bound_cpu(pid: int, seconds: float) -> None:
