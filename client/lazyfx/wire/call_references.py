@@ -46,8 +46,15 @@ class CallKey(NamedTuple):
     texts: tuple[bytes, ...]
 
 
-def call_key(number: int, rows: Rows) -> CallKey | None:
-    """What tells row `number` of `calls` from calls that mean something else.
+class NamedCall(NamedTuple):
+    """A row of `calls` together with the rows that it names."""
+
+    key: CallKey
+    references: CallReferences
+
+
+def named_call(number: int, rows: Rows) -> NamedCall | None:
+    """What tells row `number` of `calls` from calls that mean something else, and what it names.
 
     None for what is too long to be remembered, names rows that are not there, or names rows of
     other tables too: symbolic expressions, callables among the arguments, process groups,
@@ -66,7 +73,7 @@ def call_key(number: int, rows: Rows) -> CallKey | None:
     named = tuple(map(strings.__getitem__, texts))
     if sum(map(len, named)) > LONGEST_ROW:
         return None
-    return CallKey(call, targets[target - 1] if target else b"", named)
+    return NamedCall(CallKey(call, targets[target - 1] if target else b"", named), references)
 
 
 @lru_cache(maxsize=MOST_ROWS)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire.call_references import Rows
+from lazyfx.wire.call_references import NamedCall
 from lazyfx.wire.canonical_rows import RowChecker
 from lazyfx.wire.columns import Column, GraphReading, column, first_uses, read_operands
 
@@ -26,12 +26,12 @@ class CanonicalBody(NamedTuple):
 
     Attributes:
         message: What the bytes say.
-        rows: The rows of its tables, serialized.
+        calls: One a row of `calls`; None for what is not to be remembered.
         graphs: The columns of each graph.
     """
 
     message: pb.GraphBody
-    rows: Rows
+    calls: Sequence[NamedCall | None]
     graphs: tuple[GraphReading, ...]
 
 
@@ -73,7 +73,7 @@ def read_canonical(body: bytes) -> CanonicalBody:
         graphs.append(_check_graph(columns, f"graphs[{index}]", rows, children))
     children.finish()
     rows.finish()
-    return CanonicalBody(message, rows.rows, tuple(graphs))
+    return CanonicalBody(message, rows.calls, tuple(graphs))
 
 
 class _Children:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire.call_references import CallKey, Rows, call_key, call_references
+from lazyfx.wire.call_references import CallReferences, NamedCall, Rows, named_call
 from lazyfx.wire.canonical_arguments import ArgumentChecker, known_call
 from lazyfx.wire.canonical_expressions import ExpressionChecker
 from lazyfx.wire.canonical_literals import (
@@ -31,7 +31,8 @@ class RowChecker(ArgumentChecker):
     """Follows the references into the tables of one body.
 
     Attributes:
-        call_shapes: Number of operand holes of each row of `calls` seen so far.
+        calls: The rows of `calls` seen so far, with what they name.
+        call_shapes: Number of operand holes of each.
         rows: The rows of the body's tables, serialized.
         opcodes: Opcode of each row of `calls`; 0 and 7 for what is none.
     """
@@ -47,6 +48,7 @@ class RowChecker(ArgumentChecker):
         self._slots: dict[int, int] = {}
         self._storages = 0
         self._groups = GroupChecker(body)
+        self.calls: list[NamedCall | None] = []
         self.call_shapes: list[int] = []
         self.opcodes = np.clip([call.opcode for call in body.calls], 0, 7)
 
@@ -80,19 +82,17 @@ class RowChecker(ArgumentChecker):
     def use_call(self, index: int) -> None:
         """Check a row of `calls` at its first use."""
         self._first("calls", index)
-        key = call_key(index, self.rows)
-        holes = known_call(key) if key is not None else None
-        if key is None or holes is None:
+        call = named_call(index, self.rows)
+        holes = known_call(call.key) if call is not None else None
+        if call is None or holes is None:
             holes = self._use_new(index)
         else:
-            self._use_references(key)
+            self._use_references(call.references)
+        self.calls.append(call)
         self.call_shapes.append(holes)
 
-    def _use_references(self, key: CallKey) -> None:
+    def _use_references(self, references: CallReferences) -> None:
         """Check the references of a call that is right by itself."""
-        references = call_references(key.call)
-        if references is None:
-            return
         if references.target:
             self.use_target(references.target - 1)
         for text in references.texts:

@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import names, process_groups
+from lazyfx.wire.call_references import named_call
 from lazyfx.wire.canonical import CanonicalBody, read_canonical
 from lazyfx.wire.columns import GraphReading, column, read_operands, split_rows
 from lazyfx.wire.format import DEVICE_TYPE_NAMES
@@ -66,7 +67,9 @@ def decode(
     if isinstance(body, bytes):
         body = read_canonical(body)
     elif isinstance(body, pb.GraphBody):
-        body = CanonicalBody(body, split_rows(body.SerializeToString(deterministic=True)), ())
+        rows = split_rows(body.SerializeToString(deterministic=True))
+        calls = [named_call(number, rows) for number in range(len(body.calls))]
+        body = CanonicalBody(body, calls, ())
     return _Decoder(body, presentation, bind, module_class, on_root, metadata, public).module()
 
 
@@ -95,7 +98,7 @@ class _Decoder:
         self._tables = ValueTables(
             body, devices, process_groups.read_names(body.process_groups, groups)
         )
-        self._reader = TemplateReader(self._tables, read.rows)
+        self._reader = TemplateReader(self._tables, read.calls)
         self._templates: dict[int, Template] = {}
         self._attributes = AttributeReader(body, self._tables, self._reader, bind)
         if not body.graphs:

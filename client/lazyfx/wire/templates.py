@@ -13,7 +13,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import symbols, targets
-from lazyfx.wire.call_references import CallKey, Rows, call_key, call_references
+from lazyfx.wire.call_references import CallKey, NamedCall, call_references
 from lazyfx.wire.canonical_literals import MOST_ROWS
 from lazyfx.wire.filling import Holes, keywords, positional, sequence
 from lazyfx.wire.format import (
@@ -46,13 +46,13 @@ class TemplateReader:
 
     Args:
         tables: The message and its devices.
-        rows: The rows of the message's tables, serialized.
+        calls: Its rows of `calls`, with what they name.
     """
 
-    def __init__(self, tables: ValueTables, rows: Rows) -> None:
+    def __init__(self, tables: ValueTables, calls: Sequence[NamedCall | None]) -> None:
         self._tables = tables
         self._body = tables.body
-        self._rows = rows
+        self._calls = calls
         self._devices: dict[int, torch.device] = dict(enumerate(tables.devices))
         self._targets: dict[int, Any] = {}
         self._texts: dict[int, str] = {}
@@ -72,11 +72,10 @@ class TemplateReader:
 
     def _known(self, number: int) -> Template | None:
         """A template that was read before, for a call that names equal rows."""
-        key = call_key(number, self._rows)
-        references = call_references(key.call) if key is not None else None
-        if key is None or references is None:
+        call = self._calls[number]
+        if call is None:
             return None
-        return _known_template(key, tuple(map(self._device, references.devices)))
+        return _known_template(call.key, tuple(map(self._device, call.references.devices)))
 
     def _read(self, call: pb.Call) -> Template:
         op = OPCODE_NAMES.get(call.opcode)
@@ -232,7 +231,7 @@ def _known_template(key: CallKey, devices: tuple[torch.device, ...]) -> Template
     call, references = pb.Call.FromString(key.call), call_references(key.call)
     if references is None:
         return None
-    reader = TemplateReader(ValueTables(pb.GraphBody(), ()), {})
+    reader = TemplateReader(ValueTables(pb.GraphBody(), ()), ())
     reader._texts = dict(zip(references.texts, map(bytes.decode, key.texts), strict=True))
     reader._devices = dict(zip(references.devices, devices, strict=True))
     try:
