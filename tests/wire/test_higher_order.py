@@ -10,7 +10,12 @@ import pytest
 import torch
 from checks import assert_round_trip
 from torch import Tensor, nn
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lazyfx import wire
+from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.v1 import graph_pb2 as pb
 
 
 class Double(torch.autograd.Function):
@@ -114,6 +119,12 @@ def in_place(linear: nn.Linear, x: Tensor) -> Any:
     return y, {"sum": y.sum(), "list": [y.mean(), None]}
 
 
+def indexed_by_tensors(linear: nn.Linear, x: Tensor) -> Tensor:
+    """As masks are made for batches: an index that is a tensor of no dimensions."""
+    with TransformGetItemToIndex():
+        return torch.vmap(lambda i: linear(x)[i])(torch.arange(4)) * x
+
+
 def data_dependent(linear: nn.Linear, x: Tensor) -> Tensor:
     return x[x > 0].sum()
 
@@ -124,7 +135,17 @@ def shape_arithmetic(linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 CASES = {
-    "export": [cond, while_loop, scan, no_grad, autocast, flex_attention, jvp, in_place],
+    "export": [
+        cond,
+        while_loop,
+        scan,
+        no_grad,
+        autocast,
+        flex_attention,
+        jvp,
+        in_place,
+        indexed_by_tensors,
+    ],
     "dynamo": [
         cond,
         while_loop,
@@ -182,3 +203,43 @@ def test_a_called_graph_module_is_a_nested_graph() -> None:
     module = torch.fx.GraphModule(root, graph)
     encoded = assert_round_trip(captures.Capture("nested", module, (torch.randn(3),), {}))
     assert len(encoded.presentation.graphs) == 2
+
+
+MOD_INDEX = "torch._dynamo._trace_wrapped_higher_order_op.ModIndex"
+
+
+def indexed() -> torch.fx.GraphModule:
+    """A graph that calls an autograd function of torch's by its name."""
+    [capture] = captures.exported(Around(indexed_by_tensors), {"x": torch.randn(4, 8)})
+    return capture.module
+
+
+@pytest.mark.parametrize("name", ["os.system", f"{MOD_INDEX}s", "this.s", "ModIndex", ""])
+def test_no_other_autograd_function_is_called(name: str) -> None:
+    body = pb.GraphBody.FromString(wire.encode(indexed()).body)
+    body.strings[list(body.strings).index(MOD_INDEX)] = name
+    with pytest.raises(DecodeError, match="may not call the autograd function"):
+        wire.decode(body.SerializeToString(deterministic=True))
+
+
+def test_the_name_of_an_autograd_function_is_a_literal() -> None:
+    module = indexed()
+    [call] = [n for n in module.graph.nodes if n.target is torch.ops.higher_order.flat_apply]
+    x = next(iter(module.graph.nodes))
+    call.args = (*call.args[:2], x, *call.args[3:])
+    with pytest.raises(UnsupportedGraphError, match="the literal name of an autograd function"):
+        wire.encode(module)
+
+
+def test_what_calls_an_autograd_function_is_no_part_of_a_structure() -> None:
+    body = pb.GraphBody.FromString(wire.encode(indexed()).body)
+    [spec] = [
+        row.tree_spec
+        for row in body.graphs[0].attributes
+        if row.tree_spec.kind == pb.TREE_SPEC_KIND_AUTOGRAD_FUNCTION
+    ]
+    inner = pb.TreeSpec(kind=pb.TREE_SPEC_KIND_TUPLE, children=[spec])
+    for wrong in (inner, pb.TreeSpec(kind=spec.kind, children=[pb.TreeSpec(kind=1)])):
+        spec.CopyFrom(wrong)
+        with pytest.raises(DecodeError, match=r"kind|structure"):
+            wire.decode(body.SerializeToString(deterministic=True))

@@ -442,6 +442,10 @@ class _TreeSpecKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     TREE_SPEC_KIND_TUPLE: _TreeSpecKind.ValueType  # 2
     TREE_SPEC_KIND_LIST: _TreeSpecKind.ValueType  # 3
     TREE_SPEC_KIND_DICT: _TreeSpecKind.ValueType  # 4
+    TREE_SPEC_KIND_AUTOGRAD_FUNCTION: _TreeSpecKind.ValueType  # 5
+    """Not a structure: the first operand of a flat_apply that calls the autograd function which
+    its third operand names. Without keys and children, and not within another one.
+    """
 
 class TreeSpecKind(_TreeSpecKind, metaclass=_TreeSpecKindEnumTypeWrapper):
     """Node types of a TreeSpec."""
@@ -451,6 +455,10 @@ TREE_SPEC_KIND_LEAF: TreeSpecKind.ValueType  # 1
 TREE_SPEC_KIND_TUPLE: TreeSpecKind.ValueType  # 2
 TREE_SPEC_KIND_LIST: TreeSpecKind.ValueType  # 3
 TREE_SPEC_KIND_DICT: TreeSpecKind.ValueType  # 4
+TREE_SPEC_KIND_AUTOGRAD_FUNCTION: TreeSpecKind.ValueType  # 5
+"""Not a structure: the first operand of a flat_apply that calls the autograd function which
+its third operand names. Without keys and children, and not within another one.
+"""
 Global___TreeSpecKind: typing_extensions.TypeAlias = TreeSpecKind
 
 @typing.final

@@ -166,8 +166,10 @@ class RowChecker(ArgumentChecker):
         """Check a pytree structure."""
         if depth >= MAX_DEPTH:
             raise DecodeError("nested too deeply", field=field)
-        if not 1 <= spec.kind <= 4:
+        if not 1 <= spec.kind <= (4 if depth else 5):
             raise DecodeError("an unknown kind", field=field)
+        if spec.keys and spec.kind != pb.TREE_SPEC_KIND_DICT:
+            raise DecodeError("keys of what has none", field=field)
         for key in spec.keys:
             self.literal(key, field)
         for child in spec.children:

@@ -23,7 +23,7 @@ import torch.overrides
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import added_targets, schemas
+from lazyfx.wire import added_targets, autograd_functions, schemas
 from lazyfx.wire import target_lists as lists
 from lazyfx.wire.twins import TWINS, twin_name
 
@@ -256,14 +256,14 @@ def forget() -> None:
 
 def looks_up(target: object) -> bool:
     """Whether a callable looks up a name, so that its arguments have to be known."""
-    return id(target) in _literal_rules()
+    return id(target) in _literal_rules() or autograd_functions.is_flat_apply(target)
 
 
 def forbidden_lookup(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """Why these arguments make a callable look up a name that graphs may not read, if so."""
     rule = _literal_rules().get(id(target))
     if rule is None:
-        return None
+        return autograd_functions.forbidden_name(target, args)
     count, place, allowed = rule
     if kwargs or len(args) != count or type(args[place]) is not str:
         return "takes positional arguments and a literal name"

@@ -8,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 from lazyfx.errors import DecodeError, UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import autograd_functions
 from lazyfx.wire.format import MAX_DEPTH
 from lazyfx.wire.tables import Tables
 
@@ -24,7 +25,7 @@ def is_tree_spec(value: object) -> bool:
 
 
 def write(spec: Any, message: pb.TreeSpec, tables: Tables, depth: int = 0) -> None:
-    """Fill `message` with a structure of tuples, lists and dicts.
+    """Fill `message` with a structure of tuples, lists and dicts, or a call by name.
 
     Raises:
         UnsupportedGraphError: A node of another type, or nesting that is too deep.
@@ -37,6 +38,9 @@ def write(spec: Any, message: pb.TreeSpec, tables: Tables, depth: int = 0) -> No
         message.kind = pb.TREE_SPEC_KIND_LEAF
         return
     kind = _KINDS.get(spec.type)
+    if kind is None and not depth and spec == autograd_functions.calling_spec():
+        message.kind = pb.TREE_SPEC_KIND_AUTOGRAD_FUNCTION
+        return
     if kind is None:
         raise UnsupportedGraphError(
             f"a pytree node of type {getattr(spec.type, '__name__', spec.type)}",
@@ -65,6 +69,8 @@ def read(message: pb.TreeSpec, body: pb.GraphBody, depth: int = 0) -> pytree.Tre
     children = [read(child, body, depth + 1) for child in message.children]
     if message.kind == pb.TREE_SPEC_KIND_LEAF and not children:
         return pytree.treespec_leaf()
+    if message.kind == pb.TREE_SPEC_KIND_AUTOGRAD_FUNCTION and not (children or depth):
+        return autograd_functions.calling_spec()
     if message.kind == pb.TREE_SPEC_KIND_TUPLE:
         return pytree.TreeSpec(tuple, None, children)
     if message.kind == pb.TREE_SPEC_KIND_LIST:

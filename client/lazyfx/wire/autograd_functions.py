@@ -1,0 +1,46 @@
+"""Autograd functions that exported graphs call by name: `flat_apply(spec, in_spec, "m.F", x, ...)`.
+
+torch imports what the name says, so only names of this file get through. It leans on private
+names of torch, all of them here.
+"""
+
+# ruff: noqa: SLF001 - operators have no public class
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import torch
+from torch.utils import _pytree as pytree
+
+NAMES: Final = frozenset({"torch._dynamo._trace_wrapped_higher_order_op.ModIndex"})
+"""Those of torch itself; it allows them in graphs that are not decomposed yet."""
+
+_NAME_PLACE = 2
+
+
+@lru_cache(maxsize=1)
+def calling_spec() -> pytree.TreeSpec:
+    """The first operand of `flat_apply` that stands for "call the autograd function named so"."""
+    # Imported late: it takes torch's tracing along.
+    from torch._higher_order_ops.flat_apply import func_to_graphable
+    from torch.export.custom_ops import _call_custom_autograd_function_in_pre_dispatch
+
+    return func_to_graphable(_call_custom_autograd_function_in_pre_dispatch)[1]
+
+
+def forbidden_name(target: object, args: Sequence[Any]) -> str | None:
+    """Why a call of `flat_apply` may not call what it names, if so; None for other calls."""
+    if not is_flat_apply(target) or not args or isinstance(args[0], torch._ops.OperatorBase):
+        return None
+    name = args[_NAME_PLACE] if len(args) > _NAME_PLACE else None
+    if type(name) is not str:
+        return "takes an operator, or the literal name of an autograd function"
+    return None if name in NAMES else f"may not call the autograd function {name[:100]!r}"
+
+
+def is_flat_apply(target: object) -> bool:
+    """Whether a callable is the higher-order operator `flat_apply`."""
+    return isinstance(target, torch._ops.HigherOrderOperator) and target.name() == "flat_apply"
