@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -59,6 +60,11 @@ def main() -> None:
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(told))
     dist.barrier()
+    # First what DDP keeps of the group: were that the last of it, the group would be taken down
+    # by a thread that holds the interpreter's lock, and that may wait for one that needs it.
+    del model, compiled, net, done
+    torch._dynamo.reset()
+    gc.collect()
     dist.destroy_process_group()
 
 

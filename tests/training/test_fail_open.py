@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +45,32 @@ def test_absent_at_start_and_compiled_here_under_the_settings_asked_for() -> Non
     kind, report = only_fallback()
     assert kind == "UNAVAILABLE"
     assert report.graphs[0].outcome == "local"
+
+
+def assert_forgotten(address: str, **options: object) -> None:
+    """Nothing keeps a model that was compiled, once its caller and dynamo have let go of it."""
+    model = Net()
+    options = {"address": address, "on_error": "eager", **options}
+    train(model, batches(), torch.compile(model, backend="lazyfx", options=options))
+    kept = weakref.ref(model)
+    del model
+    torch._dynamo.reset()
+
+    def gone() -> bool:
+        gc.collect()
+        return kept() is None
+
+    wait_until(gone, "nothing keeps the model")
+
+
+@pytest.mark.filterwarnings("ignore::lazyfx.FallbackWarning")
+@pytest.mark.parametrize("compiled_with", [{"compile": "eager"}, {"wait": False}, {}])
+def test_what_was_compiled_is_not_kept(native_server: Any, compiled_with: dict[str, Any]) -> None:
+    assert_forgotten(native_server.address, **compiled_with)
+    for _ in range(2):  # the second time, the server is known to be away
+        assert_forgotten("127.0.0.1:1", **compiled_with)
+    outcomes = [graph.outcome for graph in lazyfx.backend_report().graphs]
+    assert outcomes[-2:] == ["eager", "eager"]
 
 
 def test_too_slow_then_killed_in_the_middle_of_a_compile(launch: Callable[..., Any]) -> None:

@@ -42,14 +42,22 @@ class Session:
             ServiceError: What it failed with then.
         """
         if self._away is not None and time.monotonic() < self._away_until:
-            raise self._away
+            raise _anew(self._away)
 
     def note(self, error: LazyfxError | None) -> None:
         """Take note of how a call went."""
-        self._away = error if isinstance(error, (UnavailableError, TimedOutError)) else None
+        away = isinstance(error, (UnavailableError, TimedOutError))
+        self._away = _anew(error) if away and error is not None else None
         self._away_until = time.monotonic() + AWAY_SECONDS
         if error is not None:
             self._info = None  # another server may answer next time
+
+
+def _anew(error: LazyfxError) -> LazyfxError:
+    """The same error without the frames that it came through, which keep a whole model alive."""
+    other = type(error).__new__(type(error), *error.args)
+    vars(other).update(vars(error))
+    return other
 
 
 class _Sessions:
