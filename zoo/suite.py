@@ -34,7 +34,8 @@ _FOR_JOINT = "partition_min_cut"
 # These make other parameters, or constants of them; there is nothing to compare gradients with.
 _NOT_TRAINABLE = {"fuse_conv_bn", "fuse_linear_bn", "quantize_weights", "inference"}
 # These round on purpose: gradients are compared all together, and batch statistics of two values,
-# which make any size of rounding, are left out; so are graphs whose results are gradients.
+# which make any size of rounding, are left out; so are graphs whose results are gradients, and
+# those that return what they chose by values that are rounded now.
 _ROUNDS = {"convert_dtype", "bfloat16"}
 # How far a pass may be off, of the largest value; passes that change precision say how far.
 _ALLOWED = 1e-3
@@ -72,7 +73,7 @@ def names_for(way: str) -> tuple[str, ...]:
 def task(name: str, capture: Capture) -> Task | None:
     """One entry of the suite, made for a graph; None where it is for other graphs."""
     spelling = SUITE[name]
-    if name in _ROUNDS and _takes_statistics(capture):
+    if name in _ROUNDS and (_takes_statistics(capture) or _returns_choices(capture)):
         return None
     if name == _FOR_JOINT:
         if capture.label != "joint":
@@ -97,6 +98,18 @@ def _takes_statistics(capture: Capture) -> bool:
     """Whether a graph normalizes by the statistics of its batch."""
     calls = [node for node in capture.module.graph.nodes if "batch_norm" in str(node.target)]
     return any(True in (*node.args[5:6], node.kwargs.get("training")) for node in calls)
+
+
+def _returns_choices(capture: Capture) -> bool:
+    """Whether a graph returns whole numbers that it computed: where the nearest of codes is, say.
+
+    A value that is rounded may have another one for its nearest.
+    """
+    returned = capture.module.graph.output_node().all_input_nodes
+    values = [
+        n.meta.get("val", n.meta.get("example_value")) for n in returned if n.op[:4] == "call"
+    ]
+    return any(isinstance(v, torch.Tensor) and not v.is_floating_point() for v in values)
 
 
 def _declared(pass_: Pass) -> float:

@@ -104,7 +104,7 @@ def retrace(
 
     traced = make_fx(
         torch.func.functionalize(call) if functional else call,
-        decomposition_table=dict(table),
+        decomposition_table={**_LAID_OUT, **table},
         _allow_non_fake_inputs=True,
     )
     try:
@@ -118,6 +118,39 @@ def retrace(
     if any(value is not None and value.requires_grad for value in (*inputs, *values)):
         _check_differentiable(found, mode, [*inputs, *values])
     return Retraced(found, tuple(paths))
+
+
+def _laid_out(operator: OpOverload[..., Any]) -> Callable[..., Any]:
+    """A rule that has an operator read its first operand in an order of memory that it keeps.
+
+    Fake tensors say that a batch normalization keeps any order. It keeps the plain one, and
+    channels last; a view that was possible behind another one need not be.
+    """
+
+    def rule(x: torch.Tensor, *others: Any) -> Any:
+        if any(x.is_contiguous(memory_format=order) for order in _KEPT.get(x.ndim, _PLAIN)):
+            return NotImplemented
+        return operator(x.contiguous(), *others)
+
+    return rule
+
+
+_PLAIN = (torch.contiguous_format,)
+_KEPT = {
+    4: (torch.contiguous_format, torch.channels_last),
+    5: (torch.contiguous_format, torch.channels_last_3d),
+}
+_ATEN = torch.ops.aten
+_LAID_OUT = {
+    operator: _laid_out(operator)
+    for operator in (
+        _ATEN.native_batch_norm.default,
+        _ATEN._native_batch_norm_legit.default,  # noqa: SLF001 - the operator's name
+        _ATEN._native_batch_norm_legit.no_stats,  # noqa: SLF001
+        _ATEN._native_batch_norm_legit_no_training.default,  # noqa: SLF001
+        _ATEN._native_batch_norm_legit_functional.default,  # noqa: SLF001
+    )
+}
 
 
 class _Lifted(Interpreter):

@@ -30,6 +30,7 @@ class Functionalize(Pass):
     """
 
     name: ClassVar[str] = "functionalize"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
@@ -41,12 +42,14 @@ class Functionalize(Pass):
 class Decompose(Pass):
     """Writes the graph in core aten operators, by torch.export's table of decompositions.
 
-    Random operators are left whole, so that draws stay what they were. With `operators`, only
-    those are taken apart, by name ("aten.gelu" or "aten.gelu.default"). The graph is
-    functionalized on the way; what functionalize leaves alone, this leaves alone.
+    Random operators are left whole, so that draws stay what they were, and `detach`, so that
+    gradients do. With `operators`, only those are taken apart, by name ("aten.gelu" or
+    "aten.gelu.default"). The graph is functionalized on the way; what functionalize leaves alone,
+    this leaves alone.
     """
 
     name: ClassVar[str] = "decompose"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     operators: tuple[str, ...] = field(
@@ -82,6 +85,8 @@ def _text(module: GraphModule) -> list[str]:
 def _table(names: tuple[str, ...]) -> Table:
     known = torch.export.default_decompositions()
     table = {op: rule for op, rule in known.items() if not is_tagged_random(op)}
+    # What it is taken apart into does not keep gradients from what is in front of it.
+    table.pop(torch.ops.aten.detach.default, None)
     if not names:
         return table
     chosen = {}

@@ -1,0 +1,73 @@
+"""Graphs written anew in aten operators train as they did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from passes.captures import dynamo, exported, total_of
+from passes.running import run
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lazyfx_server.passes import Registry
+
+PASSES = {name: Registry().create(name) for name in ("functionalize", "decompose")}
+
+
+class Rounding(nn.Module):
+    """Its gradient is that of what it rounds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x.round() - x).detach()
+
+
+class Patches(nn.Module):
+    """A view behind a normalization of values that lie in another order in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.transpose(1, 2)).transpose(1, 2).reshape(-1, 6).sin()
+
+
+class Images(Patches):
+    """The same of pictures that are channels last, and of a part of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(6)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        pictures = x.unsqueeze(0).permute(0, 3, 1, 2)
+        whole, part = self.norm(pictures), self.norm(pictures[:, :, 1:, ::2])
+        return torch.cat([whole.permute(0, 2, 3, 1).reshape(-1), part.reshape(-1)])
+
+
+@pytest.mark.parametrize("way", ["export", "dynamo"])
+@pytest.mark.parametrize("make", [Rounding, Patches, Images])
+@pytest.mark.parametrize("name", PASSES)
+def test_a_training_step(make: Callable[[], nn.Module], name: str, way: str) -> None:
+    torch.manual_seed(0)
+    model = make().train()
+    x = torch.randn(3, 4, 6, requires_grad=True)
+    module, inputs = (exported if way == "export" else dynamo)(model, {"x": x})
+    done = run(module, PASSES[name])
+    assert done.changed or (way, make) == ("export", Rounding)
+    gradients = []
+    for graph in (module, done.module):
+        own = [tree_map(_copy, value) for value in inputs]
+        total_of(graph(**own[0]) if way == "export" else graph(*own)).backward()
+        gradients.append([t.grad for t in (*tree_leaves(own), *graph.parameters())])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert any(g is not None and g.any() for g in gradients[0])
+
+
+def _copy(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
