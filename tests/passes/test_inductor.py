@@ -92,6 +92,28 @@ def test_a_step_changes_the_graph_and_not_the_results(name: str) -> None:
     assert not run(ran.module, registry.create(f"inductor_{stage}", {"steps": [name]})).changed
 
 
+@pytest.mark.parametrize("way", ["parameter", "buffer"])
+def test_the_number_in_a_tensor_of_the_model_is_not_put_in_its_place(way: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            scale = torch.tensor([2.0])
+            if way == "parameter":
+                self.scale = nn.Parameter(scale)
+            else:
+                self.register_buffer("scale", scale)
+
+        def forward(self, a: torch.Tensor) -> torch.Tensor:
+            return a * self.scale.exp() * torch.ones(6)
+
+    module, _ = exported(Scaled(), {"a": A})
+    after = run(module, registry.create("inductor_joint_graph")).module
+    with torch.no_grad():
+        for graph in (module, after):
+            graph.scale.fill_(3.0)
+    torch.testing.assert_close(after(a=A), module(a=A))
+
+
 def test_splits_and_concatenations_that_undo_each_other_go() -> None:
     module = _calls(lambda a: torch.cat(torch.split(a, 1)) + 1, A)
     ran = run(module, registry.create("inductor_pre_grad"))

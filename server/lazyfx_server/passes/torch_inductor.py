@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 Stage = Literal["pre_grad", "joint_graph", "post_grad"]
 Work = Callable[[GraphModule], object]
@@ -162,9 +162,27 @@ def _joint_graph() -> Mapping[str, Work]:
     return {
         **_patterns(passes.early_patterns, *passes.pass_patterns),
         "remove_redundant_views": passes.remove_redundant_views,
-        "constant_fold_uniform_value": passes.constant_fold_uniform_value,
+        "constant_fold_uniform_value": partial(_fold_uniform_values, passes),
         "remove_noop_ops": partial(_on_graph, post_grad.remove_noop_ops),
     }
+
+
+def _fold_uniform_values(passes: Any, module: GraphModule) -> None:
+    """Inductor's own step, but for the graph's tensors: where it runs there, these are inputs.
+
+    It would put the number that a parameter of one element has today in its place.
+    """
+    folder = passes.UniformValueConstantFolder
+
+    class _OfCalls(folder):  # type: ignore[misc, valid-type]
+        def _deduce_value(self, node: Node) -> Any:
+            return self.unknown_value if node.op == "get_attr" else super()._deduce_value(node)
+
+    passes.UniformValueConstantFolder = _OfCalls
+    try:
+        passes.constant_fold_uniform_value(module)
+    finally:
+        passes.UniformValueConstantFolder = folder
 
 
 def _post_grad() -> Mapping[str, Work]:

@@ -83,6 +83,7 @@ class InductorJointGraph(_InductorPass):
     """
 
     name: ClassVar[str] = "inductor_joint_graph"
+    version: ClassVar[int] = 3
     stage: ClassVar[Stage] = "joint_graph"
 
 
