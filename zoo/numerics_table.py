@@ -71,7 +71,8 @@ again in float64, and that is what the table says.
 `convert_dtype,remove_duplicate_casts,shape_propagation`. For `convert_dtype` and `bfloat16`,
 gradients are compared all together, by the length of their difference; graphs that normalize by
 the statistics of their batch are left out in training (of two values these make any size of
-rounding), and so are graphs whose results are gradients. "Attention written out" is
+rounding), and so are graphs whose results are gradients, and graphs that return the numbers of what
+they chose (dac's codes). "Attention written out" is
 `attn_implementation="eager"`, exported in evaluation and by dynamo in training, for the passes
 that look for attention.
 
