@@ -226,9 +226,17 @@ def test_the_name_of_an_autograd_function_is_a_literal() -> None:
     module = indexed()
     [call] = [n for n in module.graph.nodes if n.target is torch.ops.higher_order.flat_apply]
     x = next(iter(module.graph.nodes))
-    call.args = (*call.args[:2], x, *call.args[3:])
-    with pytest.raises(UnsupportedGraphError, match="the literal name of an autograd function"):
-        wire.encode(module)
+    given = call.args
+    for args, kwargs in (
+        ((*given[:2], x, *given[3:]), {}),
+        (given[:2], {}),
+        ((), {"func": given[0], "in_spec": given[1]}),
+    ):
+        call.args, call.kwargs = args, kwargs
+        with pytest.raises(UnsupportedGraphError, match="the literal name of an autograd function"):
+            wire.encode(module)
+    call.args, call.kwargs = (torch.ops.aten.sin, *given[1:2], x), {}
+    assert wire.encode(module).digest
 
 
 def test_what_calls_an_autograd_function_is_no_part_of_a_structure() -> None:

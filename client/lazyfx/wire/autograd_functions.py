@@ -19,6 +19,7 @@ NAMES: Final = frozenset({"torch._dynamo._trace_wrapped_higher_order_op.ModIndex
 """Those of torch itself; it allows them in graphs that are not decomposed yet."""
 
 _NAME_PLACE = 2
+_OPERATORS = (torch._ops.OperatorBase, torch._ops.OpOverloadPacket)
 
 
 @lru_cache(maxsize=1)
@@ -33,7 +34,7 @@ def calling_spec() -> pytree.TreeSpec:
 
 def forbidden_name(target: object, args: Sequence[Any]) -> str | None:
     """Why a call of `flat_apply` may not call what it names, if so; None for other calls."""
-    if not is_flat_apply(target) or not args or isinstance(args[0], torch._ops.OperatorBase):
+    if not is_flat_apply(target) or (args and isinstance(args[0], _OPERATORS)):
         return None
     name = args[_NAME_PLACE] if len(args) > _NAME_PLACE else None
     if type(name) is not str:
