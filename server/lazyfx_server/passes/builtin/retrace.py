@@ -66,7 +66,7 @@ class Decompose(Pass):
 
 
 def _retraced(module: GraphModule, table: Table, *, functional: bool) -> PassResult:
-    before = _text(module)
+    before, graph = _text(module), module.graph
     try:
         found: Retraced = in_fresh_thread(lambda: retrace(module, table, functional=functional))
     except CannotRetrace as reason:
@@ -75,6 +75,8 @@ def _retraced(module: GraphModule, table: Table, *, functional: bool) -> PassRes
     changed = _text(module) != before
     if changed:
         module.recompile()
+    else:  # what the capture knew of the values stays
+        module._graph = graph  # noqa: SLF001 - the setter would ask for a recompile
     return PassResult(module, changed)
 
 
