@@ -51,29 +51,40 @@ class NamedCall(NamedTuple):
 
     key: CallKey
     references: CallReferences
+    opcode: int
 
 
-def named_call(number: int, rows: Rows) -> NamedCall | None:
-    """What tells row `number` of `calls` from calls that mean something else, and what it names.
+def named_calls(rows: Rows) -> list[NamedCall | None]:
+    """What tells each row of `calls` from calls that mean something else, and what it names.
 
     None for what is too long to be remembered, names rows that are not there, or names rows of
     other tables too: symbolic expressions, callables among the arguments, process groups,
     spelled devices.
     """
-    call = rows["calls"][number]
-    if len(call) > LONGEST_ROW:
-        return None
+    targets, strings = [b"", *rows["targets"]], rows["strings"]
+    found: list[NamedCall | None] = []
+    for call in rows["calls"]:
+        references = call_references(call) if len(call) <= LONGEST_ROW else None
+        if references is None or references.target >= len(targets):
+            found.append(None)
+        elif not references.texts:
+            found.append(_named_call(call, targets[references.target], ()))
+        elif max(references.texts) >= len(strings):
+            found.append(None)
+        else:
+            texts = tuple(map(strings.__getitem__, references.texts))
+            fits = sum(map(len, texts)) <= LONGEST_ROW
+            target = targets[references.target]
+            found.append(_named_call(call, target, texts) if fits else None)
+    return found
+
+
+@lru_cache(maxsize=MOST_ROWS)
+def _named_call(call: bytes, target: bytes, texts: tuple[bytes, ...]) -> NamedCall | None:
     references = call_references(call)
     if references is None:
         return None
-    target, texts, _ = references
-    targets, strings = rows["targets"], rows["strings"]
-    if target > len(targets) or (texts and max(texts) >= len(strings)):
-        return None
-    named = tuple(map(strings.__getitem__, texts))
-    if sum(map(len, named)) > LONGEST_ROW:
-        return None
-    return NamedCall(CallKey(call, targets[target - 1] if target else b"", named), references)
+    return NamedCall(CallKey(call, target, texts), references, pb.Call.FromString(call).opcode)
 
 
 @lru_cache(maxsize=MOST_ROWS)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire.call_references import CallReferences, NamedCall, Rows, named_call
+from lazyfx.wire.call_references import CallReferences, NamedCall, Rows, named_calls
 from lazyfx.wire.canonical_arguments import ArgumentChecker, known_call
 from lazyfx.wire.canonical_expressions import ExpressionChecker
 from lazyfx.wire.canonical_literals import (
@@ -31,8 +32,8 @@ class RowChecker(ArgumentChecker):
     """Follows the references into the tables of one body.
 
     Attributes:
-        calls: The rows of `calls` seen so far, with what they name.
-        call_shapes: Number of operand holes of each.
+        calls: The rows of `calls`, with what they name; None for what is not to be remembered.
+        call_shapes: Number of operand holes of each row of `calls` seen so far.
         rows: The rows of the body's tables, serialized.
         opcodes: Opcode of each row of `calls`; 0 and 7 for what is none.
     """
@@ -48,9 +49,16 @@ class RowChecker(ArgumentChecker):
         self._slots: dict[int, int] = {}
         self._storages = 0
         self._groups = GroupChecker(body)
-        self.calls: list[NamedCall | None] = []
+        self.calls: Sequence[NamedCall | None] = named_calls(self.rows)
         self.call_shapes: list[int] = []
-        self.opcodes = np.clip([call.opcode for call in body.calls], 0, 7)
+        opcodes = [
+            body.calls[number].opcode if call is None else call.opcode
+            for number, call in enumerate(self.calls)
+        ]
+        self.opcodes = np.array([min(max(opcode, 0), 7) for opcode in opcodes], np.int64)
+        self._tensors_of_values = [
+            _tensor_of(row) if len(row) <= LONGEST_ROW else None for row in self.rows["values"]
+        ]
 
     @property
     def values_seen(self) -> int:
@@ -82,22 +90,22 @@ class RowChecker(ArgumentChecker):
     def use_call(self, index: int) -> None:
         """Check a row of `calls` at its first use."""
         self._first("calls", index)
-        call = named_call(index, self.rows)
-        holes = known_call(call.key) if call is not None else None
+        call = self.calls[index]
+        holes = None if call is None else known_call(call.key)
         if call is None or holes is None:
             holes = self._use_new(index)
         else:
             self._use_references(call.references)
-        self.calls.append(call)
         self.call_shapes.append(holes)
 
     def _use_references(self, references: CallReferences) -> None:
         """Check the references of a call that is right by itself."""
-        if references.target:
-            self.use_target(references.target - 1)
-        for text in references.texts:
+        target, texts, devices = references
+        if target > self._next["targets"]:
+            self.use_target(target - 1)
+        for text in texts:
             self._first("strings", text)
-        for device in references.devices:
+        for device in devices:
             self.use_device(device)
 
     def _use_new(self, index: int) -> int:
@@ -143,9 +151,8 @@ class RowChecker(ArgumentChecker):
 
     def use_tensor(self, index: int) -> None:
         """Check a reference to a tensor description."""
-        if index < self._next["tensors"]:
+        if not self._first("tensors", index):
             return
-        self._first("tensors", index)
         serialized = self.rows["tensors"][index]
         known = known_tensor(serialized) if len(serialized) <= LONGEST_ROW else None
         row = known or read_tensor(self._body.tensors[index], f"tensors[{index}]")
@@ -177,14 +184,15 @@ class RowChecker(ArgumentChecker):
 
     def use_value(self, index: int, depth: int = 0) -> None:
         """Check a reference to a value description; rows inside come before it."""
-        if index < self._next["values"]:
+        following = self._next
+        if index < following["values"]:
             return
         if index >= self._sizes["values"] or depth >= MAX_DEPTH:
             raise DecodeError("out of range, or nested too deeply", field=f"values[{index}]")
-        serialized = self.rows["values"][index]
-        tensor = _tensor_of(serialized) if len(serialized) <= LONGEST_ROW else None
+        tensor = self._tensors_of_values[index]
         if tensor is not None:
-            self.use_tensor(tensor)
+            if tensor >= following["tensors"]:
+                self.use_tensor(tensor)
             self._first("values", index)
             return
         row, field = self._body.values[index], f"values[{index}]"

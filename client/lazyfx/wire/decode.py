@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import names, process_groups
-from lazyfx.wire.call_references import named_call
+from lazyfx.wire.call_references import named_calls
 from lazyfx.wire.canonical import CanonicalBody, read_canonical
 from lazyfx.wire.columns import GraphReading, column, read_operands, split_rows
 from lazyfx.wire.format import DEVICE_TYPE_NAMES
@@ -68,8 +68,7 @@ def decode(
         body = read_canonical(body)
     elif isinstance(body, pb.GraphBody):
         rows = split_rows(body.SerializeToString(deterministic=True))
-        calls = [named_call(number, rows) for number in range(len(body.calls))]
-        body = CanonicalBody(body, calls, ())
+        body = CanonicalBody(body, named_calls(rows), ())
     return _Decoder(body, presentation, bind, module_class, on_root, metadata, public).module()
 
 
@@ -150,7 +149,11 @@ class _Decoder:
             targets[node] = _attribute_path(columns, paths, shapes[calls[node]].op, attribute, node)
         stars = {call: t.stars for call, t in templates.items() if t.shape.op == "placeholder"}
         own = compress(range(len(calls)), map(stars.__contains__, calls))
-        _name_targets(targets, [(i, stars[calls[i]]) for i in own], node_names, arguments)
+        if arguments or any(stars.values()):
+            _name_targets(targets, [(i, stars[calls[i]]) for i in own], node_names, arguments)
+        else:
+            for node in own:
+                targets[node] = node_names[node]
         return NodePlan(node_names, calls, shapes, targets, reading.operands.tolist(), counts)
 
     def _read_templates(self, calls: Sequence[int]) -> dict[int, Template]:

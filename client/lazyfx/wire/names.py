@@ -85,7 +85,8 @@ def count_names(message: pb.GraphNames, count: int) -> tuple[list[str], dict[str
         raise DecodeError(f"{wrong[:100]!r} is not a name", field="presentation.stems")
     if count and stem.max() >= len(stems):
         raise DecodeError("a stem index out of range", field="presentation.stem")
-    ends = map(_spell, suffixes.tolist())
+    spell = _ENDS.__getitem__ if count and suffixes.max() < len(_ENDS) else _end
+    ends = map(spell, suffixes.tolist())
     names = list(map(add, map(stems.__getitem__, stem.tolist()), ends))
     distinct = set(names)
     if len(distinct) != count:
@@ -104,9 +105,11 @@ def _is_plain(stem: str) -> bool:
     return stem.isidentifier() and stem.isascii()
 
 
-@lru_cache(maxsize=4096)
-def _spell(suffix: int) -> str:
+def _end(suffix: int) -> str:
     return join("", suffix)
+
+
+_ENDS = tuple(map(_end, range(4096)))
 
 
 def check_identifier(name: str, field: str) -> None:

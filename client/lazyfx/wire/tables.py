@@ -136,21 +136,30 @@ class Tables:
         )  # fmt: skip
         found = self._tensors.get(key)
         if found is None:
-            known = None if symbolic else row_memory.TENSORS.get(key)
-            if known is None:
+            found = None if symbolic else self._known_tensor(key, device)
+            if found is None:
                 row = self._describe(tensor, parameter, size, stride, offset)
                 if not symbolic:
-                    self._remember(key, row)
-            else:
-                row = pb.TensorDescription.FromString(known)
-                row.device = self.device(device)
-            found = self._tensors[key] = self.add_tensor(row)
+                    _remember(key, row)
+                found = self.add_tensor(row)
+            self._tensors[key] = found
         return found
 
-    def _remember(self, key: tuple[Any, ...], row: pb.TensorDescription) -> None:
-        device, row.device = row.device, 0
-        row_memory.TENSORS.put(key, row.SerializeToString())
-        row.device = device
+    def _known_tensor(self, key: tuple[Any, ...], device: torch.device) -> int | None:
+        """Index of a description that some graph had before; None where none had."""
+        known = row_memory.TENSORS.get(key)
+        if known is None:
+            return None
+        number = self.device(device)
+        if number:
+            row = pb.TensorDescription.FromString(known)
+            row.device = number
+            return self.add_tensor(row)
+        found = self._tensors.get(known)
+        if found is None:
+            found = self._tensors[known] = len(self.body.tensors)
+            self.body.tensors.add().MergeFromString(known)
+        return found
 
     def _describe(
         self, tensor: torch.Tensor, parameter: bool, size: Any, stride: Any, offset: int
@@ -239,11 +248,18 @@ class Tables:
         )  # fmt: skip
         found = self._fakes.get(key)
         if found is None:
-            found = self._fakes[key] = self._tensor_value(tensor, parameter)
+            row = self._known_tensor(key, tensor.fake_device)
+            if row is None:
+                row = self.tensor(tensor, parameter=parameter)
+                _remember(key, self.body.tensors[row])
+            found = self._fakes[key] = self._value_of_tensor(row)
         return found
 
     def _tensor_value(self, tensor: torch.Tensor, parameter: bool) -> int:
-        row = self.tensor(tensor, parameter=parameter)
+        return self._value_of_tensor(self.tensor(tensor, parameter=parameter))
+
+    def _value_of_tensor(self, row: int) -> int:
+        """Index of the value that is a described tensor."""
         found = self._values.get(row)
         if found is None:
             found = self._values[row] = self.add_value(pb.ValueDescription(tensor=row))
@@ -259,6 +275,13 @@ class Tables:
         if found is None:
             found = self._transfers[id(source)] = Transfer(source, self)
         return found
+
+
+def _remember(key: tuple[Any, ...], row: pb.TensorDescription) -> None:
+    """Keep a static description for later graphs; of which device it is they say themselves."""
+    device, row.device = row.device, 0
+    row_memory.TENSORS.put(key, row.SerializeToString())
+    row.device = device
 
 
 def _refuse(tensor: torch.Tensor) -> UnsupportedGraphError:
