@@ -90,6 +90,13 @@ async def test_crash_fails_its_job_only(start: Start, job: str, ending: str) -> 
     assert reasons == ["crash"]
 
 
+async def test_ending_is_told_of_a_worker_that_is_not_quite_dead_yet(start: Start) -> None:
+    executor = await start(workers=1)
+    for _ in range(5):
+        with pytest.raises(WorkerCrashed, match="killed by SIGKILL"):
+            await executor.run(order("let_go_and_hang"), timeout=30)
+
+
 @pytest.mark.parametrize("job", ["ignore_signals_and_hang", "native"])
 async def test_hung_job_is_killed_and_replaced(start: Start, tmp_path: Path, job: str) -> None:
     reasons: list[str] = []

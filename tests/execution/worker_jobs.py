@@ -62,6 +62,13 @@ def vanish() -> bytes:
     os._exit(3)
 
 
+def let_go_and_hang() -> bytes:
+    """Closes all that its server could see the end of, and lives on."""
+    os.closerange(3, 1024)
+    time.sleep(3600)
+    return b""
+
+
 def sleep(seconds: float, touch: str = "") -> bytes:
     if touch:
         Path(touch).write_text(str(os.getpid()))
@@ -151,6 +158,7 @@ ORDERS = {
         segfault,
         kill_self,
         vanish,
+        let_go_and_hang,
         sleep,
         hang_in_native_code,
         ignore_signals_and_hang,

@@ -29,6 +29,9 @@ from lazyfx_server.execution.worker_side import serve
 
 _EXIT_SECONDS: Final = 2.0
 """How long a worker that was asked to leave may take for its own clean-up."""
+_REAP_SECONDS: Final = 2.0
+"""How long its exit status is waited for when nothing else is missing."""
+_REAP_INTERVAL: Final = 0.005
 
 
 class WorkerLost(WorkerCrashed):
@@ -89,6 +92,7 @@ class Worker(asyncio.Protocol):
         self._started = False
         self._exited = False
         self._disconnected = False
+        self._reap_until = 0.0
         loop.add_reader(self._sentinel, self._process_ended)
 
     @classmethod
@@ -239,6 +243,7 @@ class Worker(asyncio.Protocol):
     def _process_ended(self) -> None:
         self._loop.remove_reader(self._sentinel)
         self._exited = True
+        self._reap_until = self._loop.time() + _REAP_SECONDS
         self._kill_group()  # what the job left running
         if self._transport is None:
             self._disconnected = True
@@ -251,6 +256,11 @@ class Worker(asyncio.Protocol):
         if not (self._exited and self._disconnected) or self.gone.done():
             return
         exitcode = self._process.exitcode if self._process else None
+        if exitcode is None and self._loop.time() < self._reap_until:
+            # The kernel closes the files of a dying process, the sentinel among them, before
+            # its status can be read; or another thread of this process is reading it just now.
+            self._loop.call_later(_REAP_INTERVAL, self._settle)
+            return
         ending = _ending(exitcode)
         self._process = None  # closes its pipes now, rather than when cycles are collected
         if not self.ready.done():
