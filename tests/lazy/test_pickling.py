@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from elsewhere import KINDS, Elsewhere
+from elsewhere import KINDS, Elsewhere, unlike
 from torch import nn
 from torch._higher_order_ops.associative_scan import associative_scan
 from torch._higher_order_ops.while_loop import while_loop
@@ -359,6 +359,30 @@ def test_calls_that_no_import_finds_are_made_again(kind: str, assemble: Assemble
     loaded = load(assemble(module), kind)
     inputs = torch.randn(3, 4)
     assert torch.equal(loaded(inputs), module(inputs))
+
+
+@BOTH
+def test_numbers_that_torch_writes_wrong_are_right(kind: str, assemble: Assemble) -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    powers = [graph.call_function(operator.pow, (base, x)) for base in (-2, -2.0, 2, -1j)]
+    numbers = (complex(-0.0, -1e-28), -1j, complex(0.0, -0.0), 1 + 2j, complex("inf"), -2 - 3j)
+    factors = [graph.call_function(torch.mul, (powers[0], number)) for number in numbers]
+    graph.output((*powers, *factors))
+    module = GraphModule(nn.Module(), graph)
+    loaded = load(assemble(module), kind)
+    x = torch.tensor([2.0, 1.0])
+    expected = torch.fx.Interpreter(module).run(x)
+    assert unlike(loaded(x), expected) == ""
+    signs = [
+        [
+            torch.signbit(part).tolist()
+            for value in values
+            for part in torch.view_as_real(value).unbind(-1)
+        ]
+        for values in (loaded(x)[4:], expected[4:])
+    ]
+    assert signs[0] == signs[1]
 
 
 @BOTH

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -103,26 +106,35 @@ class ModuleForms:
         return after(made, *steps)
 
     def _node(self, node: Node, create: Made, nodes: Mapping[Node, Made]) -> Made:
-        target = node.target if isinstance(node.target, str) else self._callables.form(node.target)
-        arguments = self._argument(node.args, nodes), self._argument(node.kwargs, nodes)
+        argument = partial(self._argument, create=create, nodes=nodes)
+        arguments = argument(node.args), argument(node.kwargs)
+        target: Any = node.target
+        if target is operator.pow and not isinstance(node.args[0], Node):
+            # torch.fx writes -2 ** x, which is -(2 ** x).
+            target = named("builtins.pow")
+        elif not isinstance(target, str):
+            target = self._callables.form(target)
         call: tuple[Any, ...] = (node.op, target, *arguments, node.name)
         return Made(create, call if node.type is None else (*call, node.type))
 
-    def _argument(self, argument: Any, nodes: Mapping[Node, Made]) -> Any:
+    def _argument(self, argument: Any, create: Made, nodes: Mapping[Node, Made]) -> Any:
         if isinstance(argument, Node):
             return nodes[argument]
+        within = partial(self._argument, create=create, nodes=nodes)
         if type(argument) is tuple:
-            return tuple(self._argument(part, nodes) for part in argument)
+            return tuple(map(within, argument))
         if isinstance(argument, list):
-            return [self._argument(part, nodes) for part in argument]
+            return list(map(within, argument))
         if isinstance(argument, dict):
-            return {key: self._argument(part, nodes) for key, part in argument.items()}
+            return {key: within(part) for key, part in argument.items()}
         if isinstance(argument, slice):
-            parts = (argument.start, argument.stop, argument.step)
-            return Made(slice, tuple(self._argument(part, nodes) for part in parts))
+            return Made(slice, tuple(map(within, (argument.start, argument.stop, argument.step))))
         if isinstance(argument, tuple) and any(isinstance(part, Node) for part in argument):
-            parts = tuple(self._argument(part, nodes) for part in argument)
+            parts = tuple(map(within, argument))
             return Made(type(argument), parts if hasattr(argument, "_fields") else (parts,))
+        if isinstance(argument, complex) and not _is_read_back(argument):
+            parts = (argument.real, argument.imag)
+            return Made(create, ("call_function", named("builtins.complex"), parts))
         if argument is ...:
             return named("builtins.Ellipsis")
         if isinstance(argument, _NAMED_BY_TORCH):
@@ -130,3 +142,12 @@ class ModuleForms:
         if callable(argument) and not isinstance(argument, type):
             return self._callables.form(argument)
         return argument
+
+
+def _is_read_back(number: complex) -> bool:
+    """Whether the text that torch.fx writes is this number: that of -1j has another real part."""
+    try:
+        read = ast.literal_eval(complex.__repr__(number))
+    except ValueError:  # parts that are infinite or not a number
+        return False
+    return (repr(read.real), repr(read.imag)) == (repr(number.real), repr(number.imag))
