@@ -32,7 +32,8 @@ def samples(start: int = 0, step: int = 1) -> Iterator[tuple[str, Callable[..., 
             sample = None
         if sample is not None:
             function, tensors = _of_tensors(op, sample)
-            yield op.formatted_name, function, tensors
+            if all(tensor.layout is torch.strided for tensor in tensors):
+                yield op.formatted_name, function, tensors
 
 
 def captured(way: str, function: Callable[..., Any], tensors: list[Any]) -> GraphModule | None:
