@@ -116,7 +116,6 @@ torch.testing.assert_close(found, outputs, rtol=1e-4, atol=1e-5)
 
 def test_what_a_graph_writes_is_there_at_the_next_call(native_server: Any, tmp_path: Path) -> None:
     model, calls = Writing().train(), [(torch.randn(4, 2),) for _ in range(3)]
-    # The export of one model runs none of it.
     with lazyfx.connect(native_server.address, timeout=280) as client:
         remote = client.compile(model, example_inputs=calls[0])
         path = remote.save_aot_inductor(tmp_path / "writing.pt2")
@@ -127,6 +126,9 @@ def test_what_a_graph_writes_is_there_at_the_next_call(native_server: Any, tmp_p
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
         assert run.returncode == 0, run.stderr
 
+
+def test_memory_that_is_shared_and_written_is_refused(native_server: Any, tmp_path: Path) -> None:
+    with lazyfx.connect(native_server.address, timeout=280) as client:
         overlapping = client.compile(Overlapping(), example_inputs=(torch.ones(2),))
         with pytest.raises(lazyfx.LazyfxError, match="share memory"):
             overlapping.save_aot_inductor(tmp_path / "overlapping.pt2")

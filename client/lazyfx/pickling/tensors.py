@@ -42,7 +42,13 @@ class TensorPickler(pickle.Pickler):
         if key not in self._storages:
             self._storages[key] = torch_names.bytes_of(tensor.untyped_storage())
         place = (tensor.storage_offset(), tuple(tensor.size()), tensor.stride())
-        arguments = (self._storages[key], *place, False, OrderedDict(), tensor.dtype)
+        arguments: tuple[Any, ...] = (
+            self._storages[key],
+            *place,
+            False,
+            OrderedDict(),
+            tensor.dtype,
+        )
         metadata = torch_names.metadata_of(tensor)
         return torch_names.rebuild_tensor, (*arguments, metadata) if metadata else arguments
 

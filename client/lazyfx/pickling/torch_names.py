@@ -26,12 +26,12 @@ __all__ = [
 
 def bytes_of(storage: torch.UntypedStorage) -> torch.storage.TypedStorage:
     """A storage as bytes: what torch writes and reads in a pickle whatever is in it."""
-    return torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.uint8, _internal=True)  # type: ignore[no-untyped-call]
+    return torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.uint8, _internal=True)
 
 
 def metadata_of(tensor: torch.Tensor) -> dict[str, Any]:
     """Whether a tensor is to be read conjugated or negated."""
-    return dict(get_tensor_metadata(tensor))  # type: ignore[no-untyped-call]
+    return dict(get_tensor_metadata(tensor))
 
 
 def pytree_info_of(codegen: CodeGen) -> _PyTreeInfo | None:
