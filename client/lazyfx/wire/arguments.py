@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import symbols, targets, unknown_targets
+from lazyfx.wire import exact_literals, symbols, targets, unknown_targets
 from lazyfx.wire.format import (
     DEVICE_TEXT,
     DTYPES,
@@ -113,6 +113,8 @@ def _walk_rare(
         key.append(tables.groups.number(argument))
     elif isinstance(argument, _SYMBOLIC):
         _walk_symbolic(argument, key, tables)
+    elif kind in exact_literals.TYPES:
+        walk(exact_literals.plain(argument), key, holes, tables, depth)
     elif isinstance(argument, Node):
         key.append(_HOLE)
         holes.append(argument)
@@ -288,6 +290,9 @@ _WRITERS: dict[type, Callable[[Any, pb.Argument, Tables], None]] = {
     **dict.fromkeys(_DICTS, _write_dictionary),
     slice: _write_slice,
     complex: _write_complex,
+    exact_literals.ParenthesizedInt: _write_integer,
+    exact_literals.ParenthesizedFloat: _setter("floating", lambda value, _: canonical_float(value)),
+    exact_literals.ExactComplex: _write_complex,
     torch.dtype: _setter("dtype", _known_dtype),
     torch.device: _setter("device", lambda argument, tables: tables.device(argument)),
     torch.layout: _setter("layout", _known_layout),
