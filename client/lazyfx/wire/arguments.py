@@ -85,13 +85,16 @@ def walk(argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth
         _walk_rare(argument, key, holes, tables, depth)
 
 
-def _walk_rare(
+def _walk_rare(  # noqa: C901 - one branch a kind
     argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth: int
 ) -> None:
+    argument = exact_literals.plain(argument)
     kind = type(argument)
     if depth >= MAX_DEPTH:
         raise UnsupportedGraphError("an argument is nested too deeply")
-    if kind is slice:
+    if kind is int or kind is float:
+        walk(argument, key, holes, tables, depth)
+    elif kind is slice:
         key.append(slice)
         for part in (argument.start, argument.stop, argument.step):
             walk(part, key, holes, tables, depth + 1)
@@ -113,8 +116,6 @@ def _walk_rare(
         key.append(tables.groups.number(argument))
     elif isinstance(argument, _SYMBOLIC):
         _walk_symbolic(argument, key, tables)
-    elif kind in exact_literals.TYPES:
-        walk(exact_literals.plain(argument), key, holes, tables, depth)
     elif isinstance(argument, Node):
         key.append(_HOLE)
         holes.append(argument)

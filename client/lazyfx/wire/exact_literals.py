@@ -48,7 +48,7 @@ class ExactComplex(complex):
         return (complex, (self.real, self.imag))
 
 
-TYPES: dict[type, Callable[[Any], Any]] = {
+_TYPES: dict[type, Callable[[Any], Any]] = {
     ParenthesizedInt: int,
     ParenthesizedFloat: float,
     ExactComplex: lambda value: complex(value.real, value.imag),
@@ -79,5 +79,5 @@ def _real(value: object) -> float | int:
 
 def plain(value: Any) -> Any:
     """A number without what says how it is written; any other value as it is."""
-    make = TYPES.get(type(value))
+    make = _TYPES.get(type(value))
     return value if make is None else make(value)
