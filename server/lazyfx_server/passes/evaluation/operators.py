@@ -88,6 +88,7 @@ INDEXING = {
     "scatter_add": checks.indices("index", checks.size_at("self", "dim"), negative=False),
     "scatter_reduce": checks.indices("index", checks.size_at("self", "dim"), negative=False),
     "take": checks.indices("index", checks.elements("self"), negative=True),
+    "put": checks.indices("index", checks.elements("self"), negative=True),
     "index": checks.indices_of_each_dimension("indices"),
     "index_put": checks.indices_of_each_dimension("indices"),
     "_unsafe_index": checks.indices_of_each_dimension("indices"),
