@@ -143,5 +143,3 @@ def encodable(module: GraphModule) -> bool:
     except Exception:  # noqa: BLE001 - what cannot be sent is no attack
         return False
     return True
-
-
