@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from torch.fx import Graph
 from torch.fx.graph import PythonCode
 
-from lazyfx_server.security.written.errors import SourceMismatchError
-from lazyfx_server.security.written.statements import Body
+from lazyfx.written.errors import SourceMismatchError
+from lazyfx.written.statements import Body
 
 # What types are written with: names, brackets and bars, and no calls.
 _PARTS_OF_TYPES = (

@@ -12,8 +12,8 @@ from torch.fx import Graph, Node
 from torch.fx.graph import inplace_methods, magic_methods
 from torch.utils import _pytree as pytree
 
-from lazyfx_server.security.written.arguments import Reader
-from lazyfx_server.security.written.errors import SourceMismatchError
+from lazyfx.written.arguments import Reader
+from lazyfx.written.errors import SourceMismatchError
 
 _HOLE = "_hole_"
 
