@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError as ProtobufError
@@ -27,6 +28,10 @@ def check_response(response: pb.CompileResponse, bounds: AnswerBounds) -> None:
         raise ProtocolError("is not 32 bytes", field="module_key")
     if len(response.request_token) not in (0, _KEY_BYTES):
         raise ProtocolError("is not 32 bytes", field="request_token")
+    report = response.report
+    seconds = (report.seconds, report.pass_seconds, report.queue_seconds, report.saved_seconds)
+    if not all(map(math.isfinite, seconds)):
+        raise ProtocolError("a time that is not a number of seconds", field="report")
     if not response.constants:
         return
     if len(response.constants) > _MOST_CONSTANTS:
