@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
+from typing import TypeAlias
 
 from typing_extensions import Self
 
@@ -21,6 +22,8 @@ from lazyfx.status import status_to_error
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import Provenance, Verifier
+
+Job: TypeAlias = "tuple[Compilable, Passes] | tuple[Compilable, Passes, ExampleInputs]"
 
 
 class AsyncClient:
@@ -160,14 +163,14 @@ class AsyncClient:
         return AsyncRemoteModule(self, prepared, response)
 
     def compile_many(
-        self, jobs: Sequence[tuple[Compilable, Passes]], *, send_values: bool = False
+        self, jobs: Sequence[Job], *, send_values: bool = False
     ) -> AsyncIterator[tuple[int, AsyncRemoteModule | LazyfxError]]:
         """Compile many graphs over one stream.
 
         They are captured here and now, under the modes of this thread.
 
         Args:
-            jobs: What to compile, and the passes for it.
+            jobs: What to compile, the passes for it, and for a Module its example inputs.
             send_values: As for `compile`.
 
         Yields:
@@ -179,13 +182,9 @@ class AsyncClient:
         """
         return self.compile_prepared(self.prepare_many(jobs, send_values=send_values))
 
-    def prepare_many(
-        self, jobs: Sequence[tuple[Compilable, Passes]], *, send_values: bool = False
-    ) -> list[Prepared]:
+    def prepare_many(self, jobs: Sequence[Job], *, send_values: bool = False) -> list[Prepared]:
         """Capture and encode the jobs of `compile_many`, without any I/O."""
-        return [
-            self.prepare(what, passes, fresh=True, send_values=send_values) for what, passes in jobs
-        ]
+        return [self.prepare(*job, fresh=True, send_values=send_values) for job in jobs]
 
     async def compile_prepared(
         self, prepared: Sequence[Prepared]

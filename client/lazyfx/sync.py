@@ -14,7 +14,7 @@ from typing_extensions import Self
 from lazyfx.access import Tls
 from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.capture import Compilable, ExampleInputs
-from lazyfx.client import AsyncClient
+from lazyfx.client import AsyncClient, Job
 from lazyfx.errors import LazyfxError
 from lazyfx.loop import Loop
 from lazyfx.module import AsyncRemoteModule
@@ -142,7 +142,7 @@ class Client:
         return RemoteModule(self._loop, self._client.handle(prepared, response))
 
     def compile_many(
-        self, jobs: Sequence[tuple[Compilable, Passes]], *, send_values: bool = False
+        self, jobs: Sequence[Job], *, send_values: bool = False
     ) -> Iterator[tuple[int, RemoteModule | LazyfxError]]:
         """Compile many graphs over one stream; see `AsyncClient.compile_many`."""
         # Captured at once and in the caller's thread, as `compile` does.

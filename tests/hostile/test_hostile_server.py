@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hostile_server import HostileServer, Lies, hostile_server
-from roles import CONTROL, DCE, FOLD, ROLES, asks, net, statement
+from roles import CONTROL, DCE, FOLD, ROLES, Net, asks, net, statement
 
 import lazyfx
 from lazyfx import errors
@@ -112,7 +112,7 @@ def test_values_go_where_they_may(
     liar.lies = Lies(before_compile=_ask_once())
     with lazyfx.connect(liar.address) as client:
         client.compile(net(), passes, **allowed)
-    assert liar.uploaded == net().scale.nbytes
+    assert liar.uploaded == Net().scale.nbytes
 
 
 def _ask_once():  # type: ignore[no-untyped-def]
