@@ -10,10 +10,11 @@ from typing_extensions import Self
 
 from lazyfx.access import Tls, access
 from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.asking import Asker
 from lazyfx.capture import Compilable, ExampleInputs
-from lazyfx.connection import Connection, OnProgress
+from lazyfx.connection import Connection
 from lazyfx.errors import LazyfxError, MissingBlobsError
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, Passes, listed

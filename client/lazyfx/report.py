@@ -216,16 +216,16 @@ def _verified(message: pb.CompileReport) -> Verified | None:
 def cache_of(message: pb.CacheResult) -> Cache:
     """Where an answer came from, in words."""
     reason = (
-        _name(pb.MissReason, message.miss_reason, "MISS_REASON_") if message.miss_reason else ""
+        enum_name(pb.MissReason, message.miss_reason, "MISS_REASON_") if message.miss_reason else ""
     )
     return Cache(
-        status=_name(pb.CacheStatus, message.status, "CACHE_STATUS_").lower(),
+        status=enum_name(pb.CacheStatus, message.status, "CACHE_STATUS_").lower(),
         reason=reason,
         explanation=printable(message.explanation),
     )
 
 
-def _name(enum: Any, number: int, prefix: str) -> str:
+def enum_name(enum: Any, number: int, prefix: str) -> str:
     """The name of an enum's number; "UNKNOWN" for one that a newer server may know."""
     found = enum.DESCRIPTOR.values_by_number.get(number)
     return "UNKNOWN" if found is None else str(found.name).removeprefix(prefix)

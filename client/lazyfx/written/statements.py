@@ -103,7 +103,8 @@ class Body:
 
     def _takes_what_is_flattened(self) -> bool:
         """Whether the function's arguments are those of the calling convention, in its order."""
-        expected = list(self._graph._codegen.pytree_info.orig_args)  # noqa: SLF001 - as above
+        info = getattr(self._graph._codegen, "pytree_info", None)  # noqa: SLF001 - as above
+        expected = list(info.orig_args) if info is not None else []
         if expected and expected[0] == self._root:
             del expected[0]
         return [name.lstrip("*") for name, _ in self._written_arguments()] == expected
