@@ -22,7 +22,6 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.written import SourceMismatchError, check_generated
 
-
 # From this many nodes on it takes longer to collect garbage than to make the nodes.
 _MANY_NODES = 20_000
 
