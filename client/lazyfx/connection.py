@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from lazyfx import status
 from lazyfx.access import Access, Tls, read_file
-from lazyfx.errors import ArtifactError, UnavailableError
+from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
+from lazyfx.answers.downloads import Download, OnProgress
+from lazyfx.answers.responses import check_response
+from lazyfx.errors import ProtocolError, UnavailableError
+from lazyfx.printable import make_printable
 from lazyfx.uploading import Blob, Progress, upload
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 
-Answer = TypeVar("Answer")
-OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
+Answer = TypeVar("Answer", bound=Message)
 
 CompileCall: TypeAlias = "grpc.aio.UnaryUnaryCall[pb.CompileRequest, pb.CompileResponse]"
 
 MAX_MESSAGE_BYTES = 64 * 2**20
+# No answer is one large message: artifacts come in chunks.
+MAX_ANSWER_BYTES = 16 * 2**20
+# Characters of one text in an answer about the server.
+_MOST_TEXT = 65_536
+# Answers of a stream of compiles may be as far apart as one compile is long; uploads have this
+# many bytes a second at least.
+_SLOWEST_UPLOAD = 128 * 1024
 _SERVICE = "lazyfx.v1.GraphCompiler"
 
 # Every method is safe to repeat: compiles are keyed by content, uploads by digest.
@@ -46,7 +56,7 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
     ("grpc.enable_retries", 1),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     # A peer that vanished without a word is noticed within a minute, also between calls.
     ("grpc.keepalive_time_ms", 40_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -64,12 +74,21 @@ class Connection:
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         access: What to show, and whom to believe.
+        bounds: How much of an answer is taken.
 
     Raises:
         LazyfxError: A certificate cannot be read, or a token would travel in the clear.
     """
 
-    def __init__(self, address: str, *, timeout: float, access: Access) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float,
+        access: Access,
+        bounds: AnswerBounds = DEFAULT_BOUNDS,
+    ) -> None:
+        self._bounds = bounds
         self.address = address
         self.timeout = timeout
         self._metadata = access.metadata(address)
@@ -91,21 +110,43 @@ class Connection:
 
         Raises:
             ServiceError: One of its kinds, by the status.
+            ProtocolError: The answer is malformed.
         """
-        return await self._unary(call)
+        response = await self._unary(call)
+        check_response(response, self._bounds)
+        return response
 
     async def compile_batch(
-        self, requests: AsyncIterator[pb.CompileBatchRequest]
+        self, requests: AsyncIterator[pb.CompileBatchRequest], count: int
     ) -> AsyncIterator[pb.CompileBatchResponse]:
         """Ask for many compiles; answers come as they finish.
 
+        Args:
+            requests: With ids from 0 to `count` - 1.
+            count: How many there are; each may take as long as a call.
+
+        Yields:
+            One answer for each.
+
         Raises:
             ServiceError: The stream as a whole failed.
+            ProtocolError: An answer is malformed, to another request, or a second one.
         """
-        call = self._stub.CompileBatch(requests, metadata=self._metadata)
+        call = self._stub.CompileBatch(
+            requests, timeout=self.timeout * max(1, count), metadata=self._metadata
+        )
+        due = set(range(count))
         try:
             async for response in call:
+                _require(response)
+                if response.request_id not in due:
+                    raise ProtocolError("an answer to no request", field="request_id")
+                due.remove(response.request_id)
+                if response.HasField("response"):
+                    check_response(response.response, self._bounds)
                 yield response
+            if due:
+                raise ProtocolError(f"the stream ended before {len(due)} of {count} answers")
         except grpc.aio.AioRpcError as error:
             raise status.to_error(error) from error
         finally:
@@ -127,52 +168,36 @@ class Connection:
 
         Raises:
             ArtifactError: What arrived is not what the server announced.
+            ProtocolError: It is more than is taken, or its parts are out of order.
             ServiceError: One of its kinds, by the status.
         """
-        data = bytearray()
+        download = Download(request, self._bounds, on_progress)
         try:
-            trailer = await self._download(request, data, timeout, on_progress)
+            await self._download(request, download, timeout)
         except UnavailableError:
-            if not data:
+            if not download.received:
                 raise
             resumed = pb.GetArtifactRequest()
             resumed.CopyFrom(request)
-            resumed.offset = len(data)
-            trailer = await self._download(resumed, data, timeout, on_progress)
-        if hashlib.sha256(data).digest() != trailer.digest.sha256:
-            raise ArtifactError(
-                f"the {pb.ArtifactKind.Name(request.kind)} that arrived does not have the "
-                "digest that the server announced; try again"
-            )
-        return bytes(data), trailer
+            resumed.offset = download.received
+            await self._download(resumed, download, timeout)
+        return download.finish()
 
     async def _download(
-        self,
-        request: pb.GetArtifactRequest,
-        data: bytearray,
-        timeout: float | None,
-        on_progress: OnProgress | None,
-    ) -> pb.ArtifactTrailer:
-        trailer: pb.ArtifactTrailer | None = None
+        self, request: pb.GetArtifactRequest, download: Download, timeout: float | None
+    ) -> None:
+        call = self._stub.GetArtifact(
+            request, timeout=timeout or self.timeout, metadata=self._metadata
+        )
+        download.begin()
         try:
-            async for part in self._stub.GetArtifact(
-                request, timeout=timeout or self.timeout, metadata=self._metadata
-            ):
-                if part.HasField("progress") and on_progress is not None:
-                    on_progress(part.progress)
-                elif part.HasField("chunk"):
-                    if part.chunk.offset != len(data):
-                        raise ArtifactError(
-                            f"a chunk at {part.chunk.offset} came where {len(data)} was due"
-                        )
-                    data += part.chunk.data
-                elif part.HasField("trailer"):
-                    trailer = part.trailer
+            async for part in call:
+                _require(part)
+                download.take(part)
         except grpc.aio.AioRpcError as error:
             raise status.to_error(error) from error
-        if trailer is None:
-            raise ArtifactError("the artifact's stream ended without a digest")
-        return trailer
+        finally:
+            call.cancel()  # a server that sends too much is not listened to any longer
 
     async def upload(self, blobs: Sequence[Blob], on_progress: Progress | None = None) -> None:
         """Send the blobs that the server lacks; see `uploading.upload`.
@@ -189,8 +214,11 @@ class Connection:
             return await self._unary(call)
 
         async def send(chunks: AsyncIterator[pb.UploadBlobsRequest]) -> pb.UploadBlobsResponse:
-            return await self._unary(self._stub.UploadBlobs(chunks, metadata=self._metadata))
+            call = self._stub.UploadBlobs(chunks, timeout=seconds, metadata=self._metadata)
+            return await self._unary(call)
 
+        size = sum(blob.digest.size_bytes for blob in blobs)
+        seconds = self.timeout + size / _SLOWEST_UPLOAD
         await upload(blobs, find, send, on_progress)
 
     async def passes(self) -> pb.ListPassesResponse:
@@ -198,27 +226,41 @@ class Connection:
         call = self._stub.ListPasses(
             pb.ListPassesRequest(), timeout=self.timeout, metadata=self._metadata
         )
-        return await self._unary(call)
+        return await self._told(call)
 
     async def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits."""
         call = self._stub.GetServerInfo(
             pb.GetServerInfoRequest(), timeout=self.timeout, metadata=self._metadata
         )
-        return await self._unary(call)
+        return await self._told(call)
 
     async def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
-        return await self._unary(
+        return await self._told(
             self._stub.GetStats(pb.GetStatsRequest(), timeout=self.timeout, metadata=self._metadata)
         )
+
+    async def _told(self, call: Awaitable[Answer]) -> Answer:
+        """An answer for people to read, its texts made safe to show."""
+        answer = await self._unary(call)
+        make_printable(answer, _MOST_TEXT)
+        return answer
 
     @staticmethod
     async def _unary(call: Awaitable[Answer]) -> Answer:
         try:
-            return await call
+            answer = await call
         except grpc.aio.AioRpcError as error:
             raise status.to_error(error) from error
+        _require(answer)
+        return answer
+
+
+def _require(answer: object) -> None:
+    """Refuse what gRPC gives in place of an answer that it could not parse."""
+    if not isinstance(answer, Message):
+        raise ProtocolError("the server's answer is not the message that it should be")
 
 
 def _channel(address: str, tls: Tls | None) -> grpc.aio.Channel:

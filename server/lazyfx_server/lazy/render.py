@@ -15,6 +15,7 @@ from lazyfx.pickling import package_module, pickle_module
 from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx.written import checked_generation
 from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
 from lazyfx_server.lazy.module import (
     LazyModule,
@@ -23,7 +24,6 @@ from lazyfx_server.lazy.module import (
     note_performed_together,
 )
 from lazyfx_server.lazy.picture import draw
-from lazyfx_server.security.written import checked_generation
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _MEDIA_TYPES = {
