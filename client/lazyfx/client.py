@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 
@@ -11,7 +12,7 @@ from lazyfx.access import Tls, access
 from lazyfx.asking import Asker
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import Connection, OnProgress
-from lazyfx.errors import LazyfxError, MissingBlobsError
+from lazyfx.errors import ForkedProcessError, LazyfxError, MissingBlobsError
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, Passes, listed
 from lazyfx.preparing import Prepared, Preparer
@@ -33,6 +34,9 @@ class AsyncClient:
         verify_keys: Public keys in hex that artifacts must be signed with (LAZYFX_VERIFY_KEYS).
             Without them the keys count that the server names at first use, if it is on this
             machine or has proved by TLS who it is.
+
+    Raises:
+        ForkedProcessError: This process was forked after a client had been opened.
     """
 
     def __init__(
@@ -69,10 +73,16 @@ class AsyncClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.close()
+        # A child that was forked in the block has nothing to close, and leaves as it would.
+        with contextlib.suppress(ForkedProcessError):
+            await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls under way in other tasks raise ClosedError.
+
+        Raises:
+            ForkedProcessError: The client was opened in the process that this one was forked from.
+        """
         await self._connection.close()
 
     async def compile(

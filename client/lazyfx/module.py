@@ -94,6 +94,11 @@ class AsyncRemoteModule:
         self._performed_here += _graph_modules(rebuilt)
         return rebuilt
 
+    @property
+    def built(self) -> GraphModule | None:
+        """The module that calls go to, or None before the first of them."""
+        return self._callable
+
     async def prepared_call(self) -> GraphModule:
         """The module that calls go to, built on first use."""
         if self._callable is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing_extensions import Self
 from lazyfx.access import Tls
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient
-from lazyfx.errors import LazyfxError
+from lazyfx.errors import ForkedProcessError, LazyfxError
 from lazyfx.loop import Loop
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import Modes, Passes, listed
@@ -38,6 +37,9 @@ class Client:
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
+
+    Raises:
+        ForkedProcessError: This process was forked after a client had been opened.
     """
 
     def __init__(
@@ -79,17 +81,21 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # A child that was forked in the block has nothing to close, and leaves as it would.
+        with contextlib.suppress(ForkedProcessError):
+            self.close()
 
     def close(self) -> None:
-        """Close the connection; handles made by this client can fetch nothing more.
+        """Close the connection; calls under way in other threads raise ClosedError at once.
 
-        A connection that does not close in a few seconds is left behind: a process that ends
-        must not wait for it.
+        Handles made by this client can fetch nothing more. A connection that does not close in a
+        few seconds is left behind: a process that ends must not wait for it.
+
+        Raises:
+            ForkedProcessError: The client was opened in the process that this one was forked from.
         """
-        with contextlib.suppress(concurrent.futures.TimeoutError):
-            self._loop.run(self._client.close(), _CLOSE_SECONDS)
-        self._loop.stop()
+        if self._loop.close():
+            self._loop.finish(self._client.close(), _CLOSE_SECONDS)
 
     def compile(
         self,
@@ -103,6 +109,7 @@ class Client:
         timeout: float | None = None,
     ) -> RemoteModule:
         """Compile a graph on the server; see `AsyncClient.compile`."""
+        self._loop.require_open()
         # Capturing and encoding happen in the caller's thread, whose grad mode, autocast
         # and default device they must see.
         wanted, modes = listed(passes), Modes(eager, verify)
@@ -128,6 +135,7 @@ class Client:
         self, jobs: Sequence[tuple[Compilable, Passes]]
     ) -> Iterator[tuple[int, RemoteModule | LazyfxError]]:
         """Compile many graphs over one stream; see `AsyncClient.compile_many`."""
+        self._loop.require_open()
         answers = self._client.compile_many(jobs)
         while (answer := self._loop.run(_next(answers))) is not None:
             i, result = answer

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
 from typing import Final
 
+from lazyfx import forking
 from lazyfx.errors import LazyfxError, TimedOutError, UnavailableError
 from lazyfx.sync import Client
 from lazyfx.v1 import compiler_pb2 as pb
@@ -63,22 +63,23 @@ def _anew(error: LazyfxError) -> LazyfxError:
 class _Sessions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: dict[tuple[int, str], Session] = {}
+        self._open: dict[str, Session] = {}
 
     def get(self, address: str) -> Session:
-        # A forked process cannot use its parent's connection.
-        key = (os.getpid(), address)
+        # Before the lock: in a forked process it may be held by a thread that is not there.
+        forking.require_unforked()
         with self._lock:
-            session = self._open.get(key)
+            session = self._open.get(address)
             if session is None:
-                session = self._open[key] = Session(address)
+                session = self._open[address] = Session(address)
             return session
 
     def close(self) -> None:
+        if forking.is_forked():
+            return
         with self._lock:
-            for (pid, _), session in self._open.items():
-                if pid == os.getpid():
-                    session.client.close()
+            for session in self._open.values():
+                session.client.close()
             self._open.clear()
 
 
@@ -88,7 +89,11 @@ atexit.register(_sessions.close)
 
 
 def session_for(address: str) -> Session:
-    """The session of this process with the server at `address`."""
+    """The session of this process with the server at `address`.
+
+    Raises:
+        ForkedProcessError: This process was forked after a session had been opened.
+    """
     return _sessions.get(address)
 
 
