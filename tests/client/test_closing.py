@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
+
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ async def test_a_download_that_is_cut_by_closing(server: Any) -> None:
 
 
 def files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def client_threads() -> int:
@@ -212,11 +213,11 @@ async def test_asynchronous_clients_that_are_dropped_leave_nothing(server: Any) 
 
 
 class Folded(torch.nn.Module):
-    """A product of a parameter alone, which can be folded."""
+    """A product of a buffer alone, which can be folded."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("weight", torch.randn(4, 4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.weight * 2
@@ -231,5 +232,6 @@ def test_a_call_from_the_clients_own_thread_is_refused(server: Any) -> None:
         told.append(caught.value)
 
     with lazyfx.connect(server.address, on_upload=use) as client:
-        client.compile(torch.fx.symbolic_trace(Folded()), ["constant_fold"])
+        program = torch.export.export(Folded(), (torch.ones(4, 4),))
+        client.compile(program, ["constant_fold"])
     assert told
