@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-
 import socket
 import threading
 import time
