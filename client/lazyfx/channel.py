@@ -11,6 +11,8 @@ import grpc.aio
 from lazyfx.access import Tls, read_file
 
 MAX_MESSAGE_BYTES = 64 * 2**20
+# No answer is one large message: artifacts come in chunks.
+MAX_ANSWER_BYTES = 16 * 2**20
 _SERVICE = "lazyfx.v1.GraphCompiler"
 
 # Every method is safe to repeat: compiles are keyed by content, uploads by digest.
@@ -33,7 +35,7 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
     ("grpc.enable_retries", 1),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     # A server that comes back is found within about two seconds, however long it was away.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),

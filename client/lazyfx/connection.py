@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from lazyfx import forking, status
 from lazyfx.access import Access
+from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
+from lazyfx.answers.downloads import Download, OnProgress
+from lazyfx.answers.responses import check_response
 from lazyfx.channel import open_channel
-from lazyfx.errors import ArtifactError, ClosedError, OverloadedError, UnavailableError
+from lazyfx.errors import ClosedError, OverloadedError, ProtocolError, UnavailableError
 from lazyfx.patience import Patience
+from lazyfx.printable import make_printable
 from lazyfx.uploading import Blob, Progress, upload
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 
-Request = TypeVar("Request")
-Answer = TypeVar("Answer")
+Request = TypeVar("Request", bound=Message)
+Answer = TypeVar("Answer", bound=Message)
 AnswerOut = TypeVar("AnswerOut", covariant=True)
 AnyCall = TypeVar("AnyCall")
-OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
+
+# Characters of one text in an answer about the server.
+_MOST_TEXT = 65_536
+# Answers of a stream of compiles may be as far apart as one compile is long; uploads have this
+# many bytes a second at least.
+_SLOWEST_UPLOAD = 128 * 1024
 
 _CLOSED_MEANWHILE: Final = "the client was closed while this call was waiting"
 
@@ -70,14 +79,23 @@ class Connection:
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         access: What to show, and whom to believe.
+        bounds: How much of an answer is taken.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened in its parent.
         LazyfxError: A certificate cannot be read, or a token would travel in the clear.
     """
 
-    def __init__(self, address: str, *, timeout: float, access: Access) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float,
+        access: Access,
+        bounds: AnswerBounds = DEFAULT_BOUNDS,
+    ) -> None:
         forking.opening_client()
+        self._bounds = bounds
         self.address = address
         self.timeout = timeout
         self._metadata = access.metadata(address)
@@ -131,27 +149,47 @@ class Connection:
         Raises:
             ClosedError: The connection was closed meanwhile.
             ServiceError: One of its kinds, by the status.
+            ProtocolError: The answer is malformed.
         """
-        try:
-            return await self._answer(call.first)
-        except OverloadedError as refusal:
-            await call.patience.wait(refusal)
-        return await self._unary(call.start, call.patience)
+        response = await self._unary(call.start, call.patience, first=call.first)
+        check_response(response, self._bounds)
+        return response
 
     async def compile_batch(
-        self, requests: AsyncIterator[pb.CompileBatchRequest]
+        self, requests: AsyncIterator[pb.CompileBatchRequest], count: int
     ) -> AsyncIterator[pb.CompileBatchResponse]:
         """Ask for many compiles; answers come as they finish.
 
+        Args:
+            requests: With ids from 0 to `count` - 1.
+            count: How many there are; each may take as long as a call.
+
+        Yields:
+            One answer for each.
+
         Raises:
             ServiceError: The stream as a whole failed.
+            ProtocolError: An answer is malformed, to another request, or a second one.
         """
         self.require_open()
-        call = self._kept(self._stub.CompileBatch(requests, metadata=self._metadata))
+        call = self._kept(
+            self._stub.CompileBatch(
+                requests, timeout=self.timeout * max(1, count), metadata=self._metadata
+            )
+        )
+        due = set(range(count))
         try:
             with self._errors():
                 async for response in call:
+                    _require(response)
+                    if response.request_id not in due:
+                        raise ProtocolError("an answer to no request", field="request_id")
+                    due.remove(response.request_id)
+                    if response.HasField("response"):
+                        check_response(response.response, self._bounds)
                     yield response
+            if due:
+                raise ProtocolError(f"the stream ended before {len(due)} of {count} answers")
         finally:
             call.cancel()
 
@@ -166,63 +204,47 @@ class Connection:
 
         Args:
             request: Which one.
-            timeout: Seconds that each attempt may take.
+            timeout: Seconds that each attempt may take, and waits between attempts together.
             on_progress: Told how far a native artifact is while it is being made.
 
         Raises:
             ArtifactError: What arrived is not what the server announced.
+            ProtocolError: It is more than is taken, or its parts are out of order.
             ServiceError: One of its kinds, by the status.
         """
-        data = bytearray()
+        download = Download(request, self._bounds, on_progress)
         patience = Patience(timeout or self.timeout, self._closing)
         resumed = False
         while True:
             try:
-                trailer = await self._download(request, data, timeout, on_progress)
-                break
+                await self._download(request, download, timeout)
             except OverloadedError as refusal:
                 await patience.wait(refusal)
             except UnavailableError:
-                if resumed or not data:
+                if resumed or not download.received:
                     raise
                 resumed = True
-        if hashlib.sha256(data).digest() != trailer.digest.sha256:
-            raise ArtifactError(
-                f"the {pb.ArtifactKind.Name(request.kind)} that arrived does not have the "
-                "digest that the server announced; try again"
-            )
-        return bytes(data), trailer
+            else:
+                return download.finish()
 
     async def _download(
-        self,
-        request: pb.GetArtifactRequest,
-        data: bytearray,
-        timeout: float | None,
-        on_progress: OnProgress | None,
-    ) -> pb.ArtifactTrailer:
+        self, request: pb.GetArtifactRequest, download: Download, timeout: float | None
+    ) -> None:
         wanted = pb.GetArtifactRequest()
         wanted.CopyFrom(request)
-        wanted.offset = len(data)
-        trailer: pb.ArtifactTrailer | None = None
+        wanted.offset = download.received
         self.require_open()
         call = self._kept(
             self._stub.GetArtifact(wanted, timeout=timeout or self.timeout, metadata=self._metadata)
         )
-        with self._errors():
-            async for part in call:
-                if part.HasField("progress") and on_progress is not None:
-                    on_progress(part.progress)
-                elif part.HasField("chunk"):
-                    if part.chunk.offset != len(data):
-                        raise ArtifactError(
-                            f"a chunk at {part.chunk.offset} came where {len(data)} was due"
-                        )
-                    data += part.chunk.data
-                elif part.HasField("trailer"):
-                    trailer = part.trailer
-        if trailer is None:
-            raise ArtifactError("the artifact's stream ended without a digest")
-        return trailer
+        download.begin()
+        try:
+            with self._errors():
+                async for part in call:
+                    _require(part)
+                    download.take(part)
+        finally:
+            call.cancel()  # a server that sends too much is not listened to any longer
 
     async def upload(self, blobs: Sequence[Blob], on_progress: Progress | None = None) -> None:
         """Send the blobs that the server lacks; see `uploading.upload`.
@@ -237,45 +259,60 @@ class Connection:
 
         async def send(chunks: AsyncIterator[pb.UploadBlobsRequest]) -> pb.UploadBlobsResponse:
             self.require_open()
-            call = self._stub.UploadBlobs(chunks, metadata=self._metadata)
+            call = self._stub.UploadBlobs(chunks, timeout=seconds, metadata=self._metadata)
             return await self._answer(self._kept(call))
 
+        size = sum(blob.digest.size_bytes for blob in blobs)
+        seconds = self.timeout + size / _SLOWEST_UPLOAD
         patience = Patience(self.timeout, self._closing)
         await upload(blobs, find, send, on_progress, when_refused=patience.wait)
 
     async def passes(self) -> pb.ListPassesResponse:
         """The passes that the server runs."""
-        return await self._ask(self._stub.ListPasses, pb.ListPassesRequest())
+        return await self._about(self._stub.ListPasses, pb.ListPassesRequest())
 
     async def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits."""
-        return await self._ask(self._stub.GetServerInfo, pb.GetServerInfoRequest())
+        return await self._about(self._stub.GetServerInfo, pb.GetServerInfoRequest())
 
     async def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
-        return await self._ask(self._stub.GetStats, pb.GetStatsRequest())
+        return await self._about(self._stub.GetStats, pb.GetStatsRequest())
+
+    async def _about(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Answer], request: Request
+    ) -> Answer:
+        """An answer for people to read, its texts made safe to show."""
+        answer = await self._ask(method, request)
+        make_printable(answer, _MOST_TEXT)
+        return answer
 
     async def _ask(
-        self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Answer],
-        request: Request,
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Answer], request: Request
     ) -> Answer:
         def start(seconds: float) -> Call[Answer]:
             return self._kept(method(request, timeout=seconds, metadata=self._metadata))
 
         return await self._unary(start, Patience(self.timeout, self._closing))
 
-    async def _unary(self, start: Start[Answer], patience: Patience) -> Answer:
+    async def _unary(
+        self, start: Start[Answer], patience: Patience, first: Call[Answer] | None = None
+    ) -> Answer:
+        """The answer to a call, made again as often as the server refuses it for now."""
+        call = first
         while True:
             self.require_open()
             try:
-                return await self._answer(start(patience.left()))
+                return await self._answer(call or start(patience.left()))
             except OverloadedError as refusal:
+                call = None
                 await patience.wait(refusal)
 
     async def _answer(self, call: Call[Answer]) -> Answer:
         with self._errors():
-            return await call
+            answer = await call
+        _require(answer)
+        return answer
 
     def _kept(self, call: AnyCall) -> AnyCall:
         forking.keep_in_children(call)
@@ -301,3 +338,9 @@ def _is_being_cancelled() -> bool:
     """Whether somebody cancels the task that asks; Python 3.10 cannot tell, and says no."""
     cancelling = getattr(asyncio.current_task(), "cancelling", None)
     return cancelling is not None and cancelling() > 0
+
+
+def _require(answer: object) -> None:
+    """Refuse what gRPC gives in place of an answer that it could not parse."""
+    if not isinstance(answer, Message):
+        raise ProtocolError("the server's answer is not the message that it should be")

@@ -5,6 +5,8 @@
     LazyfxError
     ├── UnsupportedGraphError      the graph cannot go on the wire; names the node
     ├── DecodeError                bytes that are not a graph in canonical form
+    │   └── ProtocolError              the server sent what it may not send, or too much of it
+    ├── ValuesRefusedError         the server asked for values of tensors; none were sent
     ├── IncompatibleError          what the server makes would not run on this machine
     ├── ClosedError                the client was closed before the call, or while it was waiting
     ├── ForkedProcessError         this process was forked after a client had been opened
@@ -65,6 +67,18 @@ class DecodeError(LazyfxError):
         where = f"{field}: " if field else ""
         at = f" (node {node})" if node is not None else ""
         super().__init__(f"{where}{message}{at}")
+
+
+class ProtocolError(DecodeError):
+    """The server sent what no server may send: malformed, out of order, or over a bound."""
+
+
+class ValuesRefusedError(LazyfxError):
+    """The server asked for values of tensors that no pass of the request is known to read.
+
+    Nothing was sent. Passes that are not lazyfx's own may read values: allow them with
+    `send_values=True`.
+    """
 
 
 class IncompatibleError(LazyfxError):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeAlias
 
+from lazyfx.answers.bounds import AnswerBounds
+from lazyfx.answers.refusals import Refusals
 from lazyfx.errors import LazyfxError, NotFoundError
 from lazyfx.preparing import Prepared
 from lazyfx.v1 import compiler_pb2 as pb
@@ -16,7 +18,15 @@ OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
 
 
 class Fetcher(Protocol):
-    """What a handle needs of its client."""
+    """What a handle needs of its client.
+
+    Attributes:
+        bounds: How much is taken from the server.
+        refusals: Counts what is refused.
+    """
+
+    bounds: AnswerBounds
+    refusals: Refusals
 
     async def fetch(
         self,

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from lazyfx.errors import (
     InvalidRequestError,
     OverloadedError,
+    ProtocolError,
     ServerFaultError,
     TimedOutError,
     UnavailableError,
@@ -95,10 +96,17 @@ async def _missing(find: Find, wanted: dict[bytes, Blob]) -> list[tuple[Blob, in
     answer = await find([blob.digest for blob in wanted.values()])
     # A server of an earlier release does not say what it has received.
     received = list(answer.received) or [0] * len(answer.missing)
-    return [
-        (wanted[digest.sha256], offset)
-        for digest, offset in zip(answer.missing, received, strict=True)
-    ]
+    asked = [digest.sha256 for digest in answer.missing]
+    if (
+        len(received) != len(asked)
+        or len(set(asked)) != len(asked)
+        or not wanted.keys() >= {*asked}
+    ):
+        raise ProtocolError("blobs that were not offered, or one twice", field="missing")
+    missing = [(wanted[sha256], offset) for sha256, offset in zip(asked, received, strict=True)]
+    if any(offset > blob.digest.size_bytes for blob, offset in missing):
+        raise ProtocolError("more of a blob than there is", field="received")
+    return missing
 
 
 async def _chunks(

@@ -1,6 +1,6 @@
 """Which calls still wait for their backward pass.
 
-A graph that runs as it is saves tensors as eager code does, buffers among them, and the compiled one
+A graph that runs as it is saves tensors as eager code does, buffers too, and the compiled one
 writes these buffers where autograd counts it. So a call that ran as it is and the one that
 follows it before its backward pass have to run the same code where they share memory.
 """

@@ -14,6 +14,7 @@ from lazyfx.exporting import export_module
 from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx.written import checked_generation
 from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
 from lazyfx_server.lazy.module import (
     LazyModule,
@@ -22,7 +23,6 @@ from lazyfx_server.lazy.module import (
     note_performed_together,
 )
 from lazyfx_server.lazy.picture import draw
-from lazyfx_server.security.written import checked_generation
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _MEDIA_TYPES = {

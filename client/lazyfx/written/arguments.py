@@ -9,8 +9,8 @@ from itertools import zip_longest
 import torch
 from torch.fx import Node
 
-from lazyfx_server.security.written.errors import SourceMismatchError
-from lazyfx_server.security.written.namespace import resolve
+from lazyfx.written.errors import SourceMismatchError
+from lazyfx.written.namespace import resolve
 
 # What literals are written as calls of.
 _WRITTEN_AS_CALLS: tuple[Callable[..., object], ...] = (torch.device, slice)
