@@ -171,7 +171,7 @@ class AsyncClient:
 
     def handle(self, prepared: Prepared, response: pb.CompileResponse) -> AsyncRemoteModule:
         """The handle to what the server answered."""
-        return AsyncRemoteModule(self, prepared, response)
+        return AsyncRemoteModule(self, self._preparer.with_values(prepared), response)
 
     def compile_many(
         self, jobs: Sequence[Job], *, send_values: bool = False
