@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from lazyfx.printable import printable
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.written import SourceMismatchError, check_generated
+
+# From this many nodes on it takes longer to collect garbage than to make the nodes.
+_MANY_NODES = 20_000
 
 
 def rebuild(
@@ -45,7 +49,7 @@ def rebuild(
         DecodeError: It is not a graph, or takes too long.
         ArtifactError: It names a constant that is not there.
     """
-    with _malformed():
+    with _malformed(), _collecting_later(compiled):
         return wire.decode(
             compiled.body,
             wire.present(compiled.message, prepared.encoded.presentation),
@@ -87,6 +91,20 @@ def _malformed() -> Iterator[None]:
         raise DecodeError(
             f"no module can be built of it: {type(error).__name__}: {printable(str(error), 500)}"
         ) from error
+
+
+@contextmanager
+def _collecting_later(compiled: CheckedCompiled) -> Iterator[None]:
+    """No garbage is collected while very many nodes are made: each pass looks at all of them."""
+    nodes = sum(len(graph.calls) for graph in compiled.body.message.graphs)
+    if nodes < _MANY_NODES or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _within(seconds: float, module_class: wire.ModuleClass) -> wire.ModuleClass:
