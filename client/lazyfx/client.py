@@ -210,10 +210,19 @@ class AsyncClient:
                 yield pb.CompileBatchRequest(request_id=i, request=request)
 
         answers = self._connection.compile_batch(requests(), len(prepared))
-        with self.refusals.counted():
-            async for answer in answers:
-                i = answer.request_id
-                yield i, await self._batch_result(prepared[i], answer)
+        due = set(range(len(prepared)))
+        try:
+            with self.refusals.counted():
+                async for answer in answers:
+                    i = answer.request_id
+                    due.discard(i)
+                    yield i, await self._batch_result(prepared[i], answer)
+        except OverloadedError as refusal:
+            if refusal.retry_after is None:
+                raise
+            # The stream was refused for now: one by one, each is asked for when the server says.
+            for i in sorted(due):
+                yield i, await self._single_result(prepared[i])
 
     async def _batch_result(
         self, job: Prepared, answer: pb.CompileBatchResponse
@@ -225,11 +234,14 @@ class AsyncClient:
         if isinstance(error, MissingBlobsError) or refused_for_now:
             # Values that a pass reads are sent outside of the stream, and what was refused for now
             # is asked for again.
-            try:
-                return self.handle(job, await self.ask(job))
-            except LazyfxError as again:
-                error = again
+            return await self._single_result(job)
         return error
+
+    async def _single_result(self, job: Prepared) -> AsyncRemoteModule | LazyfxError:
+        try:
+            return self.handle(job, await self.ask(job))
+        except LazyfxError as error:
+            return error
 
     async def passes(self) -> list[pb.PassDescription]:
         """The passes that the server runs, by name."""
@@ -243,6 +255,10 @@ class AsyncClient:
     async def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits and artifact kinds of the server."""
         return await self._connection.server_info()
+
+    async def is_ready(self, seconds: float = 1.0) -> bool:
+        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        return await self._connection.is_ready(seconds)
 
     async def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""

@@ -126,11 +126,19 @@ class Connection:
             self._closing.set()
             await self._channel.close()
 
-    def is_ready(self) -> bool:
-        """Whether the server can be reached; if not, that is tried from now on."""
-        self.require_open()
-        state = self._channel.get_state(try_to_connect=True)
-        return bool(state is grpc.ChannelConnectivity.READY)
+    async def is_ready(self, seconds: float) -> bool:
+        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        patience = Patience(seconds, self._closing)
+        while True:
+            self.require_open()
+            state = self._channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                return True
+            change = self._channel.wait_for_state_change(state)
+            try:
+                await asyncio.wait_for(change, patience.left())
+            except asyncio.TimeoutError:
+                return False
 
     def start_compile(
         self, request: pb.CompileRequest, timeout: float | None = None

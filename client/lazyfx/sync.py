@@ -181,6 +181,10 @@ class Client:
         """Versions, devices, limits and artifact kinds of the server."""
         return self._loop.run(self._client.server_info())
 
+    def is_ready(self, seconds: float = 1.0) -> bool:
+        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        return self._loop.run(self._client.is_ready(seconds))
+
     def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
         return self._loop.run(self._client.stats())

@@ -14,6 +14,8 @@ from lazyfx.v1 import compiler_pb2 as pb
 
 # A model has many graphs: once the server did not answer, the next ones do not wait for it.
 AWAY_SECONDS: Final = 30.0
+# So long each of them looks whether it is back.
+_RETURN_SECONDS: Final = 0.25
 
 
 class Session:
@@ -36,13 +38,19 @@ class Session:
         return self._info.native if self._info.HasField("native") else None
 
     def require_present(self) -> None:
-        """Fail at once if the server did not answer a moment ago.
+        """Fail at once if the server did not answer a moment ago, and cannot be reached now.
 
         Raises:
             ServiceError: What it failed with then.
         """
-        if self._away is not None and time.monotonic() < self._away_until:
-            raise _anew(self._away)
+        if self._away is None or time.monotonic() >= self._away_until:
+            return
+        # A server that takes connections and does not answer would hold up each graph.
+        was_gone = isinstance(self._away, UnavailableError)
+        if was_gone and self.client.is_ready(_RETURN_SECONDS):
+            self._away = None
+            return
+        raise _anew(self._away)
 
     def note(self, error: LazyfxError | None) -> None:
         """Take note of how a call went."""
