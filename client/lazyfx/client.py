@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TypeAlias
@@ -15,7 +16,7 @@ from lazyfx.answers.refusals import Refusals
 from lazyfx.asking import Asker
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import Connection
-from lazyfx.errors import LazyfxError, MissingBlobsError
+from lazyfx.errors import ForkedProcessError, LazyfxError, MissingBlobsError, OverloadedError
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, Passes, listed
 from lazyfx.preparing import Prepared, Preparer
@@ -40,6 +41,9 @@ class AsyncClient:
             Without them the keys count that the server names at first use, if it is on this
             machine or has proved by TLS who it is.
         answer_bounds: How much is taken from the server.
+
+    Raises:
+        ForkedProcessError: This process was forked after a client had been opened.
     """
 
     def __init__(
@@ -86,10 +90,16 @@ class AsyncClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.close()
+        # A child that was forked in the block has nothing to close, and leaves as it would.
+        with contextlib.suppress(ForkedProcessError):
+            await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls under way in other tasks raise ClosedError.
+
+        Raises:
+            ForkedProcessError: The client was opened in the process that this one was forked from.
+        """
         await self._connection.close()
 
     async def compile(
@@ -161,7 +171,7 @@ class AsyncClient:
 
     def handle(self, prepared: Prepared, response: pb.CompileResponse) -> AsyncRemoteModule:
         """The handle to what the server answered."""
-        return AsyncRemoteModule(self, prepared, response)
+        return AsyncRemoteModule(self, self._preparer.with_values(prepared), response)
 
     def compile_many(
         self, jobs: Sequence[Job], *, send_values: bool = False
@@ -200,10 +210,19 @@ class AsyncClient:
                 yield pb.CompileBatchRequest(request_id=i, request=request)
 
         answers = self._connection.compile_batch(requests(), len(prepared))
-        with self.refusals.counted():
-            async for answer in answers:
-                i = answer.request_id
-                yield i, await self._batch_result(prepared[i], answer)
+        due = set(range(len(prepared)))
+        try:
+            with self.refusals.counted():
+                async for answer in answers:
+                    i = answer.request_id
+                    due.discard(i)
+                    yield i, await self._batch_result(prepared[i], answer)
+        except OverloadedError as refusal:
+            if refusal.retry_after is None:
+                raise
+            # The stream was refused for now: one by one, each is asked for when the server says.
+            for i in sorted(due):
+                yield i, await self._single_result(prepared[i])
 
     async def _batch_result(
         self, job: Prepared, answer: pb.CompileBatchResponse
@@ -211,13 +230,18 @@ class AsyncClient:
         if answer.HasField("response"):
             return self.handle(job, answer.response)
         error: LazyfxError = status_to_error(answer.error)
-        if isinstance(error, MissingBlobsError):
-            # A pass reads values: these are sent outside of the stream.
-            try:
-                return self.handle(job, await self.ask(job))
-            except LazyfxError as again:
-                error = again
+        refused_for_now = isinstance(error, OverloadedError) and error.retry_after is not None
+        if isinstance(error, MissingBlobsError) or refused_for_now:
+            # Values that a pass reads are sent outside of the stream, and what was refused for now
+            # is asked for again.
+            return await self._single_result(job)
         return error
+
+    async def _single_result(self, job: Prepared) -> AsyncRemoteModule | LazyfxError:
+        try:
+            return self.handle(job, await self.ask(job))
+        except LazyfxError as error:
+            return error
 
     async def passes(self) -> list[pb.PassDescription]:
         """The passes that the server runs, by name."""
@@ -231,6 +255,10 @@ class AsyncClient:
     async def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits and artifact kinds of the server."""
         return await self._connection.server_info()
+
+    async def is_ready(self, seconds: float = 1.0) -> bool:
+        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        return await self._connection.is_ready(seconds)
 
     async def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""

@@ -48,7 +48,7 @@ class AsyncRemoteModule:
     def __init__(self, fetcher: Fetcher, prepared: Prepared, response: pb.CompileResponse) -> None:
         self._fetcher = fetcher
         self._prepared = prepared
-        self._response = response
+        self._cache = cache_of(response.cache)
         self._artifacts = Artifacts(fetcher, prepared, response)
         self._performed_here = 0
         self._callable: GraphModule | None = None
@@ -57,7 +57,7 @@ class AsyncRemoteModule:
     @property
     def key(self) -> str:
         """Hex of the module's key."""
-        return self._response.module_key.hex()
+        return self._artifacts.response.module_key.hex()
 
     @property
     def digest(self) -> str:
@@ -67,7 +67,7 @@ class AsyncRemoteModule:
     @property
     def cache(self) -> Cache:
         """Hit, miss or joined, and why."""
-        return cache_of(self._response.cache)
+        return self._cache
 
     @property
     def report(self) -> Report:
@@ -108,6 +108,11 @@ class AsyncRemoteModule:
         self._prepared.captured.adopt_checks(rebuilt)
         self._performed_here += _graph_modules(rebuilt)
         return rebuilt
+
+    @property
+    def built(self) -> GraphModule | None:
+        """The module that calls go to, or None before the first of them."""
+        return self._callable
 
     async def prepared_call(self) -> GraphModule:
         """The module that calls go to, built on first use."""
@@ -288,7 +293,7 @@ class AsyncRemoteModule:
 
     async def _compiled_graph(self) -> CheckedCompiled:
         if self._compiled is None:
-            data = await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)
+            data = await self._artifacts.graph_and_constants()
             prepared = self._prepared
             with self._fetcher.refusals.counted():
                 self._compiled = check_compiled(
@@ -297,7 +302,6 @@ class AsyncRemoteModule:
                     prepared.requests.whole.passes,
                     self._fetcher.bounds,
                 )
-        await self._artifacts.fetch_constants()
         return self._compiled
 
     def _rebuild(self, compiled: CheckedCompiled, module_class: type[GraphModule]) -> GraphModule:
