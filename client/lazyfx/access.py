@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lazyfx.addresses import is_loopback
 from lazyfx.errors import LazyfxError
 
 
@@ -129,16 +129,3 @@ def read_file(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise LazyfxError(f"cannot read {path}: {error.strerror}") from error
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address, "host:port", is on this machine."""
-    if address.startswith("unix:"):
-        return True
-    host = address.removeprefix("ipv4:").removeprefix("ipv6:").rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing_extensions import Self
 
 from lazyfx.access import Tls, access
+from lazyfx.addresses import server_address
 from lazyfx.asking import Asker
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import Connection, OnProgress
@@ -25,7 +26,8 @@ class AsyncClient:
     """A client of one server, for use in one event loop.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token, where the server asks for one (LAZYFX_TOKEN, LAZYFX_TOKEN_FILE).
@@ -37,7 +39,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
@@ -45,6 +47,7 @@ class AsyncClient:
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
     ) -> None:
+        address = server_address(address)
         granted = access(token=token, tls=tls, verify_keys=verify_keys)
         self._connection = Connection(address, timeout=timeout, access=granted)
         self._verifier = Verifier(
@@ -234,7 +237,7 @@ class AsyncClient:
 
 
 def connect_async(
-    address: str,
+    address: str | None = None,
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
@@ -247,7 +250,8 @@ def connect_async(
     Nothing is sent before the first call.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.

@@ -3,11 +3,13 @@
 ::
 
     LazyfxError
+    ├── AddressError               text that is not the address of a server
     ├── UnsupportedGraphError      the graph cannot go on the wire; names the node
     ├── DecodeError                bytes that are not a graph in canonical form
     ├── IncompatibleError          what the server makes would not run on this machine
     ├── ArtifactError              an artifact did not arrive whole, or is not what it claims
     │   └── UntrustedArtifactError     nobody who is trusted has signed it; it was not opened
+    │       └── UntrustedServerError       nothing that this server signs would be opened
     └── ServiceError               the server answered with a gRPC status
         ├── InvalidRequestError        INVALID_ARGUMENT: names the field and the remedy
         ├── PreconditionError          FAILED_PRECONDITION, OUT_OF_RANGE
@@ -28,6 +30,10 @@ from dataclasses import dataclass
 
 class LazyfxError(Exception):
     """Base of every error that lazyfx raises on purpose."""
+
+
+class AddressError(LazyfxError):
+    """Text that is not the address of a server; says what is, and what was probably meant."""
 
 
 class UnsupportedGraphError(LazyfxError):
@@ -75,6 +81,10 @@ class ArtifactError(LazyfxError):
 
 class UntrustedArtifactError(ArtifactError):
     """An artifact whose signature is missing, old, or by a key that is not trusted."""
+
+
+class UntrustedServerError(UntrustedArtifactError):
+    """Artifacts of this server would not be opened, so none was asked for; says the way out."""
 
 
 @dataclass(frozen=True)

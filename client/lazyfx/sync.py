@@ -12,6 +12,7 @@ from typing import TypeVar
 from typing_extensions import Self
 
 from lazyfx.access import Tls
+from lazyfx.addresses import server_address
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient
 from lazyfx.errors import LazyfxError
@@ -32,7 +33,8 @@ class Client:
     """A client of one server. Threads may share it.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
@@ -42,7 +44,7 @@ class Client:
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
@@ -50,6 +52,7 @@ class Client:
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
     ) -> None:
+        address = server_address(address)
         self._loop = Loop()
         self._preparing = threading.Lock()
 
@@ -158,7 +161,7 @@ async def _next(answers: AsyncIterator[Answer]) -> Answer | None:
 
 
 def connect(
-    address: str,
+    address: str | None = None,
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
@@ -169,7 +172,8 @@ def connect(
     """Connect to a server. Nothing is sent before the first call.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, get_args
 
+from lazyfx.addresses import DEFAULT_ADDRESS, read_address
+from lazyfx.errors import AddressError
 from lazyfx.passes import PassSpec, listed
 from lazyfx.spelling import SpellingError
 
@@ -23,7 +25,7 @@ class BackendOptions:
     """Options of the backend, from `options={...}`, then the environment, then these defaults.
 
     Attributes:
-        address: "host:port" of the server.
+        address: The server: "host:port", or "host" for port 8700.
         passes: Graph passes that the server runs first, in order.
         compile: "inductor": run the native artifact that the server's Inductor made;
             "eager": run the graph that came out of the passes, rebuilt from graph data.
@@ -39,7 +41,7 @@ class BackendOptions:
         inductor: Settings of Inductor, by their names in torch._inductor.config.
     """
 
-    address: str = "127.0.0.1:8700"
+    address: str = DEFAULT_ADDRESS
     passes: tuple[str | PassSpec, ...] = ()
     compile: Compile = "inductor"
     on_error: OnError = "local"
@@ -104,10 +106,10 @@ def _one_of(name: str) -> Callable[[str, Any], str]:
 
 
 def _address(where: str, value: Any) -> str:
-    host, separator, port = str(value).rpartition(":")
-    if not (host and separator and port.isdecimal()):
-        raise ValueError(f"{where} is {value!r}; it takes HOST:PORT, e.g. {_DEFAULTS.address}")
-    return str(value)
+    try:
+        return read_address(str(value))
+    except AddressError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:

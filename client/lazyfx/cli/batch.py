@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import lazyfx
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.artifacts import SUFFIXES, remove_leftovers, write_artifact
 from lazyfx.cli.batch_records import Record, digest_of, identity_of, read_record, write_record
 from lazyfx.cli.failing import fail, failing_clearly, in_words
 from lazyfx.cli.options import (
-    DEFAULT_ADDRESS,
     Address,
     Kind,
     Passes,

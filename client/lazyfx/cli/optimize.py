@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import lazyfx
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.artifacts import text_of, write_artifact
 from lazyfx.cli.failing import failing_clearly
 from lazyfx.cli.options import (
-    DEFAULT_ADDRESS,
     Address,
     Kind,
     Passes,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lazyfx.addresses import read_address
+from lazyfx.errors import AddressError
 from lazyfx.spelling import SpellingError, parse
 
 if TYPE_CHECKING:
     from lazyfx.passes import PassSpec
-
-DEFAULT_ADDRESS = "127.0.0.1:8700"
 
 
 class Kind(str, Enum):
@@ -29,10 +29,10 @@ class Kind(str, Enum):
 
 
 def _checked_address(address: str) -> str:
-    host, separator, port = address.rpartition(":")
-    if not (separator and host and port.isdecimal() and 0 < int(port) < 65536):
-        raise typer.BadParameter(f"{address!r} is not HOST:PORT, e.g. {DEFAULT_ADDRESS}")
-    return address
+    try:
+        return read_address(address)
+    except AddressError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def read_passes(text: str) -> list[PassSpec]:
