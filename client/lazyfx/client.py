@@ -19,7 +19,7 @@ from lazyfx.preparing import Prepared, Preparer
 from lazyfx.status import status_to_error
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.verifying import Provenance, Verifier
+from lazyfx.verifying import DATA_KINDS, Provenance, Verifier
 
 
 class AsyncClient:
@@ -33,8 +33,9 @@ class AsyncClient:
         token: Bearer token, where the server asks for one (LAZYFX_TOKEN, LAZYFX_TOKEN_FILE).
         tls: How to encrypt: True, or `lazyfx.Tls` with files of certificates (LAZYFX_CA, ...).
         verify_keys: Public keys in hex that artifacts must be signed with (LAZYFX_VERIFY_KEYS).
-            Without them the keys count that the server names at first use, if it is on this
-            machine or has proved by TLS who it is.
+            Without them those count that `lazyfx trust` has written down for this server; else
+            those that the server names at first use, if it is on this machine or has proved by
+            TLS who it is.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class AsyncClient:
         granted = access(token=token, tls=tls, verify_keys=verify_keys)
         self._connection = Connection(address, timeout=timeout, access=granted)
         self._verifier = Verifier(
-            granted.verify_keys,
+            granted.pinned_keys(address),
+            address=address,
             believes_connection=granted.believes(address),
             ask=self._connection.server_info,
         )
@@ -189,6 +191,15 @@ class AsyncClient:
         """The server's ledger."""
         return await self._connection.stats()
 
+    async def require_trusted(self) -> None:
+        """Check that artifacts which can hold code would be opened if this server made them.
+
+        Raises:
+            UntrustedServerError: They would not; says what to do.
+            ServiceError: The server was asked for its keys and did not answer.
+        """
+        await self._verifier.require_trusted()
+
     async def fetch(
         self,
         request: pb.GetArtifactRequest,
@@ -199,9 +210,12 @@ class AsyncClient:
         """Fetch an artifact and check who made it; handles call this.
 
         Raises:
+            UntrustedServerError: Nothing that the server signs would be opened; none was made.
             UntrustedArtifactError: Nobody who is trusted has signed it.
             ServiceError: One of its kinds, by the status.
         """
+        if request.kind not in DATA_KINDS:
+            await self._verifier.require_trusted()
         data, trailer = await self._connection.artifact(
             request, timeout=timeout, on_progress=on_progress
         )

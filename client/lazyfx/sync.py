@@ -151,6 +151,10 @@ class Client:
         """Versions, devices, limits and artifact kinds of the server."""
         return self._loop.run(self._client.server_info())
 
+    def require_trusted(self) -> None:
+        """Check that artifacts which can hold code would be opened; see `AsyncClient`."""
+        self._loop.run(self._client.require_trusted())
+
     def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
         return self._loop.run(self._client.stats())

@@ -78,7 +78,7 @@ def test_connect_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with lazyfx.connect("localhost") as client:
         assert client.address == "localhost:8700"
     monkeypatch.setenv("LAZYFX_ADDRESS", "http://trainer-cache:8700")
-    with pytest.raises(AddressError, match="LAZYFX_ADDRESS: .*write 'trainer-cache:8700'"):
+    with pytest.raises(AddressError, match=r"LAZYFX_ADDRESS: .*write 'trainer-cache:8700'"):
         lazyfx.connect()
 
 
