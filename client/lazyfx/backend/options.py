@@ -9,8 +9,10 @@ from typing import Any, Final, Literal, get_args
 
 from lazyfx.addresses import DEFAULT_ADDRESS, read_address
 from lazyfx.errors import AddressError
+from lazyfx.native.torch_names import is_setting
 from lazyfx.passes import PassSpec, listed
 from lazyfx.spelling import SpellingError
+from lazyfx.suggesting import closest, shown
 
 Compile = Literal["inductor", "eager"]
 OnError = Literal["local", "eager", "raise"]
@@ -88,7 +90,10 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
         elif name in _READERS:
             values[name] = _READERS[name](f"options[{name!r}]", value)
         else:
-            inductor[name.replace("-", "_")] = value
+            setting = name.replace("-", "_")
+            if (meant := closest(name, _READERS)) and not is_setting(setting):
+                raise ValueError(f"options has no {shown(name)}; did you mean {meant!r}?")
+            inductor[setting] = value
     if values.get("agreement") == "all" and values.get("wait") is False:
         raise ValueError("agreement is 'all' and wait is false; ranks can agree only if they wait")
     return replace(_DEFAULTS, mode=None if mode == "default" else mode, inductor=inductor, **values)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from lazyfx.passes import PassSpec
 
 
+GRAPH_SUFFIX = ".lazyfx"
+MODEL_SUFFIXES = (".pt2", GRAPH_SUFFIX)
+
+
 class Kind(str, Enum):
     """What a compiled module can be written as."""
 
@@ -26,6 +30,11 @@ class Kind(str, Enum):
     TORCHSCRIPT = "torchscript"
     EXPORTED_PROGRAM = "exported_program"
     AOT_INDUCTOR = "aot_inductor"
+
+    @property
+    def holds_values(self) -> bool:
+        """Whether the values of parameters are in it."""
+        return self not in (Kind.CODE, Kind.GRAPH, Kind.PICTURE)
 
 
 def _checked_address(address: str) -> str:
