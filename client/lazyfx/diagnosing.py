@@ -41,7 +41,7 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
     except socket.gaierror:
         return f"no host is named {host!r}; check the address, or the network's name service"
     except TimeoutError:
-        return f"{address} does not answer: the host is down, or a firewall drops what is sent there"
+        return f"{address} does not answer: the host is down, or a firewall drops what is sent"
     except OSError as error:
         return f"no server answers at {address} ({error.strerror or error}); {_START}"
     with connection:

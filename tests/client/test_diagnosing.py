@@ -54,9 +54,11 @@ def told(
     address: str, monkeypatch: pytest.MonkeyPatch, kind: type[ServiceError], **options: object
 ) -> str:
     """What a call says, from Python; and that a command says the same."""
-    with lazyfx.connect(address, **options) as client:  # type: ignore[arg-type]
-        with pytest.raises(kind) as failed:
-            client.server_info()
+    with (
+        lazyfx.connect(address, **options) as client,  # type: ignore[arg-type]
+        pytest.raises(kind) as failed,
+    ):
+        client.server_info()
     sentence = str(failed.value).partition(": ")[2].partition(" (details:")[0]
     tls = options.get("tls")
     if isinstance(tls, lazyfx.Tls):
