@@ -126,14 +126,16 @@ class AsyncRemoteModule:
     async def torchscript(self) -> bytes:
         """The module as a TorchScript archive for `torch.jit.load`.
 
-        It takes the graph's inputs by place. A graph without parameters of its own is scripted
-        by the server; one with parameters here, around them.
+        It takes the graph's inputs positionally and returns what the model returns: a tensor, a
+        tuple, a list, or a dict (for classes like a dict too). A graph without parameters and
+        structures of its own is scripted by the server; others are scripted here.
 
         Raises:
-            UnsupportedGraphError: TorchScript has no words for the graph; names the node.
+            UnsupportedGraphError: TorchScript cannot express the graph, or what it returns;
+                names the node, or the type.
             ServiceError: The same, of the server.
         """
-        if not self._holds_tensors:
+        if not self._holds_tensors and not self._prepared.captured.has_convention:
             return await self._artifacts.get(pb.ARTIFACT_KIND_TORCHSCRIPT)
         rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
         self._performed_here += _graph_modules(rebuilt)
