@@ -8,10 +8,12 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from lazyfx.assembly import GeneratedSource
 from lazyfx.fetching import OnProgress
 from lazyfx.loop import Loop
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.picture import Picture
+from lazyfx.python_files import PythonFile
 from lazyfx.report import Cache, Report
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import Provenance
@@ -94,6 +96,18 @@ class RemoteModule:
         return self._loop.run(
             self._remote.native(request, timeout=timeout, on_progress=on_progress)
         )
+
+    def source(self) -> GeneratedSource:
+        """The generated source, checked against the graph; see `AsyncRemoteModule.source`."""
+        return self._loop.run(self._remote.source())
+
+    def python_file(self, name: str = "model.py") -> PythonFile:
+        """A file of Python that runs with torch alone; see `AsyncRemoteModule.python_file`."""
+        return self._loop.run(self._remote.python_file(name))
+
+    def save_code(self, path: str | Path) -> Path:
+        """Write such a file, and constants beside it; see `AsyncRemoteModule.save_code`."""
+        return self._loop.run(self._remote.save_code(path))
 
     def save_pickle(self, path: str | Path) -> Path:
         """Write a pickle that loads with torch alone; see `AsyncRemoteModule.pickle`."""

@@ -32,7 +32,7 @@ class Provenance:
     """Who made an artifact, from what and when; as signed, and checked.
 
     Attributes:
-        kind: E.g. "graph" or "pickle".
+        kind: What was signed, e.g. "graph" or "code".
         digest: Hex of the SHA-256 of its bytes.
         module_key: Hex of the key of the compiled module.
         pipeline: Canonical spelling of the passes that ran.
@@ -43,6 +43,8 @@ class Provenance:
         created: When it was made.
         expires: From when on the signature is refused.
         public_key: Hex of the key that the signature was checked with.
+        made_into: The format that this client put the signed graph into, e.g. "pickle"; "" for
+            what the server made itself. All else is about the graph: that file is not signed.
     """
 
     kind: str
@@ -56,6 +58,7 @@ class Provenance:
     created: datetime
     expires: datetime
     public_key: str
+    made_into: str = ""
 
 
 class Verifier:
