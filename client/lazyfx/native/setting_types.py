@@ -1,0 +1,99 @@
+"""The closed types of values that travel beside a graph, and why a value is not of its type.
+
+Each value ends up in a compiler: in its command line, in generated source, or in a decision. So
+none is free text; what is a word is one of a list, and what is a number has bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+_SHOWN: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Bool:
+    """True or False; 0 and 1 are neither."""
+
+    def __str__(self) -> str:
+        return "true or false"
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value is of this type."""
+        return type(value) is bool
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    """An integer between two bounds, both included; a bool is not one."""
+
+    minimum: int
+    maximum: int
+
+    def __str__(self) -> str:
+        return f"an integer from {self.minimum} to {self.maximum}"
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value is of this type."""
+        return type(value) is int and self.minimum <= value <= self.maximum
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """A finite float between two bounds, both included."""
+
+    minimum: float
+    maximum: float
+
+    def __str__(self) -> str:
+        return f"a number from {self.minimum:g} to {self.maximum:g}"
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value is of this type."""
+        return (
+            type(value) is float and math.isfinite(value) and self.minimum <= value <= self.maximum
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(repr, self.words))}"
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value is of this type."""
+        return type(value) is str and value in self.words
+
+
+ValueType: TypeAlias = "Bool | Int | Float | Words"
+
+
+def mismatch_reason(value: object, expected: ValueType) -> str:
+    """Why a value is not of a type, "" when it is.
+
+    Args:
+        value: From a caller: anything, of any length.
+        expected: The type.
+
+    Returns:
+        What follows the name of the value: "is 7; it takes true or false".
+    """
+    return "" if expected.accepts(value) else f"is {shown(value)}; it takes {expected}"
+
+
+def shown(value: object) -> str:
+    """A value for an error message: bounded, on one line, without control characters."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (str, bytes)):
+        value = value[: _SHOWN + 1]
+    elif not isinstance(value, (bool, int, float)) and value is not None:
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
