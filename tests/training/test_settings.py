@@ -48,7 +48,7 @@ def test_a_type_is_that_of_torch(name: str) -> None:
     if typing.get_origin(given) is typing.Literal:
         accepted = {type(word) for word in accepted}
     python = {Bool: bool, Int: int, Float: float, Words: str}[type(expected)]
-    assert python in accepted or "int" in str(given) and python is int
+    assert python in accepted or ("int" in str(given) and python is int)
 
 
 def test_every_setting_exists_in_the_newest_torch() -> None:
@@ -116,7 +116,7 @@ def test_every_state_of_a_process_is_known() -> None:
 def test_a_mode_is_a_word_of_torch(value: Any) -> None:
     if value == "":
         return
-    with pytest.raises(LazyfxError, match="mode is .* it takes one of 'default'"):
+    with pytest.raises(LazyfxError, match=r"mode is .* it takes one of 'default'"):
         settings.requested(value, {})
 
 
@@ -180,7 +180,7 @@ def test_many_settings_that_differ_are_counted() -> None:
     flags = {n.removeprefix("inductor."): "other" for n in names}
     with torch._inductor.config.patch(flags):
         request = native_request(CPU, None, {})
-    with pytest.raises(CannotCompile, match="and 1[0-9] more;"), as_asked(request):
+    with pytest.raises(CannotCompile, match=r"and 1[0-9] more;"), as_asked(request):
         pass
 
 

@@ -7,7 +7,7 @@ a result, is no setting and is left out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,7 +80,7 @@ _MACHINE: Final = frozenset(
         "inductor.xpu.use_binary_remote_cache",
     }
 )
-_LEFT_OUT: Final[Set[str]] = _RUN_TIME | _MACHINE
+_LEFT_OUT: Final = _RUN_TIME | _MACHINE
 
 
 @dataclass(frozen=True)

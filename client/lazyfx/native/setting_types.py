@@ -7,10 +7,12 @@ none is free text; what is a word is one of a list, and what is a number has bou
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 _SHOWN: Final = 60
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,21 @@ class Words:
         return type(value) is str and value in self.words
 
 
-ValueType: TypeAlias = "Bool | Int | Float | Words"
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A name of an operator, a module or the like: bounded, and of a plain alphabet."""
+
+    longest: int = 128
+
+    def __str__(self) -> str:
+        return f"a name of letters, digits and _.:- of at most {self.longest} characters"
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value is of this type."""
+        return type(value) is str and len(value) <= self.longest and bool(_NAME.fullmatch(value))
+
+
+ValueType: TypeAlias = "Bool | Int | Float | Words | Name"
 
 
 def mismatch_reason(value: object, expected: ValueType) -> str:

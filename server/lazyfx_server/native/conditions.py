@@ -56,7 +56,7 @@ def _require_same_configuration(request: pb.NativeRequest) -> None:
         named += f" and {len(differing) - _MOST_SETTINGS} more"
     raise CannotCompile(
         "settings of Inductor or AOTAutograd that do not travel differ between the caller and "
-        f"this server: {named}; give both the same values (docs/training.md lists those that travel)"
+        f"this server: {named}; give both the same values; docs/training.md lists what travels"
     )
 
 
