@@ -14,6 +14,7 @@ from torch._dynamo.symbolic_convert import TensorifyState
 from torch._inductor import list_mode_options
 from torch._inductor.codecache import CppCodeCache, torch_key
 from torch._inductor.cpu_vec_isa import pick_vec_isa, supported_vec_isa_list, x86_isa_checker
+from torch._inductor.output_code import CompiledFxGraph
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.standalone_compile import AOTCompiledArtifact
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -21,6 +22,7 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 __all__ = [
     "AOTCompiledArtifact",
+    "CompiledFxGraph",
     "CppCodeCache",
     "SymT",
     "TensorifyScalarRestartAnalysis",
