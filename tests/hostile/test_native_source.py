@@ -1,0 +1,265 @@
+"""Readers of generated native source: what Inductor writes is taken, what breaks out is not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hostile.native_lowering import lower
+from torch import nn
+
+from lazyfx import memory
+from lazyfx.backend.graphs import flatten
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp, check_wrapper
+
+MARKER = "zqmarkzq"
+INCLUDE = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+KERNEL = INCLUDE + 'extern "C"  void  kernel(float* p)\n{\n    p[0] = 1.0f;\n%s\n}\n'
+
+
+@pytest.fixture(autouse=True)
+def _own_inductor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'asm("int3");',
+        '__asm__ volatile ("nop");',
+        "as\\\nm(0);",
+        '_Pragma("GCC poison x")',
+        "__attribute__((constructor)) void f();",
+        '__attribute__((section(".init_array"))) int x;',
+        "[[gnu::constructor]] void f();",
+        "[ [gnu::constructor]] void f();",
+        '\n#include "/etc/passwd"\n',
+        "\n#include </etc/passwd>\n",
+        "\n#include <torch/../../../etc/passwd>\n",
+        "\n  #  include <fstream>\n",
+        "\n%:include <fstream>\n",
+        "\n??=include <fstream>\n",
+        "\n/* */ #include <fstream>\n",
+        "\n#define a asm\n",
+        '\n#line 1 "x"\n',
+        '\n#pragma GCC optimize("O0")\n',
+        "\n#pragma GCC plugin\n",
+        '\n#if __has_include("/etc/passwd")\n#endif\n',
+        "\n#embed </etc/passwd>\n",
+        "\nimport <fstream>;\n",
+        'system("ls");',
+        "::dlopen(0, 1);",
+        'p = "a;b";',
+        'p = "a\\x41";',
+        'p = L"abc";',
+        'p = R"x(a;b)x";',
+        'p = R"(never ends;',
+        'p = "never ends;',
+        "/* never ends",
+        "// a comment \\\nasm(0);",
+        "/* a comment *\\\n/ asm(0); /* */",
+        "p = 'ab';",
+        "p = `x`;",
+        "p = 1'000;",
+        "\0",
+        "\r#include <fstream>",
+        "\x0c",
+        "\u2028",
+        "int \u00e9;",
+        "int \\u00e9;",
+        "__builtin_trap();",
+        "Py_CompileString(0, 0, 0);",
+    ],
+)
+def test_cpp_that_templates_do_not_write_is_refused(code: str) -> None:
+    check_cpp(KERNEL % "")
+    with pytest.raises(NativeSourceRefused) as refused:
+        check_cpp(KERNEL % code)
+    assert len(str(refused.value)) < 500
+    with pytest.raises(NativeSourceRefused):
+        check_wrapper(f"async_compile.cpp_pybinding(['float*'], {(KERNEL % code)!r})\n")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import subprocess",
+        "from os import system",
+        "import torch.utils.cpp_extension",
+        "from torch import *",
+        "from . import x",
+        "os.system('ls')",
+        "__import__('os')",
+        "eval('1')",
+        "x = open('f')",
+        "x = ().__class__",
+        "torch.ops.load_library('x')",
+        "torch.hub.load('x')",
+        "x = f'{1}'",
+        "x = b'a'",
+        "x = 'a;b'",
+        "x = 'a' 'b\"'",
+        "getattr(torch, 'ops')",
+        "def eval(): pass",
+        "async def f(): pass",
+        "x = (",
+        "x = " + "(" * 10_000,
+    ],
+)
+def test_python_that_wrappers_do_not_have_is_refused(code: str) -> None:
+    check_wrapper("import torch\nx = torch.ops.aten.add.Tensor(1, 2)\n")
+    with pytest.raises(NativeSourceRefused):
+        check_wrapper(f"import torch\n{code}\n")
+
+
+def test_reading_takes_time_in_proportion() -> None:
+    """Ten times the text does not take a hundred times the steps: no repeat is nested."""
+    for part in ('R"(', '"a', "/*", "[[", "#define x \\\n", "((", "??", "__attribute__", "'"):
+        with pytest.raises(NativeSourceRefused):
+            check_cpp(part * 200_000 + "\0")
+        try:
+            check_cpp(part * 200_000)
+        except NativeSourceRefused:
+            pass
+
+
+def bodies(function: Callable[..., Any], *inputs: Any, dynamic: bool = False) -> list[bytes]:
+    """The graphs of a function as they go to a native worker."""
+    found: list[bytes] = []
+
+    def keep(module: torch.fx.GraphModule, example: list[Any]) -> Any:
+        found.append(memory.encode(flatten(module, example).module).body)
+        return module.forward
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(specialize_float=True):
+        torch.compile(function, backend=keep, dynamic=dynamic)(*inputs)
+    return found
+
+
+class Net(nn.Module):
+    """Layers whose kernels differ: convolution, norms, attention, embedding, dropout, scatter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 16)
+        self.conv = nn.Conv1d(16, 16, 3, padding=1)
+        self.norm = nn.BatchNorm1d(16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.out = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 4), nn.Dropout(0.1))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.conv(self.embed(ids).transpose(1, 2))).transpose(1, 2)
+        x, _ = self.attention(x, x, x)
+        x = torch.zeros_like(x).index_add_(0, torch.arange(x.shape[0]), torch.nan_to_num(x))
+        return torch.log_softmax(self.out(x), -1).cumsum(0)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_inductor_writes_is_taken(dynamic: bool) -> None:
+    ids = torch.randint(0, 10, (3, 7))
+    for body in bodies(Net(), ids, dynamic=dynamic):
+        lowered = lower(body)
+        assert lowered.refused == ""
+        assert len(lowered.sources) > 4, lowered.said
+
+
+def test_what_aot_inductor_writes_is_taken() -> None:
+    size = torch.export.Dim("size", min=2, max=100)
+    program = torch.export.export(
+        Net().eval(), (torch.randint(0, 10, (3, 7)),), dynamic_shapes=({0: size},)
+    )
+    module = program.module(check_guards=False)
+    with torch.no_grad():
+        lowered = lower(memory.encode(module).body, pb.ARTIFACT_KIND_AOT_INDUCTOR)
+    assert lowered.refused == ""
+    assert len(lowered.sources) >= 2, lowered.said
+
+
+def checks(x: torch.Tensor) -> torch.Tensor:
+    """Texts of many kinds: messages, words, equations, keys, names."""
+    torch._assert_async(x.sum() > 0, "positive")
+    size = int(x.sum().item())
+    torch._check(size >= 0, lambda: "negative size")
+    y = torch.div(x, 2, rounding_mode="floor") + torch.einsum("ij,ij->i", x, x)[:, None]
+    y = nn.functional.gelu(y, approximate="tanh").to("cpu")
+    y = nn.functional.pad(y, (1, 1), mode="constant")
+    y = y.scatter_reduce(0, torch.zeros_like(y, dtype=torch.int64), y, reduce="amax")
+    return y + torch.linalg.norm(x, ord="fro")
+
+
+def hostile_texts() -> list[str]:
+    """Texts that break out of strings, comments and lines, each with the marker in it."""
+    touch = f"system({MARKER})"
+    return [
+        MARKER,
+        f'"); {touch}; ("',
+        f'\\"); {touch}; (\\"',
+        f"'+__import__('os').{touch}+'",
+        f"'''+{touch}+'''",
+        f'"""+{touch}+"""',
+        f"*/ {touch} /*",
+        f"\n#include <{MARKER}>\n",
+        f"\r{touch}",
+        f"{MARKER}\\",
+        f"{MARKER}\0",
+        f"??/\n{touch}",
+        f'R"x({MARKER})x"',
+        f"%{MARKER}s {{}} {{0}}",
+        f"\u2028{touch}\u202e",
+        f"{MARKER}" * 500,
+        "\u00e9" + MARKER,
+        f"'); asm({MARKER}); ('",
+        f"{MARKER};",
+        f"//{MARKER}",
+    ]
+
+
+def variations(count: int, seed: int) -> Iterator[bytes]:
+    """Graphs with hostile text in the place of one, some or all of theirs."""
+    chosen = random.Random(seed)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        seeds = bodies(checks, torch.ones(3, 3))
+    texts = hostile_texts()
+    for _ in range(count):
+        body = graph_pb2.GraphBody.FromString(chosen.choice(seeds))
+        kind = chosen.random()
+        if kind < 0.8:
+            places = chosen.sample(range(len(body.strings)), chosen.choice([1, 1, 1, 2, 5]))
+            for place in places:
+                body.strings[place] = chosen.choice(texts)
+        elif kind < 0.9:
+            chosen.choice(body.targets).name = chosen.choice(texts)
+        else:
+            argument = chosen.choice([row for row in body.calls if row.args]).args.add()
+            argument.text = len(body.strings)
+            body.strings.append(chosen.choice(texts))
+        yield body.SerializeToString()
+
+
+def fuzz(count: int, seed: int) -> None:
+    lowered_at_all = 0
+    for body in variations(count, seed):
+        lowered = lower(body)
+        assert lowered.refused == ""
+        assert not any(MARKER in source for source in lowered.sources)
+        lowered_at_all += bool(lowered.sources)
+    assert lowered_at_all > count / 10, "most were refused before Inductor wrote anything"
+
+
+def test_hostile_text_in_every_place_reaches_no_source() -> None:
+    fuzz(12, seed=1)
+
+
+@pytest.mark.slow
+def test_hostile_text_in_every_place_reaches_no_source_2000_times() -> None:
+    fuzz(2000, seed=2)
