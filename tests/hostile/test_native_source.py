@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ def _own_inductor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         '__attribute__((section(".init_array"))) int x;',
         "[[gnu::constructor]] void f();",
         "[ [gnu::constructor]] void f();",
+        "[/**/[gnu::constructor]] void f();",
+        "<:<:gnu::constructor:>:> void f();",
+        "<:[gnu::constructor]:> void f();",
         '\n#include "/etc/passwd"\n',
         "\n#include </etc/passwd>\n",
         "\n#include <torch/../../../etc/passwd>\n",
@@ -126,10 +130,8 @@ def test_reading_takes_time_in_proportion() -> None:
     for part in ('R"(', '"a', "/*", "[[", "#define x \\\n", "((", "??", "__attribute__", "'"):
         with pytest.raises(NativeSourceRefused):
             check_cpp(part * 200_000 + "\0")
-        try:
+        with suppress(NativeSourceRefused):
             check_cpp(part * 200_000)
-        except NativeSourceRefused:
-            pass
 
 
 def bodies(function: Callable[..., Any], *inputs: Any, dynamic: bool = False) -> list[bytes]:
@@ -185,16 +187,36 @@ def test_what_aot_inductor_writes_is_taken() -> None:
     assert len(lowered.sources) >= 2, lowered.said
 
 
-def checks(x: torch.Tensor) -> torch.Tensor:
-    """Texts of many kinds: messages, words, equations, keys, names."""
-    torch._assert_async(x.sum() > 0, "positive")
-    size = int(x.sum().item())
-    torch._check(size >= 0, lambda: "negative size")
+def asynchronous(x: torch.Tensor) -> torch.Tensor:
+    torch._assert_async(x[0, 0] > 0, "positive")
+    torch._assert_async(x[0, 1] > 0, "as positive")
+    return x + 1
+
+
+def scalar(x: torch.Tensor) -> torch.Tensor:
+    size = int(x[0, 0].item())
+    torch.ops.aten._assert_scalar(size > 0, "a size")
+    torch.ops.aten._assert_scalar(size < 1000, "another size")
+    return x + size
+
+
+def profiled(x: torch.Tensor) -> torch.Tensor:
+    with torch.profiler.record_function("a region"):
+        return torch.relu(x) * 2
+
+
+def words(x: torch.Tensor) -> torch.Tensor:
     y = torch.div(x, 2, rounding_mode="floor") + torch.einsum("ij,ij->i", x, x)[:, None]
     y = nn.functional.gelu(y, approximate="tanh").to("cpu")
     y = nn.functional.pad(y, (1, 1), mode="constant")
-    y = y.scatter_reduce(0, torch.zeros_like(y, dtype=torch.int64), y, reduce="amax")
-    return y + torch.linalg.norm(x, ord="fro")
+    return y.scatter_reduce(0, torch.zeros_like(y, dtype=torch.int64), y, reduce="amax")
+
+
+def checkpointed(x: torch.Tensor) -> torch.Tensor:
+    return torch.utils.checkpoint.checkpoint(asynchronous, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+SEEDS: tuple[Callable[..., Any], ...] = (asynchronous, scalar, profiled, words, checkpointed)
 
 
 def hostile_texts() -> list[str]:
@@ -228,19 +250,19 @@ def variations(count: int, seed: int) -> Iterator[bytes]:
     """Graphs with hostile text in the place of one, some or all of theirs."""
     chosen = random.Random(seed)
     with torch._dynamo.config.patch(capture_scalar_outputs=True):
-        seeds = bodies(checks, torch.ones(3, 3))
+        seeds = [body for function in SEEDS for body in bodies(function, torch.ones(3, 3))]
     texts = hostile_texts()
-    for _ in range(count):
-        body = graph_pb2.GraphBody.FromString(chosen.choice(seeds))
+    for number in range(count):
+        body = graph_pb2.GraphBody.FromString(seeds[number % len(seeds)])
         kind = chosen.random()
-        if kind < 0.8:
-            places = chosen.sample(range(len(body.strings)), chosen.choice([1, 1, 1, 2, 5]))
-            for place in places:
+        if kind < 0.8 and body.strings:
+            for place in chosen.sample(range(len(body.strings)), chosen.choice([1, 1, 1, 2])):
                 body.strings[place] = chosen.choice(texts)
-        elif kind < 0.9:
+        elif kind < 0.85:
             chosen.choice(body.targets).name = chosen.choice(texts)
         else:
-            argument = chosen.choice([row for row in body.calls if row.args]).args.add()
+            row = chosen.choice([row for row in body.calls if row.args])
+            argument = row.args.add()
             argument.text = len(body.strings)
             body.strings.append(chosen.choice(texts))
         yield body.SerializeToString()
@@ -248,12 +270,14 @@ def variations(count: int, seed: int) -> Iterator[bytes]:
 
 def fuzz(count: int, seed: int) -> None:
     lowered_at_all = 0
+    chosen = random.Random(seed)
     for body in variations(count, seed):
-        lowered = lower(body)
+        kind = chosen.choice([pb.ARTIFACT_KIND_INDUCTOR, pb.ARTIFACT_KIND_AOT_INDUCTOR])
+        lowered = lower(body, kind)
         assert lowered.refused == ""
         assert not any(MARKER in source for source in lowered.sources)
         lowered_at_all += bool(lowered.sources)
-    assert lowered_at_all > count / 10, "most were refused before Inductor wrote anything"
+    assert lowered_at_all > count / 4, "most were refused before Inductor wrote anything"
 
 
 def test_hostile_text_in_every_place_reaches_no_source() -> None:

@@ -19,17 +19,23 @@ _TOKEN: Final = re.compile(
     |(?P<character>'(?:[^'\\\n]|\\[nt0'\\])')
     |(?P<number>\.?[0-9](?:[eEpP][+-]|[A-Za-z0-9_.])*)
     |(?P<name>[A-Za-z_][A-Za-z0-9_]*)
-    |(?P<punctuation>[{}()\];:,.?~!%^&*+=|<>-]+|[\[/])
+    |(?P<punctuation>[{}()\];:,.?~!%^&*+=|<>-]+|\[|/(?![/*]))
     """,
     re.VERBOSE | re.MULTILINE | re.DOTALL | re.ASCII,
 )
-# Control characters, line separators of Unicode, trigraphs, and the digraph of a directive.
-_NOWHERE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]|\?\?[=/'()!<>-]|%:")
+# Control characters, line separators of Unicode, trigraphs, and digraphs of # and of brackets.
+_NOWHERE: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]|\?\?[=/'()!<>-]|%:|<:(?!:[^:>])|:>"
+)
 _SPLICE: Final = re.compile(r"\\[ \t]*(?:\n|$)")
 _RAW: Final = re.compile(r'[A-Za-z0-9_ .,:\[\]{}"\n]*', re.ASCII)
 
 _HEADER: Final = re.compile(
-    r"#include <(?:[a-z_]{1,40}|Python\.h|cuda\.h|omp\.h|[a-z]{1,12}intrin\.h|[a-z]{3,10}\.h"
+    r"#include <(?:algorithm|array|atomic|cassert|cerrno|cfloat|chrono|climits|cmath|complex"
+    r"|cstddef|cstdint|cstdio|cstdlib|cstring|exception|functional|initializer_list|iomanip|iostream"
+    r"|iterator|limits|list|map|memory|mutex|new|numeric|optional|ostream|queue|set|sstream"
+    r"|stdexcept|string|string_view|thread|tuple|type_traits|typeinfo|unordered_map|unordered_set"
+    r"|utility|variant|vector|Python\.h|cuda\.h|omp\.h|immintrin\.h|arm_neon\.h|arm_sve\.h"
     r"|(?:torch|ATen|c10)(?:/[A-Za-z0-9_]{1,60}){1,8}\.h(?:pp)?)>"
 )
 _PRAGMA: Final = re.compile(
@@ -66,7 +72,8 @@ _NEVER: Final = frozenset(
     "PyMarshal_ReadObjectFromString".split()
 )
 
-_ALWAYS: Final = frozenset({"space", "number", "character"})
+_BETWEEN: Final = frozenset({"space", "comment"})
+_ALWAYS: Final = frozenset({"space", "number", "character", "punctuation"})
 _QUOTES: Final = frozenset({'"', "'"})
 
 
@@ -86,12 +93,17 @@ def check_cpp(source: str) -> None:
 
 def _check_tokens(source: str) -> None:
     position = 0
+    open_bracket = False
     for found in _TOKEN.finditer(source):
         if found.start() != position:
             break
-        kind = found.lastgroup
+        kind, text = found.lastgroup, found[0]
         if kind not in _ALWAYS and (reason := _reason(str(kind), found)):
             raise refuse(reason, source, position)
+        if text == "[" and open_bracket and not _ATTRIBUTES.match(source, position - 1):
+            raise refuse("an unknown attribute", source, position)
+        if kind not in _BETWEEN:
+            open_bracket = text == "["
         position = found.end()
     if position != len(source):
         raise refuse("something that is not a token", source, position)
@@ -99,13 +111,9 @@ def _check_tokens(source: str) -> None:
 
 def _reason(kind: str, found: re.Match[str]) -> str:
     """Why a token is not taken; "" when it is."""
-    text, source = found[0], found.string
+    text = found[0]
     if kind == "name":
         return _reason_of_name(text, found)
-    if kind == "punctuation":
-        twice = text == "[" and source.startswith("[[", found.start())
-        known = not twice or _ATTRIBUTES.match(source, found.start())
-        return "" if known else "an unknown attribute"
     if kind == "string":
         return "" if is_plain_literal(text[1:-1]) else "an unknown string"
     if kind == "comment":

@@ -97,11 +97,11 @@ def _reason(node: ast.AST, taken: set[ast.AST]) -> str:
         known = all(_IMPORTED.fullmatch(alias.name) for alias in node.names)
         return "" if known else "an unknown import"
     if isinstance(node, ast.ImportFrom):
-        known = not node.level and bool(_IMPORTED.fullmatch(node.module or ""))
-        names = [alias.name for alias in node.names]
-        if not known or "*" in names or any(_reason_of_name(name) for name in names):
-            return "an unknown import"
-        return ""
+        module = node.module or ""
+        known = not node.level and module not in _NEVER_USED and _IMPORTED.fullmatch(module)
+        refused = _NEVER | _NEVER_READ | {"*"}
+        names = {alias.name for alias in node.names} | {alias.asname for alias in node.names}
+        return "" if known and not names & refused else "an unknown import"
     if isinstance(node, (ast.arg, ast.FunctionDef, ast.ClassDef, ast.keyword)):
         name = node.name if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else node.arg
         return "a name that wrappers do not use" if name in _NEVER else ""
