@@ -125,6 +125,58 @@ def test_python_that_wrappers_do_not_have_is_refused(code: str) -> None:
         check_wrapper(f"import torch\n{code}\n")
 
 
+TRITON = """
+import triton
+import triton.language as tl
+
+from torch._inductor.runtime import triton_helpers, triton_heuristics
+from torch._inductor.runtime.triton_helpers import libdevice, math as tl_math
+from torch._inductor.runtime.hints import AutotuneHint, ReductionHint, TileHint, DeviceProperties
+triton_helpers.set_driver_to_gpu()
+
+@triton_heuristics.pointwise(
+    size_hints={'x': 16},
+    filename=__file__,
+    triton_meta={'signature': {'in_ptr0': '*fp32', 'out_ptr0': '*fp32', 'xnumel': 'i32'},
+                 'device': DeviceProperties(type='cuda', index=0, cc=90, major=9), 'constants': {},
+                 'configs': [{(0,): [['tt.divisibility', 16]]}]},
+    inductor_meta={'grid_type': 'Grid1D', 'kernel_name': 'triton_poi_fused_add_0'},
+    min_elem_per_thread=0
+)
+@triton.jit
+def triton_poi_fused_add_0(in_ptr0, out_ptr0, xnumel, XBLOCK : tl.constexpr):
+    xoffset = tl.program_id(0) * XBLOCK
+    xindex = xoffset + tl.arange(0, XBLOCK)[:]
+    xmask = xindex < xnumel
+    tmp0 = tl.load(in_ptr0 + (xindex), xmask)
+    tl.device_assert((0 <= tmp0) & (tmp0 < 8), "index out of bounds: 0 <= tmp0 < 8")
+    tl.store(out_ptr0 + (xindex), tmp0 + 1.0, xmask)
+%s
+"""
+GPU = """
+import torch
+import triton
+from torch._inductor.async_compile import AsyncCompile
+from torch._C import _cuda_getCurrentRawStream as get_raw_stream
+async_compile = AsyncCompile()
+add_0 = async_compile.triton('triton_poi_fused_add_0', %r, device_str='cuda')
+async_compile.wait(globals())
+del async_compile
+def call(args):
+    with torch.cuda._DeviceGuard(0):
+        torch.cuda.set_device(0)
+        stream0 = get_raw_stream(0)
+        add_0.run(args[0], args[1], 16, stream=stream0)
+"""
+
+
+def test_a_triton_kernel_inside_a_wrapper_is_read_too() -> None:
+    check_wrapper(GPU % (TRITON % ""))
+    for code in ("import subprocess", "    eval('1')", "    tl.static_print('a;b')"):
+        with pytest.raises(NativeSourceRefused):
+            check_wrapper(GPU % (TRITON % code))
+
+
 def test_reading_takes_time_in_proportion() -> None:
     """Ten times the text does not take a hundred times the steps: no repeat is nested."""
     for part in ('R"(', '"a', "/*", "[[", "#define x \\\n", "((", "??", "__attribute__", "'"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,10 +26,23 @@ X = torch.linspace(0, 1, 8)
 
 
 @pytest.fixture(scope="module")
-def server(launch_for_file: Callable[..., RunningServer]) -> RunningServer:
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A g++ that writes its arguments down, NUL behind each, and runs the real one."""
+    folder = tmp_path_factory.mktemp("compiler")
+    compiler, real = folder / "g++", shutil.which("g++")
+    compiler.write_text(
+        f'#!/bin/bash\nprintf \'%s\\0\' "$@" >> {folder}/arguments\nexec {real} "$@"\n'
+    )
+    compiler.chmod(0o755)
+    return compiler
+
+
+@pytest.fixture(scope="module")
+def server(launch_for_file: Callable[..., RunningServer], stand_in: Path) -> RunningServer:
     if shutil.which("g++") is None:
         pytest.skip("needs g++, which Inductor compiles with")
-    return launch_for_file("--native", "--workers", "1")
+    environment = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+    return launch_for_file("--native", "--workers", "1", environment=environment)
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +167,34 @@ def test_a_state_that_is_not_of_its_type_is_refused_with_its_field(server: Runni
         with pytest.raises(InvalidRequestError) as refused:
             module.native(request, timeout=60.0)
     assert refused.value.violations[0].field == "native.states['threads2']"
+
+
+# Flags, headers and libraries of torch, Python and the compiler; files of the job.
+ARGUMENTS = re.compile(
+    r"-[cgEPS]|-O[0-3s]|-std=[a-z+0-9]+|-x|c\+\+(?:-header)?|-shared|-fPIC|-fopenmp|-pthread"
+    r"|-f(?:no-)?[a-z][a-z0-9-]*(?:=(?:off|fast|on|default|hidden))?|-m[a-z0-9.+-]+(?:=[a-z0-9.+_-]+)?"
+    r"|-W[a-zA-Z0-9-]+(?:,[A-Za-z0-9/._=-]+)*|-D ?[A-Z][A-Z0-9_a-z]*(?:=[0-9A-Za-z_]*)?|-D"
+    r"|[A-Z][A-Z0-9_]+(?:=[0-9A-Za-z_]*)?|-[IL]|-[IL]?/[\w./+-]+|-l[a-z0-9_.+-]+|-o|-include"
+    r"|-(?:-version|dumpversion|dumpmachine|v|MM|MT|MD|MF|H)|/[\w./+-]+|[io]|-"
+)
+
+
+def test_every_argument_of_every_compile_is_a_known_one(
+    server: RunningServer, stand_in: Path
+) -> None:
+    """Runs last: what the tests above had compiled is looked through, with settings at their ends."""
+    options = {
+        "address": server.address, "on_error": "raise", "timeout": 300.0,
+        "cpp.enable_floating_point_contract_flag": "fast", "cpp.simdlen": 256,
+        "cpp.enable_unsafe_math_opt_flag": True, "use_fast_math": True,
+    }  # fmt: skip
+    compiled: Any = torch.compile(lambda x: torch.relu(x) * 5, backend="lazyfx", options=options)
+    try:
+        compiled(X)
+    except lazyfx.LazyfxError as error:  # the machines differ in their vectors then
+        assert "instruction set" in str(error)
+    arguments = (stand_in.parent / "arguments").read_bytes().decode().split("\0")[:-1]
+    assert len(arguments) > 20
+    unknown = {argument for argument in arguments if not ARGUMENTS.fullmatch(argument)}
+    assert not unknown
+    assert not [argument for argument in arguments if ".." in argument.split("/")]

@@ -27,12 +27,16 @@ _NEVER: Final = _NEVER_USED | frozenset(
 )
 _NEVER_READ: Final = frozenset(
     {
-        *("system", "popen", "spawn", "load_library", "import_module", "load_inline", "hub"),
-        *("cpp_extension", "from_file", "serialization", "load", "save", "package", "jit"),
-        *("classes", "multiprocessing", "_load_library", "call_wrapper", "importlib"),
+        *("system", "popen", "spawn", "load_library", "import_module", "load_inline"),
+        *("cpp_extension", "from_file", "importlib", "_load_library"),
     }
 )
+# The same of torch alone: Triton has a load and a jit, too.
+_NEVER_READ_OF_TORCH: Final = frozenset(
+    {"classes", "hub", "jit", "load", "multiprocessing", "package", "save", "serialization"}
+)
 _DUNDER: Final = re.compile(r"__\w+__")
+_USED_DUNDERS: Final = frozenset({"__file__", "__init__", "__name__"})
 _CPP: Final = frozenset({"cpp_pybinding", "cpp"})
 _PYTHON: Final = frozenset({"triton"})
 # torch writes what it did to choose kernels into a string in front of everything.
@@ -92,6 +96,8 @@ def _reason(node: ast.AST, taken: set[ast.AST]) -> str:
         return _reason_of_name(node.id)
     if isinstance(node, ast.Attribute):
         refused = _DUNDER.fullmatch(node.attr) or node.attr in _NEVER_READ
+        if isinstance(node.value, ast.Name) and node.value.id == "torch":
+            refused = refused or node.attr in _NEVER_READ_OF_TORCH
         return "an attribute that wrappers do not read" if refused else ""
     if isinstance(node, ast.Import):
         known = all(_IMPORTED.fullmatch(alias.name) for alias in node.names)
@@ -100,6 +106,8 @@ def _reason(node: ast.AST, taken: set[ast.AST]) -> str:
         module = node.module or ""
         known = not node.level and module not in _NEVER_USED and _IMPORTED.fullmatch(module)
         refused = _NEVER | _NEVER_READ | {"*"}
+        if module == "torch":
+            refused |= _NEVER_READ_OF_TORCH
         names = {alias.name for alias in node.names} | {alias.asname for alias in node.names}
         return "" if known and not names & refused else "an unknown import"
     if isinstance(node, (ast.arg, ast.FunctionDef, ast.ClassDef, ast.keyword)):
@@ -110,7 +118,7 @@ def _reason(node: ast.AST, taken: set[ast.AST]) -> str:
 
 
 def _reason_of_name(name: str) -> str:
-    refused = name in _NEVER or (_DUNDER.fullmatch(name) and name not in ("__name__", "__init__"))
+    refused = name in _NEVER or (_DUNDER.fullmatch(name) and name not in _USED_DUNDERS)
     return "a name that wrappers do not use" if refused else ""
 
 
