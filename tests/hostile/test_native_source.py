@@ -12,12 +12,17 @@ import pytest
 import torch
 from hostile.native_lowering import lower
 from torch import nn
+from torch._inductor import codecache
 
 from lazyfx import memory
 from lazyfx.backend.graphs import flatten
+from lazyfx.native.requests import native_request
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.native import making
+from lazyfx_server.native.job import run_native_job
 from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp, check_wrapper
+from lazyfx_server.v1 import worker_pb2 as worker
 
 MARKER = "zqmarkzq"
 INCLUDE = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
@@ -269,6 +274,29 @@ def checkpointed(x: torch.Tensor) -> torch.Tensor:
 
 
 SEEDS: tuple[Callable[..., Any], ...] = (asynchronous, scalar, profiled, words, checkpointed)
+
+
+def test_source_that_is_not_inductors_is_an_internal_error_and_not_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were a text to reach Inductor after all, nothing is compiled of it."""
+    monkeypatch.setattr(making, "without_texts", lambda body: body)
+    for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):  # which the job moves, for its process
+        monkeypatch.setattr(codecache, name, getattr(codecache, name))
+    (body,) = bodies(asynchronous, torch.ones(3, 3))
+    changed = graph_pb2.GraphBody.FromString(body)
+    for place in range(len(changed.strings)):
+        changed.strings[place] = f'"), 0)); asm(".incbin \\"{MARKER}\\""); ((void)("'
+    job = worker.Job()
+    job.native.kind = pb.ARTIFACT_KIND_INDUCTOR
+    job.native.graph.graph.body = changed.SerializeToString()
+    job.native.request.CopyFrom(native_request({torch.device("cpu")}, None, {}))
+    job.native.progress = str(tmp_path / "progress")
+    job.native.cache = job.native.headers = str(tmp_path)
+    result = worker.JobResult.FromString(run_native_job(job.SerializeToString()))
+    assert result.error.kind == worker.JOB_ERROR_KIND_SOURCE
+    assert MARKER not in result.error.message
+    assert not [f for f in tmp_path.rglob("*.cpp") if MARKER in f.read_text(errors="replace")]
 
 
 def hostile_texts() -> list[str]:

@@ -152,6 +152,15 @@ def test_run_time_state_of_torch_is_not_a_setting() -> None:
         assert native_request(CPU, None, {}).configuration == before
 
 
+def test_a_package_once_in_a_process_changes_no_setting(needs_gxx: None, tmp_path: Path) -> None:
+    before = read_configuration()
+    program = torch.export.export(torch.nn.ReLU(), (torch.ones(3),))
+    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "a.pt2"))
+    after = read_configuration()
+    assert after.differing(before.short_digests) == ()
+    assert after.digest == before.digest
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
