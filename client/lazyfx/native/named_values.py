@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from lazyfx.errors import LazyfxError
 from lazyfx.native.setting_types import ValueType, mismatch_reason, shown
@@ -60,8 +60,8 @@ def read_typed(
         if name in found:
             raise NamedValueError(place, "comes twice")
         kind = message.value.WhichOneof("kind")
-        value = getattr(message.value, kind) if kind in _FIELDS.values() else None
+        value = getattr(message.value, str(kind)) if kind in _FIELDS.values() else None
         if reason := mismatch_reason(value, expected):
             raise NamedValueError(place, reason)
-        found[name] = value
+        found[name] = cast("Scalar", value)
     return found

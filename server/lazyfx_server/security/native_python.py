@@ -95,26 +95,35 @@ def _reason(node: ast.AST, taken: set[ast.AST]) -> str:
     if isinstance(node, ast.Name):
         return _reason_of_name(node.id)
     if isinstance(node, ast.Attribute):
-        refused = _DUNDER.fullmatch(node.attr) or node.attr in _NEVER_READ
-        if isinstance(node.value, ast.Name) and node.value.id == "torch":
-            refused = refused or node.attr in _NEVER_READ_OF_TORCH
-        return "an attribute that wrappers do not read" if refused else ""
+        return _reason_of_attribute(node)
     if isinstance(node, ast.Import):
         known = all(_IMPORTED.fullmatch(alias.name) for alias in node.names)
         return "" if known else "an unknown import"
     if isinstance(node, ast.ImportFrom):
-        module = node.module or ""
-        known = not node.level and module not in _NEVER_USED and _IMPORTED.fullmatch(module)
-        refused = _NEVER | _NEVER_READ | {"*"}
-        if module == "torch":
-            refused |= _NEVER_READ_OF_TORCH
-        names = {alias.name for alias in node.names} | {alias.asname for alias in node.names}
-        return "" if known and not names & refused else "an unknown import"
+        return _reason_of_import(node)
     if isinstance(node, (ast.arg, ast.FunctionDef, ast.ClassDef, ast.keyword)):
         name = node.name if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else node.arg
         return "a name that wrappers do not use" if name in _NEVER else ""
     refused_kinds = (ast.JoinedStr, ast.Await, ast.AsyncFunctionDef, ast.Yield, ast.Nonlocal)
     return "a statement that wrappers do not have" if isinstance(node, refused_kinds) else ""
+
+
+def _reason_of_attribute(node: ast.Attribute) -> str:
+    refused = _NEVER_READ
+    if isinstance(node.value, ast.Name) and node.value.id == "torch":
+        refused = refused | _NEVER_READ_OF_TORCH
+    found = node.attr in refused or _DUNDER.fullmatch(node.attr)
+    return "an attribute that wrappers do not read" if found else ""
+
+
+def _reason_of_import(node: ast.ImportFrom) -> str:
+    module = node.module or ""
+    known = not node.level and module not in _NEVER_USED and _IMPORTED.fullmatch(module)
+    refused = _NEVER | _NEVER_READ | {"*"}
+    if module == "torch":
+        refused = refused | _NEVER_READ_OF_TORCH
+    names = {name for alias in node.names for name in (alias.name, alias.asname)}
+    return "" if known and not names & refused else "an unknown import"
 
 
 def _reason_of_name(name: str) -> str:
