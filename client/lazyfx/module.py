@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from lazyfx.assembly import GeneratedSource, package_module, pickle_module
 from lazyfx.envelope import check_envelope
 from lazyfx.errors import LazyfxError
 from lazyfx.exporting import export_module
@@ -21,8 +20,9 @@ from lazyfx.native.packages import write_package
 from lazyfx.native.reading import read_made
 from lazyfx.native.requests import native_request
 from lazyfx.native.texts import restoring, texts_of
+from lazyfx.pickling import package_module, pickle_module
 from lazyfx.preparing import Prepared
-from lazyfx.rebuilding import rebuild, rebuild_canonical, source_of
+from lazyfx.rebuilding import rebuild, rebuild_canonical
 from lazyfx.report import Cache, Report, cache_of, report_of
 from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
@@ -106,23 +106,32 @@ class AsyncRemoteModule:
         return (await self.prepared_call())(*inputs, **kwargs)
 
     async def pickle(self) -> bytes:
-        """The module as a pickle that loads with torch alone.
+        """The module as a pickle that loads with torch alone, for `pickle.load`.
 
-        A graph without parameters of its own is pickled by the server. One with
-        parameters is put together here, from source that the server generated: weights
-        never leave.
+        It holds the graph itself, so the loaded module computes what this one does. A graph
+        without parameters and calling convention of its own is pickled by the server; another is
+        put together here: weights never leave.
+
+        Raises:
+            UnsupportedGraphError: Something in it cannot be pickled; says what.
+            ServiceError: The same, of the server.
         """
-        if not self._holds_tensors:
+        if self._is_whole_on_server:
             return await self._artifacts.get(pb.ARTIFACT_KIND_PICKLE)
-        source = await self._source(pb.ARTIFACT_KIND_PICKLE)
-        return pickle_module(self._rebuild(await self._compiled_graph(), LazyGraphModule), source)
+        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        return await asyncio.to_thread(pickle_module, rebuilt)
 
     async def package(self) -> bytes:
-        """The module as a torch.package archive; see `pickle` for where it is made."""
-        if not self._holds_tensors:
+        """The module as a torch.package archive; see `pickle` for what it holds.
+
+        Raises:
+            UnsupportedGraphError: Something in it cannot be packaged; says what.
+            ServiceError: The same, of the server.
+        """
+        if self._is_whole_on_server:
             return await self._artifacts.get(pb.ARTIFACT_KIND_PACKAGE)
-        source = await self._source(pb.ARTIFACT_KIND_PACKAGE)
-        return package_module(self._rebuild(await self._compiled_graph(), LazyGraphModule), source)
+        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        return await asyncio.to_thread(package_module, rebuilt)
 
     async def torchscript(self) -> bytes:
         """The module as a TorchScript archive for `torch.jit.load`.
@@ -155,7 +164,7 @@ class AsyncRemoteModule:
             UnsupportedGraphError: torch.export cannot express the graph; says why.
             ServiceError: The same, of the server.
         """
-        if not self._holds_tensors and not self._prepared.captured.has_convention:
+        if self._is_whole_on_server:
             return await self._artifacts.get(pb.ARTIFACT_KIND_EXPORTED_PROGRAM)
         compiled = await self._compiled_graph()
         self._performed_here += 1
@@ -274,12 +283,12 @@ class AsyncRemoteModule:
         return any(isinstance(a, torch.Tensor) for row in self._attributes for a in row)
 
     @property
+    def _is_whole_on_server(self) -> bool:
+        return not self._holds_tensors and not self._prepared.captured.has_convention
+
+    @property
     def _attributes(self) -> tuple[tuple[object, ...], ...]:
         return self._prepared.encoded.attributes
-
-    async def _source(self, purpose: pb.ArtifactKind.ValueType) -> GeneratedSource:
-        data = await self._artifacts.get(pb.ARTIFACT_KIND_SOURCE, purpose)
-        return source_of(pb.GeneratedSource.FromString(data))
 
     async def _compiled_graph(self) -> graph_pb2.CompiledGraph:
         data = await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)

@@ -8,11 +8,9 @@ import torch
 from torch.fx import GraphModule
 
 from lazyfx import wire
-from lazyfx.assembly import GeneratedSource
 from lazyfx.errors import ArtifactError
 from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.preparing import Prepared
-from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
 
@@ -59,12 +57,6 @@ def rebuild_canonical(
     body = graph_pb2.GraphBody.FromString(compiled.graph.body)
     bind = _binder(compiled, body, prepared, constants)
     return wire.decode(body, bind=bind, module_class=LazyGraphModule, metadata="none")
-
-
-def source_of(message: pb.GeneratedSource) -> GeneratedSource:
-    """Source that a server generated, as `lazyfx.assembly` takes it."""
-    children = {child.path: source_of(child.source) for child in message.children}
-    return GeneratedSource(message.code, message.import_block, children)
 
 
 def _binder(
