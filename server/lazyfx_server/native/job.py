@@ -14,6 +14,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.native.conditions import CannotCompile
 from lazyfx_server.native.making import make_artifact
 from lazyfx_server.native.torch_names import keep_headers_in
+from lazyfx_server.security.native_source import NativeSourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,13 @@ def run_native_job(data: bytes) -> bytes:
     except CannotCompile as error:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
         result.error.message = str(error)
+    except NativeSourceRefused as error:
+        _log.error("generated native source was refused: %s", error)
+        result.error.kind = worker.JOB_ERROR_KIND_SOURCE
+        result.error.message = (
+            "what Inductor wrote for this graph differs from what it usually writes, and was not "
+            "compiled; please report it with the graph"
+        )
     except DecodeError as error:
         result.error.kind = worker.JOB_ERROR_KIND_INTERNAL
         result.error.message = f"the compiled graph cannot be read: {error}"

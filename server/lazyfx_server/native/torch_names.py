@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import io
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +37,39 @@ _PARAMETERS = inspect.signature(standalone_compile).parameters
 # has no key it may take any. What goes wrong when it writes is an error, not a line of its log.
 _WRITTEN = {"bypass_autograd_cache_key": True, "strict_autograd_cache": True}
 
+_CPP = ("cpp", "cu", "cc", "cxx")
+
 
 def keep_headers_in(folder: Path) -> None:
     """Keep precompiled headers in a folder of one's own; torch shares them by user."""
     codecache._HEADER_DIR = str(folder)
     codecache._HEADER_LOCK_DIR = str(folder / "locks")
+
+
+@contextmanager
+def written_sources(
+    on_cpp: Callable[[str], None], on_python: Callable[[str], None]
+) -> Iterator[None]:
+    """See every source that Inductor writes within the block, before it is compiled or run.
+
+    All of them go through one function of torch on their way to a file. What Triton kernels are
+    made of stands in a Python source, too.
+
+    Args:
+        on_cpp: Called with each C++ source; what it raises keeps the source from being written.
+        on_python: The same for Python.
+    """
+    original = codecache.write
+
+    def write(content: Any, extension: str, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(content, str) and extension.endswith(_CPP):
+            on_cpp(content)
+        elif extension == "py":
+            on_python(content)
+        return original(content, extension, *args, **kwargs)
+
+    with _instead(codecache, "write", write):
+        yield
 
 
 def compile_ahead(
