@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TypeAlias
@@ -9,20 +10,21 @@ from typing import TypeAlias
 from typing_extensions import Self
 
 from lazyfx.access import Tls, access
+from lazyfx.addresses import server_address
 from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.asking import Asker
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import Connection
-from lazyfx.errors import LazyfxError, MissingBlobsError
+from lazyfx.errors import ForkedProcessError, LazyfxError, MissingBlobsError, OverloadedError
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, Passes, listed
 from lazyfx.preparing import Prepared, Preparer
 from lazyfx.status import status_to_error
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.verifying import Provenance, Verifier
+from lazyfx.verifying import DATA_KINDS, Provenance, Verifier
 
 Job: TypeAlias = "tuple[Compilable, Passes] | tuple[Compilable, Passes, ExampleInputs]"
 
@@ -31,20 +33,26 @@ class AsyncClient:
     """A client of one server, for use in one event loop.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token, where the server asks for one (LAZYFX_TOKEN, LAZYFX_TOKEN_FILE).
         tls: How to encrypt: True, or `lazyfx.Tls` with files of certificates (LAZYFX_CA, ...).
         verify_keys: Public keys in hex that artifacts must be signed with (LAZYFX_VERIFY_KEYS).
-            Without them the keys count that the server names at first use, if it is on this
-            machine or has proved by TLS who it is.
+            Without them those count that `lazyfx trust` has written down for this server; else
+            those that the server names at first use, if it is on this machine or has proved by
+            TLS who it is.
         answer_bounds: How much is taken from the server.
+
+    Raises:
+        ForkedProcessError: This process was forked after a client had been opened.
+        AddressError: The address is not one of a server.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
@@ -53,6 +61,7 @@ class AsyncClient:
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
+        address = server_address(address)
         granted = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds
         self.refusals = Refusals(address)
@@ -60,7 +69,8 @@ class AsyncClient:
             address, timeout=timeout, access=granted, bounds=answer_bounds
         )
         self._verifier = Verifier(
-            granted.verify_keys,
+            granted.pinned_keys(address),
+            address=address,
             believes_connection=granted.believes(address),
             ask=self._connection.server_info,
         )
@@ -86,10 +96,16 @@ class AsyncClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.close()
+        # A child that was forked in the block has nothing to close, and leaves as it would.
+        with contextlib.suppress(ForkedProcessError):
+            await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls under way in other tasks raise ClosedError.
+
+        Raises:
+            ForkedProcessError: The client was opened in the process that this one was forked from.
+        """
         await self._connection.close()
 
     async def compile(
@@ -161,7 +177,7 @@ class AsyncClient:
 
     def handle(self, prepared: Prepared, response: pb.CompileResponse) -> AsyncRemoteModule:
         """The handle to what the server answered."""
-        return AsyncRemoteModule(self, prepared, response)
+        return AsyncRemoteModule(self, self._preparer.with_values(prepared), response)
 
     def compile_many(
         self, jobs: Sequence[Job], *, send_values: bool = False
@@ -200,10 +216,19 @@ class AsyncClient:
                 yield pb.CompileBatchRequest(request_id=i, request=request)
 
         answers = self._connection.compile_batch(requests(), len(prepared))
-        with self.refusals.counted():
-            async for answer in answers:
-                i = answer.request_id
-                yield i, await self._batch_result(prepared[i], answer)
+        due = set(range(len(prepared)))
+        try:
+            with self.refusals.counted():
+                async for answer in answers:
+                    i = answer.request_id
+                    due.discard(i)
+                    yield i, await self._batch_result(prepared[i], answer)
+        except OverloadedError as refusal:
+            if refusal.retry_after is None:
+                raise
+            # The stream was refused for now: one by one, each is asked for when the server says.
+            for i in sorted(due):
+                yield i, await self._single_result(prepared[i])
 
     async def _batch_result(
         self, job: Prepared, answer: pb.CompileBatchResponse
@@ -211,13 +236,18 @@ class AsyncClient:
         if answer.HasField("response"):
             return self.handle(job, answer.response)
         error: LazyfxError = status_to_error(answer.error)
-        if isinstance(error, MissingBlobsError):
-            # A pass reads values: these are sent outside of the stream.
-            try:
-                return self.handle(job, await self.ask(job))
-            except LazyfxError as again:
-                error = again
+        refused_for_now = isinstance(error, OverloadedError) and error.retry_after is not None
+        if isinstance(error, MissingBlobsError) or refused_for_now:
+            # Values that a pass reads are sent outside of the stream, and what was refused for now
+            # is asked for again.
+            return await self._single_result(job)
         return error
+
+    async def _single_result(self, job: Prepared) -> AsyncRemoteModule | LazyfxError:
+        try:
+            return self.handle(job, await self.ask(job))
+        except LazyfxError as error:
+            return error
 
     async def passes(self) -> list[pb.PassDescription]:
         """The passes that the server runs, by name."""
@@ -232,9 +262,22 @@ class AsyncClient:
         """Versions, devices, limits and artifact kinds of the server."""
         return await self._connection.server_info()
 
+    async def is_ready(self, seconds: float = 1.0) -> bool:
+        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        return await self._connection.is_ready(seconds)
+
     async def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
         return await self._connection.stats()
+
+    async def require_trusted(self) -> None:
+        """Check that artifacts which can hold code would be opened if this server made them.
+
+        Raises:
+            UntrustedServerError: They would not; says what to do.
+            ServiceError: The server was asked for its keys and did not answer.
+        """
+        await self._verifier.require_trusted()
 
     async def fetch(
         self,
@@ -246,10 +289,13 @@ class AsyncClient:
         """Fetch an artifact and check who made it; handles call this.
 
         Raises:
+            UntrustedServerError: Nothing that the server signs would be opened; none was made.
             UntrustedArtifactError: Nobody who is trusted has signed it.
             ServiceError: One of its kinds, by the status.
         """
         with self.refusals.counted():
+            if request.kind not in DATA_KINDS:
+                await self._verifier.require_trusted()
             data, trailer = await self._connection.artifact(
                 request, timeout=timeout, on_progress=on_progress
             )
@@ -287,7 +333,7 @@ class AsyncClient:
 
 
 def connect_async(
-    address: str,
+    address: str | None = None,
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
@@ -301,7 +347,8 @@ def connect_async(
     Nothing is sent before the first call.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from lazyfx.answers.graphs import CheckedCompiled, check_compiled
 from lazyfx.answers.pictures import clean_picture
 from lazyfx.answers.responses import read_message, read_text
-from lazyfx.assembly import GeneratedSource, package_module, pickle_module
+from lazyfx.assembly import GeneratedSource
 from lazyfx.errors import LazyfxError
 from lazyfx.exporting import export_module
 from lazyfx.fetching import Artifacts, Fetcher, OnProgress
@@ -22,6 +22,7 @@ from lazyfx.native.constants import own_tensors
 from lazyfx.native.packages import write_package
 from lazyfx.native.reading import read_made
 from lazyfx.native.requests import native_request
+from lazyfx.pickling import package_module, pickle_module
 from lazyfx.preparing import Prepared
 from lazyfx.printable import printable
 from lazyfx.rebuilding import checked_source, rebuild, rebuild_canonical
@@ -47,7 +48,7 @@ class AsyncRemoteModule:
     def __init__(self, fetcher: Fetcher, prepared: Prepared, response: pb.CompileResponse) -> None:
         self._fetcher = fetcher
         self._prepared = prepared
-        self._response = response
+        self._cache = cache_of(response.cache)
         self._artifacts = Artifacts(fetcher, prepared, response)
         self._performed_here = 0
         self._callable: GraphModule | None = None
@@ -56,7 +57,7 @@ class AsyncRemoteModule:
     @property
     def key(self) -> str:
         """Hex of the module's key."""
-        return self._response.module_key.hex()
+        return self._artifacts.response.module_key.hex()
 
     @property
     def digest(self) -> str:
@@ -66,7 +67,7 @@ class AsyncRemoteModule:
     @property
     def cache(self) -> Cache:
         """Hit, miss or joined, and why."""
-        return cache_of(self._response.cache)
+        return self._cache
 
     @property
     def report(self) -> Report:
@@ -108,6 +109,11 @@ class AsyncRemoteModule:
         self._performed_here += _graph_modules(rebuilt)
         return rebuilt
 
+    @property
+    def built(self) -> GraphModule | None:
+        """The module that calls go to, or None before the first of them."""
+        return self._callable
+
     async def prepared_call(self) -> GraphModule:
         """The module that calls go to, built on first use."""
         if self._callable is None:
@@ -119,30 +125,34 @@ class AsyncRemoteModule:
         return (await self.prepared_call())(*inputs, **kwargs)
 
     async def pickle(self) -> bytes:
-        """The module as a pickle that loads with torch alone.
+        """The module as a pickle that loads with torch alone, for `pickle.load`.
 
-        It is put together here, from graph data and from source that the server generated and
-        that is checked against the graph: weights never leave, and no pickle of a server's is
+        It holds the graph itself, so the loaded module computes what this one does. It is put
+        together here, from graph data: weights never leave, and no pickle of a server's is
         written or opened.
 
         Raises:
+            UnsupportedGraphError: Something in it cannot be pickled; says what.
             DecodeError: The server sent something that is not a graph.
-            ArtifactError: The server's source is not that of the graph.
-            ServiceError: The server cannot generate it.
+            ServiceError: The server cannot send the graph.
         """
-        return pickle_module(*await self._with_source(pb.ARTIFACT_KIND_PICKLE))
+        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        return await asyncio.to_thread(pickle_module, rebuilt)
 
     async def package(self) -> bytes:
-        """The module as a torch.package archive; see `pickle` for where it is made."""
-        return package_module(*await self._with_source(pb.ARTIFACT_KIND_PACKAGE))
+        """The module as a torch.package archive; see `pickle` for what it holds."""
+        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        return await asyncio.to_thread(package_module, rebuilt)
 
     async def torchscript(self) -> bytes:
         """The module as a TorchScript archive for `torch.jit.load`, scripted here.
 
-        It takes the graph's inputs by place.
+        It takes the graph's inputs positionally and returns what the model returns: a tensor, a
+        tuple, a list, or a dict (for classes like a dict too).
 
         Raises:
-            UnsupportedGraphError: TorchScript has no words for the graph; names the node.
+            UnsupportedGraphError: TorchScript cannot express the graph, or what it returns;
+                names the node, or the type.
         """
         rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
         self._performed_here += _graph_modules(rebuilt)
@@ -270,18 +280,22 @@ class AsyncRemoteModule:
             await self._artifacts.get(wanted)
         return await self._artifacts.vouch(wanted)
 
-    async def _with_source(
-        self, purpose: pb.ArtifactKind.ValueType
-    ) -> tuple[GraphModule, GeneratedSource]:
-        """The module, and the source that the server generated for it, checked against it."""
-        data = await self._artifacts.get(pb.ARTIFACT_KIND_SOURCE, purpose)
+    async def source(self) -> GeneratedSource:
+        """The source that the server generated, of nested graphs too, checked against the graph.
+
+        Raises:
+            DecodeError: The server sent something that is not a graph.
+            ArtifactError: The server's source is not that of the graph.
+            ServiceError: The server cannot generate it.
+        """
+        data = await self._artifacts.get(pb.ARTIFACT_KIND_SOURCE)
         module = self._rebuild(await self._compiled_graph(), LazyGraphModule)
         with self._fetcher.refusals.counted():
-            return module, checked_source(read_message(pb.GeneratedSource, data), module)
+            return checked_source(read_message(pb.GeneratedSource, data), module)
 
     async def _compiled_graph(self) -> CheckedCompiled:
         if self._compiled is None:
-            data = await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)
+            data = await self._artifacts.graph_and_constants()
             prepared = self._prepared
             with self._fetcher.refusals.counted():
                 self._compiled = check_compiled(
@@ -290,7 +304,6 @@ class AsyncRemoteModule:
                     prepared.requests.whole.passes,
                     self._fetcher.bounds,
                 )
-        await self._artifacts.fetch_constants()
         return self._compiled
 
     def _rebuild(self, compiled: CheckedCompiled, module_class: type[GraphModule]) -> GraphModule:

@@ -14,7 +14,7 @@ from lazyfx import memory, wire
 from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.known_passes import reads_values
 from lazyfx.capture import Captured, Captures, Compilable, ExampleInputs
-from lazyfx.errors import ProtocolError, ValuesRefusedError
+from lazyfx.errors import LazyfxError, ProtocolError, ValuesRefusedError
 from lazyfx.pass_memory import PassMemory, Requests
 from lazyfx.passes import USUAL, Modes, Passes, listed
 from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
@@ -102,11 +102,15 @@ class Preparer:
         else:
             encoded, still_current = remembered.encoded, remembered.is_current
         requests = requests_of(encoded)
-        prepared = Prepared(captured, encoded, requests, still_current, send_values)
+        return self.with_values(Prepared(captured, encoded, requests, still_current, send_values))
+
+    def with_values(self, prepared: Prepared) -> Prepared:
+        """The same with the values that passes are known to read, as they are now."""
+        requests = prepared.requests
         if requests.reads and prepared.gives_values:
             # Tensors change where they are: no token stands for their values.
             with_values, _ = self.supply(prepared, requests.whole, requests.reads)
-            prepared = replace(prepared, requests=Requests(with_values))
+            return replace(prepared, requests=Requests(with_values))
         return prepared
 
     def supply(
@@ -118,6 +122,7 @@ class Preparer:
             ValuesRefusedError: The server asks for values, which no pass of the request reads.
             ProtocolError: The server asks for something that this graph does not have, for one
                 thing twice, or for too much.
+            LazyfxError: Values that the request names have changed since.
         """
         full = pb.CompileRequest()
         full.CopyFrom(request)
@@ -146,6 +151,13 @@ class Preparer:
         blobs = []
         for binding in full.values:
             tensor = self._tensor(prepared, binding.graph, binding.attribute)
+            if binding.content.sha256 in wanted_blobs and (
+                self.content_digest(tensor) != binding.content
+            ):
+                raise LazyfxError(
+                    "the server has lost the values that this was compiled with, and the tensors "
+                    "have changed since; compile again"
+                )
             blobs.append(Blob(binding.content, partial(wire.tensor_bytes, tensor)))
         return full, blobs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -12,10 +11,11 @@ from typing import TypeVar
 from typing_extensions import Self
 
 from lazyfx.access import Tls
+from lazyfx.addresses import server_address
 from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient, Job
-from lazyfx.errors import LazyfxError
+from lazyfx.errors import ForkedProcessError, LazyfxError
 from lazyfx.loop import Loop
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import Modes, Passes, listed
@@ -33,18 +33,22 @@ class Client:
     """A client of one server. Threads may share it.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
         answer_bounds: How much is taken from the server; see `AnswerBounds`.
+
+    Raises:
+        ForkedProcessError: This process was forked after a client had been opened.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
@@ -53,6 +57,7 @@ class Client:
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
+        address = server_address(address)
         self._loop = Loop()
         self._preparing = threading.Lock()
 
@@ -88,17 +93,21 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # A child that was forked in the block has nothing to close, and leaves as it would.
+        with contextlib.suppress(ForkedProcessError):
+            self.close()
 
     def close(self) -> None:
-        """Close the connection; handles made by this client can fetch nothing more.
+        """Close the connection; calls under way in other threads raise ClosedError at once.
 
-        A connection that does not close in a few seconds is left behind: a process that ends
-        must not wait for it.
+        Handles made by this client can fetch nothing more. A connection that does not close in a
+        few seconds is left behind: a process that ends must not wait for it.
+
+        Raises:
+            ForkedProcessError: The client was opened in the process that this one was forked from.
         """
-        with contextlib.suppress(concurrent.futures.TimeoutError):
-            self._loop.run(self._client.close(), _CLOSE_SECONDS)
-        self._loop.stop()
+        if self._loop.close():
+            self._loop.finish(self._client.close(), _CLOSE_SECONDS)
 
     def compile(
         self,
@@ -113,6 +122,7 @@ class Client:
         send_values: bool = False,
     ) -> RemoteModule:
         """Compile a graph on the server; see `AsyncClient.compile`."""
+        self._loop.require_open()
         # Capturing and encoding happen in the caller's thread, whose grad mode, autocast
         # and default device they must see.
         wanted, modes = listed(passes), Modes(eager, verify)
@@ -145,6 +155,7 @@ class Client:
         self, jobs: Sequence[Job], *, send_values: bool = False
     ) -> Iterator[tuple[int, RemoteModule | LazyfxError]]:
         """Compile many graphs over one stream; see `AsyncClient.compile_many`."""
+        self._loop.require_open()
         # Captured at once and in the caller's thread, as `compile` does.
         with self._preparing:
             prepared = self._client.prepare_many(jobs, send_values=send_values)
@@ -173,6 +184,14 @@ class Client:
         """Versions, devices, limits and artifact kinds of the server."""
         return self._loop.run(self._client.server_info())
 
+    def is_ready(self, seconds: float = 1.0) -> bool:
+        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        return self._loop.run(self._client.is_ready(seconds))
+
+    def require_trusted(self) -> None:
+        """Check that artifacts which can hold code would be opened; see `AsyncClient`."""
+        self._loop.run(self._client.require_trusted())
+
     def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
         return self._loop.run(self._client.stats())
@@ -183,7 +202,7 @@ async def _next(answers: AsyncIterator[Answer]) -> Answer | None:
 
 
 def connect(
-    address: str,
+    address: str | None = None,
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
@@ -195,7 +214,8 @@ def connect(
     """Connect to a server. Nothing is sent before the first call.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.

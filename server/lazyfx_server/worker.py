@@ -121,6 +121,7 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     rewrites = _REWRITES.read(job.passes, pipeline.passes, job.limits.max_nodes, bounds)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)
+    moved = wire.Origins(module, checked.body)
     nodes_before = len(module.graph.nodes)
     decoded = perf_counter()
     limits = _limits(job)
@@ -137,7 +138,7 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
         result.report.verified.passes = verifier.passes
         result.report.verified.tensors = verifier.tensors
         result.report.verified.max_difference = verifier.max_difference
-    nodes_after = _encode(checked, outcome.module, result)
+    nodes_after = _encode(checked, outcome.module, moved, result)
     finished = perf_counter()
     result.codec_seconds = (decoded - started) + (finished - passed)
     report = result.report
@@ -194,11 +195,13 @@ def _bound(checked: CheckedGraph, job: worker.CompileJob) -> GraphModule:
     return wire.decode(body, bind=bind)
 
 
-def _encode(checked: CheckedGraph, module: GraphModule, result: worker.CompileResult) -> int:
+def _encode(
+    checked: CheckedGraph, module: GraphModule, moved: wire.Origins, result: worker.CompileResult
+) -> int:
     """Write the module into `result`; return its nodes."""
     encoded = wire.encode(module)
     body = graph_pb2.GraphBody.FromString(encoded.body)
-    origins = wire.provenance(checked.body, encoded)
+    origins = wire.provenance(checked.body, encoded, moved)
     result.graph.CopyFrom(graph_pb2.CompiledGraph(graph=encoded.message(), provenance=origins))
     sent = set()
     for graph, origin, objects in zip(body.graphs, origins, encoded.attributes, strict=True):

@@ -16,6 +16,7 @@ from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import symbols, targets
 from lazyfx.wire.call_references import CallKey, NamedCall, call_references
 from lazyfx.wire.canonical_literals import MOST_ROWS
+from lazyfx.wire.exact_literals import exact_complex, with_exact_base
 from lazyfx.wire.filling import Holes, keywords, positional, sequence
 from lazyfx.wire.format import (
     DTYPE_OBJECTS,
@@ -87,6 +88,7 @@ class TemplateReader:
         if isinstance(target, str) != (op == "call_method"):
             raise DecodeError(f"the target of a {op} is of another kind")
         args, kwargs, holes = self._arguments(call)
+        args = with_exact_base(target, args)
         reason = targets.forbidden_lookup(target, args, kwargs)
         if reason is not None:
             raise DecodeError(reason)
@@ -171,7 +173,7 @@ class TemplateReader:
         if kind == "device":
             return self._device(argument.device)
         if kind == "complex":
-            return complex(argument.complex.real, argument.complex.imaginary)
+            return exact_complex(argument.complex.real, argument.complex.imaginary)
         if kind == "expression":
             _at(self._body.expressions, argument.expression, "expressions")
             return self._expression(argument.expression)
