@@ -13,6 +13,8 @@ from torch.fx import GraphModule
 from lazyfx import wire
 from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx.v1 import graph_pb2
+from lazyfx.written import SourceMismatchError
+from lazyfx.written.source import MAX_SOURCE_BYTES, characters, check_size
 from lazyfx_server.lazy import FITTED, RecompileCost, RecompileLedger, lazy_class, lazy_job
 from lazyfx_server.lazy.render import performed, render
 from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline
@@ -23,8 +25,6 @@ from lazyfx_server.passes.rewrites import RewriteReader
 from lazyfx_server.passes.verify import NumericVerifier
 from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.checked import CheckedGraph, check
-from lazyfx_server.security.source import MAX_SOURCE_BYTES, characters, check_size
-from lazyfx_server.security.written import SourceMismatchError
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)

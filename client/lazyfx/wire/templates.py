@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ class TemplateReader:
         if len(kwargs) != len(call.kwargs):
             raise DecodeError("a keyword is given twice", field="kwargs")
         for name in kwargs:
-            if not name.isidentifier():
+            if not name.isidentifier() or keyword.iskeyword(name):
                 raise DecodeError(f"{name[:100]!r} is not a keyword name", field="kwargs")
         shape = CallShape(op, target, holes, positional(args, holes), keywords(kwargs))
         return Template(shape, "*" * call.stars, op in _READERS)
@@ -103,10 +104,7 @@ class TemplateReader:
         """Arguments with parts where operands go in, and the number of these."""
         holes = Holes()
         args = [self._argument(argument, holes, 0) for argument in call.args]
-        kwargs = {
-            self.text(keyword.name): self._argument(keyword.value, holes, 0)
-            for keyword in call.kwargs
-        }
+        kwargs = {self.text(row.name): self._argument(row.value, holes, 0) for row in call.kwargs}
         return args, kwargs, holes.count
 
     def literal(self, argument: pb.Argument) -> Any:

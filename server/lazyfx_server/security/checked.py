@@ -12,11 +12,11 @@ from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.tensors import contiguous_strides, storage_extent
+from lazyfx.written.source import check_placeholders, check_size
 from lazyfx_server.security.allowed import check_reviewed
 from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
 from lazyfx_server.security.names import check_names
 from lazyfx_server.security.places import first_call
-from lazyfx_server.security.source import check_placeholders, check_size
 from lazyfx_server.security.verdicts import Verdict, judge
 
 # Elements of a storage: their bytes fit into 64 bits, whatever the dtype.

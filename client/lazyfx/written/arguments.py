@@ -10,8 +10,8 @@ import torch
 from torch.fx import Node
 
 from lazyfx.wire.exact_literals import plain
-from lazyfx_server.security.written.errors import SourceMismatchError
-from lazyfx_server.security.written.namespace import resolve
+from lazyfx.written.errors import SourceMismatchError
+from lazyfx.written.namespace import resolve
 
 # What literals are written as calls of.
 _WRITTEN_AS_CALLS: tuple[Callable[..., object], ...] = (torch.device, slice, complex)
