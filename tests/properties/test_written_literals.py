@@ -13,12 +13,12 @@ from torch.fx import Graph, GraphModule, Interpreter
 from torch.fx.graph import magic_methods
 
 from lazyfx import wire
-from lazyfx.assembly import pickle_module
+from lazyfx.pickling import pickle_module
 from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.lazy.module import generate_source, lazy_class
 from lazyfx_server.security.checked import check
-from lazyfx_server.security.written import checked_generation
+from lazyfx.written import checked_generation
 
 _NUMBERS: list[Any] = [
     0, 1, 2, -1, -2, -7, 3, True, False, 2**40, -(2**40), -(2**63),
@@ -65,13 +65,13 @@ def _check(target: Any, *args: Any) -> bool:
         assert refused.field
         return False
     assert wire.encode(checked.module).body == body
-    source = generate_source(checked.module, ledger, "code")
+    generate_source(checked.module, ledger, "code")
     decoded = wire.decode(body)
     with checked_generation(decoded.graph):
         decoded.recompile()
     assert _outcome(lambda: Interpreter(decoded).run(None)) == expected
     assert _outcome(lambda: decoded(None)) == expected, decoded.code
-    assert b"lazyfx" not in pickle_module(checked.module, source)
+    assert b"lazyfx" not in pickle_module(checked.module)
     return True
 
 
