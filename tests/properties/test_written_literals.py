@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import pickle
 import random
 import warnings
 from typing import Any
@@ -103,3 +104,11 @@ def test_operators_around_literals(name: str) -> None:
 def test_complex_numbers_keep_the_signs_of_zeros(value: complex) -> None:
     assert _check(operator.pos, value)
     assert _check(operator.mul, 1.0, value)
+
+
+@pytest.mark.parametrize("value", [-2.0, -1j, complex(-0.0, -1e-28), complex(1.0, -0.0)])
+@pytest.mark.parametrize("target", [operator.pow, operator.mul])
+def test_a_pickle_computes_the_same(target: Any, value: Any) -> None:
+    body = wire.encode(_graph(target, value, 2)).body
+    loaded = pickle.loads(pickle_module(wire.decode(body)))
+    assert _text(loaded(None)) == _text(target(value, 2))
