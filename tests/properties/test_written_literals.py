@@ -14,12 +14,12 @@ from torch.fx import Graph, GraphModule, Interpreter
 from torch.fx.graph import magic_methods
 
 from lazyfx import wire
-from lazyfx.pickling import pickle_module
 from lazyfx.errors import DecodeError, LazyfxError
+from lazyfx.pickling import pickle_module
+from lazyfx.written import checked_generation
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.lazy.module import generate_source, lazy_class
 from lazyfx_server.security.checked import check
-from lazyfx.written import checked_generation
 
 _NUMBERS: list[Any] = [
     0, 1, 2, -1, -2, -7, 3, True, False, 2**40, -(2**40), -(2**63),
