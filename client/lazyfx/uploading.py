@@ -22,6 +22,8 @@ Find: TypeAlias = Callable[[Sequence[graph_pb2.Digest]], Awaitable[pb.FindMissin
 Send: TypeAlias = Callable[[AsyncIterator[pb.UploadBlobsRequest]], Awaitable[object]]
 
 CHUNK_BYTES = 512 * 1024
+# Servers bound how many one request may ask for (max_digests).
+DIGESTS_AT_A_TIME = 512
 # Streams that may break off without having brought anything, and seconds between them.
 _MOST_FRUITLESS = 4
 _PAUSE_SECONDS = 0.2
@@ -81,13 +83,17 @@ async def upload(
 
 async def _missing(find: Find, wanted: dict[bytes, Blob]) -> list[tuple[Blob, int]]:
     """The blobs that the server lacks, and how much of each it has."""
-    answer = await find([blob.digest for blob in wanted.values()])
-    # A server of an earlier release does not say what it has received.
-    received = list(answer.received) or [0] * len(answer.missing)
-    return [
-        (wanted[digest.sha256], offset)
-        for digest, offset in zip(answer.missing, received, strict=True)
-    ]
+    digests = [blob.digest for blob in wanted.values()]
+    missing: list[tuple[Blob, int]] = []
+    for start in range(0, len(digests), DIGESTS_AT_A_TIME):
+        answer = await find(digests[start : start + DIGESTS_AT_A_TIME])
+        # A server of an earlier release does not say what it has received.
+        received = list(answer.received) or [0] * len(answer.missing)
+        missing += [
+            (wanted[digest.sha256], offset)
+            for digest, offset in zip(answer.missing, received, strict=True)
+        ]
+    return missing
 
 
 async def _chunks(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
-import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
+from lazyfx_server.telemetry.plain_text import LOG_FORMAT_VARIABLE, PlainStream, log_to
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     threads = str(settings.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment[LOG_FORMAT_VARIABLE] = settings.log_format
     _check_modules(settings.operator_modules)
     if settings.allow_targets is not None:
         environment |= _further_targets(settings.allow_targets)
@@ -101,26 +101,9 @@ def _announce(address: str, metrics_url: str) -> None:
     logging.getLogger("lazyfx_server").info("serving on %s, metrics on %s", address, metrics_url)
 
 
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
 def _log_to_stderr(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else text)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    sys.stderr = PlainStream(sys.stderr)  # type: ignore[assignment]
+    log_to(sys.stderr, settings.log_level, settings.log_format)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.explain import Explainer
+from lazyfx_server.compiling.held import HeldBytes
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.pipelines import Pipelines
@@ -43,6 +44,7 @@ from lazyfx_server.execution import RestartReason
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
 from lazyfx_server.pools import Sources, device_worker, native_workers, pass_workers, protection
+from lazyfx_server.rpc.decoding import Decoder
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
@@ -184,6 +186,10 @@ class App:
             registry=registry,
             named=named,
             limits=self._limits,
+            decoder=Decoder(
+                self._limits,
+                HeldBytes(self._limits.max_held_bytes, self._limits.max_held_bytes_per_tenant),
+            ),
             facts=ServerFacts(
                 settings.workers,
                 lambda: self._devices.infos,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,9 @@ class Pipelines:
     ) -> None:
         self._registry = registry
         self._named = named or NamedPipelines(registry)
-        self._known: LRUCache[tuple[bytes, ...], PipelineName] = LRUCache(capacity)
+        self._known: LRUCache[bytes, PipelineName] = LRUCache(capacity)
+        # Large requests are read in a thread of their own.
+        self._lock = threading.Lock()
 
     def expand(self, specs: Sequence[pb.PassSpec]) -> list[pb.PassSpec]:
         """The passes of a request that was resolved, pipelines' names replaced by passes."""
@@ -63,18 +66,28 @@ class Pipelines:
             InvalidRequestError: A pass or an option is unknown or has the wrong type.
         """
         modes = b"eager" * eager + b"verify" * verify
-        written = (modes, *(spec.SerializeToString(deterministic=True) for spec in specs))
-        name: PipelineName | None = self._known.get(written)
+        # Its digest: rewrites may hold megabytes, and what is remembered is kept.
+        written = hashlib.sha256(modes)
+        for spec in specs:
+            data = spec.SerializeToString(deterministic=True)
+            written.update(len(data).to_bytes(8, "little") + data)
+        place = written.digest()
+        with self._lock:
+            name: PipelineName | None = self._known.get(place)
         if name is None:
-            try:
-                pipeline = pipeline_of(self._registry, self._named.expand(specs))
-            except PassError as error:
-                raise InvalidRequestError(
-                    str(error), [FieldViolation(error.field, error.message)]
-                ) from error
-            fingerprint = pipeline.fingerprint
-            if modes:
-                fingerprint = hashlib.sha256(modes + fingerprint).digest()
-            name = PipelineName(fingerprint, pipeline.spelling)
-            self._known[written] = name
+            name = self._resolve(specs, modes)
+            with self._lock:
+                self._known[place] = name
         return name
+
+    def _resolve(self, specs: Sequence[pb.PassSpec], modes: bytes) -> PipelineName:
+        try:
+            pipeline = pipeline_of(self._registry, self._named.expand(specs))
+        except PassError as error:
+            raise InvalidRequestError(
+                str(error), [FieldViolation(error.field, error.message)]
+            ) from error
+        fingerprint = pipeline.fingerprint
+        if modes:
+            fingerprint = hashlib.sha256(modes + fingerprint).digest()
+        return PipelineName(fingerprint, pipeline.spelling)

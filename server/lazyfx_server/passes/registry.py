@@ -12,6 +12,8 @@ from lazyfx_server.passes.base import OptionValue, Pass
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
 from lazyfx_server.passes.errors import PassError
 
+_LONGEST_TYPO = 64
+
 
 @dataclass(frozen=True, slots=True)
 class OptionDescription:
@@ -132,7 +134,10 @@ def _describe(pass_class: type[Pass]) -> PassDescription:
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # Comparing takes time with the square of the length, and what is long is no slip of the pen.
+    close = (
+        [] if len(name) > _LONGEST_TYPO else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    )
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; there are: {', '.join(known)}" if known else "; it takes none"
