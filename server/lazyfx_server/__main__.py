@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
+from lazyfx_server.file_limit import raise_limit
 from lazyfx_server.telemetry.plain_text import LOG_FORMAT_VARIABLE, PlainStream, log_to
 
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     settings = load(sys.argv[1:] if arguments is None else arguments)
     _log_to_stderr(settings)
+    raise_limit()
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -59,6 +59,7 @@ from lazyfx_server.telemetry import (
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
+from lazyfx_server.telemetry.outages import Outages
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
 
 _log = logging.getLogger("lazyfx_server")
@@ -108,6 +109,7 @@ class App:
         self._limits = request_limits(settings)
         self._devices = _Devices()
         self._serving = False
+        self._outages = Outages()
         plugins = load_plugins(settings.pass_plugins)
         registry = registry_with(plugins)
         named = NamedPipelines(registry, settings.named_pipelines)
@@ -319,11 +321,12 @@ class App:
             on_error=lambda tier, operation, _key, error: self._store_failed(
                 tier, operation, error
             ),
+            on_worked=lambda tier, operation: self._outages.worked(f"store: {operation} of {tier}"),
             on_corrupt=self._entry_corrupt,
         )
 
     def _store_failed(self, tier: str, operation: str, error: Exception) -> None:
-        _log.warning("store: %s of %s failed: %s", operation, tier, error)
+        self._outages.failed(f"store: {operation} of {tier}", error)
         self._observers.observe(StoreFailed(tier, operation))
 
     def _entry_corrupt(self, tier: str, key: str) -> None:

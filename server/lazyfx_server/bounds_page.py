@@ -39,7 +39,7 @@ loop. The body of a graph stays in the bytes that came while the request waits.
 """
 
 _FORMAT: Final = {
-    "max_nesting": "Lists, dictionaries, values and expressions in one another.",
+    "max_nesting": "Lists, dictionaries, values, expressions and graphs in one another.",
     "max_expression_nodes": "One symbolic expression, written out as a tree.",
     "max_name_bytes": "Name of a pass, an option, a dtype or a feature.",
     "max_options": "Options of one pass.",

@@ -12,6 +12,7 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from lazyfx_server.errors import DrainingError, RequestError, TimedOutError
+from lazyfx_server.rpc.descriptors import Descriptors
 from lazyfx_server.rpc.door import Door
 from lazyfx_server.rpc.small_requests import HANDLER_MAKERS, small_requests
 from lazyfx_server.rpc.statuses import status_of
@@ -39,6 +40,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._door = door
         self.most_seconds = most_seconds
         self._observer = observer
+        self._descriptors = Descriptors()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -62,12 +64,14 @@ class Gate(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a method, once; health checks pass as they are.
 
-        A call without the right token gets a handler that refuses before it reads anything.
+        A call without the right token, or for which there are no file descriptors, gets a
+        handler that refuses before it reads anything.
         """
         method = handler_call_details.method
         if method.startswith(_HEALTH):
             return self._small(method, await continuation(handler_call_details))
         try:
+            self._descriptors.check()
             self._door.check_token(handler_call_details.invocation_metadata or ())
         except RequestError as error:
             return self._refusing(method, error)
