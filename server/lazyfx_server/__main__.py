@@ -14,7 +14,12 @@ from pathlib import Path
 from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
 from lazyfx_server.file_limit import raise_limit
-from lazyfx_server.telemetry.plain_text import LOG_FORMAT_VARIABLE, PlainStream, log_to
+from lazyfx_server.telemetry.plain_text import (
+    LOG_FORMAT_VARIABLE,
+    PlainStream,
+    log_to,
+    tame_loggers,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     from lazyfx_server.app import App
     from lazyfx_server.pools import Sources
+
+    tame_loggers()
 
     sources = Sources(forkserver, Interpreters(preload, environment))
 
@@ -104,7 +111,7 @@ def _announce(address: str, metrics_url: str) -> None:
 
 
 def _log_to_stderr(settings: Settings) -> None:
-    sys.stderr = PlainStream(sys.stderr)  # type: ignore[assignment]
+    sys.stderr = PlainStream(sys.stderr)
     log_to(sys.stderr, settings.log_level, settings.log_format)
 
 

@@ -44,7 +44,7 @@ def warm_up() -> None:
 if more := os.environ.get(allowed.VARIABLE):
     allowed.extend(parse(more))
 # Workers write to the server's log, also what torch says of graphs.
-sys.stderr = PlainStream(sys.stderr)  # type: ignore[assignment]
+sys.stderr = PlainStream(sys.stderr)
 log_to(sys.stderr, "warning", os.environ.get(LOG_FORMAT_VARIABLE, "text"))
 warm_up()
 # What is here now stays until the end: the collector of a worker need not go over it again.

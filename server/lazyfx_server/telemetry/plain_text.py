@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 import time
 import warnings
-from typing import Final, TextIO
+from typing import Final, TextIO, cast
 
 LOG_FORMAT_VARIABLE: Final = "LAZYFX_WORKER_LOG_FORMAT"
 """Environment variable that tells workers how the server writes its log."""
@@ -87,7 +88,7 @@ class PlainStream:
         return getattr(self._stream, name)
 
 
-def log_to(stream: TextIO, level: str, form: str) -> None:
+def log_to(stream: TextIO | PlainStream, level: str, form: str) -> None:
     """Log what this process says, and what torch says in it, to a stream.
 
     Args:
@@ -95,15 +96,26 @@ def log_to(stream: TextIO, level: str, form: str) -> None:
         level: Least severe level.
         form: "text" or "json".
     """
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(cast("TextIO", stream))
     handler.setFormatter(JsonFormatter() if form == "json" else PlainFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     warnings.formatwarning = _warning
-    for name in ("torch", "torch.fx"):
-        # torch puts handlers of its own on its loggers, which write messages as they are.
-        for own in logging.getLogger(name).handlers:
-            own.setFormatter(handler.formatter)
+    tame_loggers()
+
+
+def tame_loggers(package: str = "torch") -> None:
+    """Have a package's own handlers write as ours do; call it once the package is imported.
+
+    torch puts handlers on its loggers that write messages as they are.
+    """
+    ours = logging.getLogger().handlers[0]
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == package:
+            for handler in logging.getLogger(name).handlers:
+                handler.setFormatter(ours.formatter)
+                if isinstance(handler, logging.StreamHandler) and handler.stream is sys.__stderr__:
+                    handler.setStream(sys.stderr)
 
 
 def _warning(
