@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test numerics check proto proto-check bench bench-training targets bounds zoo zoo-passes torchao gpu gpu-wheels clean help
+.PHONY: demo test numerics check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -50,6 +50,9 @@ proto-check: $(STAMP) $(PROTO_VENV)/.installed ## Stubs are fresh, protos lint, 
 
 bench: $(STAMP) ## Measure beside peers, one table; ARGS="--quick --json FILE"
 	$(BIN)/python -m bench $(ARGS)
+
+bench-abuse: $(STAMP) ## A good caller beside 20 hostile ones; ARGS="--seconds 60"
+	$(BIN)/python -m bench.abuse $(ARGS)
 
 targets: $(STAMP) ## Diff the reviewed table of targets with this torch; ARGS=--write writes it
 	$(BIN)/python -m lazyfx_server.security.allowed $(ARGS)

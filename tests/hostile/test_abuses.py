@@ -19,19 +19,19 @@ from harness import (
     paused_workers,
     refusal_of,
     refused,
-    repetitive_body,
     request_of_body,
     wait_until,
 )
-from test_wire_bounds import ABUSES
 from torch.fx import GraphModule, symbolic_trace
 
+from bench.abuses import ABUSES
 from lazyfx.v1 import compiler_pb2 as pb
 
 if TYPE_CHECKING:
     from conftest import RunningServer
 
 MANY = 10**8
+MB = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -113,35 +113,29 @@ def test_a_node_with_too_many_outputs_is_refused(
 
 
 def large(number: int) -> pb.CompileRequest:
-    """A request of about one and a half megabyte."""
-    return request_of_body(repetitive_body(190_000 + number) + b"", None, "no_op_elimination")
+    """A request of a megabyte for something that is no graph, which a worker finds out at once."""
+    return request_of_body(b"\xff" * MB + bytes([number]), None, DCE)
 
 
 def test_requests_that_wait_are_bounded_in_bytes(server: RunningServer) -> None:
-    body = large(0).ByteSize()
-    assert body > 300_000
     with connected(server.address) as stub:
         stub.Compile(compile_request(graph_of(1.0), DCE), timeout=PATIENCE)
         with paused_workers(server.pid):
             calls = [stub.Compile.future(large(i), timeout=PATIENCE) for i in range(16)]
-            wait_until(lambda: any(call.done() for call in calls), "a refusal")
-            # A hit is answered all the while, and a small miss is taken.
+            wait_until(lambda: sum(call.done() for call in calls) >= 14, "refusals")
+            # A hit is answered all the while.
             again = stub.Compile(compile_request(graph_of(1.0), DCE), timeout=PATIENCE)
             assert again.cache.status == pb.CACHE_STATUS_HIT
-        outcomes = []
-        for call in calls:
-            try:
-                outcomes.append(call.result())
-            except grpc.RpcError:
-                told = refusal_of(call)
-                outcomes.append(told.code)
-                assert told.code == "RESOURCE_EXHAUSTED"
-                assert "max_held_bytes" in told.message
-                assert told.retry_after
-        assert "RESOURCE_EXHAUSTED" in outcomes
-        assert any(isinstance(outcome, pb.CompileResponse) for outcome in outcomes)
+        refusals = [refusal_of(call) for call in calls if call.exception() is not None]
+        assert len(refusals) == 16
+        full = [told for told in refusals if told.code == "RESOURCE_EXHAUSTED"]
+        assert len(full) == 14
+        for told in full:
+            assert "max_held_bytes" in told.message
+            assert told.retry_after
+        assert {told.code for told in refusals} == {"RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"}
         # What was held is given back.
-        assert stub.Compile(large(99), timeout=PATIENCE).module_key
+        assert refused(lambda: stub.Compile(large(99), timeout=PATIENCE)).code == "INVALID_ARGUMENT"
 
 
 def test_probes_with_long_names_are_refused(server: RunningServer) -> None:
