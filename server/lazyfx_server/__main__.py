@@ -21,6 +21,8 @@ from lazyfx_server.telemetry.plain_text import (
     tame_loggers,
 )
 
+_SWITCH_SECONDS = 0.001
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a server until it is told to stop.
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = load(sys.argv[1:] if arguments is None else arguments)
     _log_to_stderr(settings)
     raise_limit()
+    # While a large request is read in a thread, the event loop waits so long for its turn.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -45,6 +45,7 @@ _FORMAT: Final = {
     "max_options": "Options of one pass.",
     "max_list_items": "Items of the lists of one request, of each kind: items of options, guards "
     "and constants of rewrites, states and settings of native compiles.",
+    "max_spelling": "Characters of the passes of a request when spelled out.",
 }
 
 _TAIL: Final = """

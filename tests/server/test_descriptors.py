@@ -33,7 +33,7 @@ def test_calls_are_refused_while_descriptors_are_short(caplog: pytest.LogCapture
     assert len(caplog.records) == 2
 
 
-@pytest.mark.parametrize(("soft", "hard", "warns"), [(64, 100_000, False), (64, 256, True)])
+@pytest.mark.parametrize(("soft", "hard", "warns"), [(64, 8192, False), (64, 256, True)])
 def test_the_limit_is_raised_or_told(soft: int, hard: int, *, warns: bool) -> None:
     program = (
         "import logging, resource; logging.basicConfig()\n"

@@ -26,12 +26,16 @@ MAX_LIST_ITEMS = 16_384
 """Most items of the lists in one request, of each kind: options, guards, constants."""
 
 
+MAX_SPELLING = 2**18
+"""Longest spelling of the passes of a request, in characters; reports and records hold it."""
+
 FORMAT_BOUNDS = {
     "max_nesting": MAX_DEPTH,
     "max_expression_nodes": MAX_EXPRESSION_TREE,
     "max_name_bytes": MAX_NAME_BYTES,
     "max_options": MAX_OPTIONS,
     "max_list_items": MAX_LIST_ITEMS,
+    "max_spelling": MAX_SPELLING,
 }
 """Those that no setting changes, by the names that GetServerInfo tells."""
 

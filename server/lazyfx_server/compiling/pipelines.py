@@ -11,10 +11,14 @@ from cachetools import LRUCache
 
 from lazyfx.errors import FieldViolation
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.limits import MAX_SPELLING
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassError, Registry
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.requests import pipeline_of
+
+MAX_REMEMBERED = 8192
+"""Longest spelling, in characters, of a pipeline that is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,9 @@ class Pipelines:
             name: PipelineName | None = self._known.get(place)
         if name is None:
             name = self._resolve(specs, modes)
-            with self._lock:
-                self._known[place] = name
+            if len(name.spelling) <= MAX_REMEMBERED:
+                with self._lock:
+                    self._known[place] = name
         return name
 
     def _resolve(self, specs: Sequence[pb.PassSpec], modes: bytes) -> PipelineName:
@@ -87,6 +92,12 @@ class Pipelines:
             raise InvalidRequestError(
                 str(error), [FieldViolation(error.field, error.message)]
             ) from error
+        if len(pipeline.spelling) > MAX_SPELLING:
+            raise InvalidRequestError.of_field(
+                "passes",
+                f"have {len(pipeline.spelling)} characters when spelled out; at most "
+                f"{MAX_SPELLING} are taken",
+            )
         fingerprint = pipeline.fingerprint
         if modes:
             fingerprint = hashlib.sha256(modes + fingerprint).digest()

@@ -12,7 +12,7 @@ from lazyfx_server.compiling.held import HeldBytes, Hold
 from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.off_loop import AT_ONCE_BYTES, off_loop, sha256
-from lazyfx_server.compiling.pipelines import PipelineName, Pipelines
+from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingError
 
@@ -101,6 +101,8 @@ class RequestReader:
         if known is None:
             checked = await self._checked(incoming, tenant, arrived)
             known = replace(checked, incoming=_NOTHING)
+            if len(known.pipeline.spelling) > MAX_REMEMBERED:
+                return b"", known
             self._known[token] = known
         return token, known
 
