@@ -147,7 +147,7 @@ class _Scanner:
                     f"has {position - content} bytes; at most {rule.size.most} are "
                     f"taken{rule.size}",
                 )
-            if rule.mark:
+            if rule.mark and (kind == 2 or rule.inside is None):
                 self.marked[_place(path, rule, count - 1)] = Marked(begin, content, position)
             if rule.inside is not None and kind == 2 and position > content:
                 inner = _place(path, rule, count - 1)
