@@ -203,7 +203,7 @@ class App:
             store_stats=self._store.stats,
             quotas=quotas,
         )
-        self._gate = Gate(entrance, later, settings.max_call_seconds, settings.request_timeout)
+        self._gate = Gate(entrance, later, settings.max_call_seconds)
         self._health = HealthServicer()
         self._server = self._grpc_server(service)
         self._telemetry = TelemetryServer(

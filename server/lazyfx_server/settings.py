@@ -268,10 +268,6 @@ class Settings(BaseSettings):
     max_call_seconds: float = Field(default=3600.0, gt=0)
     """Seconds that any call may take, also one whose caller set no deadline."""
 
-    request_timeout: float = Field(default=60.0, gt=0)
-    """Seconds that one request may take to arrive, from its first byte to its last; uploads and
-    batches are streams, and have bounds of their own."""
-
     upload_idle_timeout: float = Field(default=30.0, gt=0)
     """Seconds without a chunk after which an upload is ended."""
 

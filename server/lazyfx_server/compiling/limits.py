@@ -69,7 +69,6 @@ class RequestLimits:
     max_staged_bytes_in_all: int
     max_call_seconds: float
     min_upload_rate: int
-    request_timeout: float
     upload_idle_timeout: float
     stream_idle_timeout: float
     job_cpu_seconds: float

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -24,8 +23,6 @@ Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _SERVICE = "/lazyfx.v1.GraphCompiler/"
-# What ends a call whose request does not arrive.
-_ARRIVING: ContextVar[asyncio.TimerHandle | None] = ContextVar("lazyfx_arriving", default=None)
 # Probes ask without showing who they are, and learn only whether the server serves.
 _HEALTH = "/grpc.health.v1.Health/"
 
@@ -37,13 +34,9 @@ class Gate(grpc.aio.ServerInterceptor):
         door: Tells whose a call is.
         observer: Is told of each call that ends.
         most_seconds: How long any call may take, whatever its caller allows.
-        request_seconds: How long the request of a call may take to arrive.
     """
 
-    def __init__(
-        self, door: Door, observer: Observer, most_seconds: float, request_seconds: float = 60.0
-    ) -> None:
-        self._request_seconds = request_seconds
+    def __init__(self, door: Door, observer: Observer, most_seconds: float) -> None:
         self._door = door
         self.most_seconds = most_seconds
         self._observer = observer
@@ -82,7 +75,6 @@ class Gate(grpc.aio.ServerInterceptor):
             self._door.check_token(handler_call_details.invocation_metadata or ())
         except RequestError as error:
             return self._refusing(method, error)
-        self._await_request()
         if (wrapped := self._wrapped.get(method)) is not None:
             return wrapped
         handler = await continuation(handler_call_details)
@@ -91,16 +83,6 @@ class Gate(grpc.aio.ServerInterceptor):
         wrapped = self._wrap(method.removeprefix(_SERVICE), handler)
         self._wrapped[method] = wrapped
         return wrapped
-
-    def _await_request(self) -> None:
-        """End this call when its request does not arrive in time.
-
-        gRPC reads the request in the task that this runs in, before any handler is called.
-        """
-        task = asyncio.current_task()
-        if task is not None:
-            loop = asyncio.get_running_loop()
-            _ARRIVING.set(loop.call_later(self._request_seconds, task.cancel))
 
     def _small(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any] | None
@@ -187,8 +169,6 @@ class _Call:
         self._alarm: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> None:
-        if (arriving := _ARRIVING.get()) is not None:
-            arriving.cancel()
         try:
             self._gate.enter()
         except DrainingError as error:
