@@ -8,15 +8,26 @@ copied into an eager module that has none of these.
 from __future__ import annotations
 
 import io
+import operator
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 from lazyfx.errors import UnsupportedGraphError
+
+# Operators that write into a tensor in Python, and in TorchScript make a new one, or are none.
+_WRITTEN_AS: Final[dict[object, str]] = {
+    operator.iand: "bitwise_and_",
+    operator.ifloordiv: "floor_divide_",
+    operator.ior: "bitwise_or_",
+    operator.ipow: "pow_",
+    operator.ixor: "bitwise_xor_",
+}
 
 
 def script_module(eager: GraphModule) -> bytes:
@@ -65,6 +76,8 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
         node.type = None
         if isinstance(node.target, OpOverload):
             node.target = node.target.overloadpacket
+        elif node.target in _WRITTEN_AS:
+            node.op, node.target = "call_method", _WRITTEN_AS[node.target]
     with nullcontext() if generation is None else generation(graph):
         eager = GraphModule(module, graph, class_name=type(module).__name__)
     for path, child in list(eager.named_children()):

@@ -11,8 +11,10 @@ from datetime import datetime, timezone
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from lazyfx.errors import LazyfxError, UntrustedArtifactError
+from lazyfx.printable import make_printable
 from lazyfx.v1 import compiler_pb2 as pb
 
 SIGNED_PREFIX = b"lazyfx artifact statement 1\0"
@@ -114,12 +116,18 @@ class Verifier:
                 signature.signature, SIGNED_PREFIX + signature.statement
             )
             statement = pb.ArtifactStatement.FromString(signature.statement)
-        except (InvalidSignature, DecodeError) as error:
+        except (InvalidSignature, DecodeError, UnicodeDecodeError, ValueError) as error:
             raise UntrustedArtifactError(
                 f"the signature of the {name} is not right; it was not opened"
             ) from error
         _fits(statement, request, trailer, name)
-        return _provenance(statement, name, public_key)
+        make_printable(statement)
+        try:
+            return _provenance(statement, name, public_key)
+        except (ValueError, OverflowError) as error:  # dates that no calendar has
+            raise UntrustedArtifactError(
+                f"the signature of the {name} has dates that are none; it was not opened"
+            ) from error
 
     async def _key(self, wanted: bytes, name: str) -> bytes:
         if wanted not in self._keys and not self._pinned:
@@ -178,16 +186,23 @@ def _fits(
             f"the signature of the {name} is about another artifact; it was not opened"
         )
     now = time.time()
-    if statement.expires.ToSeconds() + _CLOCK_SECONDS < now:
+    if statement.expires.seconds + _CLOCK_SECONDS < now:
         raise UntrustedArtifactError(
-            f"the signature of the {name} ended at {statement.expires.ToJsonString()}; it was not "
+            f"the signature of the {name} ended at {_date(statement.expires)}; it was not "
             "opened. Fetch it again, and compare the clocks"
         )
-    if statement.created.ToSeconds() - _CLOCK_SECONDS > now:
+    if statement.created.seconds - _CLOCK_SECONDS > now:
         raise UntrustedArtifactError(
-            f"the signature of the {name} is of {statement.created.ToJsonString()}, which is yet "
+            f"the signature of the {name} is of {_date(statement.created)}, which is yet "
             "to come; it was not opened. Compare the clocks"
         )
+
+
+def _date(moment: Timestamp) -> str:
+    try:
+        return moment.ToJsonString()
+    except ValueError:
+        return f"second {moment.seconds}"
 
 
 def _provenance(statement: pb.ArtifactStatement, name: str, public_key: bytes) -> Provenance:

@@ -36,6 +36,8 @@ class BackendOptions:
             only if every one of them has it; "each" lets each rank decide.
         record: A folder in which each graph is written down for `lazyfx warm`; empty for none.
         mode: A mode of torch.compile, e.g. "max-autotune-no-cudagraphs".
+        send_values: Give values of the graphs' tensors to any pass for which the server asks for
+            them; otherwise only to lazyfx's own passes that read values.
         inductor: Settings of Inductor, by their names in torch._inductor.config.
     """
 
@@ -48,6 +50,7 @@ class BackendOptions:
     agreement: Agreement = "each"
     record: str = ""
     mode: str | None = None
+    send_values: bool = False
     inductor: Mapping[str, InductorValue] = field(default_factory=dict)
 
 
@@ -120,7 +123,7 @@ def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
     raise ValueError(f"{where} takes names of passes and what lazyfx.pass_spec makes")
 
 
-def _wait(where: str, value: Any) -> bool:
+def _flag(where: str, value: Any) -> bool:
     if isinstance(value, bool):
         return value
     known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -145,7 +148,8 @@ _READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "passes": _passes,
     "compile": _one_of("compile"),
     "on_error": _one_of("on_error"),
-    "wait": _wait,
+    "wait": _flag,
+    "send_values": _flag,
     "timeout": _timeout,
     "agreement": _one_of("agreement"),
     "record": lambda _where, value: str(value),

@@ -112,7 +112,9 @@ def ask(session: Session, question: Question, on_progress: OnProgress | None = N
     options, request = question.options, question.native
     if request is not None:
         _require_compatible(session, request)
-    remote = session.client.compile(question.graph, options.passes, timeout=options.timeout)
+    remote = session.client.compile(
+        question.graph, options.passes, timeout=options.timeout, send_values=options.send_values
+    )
     if request is None or question.flat is None:
         rebuilt = remote.graph_module()
         return Answer(lambda: rebuilt.forward, remote.digest, remote.cache.status)

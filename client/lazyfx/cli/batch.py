@@ -24,6 +24,7 @@ from lazyfx.cli.options import (
     Kind,
     Passes,
     Rewrites,
+    SendValues,
     Timeout,
     read_passes,
 )
@@ -51,12 +52,15 @@ class _Batch:
         target: Path,
         specs: Sequence[PassSpec],
         emit: Kind | None,
+        *,
+        send_values: bool = False,
     ) -> None:
         self._client = client
         self._source = source
         self._target = target
         self._specs = specs
         self._emit = emit
+        self._send_values = send_values
         self._identity = identity_of(specs)
         # Reading a program is Python from end to end, and torch does not promise that it
         # may be done twice at a time; waiting for the server is what jobs do side by side.
@@ -88,7 +92,7 @@ class _Batch:
 
         with self._loading:
             program = load_program(path)
-        remote = self._client.compile(program, self._specs)
+        remote = self._client.compile(program, self._specs, send_values=self._send_values)
         if self._emit is not None:
             write_artifact(remote, self._emit, self._output_of(file, self._emit))
         report = remote.report
@@ -144,6 +148,7 @@ def batch(
         Kind | None,
         typer.Option("--emit", help="What to write for each file; without it, only records."),
     ] = None,
+    send_values: SendValues = False,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 120.0,
 ) -> None:
@@ -162,7 +167,8 @@ def batch(
         # Without a server every file would fail on its own, slowly.
         client.server_info()
         remove_leftovers(output)
-        outcomes = _run_all(_Batch(client, folder, output, specs, emit), files, jobs)
+        work = _Batch(client, folder, output, specs, emit, send_values=send_values)
+        outcomes = _run_all(work, files, jobs)
     console().print(_summary(outcomes))
     failed = sum(bool(outcome.record.error) for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 import typer
 
 from lazyfx.errors import InvalidRequestError, LazyfxError, TimedOutError, UnavailableError
+from lazyfx.printable import printable
 
 _NO_COLUMNS = str.maketrans("\n\r\t", "   ")
 
 
 def fail(message: str) -> typer.Exit:
     """Say what went wrong; raise what this returns."""
-    typer.echo(f"lazyfx: {message}", err=True)
+    typer.echo(f"lazyfx: {printable(message)}", err=True)
     return typer.Exit(1)
 
 

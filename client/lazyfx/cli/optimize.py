@@ -16,6 +16,7 @@ from lazyfx.cli.options import (
     Kind,
     Passes,
     Rewrites,
+    SendValues,
     Timeout,
     read_passes,
 )
@@ -63,6 +64,7 @@ def optimize(
             "input_ids=int64[2,8]; repeat it for each input.",
         ),
     ] = None,
+    send_values: SendValues = False,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 120.0,
 ) -> None:
@@ -81,7 +83,7 @@ def optimize(
             upload_bar() as bar,
             lazyfx.connect(address, timeout=timeout, on_upload=bar) as client,
         ):
-            remote = client.compile(what, specs, inputs)
+            remote = client.compile(what, specs, inputs, send_values=send_values)
             if emit is not None and output is not None:
                 _write(remote, emit, output)
     # The report may not stand between the lines of what goes to standard output.

@@ -81,4 +81,12 @@ Rewrites = Annotated[
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0.001, help="Seconds that one call may take.")
 ]
+SendValues = Annotated[
+    bool,
+    typer.Option(
+        "--send-values",
+        help="Give values of the model's tensors to any pass for which the server asks for them, "
+        "plugins included. Without it only lazyfx's own passes that read values get them.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
