@@ -10,6 +10,7 @@ from typing import TypeAlias
 from typing_extensions import Self
 
 from lazyfx.access import Tls, access
+from lazyfx.addresses import server_address
 from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
@@ -23,7 +24,7 @@ from lazyfx.preparing import Prepared, Preparer
 from lazyfx.status import status_to_error
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.verifying import Provenance, Verifier
+from lazyfx.verifying import DATA_KINDS, Provenance, Verifier
 
 Job: TypeAlias = "tuple[Compilable, Passes] | tuple[Compilable, Passes, ExampleInputs]"
 
@@ -32,23 +33,26 @@ class AsyncClient:
     """A client of one server, for use in one event loop.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token, where the server asks for one (LAZYFX_TOKEN, LAZYFX_TOKEN_FILE).
         tls: How to encrypt: True, or `lazyfx.Tls` with files of certificates (LAZYFX_CA, ...).
         verify_keys: Public keys in hex that artifacts must be signed with (LAZYFX_VERIFY_KEYS).
-            Without them the keys count that the server names at first use, if it is on this
-            machine or has proved by TLS who it is.
+            Without them those count that `lazyfx trust` has written down for this server; else
+            those that the server names at first use, if it is on this machine or has proved by
+            TLS who it is.
         answer_bounds: How much is taken from the server.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
+        AddressError: The address is not one of a server.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
@@ -57,6 +61,7 @@ class AsyncClient:
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
+        address = server_address(address)
         granted = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds
         self.refusals = Refusals(address)
@@ -64,7 +69,8 @@ class AsyncClient:
             address, timeout=timeout, access=granted, bounds=answer_bounds
         )
         self._verifier = Verifier(
-            granted.verify_keys,
+            granted.pinned_keys(address),
+            address=address,
             believes_connection=granted.believes(address),
             ask=self._connection.server_info,
         )
@@ -264,6 +270,15 @@ class AsyncClient:
         """The server's ledger."""
         return await self._connection.stats()
 
+    async def require_trusted(self) -> None:
+        """Check that artifacts which can hold code would be opened if this server made them.
+
+        Raises:
+            UntrustedServerError: They would not; says what to do.
+            ServiceError: The server was asked for its keys and did not answer.
+        """
+        await self._verifier.require_trusted()
+
     async def fetch(
         self,
         request: pb.GetArtifactRequest,
@@ -274,10 +289,13 @@ class AsyncClient:
         """Fetch an artifact and check who made it; handles call this.
 
         Raises:
+            UntrustedServerError: Nothing that the server signs would be opened; none was made.
             UntrustedArtifactError: Nobody who is trusted has signed it.
             ServiceError: One of its kinds, by the status.
         """
         with self.refusals.counted():
+            if request.kind not in DATA_KINDS:
+                await self._verifier.require_trusted()
             data, trailer = await self._connection.artifact(
                 request, timeout=timeout, on_progress=on_progress
             )
@@ -315,7 +333,7 @@ class AsyncClient:
 
 
 def connect_async(
-    address: str,
+    address: str | None = None,
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
@@ -329,7 +347,8 @@ def connect_async(
     Nothing is sent before the first call.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.

@@ -17,6 +17,7 @@ from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
 from lazyfx.channel import open_channel
+from lazyfx.diagnosing import diagnose
 from lazyfx.errors import ClosedError, OverloadedError, ProtocolError, UnavailableError
 from lazyfx.patience import Patience
 from lazyfx.printable import make_printable
@@ -99,6 +100,7 @@ class Connection:
         self.address = address
         self.timeout = timeout
         self._metadata = access.metadata(address)
+        self._tls = access.tls
         self._channel = open_channel(address, access.tls)
         self._stub = GraphCompilerStub(self._channel)
         self._closing = asyncio.Event()
@@ -228,9 +230,9 @@ class Connection:
                 await self._download(request, download, timeout)
             except OverloadedError as refusal:
                 await patience.wait(refusal)
-            except UnavailableError:
+            except UnavailableError as error:
                 if resumed or not download.received:
-                    raise
+                    raise await self._explained(error) from error
                 resumed = True
             else:
                 return download.finish()
@@ -315,12 +317,24 @@ class Connection:
             except OverloadedError as refusal:
                 call = None
                 await patience.wait(refusal)
+            except UnavailableError as error:
+                raise await self._explained(error) from error
 
     async def _answer(self, call: Call[Answer]) -> Answer:
         with self._errors():
             answer = await call
         _require(answer)
         return answer
+
+    async def _explained(self, error: UnavailableError) -> UnavailableError:
+        """The same error with the reason why no call gets through, where one can be found."""
+        if status.is_of_server(error.__cause__):
+            return error
+        reason = await asyncio.to_thread(diagnose, self.address, self._tls)
+        if reason is None:
+            return error
+        details = str(error).partition(": ")[2]
+        return UnavailableError(f"{reason} (details: {details})", code=error.code)
 
     def _kept(self, call: AnyCall) -> AnyCall:
         forking.keep_in_children(call)

@@ -3,6 +3,7 @@
 ::
 
     LazyfxError
+    ├── AddressError               text that is not the address of a server
     ├── UnsupportedGraphError      the graph cannot go on the wire; names the node
     ├── DecodeError                bytes that are not a graph in canonical form
     │   └── ProtocolError              the server sent what it may not send, or too much of it
@@ -12,6 +13,7 @@
     ├── ForkedProcessError         this process was forked after a client had been opened
     ├── ArtifactError              an artifact did not arrive whole, or is not what it claims
     │   └── UntrustedArtifactError     nobody who is trusted has signed it; it was not opened
+    │       └── UntrustedServerError       nothing that this server signs would be opened
     └── ServiceError               the server answered with a gRPC status
         ├── InvalidRequestError        INVALID_ARGUMENT: names the field and the remedy
         ├── PreconditionError          FAILED_PRECONDITION, OUT_OF_RANGE
@@ -32,6 +34,10 @@ from dataclasses import dataclass
 
 class LazyfxError(Exception):
     """Base of every error that lazyfx raises on purpose."""
+
+
+class AddressError(LazyfxError):
+    """Text that is not the address of a server; says what is, and what was probably meant."""
 
 
 class UnsupportedGraphError(LazyfxError):
@@ -112,6 +118,10 @@ class ArtifactError(LazyfxError):
 
 class UntrustedArtifactError(ArtifactError):
     """An artifact whose signature is missing, old, or by a key that is not trusted."""
+
+
+class UntrustedServerError(UntrustedArtifactError):
+    """Artifacts of this server would not be opened, so none was asked for; says the way out."""
 
 
 @dataclass(frozen=True)

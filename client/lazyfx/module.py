@@ -147,10 +147,12 @@ class AsyncRemoteModule:
     async def torchscript(self) -> bytes:
         """The module as a TorchScript archive for `torch.jit.load`, scripted here.
 
-        It takes the graph's inputs by place.
+        It takes the graph's inputs positionally and returns what the model returns: a tensor, a
+        tuple, a list, or a dict (for classes like a dict too).
 
         Raises:
-            UnsupportedGraphError: TorchScript has no words for the graph; names the node.
+            UnsupportedGraphError: TorchScript cannot express the graph, or what it returns;
+                names the node, or the type.
         """
         rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
         self._performed_here += _graph_modules(rebuilt)

@@ -91,6 +91,11 @@ def to_error(call: grpc.RpcError) -> errors.ServiceError:
     return _error(code, call.details() or "", _rich_status_of(call))
 
 
+def is_of_server(error: BaseException | None) -> bool:
+    """Whether a server itself answered with this error; otherwise gRPC did not get through."""
+    return isinstance(error, grpc.RpcError) and _rich_status_of(error) is not None
+
+
 def status_to_error(status: status_pb2.Status) -> errors.ServiceError:
     """Turn a google.rpc.Status that came inside a message into its error."""
     return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)

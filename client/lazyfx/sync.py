@@ -11,6 +11,7 @@ from typing import TypeVar
 from typing_extensions import Self
 
 from lazyfx.access import Tls
+from lazyfx.addresses import server_address
 from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient, Job
@@ -32,7 +33,8 @@ class Client:
     """A client of one server. Threads may share it.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
@@ -46,7 +48,7 @@ class Client:
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
@@ -55,6 +57,7 @@ class Client:
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
+        address = server_address(address)
         self._loop = Loop()
         self._preparing = threading.Lock()
 
@@ -185,6 +188,10 @@ class Client:
         """Whether the server can be reached within so many seconds; nothing is asked of it."""
         return self._loop.run(self._client.is_ready(seconds))
 
+    def require_trusted(self) -> None:
+        """Check that artifacts which can hold code would be opened; see `AsyncClient`."""
+        self._loop.run(self._client.require_trusted())
+
     def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
         return self._loop.run(self._client.stats())
@@ -195,7 +202,7 @@ async def _next(answers: AsyncIterator[Answer]) -> Answer | None:
 
 
 def connect(
-    address: str,
+    address: str | None = None,
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
@@ -207,7 +214,8 @@ def connect(
     """Connect to a server. Nothing is sent before the first call.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.

@@ -90,7 +90,7 @@ def test_a_wild_call_is_not_folded(case: str) -> None:
     assert target in [node.target for node in folded.graph.nodes]
 
 
-@pytest.mark.parametrize("case", [case for case in WILD if case not in ("random numbers",)])
+@pytest.mark.parametrize("case", [case for case in WILD if case != "random numbers"])
 def test_a_wild_call_is_not_verified(case: str) -> None:
     target, *args = WILD[case]
     if case == "memory as it was":

@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, get_args
 
+from lazyfx.addresses import DEFAULT_ADDRESS, read_address
+from lazyfx.errors import AddressError
+from lazyfx.native.torch_names import is_setting
 from lazyfx.passes import PassSpec, listed
 from lazyfx.spelling import SpellingError
+from lazyfx.suggesting import closest, shown
 
 Compile = Literal["inductor", "eager"]
 OnError = Literal["local", "eager", "raise"]
@@ -23,7 +27,7 @@ class BackendOptions:
     """Options of the backend, from `options={...}`, then the environment, then these defaults.
 
     Attributes:
-        address: "host:port" of the server.
+        address: The server: "host:port", or "host" for port 8700.
         passes: Graph passes that the server runs first, in order.
         compile: "inductor": run the native artifact that the server's Inductor made;
             "eager": run the graph that came out of the passes, rebuilt from graph data.
@@ -41,7 +45,7 @@ class BackendOptions:
         inductor: Settings of Inductor, by their names in torch._inductor.config.
     """
 
-    address: str = "127.0.0.1:8700"
+    address: str = DEFAULT_ADDRESS
     passes: tuple[str | PassSpec, ...] = ()
     compile: Compile = "inductor"
     on_error: OnError = "local"
@@ -89,7 +93,10 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
         elif name in _READERS:
             values[name] = _READERS[name](f"options[{name!r}]", value)
         else:
-            inductor[name.replace("-", "_")] = value
+            setting = name.replace("-", "_")
+            if (meant := closest(name, _READERS)) and not is_setting(setting):
+                raise ValueError(f"options has no {shown(name)}; did you mean {meant!r}?")
+            inductor[setting] = value
     if values.get("agreement") == "all" and values.get("wait") is False:
         raise ValueError("agreement is 'all' and wait is false; ranks can agree only if they wait")
     return replace(_DEFAULTS, mode=None if mode == "default" else mode, inductor=inductor, **values)
@@ -107,10 +114,10 @@ def _one_of(name: str) -> Callable[[str, Any], str]:
 
 
 def _address(where: str, value: Any) -> str:
-    host, separator, port = str(value).rpartition(":")
-    if not (host and separator and port.isdecimal()):
-        raise ValueError(f"{where} is {value!r}; it takes HOST:PORT, e.g. {_DEFAULTS.address}")
-    return str(value)
+    try:
+        return read_address(str(value))
+    except AddressError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:

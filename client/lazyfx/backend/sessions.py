@@ -37,6 +37,15 @@ class Session:
             self._info = self.client.server_info()
         return self._info.native if self._info.HasField("native") else None
 
+    def require_trusted(self) -> None:
+        """Check that native artifacts of the server would be opened. The server is asked once.
+
+        Raises:
+            UntrustedServerError: They would not; says what to do.
+            ServiceError: The server is not there.
+        """
+        self.client.require_trusted()
+
     def require_present(self) -> None:
         """Fail at once if the server did not answer a moment ago, and cannot be reached now.
 

@@ -27,10 +27,8 @@ def in_words(error: Exception, address: str) -> str:
         address: The server that was asked.
     """
     if isinstance(error, UnavailableError):
-        return (
-            f"no server answers at {address}; start one with `lazyfx serve`, or name another "
-            f"with --address or LAZYFX_ADDRESS (details: {one_line(error)})"
-        )
+        told = one_line(error)
+        return told.removeprefix(f"{error.code}: ") if address in told else f"{address}: {told}"
     if isinstance(error, TimedOutError):
         return f"{address} gave no answer in time; allow more with --timeout ({one_line(error)})"
     if isinstance(error, InvalidRequestError):

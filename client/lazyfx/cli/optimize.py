@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import lazyfx
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.artifacts import text_of, write_artifact
 from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.offered import require_offered
 from lazyfx.cli.options import (
-    DEFAULT_ADDRESS,
+    GRAPH_SUFFIX,
+    MODEL_SUFFIXES,
     Address,
     Kind,
     Passes,
@@ -37,8 +40,9 @@ def optimize(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A .pt2 file, or package.module:factory, a function without arguments that "
-            "returns (module, example_inputs). Both run code here, on this machine: open only "
+            help="A .pt2 file; a .lazyfx file (lazyfx.save_graph, LAZYFX_RECORD); or "
+            "package.module:factory, a function without arguments that returns (module, "
+            "example_inputs). The first and the last run code here, on this machine: open only "
             "files that you trust.",
             show_default=False,
         ),
@@ -70,7 +74,7 @@ def optimize(
 ) -> None:
     """Compile one model on the server and print a report."""
     _check_output(emit, output)
-    _check_source(model)
+    _check_source(model, emit)
     # torch comes with these, and takes its time: --help does without.
     from lazyfx.cli.models import add_rewrites
 
@@ -78,11 +82,12 @@ def optimize(
     examples = _examples(example or [])
     with failing_clearly(address):
         specs = add_rewrites(specs, rewrite or [])
-        what, inputs = _read(model, examples)
         with (
             upload_bar() as bar,
             lazyfx.connect(address, timeout=timeout, on_upload=bar) as client,
         ):
+            require_offered(client, specs)
+            what, inputs = _read(model, examples)
             remote = client.compile(what, specs, inputs, send_values=send_values)
             if emit is not None and output is not None:
                 _write(remote, emit, output)
@@ -96,10 +101,10 @@ def optimize(
 
 
 def _read(model: str, examples: ExampleInputs) -> Model:
-    from lazyfx.cli.models import call_factory, load_program
+    from lazyfx.cli.models import call_factory, load_model
 
-    if model.endswith(".pt2"):
-        return load_program(Path(model)), None
+    if model.endswith(MODEL_SUFFIXES):
+        return load_model(Path(model)), None
     return call_factory(model, examples)
 
 
@@ -110,13 +115,20 @@ def _write(remote: RemoteModule, kind: Kind, output: Path) -> None:
         write_artifact(remote, kind, output)
 
 
-def _check_source(model: str) -> None:
-    if model.endswith(".pt2"):
+def _check_source(model: str, emit: Kind | None) -> None:
+    if model.endswith(MODEL_SUFFIXES):
         if not Path(model).is_file():
             raise typer.BadParameter(f"{model}: no such file", param_hint="MODEL")
+        if model.endswith(GRAPH_SUFFIX) and emit is not None and emit.holds_values:
+            raise typer.BadParameter(
+                f"{model} holds a graph without the values of its parameters; write code, graph "
+                "or picture, or start from a .pt2 file",
+                param_hint="--emit",
+            )
     elif not all(part.strip() for part in model.partition(":")):
         raise typer.BadParameter(
-            f"{model!r} is neither a .pt2 file nor package.module:factory", param_hint="MODEL"
+            f"{model!r} is not a .pt2 file, a .lazyfx file or package.module:factory",
+            param_hint="MODEL",
         )
 
 

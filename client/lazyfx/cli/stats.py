@@ -6,8 +6,9 @@ import typer
 from rich.console import Console
 
 import lazyfx
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.failing import failing_clearly
-from lazyfx.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from lazyfx.cli.options import Address, AsJson, Timeout
 from lazyfx.cli.plain import as_json, plain
 from lazyfx.cli.tables import (
     add_row,

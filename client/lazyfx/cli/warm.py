@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.failing import failing_clearly
-from lazyfx.cli.options import DEFAULT_ADDRESS, Address, SendValues
+from lazyfx.cli.options import Address, SendValues
 
 
 class _Warmed(SystemExit):
