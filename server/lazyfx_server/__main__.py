@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
-import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
+from lazyfx_server.file_limit import raise_limit
+from lazyfx_server.telemetry.plain_text import (
+    LOG_FORMAT_VARIABLE,
+    PlainStream,
+    log_to,
+    tame_loggers,
+)
+
+_SWITCH_SECONDS = 0.001
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     settings = load(sys.argv[1:] if arguments is None else arguments)
     _log_to_stderr(settings)
+    raise_limit()
+    # While a large request is read in a thread, the event loop waits so long for its turn.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -35,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     threads = str(settings.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment[LOG_FORMAT_VARIABLE] = settings.log_format
     _check_modules(settings.operator_modules)
     if settings.allow_targets is not None:
         environment |= _further_targets(settings.allow_targets)
@@ -48,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     from lazyfx_server.app import App
     from lazyfx_server.pools import Sources
+
+    tame_loggers()
 
     sources = Sources(forkserver, Interpreters(preload, environment))
 
@@ -101,26 +114,9 @@ def _announce(address: str, metrics_url: str) -> None:
     logging.getLogger("lazyfx_server").info("serving on %s, metrics on %s", address, metrics_url)
 
 
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
 def _log_to_stderr(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else text)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    sys.stderr = PlainStream(sys.stderr)
+    log_to(sys.stderr, settings.log_level, settings.log_format)
 
 
 if __name__ == "__main__":

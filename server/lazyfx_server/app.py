@@ -26,6 +26,7 @@ from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.explain import Explainer
+from lazyfx_server.compiling.held import HeldBytes
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.pipelines import Pipelines
@@ -44,6 +45,7 @@ from lazyfx_server.execution import RestartReason
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
 from lazyfx_server.pools import Sources, device_worker, native_workers, pass_workers, protection
+from lazyfx_server.rpc.decoding import Decoder
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
@@ -58,6 +60,7 @@ from lazyfx_server.telemetry import (
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
+from lazyfx_server.telemetry.outages import Outages
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
 
 _log = logging.getLogger("lazyfx_server")
@@ -107,6 +110,7 @@ class App:
         self._limits = request_limits(settings)
         self._devices = _Devices()
         self._serving = False
+        self._outages = Outages()
         plugins = load_plugins(settings.pass_plugins)
         registry = registry_with(plugins)
         named = NamedPipelines(registry, settings.named_pipelines)
@@ -185,6 +189,10 @@ class App:
             registry=registry,
             named=named,
             limits=self._limits,
+            decoder=Decoder(
+                self._limits,
+                HeldBytes(self._limits.max_held_bytes, self._limits.max_held_bytes_per_tenant),
+            ),
             facts=ServerFacts(
                 settings.workers,
                 lambda: self._devices.infos,
@@ -325,11 +333,12 @@ class App:
             on_error=lambda tier, operation, _key, error: self._store_failed(
                 tier, operation, error
             ),
+            on_worked=lambda tier, operation: self._outages.worked(f"store: {operation} of {tier}"),
             on_corrupt=self._entry_corrupt,
         )
 
     def _store_failed(self, tier: str, operation: str, error: Exception) -> None:
-        _log.warning("store: %s of %s failed: %s", operation, tier, error)
+        self._outages.failed(f"store: {operation} of {tier}", error)
         self._observers.observe(StoreFailed(tier, operation))
 
     def _entry_corrupt(self, tier: str, key: str) -> None:

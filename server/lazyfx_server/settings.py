@@ -141,8 +141,18 @@ class Settings(BaseSettings):
     max_message_bytes: ByteSize = Field(default=ByteSize(64 * MIB))
     """Largest gRPC message taken or sent."""
 
+    max_held_bytes: ByteSize = Field(default=ByteSize(512 * MIB))
+    """Bytes of requests that are held at a time, whether they wait or are worked on; more are
+    refused with RESOURCE_EXHAUSTED. Small ones are not counted."""
+
+    max_held_bytes_per_tenant: ByteSize = Field(default=ByteSize(256 * MIB))
+    """The same of one tenant. On a server that identifies nobody all callers are one tenant."""
+
     max_graph_bytes: ByteSize = Field(default=ByteSize(32 * MIB))
     """Largest graph body taken."""
+
+    max_presentation_bytes: ByteSize = Field(default=ByteSize(16 * MIB))
+    """Most bytes of the names that go with a graph."""
 
     max_blob_bytes: ByteSize = Field(default=ByteSize(4 * GIB))
     """Largest tensor taken by UploadBlobs."""
@@ -177,6 +187,15 @@ class Settings(BaseSettings):
 
     max_passes: int = Field(default=64, ge=0)
     """Most passes of one request."""
+
+    max_option_bytes: ByteSize = Field(default=ByteSize(64 * 1024))
+    """Longest value of an option of a pass, a list's items together."""
+
+    max_values: int = Field(default=16_384, ge=0)
+    """Most tensors whose values one request may bind."""
+
+    max_digests: int = Field(default=1024, ge=1)
+    """Most blobs that one FindMissingBlobs may ask for."""
 
     pass_plugins: Names = Field(default=[])
     """Names of entry points of the group lazyfx.passes to load. A plugin is code that runs in the
@@ -257,6 +276,9 @@ class Settings(BaseSettings):
 
     max_staged_bytes: ByteSize = Field(default=ByteSize(8 * GIB))
     """Bytes of unfinished uploads that one tenant may have."""
+
+    max_staged_bytes_in_all: ByteSize = Field(default=ByteSize(16 * GIB))
+    """Bytes of unfinished uploads of all tenants together."""
 
     stream_idle_timeout: float = Field(default=300.0, gt=0)
     """Seconds that a batch with nothing under way may say nothing before it is ended."""

@@ -23,6 +23,8 @@ from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
 # A record in memory answers for this long before the store is asked again whether its
 # blobs are still there (which also tells the store that they are in use).
 _FRESH_SECONDS = 30.0
+# What a record takes beside its bytes.
+_RECORD_OVERHEAD = 2048
 
 
 @dataclass(slots=True)
@@ -105,15 +107,15 @@ class Catalog:
 
     Args:
         store: Records ("modules/") and compiled graphs and constants ("blobs/").
-        capacity: Records kept ready in memory.
+        capacity: Bytes of records kept ready in memory.
     """
 
-    def __init__(self, store: Store, capacity: int = 4096) -> None:
+    def __init__(self, store: Store, capacity: int = 64 * 2**20) -> None:
         self._store = store
-        self._recent: LRUCache[str, CompiledModule] = LRUCache(capacity)
+        self._recent: LRUCache[str, CompiledModule] = LRUCache(capacity, getsizeof=_size)
         # Store keys of entries that were found damaged: to the store they are gone by the
         # time that it answers, but the caller is told why.
-        self._damaged: LRUCache[str, bool] = LRUCache(capacity)
+        self._damaged: LRUCache[str, bool] = LRUCache(4096)
 
     def note_damaged(self, store_key: str) -> None:
         """Take note that the store has put an entry aside."""
@@ -177,3 +179,8 @@ class Catalog:
     def forget(self, module: CompiledModule) -> None:
         """Drop a module whose blobs are gone; the next request for it is a miss."""
         self._recent.pop(module.tenant.module(module.key), None)
+
+
+def _size(module: CompiledModule) -> int:
+    # Twice: the answer to a hit holds the report once more.
+    return 2 * module.record.ByteSize() + _RECORD_OVERHEAD

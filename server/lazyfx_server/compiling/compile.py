@@ -18,7 +18,12 @@ from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.quotas import Quotas
-from lazyfx_server.compiling.reading import RequestReader, Wanted, unknown_token
+from lazyfx_server.compiling.reading import (
+    IncomingCompile,
+    RequestReader,
+    Wanted,
+    unknown_token,
+)
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import MissingError
 from lazyfx_server.store import Store
@@ -83,7 +88,7 @@ class Compiler:
         """Distinct compiles under way."""
         return len(self._flights)
 
-    async def compile(self, request: pb.CompileRequest, tenant: Tenant) -> pb.CompileResponse:
+    async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> pb.CompileResponse:
         """Answer one request of a tenant.
 
         Raises:
@@ -92,7 +97,8 @@ class Compiler:
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
         arrived = time.perf_counter()
-        token, wanted = self._reader.read(request, tenant, arrived)
+        request = incoming.request
+        token, wanted = await self._reader.read(incoming, tenant, arrived)
         damaged = False
         if not request.skip_cache_lookup:
             found = await self._catalog.find(tenant, wanted.digest)
@@ -106,7 +112,7 @@ class Compiler:
                 raise unknown_token(token)
             damaged = found.damaged
         # What was remembered of the request is not the request itself.
-        wanted = replace(wanted, request=request, arrived=arrived)
+        wanted = replace(wanted, incoming=incoming, arrived=arrived)
         (module, miss), leads = await self._join(wanted, damaged=damaged)
         if leads:
             return module.answer(pb.CACHE_STATUS_MISS, miss)
@@ -124,7 +130,7 @@ class Compiler:
             def lead() -> Coroutine[Any, Any, tuple[CompiledModule, Miss]]:
                 nonlocal own
                 own = True
-                return self._fly(wanted, damaged=damaged)
+                return self._holding(wanted, damaged=damaged)
 
             try:
                 return await self._flights.join(wanted.digest, lead)
@@ -137,6 +143,11 @@ class Compiler:
         """Wait until no compile is under way."""
         await self._flights.land_all()
 
+    async def _holding(self, wanted: Wanted, *, damaged: bool) -> tuple[CompiledModule, Miss]:
+        # The flight uses the request until its end, also when nobody waits any more.
+        with wanted.incoming.hold:
+            return await self._fly(wanted, damaged=damaged)
+
     async def _fly(self, wanted: Wanted, *, damaged: bool) -> tuple[CompiledModule, Miss]:
         request, key = wanted.request, wanted.key
         miss = await self._explainer.explain(
@@ -145,8 +156,10 @@ class Compiler:
             skipped=request.skip_cache_lookup,
             damaged=damaged,
         )
-        job = await self._job(request, wanted.tenant)
+        await self._require_blobs(request, wanted.tenant)
         async with self._admission.slot(wanted.tenant.name) as queued:
+            # Made only now, so that a job that waits costs no more than its request.
+            job = await self._job(wanted.incoming, wanted.tenant)
             # Only a miss that is worked on counts as one: a digest whose graph had to be
             # sent first is asked for again at once.
             reason = pb.MissReason.Name(miss.reason)
@@ -157,16 +170,36 @@ class Compiler:
         report.queue_seconds = queued
         report.created.GetCurrentTime()
         if request.HasField("graph"):
-            await self._store.put(wanted.tenant.blob(key.graph), job.body)
+            body = bytes(wanted.incoming.body)
+            await self._store.put(wanted.tenant.blob(key.graph), body)
         module = await self._catalog.add(wanted.tenant, wanted.digest, key, result)
         await self._explainer.remember(key)
         self._tell(wanted, result)
         return module, miss
 
-    async def _job(self, request: pb.CompileRequest, tenant: Tenant) -> worker.CompileJob:
+    async def _require_blobs(self, request: pb.CompileRequest, tenant: Tenant) -> None:
+        """Say at once what is missing, before anything is waited for.
+
+        Raises:
+            MissingError: Names the blobs.
+        """
+        digests = {binding.content.sha256 for binding in request.values}
+        if not request.HasField("graph"):
+            digests.add(request.graph_digest.sha256)
+        if not digests:
+            return
+        places = {tenant.blob(digest): digest for digest in digests}
+        present = await self._store.contains(places)
+        missing = sorted(digest for place, digest in places.items() if place not in present)
+        if missing:
+            subjects = [f"blobs/{digest.hex()}" for digest in missing]
+            raise MissingError("send these blobs and try again", subjects)
+
+    async def _job(self, incoming: IncomingCompile, tenant: Tenant) -> worker.CompileJob:
         """Gather what the worker needs, or say what is missing."""
+        request = incoming.request
         missing: list[str] = []
-        body: bytes | None = request.graph.body
+        body: bytes | None = bytes(incoming.body)
         if not request.HasField("graph"):
             digest = request.graph_digest.sha256
             body = await stored_content(self._store, tenant.blob(digest), digest)

@@ -12,7 +12,9 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from lazyfx_server.errors import DrainingError, RequestError, TimedOutError
+from lazyfx_server.rpc.descriptors import Descriptors
 from lazyfx_server.rpc.door import Door
+from lazyfx_server.rpc.small_requests import HANDLER_MAKERS, small_requests
 from lazyfx_server.rpc.statuses import status_of
 from lazyfx_server.telemetry import Observer, RequestHandled
 
@@ -38,6 +40,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._door = door
         self.most_seconds = most_seconds
         self._observer = observer
+        self._descriptors = Descriptors()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -61,12 +64,14 @@ class Gate(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a method, once; health checks pass as they are.
 
-        A call without the right token gets a handler that refuses before it reads anything.
+        A call without the right token, or for which there are no file descriptors, gets a
+        handler that refuses before it reads anything.
         """
         method = handler_call_details.method
         if method.startswith(_HEALTH):
-            return await continuation(handler_call_details)
+            return self._small(method, await continuation(handler_call_details))
         try:
+            self._descriptors.check()
             self._door.check_token(handler_call_details.invocation_metadata or ())
         except RequestError as error:
             return self._refusing(method, error)
@@ -74,10 +79,20 @@ class Gate(grpc.aio.ServerInterceptor):
             return wrapped
         handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(_SERVICE):
-            return handler
+            return self._small(method, handler)
         wrapped = self._wrap(method.removeprefix(_SERVICE), handler)
         self._wrapped[method] = wrapped
         return wrapped
+
+    def _small(
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any] | None
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of another service, which takes small requests only."""
+        if handler is None:
+            return None
+        if method not in self._wrapped:
+            self._wrapped[method] = small_requests(handler)
+        return self._wrapped[method]
 
     def _refusing(self, method: str, error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
         name = method.removeprefix(_SERVICE) if method.startswith(_SERVICE) else "other"
@@ -112,16 +127,12 @@ class Gate(grpc.aio.ServerInterceptor):
                 async for item in inner(request, context):
                     yield item
 
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, streams_out]
+        make = HANDLER_MAKERS[handler.request_streaming, streams_out]
         behaviour: Any = answers if streams_out else answer
         return make(
             behaviour,
-            request_deserializer=handler.request_deserializer,
+            # The service reads bytes: bounded, and large ones off the event loop.
+            request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
 

@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 from lazyfx.errors import FieldViolation
 from lazyfx.status import rich_status
 from lazyfx_server import errors
+from lazyfx_server.telemetry.plain_text import escaped
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ _MOST_VIOLATIONS = 3
 
 
 def _bounded(text: str) -> str:
-    """The text, its middle left out when it is long."""
+    """The text, its middle left out when it is long, and on one line."""
+    text = escaped(text)
     if len(text) <= _MOST_CHARACTERS:
         return text
     half = _MOST_CHARACTERS // 2
