@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lazyfx.v1 import compiler_pb2 as pb
@@ -13,17 +13,18 @@ from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
 from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.explain import Explainer, Miss
-from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.reading import RequestReader, Wanted, unknown_token
+from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import MissingError
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
     CompileFinished,
+    FlightAbandoned,
     LookupMade,
     Observer,
     OverheadSpent,
@@ -31,6 +32,14 @@ from lazyfx_server.telemetry import (
     Reused,
 )
 from lazyfx_server.v1 import worker_pb2 as worker
+
+
+@dataclass(frozen=True, slots=True)
+class _Landed:
+    """What a flight brings: a module, and why it had to be compiled unless it was found."""
+
+    module: CompiledModule
+    miss: Miss | None
 
 
 class Compiler:
@@ -75,7 +84,7 @@ class Compiler:
         self._quotas = quotas
         self._costs = costs
         self._plugins = plugins
-        self._flights: Flights[tuple[CompiledModule, Miss]] = Flights()
+        self._flights: SingleFlight[_Landed] = SingleFlight(self._abandoned)
         self._reader = RequestReader(limits, pipelines)
 
     @property
@@ -93,52 +102,72 @@ class Compiler:
         """
         arrived = time.perf_counter()
         token, wanted = self._reader.read(request, tenant, arrived)
-        damaged = False
         if not request.skip_cache_lookup:
-            found = await self._catalog.find(tenant, wanted.digest)
-            if isinstance(found, CompiledModule):
-                whose, spent = tenant.name, time.perf_counter() - arrived
-                self._observer.observe(LookupMade("hit", tenant=whose))
-                self._observer.observe(Reused(found.report.seconds, whose))
-                self._observer.observe(OverheadSpent("key", spent, whose))
-                return found.hit if request.request_token else found.hit_with(token)
-            if request.request_token:
-                raise unknown_token(token)
-            damaged = found.damaged
+            module = self._catalog.recent(tenant, wanted.digest)
+            if module is not None:
+                return self._hit(module, request, token, arrived)
         # What was remembered of the request is not the request itself.
         wanted = replace(wanted, request=request, arrived=arrived)
-        (module, miss), leads = await self._join(wanted, damaged=damaged)
+        landed, leads = await self._join(wanted)
+        module, miss = landed.module, landed.miss
+        if miss is None:
+            return self._hit(module, request, token, arrived)
         if leads:
             return module.answer(pb.CACHE_STATUS_MISS, miss)
         self._observer.observe(LookupMade("joined", tenant=tenant.name))
         self._observer.observe(Reused(module.report.seconds, tenant.name))
         return module.answer(pb.CACHE_STATUS_JOINED, miss)
 
-    async def _join(
-        self, wanted: Wanted, *, damaged: bool
-    ) -> tuple[tuple[CompiledModule, Miss], bool]:
+    def _hit(
+        self, module: CompiledModule, request: pb.CompileRequest, token: bytes, arrived: float
+    ) -> pb.CompileResponse:
+        whose, spent = module.tenant.name, time.perf_counter() - arrived
+        self._observer.observe(LookupMade("hit", tenant=whose))
+        self._observer.observe(Reused(module.report.seconds, whose))
+        self._observer.observe(OverheadSpent("key", spent, whose))
+        return module.hit if request.request_token else module.hit_with(token)
+
+    async def _join(self, wanted: Wanted) -> tuple[_Landed, bool]:
         """Fly with the others who want the same; tells whether this caller leads."""
+        request = wanted.request
         while True:
             own = False
 
-            def lead() -> Coroutine[Any, Any, tuple[CompiledModule, Miss]]:
+            def lead(flight: Flight[_Landed]) -> Coroutine[Any, Any, _Landed]:
                 nonlocal own
                 own = True
-                return self._fly(wanted, damaged=damaged)
+                return self._fly(wanted, flight)
 
             try:
-                return await self._flights.join(wanted.digest, lead)
-            except MissingError:
-                # The leader sent only the digest; whoever has the graph leads the next flight.
-                if own or not wanted.request.HasField("graph"):
-                    raise
+                landed, leads = await self._flights.join(wanted.digest, lead)
+            except MissingError as error:
+                # The leader sent less than others may have: a token, or only the digest. Who
+                # has more leads the next flight; who has as little is told the same.
+                by_token = bool(request.request_token)
+                led_by_token = error.subjects[0].startswith("requests/")
+                if own or not (request.HasField("graph") or (led_by_token and not by_token)):
+                    raise unknown_token(request.request_token) if by_token else error
+            else:
+                if landed.miss is not None or not request.skip_cache_lookup:
+                    return landed, leads
+
+    def _abandoned(self, outcome: Outcome) -> None:
+        self._observer.observe(FlightAbandoned("compile", outcome))
 
     async def land(self) -> None:
         """Wait until no compile is under way."""
-        await self._flights.land_all()
+        await self._flights.drain()
 
-    async def _fly(self, wanted: Wanted, *, damaged: bool) -> tuple[CompiledModule, Miss]:
+    async def _fly(self, wanted: Wanted, flight: Flight[_Landed]) -> _Landed:
         request, key = wanted.request, wanted.key
+        damaged = False
+        if not request.skip_cache_lookup:
+            found = await self._catalog.find(wanted.tenant, wanted.digest)
+            if isinstance(found, CompiledModule):
+                return _Landed(found, None)
+            if request.request_token:
+                raise unknown_token(request.request_token)
+            damaged = found.damaged
         miss = await self._explainer.explain(
             key,
             wanted.pipeline.spelling,
@@ -147,12 +176,14 @@ class Compiler:
         )
         job = await self._job(request, wanted.tenant)
         async with self._admission.slot(wanted.tenant.name) as queued:
+            flight.running()
             # Only a miss that is worked on counts as one: a digest whose graph had to be
             # sent first is asked for again at once.
             reason = pb.MissReason.Name(miss.reason)
             self._observer.observe(LookupMade("miss", reason, wanted.tenant.name))
             with self._quotas.working(wanted.tenant):
                 result = await self._jobs.compile(job, wanted.tenant.name)
+        flight.finishing()
         report = result.report
         report.queue_seconds = queued
         report.created.GetCurrentTime()
@@ -161,7 +192,7 @@ class Compiler:
         module = await self._catalog.add(wanted.tenant, wanted.digest, key, result)
         await self._explainer.remember(key)
         self._tell(wanted, result)
-        return module, miss
+        return _Landed(module, miss)
 
     async def _job(self, request: pb.CompileRequest, tenant: Tenant) -> worker.CompileJob:
         """Gather what the worker needs, or say what is missing."""
