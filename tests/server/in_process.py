@@ -16,6 +16,7 @@ from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.costs import MeasuredCosts
+from lazyfx_server.compiling.crashes import Crashes
 from lazyfx_server.compiling.explain import Explainer
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.native import NativeCompiles
@@ -67,14 +68,15 @@ async def compiling_parts(
     recorder = Recorder()
     store = open_store(folder, memory_bytes=2**26, disk_bytes=2**30)
     await executor.start()
-    jobs = Jobs(executor, 120.0, observer=recorder)
+    crashes = Crashes(600.0)
+    jobs = Jobs(executor, 120.0, crashes, observer=recorder)
     admission = Admission(executor.workers, queue)
     catalog = Catalog(store)
     registry = registry_with([])
     quotas = Quotas(QuotaLimits())
     costs = MeasuredCosts()
     builder = Builder("test", version("lazyfx"), torch.__version__, platform.python_version())
-    native_jobs = Jobs(native, 120.0, observer=recorder) if native is not None else None
+    native_jobs = Jobs(native, 120.0, crashes, observer=recorder) if native is not None else None
     compiler = Compiler(
         catalog=catalog,
         store=store,

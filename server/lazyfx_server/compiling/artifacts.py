@@ -21,6 +21,7 @@ from lazyfx_server.compiling.artifact_kinds import (
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
 from lazyfx_server.compiling.costs import MeasuredCosts
+from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.native import NativeCompiles
@@ -178,6 +179,14 @@ class Artifacts:
             return await self._render(module, request, names, place, flight)
 
         rendered, leads = await self._flights.join(place, find_or_make)
+        if leads and rendered.made:
+            _log.debug(
+                "rendered %s of module %s: seconds=%.3f tenant=%s",
+                KINDS[request.kind],
+                module.key.hex(),
+                rendered.seconds,
+                module.tenant.name or "-",
+            )
         return rendered, leads and rendered.made
 
     def _abandoned(self, outcome: Outcome) -> None:
@@ -192,7 +201,9 @@ class Artifacts:
     ) -> _Rendered:
         graph = graph_pb2.CompiledGraph.FromString((await self._stored_graph(module)).data)
         with self._quotas.working(module.tenant):
-            result = await self._native.make(place, graph, request, module.tenant.name, flight)
+            result = await self._native.make(
+                place, graph, request, module.tenant.name, _subject(module), flight
+            )
         flight.finishing()
         record = _record(result.data, result.media_type)
         made = self._signed(record, module, request.kind, result.seconds)
@@ -228,7 +239,7 @@ class Artifacts:
         async with self._admission.slot(module.tenant.name):
             flight.running()
             with self._quotas.working(module.tenant):
-                result = await self._jobs.render(job, module.tenant.name)
+                result = await self._jobs.render(job, module.tenant.name, _subject(module))
         flight.finishing()
         record = _record(result.data, result.media_type)
         rendered = self._signed(record, module, request.kind, result.seconds)
@@ -324,6 +335,10 @@ def _names(presentation: graph_pb2.Presentation) -> bytes:
 
 def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> Facts:
     return Facts(module.key, kind, module.record.tenant, module.report.pipeline)
+
+
+def _subject(module: CompiledModule) -> Subject:
+    return Subject(module.tenant.tag, module.record.graph_digest)
 
 
 def _record(data: bytes, media_type: str) -> worker.ArtifactRecord:

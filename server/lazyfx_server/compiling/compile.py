@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
 from lazyfx_server.compiling.costs import MeasuredCosts
+from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.explain import Explainer, Miss
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.limits import RequestLimits
@@ -32,6 +34,8 @@ from lazyfx_server.telemetry import (
     Reused,
 )
 from lazyfx_server.v1 import worker_pb2 as worker
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +145,8 @@ class Compiler:
             try:
                 landed, leads = await self._flights.join(wanted.digest, lead)
             except MissingError as error:
-                # The leader sent less than others may have: a token, or only the digest. Who
-                # has more leads the next flight; who has as little is told the same.
-                by_token = bool(request.request_token)
-                led_by_token = error.subjects[0].startswith("requests/")
-                if own or not (request.HasField("graph") or (led_by_token and not by_token)):
-                    raise unknown_token(request.request_token) if by_token else error
+                if own or not _brings_more(request, error):
+                    raise
             else:
                 if landed.miss is not None or not request.skip_cache_lookup:
                     return landed, leads
@@ -182,7 +182,9 @@ class Compiler:
             reason = pb.MissReason.Name(miss.reason)
             self._observer.observe(LookupMade("miss", reason, wanted.tenant.name))
             with self._quotas.working(wanted.tenant):
-                result = await self._jobs.compile(job, wanted.tenant.name)
+                result = await self._jobs.compile(
+                    job, wanted.tenant.name, Subject(key.tenant, key.graph)
+                )
         flight.finishing()
         report = result.report
         report.queue_seconds = queued
@@ -238,6 +240,16 @@ class Compiler:
             for p in report.passes
         ]
         in_passes = sum(p.requested for p in passes)
+        _log.debug(
+            "compiled graph %s: pipeline=%s nodes=%d->%d seconds=%.3f queue_seconds=%.3f tenant=%s",
+            wanted.key.graph.hex(),
+            report.pipeline or "(no passes)",
+            report.nodes_before,
+            report.nodes_after,
+            report.seconds,
+            report.queue_seconds,
+            wanted.tenant.name or "-",
+        )
         self._observer.observe(
             CompileFinished(
                 seconds=report.seconds,
@@ -256,3 +268,13 @@ class Compiler:
                 tenant=wanted.tenant.name,
             )
         )
+
+
+def _brings_more(request: pb.CompileRequest, error: MissingError) -> bool:
+    """Whether a request could do better than the one that led its flight to this error.
+
+    That one held a token, or only a digest. Who has more leads the next flight; who has as little
+    would fare the same. A token that led elsewhere is answered by a flight of its own.
+    """
+    asked_for_request = error.subjects[0].startswith("requests/")
+    return request.HasField("graph") or bool(request.request_token) != asked_for_request

@@ -17,6 +17,7 @@ from lazyfx.native.target import mismatch
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.errors import InvalidRequestError, RequestError, UnmetError
@@ -109,6 +110,7 @@ class NativeCompiles:
         graph: graph_pb2.CompiledGraph,
         request: pb.GetArtifactRequest,
         tenant: str,
+        subject: Subject,
         flight: Flight[Any],
     ) -> worker.NativeResult:
         """Make one artifact.
@@ -118,6 +120,7 @@ class NativeCompiles:
             graph: The compiled graph.
             request: Checked by `variant`.
             tenant: Whose it is, to be fair between them.
+            subject: What it is about.
             flight: Told when the compile begins.
 
         Raises:
@@ -140,13 +143,14 @@ class NativeCompiles:
             async with self._admission.slot(tenant):
                 started = time.monotonic()
                 flight.running(lambda: self._patience(request.kind, started))
-                result = await self._jobs.native(job)
-            self._note_seconds(request.kind, time.monotonic() - started)
-            ended = "made"
-            return result
+                result = await self._jobs.native(job, subject)
         except asyncio.CancelledError:
             ended = "stopped"
             raise
+        else:
+            ended = "made"
+            self._note_seconds(request.kind, time.monotonic() - started)
+            return result
         finally:
             if flight.begun or ended != "stopped":
                 self._observer.observe(NativeCompiled(ended))
