@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from lazyfx.errors import LazyfxError
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     settings = load(sys.argv[1:] if arguments is None else arguments)
     _log_to_stderr(settings)
+    log = logging.getLogger("lazyfx_server")
+    log.info("starting lazyfx %s on %s", version("lazyfx"), settings.listen)
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -58,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(serve)
     except (OSError, LazyfxError, ValueError) as error:
         raise SystemExit(f"lazyfx serve: {error}") from error
+    finally:
+        # It may still import; this process would wait for it before it ends.
+        forkserver.kill()
 
 
 def _check_modules(names: Sequence[str]) -> None:
