@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import click
 import typer
+from click.shell_completion import CompletionItem
+from typer.core import TyperCommand
 
 from lazyfx.cli.failing import fail
+
+
+class ServeCommand(TyperCommand):
+    """Completes the flags of `lazyfx serve`, which the server reads itself."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """See `click.Command.shell_complete`."""
+        try:
+            from lazyfx_server.settings import Settings
+        except ModuleNotFoundError:
+            return super().shell_complete(ctx, incomplete)
+        flags = [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
+        return [CompletionItem(flag) for flag in ("--help", *flags) if flag.startswith(incomplete)]
 
 
 def serve(context: typer.Context) -> None:

@@ -71,7 +71,8 @@ class ForkServer:
 
         Whoever waits for a process of it is told. Python has no public name for that.
         """
-        pid = getattr(multiprocessing.forkserver._forkserver, "_forkserver_pid", None)
+        known = getattr(multiprocessing.forkserver, "_forkserver", None)
+        pid = getattr(known, "_forkserver_pid", None)
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

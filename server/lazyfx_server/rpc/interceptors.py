@@ -62,9 +62,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def close(self) -> None:
         """From now on refuse calls with UNAVAILABLE."""
-        self._refusal = DrainingError(
-            "the server is shutting down; try another one, or again later"
-        )
+        self._refusal = _draining
 
     async def emptied(self) -> None:
         """Wait until no call is under way."""
