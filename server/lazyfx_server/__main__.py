@@ -73,6 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         forkserver.kill()
 
 
+def flags() -> list[str]:
+    """All flags, for shells that complete them."""
+    return ["--help", *(f"--{name.replace('_', '-')}" for name in Settings.model_fields)]
+
+
 def _check_modules(names: Sequence[str]) -> None:
     """Refuse modules that are not there: a fork server passes over what it cannot import."""
     for name in names:

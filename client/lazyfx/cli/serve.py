@@ -16,11 +16,10 @@ class ServeCommand(TyperCommand):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """See `click.Command.shell_complete`."""
         try:
-            from lazyfx_server.settings import Settings
+            from lazyfx_server.__main__ import flags
         except ModuleNotFoundError:
             return super().shell_complete(ctx, incomplete)
-        flags = [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
-        return [CompletionItem(flag) for flag in ("--help", *flags) if flag.startswith(incomplete)]
+        return [CompletionItem(flag) for flag in flags() if flag.startswith(incomplete)]
 
 
 def serve(context: typer.Context) -> None:
