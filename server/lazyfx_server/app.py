@@ -44,7 +44,7 @@ from lazyfx_server.execution import RestartReason
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
 from lazyfx_server.pools import Sources, device_worker, native_workers, pass_workers, protection
-from lazyfx_server.rpc.connections import cut_connections
+from lazyfx_server.rpc.connections import cut_connections, refuse_connections
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
@@ -318,6 +318,7 @@ class App:
         except asyncio.TimeoutError:
             _log.warning("requests were still under way after the grace period; they are ended")
         if self._port:
+            refuse_connections(self._port)
             await asyncio.sleep(_FLUSH_SECONDS)
             cut_connections(self._port)
         await self._server.stop(_STOP_SECONDS)
