@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from lazyfx.known_servers import fingerprint
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
 from lazyfx_server.compiling.admission import Admission
@@ -120,7 +121,7 @@ class App:
         costs = MeasuredCosts()
         metrics = new_registry()
         self._store = self._open_store(settings)
-        signer = artifact_signer(settings)
+        signer = self._signer = artifact_signer(settings)
         quotas = Quotas(quota_limits(settings))
         entrance = door(settings)
         confined = protection(settings)
@@ -234,11 +235,22 @@ class App:
                 return
             watching = asyncio.gather(self._watch_devices(), self._keep_ledger())
             on_ready(self._address, self._metrics_url)
+            self._say_key(self._address)
             await stop.wait()
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         finally:
             await self._drain()
+
+    def _say_key(self, address: str) -> None:
+        in_use = self._signer.verify_keys[0].public_key
+        _log.info(
+            "artifacts are signed with key %s; a client on another machine trusts it with "
+            "`lazyfx trust HOST:%s`, or with LAZYFX_VERIFY_KEYS=%s",
+            fingerprint(in_use),
+            address.rpartition(":")[2],
+            in_use.hex(),
+        )
 
     async def _start_unless(self, stop: asyncio.Event) -> bool:
         """Start, and tell whether that was done before the server was told to stop."""

@@ -105,14 +105,18 @@ def ask(session: Session, question: Question, on_progress: OnProgress | None = N
 
     Raises:
         UnsupportedGraphError: The graph cannot go on the wire; names the node.
+        UntrustedServerError: What this server makes would not be opened; nothing was sent.
         IncompatibleError: What this server makes does not run here; nothing was sent.
         ServiceError: The server refused, failed, or is not there.
         ArtifactError: What came is not what was asked for.
     """
     options, request = question.options, question.native
     if request is not None:
+        session.require_trusted()
         _require_compatible(session, request)
-    remote = session.client.compile(question.graph, options.passes, timeout=options.timeout)
+    remote = session.client.compile(
+        question.graph, options.passes, timeout=options.timeout, send_values=options.send_values
+    )
     if request is None or question.flat is None:
         rebuilt = remote.graph_module()
         return Answer(lambda: rebuilt.forward, remote.digest, remote.cache.status)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import click
+from typing import Any
+
 import typer
 from click.shell_completion import CompletionItem
 from typer.core import TyperCommand
@@ -13,7 +14,7 @@ from lazyfx.cli.failing import fail
 class ServeCommand(TyperCommand):
     """Completes the flags of `lazyfx serve`, which the server reads itself."""
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """See `click.Command.shell_complete`."""
         try:
             from lazyfx_server.__main__ import flags

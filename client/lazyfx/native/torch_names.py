@@ -29,6 +29,7 @@ __all__ = [
     "default_setting",
     "functorch_config",
     "inductor_config",
+    "is_setting",
     "mode_settings",
     "pick_vec_isa",
     "portable_configuration",
@@ -53,6 +54,11 @@ def portable_configuration() -> dict[str, Any]:
     found = {f"inductor.{k}": v for k, v in inductor_config.save_config_portable().items()}
     found.update({f"aot.{k}": v for k, v in functorch_config.save_config_portable().items()})
     return found
+
+
+def is_setting(name: str) -> bool:
+    """Whether Inductor has a setting of this name."""
+    return name in getattr(inductor_config, "_config")  # noqa: B009 - made at run time
 
 
 def default_setting(name: str) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
+from lazyfx.suggesting import SHORT_NAMES, did_you_mean, shown
 from lazyfx_server.passes.base import OptionValue, Pass
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
 from lazyfx_server.passes.errors import PassError
@@ -69,15 +69,16 @@ class Registry:
         pass_class = self._passes.get(name)
         if pass_class is None:
             raise PassError(
-                f"no pass is named {name!r}{_did_you_mean(name, self.names())}", field="name"
+                f"no pass is named {shown(name)}{did_you_mean(name, self.names(), SHORT_NAMES)}",
+                field="name",
             )
         types = _option_types(pass_class)
         values: dict[str, Any] = {}
         for option, value in (options or {}).items():
             if option not in types:
-                hint = _did_you_mean(option, tuple(types))
+                hint = did_you_mean(option, types)
                 raise PassError(
-                    f"no option is named {option!r}{hint}",
+                    f"no option is named {shown(option)}{hint}",
                     field=f"options.{option}",
                     pass_name=name,
                 )
@@ -129,10 +130,3 @@ def _describe(pass_class: type[Pass]) -> PassDescription:
         ),
         origin=pass_class.origin,
     )
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are: {', '.join(known)}" if known else "; it takes none"
