@@ -29,6 +29,7 @@ from harness import (
     wait_until,
 )
 
+import lazyfx
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 
@@ -96,6 +97,13 @@ def test_a_server_that_starts_says_so_at_once(starting):
         starting.let_start()
         wait_until(lambda: any("serving on" in line for line in starting.log), "being ready")
         assert stub.Compile(request, timeout=PATIENCE).module_key
+
+
+def test_a_client_waits_for_a_server_that_starts(starting):
+    with lazyfx.connect(starting.address, timeout=PATIENCE) as client:
+        letting = threading.Timer(2.0, starting.let_start)
+        letting.start()
+        assert client.compile(graph_of(2.0), [DCE]).cache.status == "miss"
 
 
 def test_a_server_can_be_stopped_while_it_starts(starting):
