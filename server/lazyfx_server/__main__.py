@@ -9,11 +9,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
 from lazyfx_server.file_limit import raise_limit
+from lazyfx_server.operator_checks import SetupError, check_setup
 from lazyfx_server.telemetry.plain_text import (
     LOG_FORMAT_VARIABLE,
     PlainStream,
@@ -34,14 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: A setting is wrong, or an address cannot be listened on.
     """
     settings = load(sys.argv[1:] if arguments is None else arguments)
+    try:
+        check_setup(settings)
+    except SetupError as error:
+        sys.stderr.write(f"lazyfx serve: {error}\n")
+        raise SystemExit(2) from None
     _log_to_stderr(settings)
+    log = logging.getLogger("lazyfx_server")
+    log.info("starting lazyfx %s on %s", version("lazyfx"), settings.listen)
     raise_limit()
     # While a large request is read in a thread, the event loop waits so long for its turn.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from lazyfx_server.execution import Interpreters, start_forkserver
+    from lazyfx_server.execution import ExecutionError, Interpreters, start_forkserver
+    from lazyfx_server.store import StoreError
 
     threads = str(settings.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -69,8 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         _run(serve)
-    except (OSError, LazyfxError, ValueError) as error:
+    except (OSError, LazyfxError, ValueError, StoreError, ExecutionError) as error:
         raise SystemExit(f"lazyfx serve: {error}") from error
+    finally:
+        # It may still import; this process would wait for it before it ends.
+        forkserver.kill()
+
+
+def flags() -> list[str]:
+    """All flags, for shells that complete them."""
+    return ["--help", *(f"--{name.replace('_', '-')}" for name in Settings.model_fields)]
 
 
 def _check_modules(names: Sequence[str]) -> None:

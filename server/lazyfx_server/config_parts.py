@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.crashes import Crashes
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits import RequestLimits
@@ -45,18 +46,21 @@ def artifact_signer(settings: Settings) -> Signer:
 
 
 def native_compiles(
-    settings: Settings, executor: Executor | None, observer: Observer
+    settings: Settings, executor: Executor | None, crashes: Crashes, observer: Observer
 ) -> NativeCompiles:
     """What makes native artifacts.
 
     Args:
         settings: All settings.
         executor: Runs native jobs; None when the settings want no native artifacts.
+        crashes: Remembers graphs on which workers died.
         observer: Is told of each compile.
     """
     jobs = None
     if executor is not None:
-        jobs = Jobs(executor, settings.native_timeout, setting="native_timeout")
+        jobs = Jobs(
+            executor, settings.native_timeout, crashes, setting="native_timeout", observer=observer
+        )
     admission = Admission(settings.native_workers, settings.max_queue)
     return NativeCompiles(jobs, admission, settings.native_compile_threads, observer)
 

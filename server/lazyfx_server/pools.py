@@ -79,6 +79,7 @@ def pass_workers(
         workers=settings.workers,
         max_jobs=settings.worker_max_jobs,
         initializer=partial(confine, policy),
+        cancel_grace=0.0,
         cpu_seconds=settings.job_cpu_seconds,
         on_restart=on_restart,
     )
@@ -101,6 +102,7 @@ def native_workers(
         processes=sources.spawned if method == "spawn" else sources.forked,
         workers=settings.native_workers,
         max_jobs=1,
+        cancel_grace=0.0,
         on_restart=on_restart,
     )
 

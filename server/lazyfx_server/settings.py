@@ -228,6 +228,9 @@ class Settings(BaseSettings):
     job_cpu_seconds: float = Field(default=600.0, gt=0)
     """Processor seconds that one job may use, on all its threads, before it is killed."""
 
+    crash_refusal_seconds: float = Field(default=600.0, ge=0)
+    """Seconds for which a graph is refused after two workers have died on it; 0 for not at all."""
+
     operator_modules: Names = Field(default=[])
     """Python modules that register custom operators, imported where passes run."""
 

@@ -121,30 +121,44 @@ class Catalog:
         """Take note that the store has put an entry aside."""
         self._damaged[store_key] = True
 
+    def recent(self, tenant: Tenant, key: bytes) -> CompiledModule | None:
+        """A tenant's module, if memory has it and it has lately been seen in the store."""
+        module: CompiledModule | None = self._recent.get(tenant.module(key))
+        if module is not None and time.monotonic() - module.checked < _FRESH_SECONDS:
+            return module
+        return None
+
     async def find(self, tenant: Tenant, key: bytes) -> CompiledModule | NotFound:
-        """Look a tenant's module up by the digest of its key."""
+        """Look a tenant's module up by the digest of its key, in the store too."""
+        if (module := self.recent(tenant, key)) is not None:
+            return module
+        now = time.monotonic()
+        found = await self._find_stored(tenant, key)
+        # It may have been added while the store was read.
+        if (module := self.recent(tenant, key)) is not None:
+            return module
+        place = tenant.module(key)
+        if isinstance(found, NotFound):
+            self._recent.pop(place, None)
+            return found
+        found.checked = now
+        self._recent[place] = found
+        return found
+
+    async def _find_stored(self, tenant: Tenant, key: bytes) -> CompiledModule | NotFound:
         place = tenant.module(key)
         module: CompiledModule | None = self._recent.get(place)
-        now = time.monotonic()
-        if module is not None and now - module.checked < _FRESH_SECONDS:
-            return module
         stored = await self._store.get(place)
         if stored is None:
-            self._recent.pop(place, None)
-            return NotFound(damaged=self._was_damaged(place))
+            return NotFound(damaged=place in self._damaged)
         if module is None:
             record = tenant.unseal(place, stored)
             if record is None:
                 return NotFound(damaged=True)
             module = CompiledModule(tenant, key, ModuleRecord.FromString(record))
         if await self._store.get(module.graph_blob) is None:
-            self.forget(module)
-            return NotFound(damaged=self._was_damaged(module.graph_blob))
-        module.checked = now
-        return self._recent.setdefault(place, module)
-
-    def _was_damaged(self, store_key: str) -> bool:
-        return bool(self._damaged.pop(store_key, False))
+            return NotFound(damaged=module.graph_blob in self._damaged)
+        return module
 
     async def add(
         self, tenant: Tenant, digest: bytes, key: ModuleKey, result: CompileResult
@@ -166,6 +180,8 @@ class Catalog:
         )
         module = CompiledModule(tenant, digest, record, checked=time.monotonic())
         await self._store.put(module.graph_blob, graph)
+        for place in (module.graph_blob, tenant.module(digest)):
+            self._damaged.pop(place, None)
         self._recent[tenant.module(digest)] = module
         await self.save(module)
         return module
@@ -178,7 +194,9 @@ class Catalog:
 
     def forget(self, module: CompiledModule) -> None:
         """Drop a module whose blobs are gone; the next request for it is a miss."""
-        self._recent.pop(module.tenant.module(module.key), None)
+        place = module.tenant.module(module.key)
+        if self._recent.get(place) is module:
+            self._recent.pop(place, None)
 
 
 def _size(module: CompiledModule) -> int:

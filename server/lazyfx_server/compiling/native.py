@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import shutil
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 from lazyfx.native.named_values import NamedValueError
 from lazyfx.native.requests import check_request, conditions_digest
@@ -15,13 +18,18 @@ from lazyfx.native.target import mismatch
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.errors import InvalidRequestError, RequestError, UnmetError
 from lazyfx_server.native.progress import read_progress
 from lazyfx_server.telemetry import NativeCompiled, Observer
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
+
+# A compile that has run for less is not worth finishing when nobody waits for it.
+_WORTH_KEEPING_SECONDS = 5.0
 
 
 class NativeCompiles:
@@ -47,6 +55,7 @@ class NativeCompiles:
         self._compile_threads = compile_threads
         self._why_not = "this server makes no native artifacts; start it with --native"
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._usual_seconds: dict[int, float] = {}
         self.target: pb.NativeTarget | None = None
 
     async def start(self) -> None:
@@ -107,6 +116,8 @@ class NativeCompiles:
         graph: graph_pb2.CompiledGraph,
         request: pb.GetArtifactRequest,
         tenant: str,
+        subject: Subject,
+        flight: Flight[Any],
     ) -> worker.NativeResult:
         """Make one artifact.
 
@@ -115,6 +126,8 @@ class NativeCompiles:
             graph: The compiled graph.
             request: Checked by `variant`.
             tenant: Whose it is, to be fair between them.
+            subject: What it is about.
+            flight: Told when the compile begins.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
@@ -131,16 +144,39 @@ class NativeCompiles:
             made_on=self.target,
         )
         self._folder_of(place).mkdir(mode=0o700, exist_ok=True)
-        made = False
+        ended = "failed"
         try:
             async with self._admission.slot(tenant):
-                result = await self._jobs.native(job)
-            made = True
+                started = time.monotonic()
+                flight.running(lambda: self._patience(request.kind, started))
+                result = await self._jobs.native(job, subject)
+        except asyncio.CancelledError:
+            ended = "stopped"
+            raise
+        else:
+            ended = "made"
+            self._note_seconds(request.kind, time.monotonic() - started)
             return result
         finally:
-            self._observer.observe(NativeCompiled("made" if made else "failed"))
+            if flight.begun or ended != "stopped":
+                self._observer.observe(NativeCompiled(ended))
             # Also what a job that was killed has left behind.
             await asyncio.to_thread(shutil.rmtree, self._folder_of(place), ignore_errors=True)
+
+    def _patience(self, kind: int, started: float) -> float:
+        """How long a compile goes on that nobody waits for: to its end, when it is nearly done.
+
+        That is when it has run for some time, and for half of what such compiles usually take.
+        """
+        spent = time.monotonic() - started
+        usual = self._usual_seconds.get(kind)
+        if usual is not None and spent >= max(_WORTH_KEEPING_SECONDS, usual / 2):
+            return math.inf
+        return STOP_SECONDS
+
+    def _note_seconds(self, kind: int, seconds: float) -> None:
+        usual = self._usual_seconds.get(kind, seconds)
+        self._usual_seconds[kind] = usual + 0.2 * (seconds - usual)
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """How far the making of an artifact is."""

@@ -3,7 +3,8 @@
 ::
 
     ExecutionError
-    ├── WorkerCrashed     the worker process died under the job, or could not start
+    ├── WorkerCrashed     the worker process died under the job
+    │   └── NoWorker          none took it
     ├── WorkerTimedOut    the job overran its time and was stopped
     │   └── WorkerOutOfCpu    it used up its processor seconds
     ├── WorkerFailed      the job raised; the worker lives on
@@ -33,6 +34,10 @@ class ExecutionError(Exception):
 
 class WorkerCrashed(ExecutionError):  # noqa: N818 - reads as what happened
     """The worker died while it had the job, or no worker could be started for it."""
+
+
+class NoWorker(WorkerCrashed):
+    """No worker took the job: none could be started, or each died before. It is not to blame."""
 
 
 class WorkerTimedOut(ExecutionError):  # noqa: N818 - reads as what happened

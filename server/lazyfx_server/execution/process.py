@@ -17,12 +17,15 @@ from lazyfx_server.execution.base import (
     ExecutionError,
     ExecutorClosed,
     JobFunction,
+    NoWorker,
     OnRestart,
-    WorkerCrashed,
     WorkerTimedOut,
 )
 from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.worker import Worker, WorkerLost, WorkerPlan
+
+# Workers that may die, one after the other, before they have taken a job.
+_MOST_LOST = 3
 
 
 class ProcessExecutor:
@@ -101,13 +104,13 @@ class ProcessExecutor:
         a job could have left behind in it reaches nobody else.
 
         A job whose worker had died before it could begin is given to another
-        worker, once. A call that is cancelled leaves its job `cancel_grace`
+        worker, a few times. A call that is cancelled leaves its job `cancel_grace`
         seconds to end; then the worker is killed.
         """
-        try:
-            return await self._attempt(job, timeout, owner)
-        except WorkerLost:
-            return await self._attempt(job, timeout, owner)
+        for _ in range(_MOST_LOST):
+            with contextlib.suppress(WorkerLost):
+                return await self._attempt(job, timeout, owner)
+        return await self._attempt(job, timeout, owner)
 
     async def _attempt(self, job: bytes, timeout: float, owner: str | None) -> bytes:
         if self._closed:
@@ -184,7 +187,7 @@ class ProcessExecutor:
                 await self._launch()
             except ExecutionError as error:
                 if not self._live:  # nobody is left to serve those who wait
-                    self._idle.refuse(WorkerCrashed(str(error)))
+                    self._idle.refuse(NoWorker(str(error)))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 5.0)
             else:

@@ -17,6 +17,7 @@ from typing import Final, cast
 
 from lazyfx_server.execution.base import (
     JobFunction,
+    NoWorker,
     RestartReason,
     ResultTooLarge,
     WorkerCrashed,
@@ -34,7 +35,7 @@ _REAP_SECONDS: Final = 2.0
 _REAP_INTERVAL: Final = 0.005
 
 
-class WorkerLost(WorkerCrashed):
+class WorkerLost(NoWorker):
     """The worker died before it had taken the job: another one may run it."""
 
 

@@ -1,21 +1,33 @@
-"""What every call goes through: identity, draining, counting, errors to statuses."""
+"""What every call goes through: identity, readiness, counting, logging, errors to statuses."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from lazyfx_server.errors import DrainingError, RequestError, TimedOutError
+from lazyfx_server.errors import (
+    DrainingError,
+    ForbiddenError,
+    MissingError,
+    RequestError,
+    StartingError,
+    TimedOutError,
+    UnavailableError,
+    UnidentifiedError,
+)
+from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_caller
 from lazyfx_server.rpc.descriptors import Descriptors
-from lazyfx_server.rpc.door import Door
+from lazyfx_server.rpc.door import Door, caller_name
 from lazyfx_server.rpc.small_requests import HANDLER_MAKERS, small_requests
-from lazyfx_server.rpc.statuses import status_of
+from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
 from lazyfx_server.telemetry import Observer, RequestHandled
 
 Request = TypeVar("Request")
@@ -28,7 +40,7 @@ _HEALTH = "/grpc.health.v1.Health/"
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Asks who calls, counts calls, refuses new ones while draining, maps errors.
+    """Asks who calls, counts calls, refuses new ones while starting and draining, maps errors.
 
     Args:
         door: Tells whose a call is.
@@ -45,11 +57,15 @@ class Gate(grpc.aio.ServerInterceptor):
         self._under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = False
+        self._refusal: Callable[[], UnavailableError] | None = _starting
+
+    def open(self) -> None:
+        """From now on let calls in; until then they are refused with UNAVAILABLE."""
+        self._refusal = None
 
     def close(self) -> None:
         """From now on refuse calls with UNAVAILABLE."""
-        self._draining = True
+        self._refusal = _draining
 
     async def emptied(self) -> None:
         """Wait until no call is under way."""
@@ -140,10 +156,10 @@ class Gate(grpc.aio.ServerInterceptor):
         """Let a call in.
 
         Raises:
-            DrainingError: The server is shutting down.
+            UnavailableError: The server is starting or shutting down.
         """
-        if self._draining:
-            raise DrainingError("the server is shutting down; try another one, or again later")
+        if self._refusal is not None:
+            raise self._refusal()
         self._under_way += 1
         self._idle.clear()
 
@@ -163,6 +179,7 @@ class _Call:
         self._gate = gate
         self._method = method
         self._context = context
+        self._id = secrets.token_hex(6)
         self._started = time.perf_counter()
         self._entered = False
         self._overran = False
@@ -171,7 +188,7 @@ class _Call:
     async def __aenter__(self) -> None:
         try:
             self._gate.enter()
-        except DrainingError as error:
+        except UnavailableError as error:
             await self._refuse(error)
         self._entered = True
         task = asyncio.current_task()
@@ -195,19 +212,39 @@ class _Call:
         if error is None:
             self._leave("OK")
         elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            seconds = time.perf_counter() - self._started
+            log_failure(self._id, self._method, "CANCELLED", seconds, caller_name(), "caller left")
             self._leave("CANCELLED")
         elif isinstance(error, Exception):
             await self._refuse(error)
 
     async def _refuse(self, error: Exception) -> NoReturn:
         status = status_of(error)
-        self._leave(_CODE_NAMES[status.code])
+        status.details.add().Pack(error_details_pb2.RequestInfo(request_id=self._id))
+        code = CODE_NAMES[status.code]
+        self._log(error, code, status.message)
+        self._leave(code)
         await self._context.abort_with_status(rpc_status.to_status(status))
         raise AssertionError("abort_with_status returned")
+
+    def _log(self, error: Exception, code: str, message: str) -> None:
+        seconds = time.perf_counter() - self._started
+        tenant = caller_name()
+        if isinstance(error, MissingError):
+            log_missing(self._id, self._method, seconds, tenant)
+            return
+        if isinstance(error, (UnidentifiedError, ForbiddenError)):
+            log_refused_caller(self._method, self._context.peer(), message)
+        log_failure(self._id, self._method, code, seconds, tenant, message)
 
     def _leave(self, code: str) -> None:
         seconds = time.perf_counter() - self._started
         self._gate.leave(self._method, code, seconds, entered=self._entered)
 
 
-_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+def _starting() -> UnavailableError:
+    return StartingError("the server is starting and not ready yet; try again in a moment")
+
+
+def _draining() -> UnavailableError:
+    return DrainingError("the server is shutting down; try another one, or again later")

@@ -25,13 +25,14 @@ from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, TimedOutError
+from lazyfx_server.errors import InvalidRequestError, MissingError, TimedOutError
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.passes.named import NamedPipelines
+from lazyfx_server.rpc.call_log import log_failure
 from lazyfx_server.rpc.decoding import Decoder, request_id
-from lazyfx_server.rpc.door import Identification, caller
+from lazyfx_server.rpc.door import Identification, caller, caller_name
 from lazyfx_server.rpc.interceptors import Context
-from lazyfx_server.rpc.statuses import status_of
+from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
 from lazyfx_server.security import allowed
 from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import StoreStats
@@ -136,12 +137,22 @@ class GraphCompilerService(GraphCompilerServicer):
 
     async def _one_of_batch(self, request: bytes) -> pb.CompileBatchResponse:
         response = pb.CompileBatchResponse(request_id=request_id(request))
+        started = time.perf_counter()
         try:
             tenant = self._counted(request)
             async with self._decoder.reading("CompileBatch", request, tenant) as incoming:
                 response.response.CopyFrom(await self._compiler.compile(incoming, tenant))
         except Exception as error:  # noqa: BLE001 - one failed request does not end the stream
             response.error.CopyFrom(status_of(error))
+            if not isinstance(error, MissingError):
+                log_failure(
+                    str(response.request_id),
+                    "CompileBatch",
+                    CODE_NAMES[response.error.code],
+                    time.perf_counter() - started,
+                    caller_name(),
+                    response.error.message,
+                )
         return response
 
     def _counted(self, request: bytes) -> Tenant:
