@@ -13,6 +13,8 @@ from lazyfx_server.execution.base import (
     WorkerOutOfCpu,
     WorkerTimedOut,
 )
+from lazyfx_server.execution.answering import CallBounds
+from lazyfx_server.execution.calls import CallFailed, CallRefused, OnCall, call_server
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
 from lazyfx_server.execution.inline import InlineExecutor
 from lazyfx_server.execution.interpreters import Interpreters
@@ -20,6 +22,9 @@ from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.process import ProcessExecutor
 
 __all__ = [
+    "CallBounds",
+    "CallFailed",
+    "CallRefused",
     "ExecutionError",
     "Executor",
     "ExecutorClosed",
@@ -27,6 +32,7 @@ __all__ = [
     "InlineExecutor",
     "Interpreters",
     "JobFunction",
+    "OnCall",
     "OnRestart",
     "ProcessExecutor",
     "ProcessSource",
@@ -36,5 +42,6 @@ __all__ = [
     "WorkerFailed",
     "WorkerOutOfCpu",
     "WorkerTimedOut",
+    "call_server",
     "start_forkserver",
 ]

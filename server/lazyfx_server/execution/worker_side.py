@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from lazyfx_server.execution.base import JobFunction, call
-from lazyfx_server.execution.frames import Kind, pack_error, receive, send
+from lazyfx_server.execution.calls import answer_calls_by
+from lazyfx_server.execution.channel import Channel
+from lazyfx_server.execution.frames import Kind, pack_error
 
 # So many new objects start a collection within a job, about 30 MB of a graph.
 _YOUNG_OBJECTS: Final = 200_000
@@ -43,20 +45,22 @@ def serve(
     # Graphs are made of cycles and live as long as their job: looking for garbage among
     # them took a quarter of a job's time. It is collected when the answer is on its way.
     gc.set_threshold(_YOUNG_OBJECTS)
+    channel = Channel(connection)
+    answer_calls_by(channel.call)
     try:
         if initializer is not None:
             initializer()
     except Exception as error:  # noqa: BLE001 - whatever it is, the server must hear of it
         traceback.print_exc()
-        send(connection, Kind.START_FAILED, pack_error(error))
+        channel.send(Kind.START_FAILED, pack_error(error))
         return
     with contextlib.suppress(OSError):  # the server is gone: there is nobody to tell
-        send(connection, Kind.READY)
-        while (frame := receive(connection)) is not None:
-            send(connection, Kind.STARTED)
-            kind, body = _answer(function, frame[1], max_result_bytes)
-            del frame
-            send(connection, kind, body)
+        channel.send(Kind.READY)
+        while (job := channel.next_job()) is not None:
+            channel.send(Kind.STARTED)
+            kind, body = _answer(function, job, max_result_bytes)
+            del job
+            channel.send(kind, body)
             del body
             gc.collect()
 
