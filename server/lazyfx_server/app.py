@@ -42,7 +42,7 @@ from lazyfx_server.errors import RequestError
 from lazyfx_server.execution import RestartReason
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
-from lazyfx_server.pools import Sources, device_worker, native_workers, pass_workers, protection
+from lazyfx_server.pools import Sources, device_worker, native_pools, pass_workers, protection
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
@@ -144,8 +144,8 @@ class App:
         )
         self._observers = observers
         later = Later(observers)
-        self._native_executor = native_workers(settings, sources, restarted)
-        self._native = native_compiles(settings, self._native_executor, observers)
+        self._native_pools = native_pools(settings, sources, restarted)
+        self._native = native_compiles(settings, self._native_pools, observers)
         self._jobs = Jobs(self._executor, settings.job_timeout, observer=observers)
         self._device_jobs = Jobs(self._device_executor or self._executor, settings.job_timeout)
         catalog = self._catalog = Catalog(self._store)
@@ -241,8 +241,8 @@ class App:
         if self._device_executor is not None:
             await self._device_executor.start()
         await self._refresh_devices()
-        if self._native_executor is not None:
-            await self._native_executor.start()
+        if self._native_pools is not None:
+            await self._native_pools.start()
             await self._native.start()
         await self._server.start()
         for name in ("", SERVICE_NAME):
@@ -272,8 +272,8 @@ class App:
         await self._executor.close()
         if self._device_executor is not None:
             await self._device_executor.close()
-        if self._native_executor is not None:
-            await self._native_executor.close()
+        if self._native_pools is not None:
+            await self._native_pools.close()
         self._native.close()
         await self._store.close()
         self._ledger.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,8 @@ from pathlib import Path
 from lazyfx_server.confined import confine
 from lazyfx_server.execution import OnRestart, ProcessExecutor, ProcessSource
 from lazyfx_server.native.job import run_native_job
+from lazyfx_server.native.toolchain.building import run_compile_job
+from lazyfx_server.native.toolchain.compiler import Compiler, find_compiler
 from lazyfx_server.security.sandbox import LAYERS, Policy, available, readable_paths
 from lazyfx_server.settings import Settings
 from lazyfx_server.worker import run_job
@@ -84,25 +87,55 @@ def pass_workers(
     )
 
 
-def native_workers(
-    settings: Settings, sources: Sources, on_restart: OnRestart
-) -> ProcessExecutor | None:
-    """Processes for native compiles, each for one job; None when the settings want none.
+@dataclass(frozen=True)
+class NativePools:
+    """The processes of native compiles.
 
-    They run compilers and load what those make, so no sandbox holds them.
+    Attributes:
+        jobs: Hold graphs and run Inductor, each for one job; they start no program.
+        builds: Run the C++ compiler, each for one source, and see no graph.
+        compiler: The compiler.
+    """
+
+    jobs: ProcessExecutor
+    builds: ProcessExecutor
+    compiler: Compiler
+
+    async def start(self) -> None:
+        """Start the processes."""
+        await asyncio.gather(self.jobs.start(), self.builds.start())
+
+    async def close(self) -> None:
+        """End them."""
+        await asyncio.gather(self.jobs.close(), self.builds.close())
+
+
+def native_pools(settings: Settings, sources: Sources, on_restart: OnRestart) -> NativePools | None:
+    """Processes for native compiles; None when the settings want none.
+
+    Raises:
+        CompilerMissing: There is no C++ compiler.
     """
     if not settings.native:
         return None
+    compiler = find_compiler()
     method = settings.native_start_method
     if method == "auto":
         method = "spawn" if _GPU.exists() else "forkserver"
-    return ProcessExecutor(
-        run_native_job,
+    jobs = ProcessExecutor(
+        partial(run_native_job, compiler),
         processes=sources.spawned if method == "spawn" else sources.forked,
         workers=settings.native_workers,
         max_jobs=1,
         on_restart=on_restart,
     )
+    builds = ProcessExecutor(
+        partial(run_compile_job, compiler),
+        processes=sources.forked,
+        workers=settings.native_workers * settings.native_compile_threads,
+        max_jobs=1,
+    )
+    return NativePools(jobs, builds, compiler)
 
 
 def device_worker(sources: Sources, on_restart: OnRestart) -> ProcessExecutor | None:

@@ -14,7 +14,7 @@ from lazyfx_server.errors import (
     TimedOutError,
     UnmetError,
 )
-from lazyfx_server.execution import ExecutionError, Executor, WorkerOutOfCpu, WorkerTimedOut
+from lazyfx_server.execution import ExecutionError, Executor, OnCall, WorkerOutOfCpu, WorkerTimedOut
 from lazyfx_server.telemetry import Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -65,26 +65,33 @@ class Jobs:
         """Ask what devices workers see."""
         return (await self._run(worker.Job(describe=worker.DescribeJob()))).describe
 
-    async def native(self, job: worker.NativeJob) -> worker.NativeResult:
-        """Compile one graph to native code.
+    async def native(self, job: worker.NativeJob, on_call: OnCall) -> worker.NativeResult:
+        """Compile one graph to native code; `on_call` compiles C++ for it.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        return (await self._run(worker.Job(native=job))).native
+        return (await self._run(worker.Job(native=job), on_call=on_call)).native
 
-    async def describe_native(self, job: worker.DescribeNativeJob) -> worker.DescribeNativeResult:
+    async def describe_native(
+        self, job: worker.DescribeNativeJob, on_call: OnCall
+    ) -> worker.DescribeNativeResult:
         """Ask where native artifacts run.
 
         Raises:
             RequestError: They cannot be made; says why.
         """
-        return (await self._run(worker.Job(describe_native=job))).describe_native
+        result = await self._run(worker.Job(describe_native=job), on_call=on_call)
+        return result.describe_native
 
-    async def _run(self, job: worker.Job, owner: str | None = None) -> worker.JobResult:
+    async def _run(
+        self, job: worker.Job, owner: str | None = None, on_call: OnCall | None = None
+    ) -> worker.JobResult:
         data = job.SerializeToString()
         try:
-            answer = await self._executor.run(data, timeout=self._timeout, owner=owner)
+            answer = await self._executor.run(
+                data, timeout=self._timeout, owner=owner, on_call=on_call
+            )
             result = worker.JobResult.FromString(answer)
         except WorkerOutOfCpu as error:
             raise TimedOutError(

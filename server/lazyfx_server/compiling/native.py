@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 
 from lazyfx.native.requests import conditions_digest
@@ -14,8 +12,10 @@ from lazyfx.native.target import mismatch
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.builds import Builds
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.errors import InvalidRequestError, RequestError, UnmetError
+from lazyfx_server.native.area import Area, remove
 from lazyfx_server.native.progress import read_progress
 from lazyfx_server.telemetry import NativeCompiled, Observer
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -28,6 +28,7 @@ class NativeCompiles:
 
     Args:
         jobs: Sends jobs to native workers; None when the server was started without them.
+        builds: Answers what these jobs ask; None likewise.
         admission: Bounds that work.
         compile_threads: C++ compilers that one job may run at a time.
         observer: Is told of each compile.
@@ -36,28 +37,30 @@ class NativeCompiles:
     def __init__(
         self,
         jobs: Jobs | None,
+        builds: Builds | None,
         admission: Admission,
         compile_threads: int,
         observer: Observer,
     ) -> None:
         self._jobs = jobs
+        self._builds = builds
         self._observer = observer
         self._admission = admission
         self._compile_threads = compile_threads
         self._why_not = "this server makes no native artifacts; start it with --native"
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._area: Area | None = None
         self.target: pb.NativeTarget | None = None
 
     async def start(self) -> None:
         """Find out where artifacts of this machine run, which takes a compiler some seconds."""
-        if self._jobs is None:
+        if self._jobs is None or self._builds is None:
             return
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="lazyfx-native-", ignore_cleanup_errors=True
-        )
+        area = self._area = await asyncio.to_thread(Area)
+        self._builds.open(area)
+        folder = area.folder("jobs", "describe")
         try:
             described = await self._jobs.describe_native(
-                worker.DescribeNativeJob(cache=self._folder.name)
+                worker.DescribeNativeJob(cache=str(folder)), self._builds.session()
             )
         except RequestError as error:
             self._why_not = f"this server cannot make native artifacts: {error}"
@@ -67,8 +70,8 @@ class NativeCompiles:
 
     def close(self) -> None:
         """Remove what compilers kept."""
-        if self._folder is not None:
-            self._folder.cleanup()
+        if self._area is not None:
+            self._area.close()
 
     def variant(self, request: pb.GetArtifactRequest) -> bytes:
         """What tells native artifacts of one module apart, 32 bytes.
@@ -114,6 +117,7 @@ class NativeCompiles:
             RequestError: One of its kinds, by what the worker answered.
         """
         assert self._jobs is not None, "variant refuses before"
+        assert self._builds is not None, "likewise"
         job = worker.NativeJob(
             kind=request.kind,
             graph=graph,
@@ -121,32 +125,27 @@ class NativeCompiles:
             cache=str(self._folder_of(place)),
             progress=str(self._progress_file(place)),
             compile_threads=self._compile_threads,
-            headers=str(self._root / "headers"),
             made_on=self.target,
         )
-        self._folder_of(place).mkdir(mode=0o700, exist_ok=True)
         made = False
         try:
             async with self._admission.slot(tenant):
-                result = await self._jobs.native(job)
+                result = await self._jobs.native(job, self._builds.session())
             made = True
             return result
         finally:
             self._observer.observe(NativeCompiled("made" if made else "failed"))
             # Also what a job that was killed has left behind.
-            await asyncio.to_thread(shutil.rmtree, self._folder_of(place), ignore_errors=True)
+            await asyncio.to_thread(remove, self._folder_of(place))
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """How far the making of an artifact is."""
         return read_progress(self._progress_file(place))
 
-    @property
-    def _root(self) -> Path:
-        assert self._folder is not None, "started"
-        return Path(self._folder.name)
-
     def _folder_of(self, place: bytes) -> Path:
-        return self._root / f"job-{place.hex()}"
+        assert self._area is not None, "started"
+        return self._area.folder("jobs", place.hex())
 
     def _progress_file(self, place: bytes) -> Path:
-        return self._folder_of(place) / "progress"
+        assert self._area is not None, "started"
+        return self._area.root / "jobs" / place.hex() / "progress"

@@ -1,5 +1,6 @@
 """Running jobs away from the event loop: executors, and nothing about what the jobs do."""
 
+from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.base import (
     ExecutionError,
     Executor,
@@ -13,7 +14,6 @@ from lazyfx_server.execution.base import (
     WorkerOutOfCpu,
     WorkerTimedOut,
 )
-from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.calls import CallFailed, CallRefused, OnCall, call_server
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
 from lazyfx_server.execution.inline import InlineExecutor

@@ -83,16 +83,18 @@ class Answering:
         self._tasks.discard(task)
 
     async def _answer(self, number: bytes, question: bytes) -> None:
-        on_call = self._on_call
+        on_call = self._on_call or _refuse
         try:
-            if on_call is None:
-                raise CallRefused("this job may not call the server")
             answer = await on_call(question)
         except CallRefused as refusal:
             reason = str(refusal)[:MAX_MESSAGE_CHARACTERS]
             self._write(Kind.CALL_FAILED, number + reason.encode("utf-8", "replace"))
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, the job must hear of it
             _log.exception("a call of a job could not be answered")
             self._write(Kind.CALL_FAILED, number + b"the server could not answer this call")
         else:
             self._write(Kind.CALL_ANSWERED, number + answer)
+
+
+async def _refuse(_question: bytes) -> bytes:
+    raise CallRefused("this job may not call the server")

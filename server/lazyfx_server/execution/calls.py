@@ -43,7 +43,7 @@ def call_server(question: bytes) -> bytes:
 
 def answer_calls_by(calling: CallServer | None) -> None:
     """From now on all threads of this process call this way."""
-    global _of_process  # noqa: PLW0603 - a worker process has one connection
+    global _of_process
     _of_process = calling
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-
 from functools import partial
 
 from lazyfx_server.execution.base import (

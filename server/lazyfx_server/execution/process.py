@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
+from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.base import (
     ExecutionError,
     ExecutorClosed,
@@ -21,7 +22,6 @@ from lazyfx_server.execution.base import (
     WorkerCrashed,
     WorkerTimedOut,
 )
-from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.calls import OnCall
 from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.worker import Worker, WorkerLost, WorkerPlan

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final, cast
 
+from lazyfx_server.execution.answering import Answering, CallBounds
 from lazyfx_server.execution.base import (
     JobFunction,
     RestartReason,
@@ -23,7 +24,6 @@ from lazyfx_server.execution.base import (
     WorkerFailed,
     WorkerOutOfCpu,
 )
-from lazyfx_server.execution.answering import Answering, CallBounds
 from lazyfx_server.execution.calls import OnCall
 from lazyfx_server.execution.frames import HEADER, SMALL, Kind, unpack_error
 from lazyfx_server.execution.launching import ProcessSource

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -13,26 +14,28 @@ from lazyfx.native import target, torch_names
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.native.conditions import CannotCompile
 from lazyfx_server.native.making import make_artifact
-from lazyfx_server.native.torch_names import keep_headers_in
+from lazyfx_server.native.toolchain.compiler import Compiler
+from lazyfx_server.native.toolchain.standing_in import compile_on_the_server
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
 
 
-def run_native_job(data: bytes) -> bytes:
+def run_native_job(compiler: Compiler, data: bytes) -> bytes:
     """Run one serialized Job and return a serialized JobResult.
 
     Whatever goes wrong becomes a JobError.
     """
     job = worker.Job.FromString(data)
     result = worker.JobResult()
+    native = job.HasField("native")
+    folder = job.native.cache if native else job.describe_native.cache
     try:
-        if job.HasField("native"):
-            _use_cache(job.native.cache)
-            keep_headers_in(Path(job.native.headers))
+        _keep_to(Path(folder))
+        compile_on_the_server(compiler, Path(folder))
+        if native:
             result.native.CopyFrom(make_artifact(job.native))
         else:
-            _use_cache(job.describe_native.cache)
             result.describe_native.target.CopyFrom(_describe())
     except CannotCompile as error:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
@@ -51,8 +54,13 @@ def run_native_job(data: bytes) -> bytes:
     return result.SerializeToString()
 
 
-def _use_cache(folder: str) -> None:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+def _keep_to(folder: Path) -> None:
+    """Have everything that is written in this process written there."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = str(folder)
+    # Inductor's own pool of processes would be made of forks.
+    os.environ["TORCH_WARM_POOL"] = "0"
 
 
 def _describe() -> pb.NativeTarget:
