@@ -39,10 +39,18 @@ from lazyfx_server.config_parts import (
     request_limits,
 )
 from lazyfx_server.errors import RequestError
-from lazyfx_server.execution import RestartReason
+from lazyfx_server.execution import OnRestart, RestartReason
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
-from lazyfx_server.pools import Sources, device_worker, native_pools, pass_workers, protection
+from lazyfx_server.pools import (
+    NativePools,
+    NativeUnavailable,
+    Sources,
+    device_worker,
+    native_pools,
+    pass_workers,
+    protection,
+)
 from lazyfx_server.rpc.interceptors import Gate
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
@@ -129,6 +137,9 @@ class App:
             workers=lambda: len(self._executor.pids),
             devices=self._devices.memory,
             sandbox=lambda: confined.layers,
+            native_sandbox=lambda: (
+                self._native_pools.protection.layers if self._native_pools else None
+            ),
         )
         observers = Observers(
             ledger,
@@ -144,8 +155,10 @@ class App:
         )
         self._observers = observers
         later = Later(observers)
-        self._native_pools = native_pools(settings, sources, restarted)
+        self._native_pools, native_unavailable = self._pools_of_native(sources, restarted)
         self._native = native_compiles(settings, self._native_pools, observers)
+        if native_unavailable:
+            self._native.unavailable(native_unavailable)
         self._jobs = Jobs(self._executor, settings.job_timeout, observer=observers)
         self._device_jobs = Jobs(self._device_executor or self._executor, settings.job_timeout)
         catalog = self._catalog = Catalog(self._store)
@@ -191,6 +204,7 @@ class App:
                 lambda: self._native.target,
                 entrance.identification,
                 pb.SandboxStatus(layers=confined.layers, missing=confined.missing),
+                self._native_status,
             ),
             store_stats=self._store.stats,
             quotas=quotas,
@@ -202,9 +216,34 @@ class App:
             exposition(metrics),
             healthy=lambda: True,
             ready=lambda: self._serving,
+            notes=self._notes,
             host=settings.metrics_host,
             port=settings.metrics_port,
         )
+
+    def _pools_of_native(
+        self, sources: Sources, on_restart: OnRestart
+    ) -> tuple[NativePools | None, str]:
+        """What native compiles run in; None and why not where they are optional."""
+        try:
+            return native_pools(self._settings, sources, on_restart), ""
+        except NativeUnavailable as error:
+            if self._settings.native == "on":
+                raise OSError(f"--native: {error}") from error
+            return None, str(error)
+
+    def _native_status(self) -> pb.NativeStatus:
+        if self._native.target is None:
+            return pb.NativeStatus(unavailable=self._native.why_not)
+        assert self._native_pools is not None, "it has told where artifacts run"
+        held = self._native_pools.protection
+        return pb.NativeStatus(sandbox=pb.SandboxStatus(layers=held.layers, missing=held.missing))
+
+    def _notes(self) -> str:
+        """What a probe is told beside that the server is ready."""
+        if self._settings.native == "off" or self._native.target is not None:
+            return ""
+        return self._native.why_not
 
     async def run(self, on_ready: Callable[[str, str], None]) -> None:
         """Serve until SIGTERM or SIGINT, then drain.

@@ -56,9 +56,14 @@ def native_compiles(
     jobs = builds = None
     if pools is not None:
         jobs = Jobs(pools.jobs, settings.native_timeout, "native_timeout", observer)
-        builds = Builds(pools.builds, pools.compiler, settings.native_timeout, observer)
+        builds = Builds(
+            pools.builds, pools.compiler, settings.native_timeout, observer, pools.owner
+        )
     admission = Admission(settings.native_workers, settings.max_queue)
-    return NativeCompiles(jobs, builds, admission, settings.native_compile_threads, observer)
+    return NativeCompiles(
+        jobs, builds, admission, settings.native_compile_threads, observer,
+        owner=None if pools is None else pools.owner, required=settings.native == "on",
+    )  # fmt: skip
 
 
 def door(settings: Settings) -> Door:

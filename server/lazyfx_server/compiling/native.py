@@ -32,6 +32,8 @@ class NativeCompiles:
         admission: Bounds that work.
         compile_threads: C++ compilers that one job may run at a time.
         observer: Is told of each compile.
+        owner: User that folders of jobs belong to; None for the server's own.
+        required: A server that cannot make native artifacts must not start.
     """
 
     def __init__(
@@ -41,32 +43,49 @@ class NativeCompiles:
         admission: Admission,
         compile_threads: int,
         observer: Observer,
+        *,
+        owner: int | None = None,
+        required: bool = False,
     ) -> None:
         self._jobs = jobs
         self._builds = builds
         self._observer = observer
         self._admission = admission
         self._compile_threads = compile_threads
-        self._why_not = "this server makes no native artifacts; start it with --native"
+        self._owner = owner
+        self._required = required
+        self.why_not = "this server makes no native artifacts; start it with --native"
         self._area: Area | None = None
         self.target: pb.NativeTarget | None = None
 
     async def start(self) -> None:
-        """Find out where artifacts of this machine run, which takes a compiler some seconds."""
+        """Find out where artifacts of this machine run, which takes a compiler some seconds.
+
+        Raises:
+            OSError: They cannot be made, and are required.
+        """
         if self._jobs is None or self._builds is None:
             return
         area = self._area = await asyncio.to_thread(Area)
         self._builds.open(area)
-        folder = area.folder("jobs", "describe")
+        folder = area.folder("jobs", "describe", owner=self._owner)
         try:
             described = await self._jobs.describe_native(
                 worker.DescribeNativeJob(cache=str(folder)), self._builds.session()
             )
         except RequestError as error:
-            self._why_not = f"this server cannot make native artifacts: {error}"
-            _log.error("%s", self._why_not)
+            self.unavailable(str(error))
+            if self._required:
+                raise OSError(f"--native: {error}") from error
         else:
             self.target = described.target
+        finally:
+            await asyncio.to_thread(remove, folder)
+
+    def unavailable(self, reason: str) -> None:
+        """No native artifacts are made from now on."""
+        self.why_not = f"this server cannot make native artifacts: {reason}"
+        _log.warning("%s", self.why_not)
 
     def close(self) -> None:
         """Remove what compilers kept."""
@@ -87,7 +106,7 @@ class NativeCompiles:
                 "native", "is missing; say where the artifact will run and under which settings"
             )
         if self.target is None:
-            raise UnmetError(self._why_not)
+            raise UnmetError(self.why_not)
         wanted = request.native.target
         if why := mismatch(self.target, wanted):
             raise UnmetError(f"a native artifact of this server would not run there: {why}")
@@ -118,11 +137,12 @@ class NativeCompiles:
         """
         assert self._jobs is not None, "variant refuses before"
         assert self._builds is not None, "likewise"
+        folder = self._folder_of(place)
         job = worker.NativeJob(
             kind=request.kind,
             graph=graph,
             request=request.native,
-            cache=str(self._folder_of(place)),
+            cache=str(folder),
             progress=str(self._progress_file(place)),
             compile_threads=self._compile_threads,
             made_on=self.target,
@@ -136,7 +156,7 @@ class NativeCompiles:
         finally:
             self._observer.observe(NativeCompiled("made" if made else "failed"))
             # Also what a job that was killed has left behind.
-            await asyncio.to_thread(remove, self._folder_of(place))
+            await asyncio.to_thread(remove, folder)
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """How far the making of an artifact is."""
@@ -144,7 +164,7 @@ class NativeCompiles:
 
     def _folder_of(self, place: bytes) -> Path:
         assert self._area is not None, "started"
-        return self._area.folder("jobs", place.hex())
+        return self._area.folder("jobs", place.hex(), owner=self._owner)
 
     def _progress_file(self, place: bytes) -> Path:
         assert self._area is not None, "started"

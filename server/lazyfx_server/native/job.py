@@ -13,6 +13,7 @@ from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx.native import target, torch_names
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.native.conditions import CannotCompile
+from lazyfx_server.native.confinement import Confinement
 from lazyfx_server.native.making import make_artifact
 from lazyfx_server.native.toolchain.compiler import Compiler
 from lazyfx_server.native.toolchain.standing_in import compile_on_the_server
@@ -21,17 +22,21 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _log = logging.getLogger(__name__)
 
 
-def run_native_job(compiler: Compiler, data: bytes) -> bytes:
+def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) -> bytes:
     """Run one serialized Job and return a serialized JobResult.
 
-    Whatever goes wrong becomes a JobError.
+    Whatever goes wrong becomes a JobError, except a sandbox that cannot be entered.
+
+    Raises:
+        SandboxError: The process could not be confined.
     """
     job = worker.Job.FromString(data)
     result = worker.JobResult()
     native = job.HasField("native")
     folder = job.native.cache if native else job.describe_native.cache
+    _keep_to(Path(folder))
+    confinement.enter(Path(folder))
     try:
-        _keep_to(Path(folder))
         compile_on_the_server(compiler, Path(folder))
         if native:
             result.native.CopyFrom(make_artifact(job.native))

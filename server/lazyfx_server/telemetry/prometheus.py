@@ -266,6 +266,15 @@ class _Levels(Collector):
         for layer in SANDBOX_LAYERS:
             layers.add_metric([layer], float(layer in held))
         yield layers
+        native = GaugeMetricFamily(
+            "lazyfx_native_sandbox_layers",
+            "1 where a layer confines native compiles",
+            labels=["layer"],
+        )
+        if (held_native := self._gauges.native_sandbox()) is not None:
+            for layer in (*SANDBOX_LAYERS, "user"):
+                native.add_metric([layer], float(layer in held_native))
+        yield native
 
     def _store(self) -> Iterator[Metric]:
         entries = GaugeMetricFamily("lazyfx_store_entries", "Entries held", labels=["tier"])

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from lazyfx_server.native.confinement import Confinement
 from lazyfx_server.native.toolchain.compiler import Compiler
 from lazyfx_server.native.toolchain.flags import RequestRefused, check_request
 from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp
@@ -22,9 +23,14 @@ _OUTPUT: Final = "made"
 HEADER: Final = "header.h"
 
 
-def run_compile_job(compiler: Compiler, data: bytes) -> bytes:
-    """Run one serialized BuildJob and return a serialized BuildResult."""
+def run_compile_job(compiler: Compiler, confinement: Confinement, data: bytes) -> bytes:
+    """Run one serialized BuildJob and return a serialized BuildResult.
+
+    Raises:
+        SandboxError: The process could not be confined.
+    """
     job = worker.BuildJob.FromString(data)
+    confinement.enter(Path(job.folder), *([Path(job.header).parent] if job.header else []))
     result = worker.BuildResult()
     try:
         result.output = build(job, compiler)

@@ -65,7 +65,9 @@ def find_compiler(name: str | None = None) -> Compiler:
             f"there is no C++ compiler {name!r} here; install g++, or set CXX to one"
         )
     path = str(Path(found).absolute())
-    answers = {question: _said(path, *question) for question in _QUESTIONS}
+    answers: dict[tuple[str, ...], bytes] = {
+        question: _said(path, *question) for question in _QUESTIONS
+    }
     if not answers[("--version",)]:
         raise CompilerMissing(
             f"the C++ compiler {path} does not answer to --version; install g++, or set CXX to "
