@@ -87,7 +87,7 @@ class Builds:
         return result
 
     def _refused(self, reason: str) -> CallRefused:
-        _log.warning("a native job asked for a compile that is refused: %s", reason)
+        _log.debug("a native job asked for a compile that is refused: %s", reason)
         self._observer.observe(SourceRefused("build"))
         return CallRefused(reason)
 
@@ -146,6 +146,7 @@ class BuildSession:
         self._builds = builds
         self._objects: dict[bytes, bytes] = {}
         self._bytes = 0
+        self._warned = False
 
     async def __call__(self, question: bytes) -> bytes:
         """Answer one call.
@@ -160,7 +161,14 @@ class BuildSession:
         missing = [key for key in request.objects if key not in self._objects]
         if missing:
             raise CallRefused("an object is wanted that was not made for this job")
-        result = await self._builds.build(request, [self._objects[key] for key in request.objects])
+        objects = [self._objects[key] for key in request.objects]
+        try:
+            result = await self._builds.build(request, objects)
+        except CallRefused as refusal:
+            if not self._warned:
+                self._warned = True
+                _log.warning("a native job asked for a compile that is refused: %s", refusal)
+            raise
         if request.kind in (worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_DATA) and result.output:
             self._keep(result)
         return result.SerializeToString()
