@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import native_prisoner
 import pytest
+from server.harness import worker_pids
 
 from lazyfx_server.compiling.builds import Builds
 from lazyfx_server.execution import (
@@ -30,7 +32,11 @@ from lazyfx_server.native.confinement import of_builds, of_jobs
 from lazyfx_server.native.toolchain.building import run_compile_job
 from lazyfx_server.native.toolchain.compiler import Compiler, find_compiler
 from lazyfx_server.security.sandbox import LAYERS, available
+from lazyfx_server.security.signing import read_keys
 from lazyfx_server.telemetry import Observers
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
 
 Order = dict[str, object]
 
@@ -335,3 +341,40 @@ def test_what_a_dead_server_left_is_removed(tmp_path: Path) -> None:
     after.close()
     living.close()
     assert list((tmp_path / "base").iterdir()) == []
+
+
+def memory_holds(pid: int, needles: list[bytes]) -> bool:
+    """Whether what a process can write to holds one of these bytes."""
+    with Path(f"/proc/{pid}/mem").open("rb") as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, rights = line.split()[:2]
+            if not rights.startswith("rw"):
+                continue
+            start, end = (int(part, 16) for part in span.split("-"))
+            try:
+                memory.seek(start)
+                data = memory.read(end - start)
+            except (OSError, ValueError, OverflowError):
+                continue
+            if any(needle in data for needle in needles):
+                return True
+    return False
+
+
+def test_no_process_but_the_server_has_the_signing_key(
+    launch: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root reads the memory of confined processes")
+    key_file = tmp_path / "signing.pem"
+    server = launch("--native", "--workers", "1", "--signing-key", str(key_file))
+    key = read_keys(key_file)[0].private_bytes_raw()
+    needles = [key, key_file.read_bytes().splitlines()[1]]
+    others = worker_pids(server.pid)
+    assert len(others) >= 3, "workers for passes, jobs and compiles"
+    assert [pid for pid in others if memory_holds(pid, needles)] == []
+    assert memory_holds(server.pid, needles), "or the test looks for the wrong bytes"
+    for pid in others:
+        assert str(key_file) not in Path(f"/proc/{pid}/environ").read_text()
+        opened = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+        assert not any(str(tmp_path) in path for path in opened)

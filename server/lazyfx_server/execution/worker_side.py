@@ -10,12 +10,11 @@ import os
 import select
 import signal
 import socket
-import stat
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +43,7 @@ def serve(
     """
     _leave_the_servers_group()
     _die_with_the_server()
-    _close_others(connection)
+    _close_others()
     # Graphs are made of cycles and live as long as their job: looking for garbage among
     # them took a quarter of a job's time. It is collected when the answer is on its way.
     gc.set_threshold(_YOUNG_OBJECTS)
@@ -116,17 +115,20 @@ def _die_with_the_server() -> None:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _close_others(connection: socket.socket) -> None:
-    """Close pipes and sockets to other processes that multiprocessing leaves open."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "workers are started by multiprocessing"
-    kept = {0, 1, 2, connection.fileno(), parent.sentinel}
-    resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]  # noqa: SLF001 - it would close it
-    for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - numbers, not paths
-        with contextlib.suppress(OSError):  # that of the listing itself
-            mode = os.fstat(number).st_mode
-            if number not in kept and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-                os.close(number)
+def _close_others() -> None:
+    """Close the pipes to multiprocessing's own processes, which a worker has no business with.
+
+    A byte in the one ends the fork server, and words in the other remove names of shared memory.
+    """
+    for holder, name in (
+        (forkserver._forkserver, "_forkserver_alive_fd"),  # type: ignore[attr-defined]  # noqa: SLF001 - it has no other
+        (resource_tracker._resource_tracker, "_fd"),  # type: ignore[attr-defined]  # noqa: SLF001 - likewise
+    ):
+        descriptor = getattr(holder, name, None)
+        if descriptor is not None:
+            setattr(holder, name, None)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def _wait_for_end(lifeline: int) -> None:

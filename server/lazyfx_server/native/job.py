@@ -16,7 +16,7 @@ from lazyfx_server.native.conditions import CannotCompile
 from lazyfx_server.native.confinement import Confinement
 from lazyfx_server.native.making import make_artifact
 from lazyfx_server.native.toolchain.compiler import Compiler
-from lazyfx_server.native.toolchain.standing_in import compile_on_the_server
+from lazyfx_server.native.toolchain.standing_in import NotOurs, compile_on_the_server
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) ->
     except CannotCompile as error:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
         result.error.message = str(error)
+        if NotOurs.first:
+            result.error.kind = worker.JOB_ERROR_KIND_SOURCE
+            result.error.message = NotOurs.first
     except DecodeError as error:
         result.error.kind = worker.JOB_ERROR_KIND_INTERNAL
         result.error.message = f"the compiled graph cannot be read: {error}"

@@ -22,7 +22,17 @@ _LOADED = re.compile(r'LoadLibrary\("([^"\n]+)"\)')
 
 
 class NotOurs(Exception):  # noqa: N818 - reads as what happened
-    """Inductor asked for something that no compile of this server may do; says what."""
+    """Inductor asked for something that no compile of this server may do; says what.
+
+    Attributes:
+        first: Text of the first of this process: what Inductor raises then says something else.
+    """
+
+    first = ""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        NotOurs.first = NotOurs.first or reason
 
 
 def compile_on_the_server(compiler: Compiler, folder: Path) -> None:
