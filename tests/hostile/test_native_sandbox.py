@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -333,7 +334,6 @@ def test_what_a_dead_server_left_is_removed(tmp_path: Path) -> None:
         assert left.is_dir()
         process.kill()
         process.wait(10)
-    time.sleep(0)
     assert left.is_dir()
     after = Area(tmp_path / "base")
     assert not left.exists()
@@ -376,5 +376,44 @@ def test_no_process_but_the_server_has_the_signing_key(
     assert memory_holds(server.pid, needles), "or the test looks for the wrong bytes"
     for pid in others:
         assert str(key_file) not in Path(f"/proc/{pid}/environ").read_text()
-        opened = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+        opened = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
         assert not any(str(tmp_path) in path for path in opened)
+
+
+def test_a_server_killed_while_it_compiles_leaves_no_compiler_and_no_folder(
+    tmp_path: Path,
+) -> None:
+    """It compiles a probe before it serves."""
+    command = [
+        sys.executable, "-m", "lazyfx_server", "--native", "--workers", "1",
+        "--listen", "127.0.0.1:0", "--metrics-port", "0", "--store-path", "",
+    ]  # fmt: skip
+    base = tmp_path / f"lazyfx-native-{os.geteuid()}"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as server:
+        assert until(lambda: list(base.glob("server-*/builds/1/source.cpp")), 120)
+        server.kill()
+        server.wait(10)
+    (left,) = base.iterdir()
+    assert until(lambda: not running_in(left), 20), "compilers live on"
+    Area(base).close()
+    assert list(base.iterdir()) == []
+
+
+def until(holds: Callable[[], object], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def running_in(folder: Path) -> list[str]:
+    """Processes whose working directory is within a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str((path / "cwd").readlink()).startswith(str(folder)):
+                found.append(path.name)
+    return found
