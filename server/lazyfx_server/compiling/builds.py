@@ -127,6 +127,7 @@ class Builds:
         try:
             result = await self._run(worker.BuildJob(request=wanted), folder)
         except CallRefused as failure:
+            self._headers.pop(key, None)  # its worker was ended: the next one may do better
             result = worker.BuildResult(failed=str(failure))
         if result.failed or result.refused:
             _log.warning("a header could not be precompiled: %s", result.failed or result.refused)

@@ -121,8 +121,8 @@ def _close_others() -> None:
     A byte in the one ends the fork server, and words in the other remove names of shared memory.
     """
     for holder, name in (
-        (forkserver._forkserver, "_forkserver_alive_fd"),  # type: ignore[attr-defined]  # noqa: SLF001 - it has no other
-        (resource_tracker._resource_tracker, "_fd"),  # type: ignore[attr-defined]  # noqa: SLF001 - likewise
+        (forkserver._forkserver, "_forkserver_alive_fd"),  # noqa: SLF001 - it has no other
+        (resource_tracker._resource_tracker, "_fd"),  # noqa: SLF001 - likewise
     ):
         descriptor = getattr(holder, name, None)
         if descriptor is not None:

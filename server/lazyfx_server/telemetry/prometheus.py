@@ -99,7 +99,7 @@ class PrometheusObserver:
         self._sources_refused = make.counter(
             "sources_refused",
             "Generated sources that differed from their graphs, not served",
-            {"job": ("compile", "render")},
+            {"job": ("compile", "render", "native", "build")},
         )
         self._artifact_bytes = make.counter("artifact_bytes", "Bytes of artifacts sent", kinds)
         self._store_errors = make.counter(
