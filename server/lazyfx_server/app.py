@@ -138,7 +138,7 @@ class App:
             devices=self._devices.memory,
             sandbox=lambda: confined.layers,
             native_sandbox=lambda: (
-                self._native_pools.protection.layers if self._native_pools else None
+                self._native_pools.protection.layers if self._native_pools else ()
             ),
         )
         observers = Observers(

@@ -271,9 +271,9 @@ class _Levels(Collector):
             "1 where a layer confines native compiles",
             labels=["layer"],
         )
-        if (held_native := self._gauges.native_sandbox()) is not None:
-            for layer in (*SANDBOX_LAYERS, "user"):
-                native.add_metric([layer], float(layer in held_native))
+        held_native = self._gauges.native_sandbox()
+        for layer in (*SANDBOX_LAYERS, "user"):
+            native.add_metric([layer], float(layer in held_native))
         yield native
 
     def _store(self) -> Iterator[Metric]:

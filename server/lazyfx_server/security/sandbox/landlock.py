@@ -89,8 +89,8 @@ def _size(offered: int) -> int:
 def _allow(ruleset: int, path: Path, rights: int) -> None:
     try:
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
+    except (FileNotFoundError, PermissionError):
+        return  # it is not there, or out of reach anyway
     try:
         is_folder = stat.S_ISDIR(os.fstat(folder).st_mode)
         rule = _Beneath(rights=rights if is_folder else rights & _OF_FILES, folder=folder)
