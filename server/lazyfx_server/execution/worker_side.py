@@ -120,6 +120,8 @@ def _close_others() -> None:
 
     A byte in the one ends the fork server, and words in the other remove names of shared memory.
     """
+    if getattr(forkserver._forkserver, "_forkserver_alive_fd", None) is None:  # noqa: SLF001 - it has no other
+        return  # not forked: libraries that were imported here still tell the resource tracker
     for holder, name in (
         (forkserver._forkserver, "_forkserver_alive_fd"),  # noqa: SLF001 - it has no other
         (resource_tracker._resource_tracker, "_fd"),  # noqa: SLF001 - likewise

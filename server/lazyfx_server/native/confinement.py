@@ -47,6 +47,7 @@ class Confinement:
         """
         if self.policy is None:
             return
+        _end_monitor()
         enter(
             replace(
                 self.policy,
@@ -54,6 +55,18 @@ class Confinement:
                 readable=(*self.policy.readable, *map(str, also_readable)),
             )
         )
+
+
+def _end_monitor() -> None:
+    """End tqdm's thread, which torch has started on the way where this process was not forked.
+
+    Landlock would not hold it.
+    """
+    bars = sys.modules.get("tqdm.std")
+    monitor = None if bars is None else bars.tqdm.monitor
+    if bars is not None and monitor is not None and monitor.is_alive():
+        monitor.exit()
+        bars.tqdm.monitor_interval = 0
 
 
 def of_jobs(
