@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test numerics check proto proto-check bench bench-training targets zoo zoo-passes torchao gpu gpu-wheels clean help
+.PHONY: demo test numerics fuzz-native check proto proto-check bench bench-training targets zoo zoo-passes torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -35,6 +35,9 @@ test: $(STAMP) ## Set up, then run every test
 
 numerics: $(STAMP) ## Train real models remotely and locally, and compare every gradient (slow)
 	$(BIN)/python -m pytest -m slow tests/training
+
+fuzz-native: $(STAMP) ## 2,000 graphs with hostile text through Inductor, up to the compiler (slow)
+	$(BIN)/python -m pytest -m slow tests/hostile/test_native_source.py
 
 check: $(STAMP) proto-check ## Format, lint, types, import direction, protos
 	$(BIN)/ruff format --check .

@@ -17,7 +17,7 @@ from bench.echo import METHOD, payload
 from bench.graphs import Case
 from bench.rounds import Row, take_turns_calling, timed_calls
 from bench.servers import Servers
-from lazyfx.connection import _OPTIONS
+from lazyfx.channel import _OPTIONS
 from lazyfx.passes import PassSpec
 
 Call = Callable[[bytes], Any]

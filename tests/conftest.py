@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ import pytest
 import lazyfx
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What the user who runs the tests trusts is nothing to them.
+os.environ["LAZYFX_KNOWN_SERVERS"] = os.devnull
 # Jobs of a shell in the background ignore Ctrl-C, and all that they start does too; some tests
 # press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -123,6 +126,18 @@ def launch_for_file(
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def named_host() -> str:
+    """A name of this machine that only resolving it tells so."""
+    for name in (socket.gethostname(), "ip4-loopback", "lazyfx.localhost"):
+        try:
+            if name != "localhost" and socket.gethostbyname(name).startswith("127."):
+                return name
+        except OSError:
+            continue
+    pytest.skip("no name but localhost resolves to 127.0.0.1 here")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from lazyfx.errors import LazyfxError
 
 if TYPE_CHECKING:
     from lazyfx.access import Tls
+    from lazyfx.answers.bounds import AnswerBounds
     from lazyfx.backend import BackendReport, FallbackWarning, backend_report
     from lazyfx.client import AsyncClient, connect_async
     from lazyfx.explaining import Difference, Explanation, explain
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnswerBounds",
     "AsyncClient",
     "AsyncRemoteModule",
     "BackendReport",
@@ -72,6 +74,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnswerBounds": "answers.bounds",
     "AsyncClient": "client",
     "AsyncRemoteModule": "module",
     "BackendReport": "backend",

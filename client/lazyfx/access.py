@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lazyfx.addresses import is_loopback
 from lazyfx.errors import LazyfxError
+from lazyfx.known_servers import known_keys
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Access:
     Attributes:
         token: Bearer token that goes with every call.
         tls: How the connection is encrypted; None for not at all.
-        verify_keys: Public keys in hex that artifacts must be signed with; None pins none.
+        verify_keys: Public keys in hex that artifacts must be signed with; None pins none but
+            those that the user has said to trust (`lazyfx trust`).
     """
 
     token: str | None = None
@@ -46,6 +48,14 @@ class Access:
     def believes(self, address: str) -> bool:
         """Whether what comes over this connection can only come from the server meant."""
         return self.tls is not None or is_loopback(address)
+
+    def pinned_keys(self, address: str) -> tuple[str, ...] | None:
+        """Public keys in hex that artifacts of this server must be signed with; None for any.
+
+        Raises:
+            LazyfxError: The file of trusted servers cannot be read; names the line.
+        """
+        return self.verify_keys if self.verify_keys is not None else known_keys(address) or None
 
     def metadata(self, address: str) -> tuple[tuple[str, str], ...]:
         """What goes with every call.
@@ -129,16 +139,3 @@ def read_file(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise LazyfxError(f"cannot read {path}: {error.strerror}") from error
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address, "host:port", is on this machine."""
-    if address.startswith("unix:"):
-        return True
-    host = address.removeprefix("ipv4:").removeprefix("ipv6:").rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -85,6 +85,8 @@ class Asker:
 
         Raises:
             ServiceError: One of its kinds, by the server's status.
+            ValuesRefusedError: The server asks for values that no pass of the request reads.
+            ProtocolError: It asks for what the graph does not have, or answers nonsense.
         """
         if skip_cache_lookup:
             request = pb.CompileRequest()
@@ -127,11 +129,11 @@ class Asker:
         self, prepared: Prepared, request: pb.CompileRequest, missing: MissingBlobsError
     ) -> pb.CompileRequest:
         """The request with what was missing; blobs that it names have been uploaded."""
+        request, blobs = self._preparer.supply(prepared, request, missing.subjects)
         values = [subject for subject in missing.subjects if subject.startswith(VALUE_SUBJECT)]
         if values:
             # Bound at once the next time, which spares a round trip.
             prepared.requests.reads = tuple(values)
-        request, blobs = self._preparer.supply(prepared, request, missing.subjects)
         if blobs:
             await self._connection.upload(blobs, self._on_upload)
         return request

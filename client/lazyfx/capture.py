@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch.export import ExportedProgram
@@ -15,7 +15,16 @@ from torch.fx.graph import _PyTreeCodeGen
 
 from lazyfx.errors import LazyfxError
 
-Compilable: TypeAlias = "GraphModule | ExportedProgram | torch.nn.Module"
+
+@runtime_checkable
+class HasGraph(Protocol):
+    """What holds a graph and rebuilds it: a saved graph, a compiled module."""
+
+    def graph_module(self) -> GraphModule:
+        """The graph."""
+
+
+Compilable: TypeAlias = "GraphModule | ExportedProgram | torch.nn.Module | HasGraph"
 ExampleInputs: TypeAlias = "Sequence[object] | Mapping[str, object] | torch.Tensor | None"
 
 
@@ -62,8 +71,8 @@ class Captures:
         """Capture a graph.
 
         Args:
-            what: A GraphModule, taken as it is; an ExportedProgram; or any other module,
-                exported here with the example inputs.
+            what: A GraphModule, taken as it is; an ExportedProgram; a saved graph or a compiled
+                module, rebuilt; or any other module, exported here with the example inputs.
             example_inputs: For a module: positional arguments (a tuple, a list or one
                 tensor), or keyword arguments (a mapping).
 
@@ -75,6 +84,8 @@ class Captures:
         if isinstance(what, ExportedProgram):
             return self._unlift(what)
         if not isinstance(what, torch.nn.Module):
+            if isinstance(what, HasGraph):
+                return Captured(what.graph_module())
             raise LazyfxError(
                 f"cannot compile a {type(what).__name__}: give a GraphModule, an ExportedProgram, "
                 "or a Module with example_inputs"

@@ -2,63 +2,90 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
+from typing import TypeAlias
 
 from typing_extensions import Self
 
 from lazyfx.access import Tls, access
+from lazyfx.addresses import server_address
+from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
+from lazyfx.answers.downloads import OnProgress
+from lazyfx.answers.refusals import Refusals
 from lazyfx.asking import Asker
 from lazyfx.capture import Compilable, ExampleInputs
-from lazyfx.connection import Connection, OnProgress
-from lazyfx.errors import LazyfxError, MissingBlobsError
+from lazyfx.connection import Connection
+from lazyfx.errors import ForkedProcessError, LazyfxError, MissingBlobsError, OverloadedError
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, Passes, listed
 from lazyfx.preparing import Prepared, Preparer
 from lazyfx.status import status_to_error
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.verifying import Provenance, Verifier
+from lazyfx.verifying import DATA_KINDS, Provenance, Verifier
+
+Job: TypeAlias = "tuple[Compilable, Passes] | tuple[Compilable, Passes, ExampleInputs]"
 
 
 class AsyncClient:
     """A client of one server, for use in one event loop.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token, where the server asks for one (LAZYFX_TOKEN, LAZYFX_TOKEN_FILE).
         tls: How to encrypt: True, or `lazyfx.Tls` with files of certificates (LAZYFX_CA, ...).
         verify_keys: Public keys in hex that artifacts must be signed with (LAZYFX_VERIFY_KEYS).
-            Without them the keys count that the server names at first use, if it is on this
-            machine or has proved by TLS who it is.
+            Without them those count that `lazyfx trust` has written down for this server; else
+            those that the server names at first use, if it is on this machine or has proved by
+            TLS who it is.
+        answer_bounds: How much is taken from the server.
+
+    Raises:
+        ForkedProcessError: This process was forked after a client had been opened.
+        AddressError: The address is not one of a server.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
         token: str | None = None,
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
+        answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
+        address = server_address(address)
         granted = access(token=token, tls=tls, verify_keys=verify_keys)
-        self._connection = Connection(address, timeout=timeout, access=granted)
+        self.bounds = answer_bounds
+        self.refusals = Refusals(address)
+        self._connection = Connection(
+            address, timeout=timeout, access=granted, bounds=answer_bounds
+        )
         self._verifier = Verifier(
-            granted.verify_keys,
+            granted.pinned_keys(address),
+            address=address,
             believes_connection=granted.believes(address),
             ask=self._connection.server_info,
         )
-        self._preparer = Preparer()
+        self._preparer = Preparer(answer_bounds)
         self._asker = Asker(self._connection, self._preparer, on_upload)
 
     @property
     def address(self) -> str:
         """Where the server is."""
         return self._connection.address
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Answers of the server that were refused, by the name of the error's class."""
+        return self.refusals.counts()
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,10 +96,16 @@ class AsyncClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.close()
+        # A child that was forked in the block has nothing to close, and leaves as it would.
+        with contextlib.suppress(ForkedProcessError):
+            await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls under way in other tasks raise ClosedError.
+
+        Raises:
+            ForkedProcessError: The client was opened in the process that this one was forked from.
+        """
         await self._connection.close()
 
     async def compile(
@@ -85,6 +118,7 @@ class AsyncClient:
         eager: bool = False,
         verify: bool = False,
         timeout: float | None = None,
+        send_values: bool = False,
     ) -> AsyncRemoteModule:
         """Compile a graph on the server.
 
@@ -101,6 +135,9 @@ class AsyncClient:
             verify: Compare what the graph computes before and after each pass on random
                 inputs, and refuse a pass that changed it.
             timeout: Seconds that this compile may take.
+            send_values: Give values of the graph's tensors to any pass for which the server asks
+                for them. Without it only lazyfx's own passes that read values get them, such as
+                constant_fold.
 
         Returns:
             A handle; nothing is generated or sent until it is touched.
@@ -108,15 +145,18 @@ class AsyncClient:
         Raises:
             UnsupportedGraphError: The graph cannot go on the wire; names the node.
             ServiceError: One of its kinds, by the server's status.
+            ValuesRefusedError: The server asks for values that no pass of the request reads.
             LazyfxError: The graph cannot be captured, or a pass is malformed.
         """
         wanted, modes = listed(passes), Modes(eager, verify)
-        prepared = self.prepare(what, wanted, example_inputs, modes=modes)
+        prepared = self.prepare(what, wanted, example_inputs, modes=modes, send_values=send_values)
         if prepared.still_current is not None and not skip_cache_lookup:
             answer = await self.ask_if_current(prepared, timeout)
             if answer is not None:
                 return self.handle(prepared, answer)
-            prepared = self.prepare(what, wanted, example_inputs, modes=modes, fresh=True)
+            prepared = self.prepare(
+                what, wanted, example_inputs, modes=modes, fresh=True, send_values=send_values
+            )
         response = await self.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
         return self.handle(prepared, response)
 
@@ -128,24 +168,45 @@ class AsyncClient:
         *,
         modes: Modes = USUAL,
         fresh: bool = False,
+        send_values: bool = False,
     ) -> Prepared:
         """Capture and encode, without any I/O; see `Preparer.prepare`."""
-        return self._preparer.prepare(what, passes, example_inputs, modes=modes, fresh=fresh)
+        return self._preparer.prepare(
+            what, passes, example_inputs, modes=modes, fresh=fresh, send_values=send_values
+        )
 
     def handle(self, prepared: Prepared, response: pb.CompileResponse) -> AsyncRemoteModule:
         """The handle to what the server answered."""
-        return AsyncRemoteModule(self, prepared, response)
+        return AsyncRemoteModule(self, self._preparer.with_values(prepared), response)
 
-    async def compile_many(
-        self,
-        jobs: Sequence[tuple[Compilable, Passes]],
+    def compile_many(
+        self, jobs: Sequence[Job], *, send_values: bool = False
     ) -> AsyncIterator[tuple[int, AsyncRemoteModule | LazyfxError]]:
         """Compile many graphs over one stream.
 
+        They are captured here and now, under the modes of this thread.
+
+        Args:
+            jobs: What to compile, the passes for it, and for a Module its example inputs.
+            send_values: As for `compile`.
+
         Yields:
             Index of the job, and its handle or what went wrong with it, as they finish.
+
+        Raises:
+            UnsupportedGraphError: A graph cannot go on the wire; names the node.
+            LazyfxError: A graph cannot be captured, or a pass is malformed.
         """
-        prepared = [self.prepare(what, passes, fresh=True) for what, passes in jobs]
+        return self.compile_prepared(self.prepare_many(jobs, send_values=send_values))
+
+    def prepare_many(self, jobs: Sequence[Job], *, send_values: bool = False) -> list[Prepared]:
+        """Capture and encode the jobs of `compile_many`, without any I/O."""
+        return [self.prepare(*job, fresh=True, send_values=send_values) for job in jobs]
+
+    async def compile_prepared(
+        self, prepared: Sequence[Prepared]
+    ) -> AsyncIterator[tuple[int, AsyncRemoteModule | LazyfxError]]:
+        """Compile what `prepare_many` made; see `compile_many`."""
 
         async def requests() -> AsyncIterator[pb.CompileBatchRequest]:
             for i, job in enumerate(prepared):
@@ -154,20 +215,39 @@ class AsyncClient:
                 request.graph.CopyFrom(job.encoded.message())
                 yield pb.CompileBatchRequest(request_id=i, request=request)
 
-        async for answer in self._connection.compile_batch(requests()):
-            i = answer.request_id
-            if answer.HasField("response"):
-                yield i, self.handle(prepared[i], answer.response)
-                continue
-            error: LazyfxError = status_to_error(answer.error)
-            if isinstance(error, MissingBlobsError):
-                # A pass reads values: these are sent outside of the stream.
-                try:
-                    yield i, self.handle(prepared[i], await self.ask(prepared[i]))
-                    continue
-                except LazyfxError as again:
-                    error = again
-            yield i, error
+        answers = self._connection.compile_batch(requests(), len(prepared))
+        due = set(range(len(prepared)))
+        try:
+            with self.refusals.counted():
+                async for answer in answers:
+                    i = answer.request_id
+                    due.discard(i)
+                    yield i, await self._batch_result(prepared[i], answer)
+        except OverloadedError as refusal:
+            if refusal.retry_after is None:
+                raise
+            # The stream was refused for now: one by one, each is asked for when the server says.
+            for i in sorted(due):
+                yield i, await self._single_result(prepared[i])
+
+    async def _batch_result(
+        self, job: Prepared, answer: pb.CompileBatchResponse
+    ) -> AsyncRemoteModule | LazyfxError:
+        if answer.HasField("response"):
+            return self.handle(job, answer.response)
+        error: LazyfxError = status_to_error(answer.error)
+        refused_for_now = isinstance(error, OverloadedError) and error.retry_after is not None
+        if isinstance(error, MissingBlobsError) or refused_for_now:
+            # Values that a pass reads are sent outside of the stream, and what was refused for now
+            # is asked for again.
+            return await self._single_result(job)
+        return error
+
+    async def _single_result(self, job: Prepared) -> AsyncRemoteModule | LazyfxError:
+        try:
+            return self.handle(job, await self.ask(job))
+        except LazyfxError as error:
+            return error
 
     async def passes(self) -> list[pb.PassDescription]:
         """The passes that the server runs, by name."""
@@ -182,9 +262,22 @@ class AsyncClient:
         """Versions, devices, limits and artifact kinds of the server."""
         return await self._connection.server_info()
 
+    async def is_ready(self, seconds: float = 1.0) -> bool:
+        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        return await self._connection.is_ready(seconds)
+
     async def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
         return await self._connection.stats()
+
+    async def require_trusted(self) -> None:
+        """Check that artifacts which can hold code would be opened if this server made them.
+
+        Raises:
+            UntrustedServerError: They would not; says what to do.
+            ServiceError: The server was asked for its keys and did not answer.
+        """
+        await self._verifier.require_trusted()
 
     async def fetch(
         self,
@@ -196,13 +289,17 @@ class AsyncClient:
         """Fetch an artifact and check who made it; handles call this.
 
         Raises:
+            UntrustedServerError: Nothing that the server signs would be opened; none was made.
             UntrustedArtifactError: Nobody who is trusted has signed it.
             ServiceError: One of its kinds, by the status.
         """
-        data, trailer = await self._connection.artifact(
-            request, timeout=timeout, on_progress=on_progress
-        )
-        await self._verifier.check(request, trailer)
+        with self.refusals.counted():
+            if request.kind not in DATA_KINDS:
+                await self._verifier.require_trusted()
+            data, trailer = await self._connection.artifact(
+                request, timeout=timeout, on_progress=on_progress
+            )
+            await self._verifier.check(request, trailer)
         return data, trailer
 
     async def vouch(
@@ -224,36 +321,47 @@ class AsyncClient:
         self, prepared: Prepared, timeout: float | None = None, *, skip_cache_lookup: bool = False
     ) -> pb.CompileResponse:
         """Send a prepared request, and whatever the server then says it lacks; see `Asker.ask`."""
-        return await self._asker.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
+        with self.refusals.counted():
+            return await self._asker.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
 
     async def ask_if_current(
         self, prepared: Prepared, timeout: float | None = None
     ) -> pb.CompileResponse | None:
         """Ask by the remembered digest; see `Asker.ask_if_current`."""
-        return await self._asker.ask_if_current(prepared, timeout)
+        with self.refusals.counted():
+            return await self._asker.ask_if_current(prepared, timeout)
 
 
 def connect_async(
-    address: str,
+    address: str | None = None,
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
     token: str | None = None,
     tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
+    answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
 ) -> AsyncClient:
     """Connect to a server, for use in the running event loop.
 
     Nothing is sent before the first call.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
+        answer_bounds: How much is taken from the server; see `AnswerBounds`.
     """
     return AsyncClient(
-        address, timeout=timeout, on_upload=on_upload, token=token, tls=tls, verify_keys=verify_keys
+        address,
+        timeout=timeout,
+        on_upload=on_upload,
+        token=token,
+        tls=tls,
+        verify_keys=verify_keys,
+        answer_bounds=answer_bounds,
     )

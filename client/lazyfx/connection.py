@@ -2,112 +2,204 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeAlias, TypeVar
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
-from lazyfx import status
-from lazyfx.access import Access, Tls, read_file
-from lazyfx.errors import ArtifactError, UnavailableError
+from lazyfx import forking, status
+from lazyfx.access import Access
+from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
+from lazyfx.answers.downloads import Download, OnProgress
+from lazyfx.answers.responses import check_response
+from lazyfx.channel import open_channel
+from lazyfx.diagnosing import diagnose
+from lazyfx.errors import ClosedError, OverloadedError, ProtocolError, UnavailableError
+from lazyfx.patience import Patience
+from lazyfx.printable import make_printable
 from lazyfx.uploading import Blob, Progress, upload
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 
-Answer = TypeVar("Answer")
-OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
+Request = TypeVar("Request", bound=Message)
+Answer = TypeVar("Answer", bound=Message)
+AnswerOut = TypeVar("AnswerOut", covariant=True)
+AnyCall = TypeVar("AnyCall")
 
-CompileCall: TypeAlias = "grpc.aio.UnaryUnaryCall[pb.CompileRequest, pb.CompileResponse]"
+# Characters of one text in an answer about the server.
+_MOST_TEXT = 65_536
+# Answers of a stream of compiles may be as far apart as one compile is long; uploads have this
+# many bytes a second at least.
+_SLOWEST_UPLOAD = 128 * 1024
 
-MAX_MESSAGE_BYTES = 64 * 2**20
-_SERVICE = "lazyfx.v1.GraphCompiler"
+_CLOSED_MEANWHILE: Final = "the client was closed while this call was waiting"
 
-# Every method is safe to repeat: compiles are keyed by content, uploads by digest.
-_RETRIED = ("Compile", "FindMissingBlobs", "ListPasses", "GetServerInfo", "GetStats", "GetArtifact")
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": _SERVICE, "method": method} for method in _RETRIED],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-_OPTIONS: Sequence[tuple[str, str | int]] = (
-    ("grpc.enable_retries", 1),
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A peer that vanished without a word is noticed within a minute, also between calls.
-    ("grpc.keepalive_time_ms", 40_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    # Connections of one process to one server are shared unless told otherwise.
-    ("grpc.use_local_subchannel_pool", 1),
-)
+# How a call is started that may take so many seconds.
+Start: TypeAlias = "Callable[[float], Call[Answer]]"
+
+
+class Call(Protocol[AnswerOut]):
+    """A call of gRPC's under way that has one answer."""
+
+    def __await__(self) -> Generator[Any, None, AnswerOut]: ...
+
+    def cancel(self) -> bool:
+        """Leave it; tells whether it was under way."""
+
+
+class CompileCall:
+    """A compile under way: its first try.
+
+    Attributes:
+        start: Starts another one.
+        patience: For all of them together.
+        first: The first.
+    """
+
+    def __init__(self, start: Start[pb.CompileResponse], patience: Patience) -> None:
+        self.start = start
+        self.patience = patience
+        self.first = start(patience.left())
+
+    def cancel(self) -> None:
+        """Leave it, if it has not ended."""
+        self.first.cancel()
 
 
 class Connection:
     """A channel to one server. Belongs to the event loop in which it was made.
 
+    A call that the server refuses for now is made again when the server says, within its timeout.
+
     Args:
         address: "host:port".
         timeout: Seconds that a call may take unless it says otherwise.
         access: What to show, and whom to believe.
+        bounds: How much of an answer is taken.
 
     Raises:
+        ForkedProcessError: This process was forked after a client had been opened in its parent.
         LazyfxError: A certificate cannot be read, or a token would travel in the clear.
     """
 
-    def __init__(self, address: str, *, timeout: float, access: Access) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float,
+        access: Access,
+        bounds: AnswerBounds = DEFAULT_BOUNDS,
+    ) -> None:
+        forking.opening_client()
+        self._bounds = bounds
         self.address = address
         self.timeout = timeout
         self._metadata = access.metadata(address)
-        self._channel = _channel(address, access.tls)
+        self._tls = access.tls
+        self._channel = open_channel(address, access.tls)
         self._stub = GraphCompilerStub(self._channel)
+        self._closing = asyncio.Event()
+        forking.keep_in_children(self)
+
+    def require_open(self) -> None:
+        """Fail at once where no call can be made.
+
+        Raises:
+            ClosedError: The connection was closed.
+            ForkedProcessError: It belongs to the process that this one was forked from.
+        """
+        forking.require_unforked()
+        if self._closing.is_set():
+            raise ClosedError
 
     async def close(self) -> None:
-        """Close the channel; calls under way are cancelled."""
-        await self._channel.close()
+        """Close the channel; calls under way raise ClosedError.
+
+        Raises:
+            ForkedProcessError: It belongs to the process that this one was forked from.
+        """
+        forking.require_unforked()
+        if not self._closing.is_set():
+            self._closing.set()
+            await self._channel.close()
+
+    async def is_ready(self, seconds: float) -> bool:
+        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        patience = Patience(seconds, self._closing)
+        while True:
+            self.require_open()
+            state = self._channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                return True
+            change = self._channel.wait_for_state_change(state)
+            try:
+                await asyncio.wait_for(change, patience.left())
+            except asyncio.TimeoutError:
+                return False
 
     def start_compile(
         self, request: pb.CompileRequest, timeout: float | None = None
     ) -> CompileCall:
         """Start one compile: it is sent when the event loop next runs its tasks."""
-        return self._stub.Compile(request, timeout=timeout or self.timeout, metadata=self._metadata)
+
+        def start(seconds: float) -> Call[pb.CompileResponse]:
+            return self._kept(self._stub.Compile(request, timeout=seconds, metadata=self._metadata))
+
+        self.require_open()
+        return CompileCall(start, Patience(timeout or self.timeout, self._closing))
 
     async def finish_compile(self, call: CompileCall) -> pb.CompileResponse:
         """Wait for the answer to a compile.
 
         Raises:
+            ClosedError: The connection was closed meanwhile.
             ServiceError: One of its kinds, by the status.
+            ProtocolError: The answer is malformed.
         """
-        return await self._unary(call)
+        response = await self._unary(call.start, call.patience, first=call.first)
+        check_response(response, self._bounds)
+        return response
 
     async def compile_batch(
-        self, requests: AsyncIterator[pb.CompileBatchRequest]
+        self, requests: AsyncIterator[pb.CompileBatchRequest], count: int
     ) -> AsyncIterator[pb.CompileBatchResponse]:
         """Ask for many compiles; answers come as they finish.
 
+        Args:
+            requests: With ids from 0 to `count` - 1.
+            count: How many there are; each may take as long as a call.
+
+        Yields:
+            One answer for each.
+
         Raises:
             ServiceError: The stream as a whole failed.
+            ProtocolError: An answer is malformed, to another request, or a second one.
         """
-        call = self._stub.CompileBatch(requests, metadata=self._metadata)
+        self.require_open()
+        call = self._kept(
+            self._stub.CompileBatch(
+                requests, timeout=self.timeout * max(1, count), metadata=self._metadata
+            )
+        )
+        due = set(range(count))
         try:
-            async for response in call:
-                yield response
-        except grpc.aio.AioRpcError as error:
-            raise status.to_error(error) from error
+            with self._errors():
+                async for response in call:
+                    _require(response)
+                    if response.request_id not in due:
+                        raise ProtocolError("an answer to no request", field="request_id")
+                    due.remove(response.request_id)
+                    if response.HasField("response"):
+                        check_response(response.response, self._bounds)
+                    yield response
+            if due:
+                raise ProtocolError(f"the stream ended before {len(due)} of {count} answers")
         finally:
             call.cancel()
 
@@ -122,57 +214,47 @@ class Connection:
 
         Args:
             request: Which one.
-            timeout: Seconds that each attempt may take.
+            timeout: Seconds that each attempt may take, and waits between attempts together.
             on_progress: Told how far a native artifact is while it is being made.
 
         Raises:
             ArtifactError: What arrived is not what the server announced.
+            ProtocolError: It is more than is taken, or its parts are out of order.
             ServiceError: One of its kinds, by the status.
         """
-        data = bytearray()
-        try:
-            trailer = await self._download(request, data, timeout, on_progress)
-        except UnavailableError:
-            if not data:
-                raise
-            resumed = pb.GetArtifactRequest()
-            resumed.CopyFrom(request)
-            resumed.offset = len(data)
-            trailer = await self._download(resumed, data, timeout, on_progress)
-        if hashlib.sha256(data).digest() != trailer.digest.sha256:
-            raise ArtifactError(
-                f"the {pb.ArtifactKind.Name(request.kind)} that arrived does not have the "
-                "digest that the server announced; try again"
-            )
-        return bytes(data), trailer
+        download = Download(request, self._bounds, on_progress)
+        patience = Patience(timeout or self.timeout, self._closing)
+        resumed = False
+        while True:
+            try:
+                await self._download(request, download, timeout)
+            except OverloadedError as refusal:
+                await patience.wait(refusal)
+            except UnavailableError as error:
+                if resumed or not download.received:
+                    raise await self._explained(error) from error
+                resumed = True
+            else:
+                return download.finish()
 
     async def _download(
-        self,
-        request: pb.GetArtifactRequest,
-        data: bytearray,
-        timeout: float | None,
-        on_progress: OnProgress | None,
-    ) -> pb.ArtifactTrailer:
-        trailer: pb.ArtifactTrailer | None = None
+        self, request: pb.GetArtifactRequest, download: Download, timeout: float | None
+    ) -> None:
+        wanted = pb.GetArtifactRequest()
+        wanted.CopyFrom(request)
+        wanted.offset = download.received
+        self.require_open()
+        call = self._kept(
+            self._stub.GetArtifact(wanted, timeout=timeout or self.timeout, metadata=self._metadata)
+        )
+        download.begin()
         try:
-            async for part in self._stub.GetArtifact(
-                request, timeout=timeout or self.timeout, metadata=self._metadata
-            ):
-                if part.HasField("progress") and on_progress is not None:
-                    on_progress(part.progress)
-                elif part.HasField("chunk"):
-                    if part.chunk.offset != len(data):
-                        raise ArtifactError(
-                            f"a chunk at {part.chunk.offset} came where {len(data)} was due"
-                        )
-                    data += part.chunk.data
-                elif part.HasField("trailer"):
-                    trailer = part.trailer
-        except grpc.aio.AioRpcError as error:
-            raise status.to_error(error) from error
-        if trailer is None:
-            raise ArtifactError("the artifact's stream ended without a digest")
-        return trailer
+            with self._errors():
+                async for part in call:
+                    _require(part)
+                    download.take(part)
+        finally:
+            call.cancel()  # a server that sends too much is not listened to any longer
 
     async def upload(self, blobs: Sequence[Blob], on_progress: Progress | None = None) -> None:
         """Send the blobs that the server lacks; see `uploading.upload`.
@@ -183,53 +265,104 @@ class Connection:
 
         async def find(digests: Sequence[graph_pb2.Digest]) -> pb.FindMissingBlobsResponse:
             request = pb.FindMissingBlobsRequest(digests=digests)
-            call = self._stub.FindMissingBlobs(
-                request, timeout=self.timeout, metadata=self._metadata
-            )
-            return await self._unary(call)
+            return await self._ask(self._stub.FindMissingBlobs, request)
 
         async def send(chunks: AsyncIterator[pb.UploadBlobsRequest]) -> pb.UploadBlobsResponse:
-            return await self._unary(self._stub.UploadBlobs(chunks, metadata=self._metadata))
+            self.require_open()
+            call = self._stub.UploadBlobs(chunks, timeout=seconds, metadata=self._metadata)
+            return await self._answer(self._kept(call))
 
-        await upload(blobs, find, send, on_progress)
+        size = sum(blob.digest.size_bytes for blob in blobs)
+        seconds = self.timeout + size / _SLOWEST_UPLOAD
+        patience = Patience(self.timeout, self._closing)
+        await upload(blobs, find, send, on_progress, when_refused=patience.wait)
 
     async def passes(self) -> pb.ListPassesResponse:
         """The passes that the server runs."""
-        call = self._stub.ListPasses(
-            pb.ListPassesRequest(), timeout=self.timeout, metadata=self._metadata
-        )
-        return await self._unary(call)
+        return await self._about(self._stub.ListPasses, pb.ListPassesRequest())
 
     async def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits."""
-        call = self._stub.GetServerInfo(
-            pb.GetServerInfoRequest(), timeout=self.timeout, metadata=self._metadata
-        )
-        return await self._unary(call)
+        return await self._about(self._stub.GetServerInfo, pb.GetServerInfoRequest())
 
     async def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
-        return await self._unary(
-            self._stub.GetStats(pb.GetStatsRequest(), timeout=self.timeout, metadata=self._metadata)
-        )
+        return await self._about(self._stub.GetStats, pb.GetStatsRequest())
 
-    @staticmethod
-    async def _unary(call: Awaitable[Answer]) -> Answer:
+    async def _about(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Answer], request: Request
+    ) -> Answer:
+        """An answer for people to read, its texts made safe to show."""
+        answer = await self._ask(method, request)
+        make_printable(answer, _MOST_TEXT)
+        return answer
+
+    async def _ask(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Answer], request: Request
+    ) -> Answer:
+        def start(seconds: float) -> Call[Answer]:
+            return self._kept(method(request, timeout=seconds, metadata=self._metadata))
+
+        return await self._unary(start, Patience(self.timeout, self._closing))
+
+    async def _unary(
+        self, start: Start[Answer], patience: Patience, first: Call[Answer] | None = None
+    ) -> Answer:
+        """The answer to a call, made again as often as the server refuses it for now."""
+        call = first
+        while True:
+            self.require_open()
+            try:
+                return await self._answer(call or start(patience.left()))
+            except OverloadedError as refusal:
+                call = None
+                await patience.wait(refusal)
+            except UnavailableError as error:
+                raise await self._explained(error) from error
+
+    async def _answer(self, call: Call[Answer]) -> Answer:
+        with self._errors():
+            answer = await call
+        _require(answer)
+        return answer
+
+    async def _explained(self, error: UnavailableError) -> UnavailableError:
+        """The same error with the reason why no call gets through, where one can be found."""
+        if status.is_of_server(error.__cause__):
+            return error
+        reason = await asyncio.to_thread(diagnose, self.address, self._tls)
+        if reason is None:
+            return error
+        details = str(error).partition(": ")[2]
+        return UnavailableError(f"{reason} (details: {details})", code=error.code)
+
+    def _kept(self, call: AnyCall) -> AnyCall:
+        forking.keep_in_children(call)
+        return call
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What a call raises becomes what this package raises."""
         try:
-            return await call
+            yield
         except grpc.aio.AioRpcError as error:
+            if self._closing.is_set():
+                raise ClosedError(_CLOSED_MEANWHILE) from None
             raise status.to_error(error) from error
+        except asyncio.CancelledError:
+            # The channel cancels its calls when it closes; their callers did not cancel anything.
+            if self._closing.is_set() and not _is_being_cancelled():
+                raise ClosedError(_CLOSED_MEANWHILE) from None
+            raise
 
 
-def _channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
-    if tls is None:
-        return grpc.aio.insecure_channel(address, options=_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=read_file(tls.ca) if tls.ca else None,
-        private_key=read_file(tls.key) if tls.key else None,
-        certificate_chain=read_file(tls.certificate) if tls.certificate else None,
-    )
-    options = list(_OPTIONS)
-    if tls.server_name:
-        options.append(("grpc.ssl_target_name_override", tls.server_name))
-    return grpc.aio.secure_channel(address, credentials, options=options)
+def _is_being_cancelled() -> bool:
+    """Whether somebody cancels the task that asks; Python 3.10 cannot tell, and says no."""
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)
+    return cancelling is not None and cancelling() > 0
+
+
+def _require(answer: object) -> None:
+    """Refuse what gRPC gives in place of an answer that it could not parse."""
+    if not isinstance(answer, Message):
+        raise ProtocolError("the server's answer is not the message that it should be")

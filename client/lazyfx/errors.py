@@ -3,11 +3,17 @@
 ::
 
     LazyfxError
+    ├── AddressError               text that is not the address of a server
     ├── UnsupportedGraphError      the graph cannot go on the wire; names the node
     ├── DecodeError                bytes that are not a graph in canonical form
+    │   └── ProtocolError              the server sent what it may not send, or too much of it
+    ├── ValuesRefusedError         the server asked for values of tensors; none were sent
     ├── IncompatibleError          what the server makes would not run on this machine
+    ├── ClosedError                the client was closed before the call, or while it was waiting
+    ├── ForkedProcessError         this process was forked after a client had been opened
     ├── ArtifactError              an artifact did not arrive whole, or is not what it claims
     │   └── UntrustedArtifactError     nobody who is trusted has signed it; it was not opened
+    │       └── UntrustedServerError       nothing that this server signs would be opened
     └── ServiceError               the server answered with a gRPC status
         ├── InvalidRequestError        INVALID_ARGUMENT: names the field and the remedy
         ├── PreconditionError          FAILED_PRECONDITION, OUT_OF_RANGE
@@ -28,6 +34,10 @@ from dataclasses import dataclass
 
 class LazyfxError(Exception):
     """Base of every error that lazyfx raises on purpose."""
+
+
+class AddressError(LazyfxError):
+    """Text that is not the address of a server; says what is, and what was probably meant."""
 
 
 class UnsupportedGraphError(LazyfxError):
@@ -65,8 +75,41 @@ class DecodeError(LazyfxError):
         super().__init__(f"{where}{message}{at}")
 
 
+class ProtocolError(DecodeError):
+    """The server sent what no server may send: malformed, out of order, or over a bound."""
+
+
+class ValuesRefusedError(LazyfxError):
+    """The server asked for values of tensors that no pass of the request is known to read.
+
+    Nothing was sent. Passes that are not lazyfx's own may read values: allow them with
+    `send_values=True`.
+    """
+
+
 class IncompatibleError(LazyfxError):
     """What the server makes would not run on this machine; says what differs."""
+
+
+class ClosedError(LazyfxError):
+    """The client was closed before this call was made, or while it was waiting."""
+
+    def __init__(self, message: str = "the client is closed; connect again") -> None:
+        super().__init__(message)
+
+
+class ForkedProcessError(LazyfxError):
+    """This process was forked after a client had been opened, and gRPC does not survive that."""
+
+    def __init__(
+        self,
+        message: str = (
+            "this process was forked after a lazyfx client had been opened in its parent, and gRPC "
+            "does not survive a fork; open the client after the fork, in the child only, or start "
+            'the process with multiprocessing\'s "spawn" or "forkserver"'
+        ),
+    ) -> None:
+        super().__init__(message)
 
 
 class ArtifactError(LazyfxError):
@@ -75,6 +118,10 @@ class ArtifactError(LazyfxError):
 
 class UntrustedArtifactError(ArtifactError):
     """An artifact whose signature is missing, old, or by a key that is not trusted."""
+
+
+class UntrustedServerError(UntrustedArtifactError):
+    """Artifacts of this server would not be opened, so none was asked for; says the way out."""
 
 
 @dataclass(frozen=True)

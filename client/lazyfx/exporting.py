@@ -44,8 +44,13 @@ def export_module(module: GraphModule) -> bytes:
                 node=node.name,
                 remedy="capture the model with torch.export, or run the pass shape_propagation",
             )
-        examples.append(_example(value, mode))
-        dynamic.append(_dimensions(value))
+        try:
+            examples.append(_example(value, mode))
+            dynamic.append(_dimensions(value))
+        except Exception as error:  # torch's checks of sizes raise errors of every kind
+            raise UnsupportedGraphError(
+                f"an input of sizes that torch.export cannot take: {error}", node=node.name
+            ) from error
     args, kwargs = _arranged(module, examples)
     shapes, named = _arranged(module, dynamic)
     try:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeAlias
 
+from lazyfx.answers.bounds import AnswerBounds
+from lazyfx.answers.refusals import Refusals
 from lazyfx.errors import LazyfxError, NotFoundError
 from lazyfx.preparing import Prepared
 from lazyfx.v1 import compiler_pb2 as pb
@@ -14,9 +16,19 @@ from lazyfx.verifying import Provenance
 
 OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
 
+_MOST_RENEWALS = 3
+
 
 class Fetcher(Protocol):
-    """What a handle needs of its client."""
+    """What a handle needs of its client.
+
+    Attributes:
+        bounds: How much is taken from the server.
+        refusals: Counts what is refused.
+    """
+
+    bounds: AnswerBounds
+    refusals: Refusals
 
     async def fetch(
         self,
@@ -41,7 +53,8 @@ class Artifacts:
 
     Attributes:
         report: What the compile did, with the recompiles that later touches caused.
-        constants: Bytes of the constants that passes made, by SHA-256; see `fetch_constants`.
+        constants: Bytes of the constants that passes made, by SHA-256; see
+            `graph_and_constants`.
     """
 
     def __init__(self, fetcher: Fetcher, prepared: Prepared, response: pb.CompileResponse) -> None:
@@ -54,6 +67,11 @@ class Artifacts:
         self._trailers: dict[int, pb.ArtifactTrailer] = {}
         self._lock = asyncio.Lock()
 
+    @property
+    def response(self) -> pb.CompileResponse:
+        """What the server answered last: another one after it had lost the module."""
+        return self._response
+
     async def get(
         self,
         kind: pb.ArtifactKind.ValueType,
@@ -65,16 +83,30 @@ class Artifacts:
                 request = pb.GetArtifactRequest(kind=kind, purpose=purpose)
                 if kind != pb.ARTIFACT_KIND_GRAPH:
                     request.presentation.CopyFrom(self._prepared.encoded.presentation)
-                self._fetched[kind] = await self.fetch(request)
+                data = await self.fetch(request)
+                self._fetched[kind] = data
             return self._fetched[kind]
 
-    async def fetch_constants(self) -> None:
-        """Fetch the constants that passes made."""
-        async with self._lock:
-            for digest in self._response.constants:
-                if digest.sha256 not in self.constants:
-                    request = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest)
-                    self.constants[digest.sha256] = await self.fetch(request)
+    async def graph_and_constants(self) -> bytes:
+        """Graph data of this module, with the constants that passes made in `constants`.
+
+        Raises:
+            ServiceError: The server cannot send them, or loses the module again and again.
+        """
+        for _ in range(_MOST_RENEWALS):
+            data = await self.get(pb.ARTIFACT_KIND_GRAPH)
+            async with self._lock:
+                response = self._response
+                for digest in response.constants:
+                    if digest.sha256 not in self.constants:
+                        request = pb.GetArtifactRequest(
+                            kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest
+                        )
+                        self.constants[digest.sha256] = await self.fetch(request)
+                # Compiled again meanwhile, it may have other constants.
+                if response.module_key == self._response.module_key:
+                    return data
+        raise NotFoundError("the server loses the module again and again", code="NOT_FOUND")
 
     async def fetch(
         self,
@@ -85,19 +117,22 @@ class Artifacts:
     ) -> bytes:
         """Fetch what a request names, whose module key is filled in here.
 
+        A module that the server has lost is compiled again, once, from the graph as it was encoded
+        and with the values that it was compiled with.
+
         Raises:
             UntrustedArtifactError: Nobody who is trusted has signed it.
             ServiceError: The server cannot make it.
+            LazyfxError: The module is lost, and values that passes read have changed since.
         """
-        request.module_key = self._response.module_key
         fetch = partial(self._fetcher.fetch, timeout=timeout, on_progress=on_progress)
+        asked = request.module_key = self._response.module_key
         try:
             data, trailer = await fetch(request)
         except NotFoundError:
-            # It has been evicted since; making it again gives the same module.
-            again = await self._fetcher.recompile(self._prepared)
-            if again.module_key != self._response.module_key:
-                raise
+            if self._response.module_key == asked:
+                self._renew(await self._fetcher.recompile(self._prepared))
+            request.module_key = self._response.module_key
             data, trailer = await fetch(request)
         self._trailers[request.kind] = trailer
         recompiles = self.report.recompiles
@@ -108,6 +143,18 @@ class Artifacts:
             report.stale = False
             self.report = report
         return data
+
+    def _renew(self, response: pb.CompileResponse) -> None:
+        """Go on with what was compiled again: under the same key, or under a new one.
+
+        The key is another one where the server's secret was made again or its versions changed;
+        what was fetched under the old one is not mixed with what comes now.
+        """
+        if response.module_key != self._response.module_key:
+            self._fetched.clear()
+            self._trailers.clear()
+            self.report = response.report
+        self._response = response
 
     async def vouch(self, kind: pb.ArtifactKind.ValueType) -> Provenance:
         """Where an artifact that was fetched comes from, as signed.

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from lazyfx.assembly import GeneratedSource, package_module, pickle_module
-from lazyfx.envelope import check_envelope
+from lazyfx.answers.graphs import CheckedCompiled, check_compiled
+from lazyfx.answers.pictures import clean_picture
+from lazyfx.answers.responses import read_message, read_text
+from lazyfx.assembly import GeneratedSource
 from lazyfx.errors import LazyfxError
 from lazyfx.exporting import export_module
 from lazyfx.fetching import Artifacts, Fetcher, OnProgress
@@ -20,8 +22,11 @@ from lazyfx.native.constants import own_tensors
 from lazyfx.native.packages import write_package
 from lazyfx.native.reading import read_made
 from lazyfx.native.requests import native_request
+from lazyfx.native.texts import restoring, texts_of
+from lazyfx.pickling import package_module, pickle_module
 from lazyfx.preparing import Prepared
-from lazyfx.rebuilding import rebuild, rebuild_canonical, source_of
+from lazyfx.printable import printable
+from lazyfx.rebuilding import checked_source, rebuild, rebuild_canonical
 from lazyfx.report import Cache, Report, cache_of, report_of
 from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
@@ -42,16 +47,18 @@ class AsyncRemoteModule:
     """
 
     def __init__(self, fetcher: Fetcher, prepared: Prepared, response: pb.CompileResponse) -> None:
+        self._fetcher = fetcher
         self._prepared = prepared
-        self._response = response
+        self._cache = cache_of(response.cache)
         self._artifacts = Artifacts(fetcher, prepared, response)
         self._performed_here = 0
         self._callable: GraphModule | None = None
+        self._compiled: CheckedCompiled | None = None
 
     @property
     def key(self) -> str:
         """Hex of the module's key."""
-        return self._response.module_key.hex()
+        return self._artifacts.response.module_key.hex()
 
     @property
     def digest(self) -> str:
@@ -61,7 +68,7 @@ class AsyncRemoteModule:
     @property
     def cache(self) -> Cache:
         """Hit, miss or joined, and why."""
-        return cache_of(self._response.cache)
+        return self._cache
 
     @property
     def report(self) -> Report:
@@ -69,16 +76,25 @@ class AsyncRemoteModule:
         return report_of(self._artifacts.report, performed_here=self._performed_here)
 
     async def code(self) -> str:
-        """The generated Python source, in the caller's own names.
+        """The generated Python source, in the caller's own names, for people to read.
 
         Raises:
+            DecodeError: The server sent something that is no text.
             ServiceError: The server cannot render it.
         """
-        return (await self._artifacts.get(pb.ARTIFACT_KIND_CODE)).decode()
+        with self._fetcher.refusals.counted():
+            text = read_text(await self._artifacts.get(pb.ARTIFACT_KIND_CODE))
+            return printable(text, len(text))
 
     async def picture(self) -> str:
-        """A drawing of the graph, as SVG text."""
-        return (await self._artifacts.get(pb.ARTIFACT_KIND_PICTURE)).decode()
+        """A drawing of the graph, as SVG text without anything that acts or refers elsewhere.
+
+        Raises:
+            DecodeError: The server sent something else.
+            ServiceError: The server cannot draw it.
+        """
+        with self._fetcher.refusals.counted():
+            return clean_picture(await self._artifacts.get(pb.ARTIFACT_KIND_PICTURE))
 
     async def graph_module(self) -> GraphModule:
         """A new GraphModule built from graph data, with the caller's own parameters in it.
@@ -94,6 +110,11 @@ class AsyncRemoteModule:
         self._performed_here += _graph_modules(rebuilt)
         return rebuilt
 
+    @property
+    def built(self) -> GraphModule | None:
+        """The module that calls go to, or None before the first of them."""
+        return self._callable
+
     async def prepared_call(self) -> GraphModule:
         """The module that calls go to, built on first use."""
         if self._callable is None:
@@ -105,36 +126,35 @@ class AsyncRemoteModule:
         return (await self.prepared_call())(*inputs, **kwargs)
 
     async def pickle(self) -> bytes:
-        """The module as a pickle that loads with torch alone.
+        """The module as a pickle that loads with torch alone, for `pickle.load`.
 
-        A graph without parameters of its own is pickled by the server. One with
-        parameters is put together here, from source that the server generated: weights
-        never leave.
-        """
-        if not self._holds_tensors:
-            return await self._artifacts.get(pb.ARTIFACT_KIND_PICKLE)
-        source = await self._source(pb.ARTIFACT_KIND_PICKLE)
-        return pickle_module(self._rebuild(await self._compiled_graph(), LazyGraphModule), source)
-
-    async def package(self) -> bytes:
-        """The module as a torch.package archive; see `pickle` for where it is made."""
-        if not self._holds_tensors:
-            return await self._artifacts.get(pb.ARTIFACT_KIND_PACKAGE)
-        source = await self._source(pb.ARTIFACT_KIND_PACKAGE)
-        return package_module(self._rebuild(await self._compiled_graph(), LazyGraphModule), source)
-
-    async def torchscript(self) -> bytes:
-        """The module as a TorchScript archive for `torch.jit.load`.
-
-        It takes the graph's inputs by place. A graph without parameters of its own is scripted
-        by the server; one with parameters here, around them.
+        It holds the graph itself, so the loaded module computes what this one does. It is put
+        together here, from graph data: weights never leave, and no pickle of a server's is
+        written or opened.
 
         Raises:
-            UnsupportedGraphError: TorchScript has no words for the graph; names the node.
-            ServiceError: The same, of the server.
+            UnsupportedGraphError: Something in it cannot be pickled; says what.
+            DecodeError: The server sent something that is not a graph.
+            ServiceError: The server cannot send the graph.
         """
-        if not self._holds_tensors:
-            return await self._artifacts.get(pb.ARTIFACT_KIND_TORCHSCRIPT)
+        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        return await asyncio.to_thread(pickle_module, rebuilt)
+
+    async def package(self) -> bytes:
+        """The module as a torch.package archive; see `pickle` for what it holds."""
+        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        return await asyncio.to_thread(package_module, rebuilt)
+
+    async def torchscript(self) -> bytes:
+        """The module as a TorchScript archive for `torch.jit.load`, scripted here.
+
+        It takes the graph's inputs positionally and returns what the model returns: a tensor, a
+        tuple, a list, or a dict (for classes like a dict too).
+
+        Raises:
+            UnsupportedGraphError: TorchScript cannot express the graph, or what it returns;
+                names the node, or the type.
+        """
         rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
         self._performed_here += _graph_modules(rebuilt)
         return script_module(eager_copy(rebuilt))
@@ -146,16 +166,12 @@ class AsyncRemoteModule:
     async def exported_program(self) -> bytes:
         """The module as an ExportedProgram, as torch.export.save writes it.
 
-        It is called as the captured module is, and sizes that were symbolic stay so. A graph
-        without parameters of its own is exported by the server; one with parameters here,
-        around them.
+        It is called as the captured module is, and sizes that were symbolic stay so. It is
+        exported here, around the caller's own tensors.
 
         Raises:
             UnsupportedGraphError: torch.export cannot express the graph; says why.
-            ServiceError: The same, of the server.
         """
-        if not self._holds_tensors and not self._prepared.captured.has_convention:
-            return await self._artifacts.get(pb.ARTIFACT_KIND_EXPORTED_PROGRAM)
         compiled = await self._compiled_graph()
         self._performed_here += 1
         return await asyncio.to_thread(lambda: export_module(self._rebuild(compiled, GraphModule)))
@@ -208,12 +224,15 @@ class AsyncRemoteModule:
         """
         request = request or self.aot_request()
         wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
-        data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
+        texts = texts_of(self._prepared.encoded.body)
+        with restoring(texts):
+            data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
         package = read_made(pb.AotPackage, data, request)
         canonical = rebuild_canonical(
             await self._compiled_graph(), self._prepared, self._artifacts.constants
         )
-        return await asyncio.to_thread(write_package, package, own_tensors(canonical), Path(path))
+        tensors = own_tensors(canonical)
+        return await asyncio.to_thread(write_package, package, tensors, Path(path), texts)
 
     async def native(
         self,
@@ -265,29 +284,41 @@ class AsyncRemoteModule:
             await self._artifacts.get(wanted)
         return await self._artifacts.vouch(wanted)
 
-    @property
-    def _holds_tensors(self) -> bool:
-        return any(isinstance(a, torch.Tensor) for row in self._attributes for a in row)
+    async def source(self) -> GeneratedSource:
+        """The source that the server generated, of nested graphs too, checked against the graph.
 
-    @property
-    def _attributes(self) -> tuple[tuple[object, ...], ...]:
-        return self._prepared.encoded.attributes
+        Raises:
+            DecodeError: The server sent something that is not a graph.
+            ArtifactError: The server's source is not that of the graph.
+            ServiceError: The server cannot generate it.
+        """
+        data = await self._artifacts.get(pb.ARTIFACT_KIND_SOURCE)
+        module = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        with self._fetcher.refusals.counted():
+            return checked_source(read_message(pb.GeneratedSource, data), module)
 
-    async def _source(self, purpose: pb.ArtifactKind.ValueType) -> GeneratedSource:
-        data = await self._artifacts.get(pb.ARTIFACT_KIND_SOURCE, purpose)
-        return source_of(pb.GeneratedSource.FromString(data))
+    async def _compiled_graph(self) -> CheckedCompiled:
+        if self._compiled is None:
+            data = await self._artifacts.graph_and_constants()
+            prepared = self._prepared
+            with self._fetcher.refusals.counted():
+                self._compiled = check_compiled(
+                    data,
+                    graph_pb2.GraphBody.FromString(prepared.encoded.body),
+                    prepared.requests.whole.passes,
+                    self._fetcher.bounds,
+                )
+        return self._compiled
 
-    async def _compiled_graph(self) -> graph_pb2.CompiledGraph:
-        data = await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)
-        await self._artifacts.fetch_constants()
-        compiled = graph_pb2.CompiledGraph.FromString(data)
-        check_envelope(compiled.graph)
-        return compiled
-
-    def _rebuild(
-        self, compiled: graph_pb2.CompiledGraph, module_class: type[GraphModule]
-    ) -> GraphModule:
-        return rebuild(compiled, self._prepared, self._artifacts.constants, module_class)
+    def _rebuild(self, compiled: CheckedCompiled, module_class: type[GraphModule]) -> GraphModule:
+        with self._fetcher.refusals.counted():
+            return rebuild(
+                compiled,
+                self._prepared,
+                self._artifacts.constants,
+                module_class,
+                self._fetcher.bounds.max_seconds,
+            )
 
 
 def _graph_modules(module: GraphModule) -> int:

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
+
+STYLE: Final = (
+    "text{font:11px ui-monospace,monospace;fill:#1b1f24}"
+    ".s{font-size:9px;fill:#57606a}"
+    "rect{stroke:#8c959f;rx:6}"
+    "path{fill:none;stroke:#8c959f;stroke-width:1}"
+)
+"""The style sheet of every drawing: a client takes no other."""
 
 
 class Picture(str):

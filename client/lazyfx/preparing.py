@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,8 +11,10 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lazyfx import memory, wire
+from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
+from lazyfx.answers.known_passes import reads_values
 from lazyfx.capture import Captured, Captures, Compilable, ExampleInputs
-from lazyfx.errors import LazyfxError
+from lazyfx.errors import LazyfxError, ProtocolError, ValuesRefusedError
 from lazyfx.pass_memory import PassMemory, Requests
 from lazyfx.passes import USUAL, Modes, Passes, listed
 from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
@@ -33,18 +36,30 @@ class Prepared:
         requests: How it is asked for.
         still_current: Tells whether the graph is unchanged since it was encoded; None when
             that is known already.
+        send_values: Give values of tensors to passes that are not known to read any, too.
     """
 
     captured: Captured
     encoded: wire.EncodedGraph
     requests: Requests
     still_current: Callable[[], bool] | None
+    send_values: bool = False
+
+    @property
+    def gives_values(self) -> bool:
+        """Whether the server may ask for values of the graph's tensors."""
+        return self.send_values or reads_values(self.requests.whole.passes)
 
 
 class Preparer:
-    """Captures, encodes and remembers; one for each client."""
+    """Captures, encodes and remembers; one for each client.
 
-    def __init__(self) -> None:
+    Args:
+        bounds: How much of a graph's values a server may ask for.
+    """
+
+    def __init__(self, bounds: AnswerBounds = DEFAULT_BOUNDS) -> None:
+        self._bounds = bounds
         self._captures = Captures()
         self._passes = PassMemory()
         # By identity: tensors compare by value.
@@ -60,6 +75,7 @@ class Preparer:
         *,
         modes: Modes = USUAL,
         fresh: bool = False,
+        send_values: bool = False,
     ) -> Prepared:
         """Make a request.
 
@@ -71,6 +87,7 @@ class Preparer:
             fresh: Encode again even if the graph was encoded before. Otherwise the
                 remembered digest is used at once, and `still_current` is left to be asked
                 while the request is under way.
+            send_values: Give values of tensors to any pass whose server asks for them.
 
         Raises:
             UnsupportedGraphError: The graph cannot go on the wire; names the node.
@@ -85,11 +102,15 @@ class Preparer:
         else:
             encoded, still_current = remembered.encoded, remembered.is_current
         requests = requests_of(encoded)
-        prepared = Prepared(captured, encoded, requests, still_current)
-        if requests.reads:
+        return self.with_values(Prepared(captured, encoded, requests, still_current, send_values))
+
+    def with_values(self, prepared: Prepared) -> Prepared:
+        """The same with the values that passes are known to read, as they are now."""
+        requests = prepared.requests
+        if requests.reads and prepared.gives_values:
             # Tensors change where they are: no token stands for their values.
             with_values, _ = self.supply(prepared, requests.whole, requests.reads)
-            prepared = replace(prepared, requests=Requests(with_values))
+            return replace(prepared, requests=Requests(with_values))
         return prepared
 
     def supply(
@@ -98,27 +119,66 @@ class Preparer:
         """What the server said is missing: a request that has it, and blobs to send first.
 
         Raises:
-            LazyfxError: The server asks for something that this graph does not have.
+            ValuesRefusedError: The server asks for values, which no pass of the request reads.
+            ProtocolError: The server asks for something that this graph does not have, for one
+                thing twice, or for too much.
+            LazyfxError: Values that the request names have changed since.
         """
-        blobs: list[Blob] = []
         full = pb.CompileRequest()
         full.CopyFrom(request)
-        wanted_blobs = set()
+        places: list[tuple[int, int]] = []
+        wanted_blobs: set[bytes] = set()
         for subject in subjects:
             if subject.startswith(VALUE_SUBJECT):
-                graph, attribute = map(int, subject.removeprefix(VALUE_SUBJECT).split("/"))
+                places.append(_place(subject))
+            elif subject.startswith(BLOB_SUBJECT):
+                wanted_blobs.add(_digest(subject))
+            else:
+                raise ProtocolError(
+                    f"the server asks for {subject!r}, which this client cannot send"
+                )
+        self._check_places(prepared, places)
+        bound = {(binding.graph, binding.attribute) for binding in full.values}
+        for graph, attribute in places:
+            if (graph, attribute) not in bound:
                 content = self.content_digest(self._tensor(prepared, graph, attribute))
                 full.values.add(graph=graph, attribute=attribute, content=content)
-            elif subject.startswith(BLOB_SUBJECT):
-                wanted_blobs.add(bytes.fromhex(subject.removeprefix(BLOB_SUBJECT)))
-            else:
-                raise LazyfxError(f"the server asks for {subject!r}, which this client cannot send")
+        known = {prepared.encoded.digest, *(binding.content.sha256 for binding in full.values)}
+        if not wanted_blobs <= known:
+            raise ProtocolError("the server asks for a blob that this request does not name")
         if prepared.encoded.digest in wanted_blobs:
             full.graph.CopyFrom(prepared.encoded.message())
+        blobs = []
         for binding in full.values:
             tensor = self._tensor(prepared, binding.graph, binding.attribute)
+            if binding.content.sha256 in wanted_blobs and (
+                self.content_digest(tensor) != binding.content
+            ):
+                raise LazyfxError(
+                    "the server has lost the values that this was compiled with, and the tensors "
+                    "have changed since; compile again"
+                )
             blobs.append(Blob(binding.content, partial(wire.tensor_bytes, tensor)))
         return full, blobs
+
+    def _check_places(self, prepared: Prepared, places: Sequence[tuple[int, int]]) -> None:
+        """Check that these values may be asked for, before one of them is looked at."""
+        if places and not prepared.gives_values:
+            raise ValuesRefusedError(
+                f"the server asks for the values of {len(places)} tensors, and no pass of the "
+                "request is known to read values: nothing was sent. If a pass of a plugin or of "
+                "the operator's own pipeline needs them, allow it with send_values=True "
+                "(--send-values)"
+            )
+        if len(set(places)) != len(places):
+            raise ProtocolError("the server asks for one tensor twice")
+        tensors = [self._tensor(prepared, *place) for place in places]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if size > self._bounds.max_value_bytes:
+            raise ProtocolError(
+                f"the server asks for {size} bytes of tensors, {self._bounds.max_value_bytes} are "
+                "given (max_value_bytes)"
+            )
 
     def content_digest(self, tensor: torch.Tensor) -> graph_pb2.Digest:
         """Digest of a tensor's bytes, remembered until the tensor changes."""
@@ -133,13 +193,31 @@ class Preparer:
 
     @staticmethod
     def _tensor(prepared: Prepared, graph: int, attribute: int) -> torch.Tensor:
-        try:
-            tensor = prepared.encoded.attributes[graph][attribute]
-        except IndexError:
-            tensor = None
+        rows = prepared.encoded.attributes
+        row = rows[graph] if graph < len(rows) else ()
+        tensor = row[attribute] if attribute < len(row) else None
         if not isinstance(tensor, torch.Tensor):
-            raise LazyfxError(
+            raise ProtocolError(
                 f"the server asks for values of attribute {attribute} of graph {graph}, "
                 "which is not a tensor of this graph"
             )
         return tensor
+
+
+# Numbers of a graph or an attribute; those of protobuf have 32 bits.
+_PLACE = re.compile(r"(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,9})", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def _place(subject: str) -> tuple[int, int]:
+    match = _PLACE.fullmatch(subject.removeprefix(VALUE_SUBJECT))
+    if match is None:
+        raise ProtocolError(f"the server asks for {subject!r}, which names no tensor")
+    return int(match[1]), int(match[2])
+
+
+def _digest(subject: str) -> bytes:
+    digits = subject.removeprefix(BLOB_SUBJECT)
+    if not _SHA256.fullmatch(digits):
+        raise ProtocolError(f"the server asks for {subject!r}, which is no digest")
+    return bytes.fromhex(digits)

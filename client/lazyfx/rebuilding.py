@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from lazyfx import wire
+from lazyfx.answers.bounds import DEFAULT_BOUNDS
+from lazyfx.answers.graphs import CheckedCompiled
 from lazyfx.assembly import GeneratedSource
-from lazyfx.errors import ArtifactError
+from lazyfx.errors import ArtifactError, DecodeError, LazyfxError, ProtocolError
 from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.preparing import Prepared
+from lazyfx.printable import printable
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx.written import SourceMismatchError, check_generated
+
+# From this many nodes on it takes longer to collect garbage than to make the nodes.
+_MANY_NODES = 20_000
 
 
 def rebuild(
-    compiled: graph_pb2.CompiledGraph,
+    compiled: CheckedCompiled,
     prepared: Prepared,
     constants: Mapping[bytes, bytes],
-    module_class: type[GraphModule],
+    module_class: wire.ModuleClass,
+    max_seconds: float = DEFAULT_BOUNDS.max_seconds,
 ) -> GraphModule:
     """Build a module from graph data. No pickle is opened.
 
@@ -32,23 +43,24 @@ def rebuild(
         prepared: What was asked for: names, tensors, calling convention.
         constants: Bytes of the constants that passes made, by SHA-256.
         module_class: Class of the module, and of those inside it.
+        max_seconds: How long it may take.
 
     Raises:
-        DecodeError: It is not a graph.
+        DecodeError: It is not a graph, or takes too long.
         ArtifactError: It names a constant that is not there.
     """
-    body = graph_pb2.GraphBody.FromString(compiled.graph.body)
-    return wire.decode(
-        body,
-        wire.present(compiled, prepared.encoded.presentation),
-        bind=_binder(compiled, body, prepared, constants),
-        module_class=module_class,
-        on_root=prepared.captured.adopt_codegen,
-    )
+    with _malformed(), _collecting_later(compiled):
+        return wire.decode(
+            compiled.body,
+            wire.present(compiled.message, prepared.encoded.presentation),
+            bind=_binder(compiled, prepared, constants),
+            module_class=_within(max_seconds, module_class),
+            on_root=prepared.captured.adopt_codegen,
+        )
 
 
 def rebuild_canonical(
-    compiled: graph_pb2.CompiledGraph, prepared: Prepared, constants: Mapping[bytes, bytes]
+    compiled: CheckedCompiled, prepared: Prepared, constants: Mapping[bytes, bytes]
 ) -> GraphModule:
     """The same in canonical names, as a server builds it, for its tensors' paths.
 
@@ -56,27 +68,102 @@ def rebuild_canonical(
         DecodeError: It is not a graph.
         ArtifactError: It names a constant that is not there.
     """
-    body = graph_pb2.GraphBody.FromString(compiled.graph.body)
-    bind = _binder(compiled, body, prepared, constants)
-    return wire.decode(body, bind=bind, module_class=LazyGraphModule, metadata="none")
+    with _malformed():
+        return wire.decode(
+            compiled.body,
+            bind=_binder(compiled, prepared, constants),
+            module_class=LazyGraphModule,
+            metadata="none",
+        )
 
 
-def source_of(message: pb.GeneratedSource) -> GeneratedSource:
-    """Source that a server generated, as `lazyfx.assembly` takes it."""
-    children = {child.path: source_of(child.source) for child in message.children}
-    return GeneratedSource(message.code, message.import_block, children)
+@contextmanager
+def _malformed() -> Iterator[None]:
+    """Whatever else goes wrong while graph data is read is wrong with the data.
+
+    torch raises errors of every kind for what a graph cannot hold.
+    """
+    try:
+        yield
+    except LazyfxError:
+        raise
+    except Exception as error:
+        raise DecodeError(
+            f"no module can be built of it: {type(error).__name__}: {printable(str(error), 500)}"
+        ) from error
+
+
+@contextmanager
+def _collecting_later(compiled: CheckedCompiled) -> Iterator[None]:
+    """No garbage is collected while very many nodes are made: each pass looks at all of them."""
+    nodes = sum(len(graph.calls) for graph in compiled.body.message.graphs)
+    if nodes < _MANY_NODES or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _within(seconds: float, module_class: wire.ModuleClass) -> wire.ModuleClass:
+    """A class of modules that makes none once the time is over."""
+    end = time.monotonic() + seconds
+
+    def make(root: torch.nn.Module, graph: Graph, name: str) -> GraphModule:
+        if time.monotonic() > end:
+            raise ProtocolError(f"building a module of it takes over {seconds} s (max_seconds)")
+        return module_class(root, graph, name)
+
+    return make
+
+
+def checked_source(message: pb.GeneratedSource, module: GraphModule) -> GeneratedSource:
+    """Source that a server generated, held against the graphs that it goes around.
+
+    Args:
+        message: What the server sent.
+        module: The module that it is said to be of, built from graph data.
+
+    Raises:
+        ArtifactError: It says something else than the graphs do, or is of graphs that are not
+            there.
+    """
+    try:
+        source = _checked(message, module)
+        children = dict(_checked_children(message, module))
+    except SourceMismatchError as error:
+        raise ArtifactError(
+            f"the server's source is not that of its graph, and was not used: "
+            f"{printable(str(error), 1000)}"
+        ) from error
+    return GeneratedSource(source.code, source.import_block, children)
+
+
+def _checked_children(
+    message: pb.GeneratedSource, module: GraphModule
+) -> Iterator[tuple[str, GeneratedSource]]:
+    parts = {path: part for path, part in module.named_modules() if isinstance(part, GraphModule)}
+    for child in message.children:
+        part = parts.pop(child.path, None) if child.path else None
+        if part is None or child.source.children:
+            raise SourceMismatchError(f"there is no nested graph {child.path[:200]!r}")
+        yield child.path, _checked(child.source, part)
+
+
+def _checked(message: pb.GeneratedSource, module: GraphModule) -> GeneratedSource:
+    imports = check_generated(message.code, message.import_block, module.graph)
+    return GeneratedSource(message.code, imports)
 
 
 def _binder(
-    compiled: graph_pb2.CompiledGraph,
-    body: graph_pb2.GraphBody,
-    prepared: Prepared,
-    constants: Mapping[bytes, bytes],
+    compiled: CheckedCompiled, prepared: Prepared, constants: Mapping[bytes, bytes]
 ) -> Callable[[int, int, graph_pb2.Attribute], torch.Tensor | None]:
     """What gives each tensor of the compiled graph: the caller's own, or a new constant."""
 
     def bind(graph: int, attribute: int, description: graph_pb2.Attribute) -> torch.Tensor | None:
-        origin = compiled.provenance[graph]
+        origin = compiled.message.provenance[graph]
         source = origin.attributes[attribute]
         if source and origin.source_graph:
             tensor = prepared.encoded.attributes[origin.source_graph - 1][source - 1]
@@ -85,6 +172,8 @@ def _binder(
         data = constants.get(description.tensor.content.sha256)
         if data is None:
             raise ArtifactError("the compiled graph names a constant that it did not announce")
-        return wire.tensor_from_bytes(body.tensors[description.tensor.tensor], data)
+        return wire.tensor_from_bytes(
+            compiled.body.message.tensors[description.tensor.tensor], data
+        )
 
     return bind

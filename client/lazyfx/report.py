@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, ParseError, SerializeToJsonError
+from google.protobuf.struct_pb2 import Struct
 
+from lazyfx.printable import make_printable, printable
 from lazyfx.v1 import compiler_pb2 as pb
+
+# Characters of one text of a report: a pipeline's spelling may be long.
+_MOST_TEXT = 65_536
 
 _BASES = {pb.ESTIMATE_BASIS_MEASURED: "measured", pb.ESTIMATE_BASIS_FITTED: "fitted"}
 
@@ -145,6 +150,10 @@ class Cache:
 
 def report_of(message: pb.CompileReport, *, performed_here: int) -> Report:
     """A report from the server's, with the recompiles that this process performed added."""
+    own = pb.CompileReport()
+    own.CopyFrom(message)
+    make_printable(own, _MOST_TEXT)
+    message = own
     return Report(
         recompiles=Recompiles(
             message.recompiles.requested, message.recompiles.performed + performed_here
@@ -161,7 +170,7 @@ def report_of(message: pb.CompileReport, *, performed_here: int) -> Report:
                 note=p.note,
                 runs=p.runs,
                 forced=tuple(f"{each.trigger} at {each.where}" for each in p.forced),
-                data=MessageToDict(p.data),
+                data=_data(p.data),
             )
             for p in message.passes
         ),
@@ -189,6 +198,14 @@ def report_of(message: pb.CompileReport, *, performed_here: int) -> Report:
     )
 
 
+def _data(found: Struct) -> Mapping[str, Any]:
+    """What an analysis found; nothing where it cannot be said, such as numbers that are none."""
+    try:
+        return MessageToDict(found)
+    except (SerializeToJsonError, ParseError, ValueError, RecursionError):
+        return {}
+
+
 def _verified(message: pb.CompileReport) -> Verified | None:
     if not message.HasField("verified"):
         return None
@@ -198,8 +215,17 @@ def _verified(message: pb.CompileReport) -> Verified | None:
 
 def cache_of(message: pb.CacheResult) -> Cache:
     """Where an answer came from, in words."""
-    status = pb.CacheStatus.Name(message.status).removeprefix("CACHE_STATUS_").lower()
-    reason = ""
-    if message.miss_reason:
-        reason = pb.MissReason.Name(message.miss_reason).removeprefix("MISS_REASON_")
-    return Cache(status=status, reason=reason, explanation=message.explanation)
+    reason = (
+        enum_name(pb.MissReason, message.miss_reason, "MISS_REASON_") if message.miss_reason else ""
+    )
+    return Cache(
+        status=enum_name(pb.CacheStatus, message.status, "CACHE_STATUS_").lower(),
+        reason=reason,
+        explanation=printable(message.explanation),
+    )
+
+
+def enum_name(enum: Any, number: int, prefix: str) -> str:
+    """The name of an enum's number; "UNKNOWN" for one that a newer server may know."""
+    found = enum.DESCRIPTOR.values_by_number.get(number)
+    return "UNKNOWN" if found is None else str(found.name).removeprefix(prefix)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from google.protobuf.message import DecodeError as ProtobufError
 from torch.fx import GraphModule
@@ -14,7 +15,11 @@ from lazyfx.capture import Captures, Compilable, ExampleInputs
 from lazyfx.envelope import check_envelope
 from lazyfx.errors import DecodeError
 from lazyfx.lazy_class import LazyGraphModule
+from lazyfx.v1 import compiler_pb2
 from lazyfx.v1 import graph_pb2 as pb
+
+# A recorded compile begins with its graph, a message; a graph with its version, a number.
+_RECORDING: Final = b"\x0a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +31,20 @@ class SavedGraph:
         presentation: Names and device indices.
     """
 
-    body: bytes
-    presentation: pb.Presentation
+    body: bytes = field(repr=False)
+    presentation: pb.Presentation = field(repr=False)
+
+    def __repr__(self) -> str:
+        """What it is, in one line: not its bytes."""
+        graphs = pb.GraphBody.FromString(self.body).graphs
+        nodes, tensors = (
+            sum(len(graph.calls) for graph in graphs),
+            sum(row.HasField("tensor") for graph in graphs for row in graph.attributes),
+        )
+        return (
+            f"<SavedGraph {self.digest[:12]}: {nodes} nodes, {tensors} tensors without values; "
+            ".graph_module() rebuilds it>"
+        )
 
     @property
     def digest(self) -> str:
@@ -62,7 +79,7 @@ def save_graph(
 
 
 def load_graph(path: str | Path) -> SavedGraph:
-    """Read a graph that `save_graph` wrote. Nothing in the file is run.
+    """Read a graph that `save_graph` or a job with LAZYFX_RECORD wrote. Nothing in it is run.
 
     Raises:
         DecodeError: It is not such a file, was written by a version of lazyfx whose graphs
@@ -70,8 +87,12 @@ def load_graph(path: str | Path) -> SavedGraph:
         OSError: It cannot be read.
     """
     message = pb.Graph()
+    data = Path(path).read_bytes()
     try:
-        message.ParseFromString(Path(path).read_bytes())
+        if data.startswith(_RECORDING):
+            message = compiler_pb2.RecordedCompile.FromString(data).graph
+        else:
+            message.ParseFromString(data)
     except (ProtobufError, UnicodeDecodeError):
         raise DecodeError(f"{path} is not a graph that lazyfx wrote") from None
     check_envelope(message)

@@ -11,10 +11,12 @@ from typing import cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError as ProtobufError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from lazyfx import errors
+from lazyfx.printable import one_line, printable
 
 MISSING = "MISSING"
 BLOB_SUBJECT = "blobs/"
@@ -31,6 +33,13 @@ _ERRORS: dict[grpc.StatusCode, type[errors.ServiceError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.TimedOutError,
 }
+# What is read of a status, which a server may fill as it likes.
+_MOST_DETAILS = 64
+_MOST_VIOLATIONS = 256
+_MOST_MISSING = 100_000
+_MOST_SUBJECT = 256
+# Longest wait that a server may ask for, in seconds.
+MAX_RETRY_AFTER = 600.0
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -79,13 +88,27 @@ def rich_status(
 def to_error(call: grpc.RpcError) -> errors.ServiceError:
     """Turn a failed call into the error that stands for it."""
     code = call.code()
-    status = rpc_status.from_call(cast("grpc.Call", call)) if call.trailing_metadata() else None
-    return _error(code, call.details() or "", status)
+    return _error(code, call.details() or "", _rich_status_of(call))
+
+
+def is_of_server(error: BaseException | None) -> bool:
+    """Whether a server itself answered with this error; otherwise gRPC did not get through."""
+    return isinstance(error, grpc.RpcError) and _rich_status_of(error) is not None
 
 
 def status_to_error(status: status_pb2.Status) -> errors.ServiceError:
     """Turn a google.rpc.Status that came inside a message into its error."""
     return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+
+
+def _rich_status_of(call: grpc.RpcError) -> status_pb2.Status | None:
+    """The status in a call's trailing metadata; None where there is none that can be read."""
+    if not call.trailing_metadata():
+        return None
+    try:
+        return rpc_status.from_call(cast("grpc.Call", call))
+    except (ProtobufError, ValueError):  # no message, or not of this call
+        return None
 
 
 def _error(
@@ -94,21 +117,39 @@ def _error(
     violations: list[errors.FieldViolation] = []
     missing: list[str] = []
     retry_after: float | None = None
-    for detail in status.details if status else ():
+    for detail in status.details[:_MOST_DETAILS] if status else ():
         bad, failure, retry = (
             error_details_pb2.BadRequest(),
             error_details_pb2.PreconditionFailure(),
             error_details_pb2.RetryInfo(),
         )
-        if detail.Unpack(bad):
-            violations += [
-                errors.FieldViolation(v.field, v.description) for v in bad.field_violations
-            ]
-        elif detail.Unpack(failure):
-            missing += [v.subject for v in failure.violations if v.type == MISSING]
-        elif detail.Unpack(retry):
-            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+        try:
+            if detail.Unpack(bad):
+                violations += map(_violation, bad.field_violations[:_MOST_VIOLATIONS])
+            elif detail.Unpack(failure):
+                missing += map(_subject, failure.violations[:_MOST_MISSING])
+            elif detail.Unpack(retry):
+                retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+        except ProtobufError:
+            continue  # it says nothing
+    message = printable(message)
+    missing = [subject for subject in missing if subject]
     if missing:
-        return errors.MissingBlobsError(message, code=code.name, subjects=missing)
+        return errors.MissingBlobsError(message, code=code.name, subjects=missing[:_MOST_MISSING])
+    if retry_after is not None:
+        retry_after = min(max(retry_after, 0.0), MAX_RETRY_AFTER)
     kind = _ERRORS.get(code, errors.ServerFaultError)
-    return kind(message, code=code.name, violations=violations, retry_after=retry_after)
+    return kind(
+        message,
+        code=code.name,
+        violations=violations[:_MOST_VIOLATIONS],
+        retry_after=retry_after,
+    )
+
+
+def _violation(row: error_details_pb2.BadRequest.FieldViolation) -> errors.FieldViolation:
+    return errors.FieldViolation(one_line(row.field), printable(row.description))
+
+
+def _subject(row: error_details_pb2.PreconditionFailure.Violation) -> str:
+    return one_line(row.subject, _MOST_SUBJECT) if row.type == MISSING else ""

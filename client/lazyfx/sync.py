@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -12,9 +11,11 @@ from typing import TypeVar
 from typing_extensions import Self
 
 from lazyfx.access import Tls
+from lazyfx.addresses import server_address
+from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.capture import Compilable, ExampleInputs
-from lazyfx.client import AsyncClient
-from lazyfx.errors import LazyfxError
+from lazyfx.client import AsyncClient, Job
+from lazyfx.errors import ForkedProcessError, LazyfxError
 from lazyfx.loop import Loop
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import Modes, Passes, listed
@@ -32,24 +33,31 @@ class Client:
     """A client of one server. Threads may share it.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
+        answer_bounds: How much is taken from the server; see `AnswerBounds`.
+
+    Raises:
+        ForkedProcessError: This process was forked after a client had been opened.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         *,
         timeout: float = 120.0,
         on_upload: Progress | None = None,
         token: str | None = None,
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
+        answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
+        address = server_address(address)
         self._loop = Loop()
         self._preparing = threading.Lock()
 
@@ -61,6 +69,7 @@ class Client:
                 token=token,
                 tls=tls,
                 verify_keys=verify_keys,
+                answer_bounds=answer_bounds,
             )
 
         self._client = self._loop.run(open_client())
@@ -69,6 +78,11 @@ class Client:
     def address(self) -> str:
         """Where the server is."""
         return self._client.address
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Answers of the server that were refused, by the name of the error's class."""
+        return self._client.refused
 
     def __enter__(self) -> Self:
         return self
@@ -79,17 +93,21 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # A child that was forked in the block has nothing to close, and leaves as it would.
+        with contextlib.suppress(ForkedProcessError):
+            self.close()
 
     def close(self) -> None:
-        """Close the connection; handles made by this client can fetch nothing more.
+        """Close the connection; calls under way in other threads raise ClosedError at once.
 
-        A connection that does not close in a few seconds is left behind: a process that ends
-        must not wait for it.
+        Handles made by this client can fetch nothing more. A connection that does not close in a
+        few seconds is left behind: a process that ends must not wait for it.
+
+        Raises:
+            ForkedProcessError: The client was opened in the process that this one was forked from.
         """
-        with contextlib.suppress(concurrent.futures.TimeoutError):
-            self._loop.run(self._client.close(), _CLOSE_SECONDS)
-        self._loop.stop()
+        if self._loop.close():
+            self._loop.finish(self._client.close(), _CLOSE_SECONDS)
 
     def compile(
         self,
@@ -101,20 +119,29 @@ class Client:
         eager: bool = False,
         verify: bool = False,
         timeout: float | None = None,
+        send_values: bool = False,
     ) -> RemoteModule:
         """Compile a graph on the server; see `AsyncClient.compile`."""
+        self._loop.require_open()
         # Capturing and encoding happen in the caller's thread, whose grad mode, autocast
         # and default device they must see.
         wanted, modes = listed(passes), Modes(eager, verify)
         with self._preparing:
-            prepared = self._client.prepare(what, wanted, example_inputs, modes=modes)
+            prepared = self._client.prepare(
+                what, wanted, example_inputs, modes=modes, send_values=send_values
+            )
         if prepared.still_current is not None and not skip_cache_lookup:
             answer = self._loop.run(self._client.ask_if_current(prepared, timeout))
             if answer is not None:
                 return self._handle(prepared, answer)
             with self._preparing:
                 prepared = self._client.prepare(
-                    what, wanted, example_inputs, modes=modes, fresh=True
+                    what,
+                    wanted,
+                    example_inputs,
+                    modes=modes,
+                    fresh=True,
+                    send_values=send_values,
                 )
         answer = self._loop.run(
             self._client.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
@@ -125,10 +152,19 @@ class Client:
         return RemoteModule(self._loop, self._client.handle(prepared, response))
 
     def compile_many(
-        self, jobs: Sequence[tuple[Compilable, Passes]]
+        self, jobs: Sequence[Job], *, send_values: bool = False
     ) -> Iterator[tuple[int, RemoteModule | LazyfxError]]:
         """Compile many graphs over one stream; see `AsyncClient.compile_many`."""
-        answers = self._client.compile_many(jobs)
+        self._loop.require_open()
+        # Captured at once and in the caller's thread, as `compile` does.
+        with self._preparing:
+            prepared = self._client.prepare_many(jobs, send_values=send_values)
+        return self._results(prepared)
+
+    def _results(
+        self, prepared: Sequence[Prepared]
+    ) -> Iterator[tuple[int, RemoteModule | LazyfxError]]:
+        answers = self._client.compile_prepared(prepared)
         while (answer := self._loop.run(_next(answers))) is not None:
             i, result = answer
             if isinstance(result, AsyncRemoteModule):
@@ -148,6 +184,14 @@ class Client:
         """Versions, devices, limits and artifact kinds of the server."""
         return self._loop.run(self._client.server_info())
 
+    def is_ready(self, seconds: float = 1.0) -> bool:
+        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        return self._loop.run(self._client.is_ready(seconds))
+
+    def require_trusted(self) -> None:
+        """Check that artifacts which can hold code would be opened; see `AsyncClient`."""
+        self._loop.run(self._client.require_trusted())
+
     def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
         return self._loop.run(self._client.stats())
@@ -158,24 +202,33 @@ async def _next(answers: AsyncIterator[Answer]) -> Answer | None:
 
 
 def connect(
-    address: str,
+    address: str | None = None,
     *,
     timeout: float = 120.0,
     on_upload: Progress | None = None,
     token: str | None = None,
     tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
+    answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
 ) -> Client:
     """Connect to a server. Nothing is sent before the first call.
 
     Args:
-        address: "host:port".
+        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+            machine.
         timeout: Seconds that a call may take unless it says otherwise.
         on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
+        answer_bounds: How much is taken from the server; see `AnswerBounds`.
     """
     return Client(
-        address, timeout=timeout, on_upload=on_upload, token=token, tls=tls, verify_keys=verify_keys
+        address,
+        timeout=timeout,
+        on_upload=on_upload,
+        token=token,
+        tls=tls,
+        verify_keys=verify_keys,
+        answer_bounds=answer_bounds,
     )

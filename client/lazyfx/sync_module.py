@@ -70,7 +70,11 @@ class RemoteModule:
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the module, in this thread, with the inputs that the caller's graph takes."""
-        return self._loop.run(self._remote.prepared_call())(*inputs, **kwargs)
+        # What was built needs no client: it also runs after `close`, and in a forked process.
+        built = self._remote.built
+        if built is None:
+            built = self._loop.run(self._remote.prepared_call())
+        return built(*inputs, **kwargs)
 
     def picture(self) -> Picture:
         """A drawing of the graph; it shows itself in a notebook."""

@@ -8,15 +8,30 @@ copied into an eager module that has none of these.
 from __future__ import annotations
 
 import io
+import operator
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
 
 import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen
+from torch.fx.node import Argument
+from torch.utils._pytree import TreeSpec
 
 from lazyfx.errors import UnsupportedGraphError
+
+# Operators that write into a tensor in Python, and in TorchScript make a new one, or are none.
+_WRITTEN_AS: Final[dict[object, str]] = {
+    operator.iand: "bitwise_and_",
+    operator.ifloordiv: "floor_divide_",
+    operator.ior: "bitwise_or_",
+    operator.ipow: "pow_",
+    operator.ixor: "bitwise_xor_",
+}
 
 
 def script_module(eager: GraphModule) -> bytes:
@@ -57,20 +72,63 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
     Args:
         module: What to copy.
         generation: Is around the generation of each graph's code; a server looks at it there.
+
+    Raises:
+        UnsupportedGraphError: What the model returns has no type in TorchScript.
     """
     graph = Graph()
     result = graph.graph_copy(module.graph, {})
-    graph.output(result)
+    graph.output(_structured(module.graph, result))
     for node in graph.nodes:
         node.type = None
         if isinstance(node.target, OpOverload):
             node.target = node.target.overloadpacket
+        elif node.target in _WRITTEN_AS:
+            node.op, node.target = "call_method", _WRITTEN_AS[node.target]
     with nullcontext() if generation is None else generation(graph):
         eager = GraphModule(module, graph, class_name=type(module).__name__)
     for path, child in list(eager.named_children()):
         if isinstance(child, GraphModule):
             setattr(eager, path, eager_copy(child, generation))
     return eager
+
+
+def _structured(graph: Graph, outputs: Argument) -> Argument:
+    """What the model returns, put together of the flat outputs of a graph of torch.export."""
+    codegen = graph._codegen  # noqa: SLF001 - torch has no public reader
+    spec = codegen.pytree_info.out_spec if isinstance(codegen, _PyTreeCodeGen) else None
+    if spec is None:
+        return outputs
+    flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    return _built(spec, iter(flat))
+
+
+def _built(spec: TreeSpec, leaves: Iterator[Argument]) -> Argument:
+    if spec.is_leaf():
+        return next(leaves)
+    # Each takes its part of the leaves, in this order.
+    parts = [_built(child, leaves) for child in spec.children()]
+    kind: Any = spec.type
+    if kind is list:
+        return parts
+    if isinstance(kind, type) and issubclass(kind, tuple):
+        return tuple(parts)
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        keys = _keys(spec)
+        if keys and all(isinstance(key, str) for key in keys):
+            return dict(zip(keys, parts, strict=True))
+    name = getattr(kind, "__name__", str(kind))
+    raise UnsupportedGraphError(
+        f"TorchScript has no type for what the model returns ({name})",
+        remedy="save_pickle and save_exported_program keep it; or return tensors, tuples, lists "
+        "or dicts with text as keys",
+    )
+
+
+def _keys(spec: TreeSpec) -> Sequence[Any]:
+    """The keys of a dict, or of a class like one (transformers.ModelOutput)."""
+    keys = spec.context[1] if spec.type is defaultdict else spec.context
+    return keys if isinstance(keys, (list, tuple)) and len(keys) == len(spec.children()) else ()
 
 
 def _reason(error: Exception) -> str:

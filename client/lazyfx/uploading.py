@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 from lazyfx.errors import (
     InvalidRequestError,
+    OverloadedError,
+    ProtocolError,
     ServerFaultError,
     TimedOutError,
     UnavailableError,
@@ -20,6 +22,7 @@ from lazyfx.v1 import graph_pb2
 Progress: TypeAlias = Callable[[int, int], None]
 Find: TypeAlias = Callable[[Sequence[graph_pb2.Digest]], Awaitable[pb.FindMissingBlobsResponse]]
 Send: TypeAlias = Callable[[AsyncIterator[pb.UploadBlobsRequest]], Awaitable[object]]
+WhenRefused: TypeAlias = Callable[[OverloadedError], Awaitable[None]]
 
 CHUNK_BYTES = 512 * 1024
 # Streams that may break off without having brought anything, and seconds between them.
@@ -36,7 +39,12 @@ class Blob:
 
 
 async def upload(
-    blobs: Sequence[Blob], find: Find, send: Send, on_progress: Progress | None = None
+    blobs: Sequence[Blob],
+    find: Find,
+    send: Send,
+    on_progress: Progress | None = None,
+    *,
+    when_refused: WhenRefused,
 ) -> None:
     """Send the blobs that a server lacks, chunk by chunk.
 
@@ -48,6 +56,7 @@ async def upload(
         find: FindMissingBlobs.
         send: UploadBlobs.
         on_progress: Told how far the upload is, once at its start and with each chunk.
+        when_refused: Waits as long as a server that refused for now asks, or raises the refusal.
 
     Raises:
         ServiceError: One of its kinds, by the status; UnavailableError when streams broke off
@@ -66,6 +75,9 @@ async def upload(
             if not any(offset for _, offset in missing):
                 raise
             missing = [(blob, 0) for blob, _ in missing]
+        except OverloadedError as refusal:
+            await when_refused(refusal)
+            missing = await _missing(find, wanted)
         except (UnavailableError, TimedOutError, ServerFaultError):
             # INTERNAL is gRPC's word for a connection that broke while it wrote. The server has
             # to notice too, before it knows what has come.
@@ -84,10 +96,17 @@ async def _missing(find: Find, wanted: dict[bytes, Blob]) -> list[tuple[Blob, in
     answer = await find([blob.digest for blob in wanted.values()])
     # A server of an earlier release does not say what it has received.
     received = list(answer.received) or [0] * len(answer.missing)
-    return [
-        (wanted[digest.sha256], offset)
-        for digest, offset in zip(answer.missing, received, strict=True)
-    ]
+    asked = [digest.sha256 for digest in answer.missing]
+    if (
+        len(received) != len(asked)
+        or len(set(asked)) != len(asked)
+        or not wanted.keys() >= {*asked}
+    ):
+        raise ProtocolError("blobs that were not offered, or one twice", field="missing")
+    missing = [(wanted[sha256], offset) for sha256, offset in zip(asked, received, strict=True)]
+    if any(offset > blob.digest.size_bytes for blob, offset in missing):
+        raise ProtocolError("more of a blob than there is", field="received")
+    return missing
 
 
 async def _chunks(

@@ -11,8 +11,11 @@ from datetime import datetime, timezone
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from lazyfx.errors import LazyfxError, UntrustedArtifactError
+from lazyfx.errors import LazyfxError, UntrustedArtifactError, UntrustedServerError
+from lazyfx.known_servers import KEY_BYTES, fingerprint
+from lazyfx.printable import make_printable
 from lazyfx.v1 import compiler_pb2 as pb
 
 SIGNED_PREFIX = b"lazyfx artifact statement 1\0"
@@ -22,7 +25,6 @@ SIGNED_PREFIX = b"lazyfx artifact statement 1\0"
 DATA_KINDS = frozenset({pb.ARTIFACT_KIND_GRAPH, pb.ARTIFACT_KIND_CONSTANT})
 # How far the clocks of client and server may be apart.
 _CLOCK_SECONDS = 300.0
-_KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Verifier:
     Args:
         pinned: Public keys in hex. None pins none: then the keys that the server names at the
             first use count, if the connection is to be believed.
+        address: Of the server, for messages.
         believes_connection: The server is on this machine, or has proved who it is.
         ask: Asks the server for its keys.
 
@@ -73,15 +76,54 @@ class Verifier:
         self,
         pinned: Iterable[str] | None,
         *,
+        address: str,
         believes_connection: bool,
         ask: Callable[[], Awaitable[pb.GetServerInfoResponse]],
     ) -> None:
         self._pinned = pinned is not None
+        self._address = address
         self._believes = believes_connection
+        self._is_checked = False
         self._ask = ask
         self._keys = {key_id(raw): raw for raw in map(_read_key, pinned or ())}
         if self._pinned and not self._keys:
             raise LazyfxError("verify_keys is empty; leave it out, or name at least one key")
+
+    async def require_trusted(self) -> None:
+        """Check, before the server makes anything, that what it signs would be opened.
+
+        Raises:
+            UntrustedServerError: It would not; says what to do.
+            ServiceError: The server does not answer.
+        """
+        if self._is_checked:
+            return
+        if not self._pinned and not self._believes:
+            raise UntrustedServerError(self._unauthenticated())
+        if self._pinned:
+            published = (await self._ask()).verify_keys
+            in_use = published[0].public_key if published else b""
+            if in_use not in self._keys.values():
+                raise UntrustedServerError(self._changed(in_use))
+        self._is_checked = True
+
+    def _unauthenticated(self) -> str:
+        return (
+            "artifacts of this server can contain executable code, and this plaintext connection "
+            f"does not authenticate {self._address}; run `lazyfx trust {self._address}` once and "
+            "compare the fingerprint with the one in the server's log, or pin its key "
+            "(LAZYFX_VERIFY_KEYS, verify_keys=), or use TLS (LAZYFX_CA, tls=)"
+        )
+
+    def _changed(self, in_use: bytes) -> str:
+        trusted = ", ".join(fingerprint(raw) for raw in self._keys.values())
+        now = f"key {fingerprint(in_use)}" if len(in_use) == KEY_BYTES else "no key"
+        return (
+            f"THE KEY OF {self._address} IS NOT THE ONE THAT YOU TRUST: it signs with {now}, and "
+            f"trusted is {trusted}. Either the server has a new key, or somebody else answers at "
+            "this address; nothing was asked of it. If its operator confirms the new fingerprint, "
+            f"run `lazyfx trust --replace {self._address}`, or change LAZYFX_VERIFY_KEYS"
+        )
 
     async def check(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
@@ -114,12 +156,18 @@ class Verifier:
                 signature.signature, SIGNED_PREFIX + signature.statement
             )
             statement = pb.ArtifactStatement.FromString(signature.statement)
-        except (InvalidSignature, DecodeError) as error:
+        except (InvalidSignature, DecodeError, UnicodeDecodeError, ValueError) as error:
             raise UntrustedArtifactError(
                 f"the signature of the {name} is not right; it was not opened"
             ) from error
         _fits(statement, request, trailer, name)
-        return _provenance(statement, name, public_key)
+        make_printable(statement)
+        try:
+            return _provenance(statement, name, public_key)
+        except (ValueError, OverflowError) as error:  # dates that no calendar has
+            raise UntrustedArtifactError(
+                f"the signature of the {name} has dates that are none; it was not opened"
+            ) from error
 
     async def _key(self, wanted: bytes, name: str) -> bytes:
         if wanted not in self._keys and not self._pinned:
@@ -137,13 +185,9 @@ class Verifier:
     async def _learn(self, name: str) -> None:
         """Take the server's word for its keys: at first use, or beside one known already."""
         if not self._believes:
-            raise UntrustedArtifactError(
-                f"the {name} can hold code and this connection does not prove who sends it; it "
-                "was not opened. Connect with TLS, or pin the server's keys with verify_keys= "
-                "(LAZYFX_VERIFY_KEYS); `lazyfx keys` prints them on the server's machine"
-            )
+            raise UntrustedServerError(f"the {name} was not opened: {self._unauthenticated()}")
         published = [key.public_key for key in (await self._ask()).verify_keys]
-        named = {key_id(raw): raw for raw in published if len(raw) == _KEY_BYTES}
+        named = {key_id(raw): raw for raw in published if len(raw) == KEY_BYTES}
         if not self._keys or self._keys.keys() & named.keys():
             self._keys = named
 
@@ -158,7 +202,7 @@ def _read_key(text: str) -> bytes:
         raw = bytes.fromhex(text.strip())
     except ValueError:
         raw = b""
-    if len(raw) != _KEY_BYTES:
+    if len(raw) != KEY_BYTES:
         raise LazyfxError(
             f"{text[:80]!r} is not a public key: 64 hexadecimal digits, as `lazyfx keys` prints"
         )
@@ -178,16 +222,23 @@ def _fits(
             f"the signature of the {name} is about another artifact; it was not opened"
         )
     now = time.time()
-    if statement.expires.ToSeconds() + _CLOCK_SECONDS < now:
+    if statement.expires.seconds + _CLOCK_SECONDS < now:
         raise UntrustedArtifactError(
-            f"the signature of the {name} ended at {statement.expires.ToJsonString()}; it was not "
+            f"the signature of the {name} ended at {_date(statement.expires)}; it was not "
             "opened. Fetch it again, and compare the clocks"
         )
-    if statement.created.ToSeconds() - _CLOCK_SECONDS > now:
+    if statement.created.seconds - _CLOCK_SECONDS > now:
         raise UntrustedArtifactError(
-            f"the signature of the {name} is of {statement.created.ToJsonString()}, which is yet "
+            f"the signature of the {name} is of {_date(statement.created)}, which is yet "
             "to come; it was not opened. Compare the clocks"
         )
+
+
+def _date(moment: Timestamp) -> str:
+    try:
+        return moment.ToJsonString()
+    except ValueError:
+        return f"second {moment.seconds}"
 
 
 def _provenance(statement: pb.ArtifactStatement, name: str, public_key: bytes) -> Provenance:

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from lazyfx.known_servers import fingerprint
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
 from lazyfx_server.compiling.admission import Admission
@@ -121,7 +122,7 @@ class App:
         costs = MeasuredCosts()
         metrics = new_registry()
         self._store = self._open_store(settings)
-        signer = artifact_signer(settings)
+        signer = self._signer = artifact_signer(settings)
         quotas = Quotas(quota_limits(settings))
         entrance = door(settings)
         confined = protection(settings)
@@ -262,12 +263,23 @@ class App:
         watching = asyncio.gather(self._watch_devices(), self._keep_ledger())
         metrics_url = f"http://{self._settings.metrics_host}:{self._telemetry.port}/metrics"
         on_ready(address, metrics_url)
+        self._say_key(address)
         try:
             await stop.wait()
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             await self._drain()
+
+    def _say_key(self, address: str) -> None:
+        in_use = self._signer.verify_keys[0].public_key
+        _log.info(
+            "artifacts are signed with key %s; a client on another machine trusts it with "
+            "`lazyfx trust HOST:%s`, or with LAZYFX_VERIFY_KEYS=%s",
+            fingerprint(in_use),
+            address.rpartition(":")[2],
+            in_use.hex(),
+        )
 
     async def _start(self) -> str:
         host, _, port = self._settings.listen.rpartition(":")

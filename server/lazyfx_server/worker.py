@@ -13,6 +13,8 @@ from torch.fx import GraphModule
 from lazyfx import wire
 from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx.v1 import graph_pb2
+from lazyfx.written import SourceMismatchError
+from lazyfx.written.source import MAX_SOURCE_BYTES, characters, check_size
 from lazyfx_server.lazy import FITTED, RecompileCost, RecompileLedger, lazy_class, lazy_job
 from lazyfx_server.lazy.render import performed, render
 from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline
@@ -23,8 +25,6 @@ from lazyfx_server.passes.rewrites import RewriteReader
 from lazyfx_server.passes.verify import NumericVerifier
 from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.checked import CheckedGraph, check
-from lazyfx_server.security.source import MAX_SOURCE_BYTES, characters, check_size
-from lazyfx_server.security.written import SourceMismatchError
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -121,6 +121,7 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     rewrites = _REWRITES.read(job.passes, pipeline.passes, job.limits.max_nodes, bounds)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)
+    moved = wire.Origins(module, checked.body)
     nodes_before = len(module.graph.nodes)
     decoded = perf_counter()
     limits = _limits(job)
@@ -137,7 +138,7 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
         result.report.verified.passes = verifier.passes
         result.report.verified.tensors = verifier.tensors
         result.report.verified.max_difference = verifier.max_difference
-    nodes_after = _encode(checked, outcome.module, result)
+    nodes_after = _encode(checked, outcome.module, moved, result)
     finished = perf_counter()
     result.codec_seconds = (decoded - started) + (finished - passed)
     report = result.report
@@ -194,11 +195,13 @@ def _bound(checked: CheckedGraph, job: worker.CompileJob) -> GraphModule:
     return wire.decode(body, bind=bind)
 
 
-def _encode(checked: CheckedGraph, module: GraphModule, result: worker.CompileResult) -> int:
+def _encode(
+    checked: CheckedGraph, module: GraphModule, moved: wire.Origins, result: worker.CompileResult
+) -> int:
     """Write the module into `result`; return its nodes."""
     encoded = wire.encode(module)
     body = graph_pb2.GraphBody.FromString(encoded.body)
-    origins = wire.provenance(checked.body, encoded)
+    origins = wire.provenance(checked.body, encoded, moved)
     result.graph.CopyFrom(graph_pb2.CompiledGraph(graph=encoded.message(), provenance=origins))
     sent = set()
     for graph, origin, objects in zip(body.graphs, origins, encoded.attributes, strict=True):

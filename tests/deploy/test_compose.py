@@ -17,7 +17,7 @@ def compose(root: Path) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "cuda.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "cuda.yaml", "identified.yaml"])
 def test_follows_the_specification(root: Path, name: str) -> None:
     text = (root / "deploy/compose" / name).read_text()
     compose_spec.PyCompose.from_yaml(text).validate()
@@ -86,3 +86,13 @@ def test_the_server_gets_longer_to_stop_than_it_drains(compose: dict[str, Any]) 
 
     grace = compose["services"]["lazyfx"]["stop_grace_period"]
     assert float(grace.removesuffix("s")) > Settings.model_fields["drain_seconds"].default
+
+
+def test_the_identified_file_asks_for_tokens_over_tls(root: Path) -> None:
+    added = yaml.safe_load((root / "deploy/compose/identified.yaml").read_text())
+    server = added["services"]["lazyfx"]
+    files = {f"/run/secrets/{name}" for name in server["secrets"]}
+    assert set(added["secrets"]) == set(server["secrets"])
+    named = {name: value for name, value in server["environment"].items() if value in files}
+    assert set(named) == {"LAZYFX_SERVER_CERTIFICATE", "LAZYFX_SERVER_KEY", "LAZYFX_TOKENS"}
+    assert server["environment"]["LAZYFX_INSECURE"] == "false"

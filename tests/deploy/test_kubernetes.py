@@ -11,7 +11,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-TARGETS = ["base", "overlays/cuda", "overlays/service-monitor"]
+from lazyfx_server.config import Settings
+
+TARGETS = ["base", "overlays/cuda", "overlays/identified", "overlays/service-monitor"]
 # Kinds that a cluster learns from an operator; Kubernetes' own schemas do not know them.
 CUSTOM = {"ServiceMonitor"}
 Rendered = Callable[[str], dict[tuple[str, str], dict[str, Any]]]
@@ -155,3 +157,38 @@ def test_the_cuda_overlay_asks_for_a_gpu_and_its_image(rendered: Rendered) -> No
     assert server["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert server["image"].endswith("-cuda")
     assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+def test_the_identified_overlay_asks_for_tokens_over_tls(rendered: Rendered) -> None:
+    objects = rendered("overlays/identified")
+    spec = objects["StatefulSet", "lazyfx"]["spec"]["template"]["spec"]
+    (server,) = spec["containers"]
+    environment = {variable["name"]: variable["value"] for variable in server["env"]}
+    secrets = {v["name"]: v["secret"] for v in spec["volumes"] if "secret" in v}
+    mounts = {m["name"]: m["mountPath"] for m in server["volumeMounts"] if m["name"] in secrets}
+    for name in ("LAZYFX_SERVER_CERTIFICATE", "LAZYFX_SERVER_KEY", "LAZYFX_TOKENS"):
+        assert str(Path(environment[name]).parent) in mounts.values()
+    assert {secret["defaultMode"] for secret in secrets.values()} == {0o440}
+    # The settings that these variables make need nobody's word.
+    settings = Settings(
+        listen="0.0.0.0:8700",
+        **{name.removeprefix("LAZYFX_").lower(): value for name, value in environment.items()},
+    )
+    assert not settings.insecure
+    assert settings.exposure is None
+    # Probes of Kubernetes do not speak TLS to gRPC.
+    assert server["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+    for name in ("lazyfx", "lazyfx-headless"):
+        assert "appProtocol" not in objects["Service", name]["spec"]["ports"][0]
+
+
+def test_your_word_is_never_asked_for_without_the_words_beside_it(root: Path) -> None:
+    for path in (root / "deploy").rglob("*.yaml"):
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if "LAZYFX_INSECURE" in line and not line.lstrip().startswith("#"):
+                value = line + (lines[number + 1] if "name:" in line else "")
+                if "true" in value:
+                    above = " ".join(lines[max(0, number - 5) : number])
+                    assert "your word that the network itself is closed" in above, path
+                    assert "identified" in above, path

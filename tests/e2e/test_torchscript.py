@@ -12,6 +12,7 @@ from harness import DCE, artifact, compile_request, connected, graph_of, metrics
 from torch import nn
 from torch.fx import symbolic_trace
 from torch.utils._pytree import tree_leaves
+from transformers.modeling_outputs import BaseModelOutput
 from wire import captures
 
 import lazyfx
@@ -58,6 +59,51 @@ def test_every_capture_can_be_scripted(client: lazyfx.Client, tmp_path: Path, ki
         for one, other in zip(tree_leaves(expected), tree_leaves(found), strict=True):
             if isinstance(one, torch.Tensor):
                 torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+
+
+class Returning(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.linear = nn.Linear(2, 2) if how != "no parameters" else nn.Identity()
+
+    def forward(self, x):
+        y = self.linear(x) + 1
+        return {
+            "a tuple": lambda: (y, (x * 2, y)),
+            "a list": lambda: [y, x],
+            "a dict": lambda: {"b": y, "a": x * 3},
+            "like a dict": lambda: BaseModelOutput(last_hidden_state=y, hidden_states=x),
+        }.get(self.how, lambda: y)()
+
+
+@pytest.mark.parametrize(
+    "how", ["a tensor", "no parameters", "a tuple", "a list", "a dict", "like a dict"]
+)
+def test_it_returns_what_the_model_returns(client: lazyfx.Client, tmp_path: Path, how: str):
+    model = Returning(how).eval()
+    x = torch.randn(3, 2)
+    remote = client.compile(torch.export.export(model, (x,)), [DCE])
+    with torch.no_grad():
+        found = torch.jit.load(remote.save_torchscript(tmp_path / "x.ts"))(x)
+        expected = model(x)
+    if how == "like a dict":
+        expected = dict(expected)
+    assert type(found) is type(expected)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_structure_without_a_type_is_refused_with_formats_that_keep_it(
+    client: lazyfx.Client, tmp_path: Path
+):
+    class Numbered(nn.Module):
+        def forward(self, x):
+            return {1: x + 1, 2: x}
+
+    remote = client.compile(torch.export.export(Numbered(), (torch.ones(2),)), [])
+    with pytest.raises(UnsupportedGraphError, match=r"no type for what the model returns .*dict"):
+        remote.save_torchscript(tmp_path / "x.ts")
+    assert not (tmp_path / "x.ts").exists()
 
 
 def test_what_torchscript_has_no_words_for_is_named(client: lazyfx.Client, tmp_path: Path):

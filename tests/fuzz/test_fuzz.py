@@ -27,3 +27,16 @@ def test_mutated_graphs_are_refused_with_our_own_errors_or_are_what_they_say(see
     # The mutations get past the first checks, and through all of them too.
     assert report["accepted"] > 200
     assert len(report["fields"]) > 8
+
+
+def test_what_is_taken_ends_in_no_internal_error() -> None:
+    """Through passes and every artifact; `fuzzing_jobs.py` runs longer."""
+    jobs = FUZZER.with_name("fuzzing_jobs.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(jobs), "--cases", "100", "--seed", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout.splitlines()[-1])["faults"] == 0

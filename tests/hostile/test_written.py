@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.fx import Graph, GraphModule
 
+from lazyfx.written import SourceMismatchError, check_source
 from lazyfx_server.lazy import RecompileLedger, make_lazy
 from lazyfx_server.lazy.module import generate_source
 from lazyfx_server.lazy.render import scripted
-from lazyfx_server.security.written import SourceMismatchError, check_source
 
 
 class Net(torch.nn.Module):

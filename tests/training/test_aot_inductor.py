@@ -67,6 +67,73 @@ class Holding(nn.Module):
         return {"y": y * self.ones + self.zeros, "z": y * self.more.sum() + self.plain}
 
 
+class Writing(nn.Module):
+    """Writes into its buffers in many ways, and reads them before and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n", torch.tensor([1.0, 2.0]))
+        self.register_buffer("one", torch.tensor([1.0]))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("rows", torch.arange(6.0).reshape(3, 2))
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        before = self.rows.sum() + self.count
+        self.n.add_(1)
+        self.one.mul_(2)
+        self.count += 1
+        self.rows[0] = x[0]
+        self.rows[1:].add_(self.n)
+        self.rows.index_put_((torch.tensor([2]),), x[:1], accumulate=True)
+        y = self.norm(x) + self.n * self.one + self.count
+        return {"y": y, "rows": self.rows * 1, "before": before, "n": self.n + 1}
+
+
+class Overlapping(nn.Module):
+    """Writes into one view of its memory and reads another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = torch.arange(4.0)
+        self.register_buffer("a", whole[:2])
+        self.register_buffer("b", whole[1:3])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.a.add_(1)
+        return x + self.b
+
+
+STATEFUL_LOADER = """
+import sys, torch
+calls, outputs = torch.load(sys.argv[2])
+package = torch._inductor.aoti_load_package(sys.argv[1])
+with torch.no_grad():
+    found = [package(*given) for given in calls]
+torch.testing.assert_close(found, outputs, rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_what_a_graph_writes_is_there_at_the_next_call(native_server: Any, tmp_path: Path) -> None:
+    model, calls = Writing().train(), [(torch.randn(4, 2),) for _ in range(3)]
+    with lazyfx.connect(native_server.address, timeout=280) as client:
+        remote = client.compile(model, example_inputs=calls[0])
+        path = remote.save_aot_inductor(tmp_path / "writing.pt2")
+        with torch.no_grad():
+            outputs = [tree_leaves(model(*call)) for call in calls]
+        torch.save((calls, outputs), tmp_path / "expected")
+        command = [sys.executable, "-c", STATEFUL_LOADER, str(path), str(tmp_path / "expected")]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+        assert run.returncode == 0, run.stderr
+
+
+def test_memory_that_is_shared_and_written_is_refused(native_server: Any, tmp_path: Path) -> None:
+    with lazyfx.connect(native_server.address, timeout=280) as client:
+        overlapping = client.compile(Overlapping(), example_inputs=(torch.ones(2),))
+        with pytest.raises(lazyfx.LazyfxError, match="share memory"):
+            overlapping.save_aot_inductor(tmp_path / "overlapping.pt2")
+
+
 def sent_by(server: Any, remote: lazyfx.RemoteModule) -> bytes:
     """The artifact as the server sends it."""
     wanted = pb.GetArtifactRequest(

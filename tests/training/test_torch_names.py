@@ -57,6 +57,23 @@ def test_settings_and_their_defaults() -> None:
     assert torch_names.mode_settings("max-autotune-no-cudagraphs")["max_autotune"] is True
 
 
+def test_all_sources_go_through_one_function_to_their_files() -> None:
+    assert list(inspect.signature(codecache.write).parameters)[:2] == ["content", "extension"]
+    for writer, extension in (
+        (codecache.CppCodeCache.load_async, "main.cpp"),
+        (codecache.PyCodeCache.write, "py"),
+        (codecache.AotCodeCompiler.compile, "wrapper.cpp"),
+    ):
+        source = inspect.getsource(writer)
+        assert " write(" in source
+        assert f'"{extension}"' in source
+
+
+def test_what_is_loaded_can_be_wrapped() -> None:
+    source = inspect.getsource(torch_names.CompiledFxGraph.after_deserialization)
+    assert "self.current_callable =" in source
+
+
 def test_vector_instructions_are_told_without_a_compiler() -> None:
     assert isinstance(torch_names.x86_isa_checker(), list)
     assert all(isa.bit_width() > 0 for isa in torch_names.supported_vec_isa_list)

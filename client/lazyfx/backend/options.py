@@ -7,8 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, get_args
 
+from lazyfx.addresses import DEFAULT_ADDRESS, read_address
+from lazyfx.errors import AddressError
+from lazyfx.native.torch_names import has_setting
 from lazyfx.passes import PassSpec, listed
+from lazyfx.printable import shown
 from lazyfx.spelling import SpellingError
+from lazyfx.suggesting import closest
 
 Compile = Literal["inductor", "eager"]
 OnError = Literal["local", "eager", "raise"]
@@ -23,7 +28,7 @@ class BackendOptions:
     """Options of the backend, from `options={...}`, then the environment, then these defaults.
 
     Attributes:
-        address: "host:port" of the server.
+        address: The server: "host:port", or "host" for port 8700.
         passes: Graph passes that the server runs first, in order.
         compile: "inductor": run the native artifact that the server's Inductor made;
             "eager": run the graph that came out of the passes, rebuilt from graph data.
@@ -36,10 +41,12 @@ class BackendOptions:
             only if every one of them has it; "each" lets each rank decide.
         record: A folder in which each graph is written down for `lazyfx warm`; empty for none.
         mode: A mode of torch.compile, e.g. "max-autotune-no-cudagraphs".
+        send_values: Give values of the graphs' tensors to any pass for which the server asks for
+            them; otherwise only to lazyfx's own passes that read values.
         inductor: Settings of Inductor, by their names in torch._inductor.config.
     """
 
-    address: str = "127.0.0.1:8700"
+    address: str = DEFAULT_ADDRESS
     passes: tuple[str | PassSpec, ...] = ()
     compile: Compile = "inductor"
     on_error: OnError = "local"
@@ -48,6 +55,7 @@ class BackendOptions:
     agreement: Agreement = "each"
     record: str = ""
     mode: str | None = None
+    send_values: bool = False
     inductor: Mapping[str, InductorValue] = field(default_factory=dict)
 
 
@@ -86,7 +94,10 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
         elif name in _READERS:
             values[name] = _READERS[name](f"options[{name!r}]", value)
         else:
-            inductor[name.replace("-", "_")] = value
+            setting = name.replace("-", "_")
+            if (meant := closest(name, _READERS)) and not has_setting(setting):
+                raise ValueError(f"options has no {shown(name)}; did you mean {meant!r}?")
+            inductor[setting] = value
     if values.get("agreement") == "all" and values.get("wait") is False:
         raise ValueError("agreement is 'all' and wait is false; ranks can agree only if they wait")
     return replace(_DEFAULTS, mode=None if mode == "default" else mode, inductor=inductor, **values)
@@ -104,10 +115,10 @@ def _one_of(name: str) -> Callable[[str, Any], str]:
 
 
 def _address(where: str, value: Any) -> str:
-    host, separator, port = str(value).rpartition(":")
-    if not (host and separator and port.isdecimal()):
-        raise ValueError(f"{where} is {value!r}; it takes HOST:PORT, e.g. {_DEFAULTS.address}")
-    return str(value)
+    try:
+        return read_address(str(value))
+    except AddressError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
@@ -120,7 +131,7 @@ def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
     raise ValueError(f"{where} takes names of passes and what lazyfx.pass_spec makes")
 
 
-def _wait(where: str, value: Any) -> bool:
+def _flag(where: str, value: Any) -> bool:
     if isinstance(value, bool):
         return value
     known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -145,7 +156,8 @@ _READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "passes": _passes,
     "compile": _one_of("compile"),
     "on_error": _one_of("on_error"),
-    "wait": _wait,
+    "wait": _flag,
+    "send_values": _flag,
     "timeout": _timeout,
     "agreement": _one_of("agreement"),
     "record": lambda _where, value: str(value),

@@ -20,6 +20,7 @@ from lazyfx.native.loading import load
 from lazyfx.native.reading import read_made
 from lazyfx.native.requests import native_request
 from lazyfx.native.target import mismatch
+from lazyfx.native.texts import restoring, texts_of
 from lazyfx.v1 import compiler_pb2 as pb
 
 Runnable: TypeAlias = Callable[..., Any]
@@ -105,22 +106,28 @@ def ask(session: Session, question: Question, on_progress: OnProgress | None = N
 
     Raises:
         UnsupportedGraphError: The graph cannot go on the wire; names the node.
+        UntrustedServerError: What this server makes would not be opened; nothing was sent.
         IncompatibleError: What this server makes does not run here; nothing was sent.
         ServiceError: The server refused, failed, or is not there.
         ArtifactError: What came is not what was asked for.
     """
     options, request = question.options, question.native
     if request is not None:
+        session.require_trusted()
         _require_compatible(session, request)
-    remote = session.client.compile(question.graph, options.passes, timeout=options.timeout)
+    remote = session.client.compile(
+        question.graph, options.passes, timeout=options.timeout, send_values=options.send_values
+    )
     if request is None or question.flat is None:
         rebuilt = remote.graph_module()
         return Answer(lambda: rebuilt.forward, remote.digest, remote.cache.status)
-    data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
+    texts = texts_of(memory.encode(question.graph).body)
+    with restoring(texts):
+        data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
     bundle = read_made(pb.NativeBundle, data, request)
     symbols = shapes.input_symbols(question.flat.inputs)
     return Answer(
-        open=lambda: _with_lifted(load(bundle), question.flat),
+        open=lambda: _with_lifted(load(bundle, texts), question.flat),
         digest=remote.digest,
         cache=remote.cache.status,
         conditions=tuple(shapes.read_guards(bundle.guards, symbols)),

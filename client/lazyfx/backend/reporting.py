@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections import Counter
@@ -78,6 +79,11 @@ class _Records:
         self._graphs: list[GraphReport] = []
         self._fallbacks: Counter[str] = Counter()
         self._warned: set[str] = set()
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        """In a forked process the lock may be held by a thread that is not there."""
+        self._lock = threading.Lock()
 
     def add(
         self,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
 from typing import Final
 
+from lazyfx import forking
 from lazyfx.errors import LazyfxError, TimedOutError, UnavailableError
 from lazyfx.sync import Client
 from lazyfx.v1 import compiler_pb2 as pb
 
 # A model has many graphs: once the server did not answer, the next ones do not wait for it.
 AWAY_SECONDS: Final = 30.0
+# So long each of them looks whether it is back.
+_RETURN_SECONDS: Final = 0.25
 
 
 class Session:
@@ -35,14 +37,29 @@ class Session:
             self._info = self.client.server_info()
         return self._info.native if self._info.HasField("native") else None
 
+    def require_trusted(self) -> None:
+        """Check that native artifacts of the server would be opened. The server is asked once.
+
+        Raises:
+            UntrustedServerError: They would not; says what to do.
+            ServiceError: The server is not there.
+        """
+        self.client.require_trusted()
+
     def require_present(self) -> None:
-        """Fail at once if the server did not answer a moment ago.
+        """Fail at once if the server did not answer a moment ago, and cannot be reached now.
 
         Raises:
             ServiceError: What it failed with then.
         """
-        if self._away is not None and time.monotonic() < self._away_until:
-            raise _anew(self._away)
+        if self._away is None or time.monotonic() >= self._away_until:
+            return
+        # A server that takes connections and does not answer would hold up each graph.
+        was_gone = isinstance(self._away, UnavailableError)
+        if was_gone and self.client.is_ready(_RETURN_SECONDS):
+            self._away = None
+            return
+        raise _anew(self._away)
 
     def note(self, error: LazyfxError | None) -> None:
         """Take note of how a call went."""
@@ -63,22 +80,23 @@ def _anew(error: LazyfxError) -> LazyfxError:
 class _Sessions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: dict[tuple[int, str], Session] = {}
+        self._open: dict[str, Session] = {}
 
     def get(self, address: str) -> Session:
-        # A forked process cannot use its parent's connection.
-        key = (os.getpid(), address)
+        # Before the lock: in a forked process it may be held by a thread that is not there.
+        forking.require_unforked()
         with self._lock:
-            session = self._open.get(key)
+            session = self._open.get(address)
             if session is None:
-                session = self._open[key] = Session(address)
+                session = self._open[address] = Session(address)
             return session
 
     def close(self) -> None:
+        if forking.is_forked():
+            return
         with self._lock:
-            for (pid, _), session in self._open.items():
-                if pid == os.getpid():
-                    session.client.close()
+            for session in self._open.values():
+                session.client.close()
             self._open.clear()
 
 
@@ -88,7 +106,11 @@ atexit.register(_sessions.close)
 
 
 def session_for(address: str) -> Session:
-    """The session of this process with the server at `address`."""
+    """The session of this process with the server at `address`.
+
+    Raises:
+        ForkedProcessError: This process was forked after a session had been opened.
+    """
     return _sessions.get(address)
 
 

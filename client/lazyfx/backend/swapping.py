@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from lazyfx.backend.pending import has_waiting_call, in_backward, note_call
 from lazyfx.backend.remote import Answer, Question
 from lazyfx.native.shapes import Conditions
 
@@ -17,7 +18,8 @@ Runnable = Callable[..., Any]
 class Swapping:
     """A graph that is asked for in a thread while calls run it as it is.
 
-    The result is loaded in the thread of the next call, and used for calls whose sizes fit it.
+    The result is loaded in the thread of the next call and used for calls whose sizes fit. No call
+    runs it while one that ran as it is waits for its backward pass and concerns it: see `pending`.
 
     Args:
         module: The graph.
@@ -48,12 +50,23 @@ class Swapping:
         self._thread.start()
 
     def __call__(self, *inputs: Any) -> Any:
-        """Run the graph, compiled if that is there and fits."""
-        if self._answer is not None:
-            self._swap(self._answer)
-        if self._compiled is not None and self._fits(inputs):
+        """Run the graph, compiled if that is there, fits, and disturbs no step under way."""
+        if self._may_run_compiled(inputs) and self._fits(inputs):
+            assert self._compiled is not None, "it may run"
             return self._compiled(*inputs)
-        return self._as_it_is(*inputs)
+        outputs = self._as_it_is(*inputs)
+        note_call(self, inputs, outputs)
+        return outputs
+
+    def _may_run_compiled(self, inputs: Sequence[Any]) -> bool:
+        if self._answer is None and self._compiled is None:
+            return False
+        if has_waiting_call(self, inputs):
+            return False
+        if self._compiled is None and self._answer is not None and not in_backward():
+            # Within a backward pass a checkpoint is computed again as it was the first time.
+            self._swap(self._answer)
+        return self._compiled is not None
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until there is an answer or an error; tells whether there is one."""

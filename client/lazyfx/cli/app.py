@@ -16,6 +16,7 @@ from lazyfx.cli.passes import passes
 from lazyfx.cli.serve import serve
 from lazyfx.cli.stats import stats
 from lazyfx.cli.token import token
+from lazyfx.cli.trust import trust_server
 from lazyfx.cli.warm import warm
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.command()(demo)
 app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(warm)
 app.command()(keys)
 app.command()(token)
+app.command("trust")(trust_server)
 
 
 def _print_version(wanted: bool) -> None:

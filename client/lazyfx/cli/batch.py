@@ -15,15 +15,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import lazyfx
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.artifacts import SUFFIXES, remove_leftovers, write_artifact
 from lazyfx.cli.batch_records import Record, digest_of, identity_of, read_record, write_record
 from lazyfx.cli.failing import fail, failing_clearly, in_words
+from lazyfx.cli.offered import require_offered
 from lazyfx.cli.options import (
-    DEFAULT_ADDRESS,
+    GRAPH_SUFFIX,
+    MODEL_SUFFIXES,
     Address,
     Kind,
     Passes,
     Rewrites,
+    SendValues,
     Timeout,
     read_passes,
 )
@@ -51,12 +55,15 @@ class _Batch:
         target: Path,
         specs: Sequence[PassSpec],
         emit: Kind | None,
+        *,
+        send_values: bool = False,
     ) -> None:
         self._client = client
         self._source = source
         self._target = target
         self._specs = specs
         self._emit = emit
+        self._send_values = send_values
         self._identity = identity_of(specs)
         # Reading a program is Python from end to end, and torch does not promise that it
         # may be done twice at a time; waiting for the server is what jobs do side by side.
@@ -84,11 +91,16 @@ class _Batch:
 
     def _compile(self, path: Path, file: Path, record: Record) -> Record:
         # torch comes with this, and takes its time: --help does without.
-        from lazyfx.cli.models import load_program
+        from lazyfx.cli.models import load_model
 
+        if path.suffix == GRAPH_SUFFIX and self._emit is not None and self._emit.holds_values:
+            raise LazyfxError(
+                f"{path.name} holds a graph without the values of its parameters; use --emit "
+                "code, graph or picture"
+            )
         with self._loading:
-            program = load_program(path)
-        remote = self._client.compile(program, self._specs)
+            program = load_model(path)
+        remote = self._client.compile(program, self._specs, send_values=self._send_values)
         if self._emit is not None:
             write_artifact(remote, self._emit, self._output_of(file, self._emit))
         report = remote.report
@@ -106,6 +118,8 @@ class _Batch:
         return self._target / file.with_name(file.name + ".json")
 
     def _output_of(self, file: Path, kind: Kind) -> Path:
+        if file.suffix == GRAPH_SUFFIX:  # a program may have the same name before its dot
+            return self._target / file.with_name(file.name + SUFFIXES[kind])
         return self._target / file.with_suffix(SUFFIXES[kind])
 
     def _is_written(self, file: Path) -> bool:
@@ -119,8 +133,8 @@ def batch(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Every .pt2 file below it is compiled. Reading one runs code that it may hold: "
-            "open only files that you trust.",
+            help="Every .pt2 and .lazyfx file below it is compiled. Reading a .pt2 file runs code "
+            "that it may hold: open only files that you trust.",
             show_default=False,
         ),
     ],
@@ -144,25 +158,30 @@ def batch(
         Kind | None,
         typer.Option("--emit", help="What to write for each file; without it, only records."),
     ] = None,
+    send_values: SendValues = False,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 120.0,
 ) -> None:
-    """Compile every .pt2 file below a folder.
+    """Compile every .pt2 and .lazyfx file below a folder.
 
     Exit status 1 if any failed; a second run goes on where the first one ended.
     """
     specs = read_passes(passes)
-    files = sorted(path for path in folder.rglob("*.pt2") if path.is_file())
+    found = (path for suffix in MODEL_SUFFIXES for path in folder.rglob(f"*{suffix}"))
+    files = sorted(path for path in found if path.is_file())
     if not files:
-        raise typer.BadParameter(f"there is no .pt2 file below {folder}", param_hint="DIR")
+        raise typer.BadParameter(
+            f"there is no .pt2 or .lazyfx file below {folder}", param_hint="DIR"
+        )
     with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
         from lazyfx.cli.models import add_rewrites
 
         specs = add_rewrites(specs, rewrite or [])
-        # Without a server every file would fail on its own, slowly.
-        client.server_info()
+        # Without a server, or with a misspelled pass, every file would fail on its own, slowly.
+        require_offered(client, specs)
         remove_leftovers(output)
-        outcomes = _run_all(_Batch(client, folder, output, specs, emit), files, jobs)
+        work = _Batch(client, folder, output, specs, emit, send_values=send_values)
+        outcomes = _run_all(work, files, jobs)
     console().print(_summary(outcomes))
     failed = sum(bool(outcome.record.error) for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 import typer
 
 from lazyfx.errors import InvalidRequestError, LazyfxError, TimedOutError, UnavailableError
+from lazyfx.printable import printable
 
 _NO_COLUMNS = str.maketrans("\n\r\t", "   ")
 
 
 def fail(message: str) -> typer.Exit:
     """Say what went wrong; raise what this returns."""
-    typer.echo(f"lazyfx: {message}", err=True)
+    typer.echo(f"lazyfx: {printable(message)}", err=True)
     return typer.Exit(1)
 
 
@@ -26,10 +27,8 @@ def in_words(error: Exception, address: str) -> str:
         address: The server that was asked.
     """
     if isinstance(error, UnavailableError):
-        return (
-            f"no server answers at {address}; start one with `lazyfx serve`, or name another "
-            f"with --address or LAZYFX_ADDRESS (details: {one_line(error)})"
-        )
+        told = one_line(error)
+        return told.removeprefix(f"{error.code}: ") if address in told else f"{address}: {told}"
     if isinstance(error, TimedOutError):
         return f"{address} gave no answer in time; allow more with --timeout ({one_line(error)})"
     if isinstance(error, InvalidRequestError):

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 import lazyfx
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.failing import fail, failing_clearly
-from lazyfx.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from lazyfx.cli.options import Address, AsJson, Timeout
 from lazyfx.cli.plain import as_json, plain
 
 Rotate = Annotated[

@@ -16,13 +16,25 @@ from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.cli.failing import one_line
+from lazyfx.cli.options import GRAPH_SUFFIX
 from lazyfx.errors import LazyfxError
 from lazyfx.passes import PassSpec, replace_pattern
+from lazyfx.saving import load_graph
 
 Model: TypeAlias = "tuple[Compilable, ExampleInputs]"
 
 _REPLACE = "replace_pattern"
 _EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>[a-z]+[0-9]*)\[(?P<dims>[0-9, ]*)\]")
+
+
+def load_model(path: Path) -> Compilable:
+    """Read a .pt2 file, which runs code that it may hold; or a .lazyfx file, which does not.
+
+    Raises:
+        LazyfxError: It is not a graph that can be read here.
+        OSError: It cannot be read.
+    """
+    return load_graph(path) if path.suffix == GRAPH_SUFFIX else load_program(path)
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import lazyfx
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.artifacts import text_of, write_artifact
 from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.offered import require_offered
 from lazyfx.cli.options import (
-    DEFAULT_ADDRESS,
+    GRAPH_SUFFIX,
+    MODEL_SUFFIXES,
     Address,
     Kind,
     Passes,
     Rewrites,
+    SendValues,
     Timeout,
     read_passes,
 )
@@ -36,8 +40,9 @@ def optimize(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A .pt2 file, or package.module:factory, a function without arguments that "
-            "returns (module, example_inputs). Both run code here, on this machine: open only "
+            help="A .pt2 file; a .lazyfx file (lazyfx.save_graph, LAZYFX_RECORD); or "
+            "package.module:factory, a function without arguments that returns (module, "
+            "example_inputs). The first and the last run code here, on this machine: open only "
             "files that you trust.",
             show_default=False,
         ),
@@ -63,12 +68,13 @@ def optimize(
             "input_ids=int64[2,8]; repeat it for each input.",
         ),
     ] = None,
+    send_values: SendValues = False,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 120.0,
 ) -> None:
     """Compile one model on the server and print a report."""
     _check_output(emit, output)
-    _check_source(model)
+    _check_source(model, emit)
     # torch comes with these, and takes its time: --help does without.
     from lazyfx.cli.models import add_rewrites
 
@@ -76,12 +82,13 @@ def optimize(
     examples = _examples(example or [])
     with failing_clearly(address):
         specs = add_rewrites(specs, rewrite or [])
-        what, inputs = _read(model, examples)
         with (
             upload_bar() as bar,
             lazyfx.connect(address, timeout=timeout, on_upload=bar) as client,
         ):
-            remote = client.compile(what, specs, inputs)
+            require_offered(client, specs)
+            what, inputs = _read(model, examples)
+            remote = client.compile(what, specs, inputs, send_values=send_values)
             if emit is not None and output is not None:
                 _write(remote, emit, output)
     # The report may not stand between the lines of what goes to standard output.
@@ -94,10 +101,10 @@ def optimize(
 
 
 def _read(model: str, examples: ExampleInputs) -> Model:
-    from lazyfx.cli.models import call_factory, load_program
+    from lazyfx.cli.models import call_factory, load_model
 
-    if model.endswith(".pt2"):
-        return load_program(Path(model)), None
+    if model.endswith(MODEL_SUFFIXES):
+        return load_model(Path(model)), None
     return call_factory(model, examples)
 
 
@@ -108,13 +115,20 @@ def _write(remote: RemoteModule, kind: Kind, output: Path) -> None:
         write_artifact(remote, kind, output)
 
 
-def _check_source(model: str) -> None:
-    if model.endswith(".pt2"):
+def _check_source(model: str, emit: Kind | None) -> None:
+    if model.endswith(MODEL_SUFFIXES):
         if not Path(model).is_file():
             raise typer.BadParameter(f"{model}: no such file", param_hint="MODEL")
+        if model.endswith(GRAPH_SUFFIX) and emit is not None and emit.holds_values:
+            raise typer.BadParameter(
+                f"{model} holds a graph without the values of its parameters; write code, graph "
+                "or picture, or start from a .pt2 file",
+                param_hint="--emit",
+            )
     elif not all(part.strip() for part in model.partition(":")):
         raise typer.BadParameter(
-            f"{model!r} is neither a .pt2 file nor package.module:factory", param_hint="MODEL"
+            f"{model!r} is not a .pt2 file, a .lazyfx file or package.module:factory",
+            param_hint="MODEL",
         )
 
 

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lazyfx.addresses import read_address
+from lazyfx.errors import AddressError
 from lazyfx.spelling import SpellingError, parse
 
 if TYPE_CHECKING:
     from lazyfx.passes import PassSpec
 
-DEFAULT_ADDRESS = "127.0.0.1:8700"
+
+GRAPH_SUFFIX = ".lazyfx"
+MODEL_SUFFIXES = (".pt2", GRAPH_SUFFIX)
 
 
 class Kind(str, Enum):
@@ -27,12 +31,17 @@ class Kind(str, Enum):
     EXPORTED_PROGRAM = "exported_program"
     AOT_INDUCTOR = "aot_inductor"
 
+    @property
+    def holds_values(self) -> bool:
+        """Whether the values of parameters are in it."""
+        return self not in (Kind.CODE, Kind.GRAPH, Kind.PICTURE)
+
 
 def _checked_address(address: str) -> str:
-    host, separator, port = address.rpartition(":")
-    if not (separator and host and port.isdecimal() and 0 < int(port) < 65536):
-        raise typer.BadParameter(f"{address!r} is not HOST:PORT, e.g. {DEFAULT_ADDRESS}")
-    return address
+    try:
+        return read_address(address)
+    except AddressError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def read_passes(text: str) -> list[PassSpec]:
@@ -80,5 +89,13 @@ Rewrites = Annotated[
 ]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0.001, help="Seconds that one call may take.")
+]
+SendValues = Annotated[
+    bool,
+    typer.Option(
+        "--send-values",
+        help="Give values of the model's tensors to any pass for which the server asks for them, "
+        "plugins included. Without it only lazyfx's own passes that read values get them.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import typer
 
 import lazyfx
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.failing import failing_clearly
-from lazyfx.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from lazyfx.cli.options import Address, AsJson, Timeout
 from lazyfx.cli.plain import as_json, plain
 from lazyfx.cli.tables import add_row, console, new_table
 from lazyfx.v1 import compiler_pb2 as pb

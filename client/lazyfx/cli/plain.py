@@ -9,6 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from lazyfx.cli.tables import date_text
+
 
 def as_json(value: object) -> str:
     """Plain data as indented JSON text."""
@@ -22,7 +24,7 @@ def plain(message: Message) -> Any:
     lower-case names without their prefix, bytes hex, times ISO 8601, durations seconds.
     """
     if isinstance(message, Timestamp):
-        return message.ToJsonString()
+        return date_text(message)
     if isinstance(message, Duration):
         return message.ToNanoseconds() / 1e9
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}

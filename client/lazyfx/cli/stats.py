@@ -6,11 +6,20 @@ import typer
 from rich.console import Console
 
 import lazyfx
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.failing import failing_clearly
-from lazyfx.cli.options import DEFAULT_ADDRESS, Address, AsJson, Timeout
+from lazyfx.cli.options import Address, AsJson, Timeout
 from lazyfx.cli.plain import as_json, plain
-from lazyfx.cli.tables import add_row, bytes_text, console, new_table, recompiles_text, seconds_text
-from lazyfx.report import Recompiles
+from lazyfx.cli.tables import (
+    add_row,
+    bytes_text,
+    console,
+    date_text,
+    new_table,
+    recompiles_text,
+    seconds_text,
+)
+from lazyfx.report import Recompiles, enum_name
 from lazyfx.v1 import compiler_pb2 as pb
 
 
@@ -30,7 +39,7 @@ def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
     totals = new_table("the ledger", "value", numbers=("value",))
     lookups = ledger.hits + ledger.misses + ledger.joins
     rows = (
-        ("counting since", ledger.since.ToJsonString()),
+        ("counting since", date_text(ledger.since)),
         ("starts of the server", str(ledger.starts)),
         ("lookups", str(lookups)),
         ("  hits", _share(ledger.hits, lookups)),
@@ -58,7 +67,7 @@ def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
     _print_tenants(out, ledger)
     reasons = new_table("misses because of", "count", numbers=("count",))
     for miss in ledger.miss_reasons:
-        name = pb.MissReason.Name(miss.reason).removeprefix("MISS_REASON_").lower()
+        name = enum_name(pb.MissReason, miss.reason, "MISS_REASON_").lower()
         if miss.count:
             add_row(reasons, name, str(miss.count))
     if reasons.row_count:

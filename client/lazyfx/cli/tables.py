@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -53,6 +54,14 @@ def bytes_text(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def date_text(moment: Timestamp) -> str:
+    """A date for people; "?" for one that no calendar has."""
+    try:
+        return moment.ToJsonString()
+    except ValueError:
+        return "?"
 
 
 def recompiles_text(recompiles: Recompiles) -> str:

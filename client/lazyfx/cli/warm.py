@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.failing import failing_clearly
-from lazyfx.cli.options import DEFAULT_ADDRESS, Address
+from lazyfx.cli.options import Address, SendValues
 
 
 class _Warmed(SystemExit):
@@ -34,6 +35,7 @@ def warm(
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds that one graph may take.")
     ] = 3600.0,
+    send_values: SendValues = False,
 ) -> None:
     """Have a job's graphs compiled on the server before the fleet starts.
 
@@ -43,14 +45,16 @@ def warm(
     """
     if script.is_dir() or script.suffix == ".lazyfx":
         with failing_clearly(address):
-            _warm_recorded(script, address, timeout)
+            _warm_recorded(script, address, timeout, send_values=send_values)
         return
     if not script.is_file():
         raise typer.BadParameter(f"{script}: no such file", param_hint="SCRIPT")
+    if send_values:
+        os.environ["LAZYFX_SEND_VALUES"] = "true"
     _warm_by_running(script, context.args, address, steps, timeout)
 
 
-def _warm_recorded(recording: Path, address: str, timeout: float) -> None:
+def _warm_recorded(recording: Path, address: str, timeout: float, *, send_values: bool) -> None:
     # torch takes its time: --help does without.
     import lazyfx
     from lazyfx.backend.recording import read_recording
@@ -60,7 +64,7 @@ def _warm_recorded(recording: Path, address: str, timeout: float) -> None:
     with lazyfx.connect(address, timeout=timeout) as client:
         for count, recorded in enumerate(read_recording(recording), start=1):
             nodes = len(recorded.graph.graph.nodes)
-            remote = client.compile(recorded.graph, recorded.passes)
+            remote = client.compile(recorded.graph, recorded.passes, send_values=send_values)
             if recorded.native is not None:
                 with watched(nodes) as notice:
                     remote.native(recorded.native, timeout=timeout, on_progress=notice)

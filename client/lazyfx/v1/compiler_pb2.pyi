@@ -915,8 +915,13 @@ class NativeRequest(google.protobuf.message.Message):
     STATES_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     CONFIGURATION_FIELD_NUMBER: builtins.int
+    SETTING_DIGESTS_FIELD_NUMBER: builtins.int
     configuration: builtins.bytes
     """Digest of all settings of Inductor and AOTAutograd, those above applied."""
+    setting_digests: builtins.bytes
+    """The first 4 bytes of the digest of each of them, sorted by name, so that a server can name
+    those that differ.
+    """
     @property
     def target(self) -> Global___NativeTarget: ...
     @property
@@ -936,9 +941,10 @@ class NativeRequest(google.protobuf.message.Message):
         states: collections.abc.Iterable[Global___PassOption] | None = ...,
         settings: collections.abc.Iterable[Global___PassOption] | None = ...,
         configuration: builtins.bytes = ...,
+        setting_digests: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "settings", b"settings", "states", b"states", "target", b"target"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "setting_digests", b"setting_digests", "settings", b"settings", "states", b"states", "target", b"target"]) -> None: ...
 
 Global___NativeRequest: typing_extensions.TypeAlias = NativeRequest
 

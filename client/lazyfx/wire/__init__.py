@@ -6,6 +6,7 @@ from lazyfx.envelope import FORMAT_VERSION
 from lazyfx.wire.canonical import check_canonical, read_canonical
 from lazyfx.wire.decode import Metadata, ModuleClass, decode
 from lazyfx.wire.encode import EncodedGraph, digest, encode
+from lazyfx.wire.origins import Origins
 from lazyfx.wire.presentation import node_name, present, provenance, tensor_places
 from lazyfx.wire.signature import apply_signature
 from lazyfx.wire.tensors import content_digest, tensor_bytes, tensor_from_bytes
@@ -18,6 +19,7 @@ __all__ = [
     "LazyValue",
     "Metadata",
     "ModuleClass",
+    "Origins",
     "apply_signature",
     "check_canonical",
     "content_digest",

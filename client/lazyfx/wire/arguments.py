@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import symbols, targets, unknown_targets
+from lazyfx.wire import exact_literals, symbols, targets, unknown_targets
 from lazyfx.wire.format import (
     DEVICE_TEXT,
     DTYPES,
@@ -85,13 +85,16 @@ def walk(argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth
         _walk_rare(argument, key, holes, tables, depth)
 
 
-def _walk_rare(
+def _walk_rare(  # noqa: C901 - one branch a kind
     argument: Any, key: list[Any], holes: list[Node], tables: Tables, depth: int
 ) -> None:
+    argument = exact_literals.plain(argument)
     kind = type(argument)
     if depth >= MAX_DEPTH:
         raise UnsupportedGraphError("an argument is nested too deeply")
-    if kind is slice:
+    if kind is int or kind is float:
+        walk(argument, key, holes, tables, depth)
+    elif kind is slice:
         key.append(slice)
         for part in (argument.start, argument.stop, argument.step):
             walk(part, key, holes, tables, depth + 1)
@@ -288,6 +291,9 @@ _WRITERS: dict[type, Callable[[Any, pb.Argument, Tables], None]] = {
     **dict.fromkeys(_DICTS, _write_dictionary),
     slice: _write_slice,
     complex: _write_complex,
+    exact_literals.ParenthesizedInt: _write_integer,
+    exact_literals.ParenthesizedFloat: _setter("floating", lambda value, _: canonical_float(value)),
+    exact_literals.ExactComplex: _write_complex,
     torch.dtype: _setter("dtype", _known_dtype),
     torch.device: _setter("device", lambda argument, tables: tables.device(argument)),
     torch.layout: _setter("layout", _known_layout),

@@ -9,11 +9,14 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import names, process_groups
 from lazyfx.wire.encode import EncodedGraph
+from lazyfx.wire.origins import Origins, tensor_origins
 
 _CANONICAL_NODE = re.compile(r"n(0|[1-9][0-9]{0,8})\Z", re.ASCII)
 
 
-def provenance(source: bytes | pb.GraphBody, encoded: EncodedGraph) -> list[pb.Provenance]:
+def provenance(
+    source: bytes | pb.GraphBody, encoded: EncodedGraph, origins: Origins | None = None
+) -> list[pb.Provenance]:
     """Where the parts of a graph come from that was decoded from `source` and changed.
 
     The graph was decoded with canonical names, so a node called "n<i>" is node i of the
@@ -22,6 +25,9 @@ def provenance(source: bytes | pb.GraphBody, encoded: EncodedGraph) -> list[pb.P
     Args:
         source: The body that was decoded.
         encoded: The graph after the passes.
+        origins: What was where before them. With it, tensors and modules that passes moved to
+            another graph are found too, and a new graph that holds some of a source graph counts
+            as made from that one.
 
     Returns:
         One entry for each graph of `encoded`.
@@ -32,8 +38,14 @@ def provenance(source: bytes | pb.GraphBody, encoded: EncodedGraph) -> list[pb.P
     presentation = encoded.presentation
     rows = [pb.Provenance() for _ in compiled.graphs]
     rows[0].source_graph = 1
+    moved: set[int] = set()
     for number, row in enumerate(rows):
         columns, given = compiled.graphs[number], presentation.graphs[number]
+        values = encoded.attributes[number]
+        if not row.source_graph and origins is not None:
+            shared = origins.shared_by(values)
+            row.source_graph = 0 if shared is None else 1 + shared
+            moved.update([number] if row.source_graph else [])
         if not row.source_graph:
             row.nodes.extend([0] * len(columns.calls))
             row.attributes.extend([0] * len(columns.attributes))
@@ -41,11 +53,13 @@ def provenance(source: bytes | pb.GraphBody, encoded: EncodedGraph) -> list[pb.P
         origin = source.graphs[row.source_graph - 1]
         row.nodes.extend(_node_origins(given, len(origin.calls)))
         places = {p: i for i, p in enumerate(names.canonical_paths(origin.attributes))}
-        for attribute, path in zip(columns.attributes, given.attribute_paths, strict=True):
-            place = places.get(path)
-            row.attributes.append(0 if place is None else 1 + place)
-            if place is not None and attribute.WhichOneof("kind") == "graph":
-                rows[attribute.graph].source_graph = 1 + origin.attributes[place].graph
+        # In a graph that a pass made a path says nothing.
+        paths = given.attribute_paths if number not in moved else ()
+        known = {i: places[path] for i, path in enumerate(paths) if path in places}
+        row.attributes.extend(tensor_origins(origins, row.source_graph - 1, values, known))
+        for attribute, place in zip(columns.attributes, row.attributes, strict=True):
+            if place and attribute.WhichOneof("kind") == "graph":
+                rows[attribute.graph].source_graph = 1 + origin.attributes[place - 1].graph
     devices = {(d.type, d.slot): i for i, d in enumerate(source.devices)}
     for device, index in zip(compiled.devices, presentation.device_indices, strict=True):
         slot = device.slot and index + 1

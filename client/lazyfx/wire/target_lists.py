@@ -248,6 +248,11 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::warn",
         "aten::format",
         "aten::_print",
+        # Kernels, those for fake tensors too, that look into operands without a check.
+        "aten::_new_zeros_with_same_feature_meta",
+        "aten::_nnpack_spatial_convolution",
+        "aten::_thnn_differentiable_gru_cell_backward",
+        "aten::_thnn_differentiable_lstm_cell_backward",
         # What only Inductor itself writes; of its operators, prims::fma alone is dynamo's too.
         "prims::_low_memory_max_pool_offsets_to_indices",
         "prims::_low_memory_max_pool_with_offsets",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import symbols, targets
 from lazyfx.wire.call_references import CallKey, NamedCall, call_references
 from lazyfx.wire.canonical_literals import MOST_ROWS
+from lazyfx.wire.exact_literals import exact_complex, with_exact_base
 from lazyfx.wire.filling import Holes, keywords, positional, sequence
 from lazyfx.wire.format import (
     DTYPE_OBJECTS,
@@ -86,13 +88,14 @@ class TemplateReader:
         if isinstance(target, str) != (op == "call_method"):
             raise DecodeError(f"the target of a {op} is of another kind")
         args, kwargs, holes = self._arguments(call)
+        args = with_exact_base(target, args)
         reason = targets.forbidden_lookup(target, args, kwargs)
         if reason is not None:
             raise DecodeError(reason)
         if len(kwargs) != len(call.kwargs):
             raise DecodeError("a keyword is given twice", field="kwargs")
         for name in kwargs:
-            if not name.isidentifier():
+            if not name.isidentifier() or keyword.iskeyword(name):
                 raise DecodeError(f"{name[:100]!r} is not a keyword name", field="kwargs")
         shape = CallShape(op, target, holes, positional(args, holes), keywords(kwargs))
         return Template(shape, "*" * call.stars, op in _READERS)
@@ -101,10 +104,7 @@ class TemplateReader:
         """Arguments with parts where operands go in, and the number of these."""
         holes = Holes()
         args = [self._argument(argument, holes, 0) for argument in call.args]
-        kwargs = {
-            self.text(keyword.name): self._argument(keyword.value, holes, 0)
-            for keyword in call.kwargs
-        }
+        kwargs = {self.text(row.name): self._argument(row.value, holes, 0) for row in call.kwargs}
         return args, kwargs, holes.count
 
     def literal(self, argument: pb.Argument) -> Any:
@@ -173,7 +173,7 @@ class TemplateReader:
         if kind == "device":
             return self._device(argument.device)
         if kind == "complex":
-            return complex(argument.complex.real, argument.complex.imaginary)
+            return exact_complex(argument.complex.real, argument.complex.imaginary)
         if kind == "expression":
             _at(self._body.expressions, argument.expression, "expressions")
             return self._expression(argument.expression)

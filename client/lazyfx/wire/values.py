@@ -119,8 +119,18 @@ def describe(node: Node) -> pb.ValueDescription | None:
 
 
 def fake_value(value: LazyValue, mode: FakeTensorMode) -> Any:
-    """Build a described value under `mode`; see `materialize`."""
-    return _build(value.tables, value.index, mode)
+    """Build a described value under `mode`; see `materialize`.
+
+    Raises:
+        DecodeError: Its sizes, or the symbols in them, are none that torch can have.
+    """
+    try:
+        return _build(value.tables, value.index, mode)
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DecodeError(
+            f"a value that torch cannot have: {reason}", field=f"values[{value.index}]"
+        ) from error
 
 
 def _build(tables: ValueTables, index: int, mode: FakeTensorMode) -> Any:

@@ -7,7 +7,8 @@ import hashlib
 import logging
 from pathlib import Path
 
-from lazyfx.native.requests import conditions_digest
+from lazyfx.native.named_values import NamedValueError
+from lazyfx.native.requests import check_request, conditions_digest
 from lazyfx.native.target import mismatch
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -98,7 +99,8 @@ class NativeCompiles:
         Machines that run what is made here share an artifact, whatever else they can do.
 
         Raises:
-            InvalidRequestError: The request does not say where the artifact will run.
+            InvalidRequestError: The request does not say where the artifact will run, or has a
+                setting or state that is not taken.
             UnmetError: What is made here does not run there; says why.
         """
         if not request.HasField("native"):
@@ -107,6 +109,10 @@ class NativeCompiles:
             )
         if self.target is None:
             raise UnmetError(self.why_not)
+        try:
+            check_request(request.native)
+        except NamedValueError as error:
+            raise InvalidRequestError.of_field(error.field, error.reason) from error
         wanted = request.native.target
         if why := mismatch(self.target, wanted):
             raise UnmetError(f"a native artifact of this server would not run there: {why}")

@@ -23,6 +23,7 @@ from torch.fx import GraphModule
 from torch.fx.graph import PythonCode
 
 from lazyfx.assembly import GeneratedSource, generate
+from lazyfx.written import checked_generation
 from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
 from lazyfx_server.lazy.torch_names import (
     SINGLETON_CLASS_NAME,
@@ -30,7 +31,6 @@ from lazyfx_server.lazy.torch_names import (
     laziness_is_refused,
     torch_lazy,
 )
-from lazyfx_server.security.written import checked_generation
 
 
 class LazyModule(TorchLazyGraphModule):

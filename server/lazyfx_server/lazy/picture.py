@@ -9,6 +9,7 @@ import networkx as nx
 from torch.fx import GraphModule, Node
 
 from lazyfx import wire
+from lazyfx.picture import STYLE
 from lazyfx.v1 import graph_pb2
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 40, 24, 34, 24
@@ -22,12 +23,6 @@ _COLORS = {
 }
 # Sweeps that order the nodes of a layer by where their neighbours are.
 _SWEEPS = 4
-_STYLE = (
-    "text{font:11px ui-monospace,monospace;fill:#1b1f24}"
-    ".s{font-size:9px;fill:#57606a}"
-    "rect{stroke:#8c959f;rx:6}"
-    "path{fill:none;stroke:#8c959f;stroke-width:1}"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +53,7 @@ def draw(module: GraphModule) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
             f'width="{width:.0f}" height="{height:.0f}" role="img">',
-            f"<title>{len(nodes)} nodes</title><style>{_STYLE}</style>",
+            f"<title>{len(nodes)} nodes</title><style>{STYLE}</style>",
             '<rect width="100%" height="100%" fill="#ffffff" style="stroke:none"/>',
             *edges,
             *shapes,

@@ -8,12 +8,14 @@ import torch
 from torch.fx import GraphModule
 
 from lazyfx import wire
-from lazyfx.assembly import GeneratedSource, package_module, pickle_module
+from lazyfx.assembly import GeneratedSource
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.exporting import export_module
+from lazyfx.pickling import package_module, pickle_module
 from lazyfx.torchscript import eager_copy, script_module
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx.written import checked_generation
 from lazyfx_server.lazy.ledger import RecompileLedger, Trigger
 from lazyfx_server.lazy.module import (
     LazyModule,
@@ -22,7 +24,6 @@ from lazyfx_server.lazy.module import (
     note_performed_together,
 )
 from lazyfx_server.lazy.picture import draw
-from lazyfx_server.security.written import checked_generation
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _MEDIA_TYPES = {
@@ -154,10 +155,12 @@ def _metadata(job: worker.RenderJob) -> wire.Metadata:
 
 
 def _from_source(kind: int, module: GraphModule, source: GeneratedSource) -> bytes:
+    # Both generate the source again where they are loaded: that it says what the graph says was
+    # found out here, when it was generated.
     if kind == pb.ARTIFACT_KIND_PICKLE:
-        return pickle_module(module, source)
+        return pickle_module(module)
     if kind == pb.ARTIFACT_KIND_PACKAGE:
-        return package_module(module, source)
+        return package_module(module)
     if kind == pb.ARTIFACT_KIND_SOURCE:
         return _message_of(source).SerializeToString(deterministic=True)
     return source.code.encode()

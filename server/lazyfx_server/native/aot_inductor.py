@@ -45,10 +45,17 @@ def make_package(
         CannotCompile: Says why, and what the caller can do.
     """
     _refuse_symbolic_numbers(inputs)
+    shared = _shared_memory(module)
     replace_tensors(module, lambda tensor: _fake(tensor, mode))
     _flatten_outputs(module, len(inputs))
     progress.stage("compiling")
     result = _compile(module, inputs, mode, own)
+    if result.writes and shared:
+        # Each value has memory of its own in a package.
+        raise CannotCompile(
+            f"the graph writes, and its tensors {' and '.join(shared)} share memory: in a package "
+            "a write into one would not be seen in the other; give each memory of its own"
+        )
     archive, values = _without_values(result.archive)
     return pb.AotPackage(
         archive=archive,
@@ -91,6 +98,18 @@ def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
         return torch.empty_strided(
             described.shape, described.stride(), dtype=described.dtype, device=described.device
         )
+
+
+def _shared_memory(module: GraphModule) -> tuple[str, ...]:
+    """The paths of two tensors that are different views of the same memory, if there are any."""
+    seen: dict[int, tuple[str, torch.Tensor]] = {}
+    for path, tensor in own_tensors(module).items():
+        stand_in = stand_in_of(tensor)
+        if stand_in is not None:
+            first, other = seen.setdefault(stand_in.attribute.storage, (path, tensor))
+            if other is not tensor:
+                return first, path
+    return ()
 
 
 def _refuse_symbolic_numbers(inputs: Sequence[Any]) -> None:

@@ -17,6 +17,7 @@ from lazyfx_server.native.confinement import Confinement
 from lazyfx_server.native.making import make_artifact
 from lazyfx_server.native.toolchain.compiler import Compiler
 from lazyfx_server.native.toolchain.standing_in import NotOurs, compile_on_the_server
+from lazyfx_server.security.native_source import NativeSourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,13 @@ def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) ->
         if NotOurs.first:
             result.error.kind = worker.JOB_ERROR_KIND_SOURCE
             result.error.message = NotOurs.first
+    except NativeSourceRefused as error:
+        _log.error("generated native source was refused: %s", error)
+        result.error.kind = worker.JOB_ERROR_KIND_SOURCE
+        result.error.message = (
+            "what Inductor wrote for this graph differs from what it usually writes, and was not "
+            "compiled; please report it with the graph"
+        )
     except DecodeError as error:
         result.error.kind = worker.JOB_ERROR_KIND_INTERNAL
         result.error.message = f"the compiled graph cannot be read: {error}"

@@ -15,13 +15,23 @@ from typing import Any
 import torch
 from torch._functorch._aot_autograd import graph_compile
 from torch._guards import TracingContext, tracing
-from torch._inductor import aot_compile, codecache, cpp_builder, cpu_vec_isa, standalone_compile
+from torch._inductor import (
+    aot_compile,
+    codecache,
+    compile_fx,
+    cpp_builder,
+    cpu_vec_isa,
+    standalone_compile,
+)
 from torch._inductor.exc import CppCompileError
+from torch._inductor.fx_passes import joint_graph
+from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
 from torch._inductor.utils import ALIGN_BYTES
 from torch._inductor.virtualized import V
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.pt2_archive._package import package_pt2
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import cpp_extension
 
@@ -36,6 +46,8 @@ _PARAMETERS = inspect.signature(standalone_compile).parameters
 # folder of this one job, and the key under which the result is found is not torch's, so where it
 # has no key it may take any. What goes wrong when it writes is an error, not a line of its log.
 _WRITTEN = {"bypass_autograd_cache_key": True, "strict_autograd_cache": True}
+
+_CPP = ("cpp", "cu", "cc", "cxx")
 
 
 def replace_programs(
@@ -80,6 +92,32 @@ def library_folders() -> tuple[str, ...]:
     if torch.cuda.is_available():
         found += cpp_extension.library_paths("cuda")
     return tuple(dict.fromkeys(found))
+
+
+@contextmanager
+def written_sources(
+    on_cpp: Callable[[str], None], on_python: Callable[[str], None]
+) -> Iterator[None]:
+    """See every source that Inductor writes within the block, before it is compiled or run.
+
+    All of them go through one function of torch on their way to a file. What Triton kernels are
+    made of stands in a Python source, too.
+
+    Args:
+        on_cpp: Called with each C++ source; what it raises keeps the source from being written.
+        on_python: The same for Python.
+    """
+    original = codecache.write
+
+    def write(content: Any, extension: str, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(content, str) and extension.endswith(_CPP):
+            on_cpp(content)
+        elif extension == "py":
+            on_python(content)
+        return original(content, extension, *args, **kwargs)
+
+    with _instead(codecache, "write", write):
+        yield
 
 
 def compile_ahead(
@@ -146,10 +184,12 @@ class AotResult:
     Attributes:
         archive: A .pt2 archive whose file of values is empty.
         constants: Paths of the tensors whose values belong there, and the bytes of each.
+        writes: Whether it writes into tensors that it is given or holds.
     """
 
     archive: bytes
     constants: tuple[tuple[str, int], ...]
+    writes: bool
 
 
 def compile_package(
@@ -184,14 +224,47 @@ def compile_package(
             values = (sum(size for _, size in constants),)
         return struct.pack(format, *values)
 
+    fold = compile_fx.split_const_gm
+    written: list[bool] = []
+
+    def fold_unless_written(module: GraphModule, *args: Any, **kwargs: Any) -> Any:
+        # What is computed from a tensor when the package is loaded stays as it was then.
+        written.append(writes(module))
+        if written[-1]:
+            kwargs["skip_folding_node_fn"] = lambda _node: True
+        return fold(module, *args, **kwargs)
+
     with (
+        _instead(compile_fx, "split_const_gm", fold_unless_written),
+        _instead(joint_graph, "UniformValueConstantFolder", _FolderOfKnownValues),
         _instead(codecache, "determine_aoti_mmap_flags", values_are_elsewhere),
         _instead(codecache, "struct", SimpleNamespace(pack=size_of_all)),
     ):
         files: Any = aot_compile(module, tuple(inputs), options=settings)
     archive = io.BytesIO()
     package_pt2(archive, aoti_files={"model": files})
-    return AotResult(archive.getvalue(), tuple(constants))
+    return AotResult(archive.getvalue(), tuple(constants), any(written))
+
+
+class _FolderOfKnownValues(UniformValueConstantFolder):
+    """Folds what is computed from literals alone.
+
+    torch's reads tensors of one element too: their values are not here, and it takes one that
+    the graph writes for a constant.
+    """
+
+    def _deduce_value(self, node: Node) -> Any:
+        return self.unknown_value if node.op == "get_attr" else super()._deduce_value(node)
+
+
+def writes(module: GraphModule) -> bool:
+    """Whether a graph, or one inside it, calls an operator that writes into an argument."""
+    return any(
+        isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+        for part in module.modules()
+        if isinstance(part, GraphModule)
+        for node in part.graph.nodes
+    )
 
 
 @contextmanager

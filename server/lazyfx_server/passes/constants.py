@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from lazyfx_server.passes.evaluation import reviewed
 from lazyfx_server.passes.fake import UNKNOWN, FakeRun, in_fresh_thread, same_metadata
 from lazyfx_server.passes.storage import StorageMap
 from lazyfx_server.passes.walk import attribute_at
@@ -93,12 +94,12 @@ def compute(module: GraphModule, nodes: Sequence[Node], wanted: set[Node]) -> di
         wanted: Those whose values are kept.
 
     Returns:
-        The values of `wanted`; a node that fails on this host is left out, and all
-        that need it.
+        The values of `wanted`; a node that fails on this host, or that is not computed on
+        real values, is left out, and all that need it.
     """
     values: dict[Node, Any] = {}
     last_use = {operand: node for node in nodes for operand in node.all_input_nodes}
-    with torch.no_grad():
+    with torch.no_grad(), reviewed():
         for node in nodes:
             if all(operand in values for operand in node.all_input_nodes):
                 try:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch.fx import GraphModule, Node
 
+from lazyfx.errors import DecodeError
 from lazyfx_server.lazy import PerformedRecompile, RecompileLedger, make_lazy
 from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
 from lazyfx_server.passes.budget import OutOfTime, at_most_seconds
@@ -172,6 +173,8 @@ class Driver:
         try:
             with at_most_seconds(budget):
                 return _reportable(pass_.run(module, context))
+        except DecodeError:
+            raise  # what the request says of a value cannot be
         except PassError as error:
             raise error.at(placed.where, pass_.name, before) from error
         except OutOfTime as error:
@@ -208,6 +211,8 @@ class Driver:
         try:
             with self._ledger.running("verify"):
                 self._verifier.check(module, pass_)
+        except DecodeError:
+            raise  # what the request says of a value cannot be
         except PassError as error:
             raise error.at(placed.where, pass_.name, self._done) from error
 

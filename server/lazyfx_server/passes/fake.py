@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
 from lazyfx.wire.tensors import stand_in_of
 from lazyfx.wire.values import describe, fake_tensor, materialize
+from lazyfx_server.passes.evaluation import without_real_constants
 from lazyfx_server.passes.large_numbers import check_numbers
 from lazyfx_server.passes.walk import attribute_at
 
@@ -118,7 +119,7 @@ class FakeRun:
         kept = self.mode.allow_fallback_kernels, self.mode.allow_non_fake_inputs
         self.mode.allow_fallback_kernels, self.mode.allow_non_fake_inputs = False, True
         try:
-            with self.mode:
+            with without_real_constants(), self.mode:
                 yield
         finally:
             self.mode.allow_fallback_kernels, self.mode.allow_non_fake_inputs = kept

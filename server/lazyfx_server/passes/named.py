@@ -7,7 +7,9 @@ from types import MappingProxyType
 
 from lazyfx.errors import LazyfxError
 from lazyfx.passes import spec_of
-from lazyfx.spelling import parse
+from lazyfx.printable import shown
+from lazyfx.spelling import UNTIL_STABLE, parse
+from lazyfx.suggesting import SHORT_NAMES, did_you_mean
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.registry import Registry
@@ -44,7 +46,7 @@ class NamedPipelines:
     def __init__(self, registry: Registry, own: Mapping[str, str] | None = None) -> None:
         self._specs: dict[str, list[pb.PassSpec]] = {}
         self._spellings: dict[str, str] = {}
-        known = frozenset(registry.names())
+        known = self._passes = registry.names()
         for name, spelling in {**BUILTIN_PIPELINES, **(own or {})}.items():
             if name in known:
                 raise ValueError(f"pipeline {name!r}: a pass has this name")
@@ -59,7 +61,8 @@ class NamedPipelines:
         """The passes of a request, the names of pipelines replaced by their passes.
 
         Raises:
-            PassError: A pipeline is given options, rewrites or passes.
+            PassError: A pipeline is given options, rewrites or passes; or a name is that of no
+                pass and of no pipeline.
         """
         return [each for place, spec in enumerate(specs) for each in self._expand(place, spec)]
 
@@ -71,6 +74,8 @@ class NamedPipelines:
     def _expand(self, place: int, spec: pb.PassSpec) -> list[pb.PassSpec]:
         found = self._specs.get(spec.name)
         if found is None:
+            if spec.name not in self._passes and spec.name != UNTIL_STABLE:
+                raise self._unknown(spec.name, place)
             return [spec]
         if spec.options or spec.rewrites or spec.passes:
             raise PassError(
@@ -80,3 +85,9 @@ class NamedPipelines:
                 pass_name=spec.name,
             )
         return found
+
+    def _unknown(self, name: str, place: int) -> PassError:
+        meant = did_you_mean(name, (*self._passes, UNTIL_STABLE, *self._spellings), SHORT_NAMES)
+        return PassError(
+            f"no pass is named {shown(name)}, and no pipeline{meant}", field=f"passes[{place}].name"
+        )

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lazyfx_server.passes.calls import KnownValues
 from lazyfx_server.passes.effects import effects_of
+from lazyfx_server.passes.evaluation import without_real_constants
 from lazyfx_server.passes.walk import attribute_at, unused_name
 
 
@@ -108,7 +109,7 @@ def retrace(
         _allow_non_fake_inputs=True,
     )
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_real_constants():
             found = traced(*fakes)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
@@ -244,7 +245,7 @@ def _check_differentiable(
 ) -> None:
     """Refuses a graph whose operators lost their derivatives."""
     fakes = [_fake(mode, value) for value in values]
-    with mode, torch.enable_grad():
+    with mode, torch.enable_grad(), without_real_constants():
         leaves = []
         for fake, value in zip(fakes, values, strict=True):
             if value is not None and value.requires_grad:

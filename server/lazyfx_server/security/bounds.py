@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.security.source import MAX_SOURCE_BYTES
+from lazyfx.written.source import MAX_SOURCE_BYTES
 from lazyfx_server.security.verdicts import Verdict
 from lazyfx_server.v1 import worker_pb2 as worker
 

@@ -12,11 +12,11 @@ from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.tensors import contiguous_strides, storage_extent
+from lazyfx.written.source import check_placeholders, check_size
 from lazyfx_server.security.allowed import check_reviewed
 from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
 from lazyfx_server.security.names import check_names
 from lazyfx_server.security.places import first_call
-from lazyfx_server.security.source import check_placeholders, check_size
 from lazyfx_server.security.verdicts import Verdict, judge
 
 # Elements of a storage: their bytes fit into 64 bits, whatever the dtype.
@@ -97,6 +97,7 @@ def check_message(
         )
     verdicts = judge(body)
     check_bounds(body, bounds, verdicts)
+    _check_symbols(body)
     _check_tensors(body)
     literals = [verdict.characters for verdict in verdicts]
     # Names only make a source longer.
@@ -115,6 +116,19 @@ def _check_calls(body: graph_pb2.GraphBody, verdicts: Sequence[Verdict]) -> None
         if verdict.reason is not None:
             field, node = first_call(body, i)
             raise DecodeError(verdict.reason, field=field, node=node)
+
+
+def _check_symbols(body: graph_pb2.GraphBody) -> None:
+    """Check that each symbol can have its example value, and a size one."""
+    for i, row in enumerate(body.symbols):
+        least = row.minimum if row.HasField("minimum") else -(2**63)
+        most = row.maximum if row.HasField("maximum") else 2**63
+        if least > most:
+            raise DecodeError("its bounds leave no value", field=f"symbols[{i}]")
+        if row.HasField("hint") and not (
+            least <= row.hint <= most and abs(row.hint) <= _MOST_EXTENT
+        ):
+            raise DecodeError("its example value is outside of its bounds", field=f"symbols[{i}]")
 
 
 def _check_tensors(body: graph_pb2.GraphBody) -> None:

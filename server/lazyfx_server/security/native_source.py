@@ -1,18 +1,17 @@
-"""C++ that Inductor wrote, read before it is compiled."""
+"""Whether generated native source holds only what Inductor's templates write.
+
+Inductor puts graphs into text: C++ kernels and wrappers, and the Python that calls them. Nothing
+of a caller's text should be in there (`native/texts.py` sees to that). Here what was written is
+read again before a compiler or an interpreter gets it: no assembly, no attribute, include or pragma
+but the known ones, no name that reaches the system, and no string but plain words and sentences.
+
+Reading takes time in proportion to the text, and nothing beside the standard library.
+"""
 
 from __future__ import annotations
 
+from lazyfx_server.security.native_cpp import check_cpp
+from lazyfx_server.security.native_errors import NativeSourceRefused
+from lazyfx_server.security.native_python import check_wrapper
 
-class NativeSourceRefused(Exception):  # noqa: N818 - reads as what happened
-    """The source holds something that Inductor does not write."""
-
-
-def check_cpp(source: str) -> None:
-    """Check a source.
-
-    Raises:
-        NativeSourceRefused: It holds something that Inductor does not write.
-    """
-    for word in ("asm", "__asm__", "__asm", '#include "'):
-        if word in source and word != "asm":
-            raise NativeSourceRefused(f"the source holds {word!r}")
+__all__ = ["NativeSourceRefused", "check_cpp", "check_wrapper"]

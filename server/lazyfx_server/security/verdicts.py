@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.canonical_literals import LONGEST_ROW, MOST_ROWS
+from lazyfx.written.source import characters, items_of, unwritable
 from lazyfx_server.security.schemas import misfit, misfit_of_module
-from lazyfx_server.security.source import characters, items_of, unwritable
 
 _Target = tuple[int, str]
 _NO_TARGET: _Target = (0, "")

@@ -22,6 +22,7 @@ from lazyfx_server.passes.convolutions import (
     normalization_of,
 )
 from lazyfx_server.passes.errors import PassError
+from lazyfx_server.passes.evaluation import reviewed
 from lazyfx_server.passes.storage import StorageMap
 from lazyfx_server.passes.walk import attribute_at, unused_name
 
@@ -155,16 +156,17 @@ def _fuse(module: GraphModule, pair: _Pair) -> None:
         value = attribute_at(module, path) if path is not None else None
         return value.detach() if isinstance(value, torch.Tensor) else None
 
-    fused = fuse_conv_bn_weights(
-        tensor(convolution.weight),
-        tensor(convolution.bias),
-        tensor(normalization.mean),
-        tensor(normalization.variance),
-        normalization.epsilon,
-        tensor(normalization.weight),
-        tensor(normalization.bias),
-        transpose=convolution.transposed,
-    )
+    with reviewed():
+        fused = fuse_conv_bn_weights(
+            tensor(convolution.weight),
+            tensor(convolution.bias),
+            tensor(normalization.mean),
+            tensor(normalization.variance),
+            normalization.epsilon,
+            tensor(normalization.weight),
+            tensor(normalization.bias),
+            transpose=convolution.transposed,
+        )
     node = convolution.node
     made = []
     for stem, value in zip(("_fused_weight_", "_fused_bias_"), fused, strict=True):

@@ -10,10 +10,12 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from lazyfx.native.setting_types import Words
 from lazyfx_server.passes import torchao_names
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.convolutions import Convolution, linear_of
 from lazyfx_server.passes.effects import argument
+from lazyfx_server.passes.evaluation import reviewed
 from lazyfx_server.passes.storage import StorageMap
 from lazyfx_server.passes.walk import attribute_at, unused_name
 
@@ -39,7 +41,10 @@ class QuantizeWeights(Pass):
     min_elements: int = field(
         default=1024, metadata={"help": "Leave weights with fewer elements as they are."}
     )
-    scheme: str = field(default="int8", metadata={"help": "int8, torchao_int8 or torchao_int4."})
+    scheme: str = field(
+        default="int8",
+        metadata={"help": "int8, torchao_int8 or torchao_int4.", "takes": Words(tuple(_SCHEMES))},
+    )
     group_size: int = field(
         default=32, metadata={"help": "torchao_int4 only: values that share a scale."}
     )
@@ -120,8 +125,9 @@ class QuantizeWeights(Pass):
         if self.scheme == "torchao_int8":
             values, scale = torchao_names.quantize_int8(weight)
         else:
-            scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
-            values = (weight / scale).round().clamp(-127, 127).to(torch.int8)
+            with reviewed():
+                scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+                values = (weight / scale).round().clamp(-127, 127).to(torch.int8)
         return _Quantized(
             tuple(weight.shape),
             _keep(module, "_int8_weight_", values),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.split_module import split_module
 
@@ -14,6 +15,7 @@ from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.calls import operator_name
 from lazyfx_server.passes.effects import effects_of
 from lazyfx_server.passes.errors import PassError
+from lazyfx_server.passes.walk import attribute_at
 
 _CALLS = ("call_function", "call_method", "call_module")
 
@@ -153,10 +155,51 @@ def _open_switches(nodes: Sequence[Node]) -> list[bool]:
     return [first < place <= last for place in range(len(nodes))]
 
 
+class _Returned(str):
+    """Stands for an attribute that a graph returns as it is, while torch splits the graph."""
+
+    __slots__ = ()
+
+
 def _split(module: GraphModule, numbers: Mapping[Node, int]) -> PassResult:
     calls = {number for node, number in numbers.items() if node.op in _CALLS}
     if len(calls) < 2:
         return PassResult(module, False, "one part")
+    # torch gives parts what they compute; an attribute that no part reads it has nowhere.
+    output = module.graph.output_node()
+    output.args = torch.fx.node.map_arg(
+        output.args, lambda n: _Returned(n.target) if n.op == "get_attr" else n
+    )
     split = split_module(module, module, lambda node: numbers[node], keep_original_order=True)
+    _return_attributes(module, split)
     split.graph.set_codegen(module.graph._codegen)  # noqa: SLF001 - torch's own way to keep a signature
     return PassResult(split, True, f"{len(calls)} parts")
+
+
+def _return_attributes(module: GraphModule, split: GraphModule) -> None:
+    """Has the root read what it returns as it is."""
+    output = split.graph.output_node()
+    reads: dict[str, Node] = {}
+
+    def read(value: object) -> object:
+        if not isinstance(value, _Returned):
+            return value
+        if value not in reads:
+            name = _keep(split, str(value), attribute_at(module, str(value)))
+            with split.graph.inserting_before(output):
+                reads[value] = split.graph.create_node("get_attr", name)
+        return reads[value]
+
+    output.args = torch.fx.node.map_aggregate(output.args, read)  # type: ignore[arg-type, assignment]
+
+
+def _keep(split: GraphModule, path: str, value: object) -> str:
+    """Puts an attribute of the root where the root of the parts has none yet."""
+    name = path.replace(".", "_")
+    while hasattr(split, name):
+        name = f"{name}_"
+    if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+        split.register_buffer(name, value)
+    else:
+        setattr(split, name, value)
+    return name

@@ -6,7 +6,7 @@ import ast
 import builtins
 from collections.abc import Mapping
 
-from lazyfx_server.security.written.errors import SourceMismatchError
+from lazyfx.written.errors import SourceMismatchError
 
 
 def resolve(expression: ast.expr, names: Mapping[str, object]) -> object:

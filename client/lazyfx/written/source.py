@@ -24,7 +24,7 @@ MAX_SOURCE_BYTES = 128 * 2**20
 # torch.fx drops lines that look like this from the source that it generates.
 _MARKER = re.compile(r"# COUNTER: \d")
 _OPERATOR = "operator."
-_SCALARS = frozenset({"none", "boolean", "integer", "floating"})
+_SCALARS = frozenset({"none", "boolean", "integer", "floating", "complex"})
 # Characters around an operand: ", " and the like; shortest text of a literal.
 _PUNCTUATION = 4
 
@@ -150,6 +150,11 @@ def _unwritable_literal(strings: Sequence[str], argument: graph_pb2.Argument) ->
         value = argument.complex
         if not (math.isfinite(value.real) and math.isfinite(value.imaginary)):
             return "a complex number that is not finite; make it of two real ones"
+    elif kind == "expression":
+        return (
+            "a symbolic number as a literal, which Python has no word for; make it an input, or "
+            "read it off one (torch.ops.aten.sym_size)"
+        )
     elif kind == "text" and _MARKER.search(strings[argument.text]):
         return (
             "a string with '# COUNTER: <number>' in it, which torch.fx takes for a marker of its "
@@ -167,6 +172,8 @@ def _unwritable_operator(name: str, call: graph_pb2.Call) -> str | None:
     count = pattern.count("{}")
     if call.kwargs or len(call.args) != count:
         return f"operator.{name} takes {count} positional arguments and no others"
+    if name == "getitem" and call.args[0].WhichOneof("kind") in _SCALARS:
+        return "operator.getitem takes a part of a number, which has none"
     if name in inplace_methods and call.args[0].WhichOneof("kind") != "operand":
         return f"operator.{name} changes its first argument, which is a literal here"
     return None

@@ -12,8 +12,8 @@ from torch.fx import Graph, Node
 from torch.fx.graph import inplace_methods, magic_methods
 from torch.utils import _pytree as pytree
 
-from lazyfx_server.security.written.arguments import Reader
-from lazyfx_server.security.written.errors import SourceMismatchError
+from lazyfx.written.arguments import Reader
+from lazyfx.written.errors import SourceMismatchError
 
 _HOLE = "_hole_"
 
@@ -97,7 +97,17 @@ class Body:
         names = [part.id for part in statement.targets[0].elts if isinstance(part, ast.Name)]
         if names != [node.target for node in placeholders]:
             raise SourceMismatchError("it flattens into other arguments")
+        if not self._takes_what_is_flattened():
+            raise SourceMismatchError("its arguments are others, or in another order")
         self._reader.nodes.update(zip(names, placeholders, strict=True))
+
+    def _takes_what_is_flattened(self) -> bool:
+        """Whether the function's arguments are those of the calling convention, in its order."""
+        info = getattr(self._graph._codegen, "pytree_info", None)  # noqa: SLF001 - as above
+        expected = list(info.orig_args) if info is not None else []
+        if expected and expected[0] == self._root:
+            del expected[0]
+        return [name.lstrip("*") for name, _ in self._written_arguments()] == expected
 
     def _is_flattening(self, value: ast.expr) -> bool:
         """Whether this is `fx_pytree.tree_flatten_spec(<all arguments>, self._in_spec)`."""
@@ -119,7 +129,8 @@ class Body:
             isinstance(part, (ast.Name, ast.List, ast.Tuple, ast.Dict, ast.Constant, ast.Load))
             for part in ast.walk(value.args[0])
         )
-        return only_containers and sorted(handed_on) == sorted(taken)
+        # They stand one level deep, so that a walk meets them in their order.
+        return only_containers and handed_on == taken
 
     def _check_node(self, node: Node) -> None:
         statement = self._next_statement(node)

@@ -14,16 +14,14 @@ from contextlib import contextmanager
 from torch.fx import Graph
 from torch.fx.graph import PythonCode
 
-from lazyfx_server.security.written.errors import SourceMismatchError
-from lazyfx_server.security.written.statements import Body
+from lazyfx.written.errors import SourceMismatchError
+from lazyfx.written.statements import Body
 
 # What types are written with: names, brackets and bars, and no calls.
 _PARTS_OF_TYPES = (
     *(ast.Name, ast.Attribute, ast.Subscript, ast.Tuple, ast.List, ast.Constant),
     *(ast.BinOp, ast.BitOr, ast.expr_context),
 )
-
-__all__ = ["SourceMismatchError", "check_source", "checked_generation"]
 
 
 def check_source(code: str, names: Mapping[str, object], graph: Graph) -> None:

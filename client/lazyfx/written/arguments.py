@@ -9,11 +9,12 @@ from itertools import zip_longest
 import torch
 from torch.fx import Node
 
-from lazyfx_server.security.written.errors import SourceMismatchError
-from lazyfx_server.security.written.namespace import resolve
+from lazyfx.wire.exact_literals import plain
+from lazyfx.written.errors import SourceMismatchError
+from lazyfx.written.namespace import resolve
 
 # What literals are written as calls of.
-_WRITTEN_AS_CALLS: tuple[Callable[..., object], ...] = (torch.device, slice)
+_WRITTEN_AS_CALLS: tuple[Callable[..., object], ...] = (torch.device, slice, complex)
 _NOTHING = object()
 
 
@@ -138,11 +139,10 @@ class Reader:
         left, right = self._literal(expression.left), self._literal(expression.right)
         if type(left) not in (int, float) or type(right) is not complex:
             return _NOTHING
-        # Not by adding: that would lose the sign of a zero.
-        sign = 1.0 if isinstance(expression.op, ast.Add) else -1.0
-        if not isinstance(expression.op, (ast.Add, ast.Sub)):
-            return _NOTHING
-        return complex(float(left), sign * right.imag)  # type: ignore[arg-type]
+        # As Python will do it, which may lose the sign of a zero.
+        if isinstance(expression.op, ast.Add):
+            return left + right  # type: ignore[operator]
+        return left - right if isinstance(expression.op, ast.Sub) else _NOTHING  # type: ignore[operator]
 
     def _written_as_call(self, expression: ast.Call) -> object:
         for cls in _WRITTEN_AS_CALLS:
@@ -159,6 +159,7 @@ def _same(value: object, argument: object) -> bool:
     """Whether a literal is this argument; numbers by their text, which tells -0.0 and nan."""
     if value is argument:
         return True
+    argument = plain(argument)
     if isinstance(argument, (float, complex, torch.device)):
         return type(value) is type(argument) and repr(value) == repr(argument)
     return type(value) is type(argument) and bool(value == argument)

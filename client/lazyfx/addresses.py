@@ -1,0 +1,117 @@
+"""Where a server is: what people write, read once, as gRPC takes it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from typing import Final
+
+from lazyfx.errors import AddressError
+
+DEFAULT_PORT: Final = 8700
+DEFAULT_ADDRESS: Final = f"127.0.0.1:{DEFAULT_PORT}"
+VARIABLE: Final = "LAZYFX_ADDRESS"
+
+_EXAMPLES = f"HOST or HOST:PORT, e.g. {DEFAULT_ADDRESS}, trainer-cache:8700 or [::1]:8700"
+# Resolvers of gRPC that people use; each takes an address after it.
+_SCHEMES = ("dns:", "ipv4:", "ipv6:")
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[^/]*)", re.IGNORECASE)
+# Names, and addresses in digits. "_" is in names that container engines make.
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?")
+_MOST_CHARACTERS = 512
+_MOST_SHOWN = 80
+
+
+def server_address(given: str | None = None) -> str:
+    """The address that was given, else LAZYFX_ADDRESS, else port 8700 of this machine.
+
+    Raises:
+        AddressError: It is not the address of a server.
+    """
+    if given is not None:
+        return read_address(given)
+    given = os.environ.get(VARIABLE)
+    if not given:
+        return DEFAULT_ADDRESS
+    try:
+        return read_address(given)
+    except AddressError as error:
+        raise AddressError(f"{VARIABLE}: {error}") from error
+
+
+def read_address(text: str) -> str:
+    """An address as gRPC takes it; the port is 8700 where none is given.
+
+    Args:
+        text: "host", "host:port", "[ipv6]:port", "unix:/path", or one of these behind a
+            resolver of gRPC, e.g. "dns:///name:port".
+
+    Raises:
+        AddressError: It is something else.
+    """
+    text = text.strip()
+    if not text or len(text) > _MOST_CHARACTERS or not text.isprintable():
+        raise _wrong(text)
+    if text.startswith("unix:") and len(text) > len("unix:"):
+        return text
+    for scheme in _SCHEMES:
+        if text.startswith(scheme):
+            rest = text.removeprefix(scheme)
+            slashes = "///" if rest.startswith("///") else ""
+            return f"{scheme}{slashes}{_host_and_port(rest.removeprefix(slashes), text)}"
+    if url := _URL.match(text):
+        meant = url["rest"] or DEFAULT_ADDRESS
+        more = "; with TLS: tls=True, or LAZYFX_CA" if url["scheme"].endswith("s") else ""
+        raise AddressError(
+            f"{_shown(text)} is a URL, and lazyfx speaks gRPC: write {_shown(meant)}{more}"
+        )
+    return _host_and_port(text, text)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address that `read_address` returned is on this machine, by its own text.
+
+    A name that resolves to this machine today may resolve to another one tomorrow, so no name
+    but "localhost" counts.
+    """
+    if address.startswith("unix:"):
+        return True
+    for scheme in _SCHEMES:
+        address = address.removeprefix(scheme).removeprefix("///")
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_and_port(text: str, whole: str) -> str:
+    if _is_ipv6(text):
+        return f"[{text.strip('[]')}]:{DEFAULT_PORT}"
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        host, port = text, str(DEFAULT_PORT)
+    if not (_is_ipv6(host) and host.startswith("[")) and not _HOST.fullmatch(host):
+        raise _wrong(whole)
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
+        raise _wrong(whole)
+    return f"{host}:{int(port)}"
+
+
+def _is_ipv6(text: str) -> bool:
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        return ipaddress.ip_address(bare).version == 6
+    except ValueError:
+        return False
+
+
+def _wrong(text: str) -> AddressError:
+    return AddressError(f"{_shown(text)} is not the address of a server; it takes {_EXAMPLES}")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "...")

@@ -1,0 +1,137 @@
+"""An artifact as it arrives, part by part; reading ends at the first part that is out of order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from lazyfx.answers.bounds import AnswerBounds
+from lazyfx.errors import ArtifactError, ProtocolError
+from lazyfx.printable import one_line
+from lazyfx.v1 import compiler_pb2 as pb
+
+OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
+
+_TEXTS: Final = frozenset(
+    {pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_SOURCE, pb.ARTIFACT_KIND_PICTURE}
+)
+# Reports of progress in one download; a server sends a few a second, for ten minutes at most.
+_MOST_REPORTS: Final = 20_000
+_MOST_STAGE: Final = 100
+
+
+class Download:
+    """Takes the parts of one artifact's stream, in as many attempts as it needs.
+
+    Memory grows with what has come, never with what was announced.
+
+    Args:
+        request: What was asked for.
+        bounds: How large it may be.
+        on_progress: Told how far a native artifact is while it is being made.
+    """
+
+    def __init__(
+        self,
+        request: pb.GetArtifactRequest,
+        bounds: AnswerBounds,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self._request = request
+        self._most = _bound(request, bounds)
+        self._on_progress = on_progress
+        self._reports = 0
+        self._data = bytearray()
+        self._size: int | None = None
+        self._trailer: pb.ArtifactTrailer | None = None
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come."""
+        return len(self._data)
+
+    def begin(self) -> None:
+        """Begin another attempt, which goes on where the last one broke off."""
+        self._size = self._trailer = None
+
+    def take(self, part: pb.GetArtifactResponse) -> None:
+        """Take the next part.
+
+        Raises:
+            ArtifactError: A chunk is not the one that was due.
+            ProtocolError: It is out of order, or more than was announced or is taken.
+        """
+        kind = part.WhichOneof("part")
+        if self._trailer is not None:
+            raise ProtocolError(f"a part ({kind}) behind the end of the artifact")
+        if kind == "progress":
+            self._take_progress(part.progress)
+        elif kind == "header" and self._size is None:
+            self._take_header(part.header)
+        elif kind == "chunk":
+            self._take_chunk(part.chunk)
+        elif kind == "trailer" and self._size is not None:
+            self._trailer = part.trailer
+        else:
+            raise ProtocolError(f"a part ({kind}) that has no place in the artifact's stream")
+
+    def finish(self) -> tuple[bytes, pb.ArtifactTrailer]:
+        """The artifact whole, and what closed it.
+
+        Raises:
+            ArtifactError: It is shorter than announced, without an end, or does not have its
+                digest.
+        """
+        if self._trailer is None:
+            raise ArtifactError("the artifact's stream ended without a digest")
+        digest = self._trailer.digest.sha256
+        if self._size != len(self._data) or hashlib.sha256(self._data).digest() != digest:
+            raise ArtifactError(
+                f"the {pb.ArtifactKind.Name(self._request.kind)} that arrived does not have the "
+                "size or the digest that the server announced; try again"
+            )
+        if self._request.HasField("constant") and self._request.constant.sha256 != digest:
+            raise ArtifactError("the constant that arrived is not the one that was asked for")
+        return bytes(self._data), self._trailer
+
+    def _take_progress(self, progress: pb.ArtifactProgress) -> None:
+        self._reports += 1
+        if self._reports > _MOST_REPORTS:
+            raise ProtocolError(f"more than {_MOST_REPORTS} reports of progress")
+        if self._size is not None:
+            raise ProtocolError("progress of an artifact that is made already")
+        if self._on_progress is not None:
+            progress.stage = one_line(progress.stage, _MOST_STAGE)
+            self._on_progress(progress)
+
+    def _take_header(self, header: pb.ArtifactHeader) -> None:
+        if header.kind != self._request.kind:
+            raise ProtocolError("it is of another kind than was asked for", field="header.kind")
+        if not len(self._data) <= header.size_bytes <= self._most:
+            raise ProtocolError(
+                f"it has {header.size_bytes} bytes; {self._most} are taken", field="header"
+            )
+        self._size = header.size_bytes
+
+    def _take_chunk(self, chunk: pb.ArtifactChunk) -> None:
+        if self._size is None:
+            raise ProtocolError("a chunk before the header of the artifact")
+        if chunk.offset != len(self._data):
+            raise ArtifactError(f"a chunk at {chunk.offset} came where {len(self._data)} was due")
+        if len(self._data) + len(chunk.data) > self._size:
+            raise ProtocolError(f"more than the {self._size} bytes that were announced")
+        # One empty chunk may stand for an artifact without bytes; a stream of them has no end.
+        if not chunk.data and self._size:
+            raise ProtocolError("an empty chunk")
+        self._data += chunk.data
+
+
+def _bound(request: pb.GetArtifactRequest, bounds: AnswerBounds) -> int:
+    if request.kind in _TEXTS:
+        return bounds.max_text_bytes
+    if request.kind == pb.ARTIFACT_KIND_GRAPH:
+        return bounds.max_graph_bytes
+    if request.kind == pb.ARTIFACT_KIND_CONSTANT:
+        return min(bounds.max_constant_bytes, request.constant.size_bytes)
+    return bounds.max_artifact_bytes

@@ -1,0 +1,72 @@
+"""What a client itself knows of lazyfx's passes; a server cannot add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from lazyfx.spelling import UNTIL_STABLE
+from lazyfx.v1 import compiler_pb2 as pb
+
+VALUE_PASSES: Final = frozenset(
+    {"constant_fold", "fuse_conv_bn", "fuse_linear_bn", "quantize_weights"}
+)
+"""The passes that read values of tensors: for these, and no others, weights leave a client."""
+
+VALUE_PIPELINES: Final = frozenset({"inference"})
+"""The named pipelines that hold one of them."""
+
+OWN_PASSES: Final = VALUE_PASSES | {
+    "analyze",
+    "batch_fusion",
+    "common_subexpression_elimination",
+    "convert_dtype",
+    "dead_code_elimination",
+    "decompose",
+    "functionalize",
+    "fuse_attention",
+    "inductor_joint_graph",
+    "inductor_post_grad",
+    "inductor_pre_grad",
+    "merge_matmul",
+    "no_op_elimination",
+    "normalize_arguments",
+    "partition_by_support",
+    "partition_min_cut",
+    "reinplace",
+    "remove_dropout",
+    "remove_duplicate_casts",
+    "replace_pattern",
+    "shape_propagation",
+    "sink_views",
+    "split_module",
+    UNTIL_STABLE,
+}
+"""The passes that come with lazyfx."""
+
+OWN_PIPELINES: Final = VALUE_PIPELINES | {"default", "training"}
+"""The named pipelines that come with lazyfx."""
+
+
+def reads_values(passes: Iterable[pb.PassSpec]) -> bool:
+    """Whether a pass of a request is one that is known to read values of tensors.
+
+    Args:
+        passes: As they travel; groups such as until_stable are looked into.
+    """
+    return not VALUE_PASSES.isdisjoint(_names(passes)) or not VALUE_PIPELINES.isdisjoint(
+        _names(passes)
+    )
+
+
+def only_own(passes: Iterable[pb.PassSpec]) -> bool:
+    """Whether all passes of a request come with lazyfx: no plugins, no pipelines of an operator."""
+    return {*_names(passes)} <= OWN_PASSES | OWN_PIPELINES
+
+
+def _names(passes: Iterable[pb.PassSpec]) -> Iterator[str]:
+    stack = list(passes)
+    while stack:
+        spec = stack.pop()
+        yield spec.name
+        stack.extend(spec.passes)

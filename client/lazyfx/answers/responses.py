@@ -1,0 +1,72 @@
+"""Small answers: what does not have the form that the service promises goes no further."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, TypeVar
+
+from google.protobuf.message import DecodeError as ProtobufError
+from google.protobuf.message import Message
+
+from lazyfx.answers.bounds import AnswerBounds
+from lazyfx.errors import DecodeError, ProtocolError
+from lazyfx.v1 import compiler_pb2 as pb
+
+Read = TypeVar("Read", bound=Message)
+
+_KEY_BYTES: Final = 32
+_MOST_CONSTANTS: Final = 200_000
+
+
+def check_response(response: pb.CompileResponse, bounds: AnswerBounds) -> None:
+    """Check the answer to a compile.
+
+    Raises:
+        ProtocolError: A key or a digest is malformed, or the constants are too many or large.
+    """
+    if len(response.module_key) != _KEY_BYTES:
+        raise ProtocolError("is not 32 bytes", field="module_key")
+    if len(response.request_token) not in (0, _KEY_BYTES):
+        raise ProtocolError("is not 32 bytes", field="request_token")
+    report = response.report
+    seconds = (report.seconds, report.pass_seconds, report.queue_seconds, report.saved_seconds)
+    if not all(map(math.isfinite, seconds)):
+        raise ProtocolError("a time that is not a number of seconds", field="report")
+    if not response.constants:
+        return
+    if len(response.constants) > _MOST_CONSTANTS:
+        raise ProtocolError(
+            f"{len(response.constants)} of them, {_MOST_CONSTANTS} are taken", field="constants"
+        )
+    if any(len(digest.sha256) != _KEY_BYTES for digest in response.constants):
+        raise ProtocolError("a digest is not 32 bytes", field="constants")
+    size = sum(digest.size_bytes for digest in response.constants)
+    if size > bounds.max_constant_bytes:
+        raise ProtocolError(
+            f"{size} bytes, {bounds.max_constant_bytes} are taken (max_constant_bytes)",
+            field="constants",
+        )
+
+
+def read_text(data: bytes) -> str:
+    """An artifact that is text.
+
+    Raises:
+        DecodeError: It is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise DecodeError("the server's text is not UTF-8") from None
+
+
+def read_message(kind: type[Read], data: bytes) -> Read:
+    """An artifact that is a message.
+
+    Raises:
+        DecodeError: It is another, or none.
+    """
+    try:
+        return kind.FromString(data)
+    except (ProtobufError, UnicodeDecodeError, RecursionError):
+        raise DecodeError(f"the server's answer is not a {kind.__name__}") from None

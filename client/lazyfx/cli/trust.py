@@ -1,0 +1,112 @@
+"""`lazyfx trust`: which servers' keys this user trusts, written down as ssh does."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import lazyfx
+from lazyfx.addresses import read_address
+from lazyfx.cli.failing import fail, failing_clearly
+from lazyfx.cli.options import Timeout
+from lazyfx.errors import AddressError
+from lazyfx.known_servers import KEY_BYTES, fingerprint, known_keys, trust
+
+Server = Annotated[
+    str,
+    typer.Argument(
+        metavar="HOST:PORT",
+        help="The server, written as your jobs write it: trust is by this text.",
+        show_default=False,
+    ),
+]
+Expected = Annotated[
+    str,
+    typer.Option(
+        "--fingerprint",
+        metavar="SHA256:...",
+        help="Trust the key without asking if this is its fingerprint, and fail if it is not.",
+        show_default=False,
+    ),
+]
+
+
+def trust_server(
+    server: Server,
+    expected: Expected = "",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Trust the key that the server shows, without asking.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take a new key in place of the one known so far.")
+    ] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Trust the server no longer; it is not asked.")
+    ] = False,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Trust the key that a server signs with, so that its native artifacts are opened.
+
+    Shows the fingerprint; compare it with the one in the server's log. The key is kept in
+    known_servers in your configuration (~/.config/lazyfx, or the file LAZYFX_KNOWN_SERVERS).
+    A server on this machine, or one that proves by TLS who it is, needs no such line.
+    """
+    try:
+        address = read_address(server)
+    except AddressError as error:
+        raise typer.BadParameter(str(error), param_hint="HOST:PORT") from error
+    with failing_clearly(address):
+        if forget:
+            typer.echo(f"{address} is no longer in {trust(address, ())}")
+            return
+        known = known_keys(address)
+        published = _keys_of(address, timeout)
+        for place, key in enumerate(published):
+            typer.echo(f"{address} {fingerprint(key)}{' (in use)' if place == 0 else ''}")
+        _decide(address, published, known, expected, yes, replace)
+        path = trust(address, [key.hex() for key in published])
+    typer.echo(f"trusted; written to {path}")
+
+
+def _keys_of(address: str, timeout: float) -> list[bytes]:
+    with lazyfx.connect(address, timeout=timeout) as client:
+        found = [key.public_key for key in client.server_info().verify_keys]
+    keys = [key for key in found if len(key) == KEY_BYTES]
+    if not keys:
+        raise fail(f"{address} shows no key that it signs with")
+    return keys
+
+
+def _decide(
+    address: str,
+    published: list[bytes],
+    known: tuple[str, ...],
+    expected: str,
+    yes: bool,
+    replace: bool,
+) -> None:
+    """Return if the key in use is to be trusted.
+
+    Raises:
+        typer.Exit: It is not.
+    """
+    in_use = fingerprint(published[0])
+    if known and published[0].hex() not in known and not replace:
+        before = ", ".join(fingerprint(bytes.fromhex(key)) for key in known)
+        raise fail(
+            f"THE KEY OF {address} HAS CHANGED: known is {before}. Either the server has a new "
+            "key, or somebody else answers at this address. If its operator confirms the new "
+            "fingerprint, use --replace"
+        )
+    if expected:
+        if expected != in_use:
+            raise fail(f"the fingerprint is {in_use}, not {expected}; nothing was written")
+        return
+    if yes or published[0].hex() in known:
+        return
+    if not sys.stdin.isatty():
+        raise fail("nobody can answer here; use --fingerprint SHA256:... (or --yes)")
+    if not typer.confirm("Is this the fingerprint in the server's log?"):
+        raise fail("nothing was written")

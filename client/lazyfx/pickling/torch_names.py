@@ -1,0 +1,47 @@
+"""The private names of torch that pickles are made of, all of them here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._utils import _rebuild_parameter as rebuild_parameter
+from torch._utils import _rebuild_tensor_v3 as rebuild_tensor
+from torch._utils import get_tensor_metadata
+from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
+from torch.fx.graph_module import _method_from_src as function_of
+
+__all__ = [
+    "CodeGen",
+    "_PyTreeCodeGen",
+    "_PyTreeInfo",
+    "bytes_of",
+    "function_of",
+    "metadata_of",
+    "pytree_info_of",
+    "rebuild_parameter",
+    "rebuild_tensor",
+]
+
+
+def bytes_of(storage: torch.UntypedStorage) -> torch.storage.TypedStorage:
+    """A storage as bytes: what torch writes and reads in a pickle whatever is in it."""
+    return torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.uint8, _internal=True)
+
+
+def metadata_of(tensor: torch.Tensor) -> dict[str, Any]:
+    """Whether a tensor is to be read conjugated or negated."""
+    return dict(get_tensor_metadata(tensor))
+
+
+def pytree_info_of(codegen: CodeGen) -> _PyTreeInfo | None:
+    """The calling convention of a code generator; None for that of the placeholders.
+
+    Raises:
+        TypeError: It is of another kind.
+    """
+    if type(codegen) is CodeGen:
+        return None
+    if type(codegen) is _PyTreeCodeGen:
+        return codegen.pytree_info
+    raise TypeError(f"a code generator of its own ({type(codegen).__name__})")

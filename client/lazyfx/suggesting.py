@@ -1,0 +1,76 @@
+"""What was probably meant by a word that nobody knows: said the same everywhere."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+SHORT_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "amp": "convert_dtype",
+        "attention": "fuse_attention",
+        "bn_fusion": "fuse_conv_bn",
+        "cast": "convert_dtype",
+        "checkpoint": "partition_min_cut",
+        "conv_bn": "fuse_conv_bn",
+        "conv_bn_fusion": "fuse_conv_bn",
+        "cse": "common_subexpression_elimination",
+        "dce": "dead_code_elimination",
+        "dropout": "remove_dropout",
+        "fold": "constant_fold",
+        "folding": "constant_fold",
+        "fp16": "convert_dtype",
+        "fuse_bn": "fuse_conv_bn",
+        "int8": "quantize_weights",
+        "min_cut": "partition_min_cut",
+        "noop": "no_op_elimination",
+        "normalize": "normalize_arguments",
+        "partition": "partition_by_support",
+        "quantize": "quantize_weights",
+        "replace": "replace_pattern",
+        "rewrite": "replace_pattern",
+        "sdpa": "fuse_attention",
+        "shape_prop": "shape_propagation",
+        "shapes": "shape_propagation",
+        "split": "split_module",
+    }
+)
+"""What the field calls some passes, and what they are called here."""
+
+# Comparing takes time with the square of the length, and a long text is not a slip of the pen.
+_MOST_COMPARED = 64
+_MOST_LISTED = 40
+
+
+def closest(
+    given: str, known: Iterable[str], short: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The known word that is most like another one; "" if none is.
+
+    Args:
+        given: Not known.
+        known: Those that are.
+        short: Further words that stand for known ones.
+    """
+    words = tuple(known)
+    if len(given) > _MOST_COMPARED:
+        return ""
+    plain = given.lower().replace("-", "_")
+    if short.get(plain) in words:
+        return short[plain]
+    return next(iter(difflib.get_close_matches(plain, words, n=1, cutoff=0.6)), "")
+
+
+def did_you_mean(
+    given: str, known: Iterable[str], short: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The end of a message about an unknown word: what was meant, else what there is."""
+    words = tuple(known)
+    if meant := closest(given, words, short):
+        return f"; did you mean {meant!r}?"
+    if not words:
+        return "; it takes none"
+    more = f" and {len(words) - _MOST_LISTED} more" if len(words) > _MOST_LISTED else ""
+    return f"; there are: {', '.join(words[:_MOST_LISTED])}{more}"

@@ -1,0 +1,35 @@
+"""Has torch compute nothing real while it runs on fake tensors.
+
+Fake tensors of one element remember their value when it is a constant, and torch computes
+operators on such values for real; of operators that have no rule for fake tensors it runs the
+kernel on zeros. Both would run operators that nobody reviewed, on operands that nobody checked.
+torch's private names are used here only; a test fails where they are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch._subclasses import fake_tensor
+from torch.fx.experimental import proxy_tensor
+
+# Fewer elements than any tensor has.
+_NONE = -1
+
+
+@contextmanager
+def without_real_constants() -> Iterator[None]:
+    """Inside, fake tensors have no values and unknown operators no fallback.
+
+    For the whole process: jobs run one at a time.
+    """
+    limits = fake_tensor.CONSTANT_NUMEL_LIMIT, proxy_tensor.CONSTANT_NUMEL_LIMIT
+    fallback = fake_tensor.FakeTensorMode.can_run_unsafe_fallback
+    fake_tensor.CONSTANT_NUMEL_LIMIT = proxy_tensor.CONSTANT_NUMEL_LIMIT = _NONE
+    fake_tensor.FakeTensorMode.can_run_unsafe_fallback = lambda *_: False  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        fake_tensor.CONSTANT_NUMEL_LIMIT, proxy_tensor.CONSTANT_NUMEL_LIMIT = limits
+        fake_tensor.FakeTensorMode.can_run_unsafe_fallback = fallback  # type: ignore[method-assign]

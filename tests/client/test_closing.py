@@ -1,0 +1,236 @@
+"""Clients that are closed while others use them, used after that, or never closed at all."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import DCE, graph_of, paused_workers, wait_until
+
+import lazyfx
+from lazyfx.errors import ClosedError, LazyfxError
+
+_PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def server(launch_for_file):
+    return launch_for_file("--workers", "1")
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address where connections are taken and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def outcomes(works: list[Callable[[], object]], meanwhile: Callable[[], object]) -> list[Any]:
+    """What threads end with, while something else is done here."""
+    found: list[Any] = []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            while True:
+                found.append(work())
+        except BaseException as error:  # noqa: BLE001 - asserted on by the caller
+            found.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    meanwhile()
+    for thread in threads:
+        thread.join(_PATIENCE)
+        assert not thread.is_alive(), "a thread waits for ever"
+    return [each for each in found if isinstance(each, BaseException)]
+
+
+def test_threads_that_wait_are_told(silent: str) -> None:
+    for i in range(5):
+        client = lazyfx.connect(silent, timeout=600)
+
+        def close(client: Any = client, i: int = i) -> None:
+            time.sleep(0.02 * i)
+            client.close()
+            client.close()
+
+        graphs = [graph_of(float(n)) for n in range(8)]
+        works = [lambda g=g, c=client: c.compile(g, [DCE]) for g in graphs]
+        ends = outcomes([*works, client.passes], close)
+        assert [type(end) for end in ends] == [ClosedError] * 9, ends
+        assert all(isinstance(end, LazyfxError) for end in ends)
+
+
+def test_threads_that_compile_are_told(server: Any) -> None:
+    for i in range(5):
+        client = lazyfx.connect(server.address)
+
+        def close(client: Any = client, i: int = i) -> None:
+            time.sleep(0.01 * i)
+            client.close()
+
+        works = [
+            lambda c=client, n=n: c.compile(graph_of(float(n)), [DCE], skip_cache_lookup=True).code
+            for n in range(9)
+        ]
+        ends = outcomes(works, close)
+        assert [type(end) for end in ends] == [ClosedError] * 9, ends
+
+
+def test_use_after_close(server: Any) -> None:
+    client = lazyfx.connect(server.address)
+    graph = graph_of(3.5)
+    remote, built = client.compile(graph, [DCE]), client.compile(graph, [DCE])
+    x = torch.ones(2)
+    built(x)
+    answers = client.compile_many([(graph, [DCE])])
+    client.close()
+    client.close()
+    with client:
+        pass
+    for use in (
+        lambda: client.compile(graph, [DCE]),
+        lambda: list(client.compile_many([(graph, [DCE])])),
+        lambda: list(answers),
+        client.passes,
+        client.pipelines,
+        client.server_info,
+        client.stats,
+        lambda: remote.code,
+        remote.picture,
+        remote.graph_module,
+        lambda: remote(x),
+        lambda: remote.save_pickle("nowhere"),
+        lambda: remote.provenance("code"),
+    ):
+        with pytest.raises(ClosedError):
+            use()
+    # What needs no client is still there.
+    assert torch.equal(built(x), graph(x))
+    assert remote.key
+    assert repr(remote)
+    assert client.address == server.address
+
+
+async def test_the_asynchronous_client(silent: str, server: Any) -> None:
+    client = lazyfx.connect_async(silent, timeout=600)
+    works = [asyncio.ensure_future(client.compile(graph_of(float(n)), [DCE])) for n in range(5)]
+    works.append(asyncio.ensure_future(client.passes()))
+    works.append(asyncio.ensure_future(anext(client.compile_many([(graph_of(), [DCE])]))))
+    cancelled = asyncio.ensure_future(client.passes())
+    await asyncio.sleep(0.1)
+    cancelled.cancel()
+    await client.close()
+    await client.close()
+    ends = await asyncio.wait_for(asyncio.gather(*works, return_exceptions=True), _PATIENCE)
+    assert [type(end) for end in ends] == [ClosedError] * 7, ends
+    with pytest.raises((asyncio.CancelledError, ClosedError)):
+        await cancelled
+
+    async with lazyfx.connect_async(server.address) as closed:
+        remote = await closed.compile(graph_of(), [DCE])
+    for use in (lambda: closed.compile(graph_of(), [DCE]), closed.passes, remote.code):
+        with pytest.raises(ClosedError):
+            await use()
+
+
+async def test_a_download_that_is_cut_by_closing(server: Any) -> None:
+    client = lazyfx.connect_async(server.address)
+    remote = await client.compile(graph_of(8.25), [DCE])
+    with paused_workers(server.pid):
+        code = asyncio.ensure_future(remote.code())
+        await asyncio.sleep(0.2)
+        await client.close()
+        with pytest.raises(ClosedError):
+            await asyncio.wait_for(code, _PATIENCE)
+
+
+def files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def client_threads() -> int:
+    return sum(thread.name == "lazyfx-client" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_clients_that_are_dropped_leave_nothing(server: Any, used: bool) -> None:
+    def drop(count: int) -> None:
+        for i in range(count):
+            client = lazyfx.connect(server.address)
+            if used:
+                remote = client.compile(graph_of(), [DCE])
+                assert (remote.code if i % 2 else remote(torch.ones(1))) is not None
+
+    with lazyfx.connect(server.address) as other:  # keeps gRPC's own threads and files
+        other.passes()
+        drop(2)
+        gc.collect()
+        wait_until(lambda: client_threads() == 1, "the first threads' end")
+        before = files()
+        drop(50)
+        gc.collect()
+        wait_until(lambda: client_threads() == 1, "the threads' end")
+        wait_until(lambda: files() <= before + 5, "the files' end")
+
+
+def test_a_handle_keeps_its_client(server: Any) -> None:
+    remote = lazyfx.connect(server.address).compile(graph_of(4.5), [DCE])
+    gc.collect()
+    assert "def forward" in remote.code
+    alive = weakref.ref(remote)
+    del remote
+    gc.collect()
+    assert alive() is None
+    wait_until(lambda: client_threads() == 0, "the thread's end")
+
+
+async def test_asynchronous_clients_that_are_dropped_leave_nothing(server: Any) -> None:
+    async def drop(count: int) -> None:
+        for _ in range(count):
+            await (await lazyfx.connect_async(server.address).compile(graph_of(), [DCE])).code()
+
+    await drop(2)
+    gc.collect()
+    before = files()
+    await drop(50)
+    gc.collect()
+    end = time.monotonic() + _PATIENCE
+    while files() > before + 5:
+        assert time.monotonic() < end, "files stay open"
+        await asyncio.sleep(0.05)
+
+
+class Folded(torch.nn.Module):
+    """A product of a buffer alone, which can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.weight * 2
+
+
+def test_a_call_from_the_clients_own_thread_is_refused(server: Any) -> None:
+    told: list[LazyfxError] = []
+
+    def use(_sent: int, _total: int) -> None:
+        with pytest.raises(LazyfxError, match="own thread") as caught:
+            client.passes()
+        told.append(caught.value)
+
+    with lazyfx.connect(server.address, on_upload=use) as client:
+        program = torch.export.export(Folded(), (torch.ones(4, 4),))
+        client.compile(program, ["constant_fold"])
+    assert told

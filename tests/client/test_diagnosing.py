@@ -1,0 +1,136 @@
+"""Each way not to reach a server has a sentence of its own, the same in Python and in commands."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hostile.certificates import Authority
+from typer.testing import CliRunner
+
+import lazyfx
+from lazyfx.cli.app import app
+from lazyfx.errors import DeniedError, ServiceError, UnavailableError
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def encrypted(
+    launch_for_file: Callable[..., RunningServer],
+    authority: Authority,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> RunningServer:
+    """Speaks TLS, and asks for a token."""
+    tokens = tmp_path_factory.mktemp("tokens") / "tokens"
+    made = CliRunner().invoke(app, ["token", "team", "--file", str(tokens)])
+    assert made.exit_code == 0
+    certificate, key = authority.issue("server")
+    return launch_for_file(
+        "--server-certificate", str(certificate), "--server-key", str(key), "--tokens", str(tokens)
+    )
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Takes connections and says nothing."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def told(
+    address: str, monkeypatch: pytest.MonkeyPatch, kind: type[ServiceError], **options: object
+) -> str:
+    """What a call says, from Python; and that a command says the same."""
+    with (
+        lazyfx.connect(address, **options) as client,  # type: ignore[arg-type]
+        pytest.raises(kind) as failed,
+    ):
+        client.server_info()
+    sentence = str(failed.value).partition(": ")[2].partition(" (details:")[0]
+    tls = options.get("tls")
+    if isinstance(tls, lazyfx.Tls):
+        monkeypatch.setenv("LAZYFX_CA", str(tls.ca))
+        if tls.server_name:
+            monkeypatch.setenv("LAZYFX_SERVER_HOST", tls.server_name)
+    elif tls:
+        monkeypatch.setenv("LAZYFX_CA", "system")
+    if token := options.get("token"):
+        monkeypatch.setenv("LAZYFX_TOKEN", str(token))
+    command = CliRunner().invoke(app, ["passes", "--address", address])
+    assert command.exit_code == 1
+    assert sentence in command.output
+    assert command.output.count("\n") == 1
+    return sentence
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = told("127.0.0.1:1", monkeypatch, UnavailableError)
+    assert said.startswith("no server answers at 127.0.0.1:1")
+    assert "lazyfx serve" in said
+
+
+def test_a_host_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = told("no-such-host.invalid:8700", monkeypatch, UnavailableError)
+    assert said.startswith("no host is named 'no-such-host.invalid'")
+
+
+def test_a_server_with_tls_reached_without(
+    encrypted: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = told(encrypted.address, monkeypatch, UnavailableError)
+    assert "speaks TLS, and this client does not" in said
+    assert "LAZYFX_CA" in said
+
+
+def test_a_server_without_tls_reached_with_it(
+    server: RunningServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = lazyfx.Tls(ca=authority.file)
+    said = told(server.address, monkeypatch, UnavailableError, tls=tls)
+    assert "does not speak TLS, and this client does" in said
+
+
+def test_a_certificate_of_an_unknown_authority(
+    encrypted: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = lazyfx.Tls(ca=Authority(tmp_path, "other").file)
+    said = told(encrypted.address, monkeypatch, UnavailableError, tls=other)
+    assert "is not accepted" in said
+    assert "LAZYFX_CA" in said
+    assert "is not accepted" in told(encrypted.address, monkeypatch, UnavailableError, tls=True)
+
+
+def test_a_certificate_of_another_host(
+    encrypted: RunningServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = lazyfx.Tls(ca=authority.file, server_name="elsewhere.example")
+    said = told(encrypted.address, monkeypatch, UnavailableError, tls=tls)
+    assert "LAZYFX_SERVER_HOST" in said
+
+
+def test_a_wrong_token(
+    encrypted: RunningServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = lazyfx.Tls(ca=authority.file)
+    said = told(encrypted.address, monkeypatch, DeniedError, tls=tls, token="lazyfx_wrong")
+    assert "token is not one that this server knows" in said
+
+
+def test_what_listens_and_is_no_server_is_bounded_in_time(silent: str) -> None:
+    started = time.monotonic()
+    with lazyfx.connect(silent, timeout=3) as client, pytest.raises(ServiceError):
+        client.server_info()
+    assert time.monotonic() - started < 60

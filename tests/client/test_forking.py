@@ -1,0 +1,31 @@
+"""Processes that were forked with a client open: told at once, never hanging, never crashing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_PROGRAMS = Path(__file__).with_name("forking.py")
+_SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def server(launch_for_file):
+    return launch_for_file("--workers", "1")
+
+
+@pytest.mark.parametrize(
+    "program", ["clients", "asynchronous", "threads", "before", "loaders", "backend"]
+)
+def test_forks(server, program):
+    ran = subprocess.run(
+        [sys.executable, str(_PROGRAMS), program, server.address],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_SECONDS,
+    )
+    assert (ran.returncode, ran.stdout.strip()) == (0, "ok"), ran.stderr

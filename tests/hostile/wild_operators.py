@@ -1,0 +1,145 @@
+"""Calls of every aten operator with wild sizes and indices, drawn from the operators' schemas."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from importlib.resources import files
+from operator import getitem
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule, Node
+
+from lazyfx import wire
+
+WILD = (2**40, -(2**40), 2**30, -(2**62), 2**62, -1, 0, 1, 2, 3, 7, 1000, 100_000, -(2**63), 2**31)
+_SHAPES = ((), (1,), (2,), (4,), (2, 3), (1, 4), (1, 2, 4), (1, 2, 4, 4), (1, 1, 2, 4, 4), (0,))
+_TEXTS = ("none", "mean", "sum", "max", "floor", "trunc", "linear", "reflect", "left")
+
+
+def operators() -> list[OpOverload]:
+    """Those that graphs may call and that take or make tensors, without `out`."""
+    found = []
+    text = files("lazyfx_server.security.allowed").joinpath("targets.json").read_text()
+    allowed = frozenset(json.loads(text)["operators"])
+    for schema in torch._C._jit_get_all_schemas():
+        space, _, name = schema.name.partition("::")
+        packet = getattr(torch.ops.aten, name, None) if space == "aten" else None
+        operator = getattr(packet, schema.overload_name or "default", None)
+        if not isinstance(operator, OpOverload) or any(a.is_out for a in schema.arguments):
+            continue
+        if f"{operator.name()}" in allowed or f"aten::{name}.{operator._overloadname}" in allowed:
+            found.append(operator)
+    return sorted(set(found), key=str)
+
+
+class Drawer:
+    """Draws calls, the same for the same seed."""
+
+    def __init__(self, seed: object) -> None:
+        self._random = random.Random(str(seed))
+
+    def graph(self, operator: OpOverload, *, wild: bool) -> GraphModule | None:
+        """An input, a call on constants, and an operator behind its result."""
+        graph = Graph()
+        x = graph.placeholder("x")
+        x.meta["val"] = torch.empty(4, device="meta")
+        args, kwargs = [], {}
+        for argument in operator._schema.arguments:
+            try:
+                value = self._value(graph, argument, wild)
+            except LookupError:
+                return None
+            if argument.kwarg_only:
+                kwargs[argument.name] = value
+            else:
+                args.append(value)
+        call = graph.call_function(operator, tuple(args), kwargs)
+        results = operator._schema.returns
+        if len(results) > 1:
+            call = graph.call_function(getitem, (call, self._random.randrange(len(results))))
+        elif results and str(results[0].type) == "List[Tensor]":
+            call = graph.call_function(getitem, (call, 0))
+        behind = graph.call_function(torch.ops.aten.neg.default, (call,))
+        graph.output((x, behind, graph.call_function(torch.ops.aten.neg.default, (behind,))))
+        return GraphModule(torch.nn.Module(), graph)
+
+    def _value(self, graph: Graph, argument: Any, wild: bool) -> Any:
+        kind, draw = str(argument.type), self._random
+        if kind.startswith("Optional["):
+            if draw.random() < 0.5:
+                return None
+            kind = kind[len("Optional[") : -1]
+        elif argument.has_default_value() and draw.random() < 0.4 and not _is_tensor(kind):
+            return argument.default_value
+        if kind == "Tensor":
+            return self._tensor(graph, wild)
+        if kind in ("List[Tensor]", "List[Optional[Tensor]]"):
+            return [self._tensor(graph, wild) for _ in range(draw.randrange(1, 4))]
+        if kind == "List[int]":
+            count = argument.N or draw.randrange(0, 4)
+            return [self._integer(wild) for _ in range(count)]
+        if kind == "List[bool]":
+            return [draw.random() < 0.5 for _ in range(argument.N or 2)]
+        if kind == "List[float]":
+            return [draw.choice((0.5, 2.0, 1e-9, -1.0)) for _ in range(2)]
+        return self._scalar(kind, argument, wild)
+
+    def _scalar(self, kind: str, argument: Any, wild: bool) -> Any:
+        draw = self._random
+        if kind == "int" and argument.name == "dtype":
+            return draw.choice((torch.float32, torch.int64, torch.int32, torch.bool))
+        if kind == "int" and argument.name in ("layout", "memory_format"):
+            return None
+        choices: dict[str, Any] = {
+            "int": lambda: self._integer(wild),
+            "number": lambda: draw.choice((1, -1, 0.5, -(2**63) if wild else 2)),
+            "float": lambda: draw.choice((0.5, 0.0, 1e-9, -1.0, 1e30)),
+            "bool": lambda: draw.random() < 0.5,
+            "str": lambda: draw.choice(_TEXTS),
+            "Device": lambda: torch.device("cpu"),
+        }
+        return choices[kind]()
+
+    def _integer(self, wild: bool) -> int:
+        return self._random.choice(WILD if wild else (0, 1, 2, 3, 4))
+
+    def _tensor(self, graph: Graph, wild: bool) -> Node:
+        draw = self._random
+        shape = list(draw.choice(_SHAPES))
+        full = torch.ops.aten.full.default
+        if draw.random() < 0.5:
+            value = self._integer(wild)
+            dtype = draw.choice((torch.int64, torch.int64, torch.int32, torch.bool))
+            return graph.call_function(full, (shape, value), {"dtype": dtype})
+        if draw.random() < 0.15:
+            # One element that torch takes for a constant.
+            made = graph.call_function(torch.tensor, (self._integer(wild),))
+            return graph.call_function(torch.ops.aten._to_copy.default, (made,))
+        return graph.call_function(full, (shape, draw.choice((1.0, 0.5, -2.0))), {})
+
+
+def cases(seed: int, drawn: int) -> Iterator[tuple[str, GraphModule]]:
+    """Graphs of each operator, wild ones and tame ones in turn."""
+    for operator in operators():
+        drawer = Drawer((seed, operator))
+        for number in range(drawn):
+            module = drawer.graph(operator, wild=number % 2 == 0)
+            if module is not None:
+                yield f"{operator} {number}", module
+
+
+def _is_tensor(kind: str) -> bool:
+    return "Tensor" in kind
+
+
+def encodable(module: GraphModule) -> bool:
+    """Whether the format can say a graph."""
+    try:
+        wire.encode(module)
+    except Exception:  # noqa: BLE001 - what cannot be sent is no attack
+        return False
+    return True

@@ -1,0 +1,400 @@
+"""Saved modules compute in a process with torch alone what they compute here."""
+
+import io
+import operator
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from elsewhere import KINDS, Elsewhere, unlike
+from torch import nn
+from torch._higher_order_ops.associative_scan import associative_scan
+from torch._higher_order_ops.while_loop import while_loop
+from torch.fx import GraphModule, symbolic_trace
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lazyfx.errors import UnsupportedGraphError
+
+Assemble = Callable[[GraphModule], bytes]
+BOTH = pytest.mark.parametrize(("kind", "assemble"), list(KINDS.items()))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("table", torch.arange(12.0).reshape(3, 4))
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> dict[str, Any]:
+        y = self.linear(self.norm(x)) * scale + self.table[1:2].exp()
+        return {"y": y, "pair": (y + 1, y - 1)}
+
+
+class Buffer(nn.Module):
+    """Adds a buffer of any dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("b", torch.ones(3).to(dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.b.float()
+
+
+class Views(nn.Module):
+    """Writes through one view of a buffer and reads through another, and through another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = torch.arange(6.0)
+        self.register_buffer("a", whole[:3])
+        self.register_buffer("b", whole[1:4])
+        self.register_buffer("c", self.a)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.a.add_(x)
+        return self.b * 1, self.c * 1, self.a * 2
+
+
+class Leaves(nn.Module):
+    """Leaf modules with state of their own, one of them under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.LSTM(3, 4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.norm = nn.BatchNorm1d(2)
+        self.again = self.norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, _ = self.rows(x)
+        return self.again(self.norm(self.attention(y, y, y)[0]))
+
+
+def exported(model: Callable[..., Any], *args: Any) -> GraphModule:
+    class Wrapped(nn.Module):
+        def forward(self, *inputs: Any) -> Any:
+            return model(*inputs)
+
+    module = model if isinstance(model, nn.Module) else Wrapped()
+    return torch.export.export(module, args, strict=False).module(check_guards=False)  # type: ignore[return-value]
+
+
+def of_dynamo(function: Callable[..., Any], *args: Any) -> GraphModule:
+    found: list[GraphModule] = []
+
+    def backend(module: GraphModule, _inputs: Any) -> Callable[..., Any]:
+        found.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    torch.compile(function, backend=backend, fullgraph=True)(*[a.clone() for a in args])
+    return found[0]
+
+
+def into_fresh(x, index):
+    out = torch.zeros(4)
+    out.index_add_(0, index, x)
+    return out
+
+
+def in_place(name: str) -> Callable[..., Any]:
+    def f(buffer, x):
+        return getattr(operator, name)(buffer, x) * 2
+
+    return f
+
+
+def set_item(y):
+    y = y * 1
+    y[0] = 7
+    return y
+
+
+def branch(x):
+    return torch.cond(x.sum() > 0, lambda a: a + 1, lambda a: a * 2, (x,))
+
+
+def loop(x):
+    return while_loop(lambda i, a: i < 3, lambda i, a: (i + 1, a * 2), (torch.tensor(0), x))
+
+
+def scan(x):
+    return associative_scan(lambda a, b: a + b, x, 0, combine_mode="generic")
+
+
+def item_then_zeros(x):
+    count = x.sum().item()
+    torch._check(count >= 0)
+    torch._check(count < 10)
+    return torch.zeros(count) + 1
+
+
+def under_autocast(x):
+    with torch.autocast("cpu"):
+        return x @ x
+
+
+def without_grad(x):
+    with torch.no_grad():
+        y = x * 2
+    return y + x
+
+
+def views(x):
+    return x[..., None, 1:2].to(torch.float64, memory_format=torch.preserve_format)
+
+
+def graphs() -> dict[str, tuple[GraphModule, tuple[Any, ...]]]:
+    three, square = torch.tensor([1.0, 2.0, 3.0]), torch.randn(3, 3)
+    into = (torch.ones(3), torch.tensor([2, 2, 3]))
+    found = {
+        "index_add": (exported(into_fresh, *into), into),
+        "index_add_makefx": (make_fx(into_fresh)(*into), into),
+        "randn": (exported(lambda x: x + torch.randn(3), three), (three,)),
+        "item": (exported(item_then_zeros, torch.tensor([1, 2])), (torch.tensor([1, 2]),)),
+        "scan": (exported(scan, three), (three,)),
+        "loop": (exported(loop, three), (three,)),
+        "batch_norm": (exported(nn.BatchNorm1d(3).train(), square), (square,)),
+        "views": (symbolic_trace(Views()), (three,)),
+        "leaves": (symbolic_trace(Leaves()), (torch.randn(5, 2, 3),)),
+        "leaves_eval": (symbolic_trace(Leaves().eval()), (torch.randn(5, 2, 3),)),
+        "vmap": (of_dynamo(torch.func.vmap(torch.sin), square), (square,)),
+    }
+    for name in ("iadd", "imul", "isub", "itruediv", "ipow"):
+        found[name] = (of_dynamo(in_place(name), three, three), (three, three))
+    for name, function, x in (
+        ("set_item", set_item, three),
+        ("branch", branch, three),
+        ("autocast", under_autocast, square),
+        ("no_grad", without_grad, three),
+        ("slices", views, square),
+    ):
+        found[f"{name}_export"] = (exported(function, x), (x,))
+        found[f"{name}_dynamo"] = (of_dynamo(function, x), (x,))
+    for dtype in (
+        *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu),
+        *(torch.uint16, torch.uint32, torch.uint64, torch.complex64, torch.bfloat16, torch.bool),
+    ):
+        found[f"buffer_{str(dtype)[6:]}"] = (exported(Buffer(dtype), three), (three,))
+    return found
+
+
+def test_what_is_loaded_computes_what_was_saved(tmp_path: Path) -> None:
+    saved = Elsewhere(tmp_path)
+    for name, (module, args) in graphs().items():
+        saved.add(name, module, args)
+    assert saved.differences() == {}
+
+
+def test_an_export_module_keeps_its_calling_convention_elsewhere(tmp_path: Path) -> None:
+    model = Net().eval()
+    x, scale = torch.randn(3, 4), torch.tensor(2.0)
+    module = torch.export.export(model, (x,), {"scale": scale}).module(check_guards=False)
+    saved = Elsewhere(tmp_path)
+    saved.add("net", module, (x,), {"scale": scale}, calls=model)
+    assert saved.differences() == {}
+
+
+def test_fresh_memory_and_draws_are_fresh_at_each_call() -> None:
+    x, index = torch.ones(3), torch.tensor([2, 2, 3])
+    for module in (exported(into_fresh, x, index), make_fx(into_fresh)(x, index)):
+        for kind, assemble in KINDS.items():
+            loaded = load(assemble(module), kind)
+            for _ in range(2):
+                assert loaded(x, index).tolist() == [0, 0, 2, 1]
+    drawn = load(KINDS["pickle"](exported(lambda x: x + torch.randn(3), x)), "pickle")
+    assert not torch.equal(drawn(x), drawn(x))
+
+
+def load(data: bytes, kind: str) -> nn.Module:
+    if kind == "pickle":
+        loaded = pickle.loads(data)
+    else:
+        loaded = torch.package.PackageImporter(io.BytesIO(data)).load_pickle("module", "module.pkl")
+    assert isinstance(loaded, nn.Module)
+    return loaded
+
+
+@BOTH
+def test_nothing_is_generated_for_it_and_nothing_traced_when_it_is_loaded(
+    kind: str, assemble: Assemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("not now")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.fx.Graph, "python_code", refuse)
+        patched.setattr(GraphModule, "recompile", refuse)
+        data = assemble(module)
+    monkeypatch.setattr(torch.fx.Tracer, "trace", refuse)
+    x = torch.randn(2, 4)
+    assert torch.equal(load(data, kind)(x), module(x))
+
+
+@BOTH
+def test_the_graph_is_the_same(kind: str, assemble: Assemble) -> None:
+    module = symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.ReLU()).eval())
+    loaded = load(assemble(module), kind)
+    assert isinstance(loaded, GraphModule)
+    assert loaded.code == module.code
+    assert str(loaded.graph) == str(module.graph)
+    assert type(loaded).__name__ == type(module).__name__
+    assert [m.training for m in loaded.modules()] == [m.training for m in module.modules()]
+    # torch's own pickle of what was loaded works where tracing does.
+    again = pickle.loads(pickle.dumps(loaded))
+    assert torch.equal(again(torch.ones(4)), module(torch.ones(4)))
+
+
+@BOTH
+def test_called_children_inside_plain_modules(kind: str, assemble: Assemble) -> None:
+    class Parent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Module()
+            self.inner.child = symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+            self.again = self.inner.child
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner.child(x) + self.again(x) * 2
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+            return isinstance(m, GraphModule)
+
+    model = Parent()
+    module = GraphModule(model, Tracer().trace(model))
+    x = torch.randn(2, 4)
+    loaded = load(assemble(module), kind)
+    assert torch.equal(loaded(x), model(x))
+    assert isinstance(module.inner.child, GraphModule), "the module itself is as it was"
+
+
+@BOTH
+def test_memory_that_is_shared_stays_shared(kind: str, assemble: Assemble) -> None:
+    root = nn.Module()
+    root.one = root.other = nn.Parameter(torch.ones(3, 3))
+    root.register_buffer("row", torch.zeros(4)[1:])
+    root.register_buffer("turned", root.row.unsqueeze(0).t())
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    product = graph.call_method("matmul", (x, graph.get_attr("one")))
+    row = graph.call_method("add_", (graph.get_attr("row"), 1))
+    other = graph.call_method("matmul", (row, graph.get_attr("other")))
+    turned = graph.call_method("sum", (graph.get_attr("turned"),))
+    graph.output((product, other, turned))
+    module = GraphModule(root, graph)
+    loaded = load(assemble(module), kind)
+    assert loaded.one is loaded.other
+    assert loaded.one.requires_grad
+    x = torch.randn(2, 3)
+    for _ in range(2):
+        torch.testing.assert_close(loaded(x), module(x))
+    loaded.row.fill_(5)
+    assert loaded.turned.tolist() == [[5.0]] * 3
+
+
+@BOTH
+def test_buffers_stay_buffers(kind: str, assemble: Assemble) -> None:
+    """torch's own pickle runs this update once, while loading, and loses it."""
+    model = nn.Sequential(nn.BatchNorm1d(4)).train()
+    x = torch.randn(8, 4)
+    module = torch.export.export(model, (x,)).module(check_guards=False)
+    loaded = load(assemble(module), kind)
+    for expected in (1, 2):
+        torch.testing.assert_close(loaded(x), model(x))
+        state = {k.rsplit(".", 1)[-1]: v for k, v in loaded.state_dict().items()}
+        assert state["num_batches_tracked"] == expected
+        torch.testing.assert_close(state["running_mean"], model[0].running_mean)
+
+
+@BOTH
+def test_meta_parameters_travel_and_are_assigned_later(kind: str, assemble: Assemble) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    x = torch.randn(2, 4)
+    module = torch.export.export(model, (x,)).module(check_guards=False).to("meta")
+    loaded = load(assemble(module), kind)
+    assert all(p.is_meta for p in loaded.parameters())
+    loaded.load_state_dict(model.state_dict(), assign=True)
+    torch.testing.assert_close(loaded(x), model(x))
+
+
+def test_a_lazy_module_is_saved_without_being_realised() -> None:
+    from lazyfx_server.lazy import RecompileLedger, make_lazy
+
+    ledger = RecompileLedger()
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU())
+    module = make_lazy(symbolic_trace(model), ledger)
+    x = torch.randn(2, 4)
+    for kind, assemble in KINDS.items():
+        assert torch.equal(load(assemble(module), kind)(x), model(x))
+    assert ledger.events == []
+
+
+@BOTH
+def test_calls_that_no_import_finds_are_made_again(kind: str, assemble: Assemble) -> None:
+    from torch import _numpy as arrays
+    from torch._dynamo import utils
+
+    from lazyfx.wire.twins import lower_version_count_by_1
+
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    flipped = graph.call_function(torch.Tensor.neg, (x,))
+    lowered = graph.call_function(lower_version_count_by_1, (flipped,))
+    lengths = graph.call_function(
+        utils.numpy_to_tensor_wrapper(arrays.linalg.norm), (lowered,), {"axis": 1, "keepdims": True}
+    )
+    plain = graph.call_function(utils.numpy_to_tensor_wrapper(arrays.sqrt), (lengths,))
+    summed = graph.call_function(utils.numpy_operator_wrapper(operator.add), (plain, x))
+    turned = graph.call_function(utils.numpy_attr_wrapper, (summed, "T"))
+    graph.output(graph.call_function(utils.numpy_method_wrapper("reshape"), (turned, -1)))
+    module = GraphModule(nn.Module(), graph)
+    loaded = load(assemble(module), kind)
+    inputs = torch.randn(3, 4)
+    assert torch.equal(loaded(inputs), module(inputs))
+
+
+@BOTH
+def test_numbers_that_torch_writes_wrong_are_right(kind: str, assemble: Assemble) -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    powers = [graph.call_function(operator.pow, (base, x)) for base in (-2, -2.0, 2, -1j)]
+    numbers = (complex(-0.0, -1e-28), -1j, complex(0.0, -0.0), 1 + 2j, complex("inf"), -2 - 3j)
+    factors = [graph.call_function(torch.mul, (powers[0], number)) for number in numbers]
+    graph.output((*powers, *factors))
+    module = GraphModule(nn.Module(), graph)
+    loaded = load(assemble(module), kind)
+    x = torch.tensor([2.0, 1.0])
+    expected = torch.fx.Interpreter(module).run(x)
+    assert unlike(loaded(x), expected) == ""
+    signs = [
+        [
+            torch.signbit(part).tolist()
+            for value in values
+            for part in torch.view_as_real(value).unbind(-1)
+        ]
+        for values in (loaded(x)[4:], expected[4:])
+    ]
+    assert signs[0] == signs[1]
+
+
+@BOTH
+def test_what_cannot_be_saved_is_refused_with_a_way_out(kind: str, assemble: Assemble) -> None:
+    parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    with pytest.raises(UnsupportedGraphError, match=r"parametrized.*(\n|.)*save_exported_program"):
+        assemble(symbolic_trace(nn.Sequential(parametrized)))
+
+    def own(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(own, (graph.placeholder("x"),)))
+    with pytest.raises(UnsupportedGraphError, match=r"own.*torch alone"):
+        assemble(GraphModule(nn.Module(), graph))

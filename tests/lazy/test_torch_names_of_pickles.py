@@ -1,0 +1,68 @@
+"""The private names of torch that saved modules are made of, each with what it is used for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.fx import Graph
+
+from lazyfx.pickling import torch_names
+from lazyfx.pickling.callables import REGISTERED_BY
+from lazyfx.wire import target_lists
+
+_OPERATORS = """
+import importlib, json, sys, torch
+for module in json.loads(sys.argv[1]):
+    importlib.import_module(module)
+print(json.dumps(sorted({schema.name for schema in torch._C._jit_get_all_schemas()})))
+"""
+
+
+def operators(*modules: str) -> set[str]:
+    """The operators of a process that has torch alone, after it has imported modules."""
+    ran = subprocess.run(
+        [sys.executable, "-I", "-W", "ignore", "-c", _OPERATORS, json.dumps(modules)],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return set(json.loads(ran.stdout.splitlines()[-1]))
+
+
+def test_operators_of_torch_that_an_import_registers_are_found() -> None:
+    here = operators("torch._dynamo", "torch._inductor.compile_fx", "torch.onnx.ops")
+    with_imports = operators(*REGISTERED_BY.values())
+    missing = {
+        name
+        for name in here - with_imports
+        if name.partition("::")[0] not in target_lists.DENIED_NAMESPACES
+    }
+    assert missing == set()
+
+
+def test_a_storage_is_written_as_bytes_and_read_as_any_dtype() -> None:
+    tensor = torch.arange(6).to(torch.uint16)
+    stored = torch_names.bytes_of(tensor.untyped_storage())
+    rebuilt = torch_names.rebuild_tensor(stored, 1, (3,), (1,), False, {}, torch.uint16)
+    assert rebuilt.tolist() == [1, 2, 3]
+    assert torch_names.metadata_of(torch.zeros(2, dtype=torch.complex64).conj())["conj"]
+    assert torch_names.rebuild_parameter(torch.ones(2), True, {}).requires_grad
+
+
+def test_the_code_generators_that_are_written() -> None:
+    assert torch_names.pytree_info_of(Graph()._codegen) is None
+    info = torch_names._PyTreeInfo(["x"], *[torch.utils._pytree.tree_flatten(((0,), {}))[1]] * 2)
+    assert torch_names.pytree_info_of(torch_names._PyTreeCodeGen(info)) == info
+
+    class Own(torch_names.CodeGen):
+        pass
+
+    with pytest.raises(TypeError, match="Own"):
+        torch_names.pytree_info_of(Own())
+
+
+def test_a_function_of_source() -> None:
+    made = torch_names.function_of("double", "def double(x):\n    return y * x\n", {"y": 2})
+    assert made(3) == 6

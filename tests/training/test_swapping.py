@@ -1,0 +1,222 @@
+"""wait=False: code changes under a job that is in the midst of a step, and nobody notices.
+
+The server is stood in for by AOTAutograd here, so that answers can be let in at any point of a step;
+test_waiting.py has the same with a server.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.backends.registry import lookup_backend
+from torch.utils.checkpoint import checkpoint
+
+from lazyfx.backend.options import BackendOptions
+from lazyfx.backend.remote import Answer, Question
+from lazyfx.backend.swapping import Swapping
+from lazyfx.native.torch_names import functorch_config
+
+
+class Broken(nn.Module):
+    """Two graphs, and a batch norm in each; one is shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(8, 8)
+        self.one = nn.BatchNorm1d(8)
+        self.second = nn.Linear(8, 8)
+        self.two = nn.BatchNorm1d(8)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.one(self.first(x)))
+        torch._dynamo.graph_break()
+        self.calls.add_(1)
+        return self.two(self.one(self.second(y)) + y)
+
+
+class Answers:
+    """A backend whose graphs are swapped when the test says."""
+
+    def __init__(self) -> None:
+        self.graphs: list[Swapping] = []
+        self.gates: list[threading.Event] = []
+        self.swapped = 0
+        self.errors: list[Exception] = []
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        gate = threading.Event()
+        compiled = lookup_backend("aot_eager")(module, inputs)
+
+        def ask(_: Question) -> Answer:
+            gate.wait()
+            return Answer(lambda: compiled, "", "hit")
+
+        def swap(_: Answer) -> None:
+            self.swapped += 1
+
+        question = Question(module, None, None, BackendOptions())
+        graph = Swapping(module, question, ask, on_swap=swap, on_error=self.errors.append)
+        self.graphs.append(graph)
+        self.gates.append(gate)
+        return graph
+
+    def let_in(self, number: int) -> None:
+        self.gates[number].set()
+        assert self.graphs[number].wait(60)
+
+
+@pytest.fixture(autouse=True)
+def _no_donated_buffers() -> Iterator[None]:
+    """As the server compiles: a backward pass may be run again."""
+    with functorch_config.patch(donated_buffer=False):
+        yield
+
+
+def pair() -> tuple[Broken, Broken, Any, Answers]:
+    model, eager = Broken(), Broken()
+    answers = Answers()
+    return model, eager, torch.compile(model, backend=answers), answers
+
+
+def assert_same(model: Broken, eager: Broken) -> None:
+    for (name, ours), theirs in zip(model.named_parameters(), eager.parameters(), strict=True):
+        if theirs.grad is None:
+            assert ours.grad is None, name
+        else:
+            torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(model.state_dict(), eager.state_dict())
+
+
+def batch(seed: int) -> torch.Tensor:
+    return torch.randn(6, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_call_without_gradients_between_forward_and_backward() -> None:
+    model, eager, compiled, answers = pair()
+
+    def step(call: Callable[..., torch.Tensor], before_backward: Callable[[], object]) -> None:
+        loss = call(batch(1)).square().mean()
+        before_backward()
+        with torch.no_grad():
+            call(batch(2))
+        loss.backward()
+
+    def let_in_second() -> None:
+        answers.let_in(1)
+
+    step(compiled, let_in_second)
+    # Both modes have been traced; now the graph without gradients is swapped alone.
+    for number in range(2, len(answers.graphs)):
+        answers.let_in(number)
+    step(compiled, lambda: None)
+    answers.let_in(0)
+    step(compiled, lambda: None)
+    for _ in range(3):
+        step(eager, lambda: None)
+    assert_same(model, eager)
+    assert answers.swapped == len(answers.graphs)
+    assert not answers.errors
+
+
+ACTIONS = (
+    "forward", "forward", "backward", "backward", "no_grad", "evaluate", "evaluate_with_grad",
+    "accumulate", "checkpoint", "reentrant", "retain", "let_in", "let_in", "zero",
+)  # fmt: skip
+
+
+class Job:
+    """One model under a sequence of actions."""
+
+    def __init__(self, model: nn.Module, call: Callable[..., torch.Tensor]) -> None:
+        self.model, self.call = model, call
+        self.losses: list[torch.Tensor] = []
+        self.seen: list[torch.Tensor] = []
+
+    def act(self, action: str, seed: int) -> None:
+        x = batch(seed)
+        if action == "forward":
+            self.losses.append(self.call(x).square().mean())
+        elif action == "backward" and self.losses:
+            self.losses.pop().backward()
+        elif action == "retain" and self.losses:
+            self.losses[-1].backward(retain_graph=True)
+        elif action == "accumulate" and self.losses:
+            torch.stack(self.losses).sum().backward()
+            self.losses.clear()
+        elif action == "no_grad":
+            with torch.no_grad():
+                self.seen.append(self.call(x))
+        elif action.startswith("evaluate") and not self.losses:
+            self.model.eval()
+            with torch.set_grad_enabled(action != "evaluate"):
+                found = self.call(x)
+            if found.requires_grad:
+                found.sum().backward()
+            self.seen.append(found.detach())
+            self.model.train()
+        elif action in ("checkpoint", "reentrant"):
+            x.requires_grad_()
+            self.losses.append(
+                checkpoint(self.call, x, use_reentrant=action == "reentrant").square().mean()
+            )
+        elif action == "zero":
+            self.model.zero_grad()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_of_calls_and_swaps(seed: int) -> None:
+    chance = random.Random(seed)
+    model, eager, compiled, answers = pair()
+    ours, theirs = Job(model, compiled), Job(eager, eager)
+    waiting: list[int] = []
+    known = 0
+    for _ in range(40):
+        action = chance.choice(ACTIONS)
+        waiting += range(known, len(answers.graphs))
+        known = len(answers.graphs)
+        if action == "let_in":
+            if waiting:
+                answers.let_in(waiting.pop(chance.randrange(len(waiting))))
+            continue
+        number = chance.randrange(1000)
+        # Where eager code itself refuses, so may we.
+        try:
+            theirs.act(action, number)
+        except RuntimeError:
+            with pytest.raises(RuntimeError):
+                ours.act(action, number)
+            break
+        ours.act(action, number)
+        torch.testing.assert_close(ours.seen, theirs.seen)
+        assert_same(model, eager)
+    assert not answers.errors
+    ours.losses.clear()
+    theirs.losses.clear()
+    for number in waiting:
+        answers.let_in(number)
+    ours.act("forward", 5)
+    ours.act("backward", 5)
+    assert answers.swapped >= 2
+
+
+def test_what_was_left_undone_does_not_keep_the_code_as_it_is() -> None:
+    model, eager, compiled, answers = pair()
+    kept = compiled(batch(1)).sum()
+    kept.backward()  # what it saved is gone, though the loss is still held
+    compiled(batch(2))  # nothing of this one is held
+    for number in range(len(answers.graphs)):
+        answers.let_in(number)
+    compiled(batch(3)).sum().backward()
+    assert answers.swapped == 2
+    eager(batch(1)).sum().backward()
+    eager(batch(2))
+    eager(batch(3)).sum().backward()
+    assert_same(model, eager)
