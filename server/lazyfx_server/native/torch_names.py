@@ -1,5 +1,7 @@
 """Names of torch's Inductor that only a server needs, imported here and nowhere else."""
 
+# ruff: noqa: SLF001 - that is what this file is for
+
 from __future__ import annotations
 
 import inspect
