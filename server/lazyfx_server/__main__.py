@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.allow_targets is not None:
         environment |= _further_targets(settings.allow_targets)
     preload = [*settings.operator_modules, "lazyfx_server.preload"]
-    if settings.native:
+    if settings.native != "off":
         preload.append("lazyfx_server.native.preload")
         # Inductor starts processes of its own when it is imported, unless it has one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"

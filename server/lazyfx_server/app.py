@@ -42,10 +42,18 @@ from lazyfx_server.config_parts import (
     request_limits,
 )
 from lazyfx_server.errors import RequestError
-from lazyfx_server.execution import RestartReason
+from lazyfx_server.execution import OnRestart, RestartReason
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
-from lazyfx_server.pools import Sources, device_worker, native_workers, pass_workers, protection
+from lazyfx_server.pools import (
+    NativePools,
+    NativeUnavailable,
+    Sources,
+    device_worker,
+    native_pools,
+    pass_workers,
+    protection,
+)
 from lazyfx_server.rpc.connections import cut_connections, refuse_connections
 from lazyfx_server.rpc.decoding import Decoder
 from lazyfx_server.rpc.interceptors import Gate
@@ -141,6 +149,9 @@ class App:
             workers=lambda: len(self._executor.pids),
             devices=self._devices.memory,
             sandbox=lambda: confined.layers,
+            native_sandbox=lambda: (
+                self._native_pools.protection.layers if self._native_pools else ()
+            ),
         )
         observers = Observers(
             ledger,
@@ -156,9 +167,11 @@ class App:
         )
         self._observers = observers
         later = Later(observers)
-        self._native_executor = native_workers(settings, sources, restarted)
         crashes = Crashes(settings.crash_refusal_seconds)
-        self._native = native_compiles(settings, self._native_executor, crashes, observers)
+        self._native_pools, native_unavailable = self._pools_of_native(sources, restarted)
+        self._native = native_compiles(settings, self._native_pools, crashes, observers)
+        if native_unavailable:
+            self._native.unavailable(native_unavailable)
         self._jobs = Jobs(self._executor, settings.job_timeout, crashes, observer=observers)
         self._device_jobs = Jobs(
             self._device_executor or self._executor, settings.job_timeout, crashes
@@ -210,6 +223,7 @@ class App:
                 lambda: self._native.target,
                 entrance.identification,
                 pb.SandboxStatus(layers=confined.layers, missing=confined.missing),
+                self._native_status,
             ),
             store_stats=self._store.stats,
             quotas=quotas,
@@ -221,9 +235,34 @@ class App:
             exposition(metrics),
             healthy=lambda: True,
             ready=lambda: self._serving,
+            notes=self._notes,
             host=settings.metrics_host,
             port=settings.metrics_port,
         )
+
+    def _pools_of_native(
+        self, sources: Sources, on_restart: OnRestart
+    ) -> tuple[NativePools | None, str]:
+        """What native compiles run in; None and why not where they are optional."""
+        try:
+            return native_pools(self._settings, sources, on_restart), ""
+        except NativeUnavailable as error:
+            if self._settings.native == "on":
+                raise OSError(f"--native: {error}") from error
+            return None, str(error)
+
+    def _native_status(self) -> pb.NativeStatus:
+        if self._native.target is None:
+            return pb.NativeStatus(unavailable=self._native.why_not)
+        assert self._native_pools is not None, "it has told where artifacts run"
+        held = self._native_pools.protection
+        return pb.NativeStatus(sandbox=pb.SandboxStatus(layers=held.layers, missing=held.missing))
+
+    def _notes(self) -> str:
+        """What a probe is told beside that the server is ready."""
+        if self._settings.native == "off" or self._native.target is not None:
+            return ""
+        return self._native.why_not
 
     async def run(self, on_ready: Callable[[str, str], None]) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -302,8 +341,8 @@ class App:
         if self._device_executor is not None:
             await self._device_executor.start()
         await self._refresh_devices()
-        if self._native_executor is not None:
-            await self._native_executor.start()
+        if self._native_pools is not None:
+            await self._native_pools.start()
             await self._native.start()
         self._gate.open()
         for name in ("", SERVICE_NAME):
@@ -345,8 +384,8 @@ class App:
         await self._executor.close()
         if self._device_executor is not None:
             await self._device_executor.close()
-        if self._native_executor is not None:
-            await self._native_executor.close()
+        if self._native_pools is not None:
+            await self._native_pools.close()
         self._native.close()
         await self._store.close()
         self._ledger.close()

@@ -97,6 +97,18 @@ def _refuse(reason: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def _with_words(arguments: Sequence[str]) -> list[str]:
+    """`--native` alone, and its opposite, as the words that they stand for."""
+    given = list(arguments)
+    for place, word in enumerate(given):
+        following = given[place + 1] if place + 1 < len(given) else "-"
+        if word == "--native" and following.startswith("-"):
+            given[place] = "--native=on"
+        elif word == "--no-native":
+            given[place] = "--native=off"
+    return given
+
+
 def load(arguments: Sequence[str]) -> Settings:
     """Read the settings.
 
@@ -107,6 +119,7 @@ def load(arguments: Sequence[str]) -> Settings:
         SystemExit: With status 2 and the reason on standard error when a setting is
             wrong, with status 0 after --help.
     """
+    arguments = _with_words(arguments)
     path = _config_file(arguments)
     in_file: Mapping[str, object] = {}
     if path is not None:

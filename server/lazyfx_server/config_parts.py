@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.builds import Builds
 from lazyfx_server.compiling.crashes import Crashes
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger_file import LedgerFile
@@ -18,7 +19,7 @@ from lazyfx_server.compiling.native import NativeCompiles
 from lazyfx_server.compiling.quotas import QuotaLimits
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.config import Settings
-from lazyfx_server.execution import Executor
+from lazyfx_server.pools import NativePools
 from lazyfx_server.rpc.door import Door
 from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
@@ -46,23 +47,33 @@ def artifact_signer(settings: Settings) -> Signer:
 
 
 def native_compiles(
-    settings: Settings, executor: Executor | None, crashes: Crashes, observer: Observer
+    settings: Settings, pools: NativePools | None, crashes: Crashes, observer: Observer
 ) -> NativeCompiles:
     """What makes native artifacts.
 
     Args:
         settings: All settings.
-        executor: Runs native jobs; None when the settings want no native artifacts.
+        pools: Run native jobs and compiles; None when the settings want no native artifacts.
         crashes: Remembers graphs on which workers died.
         observer: Is told of each compile.
     """
-    jobs = None
-    if executor is not None:
+    jobs = builds = None
+    if pools is not None:
         jobs = Jobs(
-            executor, settings.native_timeout, crashes, setting="native_timeout", observer=observer
+            pools.jobs,
+            settings.native_timeout,
+            crashes,
+            setting="native_timeout",
+            observer=observer,
+        )
+        builds = Builds(
+            pools.builds, pools.compiler, settings.native_timeout, observer, pools.owner
         )
     admission = Admission(settings.native_workers, settings.max_queue)
-    return NativeCompiles(jobs, admission, settings.native_compile_threads, observer)
+    return NativeCompiles(
+        jobs, builds, admission, settings.native_compile_threads, observer,
+        owner=None if pools is None else pools.owner, required=settings.native == "on",
+    )  # fmt: skip
 
 
 def door(settings: Settings) -> Door:

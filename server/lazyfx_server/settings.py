@@ -238,10 +238,15 @@ class Settings(BaseSettings):
     """JSON file of further functions and Tensor methods that graphs may call, by exact name with
     what they take; docs/deploy.md shows one. The modules that it names are imported."""
 
-    native: bool = False
-    """Make native artifacts with Inductor for torch.compile(backend="lazyfx"). Needs a C++
-    compiler. Its workers cannot be confined as those that run passes are: turn it on for
-    clients that you trust to use this machine's compilers."""
+    native: Literal["off", "on", "optional"] = "off"
+    """Make native artifacts with Inductor for torch.compile(backend="lazyfx"): on, or --native
+    alone, needs a C++ compiler and all layers of confinement, and does not start without;
+    optional starts without native artifacts then, and says so."""
+
+    native_unconfined: bool = False
+    """Run native compiles unconfined, where the kernel lacks a layer or a GPU's driver needs more
+    than confinement allows. Then a caller whose graph gets past the checks has the rights of this
+    server's user: for callers that you trust."""
 
     native_workers: int = Field(default=1, ge=1, le=64)
     """Native compiles that run at a time, each in a process that ends afterwards."""
@@ -252,6 +257,12 @@ class Settings(BaseSettings):
 
     native_compile_threads: int = Field(default=1, ge=1, le=256)
     """C++ compilers that one native compile may run at a time."""
+
+    native_memory_bytes: ByteSize = Field(default=ByteSize(32 * GIB))
+    """Address space that a process of a native compile may take beyond what it starts with."""
+
+    native_cpu_seconds: float = Field(default=7200.0, gt=0)
+    """Processor seconds that a process of a native compile may use before it is killed."""
 
     native_timeout: float = Field(default=1800.0, gt=0)
     """Seconds that one native compile may take before it is killed."""
@@ -313,6 +324,15 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_path_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("native", mode="before")
+    @classmethod
+    def _switch_is_word(cls, value: object) -> object:
+        """It was a switch once, and still is where it stands alone."""
+        word = str(value).strip().lower()
+        if word in ("1", "true", "yes", "t", "y", ""):
+            return "on" if word else "off"
+        return "off" if word in ("0", "false", "no", "f", "n") else value
 
     @field_validator("listen")
     @classmethod

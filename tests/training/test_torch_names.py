@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 
 import torch
-from torch._inductor import codecache
+from torch._inductor import codecache, cpp_builder, cpu_vec_isa
 
 from lazyfx.native import torch_names
 from lazyfx_server.native import torch_names as server_names
@@ -23,9 +23,13 @@ def test_inductor_compiles_cpp_through_one_method() -> None:
     assert callable(torch_names.CppCodeCache._load_library)
 
 
-def test_precompiled_headers_have_a_folder_that_can_be_moved() -> None:
-    assert isinstance(codecache._HEADER_DIR, str)
-    assert isinstance(codecache._HEADER_LOCK_DIR, str)
+def test_programs_are_started_where_we_put_the_server() -> None:
+    assert "run_compile_cmd(" in inspect.getsource(cpp_builder.CppBuilder.build)
+    assert "run_compile_cmd(" in inspect.getsource(cpp_builder.run_asm_build_object)
+    assert "cpp_compiler_search(" in inspect.getsource(cpp_builder.get_cpp_compiler)
+    assert "_precompile_header(" in inspect.getsource(codecache.CppCodeCache.load_async)
+    assert "subprocess." in inspect.getsource(cpu_vec_isa)
+    assert list(inspect.signature(cpp_builder.run_compile_cmd).parameters) == ["cmd_line", "cwd"]
 
 
 def test_artifacts_are_written_and_read() -> None:

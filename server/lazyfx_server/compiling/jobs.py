@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from google.protobuf.message import DecodeError
 
 from lazyfx.errors import FieldViolation
@@ -23,6 +25,7 @@ from lazyfx_server.execution import (
     Executor,
     ExecutorClosed,
     NoWorker,
+    OnCall,
     WorkerCrashed,
     WorkerOutOfCpu,
     WorkerTimedOut,
@@ -84,27 +87,37 @@ class Jobs:
         """Ask what devices workers see."""
         return (await self._run(worker.Job(describe=worker.DescribeJob()))).describe
 
-    async def native(self, job: worker.NativeJob, subject: Subject) -> worker.NativeResult:
-        """Compile one graph to native code.
+    async def native(
+        self, job: worker.NativeJob, subject: Subject, on_call: OnCall
+    ) -> worker.NativeResult:
+        """Compile one graph to native code; `on_call` compiles C++ for it.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        return (await self._run(worker.Job(native=job), subject=subject)).native
+        result = await self._run(worker.Job(native=job), subject=subject, on_call=on_call)
+        return result.native
 
-    async def describe_native(self, job: worker.DescribeNativeJob) -> worker.DescribeNativeResult:
+    async def describe_native(
+        self, job: worker.DescribeNativeJob, on_call: OnCall
+    ) -> worker.DescribeNativeResult:
         """Ask where native artifacts run.
 
         Raises:
             RequestError: They cannot be made; says why.
         """
-        return (await self._run(worker.Job(describe_native=job))).describe_native
+        result = await self._run(worker.Job(describe_native=job), on_call=on_call)
+        return result.describe_native
 
     async def _run(
-        self, job: worker.Job, owner: str | None = None, subject: Subject | None = None
+        self,
+        job: worker.Job,
+        owner: str | None = None,
+        subject: Subject | None = None,
+        on_call: OnCall | None = None,
     ) -> worker.JobResult:
         try:
-            answer = await self._on_a_worker(job, owner, subject)
+            answer = await self._on_a_worker(job, owner, subject, on_call)
             result = worker.JobResult.FromString(answer)
         except WorkerOutOfCpu as error:
             raise TimedOutError(
@@ -135,7 +148,11 @@ class Jobs:
         return result
 
     async def _on_a_worker(
-        self, job: worker.Job, owner: str | None, subject: Subject | None
+        self,
+        job: worker.Job,
+        owner: str | None,
+        subject: Subject | None,
+        on_call: OnCall | None,
     ) -> bytes:
         """Run a job; when its worker dies, once more on another one.
 
@@ -147,23 +164,29 @@ class Jobs:
             ExecutionError: As `Executor.run`.
         """
         kind, data = job.WhichOneof("kind") or "", job.SerializeToString()
+
+        def run() -> Awaitable[bytes]:
+            return self._executor.run(data, timeout=self._timeout, owner=owner, on_call=on_call)
+
         if subject is None:
-            return await self._executor.run(data, timeout=self._timeout, owner=owner)
+            return await run()
         self._check_crashes(kind, subject)
         try:
-            answer = await self._attempt(kind, data, owner, subject)
+            answer = await self._attempt(kind, subject, run)
         except NoWorker:
             raise
         except WorkerCrashed:
             self._check_crashes(kind, subject)
             self._observe(JobRetried(kind))
-            answer = await self._second_attempt(kind, data, owner, subject)
+            answer = await self._second_attempt(kind, subject, run)
         self._crashes.note_survival(kind, subject)
         return answer
 
-    async def _attempt(self, kind: str, data: bytes, owner: str | None, subject: Subject) -> bytes:
+    async def _attempt(
+        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
         try:
-            return await self._executor.run(data, timeout=self._timeout, owner=owner)
+            return await run()
         except NoWorker:
             raise
         except (WorkerCrashed, WorkerOutOfCpu) as error:
@@ -171,10 +194,10 @@ class Jobs:
             raise
 
     async def _second_attempt(
-        self, kind: str, data: bytes, owner: str | None, subject: Subject
+        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
     ) -> bytes:
         try:
-            return await self._attempt(kind, data, owner, subject)
+            return await self._attempt(kind, subject, run)
         except NoWorker:
             raise
         except WorkerCrashed as error:

@@ -1,5 +1,6 @@
 """Running jobs away from the event loop: executors, and nothing about what the jobs do."""
 
+from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.base import (
     ExecutionError,
     Executor,
@@ -14,6 +15,7 @@ from lazyfx_server.execution.base import (
     WorkerOutOfCpu,
     WorkerTimedOut,
 )
+from lazyfx_server.execution.calls import CallFailed, CallRefused, OnCall, call_server
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
 from lazyfx_server.execution.inline import InlineExecutor
 from lazyfx_server.execution.interpreters import Interpreters
@@ -21,6 +23,9 @@ from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.process import ProcessExecutor
 
 __all__ = [
+    "CallBounds",
+    "CallFailed",
+    "CallRefused",
     "ExecutionError",
     "Executor",
     "ExecutorClosed",
@@ -29,6 +34,7 @@ __all__ = [
     "Interpreters",
     "JobFunction",
     "NoWorker",
+    "OnCall",
     "OnRestart",
     "ProcessExecutor",
     "ProcessSource",
@@ -38,5 +44,6 @@ __all__ = [
     "WorkerFailed",
     "WorkerOutOfCpu",
     "WorkerTimedOut",
+    "call_server",
     "start_forkserver",
 ]

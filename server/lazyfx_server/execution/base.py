@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+from lazyfx_server.execution.calls import OnCall
+
 JobFunction = Callable[[bytes], bytes]
 """What a worker runs. Importable by its qualified name, because workers import it."""
 
@@ -118,7 +120,14 @@ class Executor(Protocol):
             WorkerCrashed: A worker could not be started.
         """
 
-    async def run(self, job: bytes, *, timeout: float, owner: str | None = None) -> bytes:
+    async def run(
+        self,
+        job: bytes,
+        *,
+        timeout: float,
+        owner: str | None = None,
+        on_call: OnCall | None = None,
+    ) -> bytes:
         """Runs one job and returns its result.
 
         Waits for a free worker first, for as long as that takes: how many may
@@ -129,6 +138,8 @@ class Executor(Protocol):
             timeout: Seconds that the job may run, counted from when a worker has it.
             owner: Whose job it is; no process runs jobs of two owners. None is the server's
                 own, which may run in any.
+            on_call: Answers calls that the job makes (`call_server`); they are cancelled when
+                the job ends. Without it they are refused.
 
         Raises:
             WorkerFailed: The function raised.

@@ -198,5 +198,6 @@ def _native(option: MessageBounds) -> MessageBounds:
             2: FieldBounds("states", Bound(2**31), _LIST, option),
             3: FieldBounds("settings", Bound(2**31), _LIST, option),
             4: FieldBounds("configuration", _SMALL),
+            5: FieldBounds("setting_digests", Bound(65_536)),
         }
     )

@@ -53,6 +53,7 @@ class ServerFacts:
         native: Where native artifacts run; None when none are made.
         identification: How callers are identified.
         sandbox: How workers are confined.
+        native_status: How native compiles are confined, or why there are none.
     """
 
     workers: int
@@ -61,6 +62,7 @@ class ServerFacts:
     native: Callable[[], pb.NativeTarget | None]
     identification: Identification
     sandbox: pb.SandboxStatus
+    native_status: Callable[[], pb.NativeStatus]
 
 
 class GraphCompilerService(GraphCompilerServicer):
@@ -261,6 +263,7 @@ class GraphCompilerService(GraphCompilerServicer):
             builder=self._facts.signer.builder,
             identification=self._facts.identification,
             sandbox=self._facts.sandbox,
+            native_status=self._facts.native_status(),
             added_targets=allowed.extension()[:-1],
         )
         response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))

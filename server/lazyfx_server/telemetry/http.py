@@ -36,6 +36,7 @@ class TelemetryServer:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         timeout: Seconds that a connection may take, from its beginning to its end.
+        notes: Text that /readyz adds when it answers that the server is ready.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class TelemetryServer:
         host: str = "127.0.0.1",
         port: int = 0,
         timeout: float = 10.0,
+        notes: Callable[[], str] = str,
     ) -> None:
         self._metrics = metrics
         self._probes = {"/healthz": healthy, "/readyz": ready}
         self._host = host
         self._port = port
         self._timeout = timeout
+        self._notes = notes
         self._server: asyncio.Server | None = None
         # Oldest first.
         self._connections: dict[asyncio.Task[None], None] = {}
@@ -143,7 +146,9 @@ class TelemetryServer:
         if path != "/metrics":
             good = self._probes[path]()
             status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-            return _answer(status, with_body=with_body)
+            notes = self._notes() if good and path == "/readyz" else ""
+            body = f"{status.phrase}\n{notes}\n".encode() if notes else None
+            return _answer(status, body=body, with_body=with_body)
         # In a thread, so that rendering some hundred series delays no request; and one at a time,
         # so that many who ask do not take all threads.
         async with self._rendering:

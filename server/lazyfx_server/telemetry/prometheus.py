@@ -112,7 +112,7 @@ class PrometheusObserver:
         self._sources_refused = make.counter(
             "sources_refused",
             "Generated sources that differed from their graphs, not served",
-            {"job": ("compile", "render")},
+            {"job": ("compile", "render", "native", "build")},
         )
         self._artifact_bytes = make.counter("artifact_bytes", "Bytes of artifacts sent", kinds)
         self._store_errors = make.counter(
@@ -284,6 +284,15 @@ class _Levels(Collector):
         for layer in SANDBOX_LAYERS:
             layers.add_metric([layer], float(layer in held))
         yield layers
+        native = GaugeMetricFamily(
+            "lazyfx_native_sandbox_layers",
+            "1 where a layer confines native compiles",
+            labels=["layer"],
+        )
+        held_native = self._gauges.native_sandbox()
+        for layer in (*SANDBOX_LAYERS, "user"):
+            native.add_metric([layer], float(layer in held_native))
+        yield native
 
     def _store(self) -> Iterator[Metric]:
         entries = GaugeMetricFamily("lazyfx_store_entries", "Entries held", labels=["tier"])
