@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ def test_what_a_server_signed_is_opened_and_says_where_it_comes_from(
     public = read_keys(key_file)[0].public_key().public_bytes_raw().hex()
     with lazyfx.connect(server.address, verify_keys=public) as client:
         module = client.compile(graph_of(), passes=["dead_code_elimination"])
-        module.save_pickle(tmp_path / "m.pkl")
+        module.save_pickle(tmp_path / "m.py")
         told = {kind: module.provenance(kind) for kind in ("graph", "pickle", "code", "picture")}
         assert torch.equal(module(torch.ones(2)), torch.full((2,), 2.0))
         text = module.code
@@ -105,8 +106,8 @@ def test_keys_are_private_and_outlive_the_server(
 def test_changed_bytes_are_not_opened(relay: tuple[Relay, str], tmp_path: Path) -> None:
     relay[0].edit = lambda request, data, trailer: (EVIL, _trailer(EVIL, trailer.signature))
     with pytest.raises(UntrustedArtifactError, match="about another artifact"):
-        _save(relay[1], tmp_path / "m.pkl")
-    assert not (tmp_path / "m.pkl").exists()
+        _save(relay[1], tmp_path / "m.py")
+    assert not (tmp_path / "m.py").exists()
 
 
 def test_unsigned_bytes_are_not_opened_but_graph_data_needs_no_signature(
@@ -114,9 +115,11 @@ def test_unsigned_bytes_are_not_opened_but_graph_data_needs_no_signature(
 ) -> None:
     relay[0].edit = lambda request, data, trailer: (data, _trailer(data, pb.ArtifactSignature()))
     with pytest.raises(UntrustedArtifactError, match="not signed"):
-        _save(relay[1], tmp_path / "m.pkl")
+        _save(relay[1], tmp_path / "m.py")
     with lazyfx.connect(relay[1]) as client:
         module = client.compile(graph_of())
+        # Made here, of graph data.
+        assert module.save_pickle(tmp_path / "m.pkl").exists()
         assert torch.equal(module(torch.ones(2)), torch.full((2,), 2.0))
         for kind in ("code", "package", "source", "picture"):
             with pytest.raises(UntrustedArtifactError):
@@ -157,8 +160,8 @@ def test_a_forger_s_key_is_not_believed(relay: tuple[Relay, str], tmp_path: Path
         relay[0].edit = forge
         relay[0].edit_info = lambda info: info.verify_keys.pop() and info.verify_keys.append(own)
         with pytest.raises(UntrustedArtifactError, match="no key that this client knows"):
-            module.picture().save(tmp_path / "m.pkl")
-    assert not (tmp_path / "m.pkl").exists()
+            module.picture().save(tmp_path / "m.py")
+    assert not (tmp_path / "m.py").exists()
 
 
 @pytest.mark.parametrize("aspect", ["module", "kind", "expired", "future"])
@@ -187,8 +190,8 @@ def test_a_signature_about_something_else_or_another_time_is_refused(
     relay[0].edit = replay
     told = {"expired": "ended at", "future": "yet to come"}.get(aspect, "about another artifact")
     with pytest.raises(UntrustedArtifactError, match=told):
-        _save(relay[1], tmp_path / "m.pkl")
-    assert not (tmp_path / "m.pkl").exists()
+        _save(relay[1], tmp_path / "m.py")
+    assert not (tmp_path / "m.py").exists()
 
 
 def test_a_plain_connection_elsewhere_needs_pinned_keys(
@@ -196,9 +199,9 @@ def test_a_plain_connection_elsewhere_needs_pinned_keys(
 ) -> None:
     elsewhere = server.address.replace("127.0.0.1", "0.0.0.0")  # reaches us, and is not loopback
     with pytest.raises(UntrustedArtifactError, match="LAZYFX_VERIFY_KEYS"):
-        _save(elsewhere, tmp_path / "m.pkl")
+        _save(elsewhere, tmp_path / "m.py")
     public = read_keys(key_file)[0].public_key().public_bytes_raw().hex()
-    assert _save(elsewhere, tmp_path / "m.pkl", verify_keys=[public]).exists()
+    assert _save(elsewhere, tmp_path / "m.py", verify_keys=[public]).exists()
     with pytest.raises(LazyfxError, match="64 hexadecimal digits"):
         lazyfx.connect(elsewhere, verify_keys="my-key")
 
@@ -217,11 +220,11 @@ def test_keys_rotate_without_a_restart(
         module = long_lived.compile(graph_of(6.0))
         assert module.provenance("code").public_key == rotated[0]
     assert runner.invoke(app, ["keys", "--address", server.address]).stdout.split() == rotated
-    assert _save(server.address, tmp_path / "a.pkl", verify_keys=rotated).exists()
+    assert _save(server.address, tmp_path / "a.py", verify_keys=rotated).exists()
     # What was signed with the key before is signed anew, not refused.
-    assert _save(server.address, tmp_path / "b.pkl", 5.0, verify_keys=rotated[0]).exists()
+    assert _save(server.address, tmp_path / "b.py", 5.0, verify_keys=rotated[0]).exists()
     with pytest.raises(UntrustedArtifactError, match="no pinned key"):
-        _save(server.address, tmp_path / "c.pkl", verify_keys=first)
+        _save(server.address, tmp_path / "c.py", verify_keys=first)
 
 
 def test_an_artifact_put_into_the_store_is_made_again(
