@@ -68,14 +68,18 @@ def test_what_a_server_signed_is_opened_and_says_where_it_comes_from(
     public = read_keys(key_file)[0].public_key().public_bytes_raw().hex()
     with lazyfx.connect(server.address, verify_keys=public) as client:
         module = client.compile(graph_of(), passes=["dead_code_elimination"])
-        module.save_pickle(tmp_path / "m.py")
-        told = {kind: module.provenance(kind) for kind in ("graph", "pickle", "code", "picture")}
+        told = {kind: module.provenance(kind) for kind in ("graph", "code", "picture")}
+        # What the client makes nobody signs: it is told which graph that was made of.
+        here = ("pickle", "package", "torchscript", "exported_program")
+        made = {kind: module.provenance(kind) for kind in here}
         assert torch.equal(module(torch.ones(2)), torch.full((2,), 2.0))
         text = module.code
     code = told["code"]
     assert code.digest == hashlib.sha256(text.encode()).hexdigest()
+    for kind, found in made.items():
+        assert found == replace(told["graph"], made_into=kind)
     for kind, found in told.items():
-        assert found.kind == kind
+        assert (found.kind, found.made_into) == (kind, "")
         assert found.module_key == module.key
         assert found.pipeline == module.report.pipeline == "dead_code_elimination"
         assert found.builder == "builder-7"
@@ -106,8 +110,8 @@ def test_keys_are_private_and_outlive_the_server(
 def test_changed_bytes_are_not_opened(relay: tuple[Relay, str], tmp_path: Path) -> None:
     relay[0].edit = lambda request, data, trailer: (EVIL, _trailer(EVIL, trailer.signature))
     with pytest.raises(UntrustedArtifactError, match="about another artifact"):
-        _save(relay[1], tmp_path / "m.py")
-    assert not (tmp_path / "m.py").exists()
+        _save(relay[1], tmp_path / "m.pkl")
+    assert not (tmp_path / "m.pkl").exists()
 
 
 def test_unsigned_bytes_are_not_opened_but_graph_data_needs_no_signature(
@@ -115,11 +119,11 @@ def test_unsigned_bytes_are_not_opened_but_graph_data_needs_no_signature(
 ) -> None:
     relay[0].edit = lambda request, data, trailer: (data, _trailer(data, pb.ArtifactSignature()))
     with pytest.raises(UntrustedArtifactError, match="not signed"):
-        _save(relay[1], tmp_path / "m.py")
+        _save(relay[1], tmp_path / "m.pkl")
     with lazyfx.connect(relay[1]) as client:
         module = client.compile(graph_of())
         # Made here, of graph data.
-        assert module.save_pickle(tmp_path / "m.pkl").exists()
+        assert module.save_pickle(tmp_path / "graph.pkl").exists()
         assert torch.equal(module(torch.ones(2)), torch.full((2,), 2.0))
         for kind in ("code", "package", "source", "picture"):
             with pytest.raises(UntrustedArtifactError):
@@ -160,8 +164,8 @@ def test_a_forger_s_key_is_not_believed(relay: tuple[Relay, str], tmp_path: Path
         relay[0].edit = forge
         relay[0].edit_info = lambda info: info.verify_keys.pop() and info.verify_keys.append(own)
         with pytest.raises(UntrustedArtifactError, match="no key that this client knows"):
-            module.picture().save(tmp_path / "m.py")
-    assert not (tmp_path / "m.py").exists()
+            module.picture().save(tmp_path / "m.pkl")
+    assert not (tmp_path / "m.pkl").exists()
 
 
 @pytest.mark.parametrize("aspect", ["module", "kind", "expired", "future"])
@@ -177,7 +181,7 @@ def test_a_signature_about_something_else_or_another_time_is_refused(
         if aspect == "module":
             statement.module_key = bytes(32)
         elif aspect == "kind":
-            statement.kind = pb.ARTIFACT_KIND_CODE
+            statement.kind = pb.ARTIFACT_KIND_PICTURE
         elif aspect == "expired":
             statement.expires.FromSeconds(statement.created.ToSeconds() - 3600)
         else:
@@ -190,8 +194,8 @@ def test_a_signature_about_something_else_or_another_time_is_refused(
     relay[0].edit = replay
     told = {"expired": "ended at", "future": "yet to come"}.get(aspect, "about another artifact")
     with pytest.raises(UntrustedArtifactError, match=told):
-        _save(relay[1], tmp_path / "m.py")
-    assert not (tmp_path / "m.py").exists()
+        _save(relay[1], tmp_path / "m.pkl")
+    assert not (tmp_path / "m.pkl").exists()
 
 
 def test_a_plain_connection_elsewhere_needs_pinned_keys(
@@ -199,9 +203,9 @@ def test_a_plain_connection_elsewhere_needs_pinned_keys(
 ) -> None:
     elsewhere = server.address.replace("127.0.0.1", "0.0.0.0")  # reaches us, and is not loopback
     with pytest.raises(UntrustedArtifactError, match="LAZYFX_VERIFY_KEYS"):
-        _save(elsewhere, tmp_path / "m.py")
+        _save(elsewhere, tmp_path / "m.pkl")
     public = read_keys(key_file)[0].public_key().public_bytes_raw().hex()
-    assert _save(elsewhere, tmp_path / "m.py", verify_keys=[public]).exists()
+    assert _save(elsewhere, tmp_path / "m.pkl", verify_keys=[public]).exists()
     with pytest.raises(LazyfxError, match="64 hexadecimal digits"):
         lazyfx.connect(elsewhere, verify_keys="my-key")
 
@@ -220,11 +224,11 @@ def test_keys_rotate_without_a_restart(
         module = long_lived.compile(graph_of(6.0))
         assert module.provenance("code").public_key == rotated[0]
     assert runner.invoke(app, ["keys", "--address", server.address]).stdout.split() == rotated
-    assert _save(server.address, tmp_path / "a.py", verify_keys=rotated).exists()
+    assert _save(server.address, tmp_path / "a.pkl", verify_keys=rotated).exists()
     # What was signed with the key before is signed anew, not refused.
-    assert _save(server.address, tmp_path / "b.py", 5.0, verify_keys=rotated[0]).exists()
-    with pytest.raises(UntrustedArtifactError, match="no pinned key"):
-        _save(server.address, tmp_path / "c.py", verify_keys=first)
+    assert _save(server.address, tmp_path / "b.pkl", 5.0, verify_keys=rotated[0]).exists()
+    with pytest.raises(UntrustedArtifactError, match="NOT THE ONE THAT YOU TRUST"):
+        _save(server.address, tmp_path / "c.pkl", verify_keys=first)
 
 
 def test_an_artifact_put_into_the_store_is_made_again(
