@@ -135,7 +135,7 @@ class AsyncRemoteModule:
         return (await self.prepared_call())(*inputs, **kwargs)
 
     async def pickle(self) -> bytes:
-        """The module as a pickle that loads with torch alone, for `pickle.load`.
+        """The module as a pickle that loads with torch alone, for `pickle.load`, not `torch.load`.
 
         It holds the graph itself, so the loaded module computes what this one does. It is put
         together here, from graph data: weights never leave, and no pickle of a server's is
@@ -150,7 +150,10 @@ class AsyncRemoteModule:
         return await asyncio.to_thread(pickle_module, rebuilt)
 
     async def package(self) -> bytes:
-        """The module as a torch.package archive; see `pickle` for what it holds."""
+        """The module as a torch.package archive; see `pickle` for what it holds.
+
+        `PackageImporter(path).load_pickle("module", "module.pkl")` of torch.package reads it.
+        """
         rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
         return await asyncio.to_thread(package_module, rebuilt)
 
@@ -169,7 +172,7 @@ class AsyncRemoteModule:
         return script_module(eager_copy(rebuilt))
 
     async def save_torchscript(self, path: str | Path) -> Path:
-        """Write `torchscript()` to a file and return its path."""
+        """Write `torchscript()` to a file, for `torch.jit.load`, and return its path."""
         return await asyncio.to_thread(_write, Path(path), await self.torchscript())
 
     async def exported_program(self) -> bytes:
@@ -266,7 +269,7 @@ class AsyncRemoteModule:
         return await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
 
     async def save_pickle(self, path: str | Path) -> Path:
-        """Write `pickle()` to a file and return its path."""
+        """Write `pickle()` to a file, for `pickle.load`, and return its path."""
         return await asyncio.to_thread(_write, Path(path), await self.pickle())
 
     async def save_package(self, path: str | Path) -> Path:

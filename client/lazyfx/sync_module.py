@@ -110,11 +110,11 @@ class RemoteModule:
         return self._loop.run(self._remote.save_code(path))
 
     def save_pickle(self, path: str | Path) -> Path:
-        """Write a pickle that loads with torch alone; see `AsyncRemoteModule.pickle`."""
+        """Write a file for `pickle.load` and torch alone; see `AsyncRemoteModule.pickle`."""
         return self._loop.run(self._remote.save_pickle(path))
 
     def save_package(self, path: str | Path) -> Path:
-        """Write a torch.package archive; see `AsyncRemoteModule.package`."""
+        """Write a file for `torch.package.PackageImporter`; see `AsyncRemoteModule.package`."""
         return self._loop.run(self._remote.save_package(path))
 
     def provenance(self, kind: str = "graph") -> Provenance:
@@ -122,11 +122,11 @@ class RemoteModule:
         return self._loop.run(self._remote.provenance(kind))
 
     def save_torchscript(self, path: str | Path) -> Path:
-        """Write a TorchScript archive; see `AsyncRemoteModule.torchscript`."""
+        """Write a file for `torch.jit.load`; see `AsyncRemoteModule.torchscript`."""
         return self._loop.run(self._remote.save_torchscript(path))
 
     def save_exported_program(self, path: str | Path) -> Path:
-        """Write an ExportedProgram; see `AsyncRemoteModule.exported_program`."""
+        """Write a file for `torch.export.load`; see `AsyncRemoteModule.exported_program`."""
         return self._loop.run(self._remote.save_exported_program(path))
 
     def save_aot_inductor(
