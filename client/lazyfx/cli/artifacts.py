@@ -82,6 +82,16 @@ def _write_code(remote: RemoteModule, target: Path) -> None:
     replace_file(target, lambda aside: aside.write_text(file.text, encoding="utf-8"))
 
 
+def is_written(target: Path, kind: Kind) -> bool:
+    """Whether a file is there, with the constants beside it that code may need."""
+    if not target.is_file() or kind is not Kind.CODE:
+        return target.is_file()
+    from lazyfx.python_files import constants_path
+
+    constants = constants_path(target)
+    return constants.is_file() or constants.name not in target.read_text(encoding="utf-8")
+
+
 def replace_file(target: Path, write: Callable[[Path], object]) -> None:
     """Have a file written aside and put in its place when it is complete.
 
