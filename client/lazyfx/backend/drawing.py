@@ -51,7 +51,7 @@ def generator_state(inputs: Sequence[Any]) -> bytes:
     ]
     whole = hashlib.blake2b(digest_size=16)
     for state in states:
-        whole.update(state.numpy())
+        whole.update(state.numpy().tobytes())
     return whole.digest()
 
 
