@@ -22,6 +22,7 @@ from lazyfx.native.constants import own_tensors
 from lazyfx.native.packages import write_package
 from lazyfx.native.reading import read_made
 from lazyfx.native.requests import native_request
+from lazyfx.native.texts import restoring, texts_of
 from lazyfx.pickling import package_module, pickle_module
 from lazyfx.preparing import Prepared
 from lazyfx.printable import printable
@@ -223,12 +224,15 @@ class AsyncRemoteModule:
         """
         request = request or self.aot_request()
         wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
-        data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
+        texts = texts_of(self._prepared.encoded.body)
+        with restoring(texts):
+            data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
         package = read_made(pb.AotPackage, data, request)
         canonical = rebuild_canonical(
             await self._compiled_graph(), self._prepared, self._artifacts.constants
         )
-        return await asyncio.to_thread(write_package, package, own_tensors(canonical), Path(path))
+        tensors = own_tensors(canonical)
+        return await asyncio.to_thread(write_package, package, tensors, Path(path), texts)
 
     async def native(
         self,

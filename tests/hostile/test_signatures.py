@@ -57,7 +57,8 @@ def _trailer(data: bytes, signature: pb.ArtifactSignature) -> pb.ArtifactTrailer
 
 def _save(address: str, path: Path, number: float = 1.0, **options: object) -> Path:
     with lazyfx.connect(address, **options) as client:  # type: ignore[arg-type]
-        return client.compile(graph_of(number)).save_pickle(path)
+        path.write_text(client.compile(graph_of(number)).code, encoding="utf-8")
+        return path
 
 
 def test_what_a_server_signed_is_opened_and_says_where_it_comes_from(
@@ -69,8 +70,9 @@ def test_what_a_server_signed_is_opened_and_says_where_it_comes_from(
         module.save_pickle(tmp_path / "m.pkl")
         told = {kind: module.provenance(kind) for kind in ("graph", "pickle", "code", "picture")}
         assert torch.equal(module(torch.ones(2)), torch.full((2,), 2.0))
-    pickled = told["pickle"]
-    assert pickled.digest == hashlib.sha256((tmp_path / "m.pkl").read_bytes()).hexdigest()
+        text = module.code
+    code = told["code"]
+    assert code.digest == hashlib.sha256(text.encode()).hexdigest()
     for kind, found in told.items():
         assert found.kind == kind
         assert found.module_key == module.key
@@ -155,7 +157,7 @@ def test_a_forger_s_key_is_not_believed(relay: tuple[Relay, str], tmp_path: Path
         relay[0].edit = forge
         relay[0].edit_info = lambda info: info.verify_keys.pop() and info.verify_keys.append(own)
         with pytest.raises(UntrustedArtifactError, match="no key that this client knows"):
-            module.save_pickle(tmp_path / "m.pkl")
+            module.picture().save(tmp_path / "m.pkl")
     assert not (tmp_path / "m.pkl").exists()
 
 

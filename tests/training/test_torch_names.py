@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 
 import torch
-from torch._inductor import codecache
+from torch._inductor import codecache, cpp_builder, cpu_vec_isa
 
 from lazyfx.backend import torch_names as backend_names
 from lazyfx.native import torch_names
@@ -24,9 +24,13 @@ def test_inductor_compiles_cpp_through_one_method() -> None:
     assert callable(torch_names.CppCodeCache._load_library)
 
 
-def test_precompiled_headers_have_a_folder_that_can_be_moved() -> None:
-    assert isinstance(codecache._HEADER_DIR, str)
-    assert isinstance(codecache._HEADER_LOCK_DIR, str)
+def test_programs_are_started_where_we_put_the_server() -> None:
+    assert "run_compile_cmd(" in inspect.getsource(cpp_builder.CppBuilder.build)
+    assert "run_compile_cmd(" in inspect.getsource(cpp_builder.run_asm_build_object)
+    assert "cpp_compiler_search(" in inspect.getsource(cpp_builder.get_cpp_compiler)
+    assert "_precompile_header(" in inspect.getsource(codecache.CppCodeCache.load_async)
+    assert "subprocess." in inspect.getsource(cpu_vec_isa)
+    assert list(inspect.signature(cpp_builder.run_compile_cmd).parameters) == ["cmd_line", "cwd"]
 
 
 def test_artifacts_are_written_and_read() -> None:
@@ -52,6 +56,23 @@ def test_settings_and_their_defaults() -> None:
     assert any(name.startswith("aot.") for name in settings)
     assert torch_names.default_setting("epilogue_fusion") is True
     assert torch_names.mode_settings("max-autotune-no-cudagraphs")["max_autotune"] is True
+
+
+def test_all_sources_go_through_one_function_to_their_files() -> None:
+    assert list(inspect.signature(codecache.write).parameters)[:2] == ["content", "extension"]
+    for writer, extension in (
+        (codecache.CppCodeCache.load_async, "main.cpp"),
+        (codecache.PyCodeCache.write, "py"),
+        (codecache.AotCodeCompiler.compile, "wrapper.cpp"),
+    ):
+        source = inspect.getsource(writer)
+        assert " write(" in source
+        assert f'"{extension}"' in source
+
+
+def test_what_is_loaded_can_be_wrapped() -> None:
+    source = inspect.getsource(torch_names.CompiledFxGraph.after_deserialization)
+    assert "self.current_callable =" in source
 
 
 def test_vector_instructions_are_told_without_a_compiler() -> None:

@@ -14,6 +14,7 @@ from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.errors import InternalError
+from lazyfx_server.telemetry.plain_text import escaped
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _MOST_REPORT_BYTES = 4 * 2**20
@@ -58,6 +59,11 @@ def _check_report(report: pb.CompileReport) -> None:
     numbers += [row.seconds for row in report.passes]
     if not _are_durations(numbers):
         raise InternalError("the worker answered with a time that is none")
+    report.pipeline = escaped(report.pipeline)
+    for passed in report.passes:
+        passed.note, passed.spelling = escaped(passed.note), escaped(passed.spelling)
+        for forced in passed.forced:
+            forced.where = escaped(forced.where)
 
 
 def check_rendered(job: worker.RenderJob, result: worker.RenderResult) -> None:

@@ -1,10 +1,12 @@
 """Running jobs away from the event loop: executors, and nothing about what the jobs do."""
 
+from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.base import (
     ExecutionError,
     Executor,
     ExecutorClosed,
     JobFunction,
+    NoWorker,
     OnRestart,
     RestartReason,
     ResultTooLarge,
@@ -13,6 +15,7 @@ from lazyfx_server.execution.base import (
     WorkerOutOfCpu,
     WorkerTimedOut,
 )
+from lazyfx_server.execution.calls import CallFailed, CallRefused, OnCall, call_server
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
 from lazyfx_server.execution.inline import InlineExecutor
 from lazyfx_server.execution.interpreters import Interpreters
@@ -20,6 +23,9 @@ from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.process import ProcessExecutor
 
 __all__ = [
+    "CallBounds",
+    "CallFailed",
+    "CallRefused",
     "ExecutionError",
     "Executor",
     "ExecutorClosed",
@@ -27,6 +33,8 @@ __all__ = [
     "InlineExecutor",
     "Interpreters",
     "JobFunction",
+    "NoWorker",
+    "OnCall",
     "OnRestart",
     "ProcessExecutor",
     "ProcessSource",
@@ -36,5 +44,6 @@ __all__ = [
     "WorkerFailed",
     "WorkerOutOfCpu",
     "WorkerTimedOut",
+    "call_server",
     "start_forkserver",
 ]

@@ -146,10 +146,45 @@ class NativeCompiled:
     """A native compile ended, whoever asked for it.
 
     Attributes:
-        result: "made" or "failed".
+        result: "made", "failed", or "stopped" because nobody waited for it any more.
     """
 
     result: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobRetried:
+    """A job whose worker died was given to another worker.
+
+    Attributes:
+        job: "compile", "render", "native" or "describe".
+    """
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRefused:
+    """A job was refused because workers have died on its graph.
+
+    Attributes:
+        job: "compile", "render" or "native".
+    """
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlightAbandoned:
+    """The last caller who waited for a piece of work went away.
+
+    Attributes:
+        stage: "compile" or "render".
+        outcome: "dropped" before it began, "stopped", or "continued" to its end.
+    """
+
+    stage: str
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +263,9 @@ Event: TypeAlias = (
     | ArtifactServed
     | SourceRefused
     | NativeCompiled
+    | FlightAbandoned
+    | JobRetried
+    | GraphRefused
     | StoreFailed
     | EntryCorrupt
     | WorkerRestarted
