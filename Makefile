@@ -33,8 +33,8 @@ demo: $(STAMP) ## Set up, then run the main job on this machine: server, real mo
 test: $(STAMP) ## Set up, then run every test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-numerics: $(STAMP) ## Train real models remotely and locally, and compare every gradient (slow)
-	$(BIN)/python -m pytest -m slow tests/training
+numerics: $(STAMP) ## Train real models remotely and locally, compare every gradient; other large samples (slow)
+	$(BIN)/python -m pytest -m slow
 
 fuzz-native: $(STAMP) ## 2,000 graphs with hostile text through Inductor, up to the compiler (slow)
 	$(BIN)/python -m pytest -m slow tests/hostile/test_native_source.py

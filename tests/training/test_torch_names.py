@@ -1,7 +1,7 @@
-"""The private names of torch that native artifacts rest on are there, and have the shape we use.
+"""The private names of torch that the backend and native artifacts rest on have the shape we use.
 
-When one of these fails after an upgrade of torch: the two files `torch_names.py` (in
-lazyfx.native and lazyfx_server.native) are where the names are used.
+When one of these fails after an upgrade of torch: the three files `torch_names.py` (in
+lazyfx.backend, lazyfx.native and lazyfx_server.native) are where the names are used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import inspect
 import torch
 from torch._inductor import codecache, cpp_builder, cpu_vec_isa
 
+from lazyfx.backend import torch_names as backend_names
 from lazyfx.native import torch_names
 from lazyfx_server.native import torch_names as server_names
 
@@ -97,3 +98,30 @@ def test_dynamo_can_be_asked_to_fix_floats() -> None:
     assert torch_names.TensorifyState.should_specialize("zf7")
     torch_names.TensorifyState.clear()
     assert not torch_names.backed_values(torch.fx.experimental.symbolic_shapes.ShapeEnv())
+
+
+def test_a_backward_pass_can_be_told_from_outside() -> None:
+    seen: list[tuple[bool, bool]] = []
+    ended: list[bool] = []
+
+    def note(*_: object) -> None:
+        seen.append((backend_names.in_backward(), backend_names.graph_is_kept()))
+        backend_names.after_this_backward(lambda: ended.append(True))
+        assert len(ended) < len(seen), "work waits for the end of the pass"
+
+    x = torch.ones(2, requires_grad=True)
+    y = (x * 2).sum()
+    assert y.grad_fn is not None
+    y.grad_fn.register_hook(note)
+    assert not backend_names.in_backward()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert seen == [(True, True), (True, False)]
+    assert ended == [True, True]
+    assert not backend_names.in_backward()
+
+
+def test_storages_have_an_identity() -> None:
+    x = torch.ones(4)
+    assert x.untyped_storage()._cdata == x[1:].untyped_storage()._cdata
+    assert x.untyped_storage()._cdata != torch.ones(4).untyped_storage()._cdata
