@@ -203,12 +203,14 @@ def _open(name: str, folder: int) -> int:
 
 def _explained(error: OSError, name: str) -> OSError:
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-        return UnsafeFileError(error.errno, "is a link, or no plain file or folder", name)
+        return UnsafeFileError(
+            error.errno, "is a link, or neither a regular file nor a folder", name
+        )
     return error
 
 
 def _require_plain(status: os.stat_result, name: str) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise UnsafeFileError(errno.EINVAL, "is no plain file", name)
+        raise UnsafeFileError(errno.EINVAL, "is not a regular file", name)
     if status.st_nlink > 1:
-        raise UnsafeFileError(errno.EMLINK, "is a file that has other names too", name)
+        raise UnsafeFileError(errno.EMLINK, "has more than one hard link", name)
