@@ -24,7 +24,7 @@ from lazyfx.written.check import check_source
 from lazyfx.written.errors import SourceMismatchError
 
 _WRAPPED = re.compile(r"^torch\.fx\.wrap\('([A-Za-z_][A-Za-z_0-9]{0,200})'\)$", re.MULTILINE)
-# A statement of torch.fx's that is no import: `NoneType = type(None)`.
+# A statement of torch.fx's that is not an import: `NoneType = type(None)`.
 _BUILTIN_LINES: Mapping[str, str] = {
     builtin.import_str: name for name, builtin in _custom_builtins.items()
 }
