@@ -193,7 +193,7 @@ class Connection:
                 async for response in call:
                     _require(response)
                     if response.request_id not in due:
-                        raise ProtocolError("an answer to no request", field="request_id")
+                        raise ProtocolError("an answer to an unknown request", field="request_id")
                     due.remove(response.request_id)
                     if response.HasField("response"):
                         check_response(response.response, self._bounds)

@@ -88,7 +88,7 @@ class AsyncRemoteModule:
         """The generated Python source, in the caller's own names, for people to read.
 
         Raises:
-            DecodeError: The server sent something that is no text.
+            DecodeError: The server sent something that is not text.
             ServiceError: The server cannot render it.
         """
         with self._fetcher.refusals.counted():

@@ -169,7 +169,7 @@ class Verifier:
             return _provenance(statement, name, public_key)
         except (ValueError, OverflowError) as error:  # dates that no calendar has
             raise UntrustedArtifactError(
-                f"the signature of the {name} has dates that are none; it was not opened"
+                f"the signature of the {name} has invalid dates; it was not opened"
             ) from error
 
     async def _key(self, wanted: bytes, name: str) -> bytes:
@@ -232,8 +232,8 @@ def _fits(
         )
     if statement.created.seconds - _CLOCK_SECONDS > now:
         raise UntrustedArtifactError(
-            f"the signature of the {name} is of {_date(statement.created)}, which is yet "
-            "to come; it was not opened. Compare the clocks"
+            f"the signature of the {name} is dated {_date(statement.created)}, in the future; "
+            "it was not opened. Compare the clocks"
         )
 
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from lazyfx_server.execution import ExecutionError, Interpreters, start_forkserver
+    from lazyfx_server.execution import ExecutionError, SpawnSource, start_forkserver
     from lazyfx_server.store import StoreError
 
     threads = str(settings.worker_threads)
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     tame_loggers()
 
-    sources = Sources(forkserver, Interpreters(preload, environment))
+    sources = Sources(forkserver, SpawnSource(preload, environment))
 
     async def serve() -> None:
         await App(settings, sources).run(_ready)

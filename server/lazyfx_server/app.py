@@ -35,7 +35,7 @@ from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.config import Settings
 from lazyfx_server.config_parts import (
     artifact_signer,
-    door,
+    authenticator,
     ledger_file,
     native_compiles,
     quota_limits,
@@ -56,15 +56,15 @@ from lazyfx_server.pools import (
 )
 from lazyfx_server.rpc.connections import cut_connections, refuse_connections
 from lazyfx_server.rpc.decoding import Decoder
-from lazyfx_server.rpc.interceptors import Gate
+from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
 from lazyfx_server.store import Store, open_store
 from lazyfx_server.telemetry import (
+    DeferredObserver,
     DeviceMemory,
     EntryCorrupt,
     Gauges,
-    Later,
     Observers,
     StoreFailed,
     WorkerRestarted,
@@ -135,7 +135,7 @@ class App:
         self._store = self._open_store(settings)
         signer = self._signer = artifact_signer(settings)
         quotas = Quotas(quota_limits(settings))
-        entrance = door(settings)
+        callers = authenticator(settings)
         confined = protection(settings)
 
         def restarted(reason: RestartReason) -> None:
@@ -166,7 +166,7 @@ class App:
             ),
         )
         self._observers = observers
-        later = Later(observers)
+        deferred = DeferredObserver(observers)
         crashes = Crashes(settings.crash_refusal_seconds)
         self._native_pools, native_unavailable = self._pools_of_native(sources, restarted)
         self._native = native_compiles(settings, self._native_pools, crashes, observers)
@@ -185,7 +185,7 @@ class App:
             admission=admission,
             pipelines=Pipelines(registry, named),
             explainer=Explainer(self._store),
-            observer=later,
+            observer=deferred,
             limits=self._limits,
             quotas=quotas,
             costs=costs,
@@ -221,14 +221,14 @@ class App:
                 lambda: self._devices.infos,
                 signer,
                 lambda: self._native.target,
-                entrance.identification,
+                callers.identification,
                 pb.SandboxStatus(layers=confined.layers, missing=confined.missing),
                 self._native_status,
             ),
             store_stats=self._store.stats,
             quotas=quotas,
         )
-        self._gate = Gate(entrance, later, settings.max_call_seconds)
+        self._interceptor = CallInterceptor(callers, deferred, settings.max_call_seconds)
         self._health = HealthServicer()
         self._server = self._grpc_server(service)
         self._telemetry = TelemetryServer(
@@ -344,7 +344,7 @@ class App:
         if self._native_pools is not None:
             await self._native_pools.start()
             await self._native.start()
-        self._gate.open()
+        self._interceptor.open()
         for name in ("", SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._serving = True
@@ -371,7 +371,7 @@ class App:
             )
         self._serving = False
         await self._health.enter_graceful_shutdown()
-        self._gate.close()
+        self._interceptor.close()
         try:
             await asyncio.wait_for(self._finish(), self._settings.drain_seconds)
         except asyncio.TimeoutError:
@@ -393,14 +393,14 @@ class App:
         _log.info("stopped")
 
     async def _finish(self) -> None:
-        await self._gate.emptied()
-        await self._compiler.land()
-        await self._artifacts.land()
+        await self._interceptor.emptied()
+        await self._compiler.drain()
+        await self._artifacts.drain()
 
     def _grpc_server(self, service: GraphCompilerService) -> grpc.aio.Server:
         settings = self._settings
         server = grpc.aio.server(
-            interceptors=[self._gate],
+            interceptors=[self._interceptor],
             options=[
                 *_KEEPALIVE,
                 ("grpc.max_receive_message_length", int(settings.max_message_bytes)),

@@ -20,7 +20,7 @@ from lazyfx_server.compiling.quotas import QuotaLimits
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.config import Settings
 from lazyfx_server.pools import NativePools
-from lazyfx_server.rpc.door import Door
+from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.security.bounds import GraphBounds
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
@@ -76,7 +76,7 @@ def native_compiles(
     )  # fmt: skip
 
 
-def door(settings: Settings) -> Door:
+def authenticator(settings: Settings) -> Authenticator:
     """What tells whose a call is.
 
     Raises:
@@ -88,7 +88,7 @@ def door(settings: Settings) -> Door:
     except (SecretFileError, TokenFileError) as error:
         raise OSError(str(error)) from error
     certificates = settings.client_ca is not None
-    return Door(tenants, tokens, certificates, frozenset(settings.client_names))
+    return Authenticator(tenants, tokens, certificates, frozenset(settings.client_names))
 
 
 def quota_limits(settings: Settings) -> QuotaLimits:

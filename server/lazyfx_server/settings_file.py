@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from lazyfx.suggesting import closest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,6 +54,6 @@ def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
 
 
 def _unknown(key: str, names: list[str]) -> str:
-    guess = get_close_matches(key.replace("-", "_").lower()[:100], names, 1)
-    hint = f"; did you mean {guess[0]}?" if guess else "; `lazyfx serve --help` lists the settings"
+    guess = closest(key, names)
+    hint = f"; did you mean {guess!r}?" if guess else "; `lazyfx serve --help` lists the settings"
     return f"there is no setting {key[:100]!r}{hint}"

@@ -14,9 +14,9 @@ from lazyfx_server.execution import (
     Executor,
     ExecutorClosed,
     InlineExecutor,
-    Interpreters,
     ProcessExecutor,
     ResultTooLarge,
+    SpawnSource,
     WorkerFailed,
     WorkerTimedOut,
     start_forkserver,
@@ -35,7 +35,7 @@ async def executor(request: pytest.FixtureRequest) -> AsyncIterator[Executor]:
         made: Executor = InlineExecutor(worker_jobs.run, workers=2, max_result_bytes=LIMIT)
     else:
         forked = request.param == "forked processes"
-        processes = start_forkserver() if forked else Interpreters()
+        processes = start_forkserver() if forked else SpawnSource()
         made = ProcessExecutor(
             worker_jobs.run, processes=processes, workers=2, max_result_bytes=LIMIT
         )

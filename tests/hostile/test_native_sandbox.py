@@ -104,6 +104,18 @@ def test_a_native_worker_can_do_what_its_job_needs(compiler: Compiler, area: Are
     assert tried(orders, compiler, area) == ["done ran", "done ok", "done 42"]
 
 
+def test_a_compiler_behind_a_script_compiles_confined(tmp_path: Path, area: Area) -> None:
+    script, marker = tmp_path / "g++", tmp_path / "marker"
+    script.write_text(
+        f'#!/usr/bin/env bash\ntouch {marker}\nexec {shutil.which("g++")} "$@"\n', "utf-8"
+    )
+    script.chmod(0o755)
+    wrapped = find_compiler(str(script))
+    marker.unlink()  # it was asked about itself, outside of any sandbox
+    assert tried([{"do": "compile_and_load"}], wrapped, area) == ["done 42"]
+    assert not marker.exists()
+
+
 def files_and_folders(secret: Path, marker: Path, other: Path) -> list[Order]:
     """Ways to read or change what is not the job's."""
     server = os.getpid()

@@ -12,15 +12,16 @@ import pytest
 import torch
 from hostile.native_lowering import lower
 from torch import nn
-from torch._inductor import codecache
 
 from lazyfx import memory
 from lazyfx.backend.graphs import flatten
 from lazyfx.native.requests import native_request
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.native import job as native_job
 from lazyfx_server.native import making
-from lazyfx_server.native.job import run_native_job
+from lazyfx_server.native.confinement import Confinement
+from lazyfx_server.native.toolchain.compiler import find_compiler
 from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp, check_wrapper
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -281,8 +282,9 @@ def test_source_that_is_not_inductors_is_an_internal_error_and_not_compiled(
 ) -> None:
     """Were a text to reach Inductor after all, nothing is compiled of it."""
     monkeypatch.setattr(making, "without_texts", lambda body: body)
-    for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):  # which the job moves, for its process
-        monkeypatch.setattr(codecache, name, getattr(codecache, name))
+    # What a job changes for good in its process, which ends with it.
+    monkeypatch.setattr(native_job, "_keep_to", lambda _: None)
+    monkeypatch.setattr(native_job, "compile_on_the_server", lambda *_: None)
     (body,) = bodies(asynchronous, torch.ones(3, 3))
     changed = graph_pb2.GraphBody.FromString(body)
     for place in range(len(changed.strings)):
@@ -292,8 +294,9 @@ def test_source_that_is_not_inductors_is_an_internal_error_and_not_compiled(
     job.native.graph.graph.body = changed.SerializeToString()
     job.native.request.CopyFrom(native_request({torch.device("cpu")}, None, {}))
     job.native.progress = str(tmp_path / "progress")
-    job.native.cache = job.native.headers = str(tmp_path)
-    result = worker.JobResult.FromString(run_native_job(job.SerializeToString()))
+    job.native.cache = str(tmp_path)
+    answer = native_job.run_native_job(find_compiler(), Confinement(None), job.SerializeToString())
+    result = worker.JobResult.FromString(answer)
     assert result.error.kind == worker.JOB_ERROR_KIND_SOURCE
     assert MARKER not in result.error.message
     assert not [f for f in tmp_path.rglob("*.cpp") if MARKER in f.read_text(errors="replace")]

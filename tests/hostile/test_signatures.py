@@ -192,7 +192,7 @@ def test_a_signature_about_something_else_or_another_time_is_refused(
         return data, trailer
 
     relay[0].edit = replay
-    told = {"expired": "ended at", "future": "yet to come"}.get(aspect, "about another artifact")
+    told = {"expired": "ended at", "future": "in the future"}.get(aspect, "about another artifact")
     with pytest.raises(UntrustedArtifactError, match=told):
         _save(relay[1], tmp_path / "m.pkl")
     assert not (tmp_path / "m.pkl").exists()

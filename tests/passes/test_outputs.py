@@ -14,12 +14,47 @@ from torch.fx import GraphModule, symbolic_trace
 from lazyfx_server.passes import PassError
 from lazyfx_server.passes.fake import FakeRun
 from lazyfx_server.passes.large_numbers import TooLargeError, check_numbers
-from lazyfx_server.passes.outputs import COUNTED, FOLLOW_ARGUMENTS, check_outputs, outputs_of
+from lazyfx_server.passes.outputs import COUNTED, check_outputs, outputs_of
 from lazyfx_server.security import allowed
 
 MANY = 10**8
 x = torch.empty(MANY, 4, device="meta")
 aten = torch.ops.aten
+# Operators that return lists no longer than one of their arguments, or than a shape.
+FOLLOW_ARGUMENTS = frozenset(
+    [
+        "_amp_foreach_non_finite_check_and_unscale",
+        "_cudnn_rnn_backward",
+        "_fused_adagrad",
+        "_fused_adam",
+        "_fused_adamw",
+        "_fused_sgd",
+        "_histogramdd_bin_edges",
+        "_to_cpu",
+        "keys",
+        "lstm_mps_backward",
+        "miopen_rnn_backward",
+        "sorted",
+        "align_tensors",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+        "broadcast_tensors",
+        "dequantize",
+        "gradient",
+        "gru",
+        "histogramdd",
+        "lstm",
+        "meshgrid",
+        "nonzero_numpy",
+        "quantize_per_tensor",
+        "rnn_relu",
+        "rnn_tanh",
+        "unflatten_dense_tensors",
+        "where",
+        "unravel_index",
+    ]
+)
 
 CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
     "Tensor.unbind": ("unbind", (x,), {}),

@@ -104,7 +104,7 @@ async def compiling_parts(
     try:
         yield Parts(compiler, artifacts, Tenants(b"secret").named(""), recorder)
     finally:
-        await compiler.land()
-        await artifacts.land()
+        await compiler.drain()
+        await artifacts.drain()
         await executor.close()
         await store.close()

@@ -105,7 +105,7 @@ class Artifacts:
         """Distinct renderings under way."""
         return len(self._flights)
 
-    async def land(self) -> None:
+    async def drain(self) -> None:
         """Wait until nothing is being rendered."""
         await self._flights.drain()
 

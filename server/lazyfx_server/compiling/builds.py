@@ -97,7 +97,7 @@ class Builds:
             answer = await self._executor.run(job.SerializeToString(), timeout=self._timeout)
             return worker.BuildResult.FromString(answer)
         except ExecutionError as error:
-            raise CallRefused(f"the compiler did not come to an end: {error}") from error
+            raise CallRefused(f"the compiler did not finish: {error}") from error
         except DecodeError as error:
             raise CallRefused("the compile worker answered with something unreadable") from error
         finally:
@@ -120,20 +120,24 @@ class Builds:
 
     async def _precompiled(self, request: worker.BuildRequest, key: bytes) -> str:
         assert self._area is not None, "opened"
-        folder = self._area.folder("headers", key.hex(), owner=self._owner)
         wanted = worker.BuildRequest(
             kind=worker.BUILD_KIND_HEADER, flags=request.flags, header=request.header
         )
+        for_good = True
         try:
+            folder = self._area.folder("headers", key.hex(), owner=self._owner)
             result = await self._run(worker.BuildJob(request=wanted), folder)
-        except CallRefused as failure:
-            self._headers.pop(key, None)  # its worker was ended: the next one may do better
-            result = worker.BuildResult(failed=str(failure))
-        if result.failed or result.refused:
-            _log.warning("a header could not be precompiled: %s", result.failed or result.refused)
-            await asyncio.to_thread(remove, folder)
-            return ""
-        return str(folder / HEADER)
+            failed = result.failed or result.refused
+        except (CallRefused, OSError) as failure:
+            # Its worker was ended, or the disk is full: the next one may do better.
+            failed, for_good = str(failure), False
+        if not failed:
+            return str(folder / HEADER)
+        _log.warning("a header could not be precompiled: %s", failed)
+        await asyncio.to_thread(remove, self._area.root / "headers" / key.hex())
+        if not for_good:
+            self._headers.pop(key, None)
+        return ""
 
 
 class BuildSession:
@@ -161,7 +165,7 @@ class BuildSession:
             raise CallRefused("the request cannot be read") from error
         missing = [key for key in request.objects if key not in self._objects]
         if missing:
-            raise CallRefused("an object is wanted that was not made for this job")
+            raise CallRefused("an object to link was not made for this job")
         objects = [self._objects[key] for key in request.objects]
         try:
             result = await self._builds.build(request, objects)

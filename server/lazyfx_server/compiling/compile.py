@@ -22,7 +22,7 @@ from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.reading import (
     IncomingCompile,
     RequestReader,
-    Wanted,
+    ResolvedRequest,
     unknown_token,
 )
 from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
@@ -44,8 +44,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Landed:
-    """What a flight brings: a module, and why it had to be compiled unless it was found."""
+class _FlightResult:
+    """A module, and why it had to be compiled unless it was found."""
 
     module: CompiledModule
     miss: Miss | None
@@ -93,7 +93,7 @@ class Compiler:
         self._quotas = quotas
         self._costs = costs
         self._plugins = plugins
-        self._flights: SingleFlight[_Landed] = SingleFlight(self._abandoned)
+        self._flights: SingleFlight[_FlightResult] = SingleFlight(self._abandoned)
         self._reader = RequestReader(limits, pipelines)
 
     @property
@@ -118,8 +118,8 @@ class Compiler:
                 return self._hit(module, request, token, arrived)
         # What was remembered of the request is not the request itself.
         wanted = replace(wanted, incoming=incoming, arrived=arrived)
-        landed, leads = await self._join(wanted)
-        module, miss = landed.module, landed.miss
+        found, leads = await self._join(wanted)
+        module, miss = found.module, found.miss
         if miss is None:
             return self._hit(module, request, token, arrived)
         if leads:
@@ -137,40 +137,42 @@ class Compiler:
         self._observer.observe(OverheadSpent("key", spent, whose))
         return module.hit if request.request_token else module.hit_with(token)
 
-    async def _join(self, wanted: Wanted) -> tuple[_Landed, bool]:
-        """Fly with the others who want the same; tells whether this caller leads."""
+    async def _join(self, wanted: ResolvedRequest) -> tuple[_FlightResult, bool]:
+        """Join the flight of those who want the same; tells whether this caller leads it."""
         request = wanted.request
         while True:
             own = False
 
-            def lead(flight: Flight[_Landed]) -> Coroutine[Any, Any, _Landed]:
+            def lead(flight: Flight[_FlightResult]) -> Coroutine[Any, Any, _FlightResult]:
                 nonlocal own
                 own = True
-                return self._fly(wanted, flight)
+                return self._find_or_make(wanted, flight)
 
             try:
-                landed, leads = await self._flights.join(wanted.digest, lead)
+                found, leads = await self._flights.join(wanted.digest, lead)
             except MissingError as error:
                 if own or not _brings_more(request, error):
                     raise
             else:
-                if landed.miss is not None or not request.skip_cache_lookup:
-                    return landed, leads
+                if found.miss is not None or not request.skip_cache_lookup:
+                    return found, leads
 
     def _abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("compile", outcome))
 
-    async def land(self) -> None:
+    async def drain(self) -> None:
         """Wait until no compile is under way."""
         await self._flights.drain()
 
-    async def _fly(self, wanted: Wanted, flight: Flight[_Landed]) -> _Landed:
+    async def _find_or_make(
+        self, wanted: ResolvedRequest, flight: Flight[_FlightResult]
+    ) -> _FlightResult:
         request = wanted.request
         damaged = False
         if not request.skip_cache_lookup:
             found = await self._catalog.find(wanted.tenant, wanted.digest)
             if isinstance(found, CompiledModule):
-                return _Landed(found, None)
+                return _FlightResult(found, None)
             if request.request_token:
                 raise unknown_token(request.request_token)
             damaged = found.damaged
@@ -178,7 +180,9 @@ class Compiler:
         with wanted.incoming.hold:
             return await self._make(wanted, flight, damaged=damaged)
 
-    async def _make(self, wanted: Wanted, flight: Flight[_Landed], *, damaged: bool) -> _Landed:
+    async def _make(
+        self, wanted: ResolvedRequest, flight: Flight[_FlightResult], *, damaged: bool
+    ) -> _FlightResult:
         request, key = wanted.request, wanted.key
         miss = await self._explainer.explain(
             key,
@@ -209,7 +213,7 @@ class Compiler:
         module = await self._catalog.add(wanted.tenant, wanted.digest, key, result)
         await self._explainer.remember(key)
         self._tell(wanted, result)
-        return _Landed(module, miss)
+        return _FlightResult(module, miss)
 
     async def _require_blobs(self, request: pb.CompileRequest, tenant: Tenant) -> None:
         """Say at once what is missing, before anything is waited for.
@@ -267,7 +271,7 @@ class Compiler:
             cost_is_measured=measured > 0,
         )
 
-    def _tell(self, wanted: Wanted, result: worker.CompileResult) -> None:
+    def _tell(self, wanted: ResolvedRequest, result: worker.CompileResult) -> None:
         report = result.report
         passes: Sequence[PassFinished] = [
             PassFinished(p.name, p.seconds, p.recompiles.requested, p.recompiles.performed, p.runs)

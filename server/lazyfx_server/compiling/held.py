@@ -14,6 +14,30 @@ FREE_BYTES = 16 * 1024
 _RETRY_SECONDS = 1.0
 
 
+class TenantBytes:
+    """Bytes of all tenants, and of each that has any."""
+
+    def __init__(self) -> None:
+        self.all = 0
+        self._by_tenant: Counter[str] = Counter()
+
+    def of(self, tenant: str) -> int:
+        """Bytes of one tenant."""
+        return self._by_tenant[tenant]
+
+    def add(self, tenant: str, size: int) -> None:
+        """Count bytes."""
+        self.all += size
+        self._by_tenant[tenant] += size
+
+    def remove(self, tenant: str, size: int) -> None:
+        """Count bytes no longer."""
+        self.all -= size
+        self._by_tenant[tenant] -= size
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
+
+
 class Hold:
     """Counts the bytes of one request while anybody uses it.
 
@@ -57,13 +81,12 @@ class HeldBytes:
     def __init__(self, most: int, most_of_one: int) -> None:
         self._most = most
         self._most_of_one = most_of_one
-        self._all = 0
-        self._by_tenant: Counter[str] = Counter()
+        self._counted = TenantBytes()
 
     @property
     def bytes(self) -> int:
         """Bytes held now."""
-        return self._all
+        return self._counted.all
 
     def hold(self, tenant: str, size: int) -> Hold:
         """What counts a request of this size; nothing is counted before it is entered."""
@@ -77,10 +100,9 @@ class HeldBytes:
         """
         if not size:
             return
-        of_tenant = self._by_tenant[tenant]
         for held, most, setting in (
-            (of_tenant, self._most_of_one, "max_held_bytes_per_tenant"),
-            (self._all, self._most, "max_held_bytes"),
+            (self._counted.of(tenant), self._most_of_one, "max_held_bytes_per_tenant"),
+            (self._counted.all, self._most, "max_held_bytes"),
         ):
             # One request alone is taken whatever its size: max_message_bytes bounds it.
             if held and held + size > most:
@@ -89,14 +111,9 @@ class HeldBytes:
                     f"be over {most} (setting {setting})",
                     retry_after=_RETRY_SECONDS,
                 )
-        self._by_tenant[tenant] += size
-        self._all += size
+        self._counted.add(tenant, size)
 
     def remove(self, tenant: str, size: int) -> None:
         """Count bytes no longer."""
-        if not size:
-            return
-        self._all -= size
-        self._by_tenant[tenant] -= size
-        if not self._by_tenant[tenant]:
-            del self._by_tenant[tenant]
+        if size:
+            self._counted.remove(tenant, size)

@@ -42,7 +42,7 @@ _NOTHING = IncomingCompile(pb.CompileRequest(), memoryview(b""), 0, HeldBytes(0,
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ResolvedRequest:
     """A request that has been read.
 
     Attributes:
@@ -78,11 +78,11 @@ class RequestReader:
     def __init__(self, limits: RequestLimits, pipelines: Pipelines) -> None:
         self._limits = limits
         self._pipelines = pipelines
-        self._known: LRUCache[bytes, Wanted] = LRUCache(_KNOWN_REQUESTS)
+        self._known: LRUCache[bytes, ResolvedRequest] = LRUCache(_KNOWN_REQUESTS)
 
     async def read(
         self, incoming: IncomingCompile, tenant: Tenant, arrived: float
-    ) -> tuple[bytes, Wanted]:
+    ) -> tuple[bytes, ResolvedRequest]:
         """A token for the request, if it can have one, and what is wanted.
 
         Raises:
@@ -97,7 +97,7 @@ class RequestReader:
         # Without a graph a request says little, and says the same when it is a hit again.
         written = tenant.tag + request.SerializeToString()
         token = await sha256(written)
-        known: Wanted | None = self._known.get(token)
+        known: ResolvedRequest | None = self._known.get(token)
         if known is None:
             checked = await self._checked(incoming, tenant, arrived)
             known = replace(checked, incoming=_NOTHING)
@@ -106,7 +106,7 @@ class RequestReader:
             self._known[token] = known
         return token, known
 
-    def _recall(self, incoming: IncomingCompile, tenant: Tenant) -> Wanted:
+    def _recall(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
         request = incoming.request
         if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
             raise InvalidRequestError.of_field(
@@ -114,17 +114,19 @@ class RequestReader:
                 f"has {_TOKEN_BYTES} bytes and stands for a whole request; "
                 "leave every other field out",
             )
-        known: Wanted | None = self._known.get(request.request_token)
+        known: ResolvedRequest | None = self._known.get(request.request_token)
         if known is None or known.tenant != tenant:
             raise unknown_token(request.request_token)
         return known
 
-    async def _checked(self, incoming: IncomingCompile, tenant: Tenant, arrived: float) -> Wanted:
+    async def _checked(
+        self, incoming: IncomingCompile, tenant: Tenant, arrived: float
+    ) -> ResolvedRequest:
         if incoming.size <= AT_ONCE_BYTES:
             return self._check(incoming, tenant, arrived)
         return await off_loop(self._check, incoming, tenant, arrived)
 
-    def _check(self, incoming: IncomingCompile, tenant: Tenant, arrived: float) -> Wanted:
+    def _check(self, incoming: IncomingCompile, tenant: Tenant, arrived: float) -> ResolvedRequest:
         request, body = incoming.request, incoming.body
         self._limits.check_compile(request, body)
         graph_digest = request.graph_digest.sha256
@@ -142,7 +144,7 @@ class RequestReader:
             values=values_digest(request.values),
             environment=environment_digest(),
         )
-        return Wanted(tenant, key, key.digest, pipeline, incoming, arrived)
+        return ResolvedRequest(tenant, key, key.digest, pipeline, incoming, arrived)
 
 
 def unknown_token(token: bytes) -> MissingError:

@@ -1,7 +1,7 @@
 """One flight per key: identical requests share one lookup and one piece of work.
 
 The lookup of a tier that has to be awaited belongs into the flight as well: between a lookup
-that found nothing and a flight that starts, another one could land.
+that found nothing and a flight that starts, another one could end.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class SingleFlight(Generic[Result]):
             Exception: Whatever `work` raised; every waiter gets it.
         """
         flight = self._flights.get(key)
-        # A flight that has landed may not have been cleared away yet.
+        # A flight that has ended may not have been cleared away yet.
         leads = flight is None or flight.task.done()
         if flight is None or leads:
             flight = self._start(key, work)
@@ -110,7 +110,7 @@ class SingleFlight(Generic[Result]):
 
         flight.task = asyncio.ensure_future(run())
         self._flights[key] = flight
-        flight.task.add_done_callback(lambda task: self._land(key, flight, task))
+        flight.task.add_done_callback(lambda task: self._clear(key, flight, task))
         return flight
 
     def _check_abandoned(self, key: bytes, flight: Flight[Result]) -> None:
@@ -126,7 +126,7 @@ class SingleFlight(Generic[Result]):
 
     def _stop(self, key: bytes, flight: Flight[Result]) -> None:
         if flight.waiters or flight.task.done() or self._flights.get(key) is not flight:
-            return  # somebody came back, or it has landed
+            return  # a waiter came back, or it has ended
         if flight.patience() == math.inf:
             return  # it has come far enough in the meantime
         del self._flights[key]
@@ -134,7 +134,7 @@ class SingleFlight(Generic[Result]):
         flight.task.cancel()
         self._on_abandoned("stopped" if flight.begun else "dropped")
 
-    def _land(self, key: bytes, flight: Flight[Result], task: asyncio.Task[Result]) -> None:
+    def _clear(self, key: bytes, flight: Flight[Result], task: asyncio.Task[Result]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
         if (ending := self._ending.get(key)) is not None:

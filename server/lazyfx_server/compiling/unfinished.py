@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
 from tempfile import SpooledTemporaryFile
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.held import TenantBytes
 from lazyfx_server.errors import InvalidRequestError, OverloadedError
 
 # Larger uploads are kept in files while they arrive.
@@ -95,8 +95,7 @@ class Unfinished:
     def __init__(self, most: int, most_in_all: int) -> None:
         self._most = most
         self._most_in_all = most_in_all
-        self._in_all = 0
-        self._bytes: Counter[str] = Counter()
+        self._bytes = TenantBytes()
         # Oldest first.
         self._kept: dict[tuple[str, bytes], Staged] = {}
 
@@ -106,29 +105,25 @@ class Unfinished:
         Raises:
             OverloadedError: There is no room for them.
         """
-        while self._bytes[tenant] + size > self._most and self._drop_oldest(tenant):
+        while self._bytes.of(tenant) + size > self._most and self._drop_oldest(tenant):
             pass
-        if self._bytes[tenant] + size > self._most:
+        if self._bytes.of(tenant) + size > self._most:
             raise OverloadedError(
-                f"unfinished uploads hold {self._bytes[tenant]} bytes; at most {self._most} are "
+                f"unfinished uploads hold {self._bytes.of(tenant)} bytes; at most {self._most} are "
                 "taken at a time (setting max_staged_bytes)",
                 retry_after=1.0,
             )
-        if self._in_all + size > self._most_in_all:
+        if self._bytes.all + size > self._most_in_all:
             raise OverloadedError(
-                f"unfinished uploads of all callers hold {self._in_all} bytes; at most "
+                f"unfinished uploads of all callers hold {self._bytes.all} bytes; at most "
                 f"{self._most_in_all} are taken (setting max_staged_bytes_in_all)",
                 retry_after=5.0,
             )
-        self._bytes[tenant] += size
-        self._in_all += size
+        self._bytes.add(tenant, size)
 
     def remove(self, tenant: str, size: int) -> None:
         """Count bytes no longer."""
-        self._in_all -= size
-        self._bytes[tenant] -= size
-        if not self._bytes[tenant]:
-            del self._bytes[tenant]
+        self._bytes.remove(tenant, size)
 
     def keep(self, tenant: str, staged: Staged) -> bool:
         """Keep an upload that broke off, whose bytes are counted no longer; not for ever.
@@ -137,13 +132,12 @@ class Unfinished:
             Whether it is kept.
         """
         size = staged.received
-        full = self._bytes[tenant] + size > self._most or self._in_all + size > self._most_in_all
-        if not size or full:
+        over = self._bytes.of(tenant) + size > self._most
+        if not size or over or self._bytes.all + size > self._most_in_all:
             return False
         self._drop(tenant, staged.sha256)
         self._kept[tenant, staged.sha256] = staged
-        self._bytes[tenant] += size
-        self._in_all += size
+        self._bytes.add(tenant, size)
         asyncio.get_running_loop().call_later(_KEEP_SECONDS, self._expire, tenant, staged)
         return True
 

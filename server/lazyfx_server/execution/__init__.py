@@ -18,9 +18,9 @@ from lazyfx_server.execution.base import (
 from lazyfx_server.execution.calls import CallFailed, CallRefused, OnCall, call_server
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
 from lazyfx_server.execution.inline import InlineExecutor
-from lazyfx_server.execution.interpreters import Interpreters
 from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.process import ProcessExecutor
+from lazyfx_server.execution.spawn_source import SpawnSource
 
 __all__ = [
     "CallBounds",
@@ -31,7 +31,6 @@ __all__ = [
     "ExecutorClosed",
     "ForkServer",
     "InlineExecutor",
-    "Interpreters",
     "JobFunction",
     "NoWorker",
     "OnCall",
@@ -40,6 +39,7 @@ __all__ = [
     "ProcessSource",
     "RestartReason",
     "ResultTooLarge",
+    "SpawnSource",
     "WorkerCrashed",
     "WorkerFailed",
     "WorkerOutOfCpu",

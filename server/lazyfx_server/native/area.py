@@ -76,7 +76,7 @@ def _make_private(base: Path) -> None:
 
 
 def _sweep(base: Path) -> None:
-    """Remove the folders of servers that are no more."""
+    """Remove the folders of servers that have ended."""
     for path in base.iterdir():
         if path.name.startswith("server-") and _is_left_over(path):
             _log.info("removing what a server that ended left behind: %s", path)

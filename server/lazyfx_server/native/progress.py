@@ -61,7 +61,7 @@ def _read(path: Path) -> bytes:
 
     Raises:
         OSError: It cannot be opened, or is a link.
-        ValueError: It is no regular file, or a large one.
+        ValueError: It is not a regular file, or a large one.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:

@@ -93,7 +93,7 @@ class _Replacing:
 
     def _keyword(self, name: str) -> str:
         if not _KEYWORD.fullmatch(name):
-            raise CannotCompile("a keyword argument has a name that is not a plain one")
+            raise CannotCompile("the name of a keyword argument is not an identifier")
         return name
 
     def _place(self, text: str) -> int:

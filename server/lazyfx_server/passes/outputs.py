@@ -41,42 +41,6 @@ _ITERATING: Final = frozenset(
 )
 _ITERATING_ALONE: Final = frozenset({"max", "min"})
 
-FOLLOW_ARGUMENTS: Final = frozenset(
-    [
-        "_amp_foreach_non_finite_check_and_unscale",
-        "_cudnn_rnn_backward",
-        "_fused_adagrad",
-        "_fused_adam",
-        "_fused_adamw",
-        "_fused_sgd",
-        "_histogramdd_bin_edges",
-        "_to_cpu",
-        "keys",
-        "lstm_mps_backward",
-        "miopen_rnn_backward",
-        "sorted",
-        "align_tensors",
-        "atleast_1d",
-        "atleast_2d",
-        "atleast_3d",
-        "broadcast_tensors",
-        "dequantize",
-        "gradient",
-        "gru",
-        "histogramdd",
-        "lstm",
-        "meshgrid",
-        "nonzero_numpy",
-        "quantize_per_tensor",
-        "rnn_relu",
-        "rnn_tanh",
-        "unflatten_dense_tensors",
-        "where",
-        "unravel_index",
-    ]
-)
-"""Operators that return lists no longer than one of their arguments, or than a shape."""
-
 
 def check_outputs(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse a call that would make more values than a node may have.

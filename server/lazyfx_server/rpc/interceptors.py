@@ -23,9 +23,9 @@ from lazyfx_server.errors import (
     UnavailableError,
     UnidentifiedError,
 )
+from lazyfx_server.rpc.authentication import Authenticator, caller_name
 from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_caller
 from lazyfx_server.rpc.descriptors import Descriptors
-from lazyfx_server.rpc.door import Door, caller_name
 from lazyfx_server.rpc.small_requests import HANDLER_MAKERS, small_requests
 from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
 from lazyfx_server.telemetry import Observer, RequestHandled
@@ -39,17 +39,19 @@ _SERVICE = "/lazyfx.v1.GraphCompiler/"
 _HEALTH = "/grpc.health.v1.Health/"
 
 
-class Gate(grpc.aio.ServerInterceptor):
+class CallInterceptor(grpc.aio.ServerInterceptor):
     """Asks who calls, counts calls, refuses new ones while starting and draining, maps errors.
 
     Args:
-        door: Tells whose a call is.
+        authenticator: Tells whose a call is.
         observer: Is told of each call that ends.
         most_seconds: How long any call may take, whatever its caller allows.
     """
 
-    def __init__(self, door: Door, observer: Observer, most_seconds: float) -> None:
-        self._door = door
+    def __init__(
+        self, authenticator: Authenticator, observer: Observer, most_seconds: float
+    ) -> None:
+        self._authenticator = authenticator
         self.most_seconds = most_seconds
         self._observer = observer
         self._descriptors = Descriptors()
@@ -88,7 +90,7 @@ class Gate(grpc.aio.ServerInterceptor):
             return self._small(method, await continuation(handler_call_details))
         try:
             self._descriptors.check()
-            self._door.check_token(handler_call_details.invocation_metadata or ())
+            self._authenticator.check_token(handler_call_details.invocation_metadata or ())
         except RequestError as error:
             return self._refusing(method, error)
         if (wrapped := self._wrapped.get(method)) is not None:
@@ -134,12 +136,12 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def answer(request: Any, context: Context) -> Any:
             async with _Call(self, method, context):
-                self._door.enter(context)
+                self._authenticator.enter(context)
                 return await inner(request, context)
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
             async with _Call(self, method, context):
-                self._door.enter(context)
+                self._authenticator.enter(context)
                 async for item in inner(request, context):
                     yield item
 
@@ -173,10 +175,10 @@ class Gate(grpc.aio.ServerInterceptor):
 
 
 class _Call:
-    """One call on its way through the gate."""
+    """One call on its way through the interceptor."""
 
-    def __init__(self, gate: Gate, method: str, context: Context) -> None:
-        self._gate = gate
+    def __init__(self, interceptor: CallInterceptor, method: str, context: Context) -> None:
+        self._interceptor = interceptor
         self._method = method
         self._context = context
         self._id = secrets.token_hex(6)
@@ -187,7 +189,7 @@ class _Call:
 
     async def __aenter__(self) -> None:
         try:
-            self._gate.enter()
+            self._interceptor.enter()
         except UnavailableError as error:
             await self._refuse(error)
         self._entered = True
@@ -199,13 +201,13 @@ class _Call:
             task.cancel()
 
         loop = asyncio.get_running_loop()
-        self._alarm = loop.call_later(self._gate.most_seconds, overrun)
+        self._alarm = loop.call_later(self._interceptor.most_seconds, overrun)
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
         if self._overran and isinstance(error, asyncio.CancelledError):
-            most = self._gate.most_seconds
+            most = self._interceptor.most_seconds
             error = TimedOutError(
                 f"the call took longer than {most:g} s (setting max_call_seconds)"
             )
@@ -239,7 +241,7 @@ class _Call:
 
     def _leave(self, code: str) -> None:
         seconds = time.perf_counter() - self._started
-        self._gate.leave(self._method, code, seconds, entered=self._entered)
+        self._interceptor.leave(self._method, code, seconds, entered=self._entered)
 
 
 def _starting() -> UnavailableError:

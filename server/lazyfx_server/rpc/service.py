@@ -28,9 +28,9 @@ from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingError, TimedOutError
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.passes.named import NamedPipelines
+from lazyfx_server.rpc.authentication import Identification, caller, caller_name
 from lazyfx_server.rpc.call_log import log_failure
 from lazyfx_server.rpc.decoding import Decoder, request_id
-from lazyfx_server.rpc.door import Identification, caller, caller_name
 from lazyfx_server.rpc.interceptors import Context
 from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
 from lazyfx_server.security import allowed

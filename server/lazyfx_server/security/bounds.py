@@ -77,7 +77,7 @@ def _check_depth(body: graph_pb2.GraphBody) -> None:
     for i, graph in enumerate(body.graphs):
         if depths[i] > MAX_DEPTH:
             raise DecodeError(
-                f"graphs in one another, {MAX_DEPTH} deep are taken (max_nesting)",
+                f"graphs are nested more than {MAX_DEPTH} deep (max_nesting)",
                 field=f"graphs[{i}]",
             )
         for attribute in graph.attributes:

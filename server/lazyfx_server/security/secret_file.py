@@ -54,13 +54,13 @@ def read_regular(path: Path, most: int) -> bytes:
         most: Most bytes that it may have.
 
     Raises:
-        OSError: It cannot be read, is no plain file, or is too long.
+        OSError: It cannot be read, is not a regular file, or is too long.
     """
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     with os.fdopen(file, "rb") as stream:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "is no plain file", str(path))
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
         return stream.read(most)

@@ -40,11 +40,11 @@ class Folder:
 
         Args:
             names: The way down from the root.
-            create: Make what is missing; what is no folder makes room for one.
+            create: Make what is missing; what is not a folder makes room for one.
 
         Raises:
             FileNotFoundError: There is none.
-            UnsafeFileError: Something on the way is no folder.
+            UnsafeFileError: Something on the way is not a folder.
         """
         if create:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Folder:
             touch: Note that it has been used.
 
         Raises:
-            UnsafeFileError: It is a link, no plain file, or too long.
+            UnsafeFileError: It is a link, not a regular file, or too long.
         """
         try:
             with self.opened(*names[:-1]) as folder:
@@ -161,7 +161,7 @@ def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
         mode: Of a file that is made.
 
     Raises:
-        OSError: It cannot be opened, or it is a link or no plain file.
+        OSError: It cannot be opened, or it is a link or not a regular file.
     """
     extra = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
@@ -186,7 +186,7 @@ def _step(folder: int, name: str, *, create: bool) -> int:
     except OSError as error:
         if not create:
             raise _explained(error, name) from error
-        # A link, or anything else that is no folder: only itself is removed.
+        # A link, or anything else that is not a folder: only itself is removed.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
     with contextlib.suppress(FileExistsError):
@@ -203,12 +203,14 @@ def _open(name: str, folder: int) -> int:
 
 def _explained(error: OSError, name: str) -> OSError:
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-        return UnsafeFileError(error.errno, "is a link, or no plain file or folder", name)
+        return UnsafeFileError(
+            error.errno, "is a link, or neither a regular file nor a folder", name
+        )
     return error
 
 
 def _require_plain(status: os.stat_result, name: str) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise UnsafeFileError(errno.EINVAL, "is no plain file", name)
+        raise UnsafeFileError(errno.EINVAL, "is not a regular file", name)
     if status.st_nlink > 1:
-        raise UnsafeFileError(errno.EMLINK, "is a file that has other names too", name)
+        raise UnsafeFileError(errno.EMLINK, "has more than one hard link", name)

@@ -40,7 +40,7 @@ class SharedUsage:
         """Holds the folder's lock: no other process or thread changes what is in it.
 
         Yields:
-            Whether the counters begin anew, because their file had been removed.
+            Whether the counters begin again, because their file had been removed.
         """
         with self._thread_lock:
             fresh = self._lock()

@@ -298,7 +298,7 @@ class Observers:
                 _log.exception("an observer failed on %s", type(event).__name__)
 
 
-class Later:
+class DeferredObserver:
     """Passes events on once the event loop has done what is due now.
 
     A request that ends tells what happened; its answer need not wait for that to be

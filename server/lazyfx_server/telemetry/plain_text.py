@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import time
 import warnings
 from typing import Final, TextIO, cast
 
+from lazyfx.printable import one_line, printable
+
 LOG_FORMAT_VARIABLE: Final = "LAZYFX_WORKER_LOG_FORMAT"
 """Environment variable that tells workers how the server writes its log."""
 
-# Control characters (C0, delete, C1), line and paragraph separators, what turns the direction
-# of text or is invisible, halves of surrogate pairs.
-_CONTROLS: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
-_CONTROLS_IN_LINES: Final = re.compile(_CONTROLS.pattern.replace("\x00-\x1f", "\x00-\x08\x0b-\x1f"))
 _CONTINUED: Final = "    "
 
 
@@ -35,8 +29,7 @@ def escaped(text: str, *, keep_lines: bool = False) -> str:
         text: Any text.
         keep_lines: Leave line feeds and tabs.
     """
-    pattern = _CONTROLS_IN_LINES if keep_lines else _CONTROLS
-    return pattern.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return printable(text, len(text)) if keep_lines else one_line(text, len(text))
 
 
 class PlainFormatter(logging.Formatter):

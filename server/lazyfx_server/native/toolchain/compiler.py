@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -20,6 +21,8 @@ from lazyfx_server.native.torch_names import include_folders, library_folders
 _SECONDS: Final = 30.0
 # What Inductor asks a compiler, and what it is told without running one.
 _QUESTIONS: Final = (("--version",), ("-v",), ("-dumpfullversion", "-dumpversion"))
+# How GCC names the driver that runs, also behind a wrapper.
+_DRIVER: Final = re.compile(r"^COLLECT_GCC=(\S{1,4096})$", re.MULTILINE)
 _PROGRAMS: Final = ("cc1plus", "cc1", "collect2", "as", "ld", "lto-wrapper")
 
 
@@ -84,7 +87,7 @@ def find_compiler(name: str | None = None) -> Compiler:
         name,
         path,
         answers,
-        _programs(path),
+        _programs(path, answers[("-v",)]),
         identity,
         include,
         libraries,
@@ -103,8 +106,11 @@ def _said(path: str, *arguments: str) -> bytes:
         return b""
 
 
-def _programs(path: str) -> tuple[str, ...]:
-    found = {path}
+def _programs(path: str, about: bytes) -> tuple[str, ...]:
+    """The files that a compile runs: the compiler, what is behind a wrapper, and their parts."""
+    found = {path, *_interpreter(Path(path))}
+    for name in _DRIVER.findall(about.decode("utf-8", "replace")):
+        found.add(shutil.which(name) or path)
     for program in _PROGRAMS:
         said = _said(path, f"-print-prog-name={program}").decode("utf-8", "replace").strip()
         where = shutil.which(said) if said else None
@@ -113,6 +119,17 @@ def _programs(path: str) -> tuple[str, ...]:
     real = {os.path.realpath(program) for program in found}
     loaders = {loader for program in real if (loader := _loader(Path(program)))}
     return tuple(sorted(real | {os.path.realpath(loader) for loader in loaders}))
+
+
+def _interpreter(script: Path) -> list[str]:
+    """What the kernel starts in place of a script, and what `env` starts then."""
+    try:
+        with script.open("rb") as file:
+            line = file.readline(256)
+    except OSError:
+        return []
+    words = line[2:].decode("utf-8", "replace").split() if line.startswith(b"#!") else []
+    return [where for word in words[:2] if (where := shutil.which(word)) is not None]
 
 
 def _loader(program: Path) -> str | None:

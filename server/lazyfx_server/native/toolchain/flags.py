@@ -78,7 +78,7 @@ def check_request(request: worker.BuildRequest) -> None:
         worker.BUILD_KIND_LINK,
     )  # fmt: skip
     if request.kind not in kinds:
-        raise RequestRefused(f"compiles of kind {request.kind} are not known")
+        raise RequestRefused(f"unknown kind of compile: {request.kind}")
     _all_of(request.flags, FLAGS, "flag")
     _all_of(request.libraries, LIBRARIES, "library")
     if request.header:
@@ -87,7 +87,7 @@ def check_request(request: worker.BuildRequest) -> None:
         raise RequestRefused(f"the source has {len(request.source)} bytes")
     linked = request.kind == worker.BUILD_KIND_LINK
     if linked == bool(request.source) or linked != bool(request.objects):
-        raise RequestRefused("a link takes objects, and everything else a source")
+        raise RequestRefused("a link takes objects, every other compile a source")
     if len(request.objects) > MAX_OBJECTS:
         raise RequestRefused(f"{len(request.objects)} objects are too many")
     if request.kind == worker.BUILD_KIND_DATA:

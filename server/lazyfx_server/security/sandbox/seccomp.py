@@ -143,7 +143,7 @@ def _argument(number: int, high: int = 0) -> Instruction:
 
 
 _REFUSED: Instruction = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
-# An error that is none: the call is not made, and its caller believes that it was.
+# Success without effect: the call is not made, and its caller believes that it was.
 _DONE: Instruction = (_RETURN, 0, 0, _ERRNO)
 _ALLOWED: Instruction = (_RETURN, 0, 0, _ALLOW)
 

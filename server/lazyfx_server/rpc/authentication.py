@@ -33,7 +33,7 @@ def caller_name() -> str:
 
 
 @dataclass(frozen=True)
-class Door:
+class Authenticator:
     """Tells whose a call is.
 
     Attributes:
