@@ -61,7 +61,7 @@ class Parts:
 
 @asynccontextmanager
 async def compiling_parts(
-    folder: Path, executor: Executor, native: Executor | None = None, queue: int = 1024
+    folder: Path, executor: Executor, queue: int = 1024
 ) -> AsyncIterator[Parts]:
     """A compiler and its artifacts around an executor."""
     limits = request_limits(Settings())
@@ -76,7 +76,6 @@ async def compiling_parts(
     quotas = Quotas(QuotaLimits())
     costs = MeasuredCosts()
     builder = Builder("test", version("lazyfx"), torch.__version__, platform.python_version())
-    native_jobs = Jobs(native, 120.0, crashes, observer=recorder) if native is not None else None
     compiler = Compiler(
         catalog=catalog,
         store=store,
@@ -96,7 +95,7 @@ async def compiling_parts(
         admission=admission,
         observer=recorder,
         signer=Signer(KeyRing(None), builder, 86_400.0),
-        native=NativeCompiles(native_jobs, Admission(1, queue), 1, recorder),
+        native=NativeCompiles(None, None, Admission(1, queue), 1, recorder),
         quotas=quotas,
         costs=costs,
         max_source_bytes=limits.graph.max_source_bytes,

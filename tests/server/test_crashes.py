@@ -11,7 +11,7 @@ from in_process import Recorder
 from lazyfx_server.compiling.crashes import Crashes, Subject
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.errors import CrashingGraphError, RequestError, TimedOutError, UnavailableError
-from lazyfx_server.execution import NoWorker, WorkerCrashed, WorkerOutOfCpu, WorkerTimedOut
+from lazyfx_server.execution import NoWorker, OnCall, WorkerCrashed, WorkerOutOfCpu, WorkerTimedOut
 from lazyfx_server.telemetry import GraphRefused, JobRetried
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -31,8 +31,15 @@ class Scripted:
 
     async def start(self) -> None: ...
 
-    async def run(self, job: bytes, *, timeout: float, owner: str | None = None) -> bytes:
-        del job, timeout, owner
+    async def run(
+        self,
+        job: bytes,
+        *,
+        timeout: float,
+        owner: str | None = None,
+        on_call: OnCall | None = None,
+    ) -> bytes:
+        del job, timeout, owner, on_call
         ending = self.endings.pop(0)
         if ending is not None:
             raise ending
@@ -48,6 +55,10 @@ class Clock:
         return self.now
 
 
+async def _no_calls(_question: bytes) -> bytes:
+    raise AssertionError("these jobs ask nothing")
+
+
 def run(
     executor: Scripted,
     subject: Subject = _ALICE,
@@ -55,7 +66,7 @@ def run(
     recorder: Recorder | None = None,
 ) -> worker.NativeResult:
     jobs = Jobs(executor, 1.0, Crashes(600.0) if crashes is None else crashes, observer=recorder)
-    return asyncio.run(jobs.native(_JOB, subject))
+    return asyncio.run(jobs.native(_JOB, subject, _no_calls))
 
 
 def test_a_job_whose_worker_died_is_tried_again() -> None:
