@@ -62,7 +62,11 @@ def read_back(names: dict[str, Any], expected: torch.Tensor) -> None:
     """Each file is read by the call that stands behind it."""
     (block, *_) = blocks()
     lines = [line for line in block.splitlines() if line.startswith("module.save_")]
-    read = {"save_pickle": "import pickle", "save_code": "import sys; sys.path.insert(0, '.')"}
+    read = {
+        "save_pickle": "import pickle",
+        "save_package": "from torch.package import PackageImporter",
+        "save_code": "import sys; sys.path.insert(0, '.')",
+    }
     for line in lines:
         saved, _, comment = line.partition("  # ")
         kind = saved.removeprefix("module.").partition("(")[0]

@@ -18,6 +18,7 @@ from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.crashes import Crashes
 from lazyfx_server.compiling.explain import Explainer
+from lazyfx_server.compiling.held import HeldBytes
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.native import NativeCompiles
 from lazyfx_server.compiling.pipelines import Pipelines
@@ -28,6 +29,7 @@ from lazyfx_server.config_parts import request_limits
 from lazyfx_server.execution import Executor
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.plugins import registry_with
+from lazyfx_server.rpc.decoding import Decoder
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.store import open_store
 from lazyfx_server.telemetry import Event
@@ -53,6 +55,7 @@ class Recorder:
 
 @dataclass
 class Parts:
+    decoder: Decoder
     compiler: Compiler
     artifacts: Artifacts
     tenant: Tenant
@@ -101,7 +104,10 @@ async def compiling_parts(
         max_source_bytes=limits.graph.max_source_bytes,
     )
     try:
-        yield Parts(compiler, artifacts, Tenants(b"secret").named(""), recorder)
+        held = HeldBytes(limits.max_held_bytes, limits.max_held_bytes_per_tenant)
+        yield Parts(
+            Decoder(limits, held), compiler, artifacts, Tenants(b"secret").named(""), recorder
+        )
     finally:
         await compiler.drain()
         await artifacts.drain()

@@ -20,12 +20,14 @@ _CALLERS = 64
 
 async def _burst(parts: Parts, request: pb.CompileRequest, dice: random.Random) -> None:
     """Compile and fetch the code as many callers at once, none of them in step."""
+    data = request.SerializeToString()
 
     async def call(delay: float, ticks: int) -> None:
         await asyncio.sleep(delay)
         for _ in range(ticks):
             await asyncio.sleep(0)
-        response = await parts.compiler.compile(request, parts.tenant)
+        async with parts.decoder.reading("Compile", data, parts.tenant) as incoming:
+            response = await parts.compiler.compile(incoming, parts.tenant)
         artifact = pb.GetArtifactRequest(module_key=response.module_key, kind=pb.ARTIFACT_KIND_CODE)
         await parts.artifacts.get(artifact, parts.tenant)
 
