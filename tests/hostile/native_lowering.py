@@ -68,7 +68,6 @@ def lower(body: bytes, kind: pb.ArtifactKind.ValueType = pb.ARTIFACT_KIND_INDUCT
             progress=str(Path(folder) / "progress"),
             cache=folder,
             compile_threads=1,
-            headers=folder,
         )
         job.graph.graph.body = body
         try:
