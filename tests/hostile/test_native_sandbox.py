@@ -314,6 +314,14 @@ def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: Area) -> N
         assert linked.output[:4] == b"\x7fELF"
         with pytest.raises(CallRefused, match="not made for this job"):
             await two(link.SerializeToString())
+        assert one.has_made(linked.output)
+        assert not one.has_made(linked.output + b"\0")
+        assert not two.has_made(linked.output)
+        for code in (".text", '.section .init,"a"', ".section .text.x", ".section .init.array"):
+            data = f"\t{code}\n\t.byte 204\n".encode()
+            asked = worker.BuildRequest(kind=worker.BUILD_KIND_DATA, source=data)
+            with pytest.raises(CallRefused, match="assembler"):
+                await one(asked.SerializeToString())
         await executor.close()
 
     asyncio.run(run())
