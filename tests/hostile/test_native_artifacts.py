@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import shutil
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hostile.relay import Edit, relayed
 
 from lazyfx.backend import reset_backend_report
+from lazyfx.errors import ArtifactError
+from lazyfx.native.packages import write_package
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.signing import read_keys
@@ -172,3 +177,33 @@ def test_an_artifact_for_other_settings_is_not_opened(
         torch.testing.assert_close(compiled_at(address), model(X))
         with torch.no_grad(), pytest.raises(Exception, match="other settings"):
             compiled_at(address)
+
+
+def _archive(*members: tuple[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, data in members:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        _archive(("p/a", bytes(1 << 20)), compression=zipfile.ZIP_DEFLATED),
+        _archive(("p/a", b"1"), ("p/a", b"2")),
+        _archive(("/p/a", b"1")),
+        _archive(("p/../../a", b"1")),
+        _archive(),
+        b"not an archive",
+    ],
+)
+def test_a_package_that_grows_or_leaves_its_folder_is_not_written(
+    archive: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pt2"
+    with pytest.raises(ArtifactError):
+        write_package(pb.AotPackage(archive=archive), {}, path)
+    assert not path.exists()
+    assert write_package(pb.AotPackage(archive=_archive(("p/a", b"1"))), {}, path) == path

@@ -326,6 +326,14 @@ def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: Area) -> N
         assert linked.output[:4] == b"\x7fELF"
         with pytest.raises(CallRefused, match="not made for this job"):
             await two(link.SerializeToString())
+        assert one.has_made(linked.output)
+        assert not one.has_made(linked.output + b"\0")
+        assert not two.has_made(linked.output)
+        for code in (".text", '.section .init,"a"', ".section .text.x", ".section .init.array"):
+            data = f"\t{code}\n\t.byte 204\n".encode()
+            asked = worker.BuildRequest(kind=worker.BUILD_KIND_DATA, source=data)
+            with pytest.raises(CallRefused, match="assembler"):
+                await one(asked.SerializeToString())
         await executor.close()
 
     asyncio.run(run())
@@ -429,3 +437,49 @@ def running_in(folder: Path) -> list[str]:
             if str((path / "cwd").readlink()).startswith(str(folder)):
                 found.append(path.name)
     return found
+
+
+def test_folders_that_a_worker_closed_or_nested_are_removed(tmp_path: Path) -> None:
+    """As a user for whom closed folders are closed, unlike root."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    program = """
+import os, sys
+from pathlib import Path
+from lazyfx_server.native import area
+base, outside = Path(sys.argv[1]), sys.argv[2]
+if os.geteuid() == 0:
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+job = base / "job"
+(job / "closed" / "inner").mkdir(parents=True)
+(job / "closed" / "inner" / "big").write_bytes(bytes(1000))
+(job / "moved0").mkdir()
+(job / "link").symlink_to(outside)
+(job / "closed" / "link").symlink_to(outside)
+os.mkfifo(job / "closed" / "fifo")
+(job / "closed" / "inner").chmod(0)
+(job / "closed").chmod(0o300)
+deep = os.open(job, os.O_RDONLY)
+for _ in range(3000):
+    os.mkdir("d", dir_fd=deep)
+    inner = os.open("d", os.O_RDONLY, dir_fd=deep)
+    os.close(deep)
+    deep = inner
+area.remove(job)
+print(job.exists())
+"""
+    base = tmp_path / "base"
+    base.mkdir()
+    if os.geteuid() == 0:
+        for folder in (tmp_path, *tmp_path.parents):
+            if not folder.stat().st_mode & 0o001:
+                folder.chmod(0o711)
+        os.chown(base, 65534, 65534)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(base), str(outside)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.stdout == "False\n", done.stderr
+    assert (outside / "kept").read_text() == "kept"

@@ -88,6 +88,26 @@ def _own_inductor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         "int \\u00e9;",
         "__builtin_trap();",
         "Py_CompileString(0, 0, 0);",
+        # Between two comments of one directive, and after a line that goes on.
+        "\n#define ATTRIBUTE_NO_SANITIZE_ADDRESS /*a*/ asm /*b*/\n",
+        "\n#include <cmath> /*a*/ x /*b*/\n",
+        "\n#if 1 /*a*/ && __has_include(<x>) /*b*/\n#endif\n",
+        "\n#include <cmath> // \\ \n/*\nasm(0); /* */\n",
+        "\n#define ATTRIBUTE_NO_SANITIZE_ADDRESS as\\\nm\n",
+        "\n#define ATTRIBUTE_NO_SANITIZE_ADDRESS [\n",
+        "f(1'0'\"', asm(nop), 1'0'\"'1'0);",
+        # Other names of what is refused, and what reaches it.
+        "execveat(0, 0, 0, 0, 0);",
+        "open64(0, 0);",
+        "PyRun_SimpleStringFlags(0, 0);",
+        "PyObject_Call(0, 0, 0);",
+        "__libc_dlopen_mode(0, 1);",
+        "dlvsym(0, 0, 0);",
+        "at::DynamicLibrary d(0);",
+        "pybind11::exec(0);",
+        "py :: eval(0);",
+        "std::filesystem::remove_all(0);",
+        "torch::jit::load(0);",
     ],
 )
 def test_cpp_that_templates_do_not_write_is_refused(code: str) -> None:
@@ -121,6 +141,20 @@ def test_cpp_that_templates_do_not_write_is_refused(code: str) -> None:
         "getattr(torch, 'ops')",
         "def eval(): pass",
         "async def f(): pass",
+        "from torch._inductor import codecache as c\nc.os.execv(1, 2)",
+        "torch._inductor.codecache.subprocess.run(1)",
+        "torch._inductor.codecache.sys.modules",
+        "torch._inductor.codecache.builtins",
+        "torch._inductor.codecache.pickle.loads(1)",
+        "torch._inductor.codecache.shutil.rmtree(1)",
+        "t = torch\nt.load(1)",
+        "import torch as t\nt.load(1)",
+        "import torch.ops as os",
+        "from torch._inductor.utils import operator",
+        "from torch._inductor.codecache import CppCodeCache",
+        "match x:\n    case object(system=f):\n        f(1)",
+        "try:\n    x\nexcept Exception as os:\n    x",
+        "global os",
         "x = (",
         "x = " + "(" * 10_000,
     ],
@@ -282,9 +316,11 @@ def test_source_that_is_not_inductors_is_an_internal_error_and_not_compiled(
 ) -> None:
     """Were a text to reach Inductor after all, nothing is compiled of it."""
     monkeypatch.setattr(making, "without_texts", lambda body: body)
-    # What a job changes for good in its process, which ends with it.
-    monkeypatch.setattr(native_job, "_keep_to", lambda _: None)
+    # What a job changes for good in its process, it does not change in this one.
     monkeypatch.setattr(native_job, "compile_on_the_server", lambda *_: None)
+    monkeypatch.setattr(native_job, "_keep_to", lambda _: None)
+    for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):  # which the job moves, for its process
+        monkeypatch.setattr(codecache, name, getattr(codecache, name))
     (body,) = bodies(asynchronous, torch.ones(3, 3))
     changed = graph_pb2.GraphBody.FromString(body)
     for place in range(len(changed.strings)):

@@ -137,3 +137,12 @@ def test_operators_of_a_denied_namespace_are_not_found(namespace: str) -> None:
         ):
             with pytest.raises(DecodeError, match="not in the table of allowed targets"):
                 targets.find(kind, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["aten::__round_to_zero_floordiv.int", "aten::ljust.default", "aten::zfill.default"]
+)
+def test_operators_of_torchscript_that_trap_or_grow_are_not_found(name: str) -> None:
+    packet, _, overload = name.partition("::")[2].partition(".")
+    assert targets.name_of(getattr(getattr(torch.ops.aten, packet), overload)) is None
+    assert targets.name_of(getattr(torch.ops.aten, packet)) is None

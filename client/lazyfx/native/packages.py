@@ -18,6 +18,8 @@ from lazyfx.v1 import compiler_pb2 as pb
 
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
+_MOST_MEMBERS: Final = 10_000
+
 TEXTS: Final = "extra/lazyfx_texts.json"
 """Member of a package, under its root folder: the graph's texts by the tokens in its errors."""
 
@@ -38,12 +40,14 @@ def write_package(
             it, for people who see a token in an error.
 
     Raises:
-        ArtifactError: The package wants tensors that the graph does not have.
+        ArtifactError: The package wants tensors that the graph does not have, or has members
+            that torch does not write.
     """
     try:
         given = zipfile.ZipFile(io.BytesIO(package.archive))
     except zipfile.BadZipFile as error:
         raise ArtifactError("the package is not an archive") from error
+    _check_members(given, len(package.archive))
     with given, zipfile.ZipFile(path, "w") as whole:
         known: dict[str, str] = {}
         for name in given.namelist():
@@ -58,6 +62,27 @@ def write_package(
             root = given.namelist()[0].partition("/")[0]
             whole.writestr(f"{root}/{TEXTS}", json.dumps(known, indent=1))
     return path
+
+
+def _check_members(archive: zipfile.ZipFile, length: int) -> None:
+    """Check that nothing grows when it is read, and nothing is written outside of the archive.
+
+    torch stores members as they are, so they are together no longer than the archive.
+    """
+    members = archive.infolist()
+    if not 0 < len(members) <= _MOST_MEMBERS:
+        raise ArtifactError(f"the package has {len(members)} members")
+    names = {member.filename for member in members}
+    if len(names) != len(members):
+        raise ArtifactError("the package has two members of one name")
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise ArtifactError("the package has a member that is compressed")
+        if member.filename.startswith("/") or ".." in member.filename.split("/"):
+            raise ArtifactError("the package has a member outside of its folder")
+    # Members that lie over one another in the file would be many times its length.
+    if sum(member.file_size for member in members) > length:
+        raise ArtifactError("the package holds more than its length")
 
 
 def _write_values(

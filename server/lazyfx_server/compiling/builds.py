@@ -8,6 +8,7 @@ the server has not made, and names everything by what it was made of.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import logging
 from pathlib import Path
@@ -150,6 +151,7 @@ class BuildSession:
     def __init__(self, builds: Builds) -> None:
         self._builds = builds
         self._objects: dict[bytes, bytes] = {}
+        self._libraries: set[bytes] = set()
         self._bytes = 0
         self._warned = False
 
@@ -176,7 +178,13 @@ class BuildSession:
             raise
         if request.kind in (worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_DATA) and result.output:
             self._keep(result)
+        elif result.output:
+            self._libraries.add(hashlib.sha256(result.output).digest())
         return result.SerializeToString()
+
+    def has_made(self, library: bytes) -> bool:
+        """Whether these are the bytes of a library that was compiled for this job."""
+        return hashlib.sha256(library).digest() in self._libraries
 
     def _keep(self, result: worker.BuildResult) -> None:
         if result.key in self._objects:

@@ -10,20 +10,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from lazyfx.native.named_values import NamedValueError
 from lazyfx.native.requests import check_request, conditions_digest
 from lazyfx.native.target import mismatch
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.admission import Admission
-from lazyfx_server.compiling.builds import Builds
+from lazyfx_server.compiling.builds import Builds, BuildSession
 from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
-from lazyfx_server.errors import InvalidRequestError, RequestError, UnmetError
+from lazyfx_server.errors import InternalError, InvalidRequestError, RequestError, UnmetError
 from lazyfx_server.native.area import Area, remove
 from lazyfx_server.native.progress import read_progress
-from lazyfx_server.telemetry import NativeCompiled, Observer
+from lazyfx_server.telemetry import NativeCompiled, Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -171,7 +173,9 @@ class NativeCompiles:
             async with self._admission.slot(tenant):
                 started = time.monotonic()
                 flight.running(lambda: self._patience(request.kind, started))
-                result = await self._jobs.native(job, subject, self._builds.session())
+                session = self._builds.session()
+                result = await self._jobs.native(job, subject, session)
+                await asyncio.to_thread(self._check_libraries, request.kind, result, session)
         except asyncio.CancelledError:
             ended = "stopped"
             raise
@@ -184,6 +188,25 @@ class NativeCompiles:
                 self._observer.observe(NativeCompiled(ended))
             # Also what a job that was killed has left behind.
             await asyncio.to_thread(remove, folder)
+
+    def _check_libraries(
+        self, kind: int, result: worker.NativeResult, session: BuildSession
+    ) -> None:
+        """Check that each library of a bundle was compiled here, of a source that was read.
+
+        Raises:
+            InternalError: One was not, or the bundle cannot be read.
+        """
+        if kind != pb.ARTIFACT_KIND_INDUCTOR:
+            return
+        try:
+            kernels = pb.NativeBundle.FromString(result.data).kernels
+        except DecodeError as error:
+            raise InternalError("the worker answered with something unreadable") from error
+        if not all(session.has_made(kernel.library) for kernel in kernels):
+            self._observer.observe(SourceRefused("native"))
+            _log.error("a native job answered with a library that was not compiled here")
+            raise InternalError("the artifact holds a library that this server did not compile")
 
     def _patience(self, kind: int, started: float) -> float:
         """How long a compile goes on that nobody waits for: to its end, when it is nearly done.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
-import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 _log = logging.getLogger(__name__)
 
 _LOCK: Final = "lock"
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STALE_SECONDS: Final = 3600.0
 
 
@@ -61,11 +63,72 @@ class Area:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder and what workers have left in it, whatever that is."""
+    """Remove a folder and what workers have left in it, whatever that is; no link is followed.
+
+    The processes that wrote there have ended.
+    """
     try:
-        shutil.rmtree(path, ignore_errors=True)
-    except RecursionError:
-        _log.warning("a worker left folders in folders too deep to remove: %s", path)
+        root = os.open(path, _FOLDER)
+    except FileNotFoundError:
+        return
+    except OSError:
+        _log.warning("what a worker left cannot be removed: %s", path)
+        return
+    try:
+        _empty(root)
+        path.rmdir()
+    except OSError as error:
+        _log.warning("what a worker left cannot be removed: %s: %s", path, error.strerror)
+    finally:
+        os.close(root)
+
+
+def _empty(root: int) -> None:
+    """Remove everything in an open folder.
+
+    Folders in folders are moved to the top before they are read: however deep they are, two are
+    open at a time, and the steps are as many as there are names.
+    """
+    numbers = itertools.count()
+    taken = set(os.listdir(root))
+    folders = _remove_files(root, root, numbers, taken)
+    while folders:
+        name = folders.pop()
+        _open_up(root, name)
+        folder = os.open(name, _FOLDER, dir_fd=root)
+        try:
+            folders += _remove_files(folder, root, numbers, taken)
+        finally:
+            os.close(folder)
+        os.rmdir(name, dir_fd=root)
+
+
+def _remove_files(folder: int, root: int, numbers: Iterator[int], taken: set[str]) -> list[str]:
+    """Remove all but folders from an open folder; the folders are under these names in `root`."""
+    found = []
+    with os.scandir(folder) as entries:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in names:
+        if not is_folder:
+            os.unlink(name, dir_fd=folder)
+        elif folder == root:
+            found.append(name)
+        else:
+            _open_up(folder, name)  # the folder that it is in is written in it
+            moved = next(new for number in numbers if (new := f"moved{number}") not in taken)
+            os.rename(name, moved, src_dir_fd=folder, dst_dir_fd=root)
+            found.append(moved)
+    return found
+
+
+def _open_up(parent: int, name: str) -> None:
+    """Let this process read and change a folder that its maker closed."""
+    folder = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if os.fstat(folder).st_mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(f"/proc/self/fd/{folder}", 0o700)  # noqa: PTH101 - a link cannot come between
+    finally:
+        os.close(folder)
 
 
 def _make_private(base: Path) -> None:

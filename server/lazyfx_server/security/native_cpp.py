@@ -50,7 +50,8 @@ _MACRO: Final = re.compile(
     r"|AOTI_VECTOR_SIZE_CHECK\([a-z_, ]{1,60}\)|ATTRIBUTE_NO_SANITIZE_ADDRESS"
     r"|CUDA_DRIVER_CHECK\([A-Za-z]{1,20}\))(?: |$)"
 )
-_COMMENT_AT_END: Final = re.compile(r" (?://.*|/\*.*\*/)$")
+_COMMENT_AT_END: Final = re.compile(r" (?://.*|/\*(?:[^*]|\*(?!/))*\*/)$")
+_SPLICE_AND_BLANKS: Final = re.compile(r"\\[ \t]+$")
 
 _ATTRIBUTE: Final = re.compile(
     r"__attribute__ ?\(\( ?(?:noinline|always_inline|unused|no_sanitize\(\"address\"\)"
@@ -71,9 +72,21 @@ _NEVER: Final = frozenset(
     "PyImport_Import PyImport_ExecCodeModule PyObject_CallFunction "
     "PyMarshal_ReadObjectFromString".split()
 )
+# Variants of these, and the libraries that do the same under other names.
+_NEVER_LIKE: Final = re.compile(
+    r"(?:PyRun_|PyMarshal_|PyEval_Eval|Py_Compile|PyImport_Exec|__builtin_|__libc_|_dl_|exec[lv]"
+    r"|posix_spawn|process_vm_|memfd_|pkey_)\w*"
+    r"|(?:open|openat|fopen|freopen|creat|mmap|truncate|ftruncate|mkstemp|tmpfile|sendfile)64"
+    r"|PyObject_Call(?:Method|MethodObjArgs|FunctionObjArgs)?|PyImport_AddModule\w*"
+    r"|dlvsym|dladdr1?|dlinfo|dl_iterate_phdr|clone3?|prctl|openat2|sendfile|mkstemp|tmpfile"
+    r"|truncate|ftruncate|symlink|link|mount|chroot|chown|tgkill|tkill|pthread_kill|raise"
+    r"|DynamicLibrary|filesystem|jit|pickle_load|pickle_save|load_library|pybind11_exec"
+)
+# What a namespace that kernels do use has beside what they use of it.
+_NEVER_OF: Final = re.compile(r"(?:pybind11|py)\s*::\s*(?:exec|eval|eval_file|module_|module)\b")
 
 _BETWEEN: Final = frozenset({"space", "comment"})
-_ALWAYS: Final = frozenset({"space", "number", "character", "punctuation"})
+_ALWAYS: Final = frozenset({"space", "character", "punctuation"})
 _QUOTES: Final = frozenset({'"', "'"})
 
 
@@ -114,6 +127,11 @@ def _reason(kind: str, found: re.Match[str]) -> str:
     text = found[0]
     if kind == "name":
         return _reason_of_name(text, found)
+    if kind == "number":
+        # What separates digits would be read as the begin of a character.
+        return (
+            "a number with separators" if found.string[found.end() : found.end() + 1] == "'" else ""
+        )
     if kind == "string":
         return "" if is_plain_literal(text[1:-1]) else "an unknown string"
     if kind == "comment":
@@ -127,19 +145,26 @@ def _reason_of_name(name: str, found: re.Match[str]) -> str:
     source, end = found.string, found.end()
     if name == "__attribute__":
         return "" if _ATTRIBUTE.match(source, found.start()) else "an unknown attribute"
-    if name in _NEVER or name.startswith("__builtin_"):
+    if name in _NEVER or _NEVER_LIKE.fullmatch(name) or _NEVER_OF.match(source, found.start()):
         return "a name that kernels do not use"
     # A prefix of a literal, or a raw string that does not end.
     return "an unknown literal" if source[end : end + 1] in _QUOTES else ""
 
 
 def _reason_of_directive(text: str) -> str:
-    line = " ".join(text.replace("\\\n", "\n").split())
-    line = _COMMENT_AT_END.sub("", "#" + line[1:].lstrip())
+    if _SPLICE_AND_BLANKS.search(text):
+        return "a line that goes on after a directive"
+    # As a compiler does: lines are joined before anything is read, with nothing in between.
+    line = re.sub(r"[ \t]+", " ", text.replace("\\\n", "")).strip(" ")
+    line = "#" + line[1:].lstrip(" ")
     if macro := _MACRO.match(line):
-        _check_tokens(line[macro.end() :])
+        body = line[macro.end() :]
+        if "[" in body:
+            return "a macro that could write an attribute"
+        _check_tokens(body)
         return ""
     if "__has" in line:
         return "an unknown directive"
+    line = _COMMENT_AT_END.sub("", line)
     known = (_HEADER, _PRAGMA, _CONDITION)
     return "" if any(each.fullmatch(line) for each in known) else "an unknown directive"

@@ -22,23 +22,34 @@ _NEVER: Final = _NEVER_USED | frozenset(
     {
         *("eval", "exec", "compile", "open", "input", "breakpoint", "help", "memoryview"),
         *("getattr", "setattr", "delattr", "vars", "locals", "subprocess", "sys", "importlib"),
-        *("builtins", "ctypes", "shutil", "socket", "pickle", "marshal", "runpy"),
+        *("builtins", "ctypes", "shutil", "socket", "pickle", "marshal", "runpy", "operator"),
+        *("attrgetter", "methodcaller", "multiprocessing", "pathlib", "zipfile", "inspect"),
     }
 )
 _NEVER_READ: Final = frozenset(
     {
         *("system", "popen", "spawn", "load_library", "import_module", "load_inline"),
-        *("cpp_extension", "from_file", "importlib", "_load_library"),
+        *("cpp_extension", "from_file", "_load_library", "serialization", "import_submodule"),
     }
 )
 # The same of torch alone: Triton has a load and a jit, too.
 _NEVER_READ_OF_TORCH: Final = frozenset(
     {"classes", "hub", "jit", "load", "multiprocessing", "package", "save", "serialization"}
 )
+# What starts programs by any of its names, and what compiles a text in the place of AsyncCompile.
+_NEVER_LIKE: Final = re.compile(
+    r"exec[lv]\w*|spawn\w*|posix_spawn\w*|fork\w*|popen\w*|Popen|\w*CodeCache|\w*CppBuilder"
+)
+# Methods of tensors and of Triton have these names, too.
+_ALSO_METHODS: Final = frozenset({"compile", "input", "open", "exec", "eval", "inspect"})
 _DUNDER: Final = re.compile(r"__\w+__")
 _USED_DUNDERS: Final = frozenset({"__file__", "__init__", "__name__"})
 _CPP: Final = frozenset({"cpp_pybinding", "cpp"})
 _PYTHON: Final = frozenset({"triton"})
+_REFUSED: Final = (
+    *(ast.JoinedStr, ast.Await, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Yield),
+    *(ast.YieldFrom, ast.Nonlocal, ast.Global, ast.Match, ast.ExceptHandler),
+)
 # torch writes what it did to choose kernels into a string in front of everything.
 _PREFACE: Final = "\nCompile-time auto-tuning block"
 
@@ -59,8 +70,17 @@ def check_wrapper(source: str) -> None:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise NativeSourceRefused(f"it is not Python: {type(error).__name__}") from error
     taken = _sources_in(tree)
+    read = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
-        if reason := _reason(node, taken):
+        reason = _reason(node, taken)
+        if (
+            not reason
+            and isinstance(node, ast.Name)
+            and node.id == "torch"
+            and id(node) not in read
+        ):
+            reason = "torch under another name"
+        if reason:
             line = getattr(node, "lineno", 1)
             start = len("".join(source.splitlines(keepends=True)[: line - 1]))
             raise refuse(reason, source, start)
@@ -97,22 +117,30 @@ def _reason(node: ast.AST, taken: set[ast.AST]) -> str:
     if isinstance(node, ast.Attribute):
         return _reason_of_attribute(node)
     if isinstance(node, ast.Import):
-        known = all(_IMPORTED.fullmatch(alias.name) for alias in node.names)
+        known = all(
+            _IMPORTED.fullmatch(alias.name)
+            and not (alias.asname and (alias.name == "torch" or _is_never(alias.asname)))
+            for alias in node.names
+        )
         return "" if known else "an unknown import"
     if isinstance(node, ast.ImportFrom):
         return _reason_of_import(node)
     if isinstance(node, (ast.arg, ast.FunctionDef, ast.ClassDef, ast.keyword)):
         name = node.name if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else node.arg
-        return "a name that wrappers do not use" if name in _NEVER else ""
-    refused_kinds = (ast.JoinedStr, ast.Await, ast.AsyncFunctionDef, ast.Yield, ast.Nonlocal)
-    return "a statement that wrappers do not have" if isinstance(node, refused_kinds) else ""
+        return "a name that wrappers do not use" if _is_never(name or "") else ""
+    return "a statement that wrappers do not have" if isinstance(node, _REFUSED) else ""
+
+
+def _is_never(name: str) -> bool:
+    return name in _NEVER or bool(_NEVER_LIKE.fullmatch(name))
 
 
 def _reason_of_attribute(node: ast.Attribute) -> str:
     refused = _NEVER_READ
     if isinstance(node.value, ast.Name) and node.value.id == "torch":
         refused = refused | _NEVER_READ_OF_TORCH
-    found = node.attr in refused or _DUNDER.fullmatch(node.attr)
+    never = _is_never(node.attr) and node.attr not in _ALSO_METHODS
+    found = never or node.attr in refused or _DUNDER.fullmatch(node.attr)
     return "an attribute that wrappers do not read" if found else ""
 
 
@@ -123,11 +151,12 @@ def _reason_of_import(node: ast.ImportFrom) -> str:
     if module == "torch":
         refused = refused | _NEVER_READ_OF_TORCH
     names = {name for alias in node.names for name in (alias.name, alias.asname)}
-    return "" if known and not names & refused else "an unknown import"
+    never = names & refused or any(_NEVER_LIKE.fullmatch(name) for name in names if name)
+    return "" if known and not never else "an unknown import"
 
 
 def _reason_of_name(name: str) -> str:
-    refused = name in _NEVER or (_DUNDER.fullmatch(name) and name not in _USED_DUNDERS)
+    refused = _is_never(name) or (_DUNDER.fullmatch(name) and name not in _USED_DUNDERS)
     return "a name that wrappers do not use" if refused else ""
 
 

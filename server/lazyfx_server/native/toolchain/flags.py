@@ -55,7 +55,7 @@ HEADERS: Final = frozenset(
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]{0,200}"
 _ASSEMBLER: Final = re.compile(
-    r'\s*(\.section\s+\.[a-z.]{1,20}(,\s*"[aw]{1,2}")?(,\s*@progbits)?|\.(data|rodata|text)|'
+    r'\s*(\.section\s+\.(l?data|l?rodata)(,\s*"[aw]{1,2}")?(,\s*@progbits)?|\.(data|rodata)|'
     rf"\.(balign|align|p2align)\s+\d{{1,6}}|\.globl\s+{_NAME}|{_NAME}:|"
     r"\.byte\s+\d{1,3}|\.space\s+\d{1,12}|\.quad\s+0x[0-9a-f]{1,16})?\s*"
 )
