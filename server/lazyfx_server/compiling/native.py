@@ -125,14 +125,14 @@ class NativeCompiles:
             made_on=self.target,
         )
         self._folder_of(place).mkdir(mode=0o700, exist_ok=True)
-        made = False
+        ended = "failed"
         try:
             async with self._admission.slot(tenant):
                 result = await self._jobs.native(job)
-            made = True
+            ended = "only_traced" if result.only_traced else "made"
             return result
         finally:
-            self._observer.observe(NativeCompiled("made" if made else "failed"))
+            self._observer.observe(NativeCompiled(ended))
             # Also what a job that was killed has left behind.
             await asyncio.to_thread(shutil.rmtree, self._folder_of(place), ignore_errors=True)
 

@@ -146,7 +146,7 @@ class NativeCompiled:
     """A native compile ended, whoever asked for it.
 
     Attributes:
-        result: "made" or "failed".
+        result: "made", "failed", or "only_traced" when floats must be constants first.
     """
 
     result: str

@@ -94,7 +94,7 @@ class PrometheusObserver:
             "artifacts", "Artifacts sent", {**kinds, "source": ("rendered", "cached")}
         )
         self._native = make.counter(
-            "native_compiles", "Native compiles ended", {"result": ("made", "failed")}
+            "native_compiles", "Native compiles ended", {"result": ("made", "only_traced", "failed")}
         )
         self._sources_refused = make.counter(
             "sources_refused",
