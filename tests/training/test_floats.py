@@ -77,3 +77,52 @@ def test_an_optimizer_with_a_schedule(
     torch.testing.assert_close(found, optimize(make, schedule, "eager", None, steps))
     assert native_compiles(native_server) - before == local.count
     assert lazyfx.backend_report().remote == local.count
+
+
+class Scaled(nn.Module):
+    """Has a float that its caller changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(8, 4)
+        self.scale = 0.5
+
+    def forward(self, x: torch.Tensor, shift: float = 1.0) -> torch.Tensor:
+        y = self.first(x)
+        if self.scale > 10:
+            y = y - shift
+        return torch.tanh(y * self.scale + shift / (self.scale + 1)).sum() * self.scale
+
+
+class Branching(Scaled):
+    """What its float is used for must be a constant."""
+
+    def forward(self, x: torch.Tensor, shift: float = 1.0) -> torch.Tensor:
+        return (nn.functional.leaky_relu(self.first(x), self.scale) * shift).sum()
+
+
+def gradients(model: Scaled, backend: Any, options: Any) -> list[torch.Tensor]:
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, options=options)
+    found = []
+    x = torch.linspace(-3, 3, 16).reshape(2, 8)
+    for scale, shift in ((0.5, 1.0), (0.75, 1.0), (1.5, 0.25), (20.0, 0.5)):
+        model.scale = scale
+        model.zero_grad()
+        loss = compiled(x, shift)
+        loss.backward()
+        found += [loss.detach(), model.first.weight.grad]
+    return found
+
+
+@pytest.mark.parametrize("kind", [Scaled, Branching])
+def test_attributes_and_arguments(native_server: Any, kind: type[Scaled]) -> None:
+    local = LocalCompiles()
+    expected = gradients(kind(), local, None)
+    before = native_compiles(native_server)
+    options = {"address": native_server.address, "on_error": "raise"}
+    found = gradients(kind(), "lazyfx", options)
+    torch.testing.assert_close(found, expected)
+    assert native_compiles(native_server) - before == local.count
+    assert lazyfx.backend_report().remote == local.count

@@ -22,6 +22,7 @@ from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.swapping import Swapping
 from lazyfx.backend.watching import watched
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
+from lazyfx.native.torch_names import RestartAnalysis
 
 Runnable = Callable[..., Any]
 
@@ -125,12 +126,21 @@ class _Graph:
             Exception: The error, if that is what the caller wants.
         """
         if self.options.on_error == "raise":
+            self._record("failed", reason=str(error))
             raise error
         native = self.options.compile == "inductor" and self.options.on_error == "local"
         self._warn(error, "are compiled by Inductor here" if native else "run as they are")
         call = self.module.forward
         if native:
-            call = compile_here(self.module, self.inputs, self.options)
+            try:
+                call = compile_here(self.module, self.inputs, self.options)
+            except RestartAnalysis:
+                # Dynamo traces the frame again, and comes back.
+                records.take_back(_kind(error))
+                raise
+            except Exception as problem:
+                self._record("failed", reason=f"{error}; and here: {_first_line(problem)}")
+                raise
         self._record("local" if native else "eager", reason=str(error))
         return call
 
@@ -148,9 +158,8 @@ class _Graph:
         )
 
     def _warn(self, error: Exception, instead: str) -> None:
-        kind = error.code if isinstance(error, ServiceError) else type(error).__name__
         records.fell_back(
-            kind,
+            _kind(error),
             f"lazyfx: the server at {self.options.address} could not help ({error}); graphs "
             f"{instead}, and lazyfx.backend_report() tells which",
         )
@@ -165,6 +174,17 @@ class _Graph:
             reason=reason,
             divergence=self.divergence,
         )
+
+
+def _kind(error: Exception) -> str:
+    """What fallbacks are counted by."""
+    return error.code if isinstance(error, ServiceError) else type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    """Kind and beginning of an error, for a report."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text}"[:300]
 
 
 def _ask(session: Session, question: Question, notice: Any = None) -> Answer:

@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
-from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._dynamo.exc import RestartAnalysis, TensorifyScalarRestartAnalysis
 from torch._dynamo.symbolic_convert import TensorifyState
 from torch._inductor import list_mode_options
 from torch._inductor.codecache import CppCodeCache, torch_key
@@ -21,6 +21,7 @@ from torch.utils._sympy.symbol import SymT, symbol_is_type
 __all__ = [
     "AOTCompiledArtifact",
     "CppCodeCache",
+    "RestartAnalysis",
     "SymT",
     "TensorifyScalarRestartAnalysis",
     "TensorifyState",

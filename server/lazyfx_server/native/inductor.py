@@ -15,7 +15,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.native.conditions import CannotCompile, failed, refuse_own_tensors
 from lazyfx_server.native.floats import constants_wanted
 from lazyfx_server.native.progress import Progress
-from lazyfx_server.native.torch_names import compile_ahead
+from lazyfx_server.native.torch_names import compile_ahead, known_size
 
 
 def make_bundle(
@@ -43,6 +43,8 @@ def make_bundle(
     refuse_own_tensors(module)
     env = mode.shape_env
     assert env is not None, "fresh_fake_mode makes one"
+    # For dynamo, whose graphs these are, every number that comes in is symbolic.
+    inputs = [known_size(value, env) if type(value) is int else value for value in inputs]
     symbols, floats = shapes.input_symbols(inputs), shapes.float_symbols(inputs)
     TensorifyState.clear()
     known = len(env.guards)
