@@ -5,6 +5,7 @@
 #     --build-arg BASE=nvidia/cuda:13.0.1-base-ubuntu24.04 \
 #     --build-arg TORCH_INDEX= .                               CUDA
 #
+# NATIVE       1 for an image that can make native artifacts (lazyfx serve --native).
 # BASE         any Debian or Ubuntu image; Python comes from it or from its packages.
 # TORCH_INDEX  an extra package index. The default holds the small CPU build of
 #              torch; empty takes the build of PyPI, which brings CUDA along.
@@ -43,6 +44,18 @@ RUN /opt/lazyfx/bin/pip install --constraint constraints.txt ".[server]" && \
 
 # ---- What runs. ----
 FROM base AS runtime
+# NATIVE=1 adds the C++ compiler that `lazyfx serve --native` needs, and Python's headers.
+ARG NATIVE=
+# hadolint ignore=DL3008
+RUN if [ -n "${NATIVE}" ]; then \
+      apt-get update; \
+      DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y --no-install-recommends g++ libc6-dev; \
+      if ! [ -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ]; then \
+        DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-dev; \
+      fi; \
+      rm -rf /var/lib/apt/lists/*; \
+    fi
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown

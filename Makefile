@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test numerics check proto proto-check bench bench-training targets zoo zoo-passes torchao gpu gpu-wheels clean help
+.PHONY: demo test numerics fuzz-native check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,8 +33,11 @@ demo: $(STAMP) ## Set up, then run the main job on this machine: server, real mo
 test: $(STAMP) ## Set up, then run every test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-numerics: $(STAMP) ## Train real models remotely and locally, and compare every gradient (slow)
-	$(BIN)/python -m pytest -m slow tests/training
+numerics: $(STAMP) ## Train real models remotely and locally, compare every gradient; other large samples (slow)
+	$(BIN)/python -m pytest -m slow
+
+fuzz-native: $(STAMP) ## 2,000 graphs with hostile text through Inductor, up to the compiler (slow)
+	$(BIN)/python -m pytest -m slow tests/hostile/test_native_source.py
 
 check: $(STAMP) proto-check ## Format, lint, types, import direction, protos
 	$(BIN)/ruff format --check .
@@ -51,11 +54,20 @@ proto-check: $(STAMP) $(PROTO_VENV)/.installed ## Stubs are fresh, protos lint, 
 bench: $(STAMP) ## Measure beside peers, one table; ARGS="--quick --json FILE"
 	$(BIN)/python -m bench $(ARGS)
 
+bench-abuse: $(STAMP) ## A good caller beside 20 hostile ones; ARGS="--seconds 60"
+	$(BIN)/python -m bench.abuse $(ARGS)
+
 targets: $(STAMP) ## Diff the reviewed table of targets with this torch; ARGS=--write writes it
 	$(BIN)/python -m lazyfx_server.security.allowed $(ARGS)
 
+bounds: $(STAMP) ## Write docs/bounds.md from the settings
+	$(BIN)/python -m lazyfx_server.bounds_page --write
+
 zoo: $(STAMP) ## Take real architectures through the wire in every capture; ARGS="--write docs/zoo.md"
 	$(BIN)/python -m zoo $(ARGS)
+
+saved-formats: $(STAMP) ## Save and load every graph of the zoo and of torch's table of operators (hours); ARGS="-k gpt2"
+	$(BIN)/python -m pytest -q -m slow tests/lazy/test_saved_models.py tests/lazy/test_saved_operators.py $(ARGS)
 
 # Beside .venv and not in it: transformers imports torchao wherever it finds it.
 torchao: $(STAMP) ## Install torchao beside .venv, and run the tests that need it

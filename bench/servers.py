@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.echo import start_echo
 
-_READY = re.compile(r"serving on (\S+), metrics on")
+_READY = re.compile(r"serving on (\S+), metrics on (\S+)")
 _START_SECONDS = 120.0
 
 
@@ -26,30 +26,52 @@ class Servers:
     pids: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Lazyfx:
+    """A `lazyfx serve` process: its address, the URL of its metrics, its process id."""
+
+    address: str
+    metrics: str
+    pid: int
+
+
 @contextlib.contextmanager
-def running(store: Path) -> Iterator[Servers]:
-    """Run `lazyfx serve` on a store of its own, and an echo."""
+def running_lazyfx(store: Path) -> Iterator[Lazyfx]:
+    """Run `lazyfx serve` on a store of its own."""
     command = [
         sys.executable, "-m", "lazyfx_server", "--listen", "127.0.0.1:0",
         "--metrics-port", "0", "--store-path", str(store),
     ]  # fmt: skip
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    echo, echo_address = start_echo()
     try:
-        yield Servers(_address(server), echo_address, (server.pid, echo.pid))
+        address, metrics = _addresses(server)
+        yield Lazyfx(address, metrics, server.pid)
     finally:
-        for process in (server, echo):
-            process.terminate()
-        for process in (server, echo):
+        server.terminate()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+@contextlib.contextmanager
+def running(store: Path) -> Iterator[Servers]:
+    """Run `lazyfx serve` on a store of its own, and an echo."""
+    with running_lazyfx(store) as server:
+        echo, echo_address = start_echo()
+        try:
+            yield Servers(server.address, echo_address, (server.pid, echo.pid))
+        finally:
+            echo.terminate()
             try:
-                process.wait(30)
+                echo.wait(30)
             except subprocess.TimeoutExpired:
-                process.kill()
+                echo.kill()
 
 
-def _address(server: subprocess.Popen[str]) -> str:
+def _addresses(server: subprocess.Popen[str]) -> tuple[str, str]:
     """Wait until the server serves; from then on its log is read and dropped."""
-    found: list[str] = []
+    found: list[tuple[str, str]] = []
     log: list[str] = []
     ready = threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from lazyfx import errors
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from lazyfx.verifying import Provenance
     from lazyfx.wire import digest
     from lazyfx.wire.more_targets import allow_targets
+
+# gRPC's own handlers would start its threads anew in forked children, where they read from the
+# sockets of the parent: children crash, and the parent's calls break. gRPC reads it when it is
+# imported; whoever has set it is let have it. See `lazyfx.forking` for what holds in its place.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 __version__ = "0.1.0"
 

@@ -38,11 +38,6 @@ class Captured:
 
     module: GraphModule
 
-    @property
-    def has_convention(self) -> bool:
-        """Whether it takes nested structures, whose types a server does not know."""
-        return isinstance(self.module.graph._codegen, _PyTreeCodeGen)  # noqa: SLF001 - as below
-
     def adopt_codegen(self, graph: Graph) -> None:
         """Give a graph rebuilt from graph data the calling convention of this one.
 

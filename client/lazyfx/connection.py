@@ -193,7 +193,7 @@ class Connection:
                 async for response in call:
                     _require(response)
                     if response.request_id not in due:
-                        raise ProtocolError("an answer to no request", field="request_id")
+                        raise ProtocolError("an answer to an unknown request", field="request_id")
                     due.remove(response.request_id)
                     if response.HasField("response"):
                         check_response(response.response, self._bounds)
@@ -231,6 +231,9 @@ class Connection:
             except OverloadedError as refusal:
                 await patience.wait(refusal)
             except UnavailableError as error:
+                if error.retry_after is not None and not download.received:
+                    await patience.wait(error)
+                    continue
                 if resumed or not download.received:
                     raise await self._explained(error) from error
                 resumed = True
@@ -314,11 +317,12 @@ class Connection:
             self.require_open()
             try:
                 return await self._answer(call or start(patience.left()))
-            except OverloadedError as refusal:
+            except (OverloadedError, UnavailableError) as refusal:
+                if isinstance(refusal, UnavailableError) and refusal.retry_after is None:
+                    raise await self._explained(refusal) from refusal
+                # A server that is starting or stopping says when to come back.
                 call = None
                 await patience.wait(refusal)
-            except UnavailableError as error:
-                raise await self._explained(error) from error
 
     async def _answer(self, call: Call[Answer]) -> Answer:
         with self._errors():

@@ -106,7 +106,7 @@ class Artifacts:
                 # Compiled again meanwhile, it may have other constants.
                 if response.module_key == self._response.module_key:
                     return data
-        raise NotFoundError("the server loses the module again and again", code="NOT_FOUND")
+        raise NotFoundError("the server keeps losing the module", code="NOT_FOUND")
 
     async def fetch(
         self,

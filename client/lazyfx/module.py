@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from lazyfx.native.constants import own_tensors
 from lazyfx.native.packages import write_package
 from lazyfx.native.reading import read_made
 from lazyfx.native.requests import native_request
+from lazyfx.native.texts import restoring, texts_of
 from lazyfx.pickling import package_module, pickle_module
 from lazyfx.preparing import Prepared
 from lazyfx.printable import printable
+from lazyfx.python_files import PythonFile, python_file
 from lazyfx.rebuilding import checked_source, rebuild, rebuild_canonical
 from lazyfx.report import Cache, Report, cache_of, report_of
 from lazyfx.torchscript import eager_copy, script_module
@@ -35,6 +38,13 @@ from lazyfx.wire.decode import read_devices
 
 # Kinds that depend on more than the module: what was fetched last is what is told of.
 _NATIVE = (pb.ARTIFACT_KIND_INDUCTOR, pb.ARTIFACT_KIND_AOT_INDUCTOR)
+# What this client makes of the graph, and no server signs.
+_MADE_HERE = (
+    pb.ARTIFACT_KIND_PICKLE,
+    pb.ARTIFACT_KIND_PACKAGE,
+    pb.ARTIFACT_KIND_TORCHSCRIPT,
+    pb.ARTIFACT_KIND_EXPORTED_PROGRAM,
+)
 
 
 class AsyncRemoteModule:
@@ -78,7 +88,7 @@ class AsyncRemoteModule:
         """The generated Python source, in the caller's own names, for people to read.
 
         Raises:
-            DecodeError: The server sent something that is no text.
+            DecodeError: The server sent something that is not text.
             ServiceError: The server cannot render it.
         """
         with self._fetcher.refusals.counted():
@@ -125,7 +135,7 @@ class AsyncRemoteModule:
         return (await self.prepared_call())(*inputs, **kwargs)
 
     async def pickle(self) -> bytes:
-        """The module as a pickle that loads with torch alone, for `pickle.load`.
+        """The module as a pickle that loads with torch alone, for `pickle.load`, not `torch.load`.
 
         It holds the graph itself, so the loaded module computes what this one does. It is put
         together here, from graph data: weights never leave, and no pickle of a server's is
@@ -140,7 +150,10 @@ class AsyncRemoteModule:
         return await asyncio.to_thread(pickle_module, rebuilt)
 
     async def package(self) -> bytes:
-        """The module as a torch.package archive; see `pickle` for what it holds."""
+        """The module as a torch.package archive; see `pickle` for what it holds.
+
+        `PackageImporter(path).load_pickle("module", "module.pkl")` of torch.package reads it.
+        """
         rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
         return await asyncio.to_thread(package_module, rebuilt)
 
@@ -159,7 +172,7 @@ class AsyncRemoteModule:
         return script_module(eager_copy(rebuilt))
 
     async def save_torchscript(self, path: str | Path) -> Path:
-        """Write `torchscript()` to a file and return its path."""
+        """Write `torchscript()` to a file, for `torch.jit.load`, and return its path."""
         return await asyncio.to_thread(_write, Path(path), await self.torchscript())
 
     async def exported_program(self) -> bytes:
@@ -223,12 +236,15 @@ class AsyncRemoteModule:
         """
         request = request or self.aot_request()
         wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
-        data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
+        texts = texts_of(self._prepared.encoded.body)
+        with restoring(texts):
+            data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
         package = read_made(pb.AotPackage, data, request)
         canonical = rebuild_canonical(
             await self._compiled_graph(), self._prepared, self._artifacts.constants
         )
-        return await asyncio.to_thread(write_package, package, own_tensors(canonical), Path(path))
+        tensors = own_tensors(canonical)
+        return await asyncio.to_thread(write_package, package, tensors, Path(path), texts)
 
     async def native(
         self,
@@ -253,19 +269,55 @@ class AsyncRemoteModule:
         return await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
 
     async def save_pickle(self, path: str | Path) -> Path:
-        """Write `pickle()` to a file and return its path."""
+        """Write `pickle()` to a file, for `pickle.load`, and return its path."""
         return await asyncio.to_thread(_write, Path(path), await self.pickle())
 
     async def save_package(self, path: str | Path) -> Path:
         """Write `package()` to a file and return its path."""
         return await asyncio.to_thread(_write, Path(path), await self.package())
 
+    async def python_file(self, name: str = "model.py") -> PythonFile:
+        """The module as a file of Python that runs with torch alone, checked against the graph.
+
+        It has a class `Module` that takes the model that was compiled, or its state_dict. Classes
+        like dicts that the model returns come back as dicts.
+
+        Args:
+            name: What the file will be called; its constants are looked for beside it.
+
+        Raises:
+            UnsupportedGraphError: Something in it cannot be written as Python; says what.
+            ArtifactError: The server's source is not that of the graph.
+            ServiceError: The server cannot generate it.
+        """
+        source = await self.source()
+        module = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        original = self._prepared.captured.module
+        return await asyncio.to_thread(python_file, module, source, original, name)
+
+    async def save_code(self, path: str | Path) -> Path:
+        """Write `python_file()` to a file, and return its path.
+
+        Constants that are in no state_dict are written beside it: `model.constants.pt` for
+        `model.py`.
+        """
+        path = Path(path)
+        file = await self.python_file(path.name)
+        await asyncio.to_thread(file.save, path)
+        return path
+
     async def provenance(self, kind: str = "graph") -> Provenance:
         """Who made an artifact: passes, versions, server and dates, as signed, and checked.
 
+        A server signs what it makes. Pickles, packages, TorchScript and exported programs are put
+        together by this client, of the graph that the server made: nobody signs those files, and
+        what is told of them is the provenance of that graph (`kind` is "graph", `digest` the
+        graph's), with the format in `made_into`.
+
         Args:
-            kind: "graph", "code", "pickle", "package", "source", "picture", ... The artifact is
-                fetched if it has not been; "inductor" and "aot_inductor" must have been.
+            kind: "graph", "code", "source", "picture", or "pickle", "package", "torchscript",
+                "exported_program". The artifact is fetched if it has not been; "inductor" and
+                "aot_inductor" must have been.
 
         Raises:
             UntrustedArtifactError: Nobody who is trusted has signed it.
@@ -274,8 +326,12 @@ class AsyncRemoteModule:
         """
         value = pb.ArtifactKind.DESCRIPTOR.values_by_name.get(f"ARTIFACT_KIND_{kind.upper()}")
         if value is None or value.number in (0, pb.ARTIFACT_KIND_CONSTANT):
-            raise LazyfxError(f"{kind!r} is not a kind of artifact, e.g. 'graph' or 'pickle'")
+            raise LazyfxError(f"{kind!r} is not a kind of artifact, e.g. 'graph' or 'code'")
         wanted = pb.ArtifactKind.Value(value.name)
+        if wanted in _MADE_HERE:
+            await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)
+            found = await self._artifacts.vouch(pb.ARTIFACT_KIND_GRAPH)
+            return replace(found, made_into=kind.lower())
         if wanted not in _NATIVE:
             await self._artifacts.get(wanted)
         return await self._artifacts.vouch(wanted)

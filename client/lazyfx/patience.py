@@ -8,7 +8,7 @@ import random
 import time
 from typing import Final
 
-from lazyfx.errors import OverloadedError
+from lazyfx.errors import OverloadedError, UnavailableError
 
 # Between tries at least this much, doubled each time: a server may name any number.
 _FIRST_PAUSE_SECONDS: Final = 0.05
@@ -34,12 +34,12 @@ class Patience:
         """Seconds that are left, never less than none."""
         return max(0.0, self._deadline - time.monotonic())
 
-    async def wait(self, refusal: OverloadedError) -> None:
+    async def wait(self, refusal: OverloadedError | UnavailableError) -> None:
         """Wait as long as the server asks.
 
         Raises:
-            OverloadedError: The refusal, when it does not say when to come back, or when that is
-                later than the call may take.
+            OverloadedError, UnavailableError: The refusal, when it does not say when to come back,
+                or when that is later than the call may take.
         """
         if refusal.retry_after is None:
             raise refusal

@@ -219,5 +219,5 @@ def _place(subject: str) -> tuple[int, int]:
 def _digest(subject: str) -> bytes:
     digits = subject.removeprefix(BLOB_SUBJECT)
     if not _SHA256.fullmatch(digits):
-        raise ProtocolError(f"the server asks for {subject!r}, which is no digest")
+        raise ProtocolError(f"the server asks for {subject!r}, which is not a digest")
     return bytes.fromhex(digits)

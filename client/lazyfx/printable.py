@@ -22,6 +22,9 @@ _BREAKS: Final = frozenset("\n\t")
 _BRAILLE_BLANK: Final = "\u2800"
 _RUNS: Final = re.compile(r"[^\x20-\x7e]+")
 
+# Characters of one value in an error message.
+_SHOWN: Final = 80
+
 
 def printable(text: str, most: int = MAX_TEXT, *, keep: frozenset[str] = _BREAKS) -> str:
     """Text without what a terminal or a reader's eye would take for something else.
@@ -108,3 +111,15 @@ def _clean_map(entries: object, most: int) -> None:
             else:
                 entries[shown] = value  # type: ignore[index]
             del entries[key]  # type: ignore[attr-defined]
+
+
+def shown(value: object) -> str:
+    """A value for an error message: bounded, on one line, without control characters."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (str, bytes)):
+        value = value[: _SHOWN + 1]
+    elif not isinstance(value, (bool, int, float)) and value is not None:
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

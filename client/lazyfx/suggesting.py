@@ -41,13 +41,7 @@ SHORT_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 
 # Comparing takes time with the square of the length, and a long text is not a slip of the pen.
 _MOST_COMPARED = 64
-_MOST_SHOWN = 80
 _MOST_LISTED = 40
-
-
-def shown(text: str) -> str:
-    """A text of a caller as a message quotes it: escaped, and cut where it is long."""
-    return repr(text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "...")
 
 
 def closest(

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch.fx import GraphModule
 
+from lazyfx.assembly import GeneratedSource
 from lazyfx.fetching import OnProgress
 from lazyfx.loop import Loop
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.picture import Picture
+from lazyfx.python_files import PythonFile
 from lazyfx.report import Cache, Report
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import Provenance
@@ -95,12 +97,24 @@ class RemoteModule:
             self._remote.native(request, timeout=timeout, on_progress=on_progress)
         )
 
+    def source(self) -> GeneratedSource:
+        """The generated source, checked against the graph; see `AsyncRemoteModule.source`."""
+        return self._loop.run(self._remote.source())
+
+    def python_file(self, name: str = "model.py") -> PythonFile:
+        """A file of Python that runs with torch alone; see `AsyncRemoteModule.python_file`."""
+        return self._loop.run(self._remote.python_file(name))
+
+    def save_code(self, path: str | Path) -> Path:
+        """Write such a file, and constants beside it; see `AsyncRemoteModule.save_code`."""
+        return self._loop.run(self._remote.save_code(path))
+
     def save_pickle(self, path: str | Path) -> Path:
-        """Write a pickle that loads with torch alone; see `AsyncRemoteModule.pickle`."""
+        """Write a file for `pickle.load` and torch alone; see `AsyncRemoteModule.pickle`."""
         return self._loop.run(self._remote.save_pickle(path))
 
     def save_package(self, path: str | Path) -> Path:
-        """Write a torch.package archive; see `AsyncRemoteModule.package`."""
+        """Write a file for `torch.package.PackageImporter`; see `AsyncRemoteModule.package`."""
         return self._loop.run(self._remote.save_package(path))
 
     def provenance(self, kind: str = "graph") -> Provenance:
@@ -108,11 +122,11 @@ class RemoteModule:
         return self._loop.run(self._remote.provenance(kind))
 
     def save_torchscript(self, path: str | Path) -> Path:
-        """Write a TorchScript archive; see `AsyncRemoteModule.torchscript`."""
+        """Write a file for `torch.jit.load`; see `AsyncRemoteModule.torchscript`."""
         return self._loop.run(self._remote.save_torchscript(path))
 
     def save_exported_program(self, path: str | Path) -> Path:
-        """Write an ExportedProgram; see `AsyncRemoteModule.exported_program`."""
+        """Write a file for `torch.export.load`; see `AsyncRemoteModule.exported_program`."""
         return self._loop.run(self._remote.save_exported_program(path))
 
     def save_aot_inductor(

@@ -25,6 +25,8 @@ Send: TypeAlias = Callable[[AsyncIterator[pb.UploadBlobsRequest]], Awaitable[obj
 WhenRefused: TypeAlias = Callable[[OverloadedError], Awaitable[None]]
 
 CHUNK_BYTES = 512 * 1024
+# Servers bound how many one request may ask for (max_digests).
+DIGESTS_AT_A_TIME = 512
 # Streams that may break off without having brought anything, and seconds between them.
 _MOST_FRUITLESS = 4
 _PAUSE_SECONDS = 0.2
@@ -93,17 +95,28 @@ async def upload(
 
 async def _missing(find: Find, wanted: dict[bytes, Blob]) -> list[tuple[Blob, int]]:
     """The blobs that the server lacks, and how much of each it has."""
-    answer = await find([blob.digest for blob in wanted.values()])
+    digests = [blob.digest for blob in wanted.values()]
+    missing: list[tuple[Blob, int]] = []
+    for start in range(0, len(digests), DIGESTS_AT_A_TIME):
+        some = digests[start : start + DIGESTS_AT_A_TIME]
+        missing += _answered(await find(some), {d.sha256: wanted[d.sha256] for d in some})
+    return missing
+
+
+def _answered(
+    answer: pb.FindMissingBlobsResponse, offered: dict[bytes, Blob]
+) -> list[tuple[Blob, int]]:
+    """The blobs of an answer, and how much of each the server has."""
     # A server of an earlier release does not say what it has received.
     received = list(answer.received) or [0] * len(answer.missing)
     asked = [digest.sha256 for digest in answer.missing]
     if (
         len(received) != len(asked)
         or len(set(asked)) != len(asked)
-        or not wanted.keys() >= {*asked}
+        or not offered.keys() >= {*asked}
     ):
         raise ProtocolError("blobs that were not offered, or one twice", field="missing")
-    missing = [(wanted[sha256], offset) for sha256, offset in zip(asked, received, strict=True)]
+    missing = [(offered[sha256], offset) for sha256, offset in zip(asked, received, strict=True)]
     if any(offset > blob.digest.size_bytes for blob, offset in missing):
         raise ProtocolError("more of a blob than there is", field="received")
     return missing

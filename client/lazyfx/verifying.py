@@ -32,7 +32,7 @@ class Provenance:
     """Who made an artifact, from what and when; as signed, and checked.
 
     Attributes:
-        kind: E.g. "graph" or "pickle".
+        kind: What was signed, e.g. "graph" or "code".
         digest: Hex of the SHA-256 of its bytes.
         module_key: Hex of the key of the compiled module.
         pipeline: Canonical spelling of the passes that ran.
@@ -43,6 +43,8 @@ class Provenance:
         created: When it was made.
         expires: From when on the signature is refused.
         public_key: Hex of the key that the signature was checked with.
+        made_into: The format that this client put the signed graph into, e.g. "pickle"; "" for
+            what the server made itself. All else is about the graph: that file is not signed.
     """
 
     kind: str
@@ -56,6 +58,7 @@ class Provenance:
     created: datetime
     expires: datetime
     public_key: str
+    made_into: str = ""
 
 
 class Verifier:
@@ -166,7 +169,7 @@ class Verifier:
             return _provenance(statement, name, public_key)
         except (ValueError, OverflowError) as error:  # dates that no calendar has
             raise UntrustedArtifactError(
-                f"the signature of the {name} has dates that are none; it was not opened"
+                f"the signature of the {name} has invalid dates; it was not opened"
             ) from error
 
     async def _key(self, wanted: bytes, name: str) -> bytes:
@@ -229,8 +232,8 @@ def _fits(
         )
     if statement.created.seconds - _CLOCK_SECONDS > now:
         raise UntrustedArtifactError(
-            f"the signature of the {name} is of {_date(statement.created)}, which is yet "
-            "to come; it was not opened. Compare the clocks"
+            f"the signature of the {name} is dated {_date(statement.created)}, in the future; "
+            "it was not opened. Compare the clocks"
         )
 
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
-import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
+from lazyfx_server.file_limit import raise_limit
+from lazyfx_server.operator_checks import SetupError, check_setup
+from lazyfx_server.telemetry.plain_text import (
+    LOG_FORMAT_VARIABLE,
+    PlainStream,
+    log_to,
+    tame_loggers,
+)
+
+_SWITCH_SECONDS = 0.001
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,19 +36,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: A setting is wrong, or an address cannot be listened on.
     """
     settings = load(sys.argv[1:] if arguments is None else arguments)
+    try:
+        check_setup(settings)
+    except SetupError as error:
+        sys.stderr.write(f"lazyfx serve: {error}\n")
+        raise SystemExit(2) from None
     _log_to_stderr(settings)
+    log = logging.getLogger("lazyfx_server")
+    log.info("starting lazyfx %s on %s", version("lazyfx"), settings.listen)
+    raise_limit()
+    # While a large request is read in a thread, the event loop waits so long for its turn.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from lazyfx_server.execution import Interpreters, start_forkserver
+    from lazyfx_server.execution import ExecutionError, SpawnSource, start_forkserver
+    from lazyfx_server.store import StoreError
 
     threads = str(settings.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment[LOG_FORMAT_VARIABLE] = settings.log_format
     _check_modules(settings.operator_modules)
     if settings.allow_targets is not None:
         environment |= _further_targets(settings.allow_targets)
     preload = [*settings.operator_modules, "lazyfx_server.preload"]
-    if settings.native:
+    if settings.native != "off":
         preload.append("lazyfx_server.native.preload")
         # Inductor starts processes of its own when it is imported, unless it has one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
@@ -49,15 +70,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from lazyfx_server.app import App
     from lazyfx_server.pools import Sources
 
-    sources = Sources(forkserver, Interpreters(preload, environment))
+    tame_loggers()
+
+    sources = Sources(forkserver, SpawnSource(preload, environment))
 
     async def serve() -> None:
         await App(settings, sources).run(_ready)
 
     try:
         _run(serve)
-    except (OSError, LazyfxError, ValueError) as error:
+    except (OSError, LazyfxError, ValueError, StoreError, ExecutionError) as error:
         raise SystemExit(f"lazyfx serve: {error}") from error
+    finally:
+        # It may still import; this process would wait for it before it ends.
+        forkserver.kill()
+
+
+def flags() -> list[str]:
+    """All flags, for shells that complete them."""
+    return ["--help", *(f"--{name.replace('_', '-')}" for name in Settings.model_fields)]
 
 
 def _check_modules(names: Sequence[str]) -> None:
@@ -101,26 +132,9 @@ def _announce(address: str, metrics_url: str) -> None:
     logging.getLogger("lazyfx_server").info("serving on %s, metrics on %s", address, metrics_url)
 
 
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
 def _log_to_stderr(settings: Settings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else text)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    sys.stderr = PlainStream(sys.stderr)
+    log_to(sys.stderr, settings.log_level, settings.log_format)
 
 
 if __name__ == "__main__":

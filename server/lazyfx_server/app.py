@@ -25,7 +25,9 @@ from lazyfx_server.compiling.blobs import Blobs
 from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.costs import MeasuredCosts
+from lazyfx_server.compiling.crashes import Crashes
 from lazyfx_server.compiling.explain import Explainer
+from lazyfx_server.compiling.held import HeldBytes
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.pipelines import Pipelines
@@ -33,31 +35,42 @@ from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.config import Settings
 from lazyfx_server.config_parts import (
     artifact_signer,
-    door,
+    authenticator,
     ledger_file,
     native_compiles,
     quota_limits,
     request_limits,
 )
 from lazyfx_server.errors import RequestError
-from lazyfx_server.execution import RestartReason
+from lazyfx_server.execution import OnRestart, RestartReason
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
-from lazyfx_server.pools import Sources, device_worker, native_workers, pass_workers, protection
-from lazyfx_server.rpc.interceptors import Gate
+from lazyfx_server.pools import (
+    NativePools,
+    NativeUnavailable,
+    Sources,
+    device_worker,
+    native_pools,
+    pass_workers,
+    protection,
+)
+from lazyfx_server.rpc.connections import cut_connections, refuse_connections
+from lazyfx_server.rpc.decoding import Decoder
+from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
 from lazyfx_server.store import Store, open_store
 from lazyfx_server.telemetry import (
+    DeferredObserver,
     DeviceMemory,
     EntryCorrupt,
     Gauges,
-    Later,
     Observers,
     StoreFailed,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
+from lazyfx_server.telemetry.outages import Outages
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
 
 _log = logging.getLogger("lazyfx_server")
@@ -67,6 +80,10 @@ SERVICE_NAME = "lazyfx.v1.GraphCompiler"
 _DEVICE_SECONDS = 15.0
 # How often the ledger is written; a server that is killed forgets as much.
 _LEDGER_SECONDS = 2.0
+# Between the last answer, which may be on its way, and the end of the connections.
+_FLUSH_SECONDS = 0.2
+# How long handlers may take to notice that their connections have ended.
+_STOP_SECONDS = 1.0
 _KEEPALIVE: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -107,6 +124,8 @@ class App:
         self._limits = request_limits(settings)
         self._devices = _Devices()
         self._serving = False
+        self._outages = Outages()
+        self._port = 0
         plugins = load_plugins(settings.pass_plugins)
         registry = registry_with(plugins)
         named = NamedPipelines(registry, settings.named_pipelines)
@@ -116,7 +135,7 @@ class App:
         self._store = self._open_store(settings)
         signer = self._signer = artifact_signer(settings)
         quotas = Quotas(quota_limits(settings))
-        entrance = door(settings)
+        callers = authenticator(settings)
         confined = protection(settings)
 
         def restarted(reason: RestartReason) -> None:
@@ -130,6 +149,9 @@ class App:
             workers=lambda: len(self._executor.pids),
             devices=self._devices.memory,
             sandbox=lambda: confined.layers,
+            native_sandbox=lambda: (
+                self._native_pools.protection.layers if self._native_pools else ()
+            ),
         )
         observers = Observers(
             ledger,
@@ -144,11 +166,16 @@ class App:
             ),
         )
         self._observers = observers
-        later = Later(observers)
-        self._native_executor = native_workers(settings, sources, restarted)
-        self._native = native_compiles(settings, self._native_executor, observers)
-        self._jobs = Jobs(self._executor, settings.job_timeout, observer=observers)
-        self._device_jobs = Jobs(self._device_executor or self._executor, settings.job_timeout)
+        deferred = DeferredObserver(observers)
+        crashes = Crashes(settings.crash_refusal_seconds)
+        self._native_pools, native_unavailable = self._pools_of_native(sources, restarted)
+        self._native = native_compiles(settings, self._native_pools, crashes, observers)
+        if native_unavailable:
+            self._native.unavailable(native_unavailable)
+        self._jobs = Jobs(self._executor, settings.job_timeout, crashes, observer=observers)
+        self._device_jobs = Jobs(
+            self._device_executor or self._executor, settings.job_timeout, crashes
+        )
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(settings.workers, settings.max_queue)
         self._compiler = Compiler(
@@ -158,7 +185,7 @@ class App:
             admission=admission,
             pipelines=Pipelines(registry, named),
             explainer=Explainer(self._store),
-            observer=later,
+            observer=deferred,
             limits=self._limits,
             quotas=quotas,
             costs=costs,
@@ -185,27 +212,57 @@ class App:
             registry=registry,
             named=named,
             limits=self._limits,
+            decoder=Decoder(
+                self._limits,
+                HeldBytes(self._limits.max_held_bytes, self._limits.max_held_bytes_per_tenant),
+            ),
             facts=ServerFacts(
                 settings.workers,
                 lambda: self._devices.infos,
                 signer,
                 lambda: self._native.target,
-                entrance.identification,
+                callers.identification,
                 pb.SandboxStatus(layers=confined.layers, missing=confined.missing),
+                self._native_status,
             ),
             store_stats=self._store.stats,
             quotas=quotas,
         )
-        self._gate = Gate(entrance, later, settings.max_call_seconds)
+        self._interceptor = CallInterceptor(callers, deferred, settings.max_call_seconds)
         self._health = HealthServicer()
         self._server = self._grpc_server(service)
         self._telemetry = TelemetryServer(
             exposition(metrics),
             healthy=lambda: True,
             ready=lambda: self._serving,
+            notes=self._notes,
             host=settings.metrics_host,
             port=settings.metrics_port,
         )
+
+    def _pools_of_native(
+        self, sources: Sources, on_restart: OnRestart
+    ) -> tuple[NativePools | None, str]:
+        """What native compiles run in; None and why not where they are optional."""
+        try:
+            return native_pools(self._settings, sources, on_restart), ""
+        except NativeUnavailable as error:
+            if self._settings.native == "on":
+                raise OSError(f"--native: {error}") from error
+            return None, str(error)
+
+    def _native_status(self) -> pb.NativeStatus:
+        if self._native.target is None:
+            return pb.NativeStatus(unavailable=self._native.why_not)
+        assert self._native_pools is not None, "it has told where artifacts run"
+        held = self._native_pools.protection
+        return pb.NativeStatus(sandbox=pb.SandboxStatus(layers=held.layers, missing=held.missing))
+
+    def _notes(self) -> str:
+        """What a probe is told beside that the server is ready."""
+        if self._settings.native == "off" or self._native.target is not None:
+            return ""
+        return self._native.why_not
 
     async def run(self, on_ready: Callable[[str, str], None]) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -220,16 +277,16 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        address = await self._start()
-        watching = asyncio.gather(self._watch_devices(), self._keep_ledger())
-        metrics_url = f"http://{self._settings.metrics_host}:{self._telemetry.port}/metrics"
-        on_ready(address, metrics_url)
-        self._say_key(address)
         try:
+            if not await self._start_unless(stop):
+                return
+            watching = asyncio.gather(self._watch_devices(), self._keep_ledger())
+            on_ready(self._address, self._metrics_url)
+            self._say_key(self._address)
             await stop.wait()
-        finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+        finally:
             await self._drain()
 
     def _say_key(self, address: str) -> None:
@@ -242,25 +299,63 @@ class App:
             in_use.hex(),
         )
 
-    async def _start(self) -> str:
-        host, _, port = self._settings.listen.rpartition(":")
+    async def _start_unless(self, stop: asyncio.Event) -> bool:
+        """Start, and tell whether that was done before the server was told to stop."""
+        starting = asyncio.ensure_future(self._start())
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return False
+        await starting
+        return True
+
+    async def _start(self) -> None:
+        """Listen at once, and let calls in when all that they need is there."""
         try:
-            bound = self._bind(self._settings)
+            self._port = self._bind(self._settings)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._settings.listen}: {error}") from error
-        await self._telemetry.start()
+            raise OSError(
+                f"--listen {self._settings.listen}: cannot listen there; is another server "
+                f"running? ({error})"
+            ) from error
+        try:
+            await self._telemetry.start()
+        except OSError as error:
+            settings = self._settings
+            raise OSError(
+                f"--metrics-host {settings.metrics_host} --metrics-port {settings.metrics_port}: "
+                f"cannot listen there: {error.strerror or error}"
+            ) from error
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+        _log.info(
+            "listening on %s, metrics on %s; not serving yet: starting workers",
+            self._address,
+            self._metrics_url,
+        )
         await self._executor.start()
         if self._device_executor is not None:
             await self._device_executor.start()
         await self._refresh_devices()
-        if self._native_executor is not None:
-            await self._native_executor.start()
+        if self._native_pools is not None:
+            await self._native_pools.start()
             await self._native.start()
-        await self._server.start()
+        self._interceptor.open()
         for name in ("", SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._serving = True
-        return f"{host}:{bound or port}"
+
+    @property
+    def _address(self) -> str:
+        return f"{self._settings.listen.rpartition(':')[0]}:{self._port}"
+
+    @property
+    def _metrics_url(self) -> str:
+        return f"http://{self._settings.metrics_host}:{self._telemetry.port}/metrics"
 
     def _bind(self, settings: Settings) -> int:
         if settings.server_certificate is None or settings.server_key is None:
@@ -270,22 +365,27 @@ class App:
 
     async def _drain(self) -> None:
         """Stop serving: say so first, let calls under way finish, then end what they used."""
-        _log.info(
-            "draining: no new requests; %g s for those under way", self._settings.drain_seconds
-        )
+        if self._serving:
+            _log.info(
+                "draining: no new requests; %g s for those under way", self._settings.drain_seconds
+            )
         self._serving = False
         await self._health.enter_graceful_shutdown()
-        self._gate.close()
+        self._interceptor.close()
         try:
             await asyncio.wait_for(self._finish(), self._settings.drain_seconds)
         except asyncio.TimeoutError:
             _log.warning("requests were still under way after the grace period; they are ended")
-        await self._server.stop(0)
+        if self._port:
+            refuse_connections(self._port)
+            await asyncio.sleep(_FLUSH_SECONDS)
+            cut_connections(self._port)
+        await self._server.stop(_STOP_SECONDS)
         await self._executor.close()
         if self._device_executor is not None:
             await self._device_executor.close()
-        if self._native_executor is not None:
-            await self._native_executor.close()
+        if self._native_pools is not None:
+            await self._native_pools.close()
         self._native.close()
         await self._store.close()
         self._ledger.close()
@@ -293,14 +393,14 @@ class App:
         _log.info("stopped")
 
     async def _finish(self) -> None:
-        await self._gate.emptied()
-        await self._compiler.land()
-        await self._artifacts.land()
+        await self._interceptor.emptied()
+        await self._compiler.drain()
+        await self._artifacts.drain()
 
     def _grpc_server(self, service: GraphCompilerService) -> grpc.aio.Server:
         settings = self._settings
         server = grpc.aio.server(
-            interceptors=[self._gate],
+            interceptors=[self._interceptor],
             options=[
                 *_KEEPALIVE,
                 ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
@@ -325,11 +425,12 @@ class App:
             on_error=lambda tier, operation, _key, error: self._store_failed(
                 tier, operation, error
             ),
+            on_worked=lambda tier, operation: self._outages.worked(f"store: {operation} of {tier}"),
             on_corrupt=self._entry_corrupt,
         )
 
     def _store_failed(self, tier: str, operation: str, error: Exception) -> None:
-        _log.warning("store: %s of %s failed: %s", operation, tier, error)
+        self._outages.failed(f"store: {operation} of {tier}", error)
         self._observers.observe(StoreFailed(tier, operation))
 
     def _entry_corrupt(self, tier: str, key: str) -> None:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
     PydanticBaseSettingsSource,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from lazyfx_server.settings import Settings
+from lazyfx_server.settings_file import SettingsFileError, read_settings_file
+from lazyfx_server.settings_groups import group_of
 
 __all__ = ["Settings", "load"]
 
@@ -53,14 +56,57 @@ def _config_file(arguments: Sequence[str]) -> Path | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", default=os.environ.get("LAZYFX_CONFIG"))
     named = parser.parse_known_args(list(arguments))[0].config
-    if named and not Path(named).is_file():
-        _refuse(f"--config {named}: no such file")
     return Path(named) if named else None
+
+
+class _Groups:
+    """Shows the flags of a parser in groups by purpose."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Any] = {}
+
+    def add_argument(self, parser: Any, *names: str, **options: Any) -> Any:
+        """As ArgumentParser.add_argument."""
+        if "--help" in names:
+            return parser.add_argument(*names, **options)
+        title = group_of(names[-1].lstrip("-").replace("-", "_"))
+        if title not in self._groups:
+            self._groups[title] = parser.add_argument_group(title)
+        return self._groups[title].add_argument(*names, **options)
+
+
+def _where(
+    location: tuple[int | str, ...],
+    arguments: Sequence[str],
+    path: Path | None,
+    in_file: Mapping[str, object],
+) -> str:
+    """What the operator wrote a setting in: a flag, a variable, or the file."""
+    name = str(location[0]) if location else ""
+    flag, variable = f"--{name.replace('_', '-')}", f"LAZYFX_{name.upper()}"
+    if not any(given == flag or given.startswith(f"{flag}=") for given in arguments):
+        if variable in os.environ:
+            return variable
+        if name in in_file:
+            return f"{path}: {name}"
+    return flag
 
 
 def _refuse(reason: str) -> NoReturn:
     sys.stderr.write(f"lazyfx serve: {reason}\n")
     raise SystemExit(2)
+
+
+def _with_words(arguments: Sequence[str]) -> list[str]:
+    """`--native` alone, and its opposite, as the words that they stand for."""
+    given = list(arguments)
+    for place, word in enumerate(given):
+        following = given[place + 1] if place + 1 < len(given) else "-"
+        if word == "--native" and following.startswith("-"):
+            given[place] = "--native=on"
+        elif word == "--no-native":
+            given[place] = "--native=off"
+    return given
 
 
 def load(arguments: Sequence[str]) -> Settings:
@@ -73,18 +119,30 @@ def load(arguments: Sequence[str]) -> Settings:
         SystemExit: With status 2 and the reason on standard error when a setting is
             wrong, with status 0 after --help.
     """
-    schema = _settings_with_file(_config_file(arguments))
+    arguments = _with_words(arguments)
+    path = _config_file(arguments)
+    in_file: Mapping[str, object] = {}
+    if path is not None:
+        try:
+            in_file = read_settings_file(path, Settings.model_fields)
+        except SettingsFileError as error:
+            _refuse("\n".join(f"--config {line}" for line in str(error).splitlines()))
+    schema = _settings_with_file(path)
     flags = CliSettingsSource[object](
-        schema, cli_prog_name="lazyfx serve", cli_parse_args=list(arguments)
+        schema,
+        cli_prog_name="lazyfx serve",
+        cli_parse_args=list(arguments),
+        add_argument_method=_Groups().add_argument,
     )
     try:
         settings = schema(_cli_settings_source=flags)  # type: ignore[call-arg]
     except ValidationError as error:
         lines = [
-            f"  --{'.'.join(map(str, e['loc'])).replace('_', '-')}: {e['msg']}"
-            for e in error.errors()
+            f"  {_where(e['loc'], arguments, path, in_file)}: {e['msg']}" for e in error.errors()
         ]
         _refuse("wrong settings\n" + "\n".join(lines))
+    except SettingsError as error:
+        _refuse(f"wrong settings\n  {error}")
     if (exposure := settings.exposure) and not settings.insecure:
         _refuse(
             f"--listen {settings.listen} can be reached from other machines and {exposure}; "

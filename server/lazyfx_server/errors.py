@@ -36,6 +36,10 @@ class UnmetError(RequestError):
     """The server or the module is not in a state in which this can be done."""
 
 
+class CrashingGraphError(UnmetError):
+    """Worker processes have died on this graph; it is refused for a while."""
+
+
 class ModuleNotFoundInCacheError(RequestError):
     """No module has this key (any more)."""
 
@@ -56,7 +60,15 @@ class ForbiddenError(RequestError):
     """The caller is known, and may not do this."""
 
 
-class DrainingError(RequestError):
+class UnavailableError(RequestError):
+    """The server cannot serve now, and may soon; nothing was done."""
+
+
+class StartingError(UnavailableError):
+    """The server is not ready yet."""
+
+
+class DrainingError(UnavailableError):
     """The server is shutting down."""
 
 

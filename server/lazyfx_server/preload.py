@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 import torch
 from torch.fx import symbolic_trace
@@ -18,6 +19,7 @@ from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.wire.more_targets import parse
 from lazyfx_server.security import allowed
+from lazyfx_server.telemetry.plain_text import LOG_FORMAT_VARIABLE, PlainStream, log_to
 from lazyfx_server.v1 import worker_pb2 as worker
 from lazyfx_server.worker import run_job
 
@@ -41,6 +43,9 @@ def warm_up() -> None:
 
 if more := os.environ.get(allowed.VARIABLE):
     allowed.extend(parse(more))
+# Workers write to the server's log, also what torch says of graphs.
+sys.stderr = PlainStream(sys.stderr)
+log_to(sys.stderr, "warning", os.environ.get(LOG_FORMAT_VARIABLE, "text"))
 warm_up()
 # What is here now stays until the end: the collector of a worker need not go over it again.
 gc.collect()

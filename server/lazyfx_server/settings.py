@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import socket
@@ -16,6 +15,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 from typing_extensions import Self
+
+from lazyfx.addresses import is_loopback
 
 MIB = 2**20
 GIB = 2**30
@@ -141,8 +142,18 @@ class Settings(BaseSettings):
     max_message_bytes: ByteSize = Field(default=ByteSize(64 * MIB))
     """Largest gRPC message taken or sent."""
 
+    max_held_bytes: ByteSize = Field(default=ByteSize(512 * MIB))
+    """Bytes of requests that are held at a time, whether they wait or are worked on; more are
+    refused with RESOURCE_EXHAUSTED. Small ones are not counted."""
+
+    max_held_bytes_per_tenant: ByteSize = Field(default=ByteSize(256 * MIB))
+    """The same of one tenant. On a server that identifies nobody all callers are one tenant."""
+
     max_graph_bytes: ByteSize = Field(default=ByteSize(32 * MIB))
     """Largest graph body taken."""
+
+    max_presentation_bytes: ByteSize = Field(default=ByteSize(16 * MIB))
+    """Most bytes of the names that go with a graph."""
 
     max_blob_bytes: ByteSize = Field(default=ByteSize(4 * GIB))
     """Largest tensor taken by UploadBlobs."""
@@ -178,6 +189,15 @@ class Settings(BaseSettings):
     max_passes: int = Field(default=64, ge=0)
     """Most passes of one request."""
 
+    max_option_bytes: ByteSize = Field(default=ByteSize(64 * 1024))
+    """Longest value of an option of a pass, a list's items together."""
+
+    max_values: int = Field(default=16_384, ge=0)
+    """Most tensors whose values one request may bind."""
+
+    max_digests: int = Field(default=1024, ge=1)
+    """Most blobs that one FindMissingBlobs may ask for."""
+
     pass_plugins: Names = Field(default=[])
     """Names of entry points of the group lazyfx.passes to load. A plugin is code that runs in the
     server and its workers: nothing is loaded that is not named here."""
@@ -209,6 +229,9 @@ class Settings(BaseSettings):
     job_cpu_seconds: float = Field(default=600.0, gt=0)
     """Processor seconds that one job may use, on all its threads, before it is killed."""
 
+    crash_refusal_seconds: float = Field(default=600.0, ge=0)
+    """Seconds for which a graph is refused after two workers have died on it; 0 for not at all."""
+
     operator_modules: Names = Field(default=[])
     """Python modules that register custom operators, imported where passes run."""
 
@@ -216,10 +239,15 @@ class Settings(BaseSettings):
     """JSON file of further functions and Tensor methods that graphs may call, by exact name with
     what they take; docs/deploy.md shows one. The modules that it names are imported."""
 
-    native: bool = False
-    """Make native artifacts with Inductor for torch.compile(backend="lazyfx"). Needs a C++
-    compiler. Its workers cannot be confined as those that run passes are: turn it on for
-    clients that you trust to use this machine's compilers."""
+    native: Literal["off", "on", "optional"] = "off"
+    """Make native artifacts with Inductor for torch.compile(backend="lazyfx"): on, or --native
+    alone, needs a C++ compiler and all layers of confinement, and does not start without;
+    optional starts without native artifacts then, and says so."""
+
+    native_unconfined: bool = False
+    """Run native compiles unconfined, where the kernel lacks a layer or a GPU's driver needs more
+    than confinement allows. Then a caller whose graph gets past the checks has the rights of this
+    server's user: for callers that you trust."""
 
     native_workers: int = Field(default=1, ge=1, le=64)
     """Native compiles that run at a time, each in a process that ends afterwards."""
@@ -230,6 +258,12 @@ class Settings(BaseSettings):
 
     native_compile_threads: int = Field(default=1, ge=1, le=256)
     """C++ compilers that one native compile may run at a time."""
+
+    native_memory_bytes: ByteSize = Field(default=ByteSize(32 * GIB))
+    """Address space that a process of a native compile may take beyond what it starts with."""
+
+    native_cpu_seconds: float = Field(default=7200.0, gt=0)
+    """Processor seconds that a process of a native compile may use before it is killed."""
 
     native_timeout: float = Field(default=1800.0, gt=0)
     """Seconds that one native compile may take before it is killed."""
@@ -257,6 +291,9 @@ class Settings(BaseSettings):
 
     max_staged_bytes: ByteSize = Field(default=ByteSize(8 * GIB))
     """Bytes of unfinished uploads that one tenant may have."""
+
+    max_staged_bytes_in_all: ByteSize = Field(default=ByteSize(16 * GIB))
+    """Bytes of unfinished uploads of all tenants together."""
 
     stream_idle_timeout: float = Field(default=300.0, gt=0)
     """Seconds that a batch with nothing under way may say nothing before it is ended."""
@@ -288,6 +325,15 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_path_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("native", mode="before")
+    @classmethod
+    def _switch_is_word(cls, value: object) -> object:
+        """It was a switch once, and still is where it stands alone."""
+        word = str(value).strip().lower()
+        if word in ("1", "true", "yes", "t", "y", ""):
+            return "on" if word else "off"
+        return "off" if word in ("0", "false", "no", "f", "n") else value
 
     @field_validator("listen")
     @classmethod
@@ -354,10 +400,4 @@ class Settings(BaseSettings):
     @property
     def listens_on_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
-        host = self.listen.rpartition(":")[0].strip("[]")
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.listen)

@@ -18,6 +18,7 @@ from lazyfx.written.source import MAX_SOURCE_BYTES, characters, check_size
 from lazyfx_server.lazy import FITTED, RecompileCost, RecompileLedger, lazy_class, lazy_job
 from lazyfx_server.lazy.render import performed, render
 from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline
+from lazyfx_server.passes.outputs import MAX_OUTPUTS
 from lazyfx_server.passes.plugins import registry_of_targets
 from lazyfx_server.passes.reports import report_of
 from lazyfx_server.passes.requests import pipeline_of
@@ -111,6 +112,7 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     # Checking builds the module, which asks for no recompile on the job's account.
     uncounted = lazy_class(RecompileLedger())
     bounds = GraphBounds.of(job.limits.graph)
+    MAX_OUTPUTS.set(bounds.max_outputs)
     checked = check(
         job.body,
         max_nodes=job.limits.max_nodes,

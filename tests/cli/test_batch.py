@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from .conftest import save_program
 
@@ -44,12 +46,33 @@ def test_every_file_is_done_once(run, at, models, tmp_path) -> None:
     assert record["recompiles_requested"] > 0
     assert record["cache"] == "miss"
     assert record["error"] == ""
-    compile((out / "deep" / "b.py").read_text(), "emitted", "exec")
+    state = torch.export.load(models / "deep" / "b.pt2").state_dict
+    emitted = runpy.run_path(str(out / "deep" / "b.py"))["Module"](state)
+    inputs = torch.randn(2, 4)
+    expected = torch.export.load(models / "deep" / "b.pt2").module()(inputs)
+    torch.testing.assert_close(emitted(inputs), expected)
 
     second = run("batch", models, "-o", out, "--emit", "code", *at)
     assert second.exit_code == 0, second.output
     assert "2 files: 0 compiled, 2 done before, 0 failed" in second.stdout
     assert json.loads((out / "deep" / "b.pt2.json").read_text()) == record
+
+
+def test_code_whose_constants_are_gone_is_written_again(run, server, tmp_path) -> None:
+    class Folding(torch.nn.Module):
+        def forward(self, x):
+            return x + torch.arange(4.0).sin()
+
+    models, out = tmp_path / "models", tmp_path / "out"
+    models.mkdir()
+    torch.export.save(torch.export.export(Folding(), (torch.ones(4),)), models / "f.pt2")
+    command = ("batch", models, "-o", out, "--emit", "code", "--address", server.address,
+               "--passes", "constant_fold")  # fmt: skip
+    assert "1 compiled, 0 done before" in run(*command).stdout
+    assert "0 compiled, 1 done before" in run(*command).stdout
+    (out / "f.constants.pt").unlink()
+    assert "1 compiled, 0 done before" in run(*command).stdout
+    assert _files(out) == ["f.constants.pt", "f.pt2.json", "f.py"]
 
 
 def test_what_changed_is_done_again(run, at, models, tmp_path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -56,7 +59,7 @@ def test_each_kind_is_written_and_can_be_used(run, at, program, tmp_path, kind) 
     expected = torch.export.load(program).module()(inputs)
     data = target.read_bytes()
     if kind == "code":
-        compile(data, "emitted", "exec")
+        assert run_alone(target, program, inputs) == [expected.tolist()] * 2
     elif kind == "picture":
         assert b"<svg" in data
     elif kind == "exported_program":
@@ -71,6 +74,48 @@ def test_each_kind_is_written_and_can_be_used(run, at, program, tmp_path, kind) 
     else:
         module = torch.package.PackageImporter(target).load_pickle("module", "module.pkl")
         torch.testing.assert_close(module(inputs), expected)
+
+
+ALONE = """
+import runpy, sys, torch
+sys.meta_path.insert(0, type("Hidden", (), {"find_spec": lambda self, name, *rest: 1 / (
+    name.split(".")[0] not in ("lazyfx", "lazyfx_server")) and None})())
+root, inputs = torch.load(sys.argv[2], weights_only=True)
+module = runpy.run_path(sys.argv[1])["Module"](root)
+with torch.no_grad():
+    print([module(inputs).tolist() for _ in range(2)])
+"""
+
+
+def run_alone(file, program, inputs) -> list[object]:
+    """Two calls of a file of code, bound to a program's state, where lazyfx is not to be had."""
+    state = file.with_suffix(".state")
+    torch.save((dict(torch.export.load(program).state_dict), inputs), state)
+    out = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ALONE, file, state],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    found = ast.literal_eval(out.stdout)
+    assert isinstance(found, list)
+    return found
+
+
+def test_code_that_needs_constants_finds_them_beside_it(run, at, tmp_path) -> None:
+    class Folding(torch.nn.Module):
+        def forward(self, x):
+            return x + torch.arange(4.0).sin()
+
+    inputs = torch.ones(4)
+    program = torch.export.export(Folding(), (inputs,))
+    torch.export.save(program, tmp_path / "folding.pt2")
+    target = tmp_path / "out" / "model.py"
+    result = run("optimize", tmp_path / "folding.pt2", "--passes", "constant_fold", "--emit",
+                 "code", "-o", target, *at)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in target.parent.iterdir())
+    assert names == ["model.constants.pt", "model.py"]
+    expected = Folding()(inputs).tolist()
+    assert run_alone(target, tmp_path / "folding.pt2", inputs) == [expected] * 2
 
 
 def test_factories(run, at, factories) -> None:
@@ -131,8 +176,8 @@ def test_a_folder_in_the_way_fails_in_one_line(run, at, program, tmp_path) -> No
     ("arguments", "expected"),
     [
         (["absent.pt2"], "no such file"),
-        (["neither"], "neither a .pt2 file nor package.module:factory"),
-        ([":factory"], "neither a .pt2 file"),
+        (["neither"], "is not a .pt2 file, a .lazyfx file or package.module:factory"),
+        ([":factory"], "is not a .pt2 file"),
         (["m:f", "--passes", "a{"], "expected an option name before character 3"),
         (["m:f", "--emit", "code"], "--output FILE"),
         (["m:f", "-o", "x"], "--emit"),
@@ -140,7 +185,7 @@ def test_a_folder_in_the_way_fails_in_one_line(run, at, program, tmp_path) -> No
         (["m:f", "--emit", "novel", "-o", "x"], "novel"),
         (["m:f", "--example", "float99[2]"], "float32[2,8]"),
         (["m:f", "--example", "int64[2]", "--example", "x=int64[2]"], "by place, or all by name"),
-        (["m:f", "--address", "nowhere"], "not HOST:PORT"),
+        (["m:f", "--address", "http://nowhere"], "is a URL"),
         ([], "MODEL"),
     ],
 )
@@ -153,7 +198,9 @@ def test_wrong_usage_is_status_2(run, arguments, expected) -> None:
 def test_no_server_names_the_remedy(run, monkeypatch) -> None:
     monkeypatch.setenv("LAZYFX_ADDRESS", "127.0.0.1:1")
     result = run("stats")
-    _assert_one_line(result, "no server answers at 127.0.0.1:1; start one with `lazyfx serve`")
+    _assert_one_line(
+        result, "no server answers at 127.0.0.1:1 (Connection refused); start one with "
+    )
     assert "LAZYFX_ADDRESS" in result.output
 
 

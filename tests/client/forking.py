@@ -1,4 +1,7 @@
-"""Programs that fork with clients open; run as `python forking.py NAME ADDRESS`, printing "ok"."""
+"""Programs that fork with clients open, again and again, printing "ok" at their end.
+
+Run as `python forking.py ADDRESS ROUNDS NAME...`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +26,7 @@ import lazyfx
 from lazyfx.errors import ForkedProcessError
 
 DCE = "dead_code_elimination"
-ROUNDS = 10
+ROUNDS = int(sys.argv[2])
 _CHILD_SECONDS = 60.0
 
 
@@ -40,6 +44,8 @@ def in_child(work: Callable[[], object], *, leave: Callable[[int], object] = os.
     if not pid:
         code = 1
         try:
+            # A thread of gRPC's would read what the server sends to the parent.
+            assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread was started"
             work()
             code = 0
         except BaseException:  # noqa: BLE001 - the child's only way to tell
@@ -158,6 +164,7 @@ def threads(address: str) -> None:
     try:
         for _ in range(ROUNDS):
             in_child(lambda: refused(lambda: client.compile(GRAPH, [DCE])))
+            in_child(lambda: time.sleep(0.2))
     finally:
         stop.set()
         for worker in workers:
@@ -259,5 +266,7 @@ def backend(address: str) -> None:
 PROGRAMS = (clients, asynchronous, threads, before, loaders, backend)
 
 if __name__ == "__main__":
-    {program.__name__: program for program in PROGRAMS}[sys.argv[1]](sys.argv[2])
+    named = {program.__name__: program for program in PROGRAMS}
+    for name in sys.argv[3:]:
+        named[name](sys.argv[1])
     sys.stdout.write("ok")

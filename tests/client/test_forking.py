@@ -17,15 +17,25 @@ def server(launch_for_file):
     return launch_for_file("--workers", "1")
 
 
-@pytest.mark.parametrize(
-    "program", ["clients", "asynchronous", "threads", "before", "loaders", "backend"]
-)
-def test_forks(server, program):
+def run(address, rounds, *programs):
     ran = subprocess.run(
-        [sys.executable, str(_PROGRAMS), program, server.address],
+        [sys.executable, str(_PROGRAMS), address, str(rounds), *programs],
         capture_output=True,
         text=True,
         check=False,
         timeout=_SECONDS,
     )
     assert (ran.returncode, ran.stdout.strip()) == (0, "ok"), ran.stderr
+
+
+@pytest.mark.parametrize(
+    "programs", [("before",), ("clients", "asynchronous", "threads", "loaders", "backend")]
+)
+def test_forks(server, programs):
+    run(server.address, 2, *programs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["clients", "asynchronous", "threads", "loaders", "backend"])
+def test_many_forks(server, program):
+    run(server.address, 20, program)

@@ -8,7 +8,8 @@ import pytest
 import torch._inductor.config
 
 from lazyfx.backend.options import BackendOptions, read_options
-from lazyfx.suggesting import SHORT_NAMES, closest, did_you_mean, shown
+from lazyfx.printable import shown
+from lazyfx.suggesting import SHORT_NAMES, closest, did_you_mean
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.named import NamedPipelines

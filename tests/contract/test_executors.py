@@ -10,12 +10,13 @@ import pytest
 import worker_jobs
 
 from lazyfx_server.execution import (
+    CallRefused,
     Executor,
     ExecutorClosed,
     InlineExecutor,
-    Interpreters,
     ProcessExecutor,
     ResultTooLarge,
+    SpawnSource,
     WorkerFailed,
     WorkerTimedOut,
     start_forkserver,
@@ -34,7 +35,7 @@ async def executor(request: pytest.FixtureRequest) -> AsyncIterator[Executor]:
         made: Executor = InlineExecutor(worker_jobs.run, workers=2, max_result_bytes=LIMIT)
     else:
         forked = request.param == "forked processes"
-        processes = start_forkserver() if forked else Interpreters()
+        processes = start_forkserver() if forked else SpawnSource()
         made = ProcessExecutor(
             worker_jobs.run, processes=processes, workers=2, max_result_bytes=LIMIT
         )
@@ -132,3 +133,24 @@ async def test_closed_executor_refuses(executor: Executor) -> None:
     await executor.close()
     with pytest.raises(ExecutorClosed):
         await executor.run(b"", timeout=30)
+
+
+async def answered(question: bytes) -> bytes:
+    if question == b"no":
+        raise CallRefused("not that")
+    if question == b"oops":
+        raise LookupError("a secret of the server")
+    await asyncio.sleep(0)
+    return question.upper()
+
+
+async def test_a_job_can_ask_the_server(executor: Executor) -> None:
+    for text in ("a", "b" * 100_000):
+        result = await executor.run(order("ask", text=text), timeout=30, on_call=answered)
+        assert result == text.upper().encode()
+
+
+async def test_a_call_that_is_refused_says_why(executor: Executor) -> None:
+    job = order("ask_and_say_why_not", text="no")
+    assert await executor.run(job, timeout=30, on_call=answered) == b"not that"
+    assert b"may not call" in await executor.run(job, timeout=30)

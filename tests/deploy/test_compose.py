@@ -17,7 +17,7 @@ def compose(root: Path) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "cuda.yaml", "identified.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "cuda.yaml", "identified.yaml", "native.yaml"])
 def test_follows_the_specification(root: Path, name: str) -> None:
     text = (root / "deploy/compose" / name).read_text()
     compose_spec.PyCompose.from_yaml(text).validate()
@@ -96,3 +96,13 @@ def test_the_identified_file_asks_for_tokens_over_tls(root: Path) -> None:
     named = {name: value for name, value in server["environment"].items() if value in files}
     assert set(named) == {"LAZYFX_SERVER_CERTIFICATE", "LAZYFX_SERVER_KEY", "LAZYFX_TOKENS"}
     assert server["environment"]["LAZYFX_INSECURE"] == "false"
+
+
+def test_the_native_file_has_a_compiler_and_may_load_what_it_made(root: Path) -> None:
+    added = yaml.safe_load((root / "deploy/compose/native.yaml").read_text())
+    server = added["services"]["lazyfx"]
+    assert server["build"]["args"]["NATIVE"] == "1"
+    assert server["environment"]["LAZYFX_NATIVE"] == "on"
+    (scratch,) = server["tmpfs"]
+    assert scratch.startswith(server["environment"]["TMPDIR"] + ":")
+    assert "exec" in scratch.split(",")

@@ -45,6 +45,18 @@ def test_runs_as_a_fixed_number_that_is_not_root(runtime: list[tuple[str, str]])
     assert gid > 0
 
 
+def test_an_image_that_makes_native_artifacts_has_a_compiler(
+    runtime: list[tuple[str, str]],
+) -> None:
+    assert ("ARG", "NATIVE=") in runtime
+    installs = [rest for keyword, rest in runtime if keyword == "RUN" and "${NATIVE}" in rest]
+    assert len(installs) == 1
+    assert "g++" in installs[0]
+    assert "Python.h" in installs[0]
+    # What is not built for it does not offer it.
+    assert not any("LAZYFX_NATIVE" in rest for keyword, rest in runtime if keyword == "ENV")
+
+
 def test_the_server_is_process_one(runtime: list[tuple[str, str]]) -> None:
     words = dict(runtime)
     assert json.loads(words["ENTRYPOINT"]) + json.loads(words["CMD"]) == ["lazyfx", "serve"]

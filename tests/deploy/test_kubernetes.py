@@ -13,7 +13,13 @@ import yaml
 
 from lazyfx_server.config import Settings
 
-TARGETS = ["base", "overlays/cuda", "overlays/identified", "overlays/service-monitor"]
+TARGETS = [
+    "base",
+    "overlays/cuda",
+    "overlays/identified",
+    "overlays/native",
+    "overlays/service-monitor",
+]
 # Kinds that a cluster learns from an operator; Kubernetes' own schemas do not know them.
 CUSTOM = {"ServiceMonitor"}
 Rendered = Callable[[str], dict[tuple[str, str], dict[str, Any]]]
@@ -192,3 +198,16 @@ def test_your_word_is_never_asked_for_without_the_words_beside_it(root: Path) ->
                     above = " ".join(lines[max(0, number - 5) : number])
                     assert "your word that the network itself is closed" in above, path
                     assert "identified" in above, path
+
+
+def test_the_native_overlay_asks_for_an_image_with_a_compiler(
+    root: Path, rendered: Rendered
+) -> None:
+    spec = rendered("overlays/native")["StatefulSet", "lazyfx"]["spec"]["template"]["spec"]
+    (server,) = spec["containers"]
+    environment = {variable["name"]: variable["value"] for variable in server["env"]}
+    assert Settings(native=environment["LAZYFX_NATIVE"]).native == "on"
+    assert server["image"].endswith("-native")
+    assert "ARG NATIVE" in (root / "Dockerfile").read_text()
+    scratch = {v["name"]: v["emptyDir"].get("sizeLimit") for v in spec["volumes"]}
+    assert scratch["tmp"] == "6Gi"

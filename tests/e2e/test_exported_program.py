@@ -45,7 +45,8 @@ def test_the_server_exports_a_graph_without_tensors(server, client, tmp_path):
     remote = client.compile(graph, [DCE])
     saved = torch.export.load(remote.save_exported_program(tmp_path / "x.pt2"))
     torch.testing.assert_close(saved.module()(x), x * 3.5 + x * 3.5)
-    assert remote.provenance("exported_program").kind == "exported_program"
+    told = remote.provenance("exported_program")
+    assert (told.kind, told.made_into) == ("graph", "exported_program")
 
 
 def test_the_server_exports_no_graph_whose_weights_are_elsewhere(server):

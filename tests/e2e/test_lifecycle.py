@@ -22,6 +22,7 @@ from harness import (
     long_graph,
     metrics,
     paused_workers,
+    refusal_of,
     refused,
     repetitive_body,
     request_of_body,
@@ -111,30 +112,48 @@ def _cpu_ticks(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
 
 
-def test_a_killed_worker_fails_only_its_own_request(launch):
+def test_workers_that_are_killed_cost_no_request(launch):
     server = launch("--workers", "2")
+    kills = 6
     with connected(server.address) as stub:
-        doomed = stub.Compile.future(request_of_body(repetitive_body(150_000)))
-        victim = busy_worker(server.pid)
-        other = stub.Compile.future(compile_request(graph_of(1.0), DCE))
-        os.kill(victim, signal.SIGKILL)
-        with pytest.raises(grpc.RpcError) as caught:
-            doomed.result(PATIENCE)
-        assert caught.value.code() == grpc.StatusCode.INTERNAL
-        assert other.result(PATIENCE).module_key
-        for i in range(1, 5):
-            assert stub.Compile(compile_request(graph_of(float(i)), DCE)).module_key
-        unknown = request_of_body(repetitive_body(150_000))
-        unknown.ClearField("graph")
-        assert refused(lambda: stub.Compile(unknown)).missing
+        for number in range(kills):
+            call = stub.Compile.future(request_of_body(repetitive_body(40_000 + number)))
+            other = stub.Compile.future(compile_request(graph_of(float(number)), DCE))
+            os.kill(busy_worker(server.pid), signal.SIGKILL)
+            assert other.result(PATIENCE).module_key
+            assert call.result(PATIENCE).module_key
     wait_until(lambda: total(metrics(server.metrics_url), "lazyfx_workers") == 2, "another worker")
     samples = metrics(server.metrics_url)
-    assert total(samples, "lazyfx_worker_restarts_total", reason="crash") == 1
-    assert server.process.poll() is None
+    assert total(samples, "lazyfx_worker_restarts_total", reason="crash") == kills
+    assert total(samples, "lazyfx_requests_total", method="Compile", code="OK") == 2 * kills
     pids = worker_pids(server.pid)
     assert server.stop() == 0
     for pid in pids:
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the worker's end")  # noqa: B023
+
+
+def test_a_graph_on_which_two_workers_died_is_refused(launch):
+    server = launch("--workers", "1")
+    doomed = request_of_body(repetitive_body(150_000))
+    digest = doomed.graph_digest.sha256.hex()
+    with connected(server.address) as stub:
+        call = stub.Compile.future(doomed)
+        for deaths in (1, 2):
+            os.kill(busy_worker(server.pid), signal.SIGKILL)
+            wait_until(
+                lambda: total(
+                    metrics(server.metrics_url), "lazyfx_worker_restarts_total", reason="crash"
+                ) == deaths,  # noqa: B023
+                "the worker's end",
+            )  # fmt: skip
+        with pytest.raises(grpc.RpcError) as caught:
+            call.result(PATIENCE)
+        for told in (refusal_of(caught.value), refused(lambda: stub.Compile(doomed))):
+            assert told.code == "FAILED_PRECONDITION"
+            assert digest in told.message
+        assert stub.Compile(compile_request(graph_of(1.0), DCE)).module_key
+    assert total(metrics(server.metrics_url), "lazyfx_graphs_refused_total", job="compile") == 2
+    assert any(digest in line for line in server.log)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import worker_jobs
 
 from lazyfx_server.execution import (
     ExecutorClosed,
-    Interpreters,
     ProcessExecutor,
+    SpawnSource,
     WorkerCrashed,
     WorkerFailed,
     WorkerTimedOut,
@@ -52,7 +52,7 @@ async def until(condition: Callable[[], object], seconds: float = 30) -> None:
 @pytest.fixture(params=["forked", "spawned"])
 async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
     started: list[ProcessExecutor] = []
-    processes = start_forkserver() if request.param == "forked" else Interpreters()
+    processes = start_forkserver() if request.param == "forked" else SpawnSource()
 
     async def make(**options: object) -> ProcessExecutor:
         arguments = {"workers": 2, "processes": processes, **options}

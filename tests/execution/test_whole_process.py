@@ -23,7 +23,7 @@ def run_script(tmp_path: Path, body: str, *, wait: bool = True) -> subprocess.Po
         "import asyncio, json, os, sys\n"
         f"sys.path.insert(0, {str(HERE)!r})\n"
         "import worker_jobs\n"
-        "from lazyfx_server.execution import Interpreters, ProcessExecutor, start_forkserver\n"
+        "from lazyfx_server.execution import SpawnSource, ProcessExecutor, start_forkserver\n"
         "def order(do, **arguments):\n"
         "    return json.dumps({'do': do, **arguments}).encode()\n" + textwrap.dedent(body)
     )
@@ -83,7 +83,7 @@ def test_workers_import_neither_the_main_script_nor_grpc(tmp_path: Path) -> None
     assert "a worker speaks" in done.err  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("processes", ["start_forkserver()", "Interpreters()"])
+@pytest.mark.parametrize("processes", ["start_forkserver()", "SpawnSource()"])
 @pytest.mark.parametrize("busy", ["idle", "hang_in_native_code", "have_children"])
 def test_workers_die_with_a_server_that_is_killed(
     tmp_path: Path, busy: str, processes: str

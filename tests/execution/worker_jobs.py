@@ -13,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 
+from lazyfx_server.execution import CallFailed, call_server
+
 
 def run(job: bytes) -> bytes:
     """Does what a line of JSON says."""
@@ -145,6 +147,40 @@ def initialize_unless_told() -> None:
         raise RuntimeError("told not to")
 
 
+def ask(text: str) -> bytes:
+    return call_server(text.encode())
+
+
+def ask_and_say_why_not(text: str) -> bytes:
+    try:
+        return call_server(text.encode())
+    except CallFailed as failure:
+        return str(failure).encode()
+
+
+def ask_from_threads(count: int) -> bytes:
+    answers: dict[int, bytes] = {}
+
+    def one(number: int) -> None:
+        answers[number] = call_server(f"{number}".encode())
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return b",".join(answers[number] for number in range(count))
+
+
+def ask_for_ever() -> bytes:
+    while True:
+        call_server(b"again")
+
+
+def ask_much(size: int) -> bytes:
+    return call_server(bytes(size))
+
+
 ORDERS = {
     function.__name__: function
     for function in (
@@ -166,5 +202,10 @@ ORDERS = {
         modules,
         describe,
         say,
+        ask,
+        ask_and_say_why_not,
+        ask_from_threads,
+        ask_for_ever,
+        ask_much,
     )
 }

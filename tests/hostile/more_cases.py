@@ -162,4 +162,23 @@ CONTAINED: dict[str, dict[str, Any]] = {
         call("torch.ones", [2**20]),
         call("torch.stft", {"$node": 1}, 2**19, 1, return_complex=True), run="constfold",
     ),
+    # What is folded has an operator behind it, so that it does not escape and is computed.
+    "folded-view-outside": graph(
+        call("torch.ones", [4]), call("torch.ops.aten._reshape_alias_copy.default", {"$node": 1}, [2], [10**9]),
+        call("torch.neg", {"$node": 2}), call("torch.add", N, {"$node": 3}), run="constfold",
+    ),
+    "folded-index-outside": graph(
+        call("torch.ones", [4]), call("torch.full", [2], 2**40, dtype={"$dtype": "int64"}),
+        call("torch.ops.aten.embedding_dense_backward.default", {"$node": 1}, {"$node": 2}, 4, -1, False),
+        call("torch.neg", {"$node": 3}), call("torch.add", N, {"$node": 4}), run="constfold",
+    ),
+    "folded-lowest-integer": graph(
+        call("torch.full", [2], -(2**63), dtype={"$dtype": "int64"}),
+        call("torch.floor_divide", {"$node": 1}, -1),
+        call("torch.neg", {"$node": 2}), call("torch.add", N, {"$node": 3}), run="constfold",
+    ),
+    "folded-fresh-memory": graph(
+        call("torch.empty", [65536]), call("torch.neg", {"$node": 1}),
+        call("torch.neg", {"$node": 2}), call("torch.add", N, {"$node": 3}), run="constfold",
+    ),
 }  # fmt: skip

@@ -50,9 +50,16 @@ KNOWN = {
 }  # fmt: skip
 
 
-def answered(machine: Machine, number: int, *arguments: int, audit: int | None = None) -> int:
+def answered(
+    machine: Machine,
+    number: int,
+    *arguments: int,
+    audit: int | None = None,
+    profile: seccomp.Profile = "passes",
+    devices: bool = False,
+) -> int:
     """What the kernel would do with a call: the filter, interpreted as classic BPF."""
-    program = list(seccomp._filter(machine, OWN))
+    program = list(seccomp._filter(machine, OWN, profile, devices=devices))
     words = {0: number, 4: machine.audit if audit is None else audit}
     for place in range(6):
         value = arguments[place] if place < len(arguments) else 0
@@ -79,8 +86,11 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_a_filter_is_short_enough_and_jumps_forwards_within_it(name: str) -> None:
-    program = list(seccomp._filter(MACHINES[name], OWN))
+@pytest.mark.parametrize("profile", ["passes", "native", "programs"])
+def test_a_filter_is_short_enough_and_jumps_forwards_within_it(
+    name: str, profile: seccomp.Profile
+) -> None:
+    program = list(seccomp._filter(MACHINES[name], OWN, profile))
     assert len(program) <= 4096
     for at, (code, yes, no, _) in enumerate(program):
         if code in (0x15, 0x45, 0x35):
@@ -141,3 +151,48 @@ def test_arguments_are_held_to_their_bounds(name: str) -> None:
     assert says("prlimit64", 0, 7, 0) == ALLOW
     assert says("prlimit64", 0, 7, 1) == EPERM
     assert says("prlimit64", 0, 7, 1 << 32) == EPERM
+
+
+# What native jobs and compilers may do besides.
+OPENED = {"native": {"unlink", "rename", "mkdir", "ftruncate", "unlinkat", "mkdirat", "renameat"}}
+OPENED["programs"] = OPENED["native"] | {"execve", "fork", "vfork"}
+IDLE = {"chmod", "fchmod", "fchmodat", "utimensat"}
+
+
+@pytest.mark.parametrize("profile", ["native", "programs"])
+def test_native_jobs_and_compilers_make_a_few_more_calls(
+    name: str, profile: seccomp.Profile
+) -> None:
+    machine = MACHINES[name]
+    for call, number in FORBIDDEN[name].items():
+        says = answered(machine, number, profile=profile)
+        if call in IDLE:
+            assert says == 0x00050000, call  # told that it was done
+        else:
+            assert says == (ALLOW if call in OPENED[profile] else EPERM), call
+    numbers = [*machine.numbers.values(), *machine.files.values(), *machine.idle.values()]
+    numbers += machine.programs.values()
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("profile", ["native", "programs"])
+def test_their_arguments_are_held_to_bounds_too(name: str, profile: seccomp.Profile) -> None:
+    machine = MACHINES[name]
+
+    def says(word: str, *arguments: int, devices: bool = False) -> int:
+        number = machine.numbers[word]
+        return answered(machine, number, *arguments, profile=profile, devices=devices)
+
+    assert says("mmap", 0, 4096, 5) == ALLOW
+    assert says("openat", 0, 0, os.O_RDWR | os.O_CREAT) == ALLOW
+    assert says("clone", 0x00010000 | 0x100) == ALLOW
+    assert says("clone", 17) == (ALLOW if profile == "programs" else EPERM)
+    for namespace in (0x00020000, 0x10000000, 0x20000000, 0x40000000):
+        assert says("clone", 17 | namespace) == EPERM
+    assert says("clone3") == ENOSYS
+    assert says("kill", 1, 9) == EPERM
+    assert says("tgkill", 1, 1, 9) == EPERM
+    assert says("prlimit64", 0, 7, 1) == EPERM
+    assert says("prctl", 4) == EPERM
+    assert says("ioctl", 0, 0x5412) == EPERM
+    assert says("ioctl", 0, 0x5412, devices=True) == ALLOW

@@ -42,13 +42,26 @@ def touch(client: lazyfx.Client, what: str, folder: Path) -> None:
         module.save_pickle(folder / "file")
     elif what == "package":
         module.save_package(folder / "file")
+    elif what == "source":
+        module._loop.run(module._remote.source())
     elif what == "picture":
         module.picture()
     elif what == "code":
         _ = module.code
 
 
-WHAT = ("compile", "batch", "graph", "pickle", "package", "picture", "code", "info", "passes")
+WHAT = (
+    "compile",
+    "batch",
+    "graph",
+    "source",
+    "pickle",
+    "package",
+    "picture",
+    "code",
+    "info",
+    "passes",
+)
 
 
 def test_an_honest_server_is_believed(liar: HostileServer, tmp_path: Path) -> None:

@@ -98,6 +98,17 @@ def test_a_right_id_with_another_secret_is_nobody(server: RunningServer, token: 
             client.stats()
 
 
+def test_a_refused_caller_is_logged_without_what_it_showed(server: RunningServer) -> None:
+    shown = "lazyfx_0123456789abcdef_" + "B" * 43
+    with pytest.raises(grpc.RpcError):
+        raw_call(server.address, "Compile", b"", [("authorization", f"Bearer {shown}")])
+    wait_until(lambda: any("refused a caller" in line for line in server.log), "a line about it")
+    line = next(line for line in server.log if "refused a caller" in line)
+    assert "WARNING" in line
+    assert "method=Compile peer=ipv4:127.0.0.1:" in line
+    assert not [line for line in server.log if "B" * 20 in line]
+
+
 def test_probes_need_no_token(server: RunningServer) -> None:
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,8 @@ def _trailer(data: bytes, signature: pb.ArtifactSignature) -> pb.ArtifactTrailer
 
 def _save(address: str, path: Path, number: float = 1.0, **options: object) -> Path:
     with lazyfx.connect(address, **options) as client:  # type: ignore[arg-type]
-        return client.compile(graph_of(number)).save_pickle(path)
+        path.write_text(client.compile(graph_of(number)).code, encoding="utf-8")
+        return path
 
 
 def test_what_a_server_signed_is_opened_and_says_where_it_comes_from(
@@ -66,13 +68,18 @@ def test_what_a_server_signed_is_opened_and_says_where_it_comes_from(
     public = read_keys(key_file)[0].public_key().public_bytes_raw().hex()
     with lazyfx.connect(server.address, verify_keys=public) as client:
         module = client.compile(graph_of(), passes=["dead_code_elimination"])
-        module.save_pickle(tmp_path / "m.pkl")
-        told = {kind: module.provenance(kind) for kind in ("graph", "pickle", "code", "picture")}
+        told = {kind: module.provenance(kind) for kind in ("graph", "code", "picture")}
+        # What the client makes nobody signs: it is told which graph that was made of.
+        here = ("pickle", "package", "torchscript", "exported_program")
+        made = {kind: module.provenance(kind) for kind in here}
         assert torch.equal(module(torch.ones(2)), torch.full((2,), 2.0))
-    pickled = told["pickle"]
-    assert pickled.digest == hashlib.sha256((tmp_path / "m.pkl").read_bytes()).hexdigest()
+        text = module.code
+    code = told["code"]
+    assert code.digest == hashlib.sha256(text.encode()).hexdigest()
+    for kind, found in made.items():
+        assert found == replace(told["graph"], made_into=kind)
     for kind, found in told.items():
-        assert found.kind == kind
+        assert (found.kind, found.made_into) == (kind, "")
         assert found.module_key == module.key
         assert found.pipeline == module.report.pipeline == "dead_code_elimination"
         assert found.builder == "builder-7"
@@ -115,6 +122,8 @@ def test_unsigned_bytes_are_not_opened_but_graph_data_needs_no_signature(
         _save(relay[1], tmp_path / "m.pkl")
     with lazyfx.connect(relay[1]) as client:
         module = client.compile(graph_of())
+        # Made here, of graph data.
+        assert module.save_pickle(tmp_path / "graph.pkl").exists()
         assert torch.equal(module(torch.ones(2)), torch.full((2,), 2.0))
         for kind in ("code", "package", "source", "picture"):
             with pytest.raises(UntrustedArtifactError):
@@ -155,7 +164,7 @@ def test_a_forger_s_key_is_not_believed(relay: tuple[Relay, str], tmp_path: Path
         relay[0].edit = forge
         relay[0].edit_info = lambda info: info.verify_keys.pop() and info.verify_keys.append(own)
         with pytest.raises(UntrustedArtifactError, match="no key that this client knows"):
-            module.save_pickle(tmp_path / "m.pkl")
+            module.picture().save(tmp_path / "m.pkl")
     assert not (tmp_path / "m.pkl").exists()
 
 
@@ -172,7 +181,7 @@ def test_a_signature_about_something_else_or_another_time_is_refused(
         if aspect == "module":
             statement.module_key = bytes(32)
         elif aspect == "kind":
-            statement.kind = pb.ARTIFACT_KIND_CODE
+            statement.kind = pb.ARTIFACT_KIND_PICTURE
         elif aspect == "expired":
             statement.expires.FromSeconds(statement.created.ToSeconds() - 3600)
         else:
@@ -183,7 +192,7 @@ def test_a_signature_about_something_else_or_another_time_is_refused(
         return data, trailer
 
     relay[0].edit = replay
-    told = {"expired": "ended at", "future": "yet to come"}.get(aspect, "about another artifact")
+    told = {"expired": "ended at", "future": "in the future"}.get(aspect, "about another artifact")
     with pytest.raises(UntrustedArtifactError, match=told):
         _save(relay[1], tmp_path / "m.pkl")
     assert not (tmp_path / "m.pkl").exists()
@@ -218,7 +227,7 @@ def test_keys_rotate_without_a_restart(
     assert _save(server.address, tmp_path / "a.pkl", verify_keys=rotated).exists()
     # What was signed with the key before is signed anew, not refused.
     assert _save(server.address, tmp_path / "b.pkl", 5.0, verify_keys=rotated[0]).exists()
-    with pytest.raises(UntrustedArtifactError, match="no pinned key"):
+    with pytest.raises(UntrustedArtifactError, match="NOT THE ONE THAT YOU TRUST"):
         _save(server.address, tmp_path / "c.pkl", verify_keys=first)
 
 

@@ -13,6 +13,7 @@ from torch.fx import symbolic_trace
 from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.errors import InternalError
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -73,17 +74,20 @@ def _lies() -> dict[str, bytes]:
 
 
 LIES = _lies()
+_SUBJECT = Subject(b"alice", _ENCODED.digest)
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_is_an_internal_error_and_is_not_kept(lie: str) -> None:
     jobs = Jobs(Liar(LIES[lie]), 1.0)
     with pytest.raises(InternalError):
-        asyncio.run(jobs.compile(worker.CompileJob(body=_ENCODED.body), "alice"))
+        asyncio.run(jobs.compile(worker.CompileJob(body=_ENCODED.body), "alice", _SUBJECT))
 
 
 def test_the_truth_is_believed() -> None:
-    result = asyncio.run(Jobs(Liar(compiled(honest())), 1.0).compile(worker.CompileJob(), "alice"))
+    result = asyncio.run(
+        Jobs(Liar(compiled(honest())), 1.0).compile(worker.CompileJob(), "alice", _SUBJECT)
+    )
     assert result.graph.graph.body == _ENCODED.body
 
 
@@ -99,4 +103,4 @@ def test_the_truth_is_believed() -> None:
 def test_lies_about_renderings(rendered: worker.RenderResult) -> None:
     jobs = Jobs(Liar(worker.JobResult(render=rendered).SerializeToString()), 1.0)
     with pytest.raises(InternalError):
-        asyncio.run(jobs.render(worker.RenderJob(kind=pb.ARTIFACT_KIND_CODE), "alice"))
+        asyncio.run(jobs.render(worker.RenderJob(kind=pb.ARTIFACT_KIND_CODE), "alice", _SUBJECT))

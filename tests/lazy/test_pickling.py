@@ -211,6 +211,17 @@ def test_fresh_memory_and_draws_are_fresh_at_each_call() -> None:
     assert not torch.equal(drawn(x), drawn(x))
 
 
+def test_pickle_load_opens_the_file_and_torch_load_does_not(tmp_path: Path) -> None:
+    """As docs/coverage.md says: torch.load reads what torch.save writes."""
+    path = tmp_path / "module.pkl"
+    module = symbolic_trace(nn.Linear(2, 2))
+    path.write_bytes(KINDS["pickle"](module))
+    with path.open("rb") as file:
+        assert torch.equal(pickle.load(file)(torch.ones(2)), module(torch.ones(2)))
+    with pytest.raises(RuntimeError, match="Invalid magic number"):
+        torch.load(path, weights_only=False)
+
+
 def load(data: bytes, kind: str) -> nn.Module:
     if kind == "pickle":
         loaded = pickle.loads(data)

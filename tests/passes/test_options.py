@@ -1,12 +1,13 @@
 """Pipelines have one spelling, which reads back as it was written."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
+import pytest
 from torch.fx import GraphModule
 
 from lazyfx.spelling import parse
-from lazyfx_server.passes import Pass, PassContext, PassResult
+from lazyfx_server.passes import Pass, PassContext, PassError, PassResult, Registry
 from lazyfx_server.passes.options import changed_options, spell_pipeline
 
 
@@ -44,3 +45,32 @@ def test_types_count() -> None:
 def test_a_spelling_reads_back() -> None:
     sample = Sample(label="x,}", names=("a", "b"), count=7)
     assert parse(spell_pipeline([sample])) == [("sample", changed_options(sample))]
+
+
+HOSTILE: tuple[object, ...] = (
+    *("", "a b", "x;y", "$(id)", "/etc/passwd", "-flag", "a\nb", "\u202e", "x" * 1_000_000),
+    *(10**30, -(10**30), float("nan"), float("inf"), None, b"x", {"a": 1}, print),
+    *(["a b"], ["x"] * 20_000, [["x"]], [None]),
+)
+
+
+@pytest.mark.parametrize("name", Registry().names())
+def test_an_option_takes_values_of_its_type_and_nothing_else(name: str) -> None:
+    registry = Registry()
+    for option in fields(registry._passes[name]):
+        for value in HOSTILE:
+            with pytest.raises(PassError) as refused:
+                registry.create(name, {option.name: value})
+            assert refused.value.field == f"options.{option.name}"
+            assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("name", [v for v in HOSTILE if isinstance(v, str)])
+def test_a_name_that_is_none_is_not_looked_for(name: str) -> None:
+    """Not even among the names that are like it: that takes seconds for a long one."""
+    with pytest.raises(PassError, match="it takes a name of letters") as refused:
+        Registry().create(name)
+    assert len(str(refused.value)) < 300
+    with pytest.raises(PassError, match="it takes a name of letters") as refused:
+        Registry().create("constant_fold", {name: 1})
+    assert len(str(refused.value)) < 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import pickle
 import random
 import warnings
 from typing import Any
@@ -13,12 +14,12 @@ from torch.fx import Graph, GraphModule, Interpreter
 from torch.fx.graph import magic_methods
 
 from lazyfx import wire
-from lazyfx.assembly import pickle_module
 from lazyfx.errors import DecodeError, LazyfxError
+from lazyfx.pickling import pickle_module
+from lazyfx.written import checked_generation
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.lazy.module import generate_source, lazy_class
 from lazyfx_server.security.checked import check
-from lazyfx_server.security.written import checked_generation
 
 _NUMBERS: list[Any] = [
     0, 1, 2, -1, -2, -7, 3, True, False, 2**40, -(2**40), -(2**63),
@@ -65,13 +66,13 @@ def _check(target: Any, *args: Any) -> bool:
         assert refused.field
         return False
     assert wire.encode(checked.module).body == body
-    source = generate_source(checked.module, ledger, "code")
+    generate_source(checked.module, ledger, "code")
     decoded = wire.decode(body)
     with checked_generation(decoded.graph):
         decoded.recompile()
     assert _outcome(lambda: Interpreter(decoded).run(None)) == expected
     assert _outcome(lambda: decoded(None)) == expected, decoded.code
-    assert b"lazyfx" not in pickle_module(checked.module, source)
+    assert b"lazyfx" not in pickle_module(checked.module)
     return True
 
 
@@ -103,3 +104,11 @@ def test_operators_around_literals(name: str) -> None:
 def test_complex_numbers_keep_the_signs_of_zeros(value: complex) -> None:
     assert _check(operator.pos, value)
     assert _check(operator.mul, 1.0, value)
+
+
+@pytest.mark.parametrize("value", [-2.0, -1j, complex(-0.0, -1e-28), complex(1.0, -0.0)])
+@pytest.mark.parametrize("target", [operator.pow, operator.mul])
+def test_a_pickle_computes_the_same(target: Any, value: Any) -> None:
+    body = wire.encode(_graph(target, value, 2)).body
+    loaded = pickle.loads(pickle_module(wire.decode(body)))
+    assert _text(loaded(None)) == _text(target(value, 2))

@@ -199,17 +199,22 @@ def test_a_waiter_that_leaves_does_not_end_the_flight(server, stub, fresh):
     assert stub.Compile(request).cache.status == pb.CACHE_STATUS_HIT
 
 
-def test_a_flight_goes_on_when_everybody_has_left(server, stub, fresh):
+def test_a_flight_is_stopped_when_everybody_has_left(server, stub, fresh):
     request = compile_request(fresh, DCE)
+    before = metrics(server.metrics_url)
     with paused_workers(server.pid):
         with pytest.raises(grpc.RpcError) as caught:
             stub.Compile(request, timeout=0.5)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    wait_until(
-        lambda: not total(metrics(server.metrics_url), "lazyfx_in_flight", stage="compile"),
-        "the compile landing",
-    )
-    assert stub.Compile(request).cache.status == pb.CACHE_STATUS_HIT
+        wait_until(
+            lambda: not total(metrics(server.metrics_url), "lazyfx_in_flight", stage="compile"),
+            "the compile being given up",
+        )
+    stopped = {"stage": "compile", "outcome": "stopped"}
+    after = metrics(server.metrics_url)
+    grew = total(after, "lazyfx_abandoned_total", **stopped)
+    assert grew == total(before, "lazyfx_abandoned_total", **stopped) + 1
+    assert stub.Compile(request).cache.status == pb.CACHE_STATUS_MISS
 
 
 def test_graphs_that_differ_in_names_share_a_module_and_keep_their_names(server, client):

@@ -202,5 +202,5 @@ def test_a_port_that_is_taken_is_refused(configured):
          "--metrics-port", "0", "--store-path", ""],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert ran.returncode == 1
-    assert f"cannot listen on {configured.address}" in ran.stderr
+    assert ran.returncode == 2
+    assert f"--listen {configured.address}: cannot listen there" in ran.stderr

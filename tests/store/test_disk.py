@@ -213,7 +213,7 @@ async def test_full_disk_is_an_error_and_leaves_nothing(
     store = DiskStore(tmp_path, LIMIT)
     await store.put(key("a"), b"old")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:

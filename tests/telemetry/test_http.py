@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -109,12 +110,22 @@ async def test_slow_client_is_dropped(server: Server) -> None:
     assert await server.send(b"GET /metrics HT") == b""
 
 
-async def test_connections_are_bounded(server: Server) -> None:
-    held = [
-        await asyncio.open_connection("127.0.0.1", server.http.port) for _ in range(MAX_CONNECTIONS)
-    ]
+async def test_200_slow_connections_keep_nobody_out(server: Server) -> None:
+    """The oldest ones make room; a probe is answered while they are there."""
+    held = []
+    for _ in range(200):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.http.port)
+        writer.write(b"GET /metr")
+        held.append((reader, writer))
     await asyncio.sleep(0.1)
-    assert await server.send(b"") == b""  # at once, not after the timeout of those held
+    answer = await server.send(b"GET /healthz HTTP/1.1\r\n\r\n", end=True)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    ended = 0
+    for reader, _ in held[: 200 - MAX_CONNECTIONS]:
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+        ended += 1
+    assert ended == 200 - MAX_CONNECTIONS
     for _, writer in held:
         writer.close()
 

@@ -62,9 +62,7 @@ def stepwise(optimizer: torch.optim.Optimizer) -> Any:
     return torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
 
 
-@pytest.mark.parametrize(
-    ("make", "schedule", "steps"), [(adam, decaying, 10), (sgd, stepwise, 5)]
-)
+@pytest.mark.parametrize(("make", "schedule", "steps"), [(adam, decaying, 10), (sgd, stepwise, 5)])
 def test_an_optimizer_with_a_schedule(
     native_server: Any, make: Step, schedule: Step, steps: int
 ) -> None:

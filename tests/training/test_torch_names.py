@@ -1,7 +1,7 @@
-"""The private names of torch that native artifacts rest on are there, and have the shape we use.
+"""The private names of torch that the backend and native artifacts rest on have the shape we use.
 
-When one of these fails after an upgrade of torch: the two files `torch_names.py` (in
-lazyfx.native and lazyfx_server.native) are where the names are used.
+When one of these fails after an upgrade of torch: the three files `torch_names.py` (in
+lazyfx.backend, lazyfx.native and lazyfx_server.native) are where the names are used.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 
 import torch
-from torch._inductor import codecache
+from torch._inductor import codecache, cpp_builder, cpu_vec_isa
 
+from lazyfx.backend import torch_names as backend_names
 from lazyfx.native import torch_names
 from lazyfx_server.native import torch_names as server_names
 
@@ -23,9 +24,13 @@ def test_inductor_compiles_cpp_through_one_method() -> None:
     assert callable(torch_names.CppCodeCache._load_library)
 
 
-def test_precompiled_headers_have_a_folder_that_can_be_moved() -> None:
-    assert isinstance(codecache._HEADER_DIR, str)
-    assert isinstance(codecache._HEADER_LOCK_DIR, str)
+def test_programs_are_started_where_we_put_the_server() -> None:
+    assert "run_compile_cmd(" in inspect.getsource(cpp_builder.CppBuilder.build)
+    assert "run_compile_cmd(" in inspect.getsource(cpp_builder.run_asm_build_object)
+    assert "cpp_compiler_search(" in inspect.getsource(cpp_builder.get_cpp_compiler)
+    assert "_precompile_header(" in inspect.getsource(codecache.CppCodeCache.load_async)
+    assert "subprocess." in inspect.getsource(cpu_vec_isa)
+    assert list(inspect.signature(cpp_builder.run_compile_cmd).parameters) == ["cmd_line", "cwd"]
 
 
 def test_artifacts_are_written_and_read() -> None:
@@ -53,6 +58,23 @@ def test_settings_and_their_defaults() -> None:
     assert torch_names.mode_settings("max-autotune-no-cudagraphs")["max_autotune"] is True
 
 
+def test_all_sources_go_through_one_function_to_their_files() -> None:
+    assert list(inspect.signature(codecache.write).parameters)[:2] == ["content", "extension"]
+    for writer, extension in (
+        (codecache.CppCodeCache.load_async, "main.cpp"),
+        (codecache.PyCodeCache.write, "py"),
+        (codecache.AotCodeCompiler.compile, "wrapper.cpp"),
+    ):
+        source = inspect.getsource(writer)
+        assert " write(" in source
+        assert f'"{extension}"' in source
+
+
+def test_what_is_loaded_can_be_wrapped() -> None:
+    source = inspect.getsource(torch_names.CompiledFxGraph.after_deserialization)
+    assert "self.current_callable =" in source
+
+
 def test_vector_instructions_are_told_without_a_compiler() -> None:
     assert isinstance(torch_names.x86_isa_checker(), list)
     assert all(isa.bit_width() > 0 for isa in torch_names.supported_vec_isa_list)
@@ -76,3 +98,30 @@ def test_dynamo_can_be_asked_to_fix_floats() -> None:
     assert torch_names.TensorifyState.should_specialize("zf7")
     torch_names.TensorifyState.clear()
     assert not torch_names.backed_values(torch.fx.experimental.symbolic_shapes.ShapeEnv())
+
+
+def test_a_backward_pass_can_be_told_from_outside() -> None:
+    seen: list[tuple[bool, bool]] = []
+    ended: list[bool] = []
+
+    def note(*_: object) -> None:
+        seen.append((backend_names.in_backward(), backend_names.graph_is_kept()))
+        backend_names.after_this_backward(lambda: ended.append(True))
+        assert len(ended) < len(seen), "work waits for the end of the pass"
+
+    x = torch.ones(2, requires_grad=True)
+    y = (x * 2).sum()
+    assert y.grad_fn is not None
+    y.grad_fn.register_hook(note)
+    assert not backend_names.in_backward()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert seen == [(True, True), (True, False)]
+    assert ended == [True, True]
+    assert not backend_names.in_backward()
+
+
+def test_storages_have_an_identity() -> None:
+    x = torch.ones(4)
+    assert x.untyped_storage()._cdata == x[1:].untyped_storage()._cdata
+    assert x.untyped_storage()._cdata != torch.ones(4).untyped_storage()._cdata

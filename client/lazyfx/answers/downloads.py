@@ -64,7 +64,7 @@ class Download:
         """
         kind = part.WhichOneof("part")
         if self._trailer is not None:
-            raise ProtocolError(f"a part ({kind}) behind the end of the artifact")
+            raise ProtocolError(f"a part ({kind}) after the end of the artifact")
         if kind == "progress":
             self._take_progress(part.progress)
         elif kind == "header" and self._size is None:
@@ -100,7 +100,7 @@ class Download:
         if self._reports > _MOST_REPORTS:
             raise ProtocolError(f"more than {_MOST_REPORTS} reports of progress")
         if self._size is not None:
-            raise ProtocolError("progress of an artifact that is made already")
+            raise ProtocolError("progress of an artifact that has begun to arrive")
         if self._on_progress is not None:
             progress.stage = one_line(progress.stage, _MOST_STAGE)
             self._on_progress(progress)

@@ -9,10 +9,11 @@ from typing import Any, Final, Literal, get_args
 
 from lazyfx.addresses import DEFAULT_ADDRESS, read_address
 from lazyfx.errors import AddressError
-from lazyfx.native.torch_names import is_setting
+from lazyfx.native.torch_names import has_setting
 from lazyfx.passes import PassSpec, listed
+from lazyfx.printable import shown
 from lazyfx.spelling import SpellingError
-from lazyfx.suggesting import closest, shown
+from lazyfx.suggesting import closest
 
 Compile = Literal["inductor", "eager"]
 OnError = Literal["local", "eager", "raise"]
@@ -94,7 +95,7 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
             values[name] = _READERS[name](f"options[{name!r}]", value)
         else:
             setting = name.replace("-", "_")
-            if (meant := closest(name, _READERS)) and not is_setting(setting):
+            if (meant := closest(name, _READERS)) and not has_setting(setting):
                 raise ValueError(f"options has no {shown(name)}; did you mean {meant!r}?")
             inductor[setting] = value
     if values.get("agreement") == "all" and values.get("wait") is False:

@@ -7,6 +7,7 @@ follows it before its backward pass have to run the same code where they share m
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -42,6 +43,10 @@ class _Calls:
         self._lock = threading.RLock()
         self._waiting: weakref.WeakSet[_Backward] = weakref.WeakSet()
 
+    def after_fork(self) -> None:
+        """Runs in a child: another thread of the parent may have held the lock."""
+        self._lock = threading.RLock()
+
     def add(self, owner: object, inputs: Sequence[Any], outputs: object) -> None:
         """Take note of a call whose outputs may be differentiated."""
         nodes = {
@@ -74,6 +79,7 @@ class _Calls:
 
 # Graphs of one model share its buffers, and dynamo hands them over one by one.
 _calls: Final = _Calls()
+os.register_at_fork(after_in_child=_calls.after_fork)
 
 
 def note_call(owner: object, inputs: Sequence[Any], outputs: object) -> None:

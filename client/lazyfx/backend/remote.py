@@ -20,6 +20,7 @@ from lazyfx.native.loading import load
 from lazyfx.native.reading import read_made
 from lazyfx.native.requests import native_request
 from lazyfx.native.target import mismatch
+from lazyfx.native.texts import restoring, texts_of
 from lazyfx.v1 import compiler_pb2 as pb
 
 Runnable: TypeAlias = Callable[..., Any]
@@ -122,11 +123,13 @@ def ask(session: Session, question: Question, on_progress: OnProgress | None = N
     if request is None or question.flat is None:
         rebuilt = remote.graph_module()
         return Answer(lambda: rebuilt.forward, remote.digest, remote.cache.status)
-    data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
+    texts = texts_of(memory.encode(question.graph).body)
+    with restoring(texts):
+        data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
     bundle = read_made(pb.NativeBundle, data, request)
     symbols = _symbols(question.flat, bundle)
     return Answer(
-        open=lambda: _with_lifted(load(bundle), question.flat),
+        open=lambda: _with_lifted(load(bundle, texts), question.flat),
         digest=remote.digest,
         cache=remote.cache.status,
         conditions=tuple(shapes.read_guards(bundle.guards, symbols)),

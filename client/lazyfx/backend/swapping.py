@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
+from lazyfx.backend.drawing import drew_compiled, generator_state, note_draw
 from lazyfx.backend.pending import has_waiting_call, in_backward, note_call
 from lazyfx.backend.remote import Answer, Question
 from lazyfx.native.shapes import Conditions
@@ -20,6 +22,11 @@ class Swapping:
 
     The result is loaded in the thread of the next call and used for calls whose sizes fit. No call
     runs it while one that ran as it is waits for its backward pass and concerns it: see `pending`.
+
+    Where a graph draws random numbers, a checkpoint that is computed again runs the code that ran
+    the first time: see `drawing`. Reentrant checkpoints run one graph without gradients and then
+    another one with them, whose answer may not be there yet; so without gradients such a graph
+    stays as it is. The first call always runs as it is, which shows whether the graph draws.
 
     Args:
         module: The graph.
@@ -46,20 +53,34 @@ class Swapping:
         self._answer: Answer | None = None
         self._compiled: Runnable | None = None
         self._conditions: Conditions | None = None
+        self._draws: bool | None = None
         self._thread = threading.Thread(target=self._wait, name="lazyfx-wait", daemon=True)
         self._thread.start()
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the graph, compiled if that is there, fits, and disturbs no step under way."""
-        if self._may_run_compiled(inputs) and self._fits(inputs):
+        state = generator_state(inputs) if self._draws is not False else b""
+        if self._may_run_compiled(inputs, state) and self._fits(inputs):
             assert self._compiled is not None, "it may run"
+            self._note_draw(state, compiled=True)
             return self._compiled(*inputs)
+        self._note_draw(state, compiled=False)
         outputs = self._as_it_is(*inputs)
         note_call(self, inputs, outputs)
+        if self._draws is None and not _has_empty_tensor(inputs):
+            self._draws = generator_state(inputs) != state
         return outputs
 
-    def _may_run_compiled(self, inputs: Sequence[Any]) -> bool:
-        if self._answer is None and self._compiled is None:
+    def _note_draw(self, state: bytes, *, compiled: bool) -> None:
+        if self._draws is not False and not in_backward():
+            note_draw(state, compiled=compiled)
+
+    def _may_run_compiled(self, inputs: Sequence[Any], state: bytes) -> bool:
+        if self._draws is None or (self._answer is None and self._compiled is None):
+            return False
+        if self._draws and in_backward():
+            return self._compiled is not None and drew_compiled(state)
+        if self._draws and not torch.is_grad_enabled():
             return False
         if has_waiting_call(self, inputs):
             return False
@@ -94,3 +115,8 @@ class Swapping:
 
     def _fits(self, inputs: Sequence[Any]) -> bool:
         return self._conditions is None or self._conditions.hold(inputs)
+
+
+def _has_empty_tensor(inputs: Sequence[Any]) -> bool:
+    """Whether the graph may have drawn nothing only because there was nothing to draw for."""
+    return any(isinstance(value, torch.Tensor) and not value.numel() for value in inputs)

@@ -13,7 +13,7 @@ from lazyfx.cli.explain import explain
 from lazyfx.cli.keys import keys
 from lazyfx.cli.optimize import optimize
 from lazyfx.cli.passes import passes
-from lazyfx.cli.serve import serve
+from lazyfx.cli.serve import ServeCommand, serve
 from lazyfx.cli.stats import stats
 from lazyfx.cli.token import token
 from lazyfx.cli.trust import trust_server
@@ -22,7 +22,6 @@ from lazyfx.cli.warm import warm
 app = typer.Typer(
     help="Compile torch.fx graphs once, somewhere else, and only when somebody asks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     # Square brackets in help are square brackets.
     rich_markup_mode=None,
@@ -30,6 +29,7 @@ app = typer.Typer(
 )
 
 app.command(
+    cls=ServeCommand,
     add_help_option=False,
     context_settings={
         "allow_extra_args": True,

@@ -41,7 +41,8 @@ def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
 
     Args:
         remote: The module.
-        kind: What to write. A graph is a serialized lazyfx.v1.Graph, in the caller's names.
+        kind: What to write. A graph is a serialized lazyfx.v1.Graph, in the caller's names; code
+            is a file that runs, with its constants in a second file beside it if it has any.
         target: Replaced if it exists; its folder is made.
 
     Raises:
@@ -63,10 +64,32 @@ def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
 
         data = wire.encode(remote.graph_module()).message().SerializeToString(deterministic=True)
         replace_file(target, lambda aside: aside.write_bytes(data))
+    elif kind is Kind.CODE:
+        _write_code(remote, target)
     else:
-        text = text_of(remote, kind)
-        assert text is not None
+        text = str(remote.picture())
         replace_file(target, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def _write_code(remote: RemoteModule, target: Path) -> None:
+    from lazyfx.python_files import constants_path
+
+    file = remote.python_file(target.name)
+    constants = file.constants
+    if constants is not None:
+        replace_file(constants_path(target), lambda aside: aside.write_bytes(constants))
+    # Last: a file of source without its constants would not run.
+    replace_file(target, lambda aside: aside.write_text(file.text, encoding="utf-8"))
+
+
+def is_written(target: Path, kind: Kind) -> bool:
+    """Whether a file is there, with the constants beside it that code may need."""
+    if not target.is_file() or kind is not Kind.CODE:
+        return target.is_file()
+    from lazyfx.python_files import constants_path
+
+    constants = constants_path(target)
+    return constants.is_file() or constants.name not in target.read_text(encoding="utf-8")
 
 
 def replace_file(target: Path, write: Callable[[Path], object]) -> None:

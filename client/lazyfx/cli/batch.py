@@ -16,7 +16,7 @@ from rich.table import Table
 
 import lazyfx
 from lazyfx.addresses import DEFAULT_ADDRESS
-from lazyfx.cli.artifacts import SUFFIXES, remove_leftovers, write_artifact
+from lazyfx.cli.artifacts import SUFFIXES, is_written, remove_leftovers, write_artifact
 from lazyfx.cli.batch_records import Record, digest_of, identity_of, read_record, write_record
 from lazyfx.cli.failing import fail, failing_clearly, in_words
 from lazyfx.cli.offered import require_offered
@@ -123,7 +123,7 @@ class _Batch:
         return self._target / file.with_suffix(SUFFIXES[kind])
 
     def _is_written(self, file: Path) -> bool:
-        return self._emit is None or self._output_of(file, self._emit).is_file()
+        return self._emit is None or is_written(self._output_of(file, self._emit), self._emit)
 
 
 def batch(

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from lazyfx.errors import LazyfxError
+from lazyfx.printable import shown
 from lazyfx.spelling import UNTIL_STABLE
-from lazyfx.suggesting import SHORT_NAMES, did_you_mean, shown
+from lazyfx.suggesting import SHORT_NAMES, did_you_mean
 
 if TYPE_CHECKING:
     import lazyfx

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from click.shell_completion import CompletionItem
+from typer.core import TyperCommand
 
 from lazyfx.cli.failing import fail
+
+
+class ServeCommand(TyperCommand):
+    """Completes the flags of `lazyfx serve`, which the server reads itself."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """See `click.Command.shell_complete`."""
+        try:
+            from lazyfx_server.__main__ import flags
+        except ModuleNotFoundError:
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(flag) for flag in flags() if flag.startswith(incomplete)]
 
 
 def serve(context: typer.Context) -> None:

@@ -107,6 +107,6 @@ def _decide(
     if yes or published[0].hex() in known:
         return
     if not sys.stdin.isatty():
-        raise fail("nobody can answer here; use --fingerprint SHA256:... (or --yes)")
+        raise fail("there is no terminal to ask at; use --fingerprint SHA256:... (or --yes)")
     if not typer.confirm("Is this the fingerprint in the server's log?"):
         raise fail("nothing was written")

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Final
 
 from lazyfx.errors import ArtifactError
 from lazyfx.native import kernels, torch_names
+from lazyfx.native.texts import with_texts
 from lazyfx.v1 import compiler_pb2 as pb
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
-def load(bundle: pb.NativeBundle) -> Callable[..., Any]:
+
+def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[..., Any]:
     """Load an artifact, without a compiler.
 
     torch's part of it is a pickle: call this only with what `read_made` gave for an artifact
     whose signature has been verified.
+
+    Args:
+        bundle: From `read_made`.
+        texts: Of the graph that was compiled, by their tokens: errors of forward and backward
+            show them.
 
     Returns:
         A function of the graph's inputs; autograd goes through it if the graph was compiled
@@ -25,7 +35,7 @@ def load(bundle: pb.NativeBundle) -> Callable[..., Any]:
     """
     libraries = {kernel.source: kernel.library for kernel in bundle.kernels}
     try:
-        with kernels.handed_over(libraries):
+        with kernels.handed_over(libraries), _errors_show(texts):
             # This unpickles. No stranger's bytes come here: the artifact's signature was verified
             # before `read_made`, and nobody but the server's signer can make one.
             loaded: Callable[..., Any] = torch_names.AOTCompiledArtifact.deserialize(
@@ -38,3 +48,24 @@ def load(bundle: pb.NativeBundle) -> Callable[..., Any]:
             f"the native artifact cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     return loaded
+
+
+@contextmanager
+def _errors_show(texts: Mapping[str, str]) -> Iterator[None]:
+    """Whatever is loaded within the block shows these texts in its errors.
+
+    Only within `kernels.handed_over`, which lets one thread at a time in.
+    """
+    compiled: Any = torch_names.CompiledFxGraph
+    original = compiled.after_deserialization
+
+    def after_deserialization(self: Any, *args: Any, **kwargs: Any) -> Any:
+        path = original(self, *args, **kwargs)
+        self.current_callable = with_texts(self.current_callable, texts)
+        return path
+
+    compiled.after_deserialization = after_deserialization
+    try:
+        yield
+    finally:
+        compiled.after_deserialization = original

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from lazyfx.errors import LazyfxError
+from lazyfx.native.setting_types import ValueType, mismatch_reason
+from lazyfx.printable import shown
 from lazyfx.v1 import compiler_pb2 as pb
 
 Scalar: TypeAlias = "bool | int | float | str"
 
 _FIELDS = {bool: "boolean", int: "integer", float: "floating", str: "text"}
+
+
+class NamedValueError(LazyfxError):
+    """A value that is not taken.
+
+    Attributes:
+        field: Its path, "native.settings[max_fusion_size]".
+        reason: What is wrong with it, and what the field takes.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field} {reason}")
+        self.field = field
+        self.reason = reason
 
 
 def to_messages(values: Mapping[str, Scalar]) -> list[pb.PassOption]:
@@ -21,20 +37,32 @@ def to_messages(values: Mapping[str, Scalar]) -> list[pb.PassOption]:
     ]
 
 
-def from_messages(messages: Iterable[pb.PassOption], field: str) -> dict[str, Scalar]:
-    """The names and values of messages.
+def read_typed(
+    messages: Iterable[pb.PassOption], field: str, types: Mapping[str, ValueType]
+) -> dict[str, Scalar]:
+    """The names and values of messages, each of its type.
 
     Args:
         messages: As `to_messages` makes them.
-        field: What they are, to name it in errors.
+        field: Path of the field that holds them, to name it in errors.
+        types: The names that there are, and what each takes.
 
     Raises:
-        LazyfxError: A name comes twice, or a value is no scalar.
+        NamedValueError: A name is not known or comes twice, or a value is not of its type.
     """
     found: dict[str, Scalar] = {}
     for message in messages:
+        name = message.name
+        expected = types.get(name)
+        if expected is None:
+            known = ", ".join(sorted(types))
+            raise NamedValueError(f"{field}[{shown(name)}]", f"is not known; there are: {known}")
+        place = f"{field}[{name}]"
+        if name in found:
+            raise NamedValueError(place, "comes twice")
         kind = message.value.WhichOneof("kind")
-        if kind not in _FIELDS.values() or message.name in found:
-            raise LazyfxError(f"{field}: {message.name[:100]!r} comes twice or has no plain value")
-        found[message.name] = getattr(message.value, str(kind))
+        value = getattr(message.value, str(kind)) if kind in _FIELDS.values() else None
+        if reason := mismatch_reason(value, expected):
+            raise NamedValueError(place, reason)
+        found[name] = cast("Scalar", value)
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from types import MappingProxyType
+from typing import IO, Final
 
 import torch
 
@@ -14,14 +16,26 @@ from lazyfx.errors import ArtifactError
 from lazyfx.native.constants import stored
 from lazyfx.v1 import compiler_pb2 as pb
 
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
-def write_package(package: pb.AotPackage, tensors: Mapping[str, torch.Tensor], path: Path) -> Path:
+TEXTS: Final = "extra/lazyfx_texts.json"
+"""Member of a package, under its root folder: the graph's texts by the tokens in its errors."""
+
+
+def write_package(
+    package: pb.AotPackage,
+    tensors: Mapping[str, torch.Tensor],
+    path: Path,
+    texts: Mapping[str, str] = _NONE,
+) -> Path:
     """Write a package with its values, as `torch._inductor.aoti_load_package` reads it.
 
     Args:
         package: From `read_made`.
         tensors: The graph's tensors by their paths in canonical names.
         path: The file; its name should end in .pt2, or torch complains when it loads it.
+        texts: Of the graph, by their tokens; those whose tokens stand in the package are put into
+            it, for people who see a token in an error.
 
     Raises:
         ArtifactError: The package wants tensors that the graph does not have.
@@ -31,12 +45,18 @@ def write_package(package: pb.AotPackage, tensors: Mapping[str, torch.Tensor], p
     except zipfile.BadZipFile as error:
         raise ArtifactError("the package is not an archive") from error
     with given, zipfile.ZipFile(path, "w") as whole:
+        known: dict[str, str] = {}
         for name in given.namelist():
-            whole.writestr(name, given.read(name))
+            data = given.read(name)
+            whole.writestr(name, data)
+            known.update((t, text) for t, text in texts.items() if t.encode() in data)
         if package.constants:
             with whole.open(package.values, "w", force_zip64=True) as values:
                 for constant in package.constants:
                     _write_values(values, constant, tensors)
+        if known:
+            root = given.namelist()[0].partition("/")[0]
+            whole.writestr(f"{root}/{TEXTS}", json.dumps(known, indent=1))
     return path
 
 

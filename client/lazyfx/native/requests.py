@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from lazyfx.native import settings, states, target
+from lazyfx.native.configuration import read_configuration
+from lazyfx.native.named_values import NamedValueError
 from lazyfx.v1 import compiler_pb2 as pb
+
+# Settings, states and a machine are a tenth of that.
+_MOST_BYTES: Final = 64 * 1024
 
 
 def native_request(
@@ -23,20 +28,34 @@ def native_request(
         inductor: Settings of Inductor.
 
     Raises:
-        LazyfxError: A setting is not one that travels; names it.
+        LazyfxError: A setting does not travel, or has a value that it does not take; names it.
     """
     known = set(devices)
     types = {device.type for device in known}
     wanted = settings.requested(mode, inductor, types)
     with settings.applied(wanted):
+        configuration = read_configuration()
         return pb.NativeRequest(
             target=target.describe_host(
                 vector_isa=target.likely_vector_isa(), accelerator=target.accelerator(known)
             ),
             states=states.read_states(types),
             settings=settings.to_proto(wanted),
-            configuration=settings.configuration_digest(),
+            configuration=configuration.digest,
+            setting_digests=configuration.short_digests,
         )
+
+
+def check_request(request: pb.NativeRequest) -> None:
+    """Check a request that a caller sent: each setting and state is known and of its type.
+
+    Raises:
+        NamedValueError: One is not; says what the field takes.
+    """
+    if request.ByteSize() > _MOST_BYTES:
+        raise NamedValueError("native", f"is longer than {_MOST_BYTES} bytes")
+    settings.from_proto(request.settings)
+    states.from_proto(request.states)
 
 
 def conditions_digest(request: pb.NativeRequest) -> bytes:

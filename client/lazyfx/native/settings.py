@@ -1,79 +1,30 @@
-"""Settings of Inductor: which of them travel, and a digest of all the others.
+"""Settings of torch: which of them travel, and putting them in place.
 
-A server compiles with its own process's defaults plus the settings that it was sent. Only
-those listed here are taken: others run programs, write files or hold functions. The digest of
-the whole configuration shows any that differs in another way.
+A server compiles with its own process's defaults plus the settings that it was sent. Only those
+of `setting_table` travel, each as a value of its type. `configuration` shows any that differs in
+another way.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 from lazyfx.errors import LazyfxError
 from lazyfx.native import named_values, torch_names
+from lazyfx.native.named_values import NamedValueError, Scalar
+from lazyfx.native.setting_table import FUNCTORCH, SETTINGS
+from lazyfx.native.setting_types import Float, mismatch_reason
+from lazyfx.printable import shown
 from lazyfx.v1 import compiler_pb2 as pb
 
-TAKEN: Final = frozenset(
-    {
-        "batch_invariant",
-        "benchmark_fusion",
-        "combo_kernels",
-        "comprehensive_padding",
-        "conv_1x1_as_mm",
-        "coordinate_descent_tuning",
-        "cpp.dynamic_threads",
-        "cpp.enable_floating_point_contract_flag",
-        "cpp.enable_loop_tail_vec",
-        "cpp.enable_tiling_heuristics",
-        "cpp.enable_unsafe_math_opt_flag",
-        "cpp.max_horizontal_fusion_size",
-        "cpp.min_chunk_size",
-        "cpp.simdlen",
-        "cpp.use_decompose_tanh",
-        "cpp.weight_prepack",
-        "deterministic",
-        "emulate_precision_casts",
-        "epilogue_fusion",
-        "fallback_random",
-        "force_layout_optimization",
-        "inplace_buffers",
-        "keep_output_stride",
-        "layout_optimization",
-        "loop_ordering_after_fusion",
-        "max_autotune",
-        "max_autotune_gemm",
-        "max_autotune_pointwise",
-        "max_fusion_size",
-        "memory_planning",
-        "nan_asserts",
-        "pattern_matcher",
-        "permute_fusion",
-        "realize_opcount_threshold",
-        "realize_reads_threshold",
-        "reorder_for_locality",
-        "reorder_for_peak_memory",
-        "shape_padding",
-        "size_asserts",
-        "split_reductions",
-        "triton.coalesce_tiling_analysis",
-        "triton.cooperative_reductions",
-        "triton.max_tiles",
-        "triton.multi_kernel",
-        "triton.persistent_reductions",
-        "unroll_reductions_threshold",
-        "use_fast_math",
-    }
-)
-# Settings of a machine, not of a result: paths, caches, logs and worker processes.
-_OWN: Final = ("cxx", "cache", "worker", "quiesce", "log", "progress", "dir", "path", "cacheable")
+FIELD: Final = "native.settings"
 
 
 def requested(
     mode: str | None, given: Mapping[str, Any], device_types: Iterable[str] = ()
-) -> dict[str, bool | int | float | str]:
+) -> dict[str, Scalar]:
     """The settings of one torch.compile call: those of its mode, then its own.
 
     Args:
@@ -82,64 +33,74 @@ def requested(
         device_types: Types of the graph's devices; CUDA graphs say nothing about others.
 
     Raises:
-        LazyfxError: A setting is not one that travels; names it.
+        LazyfxError: A setting does not travel, or its value is not of its type; names it and
+            says what it takes.
     """
     wanted: dict[str, Any] = {}
-    if mode:
-        try:
-            wanted.update(torch_names.mode_settings(mode))
-        except RuntimeError as error:
-            raise LazyfxError(str(error)) from error
+    if mode is not None and mode != "":
+        wanted.update(_settings_of_mode(mode))
     wanted.update(given)
     if "cuda" not in device_types:
         wanted.pop("triton.cudagraphs", None)
-    defaults = torch_names.inductor_config.get_config_copy()
+    checked: dict[str, Scalar] = {}
     for name, value in wanted.items():
-        if name not in TAKEN or not isinstance(value, (bool, int, float, str)):
+        if name not in SETTINGS or name.startswith(FUNCTORCH):
             raise LazyfxError(
-                f"the Inductor setting {name}={value!r} is not one that a server takes; "
-                "docs/training.md lists them"
+                f"the Inductor setting {shown(name)} does not travel to a server; "
+                "docs/training.md lists those that do"
             )
-        if name not in defaults:
+        if not torch_names.has_setting(name):
             raise LazyfxError(f"this torch has no Inductor setting {name!r}")
+        if value is None and torch_names.default_setting(name) is None:
+            continue
+        checked[name] = _checked(name, value)
     # What is set in this process and travels need not be said again in options.
-    for name in sorted(TAKEN & defaults.keys()):
-        if name not in wanted and isinstance(defaults[name], (bool, int, float, str)):
-            default = torch_names.default_setting(name)
-            if defaults[name] != default:
-                wanted[name] = defaults[name]
-    return wanted
+    for name in sorted(SETTINGS.keys() - wanted.keys()):
+        if torch_names.has_setting(name):
+            value = torch_names.current_setting(name)
+            if value != torch_names.default_setting(name):
+                checked[name] = _checked(name, value)
+    return checked
 
 
-def to_proto(settings: Mapping[str, Any]) -> list[pb.PassOption]:
+def to_proto(settings: Mapping[str, Scalar]) -> list[pb.PassOption]:
     """Settings as a request holds them, sorted by name."""
     return named_values.to_messages(settings)
 
 
-def from_proto(options: Iterable[pb.PassOption]) -> dict[str, Any]:
+def from_proto(options: Iterable[pb.PassOption]) -> dict[str, Scalar]:
     """Settings of a request.
 
     Raises:
-        LazyfxError: One is not taken; names it.
+        NamedValueError: One does not travel, or its value is not of its type.
     """
-    found = named_values.from_messages(options, "settings")
-    for name in found:
-        if name not in TAKEN:
-            raise LazyfxError(f"settings: {name[:100]!r} is not one that this server takes")
-    return found
+    return named_values.read_typed(options, FIELD, SETTINGS)
 
 
 @contextmanager
-def applied(settings: Mapping[str, Any]) -> Iterator[None]:
+def applied(settings: Mapping[str, Scalar]) -> Iterator[None]:
     """Settings in place within the block."""
-    with torch_names.inductor_config.patch(dict(settings)):
+    functorch = {k.removeprefix(FUNCTORCH): v for k, v in settings.items() if FUNCTORCH in k}
+    inductor = {k: v for k, v in settings.items() if FUNCTORCH not in k}
+    with (
+        torch_names.inductor_config.patch(inductor),
+        torch_names.functorch_config.patch(functorch),
+    ):
         yield
 
 
-def configuration_digest() -> bytes:
-    """SHA-256 of every setting that can change a result, as they are now."""
-    digest = hashlib.sha256()
-    for name, value in sorted(torch_names.portable_configuration().items()):
-        if not any(part in name for part in _OWN):
-            digest.update(f"{name}={value!r}\0".encode())
-    return digest.digest()
+def _settings_of_mode(mode: object) -> Mapping[str, Any]:
+    modes = torch_names.modes()
+    if not isinstance(mode, str) or mode not in modes:
+        raise LazyfxError(f"mode is {shown(mode)}; it takes one of {', '.join(map(repr, modes))}")
+    return torch_names.mode_settings(mode)
+
+
+def _checked(name: str, value: Any) -> Scalar:
+    expected = SETTINGS[name]
+    if isinstance(expected, Float) and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if reason := mismatch_reason(value, expected):
+        raise NamedValueError(f"the Inductor setting {name}", reason)
+    found: Scalar = value
+    return found

@@ -22,7 +22,6 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.expressions import expressions_from, expressions_to
 
-
 # A float that changes with every call would fill the memory of conditions asked before.
 _MOST_KNOWN = 1_000
 

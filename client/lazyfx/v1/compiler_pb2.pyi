@@ -915,8 +915,13 @@ class NativeRequest(google.protobuf.message.Message):
     STATES_FIELD_NUMBER: builtins.int
     SETTINGS_FIELD_NUMBER: builtins.int
     CONFIGURATION_FIELD_NUMBER: builtins.int
+    SETTING_DIGESTS_FIELD_NUMBER: builtins.int
     configuration: builtins.bytes
     """Digest of all settings of Inductor and AOTAutograd, those above applied."""
+    setting_digests: builtins.bytes
+    """The first 4 bytes of the digest of each of them, sorted by name, so that a server can name
+    those that differ.
+    """
     @property
     def target(self) -> Global___NativeTarget: ...
     @property
@@ -936,9 +941,10 @@ class NativeRequest(google.protobuf.message.Message):
         states: collections.abc.Iterable[Global___PassOption] | None = ...,
         settings: collections.abc.Iterable[Global___PassOption] | None = ...,
         configuration: builtins.bytes = ...,
+        setting_digests: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "settings", b"settings", "states", b"states", "target", b"target"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "setting_digests", b"setting_digests", "settings", b"settings", "states", b"states", "target", b"target"]) -> None: ...
 
 Global___NativeRequest: typing_extensions.TypeAlias = NativeRequest
 
@@ -1732,6 +1738,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     NATIVE_FIELD_NUMBER: builtins.int
     IDENTIFICATION_FIELD_NUMBER: builtins.int
     SANDBOX_FIELD_NUMBER: builtins.int
+    NATIVE_STATUS_FIELD_NUMBER: builtins.int
     ADDED_TARGETS_FIELD_NUMBER: builtins.int
     lazyfx_version: builtins.str
     torch_version: builtins.str
@@ -1767,6 +1774,10 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         """How the workers that run passes are confined."""
 
     @property
+    def native_status(self) -> Global___NativeStatus:
+        """Whether native artifacts are made, and how that is confined."""
+
+    @property
     def added_targets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Functions and Tensor methods that the operator added to the table of targets, by name."""
 
@@ -1788,10 +1799,11 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         native: Global___NativeTarget | None = ...,
         identification: builtins.str = ...,
         sandbox: Global___SandboxStatus | None = ...,
+        native_status: Global___NativeStatus | None = ...,
         added_targets: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["native", b"native", "sandbox", b"sandbox", "uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["added_targets", b"added_targets", "artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["native", b"native", "native_status", b"native_status", "sandbox", b"sandbox", "uptime", b"uptime"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["added_targets", b"added_targets", "artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "native_status", b"native_status", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
 
@@ -1820,6 +1832,33 @@ class SandboxStatus(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["layers", b"layers", "missing", b"missing"]) -> None: ...
 
 Global___SandboxStatus: typing_extensions.TypeAlias = SandboxStatus
+
+@typing.final
+class NativeStatus(google.protobuf.message.Message):
+    """Native artifacts of a server."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: builtins.int
+    UNAVAILABLE_FIELD_NUMBER: builtins.int
+    unavailable: builtins.str
+    """Why none are made; empty when they are."""
+    @property
+    def sandbox(self) -> Global___SandboxStatus:
+        """How the processes are confined that make them. Beside the layers of SandboxStatus there is
+        "user": another user than the server's, which is root.
+        """
+
+    def __init__(
+        self,
+        *,
+        sandbox: Global___SandboxStatus | None = ...,
+        unavailable: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["sandbox", b"sandbox"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["sandbox", b"sandbox", "unavailable", b"unavailable"]) -> None: ...
+
+Global___NativeStatus: typing_extensions.TypeAlias = NativeStatus
 
 @typing.final
 class VerifyKey(google.protobuf.message.Message):

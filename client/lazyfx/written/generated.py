@@ -1,7 +1,7 @@
 """Whether source that came from elsewhere, with the imports before it, is that of a graph.
 
-Source that a server generated goes into pickles and packages, which run it when they are loaded.
-Nothing of it is taken on trust: the function is held against the graph that this process has, and
+Source that a server generated is written into files, which people run. Nothing of it is taken on
+trust: the function is held against the graph that this process has, and
 the imports are only read for the names that they bind, then written again.
 """
 
@@ -24,7 +24,7 @@ from lazyfx.written.check import check_source
 from lazyfx.written.errors import SourceMismatchError
 
 _WRAPPED = re.compile(r"^torch\.fx\.wrap\('([A-Za-z_][A-Za-z_0-9]{0,200})'\)$", re.MULTILINE)
-# A statement of torch.fx's that is no import: `NoneType = type(None)`.
+# A statement of torch.fx's that is not an import: `NoneType = type(None)`.
 _BUILTIN_LINES: Mapping[str, str] = {
     builtin.import_str: name for name, builtin in _custom_builtins.items()
 }
@@ -54,7 +54,7 @@ def check_generated(code: str, import_block: str, graph: Graph) -> str:
 
 
 def import_block_of(names: Mapping[str, object]) -> str:
-    """The statements that bind names of generated source, as a pickle runs them before it."""
+    """The statements that bind names of generated source, to stand before it."""
     own = definitions(names)
     imported = {name: value for name, value in names.items() if name not in own}
     return "\n".join([_format_import_block(imported, sys_importer), *own.values()])
@@ -122,7 +122,7 @@ def _import_of(line: str) -> tuple[str, str, str]:
         alias = statement.names[0]
         if len(statement.names) == 1 and statement.module and not statement.level:
             return statement.module, alias.name, alias.asname or alias.name
-    raise SourceMismatchError(f"{line[:200]!r} is no import that a graph needs")
+    raise SourceMismatchError(f"{line[:200]!r} is not an import that a graph needs")
 
 
 def _callables(graph: Graph) -> Iterator[Callable[..., Any]]:

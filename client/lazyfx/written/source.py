@@ -196,5 +196,5 @@ def _check_order(
             allowed = reached == 2 or rank >= reached
             rank = max(rank, reached)
         if not allowed:
-            raise DecodeError("an argument behind one that must be last", field=field, node=node)
+            raise DecodeError("an argument after one that must be last", field=field, node=node)
         reached = rank

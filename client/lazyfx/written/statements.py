@@ -54,7 +54,7 @@ class Body:
             if node.op != "placeholder":
                 self._check_node(node)
         if next(self._statements, None) is not None:
-            raise SourceMismatchError("there is something behind the end")
+            raise SourceMismatchError("something follows the end")
 
     def _bind_arguments(self, placeholders: list[Node]) -> None:
         """Placeholders are the function's arguments, in order."""

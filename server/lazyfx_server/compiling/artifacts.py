@@ -21,16 +21,17 @@ from lazyfx_server.compiling.artifact_kinds import (
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
 from lazyfx_server.compiling.costs import MeasuredCosts
-from lazyfx_server.compiling.flights import Flights
+from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.native import NativeCompiles
 from lazyfx_server.compiling.quotas import Quotas
+from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError
 from lazyfx_server.security.signing import Facts, Signer
 from lazyfx_server.store import Store
-from lazyfx_server.telemetry import ArtifactServed, Observer, RecompilesPerformed
+from lazyfx_server.telemetry import ArtifactServed, FlightAbandoned, Observer, RecompilesPerformed
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class Artifact:
 @dataclass(frozen=True, slots=True)
 class _Rendered:
     record: worker.ArtifactRecord
-    seconds: float
+    seconds: float = 0.0
+    made: bool = False
 
 
 class Artifacts:
@@ -96,16 +98,16 @@ class Artifacts:
         self._quotas = quotas
         self._costs = costs
         self._max_source_bytes = max_source_bytes
-        self._flights: Flights[_Rendered] = Flights()
+        self._flights: SingleFlight[_Rendered] = SingleFlight(self._abandoned)
 
     @property
     def in_flight(self) -> int:
         """Distinct renderings under way."""
         return len(self._flights)
 
-    async def land(self) -> None:
+    async def drain(self) -> None:
         """Wait until nothing is being rendered."""
-        await self._flights.land_all()
+        await self._flights.drain()
 
     async def get(self, request: pb.GetArtifactRequest, tenant: Tenant) -> Artifact:
         """Find or render one artifact.
@@ -168,18 +170,41 @@ class Artifacts:
         native = request.kind in NATIVE_KINDS
         names = self._native.variant(request) if native else _names(request.presentation)
         place = artifact_digest(module.key, request.kind, names)
-        if record := await self._load(place, module, request.kind):
-            return _Rendered(record, 0.0), False
-        if native:
-            return await self._flights.join(place, lambda: self._make(module, request, place))
-        return await self._flights.join(place, lambda: self._render(module, request, names, place))
+
+        async def find_or_make(flight: Flight[_Rendered]) -> _Rendered:
+            if record := await self._load(place, module, request.kind):
+                return _Rendered(record)
+            if native:
+                return await self._make(module, request, place, flight)
+            return await self._render(module, request, names, place, flight)
+
+        rendered, leads = await self._flights.join(place, find_or_make)
+        if leads and rendered.made:
+            _log.debug(
+                "rendered %s of module %s: seconds=%.3f tenant=%s",
+                KINDS[request.kind],
+                module.key.hex(),
+                rendered.seconds,
+                module.tenant.name or "-",
+            )
+        return rendered, leads and rendered.made
+
+    def _abandoned(self, outcome: Outcome) -> None:
+        self._observer.observe(FlightAbandoned("render", outcome))
 
     async def _make(
-        self, module: CompiledModule, request: pb.GetArtifactRequest, place: bytes
+        self,
+        module: CompiledModule,
+        request: pb.GetArtifactRequest,
+        place: bytes,
+        flight: Flight[_Rendered],
     ) -> _Rendered:
         graph = graph_pb2.CompiledGraph.FromString((await self._stored_graph(module)).data)
         with self._quotas.working(module.tenant):
-            result = await self._native.make(place, graph, request, module.tenant.name)
+            result = await self._native.make(
+                place, graph, request, module.tenant.name, _subject(module), flight
+            )
+        flight.finishing()
         record = _record(result.data, result.media_type)
         made = self._signed(record, module, request.kind, result.seconds)
         await self._keep(place, record)
@@ -187,7 +212,12 @@ class Artifacts:
         return made
 
     async def _render(
-        self, module: CompiledModule, request: pb.GetArtifactRequest, names: bytes, place: bytes
+        self,
+        module: CompiledModule,
+        request: pb.GetArtifactRequest,
+        names: bytes,
+        place: bytes,
+        flight: Flight[_Rendered],
     ) -> _Rendered:
         graph = graph_pb2.CompiledGraph.FromString((await self._stored_graph(module)).data)
         source_place = artifact_digest(module.key, pb.ARTIFACT_KIND_SOURCE, names)
@@ -207,8 +237,10 @@ class Artifacts:
                 data = (await self._stored_constant(module, digest)).data
                 job.constants.add(digest=digest, data=data)
         async with self._admission.slot(module.tenant.name):
+            flight.running()
             with self._quotas.working(module.tenant):
-                result = await self._jobs.render(job, module.tenant.name)
+                result = await self._jobs.render(job, module.tenant.name, _subject(module))
+        flight.finishing()
         record = _record(result.data, result.media_type)
         rendered = self._signed(record, module, request.kind, result.seconds)
         await self._keep(place, record)
@@ -245,10 +277,10 @@ class Artifacts:
         record: worker.ArtifactRecord,
         module: CompiledModule,
         kind: pb.ArtifactKind.ValueType,
-        seconds: float = 0.0,
+        seconds: float | None = None,
     ) -> _Rendered:
         record.signature.CopyFrom(self._signer.sign(record.digest, _facts(module, kind)))
-        return _Rendered(record, seconds)
+        return _Rendered(record, seconds or 0.0, made=seconds is not None)
 
     async def _stored_graph(self, module: CompiledModule) -> worker.ArtifactRecord:
         content = module.record.compiled_graph
@@ -303,6 +335,10 @@ def _names(presentation: graph_pb2.Presentation) -> bytes:
 
 def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> Facts:
     return Facts(module.key, kind, module.record.tenant, module.report.pipeline)
+
+
+def _subject(module: CompiledModule) -> Subject:
+    return Subject(module.tenant.tag, module.record.graph_digest)
 
 
 def _record(data: bytes, media_type: str) -> worker.ArtifactRecord:

@@ -14,7 +14,8 @@ from lazyfx_server.compiling.unfinished import Staged, Unfinished
 from lazyfx_server.errors import InvalidRequestError, OverloadedError, TimedOutError
 from lazyfx_server.store import Store
 
-_MOST_DIGESTS = 100_000
+# Digests that are looked up before the event loop may do something else.
+_DIGESTS_AT_ONCE = 64
 
 
 class Blobs:
@@ -29,7 +30,7 @@ class Blobs:
         self._store = store
         self._limits = limits
         self._max_bytes = limits.max_blob_bytes
-        self._unfinished = Unfinished(limits.max_staged_bytes)
+        self._unfinished = Unfinished(limits.max_staged_bytes, limits.max_staged_bytes_in_all)
 
     async def missing(
         self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
@@ -41,17 +42,31 @@ class Blobs:
         Raises:
             InvalidRequestError: A digest is malformed, or there are too many.
         """
-        if len(digests) > _MOST_DIGESTS:
+        most = self._limits.max_digests
+        if len(digests) > most:
             raise InvalidRequestError.of_field(
-                "digests", f"has {len(digests)} entries; ask for at most {_MOST_DIGESTS} at a time"
+                "digests",
+                f"has {len(digests)} entries; ask for at most {most} at a time "
+                "(setting max_digests)",
             )
-        for i, digest in enumerate(digests):
+        missing: list[tuple[graph_pb2.Digest, int]] = []
+        for start in range(0, len(digests), _DIGESTS_AT_ONCE):
+            missing += await self._missing_of(digests, start, tenant)
+        return missing
+
+    async def _missing_of(
+        self, digests: Sequence[graph_pb2.Digest], start: int, tenant: Tenant
+    ) -> list[tuple[graph_pb2.Digest, int]]:
+        some = digests[start : start + _DIGESTS_AT_ONCE]
+        for i, digest in enumerate(some, start):
             check_digest(f"digests[{i}]", digest)
-        places = [tenant.blob(digest.sha256) for digest in digests]
+        places = [tenant.blob(digest.sha256) for digest in some]
         present = await self._store.contains(places)
+        # A store in memory answers without a pause.
+        await asyncio.sleep(0)
         return [
             (digest, self._unfinished.received(tenant.name, digest.sha256))
-            for digest, place in zip(digests, places, strict=True)
+            for digest, place in zip(some, places, strict=True)
             if place not in present
         ]
 
@@ -94,14 +109,16 @@ class Blobs:
                     f"is {chunk.digest.size_bytes}; at most {self._max_bytes} are taken "
                     "(setting max_blob_bytes)",
                 )
-            blob = upload.add(chunk)
+            blob = await upload.add(chunk)
             if blob.complete:
-                await self._store.put(tenant.blob(blob.sha256), blob.verified())
+                data = await asyncio.to_thread(blob.verified)
+                await self._store.put(tenant.blob(blob.sha256), data)
+                del data
                 stored += 1
                 stored_bytes += blob.size
                 upload.end(keep=False)
         if upload.blob is not None:
-            arrived, size = len(upload.blob.data), upload.blob.size
+            arrived, size = upload.blob.received, upload.blob.size
             # A connection that broke looks like this too.
             upload.end(keep=True)
             raise InvalidRequestError.of_field(
@@ -119,15 +136,15 @@ class _Upload:
         self._bytes = 0
         self.blob: Staged | None = None
 
-    def add(self, chunk: pb.UploadBlobsRequest) -> Staged:
+    async def add(self, chunk: pb.UploadBlobsRequest) -> Staged:
         """Take in a chunk, the first of a blob or the next one."""
         if self.blob is None:
             left = self._unfinished.take(self._tenant, chunk.digest.sha256)
             again = left is None or not chunk.offset or left.size != chunk.digest.size_bytes
             self.blob = Staged(chunk.digest) if again or left is None else left
-            self._count(len(self.blob.data))
+            self._count(self.blob.received)
         self._count(len(chunk.data))
-        self.blob.add(chunk)
+        await asyncio.to_thread(self.blob.add, chunk)
         return self.blob
 
     def _count(self, size: int) -> None:
@@ -137,8 +154,8 @@ class _Upload:
     def end(self, *, keep: bool) -> None:
         """Count the blob no longer; keep what came of it if it may go on."""
         self._unfinished.remove(self._tenant, self._bytes)
-        if keep and self.blob is not None:
-            self._unfinished.keep(self._tenant, self.blob)
+        if self.blob is not None and not (keep and self._unfinished.keep(self._tenant, self.blob)):
+            self.blob.close()
         self._bytes, self.blob = 0, None
 
 

@@ -23,6 +23,8 @@ from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
 # A record in memory answers for this long before the store is asked again whether its
 # blobs are still there (which also tells the store that they are in use).
 _FRESH_SECONDS = 30.0
+# What a record takes beside its bytes.
+_RECORD_OVERHEAD = 2048
 
 
 @dataclass(slots=True)
@@ -105,44 +107,58 @@ class Catalog:
 
     Args:
         store: Records ("modules/") and compiled graphs and constants ("blobs/").
-        capacity: Records kept ready in memory.
+        capacity: Bytes of records kept ready in memory.
     """
 
-    def __init__(self, store: Store, capacity: int = 4096) -> None:
+    def __init__(self, store: Store, capacity: int = 64 * 2**20) -> None:
         self._store = store
-        self._recent: LRUCache[str, CompiledModule] = LRUCache(capacity)
+        self._recent: LRUCache[str, CompiledModule] = LRUCache(capacity, getsizeof=_size)
         # Store keys of entries that were found damaged: to the store they are gone by the
         # time that it answers, but the caller is told why.
-        self._damaged: LRUCache[str, bool] = LRUCache(capacity)
+        self._damaged: LRUCache[str, bool] = LRUCache(4096)
 
     def note_damaged(self, store_key: str) -> None:
         """Take note that the store has put an entry aside."""
         self._damaged[store_key] = True
 
+    def recent(self, tenant: Tenant, key: bytes) -> CompiledModule | None:
+        """A tenant's module, if memory has it and it has lately been seen in the store."""
+        module: CompiledModule | None = self._recent.get(tenant.module(key))
+        if module is not None and time.monotonic() - module.checked < _FRESH_SECONDS:
+            return module
+        return None
+
     async def find(self, tenant: Tenant, key: bytes) -> CompiledModule | NotFound:
-        """Look a tenant's module up by the digest of its key."""
+        """Look a tenant's module up by the digest of its key, in the store too."""
+        if (module := self.recent(tenant, key)) is not None:
+            return module
+        now = time.monotonic()
+        found = await self._find_stored(tenant, key)
+        # It may have been added while the store was read.
+        if (module := self.recent(tenant, key)) is not None:
+            return module
+        place = tenant.module(key)
+        if isinstance(found, NotFound):
+            self._recent.pop(place, None)
+            return found
+        found.checked = now
+        self._recent[place] = found
+        return found
+
+    async def _find_stored(self, tenant: Tenant, key: bytes) -> CompiledModule | NotFound:
         place = tenant.module(key)
         module: CompiledModule | None = self._recent.get(place)
-        now = time.monotonic()
-        if module is not None and now - module.checked < _FRESH_SECONDS:
-            return module
         stored = await self._store.get(place)
         if stored is None:
-            self._recent.pop(place, None)
-            return NotFound(damaged=self._was_damaged(place))
+            return NotFound(damaged=place in self._damaged)
         if module is None:
             record = tenant.unseal(place, stored)
             if record is None:
                 return NotFound(damaged=True)
             module = CompiledModule(tenant, key, ModuleRecord.FromString(record))
         if await self._store.get(module.graph_blob) is None:
-            self.forget(module)
-            return NotFound(damaged=self._was_damaged(module.graph_blob))
-        module.checked = now
-        return self._recent.setdefault(place, module)
-
-    def _was_damaged(self, store_key: str) -> bool:
-        return bool(self._damaged.pop(store_key, False))
+            return NotFound(damaged=module.graph_blob in self._damaged)
+        return module
 
     async def add(
         self, tenant: Tenant, digest: bytes, key: ModuleKey, result: CompileResult
@@ -164,6 +180,8 @@ class Catalog:
         )
         module = CompiledModule(tenant, digest, record, checked=time.monotonic())
         await self._store.put(module.graph_blob, graph)
+        for place in (module.graph_blob, tenant.module(digest)):
+            self._damaged.pop(place, None)
         self._recent[tenant.module(digest)] = module
         await self.save(module)
         return module
@@ -176,4 +194,11 @@ class Catalog:
 
     def forget(self, module: CompiledModule) -> None:
         """Drop a module whose blobs are gone; the next request for it is a miss."""
-        self._recent.pop(module.tenant.module(module.key), None)
+        place = module.tenant.module(module.key)
+        if self._recent.get(place) is module:
+            self._recent.pop(place, None)
+
+
+def _size(module: CompiledModule) -> int:
+    # Twice: the answer to a hit holds the report once more.
+    return 2 * module.record.ByteSize() + _RECORD_OVERHEAD

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lazyfx.v1 import compiler_pb2 as pb
@@ -12,18 +13,25 @@ from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
 from lazyfx_server.compiling.costs import MeasuredCosts
+from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.explain import Explainer, Miss
-from lazyfx_server.compiling.flights import Flights
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.quotas import Quotas
-from lazyfx_server.compiling.reading import RequestReader, Wanted, unknown_token
+from lazyfx_server.compiling.reading import (
+    IncomingCompile,
+    RequestReader,
+    ResolvedRequest,
+    unknown_token,
+)
+from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import MissingError
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
     CompileFinished,
+    FlightAbandoned,
     LookupMade,
     Observer,
     OverheadSpent,
@@ -31,6 +39,16 @@ from lazyfx_server.telemetry import (
     Reused,
 )
 from lazyfx_server.v1 import worker_pb2 as worker
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _FlightResult:
+    """A module, and why it had to be compiled unless it was found."""
+
+    module: CompiledModule
+    miss: Miss | None
 
 
 class Compiler:
@@ -75,7 +93,7 @@ class Compiler:
         self._quotas = quotas
         self._costs = costs
         self._plugins = plugins
-        self._flights: Flights[tuple[CompiledModule, Miss]] = Flights()
+        self._flights: SingleFlight[_FlightResult] = SingleFlight(self._abandoned)
         self._reader = RequestReader(limits, pipelines)
 
     @property
@@ -83,7 +101,7 @@ class Compiler:
         """Distinct compiles under way."""
         return len(self._flights)
 
-    async def compile(self, request: pb.CompileRequest, tenant: Tenant) -> pb.CompileResponse:
+    async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> pb.CompileResponse:
         """Answer one request of a tenant.
 
         Raises:
@@ -92,52 +110,79 @@ class Compiler:
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
         arrived = time.perf_counter()
-        token, wanted = self._reader.read(request, tenant, arrived)
-        damaged = False
+        request = incoming.request
+        token, wanted = await self._reader.read(incoming, tenant, arrived)
         if not request.skip_cache_lookup:
-            found = await self._catalog.find(tenant, wanted.digest)
-            if isinstance(found, CompiledModule):
-                whose, spent = tenant.name, time.perf_counter() - arrived
-                self._observer.observe(LookupMade("hit", tenant=whose))
-                self._observer.observe(Reused(found.report.seconds, whose))
-                self._observer.observe(OverheadSpent("key", spent, whose))
-                return found.hit if request.request_token else found.hit_with(token)
-            if request.request_token:
-                raise unknown_token(token)
-            damaged = found.damaged
+            module = self._catalog.recent(tenant, wanted.digest)
+            if module is not None:
+                return self._hit(module, request, token, arrived)
         # What was remembered of the request is not the request itself.
-        wanted = replace(wanted, request=request, arrived=arrived)
-        (module, miss), leads = await self._join(wanted, damaged=damaged)
+        wanted = replace(wanted, incoming=incoming, arrived=arrived)
+        found, leads = await self._join(wanted)
+        module, miss = found.module, found.miss
+        if miss is None:
+            return self._hit(module, request, token, arrived)
         if leads:
             return module.answer(pb.CACHE_STATUS_MISS, miss)
         self._observer.observe(LookupMade("joined", tenant=tenant.name))
         self._observer.observe(Reused(module.report.seconds, tenant.name))
         return module.answer(pb.CACHE_STATUS_JOINED, miss)
 
-    async def _join(
-        self, wanted: Wanted, *, damaged: bool
-    ) -> tuple[tuple[CompiledModule, Miss], bool]:
-        """Fly with the others who want the same; tells whether this caller leads."""
+    def _hit(
+        self, module: CompiledModule, request: pb.CompileRequest, token: bytes, arrived: float
+    ) -> pb.CompileResponse:
+        whose, spent = module.tenant.name, time.perf_counter() - arrived
+        self._observer.observe(LookupMade("hit", tenant=whose))
+        self._observer.observe(Reused(module.report.seconds, whose))
+        self._observer.observe(OverheadSpent("key", spent, whose))
+        return module.hit if request.request_token else module.hit_with(token)
+
+    async def _join(self, wanted: ResolvedRequest) -> tuple[_FlightResult, bool]:
+        """Join the flight of those who want the same; tells whether this caller leads it."""
+        request = wanted.request
         while True:
             own = False
 
-            def lead() -> Coroutine[Any, Any, tuple[CompiledModule, Miss]]:
+            def lead(flight: Flight[_FlightResult]) -> Coroutine[Any, Any, _FlightResult]:
                 nonlocal own
                 own = True
-                return self._fly(wanted, damaged=damaged)
+                return self._find_or_make(wanted, flight)
 
             try:
-                return await self._flights.join(wanted.digest, lead)
-            except MissingError:
-                # The leader sent only the digest; whoever has the graph leads the next flight.
-                if own or not wanted.request.HasField("graph"):
+                found, leads = await self._flights.join(wanted.digest, lead)
+            except MissingError as error:
+                if own or not _brings_more(request, error):
                     raise
+            else:
+                if found.miss is not None or not request.skip_cache_lookup:
+                    return found, leads
 
-    async def land(self) -> None:
+    def _abandoned(self, outcome: Outcome) -> None:
+        self._observer.observe(FlightAbandoned("compile", outcome))
+
+    async def drain(self) -> None:
         """Wait until no compile is under way."""
-        await self._flights.land_all()
+        await self._flights.drain()
 
-    async def _fly(self, wanted: Wanted, *, damaged: bool) -> tuple[CompiledModule, Miss]:
+    async def _find_or_make(
+        self, wanted: ResolvedRequest, flight: Flight[_FlightResult]
+    ) -> _FlightResult:
+        request = wanted.request
+        damaged = False
+        if not request.skip_cache_lookup:
+            found = await self._catalog.find(wanted.tenant, wanted.digest)
+            if isinstance(found, CompiledModule):
+                return _FlightResult(found, None)
+            if request.request_token:
+                raise unknown_token(request.request_token)
+            damaged = found.damaged
+        # The flight uses the request until its end, also when nobody waits any more.
+        with wanted.incoming.hold:
+            return await self._make(wanted, flight, damaged=damaged)
+
+    async def _make(
+        self, wanted: ResolvedRequest, flight: Flight[_FlightResult], *, damaged: bool
+    ) -> _FlightResult:
         request, key = wanted.request, wanted.key
         miss = await self._explainer.explain(
             key,
@@ -145,28 +190,54 @@ class Compiler:
             skipped=request.skip_cache_lookup,
             damaged=damaged,
         )
-        job = await self._job(request, wanted.tenant)
+        await self._require_blobs(request, wanted.tenant)
         async with self._admission.slot(wanted.tenant.name) as queued:
+            flight.running()
+            # Made only now, so that a job that waits costs no more than its request.
+            job = await self._job(wanted.incoming, wanted.tenant)
             # Only a miss that is worked on counts as one: a digest whose graph had to be
             # sent first is asked for again at once.
             reason = pb.MissReason.Name(miss.reason)
             self._observer.observe(LookupMade("miss", reason, wanted.tenant.name))
             with self._quotas.working(wanted.tenant):
-                result = await self._jobs.compile(job, wanted.tenant.name)
+                result = await self._jobs.compile(
+                    job, wanted.tenant.name, Subject(key.tenant, key.graph)
+                )
+        flight.finishing()
         report = result.report
         report.queue_seconds = queued
         report.created.GetCurrentTime()
         if request.HasField("graph"):
-            await self._store.put(wanted.tenant.blob(key.graph), job.body)
+            body = bytes(wanted.incoming.body)
+            await self._store.put(wanted.tenant.blob(key.graph), body)
         module = await self._catalog.add(wanted.tenant, wanted.digest, key, result)
         await self._explainer.remember(key)
         self._tell(wanted, result)
-        return module, miss
+        return _FlightResult(module, miss)
 
-    async def _job(self, request: pb.CompileRequest, tenant: Tenant) -> worker.CompileJob:
+    async def _require_blobs(self, request: pb.CompileRequest, tenant: Tenant) -> None:
+        """Say at once what is missing, before anything is waited for.
+
+        Raises:
+            MissingError: Names the blobs.
+        """
+        digests = {binding.content.sha256 for binding in request.values}
+        if not request.HasField("graph"):
+            digests.add(request.graph_digest.sha256)
+        if not digests:
+            return
+        places = {tenant.blob(digest): digest for digest in digests}
+        present = await self._store.contains(places)
+        missing = sorted(digest for place, digest in places.items() if place not in present)
+        if missing:
+            subjects = [f"blobs/{digest.hex()}" for digest in missing]
+            raise MissingError("send these blobs and try again", subjects)
+
+    async def _job(self, incoming: IncomingCompile, tenant: Tenant) -> worker.CompileJob:
         """Gather what the worker needs, or say what is missing."""
+        request = incoming.request
         missing: list[str] = []
-        body: bytes | None = request.graph.body
+        body: bytes | None = bytes(incoming.body)
         if not request.HasField("graph"):
             digest = request.graph_digest.sha256
             body = await stored_content(self._store, tenant.blob(digest), digest)
@@ -200,13 +271,23 @@ class Compiler:
             cost_is_measured=measured > 0,
         )
 
-    def _tell(self, wanted: Wanted, result: worker.CompileResult) -> None:
+    def _tell(self, wanted: ResolvedRequest, result: worker.CompileResult) -> None:
         report = result.report
         passes: Sequence[PassFinished] = [
             PassFinished(p.name, p.seconds, p.recompiles.requested, p.recompiles.performed, p.runs)
             for p in report.passes
         ]
         in_passes = sum(p.requested for p in passes)
+        _log.debug(
+            "compiled graph %s: pipeline=%s nodes=%d->%d seconds=%.3f queue_seconds=%.3f tenant=%s",
+            wanted.key.graph.hex(),
+            report.pipeline or "(no passes)",
+            report.nodes_before,
+            report.nodes_after,
+            report.seconds,
+            report.queue_seconds,
+            wanted.tenant.name or "-",
+        )
         self._observer.observe(
             CompileFinished(
                 seconds=report.seconds,
@@ -225,3 +306,13 @@ class Compiler:
                 tenant=wanted.tenant.name,
             )
         )
+
+
+def _brings_more(request: pb.CompileRequest, error: MissingError) -> bool:
+    """Whether a request could do better than the one that led its flight to this error.
+
+    That one held a token, or only a digest. Who has more leads the next flight; who has as little
+    would fare the same. A token that led elsewhere is answered by a flight of its own.
+    """
+    asked_for_request = error.subjects[0].startswith("requests/")
+    return request.HasField("graph") or bool(request.request_token) != asked_for_request

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from google.protobuf.message import DecodeError
 
 from lazyfx.errors import FieldViolation
+from lazyfx_server.compiling.crashes import Crashes, Subject
 from lazyfx_server.compiling.validation import check_compiled, check_rendered
 from lazyfx_server.errors import (
+    CrashingGraphError,
+    DrainingError,
     InternalError,
     InvalidRequestError,
     MissingError,
     OverloadedError,
     TimedOutError,
+    UnavailableError,
     UnmetError,
 )
-from lazyfx_server.execution import ExecutionError, Executor, WorkerOutOfCpu, WorkerTimedOut
-from lazyfx_server.telemetry import Observer, SourceRefused
+from lazyfx_server.execution import (
+    ExecutionError,
+    Executor,
+    ExecutorClosed,
+    NoWorker,
+    OnCall,
+    WorkerCrashed,
+    WorkerOutOfCpu,
+    WorkerTimedOut,
+)
+from lazyfx_server.telemetry import Event, GraphRefused, JobRetried, Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
 
@@ -25,39 +40,46 @@ class Jobs:
     Args:
         executor: Runs the bytes of a job in a worker.
         timeout: Seconds that one job may take.
+        crashes: Remembers graphs on which workers died; nothing does when left out.
         setting: What the timeout is called among the settings.
-        observer: Is told of sources that differed from their graphs.
+        observer: Is told of sources that differed from their graphs, of retries and refusals.
     """
 
     def __init__(
         self,
         executor: Executor,
         timeout: float,
+        crashes: Crashes | None = None,
         setting: str = "job_timeout",
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer
+        self._crashes = Crashes(0.0) if crashes is None else crashes
         self._executor = executor
         self._timeout = timeout
         self._setting = setting
 
-    async def compile(self, job: worker.CompileJob, owner: str) -> worker.CompileResult:
+    async def compile(
+        self, job: worker.CompileJob, owner: str, subject: Subject
+    ) -> worker.CompileResult:
         """Run passes over a graph of this owner.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        result = (await self._run(worker.Job(compile=job), owner)).compile
+        result = (await self._run(worker.Job(compile=job), owner, subject)).compile
         await check_compiled(result)
         return result
 
-    async def render(self, job: worker.RenderJob, owner: str) -> worker.RenderResult:
+    async def render(
+        self, job: worker.RenderJob, owner: str, subject: Subject
+    ) -> worker.RenderResult:
         """Render one artifact of this owner.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        result = (await self._run(worker.Job(render=job), owner)).render
+        result = (await self._run(worker.Job(render=job), owner, subject)).render
         check_rendered(job, result)
         return result
 
@@ -65,26 +87,37 @@ class Jobs:
         """Ask what devices workers see."""
         return (await self._run(worker.Job(describe=worker.DescribeJob()))).describe
 
-    async def native(self, job: worker.NativeJob) -> worker.NativeResult:
-        """Compile one graph to native code.
+    async def native(
+        self, job: worker.NativeJob, subject: Subject, on_call: OnCall
+    ) -> worker.NativeResult:
+        """Compile one graph to native code; `on_call` compiles C++ for it.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        return (await self._run(worker.Job(native=job))).native
+        result = await self._run(worker.Job(native=job), subject=subject, on_call=on_call)
+        return result.native
 
-    async def describe_native(self, job: worker.DescribeNativeJob) -> worker.DescribeNativeResult:
+    async def describe_native(
+        self, job: worker.DescribeNativeJob, on_call: OnCall
+    ) -> worker.DescribeNativeResult:
         """Ask where native artifacts run.
 
         Raises:
             RequestError: They cannot be made; says why.
         """
-        return (await self._run(worker.Job(describe_native=job))).describe_native
+        result = await self._run(worker.Job(describe_native=job), on_call=on_call)
+        return result.describe_native
 
-    async def _run(self, job: worker.Job, owner: str | None = None) -> worker.JobResult:
-        data = job.SerializeToString()
+    async def _run(
+        self,
+        job: worker.Job,
+        owner: str | None = None,
+        subject: Subject | None = None,
+        on_call: OnCall | None = None,
+    ) -> worker.JobResult:
         try:
-            answer = await self._executor.run(data, timeout=self._timeout, owner=owner)
+            answer = await self._on_a_worker(job, owner, subject, on_call)
             result = worker.JobResult.FromString(answer)
         except WorkerOutOfCpu as error:
             raise TimedOutError(
@@ -96,6 +129,10 @@ class Jobs:
                 f"the job took longer than {self._timeout:g} s and was stopped; send a smaller "
                 f"graph or fewer passes, or raise {self._setting}"
             ) from error
+        except NoWorker as error:
+            raise UnavailableError("no worker process took the job; try again") from error
+        except ExecutorClosed as error:
+            raise DrainingError("the server is shutting down; try again later") from error
         except ExecutionError as error:
             raise InternalError(
                 "the worker process died on this job; only this request failed"
@@ -103,12 +140,80 @@ class Jobs:
         except DecodeError as error:
             raise InternalError("the worker answered with something unreadable") from error
         if result.WhichOneof("kind") == "error":
-            if result.error.kind == worker.JOB_ERROR_KIND_SOURCE and self._observer is not None:
-                self._observer.observe(SourceRefused(job.WhichOneof("kind") or ""))
+            if result.error.kind == worker.JOB_ERROR_KIND_SOURCE:
+                self._observe(SourceRefused(job.WhichOneof("kind") or ""))
             _raise(result.error)
         elif result.WhichOneof("kind") != job.WhichOneof("kind"):
             raise InternalError("the worker answered another question")
         return result
+
+    async def _on_a_worker(
+        self,
+        job: worker.Job,
+        owner: str | None,
+        subject: Subject | None,
+        on_call: OnCall | None,
+    ) -> bytes:
+        """Run a job; when its worker dies, once more on another one.
+
+        A job that used up its processor seconds would do so again: it is told at once, and
+        counts as a death. One that ran out of time may have been on a busy machine, and does not.
+
+        Raises:
+            CrashingGraphError: Workers have died on its graph.
+            ExecutionError: As `Executor.run`.
+        """
+        kind, data = job.WhichOneof("kind") or "", job.SerializeToString()
+
+        def run() -> Awaitable[bytes]:
+            return self._executor.run(data, timeout=self._timeout, owner=owner, on_call=on_call)
+
+        if subject is None:
+            return await run()
+        self._check_crashes(kind, subject)
+        try:
+            answer = await self._attempt(kind, subject, run)
+        except NoWorker:
+            raise
+        except WorkerCrashed:
+            self._check_crashes(kind, subject)
+            self._observe(JobRetried(kind))
+            answer = await self._second_attempt(kind, subject, run)
+        self._crashes.note_survival(kind, subject)
+        return answer
+
+    async def _attempt(
+        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        try:
+            return await run()
+        except NoWorker:
+            raise
+        except (WorkerCrashed, WorkerOutOfCpu) as error:
+            self._crashes.note_death(kind, subject, str(error))
+            raise
+
+    async def _second_attempt(
+        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        try:
+            return await self._attempt(kind, subject, run)
+        except NoWorker:
+            raise
+        except WorkerCrashed as error:
+            self._observe(GraphRefused(kind))
+            raise self._crashes.refusal(kind, subject) from error
+
+    def _check_crashes(self, kind: str, subject: Subject) -> None:
+        try:
+            self._crashes.check(kind, subject)
+        except CrashingGraphError:
+            self._observe(GraphRefused(kind))
+            raise
+
+    def _observe(self, event: Event) -> None:
+        if self._observer is not None:
+            self._observer.observe(event)
 
 
 def _raise(error: worker.JobError) -> None:

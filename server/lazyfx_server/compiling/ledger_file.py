@@ -5,12 +5,23 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from lazyfx_server.store.folder import Folder, open_plain
+
 _log = logging.getLogger(__name__)
+
+
+# Far more than a server with many tenants ever counts.
+_MOST_BYTES = 32 * 2**20
+_MOST_WORDS = 8
+_MOST_CHARACTERS = 256
+
+Counts = Mapping[tuple[str, ...], float]
 
 
 class LedgerFile:
@@ -24,6 +35,8 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._folder = Folder(path.parent)
+        self._broken = False
         self._lock = _locked(path.with_suffix(".lock"))
 
     def read(self) -> dict[tuple[str, ...], float]:
@@ -31,26 +44,34 @@ class LedgerFile:
         if self._lock is None:
             return {}
         try:
-            rows = json.loads(self._path.read_text(encoding="utf-8"))
-            return {tuple(map(str, key)): float(value) for key, value in rows}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError) as error:
-            _log.warning("the ledger in %s cannot be read and begins anew: %s", self._path, error)
+            data = self._folder.read(self._path.name, most=_MOST_BYTES)
+            return {} if data is None else _counts(json.loads(data))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            _log.warning(
+                "the ledger in %s cannot be read, and counting starts again: %s", self._path, error
+            )
             return {}
 
-    def write(self, counts: Mapping[tuple[str, ...], float]) -> bool:
+    def write(self, counts: Counts) -> bool:
         """Put counts in the file's place, whole or not at all; tells whether it did."""
         if self._lock is None:
             return False
-        aside = self._path.with_suffix(".part")
+        part = f"{self._path.name}.part"
+        rows = [[list(key), value] for key, value in sorted(counts.items())]
+        data = json.dumps(rows, separators=(",", ":")).encode()
         try:
-            rows = [[list(key), value] for key, value in sorted(counts.items())]
-            aside.write_text(json.dumps(rows, separators=(",", ":")), encoding="utf-8")
-            aside.replace(self._path)
+            self._folder.remove(part)  # of a server that was killed; or a link, never followed
+            with os.fdopen(self._folder.create(part), "wb") as file:
+                file.write(data)
+            self._folder.replace((part,), (self._path.name,))
         except OSError as error:
-            _log.warning("the ledger cannot be written to %s: %s", self._path, error)
+            if not self._broken:
+                _log.warning("the ledger cannot be written to %s: %s", self._path, error)
+            self._broken = True
             return False
+        if self._broken:
+            _log.info("the ledger is written again")
+        self._broken = False
         return True
 
     def close(self) -> None:
@@ -60,10 +81,33 @@ class LedgerFile:
             self._lock = None
 
 
+def _counts(rows: object) -> dict[tuple[str, ...], float]:
+    """The counts that a file holds.
+
+    Raises:
+        TypeError, ValueError: It holds something else.
+    """
+    if not isinstance(rows, list):
+        raise TypeError("not a list of counts")
+    counts: dict[tuple[str, ...], float] = {}
+    for row in rows:
+        key, value = row
+        good_key = isinstance(key, list) and 0 < len(key) <= _MOST_WORDS
+        if not good_key or not all(
+            isinstance(word, str) and len(word) <= _MOST_CHARACTERS for word in key
+        ):
+            raise ValueError("a count without a name")
+        number = float(value) if isinstance(value, int | float) else math.nan
+        if not math.isfinite(number) or number < 0:
+            raise ValueError("a count that is not a number")
+        counts[tuple(key)] = number
+    return counts
+
+
 def _locked(path: Path) -> IO[bytes] | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+        file = os.fdopen(open_plain(path, os.O_RDWR | os.O_CREAT), "r+b")
     except OSError as error:
         _log.warning("the ledger is kept in memory only: %s", error)
         return None

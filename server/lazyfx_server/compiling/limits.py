@@ -17,16 +17,44 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 _DIGEST_BYTES = 32
 
+# Bounds that belong to the format: nobody needs more, and a setting would say nothing.
+MAX_NAME_BYTES = 256
+"""Longest name of a pass, an option, a dtype or a feature."""
+MAX_OPTIONS = 64
+"""Most options of one pass."""
+MAX_LIST_ITEMS = 16_384
+"""Most items of the lists in one request, of each kind: options, guards, constants."""
+
+
+MAX_SPELLING = 2**18
+"""Longest spelling of the passes of a request, in characters; reports and records hold it."""
+
+FORMAT_BOUNDS = {
+    "max_nesting": MAX_DEPTH,
+    "max_expression_nodes": MAX_EXPRESSION_TREE,
+    "max_name_bytes": MAX_NAME_BYTES,
+    "max_options": MAX_OPTIONS,
+    "max_list_items": MAX_LIST_ITEMS,
+    "max_spelling": MAX_SPELLING,
+}
+"""Those that no setting changes, by the names that GetServerInfo tells."""
+
 
 @dataclass(frozen=True)
 class RequestLimits:
     """Bounds of requests and jobs; see the settings of the same names."""
 
     max_message_bytes: int
+    max_held_bytes: int
+    max_held_bytes_per_tenant: int
     max_graph_bytes: int
+    max_presentation_bytes: int
     max_blob_bytes: int
     max_nodes: int
     max_passes: int
+    max_option_bytes: int
+    max_values: int
+    max_digests: int
     max_rewrites: int
     max_matches: int
     max_match_steps: int
@@ -38,6 +66,7 @@ class RequestLimits:
     max_streams: int
     max_metadata_bytes: int
     max_staged_bytes: int
+    max_staged_bytes_in_all: int
     max_call_seconds: float
     min_upload_rate: int
     upload_idle_timeout: float
@@ -54,10 +83,11 @@ class RequestLimits:
         }  # fmt: skip
         bounds = [(name, getattr(self, name)) for name in self.__dataclass_fields__]
         bounds += [(name, getattr(self.graph, name)) for name in self.graph.__dataclass_fields__]
-        bounds += [("max_nesting", MAX_DEPTH), ("max_expression_nodes", MAX_EXPRESSION_TREE)]
+        bounds += FORMAT_BOUNDS.items()
         for name, value in bounds:
             if not isinstance(value, GraphBounds):
-                unit = units.get(name.rpartition("_")[2], "count")
+                unit = units.get(name.split("_")[-1], "count")
+                unit = "bytes" if "_bytes_" in name else unit
                 yield pb.Limit(name=name, value=int(value), unit=unit)
 
     def job(self) -> worker.JobLimits:
@@ -71,8 +101,12 @@ class RequestLimits:
             graph=self.graph.message(),
         )
 
-    def check_compile(self, request: pb.CompileRequest) -> None:
+    def check_compile(self, request: pb.CompileRequest, body: memoryview) -> None:
         """Refuse a compile request whose shape is wrong or too large.
+
+        Args:
+            request: The request; the body of its graph may have been left out.
+            body: The body of its graph.
 
         Raises:
             InvalidRequestError: Names the field and the bound.
@@ -80,6 +114,7 @@ class RequestLimits:
         check_digest("graph_digest", request.graph_digest)
         if request.HasField("graph"):
             self.check_graph("graph", request.graph)
+            self.check_body("graph.body", body)
         passes = len(request.passes) + sum(len(spec.passes) for spec in request.passes)
         if passes > self.max_passes:
             raise InvalidRequestError.of_field(
@@ -116,7 +151,7 @@ class RequestLimits:
             raise InvalidRequestError.of_field(f"{field}.{error.field}", error.reason) from None
         self.check_body(f"{field}.body", graph.body)
 
-    def check_body(self, field: str, body: bytes) -> None:
+    def check_body(self, field: str, body: bytes | memoryview) -> None:
         """Refuse a graph body that is too large, however it came in.
 
         Raises:

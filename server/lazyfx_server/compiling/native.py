@@ -5,22 +5,31 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import shutil
-import tempfile
+import math
+import time
 from pathlib import Path
+from typing import Any
 
-from lazyfx.native.requests import conditions_digest
+from lazyfx.native.named_values import NamedValueError
+from lazyfx.native.requests import check_request, conditions_digest
 from lazyfx.native.target import mismatch
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.builds import Builds
+from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.errors import InvalidRequestError, RequestError, UnmetError
+from lazyfx_server.native.area import Area, remove
 from lazyfx_server.native.progress import read_progress
 from lazyfx_server.telemetry import NativeCompiled, Observer
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
+
+# A compile that has run for less is not worth finishing when nobody waits for it.
+_WORTH_KEEPING_SECONDS = 5.0
 
 
 class NativeCompiles:
@@ -28,47 +37,70 @@ class NativeCompiles:
 
     Args:
         jobs: Sends jobs to native workers; None when the server was started without them.
+        builds: Answers what these jobs ask; None likewise.
         admission: Bounds that work.
         compile_threads: C++ compilers that one job may run at a time.
         observer: Is told of each compile.
+        owner: User that folders of jobs belong to; None for the server's own.
+        required: A server that cannot make native artifacts must not start.
     """
 
     def __init__(
         self,
         jobs: Jobs | None,
+        builds: Builds | None,
         admission: Admission,
         compile_threads: int,
         observer: Observer,
+        *,
+        owner: int | None = None,
+        required: bool = False,
     ) -> None:
         self._jobs = jobs
+        self._builds = builds
         self._observer = observer
         self._admission = admission
         self._compile_threads = compile_threads
-        self._why_not = "this server makes no native artifacts; start it with --native"
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._owner = owner
+        self._required = required
+        self.why_not = "this server makes no native artifacts; start it with --native"
+        self._area: Area | None = None
+        self._usual_seconds: dict[int, float] = {}
         self.target: pb.NativeTarget | None = None
 
     async def start(self) -> None:
-        """Find out where artifacts of this machine run, which takes a compiler some seconds."""
-        if self._jobs is None:
+        """Find out where artifacts of this machine run, which takes a compiler some seconds.
+
+        Raises:
+            OSError: They cannot be made, and are required.
+        """
+        if self._jobs is None or self._builds is None:
             return
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="lazyfx-native-", ignore_cleanup_errors=True
-        )
+        area = self._area = await asyncio.to_thread(Area)
+        self._builds.open(area)
+        folder = area.folder("jobs", "describe", owner=self._owner)
         try:
             described = await self._jobs.describe_native(
-                worker.DescribeNativeJob(cache=self._folder.name)
+                worker.DescribeNativeJob(cache=str(folder)), self._builds.session()
             )
         except RequestError as error:
-            self._why_not = f"this server cannot make native artifacts: {error}"
-            _log.error("%s", self._why_not)
+            self.unavailable(str(error))
+            if self._required:
+                raise OSError(f"--native: {error}") from error
         else:
             self.target = described.target
+        finally:
+            await asyncio.to_thread(remove, folder)
+
+    def unavailable(self, reason: str) -> None:
+        """No native artifacts are made from now on."""
+        self.why_not = f"this server cannot make native artifacts: {reason}"
+        _log.warning("%s", self.why_not)
 
     def close(self) -> None:
         """Remove what compilers kept."""
-        if self._folder is not None:
-            self._folder.cleanup()
+        if self._area is not None:
+            self._area.close()
 
     def variant(self, request: pb.GetArtifactRequest) -> bytes:
         """What tells native artifacts of one module apart, 32 bytes.
@@ -76,7 +108,8 @@ class NativeCompiles:
         Machines that run what is made here share an artifact, whatever else they can do.
 
         Raises:
-            InvalidRequestError: The request does not say where the artifact will run.
+            InvalidRequestError: The request does not say where the artifact will run, or has a
+                setting or state that is not taken.
             UnmetError: What is made here does not run there; says why.
         """
         if not request.HasField("native"):
@@ -84,7 +117,11 @@ class NativeCompiles:
                 "native", "is missing; say where the artifact will run and under which settings"
             )
         if self.target is None:
-            raise UnmetError(self._why_not)
+            raise UnmetError(self.why_not)
+        try:
+            check_request(request.native)
+        except NamedValueError as error:
+            raise InvalidRequestError.of_field(error.field, error.reason) from error
         wanted = request.native.target
         if why := mismatch(self.target, wanted):
             raise UnmetError(f"a native artifact of this server would not run there: {why}")
@@ -101,6 +138,8 @@ class NativeCompiles:
         graph: graph_pb2.CompiledGraph,
         request: pb.GetArtifactRequest,
         tenant: str,
+        subject: Subject,
+        flight: Flight[Any],
     ) -> worker.NativeResult:
         """Make one artifact.
 
@@ -109,44 +148,67 @@ class NativeCompiles:
             graph: The compiled graph.
             request: Checked by `variant`.
             tenant: Whose it is, to be fair between them.
+            subject: What it is about.
+            flight: Told when the compile begins.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
         assert self._jobs is not None, "variant refuses before"
+        assert self._builds is not None, "likewise"
+        folder = self._folder_of(place)
         job = worker.NativeJob(
             kind=request.kind,
             graph=graph,
             request=request.native,
-            cache=str(self._folder_of(place)),
+            cache=str(folder),
             progress=str(self._progress_file(place)),
             compile_threads=self._compile_threads,
-            headers=str(self._root / "headers"),
             made_on=self.target,
         )
-        self._folder_of(place).mkdir(mode=0o700, exist_ok=True)
         ended = "failed"
         try:
             async with self._admission.slot(tenant):
-                result = await self._jobs.native(job)
+                started = time.monotonic()
+                flight.running(lambda: self._patience(request.kind, started))
+                result = await self._jobs.native(job, subject, self._builds.session())
+        except asyncio.CancelledError:
+            ended = "stopped"
+            raise
+        else:
             ended = "only_traced" if result.only_traced else "made"
+            if ended == "made":
+                self._note_seconds(request.kind, time.monotonic() - started)
             return result
         finally:
-            self._observer.observe(NativeCompiled(ended))
+            if flight.begun or ended != "stopped":
+                self._observer.observe(NativeCompiled(ended))
             # Also what a job that was killed has left behind.
-            await asyncio.to_thread(shutil.rmtree, self._folder_of(place), ignore_errors=True)
+            await asyncio.to_thread(remove, folder)
+
+    def _patience(self, kind: int, started: float) -> float:
+        """How long a compile goes on that nobody waits for: to its end, when it is nearly done.
+
+        That is when it has run for some time, and for half of what such compiles usually take.
+        """
+        spent = time.monotonic() - started
+        usual = self._usual_seconds.get(kind)
+        if usual is not None and spent >= max(_WORTH_KEEPING_SECONDS, usual / 2):
+            return math.inf
+        return STOP_SECONDS
+
+    def _note_seconds(self, kind: int, seconds: float) -> None:
+        usual = self._usual_seconds.get(kind, seconds)
+        self._usual_seconds[kind] = usual + 0.2 * (seconds - usual)
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """How far the making of an artifact is."""
         return read_progress(self._progress_file(place))
 
-    @property
-    def _root(self) -> Path:
-        assert self._folder is not None, "started"
-        return Path(self._folder.name)
-
     def _folder_of(self, place: bytes) -> Path:
-        return self._root / f"job-{place.hex()}"
+        assert self._area is not None, "started"
+        return self._area.folder("jobs", place.hex(), owner=self._owner)
 
     def _progress_file(self, place: bytes) -> Path:
-        return self._folder_of(place) / "progress"
+        assert self._area is not None, "started"
+        return self._area.root / "jobs" / place.hex() / "progress"

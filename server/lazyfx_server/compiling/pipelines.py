@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,14 @@ from cachetools import LRUCache
 
 from lazyfx.errors import FieldViolation
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.limits import MAX_SPELLING
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassError, Registry
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.requests import pipeline_of
+
+MAX_REMEMBERED = 8192
+"""Longest spelling, in characters, of a pipeline that is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,9 @@ class Pipelines:
     ) -> None:
         self._registry = registry
         self._named = named or NamedPipelines(registry)
-        self._known: LRUCache[tuple[bytes, ...], PipelineName] = LRUCache(capacity)
+        self._known: LRUCache[bytes, PipelineName] = LRUCache(capacity)
+        # Large requests are read in a thread of their own.
+        self._lock = threading.Lock()
 
     def expand(self, specs: Sequence[pb.PassSpec]) -> list[pb.PassSpec]:
         """The passes of a request that was resolved, pipelines' names replaced by passes."""
@@ -63,18 +70,35 @@ class Pipelines:
             InvalidRequestError: A pass or an option is unknown or has the wrong type.
         """
         modes = b"eager" * eager + b"verify" * verify
-        written = (modes, *(spec.SerializeToString(deterministic=True) for spec in specs))
-        name: PipelineName | None = self._known.get(written)
+        # Its digest: rewrites may hold megabytes, and what is remembered is kept.
+        written = hashlib.sha256(modes)
+        for spec in specs:
+            data = spec.SerializeToString(deterministic=True)
+            written.update(len(data).to_bytes(8, "little") + data)
+        place = written.digest()
+        with self._lock:
+            name: PipelineName | None = self._known.get(place)
         if name is None:
-            try:
-                pipeline = pipeline_of(self._registry, self._named.expand(specs))
-            except PassError as error:
-                raise InvalidRequestError(
-                    str(error), [FieldViolation(error.field, error.message)]
-                ) from error
-            fingerprint = pipeline.fingerprint
-            if modes:
-                fingerprint = hashlib.sha256(modes + fingerprint).digest()
-            name = PipelineName(fingerprint, pipeline.spelling)
-            self._known[written] = name
+            name = self._resolve(specs, modes)
+            if len(name.spelling) <= MAX_REMEMBERED:
+                with self._lock:
+                    self._known[place] = name
         return name
+
+    def _resolve(self, specs: Sequence[pb.PassSpec], modes: bytes) -> PipelineName:
+        try:
+            pipeline = pipeline_of(self._registry, self._named.expand(specs))
+        except PassError as error:
+            raise InvalidRequestError(
+                str(error), [FieldViolation(error.field, error.message)]
+            ) from error
+        if len(pipeline.spelling) > MAX_SPELLING:
+            raise InvalidRequestError.of_field(
+                "passes",
+                f"have {len(pipeline.spelling)} characters when spelled out; at most "
+                f"{MAX_SPELLING} are taken",
+            )
+        fingerprint = pipeline.fingerprint
+        if modes:
+            fingerprint = hashlib.sha256(modes + fingerprint).digest()
+        return PipelineName(fingerprint, pipeline.spelling)

@@ -8,20 +8,41 @@ from dataclasses import dataclass, replace
 from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.held import HeldBytes, Hold
 from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
 from lazyfx_server.compiling.limits import RequestLimits
-from lazyfx_server.compiling.pipelines import PipelineName, Pipelines
+from lazyfx_server.compiling.off_loop import AT_ONCE_BYTES, off_loop, sha256
+from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingError
 
 # Requests by digest that are remembered as read and found to be well formed.
 _KNOWN_REQUESTS = 4096
-_NO_REQUEST = pb.CompileRequest()
 _TOKEN_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class IncomingCompile:
+    """A compile request as it came.
+
+    Attributes:
+        request: The message, without the body of its graph.
+        body: The body of its graph, in the very bytes that came: whoever waits holds it once.
+        size: Bytes of all of it.
+        hold: Counts them while they are used.
+    """
+
+    request: pb.CompileRequest
+    body: memoryview
+    size: int
+    hold: Hold
+
+
+_NOTHING = IncomingCompile(pb.CompileRequest(), memoryview(b""), 0, HeldBytes(0, 0).hold("", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRequest:
     """A request that has been read.
 
     Attributes:
@@ -29,7 +50,7 @@ class Wanted:
         key: What its result depends on.
         digest: The key, 32 bytes.
         pipeline: The name of its passes.
-        request: The request itself, for a worker.
+        incoming: The request itself, for a worker.
         arrived: When, by `time.perf_counter`.
     """
 
@@ -37,8 +58,13 @@ class Wanted:
     key: ModuleKey
     digest: bytes
     pipeline: PipelineName
-    request: pb.CompileRequest
+    incoming: IncomingCompile
     arrived: float
+
+    @property
+    def request(self) -> pb.CompileRequest:
+        """The message of the request, without the body of its graph."""
+        return self.incoming.request
 
 
 class RequestReader:
@@ -52,48 +78,59 @@ class RequestReader:
     def __init__(self, limits: RequestLimits, pipelines: Pipelines) -> None:
         self._limits = limits
         self._pipelines = pipelines
-        self._known: LRUCache[bytes, Wanted] = LRUCache(_KNOWN_REQUESTS)
+        self._known: LRUCache[bytes, ResolvedRequest] = LRUCache(_KNOWN_REQUESTS)
 
-    def read(
-        self, request: pb.CompileRequest, tenant: Tenant, arrived: float
-    ) -> tuple[bytes, Wanted]:
+    async def read(
+        self, incoming: IncomingCompile, tenant: Tenant, arrived: float
+    ) -> tuple[bytes, ResolvedRequest]:
         """A token for the request, if it can have one, and what is wanted.
 
         Raises:
             InvalidRequestError: A field is wrong.
             MissingError: The token stands for nothing.
         """
+        request = incoming.request
         if request.request_token:
-            return request.request_token, self._recall(request, tenant)
+            return request.request_token, self._recall(incoming, tenant)
         if request.HasField("graph"):
-            return b"", self._check(request, tenant, arrived)
+            return b"", await self._checked(incoming, tenant, arrived)
         # Without a graph a request says little, and says the same when it is a hit again.
-        token = hashlib.sha256(tenant.tag + request.SerializeToString()).digest()
-        known: Wanted | None = self._known.get(token)
+        written = tenant.tag + request.SerializeToString()
+        token = await sha256(written)
+        known: ResolvedRequest | None = self._known.get(token)
         if known is None:
-            known = replace(self._check(request, tenant, arrived), request=_NO_REQUEST)
+            checked = await self._checked(incoming, tenant, arrived)
+            known = replace(checked, incoming=_NOTHING)
+            if len(known.pipeline.spelling) > MAX_REMEMBERED:
+                return b"", known
             self._known[token] = known
         return token, known
 
-    def _recall(self, request: pb.CompileRequest, tenant: Tenant) -> Wanted:
+    def _recall(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
+        request = incoming.request
         if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
             raise InvalidRequestError.of_field(
                 "request_token",
                 f"has {_TOKEN_BYTES} bytes and stands for a whole request; "
                 "leave every other field out",
             )
-        known: Wanted | None = self._known.get(request.request_token)
+        known: ResolvedRequest | None = self._known.get(request.request_token)
         if known is None or known.tenant != tenant:
             raise unknown_token(request.request_token)
         return known
 
-    def _check(self, request: pb.CompileRequest, tenant: Tenant, arrived: float) -> Wanted:
-        self._limits.check_compile(request)
+    async def _checked(
+        self, incoming: IncomingCompile, tenant: Tenant, arrived: float
+    ) -> ResolvedRequest:
+        if incoming.size <= AT_ONCE_BYTES:
+            return self._check(incoming, tenant, arrived)
+        return await off_loop(self._check, incoming, tenant, arrived)
+
+    def _check(self, incoming: IncomingCompile, tenant: Tenant, arrived: float) -> ResolvedRequest:
+        request, body = incoming.request, incoming.body
+        self._limits.check_compile(request, body)
         graph_digest = request.graph_digest.sha256
-        if (
-            request.HasField("graph")
-            and graph_digest != hashlib.sha256(request.graph.body).digest()
-        ):
+        if request.HasField("graph") and graph_digest != hashlib.sha256(body).digest():
             raise InvalidRequestError.of_field(
                 "graph_digest.sha256", "is not the SHA-256 of graph.body; compute it from the body"
             )
@@ -107,7 +144,7 @@ class RequestReader:
             values=values_digest(request.values),
             environment=environment_digest(),
         )
-        return Wanted(tenant, key, key.digest, pipeline, request, arrived)
+        return ResolvedRequest(tenant, key, key.digest, pipeline, incoming, arrived)
 
 
 def unknown_token(token: bytes) -> MissingError:

@@ -14,6 +14,7 @@ from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.errors import InternalError
+from lazyfx_server.telemetry.plain_text import escaped
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _MOST_REPORT_BYTES = 4 * 2**20
@@ -57,7 +58,12 @@ def _check_report(report: pb.CompileReport) -> None:
     numbers = [report.seconds, report.pass_seconds, report.saved_seconds]
     numbers += [row.seconds for row in report.passes]
     if not _are_durations(numbers):
-        raise InternalError("the worker answered with a time that is none")
+        raise InternalError("the worker answered with an invalid duration")
+    report.pipeline = escaped(report.pipeline)
+    for passed in report.passes:
+        passed.note, passed.spelling = escaped(passed.note), escaped(passed.spelling)
+        for forced in passed.forced:
+            forced.where = escaped(forced.where)
 
 
 def check_rendered(job: worker.RenderJob, result: worker.RenderResult) -> None:
@@ -70,12 +76,12 @@ def check_rendered(job: worker.RenderJob, result: worker.RenderResult) -> None:
     if not media.isascii() or not media.isprintable() or not 0 < len(media) <= _MOST_MEDIA_TYPE:
         raise InternalError("the worker rendered an artifact without a media type")
     if not _are_durations([result.seconds]):
-        raise InternalError("the worker answered with a time that is none")
+        raise InternalError("the worker answered with an invalid duration")
     if job.kind in _TEXTS:
         try:
             result.data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InternalError("the worker rendered text that is none") from error
+            raise InternalError("the worker rendered something that is not text") from error
 
 
 def _are_durations(seconds: Iterable[float]) -> bool:

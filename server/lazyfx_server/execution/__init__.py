@@ -1,10 +1,12 @@
 """Running jobs away from the event loop: executors, and nothing about what the jobs do."""
 
+from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.base import (
     ExecutionError,
     Executor,
     ExecutorClosed,
     JobFunction,
+    NoWorker,
     OnRestart,
     RestartReason,
     ResultTooLarge,
@@ -13,28 +15,35 @@ from lazyfx_server.execution.base import (
     WorkerOutOfCpu,
     WorkerTimedOut,
 )
+from lazyfx_server.execution.calls import CallFailed, CallRefused, OnCall, call_server
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
 from lazyfx_server.execution.inline import InlineExecutor
-from lazyfx_server.execution.interpreters import Interpreters
 from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.process import ProcessExecutor
+from lazyfx_server.execution.spawn_source import SpawnSource
 
 __all__ = [
+    "CallBounds",
+    "CallFailed",
+    "CallRefused",
     "ExecutionError",
     "Executor",
     "ExecutorClosed",
     "ForkServer",
     "InlineExecutor",
-    "Interpreters",
     "JobFunction",
+    "NoWorker",
+    "OnCall",
     "OnRestart",
     "ProcessExecutor",
     "ProcessSource",
     "RestartReason",
     "ResultTooLarge",
+    "SpawnSource",
     "WorkerCrashed",
     "WorkerFailed",
     "WorkerOutOfCpu",
     "WorkerTimedOut",
+    "call_server",
     "start_forkserver",
 ]

@@ -3,7 +3,8 @@
 ::
 
     ExecutionError
-    ├── WorkerCrashed     the worker process died under the job, or could not start
+    ├── WorkerCrashed     the worker process died under the job
+    │   └── NoWorker          none took it
     ├── WorkerTimedOut    the job overran its time and was stopped
     │   └── WorkerOutOfCpu    it used up its processor seconds
     ├── WorkerFailed      the job raised; the worker lives on
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Literal, Protocol
+
+from lazyfx_server.execution.calls import OnCall
 
 JobFunction = Callable[[bytes], bytes]
 """What a worker runs. Importable by its qualified name, because workers import it."""
@@ -33,6 +36,10 @@ class ExecutionError(Exception):
 
 class WorkerCrashed(ExecutionError):  # noqa: N818 - reads as what happened
     """The worker died while it had the job, or no worker could be started for it."""
+
+
+class NoWorker(WorkerCrashed):
+    """No worker took the job: none could be started, or each died before. It is not to blame."""
 
 
 class WorkerTimedOut(ExecutionError):  # noqa: N818 - reads as what happened
@@ -113,7 +120,14 @@ class Executor(Protocol):
             WorkerCrashed: A worker could not be started.
         """
 
-    async def run(self, job: bytes, *, timeout: float, owner: str | None = None) -> bytes:
+    async def run(
+        self,
+        job: bytes,
+        *,
+        timeout: float,
+        owner: str | None = None,
+        on_call: OnCall | None = None,
+    ) -> bytes:
         """Runs one job and returns its result.
 
         Waits for a free worker first, for as long as that takes: how many may
@@ -124,6 +138,8 @@ class Executor(Protocol):
             timeout: Seconds that the job may run, counted from when a worker has it.
             owner: Whose job it is; no process runs jobs of two owners. None is the server's
                 own, which may run in any.
+            on_call: Answers calls that the job makes (`call_server`); they are cancelled when
+                the job ends. Without it they are refused.
 
         Raises:
             WorkerFailed: The function raised.

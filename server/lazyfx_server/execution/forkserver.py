@@ -7,8 +7,11 @@ gRPC's threads do not survive a fork, and the fork server itself is launched by 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from typing import Final
@@ -61,6 +64,18 @@ class ForkServer:
             self._ensure_running()
             process.start()
         return process
+
+    @staticmethod
+    def kill() -> None:
+        """Ends the fork server at once, also one that is still importing.
+
+        Whoever waits for a process of it is told. Python has no public name for that.
+        """
+        known = getattr(multiprocessing.forkserver, "_forkserver", None)
+        pid = getattr(known, "_forkserver_pid", None)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _ensure_running(self) -> None:
         self._context.set_forkserver_preload(self._preload)

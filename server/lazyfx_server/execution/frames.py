@@ -2,7 +2,9 @@
 
 A frame is one byte of kind, eight bytes of length (big-endian) and that many
 bytes. The server sends JOB frames; the worker answers READY once it can take
-jobs, then STARTED and one of RESULT, FAILED or TOO_LARGE for each job.
+jobs, then STARTED and one of RESULT, FAILED or TOO_LARGE for each job. While it has a job, it
+may send CALL frames, each with a number of its own before the question; the server sends the
+answer under the same number, as CALL_ANSWERED or, with the reason, CALL_FAILED.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ SMALL: Final = 1 << 16
 """Below this, one copy is cheaper than one more system call."""
 
 MAX_MESSAGE_CHARACTERS: Final = 8192
+CALL_NUMBER: Final = struct.Struct("!Q")
+"""What tells the calls of a worker apart; it stands before a question and its answer."""
 
 
 class Kind(IntEnum):
@@ -30,6 +34,9 @@ class Kind(IntEnum):
     FAILED = 5
     TOO_LARGE = 6
     START_FAILED = 7
+    CALL = 8
+    CALL_ANSWERED = 9
+    CALL_FAILED = 10
 
 
 def pack_error(error: BaseException) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from lazyfx_server.execution.base import (
     ExecutorClosed,
@@ -17,6 +18,7 @@ from lazyfx_server.execution.base import (
     WorkerTimedOut,
     call,
 )
+from lazyfx_server.execution.calls import OnCall, calling_loop, with_calls
 
 
 class InlineExecutor:
@@ -48,15 +50,24 @@ class InlineExecutor:
         """Starts the threads."""
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="lazyfx-job")
 
-    async def run(self, job: bytes, *, timeout: float, owner: str | None = None) -> bytes:
+    async def run(
+        self,
+        job: bytes,
+        *,
+        timeout: float,
+        owner: str | None = None,
+        on_call: OnCall | None = None,
+    ) -> bytes:
         """Runs one job; see `Executor.run`. A job that overruns keeps its thread until it ends."""
         del owner  # one process, whoever asks
         await self._free.acquire()
         if self._closed or self._threads is None:
             self._free.release()
             raise ExecutorClosed("the executor is not running")
-        future = asyncio.get_running_loop().run_in_executor(
-            self._threads, call, self._function, job
+        loop = asyncio.get_running_loop()
+        calling = calling_loop(on_call, loop)
+        future = loop.run_in_executor(
+            self._threads, with_calls, calling, partial(call, self._function), job
         )
         future.add_done_callback(self._release)
         await asyncio.wait({future}, timeout=timeout)

@@ -13,16 +13,21 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 
+from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.base import (
     ExecutionError,
     ExecutorClosed,
     JobFunction,
+    NoWorker,
     OnRestart,
-    WorkerCrashed,
     WorkerTimedOut,
 )
+from lazyfx_server.execution.calls import OnCall
 from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.worker import Worker, WorkerLost, WorkerPlan
+
+# Workers that may die, one after the other, before they have taken a job.
+_MOST_LOST = 3
 
 
 class ProcessExecutor:
@@ -41,6 +46,7 @@ class ProcessExecutor:
         cancel_grace: Seconds that a job may go on when its caller has gone away; a
             worker that ends its job in time need not be replaced.
         cpu_seconds: Processor seconds that one job may use; None for no bound.
+        calls: Bounds of the calls that jobs make.
         on_restart: Told of each replaced worker.
     """
 
@@ -56,11 +62,15 @@ class ProcessExecutor:
         start_timeout: float = 120.0,
         cancel_grace: float = 1.0,
         cpu_seconds: float | None = None,
+        calls: CallBounds | None = None,
         on_restart: OnRestart | None = None,
     ) -> None:
         if workers < 1 or max_jobs < 1:
             raise ValueError("workers and max_jobs must be at least 1")
-        self._plan = WorkerPlan(function, initializer, max_result_bytes, start_timeout, cpu_seconds)
+        self._plan = WorkerPlan(
+            function, initializer, max_result_bytes, start_timeout, cpu_seconds,
+            calls or CallBounds(),
+        )  # fmt: skip
         self._processes = processes
         self._workers = workers
         self._max_jobs = max_jobs
@@ -94,26 +104,35 @@ class ProcessExecutor:
             await self.close()
             raise
 
-    async def run(self, job: bytes, *, timeout: float, owner: str | None = None) -> bytes:
+    async def run(
+        self,
+        job: bytes,
+        *,
+        timeout: float,
+        owner: str | None = None,
+        on_call: OnCall | None = None,
+    ) -> bytes:
         """Runs one job; see `Executor.run`.
 
         A worker that has run jobs of another owner is replaced before it runs this one: what
         a job could have left behind in it reaches nobody else.
 
         A job whose worker had died before it could begin is given to another
-        worker, once. A call that is cancelled leaves its job `cancel_grace`
+        worker, a few times. A call that is cancelled leaves its job `cancel_grace`
         seconds to end; then the worker is killed.
         """
-        try:
-            return await self._attempt(job, timeout, owner)
-        except WorkerLost:
-            return await self._attempt(job, timeout, owner)
+        for _ in range(_MOST_LOST):
+            with contextlib.suppress(WorkerLost):
+                return await self._attempt(job, timeout, owner, on_call)
+        return await self._attempt(job, timeout, owner, on_call)
 
-    async def _attempt(self, job: bytes, timeout: float, owner: str | None) -> bytes:
+    async def _attempt(
+        self, job: bytes, timeout: float, owner: str | None, on_call: OnCall | None
+    ) -> bytes:
         if self._closed:
             raise ExecutorClosed("the executor is closed")
         worker = await self._worker_for(owner)
-        answer = worker.begin(job)
+        answer = worker.begin(job, on_call)
         try:
             await asyncio.wait({answer}, timeout=timeout)
         except asyncio.CancelledError:
@@ -184,7 +203,7 @@ class ProcessExecutor:
                 await self._launch()
             except ExecutionError as error:
                 if not self._live:  # nobody is left to serve those who wait
-                    self._idle.refuse(WorkerCrashed(str(error)))
+                    self._idle.refuse(NoWorker(str(error)))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 5.0)
             else:

@@ -10,19 +10,22 @@ import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final, cast
 
+from lazyfx_server.execution.answering import Answering, CallBounds
 from lazyfx_server.execution.base import (
     JobFunction,
+    NoWorker,
     RestartReason,
     ResultTooLarge,
     WorkerCrashed,
     WorkerFailed,
     WorkerOutOfCpu,
 )
+from lazyfx_server.execution.calls import OnCall
 from lazyfx_server.execution.frames import HEADER, SMALL, Kind, unpack_error
 from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.worker_side import serve
@@ -34,7 +37,7 @@ _REAP_SECONDS: Final = 2.0
 _REAP_INTERVAL: Final = 0.005
 
 
-class WorkerLost(WorkerCrashed):
+class WorkerLost(NoWorker):
     """The worker died before it had taken the job: another one may run it."""
 
 
@@ -48,6 +51,7 @@ class WorkerPlan:
         max_result_bytes: Largest result that the worker sends.
         start_timeout: Seconds until a new worker must be ready.
         cpu_seconds: Processor seconds that one job may use; None for no bound.
+        calls: Bounds of the calls that a job makes.
     """
 
     function: JobFunction
@@ -55,6 +59,7 @@ class WorkerPlan:
     max_result_bytes: int
     start_timeout: float
     cpu_seconds: float | None = None
+    calls: CallBounds = field(default_factory=CallBounds)
 
 
 class Worker(asyncio.Protocol):
@@ -89,6 +94,7 @@ class Worker(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._buffer = bytearray()
         self._answer: asyncio.Future[bytes] | None = None
+        self._calls = Answering(plan.calls, self._write, self._read_more)
         self._started = False
         self._exited = False
         self._disconnected = False
@@ -147,8 +153,12 @@ class Worker(asyncio.Protocol):
         """It has a job."""
         return self._answer is not None
 
-    def begin(self, job: bytes) -> asyncio.Future[bytes]:
+    def begin(self, job: bytes, on_call: OnCall | None = None) -> asyncio.Future[bytes]:
         """Hands it a job; it must be idle.
+
+        Args:
+            job: What its function is called with.
+            on_call: Answers the calls that the job makes.
 
         Returns:
             The result, or WorkerLost, WorkerCrashed, WorkerFailed or
@@ -165,13 +175,30 @@ class Worker(asyncio.Protocol):
             return answer
         if self._plan.cpu_seconds is not None:
             _bound_cpu(self.pid, self._plan.cpu_seconds)
-        header = HEADER.pack(Kind.JOB, len(job))
-        if len(job) <= SMALL:
-            self._transport.write(header + job)
+        self._calls.begin(on_call)
+        answer.add_done_callback(lambda _: self._calls.end())
+        self._write(Kind.JOB, job)
+        return answer
+
+    def _write(self, kind: Kind, body: bytes) -> None:
+        if self._transport is None or self._disconnected:
+            return
+        header = HEADER.pack(kind, len(body))
+        if len(body) <= SMALL:
+            self._transport.write(header + body)
         else:
             self._transport.write(header)
-            self._transport.write(job)
-        return answer
+            self._transport.write(body)
+
+    def _read_more(self, more: bool) -> None:
+        """Whether to take more from the worker: not while it has asked enough."""
+        transport = cast("asyncio.Transport", self._transport)
+        if transport is None or transport.is_closing():
+            return
+        if more:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
 
     def retire(self, reason: RestartReason) -> None:
         """Asks it to leave; it is killed when it does not."""
@@ -199,7 +226,8 @@ class Worker(asyncio.Protocol):
         buffer += data
         while len(buffer) >= HEADER.size:
             kind, length = HEADER.unpack_from(buffer)
-            if length > max(self._plan.max_result_bytes, SMALL):
+            most = self._calls.bounds.bytes if kind == Kind.CALL else self._plan.max_result_bytes
+            if length > max(most, SMALL):
                 self.kill("crash")  # no worker of ours sends that: do not wait for its bytes
                 return
             end = HEADER.size + length
@@ -219,6 +247,10 @@ class Worker(asyncio.Protocol):
     def _frame(self, kind: int, body: bytes) -> None:
         if kind == Kind.STARTED:
             self._started = True
+            return
+        if kind == Kind.CALL:
+            if not self._calls.take(body):
+                self.kill("crash")  # it asks for more than any job needs
             return
         if kind == Kind.READY:
             if not self.ready.done():

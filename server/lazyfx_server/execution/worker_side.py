@@ -14,11 +14,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Final
 
 from lazyfx_server.execution.base import JobFunction, call
-from lazyfx_server.execution.frames import Kind, pack_error, receive, send
+from lazyfx_server.execution.calls import answer_calls_by
+from lazyfx_server.execution.channel import Channel
+from lazyfx_server.execution.frames import Kind, pack_error
 
 # So many new objects start a collection within a job, about 30 MB of a graph.
 _YOUNG_OBJECTS: Final = 200_000
@@ -40,23 +43,26 @@ def serve(
     """
     _leave_the_servers_group()
     _die_with_the_server()
+    _close_others()
     # Graphs are made of cycles and live as long as their job: looking for garbage among
     # them took a quarter of a job's time. It is collected when the answer is on its way.
     gc.set_threshold(_YOUNG_OBJECTS)
+    channel = Channel(connection)
+    answer_calls_by(channel.call)
     try:
         if initializer is not None:
             initializer()
     except Exception as error:  # noqa: BLE001 - whatever it is, the server must hear of it
         traceback.print_exc()
-        send(connection, Kind.START_FAILED, pack_error(error))
+        channel.send(Kind.START_FAILED, pack_error(error))
         return
     with contextlib.suppress(OSError):  # the server is gone: there is nobody to tell
-        send(connection, Kind.READY)
-        while (frame := receive(connection)) is not None:
-            send(connection, Kind.STARTED)
-            kind, body = _answer(function, frame[1], max_result_bytes)
-            del frame
-            send(connection, kind, body)
+        channel.send(Kind.READY)
+        while (job := channel.next_job()) is not None:
+            channel.send(Kind.STARTED)
+            kind, body = _answer(function, job, max_result_bytes)
+            del job
+            channel.send(kind, body)
             del body
             gc.collect()
 
@@ -107,6 +113,24 @@ def _die_with_the_server() -> None:
         return
     if select.select([lifeline], [], [], 0)[0]:  # it ended before the kernel was asked
         os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _close_others() -> None:
+    """Close the pipes to multiprocessing's own processes, which a worker has no business with.
+
+    A byte in the one ends the fork server, and words in the other remove names of shared memory.
+    """
+    if getattr(forkserver._forkserver, "_forkserver_alive_fd", None) is None:  # noqa: SLF001 - it has no other
+        return  # not forked: libraries that were imported here still tell the resource tracker
+    for holder, name in (
+        (forkserver._forkserver, "_forkserver_alive_fd"),  # noqa: SLF001 - it has no other
+        (resource_tracker._resource_tracker, "_fd"),  # noqa: SLF001 - likewise
+    ):
+        descriptor = getattr(holder, name, None)
+        if descriptor is not None:
+            setattr(holder, name, None)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def _wait_for_end(lifeline: int) -> None:

@@ -12,10 +12,12 @@ from torch.fx import GraphModule
 
 from lazyfx import wire
 from lazyfx.native import settings, states, target
+from lazyfx.native.configuration import read_configuration
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _MOST_CHARACTERS = 600
+_MOST_SETTINGS = 8
 
 
 class CannotCompile(Exception):  # noqa: N818 - reads as what happened
@@ -40,12 +42,22 @@ def as_asked(request: pb.NativeRequest) -> Iterator[None]:
     with ExitStack() as stack:
         states.enter_states(request.states, stack)
         stack.enter_context(settings.applied(wanted))
-        if settings.configuration_digest() != request.configuration:
-            raise CannotCompile(
-                "settings of Inductor or AOTAutograd differ between this server and the caller in "
-                "a way that does not travel; unset those that docs/training.md does not list"
-            )
+        _require_same_configuration(request)
         yield
+
+
+def _require_same_configuration(request: pb.NativeRequest) -> None:
+    here = read_configuration()
+    if here.digest == request.configuration:
+        return
+    differing = here.differing(request.setting_digests)
+    named = ", ".join(differing[:_MOST_SETTINGS]) or "it did not say which"
+    if len(differing) > _MOST_SETTINGS:
+        named += f" and {len(differing) - _MOST_SETTINGS} more"
+    raise CannotCompile(
+        "settings of Inductor or AOTAutograd that do not travel differ between the caller and "
+        f"this server: {named}; give both the same values; docs/training.md lists what travels"
+    )
 
 
 def own_settings(job: worker.NativeJob) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -12,31 +13,49 @@ from lazyfx.errors import DecodeError, LazyfxError
 from lazyfx.native import target, torch_names
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.native.conditions import CannotCompile
+from lazyfx_server.native.confinement import Confinement
 from lazyfx_server.native.making import make_artifact
-from lazyfx_server.native.torch_names import keep_headers_in
+from lazyfx_server.native.toolchain.compiler import Compiler
+from lazyfx_server.native.toolchain.standing_in import NotOurs, compile_on_the_server
+from lazyfx_server.security.native_source import NativeSourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
 
 
-def run_native_job(data: bytes) -> bytes:
+def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) -> bytes:
     """Run one serialized Job and return a serialized JobResult.
 
-    Whatever goes wrong becomes a JobError.
+    Whatever goes wrong becomes a JobError, except a sandbox that cannot be entered.
+
+    Raises:
+        SandboxError: The process could not be confined.
     """
     job = worker.Job.FromString(data)
     result = worker.JobResult()
+    native = job.HasField("native")
+    folder = job.native.cache if native else job.describe_native.cache
+    _keep_to(Path(folder))
+    confinement.enter(Path(folder))
     try:
-        if job.HasField("native"):
-            _use_cache(job.native.cache)
-            keep_headers_in(Path(job.native.headers))
+        compile_on_the_server(compiler, Path(folder))
+        if native:
             result.native.CopyFrom(make_artifact(job.native))
         else:
-            _use_cache(job.describe_native.cache)
             result.describe_native.target.CopyFrom(_describe())
     except CannotCompile as error:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
         result.error.message = str(error)
+        if NotOurs.first:
+            result.error.kind = worker.JOB_ERROR_KIND_SOURCE
+            result.error.message = NotOurs.first
+    except NativeSourceRefused as error:
+        _log.error("generated native source was refused: %s", error)
+        result.error.kind = worker.JOB_ERROR_KIND_SOURCE
+        result.error.message = (
+            "what Inductor wrote for this graph differs from what it usually writes, and was not "
+            "compiled; please report it with the graph"
+        )
     except DecodeError as error:
         result.error.kind = worker.JOB_ERROR_KIND_INTERNAL
         result.error.message = f"the compiled graph cannot be read: {error}"
@@ -51,8 +70,13 @@ def run_native_job(data: bytes) -> bytes:
     return result.SerializeToString()
 
 
-def _use_cache(folder: str) -> None:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+def _keep_to(folder: Path) -> None:
+    """Have everything that is written in this process written there."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = str(folder)
+    # Inductor's own pool of processes would be made of forks.
+    os.environ["TORCH_WARM_POOL"] = "0"
 
 
 def _describe() -> pb.NativeTarget:

@@ -19,6 +19,8 @@ from lazyfx_server.native.conditions import as_asked, fake_inputs, made_on, own_
 from lazyfx_server.native.floats import recall_items
 from lazyfx_server.native.inductor import make_bundle
 from lazyfx_server.native.progress import Progress
+from lazyfx_server.native.sources import checked_sources
+from lazyfx_server.native.texts import without_texts
 from lazyfx_server.native.torch_names import fresh_fake_mode
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -40,15 +42,17 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     Raises:
         CannotCompile: Says why, and what the caller can do.
         LazyfxError: The request is malformed.
+        NativeSourceRefused: What Inductor wrote is not like what it writes; nothing was compiled
+            of it.
     """
     started = perf_counter()
     progress = Progress(Path(job.progress))
     progress.stage("tracing")
-    module = wire.decode(graph_pb2.GraphBody.FromString(job.graph.graph.body))
+    module = wire.decode(without_texts(graph_pb2.GraphBody.FromString(job.graph.graph.body)))
     mode = fresh_fake_mode()
     inputs = fake_inputs(module, mode)
     recall_items(module)
-    with as_asked(job.request):
+    with as_asked(job.request), checked_sources():
         made = _MAKERS[job.kind](module, inputs, mode, own_settings(job), progress)
     progress.stage("packing")
     made.target.CopyFrom(made_on(job))

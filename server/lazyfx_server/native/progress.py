@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from pathlib import Path
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
+
+_MOST_BYTES: Final = 1024
+_STAGES: Final = ("tracing", "compiling", "packing")
 
 
 class Progress:
@@ -45,6 +51,27 @@ class Progress:
 def read_progress(path: Path) -> pb.ArtifactProgress:
     """How far a job is; "waiting" before it has begun."""
     try:
-        return pb.ArtifactProgress.FromString(path.read_bytes())
-    except (OSError, DecodeError):
+        return _checked(pb.ArtifactProgress.FromString(_read(path)))
+    except (OSError, ValueError, DecodeError):
         return pb.ArtifactProgress(stage="waiting")
+
+
+def _read(path: Path) -> bytes:
+    """A small regular file of a worker's, which may have put anything else in its place.
+
+    Raises:
+        OSError: It cannot be opened, or is a link.
+        ValueError: It is not a regular file, or a large one.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
+            raise ValueError("not what a worker writes")
+        return file.read(_MOST_BYTES)
+
+
+def _checked(progress: pb.ArtifactProgress) -> pb.ArtifactProgress:
+    if progress.stage not in _STAGES:
+        raise ValueError("not a stage")
+    return progress

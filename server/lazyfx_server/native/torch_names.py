@@ -7,10 +7,10 @@ from __future__ import annotations
 import inspect
 import io
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,15 @@ import torch
 from torch._dynamo.source import ConstantSource
 from torch._functorch._aot_autograd import graph_compile
 from torch._guards import TracingContext, tracing
-from torch._inductor import aot_compile, codecache, compile_fx, standalone_compile
+from torch._inductor import (
+    aot_compile,
+    codecache,
+    compile_fx,
+    cpp_builder,
+    cpu_vec_isa,
+    standalone_compile,
+)
+from torch._inductor.exc import CppCompileError
 from torch._inductor.fx_passes import joint_graph
 from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
 from torch._inductor.utils import ALIGN_BYTES
@@ -28,8 +36,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.pt2_archive._package import package_pt2
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils import cpp_extension
 
 from lazyfx.native.torch_names import functorch_config, inductor_config
+
+__all__ = ["CppCompileError"]
 
 _PARAMETERS = inspect.signature(standalone_compile).parameters
 
@@ -39,11 +50,77 @@ _PARAMETERS = inspect.signature(standalone_compile).parameters
 # has no key it may take any. What goes wrong when it writes is an error, not a line of its log.
 _WRITTEN = {"bypass_autograd_cache_key": True, "strict_autograd_cache": True}
 
+_CPP = ("cpp", "cu", "cc", "cxx")
 
-def keep_headers_in(folder: Path) -> None:
-    """Keep precompiled headers in a folder of one's own; torch shares them by user."""
-    codecache._HEADER_DIR = str(folder)
-    codecache._HEADER_LOCK_DIR = str(folder / "locks")
+
+def replace_programs(
+    *,
+    run_command: Callable[[str, str], None],
+    precompile_header: Callable[..., str],
+    compiler: str,
+    subprocess: Any,
+) -> None:
+    """Put something in the place of every program that Inductor starts for C++.
+
+    Args:
+        run_command: Takes a command line and its folder, as `run_compile_cmd` of cpp_builder.
+        precompile_header: Takes a header's name, and returns a path to include it by.
+        compiler: The name of the compiler that it would look for.
+        subprocess: In the place of that module, where a compiler is asked about itself.
+    """
+    for module, name, value in (
+        (cpp_builder, "run_compile_cmd", run_command),
+        (cpp_builder, "cpp_compiler_search", lambda _search: compiler),
+        (codecache, "_precompile_header", precompile_header),
+        (cpp_builder, "subprocess", subprocess),
+        (cpu_vec_isa, "subprocess", subprocess),
+        (codecache, "subprocess", subprocess),
+    ):
+        getattr(module, name)  # torch has moved it where this raises
+        setattr(module, name, value)
+
+
+def include_folders() -> tuple[str, ...]:
+    """Folders of headers that Inductor names in its command lines, in its order."""
+    found = [sysconfig.get_path("include"), sysconfig.get_path("include", scheme="posix_prefix")]
+    found += cpp_extension.include_paths()
+    if torch.cuda.is_available():
+        found += cpp_extension.include_paths("cuda")
+    return tuple(dict.fromkeys(found))
+
+
+def library_folders() -> tuple[str, ...]:
+    """Folders of libraries that Inductor names in its command lines, in its order."""
+    found = [str(sysconfig.get_config_var("LIBDIR")), cpp_extension.TORCH_LIB_PATH]
+    if torch.cuda.is_available():
+        found += cpp_extension.library_paths("cuda")
+    return tuple(dict.fromkeys(found))
+
+
+@contextmanager
+def written_sources(
+    on_cpp: Callable[[str], None], on_python: Callable[[str], None]
+) -> Iterator[None]:
+    """See every source that Inductor writes within the block, before it is compiled or run.
+
+    All of them go through one function of torch on their way to a file. What Triton kernels are
+    made of stands in a Python source, too.
+
+    Args:
+        on_cpp: Called with each C++ source; what it raises keeps the source from being written.
+        on_python: The same for Python.
+    """
+    original = codecache.write
+
+    def write(content: Any, extension: str, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(content, str) and extension.endswith(_CPP):
+            on_cpp(content)
+        elif extension == "py":
+            on_python(content)
+        return original(content, extension, *args, **kwargs)
+
+    with _instead(codecache, "write", write):
+        yield
 
 
 def compile_ahead(

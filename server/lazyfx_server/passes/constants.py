@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lazyfx_server.passes.evaluation import reviewed
 from lazyfx_server.passes.fake import UNKNOWN, FakeRun, in_fresh_thread, same_metadata
+from lazyfx_server.passes.outputs import check_outputs
 from lazyfx_server.passes.storage import StorageMap
 from lazyfx_server.passes.walk import attribute_at
 
@@ -119,9 +120,10 @@ def _execute(module: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
     kwargs: Any = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
     if node.op == "call_module":
         return module.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     target: Any = node.target
+    check_outputs(target, args, kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
     return target(*args, **kwargs)
 
 

@@ -21,8 +21,10 @@ from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
 from lazyfx.wire.tensors import stand_in_of
 from lazyfx.wire.values import describe, fake_tensor, materialize
+from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.evaluation import without_real_constants
 from lazyfx_server.passes.large_numbers import check_numbers
+from lazyfx_server.passes.outputs import check_outputs
 from lazyfx_server.passes.walk import attribute_at
 
 T = TypeVar("T")
@@ -163,6 +165,9 @@ class FakeRun:
         kwargs = torch.fx.node.map_arg(node.kwargs, self.value)
         try:
             value = self._call(node, args, kwargs)
+        except PassError as error:
+            error.node = error.node or node.name
+            raise
         except Exception:  # noqa: BLE001 - whatever an operator cannot do fake, its value stays what was known
             return self.known(node)
         if self._made_symbols():
@@ -173,6 +178,7 @@ class FakeRun:
     def _call(self, node: Node, args: Any, kwargs: Any) -> Any:
         target: Any = node.target
         check_numbers(target, (*args, *kwargs.values()))
+        check_outputs(target, args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         if node.op == "call_module":

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _MOST_BITS = 8192
-_MOST_ITEMS = 1_000_000
+_MOST_ITEMS = 100_000
 _POWERS = frozenset({"pow", "ipow", "rpow"})
 _SHIFTS = frozenset({"lshift", "ilshift", "rlshift"})
 _REVERSED = frozenset({"rpow", "rlshift"})
+_FORMATS = frozenset({"mod", "imod"})
 _PRODUCTS = frozenset({"mul", "imul", "rmul"})
 
 
@@ -38,13 +39,15 @@ def check_numbers(target: object, operands: Sequence[Any]) -> None:
     if name in _REVERSED:
         operands = operands[::-1]
     numbers = [operand for operand in operands if isinstance(operand, int)]
-    lists = [operand for operand in operands if isinstance(operand, list | tuple)]
+    lists = [operand for operand in operands if isinstance(operand, list | tuple | str)]
     if name in _POWERS and len(numbers) == 2:
         _bounded(numbers[0].bit_length() * max(numbers[1], 0), _MOST_BITS)
     elif name in _SHIFTS and len(numbers) == 2:
         _bounded(numbers[1], _MOST_BITS)
     elif name in _PRODUCTS and len(numbers) == 1 and len(lists) == 1:
         _bounded(len(lists[0]) * max(numbers[0], 0), _MOST_ITEMS)
+    elif name in _FORMATS and operands and isinstance(operands[0], str):
+        raise TooLargeError  # "%1000000000d" % 1 is a text of a gigabyte
 
 
 def _bounded(size: int, most: int) -> None:

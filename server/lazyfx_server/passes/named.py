@@ -7,8 +7,9 @@ from types import MappingProxyType
 
 from lazyfx.errors import LazyfxError
 from lazyfx.passes import spec_of
+from lazyfx.printable import shown
 from lazyfx.spelling import UNTIL_STABLE, parse
-from lazyfx.suggesting import SHORT_NAMES, did_you_mean, shown
+from lazyfx.suggesting import SHORT_NAMES, did_you_mean
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.registry import Registry

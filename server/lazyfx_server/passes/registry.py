@@ -5,12 +5,31 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
-from lazyfx.suggesting import SHORT_NAMES, did_you_mean, shown
+from lazyfx.native.setting_types import (
+    Bool,
+    Float,
+    Int,
+    Name,
+    ValueType,
+    mismatch_reason,
+)
+from lazyfx.printable import shown
+from lazyfx.suggesting import SHORT_NAMES, did_you_mean
 from lazyfx_server.passes.base import OptionValue, Pass
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
 from lazyfx_server.passes.errors import PassError
+
+_NAME: Final = Name()
+# What an option takes whose field says nothing in `metadata["takes"]`.
+_USUAL: Final[Mapping[type, ValueType]] = {
+    bool: Bool(),
+    int: Int(-(2**53), 2**53),
+    float: Float(-1e300, 1e300),
+    str: _NAME,
+}
+_MOST_ITEMS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +87,20 @@ class Registry:
         """
         pass_class = self._passes.get(name)
         if pass_class is None:
+            if not _NAME.accepts(name):
+                raise PassError(mismatch_reason(name, _NAME), field="name")
             raise PassError(
                 f"no pass is named {shown(name)}{did_you_mean(name, self.names(), SHORT_NAMES)}",
                 field="name",
             )
         types = _option_types(pass_class)
+        takes = _value_types(pass_class)
         values: dict[str, Any] = {}
         for option, value in (options or {}).items():
             if option not in types:
+                if not _NAME.accepts(option):
+                    reason = mismatch_reason(option, _NAME)
+                    raise PassError(reason, field="options", pass_name=name)
                 hint = did_you_mean(option, types)
                 raise PassError(
                     f"no option is named {shown(option)}{hint}",
@@ -83,6 +108,7 @@ class Registry:
                     pass_name=name,
                 )
             values[option] = _convert(option, value, types[option], name)
+            _check(option, values[option], takes[option], name)
         try:
             return pass_class(**values)
         except ValueError as error:  # a dataclass's own check of its values
@@ -92,6 +118,28 @@ class Registry:
 def _option_types(pass_class: type[Pass]) -> dict[str, Any]:
     hints = get_type_hints(pass_class)
     return {f.name: hints[f.name] for f in fields(pass_class)}
+
+
+def _value_types(pass_class: type[Pass]) -> dict[str, ValueType]:
+    """What each option takes; each item of one that is a list."""
+    hints = _option_types(pass_class)
+    found: dict[str, ValueType] = {}
+    for option in fields(pass_class):
+        hint = hints[option.name]
+        scalar = get_args(hint)[0] if get_origin(hint) is tuple else hint
+        found[option.name] = option.metadata.get("takes") or _USUAL[scalar]
+    return found
+
+
+def _check(option: str, value: OptionValue, expected: ValueType, pass_name: str) -> None:
+    items = value if isinstance(value, tuple) else (value,)
+    reason = next((r for item in items if (r := mismatch_reason(item, expected))), "")
+    if len(items) > _MOST_ITEMS:
+        reason = f"has {len(items)} items; it takes at most {_MOST_ITEMS}"
+    if reason:
+        raise PassError(
+            f"option {option!r} {reason}", field=f"options.{option}", pass_name=pass_name
+        )
 
 
 def _type_name(annotation: Any) -> str:
@@ -107,7 +155,7 @@ def _convert(option: str, value: object, annotation: Any, pass_name: str) -> Opt
     if type(value) is annotation and isinstance(value, bool | int | float | str):
         return value
     raise PassError(
-        f"option {option!r} takes {_type_name(annotation)}, not {value!r}",
+        f"option {option!r} takes {_type_name(annotation)}, not {shown(value)}",
         field=f"options.{option}",
         pass_name=pass_name,
     )

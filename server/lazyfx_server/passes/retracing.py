@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lazyfx_server.passes.calls import KnownValues
 from lazyfx_server.passes.effects import effects_of
 from lazyfx_server.passes.evaluation import without_real_constants
+from lazyfx_server.passes.outputs import BoundedInterpreter
 from lazyfx_server.passes.walk import attribute_at, unused_name
 
 
@@ -154,7 +155,7 @@ _LAID_OUT = {
 }
 
 
-class _Lifted(Interpreter):
+class _Lifted(BoundedInterpreter):
     """Runs a graph whose attributes are arguments."""
 
     def __init__(self, module: GraphModule, attributes: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lazyfx.wire.tensors import stand_in_of
@@ -23,6 +23,7 @@ from lazyfx_server.passes.base import Pass, PassLimits
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.evaluation import UnreviewedError, reviewed
 from lazyfx_server.passes.fake import in_fresh_thread
+from lazyfx_server.passes.outputs import BoundedInterpreter
 
 _SEED = 20105257
 _GRADIENT = "gradient"
@@ -150,7 +151,7 @@ class _Values:
         return tensor if found is None else found[1]
 
 
-class _Run(Interpreter):
+class _Run(BoundedInterpreter):
     """Runs a graph with other attributes than the module's own; writes reach only copies."""
 
     def __init__(self, module: GraphModule, values: _Values, copies: _Copies) -> None:

@@ -1,19 +1,33 @@
-"""What every call goes through: identity, draining, counting, errors to statuses."""
+"""What every call goes through: identity, readiness, counting, logging, errors to statuses."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from lazyfx_server.errors import DrainingError, RequestError, TimedOutError
-from lazyfx_server.rpc.door import Door
-from lazyfx_server.rpc.statuses import status_of
+from lazyfx_server.errors import (
+    DrainingError,
+    ForbiddenError,
+    MissingError,
+    RequestError,
+    StartingError,
+    TimedOutError,
+    UnavailableError,
+    UnidentifiedError,
+)
+from lazyfx_server.rpc.authentication import Authenticator, caller_name
+from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_caller
+from lazyfx_server.rpc.descriptors import Descriptors
+from lazyfx_server.rpc.small_requests import HANDLER_MAKERS, small_requests
+from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
 from lazyfx_server.telemetry import Observer, RequestHandled
 
 Request = TypeVar("Request")
@@ -25,28 +39,35 @@ _SERVICE = "/lazyfx.v1.GraphCompiler/"
 _HEALTH = "/grpc.health.v1.Health/"
 
 
-class Gate(grpc.aio.ServerInterceptor):
-    """Asks who calls, counts calls, refuses new ones while draining, maps errors.
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Asks who calls, counts calls, refuses new ones while starting and draining, maps errors.
 
     Args:
-        door: Tells whose a call is.
+        authenticator: Tells whose a call is.
         observer: Is told of each call that ends.
         most_seconds: How long any call may take, whatever its caller allows.
     """
 
-    def __init__(self, door: Door, observer: Observer, most_seconds: float) -> None:
-        self._door = door
+    def __init__(
+        self, authenticator: Authenticator, observer: Observer, most_seconds: float
+    ) -> None:
+        self._authenticator = authenticator
         self.most_seconds = most_seconds
         self._observer = observer
+        self._descriptors = Descriptors()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._draining = False
+        self._refusal: Callable[[], UnavailableError] | None = _starting
+
+    def open(self) -> None:
+        """From now on let calls in; until then they are refused with UNAVAILABLE."""
+        self._refusal = None
 
     def close(self) -> None:
         """From now on refuse calls with UNAVAILABLE."""
-        self._draining = True
+        self._refusal = _draining
 
     async def emptied(self) -> None:
         """Wait until no call is under way."""
@@ -61,23 +82,35 @@ class Gate(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of a method, once; health checks pass as they are.
 
-        A call without the right token gets a handler that refuses before it reads anything.
+        A call without the right token, or for which there are no file descriptors, gets a
+        handler that refuses before it reads anything.
         """
         method = handler_call_details.method
         if method.startswith(_HEALTH):
-            return await continuation(handler_call_details)
+            return self._small(method, await continuation(handler_call_details))
         try:
-            self._door.check_token(handler_call_details.invocation_metadata or ())
+            self._descriptors.check()
+            self._authenticator.check_token(handler_call_details.invocation_metadata or ())
         except RequestError as error:
             return self._refusing(method, error)
         if (wrapped := self._wrapped.get(method)) is not None:
             return wrapped
         handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(_SERVICE):
-            return handler
+            return self._small(method, handler)
         wrapped = self._wrap(method.removeprefix(_SERVICE), handler)
         self._wrapped[method] = wrapped
         return wrapped
+
+    def _small(
+        self, method: str, handler: grpc.RpcMethodHandler[Any, Any] | None
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of another service, which takes small requests only."""
+        if handler is None:
+            return None
+        if method not in self._wrapped:
+            self._wrapped[method] = small_requests(handler)
+        return self._wrapped[method]
 
     def _refusing(self, method: str, error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
         name = method.removeprefix(_SERVICE) if method.startswith(_SERVICE) else "other"
@@ -103,25 +136,21 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def answer(request: Any, context: Context) -> Any:
             async with _Call(self, method, context):
-                self._door.enter(context)
+                self._authenticator.enter(context)
                 return await inner(request, context)
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
             async with _Call(self, method, context):
-                self._door.enter(context)
+                self._authenticator.enter(context)
                 async for item in inner(request, context):
                     yield item
 
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, streams_out]
+        make = HANDLER_MAKERS[handler.request_streaming, streams_out]
         behaviour: Any = answers if streams_out else answer
         return make(
             behaviour,
-            request_deserializer=handler.request_deserializer,
+            # The service reads bytes: bounded, and large ones off the event loop.
+            request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
 
@@ -129,10 +158,10 @@ class Gate(grpc.aio.ServerInterceptor):
         """Let a call in.
 
         Raises:
-            DrainingError: The server is shutting down.
+            UnavailableError: The server is starting or shutting down.
         """
-        if self._draining:
-            raise DrainingError("the server is shutting down; try another one, or again later")
+        if self._refusal is not None:
+            raise self._refusal()
         self._under_way += 1
         self._idle.clear()
 
@@ -146,12 +175,13 @@ class Gate(grpc.aio.ServerInterceptor):
 
 
 class _Call:
-    """One call on its way through the gate."""
+    """One call on its way through the interceptor."""
 
-    def __init__(self, gate: Gate, method: str, context: Context) -> None:
-        self._gate = gate
+    def __init__(self, interceptor: CallInterceptor, method: str, context: Context) -> None:
+        self._interceptor = interceptor
         self._method = method
         self._context = context
+        self._id = secrets.token_hex(6)
         self._started = time.perf_counter()
         self._entered = False
         self._overran = False
@@ -159,8 +189,8 @@ class _Call:
 
     async def __aenter__(self) -> None:
         try:
-            self._gate.enter()
-        except DrainingError as error:
+            self._interceptor.enter()
+        except UnavailableError as error:
             await self._refuse(error)
         self._entered = True
         task = asyncio.current_task()
@@ -171,32 +201,52 @@ class _Call:
             task.cancel()
 
         loop = asyncio.get_running_loop()
-        self._alarm = loop.call_later(self._gate.most_seconds, overrun)
+        self._alarm = loop.call_later(self._interceptor.most_seconds, overrun)
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
         if self._overran and isinstance(error, asyncio.CancelledError):
-            most = self._gate.most_seconds
+            most = self._interceptor.most_seconds
             error = TimedOutError(
                 f"the call took longer than {most:g} s (setting max_call_seconds)"
             )
         if error is None:
             self._leave("OK")
         elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            seconds = time.perf_counter() - self._started
+            log_failure(self._id, self._method, "CANCELLED", seconds, caller_name(), "caller left")
             self._leave("CANCELLED")
         elif isinstance(error, Exception):
             await self._refuse(error)
 
     async def _refuse(self, error: Exception) -> NoReturn:
         status = status_of(error)
-        self._leave(_CODE_NAMES[status.code])
+        status.details.add().Pack(error_details_pb2.RequestInfo(request_id=self._id))
+        code = CODE_NAMES[status.code]
+        self._log(error, code, status.message)
+        self._leave(code)
         await self._context.abort_with_status(rpc_status.to_status(status))
         raise AssertionError("abort_with_status returned")
 
+    def _log(self, error: Exception, code: str, message: str) -> None:
+        seconds = time.perf_counter() - self._started
+        tenant = caller_name()
+        if isinstance(error, MissingError):
+            log_missing(self._id, self._method, seconds, tenant)
+            return
+        if isinstance(error, (UnidentifiedError, ForbiddenError)):
+            log_refused_caller(self._method, self._context.peer(), message)
+        log_failure(self._id, self._method, code, seconds, tenant, message)
+
     def _leave(self, code: str) -> None:
         seconds = time.perf_counter() - self._started
-        self._gate.leave(self._method, code, seconds, entered=self._entered)
+        self._interceptor.leave(self._method, code, seconds, entered=self._entered)
 
 
-_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+def _starting() -> UnavailableError:
+    return StartingError("the server is starting and not ready yet; try again in a moment")
+
+
+def _draining() -> UnavailableError:
+    return DrainingError("the server is shutting down; try another one, or again later")

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -24,12 +25,14 @@ from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, TimedOutError
+from lazyfx_server.errors import InvalidRequestError, MissingError, TimedOutError
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.passes.named import NamedPipelines
-from lazyfx_server.rpc.door import Identification, caller
+from lazyfx_server.rpc.authentication import Identification, caller, caller_name
+from lazyfx_server.rpc.call_log import log_failure
+from lazyfx_server.rpc.decoding import Decoder, request_id
 from lazyfx_server.rpc.interceptors import Context
-from lazyfx_server.rpc.statuses import status_of
+from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
 from lazyfx_server.security import allowed
 from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import StoreStats
@@ -50,6 +53,7 @@ class ServerFacts:
         native: Where native artifacts run; None when none are made.
         identification: How callers are identified.
         sandbox: How workers are confined.
+        native_status: How native compiles are confined, or why there are none.
     """
 
     workers: int
@@ -58,6 +62,7 @@ class ServerFacts:
     native: Callable[[], pb.NativeTarget | None]
     identification: Identification
     sandbox: pb.SandboxStatus
+    native_status: Callable[[], pb.NativeStatus]
 
 
 class GraphCompilerService(GraphCompilerServicer):
@@ -73,6 +78,7 @@ class GraphCompilerService(GraphCompilerServicer):
         registry: Registry,
         named: NamedPipelines,
         limits: RequestLimits,
+        decoder: Decoder,
         facts: ServerFacts,
         quotas: Quotas,
         store_stats: Callable[[], StoreStats],
@@ -84,20 +90,22 @@ class GraphCompilerService(GraphCompilerServicer):
         self._registry = registry
         self._named = named
         self._limits = limits
+        self._decoder = decoder
         self._facts = facts
         self._quotas = quotas
         self._store_stats = store_stats
         self._started = time.monotonic()
 
-    async def Compile(self, request: pb.CompileRequest, context: Context) -> pb.CompileResponse:
+    # Requests come as bytes: see `Decoder`. Typed so, they would not be what stubs expect.
+
+    async def Compile(self, request: Any, context: Context) -> pb.CompileResponse:
         """See compiler.proto."""
-        tenant = caller()
-        self._quotas.request(tenant)
-        self._quotas.received(tenant, request.ByteSize())
-        return await self._compiler.compile(request, tenant)
+        tenant = self._counted(request)
+        async with self._decoder.reading("Compile", request, tenant) as incoming:
+            return await self._compiler.compile(incoming, tenant)
 
     async def CompileBatch(
-        self, request_iterator: AsyncIterator[pb.CompileBatchRequest], context: Context
+        self, request_iterator: Any, context: Context
     ) -> AsyncIterator[pb.CompileBatchResponse]:
         """See compiler.proto."""
         under_way: set[asyncio.Task[pb.CompileBatchResponse]] = set()
@@ -129,24 +137,45 @@ class GraphCompilerService(GraphCompilerServicer):
             for task in under_way:
                 task.cancel()
 
-    async def _one_of_batch(self, request: pb.CompileBatchRequest) -> pb.CompileBatchResponse:
-        response = pb.CompileBatchResponse(request_id=request.request_id)
+    async def _one_of_batch(self, request: bytes) -> pb.CompileBatchResponse:
+        response = pb.CompileBatchResponse(request_id=request_id(request))
+        started = time.perf_counter()
         try:
-            tenant = caller()
-            self._quotas.request(tenant)
-            self._quotas.received(tenant, request.ByteSize())
-            response.response.CopyFrom(await self._compiler.compile(request.request, tenant))
+            tenant = self._counted(request)
+            async with self._decoder.reading("CompileBatch", request, tenant) as incoming:
+                response.response.CopyFrom(await self._compiler.compile(incoming, tenant))
         except Exception as error:  # noqa: BLE001 - one failed request does not end the stream
             response.error.CopyFrom(status_of(error))
+            if not isinstance(error, MissingError):
+                log_failure(
+                    str(response.request_id),
+                    "CompileBatch",
+                    CODE_NAMES[response.error.code],
+                    time.perf_counter() - started,
+                    caller_name(),
+                    response.error.message,
+                )
         return response
 
-    async def GetArtifact(
-        self, request: pb.GetArtifactRequest, context: Context
-    ) -> AsyncIterator[pb.GetArtifactResponse]:
-        """See compiler.proto."""
+    def _counted(self, request: bytes) -> Tenant:
+        """Whose the request is, on whose quotas it goes."""
         tenant = caller()
         self._quotas.request(tenant)
-        self._quotas.received(tenant, request.ByteSize())
+        self._quotas.received(tenant, len(request))
+        return tenant
+
+    async def GetArtifact(
+        self, request: Any, context: Context
+    ) -> AsyncIterator[pb.GetArtifactResponse]:
+        """See compiler.proto."""
+        tenant = self._counted(request)
+        async with self._decoder.reading("GetArtifact", request, tenant) as message:
+            async for part in self._artifact(message, tenant):
+                yield part
+
+    async def _artifact(
+        self, request: pb.GetArtifactRequest, tenant: Tenant
+    ) -> AsyncIterator[pb.GetArtifactResponse]:
         finding = asyncio.ensure_future(self._artifacts.get(request, tenant))
         try:
             if request.kind in NATIVE_KINDS:
@@ -182,47 +211,43 @@ class GraphCompilerService(GraphCompilerServicer):
             )
         )
 
-    async def FindMissingBlobs(
-        self, request: pb.FindMissingBlobsRequest, context: Context
-    ) -> pb.FindMissingBlobsResponse:
+    async def FindMissingBlobs(self, request: Any, context: Context) -> pb.FindMissingBlobsResponse:
         """See compiler.proto."""
         tenant = caller()
         self._quotas.request(tenant)
-        missing = await self._blobs.missing(request.digests, tenant)
+        async with self._decoder.reading("FindMissingBlobs", request, tenant) as message:
+            missing = await self._blobs.missing(message.digests, tenant)
         return pb.FindMissingBlobsResponse(
             missing=[digest for digest, _ in missing], received=[size for _, size in missing]
         )
 
-    async def UploadBlobs(
-        self, request_iterator: AsyncIterator[pb.UploadBlobsRequest], context: Context
-    ) -> pb.UploadBlobsResponse:
+    async def UploadBlobs(self, request_iterator: Any, context: Context) -> pb.UploadBlobsResponse:
         """See compiler.proto."""
         tenant = caller()
         self._quotas.request(tenant)
-        chunks = self._counted(request_iterator, tenant)
+        chunks = self._chunks(request_iterator, tenant)
         stored, stored_bytes = await self._blobs.upload(chunks, tenant)
         return pb.UploadBlobsResponse(stored=stored, stored_bytes=stored_bytes)
 
-    async def _counted(
-        self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant
+    async def _chunks(
+        self, chunks: AsyncIterator[bytes], tenant: Tenant
     ) -> AsyncIterator[pb.UploadBlobsRequest]:
-        async for chunk in chunks:
-            self._quotas.received(tenant, len(chunk.data))
-            yield chunk
+        async for data in chunks:
+            async with self._decoder.reading("UploadBlobs", data, tenant) as chunk:
+                self._quotas.received(tenant, len(chunk.data))
+                yield chunk
 
-    async def ListPasses(
-        self, request: pb.ListPassesRequest, context: Context
-    ) -> pb.ListPassesResponse:
+    async def ListPasses(self, request: Any, context: Context) -> pb.ListPassesResponse:
         """See compiler.proto."""
+        await self._read_empty("ListPasses", request)
         return pb.ListPassesResponse(
             passes=[_described(description) for description in self._registry.describe()],
             pipelines=self._named.describe(),
         )
 
-    async def GetServerInfo(
-        self, request: pb.GetServerInfoRequest, context: Context
-    ) -> pb.GetServerInfoResponse:
+    async def GetServerInfo(self, request: Any, context: Context) -> pb.GetServerInfoResponse:
         """See compiler.proto."""
+        await self._read_empty("GetServerInfo", request)
         response = pb.GetServerInfoResponse(
             lazyfx_version=version("lazyfx"),
             torch_version=torch.__version__,
@@ -238,14 +263,21 @@ class GraphCompilerService(GraphCompilerServicer):
             builder=self._facts.signer.builder,
             identification=self._facts.identification,
             sandbox=self._facts.sandbox,
+            native_status=self._facts.native_status(),
             added_targets=allowed.extension()[:-1],
         )
         response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))
         return response
 
-    async def GetStats(self, request: pb.GetStatsRequest, context: Context) -> pb.GetStatsResponse:
+    async def GetStats(self, request: Any, context: Context) -> pb.GetStatsResponse:
         """See compiler.proto."""
+        await self._read_empty("GetStats", request)
         return self._ledger.stats(self._store_stats(), caller().name)
+
+    async def _read_empty(self, method: str, request: bytes) -> None:
+        """Refuse a request that should say nothing and says much."""
+        async with self._decoder.reading(method, request, caller()):
+            pass
 
 
 def _described(description: PassDescription) -> pb.PassDescription:

@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 from lazyfx.errors import FieldViolation
 from lazyfx.status import rich_status
 from lazyfx_server import errors
+from lazyfx_server.telemetry.plain_text import escaped
 
 _log = logging.getLogger(__name__)
 
@@ -17,9 +18,13 @@ _log = logging.getLogger(__name__)
 _MOST_CHARACTERS = 700
 _MOST_VIOLATIONS = 3
 
+CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+"""Names of status codes by their numbers."""
+
 
 def _bounded(text: str) -> str:
-    """The text, its middle left out when it is long."""
+    """The text, its middle left out when it is long, and on one line."""
+    text = escaped(text)
     if len(text) <= _MOST_CHARACTERS:
         return text
     half = _MOST_CHARACTERS // 2
@@ -47,7 +52,7 @@ def status_of(error: BaseException) -> status_pb2.Status:
         return rich_status(code.UNAUTHENTICATED, message)
     if isinstance(error, errors.ForbiddenError):
         return rich_status(code.PERMISSION_DENIED, message)
-    if isinstance(error, errors.DrainingError):
+    if isinstance(error, errors.UnavailableError):
         return rich_status(code.UNAVAILABLE, message, retry_after=1.0)
     if isinstance(error, errors.TimedOutError):
         return rich_status(code.DEADLINE_EXCEEDED, message)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
+from lazyfx.wire.format import MAX_DEPTH
 from lazyfx.written.source import MAX_SOURCE_BYTES
 from lazyfx_server.security.verdicts import Verdict
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -56,6 +57,7 @@ def check_bounds(
     Raises:
         DecodeError: One is; names the field, and the setting.
     """
+    _check_depth(body)
     edges = sum(len(graph.operands) for graph in body.graphs)
     _within(edges, "max_edges", bounds, "edges", "graphs")
     _within(len(body.calls), "max_calls", bounds, "distinct calls", "calls")
@@ -67,6 +69,20 @@ def check_bounds(
     elements = (math.prod(row.shape) for row in body.tensors)
     _column(elements, "max_elements", bounds, "elements", "tensors")
     _column(map(_outputs, body.values), "max_outputs", bounds, "outputs", "values")
+
+
+def _check_depth(body: graph_pb2.GraphBody) -> None:
+    """Check how deep graphs lie in one another; each names only those behind it."""
+    depths = [1] * len(body.graphs)
+    for i, graph in enumerate(body.graphs):
+        if depths[i] > MAX_DEPTH:
+            raise DecodeError(
+                f"graphs are nested more than {MAX_DEPTH} deep (max_nesting)",
+                field=f"graphs[{i}]",
+            )
+        for attribute in graph.attributes:
+            if attribute.WhichOneof("kind") == "graph":
+                depths[attribute.graph] = max(depths[attribute.graph], depths[i] + 1)
 
 
 def _outputs(value: graph_pb2.ValueDescription) -> int:

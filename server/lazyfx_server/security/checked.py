@@ -14,6 +14,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx.wire.tensors import contiguous_strides, storage_extent
 from lazyfx.written.source import check_placeholders, check_size
 from lazyfx_server.security.allowed import check_reviewed
+from lazyfx_server.security.body_rows import check_rows
 from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
 from lazyfx_server.security.names import check_names
 from lazyfx_server.security.places import first_call
@@ -64,6 +65,7 @@ def check(
         DecodeError: It is not such a graph, or has more nodes than it may; names the field
             and the node.
     """
+    check_rows(body, max_nodes, bounds)
     read = wire.read_canonical(body)
     named = [given for given in (names, presentation) if given is not None and given.ByteSize()]
     check_message(read.message, max_nodes=max_nodes, bounds=bounds, named=named)

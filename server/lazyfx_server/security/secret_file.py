@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 _BYTES = 32
+# Keys and secrets are much shorter.
+_MOST_BYTES = 2**20
 
 
 class SecretFileError(Exception):
@@ -42,6 +46,26 @@ def write_private(path: Path, data: bytes, *, replace: bool) -> None:
         raise SecretFileError(f"cannot write {path}: {error}") from error
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a file that is a plain one, or a link to one, without waiting for anything.
+
+    Args:
+        path: The file. Links are followed: orchestrators mount secrets so.
+        most: Most bytes that it may have.
+
+    Raises:
+        OSError: It cannot be read, is not a regular file, or is too long.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with os.fdopen(file, "rb") as stream:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
+        return stream.read(most)
+
+
 def read_private(path: Path) -> bytes:
     """Read a file that nobody else may be able to read.
 
@@ -51,7 +75,7 @@ def read_private(path: Path) -> bytes:
     try:
         if path.stat().st_mode & 0o077:
             raise SecretFileError(f"others can read {path}: chmod 600 {path}")
-        return path.read_bytes()
+        return read_regular(path, _MOST_BYTES)
     except OSError as error:
         raise SecretFileError(f"cannot read a secret: {error}") from error
 

@@ -10,6 +10,7 @@ another one.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.verifying import SIGNED_PREFIX, key_id
 from lazyfx_server.security.secret_file import SecretFileError, read_private, write_private
+
+_log = logging.getLogger(__name__)
 
 _END = b"-----END PRIVATE KEY-----\n"
 # A stored signature is used again until this part of its life is left.
@@ -87,8 +90,13 @@ class KeyRing:
         Raises:
             SecretFileError: The file changed into something that is no key file.
         """
-        if self._path is not None and _looks(self._path) != self._seen:
-            self._read(self._path)
+        if self._path is not None and (looks := _looks(self._path)) != self._seen:
+            if looks is None:
+                # What was read is still right; a server goes on without its store's folder.
+                self._seen = None
+                _log.error("the key file %s is gone; the key in memory is used", self._path)
+            else:
+                self._read(self._path)
         return self._keys
 
     def _read(self, path: Path) -> None:

@@ -3,6 +3,9 @@
 A line of the file: the token's id, the SHA-256 of the whole token in hex, the tenant. Lines
 that start with # are comments. Tokens hold 32 random bytes, so that a plain hash cannot be
 turned back; removing a line ends its token.
+
+A file that is empty, or whose last line has no line feed, is still being written: the tokens
+that were read before stay valid. To end all tokens, leave a comment.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ import re
 import secrets
 from pathlib import Path
 
+from lazyfx_server.security.secret_file import read_regular
+
 _log = logging.getLogger(__name__)
 
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 _TOKEN = re.compile(r"lazyfx_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_ID = re.compile(r"[0-9a-f]{16}")
+_MOST_BYTES = 64 * 2**20
 _NOBODY = (bytes(32), "")
 
 
@@ -45,7 +52,7 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen = _looks(path)
-        self._known = _read(path)
+        self._known = _read(path) or {}
 
     def tenant_of(self, token: str) -> str | None:
         """The tenant whose token this is, or None. Takes as long whoever's it is."""
@@ -61,11 +68,15 @@ class TokenFile:
             return
         self._seen = looks
         try:
-            self._known = _read(self._path)
+            known = _read(self._path)
         except TokenFileError as error:
             # Half a file must not let anybody in, nor lock everybody out.
-            _log.error("the tokens stay as they were: %s", error)
+            _log.error("keeping the previous %d tokens: %s", len(self._known), error)
+            return
+        if known is None:
+            _log.error("keeping the previous %d tokens: the token file is empty", len(self._known))
         else:
+            self._known = known
             _log.info("the token file changed: %d tokens", len(self._known))
 
 
@@ -94,17 +105,29 @@ def add_token(path: Path, tenant: str) -> str:
     return token
 
 
-def _read(path: Path) -> dict[str, tuple[bytes, str]]:
+def _read(path: Path) -> dict[str, tuple[bytes, str]] | None:
+    """The tokens of a file by their ids; None of a file that is empty."""
     try:
-        text = path.read_text("utf-8")
+        text = read_regular(path, _MOST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TokenFileError(f"cannot read the token file: {error}") from error
+    if not text.strip():
+        return None
+    if not text.endswith("\n"):
+        raise TokenFileError(
+            f"{path} does not end with a line feed: its last line may be half written"
+        )
     known: dict[str, tuple[bytes, str]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         fields = line.split()
         if not fields or fields[0].startswith("#"):
             continue
-        if len(fields) != 3 or not _HASH.fullmatch(fields[1]) or not is_tenant_name(fields[2]):
+        if (
+            len(fields) != 3
+            or not _ID.fullmatch(fields[0])
+            or not _HASH.fullmatch(fields[1])
+            or not is_tenant_name(fields[2])
+        ):
             raise TokenFileError(f"{path}, line {number}: not 'id sha256 tenant'")
         known[fields[0]] = (bytes.fromhex(fields[1]), fields[2])
     return known

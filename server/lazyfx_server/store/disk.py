@@ -9,7 +9,8 @@
 
 A file appears under its name whole or not at all. Nothing is synced to the
 disk, so a power cut may leave a torn file: wrap the store in `VerifiedStore`.
-Several processes may use one folder.
+Several processes may use one folder. Nothing in it is trusted to be what it was: links, FIFOs
+and devices are refused (see folder.py), and a folder that was removed is made again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from lazyfx_server.store.base import StoreError, StoreStats, checked_key
+from lazyfx_server.store.folder import Folder
 from lazyfx_server.store.usage import SharedUsage
 
 LOW_WATERMARK: Final = 0.9
@@ -34,6 +36,8 @@ ORPHAN_SECONDS: Final = 600.0
 """A staging file that has not been written to for so long has lost its writer."""
 
 MAX_QUARANTINED: Final = 64
+_STAGING: Final = ".staging"
+_QUARANTINE: Final = ".quarantine"
 
 T = TypeVar("T")
 
@@ -56,16 +60,15 @@ class DiskStore:
     def __init__(
         self, root: Path, limit_bytes: int, *, sync: bool = False, threads: int = 4
     ) -> None:
-        self._root = root
+        self._folder = Folder(root)
         self._limit = limit_bytes
         self._sync = sync
-        self._staging = root / ".staging"
-        self._quarantine = root / ".quarantine"
         self._serial = itertools.count()
         self._evictions = 0
         try:
-            for folder in (root, self._staging, self._quarantine):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in (_STAGING, _QUARANTINE):
+                with self._folder.opened(name, create=True):
+                    pass
             self._usage = SharedUsage(root / ".usage")
             self._sweep_staging()
             with self._usage.locked():
@@ -84,7 +87,8 @@ class DiskStore:
     async def get(self, key: str) -> bytes | None:
         """See `Store.get`."""
         path = self._path(key)
-        return await self._in_thread(lambda: _read(path))
+        most = self._limit
+        return await self._in_thread(lambda: self._folder.read(*path, most=most, touch=True))
 
     async def put(self, key: str, value: bytes) -> None:
         """See `Store.put`."""
@@ -94,7 +98,10 @@ class DiskStore:
     async def contains(self, keys: Iterable[str]) -> set[str]:
         """See `Store.contains`."""
         paths = {key: self._path(key) for key in keys}
-        return await self._in_thread(lambda: {key for key, path in paths.items() if _touch(path)})
+        folder = self._folder
+        return await self._in_thread(
+            lambda: {key for key, path in paths.items() if folder.touch(*path)}
+        )
 
     async def delete(self, key: str) -> None:
         """See `Store.delete`."""
@@ -104,7 +111,7 @@ class DiskStore:
     async def quarantine(self, key: str) -> None:
         """Moves an entry to the quarantine folder, where the newest few are kept."""
         space, digits = checked_key(key)
-        aside = self._quarantine / f"{space}-{digits}"
+        aside = (_QUARANTINE, f"{space}-{digits}")
         path = self._path(key)
         await self._in_thread(lambda: self._set_aside(path, aside))
 
@@ -126,9 +133,10 @@ class DiskStore:
             await asyncio.get_running_loop().run_in_executor(None, threads.shutdown)
             self._usage.close()
 
-    def _path(self, key: str) -> Path:
+    @staticmethod
+    def _path(key: str) -> tuple[str, ...]:
         space, digits = checked_key(key)
-        return self._root / space / digits[:2] / digits
+        return space, digits[:2], digits
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._threads is None:
@@ -138,54 +146,65 @@ class DiskStore:
         except OSError as error:
             raise StoreError(f"disk store: {error}") from error
 
-    def _write(self, path: Path, value: bytes) -> None:
+    def _write(self, path: tuple[str, ...], value: bytes) -> None:
         size = len(value)
         if size > self._limit:
             self._remove(path)
             return
-        staged = self._staging / f"{os.getpid()}-{time.time_ns()}-{next(self._serial)}"
+        staged = (_STAGING, f"{os.getpid()}-{time.time_ns()}-{next(self._serial)}")
         try:
             self._stage(staged, value)
-            with self._usage.locked():
-                before = _size(path)
+            with self._locked():
+                before = self._size(path)
                 added = size - (before or 0)
                 if self._usage.read()[1] + added > self._limit:
                     self._evict(int(self._limit * LOW_WATERMARK) - size)
-                    before = _size(path)
+                    before = self._size(path)
                     added = size - (before or 0)
-                _replace(staged, path)
+                self._folder.replace(staged, path)
                 self._usage.add(1 if before is None else 0, added)
         except OSError:
             with contextlib.suppress(OSError):
-                staged.unlink()
+                self._folder.remove(*staged)
             raise
 
-    def _stage(self, staged: Path, value: bytes) -> None:
-        with staged.open("xb", buffering=0) as file:
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._usage.locked() as fresh:
+            if fresh:  # the folder was removed, or its counters: count what is there
+                self._evict(self._limit)
+            yield
+
+    def _stage(self, staged: tuple[str, ...], value: bytes) -> None:
+        with open(self._folder.create(*staged), "wb", buffering=0) as file:  # noqa: PTH123
             view = memoryview(value)
             while view:
                 view = view[file.write(view) :]
             if self._sync:
                 os.fsync(file.fileno())
 
-    def _remove(self, path: Path) -> None:
-        with self._usage.locked():
-            size = _size(path)
+    def _size(self, path: tuple[str, ...]) -> int | None:
+        status = self._folder.status(*path)
+        return None if status is None else status.st_size
+
+    def _remove(self, path: tuple[str, ...]) -> None:
+        with self._locked():
+            size = self._size(path)
             if size is not None:
-                path.unlink(missing_ok=True)
+                self._folder.remove(*path)
                 self._usage.add(-1, -size)
 
-    def _set_aside(self, path: Path, aside: Path) -> None:
-        with self._usage.locked():
-            size = _size(path)
+    def _set_aside(self, path: tuple[str, ...], aside: tuple[str, ...]) -> None:
+        with self._locked():
+            size = self._size(path)
             if size is None:
                 return
-            path.replace(aside)
+            self._folder.replace(path, aside)
             self._usage.add(-1, -size)
-        os.utime(aside)
-        kept = sorted(self._quarantine.iterdir(), key=lambda file: file.stat().st_mtime)
-        for old in kept[:-MAX_QUARANTINED]:
-            old.unlink(missing_ok=True)
+        self._folder.touch(*aside)
+        kept = sorted(self._folder.files(_QUARANTINE))
+        for _, _, old in kept[:-MAX_QUARANTINED]:
+            self._folder.remove(_QUARANTINE, old)
 
     def _evict(self, target: int) -> None:
         """Counts the folder anew, and removes the files used least recently down to `target`."""
@@ -195,72 +214,21 @@ class DiskStore:
         for _, size, path in files:
             if total <= max(target, 0):
                 break
-            Path(path).unlink(missing_ok=True)
+            self._folder.remove(*path)
             total -= size
             entries -= 1
             self._evictions += 1
         self._usage.set(entries, total)
 
-    def _files(self) -> Iterator[tuple[int, int, str]]:
+    def _files(self) -> Iterator[tuple[int, int, tuple[str, ...]]]:
         """Time of last use, size and path of every entry."""
-        for space in _folders(self._root):
-            for shard in _folders(space):
-                with os.scandir(shard) as found:
-                    for file in found:
-                        with contextlib.suppress(FileNotFoundError):
-                            if file.is_file(follow_symlinks=False):
-                                status = file.stat(follow_symlinks=False)
-                                yield status.st_mtime_ns, status.st_size, file.path
+        for space in self._folder.folders():
+            for shard in self._folder.folders(space):
+                for used, size, name in self._folder.files(space, shard):
+                    yield used, size, (space, shard, name)
 
     def _sweep_staging(self) -> None:
-        oldest = time.time() - ORPHAN_SECONDS
-        for file in self._staging.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if file.stat().st_mtime < oldest:
-                    file.unlink()
-
-
-def _folders(root: Path) -> list[Path]:
-    with os.scandir(root) as found:
-        return [
-            Path(folder.path)
-            for folder in found
-            if folder.is_dir(follow_symlinks=False) and not folder.name.startswith(".")
-        ]
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-
-
-def _replace(staged: Path, path: Path) -> None:
-    try:
-        os.replace(staged, path)  # noqa: PTH105 - the same, without building a path
-    except FileNotFoundError:  # the first entry of its folder
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.replace(staged, path)  # noqa: PTH105 - as above
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    with open(file, "rb", buffering=0) as stream:  # noqa: PTH123 - the descriptor is for utime
-        value = stream.readall()
-        with contextlib.suppress(OSError):  # a read-only file system still answers
-            os.utime(file)
-    return value
-
-
-def _touch(path: Path) -> bool:
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    except PermissionError:  # a read-only file system
-        return path.is_file()
-    return True
+        oldest = (time.time() - ORPHAN_SECONDS) * 1e9
+        for changed, _, name in list(self._folder.files(_STAGING)):
+            if changed < oldest:
+                self._folder.remove(_STAGING, name)

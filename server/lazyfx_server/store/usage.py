@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from lazyfx_server.store.folder import open_plain
+
 _COUNTERS: Final = struct.Struct("<qq")
 
 
@@ -29,22 +31,27 @@ class SharedUsage:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._file = self._open()
         self._thread_lock = threading.Lock()  # flock does not tell threads apart
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the folder's lock: no other process or thread changes what is in it."""
+    def locked(self) -> Iterator[bool]:
+        """Holds the folder's lock: no other process or thread changes what is in it.
+
+        Yields:
+            Whether the counters begin again, because their file had been removed.
+        """
         with self._thread_lock:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            fresh = self._lock()
             try:
-                yield
+                yield fresh
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def read(self) -> tuple[int, int]:
-        """Entries and bytes."""
-        data = os.pread(self._file, _COUNTERS.size, 0)
+        """Entries and bytes; none when the file is not there any more."""
+        data = os.pread(self._file, _COUNTERS.size, 0) if self._is_current() else b""
         if len(data) < _COUNTERS.size:
             return 0, 0
         entries, size = _COUNTERS.unpack(data)
@@ -62,3 +69,26 @@ class SharedUsage:
     def close(self) -> None:
         """Closes the file."""
         os.close(self._file)
+
+    def _open(self) -> int:
+        return open_plain(self._path, os.O_RDWR | os.O_CREAT)
+
+    def _lock(self) -> bool:
+        fresh = False
+        while True:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if self._is_current():
+                return fresh
+            # The lock of a removed file keeps nobody out.
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            opened = self._open()
+            os.close(self._file)
+            self._file, fresh = opened, True
+
+    def _is_current(self) -> bool:
+        """Whether the open file is still the one in the folder."""
+        try:
+            there = self._path.lstat()
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(self._file))

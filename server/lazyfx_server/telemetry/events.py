@@ -146,10 +146,46 @@ class NativeCompiled:
     """A native compile ended, whoever asked for it.
 
     Attributes:
-        result: "made", "failed", or "only_traced" when floats must be constants first.
+        result: "made", "failed", "stopped" because nobody waited for it any more, or
+            "only_traced" because floats must be constants first.
     """
 
     result: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobRetried:
+    """A job whose worker died was given to another worker.
+
+    Attributes:
+        job: "compile", "render", "native" or "describe".
+    """
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRefused:
+    """A job was refused because workers have died on its graph.
+
+    Attributes:
+        job: "compile", "render" or "native".
+    """
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlightAbandoned:
+    """The last caller who waited for a piece of work went away.
+
+    Attributes:
+        stage: "compile" or "render".
+        outcome: "dropped" before it began, "stopped", or "continued" to its end.
+    """
+
+    stage: str
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +264,9 @@ Event: TypeAlias = (
     | ArtifactServed
     | SourceRefused
     | NativeCompiled
+    | FlightAbandoned
+    | JobRetried
+    | GraphRefused
     | StoreFailed
     | EntryCorrupt
     | WorkerRestarted
@@ -260,7 +299,7 @@ class Observers:
                 _log.exception("an observer failed on %s", type(event).__name__)
 
 
-class Later:
+class DeferredObserver:
     """Passes events on once the event loop has done what is due now.
 
     A request that ends tells what happened; its answer need not wait for that to be

@@ -52,6 +52,7 @@ class Gauges:
         workers: Worker processes.
         devices: Memory of the devices that workers see.
         sandbox: Layers of the sandbox that hold.
+        native_sandbox: Those around native compiles; none when there are no such compiles.
     """
 
     store: Callable[[], Mapping[str, TierLevels]] = dict
@@ -59,3 +60,4 @@ class Gauges:
     workers: Callable[[], int] = int
     devices: Callable[[], Iterable[DeviceMemory]] = tuple
     sandbox: Callable[[], Collection[str]] = tuple
+    native_sandbox: Callable[[], Collection[str]] = tuple

@@ -1,7 +1,8 @@
 """A tiny HTTP server for scrapers and probes: /metrics, /healthz, /readyz.
 
 Answers one GET or HEAD a connection and closes it. Everything that a stranger
-could make large is bounded: the request, the time, the number of connections.
+could make large is bounded: the request, the time, the number of connections. When there are too
+many, the oldest one is ended: a slow one, since an answer takes milliseconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import Final, final
 
 MAX_REQUEST_BYTES: Final = 8192
-MAX_CONNECTIONS: Final = 64
+MAX_CONNECTIONS: Final = 128
 
 Metrics = Callable[[str], tuple[str, bytes]]
 """From the value of an Accept header to content type and body. Called in a thread."""
@@ -35,6 +36,7 @@ class TelemetryServer:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         timeout: Seconds that a connection may take, from its beginning to its end.
+        notes: Text that /readyz adds when it answers that the server is ready.
     """
 
     def __init__(
@@ -46,14 +48,18 @@ class TelemetryServer:
         host: str = "127.0.0.1",
         port: int = 0,
         timeout: float = 10.0,
+        notes: Callable[[], str] = str,
     ) -> None:
         self._metrics = metrics
         self._probes = {"/healthz": healthy, "/readyz": ready}
         self._host = host
         self._port = port
         self._timeout = timeout
+        self._notes = notes
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        # Oldest first.
+        self._connections: dict[asyncio.Task[None], None] = {}
+        self._rendering = asyncio.Lock()
 
     @property
     def port(self) -> int:
@@ -98,14 +104,15 @@ class TelemetryServer:
         task = asyncio.current_task()
         assert task is not None, "asyncio runs this as a task"
         if len(self._connections) >= MAX_CONNECTIONS:
-            writer.close()
-            return
-        self._connections.add(task)
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.cancel()
+        self._connections[task] = None
         try:
             with contextlib.suppress(OSError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._talk(reader, writer), self._timeout)
         finally:
-            self._connections.discard(task)
+            self._connections.pop(task, None)
             writer.transport.abort()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -139,9 +146,15 @@ class TelemetryServer:
         if path != "/metrics":
             good = self._probes[path]()
             status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-            return _answer(status, with_body=with_body)
-        # In a thread, so that rendering some hundred series delays no request.
-        content_type, body = await asyncio.to_thread(self._metrics, _header(lines[1:], "accept"))
+            notes = self._notes() if good and path == "/readyz" else ""
+            body = f"{status.phrase}\n{notes}\n".encode() if notes else None
+            return _answer(status, body=body, with_body=with_body)
+        # In a thread, so that rendering some hundred series delays no request; and one at a time,
+        # so that many who ask do not take all threads.
+        async with self._rendering:
+            content_type, body = await asyncio.to_thread(
+                self._metrics, _header(lines[1:], "accept")
+            )
         return _answer(HTTPStatus.OK, content_type, body, with_body=with_body)
 
 

@@ -69,5 +69,7 @@ ARTIFACT_KINDS: Final = (
 )
 SANDBOX_LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")
+JOBS: Final = ("compile", "render", "native")
+STAGES: Final = ("compile", "render")
 STORE_OPERATIONS: Final = ("get", "put", "contains", "delete", "quarantine")
 OVERHEAD_STAGES: Final = ("codec", "key", "store", "queue")

@@ -32,10 +32,12 @@ from lazyfx_server.telemetry.gauges import Gauges
 from lazyfx_server.telemetry.labels import (
     ARTIFACT_KINDS,
     CODES,
+    JOBS,
     METHODS,
     OTHER,
     RESTART_REASONS,
     SANDBOX_LAYERS,
+    STAGES,
     STORE_OPERATIONS,
 )
 from lazyfx_server.telemetry.ledger_counters import LedgerCounter, ledger_counters
@@ -94,12 +96,25 @@ class PrometheusObserver:
             "artifacts", "Artifacts sent", {**kinds, "source": ("rendered", "cached")}
         )
         self._native = make.counter(
-            "native_compiles", "Native compiles ended", {"result": ("made", "only_traced", "failed")}
+            "native_compiles",
+            "Native compiles ended",
+            {"result": ("made", "only_traced", "failed", "stopped")},
+        )
+        self._abandoned = make.counter(
+            "abandoned",
+            "Pieces of work whose last waiter went away",
+            {"stage": STAGES, "outcome": ("dropped", "stopped", "continued")},
+        )
+        self._job_retries = make.counter(
+            "job_retries", "Jobs given to another worker because theirs died", {"job": JOBS}
+        )
+        self._graphs_refused = make.counter(
+            "graphs_refused", "Jobs refused because workers died on their graph", {"job": JOBS}
         )
         self._sources_refused = make.counter(
             "sources_refused",
             "Generated sources that differed from their graphs, not served",
-            {"job": ("compile", "render")},
+            {"job": ("compile", "render", "native", "build")},
         )
         self._artifact_bytes = make.counter("artifact_bytes", "Bytes of artifacts sent", kinds)
         self._store_errors = make.counter(
@@ -130,6 +145,11 @@ class PrometheusObserver:
             events.ArtifactServed: self._artifact_served,
             events.SourceRefused: lambda event: self._sources_refused.of(event.job).inc(),
             events.NativeCompiled: lambda event: self._native.of(event.result).inc(),
+            events.FlightAbandoned: lambda event: self._abandoned.of(
+                event.stage, event.outcome
+            ).inc(),
+            events.JobRetried: lambda event: self._job_retries.of(event.job).inc(),
+            events.GraphRefused: lambda event: self._graphs_refused.of(event.job).inc(),
             events.StoreFailed: self._store_failed,
             events.EntryCorrupt: self._entry_corrupt,
             events.WorkerRestarted: self._worker_restarted,
@@ -245,7 +265,7 @@ class _Levels(Collector):
         yield from self._store()
         flights = GaugeMetricFamily("lazyfx_in_flight", "Jobs under way", labels=["stage"])
         under_way = self._gauges.in_flight()
-        for stage in ("compile", "render"):
+        for stage in STAGES:
             flights.add_metric([stage], under_way.get(stage, 0))
         yield flights
         yield GaugeMetricFamily("lazyfx_workers", "Worker processes", value=self._gauges.workers())
@@ -266,6 +286,15 @@ class _Levels(Collector):
         for layer in SANDBOX_LAYERS:
             layers.add_metric([layer], float(layer in held))
         yield layers
+        native = GaugeMetricFamily(
+            "lazyfx_native_sandbox_layers",
+            "1 where a layer confines native compiles",
+            labels=["layer"],
+        )
+        held_native = self._gauges.native_sandbox()
+        for layer in (*SANDBOX_LAYERS, "user"):
+            native.add_metric([layer], float(layer in held_native))
+        yield native
 
     def _store(self) -> Iterator[Metric]:
         entries = GaugeMetricFamily("lazyfx_store_entries", "Entries held", labels=["tier"])

@@ -23,6 +23,40 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _BuildKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _BuildKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_BuildKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    BUILD_KIND_UNSPECIFIED: _BuildKind.ValueType  # 0
+    BUILD_KIND_OBJECT: _BuildKind.ValueType  # 1
+    """An object of C++."""
+    BUILD_KIND_LIBRARY: _BuildKind.ValueType  # 2
+    """A shared library of C++."""
+    BUILD_KIND_DATA: _BuildKind.ValueType  # 3
+    """An object of assembler that holds bytes under names, and no instruction."""
+    BUILD_KIND_LINK: _BuildKind.ValueType  # 4
+    """A shared library of objects that the server has made for this job."""
+    BUILD_KIND_HEADER: _BuildKind.ValueType  # 5
+    """A precompiled header; only the server itself asks for one."""
+
+class BuildKind(_BuildKind, metaclass=_BuildKindEnumTypeWrapper):
+    """What a native worker asks the server for while it has a job."""
+
+BUILD_KIND_UNSPECIFIED: BuildKind.ValueType  # 0
+BUILD_KIND_OBJECT: BuildKind.ValueType  # 1
+"""An object of C++."""
+BUILD_KIND_LIBRARY: BuildKind.ValueType  # 2
+"""A shared library of C++."""
+BUILD_KIND_DATA: BuildKind.ValueType  # 3
+"""An object of assembler that holds bytes under names, and no instruction."""
+BUILD_KIND_LINK: BuildKind.ValueType  # 4
+"""A shared library of objects that the server has made for this job."""
+BUILD_KIND_HEADER: BuildKind.ValueType  # 5
+"""A precompiled header; only the server itself asks for one."""
+Global___BuildKind: typing_extensions.TypeAlias = BuildKind
+
 class _JobErrorKind:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -505,7 +539,6 @@ class NativeJob(google.protobuf.message.Message):
     CACHE_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
     COMPILE_THREADS_FIELD_NUMBER: builtins.int
-    HEADERS_FIELD_NUMBER: builtins.int
     MADE_ON_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     cache: builtins.str
@@ -514,8 +547,6 @@ class NativeJob(google.protobuf.message.Message):
     """File in which the worker tells how far it is, as a serialized ArtifactProgress."""
     compile_threads: builtins.int
     """C++ compilers that may run at a time."""
-    headers: builtins.str
-    """Folder of this server alone, for precompiled headers."""
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
@@ -533,11 +564,10 @@ class NativeJob(google.protobuf.message.Message):
         cache: builtins.str = ...,
         progress: builtins.str = ...,
         compile_threads: builtins.int = ...,
-        headers: builtins.str = ...,
         made_on: lazyfx.v1.compiler_pb2.NativeTarget | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["graph", b"graph", "made_on", b"made_on", "request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cache", b"cache", "compile_threads", b"compile_threads", "graph", b"graph", "headers", b"headers", "kind", b"kind", "made_on", b"made_on", "progress", b"progress", "request", b"request"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cache", b"cache", "compile_threads", b"compile_threads", "graph", b"graph", "kind", b"kind", "made_on", b"made_on", "progress", b"progress", "request", b"request"]) -> None: ...
 
 Global___NativeJob: typing_extensions.TypeAlias = NativeJob
 
@@ -604,6 +634,108 @@ class DescribeNativeResult(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["target", b"target"]) -> None: ...
 
 Global___DescribeNativeResult: typing_extensions.TypeAlias = DescribeNativeResult
+
+@typing.final
+class BuildRequest(google.protobuf.message.Message):
+    """One compile in closed words: no paths, no names of files, no text of a caller but the source."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    FLAGS_FIELD_NUMBER: builtins.int
+    LIBRARIES_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    OBJECTS_FIELD_NUMBER: builtins.int
+    kind: Global___BuildKind.ValueType
+    source: builtins.bytes
+    header: builtins.str
+    """The header that stands precompiled before the source, if any."""
+    @property
+    def flags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def libraries(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """LIBRARY and LINK: what to link with, by name."""
+
+    @property
+    def objects(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """LINK: keys of objects."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___BuildKind.ValueType = ...,
+        source: builtins.bytes = ...,
+        flags: collections.abc.Iterable[builtins.str] | None = ...,
+        libraries: collections.abc.Iterable[builtins.str] | None = ...,
+        header: builtins.str = ...,
+        objects: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["flags", b"flags", "header", b"header", "kind", b"kind", "libraries", b"libraries", "objects", b"objects", "source", b"source"]) -> None: ...
+
+Global___BuildRequest: typing_extensions.TypeAlias = BuildRequest
+
+@typing.final
+class BuildJob(google.protobuf.message.Message):
+    """A request with all that a compile worker needs."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: builtins.int
+    OBJECTS_FIELD_NUMBER: builtins.int
+    FOLDER_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    folder: builtins.str
+    """Folder of this compile alone."""
+    header: builtins.str
+    """The precompiled header; empty to read the header itself."""
+    @property
+    def request(self) -> Global___BuildRequest: ...
+    @property
+    def objects(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """LINK: the objects themselves."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___BuildRequest | None = ...,
+        objects: collections.abc.Iterable[builtins.bytes] | None = ...,
+        folder: builtins.str = ...,
+        header: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["folder", b"folder", "header", b"header", "objects", b"objects", "request", b"request"]) -> None: ...
+
+Global___BuildJob: typing_extensions.TypeAlias = BuildJob
+
+@typing.final
+class BuildResult(google.protobuf.message.Message):
+    """What a compile worker answers, and the server to the native worker."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OUTPUT_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    output: builtins.bytes
+    failed: builtins.str
+    """What the compiler said when it gave up."""
+    refused: builtins.str
+    """Why nothing was compiled."""
+    key: builtins.bytes
+    """SHA-256 over sources, flags and compiler; set by the server."""
+    def __init__(
+        self,
+        *,
+        output: builtins.bytes = ...,
+        failed: builtins.str = ...,
+        refused: builtins.str = ...,
+        key: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["failed", b"failed", "key", b"key", "output", b"output", "refused", b"refused"]) -> None: ...
+
+Global___BuildResult: typing_extensions.TypeAlias = BuildResult
 
 @typing.final
 class JobError(google.protobuf.message.Message):

@@ -11,6 +11,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
+from lazyfx.native.setting_types import Words
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.torch_inductor import BATCHED, batch
 from lazyfx_server.passes.torch_steps import TorchStep, run_steps
@@ -32,7 +33,8 @@ class BatchFusion(Pass):
     needs_shapes: ClassVar[bool] = True
 
     kinds: tuple[str, ...] = field(
-        default=("linear", "layer_norm"), metadata={"help": f"Any of {', '.join(BATCHED)}."}
+        default=("linear", "layer_norm"),
+        metadata={"help": f"Any of {', '.join(BATCHED)}.", "takes": Words(tuple(BATCHED))},
     )
     at_least: int = field(default=5, metadata={"help": "Fewest calls that become one."})
 

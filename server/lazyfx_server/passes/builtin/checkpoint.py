@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from lazyfx.native.setting_types import Float
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.effects import effects_of
 from lazyfx_server.passes.errors import PassError
@@ -33,7 +34,11 @@ class PartitionMinCut(Pass):
     num_outputs: int = field(default=0, metadata={"help": "Outputs of the forward."})
     num_tangents: int = field(default=0, metadata={"help": "Tangents; as many as outputs if 0."})
     memory_budget: float = field(
-        default=1.0, metadata={"help": "Part of the activations that may be kept, 0 to 1."}
+        default=1.0,
+        metadata={
+            "help": "Part of the activations that may be kept, 0 to 1.",
+            "takes": Float(0.0, 1.0),
+        },
     )
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from lazyfx.native.setting_types import Words
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.calls import KnownValues, in_each, operator_name, set_dtype
 from lazyfx_server.passes.operators import words
@@ -35,7 +36,10 @@ class ConvertDtype(Pass):
     needs_shapes: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.1
 
-    dtype: str = field(default="bfloat16", metadata={"help": '"bfloat16" or "float16".'})
+    dtype: str = field(
+        default="bfloat16",
+        metadata={"help": '"bfloat16" or "float16".', "takes": Words(tuple(_DTYPES))},
+    )
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:

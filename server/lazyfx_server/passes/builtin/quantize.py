@@ -10,6 +10,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from lazyfx.native.setting_types import Words
 from lazyfx_server.passes import torchao_names
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.convolutions import Convolution, linear_of
@@ -40,7 +41,10 @@ class QuantizeWeights(Pass):
     min_elements: int = field(
         default=1024, metadata={"help": "Leave weights with fewer elements as they are."}
     )
-    scheme: str = field(default="int8", metadata={"help": "int8, torchao_int8 or torchao_int4."})
+    scheme: str = field(
+        default="int8",
+        metadata={"help": "int8, torchao_int8 or torchao_int4.", "takes": Words(tuple(_SCHEMES))},
+    )
     group_size: int = field(
         default=32, metadata={"help": "torchao_int4 only: values that share a scale."}
     )

@@ -190,7 +190,7 @@ def _return_attributes(module: GraphModule, split: GraphModule) -> None:
                 reads[value] = split.graph.create_node("get_attr", name)
         return reads[value]
 
-    output.args = torch.fx.node.map_aggregate(output.args, read)  # type: ignore[arg-type, assignment]
+    output.args = torch.fx.node.map_aggregate(output.args, read)  # type: ignore[arg-type]
 
 
 def _keep(split: GraphModule, path: str, value: object) -> str:

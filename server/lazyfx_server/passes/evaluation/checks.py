@@ -41,7 +41,7 @@ class Call:
         """An operand that is a tensor."""
         value = self._given[name]
         if not isinstance(value, torch.Tensor):
-            raise OutsideError(f"{name} is no tensor")
+            raise OutsideError(f"{name} is not a tensor")
         return value
 
     def values(self) -> list[Any]:
@@ -135,7 +135,7 @@ def targets(call: Call) -> None:
     if "weight" in call:
         _must(call.tensor("weight").shape == scores.shape[-1:], "weights of another shape")
     if "total_weight" in call:
-        _must(call.tensor("total_weight").numel() == 1, "a total weight that is no number")
+        _must(call.tensor("total_weight").numel() == 1, "a total weight that is not one number")
         reduced = int(call["reduction"]) != 0
         shape = () if reduced else target.shape
         _must(call.tensor("grad_output").shape == shape, "a gradient of another shape")
@@ -178,7 +178,7 @@ def no_lowest_integer(call: Call) -> None:
                 lowest = torch.iinfo(value.dtype).min
                 _must(int(value.min()) > lowest, "the lowest integer has no negative")
         elif type(value) is int:
-            _must(value > -(2**31), "an integer that may have no negative")
+            _must(value > -(2**31), "an integer that may be the lowest one, which has no negative")
 
 
 def same_shape(*names: str) -> Check:
@@ -247,7 +247,7 @@ def attention(call: Call) -> None:
     _must(query.dtype == key.dtype == value.dtype, "operands of several types")
     _must(query.shape[:2] == key.shape[:2] and key.shape == value.shape, "operands of other shapes")
     _must(query.shape[3] == key.shape[3] and 0 not in query.shape + key.shape, "other sizes")
-    _must(all(t.stride(3) == 1 for t in (query, key, value)), "operands that are not in a row")
+    _must(all(t.stride(3) == 1 for t in (query, key, value)), "operands that are not contiguous")
     if "attn_mask" in call:
         mask = call.tensor("attn_mask")
         _must(mask.ndim in (2, 4), "a mask of another number of dimensions")
@@ -272,7 +272,7 @@ def repeats(call: Call) -> None:
     _must(counts.ndim <= 1, "counts of another shape")
     _must(_is_integral(counts), "a fraction")
     if counts.numel():
-        _must(int(counts.min()) >= 0 and int(counts.max()) < 2**24, "a count that is none")
+        _must(int(counts.min()) >= 0 and int(counts.max()) < 2**24, "an invalid count")
     if "output_size" in call:
         _must(int(counts.sum()) == int(call["output_size"]), "another size than the counts make")
 
@@ -284,4 +284,6 @@ def plain_scales(call: Call) -> None:
         if name in call:
             value = call[name]
             given += list(value) if isinstance(value, list | tuple) else [value]
-    _must(all(1e-3 <= float(scale) <= 1e3 for scale in given), "a scale out of proportion")
+    _must(
+        all(1e-3 <= float(scale) <= 1e3 for scale in given), "a scale that does not fit the sizes"
+    )

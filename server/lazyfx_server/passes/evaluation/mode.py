@@ -60,7 +60,7 @@ class _ReviewedOnly(TorchDispatchMode):
             composed = _in_parts(self, func, args, kwargs)
             if composed is not NotImplemented:
                 return composed
-            raise UnreviewedError(func.name(), "nobody has reviewed what its kernel does")
+            raise UnreviewedError(func.name(), "its kernel has not been reviewed")
         _check_tensors(func, args, kwargs)
         try:
             for check in rule:

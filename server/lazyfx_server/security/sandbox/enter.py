@@ -7,6 +7,7 @@ import resource
 import site
 import stat
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,13 +38,26 @@ class Policy:
 
     Attributes:
         layers: Some of LAYERS.
-        memory_bytes: Address space that it may take beyond what it has.
+        memory_bytes: Address space that it may take beyond what it has; None for no bound,
+            where a driver reserves far more than it uses.
         readable: Files and folders that it may read.
+        writable: Folders that it may also write to.
+        executable: Programs that it may run.
+        devices: Device files that it may open and ask to do anything.
+        profile: Which system calls it may make.
+        file_bytes: Most bytes of a file that it writes.
+        user: Number of the user that it becomes; None to stay who it is.
     """
 
     layers: tuple[str, ...]
-    memory_bytes: int
+    memory_bytes: int | None
     readable: tuple[str, ...]
+    writable: tuple[str, ...] = ()
+    executable: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    profile: seccomp.Profile = "passes"
+    file_bytes: int = 0
+    user: int | None = None
 
 
 def available() -> tuple[str, ...]:
@@ -72,31 +86,60 @@ def enter(policy: Policy) -> None:
         if "privileges" in policy.layers:
             prctl(PR_SET_NO_NEW_PRIVS, 1)
             prctl(PR_SET_DUMPABLE, 0)
+        if policy.user is not None:
+            _become(policy.user)
         if "limits" in policy.layers:
             _limit(policy)
         if "landlock" in policy.layers:
-            landlock.read_only(Path(path) for path in policy.readable)
+            _refuse_threads()
+            landlock.confine(_allowed(policy))
         if "seccomp" in policy.layers:
-            seccomp.confine()
+            seccomp.confine(policy.profile, devices=bool(policy.devices))
     except (OSError, ValueError, OverflowError) as error:
         raise SandboxError(f"the sandbox could not be entered: {error}") from error
+
+
+def _become(user: int) -> None:
+    """Be another user, for good."""
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
+def _refuse_threads() -> None:
+    """Landlock holds the thread that enters it and those it makes, not others of its process."""
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads > 1:
+        raise ValueError(f"{threads} threads were running before")
+
+
+def _allowed(policy: Policy) -> Iterator[tuple[Path, int]]:
+    for paths, rights in (
+        (policy.readable, landlock.READ),
+        (policy.writable, landlock.WRITE),
+        (policy.executable, landlock.RUN),
+        (policy.devices, landlock.DEVICE),
+    ):
+        for path in paths:
+            yield Path(path), rights
 
 
 def _limit(policy: Policy) -> None:
     used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
     bounds = {
-        resource.RLIMIT_AS: used + policy.memory_bytes,
         resource.RLIMIT_NOFILE: _MOST_FILES,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
+    if policy.memory_bytes is not None:
+        bounds[resource.RLIMIT_AS] = used + policy.memory_bytes
     # The kernel counts the threads of all processes of a user; a worker makes a few of its own.
     # What keeps it from making processes is seccomp: this bounds the damage where that is missing.
     bounds[resource.RLIMIT_NPROC] = _tasks() + _MORE_TASKS
     # A log in a file could not be written any more.
-    if not any(_is_file(number) for number in (1, 2)):
-        bounds[resource.RLIMIT_FSIZE] = 0
+    if policy.file_bytes or not any(_is_file(number) for number in (1, 2)):
+        bounds[resource.RLIMIT_FSIZE] = policy.file_bytes
     for which, bound in bounds.items():
         _, hard = resource.getrlimit(which)
         most = bound if hard == resource.RLIM_INFINITY else min(bound, hard)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 
 PR_SET_DUMPABLE = 4
@@ -38,11 +37,6 @@ def syscall(number: int, *arguments: object) -> int:
     if result < 0:
         _raise(f"system call {number}")
     return result
-
-
-def is_missing(error: OSError) -> bool:
-    """Whether a call failed because the kernel, or what is around it, does not have it."""
-    return error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
 
 
 def _raise(what: str) -> None:

@@ -18,7 +18,15 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION = 1
 _PATH_BENEATH = 1
 
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_REG = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+READ = _READ_FILE | _READ_DIR
+# Files and folders; no links, sockets, pipes or devices.
+WRITE = READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _REFER | _TRUNCATE
+RUN = _READ_FILE | _EXECUTE
+DEVICE = READ | _WRITE_FILE | _IOCTL_DEV
+_OF_FILES = _READ_FILE | _WRITE_FILE | _EXECUTE | _TRUNCATE | _IOCTL_DEV
 # Rights over files by the version of the interface that brought them.
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 _NETWORK_VERSION, _NETWORK_RIGHTS = 4, 0b11
@@ -46,11 +54,12 @@ def version() -> int:
         return 0
 
 
-def read_only(paths: Iterable[Path]) -> None:
-    """From now on this thread and its children only read, and only beneath these paths.
+def confine(allowed: Iterable[tuple[Path, int]]) -> None:
+    """From now on this thread and its children do with files only what is listed.
 
     Args:
-        paths: Files and folders; those that are not there are left out.
+        allowed: Files and folders, and READ, WRITE, RUN or DEVICE, for all that is beneath.
+            Those that are not there are left out.
 
     Raises:
         OSError: The kernel refused.
@@ -63,8 +72,8 @@ def read_only(paths: Iterable[Path]) -> None:
     )
     ruleset = syscall(_CREATE_RULESET, ctypes.byref(attributes), _size(offered), 0)
     try:
-        for path in paths:
-            _allow_reading(ruleset, path)
+        for path, rights in allowed:
+            _allow(ruleset, path, rights & attributes.files)
         syscall(_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)
@@ -77,15 +86,14 @@ def _size(offered: int) -> int:
     return 16 if offered >= _NETWORK_VERSION else 8
 
 
-def _allow_reading(ruleset: int, path: Path) -> None:
+def _allow(ruleset: int, path: Path, rights: int) -> None:
     try:
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
+    except (FileNotFoundError, PermissionError):
+        return  # it is not there, or out of reach anyway
     try:
         is_folder = stat.S_ISDIR(os.fstat(folder).st_mode)
-        rights = _READ_FILE | _READ_DIR if is_folder else _READ_FILE
-        rule = _Beneath(rights=rights, folder=folder)
+        rule = _Beneath(rights=rights if is_folder else rights & _OF_FILES, folder=folder)
         syscall(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0)
     finally:
         os.close(folder)

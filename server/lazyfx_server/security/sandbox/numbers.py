@@ -1,4 +1,7 @@
-"""Numbers of the system calls that a worker may make, for each machine that is known.
+"""Numbers of the system calls that workers may make, for each machine that is known.
+
+There are three lists, each with what the one before has: for passes, for native jobs, which
+write files and load libraries, and for compilers, which are programs.
 
 From the kernel's `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`.
 Whatever is not here is refused.
@@ -18,12 +21,18 @@ class Machine:
     Attributes:
         audit: Value of `seccomp_data.arch`.
         seccomp: Number of the seccomp call.
-        numbers: System calls by name.
+        numbers: System calls of workers that run passes, by name.
+        files: Those that native jobs may make besides.
+        idle: Those that do nothing when native jobs and compilers make them.
+        programs: Those that compilers may make besides both.
     """
 
     audit: int
     seccomp: int
     numbers: Mapping[str, int]
+    files: Mapping[str, int]
+    idle: Mapping[str, int]
+    programs: Mapping[str, int]
 
 
 _X86_64 = {
@@ -66,9 +75,33 @@ _AARCH64 = {
     "rseq": 293, "clone3": 435, "faccessat2": 439, "futex_waitv": 449,
 }  # fmt: skip
 
+_FILES_X86_64 = {
+    "pwrite64": 18, "msync": 26, "mincore": 27, "sendfile": 40, "flock": 73, "fsync": 74,
+    "fdatasync": 75, "ftruncate": 77, "getdents": 78, "rename": 82, "mkdir": 83, "rmdir": 84,
+    "unlink": 87, "fadvise64": 221, "mkdirat": 258, "unlinkat": 263, "renameat": 264,
+    "fallocate": 285, "preadv": 295, "pwritev": 296, "renameat2": 316, "copy_file_range": 326,
+}  # fmt: skip
+_FILES_AARCH64 = {
+    "flock": 32, "mkdirat": 34, "unlinkat": 35, "renameat": 38, "ftruncate": 46, "fallocate": 47,
+    "pwrite64": 68, "preadv": 69, "pwritev": 70, "sendfile": 71, "fsync": 82, "fdatasync": 83,
+    "fadvise64": 223, "msync": 227, "mincore": 232, "renameat2": 276, "copy_file_range": 285,
+}  # fmt: skip
+# They change modes and times of files, of which Landlock knows nothing: said to be done, and not.
+_IDLE_X86_64 = {"chmod": 90, "fchmod": 91, "fchmodat": 268, "utimensat": 280}
+_IDLE_AARCH64 = {"fchmod": 52, "fchmodat": 53, "utimensat": 88}
+_PROGRAMS_X86_64 = {
+    "pipe": 22, "fork": 57, "vfork": 58, "execve": 59, "chdir": 80, "fchdir": 81, "umask": 95,
+    "setpgid": 109, "getpgid": 121, "arch_prctl": 158, "waitid": 247, "pipe2": 293,
+    "close_range": 436,
+}  # fmt: skip
+_PROGRAMS_AARCH64 = {
+    "chdir": 49, "fchdir": 50, "pipe2": 59, "waitid": 95, "setpgid": 154, "getpgid": 155,
+    "umask": 166, "execve": 221, "close_range": 436,
+}  # fmt: skip
+
 _MACHINES = {
-    "x86_64": Machine(0xC000003E, 317, _X86_64),
-    "aarch64": Machine(0xC00000B7, 277, _AARCH64),
+    "x86_64": Machine(0xC000003E, 317, _X86_64, _FILES_X86_64, _IDLE_X86_64, _PROGRAMS_X86_64),
+    "aarch64": Machine(0xC00000B7, 277, _AARCH64, _FILES_AARCH64, _IDLE_AARCH64, _PROGRAMS_AARCH64),
 }
 
 

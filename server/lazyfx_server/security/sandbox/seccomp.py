@@ -11,7 +11,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from lazyfx_server.security.sandbox.kernel import syscall
 from lazyfx_server.security.sandbox.numbers import Machine, this_machine
@@ -32,7 +32,12 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | 0o20000000
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # Copies and flags; no owners, which could have signals sent to other processes.
 _FCNTLS = (0, 1, 2, 3, 4, 1030)
+# Processes of one's own, without namespaces, tracing or a way around tracing.
+_CLONE_APART = 0x7E020000 | 0x00002000 | 0x00800000
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
+
+Profile: TypeAlias = Literal["passes", "native", "programs"]
+"""What a process does: runs passes; runs Inductor and loads what was compiled; runs compilers."""
 
 Instruction: TypeAlias = "tuple[int, int, int, int]"
 
@@ -54,10 +59,14 @@ def is_available() -> bool:
     return True
 
 
-def confine() -> None:
+def confine(profile: Profile = "passes", *, devices: bool = False) -> None:
     """From now on every thread of this process makes only calls of the list, with those bounds.
 
     Needs no_new_privs. Other calls fail with EPERM.
+
+    Args:
+        profile: Which list.
+        devices: Device files may be asked to do anything (ioctl), as drivers of GPUs are.
 
     Raises:
         OSError: The kernel refused.
@@ -65,13 +74,15 @@ def confine() -> None:
     machine = this_machine()
     if machine is None:
         raise OSError(errno.ENOSYS, "this machine's system calls are not known")
-    instructions = list(_filter(machine, os.getpid()))
+    instructions = list(_filter(machine, os.getpid(), profile, devices=devices))
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
     program = _Program(len(instructions), code)
     syscall(machine.seccomp, _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(program))
 
 
-def _filter(machine: Machine, own: int) -> Iterator[Instruction]:
+def _filter(
+    machine: Machine, own: int, profile: Profile = "passes", *, devices: bool = False
+) -> Iterator[Instruction]:
     yield (_LOAD, 0, 0, _ARCHITECTURE)
     yield (_EQUAL, 1, 0, machine.audit)
     yield (_RETURN, 0, 0, _KILL_PROCESS)
@@ -79,21 +90,31 @@ def _filter(machine: Machine, own: int) -> Iterator[Instruction]:
     # Numbers of a second interface on x86, to the same calls.
     yield (_AT_LEAST, 0, 1, _X32)
     yield (_RETURN, 0, 0, _KILL_PROCESS)
-    bounded = _bounds(own)
-    for name, number in machine.numbers.items():
+    bounded = _bounds(own, profile)
+    if devices:
+        del bounded["ioctl"]
+    numbers = dict(machine.numbers)
+    if profile != "passes":
+        numbers |= machine.files
+        numbers |= machine.idle
+        bounded |= {name: [_DONE] for name in machine.idle}
+    if profile == "programs":
+        numbers |= machine.programs
+    for name, number in numbers.items():
         body = bounded.get(name, [_ALLOWED])
         yield (_EQUAL, 0, len(body), number)
         yield from body
     yield (_RETURN, 0, 0, _ERRNO | errno.EPERM)
 
 
-def _bounds(own: int) -> dict[str, list[Instruction]]:
+def _bounds(own: int, profile: Profile) -> dict[str, list[Instruction]]:
     """What must hold of the arguments of some calls.
 
     Args:
         own: Number of this process, the only one that may be sent signals.
+        profile: Which list.
     """
-    return {
+    bounds = {
         "mmap": _without(2, _PROT_EXEC),
         "mprotect": _without(2, _PROT_EXEC),
         "open": _without(1, _WRITING),
@@ -108,6 +129,13 @@ def _bounds(own: int) -> dict[str, list[Instruction]]:
         "tgkill": _one_of(0, (own,)),
         "prlimit64": _no_address(2),
     }
+    if profile != "passes":
+        # They load libraries and write files; which ones is Landlock's business.
+        for name in ("mmap", "mprotect", "open", "openat"):
+            del bounds[name]
+    if profile == "programs":
+        bounds["clone"] = _without(0, _CLONE_APART)
+    return bounds
 
 
 def _argument(number: int, high: int = 0) -> Instruction:
@@ -115,6 +143,8 @@ def _argument(number: int, high: int = 0) -> Instruction:
 
 
 _REFUSED: Instruction = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
+# Success without effect: the call is not made, and its caller believes that it was.
+_DONE: Instruction = (_RETURN, 0, 0, _ERRNO)
 _ALLOWED: Instruction = (_RETURN, 0, 0, _ALLOW)
 
 

@@ -19,7 +19,7 @@ from lazyfx_server.execution.launching import launching
 _STANDARD_ERROR = 2
 
 
-class Interpreters:
+class SpawnSource:
     """Starts each process from nothing; it takes the seconds of its imports to be ready.
 
     Args:

@@ -26,8 +26,14 @@ def caller() -> Tenant:
     return _CALLER.get()
 
 
+def caller_name() -> str:
+    """The name of the tenant of the call that is being served; empty before it is known."""
+    tenant = _CALLER.get(None)
+    return "" if tenant is None else tenant.name
+
+
 @dataclass(frozen=True)
-class Door:
+class Authenticator:
     """Tells whose a call is.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from lazyfx_server.telemetry import Event, Later, LookupMade, Observers, Reused
+from lazyfx_server.telemetry import DeferredObserver, Event, LookupMade, Observers, Reused
 
 
 class Recorder:
@@ -21,7 +21,7 @@ class Recorder:
 def test_events_are_told_in_order_when_the_caller_is_done() -> None:
     async def main() -> None:
         recorder = Recorder()
-        later = Later(recorder)
+        later = DeferredObserver(recorder)
         told: list[Event] = [LookupMade("hit"), Reused(1.0), LookupMade("hit")]
         for event in told:
             later.observe(event)
@@ -43,7 +43,7 @@ def test_an_observer_that_fails_takes_nothing_from_the_others() -> None:
 
     async def main() -> None:
         recorder = Recorder()
-        later = Later(Observers(Failing(), recorder))
+        later = DeferredObserver(Observers(Failing(), recorder))
         later.observe(LookupMade("hit"))
         later.observe(LookupMade("joined"))
         await asyncio.sleep(0)

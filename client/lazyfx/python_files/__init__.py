@@ -1,0 +1,75 @@
+"""A compiled graph as a file of Python that runs with torch alone.
+
+The file holds the checked source of the graph and of those inside it, and a class `Module` that is
+bound to tensors by their names: those of the model that was compiled, or of its state_dict. Tensors
+that are in neither (constants, what passes made) go into a second file beside it.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.fx import GraphModule
+
+from lazyfx.assembly import GeneratedSource
+from lazyfx.python_files.state import State, read_state
+from lazyfx.python_files.text import write_text
+
+
+@dataclass(frozen=True)
+class PythonFile:
+    """What is written for a graph.
+
+    Attributes:
+        text: Python source.
+        constants: What `torch.save` writes of the tensors that no state_dict has, by name; None
+            where there are none.
+    """
+
+    text: str
+    constants: bytes | None
+
+    def save(self, path: Path) -> None:
+        """Write the source to `path`, and the constants beside it.
+
+        Raises:
+            OSError: A file cannot be written.
+        """
+        if self.constants is not None:
+            constants_path(path).write_bytes(self.constants)
+        path.write_text(self.text, encoding="utf-8")
+
+
+def constants_path(path: Path) -> Path:
+    """Where the constants of a file of source are: `model.constants.pt` beside `model.py`."""
+    return path.with_name(f"{path.stem}.constants.pt")
+
+
+def python_file(
+    module: GraphModule, source: GeneratedSource, original: GraphModule, name: str
+) -> PythonFile:
+    """A file of Python for a compiled graph.
+
+    Args:
+        module: The compiled graph, built around the tensors of `original`.
+        source: Its source, checked against it, with that of the graphs inside it.
+        original: The graph that was compiled; its names are those of the state.
+        name: What the file will be called, e.g. "model.py".
+
+    Raises:
+        UnsupportedGraphError: Something in it cannot be written as Python; says what.
+    """
+    state = read_state(module, original)
+    path = Path(name)
+    held = constants_path(path).name if state.constants else ""
+    text = write_text(module, source, state, path.stem, held)
+    return PythonFile(text, _saved(state) if state.constants else None)
+
+
+def _saved(state: State) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state.constants), buffer)
+    return buffer.getvalue()

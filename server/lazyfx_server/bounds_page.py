@@ -1,0 +1,112 @@
+"""Writes docs/bounds.md from the settings: `python -m lazyfx_server.bounds_page [--write]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Final
+
+from pydantic import ByteSize
+
+from lazyfx_server.compiling.limits import FORMAT_BOUNDS, RequestLimits
+from lazyfx_server.compiling.quotas import QuotaLimits
+from lazyfx_server.security.bounds import GraphBounds
+from lazyfx_server.settings import Settings
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "bounds.md"
+
+_HEAD: Final = """\
+# Bounds
+
+<!-- Written by `make bounds` from the settings; a test fails when it is stale. -->
+
+Everything that a request can make large has a bound. Most are settings of `lazyfx serve` (the flag
+is the name with dashes; environment and TOML as for all settings); some belong to the format.
+`GetServerInfo` tells each with its value. What is over one is refused with the field, the node
+where there is one, and the name of the setting: with INVALID_ARGUMENT when the request can never
+be served as it is, with RESOURCE_EXHAUSTED, and RetryInfo where trying again helps, otherwise.
+
+Counts and lengths of a request are checked on the bytes that came, before a message is made of
+them: every repeated field and every string has a bound, and a request that is over one costs no
+more steps than the bound allows. Requests of more than 16 KiB are checked and parsed off the event
+loop. The body of a graph stays in the bytes that came while the request waits.
+
+| Bound | Default | What it bounds |
+| --- | --- | --- |
+"""
+
+_FORMAT: Final = {
+    "max_nesting": "Lists, dictionaries, values, expressions and graphs in one another.",
+    "max_expression_nodes": "One symbolic expression, written out as a tree.",
+    "max_name_bytes": "Name of a pass, an option, a dtype or a feature.",
+    "max_options": "Options of one pass.",
+    "max_list_items": "Items of the lists of one request, of each kind: items of options, guards "
+    "and constants of rewrites, states and settings of native compiles.",
+    "max_spelling": "Characters of the passes of a request when spelled out.",
+}
+
+_TAIL: Final = """
+The rewrites of a request are graphs, and keep to the bounds of graphs.
+
+## Quotas
+
+What one tenant may use over time; all are off unless set.
+
+| Quota | What it bounds |
+| --- | --- |
+"""
+
+
+def page() -> str:
+    """The text of docs/bounds.md."""
+    rows = "".join(f"| `{name}` | {default} | {text} |\n" for name, default, text in _rows())
+    quotas = (f"quota_{field.name}" for field in fields(QuotaLimits))
+    return _HEAD + rows + _TAIL + "".join(f"| `{name}` | {_text(name)} |\n" for name in quotas)
+
+
+def _rows() -> Iterator[tuple[str, str, str]]:
+    for kind in (RequestLimits, GraphBounds):
+        for field in fields(kind):
+            if field.name != "graph":
+                yield field.name, _default(field.name), _text(field.name)
+    for name, value in FORMAT_BOUNDS.items():
+        yield name, f"{value:,} (format)", _FORMAT[name]
+
+
+def _default(name: str) -> str:
+    value = Settings.model_fields[name].default
+    if isinstance(value, ByteSize):
+        return _bytes(value)
+    if isinstance(value, float):
+        return f"{value:,g} s"
+    if value >= 2**32:
+        return f"2^{value.bit_length() - 1}"
+    return f"{value:,}"
+
+
+def _bytes(value: int) -> str:
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if value >= size and value % size == 0:
+            return f"{value // size:,} {unit}"
+    return f"{value:,} bytes"
+
+
+def _text(name: str) -> str:
+    return " ".join((Settings.model_fields[name].description or "").split())
+
+
+def main() -> None:
+    """Print the page, or write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write docs/bounds.md")
+    if parser.parse_args().write:
+        PAGE.write_text(page(), "utf-8")
+    else:
+        sys.stdout.write(page())
+
+
+if __name__ == "__main__":
+    main()

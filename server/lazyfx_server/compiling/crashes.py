@@ -1,0 +1,86 @@
+"""Graphs on which workers die: tried on another worker once, then refused for a while."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cachetools import TTLCache
+
+from lazyfx_server.errors import CrashingGraphError
+
+_log = logging.getLogger(__name__)
+
+DEATHS: Final = 2
+"""Workers that may die on a graph before it is refused."""
+_MOST_GRAPHS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a job is about.
+
+    Attributes:
+        tenant: Tag of whose it is: nobody's graph is refused for what another one sent.
+        graph: Digest of the graph.
+    """
+
+    tenant: bytes
+    graph: bytes
+
+
+class Crashes:
+    """Remembers graphs on which workers have died, by tenant and kind of job.
+
+    Args:
+        seconds: For how long a graph is remembered after the last death; 0 for not at all.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._deaths: TTLCache[tuple[str, Subject], tuple[int, float]] = TTLCache(
+            _MOST_GRAPHS, ttl=max(seconds, 1e-9), timer=clock
+        )
+
+    def __len__(self) -> int:
+        return len(self._deaths)
+
+    def check(self, job: str, subject: Subject) -> None:
+        """Refuse a graph on which workers keep dying.
+
+        Args:
+            job: The kind of job: "compile", "render", "native".
+            subject: What it is about.
+
+        Raises:
+            CrashingGraphError: Names the graph and says for how long it is refused.
+        """
+        count, last = self._deaths.get((job, subject), (0, 0.0))
+        if count >= DEATHS:
+            raise self.refusal(job, subject, self._seconds - (self._clock() - last))
+
+    def note_death(self, job: str, subject: Subject, how: str) -> None:
+        """A worker died on a job about this."""
+        count = self._deaths.get((job, subject), (0, 0.0))[0] + 1
+        self._deaths[job, subject] = (count, self._clock())
+        _log.warning("a worker died on a %s job of graph %s: %s", job, subject.graph.hex(), how)
+
+    def note_survival(self, job: str, subject: Subject) -> None:
+        """A job about this ended, so that earlier deaths were not its doing."""
+        self._deaths.pop((job, subject), None)
+
+    def refusal(
+        self, job: str, subject: Subject, seconds: float | None = None
+    ) -> CrashingGraphError:
+        """What callers are told of a graph on which workers die."""
+        left = self._seconds if seconds is None else seconds
+        return CrashingGraphError(
+            f"worker processes died on {DEATHS} attempts at a {job} job of graph "
+            f"{subject.graph.hex()}; it is refused for {max(left, 0.0):.0f} s. Other graphs are "
+            "served; report the graph to those who run this server"
+        )

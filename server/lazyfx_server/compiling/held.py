@@ -1,0 +1,119 @@
+"""How many bytes of requests are in memory, of all tenants and of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import TracebackType
+
+from typing_extensions import Self
+
+from lazyfx_server.errors import OverloadedError
+
+# Requests up to this size are not counted: when others fill the memory, hits still get in.
+FREE_BYTES = 16 * 1024
+_RETRY_SECONDS = 1.0
+
+
+class TenantBytes:
+    """Bytes of all tenants, and of each that has any."""
+
+    def __init__(self) -> None:
+        self.all = 0
+        self._by_tenant: Counter[str] = Counter()
+
+    def of(self, tenant: str) -> int:
+        """Bytes of one tenant."""
+        return self._by_tenant[tenant]
+
+    def add(self, tenant: str, size: int) -> None:
+        """Count bytes."""
+        self.all += size
+        self._by_tenant[tenant] += size
+
+    def remove(self, tenant: str, size: int) -> None:
+        """Count bytes no longer."""
+        self.all -= size
+        self._by_tenant[tenant] -= size
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
+
+
+class Hold:
+    """Counts the bytes of one request while anybody uses it.
+
+    Each use is a `with` block; uses may overlap, and the last to end lets go of the bytes. A
+    flight goes on when the call that began it has been cancelled, and uses them until its end.
+    """
+
+    __slots__ = ("_bytes", "_held", "_tenant", "_uses")
+
+    def __init__(self, held: HeldBytes, tenant: str, size: int) -> None:
+        self._held = held
+        self._tenant = tenant
+        self._bytes = size
+        self._uses = 0
+
+    def __enter__(self) -> Self:
+        if not self._uses:
+            self._held.add(self._tenant, self._bytes)
+        self._uses += 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._uses -= 1
+        if not self._uses:
+            self._held.remove(self._tenant, self._bytes)
+
+
+class HeldBytes:
+    """Bounds the bytes of requests that wait or are worked on.
+
+    Args:
+        most: Most bytes of all tenants.
+        most_of_one: Most bytes of one tenant.
+    """
+
+    def __init__(self, most: int, most_of_one: int) -> None:
+        self._most = most
+        self._most_of_one = most_of_one
+        self._counted = TenantBytes()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held now."""
+        return self._counted.all
+
+    def hold(self, tenant: str, size: int) -> Hold:
+        """What counts a request of this size; nothing is counted before it is entered."""
+        return Hold(self, tenant, 0 if size <= FREE_BYTES else size)
+
+    def add(self, tenant: str, size: int) -> None:
+        """Count bytes.
+
+        Raises:
+            OverloadedError: There is no room for them; says when to try again.
+        """
+        if not size:
+            return
+        for held, most, setting in (
+            (self._counted.of(tenant), self._most_of_one, "max_held_bytes_per_tenant"),
+            (self._counted.all, self._most, "max_held_bytes"),
+        ):
+            # One request alone is taken whatever its size: max_message_bytes bounds it.
+            if held and held + size > most:
+                raise OverloadedError(
+                    f"requests that are under way hold {held} bytes; with {size} more they would "
+                    f"be over {most} (setting {setting})",
+                    retry_after=_RETRY_SECONDS,
+                )
+        self._counted.add(tenant, size)
+
+    def remove(self, tenant: str, size: int) -> None:
+        """Count bytes no longer."""
+        if size:
+            self._counted.remove(tenant, size)

@@ -1,0 +1,154 @@
+"""One flight per key: identical requests share one lookup and one piece of work.
+
+The lookup of a tier that has to be awaited belongs into the flight as well: between a lookup
+that found nothing and a flight that starts, another one could end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
+
+Result = TypeVar("Result")
+
+STOP_SECONDS: Final = 0.1
+"""How long a running job may go on when nobody waits for it any more."""
+
+Outcome: TypeAlias = Literal["dropped", "stopped", "continued"]
+"""What became of an abandoned flight: it had not begun, it was stopped, it goes on."""
+
+
+class Flight(Generic[Result]):
+    """One piece of work and those who wait for it.
+
+    The work says how far it is. That decides what happens when its last waiter leaves: what has
+    not begun is dropped, what runs is stopped soon, what is finished but for storing it goes on.
+    """
+
+    def __init__(self) -> None:
+        self.waiters = 0
+        self.task: asyncio.Task[Result]
+        self.begun = False
+        self._patience: Callable[[], float] = lambda: 0.0
+
+    def running(self, patience: Callable[[], float] = lambda: STOP_SECONDS) -> None:
+        """The work has begun.
+
+        Args:
+            patience: Asked when the last waiter leaves: for how many seconds the work goes on
+                without any; infinity to finish it.
+        """
+        self.begun = True
+        self._patience = patience
+
+    def finishing(self) -> None:
+        """What remains is quick and worth doing for whoever asks next."""
+        self.running(lambda: math.inf)
+
+    def patience(self) -> float:
+        """For how many seconds the work would go on without waiters."""
+        return self._patience()
+
+
+class SingleFlight(Generic[Result]):
+    """Runs work once for each key that is in flight.
+
+    A waiter that leaves (its call was cancelled or timed out) ends the flight only when it was
+    the last one; see `Flight`.
+
+    Args:
+        on_abandoned: Told what becomes of each flight whose last waiter has left.
+    """
+
+    def __init__(self, on_abandoned: Callable[[Outcome], None]) -> None:
+        self._on_abandoned = on_abandoned
+        self._flights: dict[bytes, Flight[Result]] = {}
+        # Cancelled, and not ended yet: nobody may join these.
+        self._ending: dict[bytes, set[asyncio.Task[Result]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights) + sum(map(len, self._ending.values()))
+
+    async def join(
+        self, key: bytes, work: Callable[[Flight[Result]], Awaitable[Result]]
+    ) -> tuple[Result, bool]:
+        """Wait for the flight of `key`, starting it with `work` when there is none.
+
+        There is no await between the call and joining or leading.
+
+        Returns:
+            The result, and whether this caller started the flight.
+
+        Raises:
+            Exception: Whatever `work` raised; every waiter gets it.
+        """
+        flight = self._flights.get(key)
+        # A flight that has ended may not have been cleared away yet.
+        leads = flight is None or flight.task.done()
+        if flight is None or leads:
+            flight = self._start(key, work)
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task), leads
+        finally:
+            flight.waiters -= 1
+            self._check_abandoned(key, flight)
+
+    def _start(
+        self, key: bytes, work: Callable[[Flight[Result]], Awaitable[Result]]
+    ) -> Flight[Result]:
+        flight: Flight[Result] = Flight()
+        # What an earlier flight of the key still cleans up must not be in the way.
+        earlier = tuple(self._ending.get(key, ()))
+
+        async def run() -> Result:
+            if earlier:
+                await asyncio.wait(earlier)
+            return await work(flight)
+
+        flight.task = asyncio.ensure_future(run())
+        self._flights[key] = flight
+        flight.task.add_done_callback(lambda task: self._clear(key, flight, task))
+        return flight
+
+    def _check_abandoned(self, key: bytes, flight: Flight[Result]) -> None:
+        if flight.waiters or flight.task.done():
+            return
+        patience = flight.patience()
+        if patience == math.inf:
+            self._on_abandoned("continued")
+        elif patience > 0:
+            asyncio.get_running_loop().call_later(patience, self._stop, key, flight)
+        else:
+            self._stop(key, flight)
+
+    def _stop(self, key: bytes, flight: Flight[Result]) -> None:
+        if flight.waiters or flight.task.done() or self._flights.get(key) is not flight:
+            return  # a waiter came back, or it has ended
+        if flight.patience() == math.inf:
+            return  # it has come far enough in the meantime
+        del self._flights[key]
+        self._ending.setdefault(key, set()).add(flight.task)
+        flight.task.cancel()
+        self._on_abandoned("stopped" if flight.begun else "dropped")
+
+    def _clear(self, key: bytes, flight: Flight[Result], task: asyncio.Task[Result]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if (ending := self._ending.get(key)) is not None:
+            ending.discard(task)
+            if not ending:
+                del self._ending[key]
+        if not task.cancelled():
+            # Mark the exception as seen even when every waiter has left.
+            task.exception()
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight."""
+        while tasks := [
+            *(flight.task for flight in self._flights.values()),
+            *(task for ending in self._ending.values() for task in ending),
+        ]:
+            await asyncio.wait(tasks)

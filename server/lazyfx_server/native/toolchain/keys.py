@@ -1,0 +1,37 @@
+"""What names an object or library: the sources and words that it is made of, and by whom."""
+
+from __future__ import annotations
+
+import hashlib
+
+from lazyfx_server.v1 import worker_pb2 as worker
+
+
+def library_key(request: worker.BuildRequest, compiler: bytes) -> bytes:
+    """SHA-256 over all that what a request makes depends on.
+
+    Objects stand in it with keys of their own, so the key of a library covers every source.
+
+    Args:
+        request: Checked by `flags.check_request`.
+        compiler: `Compiler.identity`: its version, and torch's and Python's headers.
+    """
+    digest = hashlib.sha256(b"lazyfx build 1\0" + compiler)
+    for part in (
+        [str(request.kind).encode(), request.source, request.header.encode()],
+        [flag.encode() for flag in request.flags],
+        [library.encode() for library in request.libraries],
+        list(request.objects),
+    ):
+        digest.update(len(part).to_bytes(8, "little"))
+        for item in part:
+            digest.update(len(item).to_bytes(8, "little") + item)
+    return digest.digest()
+
+
+def header_key(request: worker.BuildRequest, compiler: bytes) -> bytes:
+    """SHA-256 that names a precompiled header: which one, under which flags."""
+    precompiled = worker.BuildRequest(
+        kind=worker.BUILD_KIND_HEADER, flags=request.flags, header=request.header
+    )
+    return library_key(precompiled, compiler)

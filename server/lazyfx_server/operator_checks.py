@@ -1,0 +1,111 @@
+"""What an operator can get wrong, found in a moment: before torch is imported and workers start."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+import tempfile
+from pathlib import Path
+
+from lazyfx_server.settings import Settings
+
+
+class SetupError(Exception):
+    """The server cannot run as it is set up; names the flag and the reason."""
+
+
+def check_setup(settings: Settings) -> None:
+    """Look at the addresses, files and folders that the settings name.
+
+    Raises:
+        SetupError: One of them cannot be used.
+    """
+    host, _, port = settings.listen.rpartition(":")
+    _check_address(f"--listen {settings.listen}", host.strip("[]"), int(port))
+    flag = f"--metrics-host {settings.metrics_host} --metrics-port {settings.metrics_port}"
+    _check_address(flag, settings.metrics_host, settings.metrics_port)
+    if settings.store_path is not None:
+        _check_folder(settings.store_path)
+    for name in ("server_certificate", "server_key", "client_ca", "tokens", "allow_targets"):
+        path = getattr(settings, name)
+        if path is not None:
+            _check_file(_flag(name), path)
+    _check_certificates(settings)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_address(flag: str, host: str, port: int) -> None:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise SetupError(f"{flag}: {host} is not a known host: {_reason(error)}") from error
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                # Two sockets may be bound to one address; only one of them may listen.
+                probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT:
+                continue
+            hint = ""
+            if error.errno == errno.EADDRINUSE:
+                hint = "; stop what listens there, or name another port (0 picks a free one)"
+            raise SetupError(f"{flag}: cannot listen there: {_reason(error)}{hint}") from error
+
+
+def _check_folder(folder: Path) -> None:
+    flag = f"--store-path {folder}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        raise SetupError(f"{flag}: is not a folder") from error
+    except OSError as error:
+        raise SetupError(f"{flag}: cannot be used as a store: {_reason(error)}") from error
+
+
+def _check_file(flag: str, path: Path) -> None:
+    try:
+        if not path.is_file() and path.exists():
+            raise SetupError(f"{flag} {path}: is not a file")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise SetupError(f"{flag} {path}: {_reason(error)}") from error
+
+
+def _check_certificates(settings: Settings) -> None:
+    certificate, key = settings.server_certificate, settings.server_key
+    if certificate is None or key is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=b"")
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            f"--server-certificate {certificate} --server-key {key}: not a PEM certificate chain "
+            f"and its private key: {_reason(error)}"
+        ) from error
+    if settings.client_ca is not None:
+        try:
+            context.load_verify_locations(settings.client_ca)
+        except (OSError, ValueError) as error:
+            raise SetupError(
+                f"--client-ca {settings.client_ca}: holds no PEM certificates: {_reason(error)}"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "unreadable"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return str(error)

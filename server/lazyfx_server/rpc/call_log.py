@@ -1,0 +1,99 @@
+"""Log lines about calls: each failed one, and each caller who was not let in; bounded in rate."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+_LINES_A_SECOND: Final = 20.0
+_LINES_AT_ONCE: Final = 100.0
+
+_WARNED: Final = frozenset(
+    {
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "DEADLINE_EXCEEDED",
+        "UNAVAILABLE",
+        "INTERNAL",
+        "UNKNOWN",
+    }
+)
+
+
+class RateLimit(logging.Filter):
+    """Lets so many lines of each kind through; the next one says how many were left out.
+
+    A kind is a format string, so that callers cannot make new ones.
+
+    Args:
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._allowance: dict[str, tuple[float, float]] = {}
+        self._left_out: dict[str, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write a line; see `logging.Filter`."""
+        kind, now = str(record.msg), self._clock()
+        level, since = self._allowance.get(kind, (_LINES_AT_ONCE, now))
+        level = min(_LINES_AT_ONCE, level + (now - since) * _LINES_A_SECOND)
+        if level < 1.0:
+            self._allowance[kind] = (level, now)
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
+            return False
+        self._allowance[kind] = (level - 1.0, now)
+        if left_out := self._left_out.pop(kind, 0):
+            record.msg = f"{kind} ({left_out} lines like this were left out before)"
+        return True
+
+
+_log = logging.getLogger("lazyfx_server.calls")
+_log.addFilter(RateLimit())
+
+
+def log_refused_caller(method: str, peer: str, reason: str) -> None:
+    """A caller was not let in. What it showed is not logged."""
+    _log.warning("refused a caller: method=%s peer=%s reason=%s", method, peer, reason)
+
+
+def log_failure(
+    request_id: str, method: str, code: str, seconds: float, tenant: str, message: str
+) -> None:
+    """A call failed.
+
+    Args:
+        request_id: Of the call; callers get it with their error.
+        method: Its name.
+        code: Name of the status code.
+        seconds: How long it took.
+        tenant: Whose it was, if that was known.
+        message: What the caller was told; may hold words of the caller's.
+    """
+    level = logging.WARNING if code in _WARNED else logging.INFO
+    _log.log(
+        level,
+        "request failed: id=%s method=%s code=%s seconds=%.3f tenant=%s message=%r",
+        request_id,
+        method,
+        code,
+        seconds,
+        tenant or "-",
+        message,
+    )
+
+
+def log_missing(request_id: str, method: str, seconds: float, tenant: str) -> None:
+    """A call was answered with what it must send first, which is a step and not a failure."""
+    _log.debug(
+        "request must send more: id=%s method=%s seconds=%.3f tenant=%s",
+        request_id,
+        method,
+        seconds,
+        tenant or "-",
+    )

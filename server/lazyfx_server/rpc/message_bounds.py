@@ -1,0 +1,203 @@
+"""Bounds of the requests of `lazyfx.v1.GraphCompiler`, field by field.
+
+Every repeated field and every string has one; a test walks the descriptors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lazyfx_server.compiling.limits import (
+    MAX_LIST_ITEMS,
+    MAX_NAME_BYTES,
+    MAX_OPTIONS,
+    RequestLimits,
+)
+from lazyfx_server.security.scanning import Bound, FieldBounds, MessageBounds
+
+# What is checked in detail when it is read: lengths of digests, names of dtypes.
+_SMALL = Bound(1024)
+_NAME = Bound(MAX_NAME_BYTES, "")
+_LIST = Bound(MAX_LIST_ITEMS, "")
+_OPTIONS = Bound(MAX_OPTIONS, "")
+
+
+def request_bounds(limits: RequestLimits) -> Mapping[str, MessageBounds]:
+    """The bounds of the request of each method, by the method's name."""
+    digest = MessageBounds({1: FieldBounds("sha256", _SMALL), 2: FieldBounds("size_bytes")})
+    graph = _graph(limits, body=True)
+    option = _option(limits)
+    compile_request = MessageBounds(
+        {
+            1: FieldBounds("graph_digest", _SMALL, inside=digest),
+            2: FieldBounds("graph", inside=graph, mark=True),
+            3: _passes(limits, option),
+            4: FieldBounds(
+                "values", _SMALL, Bound(limits.max_values, "max_values"), _binding(digest)
+            ),
+            5: FieldBounds("skip_cache_lookup"),
+            6: FieldBounds("eager"),
+            7: FieldBounds("verify"),
+            8: FieldBounds("request_token", _SMALL),
+        }
+    )
+    names = _presentation(limits)
+    return {
+        "Compile": compile_request,
+        "CompileBatch": MessageBounds(
+            {
+                1: FieldBounds("request_id"),
+                2: FieldBounds("request", inside=compile_request, mark=True),
+            }
+        ),
+        "GetArtifact": MessageBounds(
+            {
+                1: FieldBounds("module_key", _SMALL),
+                2: FieldBounds("kind"),
+                3: names,
+                4: FieldBounds("offset"),
+                5: FieldBounds("constant", _SMALL, inside=digest),
+                6: FieldBounds("purpose"),
+                7: FieldBounds("native", inside=_native(option)),
+            }
+        ),
+        "FindMissingBlobs": MessageBounds(
+            {1: FieldBounds("digests", _SMALL, Bound(limits.max_digests, "max_digests"), digest)}
+        ),
+        "UploadBlobs": MessageBounds(
+            {
+                1: FieldBounds("digest", _SMALL, inside=digest),
+                2: FieldBounds("offset"),
+                3: FieldBounds("data", Bound(limits.max_message_bytes, "max_message_bytes")),
+            }
+        ),
+        "ListPasses": MessageBounds(),
+        "GetServerInfo": MessageBounds(),
+        "GetStats": MessageBounds(),
+    }
+
+
+def _binding(digest: MessageBounds) -> MessageBounds:
+    return MessageBounds(
+        {
+            1: FieldBounds("graph"),
+            2: FieldBounds("attribute"),
+            3: FieldBounds("content", _SMALL, inside=digest),
+        }
+    )
+
+
+def _graph(limits: RequestLimits, *, body: bool) -> MessageBounds:
+    bytes_of_body = Bound(limits.max_graph_bytes, "max_graph_bytes")
+    return MessageBounds(
+        {
+            1: FieldBounds("format_version"),
+            2: FieldBounds("required_features", _NAME, Bound(64)),
+            3: FieldBounds("body", bytes_of_body, mark=body),
+            4: _presentation(limits),
+        }
+    )
+
+
+def _presentation(limits: RequestLimits) -> FieldBounds:
+    text = Bound(limits.graph.max_string_bytes, "max_string_bytes")
+    # Names of nodes of all graphs; packed numbers take up to five bytes each.
+    names = Bound(limits.max_nodes, "max_nodes")
+    column = Bound(5 * limits.max_nodes, "max_nodes")
+    target = MessageBounds({1: FieldBounds("node"), 2: FieldBounds("target", text)})
+    graph_names = MessageBounds(
+        {
+            1: FieldBounds("stems", text, names, total=names),
+            2: FieldBounds("stem", column, names),
+            3: FieldBounds("suffix", column, names),
+            4: FieldBounds("attribute_paths", text, names, total=names),
+            5: FieldBounds("placeholder_targets", Bound(2**31), names, target, total=names),
+        }
+    )
+    signature = MessageBounds(
+        {
+            1: FieldBounds("argument_names", text, names, total=names),
+            2: FieldBounds("positional_count"),
+        }
+    )
+    message = MessageBounds(
+        {
+            1: FieldBounds("graphs", Bound(2**31), names, graph_names),
+            2: FieldBounds("device_indices", column, names),
+            3: FieldBounds("signature", inside=signature),
+            4: FieldBounds("process_groups", text, names),
+        }
+    )
+    size = Bound(limits.max_presentation_bytes, "max_presentation_bytes")
+    return FieldBounds("presentation", size, inside=message)
+
+
+def _option(limits: RequestLimits) -> MessageBounds:
+    """Bounds of a PassOption. Values nest; what reads them takes one level of lists."""
+    text = Bound(limits.max_option_bytes, "max_option_bytes")
+    value = MessageBounds()
+    items = MessageBounds({1: FieldBounds("items", text, _LIST, value, total=_LIST)})
+    value.fields = {
+        1: FieldBounds("boolean"),
+        2: FieldBounds("integer"),
+        3: FieldBounds("floating"),
+        4: FieldBounds("text", text),
+        5: FieldBounds("list", text, inside=items),
+    }
+    return MessageBounds(
+        {1: FieldBounds("name", _NAME), 2: FieldBounds("value", text, inside=value)}
+    )
+
+
+def _passes(limits: RequestLimits, option: MessageBounds) -> FieldBounds:
+    graph = _graph(limits, body=False)
+    guard = MessageBounds(
+        {
+            1: FieldBounds("input"),
+            2: FieldBounds("dtypes", _NAME, Bound(64)),
+            3: FieldBounds("rank"),
+            4: FieldBounds("shape", Bound(10 * 64), Bound(64)),
+        }
+    )
+    size = Bound(limits.max_graph_bytes, "max_graph_bytes")
+    rewrite = MessageBounds(
+        {
+            1: FieldBounds("pattern", inside=graph),
+            2: FieldBounds("replacement", inside=graph),
+            3: FieldBounds("guards", _SMALL, _LIST, guard, total=_LIST),
+            4: FieldBounds("at_most"),
+            5: FieldBounds("constants", size, _LIST, total=_LIST),
+        }
+    )
+    most = Bound(limits.max_passes, "max_passes")
+    rewrites = Bound(limits.max_rewrites, "max_rewrites")
+    spec = MessageBounds()
+    spec.fields = {
+        1: FieldBounds("name", _NAME),
+        2: FieldBounds("options", Bound(2**31), _OPTIONS, option),
+        3: FieldBounds("rewrites", Bound(2**31), rewrites, rewrite, total=rewrites),
+        4: FieldBounds("passes", Bound(2**31), most, spec, total=most),
+    }
+    return FieldBounds("passes", Bound(2**31), most, spec)
+
+
+def _native(option: MessageBounds) -> MessageBounds:
+    target = MessageBounds(
+        {
+            1: FieldBounds("torch", _SMALL),
+            2: FieldBounds("torch_key", _SMALL),
+            3: FieldBounds("python", _SMALL),
+            4: FieldBounds("vector_isa", _SMALL),
+            5: FieldBounds("cpu_flags", _NAME, _LIST),
+            6: FieldBounds("accelerator", _SMALL),
+        }
+    )
+    return MessageBounds(
+        {
+            1: FieldBounds("target", inside=target),
+            2: FieldBounds("states", Bound(2**31), _LIST, option),
+            3: FieldBounds("settings", Bound(2**31), _LIST, option),
+            4: FieldBounds("configuration", _SMALL),
+            5: FieldBounds("setting_digests", Bound(65_536)),
+        }
+    )

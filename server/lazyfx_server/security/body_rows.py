@@ -1,0 +1,68 @@
+"""How many rows the tables of a graph's body have, counted on its bytes before it is parsed."""
+
+from __future__ import annotations
+
+from lazyfx.errors import DecodeError
+from lazyfx_server.security.bounds import GraphBounds
+from lazyfx_server.security.scanning import (
+    Bound,
+    FieldBounds,
+    MessageBounds,
+    OverBoundError,
+    scan,
+)
+
+# Tables of which even very large graphs have few rows.
+_MOST_FEW = 65_536
+_ANY = Bound(2**31)
+
+
+def check_rows(body: bytes, max_nodes: int, bounds: GraphBounds) -> None:
+    """Refuse a body whose tables have more rows than a graph within its bounds could use.
+
+    Args:
+        body: What a stranger sent.
+        max_nodes: Most nodes, nested graphs included.
+        bounds: How large its parts may be.
+
+    Raises:
+        DecodeError: A table is too long, or the bytes are malformed.
+    """
+    try:
+        scan(body, _body(max_nodes, bounds))
+    except OverBoundError as error:
+        raise DecodeError(error.reason, field=error.field) from None
+
+
+def _body(max_nodes: int, bounds: GraphBounds) -> MessageBounds:
+    nodes = Bound(max_nodes, "max_nodes")
+    # A node has one value, which may be a sequence of others; a size is an expression of parts.
+    described = Bound(4 * max_nodes + _MOST_FEW, "max_nodes")
+    calls = Bound(bounds.max_calls, "max_calls")
+    few = Bound(_MOST_FEW)
+    text = Bound(4 * bounds.max_string_bytes, "max_string_bytes")
+    texts = Bound(bounds.max_calls + _MOST_FEW, "max_calls")
+    column, edges = Bound(5 * max_nodes, "max_nodes"), Bound(5 * bounds.max_edges, "max_edges")
+    # What does not parse as one row a node is found out where columns are read.
+    graph = MessageBounds(
+        {
+            1: FieldBounds("calls", column, nodes),
+            2: FieldBounds("operands", edges, Bound(bounds.max_edges, "max_edges")),
+            3: FieldBounds("values", column, nodes),
+            4: FieldBounds("attributes", _ANY, described, total=described),
+        }
+    )
+    return MessageBounds(
+        {
+            1: FieldBounds("strings", text, texts),
+            2: FieldBounds("targets", Bound(4096), few),
+            3: FieldBounds("devices", Bound(64), few),
+            4: FieldBounds("symbols", Bound(256), few),
+            5: FieldBounds("expressions", _ANY, described),
+            6: FieldBounds("tensors", _ANY, described),
+            7: FieldBounds("values", _ANY, described),
+            8: FieldBounds("calls", _ANY, calls),
+            9: FieldBounds("graphs", _ANY, nodes, graph),
+            10: FieldBounds("process_groups"),
+        }
+    )

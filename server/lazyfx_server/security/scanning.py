@@ -1,0 +1,199 @@
+"""Holds the bytes of a protobuf message to bounds, before anything is made of them.
+
+A message of 60 MB may hold 30 million empty submessages, each of which becomes an object when
+it is parsed. A scan walks tags and lengths, skips what is inside of strings and bytes, and ends
+at the first thing that is over its bound: its steps are bounded by the bounds, not by the
+message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Messages within one another; upb stops at 100.
+MAX_DEPTH = 90
+# Fields that the table does not know may come from a newer release; so many, and no more bytes.
+MAX_UNKNOWN = 64
+MAX_UNKNOWN_BYTES = 64 * 1024
+_MOST_VARINT = 10
+
+
+class OverBoundError(Exception):
+    """A message is malformed, or over a bound.
+
+    Attributes:
+        field: Path of the field, e.g. "passes[3].name"; empty for the message itself.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        self.field = field
+        self.reason = reason
+        super().__init__(f"{field}: {reason}" if field else reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How large a number is allowed to be, and which setting says so ("" for the format)."""
+
+    most: int
+    setting: str = ""
+
+    def __str__(self) -> str:
+        return f" (setting {self.setting})" if self.setting else ""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldBounds:
+    """Bounds of one field of a message.
+
+    Attributes:
+        name: Name of the field.
+        size: Most bytes of one occurrence of a string, bytes or message, or of packed numbers.
+        count: Most occurrences in one message.
+        inside: Bounds of the message in it, if it is one.
+        total: Most occurrences in the whole message that is scanned; None for no bound but
+            `count`.
+        mark: Where it lies is told by `scan`.
+    """
+
+    name: str
+    size: Bound = Bound(2**31)
+    count: Bound = Bound(1)
+    inside: MessageBounds | None = None
+    total: Bound | None = None
+    mark: bool = False
+
+
+@dataclass(slots=True)
+class MessageBounds:
+    """Bounds of a message: its fields by their numbers. May refer to itself."""
+
+    fields: Mapping[int, FieldBounds] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Where a field with `mark` lies: its tag begins at `begin`, its content at `start`."""
+
+    begin: int
+    start: int
+    end: int
+
+
+def scan(data: bytes, bounds: MessageBounds) -> dict[str, Marked]:
+    """Hold a serialized message to bounds.
+
+    Returns:
+        Where the fields with `mark` lie, by their paths.
+
+    Raises:
+        OverBoundError: It is malformed, or something is over its bound.
+    """
+    scanner = _Scanner(data)
+    scanner.message(0, len(data), bounds, "", 0)
+    return scanner.marked
+
+
+class _Scanner:
+    """One scan; counts what is bounded in the whole message."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._totals: dict[int, int] = {}
+        self._unknown = self._unknown_bytes = 0
+        self.marked: dict[str, Marked] = {}
+
+    def message(self, start: int, end: int, bounds: MessageBounds, path: str, depth: int) -> None:  # noqa: C901 - a call for each field would double its time
+        """Scan the message between two places."""
+        if depth > MAX_DEPTH:
+            raise OverBoundError(path, f"is nested more than {MAX_DEPTH} messages deep")
+        data, known = self._data, bounds.fields
+        counts: dict[int, int] = {}
+        position = start
+        while position < end:
+            begin = position
+            tag = data[position]
+            position += 1
+            if tag >= 0x80:
+                tag, position = self._varint(begin, end, path)
+            number, kind = tag >> 3, tag & 7
+            rule = known.get(number)
+            if kind == 2:
+                length = data[position] if position < end else 0x80
+                position += 1
+                if length >= 0x80:
+                    length, position = self._varint(position - 1, end, path)
+                content, position = position, position + length
+                if position > end:
+                    raise OverBoundError(path, "the message is cut short")
+            else:
+                content = position
+                position = self._skipped(position, end, kind, path)
+            if rule is None:
+                self._count_unknown(position - begin, path)
+                continue
+            count = counts.get(number, 0) + 1
+            counts[number] = count
+            if count > rule.count.most:
+                _refuse_count(path, rule, rule.count)
+            if rule.total is not None:
+                self._count_total(rule, path)
+            if kind == 2 and position - content > rule.size.most:
+                where = _place(path, rule, count - 1)
+                raise OverBoundError(
+                    where,
+                    f"has {position - content} bytes; at most {rule.size.most} are "
+                    f"taken{rule.size}",
+                )
+            if rule.mark and (kind == 2 or rule.inside is None):
+                self.marked[_place(path, rule, count - 1)] = Marked(begin, content, position)
+            if rule.inside is not None and kind == 2 and position > content:
+                inner = _place(path, rule, count - 1)
+                self.message(content, position, rule.inside, inner, depth + 1)
+
+    def _varint(self, position: int, end: int, path: str) -> tuple[int, int]:
+        value = shift = 0
+        for place in range(position, min(end, position + _MOST_VARINT)):
+            byte = self._data[place]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, place + 1
+            shift += 7
+        raise OverBoundError(path, "the message is cut short, or holds a number that never ends")
+
+    def _skipped(self, position: int, end: int, kind: int, path: str) -> int:
+        if kind == 0:
+            return self._varint(position, end, path)[1]
+        if kind not in (1, 5):
+            raise OverBoundError(path, "the message holds a group, or is malformed")
+        position += 8 if kind == 1 else 4
+        if position > end:
+            raise OverBoundError(path, "the message is cut short")
+        return position
+
+    def _count_total(self, rule: FieldBounds, path: str) -> None:
+        assert rule.total is not None
+        key = id(rule)
+        self._totals[key] = self._totals.get(key, 0) + 1
+        if self._totals[key] > rule.total.most:
+            _refuse_count(path, rule, rule.total)
+
+    def _count_unknown(self, size: int, path: str) -> None:
+        self._unknown += 1
+        self._unknown_bytes += size
+        if self._unknown > MAX_UNKNOWN or self._unknown_bytes > MAX_UNKNOWN_BYTES:
+            raise OverBoundError(path, "holds too many fields that this version does not know")
+
+
+def _place(path: str, rule: FieldBounds, number: int) -> str:
+    name = rule.name if rule.count.most == 1 else f"{rule.name}[{number}]"
+    return f"{path}.{name}" if path else name
+
+
+def _refuse_count(path: str, rule: FieldBounds, bound: Bound) -> None:
+    where = f"{path}.{rule.name}" if path else rule.name
+    if bound.most == 1:
+        raise OverBoundError(where, "is given twice")
+    raise OverBoundError(where, f"has more than {bound.most} entries{bound}")

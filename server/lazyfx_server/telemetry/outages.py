@@ -1,0 +1,63 @@
+"""Failures that go on: told when they begin and when they end, and counted in between."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+_log = logging.getLogger(__name__)
+
+COUNT_SECONDS: Final = 60.0
+"""How often an outage that goes on is told, with a count."""
+
+QUIET_SECONDS: Final = 5.0
+"""A success ends an outage when nothing has failed for so long: a disk that is nearly full takes
+small entries and refuses large ones."""
+
+
+@dataclass(slots=True)
+class _Outage:
+    failures: int
+    last: float
+    told: float
+
+
+class Outages:
+    """Writes a line when something begins to fail, and one when it works again.
+
+    Args:
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open: dict[str, _Outage] = {}
+
+    def failed(self, what: str, error: object) -> None:
+        """Take note of a failure.
+
+        Args:
+            what: What failed, e.g. "store: put of disk".
+            error: Why.
+        """
+        now = self._clock()
+        outage = self._open.get(what)
+        if outage is None:
+            self._open[what] = _Outage(1, now, now)
+            _log.warning("%s failed: %s; further failures are counted", what, error)
+            return
+        outage.failures += 1
+        outage.last = now
+        if now - outage.told >= COUNT_SECONDS:
+            outage.told = now
+            _log.warning("%s still fails: %d times so far: %s", what, outage.failures, error)
+
+    def worked(self, what: str) -> None:
+        """Take note that something that may have failed before has worked."""
+        outage = self._open.get(what)
+        if outage is not None and self._clock() - outage.last >= QUIET_SECONDS:
+            del self._open[what]
+            _log.warning("%s works again; it failed %d times", what, outage.failures)

@@ -1,0 +1,168 @@
+"""What an operator gets wrong is told in a line that names the flag or the file: no traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from lazyfx_server.settings import Settings
+from lazyfx_server.settings_groups import GROUPS
+
+_HERE = ("--listen", "127.0.0.1:0", "--metrics-port", "0")
+
+
+def _told(result: Result, status: int) -> str:
+    assert result.exit_code == status, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"listen = \n", "is not valid TOML: Invalid value (at line 1, column 10)"),
+        (b"\xff\xfe\x00junk", "is not a text file in UTF-8"),
+        (b'lisen = "127.0.0.1:0"\n', "there is no setting 'lisen'; did you mean 'listen'?"),
+        (b"[oops]\na = 1\n", "there is no setting 'oops'"),
+        (b'workers = "many"\n', ": workers: Input should be a valid integer"),
+        (b"workers = 0\n", ": workers: Input should be greater than or equal to 1"),
+        (b"a = " + b"[" * 5000, "is not valid TOML"),
+    ],
+)
+def test_a_wrong_settings_file_is_named(run, tmp_path, monkeypatch, content, expected) -> None:
+    monkeypatch.delenv("LAZYFX_WORKERS", raising=False)
+    file = tmp_path / "settings.toml"
+    file.write_bytes(content)
+    told = _told(run("serve", "--config", str(file), *_HERE), 2)
+    assert str(file) in told
+    assert expected in told
+
+
+def test_a_settings_file_that_is_not_there_or_a_folder(run, tmp_path) -> None:
+    assert "no such file" in _told(run("serve", "--config", str(tmp_path / "none")), 2)
+    assert "is not a file" in _told(run("serve", "--config", str(tmp_path)), 2)
+
+
+def test_where_a_wrong_value_came_from(run, monkeypatch) -> None:
+    assert "--workers: Input" in _told(run("serve", "--workers", "many"), 2)
+    monkeypatch.setenv("LAZYFX_WORKERS", "many")
+    assert "LAZYFX_WORKERS: Input" in _told(run("serve"), 2)
+
+
+def test_a_store_that_cannot_be_used(run, tmp_path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path, expected in ((file, "is not a folder"), (file / "below", "Not a directory")):
+        told = _told(run("serve", "--store-path", str(path), *_HERE), 2)
+        assert f"--store-path {path}: " in told
+        assert expected in told
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_store_without_permission(run, tmp_path) -> None:
+    tmp_path.chmod(0o500)
+    told = _told(run("serve", "--store-path", str(tmp_path / "store"), *_HERE), 2)
+    assert "Permission denied" in told
+
+
+def test_ports_that_are_taken(run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        store = ("--store-path", "")
+        told = _told(
+            run("serve", "--listen", f"127.0.0.1:{port}", "--metrics-port", "0", *store), 2
+        )
+        assert f"--listen 127.0.0.1:{port}: " in told
+        assert "in use" in told
+        told = _told(
+            run("serve", "--listen", "127.0.0.1:0", "--metrics-port", str(port), *store), 2
+        )
+        assert f"--metrics-port {port}: " in told
+
+
+@pytest.mark.parametrize("flag", ["--tokens", "--allow-targets"])
+def test_a_file_that_is_missing_is_named(run, tmp_path, flag) -> None:
+    missing = str(tmp_path / "missing")
+    told = _told(run("serve", flag, missing, "--store-path", "", *_HERE), 2)
+    assert f"{flag} {missing}: No such file" in told
+    told = _told(run("serve", flag, str(tmp_path), "--store-path", "", *_HERE), 2)
+    assert "is not a file" in told
+
+
+def test_a_certificate_that_is_none(run, tmp_path) -> None:
+    junk = tmp_path / "junk.pem"
+    junk.write_bytes(b"\x00\x01")
+    files = ("--server-certificate", str(junk), "--server-key", str(junk))
+    told = _told(run("serve", *files, "--store-path", "", *_HERE), 2)
+    assert f"--server-certificate {junk} --server-key {junk}: " in told
+
+
+def _junk(folder: Path) -> Path:
+    file = folder / "junk.pt2"
+    file.write_bytes(bytes(range(256)) * 4)
+    return file
+
+
+@pytest.mark.parametrize("command", ["optimize", "explain"])
+def test_graph_files_that_are_none(run, tmp_path, command) -> None:
+    for path in (tmp_path / "missing.pt2", tmp_path / "folder.pt2", _junk(tmp_path)):
+        if path.name == "folder.pt2":
+            path.mkdir()
+        paths = [path] if command == "optimize" else [path, path]
+        result = run(command, *paths)
+        assert result.exit_code in (1, 2), result.output
+        # Without a server, that may be what is told first.
+        assert path.name in result.output or "no server answers" in result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_batch_without_its_folder(run, tmp_path) -> None:
+    for path in (tmp_path / "missing", _junk(tmp_path)):
+        result = run("batch", str(path), "--out", str(tmp_path / "out"))
+        assert result.exit_code == 2, result.output
+        assert isinstance(result.exception, SystemExit)
+
+
+def test_each_setting_is_shown_in_one_group(run) -> None:
+    listed = [name for names in GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(Settings.model_fields)
+    shown = run("serve", "--help").output
+    for title in GROUPS:
+        assert f"\n{title}:\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("lazyfx opt", "optimize"),
+        ("lazyfx optimize --pass", "--passes"),
+        ("lazyfx serve --lis", "--listen"),
+    ],
+)
+def test_the_shell_completes(words, expected) -> None:
+    asked = {
+        "_LAZYFX_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    command = [sys.executable, "-m", "lazyfx.cli"]
+    shown = subprocess.run(
+        command, env={**os.environ, **asked}, check=False, capture_output=True, text=True
+    )
+    assert shown.stdout.split() == [expected]
+
+
+def test_completion_can_be_shown() -> None:
+    command = [sys.executable, "-m", "lazyfx.cli", "--show-completion", "bash"]
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    shown = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert "_lazyfx_completion" in shown.stdout

@@ -1,0 +1,110 @@
+"""The compiling parts of a server in this process, over a store on disk: no network, no workers."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.artifacts import Artifacts
+from lazyfx_server.compiling.catalog import Catalog
+from lazyfx_server.compiling.compile import Compiler
+from lazyfx_server.compiling.costs import MeasuredCosts
+from lazyfx_server.compiling.crashes import Crashes
+from lazyfx_server.compiling.explain import Explainer
+from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.native import NativeCompiles
+from lazyfx_server.compiling.pipelines import Pipelines
+from lazyfx_server.compiling.quotas import QuotaLimits, Quotas
+from lazyfx_server.compiling.tenants import Tenant, Tenants
+from lazyfx_server.config import Settings
+from lazyfx_server.config_parts import request_limits
+from lazyfx_server.execution import Executor
+from lazyfx_server.passes.named import NamedPipelines
+from lazyfx_server.passes.plugins import registry_with
+from lazyfx_server.security.signing import Builder, KeyRing, Signer
+from lazyfx_server.store import open_store
+from lazyfx_server.telemetry import Event
+
+
+class Recorder:
+    """Keeps the events that it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def observe(self, event: Event) -> None:
+        self.events.append(event)
+
+    def count(self, kind: type, **attributes: object) -> int:
+        """How many events of a kind have these attributes."""
+        return sum(
+            isinstance(event, kind)
+            and all(getattr(event, name) == value for name, value in attributes.items())
+            for event in self.events
+        )
+
+
+@dataclass
+class Parts:
+    compiler: Compiler
+    artifacts: Artifacts
+    tenant: Tenant
+    recorder: Recorder
+
+
+@asynccontextmanager
+async def compiling_parts(
+    folder: Path, executor: Executor, native: Executor | None = None, queue: int = 1024
+) -> AsyncIterator[Parts]:
+    """A compiler and its artifacts around an executor."""
+    limits = request_limits(Settings())
+    recorder = Recorder()
+    store = open_store(folder, memory_bytes=2**26, disk_bytes=2**30)
+    await executor.start()
+    crashes = Crashes(600.0)
+    jobs = Jobs(executor, 120.0, crashes, observer=recorder)
+    admission = Admission(executor.workers, queue)
+    catalog = Catalog(store)
+    registry = registry_with([])
+    quotas = Quotas(QuotaLimits())
+    costs = MeasuredCosts()
+    builder = Builder("test", version("lazyfx"), torch.__version__, platform.python_version())
+    native_jobs = Jobs(native, 120.0, crashes, observer=recorder) if native is not None else None
+    compiler = Compiler(
+        catalog=catalog,
+        store=store,
+        jobs=jobs,
+        admission=admission,
+        pipelines=Pipelines(registry, NamedPipelines(registry, {})),
+        explainer=Explainer(store),
+        observer=recorder,
+        limits=limits,
+        quotas=quotas,
+        costs=costs,
+    )
+    artifacts = Artifacts(
+        catalog=catalog,
+        store=store,
+        jobs=jobs,
+        admission=admission,
+        observer=recorder,
+        signer=Signer(KeyRing(None), builder, 86_400.0),
+        native=NativeCompiles(native_jobs, Admission(1, queue), 1, recorder),
+        quotas=quotas,
+        costs=costs,
+        max_source_bytes=limits.graph.max_source_bytes,
+    )
+    try:
+        yield Parts(compiler, artifacts, Tenants(b"secret").named(""), recorder)
+    finally:
+        await compiler.drain()
+        await artifacts.drain()
+        await executor.close()
+        await store.close()

@@ -1,0 +1,59 @@
+"""Identical requests cost one compile and one rendering, whenever they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+from harness import DCE, compile_request, graph_of
+from in_process import Parts, compiling_parts
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.execution import InlineExecutor
+from lazyfx_server.telemetry import ArtifactServed, CompileFinished, LookupMade
+from lazyfx_server.worker import run_job
+
+_CALLERS = 64
+
+
+async def _burst(parts: Parts, request: pb.CompileRequest, dice: random.Random) -> None:
+    """Compile and fetch the code as many callers at once, none of them in step."""
+
+    async def call(delay: float, ticks: int) -> None:
+        await asyncio.sleep(delay)
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        response = await parts.compiler.compile(request, parts.tenant)
+        artifact = pb.GetArtifactRequest(module_key=response.module_key, kind=pb.ARTIFACT_KIND_CODE)
+        await parts.artifacts.get(artifact, parts.tenant)
+
+    spread = dice.choice((0.0, 0.002, 0.005))
+    await asyncio.gather(
+        *(call(dice.uniform(0, spread), dice.randrange(6)) for _ in range(_CALLERS))
+    )
+
+
+async def _bursts(folder: Path, count: int) -> None:
+    dice = random.Random(15)
+    async with compiling_parts(folder, InlineExecutor(run_job)) as parts:
+        for number in range(count):
+            parts.recorder.events.clear()
+            await _burst(parts, compile_request(graph_of(float(number)), DCE), dice)
+            heard = parts.recorder
+            assert heard.count(CompileFinished) == 1
+            assert heard.count(ArtifactServed, source="rendered") == 1
+            misses = [e for e in heard.events if isinstance(e, LookupMade) and e.result == "miss"]
+            assert [miss.miss_reason for miss in misses] == ["MISS_REASON_NEW_GRAPH"]
+            assert heard.count(LookupMade) == _CALLERS
+
+
+def test_a_burst_of_identical_calls_costs_one_compile_and_one_rendering(tmp_path: Path) -> None:
+    asyncio.run(_bursts(tmp_path, 40))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_thousand_bursts(tmp_path: Path) -> None:
+    asyncio.run(_bursts(tmp_path, 1000))
