@@ -158,3 +158,19 @@ def test_a_server_names_field_node_and_what_would_fit(server: RunningServer) -> 
     assert told.code == "INVALID_ARGUMENT"
     assert "inplace: bool" in told.message
     assert "node" in told.message
+
+
+@pytest.mark.parametrize("kind", [torch.nn.AdaptiveMaxPool2d, torch.nn.AdaptiveMaxPool3d])
+def test_pooling_keeps_a_size_of_its_input(kind: type[torch.nn.Module]) -> None:
+    dimensions = int(kind.__name__[-2])
+    sizes = (None, 2, None)[:dimensions]
+    graphs: list[GraphModule] = []
+
+    def backend(module: GraphModule, _inputs: object) -> object:
+        graphs.append(module)
+        return module.forward
+
+    inputs = torch.ones(1, 2, 4, 5, 6)[..., : 6 if dimensions == 3 else 1].squeeze(-1)
+    torch._dynamo.reset()
+    torch.compile(kind(sizes), backend=backend, fullgraph=True)(inputs)
+    check(wire.encode(graphs[0]).body, max_nodes=100)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -91,17 +90,6 @@ def test_floats_of_modules_with_every_size_dynamic(native_server: Any) -> None:
     remote = train(model, batches((6, 9, 6)), compiled)
     assert [graph.outcome for graph in lazyfx.backend_report().graphs] == ["remote"]
     assert_same(remote, train(WithFloats(), batches((6, 9, 6))))
-
-
-def test_a_float_that_keeps_changing_is_left_to_this_process(
-    native_server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lazyfx.backend.floats._MOST_VALUES", 0)
-    options = {"address": native_server.address, "on_error": "eager"}
-    model = WithFloats()
-    with pytest.warns(lazyfx.FallbackWarning, match="changes from call to call"):
-        torch.compile(model, backend="lazyfx", dynamic=True, options=options)(batches()[0])
-    assert lazyfx.backend_report().graphs[0].outcome == "eager"
 
 
 def test_inputs_that_share_memory(native_server: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch.fx import GraphModule
 
 from lazyfx.backend.agreement import DisagreementError, Verdict, agree
-from lazyfx.backend.floats import FixedFloats
+from lazyfx.backend.floats import FirstValues, fix_inputs, fix_unsent
 from lazyfx.backend.local import compile_here
 from lazyfx.backend.options import BackendOptions, read_options
 from lazyfx.backend.recording import record
@@ -22,11 +22,12 @@ from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.swapping import Swapping
 from lazyfx.backend.watching import watched
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
+from lazyfx.native.torch_names import RestartAnalysis
 
 Runnable = Callable[..., Any]
 
 # dynamo calls the backend anew for each try at a frame; what it was told is kept for the process.
-floats: Final = FixedFloats()
+first_values: Final = FirstValues()
 
 
 def compile_graph(
@@ -53,13 +54,11 @@ def compile_graph(
         TensorifyScalarRestartAnalysis: For dynamo, which then traces the frame again.
     """
     chosen = read_options(options, mode)
-    refusal: LazyfxError | None = None
     if chosen.compile == "inductor":
-        try:
-            floats.fix(module)
-        except UnsupportedGraphError as error:
-            refusal = error
-    return _Graph(module, example_inputs, chosen, refusal).compile()
+        fix_unsent(module)
+        if not chosen.wait:
+            first_values.fix(module)
+    return _Graph(module, example_inputs, chosen).compile()
 
 
 @dataclass
@@ -69,18 +68,21 @@ class _Graph:
     module: GraphModule
     inputs: Sequence[Any]
     options: BackendOptions
-    refusal: LazyfxError | None = None
     started: float = field(default_factory=time.perf_counter)
     digest: str = ""
     divergence: str = ""
 
     def compile(self) -> Runnable:
-        """The whole story: ask, agree with the other ranks, go on without if need be."""
+        """The whole story: ask, agree with the other ranks, go on without if need be.
+
+        Raises:
+            TensorifyScalarRestartAnalysis: For dynamo: the server wants floats to be constants.
+        """
         call: Runnable | None = None
+        answer: Answer | None = None
         error: Exception | None = None
         cache = ""
         try:
-            self._require_fit()
             session = session_for(self.options.address)
             question = make_question(self.module, self.inputs, self.options)
             if self.options.record:
@@ -91,21 +93,23 @@ class _Graph:
             self.digest = question.digest()
             with watched(len(self.module.graph.nodes)) as notice:
                 answer = _ask(session, question, notice)
-            answer.enforce()
-            call, cache = answer.open(), answer.cache
+            if not answer.fixed_inputs:
+                answer.enforce()
+                call, cache = answer.open(), answer.cache
         except Exception as problem:  # noqa: BLE001 - a job never ends because of its compiler's cache
             error = problem
         if self.options.agreement == "all":
             error = self._agreed(error)
+        if error is None and answer is not None and answer.fixed_inputs:
+            try:
+                fix_inputs(self.module, answer.fixed_inputs)
+            except LazyfxError as problem:
+                error = problem
         if call is None or error is not None:
             assert error is not None, "there is a call, or a reason why not"
             return self._without(error)
         self._record("remote", cache=cache)
         return call
-
-    def _require_fit(self) -> None:
-        if self.refusal is not None:
-            raise self.refusal
 
     def _agreed(self, error: Exception | None) -> Exception | None:
         """What all ranks decide; the error of this rank is kept when it has one."""
@@ -122,12 +126,21 @@ class _Graph:
             Exception: The error, if that is what the caller wants.
         """
         if self.options.on_error == "raise":
+            self._record("failed", reason=str(error))
             raise error
         native = self.options.compile == "inductor" and self.options.on_error == "local"
         self._warn(error, "are compiled by Inductor here" if native else "run as they are")
         call = self.module.forward
         if native:
-            call = compile_here(self.module, self.inputs, self.options)
+            try:
+                call = compile_here(self.module, self.inputs, self.options)
+            except RestartAnalysis:
+                # Dynamo traces the frame again, and comes back.
+                records.take_back(_kind(error))
+                raise
+            except Exception as problem:
+                self._record("failed", reason=f"{error}; and here: {_first_line(problem)}")
+                raise
         self._record("local" if native else "eager", reason=str(error))
         return call
 
@@ -141,13 +154,12 @@ class _Graph:
             self._record("eager", reason=str(error))
 
         return Swapping(
-            self.module, question, partial(_ask, session), on_swap=swapped, on_error=failed
+            self.module, question, partial(_ask_once, session), on_swap=swapped, on_error=failed
         )
 
     def _warn(self, error: Exception, instead: str) -> None:
-        kind = error.code if isinstance(error, ServiceError) else type(error).__name__
         records.fell_back(
-            kind,
+            _kind(error),
             f"lazyfx: the server at {self.options.address} could not help ({error}); graphs "
             f"{instead}, and lazyfx.backend_report() tells which",
         )
@@ -164,6 +176,17 @@ class _Graph:
         )
 
 
+def _kind(error: Exception) -> str:
+    """What fallbacks are counted by."""
+    return error.code if isinstance(error, ServiceError) else type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    """Kind and beginning of an error, for a report."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text}"[:300]
+
+
 def _ask(session: Session, question: Question, notice: Any = None) -> Answer:
     try:
         answer = ask(session, question, notice)
@@ -171,4 +194,20 @@ def _ask(session: Session, question: Question, notice: Any = None) -> Answer:
         session.note(error)
         raise
     session.note(None)
+    return answer
+
+
+def _ask_once(session: Session, question: Question) -> Answer:
+    """Ask when dynamo has gone on.
+
+    Raises:
+        UnsupportedGraphError: The server wants dynamo to trace again.
+        LazyfxError: See `ask`.
+    """
+    answer = _ask(session, question)
+    if answer.fixed_inputs:
+        raise UnsupportedGraphError(
+            "a float that changes from call to call must be a constant, and dynamo has gone on",
+            remedy="leave wait=False out, or make the float a tensor",
+        )
     return answer

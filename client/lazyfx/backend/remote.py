@@ -14,7 +14,7 @@ from lazyfx import memory
 from lazyfx.backend.graphs import FlatGraph, flatten
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
-from lazyfx.errors import IncompatibleError
+from lazyfx.errors import ArtifactError, IncompatibleError
 from lazyfx.native import shapes
 from lazyfx.native.loading import load
 from lazyfx.native.reading import read_made
@@ -60,8 +60,9 @@ class Answer:
         open: Makes it something that takes the graph's inputs and returns its outputs.
         digest: Hex digest of the graph.
         cache: "hit", "miss" or "joined".
-        conditions: On symbolic sizes, under which it may be called.
+        conditions: On symbolic sizes and floats, under which it may be called.
         env: Where the symbols of these conditions live.
+        fixed_inputs: Inputs whose floats must be constants before anything can be compiled.
     """
 
     open: Callable[[], Runnable]
@@ -69,6 +70,7 @@ class Answer:
     cache: str
     conditions: tuple[sympy.Basic, ...] = ()
     env: ShapeEnv | None = None
+    fixed_inputs: tuple[int, ...] = ()
 
     def enforce(self) -> None:
         """Make the conditions guards of the frame that dynamo compiles now.
@@ -125,14 +127,30 @@ def ask(session: Session, question: Question, on_progress: OnProgress | None = N
     with restoring(texts):
         data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
     bundle = read_made(pb.NativeBundle, data, request)
-    symbols = shapes.input_symbols(question.flat.inputs)
+    symbols = _symbols(question.flat, bundle)
     return Answer(
         open=lambda: _with_lifted(load(bundle, texts), question.flat),
         digest=remote.digest,
         cache=remote.cache.status,
         conditions=tuple(shapes.read_guards(bundle.guards, symbols)),
         env=shapes.shape_env(question.flat.inputs),
+        fixed_inputs=tuple(bundle.fixed_inputs),
     )
+
+
+def _symbols(flat: FlatGraph, bundle: pb.NativeBundle) -> list[sympy.Symbol]:
+    """The symbols that the artifact's guards speak of, in their order.
+
+    Raises:
+        ArtifactError: Some are floats of inputs that hold none.
+    """
+    floats = shapes.float_symbols(flat.inputs)
+    if unknown := [number for number in bundle.float_inputs if number not in floats]:
+        raise ArtifactError(f"the artifact's guards speak of a float in input {unknown[0]}")
+    return [
+        *shapes.input_symbols(flat.inputs),
+        *(floats[number] for number in bundle.float_inputs),
+    ]
 
 
 def _require_compatible(session: Session, request: pb.NativeRequest) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Outcome = Literal["remote", "local", "eager"]
+Outcome = Literal["remote", "local", "eager", "failed"]
 
 
 class FallbackWarning(UserWarning):
@@ -26,7 +26,8 @@ class GraphReport:
         nodes: Nodes of the graph.
         digest: Hex digest of the graph; empty when it could not be encoded.
         outcome: What runs now: what the server made ("remote"), what this process compiled
-            ("local"), or the graph as it is ("eager").
+            ("local"), the graph as it is ("eager"), or nothing, because the server could not help
+            and compiling here raised an error too ("failed").
         cache: "hit", "miss" or "joined"; empty without an answer.
         seconds: From the graph to something that runs.
         reason: Why it is not remote; empty when it is.
@@ -110,6 +111,13 @@ class _Records:
         if first:
             # The stack below is dynamo's: no line of it would help.
             warnings.warn(message, FallbackWarning, stacklevel=2)
+
+    def take_back(self, kind: str) -> None:
+        """Count a fallback no longer: the graph will come again."""
+        with self._lock:
+            self._fallbacks[kind] -= 1
+            if not self._fallbacks[kind]:
+                del self._fallbacks[kind]
 
     def report(self) -> BackendReport:
         with self._lock:

@@ -1,7 +1,8 @@
 """What a compile takes for granted about symbolic sizes: found there, enforced here.
 
-Symbols have no names that both sides know. They are told by the order in which the inputs of
-the graph first show them by themselves, which is the same on both sides.
+Symbols have no names that both sides know. Those of sizes are told by the order in which the
+inputs of the graph first show them by themselves, which is the same on both sides; those of floats
+by the input, a tensor without dimensions, that holds the float.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from typing import Any
 
 import sympy
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from lazyfx.errors import ArtifactError, DecodeError, UnsupportedGraphError
+from lazyfx.native.torch_names import SymT, symbol_is_type
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.expressions import expressions_from, expressions_to
+
+# A float that changes with every call would fill the memory of conditions asked before.
+_MOST_KNOWN = 1_000
 
 
 def input_symbols(inputs: Iterable[Any]) -> list[sympy.Symbol]:
@@ -34,11 +40,26 @@ def input_symbols(inputs: Iterable[Any]) -> list[sympy.Symbol]:
     return list(found)
 
 
+def float_symbols(inputs: Iterable[Any]) -> dict[int, sympy.Symbol]:
+    """The symbols of floats, by the number of the input that holds each.
+
+    Args:
+        inputs: Fake tensors, numbers symbolic or not.
+    """
+    found = {}
+    for number, value in enumerate(inputs):
+        item = _item(value) if isinstance(value, FakeTensor) else None
+        symbol = item.node.expr if isinstance(item, torch.SymFloat) else None
+        if isinstance(symbol, sympy.Symbol) and symbol_is_type(symbol, SymT.FLOAT):
+            found[number] = symbol
+    return found
+
+
 def shape_env(inputs: Iterable[Any]) -> ShapeEnv | None:
-    """The environment of the symbols of inputs; None when all sizes are static."""
+    """The environment of the symbols of inputs; None when all of them are static."""
     for value in inputs:
         for number in _numbers(value):
-            if isinstance(number, torch.SymInt):
+            if isinstance(number, (torch.SymInt, torch.SymFloat)):
                 env: ShapeEnv = number.node.shape_env
                 return env
     return None
@@ -49,7 +70,8 @@ def guards_of(env: ShapeEnv, symbols: Sequence[sympy.Symbol], known: int) -> pb.
 
     Args:
         env: Where the graph was compiled.
-        symbols: `input_symbols` of the graph's inputs.
+        symbols: `input_symbols` of the graph's inputs, and then of floats those that the receiver
+            is told the inputs of.
         known: Guards that were there before the compile.
 
     Raises:
@@ -106,21 +128,24 @@ class Conditions:
         self._places: dict[sympy.Symbol, tuple[int, int]] = {}
         for i, value in enumerate(described):
             for j, number in enumerate(_numbers(value)):
-                if isinstance(number, torch.SymInt) and isinstance(number.node.expr, sympy.Symbol):
+                if isinstance(number, (torch.SymInt, torch.SymFloat)) and isinstance(
+                    number.node.expr, sympy.Symbol
+                ):
                     self._places.setdefault(number.node.expr, (i, j))
-        self._known: dict[tuple[int, ...], bool] = {}
+        self._known: dict[tuple[int | float, ...], bool] = {}
 
     def hold(self, inputs: Sequence[Any]) -> bool:
         """Whether all conditions hold for these inputs."""
-        sizes = tuple(
-            int(next(itertools.islice(_numbers(inputs[i]), j, None)))
-            for i, j in self._places.values()
+        numbers = tuple(
+            next(itertools.islice(_numbers(inputs[i]), j, None)) for i, j in self._places.values()
         )
-        known = self._known.get(sizes)
+        known = self._known.get(numbers)
         if known is None:
-            values = dict(zip(self._places, map(sympy.Integer, sizes), strict=True))
+            values = dict(zip(self._places, map(sympy.sympify, numbers), strict=True))
             known = all(c.xreplace(values) is sympy.true for c in self._conditions)
-            self._known[sizes] = known
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[numbers] = known
         return known
 
 
@@ -129,5 +154,12 @@ def _numbers(value: Any) -> Iterable[Any]:
         yield from value.shape
         yield from value.stride()
         yield value.storage_offset()
+        if not value.ndim and value.dtype is torch.float64:
+            yield _item(value) if isinstance(value, FakeTensor) else value.item()
     else:
         yield value
+
+
+def _item(tensor: FakeTensor) -> Any:
+    """What `item()` of a fake tensor is known to give; None when nothing is."""
+    return tensor.item_memo

@@ -9,7 +9,7 @@ from typing import Any, Final
 import sympy
 import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
-from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._dynamo.exc import RestartAnalysis, TensorifyScalarRestartAnalysis
 from torch._dynamo.symbolic_convert import TensorifyState
 from torch._inductor import list_mode_options
 from torch._inductor.codecache import CppCodeCache, torch_key
@@ -24,6 +24,7 @@ __all__ = [
     "AOTCompiledArtifact",
     "CompiledFxGraph",
     "CppCodeCache",
+    "RestartAnalysis",
     "SymT",
     "TensorifyScalarRestartAnalysis",
     "TensorifyState",

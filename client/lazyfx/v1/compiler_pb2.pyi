@@ -990,6 +990,8 @@ class NativeBundle(google.protobuf.message.Message):
     KERNELS_FIELD_NUMBER: builtins.int
     GUARDS_FIELD_NUMBER: builtins.int
     CONDITIONS_FIELD_NUMBER: builtins.int
+    FLOAT_INPUTS_FIELD_NUMBER: builtins.int
+    FIXED_INPUTS_FIELD_NUMBER: builtins.int
     compiled: builtins.bytes
     """Bytes of torch's own AOTCompiledArtifact: a pickle."""
     conditions: builtins.bytes
@@ -1006,6 +1008,16 @@ class NativeBundle(google.protobuf.message.Message):
     def guards(self) -> Global___ShapeGuards:
         """What the compile took for granted about sizes."""
 
+    @property
+    def float_inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Inputs, counted from 0, whose floats are the last symbols of `guards`."""
+
+    @property
+    def fixed_inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Inputs whose floats torch cannot keep symbolic. Nothing was compiled: the caller makes them
+        constants of the graph and asks again.
+        """
+
     def __init__(
         self,
         *,
@@ -1014,9 +1026,11 @@ class NativeBundle(google.protobuf.message.Message):
         kernels: collections.abc.Iterable[Global___NativeKernel] | None = ...,
         guards: Global___ShapeGuards | None = ...,
         conditions: builtins.bytes = ...,
+        float_inputs: collections.abc.Iterable[builtins.int] | None = ...,
+        fixed_inputs: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["guards", b"guards", "target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compiled", b"compiled", "conditions", b"conditions", "guards", b"guards", "kernels", b"kernels", "target", b"target"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compiled", b"compiled", "conditions", b"conditions", "fixed_inputs", b"fixed_inputs", "float_inputs", b"float_inputs", "guards", b"guards", "kernels", b"kernels", "target", b"target"]) -> None: ...
 
 Global___NativeBundle: typing_extensions.TypeAlias = NativeBundle
 

@@ -116,6 +116,14 @@ _COMMUTATIVE: Final = frozenset(
 )
 
 
+# Its length differs from row to row: torch keeps such a size as a symbol without a value.
+_JAGGED: Final = "a size of a jagged tensor, which is no number"
+_PADDED: Final = (
+    "pass values and offsets, or a padded tensor and a mask, and make the jagged tensor outside of "
+    "what is compiled"
+)
+
+
 def float_key(value: float) -> tuple[int, float]:
     """A key that tells -0.0 from 0.0 and takes every NaN for one."""
     if value != value:
@@ -138,10 +146,7 @@ class ExpressionWriter:
         node = value.node
         expr = getattr(node, "expr", None)
         if expr is None:
-            raise UnsupportedGraphError(
-                "a symbolic number that is no expression (a size of a jagged tensor, for one)",
-                remedy="pass padded tensors, or offsets as an input",
-            )
+            raise UnsupportedGraphError(_JAGGED, remedy=_PADDED)
         return self.expression(expr, node.shape_env)
 
     def size(self, value: int | torch.SymInt) -> int:
@@ -278,6 +283,8 @@ def describe_symbol(symbol: sympy.Symbol, env: ShapeEnv) -> pb.Symbol:
     hints = getattr(env, "backed_var_to_val", None)
     hint = (env.var_to_val if hints is None else hints).get(symbol)
     if hint is not None:
+        if not isinstance(hint, (int, float, sympy.Number)):
+            raise UnsupportedGraphError(_JAGGED, remedy=_PADDED)
         if row.kind == pb.SYMBOL_KIND_FLOAT:
             row.float_hint = float(hint)
         else:

@@ -180,8 +180,9 @@ class NativeCompiles:
             ended = "stopped"
             raise
         else:
-            ended = "made"
-            self._note_seconds(request.kind, time.monotonic() - started)
+            ended = "only_traced" if result.only_traced else "made"
+            if ended == "made":
+                self._note_seconds(request.kind, time.monotonic() - started)
             return result
         finally:
             if flight.begun or ended != "stopped":

@@ -10,10 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
 from lazyfx.native import kernels, shapes
+from lazyfx.native.torch_names import TensorifyScalarRestartAnalysis, TensorifyState
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.native.conditions import CannotCompile, failed, refuse_own_tensors
+from lazyfx_server.native.floats import constants_wanted
 from lazyfx_server.native.progress import Progress
-from lazyfx_server.native.torch_names import compile_ahead
+from lazyfx_server.native.torch_names import compile_ahead, known_size
 
 
 def make_bundle(
@@ -34,15 +36,23 @@ def make_bundle(
 
     Raises:
         CannotCompile: Says why, and what the caller can do.
+
+    Returns:
+        The artifact; without code and with `fixed_inputs` when floats must be constants first.
     """
     refuse_own_tensors(module)
     env = mode.shape_env
     assert env is not None, "fresh_fake_mode makes one"
-    symbols = shapes.input_symbols(inputs)
+    # For dynamo, whose graphs these are, every number that comes in is symbolic.
+    inputs = [known_size(value, env) if type(value) is int else value for value in inputs]
+    symbols, floats = shapes.input_symbols(inputs), shapes.float_symbols(inputs)
+    TensorifyState.clear()
     known = len(env.guards)
     with kernels.noted(progress.kernels) as libraries:
         try:
             compiled = compile_ahead(module, inputs, mode, own)
+        except TensorifyScalarRestartAnalysis:
+            return pb.NativeBundle(fixed_inputs=sorted(constants_wanted(floats)))
         except Exception as error:
             raise failed("Inductor", error) from error
     if compiled is None:
@@ -53,5 +63,6 @@ def make_bundle(
             pb.NativeKernel(source=source, library=Path(path).read_bytes())
             for source, path in sorted(libraries.items())
         ],
-        guards=shapes.guards_of(env, symbols, known),
+        guards=shapes.guards_of(env, [*symbols, *floats.values()], known),
+        float_inputs=floats,
     )

@@ -16,6 +16,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.native.aot_inductor import make_package
 from lazyfx_server.native.conditions import as_asked, fake_inputs, made_on, own_settings
+from lazyfx_server.native.floats import recall_items
 from lazyfx_server.native.inductor import make_bundle
 from lazyfx_server.native.progress import Progress
 from lazyfx_server.native.sources import checked_sources
@@ -50,6 +51,7 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     module = wire.decode(without_texts(graph_pb2.GraphBody.FromString(job.graph.graph.body)))
     mode = fresh_fake_mode()
     inputs = fake_inputs(module, mode)
+    recall_items(module)
     with as_asked(job.request), checked_sources():
         made = _MAKERS[job.kind](module, inputs, mode, own_settings(job), progress)
     progress.stage("packing")
@@ -59,4 +61,5 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
         data=made.SerializeToString(),
         media_type=_MEDIA_TYPE,
         seconds=perf_counter() - started,
+        only_traced=isinstance(made, pb.NativeBundle) and bool(made.fixed_inputs),
     )

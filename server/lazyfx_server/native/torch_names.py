@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch._dynamo.source import ConstantSource
 from torch._functorch._aot_autograd import graph_compile
 from torch._guards import TracingContext, tracing
 from torch._inductor import (
@@ -34,7 +35,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.pt2_archive._package import package_pt2
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import cpp_extension
 
 from lazyfx.native.torch_names import functorch_config, inductor_config
@@ -295,3 +296,21 @@ def _constants_in_order() -> list[tuple[str, int]]:
 def fresh_fake_mode() -> FakeTensorMode:
     """A mode with a ShapeEnv of its own."""
     return FakeTensorMode(shape_env=ShapeEnv())
+
+
+def known_size(value: int, env: ShapeEnv) -> torch.SymInt:
+    """An input that was a symbol until tracing found that it has one value only.
+
+    Inductor takes an input that is a plain number out of graphs inside a graph, and then finds
+    that they have one argument more than they are given.
+    """
+    symbol = env.create_symbol(
+        value,
+        ConstantSource(f"lazyfx_known_{len(env.var_to_range)}"),
+        dynamic_dim=DimDynamic.DYNAMIC,
+        do_not_specialize_zero_one=True,
+        positive=None,
+    )
+    number: torch.SymInt = env.create_symintnode(symbol, hint=value)
+    int(number)
+    return number

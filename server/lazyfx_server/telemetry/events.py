@@ -146,7 +146,8 @@ class NativeCompiled:
     """A native compile ended, whoever asked for it.
 
     Attributes:
-        result: "made", "failed", or "stopped" because nobody waited for it any more.
+        result: "made", "failed", "stopped" because nobody waited for it any more, or
+            "only_traced" because floats must be constants first.
     """
 
     result: str

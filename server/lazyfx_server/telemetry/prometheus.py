@@ -96,7 +96,9 @@ class PrometheusObserver:
             "artifacts", "Artifacts sent", {**kinds, "source": ("rendered", "cached")}
         )
         self._native = make.counter(
-            "native_compiles", "Native compiles ended", {"result": ("made", "failed", "stopped")}
+            "native_compiles",
+            "Native compiles ended",
+            {"result": ("made", "only_traced", "failed", "stopped")},
         )
         self._abandoned = make.counter(
             "abandoned",

@@ -580,17 +580,21 @@ class NativeResult(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    ONLY_TRACED_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     media_type: builtins.str
     seconds: builtins.float
+    only_traced: builtins.bool
+    """It only says which floats must be constants; nothing was compiled."""
     def __init__(
         self,
         *,
         data: builtins.bytes = ...,
         media_type: builtins.str = ...,
         seconds: builtins.float = ...,
+        only_traced: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "media_type", b"media_type", "seconds", b"seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "media_type", b"media_type", "only_traced", b"only_traced", "seconds", b"seconds"]) -> None: ...
 
 Global___NativeResult: typing_extensions.TypeAlias = NativeResult
 

@@ -151,6 +151,14 @@ _TORCH: Final = {
         "(unwrapped: Tensor, wrapped: Tensor, /)"
     ),
     "torch.autograd.grad_mode.set_grad_enabled": "(mode: bool)",
+    # Their stubs leave out that a size may be None: that of the input.
+    **dict.fromkeys(
+        [
+            f"torch.nn.functional.adaptive_max_pool{n}d{suffix}"
+            for n in (2, 3) for suffix in ("", "_with_indices")
+        ],
+        "(input: Tensor, output_size: int | list[int | None], return_indices: bool = ...)",
+    ),
     "torch._dynamo.utils.numpy_attr_wrapper": "(array: Any, name: str, /)",
 }  # fmt: skip
 

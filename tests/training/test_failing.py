@@ -1,0 +1,32 @@
+"""Graphs that nobody can compile are in the report."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lazyfx
+
+
+def forty_two(x: torch.Tensor) -> torch.Tensor:
+    return x + 42
+
+
+@pytest.mark.filterwarnings("ignore::lazyfx.FallbackWarning")
+def test_neither_there_nor_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A setting that this process's Inductor does not know.
+    options = {"address": "127.0.0.1:1", "on_error": "local"}
+    monkeypatch.setattr(torch._inductor.config, "cpu_backend", "no such backend")
+    with pytest.raises(Exception, match="no such backend"):
+        torch.compile(forty_two, backend="lazyfx", options=options)(torch.ones(3))
+    (graph,) = lazyfx.backend_report().graphs
+    assert graph.outcome == "failed"
+    assert "127.0.0.1:1" in graph.reason
+    assert "no such backend" in graph.reason
+
+
+def test_errors_that_the_caller_wants() -> None:
+    options = {"address": "127.0.0.1:1", "on_error": "raise"}
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="127.0.0.1:1"):
+        torch.compile(forty_two, backend="lazyfx", options=options)(torch.ones(3))
+    assert [graph.outcome for graph in lazyfx.backend_report().graphs] == ["failed"]
