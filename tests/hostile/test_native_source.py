@@ -12,6 +12,7 @@ import pytest
 import torch
 from hostile.native_lowering import lower
 from torch import nn
+from torch._inductor import codecache
 
 from lazyfx import memory
 from lazyfx.backend.graphs import flatten

@@ -27,6 +27,6 @@ def test_neither_there_nor_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_errors_that_the_caller_wants() -> None:
     options = {"address": "127.0.0.1:1", "on_error": "raise"}
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="127.0.0.1:1"):
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"127\.0\.0\.1:1"):
         torch.compile(forty_two, backend="lazyfx", options=options)(torch.ones(3))
     assert [graph.outcome for graph in lazyfx.backend_report().graphs] == ["failed"]

@@ -311,6 +311,7 @@ def known_size(value: int, env: ShapeEnv) -> torch.SymInt:
         do_not_specialize_zero_one=True,
         positive=None,
     )
-    number: torch.SymInt = env.create_symintnode(symbol, hint=value)
+    number = env.create_symintnode(symbol, hint=value)
+    assert isinstance(number, torch.SymInt), "the symbol stands for an input"
     int(number)
     return number
