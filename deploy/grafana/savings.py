@@ -224,7 +224,20 @@ WORKERS_ROW = (
         "Sandbox",
         COUNT,
         Query(f"min by (layer) ({selected('lazyfx_sandbox_layers')})", "{{layer}}"),
+        Query(f"min by (layer) ({selected('lazyfx_native_sandbox_layers')})", "native {{layer}}"),
         explanation="1 where the layer confines the workers of every instance.",
+    ),
+    curves(
+        "Deaths on a graph",
+        PER_SECOND,
+        Query(rate("lazyfx_job_retries_total", by="job"), "{{job}} tried again"),
+        Query(rate("lazyfx_graphs_refused_total", by="job"), "{{job}} refused"),
+        explanation="Refused: two workers have died on the graph; the log names it.",
+    ),
+    stack(
+        "Work that nobody waits for",
+        PER_SECOND,
+        Query(rate("lazyfx_abandoned_total", by="stage, outcome"), "{{stage}} {{outcome}}"),
     ),
     curves(
         "Versions",

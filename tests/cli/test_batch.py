@@ -156,7 +156,7 @@ def test_an_interrupted_run_goes_on(run, at, server, tmp_path) -> None:
     ("arguments", "expected"),
     [
         (["absent", "-o", "out"], "absent"),
-        ([".", "-o", "out"], "there is no .pt2 file below"),
+        ([".", "-o", "out"], "there is no .pt2 or .lazyfx file below"),
         (["."], "--output"),
         ([".", "-o", "out", "--jobs", "0"], "--jobs"),
     ],

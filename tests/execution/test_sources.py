@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,10 +48,14 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pat
     ],
     indirect=["gpu"],
 )
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which Inductor compiles with")
 async def test_native_workers(gpu: None, method: str, expected: str) -> None:
-    settings = Settings(native=True, native_start_method=method)  # type: ignore[arg-type]
-    made = pools.native_workers(settings, SOURCES, lambda _: None)
-    assert await source_of(made) == expected
+    settings = Settings(native="on", native_unconfined=True, native_start_method=method)  # type: ignore[arg-type]
+    made = pools.native_pools(settings, SOURCES, lambda _: None)
+    assert made is not None
+    assert await source_of(made.jobs) == expected
+    # They run a compiler and nothing of torch, so they need no GPU.
+    assert await source_of(made.builds) == "forked"
 
 
 @pytest.mark.parametrize("gpu", [True], indirect=True)
