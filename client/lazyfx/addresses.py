@@ -17,8 +17,8 @@ _EXAMPLES = f"HOST or HOST:PORT, e.g. {DEFAULT_ADDRESS}, trainer-cache:8700 or [
 # Resolvers of gRPC that people use; each takes an address after it.
 _SCHEMES = ("dns:", "ipv4:", "ipv6:")
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[^/]*)", re.IGNORECASE)
-# Names, and addresses in digits. "_" is in names that container engines make.
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?")
+# Names, and addresses in digits, but no digits alone. "_" is in names that container engines make.
+_HOST = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?")
 _MOST_CHARACTERS = 512
 _MOST_SHOWN = 80
 

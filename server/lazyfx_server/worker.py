@@ -201,6 +201,7 @@ def _encode(
     checked: CheckedGraph, module: GraphModule, moved: wire.Origins, result: worker.CompileResult
 ) -> int:
     """Write the module into `result`; return its nodes."""
+    _unregister_made(module, moved)
     encoded = wire.encode(module)
     body = graph_pb2.GraphBody.FromString(encoded.body)
     origins = wire.provenance(checked.body, encoded, moved)
@@ -215,6 +216,22 @@ def _encode(
             sent.add(content.sha256)
             result.constants.add(digest=content, data=bytes(wire.tensor_bytes(tensor)))
     return encoded.nodes
+
+
+def _unregister_made(module: GraphModule, moved: wire.Origins) -> None:
+    """Make plain attributes of the tensors that passes have made, wherever those were moved.
+
+    torch registers each tensor that it moves into a part as a buffer of it; the values of buffers
+    are the caller's, and only those of plain attributes go back with the graph.
+    """
+    for part in module.modules():
+        if not isinstance(part, GraphModule):
+            continue
+        for registered in (part._buffers, part._parameters):  # noqa: SLF001 - no public way out
+            for name, tensor in list(registered.items()):
+                if tensor is not None and not tensor.is_meta and moved.of(tensor) is None:
+                    del registered[name]
+                    setattr(part, name, tensor.detach())
 
 
 def _limits(job: worker.CompileJob) -> PassLimits:

@@ -37,7 +37,7 @@ def test_an_address_is_read_as_it_is_meant(written: str, read: str) -> None:
 @pytest.mark.parametrize(
     "written",
     [
-        "", " ", ":8700", "host:", "host:0", "host:65536", "host:port", "host:8700:1", "a b:1",
+        "", " ", "8700", ":8700", "host:", "host:0", "host:65536", "host:port", "host:8700:1", "a b:1",
         "-host:1", "host:+1", "host:1e3", "host:\u0663", "[::1", "::1]:8700", "[1.2.3.4]:1",
         "user@host:1", "host/path:1", "host\n:1", "\x1b[2Jhost:1", "unix:", "dns:", "dns:///",
         "x" * 600, "dns://8.8.8.8/name:1",

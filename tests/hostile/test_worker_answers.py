@@ -32,7 +32,9 @@ class Liar:
 
     async def start(self) -> None: ...
 
-    async def run(self, job: bytes, *, timeout: float, owner: str | None = None) -> bytes:
+    async def run(
+        self, job: bytes, *, timeout: float, owner: str | None = None, on_call: object = None
+    ) -> bytes:
         return self._answer
 
     async def close(self) -> None: ...
