@@ -294,7 +294,7 @@ class AsyncClient:
             ServiceError: One of its kinds, by the status.
         """
         with self.refusals.counted():
-            if request.kind not in DATA_KINDS:
+            if request.kind not in DATA_KINDS or self._verifier.pins_keys:
                 await self._verifier.require_trusted()
             data, trailer = await self._connection.artifact(
                 request, timeout=timeout, on_progress=on_progress

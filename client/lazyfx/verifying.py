@@ -92,6 +92,11 @@ class Verifier:
         if self._pinned and not self._keys:
             raise LazyfxError("verify_keys is empty; leave it out, or name at least one key")
 
+    @property
+    def pins_keys(self) -> bool:
+        """Whether everything must be signed with keys that are known beforehand."""
+        return self._pinned
+
     async def require_trusted(self) -> None:
         """Check, before the server makes anything, that what it signs would be opened.
 

@@ -88,6 +88,14 @@ def test_a_call_with_too_many_outputs_is_refused_before_it_is_made(name: str) ->
         check_outputs(target, args, kwargs)
 
 
+@pytest.mark.parametrize("name", ["sum", "prod", "all", "any", "max", "min"])
+def test_reductions_of_torch_make_one_tensor(name: str) -> None:
+    """They are called as Python's functions are that read a tensor row by row."""
+    overload = getattr(aten, name).default
+    for target in (name, getattr(torch, name), getattr(aten, name), overload):
+        check_outputs(target, (x,), {})
+
+
 def test_outputs_are_counted_as_torch_makes_them() -> None:
     small = torch.empty(7, 4, 6, device="meta")
     calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [

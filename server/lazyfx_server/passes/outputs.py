@@ -40,6 +40,7 @@ _ITERATING: Final = frozenset(
     ]
 )
 _ITERATING_ALONE: Final = frozenset({"max", "min"})
+_PYTHONS_OWN: Final = frozenset({"builtins", "_operator", "operator", "math"})
 
 
 def check_outputs(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -72,7 +73,9 @@ def outputs_of(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         kwargs: As for `check_outputs`.
     """
     name = base_name(target)
-    if name in _ITERATING or (name in _ITERATING_ALONE and len(args) == 1):
+    iterates = name in _ITERATING or (name in _ITERATING_ALONE and len(args) == 1)
+    # torch's own functions of these names (sum, all, max) make one tensor.
+    if iterates and getattr(target, "__module__", None) in _PYTHONS_OWN:
         return _length(args[0]) if args else 0
     count = COUNTED.get(name)
     if count is None:
