@@ -17,11 +17,17 @@ from lazyfx.answers.refusals import Refusals
 from lazyfx.asking import Asker
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import Connection
-from lazyfx.errors import ForkedProcessError, LazyfxError, MissingBlobsError, OverloadedError
+from lazyfx.errors import (
+    ForkedProcessError,
+    LazyfxError,
+    MissingBlobsError,
+    OverloadedError,
+    ServerFaultError,
+)
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.passes import USUAL, Modes, Passes, listed
 from lazyfx.preparing import Prepared, Preparer
-from lazyfx.status import status_to_error
+from lazyfx.status import is_of_server, status_to_error
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import DATA_KINDS, Provenance, Verifier
@@ -226,9 +232,14 @@ class AsyncClient:
         except OverloadedError as refusal:
             if refusal.retry_after is None:
                 raise
-            # The stream was refused for now: one by one, each is asked for when the server says.
-            for i in sorted(due):
-                yield i, await self._single_result(prepared[i])
+        except ServerFaultError as error:
+            # gRPC loses what a server says that ends a stream while it is written to, and tells
+            # of an internal error in its place (grpc/grpc issue 36066).
+            if is_of_server(error.__cause__):
+                raise
+        # The stream was refused for now: one by one, each is asked for when the server says.
+        for i in sorted(due):
+            yield i, await self._single_result(prepared[i])
 
     async def _batch_result(
         self, job: Prepared, answer: pb.CompileBatchResponse

@@ -94,6 +94,18 @@ def test_every_kind_of_call_is_made_again(busy: Any) -> None:
     assert all(server.calls[method] >= 3 for method in METHODS), server.calls
 
 
+def test_a_stream_that_is_refused_while_it_is_written(busy: Any) -> None:
+    server, address = busy
+    server.retry_after = 0.01
+    graphs = [(graph_of(float(n)), [DCE]) for n in range(32)]
+    with lazyfx.connect(address, timeout=60) as client:
+        for _ in range(20):
+            server.refusals = server.calls["CompileBatch"] + 1
+            found = dict(client.compile_many(graphs))
+            assert all(isinstance(each, lazyfx.RemoteModule) for each in found.values()), found
+            assert len(found) == 32
+
+
 @pytest.mark.parametrize("retry_after", [300.0, 1e9, None])
 def test_what_takes_too_long_is_told_at_once(busy: Any, retry_after: float | None) -> None:
     server, address = busy

@@ -13,11 +13,11 @@ def forty_two(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::lazyfx.FallbackWarning")
-def test_neither_there_nor_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A setting that this process's Inductor does not know.
+def test_neither_there_nor_here() -> None:
     options = {"address": "127.0.0.1:1", "on_error": "local"}
-    monkeypatch.setattr(torch._inductor.config, "cpu_backend", "no such backend")
-    with pytest.raises(Exception, match="no such backend"):
+    # Inductor of this process does not know it.
+    unknown = torch._inductor.config.patch(cpu_backend="no such backend")
+    with unknown, pytest.raises(Exception, match="no such backend"):
         torch.compile(forty_two, backend="lazyfx", options=options)(torch.ones(3))
     (graph,) = lazyfx.backend_report().graphs
     assert graph.outcome == "failed"

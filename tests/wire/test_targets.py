@@ -140,9 +140,23 @@ def test_operators_of_a_denied_namespace_are_not_found(namespace: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["aten::__round_to_zero_floordiv.int", "aten::ljust.default", "aten::zfill.default"]
+    "name",
+    [
+        *("aten::__round_to_zero_floordiv.int", "aten::divmod.int", "aten::floordiv.int"),
+        *("aten::ljust.default", "aten::zfill.default", "aten::wait.default"),
+        *("prim::rpc_async.default", "prim::PythonOp.default", "prim::MKLDNNClamp.default"),
+    ],
 )
-def test_operators_of_torchscript_that_trap_or_grow_are_not_found(name: str) -> None:
-    packet, _, overload = name.partition("::")[2].partition(".")
-    assert targets.name_of(getattr(getattr(torch.ops.aten, packet), overload)) is None
-    assert targets.name_of(getattr(torch.ops.aten, packet)) is None
+def test_what_torchscript_alone_has_is_not_found(name: str) -> None:
+    packet, _, overload = name.partition(".")
+    namespace, _, base = packet.partition("::")
+    operators = getattr(getattr(torch.ops, namespace), base)
+    assert targets.name_of(getattr(operators, overload)) is None
+    assert targets.name_of(operators) is None
+
+
+@pytest.mark.parametrize("name", ["aten::gcd.int", "aten::remainder.int", "aten::mul.left_t"])
+def test_of_an_operator_torchscripts_own_overloads_are_not_found(name: str) -> None:
+    with pytest.raises(DecodeError):
+        targets.find(pb.TARGET_KIND_OPERATOR, name)
+    targets.find(pb.TARGET_KIND_OPERATOR_PACKET, name.partition(".")[0])

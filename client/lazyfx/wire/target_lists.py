@@ -253,15 +253,6 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::_nnpack_spatial_convolution",
         "aten::_thnn_differentiable_gru_cell_backward",
         "aten::_thnn_differentiable_lstm_cell_backward",
-        # Of TorchScript's interpreter: it divides by zero, and these make texts of any length.
-        "aten::__round_to_zero_floordiv",
-        "aten::center",
-        "aten::expandtabs",
-        "aten::join",
-        "aten::ljust",
-        "aten::replace",
-        "aten::rjust",
-        "aten::zfill",
         # What only Inductor itself writes; of its operators, prims::fma alone is dynamo's too.
         "prims::_low_memory_max_pool_offsets_to_indices",
         "prims::_low_memory_max_pool_with_offsets",

@@ -151,7 +151,7 @@ def _registered_overload(name: str) -> torch._ops.OpOverload:
     packet, _, overload = name.rpartition(".")
     found = _registered_packet(packet)
     value = getattr(found, overload) if overload in found.overloads() else None
-    if isinstance(value, torch._ops.OpOverload):
+    if isinstance(value, torch._ops.OpOverload) and _is_dispatched(packet, overload):
         return value
     raise LookupError(name)
 
@@ -174,9 +174,27 @@ def _registered_packet(name: str) -> torch._ops.OpOverloadPacket:
     if not torch._C._jit_get_schemas_for_operator(name):
         raise LookupError(name)
     value = getattr(getattr(torch.ops, namespace), base, None)
-    if isinstance(value, torch._ops.OpOverloadPacket):
+    if isinstance(value, torch._ops.OpOverloadPacket) and any(
+        _is_dispatched(name, overload) for overload in value.overloads()
+    ):
         return value
     raise LookupError(name)
+
+
+def _is_dispatched(packet: str, overload: str) -> bool:
+    """Whether the dispatcher has an operator, and not TorchScript's interpreter alone.
+
+    What only that has is never captured, and takes its operands on trust: its arithmetic traps, its
+    texts and lists grow without bound, and its instructions (`prim`) read a program that is not
+    there.
+    """
+    if packet.partition("::")[0] not in ("aten", "prim"):
+        return True
+    try:
+        torch._C._dispatch_find_schema_or_throw(packet, "" if overload == "default" else overload)
+    except RuntimeError:
+        return False
+    return True
 
 
 def find(kind: int, name: str) -> Callable[..., Any] | str:
