@@ -1,11 +1,18 @@
 """20 hostile callers beside a good one: how late its hits are, and what the server grows by.
 
-    python -m bench.abuse --seconds 30
+    python -m bench.abuse [--seconds 120] [--abuse NAME ...] [--json FILE]
 
-Each hostile caller sends the abuses of `bench.abuses` in an order of its own, again and again, and
-large bodies that wait. Printed are the good caller's median and 99th percentile, quiet and under
-attack, the growth of the server's memory, and the slowest answer of /healthz. Callers and server
-share this machine's processors: on few cores the callers' own work is part of the numbers.
+Windows take turns, quiet and abused, on one server. In an abused window each of 20 callers, with a
+connection of its own, sends every abuse of `bench.abuses` in an order of its own, again and again;
+in all of them together each caller goes through the whole list, or the result says so. Printed
+are the good caller's median and 99th percentile, for each window and as quartiles over windows,
+the growth of the server's memory (the most that was seen at any time, beyond the most of the first
+quiet window), and the slowest answer of /healthz. At the end 200 slow connections are
+opened to the metrics port, and /healthz is asked beside them.
+
+The hostile callers stand in for callers on other machines. Here they share the server's
+processors, so they run in one process of the lowest priority: what they take is what the server and
+the good caller leave. What remains of their work is part of the numbers.
 """
 
 from __future__ import annotations
@@ -13,38 +20,48 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
+import json
 import multiprocessing
+import os
 import random
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.request
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import grpc
 import torch
 from torch.fx import symbolic_trace
 
 import lazyfx
-from bench.abuses import ABUSES, MB
-from bench.servers import running_lazyfx
-from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.v1 import graph_pb2
+from bench.abuses import ABUSES, MB, send
+from bench.rounds import spread
+from bench.servers import Lazyfx, running_lazyfx
 
 CALLERS = 20
-PROCESSES = 2
+SLOW_CONNECTIONS = 200
+WINDOWS = 5
 TARGET_RATIO = 5.0
 TARGET_GROWTH = 1 << 30
 TARGET_HEALTH_SECONDS = 1.0
+_PAUSE_SECONDS = 0.005
+_PROBE_SECONDS = 0.2
+_LOWEST_PRIORITY = 19
 
 
 @dataclass
-class Measured:
-    """What the good caller and the probe saw."""
+class Window:
+    """What the good caller and the probe saw in one window."""
 
     hits: list[float] = field(default_factory=list)
     probes: list[float] = field(default_factory=list)
@@ -52,50 +69,79 @@ class Measured:
 
     @property
     def p50(self) -> float:
-        """Median seconds of a hit."""
-        return statistics.median(self.hits)
+        """Median milliseconds of a hit."""
+        return 1e3 * statistics.median(self.hits)
 
     @property
     def p99(self) -> float:
-        """99th percentile of the seconds of a hit."""
-        return statistics.quantiles(self.hits, n=100)[98]
+        """99th percentile of the milliseconds of a hit."""
+        return 1e3 * statistics.quantiles(self.hits, n=100)[98]
 
 
-def waiting_body(number: int) -> bytes:
-    """A request with a body of 30 MB that is no graph; it waits for a worker to find that out."""
-    body = b"\xff" * (30 * MB) + number.to_bytes(4, "big")
-    digest = graph_pb2.Digest(sha256=hashlib.sha256(body).digest(), size_bytes=len(body))
-    graph = graph_pb2.Graph(format_version=1, body=body)
-    return pb.CompileRequest(graph_digest=digest, graph=graph).SerializeToString()
+class Callers:
+    """The hostile callers, in a process of their own that pauses between windows."""
+
+    def __init__(self, address: str, names: Sequence[str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._go, self._end, self._built = context.Event(), context.Event(), context.Event()
+        self._sent: Any = context.Queue()
+        self._process = context.Process(
+            target=_attack, args=(address, names, self._go, self._end, self._built, self._sent)
+        )
+        self._process.start()
+        self._built.wait(120)
+
+    @contextlib.contextmanager
+    def attacking(self) -> Any:
+        """Let them send until the end of the block."""
+        self._go.set()
+        try:
+            yield
+        finally:
+            self._go.clear()
+
+    def stop(self) -> tuple[list[int], Counter[str]]:
+        """End them; how many abuses each has finished, and how calls ended, by status."""
+        self._end.set()
+        self._go.set()
+        kinds, statuses = self._sent.get(timeout=120)
+        self._process.join(30)
+        return kinds, statuses
 
 
-def attack(address: str, seed: int, threads: int, seconds: float) -> None:
-    """Send abuses from several threads, each with a connection of its own."""
-    end = time.monotonic() + seconds
+def _attack(
+    address: str, names: Sequence[str], go: Event, end: Event, built: Event, sent: Any
+) -> None:
+    os.nice(_LOWEST_PRIORITY)
     # Built once: building them is the callers' work, not the server's.
-    messages = [(method, make()) for method, make, _ in ABUSES.values()]
-    messages.append(("Compile", waiting_body(seed)))
+    made = [(name, ABUSES[name], ABUSES[name].make()) for name in names]
+    statuses: Counter[str] = Counter()
+    kinds: list[set[str]] = [set() for _ in range(CALLERS)]
 
     def caller(number: int) -> None:
-        order = random.Random(number).sample(messages, len(messages))
+        order = random.Random(number).sample(made, len(made))
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
         with grpc.insecure_channel(address, options) as channel:
-            while time.monotonic() < end:
-                for method, data in order:
-                    path = f"/lazyfx.v1.GraphCompiler/{method}"
-                    with contextlib.suppress(grpc.RpcError):
-                        if method == "GetArtifact":
-                            list(channel.unary_stream(path, None, None)(data, timeout=30))
-                        else:
-                            channel.unary_unary(path, None, None)(data, timeout=30)
-                    if time.monotonic() >= end:
+            while not end.is_set():
+                for name, abuse, messages in order:
+                    go.wait()
+                    if end.is_set():
                         return
+                    try:
+                        send(channel, abuse, messages)
+                        status = "OK"
+                    except grpc.RpcError as error:
+                        status = error.code().name  # type: ignore[attr-defined]
+                    kinds[number].add(name)
+                    statuses[status] += 1
 
-    callers = [threading.Thread(target=caller, args=(100 * seed + i,)) for i in range(threads)]
+    callers = [threading.Thread(target=caller, args=(number,)) for number in range(CALLERS)]
     for each in callers:
         each.start()
+    built.set()
     for each in callers:
         each.join()
+    sent.put(([len(kind) for kind in kinds], statuses))
 
 
 def resident(pid: int) -> int:
@@ -103,66 +149,119 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * 4096
 
 
-async def watch(address: str, health: str, pid: int, seconds: float) -> Measured:
+def probe(url: str) -> float:
+    """Seconds until /healthz has answered."""
+    begin = time.perf_counter()
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        answer.read()
+    return time.perf_counter() - begin
+
+
+async def watch(server: Lazyfx, health: str, seconds: float) -> Window:
     """Make hits, one after the other, and ask /healthz now and then."""
-    measured = Measured()
+    window = Window()
     module = symbolic_trace(lambda x: torch.relu(x) + torch.relu(x))
     end = time.monotonic() + seconds
 
-    def probe() -> float:
-        begin = time.perf_counter()
-        with urllib.request.urlopen(health, timeout=60) as answer:
-            answer.read()
-        return time.perf_counter() - begin
-
     async def probing() -> None:
         while time.monotonic() < end:
-            measured.probes.append(await asyncio.to_thread(probe))
-            measured.memory = max(measured.memory, resident(pid))
-            await asyncio.sleep(0.2)
+            window.probes.append(await asyncio.to_thread(probe, health))
+            window.memory = max(window.memory, resident(server.pid))
+            await asyncio.sleep(_PROBE_SECONDS)
 
-    async with lazyfx.connect_async(address) as client:
+    async with lazyfx.connect_async(server.address) as client:
         for _ in range(20):
             await client.compile(module, ["dead_code_elimination"])
         probes = asyncio.ensure_future(probing())
         while time.monotonic() < end:
             begin = time.perf_counter()
             await client.compile(module, ["dead_code_elimination"])
-            measured.hits.append(time.perf_counter() - begin)
-            await asyncio.sleep(0.005)
+            window.hits.append(time.perf_counter() - begin)
+            await asyncio.sleep(_PAUSE_SECONDS)
         await probes
-    return measured
+    return window
+
+
+def slow_connections(health: str) -> float:
+    """The slowest of ten probes beside 200 connections that never finish their requests."""
+    host, _, port = health.removeprefix("http://").partition("/")[0].rpartition(":")
+    with contextlib.ExitStack() as held:
+        for _ in range(SLOW_CONNECTIONS):
+            connection = held.enter_context(socket.create_connection((host, int(port)), 10))
+            connection.sendall(b"GET /metr")
+        return max(probe(health) for _ in range(10))
+
+
+def measure(server: Lazyfx, seconds: float, names: Sequence[str]) -> dict[str, Any]:
+    """Let windows take turns; what they saw."""
+    health = server.metrics.replace("/metrics", "/healthz")
+    each = seconds / WINDOWS / 4
+    quiet, abused = [asyncio.run(watch(server, health, each))], []
+    callers = Callers(server.address, names)
+    for _ in range(WINDOWS):
+        with callers.attacking():
+            abused.append(asyncio.run(watch(server, health, 3 * each)))
+        time.sleep(2)  # what was begun is finished
+        quiet.append(asyncio.run(watch(server, health, each)))
+    kinds, statuses = callers.stop()
+    peak = max(window.memory for window in abused)
+    before = [statistics.mean(pair) for pair in zip(*[[w.p99 for w in q] for q in (
+        quiet, quiet[1:])], strict=False)]
+    return {
+        "quiet_p50_ms": spread([w.p50 for w in quiet]),
+        "quiet_p99_ms": spread([w.p99 for w in quiet]),
+        "abused_p50_ms": spread([w.p50 for w in abused]),
+        "abused_p99_ms": spread([w.p99 for w in abused]),
+        "ratio": spread([w.p99 / p99 for w, p99 in zip(abused, before, strict=True)]),
+        "hits": [sum(len(w.hits) for w in quiet), sum(len(w.hits) for w in abused)],
+        "growth_mb": (peak - quiet[0].memory) / MB,
+        "kept_mb": (resident(server.pid) - quiet[0].memory) / MB,
+        "healthz_s": max(max(window.probes) for window in abused),
+        "slow_connections_healthz_s": slow_connections(health),
+        "kinds": len(names),
+        "kinds_of_each_caller": [min(kinds), max(kinds)],
+        "statuses": dict(statuses),
+    }
 
 
 def main() -> None:
     """Measure, print, and say whether the targets are met."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30.0)
-    seconds = parser.parse_args().seconds
-    context = multiprocessing.get_context("spawn")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--seconds", type=float, default=120.0, help="of all windows together")
+    parser.add_argument("--abuse", action="append", choices=list(ABUSES), help="only this one")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    load = os.getloadavg()
     with tempfile.TemporaryDirectory() as store, running_lazyfx(Path(store)) as server:
-        health = server.metrics.replace("/metrics", "/healthz")
-        quiet = asyncio.run(watch(server.address, health, server.pid, seconds / 3))
-        threads = CALLERS // PROCESSES
-        attackers = [
-            context.Process(target=attack, args=(server.address, i + 1, threads, seconds + 10))
-            for i in range(PROCESSES)
-        ]
-        for each in attackers:
-            each.start()
-        time.sleep(8)  # they build their messages
-        loud = asyncio.run(watch(server.address, health, server.pid, seconds))
-        for each in attackers:
-            each.join()
-    growth, ratio = loud.memory - quiet.memory, loud.p99 / quiet.p99
-    slowest = max(loud.probes)
-    sys.stdout.write(
-        f"hits: quiet {len(quiet.hits)}, p50 {quiet.p50 * 1e3:.2f} ms, p99 {quiet.p99 * 1e3:.2f} ms"
-        f"; under attack {len(loud.hits)}, p50 {loud.p50 * 1e3:.2f} ms, p99 {loud.p99 * 1e3:.2f} ms"
-        f"\np99 ratio {ratio:.1f} (target {TARGET_RATIO:g})"
-        f"\nmemory grew by {growth / MB:.0f} MB (target {TARGET_GROWTH / MB:.0f})"
-        f"\nslowest /healthz {slowest:.2f} s (target {TARGET_HEALTH_SECONDS:g})\n"
-    )
+        seen = measure(server, arguments.seconds, arguments.abuse or list(ABUSES))
+    seen |= {"load_before": load, "processors": os.cpu_count(), "commit": _commit()}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(seen, indent=1), "utf-8")
+    for name, value in seen.items():
+        sys.stdout.write(f"{name:28} {_shown(value)}\n")
+    for name, value, target in (
+        ("p99 under attack, of quiet", seen["ratio"][2], TARGET_RATIO),
+        ("MB of growth", seen["growth_mb"], TARGET_GROWTH / MB),
+        ("seconds of /healthz", seen["healthz_s"], TARGET_HEALTH_SECONDS),
+        ("and beside slow ones", seen["slow_connections_healthz_s"], TARGET_HEALTH_SECONDS),
+        ("kinds that a caller missed", seen["kinds"] - seen["kinds_of_each_caller"][0], 0),
+    ):
+        verdict = "met" if value <= target else "missed"
+        sys.stdout.write(f"{name:28} {value:.2f} (target {target:g}): {verdict}\n")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return "  ".join(_shown(each) for each in value)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from lazyfx.v1 import graph_pb2
 
 # Below this size a graph goes along with its first request: a second round trip costs more.
 INLINE_BYTES = 100_000
+# Above this size it is uploaded in chunks: servers bound what one message holds.
+IN_ONE_MESSAGE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +148,13 @@ class Preparer:
         known = {prepared.encoded.digest, *(binding.content.sha256 for binding in full.values)}
         if not wanted_blobs <= known:
             raise ProtocolError("the server asks for a blob that this request does not name")
-        if prepared.encoded.digest in wanted_blobs:
-            full.graph.CopyFrom(prepared.encoded.message())
         blobs = []
+        if prepared.encoded.digest in wanted_blobs:
+            body = prepared.encoded.body
+            if len(body) <= IN_ONE_MESSAGE_BYTES:
+                full.graph.CopyFrom(prepared.encoded.message())
+            else:
+                blobs.append(Blob(full.graph_digest, partial(memoryview, body)))
         for binding in full.values:
             tensor = self._tensor(prepared, binding.graph, binding.attribute)
             if binding.content.sha256 in wanted_blobs and (

@@ -84,6 +84,8 @@ _LEDGER_SECONDS = 2.0
 _FLUSH_SECONDS = 0.2
 # How long handlers may take to notice that their connections have ended.
 _STOP_SECONDS = 1.0
+# Answers are the server's own: what clients take is less.
+_MOST_SENT_BYTES = 64 * 2**20
 _KEEPALIVE: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -404,7 +406,7 @@ class App:
             options=[
                 *_KEEPALIVE,
                 ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
-                ("grpc.max_send_message_length", int(settings.max_message_bytes)),
+                ("grpc.max_send_message_length", _MOST_SENT_BYTES),
                 ("grpc.max_concurrent_streams", settings.max_streams),
                 ("grpc.max_metadata_size", int(settings.max_metadata_bytes)),
                 ("grpc.absolute_max_metadata_size", int(settings.max_metadata_bytes)),

@@ -139,8 +139,9 @@ class Settings(BaseSettings):
     store_disk_bytes: ByteSize = Field(default=ByteSize(4 * GIB))
     """Bound of the disk store; least recently used entries leave first."""
 
-    max_message_bytes: ByteSize = Field(default=ByteSize(64 * MIB))
-    """Largest gRPC message taken or sent."""
+    max_message_bytes: ByteSize = Field(default=ByteSize(4 * MIB))
+    """Largest gRPC message taken. gRPC copies a message on the event loop, 2 ms for each MiB, and
+    calls of others wait meanwhile. Graphs and tensors that are larger come in chunks."""
 
     max_held_bytes: ByteSize = Field(default=ByteSize(512 * MIB))
     """Bytes of requests that are held at a time, whether they wait or are worked on; more are

@@ -24,7 +24,7 @@ from harness import (
 )
 from torch.fx import GraphModule, symbolic_trace
 
-from bench.abuses import ABUSES
+from bench.abuses import ABUSES, send
 from lazyfx.v1 import compiler_pb2 as pb
 
 if TYPE_CHECKING:
@@ -41,27 +41,23 @@ def server(launch_for_file: Callable[..., RunningServer]) -> RunningServer:
     )
 
 
-def raw(address: str, method: str, data: bytes) -> object:
-    """Send any bytes as a request."""
-    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        path = f"/lazyfx.v1.GraphCompiler/{method}"
-        if method == "GetArtifact":
-            return list(channel.unary_stream(path, None, None)(data, timeout=PATIENCE))
-        return channel.unary_unary(path, None, None)(data, timeout=PATIENCE)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["a pass with a name of 60 MB", "31 million empty passes", "1.6 million values",
-     "100,000 digests", "names of 17 MB", "native settings"],
-)  # fmt: skip
-def test_an_abuse_is_refused_with_its_field(server: RunningServer, name: str) -> None:
-    method, make, field = ABUSES[name]
-    told = refused(lambda: raw(server.address, method, make()))
-    assert told.code == "INVALID_ARGUMENT"
-    assert list(told.fields) == [field]
+@pytest.mark.parametrize("name", ABUSES)
+def test_an_abuse_is_answered_with_its_status(server: RunningServer, name: str) -> None:
+    """And a hit is served after it."""
+    abuse = ABUSES[name]
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.address, options) as channel:
+        if abuse.code == "OK":
+            assert send(channel, abuse, abuse.make())
+        else:
+            told = refused(lambda: send(channel, abuse, abuse.make()))
+            assert told.code == abuse.code
+            if abuse.code == "INVALID_ARGUMENT":
+                assert list(told.fields) == [abuse.field] * bool(abuse.field)
     with connected(server.address) as stub:
-        assert stub.Compile(compile_request(graph_of(1.0), DCE), timeout=PATIENCE).module_key
+        stub.Compile(compile_request(graph_of(1.0), DCE), timeout=PATIENCE)
+        again = stub.Compile(compile_request(graph_of(1.0), DCE), timeout=PATIENCE)
+        assert again.cache.status == pb.CACHE_STATUS_HIT
     assert server.process.poll() is None
 
 

@@ -25,6 +25,8 @@ from lazyfx_server.execution.frames import Kind, pack_error
 
 # So many new objects start a collection within a job, about 30 MB of a graph.
 _YOUNG_OBJECTS: Final = 200_000
+# How far workers stand back for the server's process, which answers hits.
+_NICENESS: Final = 5
 
 
 def serve(
@@ -84,6 +86,8 @@ def _leave_the_servers_group() -> None:
     os.setsid()
     sys.stdout.flush()
     os.dup2(2, 1)  # the server's standard output belongs to its user
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
     # When memory runs out, the kernel should pick the worker, not the server.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")

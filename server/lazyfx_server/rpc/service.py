@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -225,13 +226,14 @@ class GraphCompilerService(GraphCompilerServicer):
         """See compiler.proto."""
         tenant = caller()
         self._quotas.request(tenant)
-        chunks = self._chunks(request_iterator, tenant)
-        stored, stored_bytes = await self._blobs.upload(chunks, tenant)
+        # Closed at once, so that the bytes of a chunk that was refused are counted no longer.
+        async with aclosing(self._chunks(request_iterator, tenant)) as chunks:
+            stored, stored_bytes = await self._blobs.upload(chunks, tenant)
         return pb.UploadBlobsResponse(stored=stored, stored_bytes=stored_bytes)
 
     async def _chunks(
         self, chunks: AsyncIterator[bytes], tenant: Tenant
-    ) -> AsyncIterator[pb.UploadBlobsRequest]:
+    ) -> AsyncGenerator[pb.UploadBlobsRequest]:
         async for data in chunks:
             async with self._decoder.reading("UploadBlobs", data, tenant) as chunk:
                 self._quotas.received(tenant, len(chunk.data))
