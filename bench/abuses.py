@@ -124,9 +124,7 @@ def nested(depth: int) -> bytes:
     call = body.calls[1].SerializeToString(deterministic=True)
     old = inside(3, marker.SerializeToString())
     longer = call.replace(old, inside(3, row))
-    return body.SerializeToString(deterministic=True).replace(
-        inside(8, call), inside(8, longer)
-    )
+    return body.SerializeToString(deterministic=True).replace(inside(8, call), inside(8, longer))
 
 
 PASS: Final = 3
@@ -149,9 +147,7 @@ _LISTS = "passes[0].options[0].value.list.items"
 ABUSES: Final[Mapping[str, Abuse]] = {
     # Many parts of a request, each of which becomes an object.
     "empty passes": _compile("passes", lambda: b"\x1a\x00" * (FULL // 2)),
-    "empty options": _compile(
-        "passes[0].options", lambda: inside(PASS, b"\x12\x00" * (FULL // 2))
-    ),
+    "empty options": _compile("passes[0].options", lambda: inside(PASS, b"\x12\x00" * (FULL // 2))),
     "empty rewrites": _compile(
         "passes[0].rewrites", lambda: inside(PASS, b"\x1a\x00" * (FULL // 2))
     ),
@@ -210,9 +206,9 @@ ABUSES: Final[Mapping[str, Abuse]] = {
         "presentation.graphs[0].stems[0]",
     ),
     "unknown bytes": Abuse("GetServerInfo", lambda: [inside(9, bytes(FULL))]),
-    "names of passes that are almost right": _compile("passes[0].name", lambda: compile_body(
-        chain(2), _LONG_NAMES
-    )),
+    "names of passes that are almost right": _compile(
+        "passes[0].name", lambda: compile_body(chain(2), _LONG_NAMES)
+    ),
     "headers": Abuse(
         "GetStats", lambda: [b""], code="RESOURCE_EXHAUSTED", metadata=[("x-long", "a" * 100_000)]
     ),
@@ -237,19 +233,18 @@ ABUSES: Final[Mapping[str, Abuse]] = {
     # Work for workers.
     "a body that is no graph": _compile("graph.body", lambda: compile_body(fresh(FULL - 200))),
     "a body with another digest": _compile(
-        "graph_digest.sha256", lambda: inside(1, digest_of(b"")) + inside(
-            2, b"\x08\x01" + inside(3, bytes(FULL - 200))
-        ),
+        "graph_digest.sha256",
+        lambda: inside(1, digest_of(b"")) + inside(2, b"\x08\x01" + inside(3, bytes(FULL - 200))),
     ),
     "a large blob that is no graph": Abuse(
         "Compile", lambda: [inside(1, digest_of(_BLOB))], "graph.body", blob=lambda: _BLOB
     ),
     "lists 10,000 deep": _compile("graph.body", lambda: compile_body(nested(10_000))),
-    "a million nodes": _compile(
-        "graph.graphs[0].calls[0]", lambda: compile_body(chain(1_000_000))
-    ),
+    "a million nodes": _compile("graph.graphs[0].calls[0]", lambda: compile_body(chain(1_000_000))),
     "calls that are given up": Abuse(
-        "Compile", lambda: [compile_body(fresh(FULL - 200))], code="DEADLINE_EXCEEDED",
+        "Compile",
+        lambda: [compile_body(fresh(FULL - 200))],
+        code="DEADLINE_EXCEEDED",
         seconds=0.002,
     ),
     # Streams.

@@ -15,6 +15,7 @@ from pathlib import Path
 from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
 from lazyfx_server.file_limit import raise_limit
+from lazyfx_server.memory_allocator import give_back_large_blocks
 from lazyfx_server.operator_checks import SetupError, check_setup
 from lazyfx_server.telemetry.plain_text import (
     LOG_FORMAT_VARIABLE,
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log = logging.getLogger("lazyfx_server")
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.listen)
     raise_limit()
+    give_back_large_blocks()
     # While a large request is read in a thread, the event loop waits so long for its turn.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Workers must be forked from a process that has never used gRPC, whose threads do
