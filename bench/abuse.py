@@ -11,8 +11,8 @@ quiet window), and the slowest answer of /healthz. At the end 200 slow connectio
 opened to the metrics port, and /healthz is asked beside them.
 
 The hostile callers stand in for callers on other machines. Here they share the server's
-processors, so they run in one process of low priority (nice 10): what they take is mostly what the server and
-the good caller leave. What remains of their work is part of the numbers.
+processors, so they run in one process of low priority (nice 10): what they take is mostly what the
+server and the good caller leave. What remains of their work is part of the numbers.
 """
 
 from __future__ import annotations

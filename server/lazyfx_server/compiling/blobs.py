@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 
@@ -16,6 +17,7 @@ from lazyfx_server.store import Store
 
 # Digests that are looked up before the event loop may do something else.
 _DIGESTS_AT_ONCE = 64
+_LARGE_BYTES = 2**20
 
 
 class Blobs:
@@ -30,6 +32,8 @@ class Blobs:
         self._store = store
         self._limits = limits
         self._max_bytes = limits.max_blob_bytes
+        # Uploads arrive in files. Of large ones one at a time is in memory, on its way to the store.
+        self._one_large = asyncio.Lock()
         self._unfinished = Unfinished(limits.max_staged_bytes, limits.max_staged_bytes_in_all)
 
     async def missing(
@@ -111,9 +115,11 @@ class Blobs:
                 )
             blob = await upload.add(chunk)
             if blob.complete:
-                data = await asyncio.to_thread(blob.verified)
-                await self._store.put(tenant.blob(blob.sha256), data)
-                del data
+                large = blob.size > _LARGE_BYTES
+                async with self._one_large if large else contextlib.nullcontext():
+                    data = await asyncio.to_thread(blob.verified)
+                    await self._store.put(tenant.blob(blob.sha256), data)
+                    del data
                 stored += 1
                 stored_bytes += blob.size
                 upload.end(keep=False)
