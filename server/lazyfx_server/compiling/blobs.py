@@ -32,7 +32,7 @@ class Blobs:
         self._store = store
         self._limits = limits
         self._max_bytes = limits.max_blob_bytes
-        # Uploads arrive in files. Of large ones one at a time is in memory, on its way to the store.
+        # Uploads arrive in files; of large ones one at a time is in memory, for the store.
         self._one_large = asyncio.Lock()
         self._unfinished = Unfinished(limits.max_staged_bytes, limits.max_staged_bytes_in_all)
 
