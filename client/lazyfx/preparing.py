@@ -154,7 +154,7 @@ class Preparer:
             if len(body) <= IN_ONE_MESSAGE_BYTES:
                 full.graph.CopyFrom(prepared.encoded.message())
             else:
-                blobs.append(Blob(full.graph_digest, partial(memoryview, body)))
+                blobs.append(Blob(full.graph_digest, lambda: memoryview(body)))
         for binding in full.values:
             tensor = self._tensor(prepared, binding.graph, binding.attribute)
             if binding.content.sha256 in wanted_blobs and (
