@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ PIPELINES: tuple[tuple[str, ...], ...] = ((), ("inference",))
 # What rounds otherwise may be so far off: folded weights, reordered sums.
 _RTOL, _ATOL = 1e-3, 1e-4
 _LONGEST_NOTE = 600
+_SOILED = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,19 @@ def _through(
 def _called(function: Callable[..., Any], owner: GraphModule, call: Call) -> list[Any]:
     """The results of a call, and what it left in its inputs and in the owner's state."""
     given = copy.deepcopy(call.tensors)
+    _soil_memory()
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         results = function(*given)
     return [results, given, list(owner.state_dict().values())]
+
+
+def _soil_memory() -> None:
+    """Leave other numbers each time in memory that the next call takes and may not fill."""
+    number = float(next(_SOILED))
+    held = [torch.full((size,), number) for size in range(1, 257) for _ in range(4)]
+    held.clear()
 
 
 def _words(error: Exception) -> str:
