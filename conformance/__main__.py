@@ -1,7 +1,8 @@
 """Take torch's own databases of operators and modules through a server.
 
-    python -m conformance [PATTERN ...] [--ways make_fx,export,dynamo] [--calls 2]
-                          [--seconds 60] [--seconds-in-all 5400] [--json FILE]
+    python -m conformance [PATTERN ...] [--ways make_fx,export,dynamic,dynamo,leaf] [--calls 2]
+                          [--dtypes float32,int64,bool] [--seconds 60]
+                          [--seconds-in-all 5400] [--json FILE]
 
 Each case (`op abs`, `module nn.Linear`) is captured in each way; each graph goes through the wire,
 the checks of a server that is started for it, and the passes of the pipeline `inference`, and
@@ -27,6 +28,7 @@ from rich.table import Table
 
 from conformance import reasons
 from conformance.captures import WAYS
+from conformance.cases import DTYPES
 from conformance.processes import Asked, every_case, run
 from conformance.run import BAD, Finding
 from lazyfx.cli.local_server import local_server
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("patterns", nargs="*", help="names of cases with *; all when left out")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--calls", type=int, default=2, help="calls of each case")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="the first that a case supports")
     parser.add_argument("--seconds", type=float, default=60.0, help="that a case may take")
     parser.add_argument("--seconds-in-all", type=float, default=5400.0)
     parser.add_argument("--json", type=Path, help="add findings, and leave out cases found there")
@@ -50,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = time.monotonic() + options.seconds_in_all
     with local_server() as server:
         ways = options.ways.split(",")
-        asked = Asked(server.address, ways, options.calls, options.seconds)
+        asked = Asked(
+            server.address, ways, options.calls, options.seconds, options.dtypes.split(",")
+        )
         for name, made in run(missing, asked):
             found += made
             _say(console, made)

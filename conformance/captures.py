@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import Dim
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -34,14 +35,24 @@ def _make_fx(function: Callable[..., Any], tensors: list[Any]) -> GraphModule:
     return make_fx(function)(*tensors)
 
 
-def _export(function: Callable[..., Any], tensors: list[Any]) -> GraphModule:
+def _export(
+    function: Callable[..., Any], tensors: list[Any], dynamic_shapes: Any = None
+) -> GraphModule:
     class Model(nn.Module):
         def forward(self, *inputs: Any) -> Any:
             return function(*inputs)
 
     model = function if isinstance(function, nn.Module) else Model()
-    program = torch.export.export(model, tuple(tensors), strict=False)
+    program = torch.export.export(
+        model, tuple(tensors), dynamic_shapes=dynamic_shapes, strict=False
+    )
     return program.module(check_guards=False)  # type: ignore[return-value]
+
+
+def _export_dynamic(function: Callable[..., Any], tensors: list[Any]) -> GraphModule:
+    """With every size symbolic that torch can keep so."""
+    sizes = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors)
+    return _export(function, tensors, (sizes,))
 
 
 def _dynamo(function: Callable[..., Any], tensors: list[Any]) -> GraphModule | None:
@@ -67,5 +78,11 @@ def _leaf(function: Callable[..., Any], tensors: list[Any]) -> GraphModule | Non
 
 
 WAYS: Mapping[str, Callable[..., GraphModule | None]] = MappingProxyType(
-    {"make_fx": _make_fx, "export": _export, "dynamo": _dynamo, "leaf": _leaf}
+    {
+        "make_fx": _make_fx,
+        "export": _export,
+        "dynamic": _export_dynamic,
+        "dynamo": _dynamo,
+        "leaf": _leaf,
+    }
 )

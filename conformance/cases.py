@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 # An entry is tried with the first of these that it supports, else with its own first.
-_DTYPES = (torch.float32, torch.int64, torch.bool)
+DTYPES = ("float32", "int64", "bool")
 # Samples are chosen among so many: the first, and others at equal distances.
 _LOOKED_AT = 48
 
@@ -38,17 +38,17 @@ class Case:
 
     Attributes:
         name: As the table has it, "op abs" or "module Linear".
-        make: Gives its first so many calls.
+        make: Gives so many of its calls, in the first of these dtypes that it supports.
     """
 
     name: str
-    make: Callable[[int], list[Call]]
+    make: Callable[[int, Sequence[str]], list[Call]]
 
-    def calls(self, at_most: int = 1) -> list[Call]:
+    def calls(self, at_most: int = 1, dtypes: Sequence[str] = DTYPES) -> list[Call]:
         """Calls with dense tensors; none where torch lacks something that the entry needs."""
         torch.manual_seed(0)
         try:
-            made = self.make(at_most)
+            made = self.make(at_most, dtypes)
         except Exception:  # noqa: BLE001 - some need what is not here (SciPy, CUDA)
             return []
         return [c for c in made if all(t.layout is torch.strided for t in c.tensors)]
@@ -73,8 +73,8 @@ def modules(start: int = 0, step: int = 1) -> list[Case]:
     ]
 
 
-def _of_operator(op: Any, at_most: int) -> list[Call]:
-    dtype = _dtype(op.supported_dtypes("cpu"))
+def _of_operator(op: Any, at_most: int, dtypes: Sequence[str]) -> list[Call]:
+    dtype = _dtype(op.supported_dtypes("cpu"), dtypes)
     if dtype is None:
         return []
     samples = op.sample_inputs("cpu", dtype, requires_grad=False)
@@ -84,8 +84,8 @@ def _of_operator(op: Any, at_most: int) -> list[Call]:
     ]
 
 
-def _of_module(info: Any, at_most: int) -> list[Call]:
-    dtype = _dtype(info.supported_dtypes("cpu"))
+def _of_module(info: Any, at_most: int, dtypes: Sequence[str]) -> list[Call]:
+    dtype = _dtype(info.supported_dtypes("cpu"), dtypes)
     calls = []
     for training in (True, False) if info.train_and_eval_differ else (True,):
         samples = info.module_inputs_func(
@@ -103,9 +103,10 @@ def _of_module(info: Any, at_most: int) -> list[Call]:
     return calls
 
 
-def _dtype(supported: Any) -> torch.dtype | None:
+def _dtype(supported: Any, wanted: Sequence[str]) -> torch.dtype | None:
     own = sorted(supported, key=str)
-    return next((dtype for dtype in (*_DTYPES, *own) if dtype in supported), None)
+    asked = (getattr(torch, name) for name in wanted)
+    return next((dtype for dtype in (*asked, *own) if dtype in supported), None)
 
 
 def _spread(samples: Iterator[Any] | Sequence[Any], at_most: int) -> list[Any]:

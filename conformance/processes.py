@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import lazyfx
-from conformance.cases import Case, modules, operators
+from conformance.cases import DTYPES, Case, modules, operators
 from conformance.run import Finding, findings, prepare
 
 # Captures leave much behind in a process (dynamo's and torch.fx's caches).
@@ -26,12 +26,14 @@ class Asked:
         ways: Captures.
         calls: At most so many of each case.
         seconds: That a case may take.
+        dtypes: The first of these that a case supports is taken.
     """
 
     address: str
     ways: Sequence[str]
     calls: int
     seconds: float
+    dtypes: Sequence[str] = DTYPES
 
 
 def every_case() -> list[Case]:
@@ -90,4 +92,4 @@ def _answer(pipe: Connection, asked: Asked) -> None:
                 name = pipe.recv()
             except EOFError:
                 return
-            pipe.send(list(findings(cases[name], asked.ways, client, asked.calls)))
+            pipe.send(list(findings(cases[name], asked.ways, client, asked.calls, asked.dtypes)))

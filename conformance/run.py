@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 import lazyfx
 from conformance.captures import captured
-from conformance.cases import Call, Case
+from conformance.cases import DTYPES, Call, Case
 from conformance.comparing import unlike
 from lazyfx.errors import LazyfxError, ServerFaultError
 
@@ -61,7 +61,11 @@ def prepare() -> None:
 
 
 def findings(
-    case: Case, ways: Sequence[str], client: lazyfx.Client, at_most: int
+    case: Case,
+    ways: Sequence[str],
+    client: lazyfx.Client,
+    at_most: int = 1,
+    dtypes: Sequence[str] = DTYPES,
 ) -> Iterator[Finding]:
     """What comes of a case in each way of capturing.
 
@@ -70,8 +74,9 @@ def findings(
         ways: Of `conformance.captures.WAYS`.
         client: Of the server that is asked.
         at_most: How many of its calls are tried.
+        dtypes: The first of these that the case supports is taken.
     """
-    calls = case.calls(at_most)
+    calls = case.calls(at_most, dtypes)
     if not calls:
         yield Finding(case.name, "", 0, "", "no sample")
     for number, call in enumerate(calls):
