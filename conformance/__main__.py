@@ -1,6 +1,6 @@
 """Take torch's own databases of operators and modules through a server.
 
-    python -m conformance [PATTERN ...] [--ways make_fx,export,dynamic,dynamo,leaf] [--calls 2]
+    python -m conformance [PATTERN ...] [--ways make_fx,export,...] [--calls 2]
                           [--dtypes float32,int64,bool] [--seconds 60]
                           [--seconds-in-all 5400] [--json FILE]
 

@@ -14,8 +14,8 @@ import torch
 from torch.fx import GraphModule
 
 import lazyfx
-from conformance.captures import captured
-from conformance.cases import DTYPES, Call, Case
+from conformance.captures import Captured, captured
+from conformance.cases import DTYPES, Case
 from conformance.comparing import unlike
 from lazyfx.errors import LazyfxError, ServerFaultError
 
@@ -81,25 +81,25 @@ def findings(
         yield Finding(case.name, "", 0, "", "no sample")
     for number, call in enumerate(calls):
         for way in ways:
-            module = captured(way, call)
-            if module is None:
+            capture = captured(way, call)
+            if capture is None:
                 yield Finding(case.name, way, number, "", "no capture")
                 continue
-            expected = _expected(module, call)
+            expected = _expected(capture)
             for passes in PIPELINES:
-                outcome, note = _through(client, module, call, passes, expected)
+                outcome, note = _through(client, capture, passes, expected)
                 yield Finding(case.name, way, number, ",".join(passes), outcome, note)
                 if outcome == "refused":
                     break
 
 
-def _expected(module: GraphModule, call: Call) -> list[Any] | None:
+def _expected(capture: Captured) -> list[Any] | None:
     """What the graph computes here; None if it raises, or another thing each time."""
     results = []
     for _ in range(2):
-        fresh = copy.deepcopy(module)
+        fresh = copy.deepcopy(capture.module)
         try:
-            results.append(_called(fresh, fresh, call))
+            results.append(_called(fresh, fresh, capture.inputs))
         except Exception:  # noqa: BLE001 - torch raises errors of every kind
             return None
     return None if unlike(*results) else results[0]
@@ -107,12 +107,11 @@ def _expected(module: GraphModule, call: Call) -> list[Any] | None:
 
 def _through(
     client: lazyfx.Client,
-    module: GraphModule,
-    call: Call,
+    capture: Captured,
     passes: Sequence[str],
     expected: list[Any] | None,
 ) -> tuple[Outcome, str]:
-    fresh = copy.deepcopy(module)
+    fresh = copy.deepcopy(capture.module)
     try:
         compiled = client.compile(fresh, list(passes)).graph_module()
     except ServerFaultError as error:
@@ -124,7 +123,7 @@ def _through(
     if expected is None:
         return "carried", ""
     try:
-        found = _called(compiled, fresh, call)
+        found = _called(compiled, fresh, capture.inputs)
     except Exception as error:  # noqa: BLE001 - it runs here
         return "wrong", f"runs no more: {_words(error)}"
     tolerances = (_RTOL, _ATOL) if passes else (None, None)
@@ -132,9 +131,9 @@ def _through(
     return ("wrong", difference[:_LONGEST_NOTE]) if difference else ("same", "")
 
 
-def _called(function: Callable[..., Any], owner: GraphModule, call: Call) -> list[Any]:
+def _called(function: Callable[..., Any], owner: GraphModule, inputs: list[Any]) -> list[Any]:
     """The results of a call, and what it left in its inputs and in the owner's state."""
-    given = copy.deepcopy(call.tensors)
+    given = copy.deepcopy(inputs)
     _soil_memory()
     torch.manual_seed(0)
     with warnings.catch_warnings():

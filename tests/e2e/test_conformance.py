@@ -17,10 +17,11 @@ from lazyfx.cli.local_server import local_server
 pytest.importorskip("expecttest", reason="torch's tables need it")
 
 # A sample for CI: these places of the tables, and what was refused or wrong once.
-_EVERY_OPERATOR, _EVERY_MODULE = 70, 25
+_EVERY_OPERATOR, _EVERY_MODULE = 140, 60
 _ONCE = (
     "op linalg_det",
     "op nn_functional_linear_cross_entropy_chunked",
+    "op new_empty",
     "op quantile",
     "op to_sparse",
     "module nn_LinearCrossEntropyLoss",
@@ -31,19 +32,22 @@ _ONCE = (
 def found() -> list[Finding]:
     chosen = [*operators(11, _EVERY_OPERATOR), *modules(4, _EVERY_MODULE)]
     chosen += [case for case in (*operators(), *modules()) if case.name in _ONCE]
-    with local_server() as server, lazyfx.connect(server.address) as client:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return [
-                each
-                for case in chosen
-                for each in findings(case, tuple(WAYS), client, 2 if case.name in _ONCE else 1)
-            ]
+    with (
+        local_server() as server,
+        lazyfx.connect(server.address) as client,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        return [
+            each
+            for case in chosen
+            for each in findings(case, tuple(WAYS), client, 2 if case.name in _ONCE else 1)
+        ]
 
 
 def test_a_sample_comes_through_and_computes_the_same(found: list[Finding]) -> None:
     assert [each for each in found if each.outcome in BAD] == []
-    assert sum(each.outcome == "same" for each in found) > 60
+    assert sum(each.outcome == "same" for each in found) > 30
 
 
 def test_what_is_refused_of_the_sample_is_listed_with_its_reason(found: list[Finding]) -> None:

@@ -56,10 +56,14 @@ def save_all(
     """Save graphs of operators; and why others cannot be saved."""
     saved, refused = Elsewhere(folder), []
     for case, call in ((c, call) for c in operators(start, step) for call in c.calls()):
-        name, tensors = case.name.removeprefix("op "), call.tensors
+        name = case.name.removeprefix("op ")
         for way in ways:
-            module = captured(way, call)
-            rebuilt = None if module is None else _through_the_wire(module)
+            capture = captured(way, call)
+            if capture is None:
+                continue
+            rebuilt, tensors = _through_the_wire(capture.module), capture.inputs
+            if any(isinstance(t, torch.Tensor) and t.layout != torch.strided for t in tensors):
+                continue
             try:
                 repeats = rebuilt is not None and _repeats_itself(rebuilt, tensors)
             except Exception:  # noqa: BLE001 - then it has no value to compare with
