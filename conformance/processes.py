@@ -92,4 +92,8 @@ def _answer(pipe: Connection, asked: Asked) -> None:
                 name = pipe.recv()
             except EOFError:
                 return
-            pipe.send(list(findings(cases[name], asked.ways, client, asked.calls, asked.dtypes)))
+            try:
+                made = [*findings(cases[name], asked.ways, client, asked.calls, asked.dtypes)]
+            except Exception as error:  # noqa: BLE001 - the others are still to be tried
+                made = [Finding(name, "", 0, "", "fault", f"{type(error).__name__}: {error}")]
+            pipe.send(made)

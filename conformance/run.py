@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +29,6 @@ PIPELINES: tuple[tuple[str, ...], ...] = ((), ("inference",))
 # What rounds otherwise may be so far off: folded weights, reordered sums.
 _RTOL, _ATOL = 1e-3, 1e-4
 _LONGEST_NOTE = 600
-_SOILED = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -134,19 +133,22 @@ def _through(
 def _called(function: Callable[..., Any], owner: GraphModule, inputs: list[Any]) -> list[Any]:
     """The results of a call, and what it left in its inputs and in the owner's state."""
     given = copy.deepcopy(inputs)
-    _soil_memory()
     torch.manual_seed(0)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _filling_fresh_memory():
         warnings.simplefilter("ignore")
         results = function(*given)
     return [results, given, list(owner.state_dict().values())]
 
 
-def _soil_memory() -> None:
-    """Leave other numbers each time in memory that the next call takes and may not fill."""
-    number = float(next(_SOILED))
-    held = [torch.full((size,), number) for size in range(1, 257) for _ in range(4)]
-    held.clear()
+@contextmanager
+def _filling_fresh_memory() -> Iterator[None]:
+    """In which torch fills memory that nobody writes, so that it has a value to compare."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _words(error: Exception) -> str:

@@ -62,8 +62,6 @@ def save_all(
             if capture is None:
                 continue
             rebuilt, tensors = _through_the_wire(capture.module), capture.inputs
-            if any(isinstance(t, torch.Tensor) and t.layout != torch.strided for t in tensors):
-                continue
             try:
                 repeats = rebuilt is not None and _repeats_itself(rebuilt, tensors)
             except Exception:  # noqa: BLE001 - then it has no value to compare with
