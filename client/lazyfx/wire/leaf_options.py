@@ -148,7 +148,7 @@ def read_options(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
 
 def of_object(cls: str, name: str, value: object) -> object:
     """The fields of an option that is an object; any other option itself."""
-    kind = getattr(nn, OBJECT_OPTIONS.get((cls, name), ""), None)
+    kind: Any = getattr(nn, OBJECT_OPTIONS.get((cls, name), ""), None)
     if kind is None or type(value) is not kind:
         return value
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
@@ -160,7 +160,7 @@ def to_object(cls: str, name: str, given: object) -> object:
     Raises:
         DecodeError: It has other fields.
     """
-    kind = getattr(nn, OBJECT_OPTIONS.get((cls, name), ""), None)
+    kind: Any = getattr(nn, OBJECT_OPTIONS.get((cls, name), ""), None)
     if kind is None or not isinstance(given, Mapping):
         return given
     if set(given) != {field.name for field in dataclasses.fields(kind)}:
