@@ -149,9 +149,10 @@ def read_options(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
 def of_object(cls: str, name: str, value: object) -> object:
     """The fields of an option that is an object; any other option itself."""
     kind: Any = getattr(nn, OBJECT_OPTIONS.get((cls, name), ""), None)
-    if kind is None or kind is not value.__class__:
+    if kind is None or type(value) is not kind:
         return value
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    given: Any = value
+    return {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
 
 
 def to_object(cls: str, name: str, given: object) -> object:
