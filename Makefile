@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test numerics fuzz-native check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test numerics fuzz-native check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -71,6 +71,9 @@ zoo: $(STAMP) ## Take real architectures through the wire in every capture; ARGS
 
 saved-formats: $(STAMP) ## Save and load every graph of the zoo and of torch's table of operators (hours); ARGS="-k gpt2"
 	$(BIN)/python -m pytest -q -m slow tests/lazy/test_saved_models.py tests/lazy/test_saved_operators.py $(ARGS)
+
+conformance: $(STAMP) ## Take torch's own tables of operators and modules through a server (30 min); ARGS="'op linalg*' --calls 3"
+	$(BIN)/python -m conformance $(ARGS)
 
 # Beside .venv and not in it: transformers imports torchao wherever it finds it.
 torchao: $(STAMP) ## Install torchao beside .venv, and run the tests that need it

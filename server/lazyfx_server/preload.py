@@ -17,6 +17,7 @@ from torch.fx import symbolic_trace
 
 from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.wire import targets
 from lazyfx.wire.more_targets import parse
 from lazyfx_server.security import allowed
 from lazyfx_server.telemetry.plain_text import LOG_FORMAT_VARIABLE, PlainStream, log_to
@@ -46,6 +47,7 @@ if more := os.environ.get(allowed.VARIABLE):
 # Workers write to the server's log, also what torch says of graphs.
 sys.stderr = PlainStream(sys.stderr)
 log_to(sys.stderr, "warning", os.environ.get(LOG_FORMAT_VARIABLE, "text"))
+targets.register_late()
 warm_up()
 # What is here now stays until the end: the collector of a worker need not go over it again.
 gc.collect()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
+from conformance.comparing import unlike
 from lazyfx.pickling import package_module, pickle_module
 
 KINDS = {"pickle": pickle_module, "package": package_module}
@@ -120,25 +120,4 @@ def _difference(loaded: Any, expected: dict[str, Any]) -> str:
     for number, (one, other) in enumerate(zip(loaded["calls"], expected["calls"], strict=True)):
         if reason := unlike(one, other):
             return f"call {number + 1}: {reason}"
-    return ""
-
-
-def unlike(one: Any, other: Any) -> str:
-    """Why two structures are not the same, down to dtypes and values; "" where they are."""
-    (left, spec), (right, other_spec) = pytree.tree_flatten(one), pytree.tree_flatten(other)
-    if spec != other_spec:
-        return f"{spec} for {other_spec}"
-    for a, b in zip(left, right, strict=True):
-        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-            if a != b and not (a != a and b != b):
-                return f"{a} for {b}"
-            continue
-        if (a.dtype, a.shape, a.layout) != (b.dtype, b.shape, b.layout):
-            return f"{a.dtype} {a.shape} for {b.dtype} {b.shape}"
-        try:
-            a, b = (t.to(torch.float64) if t.dtype.itemsize < 4 and t.is_floating_point() else t
-                    for t in (a.detach(), b.detach()))  # fmt: skip
-            torch.testing.assert_close(a, b, equal_nan=True)
-        except AssertionError as error:
-            return str(error)
     return ""

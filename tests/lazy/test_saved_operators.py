@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from elsewhere import Elsewhere, unlike
-from op_db import CAPTURES, captured, samples
+from elsewhere import Elsewhere
 from torch.fx import GraphModule
 
+from conformance.captures import captured
+from conformance.cases import operators
+from conformance.comparing import unlike
 from lazyfx import wire
 from lazyfx.errors import LazyfxError
 
@@ -20,6 +22,7 @@ pytest.importorskip("expecttest", reason="torch's table of operators needs it")
 
 # A sample for CI: these places of the table.
 _EVERY = 40
+_WAYS = ("make_fx", "export", "dynamo")
 
 
 def _through_the_wire(module: GraphModule) -> GraphModule | None:
@@ -52,10 +55,13 @@ def save_all(
 ) -> tuple[Elsewhere, list[str]]:
     """Save graphs of operators; and why others cannot be saved."""
     saved, refused = Elsewhere(folder), []
-    for name, function, tensors in samples(start, step):
+    for case, call in ((c, call) for c in operators(start, step) for call in c.calls()):
+        name = case.name.removeprefix("op ")
         for way in ways:
-            module = captured(way, function, tensors)
-            rebuilt = None if module is None else _through_the_wire(module)
+            capture = captured(way, call)
+            if capture is None:
+                continue
+            rebuilt, tensors = _through_the_wire(capture.module), capture.inputs
             try:
                 repeats = rebuilt is not None and _repeats_itself(rebuilt, tensors)
             except Exception:  # noqa: BLE001 - then it has no value to compare with
@@ -70,14 +76,14 @@ def save_all(
 
 
 def test_a_sample_of_operators(tmp_path: Path) -> None:
-    saved, refused = save_all(tmp_path, CAPTURES, 3, _EVERY)
+    saved, refused = save_all(tmp_path, _WAYS, 3, _EVERY)
     assert (saved.differences(), refused) == ({}, [])
     assert len(list(tmp_path.glob("*.pickle"))) > 12
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("way", os.environ.get("LAZYFX_CAPTURES", " ".join(CAPTURES)).split())
+@pytest.mark.parametrize("way", os.environ.get("LAZYFX_CAPTURES", " ".join(_WAYS)).split())
 def test_every_operator(tmp_path: Path, way: str) -> None:
     saved, refused = save_all(tmp_path, (way,), 0, 1)
     assert (saved.differences(timeout=1800), refused) == ({}, [])

@@ -111,7 +111,19 @@ def test_parts_that_are_the_callers_own_are_refused(leaf: Callable[[], nn.Module
 
 
 @pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="this torch lacks it")
-def test_options_that_are_an_object_are_refused() -> None:
+def test_options_of_plain_values_come_back_as_the_object_that_they_were() -> None:
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=2, chunking_method=None)
+    encoded = wire.encode(calling(nn.LinearCrossEntropyLoss(4, 5, options=options)))
+    assert wire.encode(wire.decode(encoded.body)).body == encoded.body
+    assert decode_bound(encoded).leaf.options == options
+    without = {"allow_retain_graph": False}
+    given = {"in_features": 4, "num_classes": 5, "options": without}
+    with pytest.raises(DecodeError, match="has other fields"):
+        leaf_modules.prototype("LinearCrossEntropyLoss", given)
+
+
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="this torch lacks it")
+def test_an_option_that_is_another_object_is_refused() -> None:
     with pytest.raises(UnsupportedGraphError) as caught:
         wire.encode(calling(nn.LinearCrossEntropyLoss(4, 5, options=object())))
     assert caught.value.node == "leaf"

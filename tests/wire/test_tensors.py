@@ -44,7 +44,8 @@ def reading(**tensors: torch.Tensor) -> GraphModule:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bytes_come_back(dtype: torch.dtype) -> None:
     whole = torch.randint(0, 2, (3, 4)).to(dtype)
-    for tensor in (whole, whole.t(), whole[1:, ::2], whole[0, 0], whole[:0]):
+    one = whole[0, 0].expand(1)  # contiguous, with the stride 0
+    for tensor in (whole, whole.t(), whole[1:, ::2], whole[0, 0], whole[:0], one, one[None]):
         data = wire.tensor_bytes(tensor)
         assert data.nbytes == tensor.numel() * dtype.itemsize
         body = pb.GraphBody.FromString(wire.encode(reading(first=tensor)).body)

@@ -95,15 +95,16 @@ def _check_counts(
             f"the compiled graph has {nodes} nodes, {most} are taken (max_growth, extra_nodes)",
             field="graphs",
         )
+    # A graph has no more distinct calls, targets or nested graphs than it has nodes. Of values it
+    # may have more: a node that gives several tensors has one for each, and one for them together.
     rows = {
-        "graphs": len(body.graphs),
-        "calls": len(body.calls),
-        "targets": len(body.targets),
-        "values": len(body.values),
+        "graphs": (len(body.graphs), nodes),
+        "calls": (len(body.calls), nodes),
+        "targets": (len(body.targets), nodes),
+        "values": (len(body.values), most),
     }
-    # A graph has no more distinct calls, nested graphs or values than it has nodes.
-    for field, count in rows.items():
-        if count > nodes:
+    for field, (count, most_rows) in rows.items():
+        if count > most_rows:
             raise ProtocolError(f"{count} rows for {nodes} nodes", field=field)
     edges = sum(len(graph.operands) for graph in body.graphs)
     before = sum(len(graph.operands) for graph in sent.graphs)

@@ -211,6 +211,8 @@ def prototype(name: str, arguments: Mapping[str, Any]) -> nn.Module:
             warnings.simplefilter("ignore")
             for option in MODULE_OPTIONS.keys() & given.keys():
                 given[option] = _part(option, given[option])
+            for option in given:
+                given[option] = leaf_options.to_object(name, option, given[option])
             module = cls(**given)
             leaf_parametrizations.apply(module, parametrized)
             return module

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lazyfx.errors import UnsupportedGraphError
+from lazyfx.errors import DecodeError, UnsupportedGraphError
 
 REMEDY = "trace through the module (torch.fx.Tracer.is_leaf_module), or use torch.export"
 # Options that are modules themselves, and the classes that they may have; None: any.
@@ -23,6 +24,10 @@ MODULE_OPTIONS: Mapping[str, str | None] = {
     "decoder_layer": "TransformerDecoderLayer",
     "norm": None,
     "distance_function": None,
+}
+# Options that are objects of plain values, by the class of torch.nn that they are of.
+OBJECT_OPTIONS: Mapping[tuple[str, str], str] = {
+    ("LinearCrossEntropyLoss", "options"): "LinearCrossEntropyOptions"
 }
 
 # Where tensors are made and what they start from is not configuration.
@@ -135,10 +140,33 @@ def read_options(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
             raise UnsupportedGraphError(
                 f"the argument {name!r} of a {cls.__name__} cannot be read back", remedy=REMEDY
             )
-        found[name] = value
+        found[name] = of_object(cls.__name__, name, value)
     for name in idle_options(cls.__name__, found):
         del found[name]
     return found
+
+
+def of_object(cls: str, name: str, value: object) -> object:
+    """The fields of an option that is an object; any other option itself."""
+    kind: Any = getattr(nn, OBJECT_OPTIONS.get((cls, name), ""), None)
+    if kind is None or type(value) is not kind:
+        return value
+    given: Any = value
+    return {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
+
+
+def to_object(cls: str, name: str, given: object) -> object:
+    """The object that fields describe; any other option itself.
+
+    Raises:
+        DecodeError: It has other fields.
+    """
+    kind: Any = getattr(nn, OBJECT_OPTIONS.get((cls, name), ""), None)
+    if kind is None or not isinstance(given, Mapping):
+        return given
+    if set(given) != {field.name for field in dataclasses.fields(kind)}:
+        raise DecodeError(f"the option {name!r} has other fields", field="module.options")
+    return kind(**given)
 
 
 def idle_options(name: str, arguments: Mapping[str, Any]) -> list[str]:

@@ -109,6 +109,8 @@ DEEP_NAMES: Final = (
     "torch._C._exit_dual_level",
     "torch._make_dual",
     "torch._unpack_dual",
+    # fx writes an object of options as a call of its class
+    "torch.nn.modules.linear_cross_entropy_options.LinearCrossEntropyOptions",
     # attention
     "torch.nn.attention._sdpa_kernel",
     "torch.nn.attention._backend_from_string",
@@ -288,6 +290,14 @@ DENIED_NAMESPACES: Final = frozenset(
         "symm_mem",
     }
 )
+
+# Namespaces of torch whose operators are registered by a module that torch imports when somebody
+# first needs it; a name of one that is not there has the module imported.
+LATE_NAMESPACES: Final = {
+    "quantized_decomposed": "torch.ao.quantization.fx._decomposed",
+    "torch_attn": "torch.nn.attention.varlen",
+    "torch_nn": "torch.nn.modules.linear_cross_entropy",
+}
 
 # Higher-order operators whose arguments are handles of this process.
 DENIED_HIGHER_ORDER: Final = frozenset(

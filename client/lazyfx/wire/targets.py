@@ -9,6 +9,7 @@ registries and the lists of `target_lists`; a name from the wire is never walked
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import importlib
 import math
@@ -172,13 +173,29 @@ def _registered_packet(name: str) -> torch._ops.OpOverloadPacket:
         raise LookupError(name)
     # A registered schema proves that this is an operator and not any other attribute.
     if not torch._C._jit_get_schemas_for_operator(name):
-        raise LookupError(name)
+        _register_late(namespace)
+        if not torch._C._jit_get_schemas_for_operator(name):
+            raise LookupError(name)
     value = getattr(getattr(torch.ops, namespace), base, None)
     if isinstance(value, torch._ops.OpOverloadPacket) and any(
         _is_dispatched(name, overload) for overload in value.overloads()
     ):
         return value
     raise LookupError(name)
+
+
+def register_late() -> None:
+    """Have torch register all its operators, also those that it registers at their first use."""
+    for namespace in lists.LATE_NAMESPACES:
+        _register_late(namespace)
+
+
+def _register_late(namespace: str) -> None:
+    """Import what registers the operators of one of torch's own namespaces, if it is a late one."""
+    module = lists.LATE_NAMESPACES.get(namespace)
+    if module is not None:
+        with contextlib.suppress(ImportError):  # this torch lacks it
+            importlib.import_module(module)
 
 
 def _is_dispatched(packet: str, overload: str) -> bool:

@@ -42,7 +42,9 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
             "a constant without plain values cannot be sent",
             remedy="keep real, dense constants in the graph",
         )
-    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # One element may have any stride, and is contiguous with it; bytes are viewed with stride 1.
+    dense = dense.as_strided((dense.numel(),), (1,))
     return memoryview(dense.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 

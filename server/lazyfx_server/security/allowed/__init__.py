@@ -46,6 +46,7 @@ def collect() -> dict[str, list[str]]:
     """What the rules find in this process's torch."""
     importlib.import_module("torch._dynamo")  # registers the higher-order operators
     importlib.import_module("torch._inductor.inductor_prims")  # and this, prims::fma
+    targets.register_late()
     operators, packets = set(), set()
     for schema in torch._C._jit_get_all_schemas():  # noqa: SLF001 - torch's registry of operators
         overload = f"{schema.name}.{schema.overload_name or 'default'}"

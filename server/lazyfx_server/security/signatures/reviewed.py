@@ -106,6 +106,10 @@ _TORCH: Final = {
     "torch.get_autocast_dtype": "(device_type: Device, /)",
     "torch.is_autocast_enabled": "(device_type: Device = ..., /)",
     "torch.get_device": "(input: Tensor)",
+    "torch.nn.modules.linear_cross_entropy_options.LinearCrossEntropyOptions": (
+        "(allow_retain_graph: bool = ..., batch_chunk_size: int | None = ..., chunking_method: "
+        "str | None = ..., acc_policy: str = ..., acc_dtype: dtype | None = ...)"
+    ),
     **dict.fromkeys(["torch.unique", "torch.functional.unique"], _UNIQUE),
     **dict.fromkeys(
         ["torch.unique_consecutive", "torch.functional.unique_consecutive"], _CONSECUTIVE

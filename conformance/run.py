@@ -1,0 +1,155 @@
+"""Takes the graphs of one case through a server, and compares what comes back."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.fx import GraphModule
+
+import lazyfx
+from conformance.captures import Captured, captured
+from conformance.cases import DTYPES, Case
+from conformance.comparing import unlike
+from lazyfx.errors import LazyfxError, ServerFaultError
+
+# "carried": it went through, and has no value to compare with (fresh memory; torch itself raises).
+# "fault": neither a result nor a refusal with a reason.
+Outcome = Literal["same", "carried", "refused", "wrong", "fault", "no capture", "no sample", "slow"]
+BAD: tuple[Outcome, ...] = ("wrong", "fault", "slow")
+
+# No passes: the wire and the server's checks. And those that rewrite most.
+PIPELINES: tuple[tuple[str, ...], ...] = ((), ("inference",))
+# What rounds otherwise may be so far off: folded weights, reordered sums.
+_RTOL, _ATOL = 1e-3, 1e-4
+_LONGEST_NOTE = 600
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one graph.
+
+    Attributes:
+        case: Name of the entry in torch's table.
+        way: How it was captured.
+        call: Which of the case's calls.
+        passes: What ran over it; "" for the wire and the checks alone.
+        outcome: What happened.
+        note: The words of the error, or what differs.
+    """
+
+    case: str
+    way: str
+    call: int
+    passes: str
+    outcome: Outcome
+    note: str = ""
+
+
+def prepare() -> None:
+    """Make a process ready for captures, which warn and log at length."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+
+
+def findings(
+    case: Case,
+    ways: Sequence[str],
+    client: lazyfx.Client,
+    at_most: int = 1,
+    dtypes: Sequence[str] = DTYPES,
+) -> Iterator[Finding]:
+    """What comes of a case in each way of capturing.
+
+    Args:
+        case: An entry of one of torch's tables.
+        ways: Of `conformance.captures.WAYS`.
+        client: Of the server that is asked.
+        at_most: How many of its calls are tried.
+        dtypes: The first of these that the case supports is taken.
+    """
+    calls = case.calls(at_most, dtypes)
+    if not calls:
+        yield Finding(case.name, "", 0, "", "no sample")
+    for number, call in enumerate(calls):
+        for way in ways:
+            capture = captured(way, call)
+            if capture is None:
+                yield Finding(case.name, way, number, "", "no capture")
+                continue
+            expected = _expected(capture)
+            for passes in PIPELINES:
+                outcome, note = _through(client, capture, passes, expected)
+                yield Finding(case.name, way, number, ",".join(passes), outcome, note)
+                if outcome == "refused":
+                    break
+
+
+def _expected(capture: Captured) -> list[Any] | None:
+    """What the graph computes here; None if it raises, or another thing each time."""
+    results = []
+    for _ in range(2):
+        fresh = copy.deepcopy(capture.module)
+        try:
+            results.append(_called(fresh, fresh, capture.inputs))
+        except Exception:  # noqa: BLE001 - torch raises errors of every kind
+            return None
+    return None if unlike(*results) else results[0]
+
+
+def _through(
+    client: lazyfx.Client,
+    capture: Captured,
+    passes: Sequence[str],
+    expected: list[Any] | None,
+) -> tuple[Outcome, str]:
+    fresh = copy.deepcopy(capture.module)
+    try:
+        compiled = client.compile(fresh, list(passes)).graph_module()
+    except ServerFaultError as error:
+        return "fault", _words(error)
+    except LazyfxError as error:
+        return "refused", _words(error)
+    except Exception as error:  # noqa: BLE001 - that is what is looked for
+        return "fault", _words(error)
+    if expected is None:
+        return "carried", ""
+    try:
+        found = _called(compiled, fresh, capture.inputs)
+    except Exception as error:  # noqa: BLE001 - it runs here
+        return "wrong", f"runs no more: {_words(error)}"
+    tolerances = (_RTOL, _ATOL) if passes else (None, None)
+    difference = unlike(found, expected, *tolerances)
+    return ("wrong", difference[:_LONGEST_NOTE]) if difference else ("same", "")
+
+
+def _called(function: Callable[..., Any], owner: GraphModule, inputs: list[Any]) -> list[Any]:
+    """The results of a call, and what it left in its inputs and in the owner's state."""
+    given = copy.deepcopy(inputs)
+    torch.manual_seed(0)
+    with warnings.catch_warnings(), _filling_fresh_memory():
+        warnings.simplefilter("ignore")
+        results = function(*given)
+    return [results, given, list(owner.state_dict().values())]
+
+
+@contextmanager
+def _filling_fresh_memory() -> Iterator[None]:
+    """In which torch fills memory that nobody writes, so that it has a value to compare."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_LONGEST_NOTE]

@@ -1,0 +1,59 @@
+"""Operators of torch that are registered when somebody first needs them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo
+
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import target_lists, targets
+
+_REGISTERS = re.compile(
+    r'^(?:@|\w+ = ).*(?:(?:custom_op|triton_op)\(\s*"(\w+)::|Library\(\s*"(\w+)", "(?:DEF|FRAGMENT)")',
+    re.MULTILINE,
+)
+# They say what a compiler of distributed programs does between its own steps, or need a mesh.
+_OF_COMPILERS = {"ao", "bucketing", "cplib", "device_mesh"}
+_NAMES_FIRST = """
+from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire import targets
+print(targets.find(pb.TARGET_KIND_OPERATOR, "torch_nn::_linear_cross_entropy_batch_chunked.default"))
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.nn, "LinearCrossEntropyLoss"), reason="this torch lacks the operator"
+)
+def test_a_process_that_hears_of_one_first_from_the_wire_has_torch_register_it() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _NAMES_FIRST]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert "_linear_cross_entropy_batch_chunked" in said
+
+
+def test_every_namespace_that_a_module_of_torch_registers_is_here_late_or_left_out() -> None:
+    targets.register_late()
+    written = {
+        found[0] or found[1]
+        for file in Path(torch.__file__).parent.rglob("*.py")
+        if not {"testing", "test"} & set(file.parts)
+        for found in _REGISTERS.findall(file.read_text("utf-8", errors="replace"))
+    }
+    here = {schema.name.partition("::")[0] for schema in torch._C._jit_get_all_schemas()}
+    left_out = target_lists.DENIED_NAMESPACES | _OF_COMPILERS
+    assert written - here - left_out == set()
+
+
+@pytest.mark.parametrize("namespace", target_lists.LATE_NAMESPACES)
+def test_late_operators_are_targets_as_others_are(namespace: str) -> None:
+    targets.register_late()
+    names = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith(f"{namespace}::")}
+    if not names:
+        pytest.skip("this torch lacks them")
+    for name in names:
+        assert targets.find(pb.TARGET_KIND_OPERATOR_PACKET, name)
