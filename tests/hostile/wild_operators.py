@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate
 
-WILD = (2**40, -(2**40), 2**30, -(2**62), 2**62, -1, 0, 1, 2, 3, 7, 1000, 100_000, -(2**63), 2**31)
+from hostile.fitting_calls import CALLS, WILD, Filled, changed
+
 _TAME = (0, 0, 0, 1, 1, 1, 2, 2, 3, 4, -1)
 _SHAPES = ((), (1,), (2,), (4,), (2, 3), (1, 4), (1, 2, 4), (1, 2, 4, 4), (1, 1, 2, 4, 4), (0,))
+_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool, torch.bfloat16)
 _TEXTS = ("none", "mean", "sum", "max", "floor", "trunc", "linear", "reflect", "left")
 
 
@@ -51,9 +54,15 @@ class Drawer:
         """
         # Most kernels compare the shapes of their operands first: some calls come that far.
         self._shape = self._random.choice(_SHAPES)
+        arguments = operator._schema.arguments
+        fitting = CALLS.get(str(operator).removeprefix("aten."))
+        if fitting is None:
+            values = [self._value(graph, argument, wild) for argument in arguments]
+        else:
+            drawn = changed(fitting, self._random) if wild or self._random.random() < 0.5 else fitting
+            values = map_aggregate(drawn, lambda v: v.node(graph) if isinstance(v, Filled) else v)
         args, kwargs = [], {}
-        for argument in operator._schema.arguments:
-            value = self._value(graph, argument, wild)
+        for argument, value in zip(arguments, values, strict=False):
             if argument.kwarg_only:
                 kwargs[argument.name] = value
             else:
@@ -67,7 +76,7 @@ class Drawer:
         return graph.call_function(torch.ops.aten.add.Scalar, (call, 1))
 
     def _value(self, graph: Graph, argument: Any, wild: bool) -> Any:
-        kind, draw = str(argument.type), self._random
+        kind, draw = str(argument.real_type), self._random
         if kind.startswith("Optional["):
             if draw.random() < 0.5:
                 return None
@@ -89,11 +98,10 @@ class Drawer:
 
     def _scalar(self, kind: str, argument: Any, wild: bool) -> Any:
         draw = self._random
-        if kind == "int" and argument.name == "dtype":
-            return draw.choice((torch.float32, torch.int64, torch.int32, torch.bool))
-        if kind == "int" and argument.name in ("layout", "memory_format"):
-            return None
         choices: dict[str, Any] = {
+            "ScalarType": lambda: draw.choice(_DTYPES),
+            "Layout": lambda: draw.choice((torch.strided, torch.strided, torch.sparse_coo)),
+            "MemoryFormat": lambda: draw.choice((torch.contiguous_format, torch.preserve_format)),
             "int": lambda: self._integer(wild),
             "number": lambda: draw.choice((1, -1, 0.5, -(2**63) if wild else 2)),
             "float": lambda: draw.choice((0.5, 0.0, 1e-9, -1.0, 1e30)),
