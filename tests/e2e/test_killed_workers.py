@@ -87,9 +87,7 @@ class _Load:
         return "" if right else f"{number}: wrong answer {found} by {code}"
 
 
-def _kill_workers(
-    server: RunningServer, count: int, waiting: Callable[[], frozenset[int]]
-) -> None:
+def _kill_workers(server: RunningServer, count: int, waiting: Callable[[], frozenset[int]]) -> None:
     """Kills workers at random moments, none while a graph that saw a kill is still waited for."""
     dice = random.Random(34)
     for _ in range(count):

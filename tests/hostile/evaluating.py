@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from hostile.wild_operators import Draw, graph_of, operators
 from torch.fx import GraphModule
 
-from hostile.wild_operators import Draw, graph_of, operators
 from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.lazy import RecompileLedger
@@ -199,7 +199,8 @@ def main() -> None:
         do()
     for names in json.load(sys.stdin):
         for outcome in outcomes(names, seed, count):
-            print(json.dumps(outcome), flush=True)
+            sys.stdout.write(json.dumps(outcome) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ MEMORY = 8 << 30
 def _no_earlier_fork_server() -> None:
     """Python keeps one a process: another file's has not imported what a native worker needs."""
     ForkServer.kill()
-    pid = getattr(multiprocessing.forkserver, "_forkserver")._forkserver_pid  # noqa: B009, SLF001
+    pid = getattr(multiprocessing.forkserver, "_forkserver")._forkserver_pid  # noqa: B009
     if pid is not None:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 

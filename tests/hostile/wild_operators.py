@@ -11,11 +11,10 @@ from operator import getitem
 from typing import Any
 
 import torch
+from hostile.fitting_calls import CALLS, WILD, Filled, changed
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
-
-from hostile.fitting_calls import CALLS, WILD, Filled, changed
 
 _TAME = (0, 0, 0, 1, 1, 1, 2, 2, 3, 4, -1)
 _SHAPES = ((), (1,), (2,), (4,), (2, 3), (1, 4), (1, 2, 4), (1, 2, 4, 4), (1, 1, 2, 4, 4), (0,))
@@ -59,7 +58,9 @@ class Drawer:
         if fitting is None:
             values = [self._value(graph, argument, wild) for argument in arguments]
         else:
-            drawn = changed(fitting, self._random) if wild or self._random.random() < 0.5 else fitting
+            drawn = (
+                changed(fitting, self._random) if wild or self._random.random() < 0.5 else fitting
+            )
             values = map_aggregate(drawn, lambda v: v.node(graph) if isinstance(v, Filled) else v)
         args, kwargs = [], {}
         for argument, value in zip(arguments, values, strict=False):
@@ -170,4 +171,3 @@ def graph_of(draws: Iterable[Draw]) -> GraphModule:
 
 def _is_tensor(kind: str) -> bool:
     return "Tensor" in kind
-

@@ -121,7 +121,8 @@ SIZED = {
 # The size of the result follows from the operand's, and torch compares the one with the other.
 POOLING = words(
     "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d "
-    "_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d reflection_pad1d reflection_pad2d replication_pad1d "
+    "_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d "
+    "reflection_pad1d reflection_pad2d replication_pad1d "
     "replication_pad2d masked_select nonzero"
 )
 # A scale that is given beside the sizes decides which element is read.
