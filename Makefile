@@ -30,7 +30,10 @@ $(PROTO_VENV)/.installed:
 demo: $(STAMP) ## Set up, then run the main job on this machine: server, real model, table, hit
 	$(BIN)/lazyfx demo
 
+# Tests start hundreds of processes. Where the environment forbids Python to write bytecode, each
+# would compile the package anew.
 test: $(STAMP) ## Set up, then run every test
+	$(BIN)/python -m compileall -q client server
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 numerics: $(STAMP) ## Train real models remotely and locally, compare every gradient; other large samples (slow)

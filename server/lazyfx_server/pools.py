@@ -17,7 +17,7 @@ from lazyfx_server.native.confinement import (
     of_jobs,
     other_user,
 )
-from lazyfx_server.native.job import run_native_job
+from lazyfx_server.native.entry import run_native_job
 from lazyfx_server.native.toolchain.building import run_compile_job
 from lazyfx_server.native.toolchain.compiler import Compiler, CompilerMissing, find_compiler
 from lazyfx_server.security.sandbox import LAYERS, Policy, available, readable_paths

@@ -20,9 +20,8 @@ from lazyfx import wire
 
 # Graphs that hypothesis makes (each comes plain, disguised and edited), and graphs out of noise,
 # which are larger; different computations that must have been met when all are done.
-EXAMPLES = 3_500
-NOISE = 2_800
-DIFFERENT = 10_000
+_ALL = (3_500, 2_800, 10_000)
+_SAMPLE = (1_000, 800, 2_800)
 _HERE = Path(__file__).resolve().parent
 
 # What was met so far, both ways: no digest has two meanings, no meaning has two digests.
@@ -56,26 +55,29 @@ def check(graph: bytes, changes: bytes) -> None:
 
 
 @given(graph=st.binary(min_size=20, max_size=80), change=st.binary(min_size=8, max_size=8))
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
 def check_examples(graph: bytes, change: bytes) -> None:
     check(graph, change)
 
 
 @pytest.mark.timeout(900)
-def test_the_digest_is_true() -> None:
+@pytest.mark.parametrize(
+    ("examples", "noise", "different"),
+    [pytest.param(*_SAMPLE, id="sample"), pytest.param(*_ALL, id="all", marks=pytest.mark.slow)],
+)
+def test_the_digest_is_true(examples: int, noise: int, different: int) -> None:
     _MEANINGS.clear()
     _DIGESTS.clear()
-    check_examples()
-    for number in range(NOISE):
-        noise = hashlib.shake_128(str(number).encode()).digest(114)
-        check(noise[:90], noise[90:])
-    assert len(_MEANINGS) == len(_DIGESTS) >= DIFFERENT
+    settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )(check_examples)()
+    for number in range(noise):
+        drawn = hashlib.shake_128(str(number).encode()).digest(114)
+        check(drawn[:90], drawn[90:])
+    assert len(_MEANINGS) == len(_DIGESTS) >= different
 
 
 def digest_of_many() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -91,3 +93,12 @@ def test_another_user_is_taken_where_python_can_be_read(monkeypatch: pytest.Monk
     monkeypatch.setattr(pools, "other_user", lambda: (None, "/root can be read by root only"))
     assert pools.native_protection(load(["--native"])).missing == ("user",)
     assert os.geteuid() >= 0
+
+
+def test_a_server_does_not_import_inductor() -> None:
+    """Its workers do; it would take seconds and a hundred megabytes."""
+    program = "import sys, lazyfx_server.app; print('torch._inductor.compile_fx' in sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["False"]

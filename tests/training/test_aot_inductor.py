@@ -177,24 +177,29 @@ def test_values_are_put_in_by_the_client_and_none_is_baked_in(
     assert total(samples, "lazyfx_artifacts_total", kind="aot_inductor", source="cached") == 2
 
 
-def test_from_the_shell_and_for_the_tenant_alone_that_asked(
+def test_from_the_shell(native_server: Any, tmp_path: Path) -> None:
+    model, example = Holding().eval(), {"x": torch.randn(3, 4)}
+    torch.export.save(torch.export.export(model, (), example), tmp_path / "model.pt2")
+    path = tmp_path / "served.pt2"
+    command = ["optimize", str(tmp_path / "model.pt2"), "--emit", "aot_inductor", "-o", str(path)]
+    address = native_server.address
+    ran = CliRunner().invoke(app, [*command, "--address", address, "--timeout", "280"])
+    assert ran.exit_code == 0, ran.output
+    check_alone(path, model, [example], tmp_path)
+
+
+@pytest.mark.slow  # every kind belongs to its tenant: tests/hostile/test_tenants.py
+def test_it_is_there_for_the_tenant_alone_that_asked(
     launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = tmp_path / "tokens"
     alice, bob = (new_token(tokens, name) for name in ("alice", "bob"))
     server = launch("--native", "--workers", "1", "--tokens", str(tokens))
-    model, example = Holding().eval(), {"x": torch.randn(3, 4)}
-    torch.export.save(torch.export.export(model, (), example), tmp_path / "model.pt2")
+    program = torch.export.export(Holding().eval(), (), {"x": torch.randn(3, 4)})
     monkeypatch.setenv("LAZYFX_TOKEN", alice)
-    path = tmp_path / "served.pt2"
-    command = ["optimize", str(tmp_path / "model.pt2"), "--emit", "aot_inductor", "-o", str(path)]
-    ran = CliRunner().invoke(app, [*command, "--address", server.address, "--timeout", "280"])
-    assert ran.exit_code == 0, ran.output
-    check_alone(path, model, [example], tmp_path)
-
-    with lazyfx.connect(server.address) as client:
-        made = client.compile(torch.export.load(tmp_path / "model.pt2"))
-        assert made.cache.status == "hit"
+    with lazyfx.connect(server.address, timeout=280) as client:
+        made = client.compile(program)
+        made.save_aot_inductor(tmp_path / "served.pt2")
         wanted = pb.GetArtifactRequest(
             module_key=bytes.fromhex(made.key),
             kind=pb.ARTIFACT_KIND_AOT_INDUCTOR,

@@ -114,7 +114,7 @@ def gradients(model: Scaled, backend: Any, options: Any) -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("kind", [Scaled, Branching])
+@pytest.mark.parametrize("kind", [Branching, pytest.param(Scaled, marks=pytest.mark.slow)])
 def test_attributes_and_arguments(native_server: Any, kind: type[Scaled]) -> None:
     local = LocalCompiles()
     expected = gradients(kind(), local, None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import inspect
 import io
 import struct
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +35,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.pt2_archive._package import package_pt2
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.utils import cpp_extension
 
 from lazyfx.native.torch_names import functorch_config, inductor_config
 
@@ -78,23 +76,6 @@ def replace_programs(
     ):
         getattr(module, name)  # torch has moved it where this raises
         setattr(module, name, value)
-
-
-def include_folders() -> tuple[str, ...]:
-    """Folders of headers that Inductor names in its command lines, in its order."""
-    found = [sysconfig.get_path("include"), sysconfig.get_path("include", scheme="posix_prefix")]
-    found += cpp_extension.include_paths()
-    if torch.cuda.is_available():
-        found += cpp_extension.include_paths("cuda")
-    return tuple(dict.fromkeys(found))
-
-
-def library_folders() -> tuple[str, ...]:
-    """Folders of libraries that Inductor names in its command lines, in its order."""
-    found = [str(sysconfig.get_config_var("LIBDIR")), cpp_extension.TORCH_LIB_PATH]
-    if torch.cuda.is_available():
-        found += cpp_extension.library_paths("cuda")
-    return tuple(dict.fromkeys(found))
 
 
 @contextmanager

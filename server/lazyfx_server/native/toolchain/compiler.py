@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lazyfx.native import torch_names as client_names
-from lazyfx_server.native.torch_names import include_folders, library_folders
+import torch
+from torch.utils import cpp_extension
+
+from lazyfx.native.torch_names import torch_key
 
 _SECONDS: Final = 30.0
 # What Inductor asks a compiler, and what it is told without running one.
@@ -76,10 +78,10 @@ def find_compiler(name: str | None = None) -> Compiler:
             f"the C++ compiler {path} does not answer to --version; install g++, or set CXX to "
             "another"
         )
-    include, libraries = include_folders(), library_folders()
+    include, libraries = _include_folders(), _library_folders()
     identity = hashlib.sha256(
         repr((
-            sorted(answers.items()), client_names.torch_key(), platform.machine(),
+            sorted(answers.items()), torch_key(), platform.machine(),
             sysconfig.get_config_var("SOABI"),
         )).encode()
     ).digest()  # fmt: skip
@@ -157,3 +159,20 @@ def _data(path: str) -> tuple[str, ...]:
             folders += rest.lstrip("=").split(":")
     real = (os.path.realpath(folder) for folder in folders if folder)
     return tuple(dict.fromkeys(f for f in real if f not in ("/", "/usr") and Path(f).is_dir()))
+
+
+def _include_folders() -> tuple[str, ...]:
+    """Folders of headers that Inductor names in its command lines, in its order."""
+    found = [sysconfig.get_path("include"), sysconfig.get_path("include", scheme="posix_prefix")]
+    found += cpp_extension.include_paths()
+    if torch.cuda.is_available():
+        found += cpp_extension.include_paths("cuda")
+    return tuple(dict.fromkeys(found))
+
+
+def _library_folders() -> tuple[str, ...]:
+    """Folders of libraries that Inductor names in its command lines, in its order."""
+    found = [str(sysconfig.get_config_var("LIBDIR")), cpp_extension.TORCH_LIB_PATH]
+    if torch.cuda.is_available():
+        found += cpp_extension.library_paths("cuda")
+    return tuple(dict.fromkeys(found))
