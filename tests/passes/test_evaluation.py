@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from operator import getitem
 from typing import Any
 
 import pytest
 import torch
 from passes.running import run
-from torch._ops import OpOverloadPacket
+from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
@@ -43,6 +44,8 @@ def _graph(target: Any, *args: Any, **kwargs: Any) -> GraphModule:
         return [node(item) for item in value] if isinstance(value, list) else value
 
     made = graph.call_function(target, tuple(map(node, args)), kwargs)
+    if isinstance(target, OpOverload) and len(target._schema.returns) > 1:
+        made = graph.call_function(getitem, (made, 0))
     graph.output((x, graph.call_function(aten.neg.default, (made,))))
     return GraphModule(torch.nn.Module(), graph)
 
@@ -74,6 +77,16 @@ WILD = {
     "counts": (aten.repeat_interleave.Tensor, full(2**30, 2)),
     "statistics": (aten.native_batch_norm.default, full(1.0, 1, 4, 2), full(1.0, 1),
                    full(1.0, 1), full(1.0, 1), full(1.0, 1), False, 0.1, 1e-5),
+    "no statistics": (aten._native_batch_norm_legit_no_training.default, full(1.0, 2, 4, 3),
+                      full(1.0, 4), full(1.0, 4), full(1.0, 0), full(1.0, 4), 0.1, 1e-5),
+    "no running statistics": (aten._native_batch_norm_legit.default, full(1.0, 2, 4, 3),
+                              full(1.0, 4), full(1.0, 4), full(1.0, 0), full(1.0, 4), True, 0.1,
+                              1e-5),
+    "no weight": (aten.native_batch_norm_backward.default, full(1.0, 2, 4, 3),
+                  full(1.0, 2, 4, 3), full(1.0, 0), full(1.0, 4), full(1.0, 4), full(1.0, 4),
+                  full(1.0, 4), True, 1e-5, [True, True, True]),
+    "more planes than were pooled": (aten._adaptive_avg_pool2d_backward.default,
+                                     full(1.0, 1, 2, 2, 2), full(1.0, 1, 0, 4, 4)),
     "the lowest integer": (aten.floor_divide.default, full(-(2**63), 2), full(-1, 2)),
     "a file": (aten.from_file.default, "/etc/passwd", False, 64),
     "random numbers": (aten.rand.default, [4]),

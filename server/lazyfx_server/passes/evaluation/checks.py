@@ -156,6 +156,14 @@ def pooled_indices(dimensions: int) -> Check:
     return check
 
 
+def pooled_gradient(call: Call) -> None:
+    """A gradient has the planes of what was pooled."""
+    operand, gradient = call.tensor("self"), call.tensor("grad_output")
+    _must(operand.ndim in (3, 4) and gradient.ndim == operand.ndim, "another number of dimensions")
+    _must(gradient.shape[:-2] == operand.shape[:-2], "a gradient of another shape")
+    _must(0 not in operand.shape + gradient.shape, "an empty operand")
+
+
 def inside_storage(call: Call) -> None:
     """Sizes, strides and offset lie within the storage of what is viewed."""
     operand = call.tensor("self")
@@ -196,13 +204,15 @@ def normalized_channels(call: Call) -> None:
     operand = call.tensor("input")
     _must(operand.ndim >= 2, "no channels")
     channels = operand.shape[1:2]
+    # What is given is read, also if it is empty; evaluation alone saves empty statistics.
+    unread = () if "grad_out" not in call or call["train"] else ("save_mean", "save_invstd")
     for name in ("weight", "bias", "running_mean", "running_var", "save_mean", "save_invstd"):
-        if name in call and call.tensor(name).numel():
+        if name in call and not (name in unread and call.tensor(name).numel() == 0):
             _must(call.tensor(name).shape == channels, f"{name} is of another length")
     if "grad_out" in call:
         _must(call.tensor("grad_out").shape == operand.shape, "a gradient of another shape")
         saved = ("save_mean", "save_invstd") if call["train"] else ("running_mean", "running_var")
-        _must(all(n in call and call.tensor(n).numel() for n in saved), "no statistics")
+        _must(all(n in call for n in saved), "no statistics")
 
 
 def normalized_shape(call: Call) -> None:

@@ -115,12 +115,14 @@ SIZED = {
     "_scaled_dot_product_flash_attention_for_cpu": checks.attention,
     "_scaled_dot_product_flash_attention_for_cpu_backward": checks.attention_backward,
     "repeat_interleave": checks.repeats,
+    "avg_pool2d_backward": checks.pooled_gradient,
+    "_adaptive_avg_pool2d_backward": checks.pooled_gradient,
 }
 # The size of the result follows from the operand's, and torch compares the one with the other.
 POOLING = words(
     "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d "
-    "_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool2d_backward "
-    "_adaptive_avg_pool2d_backward reflection_pad1d reflection_pad2d replication_pad1d "
+    "_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d "
+    "reflection_pad1d reflection_pad2d replication_pad1d "
     "replication_pad2d masked_select nonzero"
 )
 # A scale that is given beside the sizes decides which element is read.
