@@ -215,13 +215,15 @@ class AsyncClient:
         """Compile what `prepare_many` made; see `compile_many`."""
 
         async def requests() -> AsyncIterator[pb.CompileBatchRequest]:
-            for i, job in enumerate(prepared):
+            for i in sorted(streamed):
+                job = prepared[i]
                 request = pb.CompileRequest()
                 request.CopyFrom(job.requests.whole)
                 request.graph.CopyFrom(job.encoded.message())
                 yield pb.CompileBatchRequest(request_id=i, request=request)
 
-        answers = self._connection.compile_batch(requests(), len(prepared))
+        streamed = {i for i, job in enumerate(prepared) if job.is_one_message}
+        answers = self._connection.compile_batch(requests(), streamed)
         due = set(range(len(prepared)))
         try:
             with self.refusals.counted():
@@ -237,7 +239,8 @@ class AsyncClient:
             # of an internal error in its place (grpc/grpc issue 36066).
             if is_of_server(error.__cause__):
                 raise
-        # The stream was refused for now: one by one, each is asked for when the server says.
+        # One by one: what is too large for the stream and, where the stream was refused for now,
+        # all the others, each when the server says.
         for i in sorted(due):
             yield i, await self._single_result(prepared[i])
 

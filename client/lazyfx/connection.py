@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import grpc
@@ -166,13 +167,13 @@ class Connection:
         return response
 
     async def compile_batch(
-        self, requests: AsyncIterator[pb.CompileBatchRequest], count: int
+        self, requests: AsyncIterator[pb.CompileBatchRequest], ids: AbstractSet[int]
     ) -> AsyncIterator[pb.CompileBatchResponse]:
         """Ask for many compiles; answers come as they finish.
 
         Args:
-            requests: With ids from 0 to `count` - 1.
-            count: How many there are; each may take as long as a call.
+            requests: One for each id.
+            ids: Of the requests, each of which may take as long as a call.
 
         Yields:
             One answer for each.
@@ -184,10 +185,10 @@ class Connection:
         self.require_open()
         call = self._kept(
             self._stub.CompileBatch(
-                requests, timeout=self.timeout * max(1, count), metadata=self._metadata
+                requests, timeout=self.timeout * max(1, len(ids)), metadata=self._metadata
             )
         )
-        due = set(range(count))
+        due = set(ids)
         try:
             with self._errors():
                 async for response in call:
@@ -199,7 +200,7 @@ class Connection:
                         check_response(response.response, self._bounds)
                     yield response
             if due:
-                raise ProtocolError(f"the stream ended before {len(due)} of {count} answers")
+                raise ProtocolError(f"the stream ended before {len(due)} of {len(ids)} answers")
         finally:
             call.cancel()
 

@@ -24,8 +24,9 @@ from lazyfx.v1 import graph_pb2
 
 # Below this size a graph goes along with its first request: a second round trip costs more.
 INLINE_BYTES = 100_000
-# Above this size it is uploaded in chunks: servers bound what one message holds.
-IN_ONE_MESSAGE_BYTES = 2**20
+# Above this size, names included, what it computes is uploaded in chunks, and the names stay here:
+# servers bound what one message holds.
+IN_ONE_MESSAGE_BYTES = 2**21
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,12 @@ class Prepared:
     def gives_values(self) -> bool:
         """Whether the server may ask for values of the graph's tensors."""
         return self.send_values or reads_values(self.requests.whole.passes)
+
+    @property
+    def is_one_message(self) -> bool:
+        """Whether the graph can go along with a request."""
+        encoded = self.encoded
+        return len(encoded.body) + encoded.presentation.ByteSize() <= IN_ONE_MESSAGE_BYTES
 
 
 class Preparer:
@@ -151,7 +158,7 @@ class Preparer:
         blobs = []
         if prepared.encoded.digest in wanted_blobs:
             body = prepared.encoded.body
-            if len(body) <= IN_ONE_MESSAGE_BYTES:
+            if prepared.is_one_message:
                 full.graph.CopyFrom(prepared.encoded.message())
             else:
                 blobs.append(Blob(full.graph_digest, lambda: memoryview(body)))

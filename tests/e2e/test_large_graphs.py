@@ -35,3 +35,11 @@ def test_a_large_body_is_uploaded(
         assert module.cache.status == "miss"
         x = torch.ones(2)
         assert torch.equal(module(x), f(x))
+        small = symbolic_trace(lambda x: x + 1)
+        jobs = [
+            (small, []),
+            (symbolic_trace(lambda x: f(x) * 2), []),
+            (small, ["dead_code_elimination"]),
+        ]
+        found = dict(client.compile_many(jobs))
+        assert [torch.equal(found[i](x), jobs[i][0](x)) for i in range(3)] == [True] * 3
