@@ -144,7 +144,8 @@ def _over(method: str, field_number: int = 1) -> Abuse:
 
 _LISTS = "passes[0].options[0].value.list.items"
 
-ABUSES: Final[Mapping[str, Abuse]] = {
+# What the scan of a message's bytes refuses, before anything is made of them.
+OVER_A_BOUND: Final[Mapping[str, Abuse]] = {
     # Many parts of a request, each of which becomes an object.
     "empty passes": _compile("passes", lambda: b"\x1a\x00" * (FULL // 2)),
     "empty options": _compile("passes[0].options", lambda: inside(PASS, b"\x12\x00" * (FULL // 2))),
@@ -206,6 +207,10 @@ ABUSES: Final[Mapping[str, Abuse]] = {
         "presentation.graphs[0].stems[0]",
     ),
     "unknown bytes": Abuse("GetServerInfo", lambda: [inside(9, bytes(FULL))]),
+}
+
+ABUSES: Final[Mapping[str, Abuse]] = {
+    **OVER_A_BOUND,
     "names of passes that are almost right": _compile(
         "passes[0].name", lambda: compile_body(chain(2), _LONG_NAMES)
     ),

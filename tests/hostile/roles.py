@@ -350,7 +350,7 @@ ROLES: dict[str, tuple[Lies, str]] = {
     ),
     "answers a batch twice": (batch(with_ids(0, 0)), "batch"),
     "answers to no request": (batch(with_ids(77)), "batch"),
-    "ends a batch early": (batch(lambda parts: iter(())), "batch"),
+    "ends a batch early": (batch(lambda parts: iter([*parts][:0])), "batch"),
     "sends noise for a graph": (artifact(b"\xff" * 99), "graph"),
     "sends nothing for a graph": (artifact(b""), "graph"),
     "sends noise for parts": (stream(lambda _: iter([b"\xff\xff"])), "graph"),

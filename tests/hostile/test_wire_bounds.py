@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from bench.abuses import ABUSES, inside
+from bench.abuses import OVER_A_BOUND, inside
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -39,20 +39,21 @@ async def decoded(method: str, data: bytes) -> Any:
         return message
 
 
-@pytest.mark.parametrize("name", ABUSES)
+@pytest.mark.parametrize("name", OVER_A_BOUND)
 async def test_an_abuse_costs_no_more_steps_than_its_bound(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method, make, field = ABUSES[name]
+    abuse = OVER_A_BOUND[name]
+    (message,) = abuse.make()
     parsed: list[int] = []
     monkeypatch.setattr(
         "lazyfx_server.rpc.decoding._incoming", lambda *_args: parsed.append(1) or None
     )
     with pytest.raises(InvalidRequestError) as caught:
-        await decoded(method, make())
+        await decoded(abuse.method, message)
     assert not parsed
     fields = [violation.field for violation in caught.value.violations]
-    assert fields == ([field] if field else [])
+    assert fields == ([abuse.field] if abuse.field else [])
     assert len(str(caught.value)) < 500
 
 
