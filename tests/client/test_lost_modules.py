@@ -62,7 +62,10 @@ TOUCHES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("lose", [lose_tenant_key, lose_all_but_keys, lose_all])
+@pytest.mark.parametrize(
+    "lose",
+    [lose_tenant_key, pytest.param(lose_all_but_keys, marks=pytest.mark.slow), lose_all],
+)
 def test_handles_compile_again_what_was_lost(
     launch: Any, address: str, tmp_path: Path, lose: Callable[[Path], None]
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_client_outlives_the_server_that_gave_it_a_token(launch):
         assert torch.equal(handle(x), module(x))
 
 
+@pytest.mark.slow
 async def test_many_at_a_time_outlive_it_too(launch):
     module = graph_of(6.0)
     server = launch("--workers", "1")

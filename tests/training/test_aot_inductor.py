@@ -212,6 +212,7 @@ def test_it_is_there_for_the_tenant_alone_that_asked(
     assert native_compiles(server) == 1
 
 
+@pytest.mark.slow
 def test_a_real_model_with_symbolic_sizes(native_server: Any, tmp_path: Path) -> None:
     model, example = models.bert(layers=1)
     batch = Dim("batch", min=2, max=64)

@@ -25,6 +25,7 @@ def address() -> str:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_native_artifact_of_a_lost_module_is_made_again(
     launch: Any, needs_gxx: None, address: str, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def test_training_equals_local_inductor_and_the_next_process_compiles_nothing(
     assert native_compiles(native_server) == before + 1
 
 
+@pytest.mark.slow
 def test_workers_that_are_not_forked_compile_too(launch: Any, needs_gxx: None) -> None:
     """As on a host with GPUs, which a process that was forked cannot use."""
     server = launch("--native", "--native-start-method", "spawn", "--workers", "1")

@@ -21,7 +21,7 @@ from torch.fx import Graph, GraphModule
 from lazyfx import wire
 
 MODERATE = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 
 
