@@ -104,9 +104,11 @@ def spec(structure: TreeSpec, *, result: bool = False) -> str:
             )
     try:
         text = pytree.treespec_dumps(plain)
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except (NotImplementedError, TypeError, ValueError) as error:  # torch's refusals to write it
         raise UnsupportedGraphError(
-            f"the structure of what the model takes or returns: {error}", remedy=REMEDY
+            f"the structure of what the model {'returns' if result else 'takes'} cannot be written "
+            f"as text: {error}",
+            remedy=REMEDY,
         ) from error
     return f"_pytree.treespec_loads({text!r})"
 
