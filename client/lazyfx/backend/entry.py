@@ -138,7 +138,7 @@ class _Graph:
                 # Dynamo traces the frame again, and comes back.
                 records.take_back(_kind(error))
                 raise
-            except Exception as problem:
+            except Exception as problem:  # whatever Inductor raises; it goes on after it is noted
                 self._record("failed", reason=f"{error}; and here: {_first_line(problem)}")
                 raise
         self._record("local" if native else "eager", reason=str(error))
