@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 import worker_jobs
+from inline_executor import InlineExecutor
 
 from lazyfx_server.execution import (
     CallRefused,
     Executor,
     ExecutorClosed,
-    InlineExecutor,
     ProcessExecutor,
     ResultTooLarge,
     SpawnSource,

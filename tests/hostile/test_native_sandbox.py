@@ -115,13 +115,16 @@ def test_a_native_worker_can_do_what_its_job_needs(compiler: Compiler, area: Are
     assert tried(orders, compiler, area) == ["done ran", "done ok", "done 42"]
 
 
-def test_a_compiler_behind_a_script_compiles_confined(tmp_path: Path, area: Area) -> None:
+def test_a_compiler_behind_a_script_compiles_confined(
+    tmp_path: Path, area: Area, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script, marker = tmp_path / "g++", tmp_path / "marker"
     script.write_text(
         f'#!/usr/bin/env bash\ntouch {marker}\nexec {shutil.which("g++")} "$@"\n', "utf-8"
     )
     script.chmod(0o755)
-    wrapped = find_compiler(str(script))
+    monkeypatch.setenv("CXX", str(script))
+    wrapped = find_compiler()
     marker.unlink()  # it was asked about itself, outside of any sandbox
     assert tried([{"do": "compile_and_load"}], wrapped, area) == ["done 42"]
     assert not marker.exists()
@@ -317,7 +320,9 @@ def test_a_flood_of_compiles_ends_the_job(compiler: Compiler, area: Area) -> Non
 
 
 def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: Area) -> None:
-    from lazyfx_server.execution import CallRefused, InlineExecutor
+    from inline_executor import InlineExecutor
+
+    from lazyfx_server.execution import CallRefused
     from lazyfx_server.native.confinement import Confinement
     from lazyfx_server.v1 import worker_pb2 as worker
 

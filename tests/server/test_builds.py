@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from inline_executor import InlineExecutor
+
 from lazyfx_server.compiling.builds import Builds
-from lazyfx_server.execution import InlineExecutor
 from lazyfx_server.native.area import Area
 from lazyfx_server.native.toolchain.compiler import Compiler
 from lazyfx_server.telemetry import Observers

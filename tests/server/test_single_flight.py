@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from harness import DCE, compile_request, graph_of
 from in_process import Parts, compiling_parts
+from inline_executor import InlineExecutor
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.execution import InlineExecutor
 from lazyfx_server.telemetry import ArtifactServed, CompileFinished, LookupMade
 from lazyfx_server.worker import run_job
 

@@ -17,7 +17,6 @@ from lazyfx_server.execution.base import (
 )
 from lazyfx_server.execution.calls import CallFailed, CallRefused, OnCall, call_server
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
-from lazyfx_server.execution.inline import InlineExecutor
 from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.process import ProcessExecutor
 from lazyfx_server.execution.spawn_source import SpawnSource
@@ -30,7 +29,6 @@ __all__ = [
     "Executor",
     "ExecutorClosed",
     "ForkServer",
-    "InlineExecutor",
     "JobFunction",
     "NoWorker",
     "OnCall",

@@ -57,13 +57,13 @@ class Compiler:
     data: tuple[str, ...]
 
 
-def find_compiler(name: str | None = None) -> Compiler:
+def find_compiler() -> Compiler:
     """Look the compiler up; Inductor's own choice is the variable CXX, or g++.
 
     Raises:
         CompilerMissing: There is none, or it does not answer.
     """
-    name = name or os.environ.get("CXX") or "g++"
+    name = os.environ.get("CXX") or "g++"
     found = shutil.which(name)
     if found is None:
         raise CompilerMissing(

@@ -1,24 +1,52 @@
-"""An executor in this process: jobs run in threads. For tests and tiny set-ups.
+"""An executor that runs jobs in threads of the test process.
 
-It cannot stop a job that overruns, and a job that crashes takes the server down:
-use `ProcessExecutor` wherever graphs come from somebody else.
+It cannot stop a job that overruns, and a job that crashes takes the process down.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
-from lazyfx_server.execution.base import (
+from lazyfx_server.execution import (
+    CallFailed,
+    CallRefused,
     ExecutorClosed,
     JobFunction,
+    OnCall,
     ResultTooLarge,
     WorkerFailed,
     WorkerTimedOut,
-    call,
 )
-from lazyfx_server.execution.calls import OnCall, calling_loop, with_calls
+from lazyfx_server.execution.base import call
+from lazyfx_server.execution.calls import CallServer, answer_calls_by
+
+_thread = threading.local()
+
+
+def _call_server(question: bytes) -> bytes:
+    """Call as the job of this thread may; threads that a job starts may not."""
+    calling: CallServer | None = getattr(_thread, "calling", None)
+    if calling is None:
+        raise CallFailed("no server listens to calls here")
+    return calling(question)
+
+
+def _calling_loop(on_call: OnCall | None, loop: asyncio.AbstractEventLoop) -> CallServer:
+    def calling(question: bytes) -> bytes:
+        if on_call is None:
+            raise CallFailed("this job may not call the server")
+
+        async def answered() -> bytes:
+            return await on_call(question)
+
+        try:
+            return asyncio.run_coroutine_threadsafe(answered(), loop).result()
+        except CallRefused as refusal:
+            raise CallFailed(str(refusal)) from refusal
+
+    return calling
 
 
 class InlineExecutor:
@@ -48,6 +76,7 @@ class InlineExecutor:
 
     async def start(self) -> None:
         """Starts the threads."""
+        answer_calls_by(_call_server)
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="lazyfx-job")
 
     async def run(
@@ -65,10 +94,8 @@ class InlineExecutor:
             self._free.release()
             raise ExecutorClosed("the executor is not running")
         loop = asyncio.get_running_loop()
-        calling = calling_loop(on_call, loop)
-        future = loop.run_in_executor(
-            self._threads, with_calls, calling, partial(call, self._function), job
-        )
+        calling = _calling_loop(on_call, loop)
+        future = loop.run_in_executor(self._threads, self._execute, calling, job)
         future.add_done_callback(self._release)
         await asyncio.wait({future}, timeout=timeout)
         if not future.done():
@@ -80,6 +107,13 @@ class InlineExecutor:
         if len(result) > self._max_result_bytes:
             raise ResultTooLarge(len(result), self._max_result_bytes)
         return result
+
+    def _execute(self, calling: CallServer, job: bytes) -> bytes:
+        _thread.calling = calling
+        try:
+            return call(self._function, job)
+        finally:
+            del _thread.calling
 
     def _release(self, future: asyncio.Future[bytes]) -> None:
         self._free.release()
