@@ -57,7 +57,7 @@ DEVICE_FREE = "lazyfx_device_memory_free_bytes"
 HIT, JOINED, MISS = 'result="hit"', 'result="joined"', 'result="miss"'
 HIT_OR_JOINED = 'result=~"hit|joined"'
 # Statuses that are the server's fault, not the caller's.
-FAILED = 'code=~"INTERNAL|UNKNOWN|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|DATA_LOSS"'
+FAILED = 'code=~"INTERNAL|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED"'
 
 SAVED_ROW = (
     number("Recompiles asked", COUNT, gain(ASKED), "What passes asked torch.fx for."),

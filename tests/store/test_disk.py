@@ -130,13 +130,6 @@ async def test_orphans_of_dead_writers_are_swept(tmp_path: Path) -> None:
     assert [path.name for path in staging.iterdir()] == ["2-new"]
 
 
-async def test_sync_option_keeps_the_contract(tmp_path: Path) -> None:
-    store = DiskStore(tmp_path, LIMIT, sync=True)
-    await store.put(key("a"), b"value")
-    assert await store.get(key("a")) == b"value"
-    await store.close()
-
-
 Damage = Callable[[Path], None]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lazyfx_server.store.base import (
-    OPERATIONS,
     InvalidKeyError,
     OnCorrupt,
     OnError,
@@ -22,7 +21,6 @@ from lazyfx_server.store.tiered import TieredStore
 from lazyfx_server.store.verified import VerifiedStore
 
 __all__ = [
-    "OPERATIONS",
     "DiskStore",
     "InvalidKeyError",
     "MemoryStore",

@@ -9,8 +9,7 @@ from typing import Final, Literal, Protocol
 
 _KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[0-9a-f]{64}")
 
-Operation = Literal["get", "put", "contains", "delete", "quarantine"]
-OPERATIONS: Final[tuple[Operation, ...]] = ("get", "put", "contains", "delete", "quarantine")
+Operation = Literal["get", "put", "contains", "delete"]
 
 
 class StoreError(Exception):

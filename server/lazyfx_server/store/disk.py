@@ -36,6 +36,7 @@ ORPHAN_SECONDS: Final = 600.0
 """A staging file that has not been written to for so long has lost its writer."""
 
 MAX_QUARANTINED: Final = 64
+_THREADS: Final = 4
 _STAGING: Final = ".staging"
 _QUARANTINE: Final = ".quarantine"
 
@@ -50,19 +51,14 @@ class DiskStore:
     Args:
         root: The folder; created when it is not there.
         limit_bytes: The bound on the files' sizes; never exceeded.
-        sync: Wait until the disk has each file before it appears.
-        threads: Threads for file operations.
 
     Raises:
         StoreError: The folder cannot be used.
     """
 
-    def __init__(
-        self, root: Path, limit_bytes: int, *, sync: bool = False, threads: int = 4
-    ) -> None:
+    def __init__(self, root: Path, limit_bytes: int) -> None:
         self._folder = Folder(root)
         self._limit = limit_bytes
-        self._sync = sync
         self._serial = itertools.count()
         self._evictions = 0
         try:
@@ -76,7 +72,7 @@ class DiskStore:
         except OSError as error:
             raise StoreError(f"the folder {root} cannot be used as a store: {error}") from error
         self._threads: ThreadPoolExecutor | None = ThreadPoolExecutor(
-            threads, thread_name_prefix="lazyfx-disk"
+            _THREADS, thread_name_prefix="lazyfx-disk"
         )
 
     @property
@@ -180,8 +176,6 @@ class DiskStore:
             view = memoryview(value)
             while view:
                 view = view[file.write(view) :]
-            if self._sync:
-                os.fsync(file.fileno())
 
     def _size(self, path: tuple[str, ...]) -> int | None:
         status = self._folder.status(*path)

@@ -152,20 +152,21 @@ class Folder:
             return
 
 
-def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Open a file that must be a plain one; no link is followed and nothing is waited for.
+def open_plain(path: Path, flags: int) -> int:
+    """Open a regular file, without following a link and without blocking.
+
+    A file that it creates is readable by its owner only.
 
     Args:
         path: The file.
         flags: As for `os.open`.
-        mode: Of a file that is made.
 
     Raises:
         OSError: It cannot be opened, or it is a link or not a regular file.
     """
     extra = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        file = os.open(path, flags | extra, mode)
+        file = os.open(path, flags | extra, 0o600)
     except OSError as error:
         raise _explained(error, path.name) from error
     try:

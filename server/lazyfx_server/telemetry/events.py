@@ -102,7 +102,7 @@ class RecompilesPerformed:
 
     Attributes:
         pass_name: Empty, or the pass that ran.
-        trigger: What needed the code: "code", "pickle", "package", "picture", "call".
+        trigger: What needed the code, e.g. "code", "pickle" or "torchscript".
         count: How often.
         seconds: Seconds that it took.
         tenant: Whose module it was.
@@ -120,7 +120,7 @@ class OverheadSpent:
     """Time of our own making that no CompileFinished tells of.
 
     Attributes:
-        stage: "codec", "key", "store" or "queue".
+        stage: "key".
         seconds: How long.
         tenant: Whose request it was.
     """
@@ -211,7 +211,7 @@ class StoreFailed:
 
     Attributes:
         tier: Its name: "memory", "disk".
-        operation: "get", "put", "contains", "delete" or "quarantine".
+        operation: "get", "put", "contains" or "delete".
     """
 
     tier: str

@@ -18,20 +18,14 @@ METHODS: Final = (
 CODES: Final = (
     "OK",
     "CANCELLED",
-    "UNKNOWN",
     "INVALID_ARGUMENT",
     "DEADLINE_EXCEEDED",
     "NOT_FOUND",
-    "ALREADY_EXISTS",
     "PERMISSION_DENIED",
     "RESOURCE_EXHAUSTED",
     "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
     "INTERNAL",
     "UNAVAILABLE",
-    "DATA_LOSS",
     "UNAUTHENTICATED",
 )
 MISS_REASONS: Final = (
@@ -41,14 +35,12 @@ MISS_REASONS: Final = (
     "evicted",
     "corrupt",
     "skipped",
-    "uncacheable",
     "new_environment",
 )
 TRIGGERS: Final = (
     "code",
     "pickle",
     "package",
-    "picture",
     "call",
     "torchscript",
     "exported_program",
@@ -71,5 +63,6 @@ SANDBOX_LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")
 JOBS: Final = ("compile", "render", "native")
 STAGES: Final = ("compile", "render")
-STORE_OPERATIONS: Final = ("get", "put", "contains", "delete", "quarantine")
-OVERHEAD_STAGES: Final = ("codec", "key", "store", "queue")
+TIERS: Final = ("memory", "disk")
+STORE_OPERATIONS: Final = ("get", "put", "contains", "delete")
+OVERHEAD_STAGES: Final = ("codec", "key", "queue")

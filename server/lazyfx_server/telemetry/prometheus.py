@@ -39,6 +39,7 @@ from lazyfx_server.telemetry.labels import (
     SANDBOX_LAYERS,
     STAGES,
     STORE_OPERATIONS,
+    TIERS,
 )
 from lazyfx_server.telemetry.ledger_counters import LedgerCounter, ledger_counters
 
@@ -57,7 +58,6 @@ class PrometheusObserver:
         python_version: Of Python.
         gauges: Where levels come from.
         restored: Counts that the ledger brought over from earlier starts.
-        tiers: Tiers of the store: values of the label "tier".
     """
 
     def __init__(
@@ -70,7 +70,6 @@ class PrometheusObserver:
         python_version: str,
         gauges: Gauges,
         restored: Mapping[counting.Key, float] | None = None,
-        tiers: Sequence[str] = ("memory", "disk"),
     ) -> None:
         # prometheus_client has this switch for the whole process only; a time beside
         # each of hundreds of series doubles every scrape, and nothing here is ever reset.
@@ -120,10 +119,10 @@ class PrometheusObserver:
         self._store_errors = make.counter(
             "store_errors",
             "Failed store operations, answered as misses",
-            {"tier": tiers, "operation": STORE_OPERATIONS},
+            {"tier": TIERS, "operation": STORE_OPERATIONS},
         )
         self._store_corrupt = make.counter(
-            "store_corrupt", "Damaged entries put aside", {"tier": tiers}
+            "store_corrupt", "Damaged entries put aside", {"tier": TIERS}
         )
         self._restarts = make.counter(
             "worker_restarts", "Worker processes replaced", {"reason": RESTART_REASONS}
@@ -134,7 +133,7 @@ class PrometheusObserver:
         )
         build = Info("lazyfx_build", "What is running", registry=registry)
         build.info({"version": version, "torch": torch_version, "python": python_version})
-        registry.register(_Levels(gauges, tiers))
+        registry.register(_Levels(gauges))
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -257,9 +256,8 @@ class _Maker:
 class _Levels(Collector):
     """Gauges that are read when somebody asks."""
 
-    def __init__(self, gauges: Gauges, tiers: Sequence[str]) -> None:
+    def __init__(self, gauges: Gauges) -> None:
         self._gauges = gauges
-        self._tiers = tiers
 
     def collect(self) -> Iterator[Metric]:
         yield from self._store()
@@ -304,7 +302,7 @@ class _Levels(Collector):
             "lazyfx_store_evictions", "Entries dropped to keep the bound", labels=["tier"]
         )
         for tier, levels in self._gauges.store().items():
-            if tier in self._tiers:
+            if tier in TIERS:
                 entries.add_metric([tier], levels.entries)
                 size.add_metric([tier], levels.bytes)
                 limit.add_metric([tier], levels.limit_bytes)
