@@ -21,7 +21,7 @@ from lazyfx_server.telemetry.plain_text import (
     LOG_FORMAT_VARIABLE,
     PlainStream,
     log_to,
-    tame_loggers,
+    tame_torch_loggers,
 )
 
 _SWITCH_SECONDS = 0.001
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from lazyfx_server.app import App
     from lazyfx_server.pools import Sources
 
-    tame_loggers()
+    tame_torch_loggers()
 
     sources = Sources(forkserver, SpawnSource(preload, environment))
 

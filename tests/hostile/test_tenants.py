@@ -241,7 +241,7 @@ def test_a_crowd_of_one_tenant_does_not_starve_another() -> None:
         await asyncio.sleep(0)
         release.set()
         await asyncio.gather(*tasks)
-        assert admission.waiting == 0
+        assert admission._waiting == 0
         return order
 
     order = asyncio.run(scenario())
@@ -268,7 +268,7 @@ def test_a_full_queue_gives_way_to_a_tenant_with_less_in_it() -> None:
         tasks[2].cancel()
         await asyncio.sleep(0)
         release.set()
-        return await asyncio.gather(*tasks, return_exceptions=True), admission.waiting
+        return await asyncio.gather(*tasks, return_exceptions=True), admission._waiting
 
     ended, waiting = asyncio.run(scenario())
     assert waiting == 0

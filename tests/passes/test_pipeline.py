@@ -40,7 +40,7 @@ def test_each_pass_is_reported() -> None:
         (dce.name, dce.name, 4, 4, False, 0, 0, 0, ""),
         ("recompiling", "recompiling{times=3}", 4, 4, False, 3, 0, 3, "asked"),
     ]
-    assert {k: v.requested for k, v in ledger.by_scope().items()} == {cse.name: 1, "recompiling": 3}
+    assert [ledger.requested(name) for name in (cse.name, dce.name, "recompiling")] == [1, 0, 3]
     assert all(run.seconds >= 0 for run in outcome.runs)
     x = torch.randn(2)
     torch.testing.assert_close(outcome.module(x), torch.relu(x) * 2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from captures import Capture
@@ -61,3 +64,11 @@ def _call(module: GraphModule, args: Iterable[Any], kwargs: Any) -> list[Any]:
     copies = [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
     torch.manual_seed(0)
     return tree_leaves(module(*copies, **kwargs))
+
+
+@contextmanager
+def created_publicly() -> Iterator[None]:
+    """Decode as on a torch whose private names have moved."""
+    decoder = sys.modules[wire.decode.__module__]
+    with mock.patch.object(decoder, "supports_direct", return_value=False):
+        yield

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from checks import created_publicly
 from graphs import LazyModule, call, graphs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,10 +32,9 @@ MODERATE = settings(
 def test_any_graph_comes_back(module: GraphModule) -> None:
     encoded = wire.encode(module)
     wire.check_canonical(encoded.body)
-    for public in (False, True):
-        decoded = wire.decode(
-            encoded.body, encoded.presentation, module_class=LazyModule, public=public
-        )
+    for way in (nullcontext, created_publicly):
+        with way():
+            decoded = wire.decode(encoded.body, encoded.presentation, module_class=LazyModule)
         again = wire.encode(decoded)
         assert again.body == encoded.body
         assert again.presentation == encoded.presentation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import captures
 import models
+from checks import created_publicly
 from torch.fx import Graph, GraphModule, Node
 
 from lazyfx import wire
@@ -19,9 +20,9 @@ def test_both_ways_make_equal_graphs() -> None:
     (capture,) = captures.exported(*models.bert(layers=1))
     encoded = wire.encode(capture.module)
     for presentation in (None, encoded.presentation):
-        direct, public = (
-            wire.decode(encoded.body, presentation, public=public) for public in (False, True)
-        )
+        direct = wire.decode(encoded.body, presentation)
+        with created_publicly():
+            public = wire.decode(encoded.body, presentation)
         assert facts(direct) == facts(public) or presentation is None
         assert [n.name for n in direct.graph.nodes] == [n.name for n in public.graph.nodes]
         assert direct.code == public.code

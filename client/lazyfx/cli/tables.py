@@ -22,15 +22,14 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
-def new_table(*columns: str, numbers: tuple[str, ...] = (), title: str | None = None) -> Table:
+def new_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
     """An empty table.
 
     Args:
         columns: Headings.
-        numbers: Headings of columns that are set to the right.
-        title: Above the table.
+        numbers: Headings of columns that are aligned to the right.
     """
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         right = column in numbers
         table.add_column(column, justify="right" if right else "left", no_wrap=right)

@@ -40,7 +40,6 @@ def decode(
     module_class: ModuleClass = GraphModule,
     on_root: Callable[[Graph], None] | None = None,
     metadata: Metadata = "lazy",
-    public: bool = False,
 ) -> GraphModule:
     """Read a graph.
 
@@ -58,7 +57,6 @@ def decode(
         module_class: Makes each GraphModule from its root, graph and class name.
         on_root: Called with the root graph before its module is made.
         metadata: "lazy" keeps value descriptions with the nodes, "none" drops them.
-        public: Create nodes through torch's public API only.
 
     Raises:
         DecodeError: The message is not a graph in canonical form, or the names do not fit
@@ -69,7 +67,7 @@ def decode(
     elif isinstance(body, pb.GraphBody):
         rows = split_rows(body.SerializeToString(deterministic=True))
         body = CanonicalBody(body, named_calls(rows), ())
-    return _Decoder(body, presentation, bind, module_class, on_root, metadata, public).module()
+    return _Decoder(body, presentation, bind, module_class, on_root, metadata).module()
 
 
 class _Decoder:
@@ -83,7 +81,6 @@ class _Decoder:
         module_class: ModuleClass,
         on_root: Callable[[Graph], None] | None,
         metadata: Metadata,
-        public: bool,
     ) -> None:
         body = self._body = read.message
         self._readings = read.graphs
@@ -91,7 +88,7 @@ class _Decoder:
         self._module_class = module_class
         self._on_root = on_root
         self._keeps_values = metadata == "lazy"
-        self._direct = not public and supports_direct()
+        self._direct = supports_direct()
         devices = read_devices(body, presentation)
         groups = list(presentation.process_groups) if presentation is not None else None
         self._tables = ValueTables(

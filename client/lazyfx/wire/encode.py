@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -45,7 +45,7 @@ class EncodedGraph:
         )
 
 
-def encode(module: GraphModule, *, constants: Literal["digest"] = "digest") -> EncodedGraph:
+def encode(module: GraphModule) -> EncodedGraph:
     """Write a graph in the wire format.
 
     Tensors that the graph reads by get_attr are described, not sent: parameters
@@ -55,14 +55,11 @@ def encode(module: GraphModule, *, constants: Literal["digest"] = "digest") -> E
 
     Args:
         module: A graph of any torch.fx capture; it is not changed.
-        constants: How constants travel. "digest" is the only way of version 1.
 
     Raises:
         UnsupportedGraphError: The graph holds something that the format cannot
             carry; the error names the node and the remedy.
     """
-    if constants != "digest":
-        raise ValueError(f"constants travel by digest, not by {constants!r}")
     convention.check_root(module)
     # Reading a tensor's metadata takes half the time where torch does not look for
     # overrides first; classes that have some are refused.

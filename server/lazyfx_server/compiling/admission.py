@@ -31,11 +31,6 @@ class Admission:
         self._recent_seconds = 0.1
         self._count = slots
 
-    @property
-    def waiting(self) -> int:
-        """Jobs that wait for a worker now."""
-        return self._waiting
-
     @asynccontextmanager
     async def slot(self, tenant: str) -> AsyncIterator[float]:
         """Hold a slot; yields the seconds that were spent waiting for it.

@@ -23,6 +23,8 @@ from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
 # A record in memory answers for this long before the store is asked again whether its
 # blobs are still there (which also tells the store that they are in use).
 _FRESH_SECONDS = 30.0
+# Bytes of records that are kept ready in memory.
+_MOST_RECORD_BYTES = 64 * 2**20
 # What a record takes beside its bytes.
 _RECORD_OVERHEAD = 2048
 
@@ -107,12 +109,11 @@ class Catalog:
 
     Args:
         store: Records ("modules/") and compiled graphs and constants ("blobs/").
-        capacity: Bytes of records kept ready in memory.
     """
 
-    def __init__(self, store: Store, capacity: int = 64 * 2**20) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._recent: LRUCache[str, CompiledModule] = LRUCache(capacity, getsizeof=_size)
+        self._recent: LRUCache[str, CompiledModule] = LRUCache(_MOST_RECORD_BYTES, getsizeof=_size)
         # Store keys of entries that were found damaged: to the store they are gone by the
         # time that it answers, but the caller is told why.
         self._damaged: LRUCache[str, bool] = LRUCache(4096)

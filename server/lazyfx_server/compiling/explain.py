@@ -33,6 +33,8 @@ _TEXTS: dict[int, str] = {
 
 # Compiles remembered for one graph; the oldest are forgotten.
 _HISTORY_LENGTH = 256
+# Histories kept in memory.
+_MOST_HISTORIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,11 @@ class Explainer:
 
     Args:
         store: Where histories are kept.
-        capacity: Histories kept in memory.
     """
 
-    def __init__(self, store: Store, capacity: int = 10_000) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._recent: LRUCache[bytes, list[GraphHistoryEntry]] = LRUCache(capacity)
+        self._recent: LRUCache[bytes, list[GraphHistoryEntry]] = LRUCache(_MOST_HISTORIES)
 
     async def explain(self, key: ModuleKey, pipeline: str, *, skipped: bool, damaged: bool) -> Miss:
         """Say why `key` was not found.

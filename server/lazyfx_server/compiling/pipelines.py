@@ -17,6 +17,7 @@ from lazyfx_server.passes import PassError, Registry
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.requests import pipeline_of
 
+_MOST_REMEMBERED = 1024
 MAX_REMEMBERED = 8192
 """Longest spelling, in characters, of a pipeline that is remembered."""
 
@@ -40,15 +41,12 @@ class Pipelines:
     Args:
         registry: The passes that there are.
         named: Pipelines that have names.
-        capacity: Pass lists remembered.
     """
 
-    def __init__(
-        self, registry: Registry, named: NamedPipelines | None = None, capacity: int = 1024
-    ) -> None:
+    def __init__(self, registry: Registry, named: NamedPipelines) -> None:
         self._registry = registry
-        self._named = named or NamedPipelines(registry)
-        self._known: LRUCache[bytes, PipelineName] = LRUCache(capacity)
+        self._named = named
+        self._known: LRUCache[bytes, PipelineName] = LRUCache(_MOST_REMEMBERED)
         # Large requests are read in a thread of their own.
         self._lock = threading.Lock()
 

@@ -13,9 +13,7 @@ from torch.fx import GraphModule
 
 from lazyfx_server.lazy.costs import FITTED, RecompileCost
 
-Trigger = Literal[
-    "code", "pickle", "package", "picture", "call", "torchscript", "exported_program", "eager"
-]
+Trigger = Literal["code", "pickle", "package", "call", "torchscript", "exported_program", "eager"]
 
 PIPELINE_SCOPE = "pipeline"
 
@@ -123,10 +121,6 @@ class RecompileLedger:
     def performed(self, scope: str | None = None) -> int:
         """How many recompiles happened, in one scope or in all."""
         return self._count(scope).performed
-
-    def by_scope(self) -> dict[str, ScopeCount]:
-        """The counts of each scope that asked for or did a recompile."""
-        return {name: self._public(count) for name, count in self._totals.scopes.items()}
 
     def of_module(self, module: GraphModule) -> ScopeCount:
         """The counts of one module, nested modules not included."""

@@ -94,17 +94,17 @@ def log_to(stream: TextIO | PlainStream, level: str, form: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     warnings.formatwarning = _warning
-    tame_loggers()
+    tame_torch_loggers()
 
 
-def tame_loggers(package: str = "torch") -> None:
-    """Have a package's own handlers write as ours do; call it once the package is imported.
+def tame_torch_loggers() -> None:
+    """Have torch's own log handlers write as ours do; call it once torch is imported.
 
     torch puts handlers on its loggers that write messages as they are.
     """
     ours = logging.getLogger().handlers[0]
     for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] == package:
+        if name.partition(".")[0] == "torch":
             for handler in logging.getLogger(name).handlers:
                 handler.setFormatter(ours.formatter)
                 if isinstance(handler, logging.StreamHandler) and handler.stream is sys.__stderr__:
