@@ -1,4 +1,4 @@
-"""Compile torch.fx graphs once, somewhere else, and only when somebody asks."""
+"""Compile torch.fx graphs once, remotely, and only on demand."""
 
 from __future__ import annotations
 

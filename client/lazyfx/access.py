@@ -67,7 +67,7 @@ class Access:
             return ()
         if not self.believes(address):
             raise LazyfxError(
-                f"the token would go to {address} in the clear, for anybody on the way to read; "
+                f"the token would be sent to {address} in plaintext; "
                 "connect with TLS: tls=True or tls=lazyfx.Tls(ca=...), or LAZYFX_CA"
             )
         return (("authorization", f"Bearer {self.token}"),)

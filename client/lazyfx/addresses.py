@@ -110,7 +110,7 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _wrong(text: str) -> AddressError:
-    return AddressError(f"{_shown(text)} is not the address of a server; it takes {_EXAMPLES}")
+    return AddressError(f"{_shown(text)} is not a server address; use {_EXAMPLES}")
 
 
 def _shown(text: str) -> str:

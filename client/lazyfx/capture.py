@@ -82,7 +82,7 @@ class Captures:
             if isinstance(what, HasGraph):
                 return Captured(what.graph_module())
             raise LazyfxError(
-                f"cannot compile a {type(what).__name__}: give a GraphModule, an ExportedProgram, "
+                f"cannot compile a {type(what).__name__}: pass a GraphModule, an ExportedProgram, "
                 "or a Module with example_inputs"
             )
         if example_inputs is None:

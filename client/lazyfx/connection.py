@@ -200,7 +200,9 @@ class Connection:
                         check_response(response.response, self._bounds)
                     yield response
             if due:
-                raise ProtocolError(f"the stream ended before {len(due)} of {len(ids)} answers")
+                raise ProtocolError(
+                    f"the stream ended with {len(due)} of {len(ids)} answers outstanding"
+                )
         finally:
             call.cancel()
 
@@ -370,4 +372,4 @@ def _is_being_cancelled() -> bool:
 def _require(answer: object) -> None:
     """Refuse what gRPC gives in place of an answer that it could not parse."""
     if not isinstance(answer, Message):
-        raise ProtocolError("the server's answer is not the message that it should be")
+        raise ProtocolError("the server's answer cannot be parsed")

@@ -39,9 +39,9 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
     try:
         connection = socket.create_connection((host.strip("[]"), int(port)), _SECONDS)
     except socket.gaierror:
-        return f"no host is named {host!r} ({address}); check the address, or the name service"
+        return f"{host!r} cannot be resolved ({address}); check the address or the name service"
     except TimeoutError:
-        return f"{address} does not answer: the host is down, or a firewall drops what is sent"
+        return f"{address} does not answer: the host is down, or a firewall drops the packets"
     except OSError as error:
         return f"no server answers at {address} ({error.strerror or error}); {_START}"
     with connection:
@@ -62,7 +62,7 @@ def _without_tls(connection: socket.socket, address: str) -> str | None:
             pass
     except (OSError, ValueError):
         return None
-    return f"the server at {address} speaks TLS, and this client does not; {_USE_TLS}"
+    return f"the server at {address} speaks TLS, but this client does not; {_USE_TLS}"
 
 
 def _with_tls(connection: socket.socket, address: str, host: str, tls: Tls) -> str | None:
@@ -82,12 +82,12 @@ def _with_tls(connection: socket.socket, address: str, host: str, tls: Tls) -> s
     except ssl.SSLError as error:
         if "CERTIFICATE" in (error.reason or "").upper():
             return (
-                f"the server at {address} does not accept the certificate of this client "
+                f"the server at {address} rejected the certificate of this client "
                 f"({_reason(error)}); name one with tls=lazyfx.Tls(certificate=..., key=...) "
                 "(LAZYFX_CLIENT_CERTIFICATE, LAZYFX_CLIENT_KEY)"
             )
         return (
-            f"the server at {address} does not speak TLS, and this client does "
+            f"the server at {address} does not speak TLS, but this client does "
             f"({_reason(error)}); start it with --server-certificate and --server-key, or connect "
             "without tls"
         )
@@ -99,10 +99,10 @@ def _with_tls(connection: socket.socket, address: str, host: str, tls: Tls) -> s
 def _refused_certificate(error: ssl.SSLCertVerificationError, address: str) -> str:
     told = error.verify_message or _reason(error)
     if "mismatch" in told.lower() or "not valid for" in told.lower():
-        remedy = "connect by a name that is in it, or say that name with server_name= "
+        remedy = "connect by a name that is in it, or give such a name as server_name= "
         remedy += "(LAZYFX_SERVER_HOST)"
     elif "expired" in told or "not yet valid" in told:
-        remedy = "its operator has to renew it; compare the clocks"
+        remedy = "its operator must renew it; also compare the clocks"
     else:
         remedy = "name the authority that issued it with tls=lazyfx.Tls(ca=...) (LAZYFX_CA)"
     return f"the certificate of the server at {address} is not accepted: {told}; {remedy}"

@@ -30,7 +30,7 @@ def check_envelope(graph: pb.Graph) -> None:
     if graph.format_version not in READ_VERSIONS:
         versions = ", ".join(map(str, sorted(READ_VERSIONS)))
         raise DecodeError(
-            f"is {graph.format_version}; version {versions} is read here: "
+            f"is {graph.format_version}; only version {versions} can be read here: "
             "use the same release of lazyfx on both sides",
             field="format_version",
         )
@@ -38,7 +38,7 @@ def check_envelope(graph: pb.Graph) -> None:
     if unknown:
         names = ", ".join(repr(name[:100]) for name in unknown[:8])
         raise DecodeError(
-            f"needs {names}, which this version of lazyfx does not know: upgrade the side that "
+            f"needs {names}, which this version of lazyfx does not support: upgrade the side that "
             "reads the graph",
             field="required_features",
         )

@@ -65,7 +65,7 @@ def export_module(module: GraphModule) -> bytes:
         reason = str(error).strip().partition("\n")[0]
         raise UnsupportedGraphError(
             f"torch.export cannot express the graph: {type(error).__name__}: {reason}",
-            remedy="ask for code, a pickle or the graph instead",
+            remedy="request code, a pickle or the graph instead",
         ) from error
     return buffer.getvalue()
 

@@ -106,7 +106,7 @@ class Artifacts:
                 # Compiled again meanwhile, it may have other constants.
                 if response.module_key == self._response.module_key:
                     return data
-        raise NotFoundError("the server keeps losing the module", code="NOT_FOUND")
+        raise NotFoundError("the server repeatedly evicted the module", code="NOT_FOUND")
 
     async def fetch(
         self,
@@ -163,6 +163,6 @@ class Artifacts:
             LazyfxError: It has not been fetched.
         """
         if kind not in self._trailers:
-            raise LazyfxError("this artifact has not been fetched; nothing is known of it")
+            raise LazyfxError("this artifact has not been fetched yet")
         request = pb.GetArtifactRequest(module_key=self._response.module_key, kind=kind)
         return await self._fetcher.vouch(request, self._trailers[kind])

@@ -80,8 +80,8 @@ class Loop:
     def _require_other_thread(self) -> None:
         if threading.current_thread() is self._thread:
             raise LazyfxError(
-                "this is the client's own thread, in which it calls on_upload and on_progress; "
-                "a call from here would wait for itself"
+                "the client cannot be called from its own callbacks (on_upload, on_progress): "
+                "the call would wait for itself"
             )
 
     def require_open(self) -> None:

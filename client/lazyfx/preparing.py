@@ -178,7 +178,7 @@ class Preparer:
         """Check that these values may be asked for, before one of them is looked at."""
         if places and not prepared.gives_values:
             raise ValuesRefusedError(
-                f"the server asks for the values of {len(places)} tensors, and no pass of the "
+                f"the server asks for the values of {len(places)} tensors, but no pass of the "
                 "request is known to read values: nothing was sent. If a pass of a plugin or of "
                 "the operator's own pipeline needs them, allow it with send_values=True "
                 "(--send-values)"
@@ -189,8 +189,9 @@ class Preparer:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if size > self._bounds.max_value_bytes:
             raise ProtocolError(
-                f"the server asks for {size} bytes of tensors, {self._bounds.max_value_bytes} are "
-                "given (max_value_bytes)"
+                f"the server asks for {size} bytes of tensors; at most "
+                f"{self._bounds.max_value_bytes} "
+                "are allowed (max_value_bytes)"
             )
 
     def content_digest(self, tensor: torch.Tensor) -> graph_pb2.Digest:

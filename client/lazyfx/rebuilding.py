@@ -89,7 +89,7 @@ def _malformed() -> Iterator[None]:
         raise
     except Exception as error:
         raise DecodeError(
-            f"no module can be built of it: {type(error).__name__}: {printable(str(error), 500)}"
+            f"cannot build a module from it: {type(error).__name__}: {printable(str(error), 500)}"
         ) from error
 
 
@@ -113,7 +113,7 @@ def _within(seconds: float, module_class: wire.ModuleClass) -> wire.ModuleClass:
 
     def make(root: torch.nn.Module, graph: Graph, name: str) -> GraphModule:
         if time.monotonic() > end:
-            raise ProtocolError(f"building a module of it takes over {seconds} s (max_seconds)")
+            raise ProtocolError(f"building a module takes longer than {seconds} s (max_seconds)")
         return module_class(root, graph, name)
 
     return make
@@ -135,7 +135,7 @@ def checked_source(message: pb.GeneratedSource, module: GraphModule) -> Generate
         children = dict(_checked_children(message, module))
     except SourceMismatchError as error:
         raise ArtifactError(
-            f"the server's source is not that of its graph, and was not used: "
+            f"the server's source does not match its graph and was not used: "
             f"{printable(str(error), 1000)}"
         ) from error
     return GeneratedSource(source.code, source.import_block, children)
@@ -171,7 +171,7 @@ def _binder(
                 return tensor
         data = constants.get(description.tensor.content.sha256)
         if data is None:
-            raise ArtifactError("the compiled graph names a constant that it did not announce")
+            raise ArtifactError("the compiled graph refers to a constant that was not announced")
         return wire.tensor_from_bytes(
             compiled.body.message.tensors[description.tensor.tensor], data
         )

@@ -94,7 +94,7 @@ def load_graph(path: str | Path) -> SavedGraph:
         else:
             message.ParseFromString(data)
     except (ProtobufError, UnicodeDecodeError):
-        raise DecodeError(f"{path} is not a graph that lazyfx wrote") from None
+        raise DecodeError(f"{path} is not a lazyfx graph file") from None
     check_envelope(message)
     # Names that do not fit the body are found out here, not where they are used.
     saved = SavedGraph(message.body, message.presentation)

@@ -56,7 +56,7 @@ def script_module(eager: GraphModule) -> bytes:
         raise UnsupportedGraphError(
             f"TorchScript cannot express the graph: {_reason(error)}",
             node=_node_at_fault(eager, str(error)),
-            remedy="ask for code, a pickle or the graph instead",
+            remedy="request code, a pickle or the graph instead",
         ) from error
     return buffer.getvalue()
 

@@ -115,10 +115,10 @@ def _answered(
         or len(set(asked)) != len(asked)
         or not offered.keys() >= {*asked}
     ):
-        raise ProtocolError("blobs that were not offered, or one twice", field="missing")
+        raise ProtocolError("names a blob that was not offered, or one blob twice", field="missing")
     missing = [(offered[sha256], offset) for sha256, offset in zip(asked, received, strict=True)]
     if any(offset > blob.digest.size_bytes for blob, offset in missing):
-        raise ProtocolError("more of a blob than there is", field="received")
+        raise ProtocolError("exceeds the size of the blob", field="received")
     return missing
 
 

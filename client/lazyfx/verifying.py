@@ -128,7 +128,8 @@ class Verifier:
         now = f"key {fingerprint(in_use)}" if len(in_use) == KEY_BYTES else "no key"
         return (
             f"THE KEY OF {self._address} IS NOT THE ONE THAT YOU TRUST: it signs with {now}, and "
-            f"trusted is {trusted}. Either the server has a new key, or somebody else answers at "
+            f"the trusted key is {trusted}. Either the server has a new key, or another "
+            f"server answers at "
             "this address; nothing was asked of it. If its operator confirms the new fingerprint, "
             f"run `lazyfx trust --replace {self._address}`, or change LAZYFX_VERIFY_KEYS"
         )
@@ -166,7 +167,7 @@ class Verifier:
             statement = pb.ArtifactStatement.FromString(signature.statement)
         except (InvalidSignature, DecodeError, UnicodeDecodeError, ValueError) as error:
             raise UntrustedArtifactError(
-                f"the signature of the {name} is not right; it was not opened"
+                f"the signature of the {name} is invalid; it was not opened"
             ) from error
         _fits(statement, request, trailer, name)
         make_printable(statement)
@@ -184,9 +185,10 @@ class Verifier:
         if found is None:
             known = "pinned key" if self._pinned else "key that this client knows of the server"
             raise UntrustedArtifactError(
-                f"the {name} is signed with key {wanted.hex()[:16]}, which is no {known}; it was "
+                f"the {name} is signed with key {wanted.hex()[:16]}, which is not a {known}; "
+                f"it was "
                 "not opened. If the server has a new key, "
-                + ("pin it too" if self._pinned else "connect anew")
+                + ("pin it too" if self._pinned else "reconnect")
             )
         return found
 
@@ -227,12 +229,12 @@ def _fits(
     about = (statement.artifact.sha256, statement.module_key, statement.kind)
     if about != (trailer.digest.sha256, request.module_key, request.kind):
         raise UntrustedArtifactError(
-            f"the signature of the {name} is about another artifact; it was not opened"
+            f"the signature of the {name} is for a different artifact; it was not opened"
         )
     now = time.time()
     if statement.expires.seconds + _CLOCK_SECONDS < now:
         raise UntrustedArtifactError(
-            f"the signature of the {name} ended at {_date(statement.expires)}; it was not "
+            f"the signature of the {name} expired at {_date(statement.expires)}; it was not "
             "opened. Fetch it again, and compare the clocks"
         )
     if statement.created.seconds - _CLOCK_SECONDS > now:

@@ -229,7 +229,7 @@ def test_a_call_from_the_clients_own_thread_is_refused(server: Any) -> None:
     told: list[LazyfxError] = []
 
     def use(_sent: int, _total: int) -> None:
-        with pytest.raises(LazyfxError, match="own thread") as caught:
+        with pytest.raises(LazyfxError, match="own callbacks") as caught:
             client.passes()
         told.append(caught.value)
 

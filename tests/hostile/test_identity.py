@@ -169,7 +169,7 @@ def test_refusals_are_counted_without_new_labels(server: RunningServer) -> None:
 
 
 def test_a_token_never_travels_in_the_clear_to_another_machine(token: str) -> None:
-    with pytest.raises(LazyfxError, match="in the clear"):
+    with pytest.raises(LazyfxError, match="in plaintext"):
         lazyfx.connect("example.org:8700", token=token)
 
 

@@ -175,7 +175,7 @@ def test_an_artifact_for_other_settings_is_not_opened(
     with relayed(server.address) as (relay, address):
         relay.edit = lambda request, data, trailer: kept.append((data, trailer)) or kept[0]
         torch.testing.assert_close(compiled_at(address), model(X))
-        with torch.no_grad(), pytest.raises(Exception, match="other settings"):
+        with torch.no_grad(), pytest.raises(Exception, match="different settings"):
             compiled_at(address)
 
 

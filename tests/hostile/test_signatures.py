@@ -109,7 +109,7 @@ def test_keys_are_private_and_outlive_the_server(
 
 def test_changed_bytes_are_not_opened(relay: tuple[Relay, str], tmp_path: Path) -> None:
     relay[0].edit = lambda request, data, trailer: (EVIL, _trailer(EVIL, trailer.signature))
-    with pytest.raises(UntrustedArtifactError, match="about another artifact"):
+    with pytest.raises(UntrustedArtifactError, match="for a different artifact"):
         _save(relay[1], tmp_path / "m.pkl")
     assert not (tmp_path / "m.pkl").exists()
 
@@ -192,7 +192,9 @@ def test_a_signature_about_something_else_or_another_time_is_refused(
         return data, trailer
 
     relay[0].edit = replay
-    told = {"expired": "ended at", "future": "in the future"}.get(aspect, "about another artifact")
+    told = {"expired": "expired at", "future": "in the future"}.get(
+        aspect, "for a different artifact"
+    )
     with pytest.raises(UntrustedArtifactError, match=told):
         _save(relay[1], tmp_path / "m.pkl")
     assert not (tmp_path / "m.pkl").exists()

@@ -241,7 +241,7 @@ def test_unknown_steps_are_refused_by_name() -> None:
     with pytest.raises(PassError, match="no step is named 'pad_mm'") as caught:
         registry.create("inductor_joint_graph", {"steps": ["pad_mm"]})
     assert caught.value.field == "options"
-    with pytest.raises(PassError, match="it takes one of 'linear', 'layer_norm'"):
+    with pytest.raises(PassError, match="it must be one of 'linear', 'layer_norm'"):
         registry.create("batch_fusion", {"kinds": ["conv"]})
 
 

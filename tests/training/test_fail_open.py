@@ -39,7 +39,7 @@ def only_fallback() -> tuple[str, lazyfx.BackendReport]:
 
 def test_absent_at_start_and_compiled_here_under_the_settings_asked_for() -> None:
     settings = {"mode": "reduce-overhead", "epilogue-fusion": False}
-    with pytest.warns(lazyfx.FallbackWarning, match="compiled by Inductor here") as caught:
+    with pytest.warns(lazyfx.FallbackWarning, match="compiled locally by Inductor") as caught:
         train_through("127.0.0.1:1", Net(), on_error="local", **settings)
     assert len([w for w in caught if w.category is lazyfx.FallbackWarning]) == 1
     kind, report = only_fallback()

@@ -64,7 +64,7 @@ class Download:
         """
         kind = part.WhichOneof("part")
         if self._trailer is not None:
-            raise ProtocolError(f"a part ({kind}) after the end of the artifact")
+            raise ProtocolError(f"the server sent {kind} after the end of the artifact")
         if kind == "progress":
             self._take_progress(part.progress)
         elif kind == "header" and self._size is None:
@@ -74,7 +74,9 @@ class Download:
         elif kind == "trailer" and self._size is not None:
             self._trailer = part.trailer
         else:
-            raise ProtocolError(f"a part ({kind}) that has no place in the artifact's stream")
+            raise ProtocolError(
+                f"the server sent {kind}, which does not belong in an artifact stream"
+            )
 
     def finish(self) -> tuple[bytes, pb.ArtifactTrailer]:
         """The artifact whole, and what closed it.
@@ -84,33 +86,34 @@ class Download:
                 digest.
         """
         if self._trailer is None:
-            raise ArtifactError("the artifact's stream ended without a digest")
+            raise ArtifactError("the artifact stream ended without a trailer")
         digest = self._trailer.digest.sha256
         if self._size != len(self._data) or hashlib.sha256(self._data).digest() != digest:
             raise ArtifactError(
-                f"the {pb.ArtifactKind.Name(self._request.kind)} that arrived does not have the "
-                "size or the digest that the server announced; try again"
+                f"the {pb.ArtifactKind.Name(self._request.kind)} that arrived does not match the "
+                "size or digest that the server announced; try again"
             )
         if self._request.HasField("constant") and self._request.constant.sha256 != digest:
-            raise ArtifactError("the constant that arrived is not the one that was asked for")
+            raise ArtifactError("the constant that arrived is not the one that was requested")
         return bytes(self._data), self._trailer
 
     def _take_progress(self, progress: pb.ArtifactProgress) -> None:
         self._reports += 1
         if self._reports > _MOST_REPORTS:
-            raise ProtocolError(f"more than {_MOST_REPORTS} reports of progress")
+            raise ProtocolError(f"more than {_MOST_REPORTS} progress reports")
         if self._size is not None:
-            raise ProtocolError("progress of an artifact that has begun to arrive")
+            raise ProtocolError("a progress report after the artifact began to arrive")
         if self._on_progress is not None:
             progress.stage = one_line(progress.stage, _MOST_STAGE)
             self._on_progress(progress)
 
     def _take_header(self, header: pb.ArtifactHeader) -> None:
         if header.kind != self._request.kind:
-            raise ProtocolError("it is of another kind than was asked for", field="header.kind")
+            raise ProtocolError("is not the kind that was requested", field="header.kind")
         if not len(self._data) <= header.size_bytes <= self._most:
             raise ProtocolError(
-                f"it has {header.size_bytes} bytes; {self._most} are taken", field="header"
+                f"announces {header.size_bytes} bytes; at most {self._most} are allowed",
+                field="header",
             )
         self._size = header.size_bytes
 
@@ -118,12 +121,14 @@ class Download:
         if self._size is None:
             raise ProtocolError("a chunk before the header of the artifact")
         if chunk.offset != len(self._data):
-            raise ArtifactError(f"a chunk at {chunk.offset} came where {len(self._data)} was due")
+            raise ArtifactError(
+                f"received a chunk at offset {chunk.offset}, expected {len(self._data)}"
+            )
         if len(self._data) + len(chunk.data) > self._size:
-            raise ProtocolError(f"more than the {self._size} bytes that were announced")
+            raise ProtocolError(f"received more than the {self._size} bytes that were announced")
         # One empty chunk may stand for an artifact without bytes; a stream of them has no end.
         if not chunk.data and self._size:
-            raise ProtocolError("an empty chunk")
+            raise ProtocolError("the server sent an empty chunk")
         self._data += chunk.data
 
 

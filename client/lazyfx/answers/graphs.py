@@ -92,7 +92,8 @@ def _check_counts(
     nodes = sum(len(graph.calls) for graph in body.graphs)
     if nodes > most:
         raise ProtocolError(
-            f"the compiled graph has {nodes} nodes, {most} are taken (max_growth, extra_nodes)",
+            f"the compiled graph has {nodes} nodes, at most {most} are allowed (max_growth, "
+            f"extra_nodes)",
             field="graphs",
         )
     # A graph has no more distinct calls, targets or nested graphs than it has nodes. Of values it
@@ -127,8 +128,8 @@ def _check_targets(
         foreign = row.kind in _OPERATORS and row.name.partition("::")[0] not in _NAMESPACES
         if foreign and row.name not in known:
             raise ProtocolError(
-                f"{row.name[:200]!r} is an operator that the graph did not have, and no pass of "
-                "the request writes it",
+                f"{row.name[:200]!r} is an operator that was not in the graph and that no "
+                "requested pass creates",
                 field=f"targets[{i}]",
             )
 
@@ -177,7 +178,7 @@ def _check_origins(
     for number, (origin, columns) in enumerate(zip(origins, body.graphs, strict=True)):
         field = f"provenance[{number}]"
         if origin.source_graph > len(sent.graphs):
-            raise DecodeError("a graph that was not sent", field=field)
+            raise DecodeError("refers to a graph that was not sent", field=field)
         source = sent.graphs[origin.source_graph - 1] if origin.source_graph else None
         _check_column(
             origin.nodes, len(columns.calls), len(source.calls) if source else 0, f"{field}.nodes"
@@ -196,14 +197,16 @@ def _check_origins(
             origins[0].devices, len(body.devices), len(sent.devices), "provenance[0].devices"
         )
     if _inputs(body) != _inputs(sent):
-        raise DecodeError("it takes another number of inputs than the graph that was sent")
+        raise DecodeError(
+            "the compiled graph takes a different number of inputs than the graph that was sent"
+        )
 
 
 def _check_column(column: Sequence[int], count: int, most: int, field: str) -> None:
     if len(column) != count:
-        raise DecodeError("of another length than what it describes", field=field)
+        raise DecodeError("differs in length from the column that it describes", field=field)
     if max(column, default=0) > most:
-        raise DecodeError("names a part that was not sent", field=field)
+        raise DecodeError("refers to a part that was not sent", field=field)
 
 
 def _check_origin(
@@ -216,12 +219,12 @@ def _check_origin(
     """Check that an attribute can be the one that it is said to be: its kind, shape, dtype."""
     kind = row.WhichOneof("kind")
     if kind != source.WhichOneof("kind"):
-        raise DecodeError("an attribute comes from one of another kind", field=field)
+        raise DecodeError("the attribute and its origin differ in kind", field=field)
     if kind != "tensor":
         return
     ours, theirs = body.tensors[row.tensor.tensor], sent.tensors[source.tensor.tensor]
     if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
-        raise DecodeError("a tensor comes from one of another shape or dtype", field=field)
+        raise DecodeError("the tensor and its origin differ in shape or dtype", field=field)
 
 
 def _inputs(body: graph_pb2.GraphBody) -> int:

@@ -62,7 +62,9 @@ def clean_picture(data: bytes) -> str:
     # Before it is parsed: declarations of entities are how small documents become large ones.
     # Text of a drawing has no such sign, it is escaped there.
     if "<!" in text or "<?" in text:
-        raise DecodeError("the picture has a declaration, a comment or an instruction in it")
+        raise DecodeError(
+            "the picture contains a declaration, a comment or a processing instruction"
+        )
     writer = _Writer()
     parser = ElementTree.XMLParser(target=writer)  # noqa: S314 - without declarations, see above
     try:

@@ -42,7 +42,7 @@ class Refusals:
             self._counts[kind] += 1
             first = self._counts[kind] == 1
         if first:
-            _log.warning("an answer of %s was refused: %s: %s", self._address, kind, error)
+            _log.warning("refused an answer from %s: %s: %s", self._address, kind, error)
 
     @contextmanager
     def counted(self) -> Iterator[None]:

@@ -25,25 +25,26 @@ def check_response(response: pb.CompileResponse, bounds: AnswerBounds) -> None:
         ProtocolError: A key or a digest is malformed, or the constants are too many or large.
     """
     if len(response.module_key) != _KEY_BYTES:
-        raise ProtocolError("is not 32 bytes", field="module_key")
+        raise ProtocolError("must be 32 bytes long", field="module_key")
     if len(response.request_token) not in (0, _KEY_BYTES):
-        raise ProtocolError("is not 32 bytes", field="request_token")
+        raise ProtocolError("must be 32 bytes long", field="request_token")
     report = response.report
     seconds = (report.seconds, report.pass_seconds, report.queue_seconds, report.saved_seconds)
     if not all(map(math.isfinite, seconds)):
-        raise ProtocolError("a time that is not a number of seconds", field="report")
+        raise ProtocolError("invalid duration", field="report")
     if not response.constants:
         return
     if len(response.constants) > _MOST_CONSTANTS:
         raise ProtocolError(
-            f"{len(response.constants)} of them, {_MOST_CONSTANTS} are taken", field="constants"
+            f"has {len(response.constants)} entries; at most {_MOST_CONSTANTS} are allowed",
+            field="constants",
         )
     if any(len(digest.sha256) != _KEY_BYTES for digest in response.constants):
-        raise ProtocolError("a digest is not 32 bytes", field="constants")
+        raise ProtocolError("a digest must be 32 bytes long", field="constants")
     size = sum(digest.size_bytes for digest in response.constants)
     if size > bounds.max_constant_bytes:
         raise ProtocolError(
-            f"{size} bytes, {bounds.max_constant_bytes} are taken (max_constant_bytes)",
+            f"{size} bytes; at most {bounds.max_constant_bytes} are allowed (max_constant_bytes)",
             field="constants",
         )
 

@@ -129,7 +129,7 @@ class _Graph:
             self._record("failed", reason=str(error))
             raise error
         native = self.options.compile == "inductor" and self.options.on_error == "local"
-        self._warn(error, "are compiled by Inductor here" if native else "run as they are")
+        self._warn(error, "are compiled locally by Inductor" if native else "run uncompiled")
         call = self.module.forward
         if native:
             try:
@@ -139,7 +139,7 @@ class _Graph:
                 records.take_back(_kind(error))
                 raise
             except Exception as problem:  # whatever Inductor raises; it goes on after it is noted
-                self._record("failed", reason=f"{error}; and here: {_first_line(problem)}")
+                self._record("failed", reason=f"{error}; and locally: {_first_line(problem)}")
                 raise
         self._record("local" if native else "eager", reason=str(error))
         return call
@@ -150,7 +150,7 @@ class _Graph:
             self._record("remote", cache=answer.cache)
 
         def failed(error: Exception) -> None:
-            self._warn(error, "run as they are")
+            self._warn(error, "run uncompiled")
             self._record("eager", reason=str(error))
 
         return Swapping(
@@ -161,7 +161,7 @@ class _Graph:
         records.fell_back(
             _kind(error),
             f"lazyfx: the server at {self.options.address} could not help ({error}); graphs "
-            f"{instead}, and lazyfx.backend_report() tells which",
+            f"{instead}; lazyfx.backend_report() lists them",
         )
 
     def _record(self, outcome: Outcome, *, cache: str = "", reason: str = "") -> None:
@@ -207,7 +207,7 @@ def _ask_once(session: Session, question: Question) -> Answer:
     answer = _ask(session, question)
     if answer.fixed_inputs:
         raise UnsupportedGraphError(
-            "a float that changes from call to call must be a constant, and dynamo has gone on",
-            remedy="leave wait=False out, or make the float a tensor",
+            "a float that varies between calls must be a constant, but dynamo has already gone on",
+            remedy="omit wait=False, or pass the float as a tensor",
         )
     return answer

@@ -78,7 +78,7 @@ def fix_inputs(module: GraphModule, numbers: Sequence[int]) -> NoReturn:
     symbols = float_symbols(_described(module))
     names = [symbols[number].name for number in numbers if number in symbols]
     if len(names) < len(numbers) or all(map(TensorifyState.should_specialize, names)):
-        raise ArtifactError("the server asks for constants in place of inputs that hold no floats")
+        raise ArtifactError("the server requests constants for inputs that hold no floats")
     trace_again(names)
 
 

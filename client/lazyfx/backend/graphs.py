@@ -52,7 +52,7 @@ def flatten(module: GraphModule, example_inputs: Sequence[Any]) -> FlatGraph:
     mode = detect_fake_mode(example_inputs) or FakeTensorMode()
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     if len(placeholders) != len(example_inputs):
-        raise UnsupportedGraphError("the graph does not take one argument for each input")
+        raise UnsupportedGraphError("the graph must take one argument per input")
     for node, example in zip(placeholders, example_inputs, strict=True):
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].meta = {"val": _description(node, example, mode)}
@@ -67,7 +67,7 @@ def flatten(module: GraphModule, example_inputs: Sequence[Any]) -> FlatGraph:
         copies[node] = own[str(node.target)]
     for node in module.graph.nodes:
         if node.op == "call_module":
-            raise UnsupportedGraphError("a call of a module", node=node.name)
+            raise UnsupportedGraphError("a module call", node=node.name)
         if node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     return FlatGraph(GraphModule(module, graph), tuple(lifted), tuple(described))
@@ -117,7 +117,7 @@ def _check_inputs(module: GraphModule, inputs: Sequence[Any]) -> None:
             shared = shared or (other, number)
     if shared and writes_into_inputs(module, inputs):
         raise UnsupportedGraphError(
-            f"inputs {shared[0]} and {shared[1]} share memory, and one is written to",
+            f"inputs {shared[0]} and {shared[1]} share memory, and one of them is written to",
             remedy="pass copies of them, or compile the code that makes them too",
         )
 

@@ -99,7 +99,7 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
                 raise ValueError(f"options has no {shown(name)}; did you mean {meant!r}?")
             inductor[setting] = value
     if values.get("agreement") == "all" and values.get("wait") is False:
-        raise ValueError("agreement is 'all' and wait is false; ranks can agree only if they wait")
+        raise ValueError("agreement='all' requires wait=True: ranks can agree only if they wait")
     return replace(_DEFAULTS, mode=None if mode == "default" else mode, inductor=inductor, **values)
 
 
@@ -108,7 +108,7 @@ def _one_of(name: str) -> Callable[[str, Any], str]:
 
     def read(where: str, value: Any) -> str:
         if value not in choices:
-            raise ValueError(f"{where} is {value!r}; it takes one of {', '.join(choices)}")
+            raise ValueError(f"{where} is {value!r}; it must be one of {', '.join(choices)}")
         return str(value)
 
     return read
@@ -128,7 +128,7 @@ def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
         raise ValueError(f"{where}: {error}") from error
     if all(isinstance(item, (str, PassSpec)) for item in passes):
         return passes
-    raise ValueError(f"{where} takes names of passes and what lazyfx.pass_spec makes")
+    raise ValueError(f"{where} must hold pass names and PassSpecs (lazyfx.pass_spec)")
 
 
 def _flag(where: str, value: Any) -> bool:
@@ -138,7 +138,7 @@ def _flag(where: str, value: Any) -> bool:
     try:
         return known[str(value).lower()]
     except KeyError:
-        raise ValueError(f"{where} is {value!r}; it takes true or false") from None
+        raise ValueError(f"{where} is {value!r}; it must be true or false") from None
 
 
 def _timeout(where: str, value: Any) -> float:
@@ -147,7 +147,7 @@ def _timeout(where: str, value: Any) -> float:
     except (TypeError, ValueError):
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"{where} is {value!r}; it takes seconds, more than 0")
+        raise ValueError(f"{where} is {value!r}; it must be a number of seconds greater than 0")
     return seconds
 
 

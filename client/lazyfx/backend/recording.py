@@ -71,7 +71,7 @@ def read_recording(path: Path) -> Iterator[Recorded]:
         try:
             found = pb.RecordedCompile.FromString(each.read_bytes())
         except ProtobufError:
-            raise DecodeError(f"{each} is not a graph that a job recorded") from None
+            raise DecodeError(f"{each} is not a recorded graph") from None
         check_envelope(found.graph)
         graph = wire.decode(
             found.graph.body, found.graph.presentation, module_class=LazyGraphModule

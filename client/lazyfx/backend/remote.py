@@ -96,7 +96,7 @@ def make_question(module: GraphModule, inputs: Sequence[Any], options: BackendOp
     if elsewhere := [d for d in flat.devices if d.type == "cuda" and d.index]:
         # Inductor writes the index of the device into its code, and the server has GPU 0.
         raise IncompatibleError(
-            f"the graph is on {elsewhere[0]} and artifacts are for cuda:0; let each rank see its "
+            f"the graph is on {elsewhere[0]}, but artifacts target cuda:0; let each rank see its "
             "own GPU as cuda:0 (CUDA_VISIBLE_DEVICES)"
         )
     request = native_request(flat.devices, options.mode, options.inductor)
@@ -146,7 +146,7 @@ def _symbols(flat: FlatGraph, bundle: pb.NativeBundle) -> list[sympy.Symbol]:
     """
     floats = shapes.float_symbols(flat.inputs)
     if unknown := [number for number in bundle.float_inputs if number not in floats]:
-        raise ArtifactError(f"the artifact's guards speak of a float in input {unknown[0]}")
+        raise ArtifactError(f"the artifact's guards refer to a float in input {unknown[0]}")
     return [
         *shapes.input_symbols(flat.inputs),
         *(floats[number] for number in bundle.float_inputs),
@@ -161,7 +161,7 @@ def _require_compatible(session: Session, request: pb.NativeRequest) -> None:
             "compile='eager'"
         )
     if why := mismatch(target, request.target):
-        raise IncompatibleError(f"what the server makes would not run here: {why}")
+        raise IncompatibleError(f"artifacts from this server would not run here: {why}")
 
 
 def _with_lifted(call: Runnable, flat: FlatGraph | None) -> Runnable:

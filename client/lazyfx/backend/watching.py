@@ -53,6 +53,6 @@ def watched(nodes: int) -> Iterator[Notice]:
 def _words(nodes: int, progress: pb.ArtifactProgress) -> str:
     done = f", {progress.kernels} kernels" if progress.kernels else ""
     return (
-        f"lazyfx: the server's Inductor has a graph of {nodes} nodes: "
+        f"lazyfx: the server is compiling a graph of {nodes} nodes: "
         f"{progress.stage}{done}, {progress.seconds:.0f} s"
     )

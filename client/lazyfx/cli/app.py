@@ -20,7 +20,7 @@ from lazyfx.cli.trust import trust_server
 from lazyfx.cli.warm import warm
 
 app = typer.Typer(
-    help="Compile torch.fx graphs once, somewhere else, and only when somebody asks.",
+    help="Compile torch.fx graphs once, remotely, and only on demand.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Square brackets in help are square brackets.

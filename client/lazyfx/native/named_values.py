@@ -56,10 +56,10 @@ def read_typed(
         expected = types.get(name)
         if expected is None:
             known = ", ".join(sorted(types))
-            raise NamedValueError(f"{field}[{shown(name)}]", f"is not known; there are: {known}")
+            raise NamedValueError(f"{field}[{shown(name)}]", f"is not known; known names: {known}")
         place = f"{field}[{name}]"
         if name in found:
-            raise NamedValueError(place, "comes twice")
+            raise NamedValueError(place, "is given twice")
         kind = message.value.WhichOneof("kind")
         value = getattr(message.value, str(kind)) if kind in _FIELDS.values() else None
         if reason := mismatch_reason(value, expected):

@@ -77,12 +77,12 @@ def _check_members(archive: zipfile.ZipFile, length: int) -> None:
         raise ArtifactError("the package has two members of one name")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise ArtifactError("the package has a member that is compressed")
+            raise ArtifactError("the package has a compressed member")
         if member.filename.startswith("/") or ".." in member.filename.split("/"):
             raise ArtifactError("the package has a member outside of its folder")
     # Members that lie over one another in the file would be many times its length.
     if sum(member.file_size for member in members) > length:
-        raise ArtifactError("the package holds more than its length")
+        raise ArtifactError("members of the package overlap")
 
 
 def _write_values(
@@ -92,9 +92,9 @@ def _write_values(
 ) -> None:
     tensor = tensors.get(constant.path)
     if tensor is None:
-        raise ArtifactError(f"the package wants a tensor {constant.path!r} that the graph lacks")
+        raise ArtifactError(f"the package requires a tensor {constant.path!r} that the graph lacks")
     data = stored(tensor)
     if not data.numel() <= constant.size_bytes < data.numel() + 64:
-        raise ArtifactError(f"the package wants {constant.path!r} in another size")
+        raise ArtifactError(f"the package requires {constant.path!r} in a different size")
     file.write(data.numpy().data)
     file.write(bytes(constant.size_bytes - data.numel()))

@@ -30,7 +30,7 @@ def read_made(kind: type[Made], data: bytes, request: pb.NativeRequest) -> Made:
     except DecodeError as error:
         raise ArtifactError("the native artifact cannot be read") from error
     if made.conditions != conditions_digest(request):
-        raise ArtifactError("the native artifact was made for other settings than these")
+        raise ArtifactError("the native artifact was compiled for different settings")
     if why := mismatch(made.target, request.target):
         raise ArtifactError(f"the native artifact does not run here: {why}")
     return made

@@ -99,6 +99,6 @@ def mismatch_reason(value: object, expected: ValueType) -> str:
         expected: The type.
 
     Returns:
-        What follows the name of the value: "is 7; it takes true or false".
+        What follows the name of the value: "is 7; it must be true or false".
     """
-    return "" if expected.accepts(value) else f"is {shown(value)}; it takes {expected}"
+    return "" if expected.accepts(value) else f"is {shown(value)}; it must be {expected}"

@@ -46,8 +46,8 @@ def requested(
     for name, value in wanted.items():
         if name not in SETTINGS or name.startswith(FUNCTORCH):
             raise LazyfxError(
-                f"the Inductor setting {shown(name)} does not travel to a server; "
-                "docs/training.md lists those that do"
+                f"the Inductor setting {shown(name)} cannot be sent to a server; "
+                "docs/training.md lists the settings that can"
             )
         if not torch_names.has_setting(name):
             raise LazyfxError(f"this torch has no Inductor setting {name!r}")
@@ -92,7 +92,7 @@ def applied(settings: Mapping[str, Scalar]) -> Iterator[None]:
 def _settings_of_mode(mode: object) -> Mapping[str, Any]:
     modes = torch_names.modes()
     if not isinstance(mode, str) or mode not in modes:
-        raise LazyfxError(f"mode is {shown(mode)}; it takes one of {', '.join(map(repr, modes))}")
+        raise LazyfxError(f"mode is {shown(mode)}; it must be one of {', '.join(map(repr, modes))}")
     return torch_names.mode_settings(mode)
 
 

@@ -81,7 +81,7 @@ def guards_of(env: ShapeEnv, symbols: Sequence[sympy.Symbol], known: int) -> pb.
     body, rows = expressions_to(conditions, symbols, env)
     if len(body.symbols) > len(symbols):
         raise UnsupportedGraphError(
-            "the compile depends on a size that no input shows by itself",
+            "the compile depends on a size that no input determines",
             remedy="mark fewer dimensions as dynamic",
         )
     return pb.ShapeGuards(symbols=body.symbols, expressions=body.expressions, conditions=rows)
@@ -94,7 +94,7 @@ def read_guards(guards: pb.ShapeGuards, symbols: Sequence[sympy.Symbol]) -> list
         ArtifactError: The message does not fit the graph.
     """
     if len(guards.symbols) > len(symbols):
-        raise ArtifactError("the artifact's shape guards speak of more sizes than the graph has")
+        raise ArtifactError("the artifact's shape guards refer to more sizes than the graph has")
     body = graph_pb2.GraphBody(symbols=guards.symbols, expressions=guards.expressions)
     try:
         return expressions_from(body, guards.conditions, symbols)

@@ -67,7 +67,7 @@ def _form(target: Any) -> Made:
         if kind == pb.TARGET_KIND_FUNCTION and _is_at(name, target):
             return named(name)
     raise UnsupportedGraphError(
-        f"the callable {target!r:.200} cannot be found by a process that has torch alone",
+        f"the callable {target!r:.200} cannot be imported where only torch is installed",
         remedy="save the graph instead (lazyfx.save_graph), or make it a custom operator",
     )
 
