@@ -37,7 +37,7 @@ def test_every_file_is_done_once(run, at, models, tmp_path) -> None:
     out = tmp_path / "out"
     first = run("batch", models, "-o", out, "--jobs", 2, "--emit", "code", *at)
     assert first.exit_code == 0, first.output
-    assert "2 files: 2 compiled, 0 done before, 0 failed" in first.stdout
+    assert "2 files: 2 compiled, 0 already done, 0 failed" in first.stdout
     written = _files(out)
     assert written == ["a.pt2.json", "a.py", "deep/b.pt2.json", "deep/b.py"]
     record = json.loads((out / "deep" / "b.pt2.json").read_text())
@@ -54,7 +54,7 @@ def test_every_file_is_done_once(run, at, models, tmp_path) -> None:
 
     second = run("batch", models, "-o", out, "--emit", "code", *at)
     assert second.exit_code == 0, second.output
-    assert "2 files: 0 compiled, 2 done before, 0 failed" in second.stdout
+    assert "2 files: 0 compiled, 2 already done, 0 failed" in second.stdout
     assert json.loads((out / "deep" / "b.pt2.json").read_text()) == record
 
 
@@ -68,10 +68,10 @@ def test_code_whose_constants_are_gone_is_written_again(run, server, tmp_path) -
     torch.export.save(torch.export.export(Folding(), (torch.ones(4),)), models / "f.pt2")
     command = ("batch", models, "-o", out, "--emit", "code", "--address", server.address,
                "--passes", "constant_fold")  # fmt: skip
-    assert "1 compiled, 0 done before" in run(*command).stdout
-    assert "0 compiled, 1 done before" in run(*command).stdout
+    assert "1 compiled, 0 already done" in run(*command).stdout
+    assert "0 compiled, 1 already done" in run(*command).stdout
     (out / "f.constants.pt").unlink()
-    assert "1 compiled, 0 done before" in run(*command).stdout
+    assert "1 compiled, 0 already done" in run(*command).stdout
     assert _files(out) == ["f.constants.pt", "f.pt2.json", "f.py"]
 
 
@@ -79,22 +79,22 @@ def test_what_changed_is_done_again(run, at, models, tmp_path) -> None:
     out = tmp_path / "out"
     assert run("batch", models, "-o", out, *at).exit_code == 0
     save_program(models / "a.pt2", 0.375)
-    assert "1 compiled, 1 done before" in run("batch", models, "-o", out, *at).stdout
+    assert "1 compiled, 1 already done" in run("batch", models, "-o", out, *at).stdout
     other_passes = [*at[:-1], "dead_code_elimination"]
-    assert "2 compiled, 0 done before" in run("batch", models, "-o", out, *other_passes).stdout
+    assert "2 compiled, 0 already done" in run("batch", models, "-o", out, *other_passes).stdout
     emitted = ["--emit", "picture", *other_passes]
-    assert "2 compiled, 0 done before" in run("batch", models, "-o", out, *emitted).stdout
+    assert "2 compiled, 0 already done" in run("batch", models, "-o", out, *emitted).stdout
     (out / "a.svg").unlink()
-    assert "1 compiled, 1 done before" in run("batch", models, "-o", out, *emitted).stdout
+    assert "1 compiled, 1 already done" in run("batch", models, "-o", out, *emitted).stdout
 
 
 def test_other_rewrites_are_other_work(run, server, models, tmp_path, factories) -> None:
     out = tmp_path / "out"
     command = ("batch", models, "-o", out, "--address", server.address,
                "--passes", "replace_pattern", "--rewrite")  # fmt: skip
-    assert "2 compiled, 0 done before" in run(*command, f"{factories}:to_gelu").stdout
-    assert "0 compiled, 2 done before" in run(*command, f"{factories}:to_gelu").stdout
-    assert "2 compiled, 0 done before" in run(*command, f"{factories}:to_tanh").stdout
+    assert "2 compiled, 0 already done" in run(*command, f"{factories}:to_gelu").stdout
+    assert "0 compiled, 2 already done" in run(*command, f"{factories}:to_gelu").stdout
+    assert "2 compiled, 0 already done" in run(*command, f"{factories}:to_tanh").stdout
 
 
 def test_one_bad_file_fails_alone_and_is_tried_again(run, at, models, tmp_path) -> None:
@@ -102,12 +102,12 @@ def test_one_bad_file_fails_alone_and_is_tried_again(run, at, models, tmp_path) 
     (models / "bad.pt2").write_bytes(b"no zip file")
     first = run("batch", models, "-o", out, *at)
     assert first.exit_code == 1
-    assert "3 files: 2 compiled, 0 done before, 1 failed" in first.stdout
+    assert "3 files: 2 compiled, 0 already done, 1 failed" in first.stdout
     assert "not an exported program" in json.loads((out / "bad.pt2.json").read_text())["error"]
     save_program(models / "bad.pt2", 0.875)
     second = run("batch", models, "-o", out, *at)
     assert second.exit_code == 0, second.output
-    assert "3 files: 1 compiled, 2 done before, 0 failed" in second.stdout
+    assert "3 files: 1 compiled, 2 already done, 0 failed" in second.stdout
 
 
 def test_a_run_that_was_killed_leaves_nothing_that_counts(run, at, models, tmp_path) -> None:
@@ -121,7 +121,7 @@ def test_a_run_that_was_killed_leaves_nothing_that_counts(run, at, models, tmp_p
     mine = out / f".other.py.{os.getpid()}.part"
     mine.write_text("under way")
     again = run("batch", models, "-o", out, *at)
-    assert "1 compiled, 1 done before" in again.stdout
+    assert "1 compiled, 1 already done" in again.stdout
     assert [path.name for path in out.glob(".*.part")] == [mine.name]
 
 
@@ -141,7 +141,7 @@ def test_an_interrupted_run_goes_on(run, at, server, tmp_path) -> None:
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
-    assert "the same command goes on" in told
+    assert "run the same command again" in told
     done = len(list(out.glob("*.json")))
     assert 0 < done < 60
     assert _files(out) == sorted(
@@ -149,14 +149,14 @@ def test_an_interrupted_run_goes_on(run, at, server, tmp_path) -> None:
     )
     again = run("batch", models, "-o", out, "--jobs", 2, "--emit", "code", *at)
     assert again.exit_code == 0, again.output
-    assert f"60 files: {60 - done} compiled, {done} done before, 0 failed" in again.stdout
+    assert f"60 files: {60 - done} compiled, {done} already done, 0 failed" in again.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["absent", "-o", "out"], "absent"),
-        ([".", "-o", "out"], "there is no .pt2 or .lazyfx file below"),
+        ([".", "-o", "out"], "there is no .pt2 or .lazyfx file in"),
         (["."], "--output"),
         ([".", "-o", "out", "--jobs", "0"], "--jobs"),
     ],

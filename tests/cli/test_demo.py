@@ -36,7 +36,7 @@ def test_the_demo_runs_the_main_job_and_leaves_nothing_behind(tmp_path) -> None:
     assert difference
     assert float(difference[1]) < 1e-4
     assert "compiled again: hit" in text
-    counts = re.search(r"recompiles: (\d+) asked, (\d+) done, (\d+) saved", text)
+    counts = re.search(r"recompiles: (\d+) requested, (\d+) performed, (\d+) saved", text)
     assert counts
     asked, done, saved = map(int, counts.groups())
     assert saved == asked - done > 0

@@ -25,7 +25,7 @@ def at(server):
 def test_a_program_gives_a_report(run, at, program) -> None:
     result = run("optimize", program, "--passes", PASSES, *at)
     assert result.exit_code == 0, result.output
-    for text in ("nodes", "recompiles", "asked", "saved", *PASSES.split(",")):
+    for text in ("nodes", "recompiles", "requested", "saved", *PASSES.split(",")):
         assert text in result.stdout
     again = run("optimize", program, "--passes", PASSES, *at)
     assert "hit" in again.stdout
@@ -132,7 +132,7 @@ def test_rewrites_are_imported(run, at, factories) -> None:
     assert result.exit_code == 0, result.output
     assert "aten.gelu" in result.stdout
     assert "aten.relu" not in result.stdout
-    _assert_one_line(run(*arguments, "--rewrite", f"{factories}:to_gelu"), "in --passes, once")
+    _assert_one_line(run(*arguments, "--rewrite", f"{factories}:to_gelu"), "requires exactly one")
     for name, expected in (("absent", "AttributeError"), ("number", "TypeError")):
         result = run(*arguments, "--passes", "replace_pattern", "--rewrite", f"{factories}:{name}")
         _assert_one_line(result, expected)
@@ -181,10 +181,10 @@ def test_a_folder_in_the_way_fails_in_one_line(run, at, program, tmp_path) -> No
         (["m:f", "--passes", "a{"], "expected an option name before character 3"),
         (["m:f", "--emit", "code"], "--output FILE"),
         (["m:f", "-o", "x"], "--emit"),
-        (["m:f", "--emit", "pickle", "-o", "-"], "only code and pictures are text"),
+        (["m:f", "--emit", "pickle", "-o", "-"], "only code and pictures can be printed"),
         (["m:f", "--emit", "novel", "-o", "x"], "novel"),
         (["m:f", "--example", "float99[2]"], "float32[2,8]"),
-        (["m:f", "--example", "int64[2]", "--example", "x=int64[2]"], "by place, or all by name"),
+        (["m:f", "--example", "int64[2]", "--example", "x=int64[2]"], "positionally, or all by keyword"),
         (["m:f", "--address", "http://nowhere"], "is a URL"),
         ([], "MODEL"),
     ],
@@ -229,7 +229,7 @@ def test_stats_follow_what_the_server_did(run, at, program) -> None:
     assert isinstance(after["store"]["bytes"], int)
     assert all(entry["reason"] for entry in after["miss_reasons"] if entry["count"])
     table = run("stats", *at).stdout
-    for text in ("hits", "asked/done/saved", "dead_code_elimination", "store size"):
+    for text in ("hits", "requested/performed/saved", "dead_code_elimination", "store size"):
         assert text in table
 
 

@@ -95,7 +95,7 @@ class _Batch:
 
         if path.suffix == GRAPH_SUFFIX and self._emit is not None and self._emit.holds_values:
             raise LazyfxError(
-                f"{path.name} holds a graph without the values of its parameters; use --emit "
+                f"{path.name} holds a graph without parameter values; use --emit "
                 "code, graph or picture"
             )
         with self._loading:
@@ -133,8 +133,8 @@ def batch(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Every .pt2 and .lazyfx file below it is compiled. Reading a .pt2 file runs code "
-            "that it may hold: open only files that you trust.",
+            help="Folder to search for .pt2 and .lazyfx files. Reading a .pt2 file may run code: "
+            "open only files that you trust.",
             show_default=False,
         ),
     ],
@@ -145,34 +145,34 @@ def batch(
             "-o",
             metavar="OUTDIR",
             file_okay=False,
-            help="Gets a record (.json) for each file, and what --emit asks for. A second run "
-            "skips files whose record is a success of the same bytes, passes and --emit.",
+            help="Receives a record (.json) for each file, and the artifacts that --emit "
+            "selects. A "
+            "second run skips files that were compiled before from the same bytes, with the same "
+            "passes and --emit.",
         ),
     ],
     passes: Passes = "",
     rewrite: Rewrites = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Files that are worked on at a time.")
+        int, typer.Option("--jobs", "-j", min=1, help="Files to process in parallel.")
     ] = 4,
     emit: Annotated[
         Kind | None,
-        typer.Option("--emit", help="What to write for each file; without it, only records."),
+        typer.Option("--emit", help="Artifact to write for each file. Default: records only."),
     ] = None,
     send_values: SendValues = False,
     address: Address = DEFAULT_ADDRESS,
     timeout: Timeout = 120.0,
 ) -> None:
-    """Compile every .pt2 and .lazyfx file below a folder.
+    """Compile every .pt2 and .lazyfx file in a folder and its subfolders.
 
-    Exit status 1 if any failed; a second run goes on where the first one ended.
+    Exits with status 1 if any file failed. A second run resumes where the first one stopped.
     """
     specs = read_passes(passes)
     found = (path for suffix in MODEL_SUFFIXES for path in folder.rglob(f"*{suffix}"))
     files = sorted(path for path in found if path.is_file())
     if not files:
-        raise typer.BadParameter(
-            f"there is no .pt2 or .lazyfx file below {folder}", param_hint="DIR"
-        )
+        raise typer.BadParameter(f"there is no .pt2 or .lazyfx file in {folder}", param_hint="DIR")
     with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
         from lazyfx.cli.models import add_rewrites
 
@@ -187,7 +187,7 @@ def batch(
     skipped = sum(outcome.skipped for outcome in outcomes)
     typer.echo(
         f"{len(outcomes)} files: {len(outcomes) - failed - skipped} compiled, "
-        f"{skipped} done before, {failed} failed"
+        f"{skipped} already done, {failed} failed"
     )
     if failed:
         raise typer.Exit(1)
@@ -213,7 +213,7 @@ def _run_all(work: _Batch, files: Sequence[Path], jobs: int) -> list[_Outcome]:
         except KeyboardInterrupt as error:
             # Those under way end first, whole; the next run does the others.
             pool.shutdown(wait=True, cancel_futures=True)
-            fail("interrupted; the same command goes on where this one ended")
+            fail("interrupted; run the same command again to resume")
             raise typer.Exit(130) from error
     return [future.result() for future in futures]
 
@@ -233,7 +233,7 @@ def _summary(outcomes: Sequence[_Outcome]) -> Table:
             table,
             record.file,
             f"{record.nodes_before} -> {record.nodes_after}",
-            "done before" if outcome.skipped else record.cache,
+            "already done" if outcome.skipped else record.cache,
             recompiles_text(Recompiles(record.recompiles_requested, record.recompiles_performed)),
             seconds_text(record.seconds),
             "",

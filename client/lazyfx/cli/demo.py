@@ -35,10 +35,10 @@ def demo(
     layers: Annotated[int, typer.Option("--layers", min=1, hidden=True)] = 12,
     width: Annotated[int, typer.Option("--width", min=64, hidden=True)] = 768,
 ) -> None:
-    """Compile GPT-2 on a server of its own.
+    """Compile GPT-2 on a temporary server.
 
-    All 12 layers, with random weights: nothing is downloaded. The server uses free ports of
-    this machine and a temporary store, and ends with the demo.
+    All 12 layers, with random weights: nothing is downloaded. The server uses free local ports
+    and a temporary store, and stops when the demo ends.
     """
     if width % 64:
         raise typer.BadParameter("must be a multiple of 64", param_hint="--width")
@@ -62,7 +62,7 @@ def demo(
             sent = _Sent()
             with lazyfx.connect(server.address, on_upload=sent) as client:
                 _compile(out, client, server, model, sent)
-        _say(out, "8", f"the server has ended; {time.perf_counter() - began:.0f} s in all")
+        _say(out, "8", f"the server has stopped; {time.perf_counter() - began:.0f} s in total")
 
 
 @dataclass
@@ -97,7 +97,7 @@ def _compile(
 
     code, seconds = _timed(lambda: remote.code)
     lines = code.strip().splitlines()
-    _say(out, "4", f".code touched: {len(lines)} lines in {seconds_text(seconds)}; it begins")
+    _say(out, "4", f".code read: {len(lines)} lines in {seconds_text(seconds)}; it begins")
     for line in lines[:_SHOWN_CODE_LINES]:
         out.print("    " + line[:_SHOWN_COLUMNS], markup=False, no_wrap=True, overflow="ellipsis")
 
@@ -121,7 +121,7 @@ def _compile(
     _say(
         out,
         "7",
-        f"recompiles: {recompiles.requested} asked, {recompiles.performed} done, "
+        f"recompiles: {recompiles.requested} requested, {recompiles.performed} performed, "
         f"{recompiles.saved} saved; {server.metrics_url} changed by",
     )
     for line in changed_lines(metrics, read_metrics(server.metrics_url), "lazyfx_"):

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from lazyfx.explaining import Explainable
 
 _GRAPH = (
-    "A graph that lazyfx.save_graph wrote, a .pt2 file, or package.module:factory, a function "
-    "without arguments that returns a GraphModule or (module, example_inputs). The last two run "
-    "code: open only files that you trust."
+    "A graph written by lazyfx.save_graph, a .pt2 file, or package.module:factory, a function "
+    "without arguments that returns a GraphModule or (module, example_inputs). The last two may "
+    "run code: open only files that you trust."
 )
 
 
@@ -27,16 +27,16 @@ def explain(
     second: Annotated[str, typer.Argument(metavar="SECOND", help="As FIRST.", show_default=False)],
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", metavar="FILE", help="Write a drawing of the difference, SVG."),
+        typer.Option("--picture", metavar="FILE", help="Write an SVG drawing of the differences."),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, help="Kinds of differences that are written out.")
+        int, typer.Option("--limit", min=1, help="Kinds of differences to print.")
     ] = 20,
     json: AsJson = False,
 ) -> None:
-    """Say which nodes and fields of two graphs differ; needs no server.
+    """Show which nodes and fields of two graphs differ; needs no server.
 
-    Exits with 0 if the two are one computation, with 1 if they are not, with 2 if one of them
+    Exits with 0 if both graphs are the same computation, 1 if they differ, and 2 if one of them
     cannot be read.
     """
     # torch comes with these, and takes its time: --help does without.

@@ -18,8 +18,8 @@ Rotate = Annotated[
     typer.Option(
         "--rotate",
         metavar="FILE",
-        help="Put a new key into this key file (made when it is not there); the one before stays "
-        "live. A server reads its file again when it changes.",
+        help="Add a new key to this key file (created if missing); the previous key stays valid. A "
+        "running server rereads the file when it changes.",
     ),
 ]
 
@@ -30,9 +30,9 @@ def keys(
     rotate: Rotate = None,
     json: AsJson = False,
 ) -> None:
-    """Print the public keys that a server signs with, one a line, the one in use first.
+    """Print the public keys that a server signs with, one per line, the active one first.
 
-    Give them to clients as LAZYFX_VERIFY_KEYS, by a way that you trust.
+    Distribute them to clients as LAZYFX_VERIFY_KEYS, over a channel that you trust.
     """
     if rotate is not None:
         for public_key in _rotated(rotate):
@@ -53,7 +53,7 @@ def _rotated(path: Path) -> tuple[str, ...]:
         from lazyfx_server.security.signing import rotate
     except ModuleNotFoundError as error:
         raise fail(
-            f"key files belong to servers, and the server is not installed (no module "
+            f"key files are managed by the server, which is not installed (no module "
             f"{error.name!r}); install it with: pip install 'lazyfx[server]'"
         ) from error
     try:

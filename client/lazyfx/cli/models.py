@@ -108,7 +108,7 @@ def read_examples(spellings: Sequence[str]) -> ExampleInputs:
         else:
             positional.append(tensor)
     if positional and named:
-        raise LazyfxError("give all inputs by place, or all by name")
+        raise LazyfxError("pass all inputs positionally, or all by keyword")
     return named or tuple(positional) or None
 
 
@@ -126,7 +126,7 @@ def add_rewrites(passes: Sequence[PassSpec], spellings: Sequence[str]) -> list[P
     if not spellings:
         return list(passes)
     if sum(spec.name == _REPLACE for spec in passes) != 1:
-        raise LazyfxError(f"--rewrite needs {_REPLACE} in --passes, once")
+        raise LazyfxError(f"--rewrite requires exactly one {_REPLACE} in --passes")
     filled = replace_pattern(*(_rewrite(spelling) for spelling in spellings))
     return [
         replace(spec, rewrites=filled.rewrites) if spec.name == _REPLACE else spec

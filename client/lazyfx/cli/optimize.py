@@ -40,9 +40,9 @@ def optimize(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A .pt2 file; a .lazyfx file (lazyfx.save_graph, LAZYFX_RECORD); or "
+            help="A .pt2 file, a .lazyfx file (lazyfx.save_graph, LAZYFX_RECORD), or "
             "package.module:factory, a function without arguments that returns (module, "
-            "example_inputs). The first and the last run code here, on this machine: open only "
+            "example_inputs). .pt2 files and factories may run code on this machine: open only "
             "files that you trust.",
             show_default=False,
         ),
@@ -51,12 +51,17 @@ def optimize(
     rewrite: Rewrites = None,
     emit: Annotated[
         Kind | None,
-        typer.Option("--emit", help="What to write to --output; without it, only the report."),
+        typer.Option(
+            "--emit", help="Artifact to write to --output. Default: print the report only."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="File to write; - prints code or a picture."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write; - prints code or a picture to standard output.",
         ),
     ] = None,
     example: Annotated[
@@ -65,7 +70,7 @@ def optimize(
             "--example",
             metavar="[NAME=]DTYPE[SIZES]",
             help="An example input for a factory that returns only a module, e.g. "
-            "input_ids=int64[2,8]; repeat it for each input.",
+            "input_ids=int64[2,8]; repeat for each input.",
         ),
     ] = None,
     send_values: SendValues = False,
@@ -121,7 +126,7 @@ def _check_source(model: str, emit: Kind | None) -> None:
             raise typer.BadParameter(f"{model}: no such file", param_hint="MODEL")
         if model.endswith(GRAPH_SUFFIX) and emit is not None and emit.holds_values:
             raise typer.BadParameter(
-                f"{model} holds a graph without the values of its parameters; write code, graph "
+                f"{model} holds a graph without parameter values; choose code, graph "
                 "or picture, or start from a .pt2 file",
                 param_hint="--emit",
             )
@@ -134,11 +139,11 @@ def _check_source(model: str, emit: Kind | None) -> None:
 
 def _check_output(emit: Kind | None, output: Path | None) -> None:
     if emit is None and output is not None:
-        raise typer.BadParameter("say what to write with --emit", param_hint="--output")
+        raise typer.BadParameter("select an artifact with --emit", param_hint="--output")
     if emit is not None and output is None:
-        raise typer.BadParameter("say where to write it with --output FILE", param_hint="--emit")
+        raise typer.BadParameter("name a file with --output FILE", param_hint="--emit")
     if output == _STANDARD_OUTPUT and emit not in (Kind.CODE, Kind.PICTURE):
-        raise typer.BadParameter("only code and pictures are text", param_hint="--output")
+        raise typer.BadParameter("only code and pictures can be printed", param_hint="--output")
 
 
 def _examples(spellings: list[str]) -> ExampleInputs:

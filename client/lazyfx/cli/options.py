@@ -66,7 +66,7 @@ Address = Annotated[
         envvar="LAZYFX_ADDRESS",
         metavar="HOST:PORT",
         callback=_checked_address,
-        help="The server.",
+        help="Address of the server.",
     ),
 ]
 Passes = Annotated[
@@ -75,7 +75,7 @@ Passes = Annotated[
         "--passes",
         metavar="PASS,...",
         help="Passes in order: name or name{option=value,...}; `lazyfx passes` lists them. "
-        "Quote the text when it has braces.",
+        "Quote text that contains braces.",
     ),
 ]
 Rewrites = Annotated[
@@ -84,18 +84,18 @@ Rewrites = Annotated[
         "--rewrite",
         metavar="MODULE:NAME",
         help="For replace_pattern: a pair (pattern, replacement) of functions to import; "
-        "repeat it for more. Importing runs code here.",
+        "repeat for more pairs. Importing runs code on this machine.",
     ),
 ]
 Timeout = Annotated[
-    float, typer.Option("--timeout", min=0.001, help="Seconds that one call may take.")
+    float, typer.Option("--timeout", min=0.001, help="Timeout of each call, in seconds.")
 ]
 SendValues = Annotated[
     bool,
     typer.Option(
         "--send-values",
-        help="Give values of the model's tensors to any pass for which the server asks for them, "
-        "plugins included. Without it only lazyfx's own passes that read values get them.",
+        help="Send tensor values to any pass for which the server requests them, plugins included. "
+        "Default: only lazyfx's own passes that read values receive them.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -40,19 +40,19 @@ def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
     lookups = ledger.hits + ledger.misses + ledger.joins
     rows = (
         ("counting since", date_text(ledger.since)),
-        ("starts of the server", str(ledger.starts)),
+        ("server starts", str(ledger.starts)),
         ("lookups", str(lookups)),
         ("  hits", _share(ledger.hits, lookups)),
-        ("  joined one under way", _share(ledger.joins, lookups)),
+        ("  joined in flight", _share(ledger.joins, lookups)),
         ("  misses", _share(ledger.misses, lookups)),
-        ("recompiles asked/done/saved", _recompiles(ledger.recompiles)),
+        ("recompiles requested/performed/saved", _recompiles(ledger.recompiles)),
         ("code generation saved, estimated", seconds_text(ledger.saved_seconds)),
         ("  of that by the graph's own measured cost", seconds_text(ledger.saved_seconds_measured)),
         ("code generation done, measured", seconds_text(ledger.performed_seconds)),
-        ("compiles spared by hits and joins", seconds_text(ledger.reused_seconds)),
-        ("in passes", seconds_text(ledger.pass_seconds)),
-        ("overhead of the service", seconds_text(ledger.overhead_seconds)),
-        ("net: saved + spared - overhead", _signed(ledger.net_seconds)),
+        ("compile time saved by hits and joins", seconds_text(ledger.reused_seconds)),
+        ("time in passes", seconds_text(ledger.pass_seconds)),
+        ("service overhead", seconds_text(ledger.overhead_seconds)),
+        ("net savings, overhead deducted", _signed(ledger.net_seconds)),
         ("store entries", str(ledger.store.entries)),
         (
             "store size",
@@ -65,7 +65,7 @@ def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
     out.print(totals)
 
     _print_tenants(out, ledger)
-    reasons = new_table("misses because of", "count", numbers=("count",))
+    reasons = new_table("miss reason", "count", numbers=("count",))
     for miss in ledger.miss_reasons:
         name = enum_name(pb.MissReason, miss.reason, "MISS_REASON_").lower()
         if miss.count:
@@ -73,7 +73,7 @@ def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
     if reasons.row_count:
         out.print(reasons)
 
-    numbers = ("runs", "seconds", "asked/done/saved")
+    numbers = ("runs", "seconds", "requested/performed/saved")
     passes = new_table("pass", *numbers, numbers=numbers)
     for entry in ledger.passes:
         if entry.runs:
@@ -89,7 +89,15 @@ def _print(out: Console, ledger: pb.GetStatsResponse) -> None:
 
 
 def _print_tenants(out: Console, ledger: pb.GetStatsResponse) -> None:
-    numbers = ("hits", "misses", "joins", "asked/done/saved", "saved", "spared", "overhead")
+    numbers = (
+        "hits",
+        "misses",
+        "joins",
+        "requested/performed/saved",
+        "saved",
+        "spared",
+        "overhead",
+    )
     tenants = new_table("tenant", *numbers, numbers=numbers)
     for row in ledger.tenants:
         add_row(

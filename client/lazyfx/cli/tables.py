@@ -64,7 +64,7 @@ def date_text(moment: Timestamp) -> str:
 
 
 def recompiles_text(recompiles: Recompiles) -> str:
-    """Recompiles in one cell: asked/done/saved."""
+    """Recompiles in one cell: requested/performed/saved."""
     return f"{recompiles.requested}/{recompiles.performed}/{recompiles.saved}"
 
 
@@ -75,7 +75,7 @@ def pass_table(report: Report) -> Table:
     # Names are what a reader looks for: they are the last to be broken up.
     table.columns[0].min_width = max((len(entry.name) for entry in report.passes), default=0)
     table.columns[0].overflow = "fold"
-    table.caption = "recompiles: asked / done / saved"
+    table.caption = "recompiles: requested / performed / saved"
     table.caption_justify = "left"
     for entry in report.passes:
         add_row(
@@ -103,7 +103,7 @@ def summary_table(report: Report, cache: Cache, key: str) -> Table:
     add_row(
         table,
         "recompiles",
-        f"{report.recompiles.requested} asked, {report.recompiles.performed} done, "
+        f"{report.recompiles.requested} requested, {report.recompiles.performed} performed, "
         f"{report.recompiles.saved} saved" + (saved if report.saved_seconds > 0 else ""),
     )
     add_row(

@@ -9,27 +9,27 @@ import typer
 
 from lazyfx.cli.failing import fail
 
-Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Whom the token is for.")]
+Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Tenant that the token identifies.")]
 File = Annotated[
     Path,
     typer.Option(
         "--file",
         metavar="FILE",
-        help="The server's --tokens file, made when it is not there; it holds hashes only.",
+        help="The server's --tokens file, created if missing; it holds only hashes.",
     ),
 ]
 
 
 def token(tenant: Tenant, file: File) -> None:
-    """Make a bearer token, print it once, and add its hash to a server's token file.
+    """Create a bearer token, print it once, and add its hash to a server's token file.
 
-    A running server reads the file again. To end a token, remove its line.
+    A running server rereads the file. To revoke a token, remove its line.
     """
     try:
         from lazyfx_server.security.tokens import TokenFileError, add_token
     except ModuleNotFoundError as error:
         raise fail(
-            f"tokens are made where the server is, and it is not installed (no module "
+            f"tokens are created with the server, which is not installed (no module "
             f"{error.name!r}); install it with: pip install 'lazyfx[server]'"
         ) from error
     try:

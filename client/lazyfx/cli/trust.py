@@ -18,7 +18,7 @@ Server = Annotated[
     str,
     typer.Argument(
         metavar="HOST:PORT",
-        help="The server, written as your jobs write it: trust is by this text.",
+        help="Address of the server, spelled as in your jobs: trust is stored under this text.",
         show_default=False,
     ),
 ]
@@ -27,7 +27,7 @@ Expected = Annotated[
     typer.Option(
         "--fingerprint",
         metavar="SHA256:...",
-        help="Trust the key without asking if this is its fingerprint, and fail if it is not.",
+        help="Trust the key without a prompt if it has this fingerprint; fail otherwise.",
         show_default=False,
     ),
 ]
@@ -37,21 +37,22 @@ def trust_server(
     server: Server,
     expected: Expected = "",
     yes: Annotated[
-        bool, typer.Option("--yes", help="Trust the key that the server shows, without asking.")
+        bool,
+        typer.Option("--yes", help="Trust the key that the server presents, without a prompt."),
     ] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Take a new key in place of the one known so far.")
+        bool, typer.Option("--replace", help="Replace the key that is trusted so far.")
     ] = False,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Trust the server no longer; it is not asked.")
+        bool, typer.Option("--forget", help="Stop trusting the server; it is not contacted.")
     ] = False,
     timeout: Timeout = 30.0,
 ) -> None:
     """Trust the key that a server signs with, so that its native artifacts are opened.
 
-    Shows the fingerprint; compare it with the one in the server's log. The key is kept in
-    known_servers in your configuration (~/.config/lazyfx, or the file LAZYFX_KNOWN_SERVERS).
-    A server on this machine, or one that proves by TLS who it is, needs no such line.
+    Shows the fingerprint; compare it with the one in the server's log. The key is stored in
+    known_servers in your configuration folder (~/.config/lazyfx), or in the file named by
+    LAZYFX_KNOWN_SERVERS. Servers on this machine and servers with TLS need no entry.
     """
     try:
         address = read_address(server)
@@ -75,7 +76,7 @@ def _keys_of(address: str, timeout: float) -> list[bytes]:
         found = [key.public_key for key in client.server_info().verify_keys]
     keys = [key for key in found if len(key) == KEY_BYTES]
     if not keys:
-        raise fail(f"{address} shows no key that it signs with")
+        raise fail(f"{address} publishes no signing key")
     return keys
 
 
@@ -96,8 +97,8 @@ def _decide(
     if known and published[0].hex() not in known and not replace:
         before = ", ".join(fingerprint(bytes.fromhex(key)) for key in known)
         raise fail(
-            f"THE KEY OF {address} HAS CHANGED: known is {before}. Either the server has a new "
-            "key, or somebody else answers at this address. If its operator confirms the new "
+            f"THE KEY OF {address} HAS CHANGED: the known key is {before}. Either the server has a "
+            "new key, or another server answers at this address. If its operator confirms the new "
             "fingerprint, use --replace"
         )
     if expected:
@@ -107,6 +108,6 @@ def _decide(
     if yes or published[0].hex() in known:
         return
     if not sys.stdin.isatty():
-        raise fail("there is no terminal to ask at; use --fingerprint SHA256:... (or --yes)")
+        raise fail("cannot prompt without a terminal; use --fingerprint SHA256:... (or --yes)")
     if not typer.confirm("Is this the fingerprint in the server's log?"):
         raise fail("nothing was written")

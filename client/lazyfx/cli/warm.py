@@ -30,18 +30,18 @@ def warm(
     ],
     address: Address = DEFAULT_ADDRESS,
     steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Optimizer steps after which the script is ended.")
+        int, typer.Option("--steps", min=1, help="Stop the script after this many optimizer steps.")
     ] = 2,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds that one graph may take.")
+        float, typer.Option("--timeout", min=1, help="Timeout of each graph, in seconds.")
     ] = 3600.0,
     send_values: SendValues = False,
 ) -> None:
-    """Have a job's graphs compiled on the server before the fleet starts.
+    """Compile a job's graphs on the server before the fleet starts.
 
-    Arguments after a script's name are the script's own. Run it as the fleet will: the same
-    versions, CPU, batch size and OMP_NUM_THREADS (torchrun sets it to 1). A recording is sent
-    as it is, from any machine.
+    Arguments after the script's name are passed to the script. Run it as the fleet will: with the
+    same versions, CPU, batch size and OMP_NUM_THREADS (torchrun sets it to 1). A recording can be
+    sent from any machine.
     """
     if script.is_dir() or script.suffix == ".lazyfx":
         with failing_clearly(address):
@@ -111,7 +111,7 @@ def _warm_by_running(
     typer.echo(str(report))
     if not report.graphs or report.remote < len(report.graphs):
         typer.echo(
-            "not everything is compiled on the server; does the script call "
+            "not every graph was compiled on the server; does the script call "
             'torch.compile(model, backend="lazyfx")?',
             err=True,
         )
