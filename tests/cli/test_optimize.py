@@ -184,7 +184,10 @@ def test_a_folder_in_the_way_fails_in_one_line(run, at, program, tmp_path) -> No
         (["m:f", "--emit", "pickle", "-o", "-"], "only code and pictures can be printed"),
         (["m:f", "--emit", "novel", "-o", "x"], "novel"),
         (["m:f", "--example", "float99[2]"], "float32[2,8]"),
-        (["m:f", "--example", "int64[2]", "--example", "x=int64[2]"], "positionally, or all by keyword"),
+        (
+            ["m:f", "--example", "int64[2]", "--example", "x=int64[2]"],
+            "positionally, or all by keyword",
+        ),
         (["m:f", "--address", "http://nowhere"], "is a URL"),
         ([], "MODEL"),
     ],

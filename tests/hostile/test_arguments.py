@@ -133,7 +133,7 @@ def test_a_leaf_module_is_not_called_with_text() -> None:
     graph.output(graph.call_module("linear", (x, "evil")))
     root = torch.nn.Module()
     root.linear = torch.nn.Linear(2, 2)
-    with pytest.raises(DecodeError, match="called with text"):
+    with pytest.raises(DecodeError, match="must not pass text"):
         check(wire.encode(GraphModule(root, graph)).body, max_nodes=100)
 
 

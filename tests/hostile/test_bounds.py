@@ -100,8 +100,8 @@ _one = graph_pb2.Argument(integer=1)
 _pair = graph_pb2.Argument(list=graph_pb2.ArgumentList(items=[_one, _one]))
 _word = graph_pb2.Argument(dictionary=graph_pb2.Dictionary())
 MISFITS = {
-    "too many by place": (_call("aten::relu.default", _one), "takes 1 by place"),
-    "an unknown name": (_call("aten::relu.default", inplace=_one), "does not take"),
+    "too many by place": (_call("aten::relu.default", _one), "takes at most 1 positional"),
+    "an unknown name": (_call("aten::relu.default", inplace=_one), "does not accept"),
     "something missing": (_call("aten::permute.default"), "lack dims"),
     "twice": (_call("aten::sum.dim_IntList", _pair, dim=_pair), "twice"),
     "a number where a list of lists is": (_call("aten::softmax.int", _pair), "as list"),

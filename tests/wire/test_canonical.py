@@ -301,7 +301,7 @@ def test_a_constant_is_no_expression() -> None:
         body = pb.GraphBody.FromString(encoded.body)
         body.expressions.extend(rows)
         body.calls[1].args[1].expression = len(rows) - 1
-        with pytest.raises(DecodeError, match="a constant is a literal"):
+        with pytest.raises(DecodeError, match="constants must be literals"):
             wire.check_canonical(body.SerializeToString(deterministic=True))
     # Symbols that cancel each other out are found out when torch adds them up.
     body = pb.GraphBody.FromString(encoded.body)
@@ -309,7 +309,7 @@ def test_a_constant_is_no_expression() -> None:
     body.expressions.add(operator=pb.SYMBOLIC_OPERATOR_SYMBOL, operands=[0])
     body.expressions.add(operator=pb.SYMBOLIC_OPERATOR_EQUAL, operands=[0, 0])
     body.calls[1].args[1].expression = 1
-    with pytest.raises(DecodeError, match="a constant is a literal"):
+    with pytest.raises(DecodeError, match="constants must be literals"):
         wire.decode(body.SerializeToString(deterministic=True))
 
 

@@ -159,14 +159,16 @@ def _check_calls(body: graph_pb2.GraphBody) -> None:
 def _check_names(compiled: graph_pb2.CompiledGraph, body: graph_pb2.GraphBody) -> None:
     given = compiled.graph.presentation
     if len(given.graphs) != len(body.graphs):
-        raise DecodeError("not one entry for each graph", field="presentation.graphs")
+        raise DecodeError("must have one entry per graph", field="presentation.graphs")
     if len(given.device_indices) != len(body.devices):
-        raise DecodeError("not one for each device", field="presentation.device_indices")
+        raise DecodeError("must have one entry per device", field="presentation.device_indices")
     for names, columns in zip(given.graphs, body.graphs, strict=True):
         if not len(names.stem) == len(names.suffix) == len(columns.calls):
-            raise DecodeError("not one name for each node", field="presentation.stem")
+            raise DecodeError("must have one name per node", field="presentation.stem")
         if len(names.attribute_paths) != len(columns.attributes):
-            raise DecodeError("not one for each attribute", field="presentation.attribute_paths")
+            raise DecodeError(
+                "must have one entry per attribute", field="presentation.attribute_paths"
+            )
 
 
 def _check_origins(
@@ -174,7 +176,7 @@ def _check_origins(
 ) -> None:
     origins = compiled.provenance
     if len(origins) != len(body.graphs):
-        raise DecodeError("not one for each graph", field="provenance")
+        raise DecodeError("must have one entry per graph", field="provenance")
     for number, (origin, columns) in enumerate(zip(origins, body.graphs, strict=True)):
         field = f"provenance[{number}]"
         if origin.source_graph > len(sent.graphs):

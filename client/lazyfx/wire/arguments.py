@@ -257,13 +257,13 @@ def _lister(field: str) -> Callable[..., None]:
 
 def _known_dtype(argument: torch.dtype, _: Tables) -> int:
     if argument not in DTYPES:
-        raise UnsupportedGraphError(f"the dtype {argument} has no place in the format")
+        raise UnsupportedGraphError(f"the format does not support the dtype {argument}")
     return DTYPES[argument]
 
 
 def _known_layout(argument: torch.layout, _: Tables) -> int:
     if argument not in LAYOUTS:
-        raise UnsupportedGraphError(f"the layout {argument} has no place in the format")
+        raise UnsupportedGraphError(f"the format does not support the layout {argument}")
     return LAYOUTS[argument]
 
 

@@ -61,10 +61,10 @@ def read_canonical(body: bytes) -> CanonicalBody:
     message.DiscardUnknownFields()
     if message.SerializeToString(deterministic=True) != body:
         raise DecodeError(
-            "the bytes are not in canonical form: unknown, doubled or unsorted fields"
+            "the bytes are not in canonical form: unknown, duplicate or unsorted fields"
         )
     if not message.graphs:
-        raise DecodeError("there is no graph", field="graphs")
+        raise DecodeError("the body has no graph", field="graphs")
     rows = RowChecker(message, body)
     children = _Children(len(message.graphs))
     graphs = []
@@ -87,7 +87,7 @@ class _Children:
     def enter(self, index: int) -> None:
         """Begin with the graph `index`, which an earlier one must have named."""
         if index >= self._next and index:
-            raise DecodeError("no graph before it names this one", field=f"graphs[{index}]")
+            raise DecodeError("no earlier graph refers to this one", field=f"graphs[{index}]")
         self._current = index
 
     def refer(self, index: int, field: str) -> None:
@@ -99,7 +99,7 @@ class _Children:
     def finish(self) -> None:
         """Check that each graph was named."""
         if self._next != self._count:
-            raise DecodeError("a graph that nothing names", field="graphs")
+            raise DecodeError("a graph that nothing refers to", field="graphs")
 
 
 def _check_graph(
@@ -112,7 +112,7 @@ def _check_graph(
         )
     if values and values[-1]:
         raise DecodeError(
-            "the output has a value of its own", field=f"{field}.values", node=len(values) - 1
+            "the output must not have a value", field=f"{field}.values", node=len(values) - 1
         )
     attributes = _Attributes(columns.attributes, field, rows, children)
     walk = _NodeWalk(columns, field, rows, attributes)
@@ -172,7 +172,7 @@ class _NodeWalk:
         outputs = np.flatnonzero(kinds == pb.OPCODE_OUTPUT)
         if len(outputs) > 1 or (len(outputs) and outputs[0] != len(calls) - 1):
             self.node = int(outputs[0]) + 1
-            raise DecodeError("a node behind the output", field=field)
+            raise DecodeError("a node follows the output", field=field)
         self.node = max(0, len(calls) - 1)
         if not len(outputs):
             raise DecodeError("the last node is not an output", field=field)
@@ -273,4 +273,4 @@ class _Attributes:
 
 def _check_sorted(names: Sequence[str], field: str) -> None:
     if any(before >= after for before, after in itertools.pairwise(names)):
-        raise DecodeError("not sorted by name, or doubled", field=field)
+        raise DecodeError("not sorted by name, or duplicate names", field=field)

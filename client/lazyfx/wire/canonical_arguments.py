@@ -54,7 +54,7 @@ class ArgumentChecker(ABC):
         """Check how a call, its target and its arguments fit each other; the number of holes."""
         method = row.opcode == pb.OPCODE_CALL_METHOD
         if target is not None and (target.kind == pb.TARGET_KIND_METHOD) != method:
-            raise DecodeError("a target that does not fit the opcode", field=f"{field}.target")
+            raise DecodeError("the target does not fit the opcode", field=f"{field}.target")
         self._sorts = target is not None and not method and sorts_dictionaries(target)
         self._spells = self._sorts or (target is not None and method)
         return self.arguments(row, field)
@@ -69,18 +69,18 @@ class ArgumentChecker(ABC):
         for place, keyword in enumerate(row.kwargs):
             name = self.text(keyword.name)
             if place and name <= previous:
-                raise DecodeError("not sorted by name, or doubled", field=f"{field}.kwargs")
+                raise DecodeError("not sorted by name, or duplicate names", field=f"{field}.kwargs")
             previous = name
             holes += self._argument(keyword.value, f"{field}.kwargs", 0)
         if holes and row.opcode in (pb.OPCODE_PLACEHOLDER, pb.OPCODE_GET_ATTR):
-            raise DecodeError("operands where there can be none", field=f"{field}.args")
+            raise DecodeError("operands where none are allowed", field=f"{field}.args")
         return holes
 
     def literal(self, argument: pb.Argument, field: str) -> None:
         """Check an argument that may hold no operands."""
         self._sorts = self._spells = self._calls = False
         if self._argument(argument, field, 0):
-            raise DecodeError("an operand where only a literal may be", field=field)
+            raise DecodeError("an operand where only literals are allowed", field=field)
 
     def _argument(self, argument: pb.Argument, field: str, depth: int) -> int:
         """Check an argument; the number of its holes."""
@@ -92,10 +92,10 @@ class ArgumentChecker(ABC):
         if kind == "text":
             text = self.text(argument.text)
             if self._spells and DEVICE_TEXT.match(text):
-                raise DecodeError("a device is no text here", field=field)
+                raise DecodeError("devices must not be encoded as text", field=field)
             return 0
         if kind == "size" and self._calls:  # torch.fx makes tuples of them
-            raise DecodeError("a size is a tuple here", field=field)
+            raise DecodeError("sizes must be encoded as tuples", field=field)
         if kind in ("list", "tuple", "size"):
             return self._items(getattr(argument, kind).items, field, depth)
         return self._rare_argument(kind, argument, field, depth)
@@ -137,7 +137,7 @@ class ArgumentChecker(ABC):
             return
         slot = self.use_device(getattr(argument, kind))
         if kind == "device_text" and not (self._spells and slot):
-            raise DecodeError("this device is plain text here", field=field)
+            raise DecodeError("this device must be encoded as text", field=field)
 
     def _dictionary(self, entries: Any, field: str, depth: int) -> int:
         if depth >= MAX_DEPTH:
@@ -147,7 +147,7 @@ class ArgumentChecker(ABC):
         for entry in entries:
             kind = entry.key.WhichOneof("kind")
             if kind not in _KEY_RANKS:
-                raise DecodeError("a key that is no text, integer or boolean", field=field)
+                raise DecodeError("a key that is not text, an integer or a boolean", field=field)
             key = getattr(entry.key, kind)
             if kind == "text":
                 key = self.text(key)

@@ -64,7 +64,7 @@ class ExpressionChecker:
         """Check a reference to an expression that is the argument of a call."""
         self.use(index)
         if self._constant[index]:
-            raise DecodeError("a constant is a literal and no expression here", field=field)
+            raise DecodeError("constants must be literals, not expressions", field=field)
 
     def finish(self) -> None:
         """Check that all rows were used."""
@@ -104,7 +104,7 @@ class ExpressionChecker:
             raise DecodeError("operands that do not fit the operator", field=field)
         for operand in row.operands:
             if operand >= index:
-                raise DecodeError("a reference that is not backwards", field=field)
+                raise DecodeError("a forward reference", field=field)
             self.use(operand, depth + 1)
 
     def _measure(self, row: pb.SymbolicExpression, field: str) -> None:
@@ -119,7 +119,7 @@ class ExpressionChecker:
                 exponent.operator != pb.SYMBOLIC_OPERATOR_INTEGER
                 or abs(exponent.integer) > MAX_EXPONENT
             ):
-                raise DecodeError("an exponent that is no small integer", field=field)
+                raise DecodeError("an exponent that is not a small integer", field=field)
             bits = self._bits[row.operands[0]] * max(1, abs(exponent.integer))
         if tree > MAX_EXPRESSION_TREE or bits > MAX_EXPRESSION_BITS:
             raise DecodeError("too large when written out", field=field)

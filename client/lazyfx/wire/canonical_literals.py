@@ -59,14 +59,14 @@ def read_tensor(row: pb.TensorDescription, field: str) -> TensorIndices:
 def check_tensor(row: pb.TensorDescription, field: str) -> None:
     """Check a tensor description, its indices left out."""
     if not row.dtype or row.layout == pb.LAYOUT_STRIDED:
-        raise DecodeError("no dtype, or a layout that is the usual one", field=field)
+        raise DecodeError("no dtype, or an explicit strided layout", field=field)
     if row.requires_grad and row.dtype not in _WITH_GRADIENTS:
-        raise DecodeError("a gradient of a dtype that has none", field=field)
+        raise DecodeError("requires_grad on a dtype without gradients", field=field)
     if row.symbolic_shape:
         if row.shape or row.stride or row.storage_offset:
             raise DecodeError("both static and symbolic sizes", field=field)
         if row.symbolic_stride and len(row.symbolic_stride) != len(row.symbolic_shape):
-            raise DecodeError("not one stride a dimension", field=field)
+            raise DecodeError("must have one stride per dimension", field=field)
     # Of a number out of a tensor of symbolic size only the place in memory is symbolic.
     elif row.symbolic_stride or (
         row.symbolic_storage_offset and (row.shape or row.stride or row.storage_offset)
@@ -88,13 +88,13 @@ def _check_static(row: pb.TensorDescription, field: str) -> None:
     if not stride:
         return
     if len(stride) != len(shape):
-        raise DecodeError("not one stride a dimension", field=field)
+        raise DecodeError("must have one stride per dimension", field=field)
     expected, contiguous = 1, True
     for size, step in zip(reversed(shape), reversed(stride), strict=True):
         contiguous = contiguous and step == expected
         expected *= max(size, 1)
     if contiguous:
-        raise DecodeError("strides that are the usual ones", field=field)
+        raise DecodeError("explicit strides of a contiguous tensor", field=field)
 
 
 def check_tensor_attribute(
@@ -106,9 +106,11 @@ def check_tensor_attribute(
     if row.HasField("content") != (row.role == pb.TENSOR_ROLE_CONSTANT) or (
         row.HasField("content") and len(row.content.sha256) != 32
     ):
-        raise DecodeError("constants, and only they, have a digest", field=f"{field}.content")
+        raise DecodeError(
+            "constants must have a digest, and other tensors must not", field=f"{field}.content"
+        )
     if description.symbolic_shape or description.symbolic_storage_offset:
-        raise DecodeError("an attribute of symbolic size", field=f"{field}.tensor")
+        raise DecodeError("an attribute must not have a symbolic size", field=f"{field}.tensor")
     if description.is_parameter != (row.role == pb.TENSOR_ROLE_PARAMETER):
         raise DecodeError("the role does not fit the description", field=f"{field}.role")
 
@@ -116,7 +118,7 @@ def check_tensor_attribute(
 def check_keys(keys: Sequence[tuple[int, Any]], field: str, *, sort: bool) -> None:
     """Refuse keys of a dictionary that are there twice, or not sorted where they must be."""
     if len({value for _, value in keys}) != len(keys):
-        raise DecodeError("a key is there twice", field=field)
+        raise DecodeError("a duplicate key", field=field)
     if sort and [*keys] != sorted(keys):
         raise DecodeError("not sorted by key", field=field)
 
@@ -125,19 +127,19 @@ def check_target(row: pb.Call, field: str) -> None:
     """Check that a call has a target if its opcode takes one."""
     named = row.opcode in (pb.OPCODE_CALL_FUNCTION, pb.OPCODE_CALL_METHOD)
     if bool(row.target) != named:
-        reason = "no target" if named else "a target where there can be none"
+        reason = "no target" if named else "a target where none is allowed"
         raise DecodeError(reason, field=f"{field}.target")
 
 
 def check_shape(row: pb.Call, field: str) -> None:
     """Check that a call has the parts that its opcode takes."""
     if row.opcode == pb.OPCODE_OUTPUT and (len(row.args) != 1 or row.kwargs):
-        raise DecodeError("an output has exactly one argument", field=f"{field}.args")
+        raise DecodeError("an output must have exactly one argument", field=f"{field}.args")
     if row.opcode == pb.OPCODE_GET_ATTR and (row.args or row.kwargs):
-        raise DecodeError("arguments where there can be none", field=f"{field}.args")
+        raise DecodeError("arguments where none are allowed", field=f"{field}.args")
     if row.opcode == pb.OPCODE_PLACEHOLDER and (len(row.args) > 1 or row.kwargs):
-        raise DecodeError("a placeholder has at most a default", field=f"{field}.args")
+        raise DecodeError("a placeholder takes at most a default", field=f"{field}.args")
     if row.stars and (row.opcode != pb.OPCODE_PLACEHOLDER or row.stars > 2):
-        raise DecodeError("stars where there can be none", field=f"{field}.stars")
+        raise DecodeError("stars where none are allowed", field=f"{field}.stars")
     if not 1 <= row.opcode <= 6:
         raise DecodeError(f"unknown opcode {row.opcode}", field=f"{field}.opcode")

@@ -75,7 +75,7 @@ class RowChecker(ArgumentChecker):
         for name in (*_TABLES, "expressions"):
             rows = self.rows[name]
             if len(set(rows)) != len(rows):
-                raise DecodeError("a row is there twice", field=name)
+                raise DecodeError("a duplicate row", field=name)
 
     def _first(self, table: str, index: int) -> bool:
         """Whether this is the first use of a row; refuses one that is out of order."""
@@ -176,7 +176,7 @@ class RowChecker(ArgumentChecker):
         if not 1 <= spec.kind <= (4 if depth else 5):
             raise DecodeError("an unknown kind", field=field)
         if spec.keys and spec.kind != pb.TREE_SPEC_KIND_DICT:
-            raise DecodeError("keys of what has none", field=field)
+            raise DecodeError("keys on a node that takes none", field=field)
         for key in spec.keys:
             self.literal(key, field)
         for child in spec.children:
@@ -200,7 +200,7 @@ class RowChecker(ArgumentChecker):
         if kind in ("list", "tuple"):
             for item in getattr(row, kind).items:
                 if item >= index:
-                    raise DecodeError("a reference that is not backwards", field=field)
+                    raise DecodeError("a forward reference", field=field)
                 self.use_value(item, depth + 1)
         elif kind == "expression":
             self._expressions.use(row.expression)

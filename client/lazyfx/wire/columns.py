@@ -65,9 +65,9 @@ def _split_attributes(
     """The attribute index of each reader, and the back-references of all nodes."""
     expected = int(holes.sum()) + len(readers)
     if len(operands) < expected:
-        raise DecodeError("operands end too early: too few operands", field=field)
+        raise DecodeError("too few operands", field=field)
     if len(operands) > expected:
-        raise DecodeError("operands are left over: too many operands", field=field)
+        raise DecodeError("too many operands", field=field)
     if not len(readers):
         return readers, operands
     starts = np.cumsum(holes) - holes

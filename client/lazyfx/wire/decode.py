@@ -98,9 +98,9 @@ class _Decoder:
         self._templates: dict[int, Template] = {}
         self._attributes = AttributeReader(body, self._tables, self._reader, bind)
         if not body.graphs:
-            raise DecodeError("there is no graph", field="graphs")
+            raise DecodeError("the body has no graph", field="graphs")
         if presentation is not None and len(presentation.graphs) != len(body.graphs):
-            raise DecodeError("not one entry for each graph", field="presentation.graphs")
+            raise DecodeError("must have one entry per graph", field="presentation.graphs")
 
     def module(self) -> GraphModule:
         modules: dict[int, GraphModule] = {}
@@ -160,7 +160,9 @@ class _Decoder:
             if call not in self._templates:
                 if call >= len(self._body.calls):
                     raise DecodeError(
-                        f"index {call} is outside of calls", field="calls", node=calls.index(call)
+                        f"index {call} is out of range of calls",
+                        field="calls",
+                        node=calls.index(call),
                     )
                 try:
                     self._templates[call] = self._reader.read(call)
@@ -174,10 +176,10 @@ class _Decoder:
         if not len(values):
             return
         if len(values) != len(nodes):
-            raise DecodeError("not one value for each node", field="values")
+            raise DecodeError("must have one value per node", field="values")
         most = len(self._body.values)
         if values.max() > most:
-            raise DecodeError("an index outside of values", field="values")
+            raise DecodeError("an index out of range of values", field="values")
         if not self._keeps_values:
             return
         # Nothing stands for number 0, and has no place to be kept in.
@@ -210,10 +212,10 @@ def _attribute_path(
 ) -> str:
     """The target of a node that reads or calls attribute number `attribute`."""
     if attribute >= len(paths):
-        raise DecodeError("an attribute that is not there", field="operands", node=node)
+        raise DecodeError("no such attribute", field="operands", node=node)
     kind = columns.attributes[attribute].WhichOneof("kind")
     if op == "call_module" and kind not in ("module", "graph"):
-        raise DecodeError("a call of what is no module", field="attributes", node=node)
+        raise DecodeError("calls something that is not a module", field="attributes", node=node)
     return paths[attribute]
 
 
@@ -252,7 +254,7 @@ def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> li
     """The devices of a message, with the presentation's indices or with their slots."""
     indices: Sequence[int] | None = presentation.device_indices if presentation else None
     if indices is not None and len(indices) != len(body.devices):
-        raise DecodeError("not one for each device", field="presentation.device_indices")
+        raise DecodeError("must have one entry per device", field="presentation.device_indices")
     devices = []
     for number, row in enumerate(body.devices):
         name = DEVICE_TYPE_NAMES.get(row.type)
@@ -267,7 +269,7 @@ def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> li
                 )
         devices.append(torch.device(name) if index is None else torch.device(name, index))
     if len(set(devices)) != len(devices):
-        raise DecodeError("two devices are one", field="presentation.device_indices")
+        raise DecodeError("two devices are the same", field="presentation.device_indices")
     return devices
 
 
@@ -281,7 +283,7 @@ def _paths(given: pb.GraphNames | None, attributes: Sequence[pb.Attribute]) -> l
         return canonical
     paths = list(given.attribute_paths)
     if len(paths) != len(canonical):
-        raise DecodeError("not one for each attribute", field="presentation.attribute_paths")
+        raise DecodeError("must have one entry per attribute", field="presentation.attribute_paths")
     for path in paths:
         if not names.is_path(path):
             raise DecodeError(
@@ -295,6 +297,6 @@ def _placeholder_targets(given: pb.GraphNames | None, count: int) -> dict[int, s
     for row in given.placeholder_targets if given else ():
         names.check_identifier(row.target, "presentation.placeholder_targets")
         if row.node >= count:
-            raise DecodeError("names no node", field="presentation.placeholder_targets")
+            raise DecodeError("refers to no node", field="presentation.placeholder_targets")
         found[row.node] = row.target
     return found

@@ -200,7 +200,7 @@ def prototype(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     if unknown:
         raise DecodeError(f"{name} takes no option {min(unknown)!r}", field="module.options")
     if leaf_options.idle_options(name, arguments):
-        raise DecodeError(f"{name} has an option that says nothing", field="module.options")
+        raise DecodeError(f"{name} has a redundant option", field="module.options")
     for option in _COUNTS.intersection(given):
         count = given[option]
         if type(count) is not int or count > _MOST_PARTS:
@@ -229,7 +229,7 @@ def _part(option: str, given: object) -> object:
     kind, inner = given.get("type"), given.get("options")
     wanted = MODULE_OPTIONS[option]
     if set(given) != {"options", "type"} or type(kind) is not str or kind != (wanted or kind):
-        raise DecodeError(f"the option {option!r} is no such module", field="module.options")
+        raise DecodeError(f"the option {option!r} is not such a module", field="module.options")
     if not isinstance(inner, Mapping) or _is_deep(inner):
         raise DecodeError(f"the option {option!r} has parts of its own", field="module.options")
     return prototype(kind, inner)

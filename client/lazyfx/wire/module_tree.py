@@ -84,7 +84,7 @@ class AttributeReader:
         if row.WhichOneof("kind") != "tensor":
             return None
         if row.tensor.tensor >= len(self._body.tensors):
-            raise DecodeError("an index outside of tensors", field="attributes.tensor")
+            raise DecodeError("an index out of range of tensors", field="attributes.tensor")
         description = self._body.tensors[row.tensor.tensor]
         is_parameter = row.tensor.role == pb.TENSOR_ROLE_PARAMETER
         tensor = self._bind(graph, number, row) if self._bind else None
@@ -155,7 +155,7 @@ class AttributeReader:
         for entry in row.tensors:
             value = tensors[entry.attribute] if entry.attribute < len(tensors) else None
             if value is None:
-                raise DecodeError(f"{entry.name[:100]!r} is no tensor", field="module.tensors")
+                raise DecodeError(f"{entry.name[:100]!r} is not a tensor", field="module.tensors")
             values[entry.name] = value
         key: tuple[str | bytes, ...] = (
             row.type,
@@ -179,7 +179,7 @@ def _check_spelling(template: nn.Module, given: Mapping[str, Any]) -> None:
     for name in sorted(found.keys() | spelled.keys()):
         if found.get(name) != spelled.get(name):
             raise DecodeError(
-                f"the option {name[:100]!r} is left out, or not spelled as its module has it",
+                f"the option {name[:100]!r} is missing, or differs from how the module reports it",
                 field="module.options",
             )
 
@@ -216,7 +216,7 @@ def _place(root: nn.Module, path: str, value: Any, role: int) -> None:
         child = owner._modules.get(parent)
         if child is None:
             if hasattr(owner, parent):
-                raise DecodeError(f"the path {path!r} runs through what is no module")
+                raise DecodeError(f"the path {path!r} leads through something that is not a module")
             child = nn.Module()
             owner.add_module(parent, child)
         owner = child

@@ -72,18 +72,18 @@ def parse(text: str) -> MoreTargets:
         ValueError: It is malformed, or names what graphs must not call; says which.
     """
     if len(text) > _MOST_CHARACTERS:
-        raise ValueError(f"has {len(text)} characters; at most {_MOST_CHARACTERS} are taken")
+        raise ValueError(f"has {len(text)} characters; at most {_MOST_CHARACTERS} are allowed")
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(table, dict) or not table.keys() <= _SECTIONS:
-        raise ValueError('is no object with "functions" and "methods"')
+        raise ValueError('must be an object with "functions" and "methods"')
     rows: dict[str, dict[str, str]] = {}
     for section in sorted(_SECTIONS):
         found = table.get(section, {})
         if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-            raise ValueError(f"{section}: is no object of names and signatures")
+            raise ValueError(f"{section}: must be an object that maps names to signatures")
         rows[section] = found
     return MoreTargets(
         {name: _function(name) for name in rows["functions"]},
@@ -96,18 +96,20 @@ def parse(text: str) -> MoreTargets:
 def _function(name: str) -> Callable[..., Any]:
     """The function of an exact name: what its own module calls so, and nothing behind it."""
     if not _PATH.fullmatch(name) or "__" in name:
-        raise ValueError(f"functions: {name[:200]!r} is no dotted name, or has a double underscore")
+        raise ValueError(
+            f"functions: {name[:200]!r} is not a dotted name, or has a double underscore"
+        )
     if name in targets.functions():
         raise ValueError(f"functions: {name} is in the table already")
     home, _, own = name.rpartition(".")
     if home.partition(".")[0] in sys.stdlib_module_names:
         raise ValueError(
-            f"functions: {name} is of Python's own library, which graphs must not call"
+            f"functions: {name} belongs to Python's standard library, which graphs must not call"
         )
     try:
         module = importlib.import_module(home)
     except ImportError as error:
-        raise ValueError(f"functions: {name}: {home} is no module ({error})") from None
+        raise ValueError(f"functions: {name}: {home} is not a module ({error})") from None
     value = vars(module).get(own)
     where = (getattr(value, "__module__", None), getattr(value, "__qualname__", None))
     if not callable(value) or where != (home, own):
@@ -120,7 +122,7 @@ def _function(name: str) -> Callable[..., Any]:
 
 def _method(name: str) -> str:
     if not name.isidentifier() or name.startswith("_") or "__" in name:
-        raise ValueError(f"methods: {name[:200]!r} is no public name")
+        raise ValueError(f"methods: {name[:200]!r} is not a public name")
     if name not in dir(torch.Tensor) or not callable(getattr(torch.Tensor, name)):
         raise ValueError(f"methods: Tensor has no method {name!r}")
     if name in targets.methods():

@@ -78,7 +78,7 @@ def count_names(message: pb.GraphNames, count: int) -> tuple[list[str], dict[str
     """
     stems, stem, suffixes = list(message.stems), column(message.stem), column(message.suffix)
     if len(stem) != count or len(suffixes) != count:
-        raise DecodeError(f"not one name for each of {count} nodes", field="presentation.stem")
+        raise DecodeError(f"must have one name per node ({count} nodes)", field="presentation.stem")
     fit = all(map(str.isidentifier, stems)) and "".join(stems).isascii()
     if not fit or max(map(len, stems), default=0) > MAX_NAME:
         wrong = next(s for s in stems if len(s) > MAX_NAME or not _is_plain(s))

@@ -99,7 +99,7 @@ def present(compiled: pb.CompiledGraph, source: pb.Presentation | None) -> pb.Pr
     for number, origin in enumerate(compiled.provenance):
         if origin.source_graph:
             if origin.source_graph > len(source.graphs):
-                raise DecodeError("not one entry for each graph", field="presentation.graphs")
+                raise DecodeError("must have one entry per graph", field="presentation.graphs")
             _present_graph(
                 own.graphs[number],
                 source.graphs[origin.source_graph - 1],

@@ -117,7 +117,7 @@ _COMMUTATIVE: Final = frozenset(
 
 
 # Its length differs from row to row: torch keeps such a size as a symbol without a value.
-_JAGGED: Final = "a size of a jagged tensor, which is no number"
+_JAGGED: Final = "a size of a jagged tensor, which is not a number"
 _PADDED: Final = (
     "pass values and offsets, or a padded tensor and a mask, and make the jagged tensor outside of "
     "what is compiled"
@@ -203,7 +203,7 @@ class ExpressionWriter:
         number = _NUMBERS.get(type(expr))
         if number is None:
             raise UnsupportedGraphError(
-                f"the symbolic function {type(expr).__name__} has no place in the format",
+                f"the format does not support the symbolic function {type(expr).__name__}",
                 remedy="capture the graph with static shapes",
             )
         operands = list(expr.args)
@@ -211,7 +211,7 @@ class ExpressionWriter:
             isinstance(operands[1], sympy.Integer) and abs(int(operands[1])) <= MAX_EXPONENT
         ):
             raise UnsupportedGraphError(
-                "a symbolic power with an exponent that is no small integer",
+                "a symbolic power with an exponent that is not a small integer",
                 remedy="capture the graph with static shapes",
             )
         if number in _COMMUTATIVE:
@@ -273,7 +273,7 @@ def describe_symbol(symbol: sympy.Symbol, env: ShapeEnv) -> pb.Symbol:
     elif symbol_is_type(symbol, SymT.SIZE):
         row = pb.Symbol(kind=pb.SYMBOL_KIND_SIZE)
     else:
-        raise UnsupportedGraphError(f"the symbol {symbol} is of a kind the format lacks")
+        raise UnsupportedGraphError(f"the format does not support symbols of the kind of {symbol}")
     bounds = env.var_to_range.get(symbol)
     if bounds is not None and row.kind in {pb.SYMBOL_KIND_SIZE, pb.SYMBOL_KIND_UNBACKED}:
         if _finite(bounds.lower):

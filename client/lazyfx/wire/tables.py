@@ -293,7 +293,7 @@ def _refuse(tensor: torch.Tensor) -> UnsupportedGraphError:
         )
     layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
     return UnsupportedGraphError(
-        f"a tensor of dtype {tensor.dtype} and {layout} layout has no description in the format",
+        f"a tensor of dtype {tensor.dtype} and {layout} layout is not supported by the format",
         remedy="use dense tensors of plain dtypes, or sparse ones without dense parts or blocks",
     )
 

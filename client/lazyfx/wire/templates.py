@@ -112,7 +112,7 @@ class TemplateReader:
         holes = Holes()
         value = self._argument(argument, holes, 0)
         if holes.count:
-            raise DecodeError("an operand where only literals can be")
+            raise DecodeError("an operand where only literals are allowed")
         return value
 
     def text(self, index: int) -> str:
@@ -126,7 +126,7 @@ class TemplateReader:
         """The device of a row of `body.devices`."""
         found = self._devices.get(index)
         if found is None:
-            raise DecodeError(f"index {index} is outside of devices")
+            raise DecodeError(f"index {index} is out of range of devices")
         return found
 
     def target(self, index: int) -> Any:
@@ -180,7 +180,7 @@ class TemplateReader:
         if kind == "target":
             target = self.target(argument.target)
             if isinstance(target, str):
-                raise DecodeError("a method is no argument")
+                raise DecodeError("a method cannot be an argument")
             return target
         enum = _ENUMS.get(kind or "")
         found = enum.get(getattr(argument, kind)) if enum and kind else None
@@ -192,7 +192,7 @@ class TemplateReader:
         env = self._tables.argument_env()
         number = symbols.scalar(self._body, index, env, self._tables.symbols(env))
         if type(number) in (int, float, bool):
-            raise DecodeError("a constant is a literal and no expression here")
+            raise DecodeError("constants must be literals, not expressions")
         return number
 
     def _dictionary(self, row: pb.Dictionary, holes: Holes, depth: int) -> Any:
@@ -212,9 +212,9 @@ def _check_shape(call: pb.Call, op: str) -> None:
     """Check that a call has the parts that its opcode takes."""
     named = op in ("call_function", "call_method")
     if bool(call.target) != named:
-        raise DecodeError(f"a {op} {'needs a' if named else 'has no'} target")
+        raise DecodeError(f"a {op} {'needs a' if named else 'takes no'} target")
     if call.stars > (2 if op == "placeholder" else 0):
-        raise DecodeError("stars are for placeholders, at most two")
+        raise DecodeError("only placeholders take stars, at most two")
     plain = op in ("placeholder", "get_attr", "output")
     most = {"placeholder": 1, "get_attr": 0, "output": 1}.get(op, len(call.args))
     if (plain and call.kwargs) or len(call.args) > most:
@@ -222,7 +222,7 @@ def _check_shape(call: pb.Call, op: str) -> None:
     if op == "output" and not call.args:
         raise DecodeError("an output needs an argument")
     if op == "call_method" and not call.args:
-        raise DecodeError("a method needs the object that it is called on")
+        raise DecodeError("a method call needs an object")
 
 
 @lru_cache(maxsize=MOST_ROWS)
@@ -254,5 +254,5 @@ _ENUMS: dict[str, dict[int, Any]] = {
 
 def _at(rows: Sequence[Any], index: int, table: str) -> Any:
     if not 0 <= index < len(rows):
-        raise DecodeError(f"index {index} is outside of {table}")
+        raise DecodeError(f"index {index} is out of range of {table}")
     return rows[index]

@@ -80,7 +80,7 @@ def tensor_from_bytes(
     if count == 0:
         return torch.empty(shape, dtype=dtype)
     if dtype is torch.bool and max(memoryview(data).cast("B")) > 1:
-        raise DecodeError("a truth value that is neither 0 nor 1")
+        raise DecodeError("a boolean that is neither 0 nor 1")
     # The copy owns its memory: the message may be read-only and short-lived.
     flat = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype).reshape(shape)
     strides = tuple(description.stride)

@@ -129,7 +129,7 @@ def fake_value(value: LazyValue, mode: FakeTensorMode) -> Any:
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DecodeError(
-            f"a value that torch cannot have: {reason}", field=f"values[{value.index}]"
+            f"torch cannot represent this value: {reason}", field=f"values[{value.index}]"
         ) from error
 
 

@@ -70,7 +70,8 @@ def check_size(
         size += (longest + _PUNCTUATION) * (2 * len(columns.calls) + len(columns.operands))
     if size > most:
         raise DecodeError(
-            f"its source could take {size} bytes, {most} are taken (setting max_source_bytes): "
+            f"its source could be {size} bytes long; at most {most} are allowed (setting "
+            "max_source_bytes): "
             "pass large literals as tensors, and use shorter names",
             field="graphs",
         )
@@ -127,7 +128,7 @@ def unwritable(call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[
             return reason
     if call.opcode == graph_pb2.OPCODE_CALL_METHOD:
         if not call.args or call.args[0].WhichOneof("kind") in _SCALARS:
-            return "a method needs an object that it is called on"
+            return "a method call needs an object"
     elif call.opcode == graph_pb2.OPCODE_CALL_FUNCTION:
         kind, called = target
         if kind == graph_pb2.TARGET_KIND_FUNCTION and called.startswith(_OPERATOR):
@@ -149,16 +150,16 @@ def _unwritable_literal(strings: Sequence[str], argument: graph_pb2.Argument) ->
     if kind == "complex":
         value = argument.complex
         if not (math.isfinite(value.real) and math.isfinite(value.imaginary)):
-            return "a complex number that is not finite; make it of two real ones"
+            return "a complex number that is not finite; build it from two real numbers"
     elif kind == "expression":
         return (
-            "a symbolic number as a literal, which Python has no word for; make it an input, or "
+            "a symbolic number as a literal, which Python cannot express; make it an input, or "
             "read it off one (torch.ops.aten.sym_size)"
         )
     elif kind == "text" and _MARKER.search(strings[argument.text]):
         return (
-            "a string with '# COUNTER: <number>' in it, which torch.fx takes for a marker of its "
-            "own and removes; change the text"
+            "a string with '# COUNTER: <number>' in it, which torch.fx interprets as a marker of "
+            "its own and removes; change the text"
         )
     reasons = (_unwritable_literal(strings, child) for child in _children(argument))
     return next((reason for reason in reasons if reason), None)
@@ -173,7 +174,7 @@ def _unwritable_operator(name: str, call: graph_pb2.Call) -> str | None:
     if call.kwargs or len(call.args) != count:
         return f"operator.{name} takes {count} positional arguments and no others"
     if name == "getitem" and call.args[0].WhichOneof("kind") in _SCALARS:
-        return "operator.getitem takes a part of a number, which has none"
+        return "operator.getitem cannot take an item of a number"
     if name in inplace_methods and call.args[0].WhichOneof("kind") != "operand":
         return f"operator.{name} changes its first argument, which is a literal here"
     return None
@@ -196,5 +197,5 @@ def _check_order(
             allowed = reached == 2 or rank >= reached
             rank = max(rank, reached)
         if not allowed:
-            raise DecodeError("an argument after one that must be last", field=field, node=node)
+            raise DecodeError("an argument follows one that must be last", field=field, node=node)
         reached = rank

@@ -103,4 +103,6 @@ def _within(
     most = getattr(bounds, name)
     if found > most:
         field = table if row is None else f"{table}[{row}]"
-        raise DecodeError(f"{found} {what}, {most} are taken (setting {name})", field=field)
+        raise DecodeError(
+            f"{found} {what}; at most {most} are allowed (setting {name})", field=field
+        )

@@ -94,7 +94,7 @@ def check_message(
     nodes = sum(len(graph.calls) for graph in body.graphs)
     if nodes > max_nodes:
         raise DecodeError(
-            f"the graph has {nodes} nodes, {max_nodes} are taken (setting max_nodes)",
+            f"the graph has {nodes} nodes; at most {max_nodes} are allowed (setting max_nodes)",
             field="graphs",
         )
     verdicts = judge(body)
@@ -126,11 +126,11 @@ def _check_symbols(body: graph_pb2.GraphBody) -> None:
         least = row.minimum if row.HasField("minimum") else -(2**63)
         most = row.maximum if row.HasField("maximum") else 2**63
         if least > most:
-            raise DecodeError("its bounds leave no value", field=f"symbols[{i}]")
+            raise DecodeError("its bounds exclude every value", field=f"symbols[{i}]")
         if row.HasField("hint") and not (
             least <= row.hint <= most and abs(row.hint) <= _MOST_EXTENT
         ):
-            raise DecodeError("its example value is outside of its bounds", field=f"symbols[{i}]")
+            raise DecodeError("its example value is out of bounds", field=f"symbols[{i}]")
 
 
 def _check_tensors(body: graph_pb2.GraphBody) -> None:

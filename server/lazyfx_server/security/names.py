@@ -25,9 +25,9 @@ def check_names(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation)
         DecodeError: Names the field, "presentation...".
     """
     if len(presentation.graphs) != len(body.graphs):
-        raise DecodeError("not one entry for each graph", field="presentation.graphs")
+        raise DecodeError("must have one entry per graph", field="presentation.graphs")
     if len(presentation.device_indices) != len(body.devices):
-        raise DecodeError("not one for each device", field="presentation.device_indices")
+        raise DecodeError("must have one entry per device", field="presentation.device_indices")
     read_devices(body, presentation)
     process_groups.read_names(body.process_groups, list(presentation.process_groups))
     for number, (columns, given) in enumerate(zip(body.graphs, presentation.graphs, strict=True)):
@@ -50,7 +50,7 @@ def _check_arguments(
     for row in given.placeholder_targets:
         check_identifier(row.target, field)
         if row.node >= len(nodes) or row.node in targets:
-            raise DecodeError("names no node, or one twice", field=field)
+            raise DecodeError("refers to no node, or to one node twice", field=field)
         targets[row.node] = row.target
     taken: set[str] = set()
     for i, call in enumerate(columns.calls):
@@ -67,7 +67,7 @@ def _check_paths(
     """Attribute paths are dotted names; none leads through, or over, something else."""
     field = "presentation.attribute_paths"
     if len(paths) != len(attributes):
-        raise DecodeError(f"not one for each attribute of {graph}", field=field)
+        raise DecodeError(f"must have one entry per attribute of {graph}", field=field)
     found: dict[str, graph_pb2.Attribute] = {}
     for path, attribute in zip(paths, attributes, strict=True):
         if not is_path(path) or not _OF_EVERY_MODULE.isdisjoint(path.split(".")):
@@ -80,6 +80,7 @@ def _check_paths(
         while parent:
             if parent in leaves:
                 raise DecodeError(
-                    f"the path {path[:100]!r} runs through what is no module", field=field
+                    f"the path {path[:100]!r} leads through something that is not a module",
+                    field=field,
                 )
             parent = parent.rpartition(".")[0]

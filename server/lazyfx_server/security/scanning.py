@@ -145,7 +145,7 @@ class _Scanner:
                 raise OverBoundError(
                     where,
                     f"has {position - content} bytes; at most {rule.size.most} are "
-                    f"taken{rule.size}",
+                    f"allowed{rule.size}",
                 )
             if rule.mark and (kind == 2 or rule.inside is None):
                 self.marked[_place(path, rule, count - 1)] = Marked(begin, content, position)

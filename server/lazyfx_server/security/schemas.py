@@ -47,7 +47,7 @@ def misfit_of_module(call: graph_pb2.Call, strings: Sequence[str]) -> str | None
     given = [*call.args, *(row.value for row in call.kwargs)]
     if all(fits_anything(argument, strings) for argument in given):
         return None
-    return "a module is called with text or with a callable; give them to its constructor"
+    return "a module call must not pass text or a callable; pass them to its constructor"
 
 
 @functools.lru_cache(maxsize=4096)

@@ -74,7 +74,7 @@ def read_private(path: Path) -> bytes:
     """
     try:
         if path.stat().st_mode & 0o077:
-            raise SecretFileError(f"others can read {path}: chmod 600 {path}")
+            raise SecretFileError(f"others can read {path}: run chmod 600 {path}")
         return read_regular(path, _MOST_BYTES)
     except OSError as error:
         raise SecretFileError(f"cannot read a secret: {error}") from error

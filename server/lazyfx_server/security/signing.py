@@ -207,12 +207,14 @@ def read_keys(path: Path) -> tuple[Ed25519PrivateKey, ...]:
         try:
             key = serialization.load_pem_private_key(block + _END, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise SecretFileError(f"{path} holds something that is no private key") from error
+            raise SecretFileError(f"{path} contains something that is not a private key") from error
         if not isinstance(key, Ed25519PrivateKey):
-            raise SecretFileError(f"{path} holds a key that is not Ed25519")
+            raise SecretFileError(f"{path} contains a key that is not Ed25519")
         keys.append(key)
     if not keys:
-        raise SecretFileError(f"{path} holds no private key; remove it to have one made")
+        raise SecretFileError(
+            f"{path} contains no private key; remove the file to create a new one"
+        )
     return tuple(keys)
 
 

@@ -50,11 +50,13 @@ class Signature:
         """Why a call does not fit, if so."""
         by_place, extra = call.args[: len(self.places)], call.args[len(self.places) :]
         if extra and self.rest is None:
-            return f"are {len(call.args)}, and it takes {len(self.places)} by place"
+            return f"are {len(call.args)}, but it takes at most {len(self.places)} positional ones"
         given = dict(zip(self.places, by_place, strict=False))
         for argument in extra:
             if self.rest is not None and not self.rest(argument, strings):
-                return f"give {_kind(argument)} among those by place, which it does not take"
+                return (
+                    f"include {_kind(argument)} as a positional argument, which it does not accept"
+                )
         for row in call.kwargs:
             name = self._own_name(strings[row.name])
             if name in self.by_name:
@@ -62,14 +64,14 @@ class Signature:
                     return f"give {name!r} twice"
                 given[name] = row.value
             elif self.others is None:
-                return f"name {strings[row.name][:100]!r}, which it does not take"
+                return f"include the keyword {strings[row.name][:100]!r}, which it does not accept"
             elif not self.others(row.value, strings):
-                return f"give {name[:100]!r} as {_kind(row.value)}, which it does not take"
+                return f"give {name[:100]!r} as {_kind(row.value)}, which it does not accept"
         if missing := self.required - given.keys():
             return f"lack {', '.join(sorted(missing))}"
         for name, argument in given.items():
             if not self.fits[name](argument, strings):
-                return f"give {name!r} as {_kind(argument)}, which it does not take"
+                return f"give {name!r} as {_kind(argument)}, which it does not accept"
         return None
 
     def _own_name(self, name: str) -> str:
