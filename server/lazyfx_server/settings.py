@@ -65,262 +65,267 @@ class Settings(BaseSettings):
     )
 
     config: Path | None = None
-    """TOML file to read settings from; the keys are the names of these flags with underscores."""
+    """TOML file to read settings from. Its keys are the names of these flags, with underscores."""
 
     listen: str = "127.0.0.1:8700"
-    """Address of the gRPC service, HOST:PORT; port 0 picks a free one. An address that other
-    machines can reach needs TLS and a way to identify callers, or --insecure."""
+    """Address of the gRPC service, HOST:PORT; port 0 picks a free port. An address that other
+    machines can reach requires TLS and a way to identify callers, or --insecure."""
 
     insecure: bool = False
-    """Allow an address that other machines can reach without TLS, or without identifying
-    callers. Then whoever reaches the port can compile, read results by their keys, and listen
-    in: for networks that are closed in other ways."""
+    """Allow an address that other machines can reach without TLS or without identifying callers.
+    Anyone who reaches the port can then compile, read results by their keys, and eavesdrop. Use it
+    only on networks that are protected by other means."""
 
     server_certificate: Path | None = None
-    """PEM file of this server's certificate chain; turns TLS on. Read again when it changes."""
+    """PEM file with this server's certificate chain; enables TLS. Reread when it changes."""
 
     server_key: Path | None = None
-    """PEM file of the private key of --server-certificate."""
+    """PEM file with the private key of --server-certificate."""
 
     client_ca: Path | None = None
-    """PEM file of the authorities whose certificates callers must show (mTLS). Without --tokens
-    the common name is the tenant."""
+    """PEM file with the authorities whose certificates callers must present (mTLS). Without
+    --tokens, the common name is the tenant."""
 
     client_names: Names = Field(default=[])
-    """Common names of certificates that are served. Default: all that --client-ca vouches for."""
+    """Common names of the certificates to accept. Default: every certificate that --client-ca
+    verifies."""
 
     tokens: Path | None = None
-    """File of the tokens that callers may show; `lazyfx token` adds to it. Read again when it
-    changes."""
+    """File with the bearer tokens of callers; `lazyfx token` adds to it. Reread when it changes."""
 
     tenant_secret: Path | None = None
-    """File of the secret that keeps tenants' keys apart; made when it is not there. Servers that
-    share a store share it. Default: .keys/tenants.key in the store's folder."""
+    """File with the secret that separates the tenants' keys; created if missing. Servers that
+    share a store must share it. Default: .keys/tenants.key in the store's folder."""
 
     quota_requests: int | None = Field(default=None, ge=1)
-    """Requests that one tenant may make in a minute; each of a batch counts. Default: no quota."""
+    """Requests per minute that one tenant may make; each request of a batch counts. Default: no
+    quota."""
 
     quota_bytes: ByteSize | None = None
-    """Bytes that one tenant may send in an hour. Default: no quota."""
+    """Bytes per hour that one tenant may send. Default: no quota."""
 
     quota_compile_seconds: float | None = Field(default=None, gt=0)
-    """Seconds of work in workers that one tenant may use in an hour. Default: no quota."""
+    """Seconds of worker time per hour that one tenant may use. Default: no quota."""
 
     metrics_host: str = "127.0.0.1"
     """Host for /metrics, /healthz and /readyz."""
 
     metrics_port: int = Field(default=8701, ge=0, le=65535)
-    """Port for /metrics, /healthz and /readyz; 0 picks a free one."""
+    """Port for /metrics, /healthz and /readyz; 0 picks a free port."""
 
     workers: int = Field(default=_default_workers(), ge=1, le=256)
-    """Worker processes that run passes and render artifacts. Default: one less than the CPUs,
-    at least 1, at most 8."""
+    """Worker processes that run passes and render artifacts. Default: one less than the number of
+    CPUs, at least 1 and at most 8."""
 
     worker_threads: int = Field(default=1, ge=1, le=256)
     """CPU threads that torch uses in each worker."""
 
     worker_memory_bytes: ByteSize = Field(default=ByteSize(8 * GIB))
-    """Address space that a worker may take beyond what it starts with."""
+    """Address space that a worker may allocate beyond what it starts with."""
 
     sandbox: Literal["auto", "required", "off"] = "auto"
-    """Confinement of the workers that run passes. auto: all that the kernel has, and a warning
-    where it lacks something; required: do not start without all of it; off: none."""
+    """Sandbox of the workers that run passes. auto: every layer that the kernel supports, with a
+    warning if one is missing; required: refuse to start if a layer is missing; off: no sandbox."""
 
     worker_max_jobs: int = Field(default=1000, ge=1)
-    """Jobs after which a worker process is replaced (generated source is never freed by Python)."""
+    """Jobs after which a worker process is replaced (Python never frees generated source)."""
 
     store_path: Path | None = Field(default=_default_store())
-    """Folder of the disk store; it survives restarts. An empty value keeps everything in
+    """Folder of the disk store, which survives restarts. An empty value keeps everything in
     memory. Default: $XDG_CACHE_HOME/lazyfx or ~/.cache/lazyfx."""
 
     store_memory_bytes: ByteSize = Field(default=ByteSize(256 * MIB))
-    """Bound of the memory store; e.g. 256MiB."""
+    """Maximum size of the memory store, e.g. 256MiB."""
 
     store_disk_bytes: ByteSize = Field(default=ByteSize(4 * GIB))
-    """Bound of the disk store; least recently used entries leave first."""
+    """Maximum size of the disk store; the least recently used entries are evicted first."""
 
     max_message_bytes: ByteSize = Field(default=ByteSize(4 * MIB))
-    """Largest gRPC message taken. gRPC copies a message on the event loop, 2 ms for each MiB, and
-    calls of others wait meanwhile. Graphs and tensors that are larger come in chunks."""
+    """Maximum size of a gRPC message. gRPC copies messages on the event loop, which delays other
+    calls by 2 ms per MiB. Larger graphs and tensors are sent in chunks."""
 
     max_held_bytes: ByteSize = Field(default=ByteSize(512 * MIB))
-    """Bytes of requests that are held at a time, whether they wait or are worked on; more are
-    refused with RESOURCE_EXHAUSTED. Small ones are not counted."""
+    """Maximum bytes of requests in memory, queued or running. Requests beyond it are refused with
+    RESOURCE_EXHAUSTED. Small requests are not counted."""
 
     max_held_bytes_per_tenant: ByteSize = Field(default=ByteSize(256 * MIB))
-    """The same of one tenant. On a server that identifies nobody all callers are one tenant."""
+    """The same for one tenant. On a server that does not identify callers, all callers are one
+    tenant."""
 
     max_graph_bytes: ByteSize = Field(default=ByteSize(32 * MIB))
-    """Largest graph body taken."""
+    """Maximum size of a graph body."""
 
     max_presentation_bytes: ByteSize = Field(default=ByteSize(16 * MIB))
-    """Most bytes of the names that go with a graph."""
+    """Maximum size of the names that accompany a graph."""
 
     max_blob_bytes: ByteSize = Field(default=ByteSize(4 * GIB))
-    """Largest tensor taken by UploadBlobs."""
+    """Maximum size of a tensor sent with UploadBlobs."""
 
     max_nodes: int = Field(default=200_000, ge=1)
-    """Most nodes of a graph, nested graphs included."""
+    """Maximum number of nodes of a graph, nested graphs included."""
 
     max_edges: int = Field(default=2_000_000, ge=1)
-    """Most uses of nodes by other nodes in a graph, nested graphs included."""
+    """Maximum number of uses of nodes by other nodes in a graph, nested graphs included."""
 
     max_calls: int = Field(default=200_000, ge=1)
-    """Most distinct calls (target and literal arguments) of a graph."""
+    """Maximum number of distinct calls (target and literal arguments) of a graph."""
 
     max_arguments: int = Field(default=100_000, ge=1)
-    """Most arguments of one call, those inside lists and dicts included."""
+    """Maximum number of arguments of one call, including those inside lists and dicts."""
 
     max_string_bytes: ByteSize = Field(default=ByteSize(MIB))
-    """Longest string in a graph, in characters."""
+    """Maximum length of a string in a graph, in characters."""
 
     max_rank: int = Field(default=64, ge=0, le=64)
-    """Most dimensions of a tensor."""
+    """Maximum number of dimensions of a tensor."""
 
     max_elements: int = Field(default=2**48, ge=1)
-    """Most elements of a described tensor; its values need not exist anywhere."""
+    """Maximum number of elements of a described tensor, whether or not its values exist."""
 
     max_outputs: int = Field(default=10_000, ge=1)
-    """Most outputs of one node."""
+    """Maximum number of outputs of one node."""
 
     max_source_bytes: ByteSize = Field(default=ByteSize(128 * MIB))
-    """Longest Python source that a graph may mean, its names and literals written out at each
-    use, as estimated before it is generated."""
+    """Maximum length of the Python source of a graph, as estimated before it is generated, with
+    names and literals written out at each use."""
 
     max_passes: int = Field(default=64, ge=0)
-    """Most passes of one request."""
+    """Maximum number of passes of one request."""
 
     max_option_bytes: ByteSize = Field(default=ByteSize(64 * 1024))
-    """Longest value of an option of a pass, a list's items together."""
+    """Maximum size of the value of a pass option; the items of a list count together."""
 
     max_values: int = Field(default=16_384, ge=0)
-    """Most tensors whose values one request may bind."""
+    """Maximum number of tensors whose values one request may bind."""
 
     max_digests: int = Field(default=1024, ge=1)
-    """Most blobs that one FindMissingBlobs may ask for."""
+    """Maximum number of blobs that one FindMissingBlobs may ask for."""
 
     pass_plugins: Names = Field(default=[])
-    """Names of entry points of the group lazyfx.passes to load. A plugin is code that runs in the
-    server and its workers: nothing is loaded that is not named here."""
+    """Entry points of the group lazyfx.passes to load, by name. A plugin is code that runs in the
+    server and its workers; only the plugins named here are loaded."""
 
     pipelines: str = ""
-    """Pipelines by name, beside default, inference and training: NAME=SPELLING; NAME=SPELLING,
-    e.g. tidy=dead_code_elimination,constant_fold. A TOML file may have a table of them."""
+    """Additional named pipelines: NAME=SPELLING; NAME=SPELLING, e.g.
+    tidy=dead_code_elimination,constant_fold. A TOML file may hold a table of them. Built in:
+    default, inference and training."""
 
     max_rewrites: int = Field(default=256, ge=0)
-    """Most pattern and replacement pairs of one request."""
+    """Maximum number of (pattern, replacement) pairs of one request."""
 
     max_matches: int = Field(default=10_000, ge=1)
-    """Most matches that replace_pattern may rewrite in one request."""
+    """Maximum number of matches that replace_pattern may rewrite in one request."""
 
     max_match_steps: int = Field(default=200_000_000, ge=1)
-    """Steps that looking for the patterns of one replace_pattern may take: places where a
-    pattern may end, times the pairs of nodes of the pattern. Known before the search begins."""
+    """Maximum number of steps of the pattern search of one replace_pattern: candidate nodes times
+    pairs of pattern nodes. Computed before the search starts."""
 
     max_folded_bytes: ByteSize = Field(default=ByteSize(256 * MIB))
-    """Most bytes of constants that constant folding may make in one request."""
+    """Maximum bytes of constants that constant folding may create in one request."""
 
     max_pass_seconds: float = Field(default=60.0, ge=0)
-    """Seconds that one pass may take before it is stopped and named; 0 for no bound but
+    """Seconds after which a pass is stopped and the request fails; 0 for no limit but
     job_timeout."""
 
     job_timeout: float = Field(default=120.0, gt=0)
-    """Seconds that one job may take in a worker before it is killed."""
+    """Seconds after which a job is killed."""
 
     job_cpu_seconds: float = Field(default=600.0, gt=0)
-    """Processor seconds that one job may use, on all its threads, before it is killed."""
+    """CPU seconds, over all threads, after which a job is killed."""
 
     crash_refusal_seconds: float = Field(default=600.0, ge=0)
-    """Seconds for which a graph is refused after two workers have died on it; 0 for not at all."""
+    """Seconds for which a graph is refused after two workers died on it; 0 never refuses it."""
 
     operator_modules: Names = Field(default=[])
-    """Python modules that register custom operators, imported where passes run."""
+    """Python modules that register custom operators; imported in the workers that run passes."""
 
     allow_targets: Path | None = None
-    """JSON file of further functions and Tensor methods that graphs may call, by exact name with
-    what they take; docs/deploy.md shows one. The modules that it names are imported."""
+    """JSON file of additional functions and Tensor methods that graphs may call, by exact name and
+    signature; docs/deploy.md has an example. The modules that it names are imported."""
 
     native: Literal["off", "on", "optional"] = "off"
-    """Make native artifacts with Inductor for torch.compile(backend="lazyfx"): on, or --native
-    alone, needs a C++ compiler and all layers of confinement, and does not start without;
-    optional starts without native artifacts then, and says so."""
+    """Compile native artifacts with Inductor for torch.compile(backend="lazyfx"). on (or --native
+    alone) requires a C++ compiler and every sandbox layer, and refuses to start without them;
+    optional starts without native artifacts instead."""
 
     native_unconfined: bool = False
-    """Run native compiles unconfined, where the kernel lacks a layer or a GPU's driver needs more
-    than confinement allows. Then a caller whose graph gets past the checks has the rights of this
-    server's user: for callers that you trust."""
+    """Run native compiles without a complete sandbox, if the kernel lacks a layer or a GPU driver
+    needs more than the sandbox allows. A caller whose graph gets past the checks then has the
+    rights of this server's user: use it only if you trust every caller."""
 
     native_workers: int = Field(default=1, ge=1, le=64)
-    """Native compiles that run at a time, each in a process that ends afterwards."""
+    """Native compiles to run in parallel, each in a process of its own that ends afterwards."""
 
     native_start_method: Literal["auto", "forkserver", "spawn"] = "auto"
-    """How native workers begin, in the words of Python's multiprocessing. "forkserver" is ready at
-    once and cannot use GPUs; "spawn" takes seconds and can, and "auto" takes it where there are."""
+    """Start method of native workers, as in multiprocessing. "forkserver" starts at once and
+    cannot use GPUs; "spawn" takes seconds and can. "auto" selects "spawn" on machines with
+    GPUs."""
 
     native_compile_threads: int = Field(default=1, ge=1, le=256)
-    """C++ compilers that one native compile may run at a time."""
+    """C++ compilers that one native compile may run in parallel."""
 
     native_memory_bytes: ByteSize = Field(default=ByteSize(32 * GIB))
-    """Address space that a process of a native compile may take beyond what it starts with."""
+    """Address space that a native compile process may allocate beyond what it starts with."""
 
     native_cpu_seconds: float = Field(default=7200.0, gt=0)
-    """Processor seconds that a process of a native compile may use before it is killed."""
+    """CPU seconds after which a native compile process is killed."""
 
     native_timeout: float = Field(default=1800.0, gt=0)
-    """Seconds that one native compile may take before it is killed."""
+    """Seconds after which a native compile is killed."""
 
     max_queue: int = Field(default=1024, ge=0)
-    """Jobs that may wait for a worker; more are refused with RESOURCE_EXHAUSTED."""
+    """Maximum number of jobs that wait for a worker; more are refused with RESOURCE_EXHAUSTED."""
 
     max_batch_in_flight: int = Field(default=64, ge=1)
-    """Requests of one CompileBatch stream that are worked on at a time."""
+    """Requests of one CompileBatch stream to process at the same time."""
 
     max_streams: int = Field(default=1000, ge=1)
-    """Calls that one connection may have under way; more wait on the client's side."""
+    """Maximum number of concurrent calls per connection; more wait in the client."""
 
     max_metadata_bytes: ByteSize = Field(default=ByteSize(16 * 1024))
-    """Most bytes of metadata (headers) of a call."""
+    """Maximum size of the metadata (headers) of a call."""
 
     max_call_seconds: float = Field(default=3600.0, gt=0)
-    """Seconds that any call may take, also one whose caller set no deadline."""
+    """Maximum duration of any call in seconds, even if its caller set no deadline."""
 
     upload_idle_timeout: float = Field(default=30.0, gt=0)
     """Seconds without a chunk after which an upload is ended."""
 
     min_upload_rate: int = Field(default=1024, ge=0)
-    """Bytes a second that an upload must reach, from its first upload_idle_timeout seconds on."""
+    """Minimum rate of an upload in bytes per second, measured after the first upload_idle_timeout
+    seconds."""
 
     max_staged_bytes: ByteSize = Field(default=ByteSize(8 * GIB))
-    """Bytes of unfinished uploads that one tenant may have."""
+    """Maximum bytes of unfinished uploads of one tenant."""
 
     max_staged_bytes_in_all: ByteSize = Field(default=ByteSize(16 * GIB))
-    """Bytes of unfinished uploads of all tenants together."""
+    """Maximum bytes of unfinished uploads of all tenants together."""
 
     stream_idle_timeout: float = Field(default=300.0, gt=0)
-    """Seconds that a batch with nothing under way may say nothing before it is ended."""
+    """Seconds after which a batch stream without requests in flight is ended."""
 
     server_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
-    """What signed artifacts call this server. Default: the name of the machine."""
+    """Name of this server in signed artifacts. Default: the host name."""
 
     signing_key: Path | None = None
-    """File of the Ed25519 keys that artifacts are signed with (PEM, the first one signs, read
-    again when it changes); made when it is not there. Default: .keys/signing.pem in the store's
-    folder; without a store, a new key at each start."""
+    """File with the Ed25519 keys that sign artifacts (PEM; the first key signs); created if
+    missing, reread when it changes. Default: .keys/signing.pem in the store's folder; without a
+    store, a new key at each start."""
 
     signature_days: float = Field(default=30.0, gt=0)
-    """Days for which the signature of an artifact holds."""
+    """Days for which the signature of an artifact is valid."""
 
     drain_seconds: float = Field(default=30.0, ge=0)
-    """Seconds that requests in flight get to finish after SIGTERM."""
+    """Seconds that requests in flight may take to finish after SIGTERM."""
 
     reflection: bool = False
-    """Offer gRPC server reflection."""
+    """Enable gRPC server reflection."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log lines written."""
+    """Lowest severity of the log lines to write."""
 
     log_format: Literal["text", "json"] = "text"
-    """Form of log lines, written to standard error."""
+    """Format of log lines, which go to standard error."""
 
     @field_validator("store_path", mode="before")
     @classmethod
