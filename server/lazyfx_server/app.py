@@ -377,7 +377,7 @@ class App:
         try:
             await asyncio.wait_for(self._finish(), self._settings.drain_seconds)
         except asyncio.TimeoutError:
-            _log.warning("requests were still under way after the grace period; they are ended")
+            _log.warning("requests were still in flight after the grace period; cancelling them")
         if self._port:
             refuse_connections(self._port)
             await asyncio.sleep(_FLUSH_SECONDS)
@@ -436,7 +436,7 @@ class App:
         self._observers.observe(StoreFailed(tier, operation))
 
     def _entry_corrupt(self, tier: str, key: str) -> None:
-        _log.warning("store: a damaged entry in %s was put aside: %s", tier, key)
+        _log.warning("store: quarantined a damaged entry in %s: %s", tier, key)
         self._catalog.note_damaged(key)
         self._observers.observe(EntryCorrupt(tier))
 
@@ -457,4 +457,4 @@ class App:
         try:
             self._devices.infos = tuple((await self._device_jobs.describe()).devices)
         except RequestError as error:
-            _log.warning("workers could not tell their devices: %s", error)
+            _log.warning("cannot query the devices of the workers: %s", error)

@@ -140,12 +140,12 @@ def load(arguments: Sequence[str]) -> Settings:
         lines = [
             f"  {_where(e['loc'], arguments, path, in_file)}: {e['msg']}" for e in error.errors()
         ]
-        _refuse("wrong settings\n" + "\n".join(lines))
+        _refuse("invalid settings\n" + "\n".join(lines))
     except SettingsError as error:
-        _refuse(f"wrong settings\n  {error}")
+        _refuse(f"invalid settings\n  {error}")
     if (exposure := settings.exposure) and not settings.insecure:
         _refuse(
-            f"--listen {settings.listen} can be reached from other machines and {exposure}; "
+            f"--listen {settings.listen} can be reached from other machines, but {exposure}; "
             "listen on 127.0.0.1, or pass --insecure if the network itself is trusted"
         )
     return settings

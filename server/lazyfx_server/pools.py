@@ -67,7 +67,7 @@ def protection(settings: Settings) -> Protection:
     if missing and settings.sandbox == "required":
         raise OSError(
             f"this kernel lacks {', '.join(missing)}, and the setting sandbox is 'required'; use "
-            "a newer kernel, allow these calls in the container, or accept less with 'auto'"
+            "a newer kernel, allow these calls in the container, or use 'auto'"
         )
     if missing:
         _log.warning(

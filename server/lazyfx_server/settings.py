@@ -352,9 +352,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.server_certificate is None) != (self.server_key is None):
-            raise ValueError("server_certificate and server_key go together")
+            raise ValueError("server_certificate and server_key must be set together")
         if self.client_ca is not None and self.server_certificate is None:
-            raise ValueError("client_ca needs server_certificate and server_key: mTLS is TLS")
+            raise ValueError("client_ca requires server_certificate and server_key")
         return self
 
     @property
@@ -363,9 +363,9 @@ class Settings(BaseSettings):
         if self.listens_on_loopback:
             return None
         if self.server_certificate is None:
-            return "nothing encrypts what is sent (--server-certificate, --server-key)"
+            return "traffic is not encrypted (--server-certificate, --server-key)"
         if self.tokens is None and self.client_ca is None:
-            return "nothing identifies callers (--tokens or --client-ca)"
+            return "callers are not identified (--tokens or --client-ca)"
         return None
 
     @property

@@ -56,4 +56,4 @@ def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
 def _unknown(key: str, names: list[str]) -> str:
     guess = closest(key, names)
     hint = f"; did you mean {guess!r}?" if guess else "; `lazyfx serve --help` lists the settings"
-    return f"there is no setting {key[:100]!r}{hint}"
+    return f"unknown setting {key[:100]!r}{hint}"

@@ -126,7 +126,7 @@ def test_a_wrong_token(
 ) -> None:
     tls = lazyfx.Tls(ca=authority.file)
     said = told(encrypted.address, monkeypatch, DeniedError, tls=tls, token="lazyfx_wrong")
-    assert "token is not one that this server knows" in said
+    assert "token is unknown or was revoked" in said
 
 
 def test_what_listens_and_is_no_server_is_bounded_in_time(silent: str) -> None:

@@ -112,7 +112,7 @@ def test_a_plugin_that_cannot_be_used_is_told_apart(
         "twice": "offered by lazyfx-sample 1.2.3 and lazyfx-sample2 1.2.3; uninstall one",
         "name": "two passes are named 'remove_dropout'; disable one of them",
         "broken": "the passes 'sample': ZeroDivisionError",
-        "other": "which is no frozen dataclass of a Pass",
+        "other": "which is not a frozen dataclass derived from Pass",
     }
     if problem == "twice":
         info = next(copy.glob("*.dist-info"))

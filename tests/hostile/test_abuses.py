@@ -109,7 +109,7 @@ def test_a_node_with_too_many_outputs_is_refused(
 
 
 def large(number: int) -> pb.CompileRequest:
-    """A request of a megabyte for something that is no graph, which a worker finds out at once."""
+    """A request of a megabyte for something that is not a graph, which a worker finds out at once."""
     return request_of_body(b"\xff" * MB + bytes([number]), None, DCE)
 
 

@@ -340,7 +340,7 @@ def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: Area) -> N
         link = worker.BuildRequest(kind=worker.BUILD_KIND_LINK, objects=[made.key])
         linked = worker.BuildResult.FromString(await one(link.SerializeToString()))
         assert linked.output[:4] == b"\x7fELF"
-        with pytest.raises(CallRefused, match="not made for this job"):
+        with pytest.raises(CallRefused, match="not built for this job"):
             await two(link.SerializeToString())
         assert one.has_made(linked.output)
         assert not one.has_made(linked.output + b"\0")

@@ -81,7 +81,7 @@ def test_another_tenant_s_module_is_not_there(alice: Caller, bob: Caller, kind: 
         told = refusal_of(caught.value)
         assert (told.code, told.message) == (
             "NOT_FOUND",
-            "no compiled module has this key (any more); compile again",
+            "no compiled module has this key, or it was evicted; compile again",
         )
 
 

@@ -69,7 +69,7 @@ def _lies() -> dict[str, bytes]:
         "a graph that is not canonical": compiled(other_graph),
         "no graph": compiled(worker.CompileResult()),
         "no origins": compiled(origins),
-        "a constant under another's digest": compiled(constant),
+        "a constant under a wrong digest": compiled(constant),
         "an endless report": compiled(report),
         "a time that is none": compiled(time),
     }

@@ -255,7 +255,7 @@ class _Calls(_Constant):
         (_Constant(), lambda a: a * 1, "pattern", "attribute"),
         (_Calls(), lambda a: a * 1, "pattern", "module"),
         (lambda a: torch.sin(a), _Calls(), "replacement", "module"),
-        (lambda a: a, lambda a: a, "pattern", "returned as it is"),
+        (lambda a: a, lambda a: a, "pattern", "returned unchanged"),
         (lambda a, b: torch.sin(a), lambda a, b: torch.cos(a), "pattern", "not used"),
         (lambda a: 3, lambda a: a, "pattern", "not used"),
         (lambda a: torch.sin(a), lambda a, b: torch.cos(a), "replacement", "takes 2 inputs"),

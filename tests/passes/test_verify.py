@@ -108,7 +108,7 @@ def step() -> Capture:
         ("write", "changed"),
         ("random", "changed output 0"),
         ("gradient", "changed gradient"),
-        ("crash", "runs no more"),
+        ("crash", "does not run"),
     ],
 )
 def test_a_pass_that_changes_a_result_is_refused(step: Capture, how: str, what: str) -> None:

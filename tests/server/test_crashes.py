@@ -106,7 +106,7 @@ def test_deaths_of_several_requests_add_up_and_success_clears_them() -> None:
     cpu = WorkerOutOfCpu(600.0)
     crashes = Crashes(600.0)
     for _ in range(2):
-        with pytest.raises(TimedOutError, match="processor seconds"):
+        with pytest.raises(TimedOutError, match="CPU seconds"):
             run(Scripted(cpu), crashes=crashes)
     with pytest.raises(CrashingGraphError):
         run(Scripted(None), crashes=crashes)

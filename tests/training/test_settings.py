@@ -180,7 +180,7 @@ def test_a_setting_that_differs_is_named(name: str, value: Any) -> None:
     ):
         pass
     request.setting_digests = b""
-    with pytest.raises(CannotCompile, match="it did not say which"), as_asked(request):
+    with pytest.raises(CannotCompile, match="the caller did not say which"), as_asked(request):
         pass
 
 

@@ -128,7 +128,7 @@ class Artifacts:
         module = await self._catalog.find(tenant, request.module_key)
         if not isinstance(module, CompiledModule):
             raise ModuleNotFoundInCacheError(
-                "no compiled module has this key (any more); compile again"
+                "no compiled module has this key, or it was evicted; compile again"
             )
         if request.kind == pb.ARTIFACT_KIND_GRAPH:
             found = self._signed(await self._stored_graph(module), module, request.kind)
@@ -320,7 +320,9 @@ class Artifacts:
         facts = _facts(module, kind)
         signature = self._signer.renewed(record.signature, record.digest, facts)
         if signature is None:
-            _log.warning("an artifact in the store is not signed by this server; made again")
+            _log.warning(
+                "an artifact in the store is not signed by this server; rendering it again"
+            )
             return None
         record.signature.CopyFrom(signature)
         return record

@@ -110,7 +110,7 @@ class Blobs:
             if chunk.digest.size_bytes > self._max_bytes:
                 raise InvalidRequestError.of_field(
                     "digest.size_bytes",
-                    f"is {chunk.digest.size_bytes}; at most {self._max_bytes} are taken "
+                    f"is {chunk.digest.size_bytes}; at most {self._max_bytes} are allowed "
                     "(setting max_blob_bytes)",
                 )
             blob = await upload.add(chunk)
@@ -177,13 +177,13 @@ async def _within(
             return
         except asyncio.TimeoutError as error:
             raise TimedOutError(
-                f"no chunk came for {seconds:g} s (setting upload_idle_timeout)"
+                f"no chunk arrived for {seconds:g} s (setting upload_idle_timeout)"
             ) from error
         received += len(chunk.data)
         taken = time.monotonic() - started
         if taken > seconds and received < rate * taken:
             raise TimedOutError(
-                f"{received} bytes came in {taken:.0f} s; uploads must reach {rate} bytes a second "
+                f"received {received} bytes in {taken:.0f} s; uploads must sustain {rate} bytes/s "
                 "(setting min_upload_rate)"
             )
         yield chunk

@@ -88,7 +88,7 @@ class Builds:
         return result
 
     def _refused(self, reason: str) -> CallRefused:
-        _log.debug("a native job asked for a compile that is refused: %s", reason)
+        _log.debug("refused a compile that a native job requested: %s", reason)
         self._observer.observe(SourceRefused("build"))
         return CallRefused(reason)
 
@@ -167,14 +167,14 @@ class BuildSession:
             raise CallRefused("the request cannot be read") from error
         missing = [key for key in request.objects if key not in self._objects]
         if missing:
-            raise CallRefused("an object to link was not made for this job")
+            raise CallRefused("an object to link was not built for this job")
         objects = [self._objects[key] for key in request.objects]
         try:
             result = await self._builds.build(request, objects)
         except CallRefused as refusal:
             if not self._warned:
                 self._warned = True
-                _log.warning("a native job asked for a compile that is refused: %s", refusal)
+                _log.warning("refused a compile that a native job requested: %s", refusal)
             raise
         if request.kind in (worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_DATA) and result.output:
             self._keep(result)

@@ -80,7 +80,7 @@ class Crashes:
         """What callers are told of a graph on which workers die."""
         left = self._seconds if seconds is None else seconds
         return CrashingGraphError(
-            f"worker processes died on {DEATHS} attempts at a {job} job of graph "
+            f"worker processes died on {DEATHS} attempts to run a {job} job of graph "
             f"{subject.graph.hex()}; it is refused for {max(left, 0.0):.0f} s. Other graphs are "
-            "served; report the graph to those who run this server"
+            "still served; report this graph to the operator of the server"
         )

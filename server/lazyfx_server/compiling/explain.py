@@ -22,13 +22,13 @@ from lazyfx_server.v1.worker_pb2 import GraphHistory, GraphHistoryEntry
 Reason: TypeAlias = "pb.MissReason.ValueType"
 
 _TEXTS: dict[int, str] = {
-    pb.MISS_REASON_NEW_GRAPH: "nothing compiled from this graph is known here",
-    pb.MISS_REASON_NEW_PIPELINE: "the graph is known, this pipeline over it is new: {pipeline}",
-    pb.MISS_REASON_NEW_VALUES: "graph and pipeline are known, the tensor values are new",
-    pb.MISS_REASON_NEW_ENVIRONMENT: "the stored result was made by other versions",
+    pb.MISS_REASON_NEW_GRAPH: "nothing has been compiled from this graph yet",
+    pb.MISS_REASON_NEW_PIPELINE: "the graph is known, but this pipeline is new for it: {pipeline}",
+    pb.MISS_REASON_NEW_VALUES: "graph and pipeline are known, but the tensor values are new",
+    pb.MISS_REASON_NEW_ENVIRONMENT: "the stored result was made by different versions",
     pb.MISS_REASON_EVICTED: "the result was stored and has been evicted",
-    pb.MISS_REASON_CORRUPT: "the stored result was damaged and has been put aside",
-    pb.MISS_REASON_SKIPPED: "a request asked to skip the lookup",
+    pb.MISS_REASON_CORRUPT: "the stored result was damaged and has been quarantined",
+    pb.MISS_REASON_SKIPPED: "the request asked to skip the lookup",
 }
 
 # Compiles remembered for one graph; the oldest are forgotten.

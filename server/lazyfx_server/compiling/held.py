@@ -107,8 +107,8 @@ class HeldBytes:
             # One request alone is taken whatever its size: max_message_bytes bounds it.
             if held and held + size > most:
                 raise OverloadedError(
-                    f"requests that are under way hold {held} bytes; with {size} more they would "
-                    f"be over {most} (setting {setting})",
+                    f"requests in flight hold {held} bytes; {size} more would exceed {most} "
+                    f"(setting {setting})",
                     retry_after=_RETRY_SECONDS,
                 )
         self._counted.add(tenant, size)

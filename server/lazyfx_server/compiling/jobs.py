@@ -121,7 +121,7 @@ class Jobs:
             result = worker.JobResult.FromString(answer)
         except WorkerOutOfCpu as error:
             raise TimedOutError(
-                f"the job used more than {error.seconds:g} processor seconds and was stopped; send "
+                f"the job used more than {error.seconds:g} CPU seconds and was stopped; send "
                 "a smaller graph or fewer passes, or raise job_cpu_seconds"
             ) from error
         except WorkerTimedOut as error:
@@ -144,7 +144,7 @@ class Jobs:
                 self._observe(SourceRefused(job.WhichOneof("kind") or ""))
             _raise(result.error)
         elif result.WhichOneof("kind") != job.WhichOneof("kind"):
-            raise InternalError("the worker answered another question")
+            raise InternalError("the worker answered a different request")
         return result
 
     async def _on_a_worker(

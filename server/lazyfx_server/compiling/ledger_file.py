@@ -115,6 +115,6 @@ def _locked(path: Path) -> IO[bytes] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        _log.warning("another server keeps the ledger %s; this one's is kept in memory only", path)
+        _log.warning("another server uses the ledger %s; this one is kept in memory only", path)
         return None
     return file

@@ -118,7 +118,7 @@ class RequestLimits:
         passes = len(request.passes) + sum(len(spec.passes) for spec in request.passes)
         if passes > self.max_passes:
             raise InvalidRequestError.of_field(
-                "passes", f"has {passes} entries; at most {self.max_passes} are taken"
+                "passes", f"has {passes} entries; at most {self.max_passes} are allowed"
             )
         rewrites = 0
         for where, spec in placed_specs(request.passes):
@@ -129,7 +129,7 @@ class RequestLimits:
             rewrites += len(spec.rewrites)
         if rewrites > self.max_rewrites:
             raise InvalidRequestError.of_field(
-                "passes", f"hold {rewrites} rewrites; at most {self.max_rewrites} are taken"
+                "passes", f"hold {rewrites} rewrites; at most {self.max_rewrites} are allowed"
             )
         for i, binding in enumerate(request.values):
             check_digest(f"values[{i}].content", binding.content)
@@ -139,7 +139,7 @@ class RequestLimits:
         if size > self.max_graph_bytes:
             raise InvalidRequestError.of_field(
                 field,
-                f"have {size} bytes; at most {self.max_graph_bytes} are taken "
+                f"have {size} bytes; at most {self.max_graph_bytes} are allowed "
                 "(setting max_graph_bytes)",
             )
 
@@ -160,7 +160,7 @@ class RequestLimits:
         if len(body) > self.max_graph_bytes:
             raise InvalidRequestError.of_field(
                 field,
-                f"has {len(body)} bytes; at most {self.max_graph_bytes} are taken "
+                f"has {len(body)} bytes; at most {self.max_graph_bytes} are allowed "
                 "(setting max_graph_bytes)",
             )
 

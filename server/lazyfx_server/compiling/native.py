@@ -206,7 +206,7 @@ class NativeCompiles:
             raise InternalError("the worker answered with something unreadable") from error
         if not all(session.has_made(kernel.library) for kernel in kernels):
             self._observer.observe(SourceRefused("native"))
-            _log.error("a native job answered with a library that was not compiled here")
+            _log.error("a native job returned a library that was not compiled here")
             raise InternalError("the artifact holds a library that this server did not compile")
 
     def _patience(self, kind: int, started: float) -> float:

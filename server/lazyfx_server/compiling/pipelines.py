@@ -94,7 +94,7 @@ class Pipelines:
             raise InvalidRequestError.of_field(
                 "passes",
                 f"have {len(pipeline.spelling)} characters when spelled out; at most "
-                f"{MAX_SPELLING} are taken",
+                f"{MAX_SPELLING} are allowed",
             )
         fingerprint = pipeline.fingerprint
         if modes:

@@ -78,7 +78,7 @@ class Quotas:
         Raises:
             OverloadedError: It is one too many; says when there may be another.
         """
-        self._use(tenant, "requests", self._limits.requests, _MINUTE, 1.0, "a minute")
+        self._use(tenant, "requests", self._limits.requests, _MINUTE, 1.0, "per minute")
 
     def received(self, tenant: Tenant, size: int) -> None:
         """Count bytes that arrived.
@@ -86,7 +86,7 @@ class Quotas:
         Raises:
             OverloadedError: They are too many; says when so many may be sent.
         """
-        self._use(tenant, "bytes", self._limits.bytes, _HOUR, float(size), "an hour")
+        self._use(tenant, "bytes", self._limits.bytes, _HOUR, float(size), "per hour")
 
     @contextmanager
     def working(self, tenant: Tenant) -> Iterator[None]:
@@ -96,7 +96,7 @@ class Quotas:
             OverloadedError: No seconds are left; says when some will be.
         """
         limit = self._limits.compile_seconds
-        self._use(tenant, "compile_seconds", limit, _HOUR, 0.0, "an hour")
+        self._use(tenant, "compile_seconds", limit, _HOUR, 0.0, "per hour")
         started = self._clock()
         try:
             yield
@@ -121,7 +121,7 @@ class Quotas:
             return
         if wait := bucket.wait(amount, now):
             raise OverloadedError(
-                f"over the quota of {limit:g} {name.replace('_', ' ')} {words} "
+                f"exceeds the quota of {limit:g} {name.replace('_', ' ')} {words} "
                 f"(setting quota_{name})",
                 retry_after=round(max(0.001, wait), 3),
             )

@@ -111,8 +111,8 @@ class RequestReader:
         if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
             raise InvalidRequestError.of_field(
                 "request_token",
-                f"has {_TOKEN_BYTES} bytes and stands for a whole request; "
-                "leave every other field out",
+                f"must have {_TOKEN_BYTES} bytes, and replaces the whole request; "
+                "leave every other field unset",
             )
         known: ResolvedRequest | None = self._known.get(request.request_token)
         if known is None or known.tenant != tenant:
@@ -150,6 +150,6 @@ class RequestReader:
 def unknown_token(token: bytes) -> MissingError:
     """What is told to whoever asks by a token that stands for nothing."""
     return MissingError(
-        "the token stands for no module that is kept here (any more); send the request itself",
+        "the token is unknown or has expired; send the full request",
         [f"requests/{token.hex()}"],
     )

@@ -54,7 +54,7 @@ class Staged:
             self._file.write(data)
         except OSError as error:
             raise OverloadedError(
-                f"there is no room for uploads: {error.strerror}", retry_after=30.0
+                f"no space left for uploads: {error.strerror}", retry_after=30.0
             ) from error
         self._hash.update(data)
         self.received += len(data)
@@ -72,7 +72,7 @@ class Staged:
         """
         if self._hash.digest() != self.sha256:
             raise InvalidRequestError.of_field(
-                "digest.sha256", "is not the digest of the bytes that came; send the blob again"
+                "digest.sha256", "does not match the bytes that arrived; send the blob again"
             )
         self._file.seek(0)
         return self._file.read()
@@ -110,13 +110,13 @@ class Unfinished:
         if self._bytes.of(tenant) + size > self._most:
             raise OverloadedError(
                 f"unfinished uploads hold {self._bytes.of(tenant)} bytes; at most {self._most} are "
-                "taken at a time (setting max_staged_bytes)",
+                "allowed (setting max_staged_bytes)",
                 retry_after=1.0,
             )
         if self._bytes.all + size > self._most_in_all:
             raise OverloadedError(
                 f"unfinished uploads of all callers hold {self._bytes.all} bytes; at most "
-                f"{self._most_in_all} are taken (setting max_staged_bytes_in_all)",
+                f"{self._most_in_all} are allowed (setting max_staged_bytes_in_all)",
                 retry_after=5.0,
             )
         self._bytes.add(tenant, size)

@@ -40,15 +40,15 @@ def _check_compiled(result: worker.CompileResult) -> None:
     try:
         body = wire.check_canonical(result.graph.graph.body)
     except DecodeError as error:
-        raise InternalError("the worker answered with something that is no graph") from error
+        raise InternalError("the worker answered with something that is not a graph") from error
     if len(result.graph.provenance) != len(body.graphs):
-        raise InternalError("the worker answered with origins of another graph")
+        raise InternalError("the worker answered with the origins of a different graph")
     for origin, graph in zip(result.graph.provenance, body.graphs, strict=True):
         if len(origin.attributes) != len(graph.attributes):
-            raise InternalError("the worker answered with origins of another graph")
+            raise InternalError("the worker answered with the origins of a different graph")
     for constant in result.constants:
         if hashlib.sha256(constant.data).digest() != constant.digest.sha256:
-            raise InternalError("the worker answered with a constant under another's digest")
+            raise InternalError("the worker answered with a constant under a wrong digest")
     _check_report(result.report)
 
 

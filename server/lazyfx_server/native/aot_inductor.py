@@ -54,7 +54,7 @@ def make_package(
         # Each value has memory of its own in a package.
         raise CannotCompile(
             f"the graph writes, and its tensors {' and '.join(shared)} share memory: in a package "
-            "a write into one would not be seen in the other; give each memory of its own"
+            "a write to one would not change the other; give each its own memory"
         )
     archive, values = _without_values(result.archive)
     return pb.AotPackage(
@@ -79,11 +79,13 @@ def _compile(
     if conditions:
         # A package checks no sizes, so what holds for some of them only is not made.
         raise CannotCompile(
-            f"the package would be right only where {conditions[0]}; give the dimension bounds, or "
+            f"the package would be correct only if {conditions[0]}; give the dimension bounds, or "
             "export the model with that size"
         )
     if unknown := [path for path, _ in result.constants if path not in paths]:
-        raise CannotCompile(f"AOTInductor needs values of its own making ({unknown[0]})")
+        raise CannotCompile(
+            f"AOTInductor needs a value that the graph does not have ({unknown[0]})"
+        )
     return result
 
 

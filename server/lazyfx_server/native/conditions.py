@@ -51,12 +51,13 @@ def _require_same_configuration(request: pb.NativeRequest) -> None:
     if here.digest == request.configuration:
         return
     differing = here.differing(request.setting_digests)
-    named = ", ".join(differing[:_MOST_SETTINGS]) or "it did not say which"
+    named = ", ".join(differing[:_MOST_SETTINGS]) or "the caller did not say which"
     if len(differing) > _MOST_SETTINGS:
         named += f" and {len(differing) - _MOST_SETTINGS} more"
     raise CannotCompile(
-        "settings of Inductor or AOTAutograd that do not travel differ between the caller and "
-        f"this server: {named}; give both the same values; docs/training.md lists what travels"
+        "settings of Inductor or AOTAutograd that cannot be sent differ between the caller and "
+        f"this server: {named}; give both the same values; docs/training.md lists the "
+        f"settings that can be sent"
     )
 
 
@@ -98,7 +99,9 @@ def fake_inputs(module: GraphModule, mode: FakeTensorMode) -> list[Any]:
             node.meta["example_value"] = value
         if node.op == "placeholder":
             if value is None:
-                raise CannotCompile("an input of the graph has no shape; send the graph with it")
+                raise CannotCompile(
+                    "an input of the graph has no shape; capture the graph with shapes"
+                )
             inputs.append(value)
     return inputs
 

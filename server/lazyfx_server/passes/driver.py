@@ -179,7 +179,7 @@ class Driver:
             raise error.at(placed.where, pass_.name, before) from error
         except OutOfTime as error:
             raise PassError(
-                f"took more than {budget:g} s (setting max_pass_seconds)",
+                f"took longer than {budget:g} s (setting max_pass_seconds)",
                 kind="limit",
                 field=placed.where,
                 pass_name=pass_.name,

@@ -26,11 +26,11 @@ def check_guards(rewrite: Rewrite, field: str) -> None:
             )
         for name in guard.dtypes:
             if not isinstance(getattr(torch, name, None), torch.dtype):
-                raise PassError(f"{name!r} is no dtype of torch", field=f"{where}.dtypes")
+                raise PassError(f"{name!r} is not a torch dtype", field=f"{where}.dtypes")
         if min(guard.shape, default=0) < -1:
-            raise PassError("a size is -1 for any, or not negative", field=f"{where}.shape")
+            raise PassError("a size must be -1 (any size) or not negative", field=f"{where}.shape")
         if guard.rank is not None and guard.shape and guard.rank != len(guard.shape):
-            raise PassError("is not the length of shape", field=f"{where}.rank")
+            raise PassError("must be the length of shape", field=f"{where}.rank")
 
 
 def holds(guards: Sequence[InputGuard], inputs: Sequence[object], known: KnownValues) -> bool:

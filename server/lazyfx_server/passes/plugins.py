@@ -109,7 +109,9 @@ def _passes_at(target: str) -> tuple[type[Pass], ...]:
     for each in classes:
         frozen = getattr(getattr(each, "__dataclass_params__", None), "frozen", False)
         if not (isinstance(each, type) and issubclass(each, Pass) and frozen):
-            raise PluginError(f"{target} offers {each!r}, which is no frozen dataclass of a Pass")
+            raise PluginError(
+                f"{target} offers {each!r}, which is not a frozen dataclass derived from Pass"
+            )
     return classes
 
 

@@ -61,7 +61,7 @@ def _group(registry: Registry, spec: pb.PassSpec, where: str) -> UntilStable:
     if type(at_most) is not int or not 1 <= at_most <= MAX_ROUNDS:
         raise PassError(f"must be an int from 1 to {MAX_ROUNDS}", field=f"{where}.options.at_most")
     if not spec.passes:
-        raise PassError("names no passes to repeat", field=f"{where}.passes")
+        raise PassError("must name the passes to repeat", field=f"{where}.passes")
     inner = [
         _pass(registry, each, f"{where}.passes[{place}]") for place, each in enumerate(spec.passes)
     ]
@@ -120,7 +120,7 @@ def _value(name: str, value: pb.OptionValue, depth: int = 0) -> object:
     if kind != "list":
         return getattr(value, kind)
     if depth:
-        raise PassError("nests lists; one level is taken", field=f"options.{name}")
+        raise PassError("nests lists; only one level is allowed", field=f"options.{name}")
     return [_value(name, item, depth + 1) for item in value.list.items]
 
 

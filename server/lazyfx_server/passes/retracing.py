@@ -202,7 +202,7 @@ def _attributes(module: GraphModule) -> list[str]:
                 paths[f"{node.target}.{name}"] = None
     for path in paths:
         if not isinstance(attribute_at(module, path), torch.Tensor):
-            raise CannotRetrace(f"attribute {path} is no tensor")
+            raise CannotRetrace(f"attribute {path} is not a tensor")
     return list(paths)
 
 

@@ -93,7 +93,7 @@ class NumericVerifier:
             found = self._run(module)
         except Exception as error:
             raise PassError(
-                f"verify: the graph runs no more after the pass: {_one_line(error)}",
+                f"verify: the graph does not run after the pass: {_one_line(error)}",
                 kind="precondition",
             ) from error
         self.passes += 1

@@ -79,7 +79,7 @@ class Authenticator:
         if self.certificates and self.names:
             shown = _certificate_name(context.auth_context())
             if shown not in self.names:
-                raise ForbiddenError(f"certificates for {shown!r} are not served here")
+                raise ForbiddenError(f"certificates for {shown!r} are not accepted here")
         _CALLER.set(self.tenants.named(name))
 
     @staticmethod
@@ -88,18 +88,18 @@ class Authenticator:
         value = values[0] if len(values) == 1 else ""
         if not isinstance(value, str) or value[: len(_BEARER)].lower() != _BEARER:
             raise UnidentifiedError(
-                "this server asks for a token: connect(..., token=...) or LAZYFX_TOKEN"
+                "this server requires a token: connect(..., token=...) or LAZYFX_TOKEN"
             )
         tenant = tokens.tenant_of(value[len(_BEARER) :])
         if tenant is None:
-            raise UnidentifiedError("the token is not one that this server knows (any more)")
+            raise UnidentifiedError("the token is unknown or was revoked")
         return tenant
 
 
 def _certificate_name(shown: Mapping[str, Iterable[bytes]]) -> str:
     names = list(shown.get("x509_common_name", ()))
     if not names:
-        raise UnidentifiedError("this server asks for a certificate with a common name")
+        raise UnidentifiedError("this server requires a certificate with a common name")
     name = names[0].decode("utf-8", "replace")
     if not is_tenant_name(name):
         raise ForbiddenError(

@@ -249,4 +249,4 @@ def _starting() -> UnavailableError:
 
 
 def _draining() -> UnavailableError:
-    return DrainingError("the server is shutting down; try another one, or again later")
+    return DrainingError("the server is shutting down; try another server, or try again later")

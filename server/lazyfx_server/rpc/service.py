@@ -122,7 +122,7 @@ class GraphCompilerService(GraphCompilerServicer):
                 )
                 if not done:
                     raise TimedOutError(
-                        f"no request came for {idle:g} s (setting stream_idle_timeout)"
+                        f"no request arrived for {idle:g} s (setting stream_idle_timeout)"
                     )
                 if open_ended and reading.done():
                     if (request := reading.result()) is None:

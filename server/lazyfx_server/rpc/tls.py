@@ -68,7 +68,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
                 return None
             configuration = files.read()
         except OSError as error:
-            _log.error("certificates stay as they were: %s", error)
+            _log.error("keeping the previous certificates: %s", error)
             return None
         seen = looks
         _log.info("the server's certificates changed")

@@ -207,12 +207,12 @@ def _check(pattern: GraphModule, replacement: GraphModule, where: str) -> None:
 def _check_calls(graph_module: GraphModule, field: str, *, allow_values: bool) -> None:
     for node in graph_module.graph.nodes:
         if node.op == "call_module":
-            raise _refused("it calls a module; use functions and methods", field, node)
+            raise _refused("calls a module; use functions and methods", field, node)
         if node.op == "get_attr":
             value = attribute_at(graph_module, str(node.target))
             has_values = isinstance(value, torch.Tensor) and not value.is_meta
             if not (allow_values and has_values):
-                raise _refused("it reads an attribute; make it an input", field, node)
+                raise _refused("reads an attribute; make it an input", field, node)
 
 
 def _check_results(pattern: GraphModule, field: str) -> int:
@@ -225,9 +225,9 @@ def _check_results(pattern: GraphModule, field: str) -> int:
         if not node.users:
             raise _refused("the node is not used", field, node)
         if node.op == "placeholder" and node in returned:
-            raise _refused("the input is returned as it is", field, node)
+            raise _refused("the input is returned unchanged", field, node)
     if not any(set(node.users) == {output} for node in returned):
-        raise _refused("no result ends the pattern: each is used inside again", field)
+        raise _refused("every result is used again inside the pattern", field)
     return len(returned)
 
 

@@ -95,7 +95,7 @@ class PartitionBySupport(Pass):
             PassError: No operator is named.
         """
         if not self.supported:
-            raise PassError("names no operator", field="options.supported")
+            raise PassError("must name at least one operator", field="options.supported")
         nodes = list(module.graph.nodes)
         wanted = frozenset(self.supported)
         is_supported = [_is_supported(node, module, wanted) for node in nodes]
