@@ -124,7 +124,7 @@ def _through(
     try:
         found = _called(compiled, fresh, capture.inputs)
     except Exception as error:  # noqa: BLE001 - it runs here
-        return "wrong", f"runs no more: {_words(error)}"
+        return "wrong", f"does not run: {_words(error)}"
     tolerances = (_RTOL, _ATOL) if passes else (None, None)
     difference = unlike(found, expected, *tolerances)
     return ("wrong", difference[:_LONGEST_NOTE]) if difference else ("same", "")

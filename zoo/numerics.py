@@ -167,7 +167,7 @@ class _Bench:
         try:
             found = self._step_after(Subject(outcome.module, given.tensors), after)
         except Exception as error:  # noqa: BLE001 - it ran before the pass
-            return "wrong", 0.0, f"runs no more: {type(error).__name__}: {_one_line(error)}"
+            return "wrong", 0.0, f"does not run: {type(error).__name__}: {_one_line(error)}"
         off, where = difference(self._expected, found, gradients=wanted.gradients)
         return ("changed" if off <= wanted.allowed else "wrong"), off, where
 

@@ -84,7 +84,7 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_host_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     said = told("no-such-host.invalid:8700", monkeypatch, UnavailableError)
-    assert said.startswith("no host is named 'no-such-host.invalid'")
+    assert said.startswith("'no-such-host.invalid' cannot be resolved")
 
 
 def test_a_server_with_tls_reached_without(

@@ -267,5 +267,5 @@ def test_options_are_spelled_as_they_are_read_back() -> None:
     for option, spoil in spoils.items():
         body = pb.GraphBody.FromString(encoded.body)
         spoil(body.graphs[0].attributes[0].module)
-        with pytest.raises(DecodeError, match=f"'{option}' is left out, or not spelled"):
+        with pytest.raises(DecodeError, match=f"'{option}' is missing, or differs"):
             wire.decode(body.SerializeToString(deterministic=True))
