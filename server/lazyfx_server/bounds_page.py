@@ -23,16 +23,16 @@ _HEAD: Final = """\
 
 <!-- Written by `make bounds` from the settings; a test fails when it is stale. -->
 
-Everything that a request can make large has a bound. Most are settings of `lazyfx serve` (the flag
-is the name with dashes; environment and TOML as for all settings); some belong to the format.
-`GetServerInfo` tells each with its value. What is over one is refused with the field, the node
-where there is one, and the name of the setting: with INVALID_ARGUMENT when the request can never
-be served as it is, with RESOURCE_EXHAUSTED, and RetryInfo where trying again helps, otherwise.
+Everything that a request can make large is bounded. Most bounds are settings of `lazyfx serve` (the
+flag is the name with dashes; environment variables and TOML as for all settings); some belong to the
+format. `GetServerInfo` lists each bound and its value. A request that exceeds a bound is refused, and
+the error names the field, the node if there is one, and the setting: INVALID_ARGUMENT if the request
+can never be served, otherwise RESOURCE_EXHAUSTED, with RetryInfo if a retry can help.
 
-Counts and lengths of a request are checked on the bytes that came, before a message is made of
-them: every repeated field and every string has a bound, and a request that is over one costs no
-more steps than the bound allows. Requests of more than 16 KiB are checked and parsed off the event
-loop. The body of a graph stays in the bytes that came while the request waits.
+Counts and lengths are checked on the serialized bytes, before the message is parsed: every repeated
+field and every string has a bound, and an oversized request costs no more steps than the bound
+allows. Requests of more than 16 KiB are checked and parsed off the event loop. The body of a graph
+stays in the received bytes while the request waits.
 
 | Bound | Default | What it bounds |
 | --- | --- | --- |
@@ -49,11 +49,11 @@ _FORMAT: Final = {
 }
 
 _TAIL: Final = """
-The rewrites of a request are graphs, and keep to the bounds of graphs.
+The rewrites of a request are graphs, and the bounds of graphs apply to them.
 
 ## Quotas
 
-What one tenant may use over time; all are off unless set.
+What one tenant may use over time; all quotas are off by default.
 
 | Quota | What it bounds |
 | --- | --- |
