@@ -1,4 +1,4 @@
-"""How a client reaches a server: what it shows of itself, and whom it believes."""
+"""Credentials of a client, and which servers it trusts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from lazyfx.known_servers import known_keys
 
 @dataclass(frozen=True)
 class Tls:
-    """Encrypt the connection, and check who the server is.
+    """Encrypt the connection and authenticate the server.
 
     Attributes:
-        ca: PEM file of the authorities that may vouch for the server; None for the well-known
-            ones.
-        certificate: PEM file of this client's certificate chain, where servers ask for one.
+        ca: PEM file of the certificate authorities to trust; None for the system's.
+        certificate: PEM file of this client's certificate chain, if the server requires one.
         key: PEM file of its private key.
-        server_name: The name in the server's certificate, where it is not the address.
+        server_name: Name in the server's certificate, if it differs from the address.
     """
 
     ca: str | Path | None = None
@@ -32,13 +31,13 @@ class Tls:
 
 @dataclass(frozen=True)
 class Access:
-    """What a client shows and whom it believes; made by `access`.
+    """Credentials and trust of a client; created by `access`.
 
     Attributes:
-        token: Bearer token that goes with every call.
-        tls: How the connection is encrypted; None for not at all.
-        verify_keys: Public keys in hex that artifacts must be signed with; None pins none but
-            those that the user has said to trust (`lazyfx trust`).
+        token: Bearer token, sent with every call.
+        tls: TLS configuration; None for plaintext.
+        verify_keys: Public keys in hex that artifacts must be signed with; None for those that
+            the user trusts (`lazyfx trust`).
     """
 
     token: str | None = None
@@ -46,7 +45,7 @@ class Access:
     verify_keys: tuple[str, ...] | None = None
 
     def believes(self, address: str) -> bool:
-        """Whether what comes over this connection can only come from the server meant."""
+        """Whether the connection authenticates the server (TLS or loopback)."""
         return self.tls is not None or is_loopback(address)
 
     def pinned_keys(self, address: str) -> tuple[str, ...] | None:
@@ -61,7 +60,7 @@ class Access:
         """What goes with every call.
 
         Raises:
-            LazyfxError: The token would travel in the clear.
+            LazyfxError: The token would be sent in plaintext.
         """
         if self.token is None:
             return ()
@@ -79,7 +78,7 @@ def access(
     tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
 ) -> Access:
-    """Read what was given, and from the environment what was not.
+    """Read the arguments, with the environment for those that are missing.
 
     Args:
         token: Bearer token; else LAZYFX_TOKEN, or the file named by LAZYFX_TOKEN_FILE.

@@ -22,7 +22,7 @@ class Asker:
     Args:
         connection: To the server.
         preparer: Supplies what the server says it lacks.
-        on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Asker:
             The answer, or None when the graph has changed since it was encoded.
 
         Raises:
-            ServiceError: One of its kinds, by the server's status.
+            ServiceError: A subclass, by the status that the server returned.
         """
         request = self.first_request(prepared)
         call = self._connection.start_compile(request, timeout)
@@ -84,8 +84,8 @@ class Asker:
             skip_cache_lookup: Compile even if the server has a result.
 
         Raises:
-            ServiceError: One of its kinds, by the server's status.
-            ValuesRefusedError: The server asks for values that no pass of the request reads.
+            ServiceError: A subclass, by the status that the server returned.
+            ValuesRefusedError: The server requests values that no pass of the request reads.
             ProtocolError: It asks for what the graph does not have, or answers nonsense.
         """
         if skip_cache_lookup:

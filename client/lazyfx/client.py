@@ -39,21 +39,20 @@ class AsyncClient:
     """A client of one server, for use in one event loop.
 
     Args:
-        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
             machine.
-        timeout: Seconds that a call may take unless it says otherwise.
-        on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
-        token: Bearer token, where the server asks for one (LAZYFX_TOKEN, LAZYFX_TOKEN_FILE).
+        timeout: Default timeout of a call, in seconds.
+        on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
+        token: Bearer token, if the server requires one (LAZYFX_TOKEN, LAZYFX_TOKEN_FILE).
         tls: How to encrypt: True, or `lazyfx.Tls` with files of certificates (LAZYFX_CA, ...).
         verify_keys: Public keys in hex that artifacts must be signed with (LAZYFX_VERIFY_KEYS).
-            Without them those count that `lazyfx trust` has written down for this server; else
-            those that the server names at first use, if it is on this machine or has proved by
-            TLS who it is.
-        answer_bounds: How much is taken from the server.
+            Default: the keys that `lazyfx trust` stored for this server; otherwise the keys that
+            the server publishes at first use, if it is on this machine or authenticated by TLS.
+        answer_bounds: Bounds on what the server may send.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
-        AddressError: The address is not one of a server.
+        AddressError: The address is not a server address.
     """
 
     def __init__(
@@ -85,12 +84,12 @@ class AsyncClient:
 
     @property
     def address(self) -> str:
-        """Where the server is."""
+        """Address of the server."""
         return self._connection.address
 
     @property
     def refused(self) -> dict[str, int]:
-        """Answers of the server that were refused, by the name of the error's class."""
+        """Counts of the server's answers that were refused, by the name of the error class."""
         return self.refusals.counts()
 
     async def __aenter__(self) -> Self:
@@ -107,7 +106,7 @@ class AsyncClient:
             await self.close()
 
     async def close(self) -> None:
-        """Close the connection; calls under way in other tasks raise ClosedError.
+        """Close the connection; pending calls in other tasks raise ClosedError.
 
         Raises:
             ForkedProcessError: The client was opened in the process that this one was forked from.
@@ -136,22 +135,22 @@ class AsyncClient:
                 spelling of a pipeline, e.g. "inference,constant_fold{max_bytes=4096}".
             example_inputs: For a Module: a tuple of arguments or a dict of keyword arguments.
             skip_cache_lookup: Compile even if the server has a result.
-            eager: Run the passes on eager modules, each recompile done at once: for passes
-                that cannot work with marks, and to compare.
-            verify: Compare what the graph computes before and after each pass on random
-                inputs, and refuse a pass that changed it.
-            timeout: Seconds that this compile may take.
-            send_values: Give values of the graph's tensors to any pass for which the server asks
-                for them. Without it only lazyfx's own passes that read values get them, such as
+            eager: Run the passes on eager modules, which recompile at once: for passes that
+                cannot work with lazy modules, and for comparison.
+            verify: Compare the results of the graph before and after each pass on random
+                inputs, and refuse a pass that changed them.
+            timeout: Timeout of this compile, in seconds.
+            send_values: Send tensor values to any pass for which the server requests them. By
+                default only lazyfx's own passes that read values receive them, such as
                 constant_fold.
 
         Returns:
-            A handle; nothing is generated or sent until it is touched.
+            A handle; nothing is generated or sent until it is used.
 
         Raises:
-            UnsupportedGraphError: The graph cannot go on the wire; names the node.
-            ServiceError: One of its kinds, by the server's status.
-            ValuesRefusedError: The server asks for values that no pass of the request reads.
+            UnsupportedGraphError: The format does not support the graph; names the node.
+            ServiceError: A subclass, by the status that the server returned.
+            ValuesRefusedError: The server requests values that no pass of the request reads.
             LazyfxError: The graph cannot be captured, or a pass is malformed.
         """
         wanted, modes = listed(passes), Modes(eager, verify)
@@ -190,17 +189,17 @@ class AsyncClient:
     ) -> AsyncIterator[tuple[int, AsyncRemoteModule | LazyfxError]]:
         """Compile many graphs over one stream.
 
-        They are captured here and now, under the modes of this thread.
+        They are captured immediately, under the modes of this thread.
 
         Args:
             jobs: What to compile, the passes for it, and for a Module its example inputs.
             send_values: As for `compile`.
 
         Yields:
-            Index of the job, and its handle or what went wrong with it, as they finish.
+            The index of each job and its handle or error, in the order of completion.
 
         Raises:
-            UnsupportedGraphError: A graph cannot go on the wire; names the node.
+            UnsupportedGraphError: The format does not support a graph; names the node.
             LazyfxError: A graph cannot be captured, or a pass is malformed.
         """
         return self.compile_prepared(self.prepare_many(jobs, send_values=send_values))
@@ -268,7 +267,7 @@ class AsyncClient:
         return list((await self._connection.passes()).passes)
 
     async def pipelines(self) -> dict[str, str]:
-        """The pipelines that have names, and the passes that each stands for."""
+        """The named pipelines, and the passes of each."""
         found = (await self._connection.passes()).pipelines
         return {pipeline.name: pipeline.spelling for pipeline in found}
 
@@ -277,7 +276,7 @@ class AsyncClient:
         return await self._connection.server_info()
 
     async def is_ready(self, seconds: float = 1.0) -> bool:
-        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        """Whether a connection to the server can be established within that many seconds."""
         return await self._connection.is_ready(seconds)
 
     async def stats(self) -> pb.GetStatsResponse:
@@ -285,11 +284,11 @@ class AsyncClient:
         return await self._connection.stats()
 
     async def require_trusted(self) -> None:
-        """Check that artifacts which can hold code would be opened if this server made them.
+        """Check that artifacts of this server that can contain code would be opened.
 
         Raises:
-            UntrustedServerError: They would not; says what to do.
-            ServiceError: The server was asked for its keys and did not answer.
+            UntrustedServerError: They would not; says how to trust the server.
+            ServiceError: The server did not return its keys.
         """
         await self._verifier.require_trusted()
 
@@ -300,12 +299,12 @@ class AsyncClient:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> tuple[bytes, pb.ArtifactTrailer]:
-        """Fetch an artifact and check who made it; handles call this.
+        """Fetch an artifact and verify its signature; handles call this.
 
         Raises:
-            UntrustedServerError: Nothing that the server signs would be opened; none was made.
-            UntrustedArtifactError: Nobody who is trusted has signed it.
-            ServiceError: One of its kinds, by the status.
+            UntrustedServerError: Artifacts of this server would not be opened; none was requested.
+            UntrustedArtifactError: It is not signed with a trusted key.
+            ServiceError: A subclass, by the status that the server returned.
         """
         with self.refusals.counted():
             if request.kind not in DATA_KINDS or self._verifier.pins_keys:
@@ -319,29 +318,29 @@ class AsyncClient:
     async def vouch(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
     ) -> Provenance:
-        """Where an artifact comes from, as signed; handles call this.
+        """The signed provenance of an artifact; handles call this.
 
         Raises:
-            UntrustedArtifactError: Nobody who is trusted has signed it.
+            UntrustedArtifactError: It is not signed with a trusted key.
         """
         return await self._verifier.vouch(request, trailer)
 
     async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
-        """Compile again a module that has left the server's cache; handles call this."""
+        """Recompile a module that the server evicted; handles call this."""
         self._asker.forget(prepared)
         return await self.ask(prepared)
 
     async def ask(
         self, prepared: Prepared, timeout: float | None = None, *, skip_cache_lookup: bool = False
     ) -> pb.CompileResponse:
-        """Send a prepared request, and whatever the server then says it lacks; see `Asker.ask`."""
+        """Send a prepared request and supply what the server lacks; see `Asker.ask`."""
         with self.refusals.counted():
             return await self._asker.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
 
     async def ask_if_current(
         self, prepared: Prepared, timeout: float | None = None
     ) -> pb.CompileResponse | None:
-        """Ask by the remembered digest; see `Asker.ask_if_current`."""
+        """Compile by the cached digest; see `Asker.ask_if_current`."""
         with self.refusals.counted():
             return await self._asker.ask_if_current(prepared, timeout)
 
@@ -361,14 +360,14 @@ def connect_async(
     Nothing is sent before the first call.
 
     Args:
-        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
             machine.
-        timeout: Seconds that a call may take unless it says otherwise.
-        on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        timeout: Default timeout of a call, in seconds.
+        on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
-        answer_bounds: How much is taken from the server; see `AnswerBounds`.
+        answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
     """
     return AsyncClient(
         address,

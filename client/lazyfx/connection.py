@@ -79,7 +79,7 @@ class Connection:
 
     Args:
         address: "host:port".
-        timeout: Seconds that a call may take unless it says otherwise.
+        timeout: Default timeout of a call, in seconds.
         access: What to show, and whom to believe.
         bounds: How much of an answer is taken.
 
@@ -130,7 +130,7 @@ class Connection:
             await self._channel.close()
 
     async def is_ready(self, seconds: float) -> bool:
-        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        """Whether a connection to the server can be established within that many seconds."""
         patience = Patience(seconds, self._closing)
         while True:
             self.require_open()
@@ -159,7 +159,7 @@ class Connection:
 
         Raises:
             ClosedError: The connection was closed meanwhile.
-            ServiceError: One of its kinds, by the status.
+            ServiceError: A subclass, by the status that the server returned.
             ProtocolError: The answer is malformed.
         """
         response = await self._unary(call.start, call.patience, first=call.first)
@@ -223,7 +223,7 @@ class Connection:
         Raises:
             ArtifactError: What arrived is not what the server announced.
             ProtocolError: It is more than is taken, or its parts are out of order.
-            ServiceError: One of its kinds, by the status.
+            ServiceError: A subclass, by the status that the server returned.
         """
         download = Download(request, self._bounds, on_progress)
         patience = Patience(timeout or self.timeout, self._closing)
@@ -266,7 +266,7 @@ class Connection:
         """Send the blobs that the server lacks; see `uploading.upload`.
 
         Raises:
-            ServiceError: One of its kinds, by the status.
+            ServiceError: A subclass, by the status that the server returned.
         """
 
         async def find(digests: Sequence[graph_pb2.Digest]) -> pb.FindMissingBlobsResponse:

@@ -4,7 +4,7 @@
 
     LazyfxError
     ├── AddressError               text that is not the address of a server
-    ├── UnsupportedGraphError      the graph cannot go on the wire; names the node
+    ├── UnsupportedGraphError      the format does not support the graph; names the node
     ├── DecodeError                bytes that are not a graph in canonical form
     │   └── ProtocolError              the server sent what it may not send, or too much of it
     ├── ValuesRefusedError         the server asked for values of tensors; none were sent
@@ -41,11 +41,11 @@ class AddressError(LazyfxError):
 
 
 class UnsupportedGraphError(LazyfxError):
-    """A graph holds something that the wire format cannot carry.
+    """A graph contains something that the wire format does not support.
 
     Attributes:
-        node: Name of the node at fault, or None when the graph as a whole is.
-        reason: What cannot be carried.
+        node: Name of the node at fault, or None if the graph as a whole is.
+        reason: What is not supported.
         remedy: What the caller can do about it.
     """
 
@@ -76,19 +76,19 @@ class DecodeError(LazyfxError):
 
 
 class ProtocolError(DecodeError):
-    """The server sent what no server may send: malformed, out of order, or over a bound."""
+    """The server violated the protocol: malformed, out of order, or over a bound."""
 
 
 class ValuesRefusedError(LazyfxError):
-    """The server asked for values of tensors that no pass of the request is known to read.
+    """The server requested values of tensors that no pass of the request is known to read.
 
-    Nothing was sent. Passes that are not lazyfx's own may read values: allow them with
+    Nothing was sent. Passes other than lazyfx's own may read values: allow them with
     `send_values=True`.
     """
 
 
 class IncompatibleError(LazyfxError):
-    """What the server makes would not run on this machine; says what differs."""
+    """Artifacts of the server would not run on this machine; says what differs."""
 
 
 class ClosedError(LazyfxError):
@@ -121,7 +121,7 @@ class UntrustedArtifactError(ArtifactError):
 
 
 class UntrustedServerError(UntrustedArtifactError):
-    """Artifacts of this server would not be opened, so none was asked for; says the way out."""
+    """Artifacts of this server would not be opened, so none was requested; says how to trust it."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class ServiceError(LazyfxError):
     Attributes:
         code: Name of the gRPC status code, e.g. "INVALID_ARGUMENT".
         violations: Fields that were refused, for errors that name fields.
-        retry_after: Seconds after which another try may succeed, or None.
+        retry_after: Seconds after which a retry may succeed, or None.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class ServiceError(LazyfxError):
 
 
 class InvalidRequestError(ServiceError):
-    """INVALID_ARGUMENT: the request can never be served as it is."""
+    """INVALID_ARGUMENT: the request can never succeed unchanged."""
 
 
 class PreconditionError(ServiceError):
@@ -164,10 +164,10 @@ class PreconditionError(ServiceError):
 
 
 class MissingBlobsError(PreconditionError):
-    """The server needs something that it does not have.
+    """The server lacks something that it needs.
 
     Attributes:
-        subjects: What to send before trying again: "blobs/<sha256 hex>" for a graph or a
+        subjects: What to send before the retry: "blobs/<sha256 hex>" for a graph or a
             tensor, "values/<graph>/<attribute>" for a tensor that a pass reads,
             "requests/<token hex>" for the request that a token stood for.
     """

@@ -121,8 +121,8 @@ class Artifacts:
         and with the values that it was compiled with.
 
         Raises:
-            UntrustedArtifactError: Nobody who is trusted has signed it.
-            ServiceError: The server cannot make it.
+            UntrustedArtifactError: It is not signed with a trusted key.
+            ServiceError: The server cannot build it.
             LazyfxError: The module is lost, and values that passes read have changed since.
         """
         fetch = partial(self._fetcher.fetch, timeout=timeout, on_progress=on_progress)

@@ -1,4 +1,4 @@
-"""Handles to compiled modules: nothing is generated or sent until it is touched."""
+"""Handles to compiled modules: nothing is generated or sent until it is used."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from lazyfx.v1 import graph_pb2
 from lazyfx.verifying import Provenance
 from lazyfx.wire.decode import read_devices
 
-# Kinds that depend on more than the module: what was fetched last is what is told of.
+# Kinds that depend on more than the module: provenance describes the one fetched last.
 _NATIVE = (pb.ARTIFACT_KIND_INDUCTOR, pb.ARTIFACT_KIND_AOT_INDUCTOR)
-# What this client makes of the graph, and no server signs.
+# Built by this client from the graph, and not signed by the server.
 _MADE_HERE = (
     pb.ARTIFACT_KIND_PICKLE,
     pb.ARTIFACT_KIND_PACKAGE,
@@ -81,14 +81,14 @@ class AsyncRemoteModule:
 
     @property
     def report(self) -> Report:
-        """What the compile did; recompiles include those that later touches caused."""
+        """What the compile did, including recompiles that later fetches caused."""
         return report_of(self._artifacts.report, performed_here=self._performed_here)
 
     async def code(self) -> str:
-        """The generated Python source, in the caller's own names, for people to read.
+        """The generated Python source, with the caller's own names, for people to read.
 
         Raises:
-            DecodeError: The server sent something that is not text.
+            DecodeError: The server sent something other than text.
             ServiceError: The server cannot render it.
         """
         with self._fetcher.refusals.counted():
@@ -96,7 +96,7 @@ class AsyncRemoteModule:
             return printable(text, len(text))
 
     async def picture(self) -> str:
-        """A drawing of the graph, as SVG text without anything that acts or refers elsewhere.
+        """A drawing of the graph: SVG text without scripts and external references.
 
         Raises:
             DecodeError: The server sent something else.
@@ -106,9 +106,9 @@ class AsyncRemoteModule:
             return clean_picture(await self._artifacts.get(pb.ARTIFACT_KIND_PICTURE))
 
     async def graph_module(self) -> GraphModule:
-        """A new GraphModule built from graph data, with the caller's own parameters in it.
+        """A new GraphModule built from graph data, with the caller's own parameters.
 
-        No pickle is opened. Changing the module changes nothing here.
+        No pickle is opened. Changes to the module do not affect this handle.
 
         Raises:
             DecodeError: The server sent something that is not a graph.
@@ -121,11 +121,11 @@ class AsyncRemoteModule:
 
     @property
     def built(self) -> GraphModule | None:
-        """The module that calls go to, or None before the first of them."""
+        """The module that this handle calls, or None before the first call."""
         return self._callable
 
     async def prepared_call(self) -> GraphModule:
-        """The module that calls go to, built on first use."""
+        """The module that this handle calls, built on first use."""
         if self._callable is None:
             self._callable = await self.graph_module()
         return self._callable
@@ -137,12 +137,12 @@ class AsyncRemoteModule:
     async def pickle(self) -> bytes:
         """The module as a pickle that loads with torch alone, for `pickle.load`, not `torch.load`.
 
-        It holds the graph itself, so the loaded module computes what this one does. It is put
-        together here, from graph data: weights never leave, and no pickle of a server's is
-        written or opened.
+        It contains the graph itself, so the loaded module computes what this one does. The client
+        builds it from graph data: weights never leave this process, and no pickle of the server is
+        used.
 
         Raises:
-            UnsupportedGraphError: Something in it cannot be pickled; says what.
+            UnsupportedGraphError: Something in it cannot be pickled; names it.
             DecodeError: The server sent something that is not a graph.
             ServiceError: The server cannot send the graph.
         """
@@ -150,7 +150,7 @@ class AsyncRemoteModule:
         return await asyncio.to_thread(pickle_module, rebuilt)
 
     async def package(self) -> bytes:
-        """The module as a torch.package archive; see `pickle` for what it holds.
+        """The module as a torch.package archive; see `pickle` for its content.
 
         `PackageImporter(path).load_pickle("module", "module.pkl")` of torch.package reads it.
         """
@@ -164,8 +164,8 @@ class AsyncRemoteModule:
         tuple, a list, or a dict (for classes like a dict too).
 
         Raises:
-            UnsupportedGraphError: TorchScript cannot express the graph, or what it returns;
-                names the node, or the type.
+            UnsupportedGraphError: The graph, or its result, cannot be expressed in TorchScript;
+                names the node or the type.
         """
         rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
         self._performed_here += _graph_modules(rebuilt)
@@ -178,8 +178,8 @@ class AsyncRemoteModule:
     async def exported_program(self) -> bytes:
         """The module as an ExportedProgram, as torch.export.save writes it.
 
-        It is called as the captured module is, and sizes that were symbolic stay so. It is
-        exported here, around the caller's own tensors.
+        It is called like the captured module, and symbolic sizes stay symbolic. The client exports
+        it, with the caller's own tensors.
 
         Raises:
             UnsupportedGraphError: torch.export cannot express the graph; says why.
@@ -195,14 +195,14 @@ class AsyncRemoteModule:
     def aot_request(
         self, *, mode: str | None = None, options: Mapping[str, Any] | None = None
     ) -> pb.NativeRequest:
-        """What `save_aot_inductor` depends on beside the module: this machine and its settings.
+        """What `save_aot_inductor` depends on besides the module: this machine and its settings.
 
         Args:
             mode: A mode of torch.compile, e.g. "max-autotune-no-cudagraphs".
-            options: Settings of Inductor; docs/training.md lists those that travel.
+            options: Settings of Inductor; docs/training.md lists the supported ones.
 
         Raises:
-            LazyfxError: A setting is not one that travels; names it.
+            LazyfxError: A setting cannot be sent to a server; names it.
         """
         encoded = self._prepared.encoded
         body = graph_pb2.GraphBody.FromString(encoded.body)
@@ -219,20 +219,20 @@ class AsyncRemoteModule:
     ) -> Path:
         """Write a package for serving, compiled by the server with AOTInductor.
 
-        `torch._inductor.aoti_load_package(path)` gives a function that takes the graph's inputs
-        by place and returns its tensors in a list. The server compiles without the values of
-        the weights; they are put into the file here.
+        `torch._inductor.aoti_load_package(path)` returns a function that takes the graph's inputs
+        positionally and returns its tensors in a list. The server compiles without the values of
+        the weights; the client writes them into the file.
 
         Args:
-            path: The file; its name should end in .pt2, which torch asks for.
-            request: From `aot_request`, for settings of one's own.
-            timeout: Seconds that the server may take.
-            on_progress: Told how far it is while it is being made.
+            path: The file; its name should end in .pt2, as torch requires.
+            request: From `aot_request`, for custom settings.
+            timeout: Timeout of the server, in seconds.
+            on_progress: Called with the progress of the compile.
 
         Raises:
-            PreconditionError: The server cannot make it; says why.
-            UntrustedArtifactError: Nobody who is trusted has signed it.
-            ServiceError: One of its kinds, by the status.
+            PreconditionError: The server cannot build it; says why.
+            UntrustedArtifactError: It is not signed with a trusted key.
+            ServiceError: A subclass, by the status that the server returned.
         """
         request = request or self.aot_request()
         wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
@@ -253,17 +253,17 @@ class AsyncRemoteModule:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> bytes:
-        """What the server's Inductor made of this module, as `lazyfx.native.loading` reads it.
+        """The native artifact of this module, as `lazyfx.native.loading` reads it.
 
         Args:
             request: Where it will run and under which settings; see `lazyfx.native.requests`.
-            timeout: Seconds that the server may take.
-            on_progress: Told how far it is while it is being made.
+            timeout: Timeout of the server, in seconds.
+            on_progress: Called with the progress of the compile.
 
         Raises:
-            PreconditionError: The server cannot make it; says why.
-            UntrustedArtifactError: Nobody who is trusted has signed it.
-            ServiceError: One of its kinds, by the status.
+            PreconditionError: The server cannot build it; says why.
+            UntrustedArtifactError: It is not signed with a trusted key.
+            ServiceError: A subclass, by the status that the server returned.
         """
         wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_INDUCTOR, native=request)
         return await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
@@ -277,17 +277,17 @@ class AsyncRemoteModule:
         return await asyncio.to_thread(_write, Path(path), await self.package())
 
     async def python_file(self, name: str = "model.py") -> PythonFile:
-        """The module as a file of Python that runs with torch alone, checked against the graph.
+        """The module as a Python file that needs only torch, checked against the graph.
 
-        It has a class `Module` that takes the model that was compiled, or its state_dict. Classes
-        like dicts that the model returns come back as dicts.
+        It defines a class `Module` that takes the model that was compiled, or its state_dict.
+        Dict-like classes that the model returns become dicts.
 
         Args:
-            name: What the file will be called; its constants are looked for beside it.
+            name: Name of the file; its constants are loaded from the same folder.
 
         Raises:
-            UnsupportedGraphError: Something in it cannot be written as Python; says what.
-            ArtifactError: The server's source is not that of the graph.
+            UnsupportedGraphError: Something in it cannot be written as Python; names it.
+            ArtifactError: The server's source does not match the graph.
             ServiceError: The server cannot generate it.
         """
         source = await self.source()
@@ -298,7 +298,7 @@ class AsyncRemoteModule:
     async def save_code(self, path: str | Path) -> Path:
         """Write `python_file()` to a file, and return its path.
 
-        Constants that are in no state_dict are written beside it: `model.constants.pt` for
+        Constants that are in no state_dict are written to a second file: `model.constants.pt` for
         `model.py`.
         """
         path = Path(path)
@@ -307,12 +307,11 @@ class AsyncRemoteModule:
         return path
 
     async def provenance(self, kind: str = "graph") -> Provenance:
-        """Who made an artifact: passes, versions, server and dates, as signed, and checked.
+        """The verified provenance of an artifact: passes, versions, server and dates.
 
-        A server signs what it makes. Pickles, packages, TorchScript and exported programs are put
-        together by this client, of the graph that the server made: nobody signs those files, and
-        what is told of them is the provenance of that graph (`kind` is "graph", `digest` the
-        graph's), with the format in `made_into`.
+        A server signs its artifacts. This client builds pickles, packages, TorchScript and exported
+        programs from the server's graph: those files are not signed, and their provenance is that
+        of the graph (`kind` is "graph", `digest` the graph's), with the format in `made_into`.
 
         Args:
             kind: "graph", "code", "source", "picture", or "pickle", "package", "torchscript",
@@ -320,9 +319,9 @@ class AsyncRemoteModule:
                 "aot_inductor" must have been.
 
         Raises:
-            UntrustedArtifactError: Nobody who is trusted has signed it.
-            LazyfxError: There is no such kind.
-            ServiceError: The server cannot make it.
+            UntrustedArtifactError: It is not signed with a trusted key.
+            LazyfxError: Unknown kind.
+            ServiceError: The server cannot build it.
         """
         value = pb.ArtifactKind.DESCRIPTOR.values_by_name.get(f"ARTIFACT_KIND_{kind.upper()}")
         if value is None or value.number in (0, pb.ARTIFACT_KIND_CONSTANT):
@@ -337,11 +336,11 @@ class AsyncRemoteModule:
         return await self._artifacts.vouch(wanted)
 
     async def source(self) -> GeneratedSource:
-        """The source that the server generated, of nested graphs too, checked against the graph.
+        """The source that the server generated, including nested graphs, checked against the graph.
 
         Raises:
             DecodeError: The server sent something that is not a graph.
-            ArtifactError: The server's source is not that of the graph.
+            ArtifactError: The server's source does not match the graph.
             ServiceError: The server cannot generate it.
         """
         data = await self._artifacts.get(pb.ARTIFACT_KIND_SOURCE)

@@ -99,7 +99,7 @@ class Preparer:
             send_values: Give values of tensors to any pass whose server asks for them.
 
         Raises:
-            UnsupportedGraphError: The graph cannot go on the wire; names the node.
+            UnsupportedGraphError: The format does not support the graph; names the node.
             LazyfxError: It cannot be captured, or a pass is malformed.
         """
         captured = self._captures.capture(what, example_inputs)

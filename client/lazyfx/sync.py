@@ -33,14 +33,14 @@ class Client:
     """A client of one server. Threads may share it.
 
     Args:
-        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
             machine.
-        timeout: Seconds that a call may take unless it says otherwise.
-        on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        timeout: Default timeout of a call, in seconds.
+        on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
-        answer_bounds: How much is taken from the server; see `AnswerBounds`.
+        answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
@@ -76,12 +76,12 @@ class Client:
 
     @property
     def address(self) -> str:
-        """Where the server is."""
+        """Address of the server."""
         return self._client.address
 
     @property
     def refused(self) -> dict[str, int]:
-        """Answers of the server that were refused, by the name of the error's class."""
+        """Counts of the server's answers that were refused, by the name of the error class."""
         return self._client.refused
 
     def __enter__(self) -> Self:
@@ -98,10 +98,10 @@ class Client:
             self.close()
 
     def close(self) -> None:
-        """Close the connection; calls under way in other threads raise ClosedError at once.
+        """Close the connection; pending calls in other threads raise ClosedError at once.
 
-        Handles made by this client can fetch nothing more. A connection that does not close in a
-        few seconds is left behind: a process that ends must not wait for it.
+        Handles of this client cannot fetch anything afterwards. A connection that does not close
+        within a few seconds is abandoned, so that the process can exit.
 
         Raises:
             ForkedProcessError: The client was opened in the process that this one was forked from.
@@ -177,7 +177,7 @@ class Client:
         return self._loop.run(self._client.passes())
 
     def pipelines(self) -> dict[str, str]:
-        """The pipelines that have names, and the passes that each stands for."""
+        """The named pipelines, and the passes of each."""
         return self._loop.run(self._client.pipelines())
 
     def server_info(self) -> pb.GetServerInfoResponse:
@@ -185,7 +185,7 @@ class Client:
         return self._loop.run(self._client.server_info())
 
     def is_ready(self, seconds: float = 1.0) -> bool:
-        """Whether the server can be reached within so many seconds; nothing is asked of it."""
+        """Whether a connection to the server can be established within that many seconds."""
         return self._loop.run(self._client.is_ready(seconds))
 
     def require_trusted(self) -> None:
@@ -214,14 +214,14 @@ def connect(
     """Connect to a server. Nothing is sent before the first call.
 
     Args:
-        address: "host:port" or "host", whose port is 8700; else LAZYFX_ADDRESS, else this
+        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
             machine.
-        timeout: Seconds that a call may take unless it says otherwise.
-        on_upload: Called with bytes sent and bytes in all while tensors are uploaded.
+        timeout: Default timeout of a call, in seconds.
+        on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
-        answer_bounds: How much is taken from the server; see `AnswerBounds`.
+        answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
     """
     return Client(
         address,

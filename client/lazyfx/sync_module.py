@@ -20,13 +20,13 @@ from lazyfx.verifying import Provenance
 
 
 class RemoteModule:
-    """A compiled module on a server; nothing is generated or sent until it is touched.
+    """A compiled module on a server; nothing is generated or sent until it is used.
 
     Attributes:
         key: Hex of the module's key.
         digest: Hex of the digest of the graph that was sent.
-        cache: `.status` is "hit", "miss" or "joined"; `.reason` says why it was no hit.
-        report: What the compile did; it follows later touches.
+        cache: `.status` is "hit", "miss" or "joined"; `.reason` says why it was not a hit.
+        report: What the compile did, including recompiles that later fetches caused.
     """
 
     def __init__(self, loop: Loop, remote: AsyncRemoteModule) -> None:
@@ -58,7 +58,7 @@ class RemoteModule:
 
     @property
     def report(self) -> Report:
-        """What the compile did; recompiles include those that later touches caused."""
+        """What the compile did, including recompiles that later fetches caused."""
         return self._remote.report
 
     @property
@@ -79,7 +79,7 @@ class RemoteModule:
         return built(*inputs, **kwargs)
 
     def picture(self) -> Picture:
-        """A drawing of the graph; it shows itself in a notebook."""
+        """A drawing of the graph; displays itself in a notebook."""
         return Picture(self._loop.run(self._remote.picture()))
 
     def native(
@@ -89,7 +89,7 @@ class RemoteModule:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> bytes:
-        """What the server's Inductor made of it; see `AsyncRemoteModule.native`.
+        """The native artifact; see `AsyncRemoteModule.native`.
 
         `on_progress` is called in another thread.
         """
@@ -102,15 +102,15 @@ class RemoteModule:
         return self._loop.run(self._remote.source())
 
     def python_file(self, name: str = "model.py") -> PythonFile:
-        """A file of Python that runs with torch alone; see `AsyncRemoteModule.python_file`."""
+        """A Python file that needs only torch; see `AsyncRemoteModule.python_file`."""
         return self._loop.run(self._remote.python_file(name))
 
     def save_code(self, path: str | Path) -> Path:
-        """Write such a file, and constants beside it; see `AsyncRemoteModule.save_code`."""
+        """Write a Python file and its constants; see `AsyncRemoteModule.save_code`."""
         return self._loop.run(self._remote.save_code(path))
 
     def save_pickle(self, path: str | Path) -> Path:
-        """Write a file for `pickle.load` and torch alone; see `AsyncRemoteModule.pickle`."""
+        """Write a file for `pickle.load` that needs only torch; see `AsyncRemoteModule.pickle`."""
         return self._loop.run(self._remote.save_pickle(path))
 
     def save_package(self, path: str | Path) -> Path:
@@ -118,7 +118,7 @@ class RemoteModule:
         return self._loop.run(self._remote.save_package(path))
 
     def provenance(self, kind: str = "graph") -> Provenance:
-        """Who made an artifact, from what and when; see `AsyncRemoteModule.provenance`."""
+        """The verified provenance of an artifact; see `AsyncRemoteModule.provenance`."""
         return self._loop.run(self._remote.provenance(kind))
 
     def save_torchscript(self, path: str | Path) -> Path:

@@ -45,7 +45,7 @@ def script_module(eager: GraphModule) -> bytes:
         An archive; `torch.jit.load` gives a module that takes the graph's inputs by place.
 
     Raises:
-        UnsupportedGraphError: TorchScript has no words for the graph; names the node.
+        UnsupportedGraphError: The graph cannot be expressed in TorchScript; names the node.
     """
     buffer = io.BytesIO()
     try:

@@ -23,11 +23,12 @@ _HEAD: Final = """\
 
 <!-- Written by `make bounds` from the settings; a test fails when it is stale. -->
 
-Everything that a request can make large is bounded. Most bounds are settings of `lazyfx serve` (the
-flag is the name with dashes; environment variables and TOML as for all settings); some belong to the
-format. `GetServerInfo` lists each bound and its value. A request that exceeds a bound is refused, and
-the error names the field, the node if there is one, and the setting: INVALID_ARGUMENT if the request
-can never be served, otherwise RESOURCE_EXHAUSTED, with RetryInfo if a retry can help.
+Everything that a request can make large is bounded. Most bounds are settings of `lazyfx serve`
+(the flag is the name with dashes; environment variables and TOML as for all settings); some belong
+to the format. `GetServerInfo` lists each bound and its value. A request that exceeds a bound is
+refused, and the error names the field, the node if there is one, and the setting: INVALID_ARGUMENT
+if the request can never be served, otherwise RESOURCE_EXHAUSTED, with RetryInfo if a retry can
+help.
 
 Counts and lengths are checked on the serialized bytes, before the message is parsed: every repeated
 field and every string has a bound, and an oversized request costs no more steps than the bound

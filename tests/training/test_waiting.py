@@ -160,9 +160,7 @@ with watching.watched(20) as notice:
 def test_progress_is_a_line_on_a_terminal_and_log_lines_elsewhere() -> None:
     command = [sys.executable, "-c", WATCHING]
     plain = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
-    assert (
-        "INFO lazyfx: the server is compiling a graph of 20 nodes: tracing, 1 s" in plain.stderr
-    )
+    assert "INFO lazyfx: the server is compiling a graph of 20 nodes: tracing, 1 s" in plain.stderr
     assert "compiling, 7 kernels, 2 s" in plain.stderr
     quiet = subprocess.run(
         command,

@@ -42,7 +42,7 @@ def record(question: Question, folder: Path) -> Path:
     """Write a question into a folder, whole or not at all; equal ones share a file.
 
     Raises:
-        UnsupportedGraphError: The graph cannot go on the wire; names the node.
+        UnsupportedGraphError: The format does not support the graph; names the node.
         OSError: The file cannot be written.
     """
     encoded = memory.encode(question.graph)

@@ -47,7 +47,7 @@ class Question:
         """Hex digest of the graph.
 
         Raises:
-            UnsupportedGraphError: It cannot go on the wire; names the node.
+            UnsupportedGraphError: The format does not support it; names the node.
         """
         return memory.encode(self.graph).digest.hex()
 
@@ -107,7 +107,7 @@ def ask(session: Session, question: Question, on_progress: OnProgress | None = N
     """Have one graph compiled.
 
     Raises:
-        UnsupportedGraphError: The graph cannot go on the wire; names the node.
+        UnsupportedGraphError: The format does not support the graph; names the node.
         UntrustedServerError: What this server makes would not be opened; nothing was sent.
         IncompatibleError: What this server makes does not run here; nothing was sent.
         ServiceError: The server refused, failed, or is not there.

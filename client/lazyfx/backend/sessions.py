@@ -41,7 +41,7 @@ class Session:
         """Check that native artifacts of the server would be opened. The server is asked once.
 
         Raises:
-            UntrustedServerError: They would not; says what to do.
+            UntrustedServerError: They would not; says how to trust the server.
             ServiceError: The server is not there.
         """
         self.client.require_trusted()

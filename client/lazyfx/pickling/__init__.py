@@ -33,7 +33,7 @@ def pickle_module(module: GraphModule) -> bytes:
         Bytes for `pickle.loads` in any process with this torch.
 
     Raises:
-        UnsupportedGraphError: Something in it cannot be pickled; says what.
+        UnsupportedGraphError: Something in it cannot be pickled; names it.
     """
     buffer = io.BytesIO()
     form = ModuleForms().form(module)

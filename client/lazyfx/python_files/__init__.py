@@ -60,7 +60,7 @@ def python_file(
         name: What the file will be called, e.g. "model.py".
 
     Raises:
-        UnsupportedGraphError: Something in it cannot be written as Python; says what.
+        UnsupportedGraphError: Something in it cannot be written as Python; names it.
     """
     state = read_state(module, original)
     path = Path(name)

@@ -76,8 +76,8 @@ def scripted(module: GraphModule, ledger: RecompileLedger) -> bytes:
     """TorchScript of a module: a consumer that needs an eager module, so it gets one.
 
     Raises:
-        UnsupportedGraphError: TorchScript has no words for the graph, or the values of its
-            tensors are not here.
+        UnsupportedGraphError: The graph cannot be expressed in TorchScript, or the values of its
+            tensors are not on the server.
     """
     _refuse_values_elsewhere(module, "script it beside them: RemoteModule.save_torchscript")
     started = perf_counter()
@@ -93,7 +93,7 @@ def exported(module: GraphModule, ledger: RecompileLedger) -> bytes:
 
     Raises:
         UnsupportedGraphError: torch.export cannot express the graph, or the values of its
-            tensors are not here.
+            tensors are not on the server.
     """
     _refuse_values_elsewhere(module, "export it beside them: RemoteModule.save_exported_program")
     with ledger.because("exported_program"):
