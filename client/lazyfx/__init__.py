@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lazyfx.wire import digest
     from lazyfx.wire.more_targets import allow_targets
 
-# gRPC's own handlers would start its threads anew in forked children, where they read from the
+# gRPC's own handlers would restart its threads in forked children, where they read from the
 # sockets of the parent: children crash, and the parent's calls break. gRPC reads it when it is
 # imported; whoever has set it is let have it. See `lazyfx.forking` for what holds in its place.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -35,7 +35,7 @@ class Asker:
         self._sent: set[bytes] = set()
 
     def forget(self, prepared: Prepared) -> None:
-        """Take note that the server may have lost this graph and what was made of it."""
+        """Forget what the server is known to have of this graph."""
         self._sent.discard(prepared.encoded.digest)
 
     def first_request(self, prepared: Prepared) -> pb.CompileRequest:

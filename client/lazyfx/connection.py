@@ -364,7 +364,7 @@ class Connection:
 
 
 def _is_being_cancelled() -> bool:
-    """Whether somebody cancels the task that asks; Python 3.10 cannot tell, and says no."""
+    """Whether the current task is being cancelled; False on Python 3.10, which cannot tell."""
     cancelling = getattr(asyncio.current_task(), "cancelling", None)
     return cancelling is not None and cancelling() > 0
 

@@ -12,7 +12,7 @@
     ├── ClosedError                the client was closed before the call, or while it was waiting
     ├── ForkedProcessError         this process was forked after a client had been opened
     ├── ArtifactError              an artifact did not arrive whole, or is not what it claims
-    │   └── UntrustedArtifactError     nobody who is trusted has signed it; it was not opened
+    │   └── UntrustedArtifactError     not signed with a trusted key; it was not opened
     │       └── UntrustedServerError       nothing that this server signs would be opened
     └── ServiceError               the server answered with a gRPC status
         ├── InvalidRequestError        INVALID_ARGUMENT: names the field and the remedy

@@ -101,7 +101,7 @@ def _example(value: Any, mode: FakeTensorMode) -> Any:
 def _dimensions(value: Any) -> Any:
     """What may vary: dimensions of a tensor by number, or a number itself."""
     if isinstance(value, torch.Tensor):
-        sizes: list[Any] = list(value.shape)  # SymInt is no int to a type checker
+        sizes: list[Any] = list(value.shape)  # SymInt is not an int to a type checker
         found = {i: _bounds(s) for i, s in enumerate(sizes) if isinstance(s, torch.SymInt)}
         return found or None
     return _bounds(value) if isinstance(value, torch.SymInt) else None

@@ -50,7 +50,7 @@ def known_keys(address: str) -> tuple[str, ...]:
     try:
         path = known_servers_file()
         rows = _read(path)
-    except RuntimeError:  # no home folder: nobody can have said anything
+    except RuntimeError:  # no home folder, so no stored keys
         return ()
     return tuple(key for known, key in rows if known == address)
 

@@ -143,7 +143,7 @@ async def _cancel_all() -> None:
 
 
 def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    """Have the thread end. Waits for nobody: the garbage collector calls it too, from anywhere."""
+    """Make the thread end, without waiting: the garbage collector calls it too, from anywhere."""
     if not forking.is_forked():
         with contextlib.suppress(RuntimeError):  # it is closed already
             loop.call_soon_threadsafe(loop.stop)

@@ -98,7 +98,7 @@ class Remembered:
         # Once each: one that is tied is in several places.
         by_id = {id(part): part for part in parts if isinstance(part, torch.Tensor)}
         self._tensors = list(by_id.values())
-        # A tensor that is no parameter or buffer is part of the graph with its values.
+        # A tensor that is not a parameter or buffer is part of the graph with its values.
         self._constants = [t for t in self._tensors if id(t) in loose or id(t) not in registered]
         self.stable = (
             set(map(id, parts)) <= registered | loose

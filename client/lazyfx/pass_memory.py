@@ -9,7 +9,7 @@ from lazyfx.passes import USUAL, Modes, PassSpec, PassTuple, messages
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
-# Pass lists remembered for each client, and requests for each of them; then anew.
+# Pass lists remembered for each client, and requests for each of them; then all are dropped.
 _MOST_LISTS = 64
 _MOST_REQUESTS = 4096
 

@@ -1,4 +1,4 @@
-"""What was probably meant by a word that nobody knows: said the same everywhere."""
+"""Suggestions for unknown names, worded the same everywhere."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def script_module(eager: GraphModule) -> bytes:
             must be called as modules, not handed to higher-order operators.
 
     Returns:
-        An archive; `torch.jit.load` gives a module that takes the graph's inputs by place.
+        An archive; `torch.jit.load` returns a module that takes the graph's inputs positionally.
 
     Raises:
         UnsupportedGraphError: The graph cannot be expressed in TorchScript; names the node.

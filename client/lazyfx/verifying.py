@@ -144,7 +144,7 @@ class Verifier:
             signature.
 
         Raises:
-            UntrustedArtifactError: Nobody who is trusted says that this is the artifact; it
+            UntrustedArtifactError: No trusted key says that this is the artifact; it
                 must not be opened.
         """
         if request.kind in DATA_KINDS and not self._pinned:
@@ -193,7 +193,7 @@ class Verifier:
         return found
 
     async def _learn(self, name: str) -> None:
-        """Take the server's word for its keys: at first use, or beside one known already."""
+        """Fetch the keys that the server publishes: at first use, or to extend a known one."""
         if not self._believes:
             raise UntrustedServerError(f"the {name} was not opened: {self._unauthenticated()}")
         published = [key.public_key for key in (await self._ask()).verify_keys]

@@ -261,7 +261,7 @@ class App:
         return pb.NativeStatus(sandbox=pb.SandboxStatus(layers=held.layers, missing=held.missing))
 
     def _notes(self) -> str:
-        """What a probe is told beside that the server is ready."""
+        """What a probe is told besides that the server is ready."""
         if self._settings.native == "off" or self._native.target is not None:
             return ""
         return self._native.why_not

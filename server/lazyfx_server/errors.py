@@ -53,7 +53,7 @@ class OverloadedError(RequestError):
 
 
 class UnidentifiedError(RequestError):
-    """Nobody knows whose request this is."""
+    """The caller is not authenticated."""
 
 
 class ForbiddenError(RequestError):

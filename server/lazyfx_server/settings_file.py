@@ -29,7 +29,7 @@ def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
         known: Names of all settings.
 
     Raises:
-        SettingsFileError: It cannot be read, is not TOML, or names a setting that there is not.
+        SettingsFileError: It cannot be read, is not TOML, or names an unknown setting.
     """
     try:
         if not path.is_file():

@@ -29,8 +29,8 @@ def _told(result: Result, status: int) -> str:
     [
         (b"listen = \n", "is not valid TOML: Invalid value (at line 1, column 10)"),
         (b"\xff\xfe\x00junk", "is not a text file in UTF-8"),
-        (b'lisen = "127.0.0.1:0"\n', "there is no setting 'lisen'; did you mean 'listen'?"),
-        (b"[oops]\na = 1\n", "there is no setting 'oops'"),
+        (b'lisen = "127.0.0.1:0"\n', "unknown setting 'lisen'; did you mean 'listen'?"),
+        (b"[oops]\na = 1\n", "unknown setting 'oops'"),
         (b'workers = "many"\n', ": workers: Input should be a valid integer"),
         (b"workers = 0\n", ": workers: Input should be greater than or equal to 1"),
         (b"a = " + b"[" * 5000, "is not valid TOML"),

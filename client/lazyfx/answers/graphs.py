@@ -116,7 +116,7 @@ def _check_counts(
 def _check_targets(
     body: graph_pb2.GraphBody, sent: graph_pb2.GraphBody, passes: Sequence[pb.PassSpec]
 ) -> None:
-    """Refuse operators of other libraries that nobody on this side has named.
+    """Refuse operators of other libraries that this client did not name.
 
     Whether a target is in the table of those that graphs may call is found out when it is read.
     """

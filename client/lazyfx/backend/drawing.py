@@ -56,7 +56,7 @@ def generator_state(inputs: Sequence[Any]) -> bytes:
 
 
 def note_draw(state: bytes, *, compiled: bool) -> None:
-    """Take note of which code drew from a state, outside of any backward pass."""
+    """Record which code drew from a state, outside of any backward pass."""
     _notes.add(state, compiled)
 
 

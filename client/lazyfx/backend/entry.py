@@ -26,7 +26,7 @@ from lazyfx.native.torch_names import RestartAnalysis
 
 Runnable = Callable[..., Any]
 
-# dynamo calls the backend anew for each try at a frame; what it was told is kept for the process.
+# dynamo calls the backend again for each attempt at a frame; the values are kept per process.
 first_values: Final = FirstValues()
 
 

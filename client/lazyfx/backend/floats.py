@@ -1,4 +1,4 @@
-"""Floats that dynamo made symbolic: inputs of the graph, until somebody needs their value.
+"""Floats that dynamo made symbolic: inputs of the graph, until their value is needed.
 
 torch turns what is computed from such a float into operations on tensors, and finds out late where
 it cannot; then dynamo traces the frame again with that float as a constant. Dynamo is here and what

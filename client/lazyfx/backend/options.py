@@ -76,7 +76,7 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
     Args:
         given: `options=` of torch.compile. Names that are not options of the backend are
             settings of Inductor, as they are for backend="inductor"; "mode" stands for
-            `mode=`, which torch.compile does not take beside options.
+            `mode=`, which torch.compile does not accept together with options.
         mode: `mode=` of torch.compile.
 
     Raises:

@@ -48,7 +48,7 @@ class _Calls:
         self._lock = threading.RLock()
 
     def add(self, owner: object, inputs: Sequence[Any], outputs: object) -> None:
-        """Take note of a call whose outputs may be differentiated."""
+        """Record a call whose outputs may be differentiated."""
         nodes = {
             id(node): node
             for value in tree_leaves(outputs)
@@ -83,7 +83,7 @@ os.register_at_fork(after_in_child=_calls.after_fork)
 
 
 def note_call(owner: object, inputs: Sequence[Any], outputs: object) -> None:
-    """Take note that a graph ran as it is.
+    """Record that a graph ran uncompiled.
 
     Args:
         owner: Whose graph it is.

@@ -140,5 +140,5 @@ def backend_report() -> BackendReport:
 
 
 def reset_backend_report() -> None:
-    """Start counting anew; a cause that was warned of is warned of again."""
+    """Reset the counts; causes that were warned of are warned of again."""
     records.clear()

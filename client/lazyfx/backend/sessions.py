@@ -62,7 +62,7 @@ class Session:
         raise _anew(self._away)
 
     def note(self, error: LazyfxError | None) -> None:
-        """Take note of how a call went."""
+        """Record the outcome of a call."""
         away = isinstance(error, (UnavailableError, TimedOutError))
         self._away = _anew(error) if away and error is not None else None
         self._away_until = time.monotonic() + AWAY_SECONDS

@@ -42,7 +42,7 @@ def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
     Args:
         remote: The module.
         kind: What to write. A graph is a serialized lazyfx.v1.Graph, in the caller's names; code
-            is a file that runs, with its constants in a second file beside it if it has any.
+            is a file that runs, with its constants, if any, in a second file next to it.
         target: Replaced if it exists; its folder is made.
 
     Raises:
@@ -83,7 +83,7 @@ def _write_code(remote: RemoteModule, target: Path) -> None:
 
 
 def is_written(target: Path, kind: Kind) -> bool:
-    """Whether a file is there, with the constants beside it that code may need."""
+    """Whether a file is there, with the constants file that code may need."""
     if not target.is_file() or kind is not Kind.CODE:
         return target.is_file()
     from lazyfx.python_files import constants_path
@@ -93,7 +93,7 @@ def is_written(target: Path, kind: Kind) -> bool:
 
 
 def replace_file(target: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written aside and put in its place when it is complete.
+    """Write a temporary file, and rename it when it is complete.
 
     Args:
         target: The file; its folder is made.
@@ -114,7 +114,7 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes of this machine wrote aside and never put in place.
+    """Remove temporary files that killed processes of this machine left behind.
 
     Raises:
         OSError: A file cannot be removed.

@@ -1,4 +1,4 @@
-"""A server on this machine for as long as somebody needs it."""
+"""A temporary server on this machine."""
 
 from __future__ import annotations
 

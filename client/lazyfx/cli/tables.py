@@ -15,7 +15,7 @@ _PIPED_COLUMNS = 110
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that does not break tables up when its output is no terminal."""
+    """A console that does not wrap tables when its output is not a terminal."""
     made = Console(stderr=stderr, highlight=False)
     if not made.is_terminal:
         made.width = max(made.width, _PIPED_COLUMNS)

@@ -74,7 +74,7 @@ def explain(first: Explainable, second: Explainable) -> Explanation:
     """Say why two graphs have different digests, or that they have the same.
 
     Nodes are shown by the names that their owners gave them. A node whose operands changed,
-    but which itself says what it said, is no difference.
+    but whose own fields did not, is not a difference.
 
     Args:
         first: A GraphModule, an ExportedProgram, an EncodedGraph, a SavedGraph, or the path of

@@ -28,7 +28,7 @@ _STYLE = (
 def draw(graphs: Sequence[ComparedGraph], titles: tuple[str, str], note: str) -> Picture:
     """Draw the nodes that differ and their neighbours, pair by pair, in SVG.
 
-    Nodes of one row belong together; the differences of a row are written beside it. Equal
+    Nodes of one row belong together; the differences of a row are written next to it. Equal
     stretches are left out and counted.
     """
     rows = list(_rows(graphs))

@@ -1,7 +1,7 @@
 """All settings of Inductor and AOTAutograd, as digests: equal ones give equal results.
 
 What torch itself changes while it runs, and what says something about a machine and nothing about
-a result, is no setting and is left out.
+a result, is not a setting and is left out.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
     try:
         with kernels.handed_over(libraries), _errors_show(texts):
             # This unpickles. No stranger's bytes come here: the artifact's signature was verified
-            # before `read_made`, and nobody but the server's signer can make one.
+            # before `read_made`, and only the server's signer can make one.
             loaded: Callable[..., Any] = torch_names.AOTCompiledArtifact.deserialize(
                 bundle.compiled
             )

@@ -59,7 +59,7 @@ def check_request(request: pb.NativeRequest) -> None:
 
 
 def conditions_digest(request: pb.NativeRequest) -> bytes:
-    """SHA-256 of what an artifact depends on beside its graph and the machine."""
+    """SHA-256 of what an artifact depends on besides its graph and the machine."""
     told = pb.NativeRequest()
     told.CopyFrom(request)
     told.ClearField("target")

@@ -1,4 +1,4 @@
-"""The closed types of values that travel beside a graph, and why a value is not of its type.
+"""The closed types of values that accompany a graph, and why a value is not of its type.
 
 Each value ends up in a compiler: in its command line, in generated source, or in a decision. So
 none is free text; what is a word is one of a list, and what is a number has bounds.

@@ -105,7 +105,7 @@ def read_guards(guards: pb.ShapeGuards, symbols: Sequence[sympy.Symbol]) -> list
 def enforce(conditions: Iterable[sympy.Basic], env: ShapeEnv) -> None:
     """Make conditions guards of the frame that dynamo compiles now.
 
-    A call with sizes that break one is compiled anew.
+    A call with sizes that break one is recompiled.
 
     Raises:
         ArtifactError: The sizes of this very call break a condition.

@@ -1,4 +1,4 @@
-"""What torch's tracing sees of a process beside the graph: read here, put in place there."""
+"""Process state that torch's tracing depends on besides the graph: read here, applied there."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from lazyfx.pickling import torch_names
 from lazyfx.pickling.callables import Callables
 from lazyfx.pickling.made import Made, after, named
 
-# What a GraphModule holds beside its graph and its attributes. It makes all of it when it is
+# What a GraphModule holds besides its graph and its attributes. It makes all of it when it is
 # made, so writing it would only add things that may not pickle.
 _MADE_AGAIN = frozenset(
     (

@@ -2,7 +2,7 @@
 
 The file holds the checked source of the graph and of those inside it, and a class `Module` that is
 bound to tensors by their names: those of the model that was compiled, or of its state_dict. Tensors
-that are in neither (constants, what passes made) go into a second file beside it.
+that are in neither (constants, what passes made) go into a second file next to it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PythonFile:
     constants: bytes | None
 
     def save(self, path: Path) -> None:
-        """Write the source to `path`, and the constants beside it.
+        """Write the source to `path`, and the constants next to it.
 
         Raises:
             OSError: A file cannot be written.
@@ -44,7 +44,7 @@ class PythonFile:
 
 
 def constants_path(path: Path) -> Path:
-    """Where the constants of a file of source are: `model.constants.pt` beside `model.py`."""
+    """Path of the constants of a source file: `model.constants.pt` for `model.py`."""
     return path.with_name(f"{path.stem}.constants.pt")
 
 

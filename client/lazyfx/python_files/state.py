@@ -1,4 +1,4 @@
-"""What a compiled graph reads beside its inputs, and where its file gets it from."""
+"""What a compiled graph reads besides its inputs, and where its file gets it from."""
 
 # ruff: noqa: SLF001 - which buffers are in no state_dict has no public reader
 

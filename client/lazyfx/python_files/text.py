@@ -132,7 +132,7 @@ def write_text(
         source: Its checked source.
         state: What it reads.
         name: Name of the file without its suffix.
-        constants: Name of the file of constants beside it; "" without one.
+        constants: Name of its file of constants; "" without one.
 
     Raises:
         UnsupportedGraphError: Something cannot be written; says what.

@@ -1,4 +1,4 @@
-"""fx graphs on the wire: the only part of the client that imports torch."""
+"""The wire format: torch.fx graphs as bytes, and back."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class _NodeWalk:
                 rows.use_value(value - 1)
 
 
-# By opcode; a number that is none is refused where its row is checked.
+# By opcode; an invalid number is refused where its row is checked.
 _TAKES_ATTRIBUTE = np.zeros(8, np.bool_)
 _TAKES_ATTRIBUTE[[pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE]] = True
 

@@ -1,6 +1,6 @@
 """Refuses modules whose call does more than run the nodes of their graph.
 
-A digest speaks of nodes. Hooks, a forward of one's own, or a code generator that rewrites
+A digest covers nodes. Hooks, a custom forward, or a code generator that rewrites
 the source change what a call computes without changing a node, so that two different
 computations would have one digest.
 """

@@ -49,7 +49,7 @@ def decode(
 
     Args:
         body: Canonical GraphBody bytes, or what `read_canonical` made of them; a message from
-            somebody trusted to have checked it.
+            a caller that has checked it.
         presentation: Names and device indices. Without it node i is called "n<i>" and
             attribute i "a<i>".
         bind: Gives the tensor of a tensor attribute from the indices of its graph and

@@ -38,7 +38,7 @@ class FakeMaker:
         self._copies = can_copy()
 
     def make(self, meta: torch.Tensor) -> torch.Tensor:
-        """The fake tensor of a meta tensor that nobody else has."""
+        """The fake tensor of a meta tensor that is not shared."""
         if not self._copies:
             return FakeTensor(self.mode, meta, self._device)
         return _copy(meta, self._device, self._attributes)

@@ -143,7 +143,7 @@ def _are_alike(made: nn.Module, module: nn.Module) -> bool:
     Private settings count as far as the constructor makes them (`_reversed_padding_repeated_twice`
     of a convolution); others are marks that libraries leave on modules.
     """
-    # Each parametrized module has a class of its own, made anew.
+    # Each parametrized module has a new class of its own.
     base_class = leaf_parametrizations.base_class
     return (
         base_class(made) is base_class(module)

@@ -40,7 +40,7 @@ _NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "SyncBatchNo
 _LATER_OPTIONS = dict.fromkeys(
     (*_NORMS, "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"), ("bias",)
 )
-# Old spellings of options that have another one, and parts that are no leaf's own.
+# Old spellings of options that have a new one, and parts that do not belong to a leaf.
 _OTHER_OPTIONS = {
     "Hardtanh": {"min_value", "max_value"},
     "Transformer": {"custom_encoder", "custom_decoder"},

@@ -19,7 +19,7 @@ from lazyfx.wire.columns import column
 # A suffix fits into 32 bits.
 _MOST_DIGITS = 10
 # Atoms of attribute paths reach generated source inside double quotes when they
-# are no identifiers ("0", "my-layer"); nothing in them may end such a string.
+# are not identifiers ("0", "my-layer"); nothing in them may end such a string.
 _ATOM = re.compile(r"[A-Za-z0-9_\-+:@/ ]+\Z", re.ASCII)
 _KEYWORDS = frozenset(keyword.kwlist)
 _RESERVED = frozenset(

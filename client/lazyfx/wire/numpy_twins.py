@@ -1,7 +1,7 @@
 """NumPy calls as dynamo records them: wrappers around torch's own NumPy functions.
 
 A model that calls `numpy.sqrt` becomes a graph that calls a wrapper of `torch._numpy.sqrt`,
-made anew for each node. On the wire it is "torch._numpy.sqrt", as functions of NumPy's modules are
+created for each node. On the wire it is "torch._numpy.sqrt", as functions of NumPy's modules are
 "torch._numpy.random.rand" and conversions "torch._numpy.float32"; methods of arrays are
 "torch._numpy.ndarray.reshape", operators "torch._numpy.operator.add".
 """
@@ -105,7 +105,7 @@ def wrapper_name(target: object) -> str | None:
 
 
 def expression(target: object) -> str | None:
-    """An expression that makes a wrapper anew, where torch alone is installed."""
+    """An expression that creates a wrapper where only torch is installed."""
     name = wrapper_name(target)
     if name is None:
         return None

@@ -1,4 +1,4 @@
-"""What the schemas of operators say, read once: each reading of one makes it anew."""
+"""Facts of operator schemas, read once: torch builds a new object at each access."""
 
 # ruff: noqa: SLF001 - the operators' own types are private, and there is no other way to a schema
 

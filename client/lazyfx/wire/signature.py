@@ -18,7 +18,7 @@ def apply_signature(graph: Graph, signature: pb.PytreeSignature) -> None:
     assembling a module around it; each argument counts as one leaf here.
 
     Raises:
-        DecodeError: A name is no argument name, or the count is wrong.
+        DecodeError: A name is not an argument name, or the count is wrong.
     """
     arguments = list(signature.argument_names)
     for name in arguments:

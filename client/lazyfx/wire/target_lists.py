@@ -272,7 +272,7 @@ DENIED_OPERATORS: Final = frozenset(
     }
 )
 # Namespaces that reach other processes, raw memory, the state of a device, or the insides of a
-# compiler; those of "_native" are numbered anew in each process.
+# compiler; those of "_native" are numbered per process.
 DENIED_NAMESPACES: Final = frozenset(
     {
         "_inductor_test",
@@ -291,8 +291,8 @@ DENIED_NAMESPACES: Final = frozenset(
     }
 )
 
-# Namespaces of torch whose operators are registered by a module that torch imports when somebody
-# first needs it; a name of one that is not there has the module imported.
+# Namespaces of torch whose operators are registered by a module that torch imports when
+# it is first needed; a name of one that is not there has the module imported.
 LATE_NAMESPACES: Final = {
     "quantized_decomposed": "torch.ao.quantization.fx._decomposed",
     "torch_attn": "torch.nn.attention.varlen",

@@ -61,7 +61,7 @@ def read(message: pb.TreeSpec, body: pb.GraphBody, depth: int = 0) -> pytree.Tre
     """The structure that a message describes.
 
     Raises:
-        DecodeError: An unknown kind, a key that is no text or integer, as many
+        DecodeError: An unknown kind, a key that is not text or an integer, as many
             keys as children missed, or nesting that is too deep.
     """
     if depth >= MAX_DEPTH:

@@ -1,4 +1,4 @@
-"""Callables that dynamo makes anew inside each trace, and the one that stands for all of them.
+"""Callables that dynamo creates again in each trace, and the one that represents them all.
 
 A function made inside another has no name under which it could be looked up. Those below
 close over nothing, so that each is the same as the next; graphs carry the twin.

@@ -1,4 +1,4 @@
-"""Descriptions of node values that become fake tensors only when somebody asks."""
+"""Descriptions of node values that become fake tensors only on demand."""
 
 # ruff: noqa: SLF001 - fake tensors have no public constructor
 
@@ -48,7 +48,7 @@ class ValueTables:
         return found if found is not None and found.maker.mode is mode else None
 
     def learn(self, index: int, row: pb.TensorDescription, like: torch.Tensor) -> None:
-        """Take note of a plain tensor that was built for row `index`."""
+        """Cache a plain tensor that was built for row `index`."""
         symbolic = row.symbolic_shape or row.symbolic_storage_offset
         if symbolic or row.layout or row.storage_offset or row.is_conjugate or row.is_negative:
             return

@@ -34,7 +34,7 @@ def check_source(code: str, names: Mapping[str, object], graph: Graph) -> None:
 
     Raises:
         SourceMismatchError: It is not the graph's; names the node.
-        SyntaxError: It is no Python source: the graph, or its names, cannot be written.
+        SyntaxError: It is not Python source: the graph, or its names, cannot be written.
     """
     Body(_only_function(_parsed(code)), names, graph).check()
 
@@ -65,7 +65,7 @@ def _parsed(text: str) -> list[ast.stmt]:
 
 def _only_function(statements: Sequence[ast.stmt]) -> ast.FunctionDef:
     if len(statements) != 1 or not isinstance(statements[0], ast.FunctionDef):
-        raise SourceMismatchError("there is something beside the function")
+        raise SourceMismatchError("the source contains more than the function")
     function = statements[0]
     if function.name != "forward" or function.decorator_list:
         raise SourceMismatchError("the function is not forward(self, ...)")

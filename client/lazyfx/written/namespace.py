@@ -13,7 +13,7 @@ def resolve(expression: ast.expr, names: Mapping[str, object]) -> object:
     """What a dotted name stands for.
 
     Raises:
-        SourceMismatchError: It is no dotted name, or stands for nothing.
+        SourceMismatchError: It is not a dotted name, or is undefined.
     """
     if isinstance(expression, ast.Name):
         if expression.id in names:

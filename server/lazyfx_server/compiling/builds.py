@@ -1,8 +1,8 @@
 """Compiles that native jobs ask for: checked, given to compile workers, and answered.
 
-A native worker holds a graph and may be taken over; a compile worker sees sources alone. Between
-them stands this: it takes closed words only, keeps the objects of a job so that nobody links what
-the server has not made, and names everything by what it was made of.
+A native worker holds a graph and may be compromised; a compile worker sees only sources. This
+module mediates between them: it accepts only closed words, keeps the objects of a job so that a
+job links only what the server has built, and names each object by what it was built from.
 """
 
 from __future__ import annotations

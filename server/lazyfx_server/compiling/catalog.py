@@ -25,7 +25,7 @@ from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
 _FRESH_SECONDS = 30.0
 # Bytes of records that are kept ready in memory.
 _MOST_RECORD_BYTES = 64 * 2**20
-# What a record takes beside its bytes.
+# Overhead of a record besides its bytes.
 _RECORD_OVERHEAD = 2048
 
 
@@ -80,7 +80,7 @@ class CompiledModule:
         )
 
     def note_rendered(self, kind: int) -> None:
-        """Take note that an artifact of this kind exists."""
+        """Record that an artifact of this kind exists."""
         if kind not in self.rendered:
             self.rendered.add(kind)
             self._hit = None
@@ -119,7 +119,7 @@ class Catalog:
         self._damaged: LRUCache[str, bool] = LRUCache(4096)
 
     def note_damaged(self, store_key: str) -> None:
-        """Take note that the store has put an entry aside."""
+        """Record that the store has quarantined an entry."""
         self._damaged[store_key] = True
 
     def recent(self, tenant: Tenant, key: bytes) -> CompiledModule | None:

@@ -176,7 +176,7 @@ class Compiler:
             if request.request_token:
                 raise unknown_token(request.request_token)
             damaged = found.damaged
-        # The flight uses the request until its end, also when nobody waits any more.
+        # The flight uses the request until its end, even if no caller waits any more.
         with wanted.incoming.hold:
             return await self._make(wanted, flight, damaged=damaged)
 

@@ -18,6 +18,6 @@ class MeasuredCosts:
         return float(self._known.get(tenant + graph, 0.0))
 
     def note(self, tenant: bytes, graph: bytes, seconds_per_node: float) -> None:
-        """Take note of a measurement; the last one counts."""
+        """Record a measurement; the last one counts."""
         if seconds_per_node > 0:
             self._known[tenant + graph] = seconds_per_node

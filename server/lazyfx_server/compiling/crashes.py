@@ -24,7 +24,7 @@ class Subject:
     """What a job is about.
 
     Attributes:
-        tenant: Tag of whose it is: nobody's graph is refused for what another one sent.
+        tenant: Tag of whose it is: no graph is refused because of another tenant's.
         graph: Digest of the graph.
     """
 

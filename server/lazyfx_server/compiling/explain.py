@@ -75,7 +75,7 @@ class Explainer:
         return Miss(reason, _TEXTS[reason].format(pipeline=pipeline or "(no passes)"))
 
     async def remember(self, key: ModuleKey) -> None:
-        """Take note that `key` has been compiled."""
+        """Record that `key` has been compiled."""
         entry = GraphHistoryEntry(
             pipeline=key.pipeline, values=key.values, environment=key.environment
         )

@@ -29,7 +29,7 @@ class ServerLedger:
     """Adds events up; `stats` tells the sums.
 
     Args:
-        file: Where the sums are kept between starts; None to begin anew each time.
+        file: Where the sums are kept between starts; None to start from zero each time.
     """
 
     def __init__(self, file: LedgerFile | None = None) -> None:
@@ -50,7 +50,7 @@ class ServerLedger:
         }
 
     def observe(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event."""
         tenant = getattr(event, "tenant", None)
         for key, amount in counts_of(event):
             self._counts[key] += amount

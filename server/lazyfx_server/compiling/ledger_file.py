@@ -30,7 +30,7 @@ class LedgerFile:
     A server that finds the file in use by another keeps its counts in memory only.
 
     Args:
-        path: The file; its folder is made. A lock file stands beside it.
+        path: The file; its folder is made. A lock file is next to it.
     """
 
     def __init__(self, path: Path) -> None:

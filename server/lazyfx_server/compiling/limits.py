@@ -17,7 +17,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 _DIGEST_BYTES = 32
 
-# Bounds that belong to the format: nobody needs more, and a setting would say nothing.
+# Bounds that belong to the format; a setting for them would serve no purpose.
 MAX_NAME_BYTES = 256
 """Longest name of a pass, an option, a dtype or a feature."""
 MAX_OPTIONS = 64

@@ -30,7 +30,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
 
-# A compile that has run for less is not worth finishing when nobody waits for it.
+# A compile that has run for less is not worth finishing when no caller waits for it.
 _WORTH_KEEPING_SECONDS = 5.0
 
 
@@ -210,7 +210,7 @@ class NativeCompiles:
             raise InternalError("the artifact holds a library that this server did not compile")
 
     def _patience(self, kind: int, started: float) -> float:
-        """How long a compile goes on that nobody waits for: to its end, when it is nearly done.
+        """How long an abandoned compile goes on: to its end, when it is nearly done.
 
         That is when it has run for some time, and for half of what such compiles usually take.
         """

@@ -14,7 +14,7 @@ from typing import Final, Generic, Literal, TypeAlias, TypeVar
 Result = TypeVar("Result")
 
 STOP_SECONDS: Final = 0.1
-"""How long a running job may go on when nobody waits for it any more."""
+"""How long a running job may go on when no caller waits for it any more."""
 
 Outcome: TypeAlias = Literal["dropped", "stopped", "continued"]
 """What became of an abandoned flight: it had not begun, it was stopped, it goes on."""
@@ -65,7 +65,7 @@ class SingleFlight(Generic[Result]):
     def __init__(self, on_abandoned: Callable[[Outcome], None]) -> None:
         self._on_abandoned = on_abandoned
         self._flights: dict[bytes, Flight[Result]] = {}
-        # Cancelled, and not ended yet: nobody may join these.
+        # Cancelled, but not ended yet: these must not be joined.
         self._ending: dict[bytes, set[asyncio.Task[Result]]] = {}
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Whose a request is: the tenant is part of every key, so that nobody finds another's things."""
+"""Tenants: the tenant is part of every key, so that no tenant can find another's entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from cachetools import LRUCache
 
 OPEN = ""
-"""Name of the one tenant of a server that identifies nobody."""
+"""Name of the only tenant of a server that does not identify callers."""
 
 _MOST_REMEMBERED = 4096
 _MARK_BYTES = 32
@@ -17,10 +17,10 @@ _MARK_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Somebody whose graphs and results are kept apart from everybody else's.
+    """A tenant: its graphs and results are kept apart from those of all others.
 
-    A key of somebody else's is looked up in a place where nothing is, so that it is answered
-    as one that nobody has, in the same steps.
+    Another tenant's key is looked up under a name that does not exist, so that it is answered like
+    an unknown key, in the same steps.
 
     Attributes:
         name: For people and quotas; not in metrics.
@@ -39,7 +39,7 @@ class Tenant:
         return f"modules/{_hidden(self.tag, b'module', key)}"
 
     def seal(self, place: str, record: bytes) -> bytes:
-        """A record as it is stored under `place`: nobody else can make one."""
+        """A record as it is stored under `place`, with a MAC that only this server can make."""
         return self._mark(place, record) + record
 
     def unseal(self, place: str, stored: bytes) -> bytes | None:

@@ -57,7 +57,7 @@ class Answering:
         self._left = self.bounds.calls
 
     def end(self) -> None:
-        """It has ended: nobody waits for what is still under way."""
+        """The job has ended; its pending calls are cancelled."""
         self._on_call = None
         self._left = 0
         for task in self._tasks:

@@ -1,4 +1,4 @@
-"""Prepares the fork server. It imports this module first; nobody else may.
+"""Prepares the fork server. It imports this module first; nothing else may.
 
 multiprocessing imports the parent's main script into every child, so that
 functions defined there can be found. Job functions live in modules, and the

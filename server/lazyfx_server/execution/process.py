@@ -115,7 +115,7 @@ class ProcessExecutor:
         """Runs one job; see `Executor.run`.
 
         A worker that has run jobs of another owner is replaced before it runs this one: what
-        a job could have left behind in it reaches nobody else.
+        a job could have left behind in it reaches no other owner.
 
         A job whose worker had died before it could begin is given to another
         worker, a few times. A call that is cancelled leaves its job `cancel_grace`
@@ -164,7 +164,7 @@ class ProcessExecutor:
             worker.kill("cancelled")
             return
         if not answer.cancelled():
-            answer.exception()  # marks it as seen: nobody waits for it
+            answer.exception()  # marks it as retrieved: no caller waits for it
         self._give_back(worker)
 
     def _give_back(self, worker: Worker) -> None:
@@ -202,7 +202,7 @@ class ProcessExecutor:
             try:
                 await self._launch()
             except ExecutionError as error:
-                if not self._live:  # nobody is left to serve those who wait
+                if not self._live:  # no worker is left for those who wait
                     self._idle.refuse(NoWorker(str(error)))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 5.0)
@@ -249,7 +249,7 @@ class _IdleWorkers:
         self._idle.append(worker)
 
     async def take(self, owner: str | None) -> Worker:
-        """A worker that has run this owner's jobs or nobody's, if one is idle; else any."""
+        """A worker that has run only this owner's jobs, if one is idle; else any."""
         self._idle = [worker for worker in self._idle if worker.usable]
         for place in reversed(range(len(self._idle))):
             if owner is None or self._idle[place].owner in (None, owner):

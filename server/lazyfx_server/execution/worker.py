@@ -71,7 +71,7 @@ class Worker(asyncio.Protocol):
     Attributes:
         pid: Its process id, which is also its process group's.
         jobs: Jobs handed to it so far.
-        reason: Why it ends or ended; None while nobody wants it to.
+        reason: Why it ends or ended; None while it should run.
         owner: Whose jobs it has run; None before the first.
     """
 
@@ -128,7 +128,8 @@ class Worker(asyncio.Protocol):
             ours.close()
             raise WorkerCrashed(f"a worker could not be started: {error!r}") from error
         except BaseException:
-            ours.close()  # a worker that is still being forked finds nobody there, and leaves
+            # A worker that is still being forked finds the connection closed, and exits.
+            ours.close()
             raise
         worker = cls(process, plan, on_gone)
         try:
@@ -310,7 +311,7 @@ class Worker(asyncio.Protocol):
 
     def _kill_group(self) -> None:
         if self.gone.done():
-            return  # the number may be somebody else's by now
+            return  # the number may have been reused by now
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:

@@ -58,7 +58,7 @@ def serve(
         traceback.print_exc()
         channel.send(Kind.START_FAILED, pack_error(error))
         return
-    with contextlib.suppress(OSError):  # the server is gone: there is nobody to tell
+    with contextlib.suppress(OSError):  # the server is gone
         channel.send(Kind.READY)
         while (job := channel.next_job()) is not None:
             channel.send(Kind.STARTED)

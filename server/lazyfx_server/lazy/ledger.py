@@ -79,7 +79,7 @@ class _Totals:
 
 
 class RecompileLedger:
-    """Counts the recompiles of one job. Lives as long as the job, shared with nobody.
+    """Counts the recompiles of one job. Lives as long as the job and is not shared.
 
     Args:
         cost: What a recompile costs here, for the estimate of what was saved.

@@ -70,7 +70,7 @@ def _layers(nodes: list[Node]) -> list[list[Node]]:
     for depth, generation in enumerate(nx.topological_generations(graph)):
         depths.update(dict.fromkeys(generation, depth))
     for node in reversed(nodes):
-        # A parameter belongs beside the call that reads it, not in the first row.
+        # A parameter belongs next to the call that reads it, not in the first row.
         if node.op in ("get_attr", "placeholder") and node.users:
             depths[node] = min(depths[user] for user in node.users) - 1
     layers: list[list[Node]] = [[] for _ in range(max(depths.values(), default=-1) + 1)]

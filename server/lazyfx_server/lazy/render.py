@@ -79,7 +79,7 @@ def scripted(module: GraphModule, ledger: RecompileLedger) -> bytes:
         UnsupportedGraphError: The graph cannot be expressed in TorchScript, or the values of its
             tensors are not on the server.
     """
-    _refuse_values_elsewhere(module, "script it beside them: RemoteModule.save_torchscript")
+    _refuse_values_elsewhere(module, "script it on the client: RemoteModule.save_torchscript")
     started = perf_counter()
     eager = eager_copy(module, checked_generation)
     seconds = perf_counter() - started
@@ -95,7 +95,7 @@ def exported(module: GraphModule, ledger: RecompileLedger) -> bytes:
         UnsupportedGraphError: torch.export cannot express the graph, or the values of its
             tensors are not on the server.
     """
-    _refuse_values_elsewhere(module, "export it beside them: RemoteModule.save_exported_program")
+    _refuse_values_elsewhere(module, "export it on the client: RemoteModule.save_exported_program")
     with ledger.because("exported_program"):
         for part in module.modules():
             if isinstance(part, LazyModule):

@@ -120,7 +120,7 @@ def _refuse_symbolic_numbers(inputs: Sequence[Any]) -> None:
 
 
 def _flatten_outputs(module: GraphModule, inputs: int) -> None:
-    """Make the graph return its tensors in a list, and take its inputs by place.
+    """Make the graph return its tensors in a list, and take its inputs positionally.
 
     Structures are the caller's own, and their types need not exist here.
     """

@@ -55,7 +55,7 @@ class _Replacing:
         self.body = body
         self._given = list(body.strings)
         self._places: dict[str, int] = {}
-        # What such an operator does may depend on its text, and nobody knows which texts those are.
+        # What such an operator does may depend on its text, and those texts are unknown.
         self._others = sorted(
             row.name
             for row in body.targets

@@ -144,7 +144,7 @@ def _none_donated(*_: Any, **__: Any) -> list[int]:
     """No saved tensor is given away to the backward.
 
     torch compiles a backward when it is first called, and knows then whether the graph is kept
-    for another (`retain_graph=True`). Here nobody knows yet, and one that writes into what was
+    for another (`retain_graph=True`). Here that is not known yet, and one that writes into what was
     saved could be called once only.
     """
     return []

@@ -60,7 +60,7 @@ class PassLimits:
 
 @dataclass(frozen=True, slots=True)
 class PassContext:
-    """What a pass is given beside the module.
+    """What a pass is given besides the module.
 
     Tensor attributes of the module that are not on the meta device have values.
 

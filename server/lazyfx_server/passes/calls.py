@@ -103,7 +103,7 @@ class KnownValues:
 
 
 def first_operand(node: Node) -> Any:
-    """What a call works on, by place or as `input` or `self`."""
+    """What a call works on: its first positional argument, `input` or `self`."""
     return argument(node, 0, "input", node.kwargs.get("self"))
 
 

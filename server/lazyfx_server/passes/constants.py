@@ -176,7 +176,7 @@ class _Context:
         return self._unknown or any(self._autocast.values())
 
     def pass_by(self, node: Node, *, state: bool) -> None:
-        """Takes note of a node."""
+        """Records a node."""
         target: Any = node.target
         name = getattr(target, "__name__", "")
         if not state or node.op != "call_function":
@@ -239,7 +239,7 @@ def _is_usable(value: Any, rules: ConstantRules) -> bool:
             return False
         if not all(type(size) is int for size in (*leaf.shape, *leaf.stride())):
             return False
-        # Without values a tensor may be on the meta device because nobody knows its own.
+        # Without values a tensor may be on the meta device because its own is unknown.
         if not (_has_device(leaf.device) or (leaf.is_meta and not rules.need_values)):
             return False
         if size_of(leaf) > rules.max_bytes:

@@ -1,4 +1,4 @@
-"""What a node does beside computing its result, and whose storage the result may share.
+"""Side effects of a node, and whose storage its result may share.
 
 Errs on the careful side: a callable that is not known is taken to write all its
 operands, to draw random numbers and to change the state in which others run.
@@ -80,7 +80,7 @@ def effects_of(node: Node) -> Effects:
 
 
 def has_effects(module: GraphModule) -> bool:
-    """Whether running a module does anything beside computing its outputs."""
+    """Whether running a module has side effects."""
     return any(
         not effects_of(node).pure
         for node in module.graph.nodes
@@ -89,7 +89,7 @@ def has_effects(module: GraphModule) -> bool:
 
 
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
-    """A node's argument, whether it was given by place or by name."""
+    """A node's argument, whether it was passed positionally or by keyword."""
     if index < len(node.args):
         return node.args[index]
     return node.kwargs.get(name, default)

@@ -1,4 +1,4 @@
-"""What calling a leaf module does beside computing its result."""
+"""Side effects of calling a leaf module."""
 
 from __future__ import annotations
 

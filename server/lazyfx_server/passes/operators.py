@@ -97,7 +97,7 @@ FUNCTIONAL_RANDOM_SWITCHES: dict[str, tuple[Switch, ...]] = {
     "fractional_max_pool3d_with_indices": (),
 }
 
-# torch.nn.functional activations whose `inplace` may be given by place: name -> its index.
+# torch.nn.functional activations whose `inplace` may be positional: name -> its index.
 INPLACE_INDEX = {
     "relu": 1, "relu6": 1, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "selu": 1,
     "elu": 2, "celu": 2, "leaky_relu": 2, "threshold": 3, "hardtanh": 3, "rrelu": 4,

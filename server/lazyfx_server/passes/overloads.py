@@ -23,7 +23,7 @@ class OverloadFacts:
         shared: (index, name) of the parameters whose storage a result shares.
         hidden_alias: A result may share any operand's storage, though the schema is silent.
         random: It draws random numbers, unless its arguments switch that off.
-        effectful: It does something beside computing and writing.
+        effectful: It has side effects other than writes to operands.
         repeatable: Called twice alike it gives results alike.
     """
 

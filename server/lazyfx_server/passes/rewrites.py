@@ -41,7 +41,7 @@ class RewriteReader:
     A library of rewrites comes along with every graph that it is meant for, and decoding
     it costs more than decoding the graph. So what was decoded is kept, found by its bytes,
     and handed out again to passes that say that they only read it. Graphs that hold
-    anything beside their nodes are not kept.
+    anything besides their nodes are not kept.
 
     Args:
         most: How many graphs are kept.
@@ -66,7 +66,7 @@ class RewriteReader:
             bounds: How large its parts may be.
 
         Raises:
-            PassError: A pattern or replacement is no graph that may be used; names the field.
+            PassError: A pattern or replacement is not an allowed graph; names the field.
         """
         found: dict[int, Rewrites] = {}
         reading = _Bounds(max_nodes, bounds)

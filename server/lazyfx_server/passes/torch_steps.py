@@ -51,7 +51,7 @@ def run_steps(module: GraphModule, steps: Sequence[TorchStep], key: str) -> Pass
     Args:
         module: Changed in place.
         steps: In order.
-        key: Where the steps look for values beside `val`: "example_value" before autograd.
+        key: Where the steps look for values besides `val`: "example_value" before autograd.
     """
     if not any(KnownValues(part).any_known for part in graph_modules(module)):
         return PassResult(module, False, NO_SHAPES)

@@ -51,7 +51,7 @@ class NumericVerifier:
     _last: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def start(self, module: GraphModule) -> None:
-        """Takes note of what a module computes before the first pass.
+        """Records what a module computes before the first pass.
 
         Raises:
             PassError: It cannot be run: an input has no shape (kind "precondition"), the
@@ -187,7 +187,7 @@ class _Copies:
         """The copy that stands for a tensor in this run."""
         if id(tensor) not in self._made:
             leaf = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-            # Not the leaf: what requires gradients may be written only if it is no leaf.
+            # Not the leaf: what requires gradients may be written only if it is not a leaf.
             self._made[id(tensor)] = (tensor, leaf, leaf.clone() if leaf.requires_grad else leaf)
         return self._made[id(tensor)][2]
 

@@ -20,7 +20,7 @@ def attribute_at(module: torch.nn.Module | None, path: str) -> object:
 
 
 def unused_name(module: torch.nn.Module, stem: str) -> str:
-    """The first of `<stem>0`, `<stem>1`, ... that is no attribute of the module."""
+    """The first of `<stem>0`, `<stem>1`, ... that is not an attribute of the module."""
     number = 0
     while hasattr(module, f"{stem}{number}"):
         number += 1

@@ -59,7 +59,7 @@ class Authenticator:
         """Check what can be known before the first byte of the request is read.
 
         Raises:
-            UnidentifiedError: There is no token, or nobody's.
+            UnidentifiedError: The token is missing or unknown.
         """
         if self.tokens is not None:
             self._token_tenant(self.tokens, metadata)
@@ -68,8 +68,8 @@ class Authenticator:
         """Find out whose a call is, for `caller`.
 
         Raises:
-            UnidentifiedError: Nobody's, as far as can be told.
-            ForbiddenError: The certificate names nobody who can be a tenant.
+            UnidentifiedError: The caller cannot be identified.
+            ForbiddenError: The certificate's name cannot be a tenant.
         """
         name = OPEN
         if self.tokens is not None:

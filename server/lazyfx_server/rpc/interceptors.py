@@ -116,7 +116,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         name = method.removeprefix(_SERVICE) if method.startswith(_SERVICE) else "other"
 
         async def refuse(requests: Any, context: Context) -> None:
-            del requests  # a stream of what nobody has read
+            del requests  # a stream that has not been read
             async with _Call(self, name, context):
                 raise error
 

@@ -45,11 +45,11 @@ PROGRESS_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What GetServerInfo tells beside the limits.
+    """What GetServerInfo returns besides the limits.
 
     Attributes:
         workers: Worker processes.
-        devices: Devices that workers see, asked anew each time.
+        devices: Devices that workers see, queried each time.
         signer: Knows the public keys.
         native: Where native artifacts run; None when none are made.
         identification: How callers are identified.

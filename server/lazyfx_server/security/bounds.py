@@ -1,4 +1,4 @@
-"""How large the parts of one graph may be, beside its nodes and bytes."""
+"""Bounds on the parts of one graph, besides its nodes and bytes."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ _NEVER_LIKE: Final = re.compile(
     r"|truncate|ftruncate|symlink|link|mount|chroot|chown|tgkill|tkill|pthread_kill|raise"
     r"|DynamicLibrary|filesystem|jit|pickle_load|pickle_save|load_library|pybind11_exec"
 )
-# What a namespace that kernels do use has beside what they use of it.
+# Members of a namespace that kernels use, which kernels do not use.
 _NEVER_OF: Final = re.compile(r"(?:pybind11|py)\s*::\s*(?:exec|eval|eval_file|module_|module)\b")
 
 _BETWEEN: Final = frozenset({"space", "comment"})

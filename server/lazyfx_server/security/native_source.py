@@ -5,7 +5,7 @@ of a caller's text should be in there (`native/texts.py` sees to that). Here wha
 read again before a compiler or an interpreter gets it: no assembly, no attribute, include or pragma
 but the known ones, no name that reaches the system, and no string but plain words and sentences.
 
-Reading takes time in proportion to the text, and nothing beside the standard library.
+Reading takes linear time, and only the standard library.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def signatures_of(kind: int, name: str) -> tuple[Signature, ...]:
     """The signatures of a target, one for each overload.
 
     Raises:
-        DecodeError: There is no such target, or nobody said what it takes.
+        DecodeError: There is no such target, or it has no reviewed signature.
     """
     found = find(kind, name)
     if isinstance(found, torch._ops.OpOverload):  # noqa: SLF001 - the operators' own type

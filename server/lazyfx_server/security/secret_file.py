@@ -67,7 +67,7 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def read_private(path: Path) -> bytes:
-    """Read a file that nobody else may be able to read.
+    """Read a file that must be private to this user.
 
     Raises:
         SecretFileError: It is not there, or others can read it.

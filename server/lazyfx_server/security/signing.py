@@ -36,7 +36,7 @@ _MOST_REMEMBERED = 4096
 
 @dataclass(frozen=True)
 class Facts:
-    """What a statement says beside digest and dates.
+    """What a statement contains besides digest and dates.
 
     Attributes:
         module_key: Key of the compiled module, 32 bytes.
@@ -88,7 +88,7 @@ class KeyRing:
         """The keys, the one that signs first.
 
         Raises:
-            SecretFileError: The file changed into something that is no key file.
+            SecretFileError: The file changed into something that is not a key file.
         """
         if self._path is not None and (looks := _looks(self._path)) != self._seen:
             if looks is None:
@@ -160,7 +160,7 @@ class Signer:
     def renewed(
         self, signature: pb.ArtifactSignature, digest: graph_pb2.Digest, facts: Facts
     ) -> pb.ArtifactSignature | None:
-        """A stored signature for use now: as it is, or made anew when it is old.
+        """A stored signature for use now: unchanged, or renewed if it is old.
 
         Returns:
             None when no live key made it, or when it is about something else.

@@ -58,7 +58,7 @@ def open_store(
         disk_bytes: Bound on the folder.
         on_error: Told of each operation that failed and was answered as a miss.
         on_worked: Told of each success of an operation that has failed before.
-        on_corrupt: Told of each damaged entry that was put aside.
+        on_corrupt: Told of each damaged entry that was quarantined.
 
     Returns:
         A store that never raises StoreError.

@@ -27,7 +27,7 @@ OnWorked = Callable[[str, Operation], None]
 """Told of an operation that worked, and has failed before: tier, operation."""
 
 OnCorrupt = Callable[[str, str], None]
-"""Told of a damaged entry that was put aside: tier, key."""
+"""Told of a damaged entry that was quarantined: tier, key."""
 
 
 def checked_key(key: str) -> tuple[str, str]:
@@ -96,7 +96,7 @@ class Store(Protocol):
 
 
 class QuarantiningStore(Store, Protocol):
-    """A store that can put a damaged entry aside for a person to look at."""
+    """A store that can quarantine a damaged entry for inspection."""
 
     async def quarantine(self, key: str) -> None:
         """Takes the entry out of the store without destroying it."""

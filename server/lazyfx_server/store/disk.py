@@ -4,7 +4,7 @@
 
     <root>/<space>/<first two digits>/<64 digits>   the values, nothing else in the files
     <root>/.staging/                                files being written
-    <root>/.quarantine/<space>-<64 digits>          entries that were put aside
+    <root>/.quarantine/<space>-<64 digits>          quarantined entries
     <root>/.usage                                   counters and lock; see usage.py
 
 A file appears under its name whole or not at all. Nothing is synced to the
@@ -201,7 +201,7 @@ class DiskStore:
             self._folder.remove(_QUARANTINE, old)
 
     def _evict(self, target: int) -> None:
-        """Counts the folder anew, and removes the files used least recently down to `target`."""
+        """Recounts the folder, and removes the least recently used files down to `target`."""
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         entries = len(files)

@@ -10,7 +10,7 @@ from cachetools import LRUCache
 from lazyfx_server.store.base import StoreStats, checked_key
 
 ENTRY_OVERHEAD: Final = 256
-"""Bytes that an entry costs beside its value: the key, the bytes object, the table slot."""
+"""Overhead of an entry in bytes: the key, the bytes object, the table slot."""
 
 
 class MemoryStore:

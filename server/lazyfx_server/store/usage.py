@@ -79,7 +79,7 @@ class SharedUsage:
             fcntl.flock(self._file, fcntl.LOCK_EX)
             if self._is_current():
                 return fresh
-            # The lock of a removed file keeps nobody out.
+            # The lock of a removed file protects nothing.
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             opened = self._open()
             os.close(self._file)

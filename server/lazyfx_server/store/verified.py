@@ -5,7 +5,7 @@
     8 bytes magic | 8 bytes length of the value | 32 bytes SHA-256 of key and value | value
 
 A torn, truncated or altered value, and one that was filed under another key, is
-put aside, reported and answered as a miss.
+quarantined, reported and answered as a miss.
 """
 
 from __future__ import annotations

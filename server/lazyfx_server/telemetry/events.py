@@ -146,7 +146,7 @@ class NativeCompiled:
     """A native compile ended, whoever asked for it.
 
     Attributes:
-        result: "made", "failed", "stopped" because nobody waited for it any more, or
+        result: "made", "failed", "stopped" because no caller waited for it any more, or
             "only_traced" because floats must be constants first.
     """
 
@@ -220,7 +220,7 @@ class StoreFailed:
 
 @dataclass(frozen=True, slots=True)
 class EntryCorrupt:
-    """A damaged entry was found and put aside.
+    """A damaged entry was found and quarantined.
 
     Attributes:
         tier: Where it was.
@@ -278,7 +278,7 @@ class Observer(Protocol):
     """Hears of events. Called in the event loop: must return within microseconds."""
 
     def observe(self, event: Event) -> None:
-        """Takes note of an event."""
+        """Records an event."""
 
 
 class Observers:

@@ -37,7 +37,7 @@ class Outages:
         self._open: dict[str, _Outage] = {}
 
     def failed(self, what: str, error: object) -> None:
-        """Take note of a failure.
+        """Record a failure.
 
         Args:
             what: What failed, e.g. "store: put of disk".
@@ -56,7 +56,7 @@ class Outages:
             _log.warning("%s still fails: %d times so far: %s", what, outage.failures, error)
 
     def worked(self, what: str) -> None:
-        """Take note that something that may have failed before has worked."""
+        """Record a success of something that may have failed before."""
         outage = self._open.get(what)
         if outage is not None and self._clock() - outage.last >= QUIET_SECONDS:
             del self._open[what]

@@ -122,7 +122,7 @@ class PrometheusObserver:
             {"tier": TIERS, "operation": STORE_OPERATIONS},
         )
         self._store_corrupt = make.counter(
-            "store_corrupt", "Damaged entries put aside", {"tier": TIERS}
+            "store_corrupt", "Damaged entries quarantined", {"tier": TIERS}
         )
         self._restarts = make.counter(
             "worker_restarts", "Worker processes replaced", {"reason": RESTART_REASONS}
@@ -254,7 +254,7 @@ class _Maker:
 
 
 class _Levels(Collector):
-    """Gauges that are read when somebody asks."""
+    """Gauges that are read at each scrape."""
 
     def __init__(self, gauges: Gauges) -> None:
         self._gauges = gauges

@@ -68,7 +68,7 @@ class PartitionMinCut(Pass):
             return PassResult(module, False, "skipped: not every value has a plain shape")
         try:
             forward, backward = partition(joint, self.num_outputs, self.memory_budget)
-        except AssertionError as error:  # how torch says that it is no joint graph
+        except AssertionError as error:  # how torch says that it is not a joint graph
             return PassResult(module, False, f"skipped: torch's partitioner says: {error}")
         crossing = _put_together(module, forward, backward, self.num_outputs, tangents)
         module.recompile()

@@ -21,7 +21,7 @@ from lazyfx_server.passes.walk import graph_modules
 
 @dataclass(frozen=True)
 class DeadCodeElimination(Pass):
-    """Removes nodes whose result nobody uses and that do nothing else.
+    """Removes nodes whose result is unused and that have no side effects.
 
     Keeps what changes its operands or the world: in-place methods, functions and
     operators, `out=`, running statistics of normalizations in training, random
@@ -145,7 +145,7 @@ def _is_native(node: Node) -> bool:
 
 
 def _of_native(node: Node, storage: StorageMap) -> Node | None:
-    """native_dropout gives (a copy, a mask): the copy may go when nobody can tell it from one."""
+    """native_dropout gives (a copy, a mask): the copy may go if that cannot be observed."""
     passed = _input(node)
     only_copy = all(
         user.target is operator.getitem and user.args[1] == 0 and not storage.escapes(user)

@@ -1,4 +1,4 @@
-"""Passes that write a graph anew in aten operators: functionalize, decompose."""
+"""Passes that rewrite a graph in aten operators: functionalize, decompose."""
 
 from __future__ import annotations
 

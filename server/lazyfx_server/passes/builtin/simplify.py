@@ -39,7 +39,7 @@ class NoOpElimination(Pass):
     """Removes calls that hand back their operand as it is.
 
     Views with the sizes and strides of their operand, casts to its own dtype, `x + 0`,
-    `x * 1`, `x / 1`, `x ** 1`, copies. Stays: what somebody writes to, what the caller is
+    `x * 1`, `x / 1`, `x ** 1`, copies. Stays: what is written to, what the caller is
     handed, and anything whose shape is not known.
     """
 
@@ -116,7 +116,7 @@ def _may_go(node: Node, storage: StorageMap) -> bool:
 
 
 def _is_private(node: Node, operand: Node, storage: StorageMap) -> bool:
-    """Whether nobody can tell the copy from the original: neither is written or handed out."""
+    """Whether copy and original are indistinguishable: neither is written or handed out."""
     return not (storage.written(operand) or storage.escapes(node))
 
 

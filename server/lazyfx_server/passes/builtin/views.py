@@ -34,7 +34,7 @@ class SinkViews(Pass):
 
     relu(transpose(x)) becomes transpose(relu(x)); a transpose of a transpose becomes one
     permute, or nothing where they cancel; a reshape of a reshape becomes one. Values that
-    somebody writes to, that have other readers, or that the caller is handed stay.
+    are written to, that have other readers, or that the caller is handed stay.
     """
 
     name: ClassVar[str] = "sink_views"

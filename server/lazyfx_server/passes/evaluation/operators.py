@@ -100,7 +100,7 @@ INDEXING = {
     "max_pool2d_with_indices_backward": checks.pooled_indices(2),
     "max_pool3d_with_indices_backward": checks.pooled_indices(3),
 }
-# Of the sizes that come beside the operands some are taken on trust.
+# Some of the sizes that accompany the operands are not checked by the kernel.
 SIZED = {
     "native_batch_norm": checks.normalized_channels,
     "_native_batch_norm_legit": checks.normalized_channels,
@@ -125,7 +125,7 @@ POOLING = words(
     "reflection_pad1d reflection_pad2d replication_pad1d "
     "replication_pad2d masked_select nonzero"
 )
-# A scale that is given beside the sizes decides which element is read.
+# A scale that accompanies the sizes decides which element is read.
 RESAMPLING = words(
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "

@@ -2,7 +2,7 @@
 
 Fake tensors of one element remember their value when it is a constant, and torch computes
 operators on such values for real; of operators that have no rule for fake tensors it runs the
-kernel on zeros. Both would run operators that nobody reviewed, on operands that nobody checked.
+kernel on zeros. Both would run unreviewed operators, on unchecked operands.
 torch's private names are used here only; a test fails where they are gone.
 """
 

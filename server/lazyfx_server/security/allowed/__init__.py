@@ -89,7 +89,7 @@ def _is_found(kind: int, name: str) -> bool:
 def reviewed() -> dict[str, frozenset[str]] | None:
     """The committed table, or None when it was made for another torch.
 
-    Then the rules alone decide: exact names of torch's registries, nobody's review.
+    Then the rules alone decide: exact names of torch's registries, without review.
     """
     table = _read(_TARGETS)
     if table.pop("torch") != _release():
@@ -139,7 +139,7 @@ def signatures(kind: int, name: str) -> Sequence[str]:
     """What a target takes, as `security.signatures` reads it; several are overloads.
 
     Raises:
-        DecodeError: Nobody said it.
+        DecodeError: It has no reviewed signature.
     """
     found = _signatures()[_NAMED[kind]].get(name)
     if not found:

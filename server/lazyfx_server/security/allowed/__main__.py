@@ -50,7 +50,7 @@ def _of_this_python(names: Iterable[str]) -> set[str]:
 
 
 def _lines(rows: Mapping[str, list[str]]) -> set[str]:
-    return {f"{name}{text}" for name, texts in rows.items() for text in texts or ["(nobody said)"]}
+    return {f"{name}{text}" for name, texts in rows.items() for text in texts or ["(no signature)"]}
 
 
 def _tell(kind: str, before: set[str], now: set[str]) -> int:

@@ -1,7 +1,7 @@
 """seccomp: which system calls a process may make, as a filter that the kernel runs.
 
 The filter is classic BPF, written here by hand: libseccomp would be a library that has to be
-installed beside Python, for a list and a few comparisons.
+installed with Python, for a list and a few comparisons.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | 0o20000000
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # Copies and flags; no owners, which could have signals sent to other processes.
 _FCNTLS = (0, 1, 2, 3, 4, 1030)
-# Processes of one's own, without namespaces, tracing or a way around tracing.
+# Own processes, without namespaces, tracing or a way around tracing.
 _CLONE_APART = 0x7E020000 | 0x00002000 | 0x00800000
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
 

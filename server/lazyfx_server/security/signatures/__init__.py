@@ -31,7 +31,7 @@ class Signature:
     """What one overload of a callable takes.
 
     Attributes:
-        places: Those that may be given by place, in order.
+        places: Those that may be positional, in order.
         fits: What each takes, by name.
         by_name: Those that may be given by name.
         required: Those without a default.
@@ -112,7 +112,7 @@ def read(written: str) -> Signature:
     """The signature that a text means.
 
     Raises:
-        ValueError: It is no signature.
+        ValueError: It is not a signature.
     """
     try:
         (function,) = ast.parse(f"def _{written}: ...").body

@@ -233,7 +233,7 @@ METHODS: Final = {
     "type": "(self: Self, dtype: str | dtype | Callable | None = ..., non_blocking: bool = ...)",
     "resize": "(self: Self, *sizes: int | list[int], refcheck: bool = ...)",
 }  # fmt: skip
-"""Of methods, beside those of Tensor's own stub; of values that are no tensors, too."""
+"""Of methods, in addition to those of Tensor's stub; also of values that are not tensors."""
 
 _OPERANDS = "*operands: Any, **others: Any"
 HIGHER_ORDER: Final = {
