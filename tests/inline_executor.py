@@ -13,13 +13,14 @@ from lazyfx_server.execution import (
     CallFailed,
     CallRefused,
     ExecutorClosed,
+    JobBytes,
     JobFunction,
     OnCall,
     ResultTooLarge,
     WorkerFailed,
     WorkerTimedOut,
 )
-from lazyfx_server.execution.base import call
+from lazyfx_server.execution.base import call, parts_of
 from lazyfx_server.execution.calls import CallServer, answer_calls_by
 
 _thread = threading.local()
@@ -81,7 +82,7 @@ class InlineExecutor:
 
     async def run(
         self,
-        job: bytes,
+        job: JobBytes,
         *,
         timeout: float,
         owner: str | None = None,
@@ -95,7 +96,8 @@ class InlineExecutor:
             raise ExecutorClosed("the executor is not running")
         loop = asyncio.get_running_loop()
         calling = _calling_loop(on_call, loop)
-        future = loop.run_in_executor(self._threads, self._execute, calling, job)
+        whole = b"".join(parts_of(job))
+        future = loop.run_in_executor(self._threads, self._execute, calling, whole)
         future.add_done_callback(self._release)
         await asyncio.wait({future}, timeout=timeout)
         if not future.done():

@@ -1,0 +1,76 @@
+"""Delays refusals to connections that send many refused bytes.
+
+Reading a large message costs the event loop milliseconds, even if the message is then refused. A
+caller that sends such messages back to back would take most of the server's time, so its refusals
+are delayed. The first tens of megabytes cause no delay: a mistake, or a whole test suite of
+mistakes, is answered at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final
+
+from cachetools import LRUCache
+
+FREE_BYTES: Final = 64 * 2**20
+MOST_SECONDS: Final = 2.0
+_CONNECTIONS: Final = 4096
+
+
+class Received:
+    """Number of bytes that a call has received."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+_RECEIVED: ContextVar[Received | None] = ContextVar("lazyfx_received", default=None)
+
+
+def count_received() -> Received:
+    """Start counting the bytes that this call receives."""
+    received = Received()
+    _RECEIVED.set(received)
+    return received
+
+
+def note_received(size: int) -> None:
+    """Add to the received bytes of this call."""
+    received = _RECEIVED.get()
+    if received is not None:
+        received.bytes += size
+
+
+class RefusalPacing:
+    """Delays the refusals of a connection in proportion to its refused bytes.
+
+    Args:
+        rate: Refused bytes per second that a connection may sustain; 0 for no delays.
+        clock: Monotonic clock, in seconds.
+    """
+
+    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._debts: LRUCache[str, tuple[int, float]] = LRUCache(_CONNECTIONS)
+
+    def delay(self, connection: str, size: int) -> float:
+        """Record a refused request of this size; return the seconds to wait before refusing it."""
+        if not self._rate or not size:
+            return 0.0
+        now = self._clock()
+        debt, since = self._debts.get(connection, (0, now))
+        debt = max(0, debt - int((now - since) * self._rate)) + size
+        self._debts[connection] = (debt, now)
+        return min(MOST_SECONDS, max(0, debt - FREE_BYTES) / self._rate)
+
+    async def wait(self, connection: str, size: int) -> None:
+        """Record a refused request and wait for its delay."""
+        if seconds := self.delay(connection, size):
+            await asyncio.sleep(seconds)
