@@ -18,7 +18,7 @@ def partition(
     Args:
         joint: Placeholders are named primals_<i> and tangents_<i>; every call has
             `meta["val"]`. Outputs: those of the forward, then gradients. Changed in place.
-        num_outputs: Outputs of the forward.
+        num_outputs: Number of outputs of the forward graph.
         memory_budget: 0 to 1: the part of the activations that may be kept; below 1 more is
             computed again.
     """

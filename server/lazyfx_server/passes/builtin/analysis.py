@@ -20,7 +20,7 @@ from lazyfx_server.passes.storage import StorageMap
 
 @dataclass(frozen=True)
 class Analyze(Pass):
-    """Counts floating-point operations, memory and parameters; the graph stays as it is.
+    """Counts floating-point operations, memory and parameters; leaves the graph unchanged.
 
     The report's data says: `flops` in all and by operator, as torch.utils.flop_counter counts
     them (matrix work only); `parameters` and their bytes; `peak_bytes`, the most that values
@@ -32,7 +32,7 @@ class Analyze(Pass):
     needs_shapes: ClassVar[bool] = True
     mutates: ClassVar[bool] = False
 
-    top: int = field(default=10, metadata={"help": "Most operators listed."})
+    top: int = field(default=10, metadata={"help": "Maximum number of operators listed."})
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Computes on fake tensors; nothing is changed."""

@@ -25,7 +25,7 @@ from lazyfx_server.passes.storage import StorageMap
 
 @dataclass(frozen=True)
 class FuseAttention(Pass):
-    """Replaces softmax(q @ k.T * scale + mask) @ v by scaled_dot_product_attention.
+    """Replaces softmax(q @ k.T * scale + mask) @ v with scaled_dot_product_attention.
 
     In any spelling of the captures: with a scale (numbers, or tensors of no dimensions, on the
     product or on the query), with summands and conditions that hide scores, with views, copies

@@ -20,7 +20,7 @@ from lazyfx_server.passes.walk import graph_modules
 
 @dataclass(frozen=True)
 class BatchFusion(Pass):
-    """Stacks the operands of calls that are alike and independent, and makes one call of them.
+    """Fuses similar, independent calls into one call over stacked operands.
 
     By torch's group_batch_fusion: linear layers and products of the same sizes become one batched
     product, layer normalizations and element-wise calls one call over a stack. It pays where
@@ -36,7 +36,7 @@ class BatchFusion(Pass):
         default=("linear", "layer_norm"),
         metadata={"help": f"Any of {', '.join(BATCHED)}.", "takes": Words(tuple(BATCHED))},
     )
-    at_least: int = field(default=5, metadata={"help": "Fewest calls that become one."})
+    at_least: int = field(default=5, metadata={"help": "Minimum number of calls to fuse."})
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in BATCHED]

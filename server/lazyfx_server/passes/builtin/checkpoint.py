@@ -20,7 +20,7 @@ from lazyfx_server.passes.torch_partitioner import partition
 
 @dataclass(frozen=True)
 class PartitionMinCut(Pass):
-    """Cuts a joint graph of AOTAutograd into modules `forward_part` and `backward_part`.
+    """Partitions a joint graph of AOTAutograd into `forward_part` and `backward_part`.
 
     By torch's min-cut partitioner: values that are cheap to compute again are not kept for the
     backward, so that the fewest bytes cross. The joint graph takes primals, then `num_tangents`
@@ -31,12 +31,16 @@ class PartitionMinCut(Pass):
     name: ClassVar[str] = "partition_min_cut"
     needs_shapes: ClassVar[bool] = True
 
-    num_outputs: int = field(default=0, metadata={"help": "Outputs of the forward."})
-    num_tangents: int = field(default=0, metadata={"help": "Tangents; as many as outputs if 0."})
+    num_outputs: int = field(
+        default=0, metadata={"help": "Number of outputs of the forward graph."}
+    )
+    num_tangents: int = field(
+        default=0, metadata={"help": "Number of tangents; as many as outputs if 0."}
+    )
     memory_budget: float = field(
         default=1.0,
         metadata={
-            "help": "Part of the activations that may be kept, 0 to 1.",
+            "help": "Fraction of the activations that may be saved, 0 to 1.",
             "takes": Float(0.0, 1.0),
         },
     )

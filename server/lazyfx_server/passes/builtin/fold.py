@@ -23,7 +23,7 @@ from lazyfx_server.passes.walk import attribute_at, unused_name
 
 @dataclass(frozen=True)
 class ConstantFold(Pass):
-    """Computes what depends on literals and constant tensors only, once and for all.
+    """Folds expressions that depend only on literals and constant tensors.
 
     Results become tensor attributes `_folded_<i>` of the root. Folds creation
     operators (arange, full, zeros, ...), buffers and lifted constants whose values
@@ -36,14 +36,16 @@ class ConstantFold(Pass):
     needs_values: ClassVar[bool] = True
 
     max_bytes: int = field(
-        default=1024 * 1024, metadata={"help": "Fold no value larger than this many bytes."}
+        default=1024 * 1024, metadata={"help": "Maximum size of a folded value in bytes."}
     )
     fold_buffers: bool = field(
-        default=True, metadata={"help": "Fold buffers, as they are now, not only constants."}
+        default=True, metadata={"help": "Fold buffers too, with their current values."}
     )
     fold_parameters: bool = field(
         default=False,
-        metadata={"help": "Fold parameters that require grad; the result cannot train them."},
+        metadata={
+            "help": "Fold parameters that require grad too; they cannot be trained in the result."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from lazyfx_server.passes.walk import attribute_at, unused_name
 
 @dataclass(frozen=True)
 class FuseConvBn(Pass):
-    """Folds batch normalization in evaluation into the convolution before it.
+    """Folds batch normalization in evaluation mode into the preceding convolution.
 
     Works on module calls and on functional and aten graphs whose weights are
     attributes. The new weights are tensor attributes `_fused_weight_<i>` and
@@ -78,7 +78,7 @@ class FuseConvBn(Pass):
 
 @dataclass(frozen=True)
 class FuseLinearBn(FuseConvBn):
-    """Folds batch normalization in evaluation into the linear layer before it.
+    """Folds batch normalization in evaluation mode into the preceding linear layer.
 
     As fuse_conv_bn does for convolutions, and under the same conditions. Only for values of
     two dimensions, whose shape is known: with more, the normalization's channels are not the

@@ -28,7 +28,8 @@ class _InductorPass(Pass):
     on_request: ClassVar[frozenset[str]] = frozenset()
 
     steps: tuple[str, ...] = field(
-        default=(), metadata={"help": "Run these only, in torch's order; the usual ones if empty."}
+        default=(),
+        metadata={"help": "Steps to run, always in torch's order; the default steps if empty."},
     )
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ _WRITING = frozenset({"reinplace_inplaceable_ops"})
 
 @dataclass(frozen=True)
 class InductorPreGrad(_InductorPass):
-    """Runs Inductor's passes of graphs of torch functions, before autograd.
+    """Runs Inductor's passes before autograd, for graphs of torch functions.
 
     Splits, concatenations, stacks and unbinds that undo each other, and concatenations moved
     behind element-wise calls. For graphs of dynamo and symbolic_trace; on aten graphs most steps
@@ -77,7 +78,7 @@ class InductorPreGrad(_InductorPass):
 
 @dataclass(frozen=True)
 class InductorJointGraph(_InductorPass):
-    """Runs Inductor's passes of joint graphs: pointless views and casts, uniform constants.
+    """Runs Inductor's passes for joint graphs: pointless views and casts, uniform constants.
 
     For aten graphs: of AOTAutograd (joint, forward, backward), and of torch.export.
     """
@@ -89,7 +90,7 @@ class InductorJointGraph(_InductorPass):
 
 @dataclass(frozen=True)
 class InductorPostGrad(_InductorPass):
-    """Runs Inductor's passes behind autograd: no-ops, splits of concatenations, bias into addmm.
+    """Runs Inductor's passes after autograd: no-ops, splits of concatenations, bias into addmm.
 
     For aten graphs of AOTAutograd. `reinplace_inplaceable_ops`, which writes over values that
     nobody reads again, runs only when it is named, and only where no tensor requires grad.

@@ -28,7 +28,7 @@ _PRODUCTS = {
 
 @dataclass(frozen=True)
 class MergeMatmul(Pass):
-    """Merges matrix products of the same left operand: x @ a and x @ b become x @ [a, b].
+    """Merges matrix products with the same left operand: x @ a and x @ b become x @ [a, b].
 
     One large product in place of several small ones: the projections of attention, as mm,
     addmm, matmul or linear. The right operands exist before the first product and are
@@ -39,9 +39,7 @@ class MergeMatmul(Pass):
     name: ClassVar[str] = "merge_matmul"
     needs_shapes: ClassVar[bool] = True
 
-    at_least: int = field(
-        default=2, metadata={"help": "Merge this many products of one operand, or more."}
-    )
+    at_least: int = field(default=2, metadata={"help": "Minimum number of products to merge."})
 
     def __post_init__(self) -> None:
         if self.at_least < 2:

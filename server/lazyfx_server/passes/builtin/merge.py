@@ -17,7 +17,7 @@ from lazyfx_server.passes.walk import graph_modules
 
 @dataclass(frozen=True)
 class CommonSubexpressionElimination(Pass):
-    """Computes equal values once: nodes with the same target and operands become one.
+    """Computes equal values once: merges nodes with the same target and operands.
 
     Never merges random draws or anything with an effect, values whose storage is
     written between or after them, values on two sides of a context switch

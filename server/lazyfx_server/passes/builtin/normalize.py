@@ -23,7 +23,7 @@ _SCRIPT_NAMES = (torch.tensor, torch.as_tensor)
 
 @dataclass(frozen=True)
 class NormalizeArguments(Pass):
-    """Gives every argument of a function call by name, defaults included.
+    """Passes every argument of a function call by keyword, including defaults.
 
     Two calls that mean the same are then written the same. Knows aten operators and
     torch's own functions; calls whose signature is not certain stay as they are, and
@@ -34,7 +34,7 @@ class NormalizeArguments(Pass):
     version: ClassVar[int] = 2
 
     fill_defaults: bool = field(
-        default=True, metadata={"help": "Write out arguments that have their default too."}
+        default=True, metadata={"help": "Write out arguments that have their default value too."}
     )
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract

@@ -24,7 +24,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True)
 class ConvertDtype(Pass):
-    """Does the matrix work of a float32 graph in bfloat16 or float16.
+    """Runs the matrix operations of a float32 graph in bfloat16 or float16.
 
     Operands of matrix products, linear layers, convolutions and attention are cast, and their
     results are cast back, so that everything else, the parameters and the interface stay in

@@ -24,7 +24,7 @@ _SCHEMES = ("int8", "torchao_int8", "torchao_int4")
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """Keeps the weights of linear layers in int8 and multiplies them out when they are used.
+    """Stores the weights of linear layers as int8 and dequantizes them where they are used.
 
     Each output has a scale of its own (symmetric, no zero point), as torchao's int8 weight-only
     scheme has. The new attributes are `_int8_weight_<i>` and `_int8_scale_<i>`: a quarter of the
@@ -39,14 +39,14 @@ class QuantizeWeights(Pass):
     tolerance: ClassVar[float] = 0.1
 
     min_elements: int = field(
-        default=1024, metadata={"help": "Leave weights with fewer elements as they are."}
+        default=1024, metadata={"help": "Minimum number of elements of a weight to quantize."}
     )
     scheme: str = field(
         default="int8",
         metadata={"help": "int8, torchao_int8 or torchao_int4.", "takes": Words(tuple(_SCHEMES))},
     )
     group_size: int = field(
-        default=32, metadata={"help": "torchao_int4 only: values that share a scale."}
+        default=32, metadata={"help": "torchao_int4 only: number of values that share a scale."}
     )
 
     def __post_init__(self) -> None:

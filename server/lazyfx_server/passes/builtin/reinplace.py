@@ -23,7 +23,7 @@ _POINTWISE = words(
 
 @dataclass(frozen=True)
 class Reinplace(Pass):
-    """Lets element-wise aten calls write over operands that nobody reads again.
+    """Lets element-wise aten calls overwrite operands that are not read again.
 
     For graphs without gradients only: autograd keeps operands for the backward, so a graph
     with any tensor that requires grad stays as it is. The operand must be a value of the graph's

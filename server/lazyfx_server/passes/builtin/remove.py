@@ -49,7 +49,7 @@ class DeadCodeElimination(Pass):
 
 @dataclass(frozen=True)
 class RemoveDropout(Pass):
-    """Removes dropout that drops nothing: in evaluation, or with probability zero.
+    """Removes inactive dropout: in evaluation mode or with probability zero.
 
     Knows dropout modules, torch.nn.functional, torch and aten, in all their shapes
     (feature, alpha, in place). Dropout that is switched on stays, with its draws.

@@ -21,7 +21,7 @@ Table = Mapping[OpOverload[..., Any], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Functionalize(Pass):
-    """Writes the graph in aten operators that write to nothing.
+    """Rewrites the graph in aten operators without side effects.
 
     In-place calls become calls that give a new value; what the graph wrote to its inputs and
     buffers it writes at its end, by `copy_`. Torch functions and modules become aten operators
@@ -40,7 +40,7 @@ class Functionalize(Pass):
 
 @dataclass(frozen=True)
 class Decompose(Pass):
-    """Writes the graph in core aten operators, by torch.export's table of decompositions.
+    """Decomposes the graph into core aten operators, with torch.export's decomposition table.
 
     Random operators are left whole, so that draws stay what they were, and `detach`, so that
     gradients do. With `operators`, only those are taken apart, by name ("aten.gelu" or
@@ -53,7 +53,7 @@ class Decompose(Pass):
     needs_shapes: ClassVar[bool] = True
 
     operators: tuple[str, ...] = field(
-        default=(), metadata={"help": "Take apart these only; all of the table if empty."}
+        default=(), metadata={"help": "Operators to decompose; the whole table if empty."}
     )
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract

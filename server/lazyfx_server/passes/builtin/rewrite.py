@@ -21,7 +21,7 @@ from lazyfx_server.passes.walk import attribute_at, graph_modules, unused_name
 
 @dataclass(frozen=True)
 class ReplacePattern(Pass):
-    """Replaces every occurrence of a pattern graph by a replacement graph.
+    """Replaces every match of a pattern graph with a replacement graph.
 
     Inputs of a pattern match anything. Each rewrite goes over the graph once, in
     the order given, so one whose output matches its own pattern ends too. A place

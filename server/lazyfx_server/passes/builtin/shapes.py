@@ -32,7 +32,8 @@ class ShapePropagation(Pass):
     needs_shapes: ClassVar[bool] = True
 
     recompute: bool = field(
-        default=False, metadata={"help": "Compute every value, also where the capture said it."}
+        default=False,
+        metadata={"help": "Compute every value, even if the capture has its metadata."},
     )
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract

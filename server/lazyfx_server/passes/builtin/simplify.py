@@ -36,7 +36,7 @@ _CASTS = words("to _to_copy type float half bfloat16 double")
 
 @dataclass(frozen=True)
 class NoOpElimination(Pass):
-    """Removes calls that hand back their operand as it is.
+    """Removes calls that return their operand unchanged.
 
     Views with the sizes and strides of their operand, casts to its own dtype, `x + 0`,
     `x * 1`, `x / 1`, `x ** 1`, copies. Stays: what is written to, what the caller is
@@ -53,7 +53,7 @@ class NoOpElimination(Pass):
 
 @dataclass(frozen=True)
 class RemoveDuplicateCasts(Pass):
-    """Removes casts on the way to another cast, where nothing is lost.
+    """Removes the first of two consecutive casts if no precision is lost.
 
     A cast to a type that holds every value of the one before is skipped by the cast after it;
     if that goes back to the first type, both go: bfloat16 to float32 to bfloat16. Views and

@@ -22,7 +22,7 @@ _CALLS = ("call_function", "call_method", "call_module")
 
 @dataclass(frozen=True)
 class SplitModule(Pass):
-    """Cuts the graph into modules `submod_<i>` that run one after the other.
+    """Splits the graph into modules `submod_<i>` that run one after the other.
 
     Every `max_nodes` calls, or at the nodes of `at`, which are numbers of nodes in the graph
     that was sent, 0 the first. Parts are runs of the graph in its own order, so writes stay in
@@ -31,9 +31,11 @@ class SplitModule(Pass):
 
     name: ClassVar[str] = "split_module"
 
-    max_nodes: int = field(default=0, metadata={"help": "Calls in a part; 0 for no bound."})
+    max_nodes: int = field(
+        default=0, metadata={"help": "Maximum number of calls in a part; 0 for no limit."}
+    )
     at: tuple[int, ...] = field(
-        default=(), metadata={"help": "Numbers of nodes that begin a new part."}
+        default=(), metadata={"help": "Indices of nodes that start a new part."}
     )
 
     def __post_init__(self) -> None:
@@ -74,7 +76,7 @@ def _number_when_sent(node: Node, place: int) -> int:
 
 @dataclass(frozen=True)
 class PartitionBySupport(Pass):
-    """Cuts the graph into modules of calls that a backend supports and of those that it does not.
+    """Partitions the graph into modules of supported and of unsupported calls.
 
     `supported` names operators ("linear", "relu"; "nn.Linear" for modules) in any spelling of the
     captures. Parts are runs of the graph in its own order; runs of fewer than `at_least` supported
@@ -86,7 +88,9 @@ class PartitionBySupport(Pass):
     supported: tuple[str, ...] = field(
         default=(), metadata={"help": "Names of the operators that the backend supports."}
     )
-    at_least: int = field(default=1, metadata={"help": "Fewest supported calls of a part."})
+    at_least: int = field(
+        default=1, metadata={"help": "Minimum number of supported calls in a part."}
+    )
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Gives a new module whose graph calls the parts.

@@ -30,7 +30,7 @@ _RESHAPING = words("view reshape")
 
 @dataclass(frozen=True)
 class SinkViews(Pass):
-    """Moves transposes and reshapes behind element-wise calls, and merges those that meet.
+    """Moves transposes and reshapes after element-wise calls and merges adjacent ones.
 
     relu(transpose(x)) becomes transpose(relu(x)); a transpose of a transpose becomes one
     permute, or nothing where they cancel; a reshape of a reshape becomes one. Values that
