@@ -120,7 +120,7 @@ def test_writes_reach_the_callers_own_buffers(client: lazyfx.Client, spec: objec
 
 
 def test_verify_needs_shapes_and_says_so(client: lazyfx.Client):
-    with pytest.raises(PreconditionError, match="verify makes inputs from their shapes"):
+    with pytest.raises(PreconditionError, match="verify creates random inputs from their shapes"):
         client.compile(symbolic_trace(lambda x: x + 1), ["dead_code_elimination"], verify=True)
 
 

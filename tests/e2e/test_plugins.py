@@ -108,8 +108,8 @@ def test_a_plugin_that_cannot_be_used_is_told_apart(
     copy = shutil.copytree(site, tmp_path / "copy")
     code = copy / "lazyfx_sample/__init__.py"
     expected = {
-        "missing": "no installed distribution offers the passes 'missing'",
-        "twice": "offered by lazyfx-sample 1.2.3 and lazyfx-sample2 1.2.3; uninstall one",
+        "missing": "no installed distribution provides the passes 'missing'",
+        "twice": "provided by lazyfx-sample 1.2.3 and lazyfx-sample2 1.2.3; uninstall one",
         "name": "two passes are named 'remove_dropout'; disable one of them",
         "broken": "the passes 'sample': ZeroDivisionError",
         "other": "which is not a frozen dataclass derived from Pass",
@@ -135,7 +135,7 @@ def test_a_plugin_that_cannot_be_used_is_told_apart(
 
 def test_a_plugin_that_cannot_be_used_stops_the_start(launch) -> None:
     told = refused_start(launch, "--pass-plugins", "no_such_plugin", environment={})
-    assert "lazyfx serve: no installed distribution offers the passes 'no_such_plugin'" in told
+    assert "lazyfx serve: no installed distribution provides the passes 'no_such_plugin'" in told
 
 
 def test_pipelines_have_names(plugged) -> None:

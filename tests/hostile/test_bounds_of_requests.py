@@ -178,7 +178,7 @@ def test_folded_bytes_are_bounded(server: RunningServer) -> None:
     with connected(server.address) as stub:
         told = refused(lambda: stub.Compile(folding(101)))
         assert told.code == "RESOURCE_EXHAUSTED"
-        assert "101 bytes, the limit is 100" in told.message
+        assert "101 bytes; the limit is 100" in told.message
         assert stub.Compile(folding(100)).report.passes[0].changed
 
 

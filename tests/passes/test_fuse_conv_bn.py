@@ -89,7 +89,7 @@ def test_values_are_asked_for_and_needed() -> None:
     wanted = fuse.values_read(absent)
     assert len(wanted) == 6
     ran = run(absent, fuse)
-    assert (ran.changed, ran.note) == (False, "skipped: values not given")
+    assert (ran.changed, ran.note) == (False, "skipped: values not available")
     assert run(decoded(module, values=True), fuse).note == "1 pairs fused"
 
 
@@ -148,7 +148,7 @@ def test_statistics_that_are_inputs_are_told_of() -> None:
     ran = run(module, fuse)
     assert (ran.changed, ran.note) == (
         False,
-        "1 normalizations left: their statistics are inputs",
+        "1 normalizations skipped: their statistics are inputs",
     )
 
 

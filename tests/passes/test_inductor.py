@@ -232,7 +232,7 @@ def test_a_step_that_does_more_than_it_should_is_taken_back(reason: str) -> None
     before = [node.format_node() for node in module.graph.nodes]
     made = run_steps(module, [TorchStep("bad", lambda m, _: BAD[reason](m))], "val")
     assert not made.changed
-    assert made.note.startswith("bad taken back: ")
+    assert made.note.startswith("bad reverted: ")
     assert reason in made.note
     assert [node.format_node() for node in module.graph.nodes] == before
 
@@ -260,7 +260,7 @@ def test_draws_of_one_kind_do_not_change_places() -> None:
 
     module = _calls(two, A)
     ran = run(module, registry.create("inductor_post_grad"))
-    assert "reorder_for_locality taken back: something that is more than its result" in ran.note
+    assert "reorder_for_locality reverted: a call with side effects" in ran.note
     results = []
     for each in (module, ran.module):
         torch.manual_seed(0)

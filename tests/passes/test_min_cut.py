@@ -85,7 +85,7 @@ def test_it_works_on_what_a_worker_decodes(joint: tuple[GraphModule, list[Any], 
 
 
 def test_counts_that_do_not_fit_are_refused(joint: tuple[GraphModule, list[Any], int]) -> None:
-    with pytest.raises(PassError, match="say how many") as caught:
+    with pytest.raises(PassError, match="set num_outputs") as caught:
         cut(copy.deepcopy(joint[0]))
     assert caught.value.field == "passes[0].options.num_outputs"
     traced = symbolic_trace(lambda a, b: (a + b, a * b))

@@ -48,7 +48,7 @@ def test_every_occurrence_is_replaced() -> None:
 def test_no_occurrence_is_no_change() -> None:
     ran = apply(symbolic_trace(two_sums), (lambda a: torch.sin(a), lambda a: torch.cos(a)))
     assert (ran.changed, ran.note) == (False, "0 matches")
-    assert run(symbolic_trace(two_sums), replace).note == "no rewrites given"
+    assert run(symbolic_trace(two_sums), replace).note == "no rewrites"
 
 
 def test_rewrites_run_in_order() -> None:

@@ -59,7 +59,7 @@ def test_values_of_every_kind_of_call() -> None:
 
 def test_a_graph_without_input_shapes_is_left_alone() -> None:
     ran = run(symbolic_trace(nn.Linear(2, 2)), propagate)
-    assert (ran.changed, ran.note) == (False, "skipped: the inputs carry no shapes")
+    assert (ran.changed, ran.note) == (False, "skipped: the inputs have no shapes")
 
 
 def test_what_cannot_be_known_is_said() -> None:
@@ -67,7 +67,7 @@ def test_what_cannot_be_known_is_said() -> None:
     x, _ = (n for n in module.graph.nodes if n.op == "placeholder")
     x.meta["val"] = FakeTensorMode().from_tensor(torch.ones(3))
     ran = run(module, propagate)
-    assert ran.note == "1 inputs carry no shapes, 2 values unknown"
+    assert ran.note == "1 inputs have no shapes, 2 values unknown"
     assert set(shapes(ran.module)) == {"x", "add"}
 
 

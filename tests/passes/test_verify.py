@@ -129,7 +129,7 @@ def test_a_pass_that_changes_nothing_passes(step: Capture) -> None:
 
 def test_inputs_need_shapes() -> None:
     module = torch.fx.symbolic_trace(Model())
-    with pytest.raises(PassError, match="carries none") as caught:
+    with pytest.raises(PassError, match="input has none") as caught:
         verified(decoded(module))
     assert (caught.value.field, caught.value.kind) == ("verify", "precondition")
 

@@ -18,7 +18,7 @@ from lazyfx_server.passes.effects import argument
 from lazyfx_server.passes.fake import UNKNOWN, FakeRun
 from lazyfx_server.passes.walk import graph_modules
 
-NO_SHAPES = "skipped: the graph carries no shapes"
+NO_SHAPES = "skipped: the graph has no shapes"
 
 _PYTHON = {
     operator.add: "add",

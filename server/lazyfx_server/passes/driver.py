@@ -200,7 +200,7 @@ class Driver:
         pass_, limit = placed.pass_, self._limits.max_nodes
         if run.nodes_after > limit:
             raise PassError(
-                f"the graph has {run.nodes_after} nodes after the pass, the limit is {limit}",
+                f"the graph has {run.nodes_after} nodes after the pass; the limit is {limit}",
                 kind="limit",
                 field=placed.where,
                 pass_name=pass_.name,

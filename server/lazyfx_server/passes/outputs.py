@@ -58,7 +58,7 @@ def check_outputs(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]
     most = MAX_OUTPUTS.get()
     if count > most:
         raise PassError(
-            f"{base_name(target)} would make {count} outputs; at most {most} are allowed "
+            f"{base_name(target)} would have {count} outputs; at most {most} are allowed "
             "(setting max_outputs)",
             kind="limit",
         )

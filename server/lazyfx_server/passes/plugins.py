@@ -80,11 +80,11 @@ def registry_of_targets(targets: tuple[str, ...]) -> Registry:
 
 def _load(name: str, found: list[EntryPoint]) -> Plugin:
     if not found:
-        raise PluginError(f"no installed distribution offers the passes {name!r} ({GROUP})")
+        raise PluginError(f"no installed distribution provides the passes {name!r} ({GROUP})")
     owners = [_owner(entry) for entry in found]
     if len(found) > 1:
         raise PluginError(
-            f"the passes {name!r} are offered by {' and '.join(sorted(owners))}; uninstall one"
+            f"the passes {name!r} are provided by {' and '.join(sorted(owners))}; uninstall one"
         )
     target = found[0].value
     try:
@@ -110,7 +110,7 @@ def _passes_at(target: str) -> tuple[type[Pass], ...]:
         frozen = getattr(getattr(each, "__dataclass_params__", None), "frozen", False)
         if not (isinstance(each, type) and issubclass(each, Pass) and frozen):
             raise PluginError(
-                f"{target} offers {each!r}, which is not a frozen dataclass derived from Pass"
+                f"{target} provides {each!r}, which is not a frozen dataclass derived from Pass"
             )
     return classes
 

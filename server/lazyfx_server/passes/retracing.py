@@ -179,15 +179,17 @@ class _Lifted(BoundedInterpreter):
 
 def _check(module: GraphModule, known: KnownValues) -> None:
     if any(isinstance(part, GraphModule) for part in list(module.modules())[1:]):
-        raise CannotRetrace("the graph holds nested graphs")
+        raise CannotRetrace("the graph has nested graphs")
     for node in module.graph.nodes:
         if node.op not in ("placeholder", "output") and effects_of(node).state:
-            raise CannotRetrace(f"{node.name} changes the state in which others run")
+            raise CannotRetrace(f"{node.name} changes global state")
         if node.op.startswith("call_") and effects_of(node).random and node.all_input_nodes:
             drawn_for = known.tensor(node.all_input_nodes[0])
             # Dropout is traced as a draw over new memory, whose order is the plain one.
             if drawn_for is None or not drawn_for.is_contiguous():
-                raise CannotRetrace(f"{node.name} draws in an order that tracing would change")
+                raise CannotRetrace(
+                    f"{node.name} draws random numbers in an order that tracing would change"
+                )
 
 
 def _attributes(module: GraphModule) -> list[str]:
@@ -209,14 +211,14 @@ def _attributes(module: GraphModule) -> list[str]:
 def _input(node: Node, known: KnownValues) -> torch.Tensor | None:
     value = known.tensor(node)
     if value is None and node.users:
-        raise CannotRetrace(f"input {node.name} carries no plain shape")
+        raise CannotRetrace(f"input {node.name} has no concrete shape")
     return value
 
 
 def _described(path: str, known: KnownValues) -> torch.Tensor:
     value = known.attribute(path)
     if value is None:
-        raise CannotRetrace(f"nothing is known of attribute {path}")
+        raise CannotRetrace(f"attribute {path} has no shape")
     return value
 
 
@@ -238,7 +240,7 @@ def _check_constants(traced: GraphModule) -> None:
         if node.op == "get_attr":
             value = attribute_at(traced, str(node.target))
             if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
-                raise CannotRetrace("a constant has no value here")
+                raise CannotRetrace("a constant has no value")
 
 
 def _check_differentiable(
@@ -261,4 +263,4 @@ def _check_differentiable(
                 total = torch.stack([t.abs().sum().float() for t in wanted]).sum()
                 torch.autograd.grad(total, leaves, allow_unused=True)
         except Exception as error:
-            raise CannotRetrace("the result could not be differentiated") from error
+            raise CannotRetrace("the result would not be differentiable") from error

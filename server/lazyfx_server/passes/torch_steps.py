@@ -70,7 +70,7 @@ def _unfit(module: GraphModule) -> str:
         if node.op.startswith("call_"):
             effects = effects_of(node)
             if effects.writes or effects.state:
-                return f"{node.name} writes or switches something; run functionalize first"
+                return f"{node.name} has side effects; run functionalize first"
     return ""
 
 
@@ -84,12 +84,12 @@ def _run(
     run = FakeRun(module)
     values = _values(run)
     if values is None:
-        return "not every value is known"
+        return "some values have no shape"
     accepted = False
     trains = any(step.may_write for step in steps) and requires_grad(module, KnownValues(module))
     for step in steps:
         if step.may_write and trains:
-            notes.append(f"{step.name} left out: a tensor requires grad")
+            notes.append(f"{step.name} skipped: a tensor requires grad")
             continue
         before = module.graph
         metadata = {node.name: node.meta for node in before.nodes}
@@ -102,10 +102,10 @@ def _run(
         if found is not None:
             problem = _problem(before, values, trial, found, step)
         elif not problem and not same:
-            problem = "a value is not known afterwards"
+            problem = "a value has no shape afterwards"
         if problem or found is None:
             module._graph = before  # noqa: SLF001
-            notes += [f"{step.name} taken back: {problem}"] if problem else []
+            notes += [f"{step.name} reverted: {problem}"] if problem else []
             continue
         _give_metadata(trial, metadata, found)
         values, accepted = found, True
@@ -154,11 +154,11 @@ def _problem(
 ) -> str:
     for node in after.nodes:
         if node.op == "call_function" and name_of(node.target) is None:
-            return f"{node.target} cannot travel"
+            return f"{node.target} cannot be serialized"
         if node.op.startswith("call_") and effects_of(node).writes and not step.may_write:
-            return f"{node.name} writes"
+            return f"{node.name} writes in place"
     if _effects(before) != _effects(after):
-        return "something that is more than its result would be left out, or moved"
+        return "a call with side effects would be removed or moved"
     fresh = zip(_fresh_results(before), _fresh_results(after), strict=False)
     if any(was and not stays for was, stays in fresh):
         return "a result would be a view of another value"
@@ -166,7 +166,7 @@ def _problem(
         torch.fx.node.map_arg(graph.output_node().args[0], known.__getitem__)
         for graph, known in ((before, values), (after, found))
     ]
-    return "" if same_metadata(*results) else "an output would have another layout"
+    return "" if same_metadata(*results) else "an output would have a different layout"
 
 
 def _effects(graph: Graph) -> list[str]:

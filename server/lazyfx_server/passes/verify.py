@@ -68,7 +68,7 @@ class NumericVerifier:
         size = _bytes([*self._inputs, *self._values.all()])
         if size > self.limits.max_verify_bytes:
             raise PassError(
-                f"verify would make {size} bytes of tensors, the limit is "
+                f"verify would create {size} bytes of tensors; the limit is "
                 f"{self.limits.max_verify_bytes}; leave verify out",
                 kind="limit",
                 field="verify",
@@ -106,7 +106,7 @@ class NumericVerifier:
             if not difference <= pass_.tolerance:
                 raise PassError(
                     f"verify: the pass changed {name}: it differs by {difference:.3g} of its "
-                    f"largest value, {pass_.tolerance:g} is allowed; leave the pass out",
+                    f"largest value, more than the allowed {pass_.tolerance:g}; remove the pass",
                     kind="precondition",
                 )
             self.max_difference = max(self.max_difference, difference)
@@ -243,7 +243,7 @@ def _input_for(node: Node, mode: FakeTensorMode, generator: torch.Generator) -> 
         known = node.meta.get("example_value")
     if known is None:
         raise PassError(
-            "verify makes inputs from their shapes, and this input carries none",
+            "verify creates random inputs from their shapes, and this input has none",
             kind="precondition",
             field="verify",
             node=node.name,

@@ -39,7 +39,7 @@ class Analyze(Pass):
         run = FakeRun(module, enter_bodies=True)
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         if inputs and not any(run.is_known(node) for node in inputs):
-            return PassResult(module, False, "skipped: the inputs carry no shapes")
+            return PassResult(module, False, "skipped: the inputs have no shapes")
         flops, unknown = in_fresh_thread(lambda: _flops(module, run))
         data = {
             "flops": sum(flops.values()),
@@ -48,7 +48,7 @@ class Analyze(Pass):
             **_parameters(module),
             **_peak(module, run),
         }
-        note = f"{data['flops']:.4g} flops, {data['peak_bytes']} bytes at most"
+        note = f"{data['flops']:.4g} flops, {data['peak_bytes']} bytes at peak"
         return PassResult(module, False, note, data)
 
 

@@ -60,8 +60,8 @@ class PartitionMinCut(Pass):
         tangents = self.num_tangents or self.num_outputs
         if not 0 < self.num_outputs < len(results) or not 0 < tangents < len(inputs):
             raise PassError(
-                f"the graph has {len(inputs)} inputs and {len(results)} results; say how many "
-                "results are outputs of the forward, and how many inputs are tangents",
+                f"the graph has {len(inputs)} inputs and {len(results)} results; set num_outputs "
+                "to the number of forward outputs, and num_tangents to the number of tangents",
                 field="options.num_outputs",
             )
         reason = _unfit(module)
@@ -69,11 +69,11 @@ class PartitionMinCut(Pass):
             return PassResult(module, False, f"skipped: {reason}")
         joint = in_fresh_thread(lambda: _named_joint(module, len(inputs) - tangents))
         if joint is None:
-            return PassResult(module, False, "skipped: not every value has a plain shape")
+            return PassResult(module, False, "skipped: not every value has a concrete shape")
         try:
             forward, backward = partition(joint, self.num_outputs, self.memory_budget)
         except AssertionError as error:  # how torch says that it is not a joint graph
-            return PassResult(module, False, f"skipped: torch's partitioner says: {error}")
+            return PassResult(module, False, f"skipped: torch's partitioner failed: {error}")
         crossing = _put_together(module, forward, backward, self.num_outputs, tangents)
         module.recompile()
         kept = sum(_bytes(node) for node in crossing)
@@ -84,9 +84,9 @@ class PartitionMinCut(Pass):
 def _unfit(module: GraphModule) -> str:
     for node in module.graph.nodes:
         if node.op in ("get_attr", "call_module"):
-            return "the graph holds attributes; a joint graph takes them as inputs"
+            return "the graph has attributes; a joint graph takes them as inputs"
         if node.op.startswith("call_") and not effects_of(node).pure:
-            return f"{node.name} has effects, and may not be computed again"
+            return f"{node.name} has side effects and cannot be recomputed"
     return ""
 
 

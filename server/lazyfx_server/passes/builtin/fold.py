@@ -71,7 +71,7 @@ class ConstantFold(Pass):
         size = found.bytes()
         if size > context.limits.max_folded_bytes:
             raise PassError(
-                f"the folded constants would have {size} bytes, the limit is "
+                f"the folded constants would have {size} bytes; the limit is "
                 f"{context.limits.max_folded_bytes}; lower max_bytes",
                 kind="limit",
                 field="options.max_bytes",

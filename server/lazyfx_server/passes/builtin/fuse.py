@@ -53,11 +53,11 @@ class FuseConvBn(Pass):
         pairs = list(self._pairs(module))
         ready = [pair for pair in pairs if pair.has_values(module)]
         if pairs and not ready:
-            return PassResult(module, False, "skipped: values not given")
+            return PassResult(module, False, "skipped: values not available")
         size = sum(pair.bytes(module) for pair in ready)
         if size > context.limits.max_folded_bytes:
             raise PassError(
-                f"the fused weights would have {size} bytes, the limit is "
+                f"the fused weights would have {size} bytes; the limit is "
                 f"{context.limits.max_folded_bytes}",
                 kind="limit",
             )
@@ -65,7 +65,7 @@ class FuseConvBn(Pass):
             _fuse(module, pair)
         if not ready:
             lifted = sum(map(has_lifted_statistics, module.graph.nodes))
-            note = f"{lifted} normalizations left: their statistics are inputs" if lifted else ""
+            note = f"{lifted} normalizations skipped: their statistics are inputs" if lifted else ""
             return PassResult(module, False, note)
         _remove_unused_attributes(module)
         module.recompile()

@@ -86,7 +86,7 @@ class QuantizeWeights(Pass):
             _use(module, layer, made[layer.weight])
             done += 1
         if not done:
-            return PassResult(module, False, "skipped: values not given" if layers else "")
+            return PassResult(module, False, "skipped: values not available" if layers else "")
         for node in reversed(module.graph.nodes):
             if node.op == "get_attr" and not node.users and str(node.target) in made:
                 module.graph.erase_node(node)

@@ -99,7 +99,7 @@ def _table(names: tuple[str, ...]) -> Table:
         }
         if not found:
             raise PassError(
-                f"{name!r} is not in the table of decompositions", field="options.operators"
+                f"{name!r} is not in the decomposition table", field="options.operators"
             )
         chosen.update(found)
     return chosen

@@ -50,7 +50,7 @@ class ReplacePattern(Pass):
                 search.begin(part, rewrite.pattern, place)
                 count += _rewrite(part, rewrite, context.limits, count, place)
             matches += count
-        note = f"{matches} matches" if context.rewrites else "no rewrites given"
+        note = f"{matches} matches" if context.rewrites else "no rewrites"
         return PassResult(module, matches > 0, note)
 
 
@@ -65,8 +65,8 @@ def _rewrite(
         )
     except RecursionError as error:
         raise PassError(
-            "the pattern is too deep to look for: its nodes and lists follow each other further "
-            "than Python's stack reaches; use a shorter one",
+            "the pattern is too deep: its nodes and lists are nested further "
+            "than Python's stack allows; use a smaller pattern",
             kind="limit",
             field=f"rewrites[{place}].pattern",
         ) from error

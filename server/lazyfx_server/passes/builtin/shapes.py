@@ -48,14 +48,14 @@ class ShapePropagation(Pass):
         run = FakeRun(module)
         given = [run.is_known(node) for node in inputs]
         if inputs and not any(given):
-            return PassResult(module, False, "skipped: the inputs carry no shapes")
+            return PassResult(module, False, "skipped: the inputs have no shapes")
         every = self.recompute or any(map(_hides_metadata, module.graph.nodes))
         if not every and all(_is_settled(run, node) for node in module.graph.nodes):
             return PassResult(module, False)
         changed, unknown = in_fresh_thread(lambda: _propagate(module, run, every=every))
         notes = []
         if not all(given):
-            notes.append(f"{given.count(False)} inputs carry no shapes")
+            notes.append(f"{given.count(False)} inputs have no shapes")
         if unknown:
             notes.append(f"{unknown} values unknown")
         return PassResult(module, changed > 0, ", ".join(notes))

@@ -26,7 +26,7 @@ class UnreviewedError(RuntimeError):
 
     def __init__(self, operator: str, reason: str) -> None:
         self.operator = operator
-        super().__init__(f"{operator} is not computed on real values: {reason}")
+        super().__init__(f"{operator} cannot run on real values: {reason}")
 
 
 @contextmanager
