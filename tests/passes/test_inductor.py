@@ -208,8 +208,8 @@ def test_a_graph_that_writes_is_left_alone() -> None:
 BAD: dict[str, Callable[[GraphModule], object]] = {
     "raised": lambda module: module.graph.erase_node(next(iter(module.graph.nodes))),
     "layout": lambda module: _retarget(module, torch.ops.aten.sin.default, torch.ops.aten.sum.default),
-    "travel": lambda module: _retarget(module, torch.ops.aten.sin.default, copy.copy),
-    "more than its result": lambda module: _retarget(
+    "cannot be serialized": lambda module: _retarget(module, torch.ops.aten.sin.default, copy.copy),
+    "side effects": lambda module: _retarget(
         module, torch.ops.aten.bernoulli.default, torch.ops.aten.abs.default
     ),
     "writes": lambda module: _retarget(

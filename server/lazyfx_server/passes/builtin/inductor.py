@@ -93,7 +93,7 @@ class InductorPostGrad(_InductorPass):
     """Runs Inductor's passes after autograd: no-ops, splits of concatenations, bias into addmm.
 
     For aten graphs of AOTAutograd. `reinplace_inplaceable_ops`, which writes over values that
-    nobody reads again, runs only when it is named, and only where no tensor requires grad.
+    are not read again, runs only when it is named, and only where no tensor requires grad.
     """
 
     name: ClassVar[str] = "inductor_post_grad"

@@ -1,4 +1,4 @@
-"""Passes that spare memory: results written over operands that nobody reads again."""
+"""Passes that save memory: results overwrite operands that are not read again."""
 
 from __future__ import annotations
 
