@@ -183,11 +183,10 @@ class Verifier:
             await self._learn(name)
         found = self._keys.get(wanted)
         if found is None:
-            known = "pinned key" if self._pinned else "key that this client knows of the server"
+            known = "pinned key" if self._pinned else "trusted key of the server"
             raise UntrustedArtifactError(
                 f"the {name} is signed with key {wanted.hex()[:16]}, which is not a {known}; "
-                f"it was "
-                "not opened. If the server has a new key, "
+                "it was not opened. If the server has a new key, "
                 + ("pin it too" if self._pinned else "reconnect")
             )
         return found

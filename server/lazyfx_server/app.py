@@ -375,7 +375,8 @@ class App:
         """Stop serving: say so first, let calls under way finish, then end what they used."""
         if self._serving:
             _log.info(
-                "draining: no new requests; %g s for those under way", self._settings.drain_seconds
+                "draining: no new requests; %g s for requests in flight",
+                self._settings.drain_seconds,
             )
         self._serving = False
         await self._health.enter_graceful_shutdown()

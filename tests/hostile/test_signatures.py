@@ -163,7 +163,7 @@ def test_a_forger_s_key_is_not_believed(relay: tuple[Relay, str], tmp_path: Path
         assert module.code  # the keys that the server names at first use are the ones that count
         relay[0].edit = forge
         relay[0].edit_info = lambda info: info.verify_keys.pop() and info.verify_keys.append(own)
-        with pytest.raises(UntrustedArtifactError, match="not a key that this client knows"):
+        with pytest.raises(UntrustedArtifactError, match="not a trusted key"):
             module.picture().save(tmp_path / "m.pkl")
     assert not (tmp_path / "m.pkl").exists()
 

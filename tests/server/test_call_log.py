@@ -22,7 +22,7 @@ def test_lines_of_a_kind_are_bounded_and_those_left_out_are_counted() -> None:
     now = 1.0
     later = _record("one %s")
     assert limit.filter(later)
-    assert later.getMessage() == "one x (900 lines like this were left out before)"
+    assert later.getMessage() == "one x (900 similar lines were suppressed before)"
 
 
 def test_a_failed_call_is_logged(launch_for_file) -> None:

@@ -1,4 +1,4 @@
-"""Few file descriptors: the limit is raised, calls are refused before the last is gone."""
+"""Few file descriptors: the limit is raised, calls are refused before the limit is reached."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ _INFIX = {
     pb.SYMBOLIC_OPERATOR_GREATER_EQUAL: " >= ",
 }
 _KINDS: dict[int, str] = {
-    pb.SYMBOL_KIND_UNBACKED: ", known to the data only",
+    pb.SYMBOL_KIND_UNBACKED: ", data-dependent",
     pb.SYMBOL_KIND_FLOAT: ", a float",
-    pb.SYMBOL_KIND_UNBACKED_FLOAT: ", a float known to the data only",
+    pb.SYMBOL_KIND_UNBACKED_FLOAT: ", a data-dependent float",
 }
 
 

@@ -37,7 +37,7 @@ def _same(digest: str, nodes: tuple[int, int], renamed: Sequence[tuple[str, str]
     if renamed:
         shown = ", ".join(f"{a} = {b}" for a, b in renamed[:_MOST_NAMES])
         more = f" and {len(renamed) - _MOST_NAMES} more" if len(renamed) > _MOST_NAMES else ""
-        yield f"names of {len(renamed)} nodes differ, which does not matter: {shown}{more}"
+        yield f"names of {len(renamed)} nodes differ, without effect: {shown}{more}"
 
 
 def _grouped(differences: Sequence[Difference]) -> list[list[Difference]]:

@@ -90,7 +90,7 @@ class ResultTooLarge(ExecutionError):  # noqa: N818 - reads as what happened
     def __init__(self, size: int, limit: int) -> None:
         self.size = size
         self.limit = limit
-        super().__init__(f"the result has {size} bytes, the limit is {limit}")
+        super().__init__(f"the result has {size} bytes; the limit is {limit}")
 
 
 class ExecutorClosed(ExecutionError):  # noqa: N818 - reads as what happened

@@ -103,6 +103,6 @@ def _certificate_name(shown: Mapping[str, Iterable[bytes]]) -> str:
     name = names[0].decode("utf-8", "replace")
     if not is_tenant_name(name):
         raise ForbiddenError(
-            "the certificate's common name cannot be a tenant: letters, digits and . _ @ -"
+            "the certificate's common name is not a valid tenant name (letters, digits and . _ @ -)"
         )
     return name

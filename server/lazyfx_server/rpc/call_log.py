@@ -49,7 +49,7 @@ class RateLimit(logging.Filter):
             return False
         self._allowance[kind] = (level - 1.0, now)
         if left_out := self._left_out.pop(kind, 0):
-            record.msg = f"{kind} ({left_out} lines like this were left out before)"
+            record.msg = f"{kind} ({left_out} similar lines were suppressed before)"
         return True
 
 
