@@ -253,7 +253,7 @@ class AsyncRemoteModule:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> bytes:
-        """The native artifact of this module, as `lazyfx.native.loading` reads it.
+        """The native artifact of this module, as bytes that the client can load.
 
         Args:
             request: Where it will run and under which settings; see `lazyfx.native.requests`.
