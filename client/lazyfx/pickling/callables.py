@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from torch._dynamo import utils as dynamo_utils
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.pickling import torch_names
@@ -94,9 +93,9 @@ def _numpy_wrapper(target: Any, name: str) -> Made:
     """A wrapper of dynamo's around a NumPy function of torch's, made again."""
     cls = named(f"torch._dynamo.utils.{type(target).__name__}")
     own = name.rpartition(".")[2]
-    if isinstance(target, dynamo_utils.numpy_method_wrapper):
+    if type(target).__name__ == "numpy_method_wrapper":
         return Made(cls, (own,))
-    if isinstance(target, dynamo_utils.numpy_operator_wrapper):
+    if type(target).__name__ == "numpy_operator_wrapper":
         return Made(cls, (named(f"operator.{own}"),))
     return Made(cls, (named(name),))
 
