@@ -16,6 +16,7 @@ from lazyfx.errors import DecodeError, ProtocolError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.canonical import CanonicalBody
+from lazyfx.wire.places import refused_call, refused_target
 from lazyfx.written.source import (
     MAX_SOURCE_BYTES,
     characters,
@@ -126,10 +127,12 @@ def _check_targets(
     for i, row in enumerate(body.targets):
         foreign = row.kind in _OPERATORS and row.name.partition("::")[0] not in _NAMESPACES
         if foreign and row.name not in known:
-            raise ProtocolError(
+            raise refused_target(
                 f"{row.name[:200]!r} is an operator that the graph did not have, and no pass of "
                 "the request writes it",
-                field=f"targets[{i}]",
+                body,
+                i,
+                ProtocolError,
             )
 
 
@@ -150,7 +153,7 @@ def _check_calls(body: graph_pb2.GraphBody) -> None:
     for i, call in enumerate(body.calls):
         reason = unwritable(call, targets[call.target], strings)
         if reason is not None:
-            raise DecodeError(reason, field=f"calls[{i}]")
+            raise refused_call(reason, body, i)
         lengths.append(characters(call, strings))
     check_size(body, lengths, None, MAX_SOURCE_BYTES)
 

@@ -176,24 +176,18 @@ class Driver:
         except DecodeError:
             raise  # what the request says of a value cannot be
         except PassError as error:
+            if error.node is not None:
+                error = _at_its_node(error, error, module)
             raise error.at(placed.where, pass_.name, before) from error
         except OutOfTime as error:
-            raise PassError(
-                f"took more than {budget:g} s (setting max_pass_seconds)",
-                kind="limit",
-                field=placed.where,
-                pass_name=pass_.name,
-                before=before,
-                node=_node_of(error),
-            ) from error
+            late = PassError(
+                f"took more than {budget:g} s (setting max_pass_seconds)", kind="limit"
+            )
+            raise _at_its_node(late, error, module).at(placed.where, pass_.name, before) from error
         except Exception as error:  # whatever a pass raises becomes an answer to its caller
-            raise PassError(
-                f"{type(error).__name__}: {error}",
-                kind="internal",
-                field=placed.where,
-                pass_name=pass_.name,
-                before=before,
-                node=_node_of(error),
+            failed = PassError(f"{type(error).__name__}: {error}", kind="internal")
+            raise _at_its_node(failed, error, module).at(
+                placed.where, pass_.name, before
             ) from error
 
     def _check(self, placed: PlacedPass, module: GraphModule, run: PassRun) -> None:
@@ -227,12 +221,22 @@ def _nodes(module: GraphModule) -> int:
     return len(module.graph.nodes)
 
 
-def _node_of(error: BaseException) -> str | None:
+def _at_its_node(told: PassError, raised: BaseException, module: GraphModule) -> PassError:
+    """An error with the node that its pass was at, if it names no other."""
+    node = _node_of(raised)
+    if node is None or (told.node is not None and told.node != node.name):
+        return told
+    parts = module.named_modules()
+    inside = (p for p, m in parts if isinstance(m, GraphModule) and m.graph is node.graph)
+    return told.of_node(node.name, next(inside, None))
+
+
+def _node_of(error: BaseException) -> Node | None:
     """The node that a pass was at when it raised: the innermost local that is one."""
-    found: Any = None
+    found: Node | None = None
     trace = error.__traceback__
     while trace is not None:
         candidate = trace.tb_frame.f_locals.get("node")
         found = candidate if isinstance(candidate, Node) else found
         trace = trace.tb_next
-    return found.name if found is not None else None
+    return found

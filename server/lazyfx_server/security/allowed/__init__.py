@@ -26,7 +26,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire import target_lists, targets
 from lazyfx.wire.more_targets import MoreTargets, use
-from lazyfx_server.security.places import first_use
+from lazyfx.wire.places import refused_target
 from lazyfx_server.security.signatures import collecting, read
 
 VARIABLE = "LAZYFX_ALLOWED_BESIDES"
@@ -198,12 +198,11 @@ def check_reviewed(body: graph_pb2.GraphBody) -> None:
         kind = _NAMED.get(target.kind)
         if kind is None or target.name in table[kind] or _is_foreign(kind, target.name, table):
             continue
-        field, node = first_use(body, i)
-        raise DecodeError(
+        raise refused_target(
             f"{target.name[:200]!r} is not in the reviewed table of targets of torch "
             f"{_release()}; ask the server's operator to review it (make targets)",
-            field=field,
-            node=node,
+            body,
+            i,
         )
 
 
