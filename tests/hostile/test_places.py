@@ -11,11 +11,12 @@ import pytest
 import torch
 from server.harness import connected, request_of_body
 from torch import nn
-from torch.fx import GraphModule, Node, symbolic_trace
+from torch.fx import GraphModule, symbolic_trace
 
 import lazyfx
 from lazyfx import errors, wire
 from lazyfx.status import to_error
+from lazyfx.v1 import compiler_pb2
 from lazyfx.v1 import graph_pb2 as pb
 
 if TYPE_CHECKING:
@@ -70,9 +71,7 @@ def target_of(body: pb.GraphBody, node: int) -> pb.Target:
 
 def told(server: RunningServer, body: bytes, names: pb.Presentation) -> errors.ServiceError:
     """What a client of ours makes of the refusal of a graph."""
-    with connected(server.address) as stub, pytest.raises(grpc.RpcError) as caught:
-        stub.Compile(request_of_body(body, names, "shape_propagation"), timeout=60)
-    return to_error(caught.value)
+    return _refused(server, request_of_body(body, names, "shape_propagation"))
 
 
 def _other_target(kind: int, name: str, node: int = WEIGHED) -> Edit:
@@ -196,7 +195,6 @@ def test_each_kind_of_refusal_names_its_place(
     names.CopyFrom(encoded.presentation)
     edit(body, names)
     error = told(server, body.SerializeToString(deterministic=True), names)
-    print(kind, "|", error, "|", error.field, "|", error.node)
     assert isinstance(error, errors.InvalidRequestError), error
     assert error.field.startswith(field), error
     if node is None:
@@ -206,3 +204,99 @@ def test_each_kind_of_refusal_names_its_place(
         assert f"(node {node}, called" in str(error)
     assert str(error).startswith(f"INVALID_ARGUMENT: {error.field}: ")
     assert str(error).count(error.field) == 1
+
+
+def test_random_damage_is_placed_too(server: RunningServer, encoded: wire.EncodedGraph) -> None:
+    """Bytes changed anywhere: whatever is refused has a field, and a call or attribute its node."""
+    generator, refused = random.Random(7), 0
+    for _ in range(150):
+        body = bytearray(encoded.body)
+        for _ in range(generator.randrange(1, 3)):
+            body[generator.randrange(len(body))] = generator.randrange(256)
+        with connected(server.address) as stub:
+            try:
+                request = request_of_body(bytes(body), encoded.presentation, "shape_propagation")
+                stub.Compile(request, timeout=60)
+            except grpc.RpcError as caught:
+                error = to_error(caught)
+            else:
+                continue
+        refused += 1
+        assert isinstance(error, errors.InvalidRequestError), error
+        assert error.field, error
+        if error.field.startswith(("graph.calls[", "graph.targets[", "graph.values[")):
+            assert error.node in NODES, error
+    assert refused > 50
+
+
+def test_bytes_that_are_no_request_name_the_request(server: RunningServer) -> None:
+    method = "/lazyfx.v1.GraphCompiler/Compile"
+    for data in (b"\x0a\x05", b"\xff" * 20, b"\x0b"):
+        with grpc.insecure_channel(server.address) as channel:
+            call = channel.unary_unary(method)
+            with pytest.raises(grpc.RpcError) as caught:
+                call(data, timeout=60)
+        error = to_error(caught.value)
+        assert (error.code, error.field, error.node) == ("INVALID_ARGUMENT", "request", None)
+
+
+@torch.library.custom_op("places::unknown", mutates_args=())
+def unknown_to_servers(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+def test_a_client_s_error_has_field_and_node(server: RunningServer) -> None:
+    with lazyfx.connect(server.address) as client:
+        with pytest.raises(errors.InvalidRequestError) as caught:
+            client.compile(symbolic_trace(lambda x: unknown_to_servers(x) + 1), [])
+        assert caught.value.field == "graph.graphs[0].calls[1]"
+        assert caught.value.node == "unknown_default"
+        with pytest.raises(errors.InvalidRequestError) as caught:
+            client.compile(symbolic_trace(lambda x: x + 1), ["shape_propagatio"])
+        assert (caught.value.field, caught.value.node) == ("passes[0].name", None)
+
+
+def test_a_node_of_a_pattern_has_the_name_that_its_sender_gave_it(server: RunningServer) -> None:
+    """Also where the graph itself has a node of this number, or the pattern has no names."""
+    pattern = wire.encode(symbolic_trace(lambda first, second: torch.sin(first)))
+    replacement = wire.encode(symbolic_trace(lambda first, second: torch.cos(first)))
+    graph = wire.encode(symbolic_trace(lambda speed: torch.sin(speed) + 2))
+    request = request_of_body(graph.body, graph.presentation, "replace_pattern")
+    rewrite = request.passes[0].rewrites.add()
+    rewrite.replacement.CopyFrom(replacement.message())
+    for presentation, name in ((pattern.presentation, "second"), (None, "n1")):
+        rewrite.pattern.CopyFrom(pattern.message())
+        if presentation is None:
+            rewrite.pattern.ClearField("presentation")
+        error = _refused(server, request)
+        assert error.field == "passes[0].rewrites[0].pattern"
+        assert error.node == name
+    body = pb.GraphBody.FromString(pattern.body)
+    body.calls[2].opcode = 9
+    body.calls[2].target = 0
+    rewrite.pattern.body = body.SerializeToString(deterministic=True)
+    error = _refused(server, request)
+    assert error.field == "passes[0].rewrites[0].pattern.calls[2].opcode"
+    assert error.node == "n2"
+
+
+def test_a_node_of_an_inner_graph_has_its_own_name(server: RunningServer) -> None:
+    """Node 1 of each graph is another one."""
+    inner = symbolic_trace(lambda depth: torch.erfinv(depth))
+    root = nn.Module()
+    root.inner = inner
+    graph = torch.fx.Graph()
+    graph.output(graph.call_module("inner", (torch.fx.Proxy(graph.placeholder("x")).neg().node,)))
+    encoded = wire.encode(GraphModule(root, graph))
+    body = pb.GraphBody.FromString(encoded.body)
+    next(row for row in body.targets if row.name == "torch.erfinv").name = "os.system"
+    error = told(server, body.SerializeToString(deterministic=True), encoded.presentation)
+    assert error.field == "graph.graphs[1].calls[1]"
+    assert error.node == "erfinv"
+    assert "(node 1 of graph 1, called 'erfinv')" in str(error)
+
+
+def _refused(server: RunningServer, request: compiler_pb2.CompileRequest) -> errors.ServiceError:
+    with connected(server.address) as stub, pytest.raises(grpc.RpcError) as caught:
+        stub.Compile(request, timeout=60)
+    return to_error(caught.value)
