@@ -272,11 +272,10 @@ def test_a_node_of_a_pattern_has_the_name_that_its_sender_gave_it(server: Runnin
         assert error.field == "passes[0].rewrites[0].pattern"
         assert error.node == name
     body = pb.GraphBody.FromString(pattern.body)
-    body.calls[2].opcode = 9
-    body.calls[2].target = 0
+    body.targets[0].name = "os.system"
     rewrite.pattern.body = body.SerializeToString(deterministic=True)
     error = _refused(server, request)
-    assert error.field == "passes[0].rewrites[0].pattern.calls[2].opcode"
+    assert error.field == "passes[0].rewrites[0].pattern.graphs[0].calls[2]"
     assert error.node == "n2"
 
 
