@@ -57,7 +57,9 @@ def encoded() -> wire.EncodedGraph:
 
 @pytest.fixture(scope="module")
 def server(launch_for_file: Callable[..., RunningServer]) -> RunningServer:
-    return launch_for_file("--workers", "1", "--max-elements", "20", "--max-string-bytes", "30")
+    return launch_for_file(
+        "--workers", "1", "--max-elements", "20", "--max-string-bytes", "30", "--max-outputs", "10"
+    )
 
 
 def call_of(body: pb.GraphBody, node: int) -> pb.Call:
@@ -279,20 +281,40 @@ def test_a_node_of_a_pattern_has_the_name_that_its_sender_gave_it(server: Runnin
     assert error.node == "n2"
 
 
-def test_a_node_of_an_inner_graph_has_its_own_name(server: RunningServer) -> None:
-    """Node 1 of each graph is another one."""
-    inner = symbolic_trace(lambda depth: torch.erfinv(depth))
+def _nested(inner: Callable[..., object]) -> GraphModule:
+    """x -> neg -> inner: node 1 of each graph is another one."""
     root = nn.Module()
-    root.inner = inner
+    root.inner = symbolic_trace(inner)
     graph = torch.fx.Graph()
-    graph.output(graph.call_module("inner", (torch.fx.Proxy(graph.placeholder("x")).neg().node,)))
-    encoded = wire.encode(GraphModule(root, graph))
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(18, 1, device="meta")
+    graph.output(graph.call_module("inner", (graph.call_function(torch.neg, (x,)),)))
+    return GraphModule(root, graph)
+
+
+def test_a_node_of_an_inner_graph_has_its_own_name(server: RunningServer) -> None:
+    encoded = wire.encode(_nested(lambda depth: torch.erfinv(depth)))
     body = pb.GraphBody.FromString(encoded.body)
     next(row for row in body.targets if row.name == "torch.erfinv").name = "os.system"
     error = told(server, body.SerializeToString(deterministic=True), encoded.presentation)
     assert error.field == "graph.graphs[1].calls[1]"
     assert error.node == "erfinv"
     assert "(node 1 of graph 1, called 'erfinv')" in str(error)
+
+
+def test_a_pass_that_fails_names_the_node_too(server: RunningServer) -> None:
+    with lazyfx.connect(server.address) as client:
+        for module, name in (
+            (_nested(lambda depth: torch.unbind(depth)[0]), "unbind"),
+            (_module(lambda x: torch.broadcast_to(x, (9, 2, 3)).expand(12, 9, 2, 3).unbind()[0]),
+             "unbind"),
+        ):  # fmt: skip
+            with pytest.raises(errors.OverloadedError) as caught:
+                client.compile(module, ["dead_code_elimination", "shape_propagation"])
+            error = caught.value
+            assert (error.field, error.node) == ("passes[1]", name), error
+            assert str(error).count(name) == 2  # the operator, and the node
+            assert str(error).count("passes[1]") == 1
 
 
 def _refused(server: RunningServer, request: compiler_pb2.CompileRequest) -> errors.ServiceError:
