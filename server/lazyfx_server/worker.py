@@ -253,7 +253,7 @@ def _limits(job: worker.CompileJob) -> PassLimits:
 def _pass_error(error: PassError, job: worker.CompileJob) -> worker.JobError:
     # A node of a pattern has its sender's name already.
     if error.node is not None and error.graph is not None:
-        error = error.of_node(_called(error.node, error.graph, job))
+        error = error.of_node(_called(error.node, error.graph, job), error.graph)
     return worker.JobError(
         kind=_KINDS[error.kind],
         message=error.description,

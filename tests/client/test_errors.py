@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -62,3 +65,54 @@ def test_a_status_carries_field_and_node_and_the_client_rebuilds_them() -> None:
     foreign = rich_status(grpc.StatusCode.INVALID_ARGUMENT, "why", violations=_VIOLATIONS)
     foreign.details[1].value = b"\xff"
     assert status_to_error(foreign).node is None
+
+
+_PACKAGES = [Path(__file__).parents[2] / each for each in ("client/lazyfx", "server/lazyfx_server")]
+_PLACED = {"DecodeError", "ProtocolError", "UnsupportedGraphError", "PassError"}
+_CUTTING = {"partition", "rpartition", "split", "removeprefix", "removesuffix", "startswith"}
+
+
+def _sources() -> Iterator[tuple[Path, ast.Module]]:
+    for package in _PACKAGES:
+        for path in sorted(package.rglob("*.py")):
+            yield path, ast.parse(path.read_text("utf-8"))
+
+
+def _name(node: ast.AST | None) -> str:
+    return node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
+
+
+def _is_text_of(node: ast.AST, error: str) -> bool:
+    """Whether an expression is `str(error)`, or an f-string with the error in it."""
+    if isinstance(node, ast.FormattedValue):
+        return _name(node.value) == error
+    return isinstance(node, ast.Call) and _name(node.func) == "str" and _name(node.args[0]) == error
+
+
+def test_no_error_with_a_place_is_made_of_the_text_of_another() -> None:
+    """Nor is a text cut up to find the place in it: `within` and `called` are for that."""
+    found = []
+    for path, tree in _sources():
+        for handler in (n for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler)):
+            kinds = {_name(node) for node in ast.walk(handler.type)} if handler.type else set()
+            if handler.name is None or not kinds & _PLACED:
+                continue
+            for call in (n for n in ast.walk(handler) if isinstance(n, ast.Call)):
+                parts = [part for argument in call.args for part in ast.walk(argument)]
+                owner = call.func.value if isinstance(call.func, ast.Attribute) else call.func
+                made = _name(call.func) in _PLACED | {"of_field"}
+                cut = _name(call.func) in _CUTTING and _is_text_of(owner, handler.name)
+                if cut or (made and any(_is_text_of(part, handler.name) for part in parts)):
+                    found.append(f"{path.name}:{call.lineno}")
+    assert not found
+
+
+def test_an_invalid_request_always_names_a_field() -> None:
+    made = [
+        f"{path.name}:{call.lineno}"
+        for path, tree in _sources()
+        if path.is_relative_to(_PACKAGES[1])
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and _name(call.func) == "InvalidRequestError"
+    ]
+    assert not made, "use InvalidRequestError.of_field"

@@ -176,9 +176,7 @@ class Driver:
         except DecodeError:
             raise  # what the request says of a value cannot be
         except PassError as error:
-            if error.node is not None:
-                error = _at_its_node(error, error, module)
-            raise error.at(placed.where, pass_.name, before) from error
+            raise _at_its_node(error, error, module).at(placed.where, pass_.name, before) from error
         except OutOfTime as error:
             late = PassError(
                 f"took more than {budget:g} s (setting max_pass_seconds)", kind="limit"
@@ -222,13 +220,21 @@ def _nodes(module: GraphModule) -> int:
 
 
 def _at_its_node(told: PassError, raised: BaseException, module: GraphModule) -> PassError:
-    """An error with the node that its pass was at, if it names no other."""
-    node = _node_of(raised)
-    if node is None or (told.node is not None and told.node != node.name):
+    """An error with the graph of its node; one that a pass did not mean, with the node as well."""
+    node, name = _node_of(raised), told.node
+    meant = told is raised
+    if meant and (name is None or told.graph is None):
         return told
-    parts = module.named_modules()
-    inside = (p for p, m in parts if isinstance(m, GraphModule) and m.graph is node.graph)
-    return told.of_node(node.name, next(inside, None))
+    if not meant:
+        name = node.name if node is not None else None
+    parts = {p: part for p, part in module.named_modules() if isinstance(part, GraphModule)}
+    if node is not None and node.name == name:
+        for path, part in parts.items():
+            if part.graph is node.graph:
+                return told.of_node(name, path)
+    # A name that nodes of several graphs have says nothing of the graph.
+    named = [path for path, part in parts.items() if any(n.name == name for n in part.graph.nodes)]
+    return told.of_node(name, named[0] if meant and len(named) == 1 else None)
 
 
 def _node_of(error: BaseException) -> Node | None:

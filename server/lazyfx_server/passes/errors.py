@@ -25,7 +25,8 @@ class PassError(LazyfxError):
         before: Names of the passes that ran before it.
         node: Name of the node at fault, or None.
         graph: Path of the GraphModule that holds the node within the module that the pass was
-            given, "" for that module itself; None for a node of another graph, like a pattern.
+            given, "" for that module itself; None for a node of another graph, like a pattern,
+            or of one that nobody can tell.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class PassError(LazyfxError):
         pass_name: str = "",
         before: Sequence[str] = (),
         node: str | None = None,
-        graph: str | None = None,
+        graph: str | None = "",
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -56,7 +57,7 @@ class PassError(LazyfxError):
         placed.before = tuple(before) or self.before
         return placed
 
-    def of_node(self, name: str | None, graph: str | None = None) -> Self:
+    def of_node(self, name: str | None, graph: str | None) -> Self:
         """The same error with the name of the node at fault, and where its graph is."""
         placed = copy.copy(self)
         placed.node, placed.graph = name, graph

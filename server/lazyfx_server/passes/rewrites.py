@@ -139,7 +139,9 @@ def _refused(error: DecodeError, field: str, names: graph_pb2.Presentation | Non
             node = wire.node_name((names or _UNNAMED).graphs[error.graph or 0], error.node)
         except IndexError:
             node = f"n{error.node}"
-    return PassError(error.reason, field=joined(field, error.field or "body"), node=node)
+    return PassError(
+        error.reason, field=joined(field, error.field or "body"), node=node, graph=None
+    )
 
 
 _UNNAMED = graph_pb2.Presentation()

@@ -247,7 +247,6 @@ def _input_for(node: Node, mode: FakeTensorMode, generator: torch.Generator) -> 
             kind="precondition",
             field="verify",
             node=node.name,
-            graph="",
         )
 
     def make(leaf: Any) -> Any:
