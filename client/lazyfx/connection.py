@@ -340,8 +340,7 @@ class Connection:
         reason = await asyncio.to_thread(diagnose, self.address, self._tls)
         if reason is None:
             return error
-        details = str(error).partition(": ")[2]
-        return UnavailableError(f"{reason} (details: {details})", code=error.code)
+        return UnavailableError(f"{reason} (details: {error.reason})", code=error.code)
 
     def _kept(self, call: AnyCall) -> AnyCall:
         forking.keep_in_children(call)

@@ -28,12 +28,30 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Self
 
 
 class LazyfxError(Exception):
-    """Base of every error that lazyfx raises on purpose."""
+    """Base of every error that lazyfx raises on purpose.
+
+    What an error says is in its attributes, and its text is made of them when it is shown.
+    Errors may be copied, and sent to another process.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by calling the class: what it takes by keyword is in no `args`.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[LazyfxError], args: tuple[Any, ...], state: dict[str, Any]) -> LazyfxError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class AddressError(LazyfxError):
@@ -45,34 +63,101 @@ class UnsupportedGraphError(LazyfxError):
 
     Attributes:
         node: Name of the node at fault, or None if the graph as a whole is.
+        attribute: Path of the attribute at fault, which the node reads, or None.
         reason: What is not supported.
         remedy: What the caller can do about it.
     """
 
-    def __init__(self, reason: str, *, node: str | None = None, remedy: str = "") -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        node: str | None = None,
+        attribute: str | None = None,
+        remedy: str = "",
+    ) -> None:
+        super().__init__(reason)
         self.node = node
+        self.attribute = attribute
         self.reason = reason
         self.remedy = remedy
-        where = f"node {node!r}: " if node else ""
-        super().__init__(where + reason + (f"; {remedy}" if remedy else ""))
+
+    def within(self, *, node: str | None = None, attribute: str | None = None) -> Self:
+        """The same error with the place that it lacks, told by whoever knows it."""
+        placed = copy.copy(self)
+        placed.node = self.node or node
+        placed.attribute = self.attribute or attribute
+        return placed
+
+    def called(self, name: str) -> Self:
+        """The same error with the name that the caller uses for the node."""
+        placed = copy.copy(self)
+        placed.node = name
+        return placed
+
+    def __str__(self) -> str:
+        where = f"node {self.node!r}: " if self.node else ""
+        what = f"attribute {self.attribute!r}: " if self.attribute else ""
+        return where + what + self.reason + (f"; {self.remedy}" if self.remedy else "")
 
 
 class DecodeError(LazyfxError):
     """Bytes that are not a graph in canonical form.
 
     Attributes:
+        reason: What is wrong, without field and node.
         field: Path of the field at fault within the graph message.
         node: 0-based index of the node at fault in its graph, or None.
-        reason: What is wrong, without field and node.
+        graph: Index of that graph, or None where nobody has said; 0 is the outermost one.
+        name: What the caller calls the node, where that is known; else None.
     """
 
-    def __init__(self, message: str, *, field: str = "", node: int | None = None) -> None:
-        self.reason = message
+    def __init__(
+        self, reason: str, *, field: str = "", node: int | None = None, graph: int | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
         self.field = field
         self.node = node
-        where = f"{field}: " if field else ""
-        at = f" (node {node})" if node is not None else ""
-        super().__init__(f"{where}{message}{at}")
+        self.graph = graph
+        self.name: str | None = None
+
+    def within(self, field: str = "", *, node: int | None = None, graph: int | None = None) -> Self:
+        """The same error, placed further out.
+
+        Args:
+            field: Path of the field that holds its field.
+            node: The node that was being read, for an error that does not know it.
+            graph: The graph that was being read, likewise.
+        """
+        placed = copy.copy(self)
+        placed.field = joined(field, self.field)
+        placed.node = node if self.node is None else self.node
+        placed.graph = graph if self.graph is None else self.graph
+        return placed
+
+    def called(self, name: str) -> Self:
+        """The same error with the name that the caller uses for the node."""
+        placed = copy.copy(self)
+        placed.name = name
+        return placed
+
+    @property
+    def description(self) -> str:
+        """What is wrong, with the node, without the field."""
+        if self.node is None:
+            return self.reason
+        inside = f" of graph {self.graph}" if self.graph else ""
+        name = f", called {self.name!r}" if self.name else ""
+        return f"{self.reason} (node {self.node}{inside}{name})"
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
+
+
+def joined(outer: str, inner: str) -> str:
+    """The path of a field within another one."""
+    return f"{outer}.{inner}" if outer and inner else outer or inner
 
 
 class ProtocolError(DecodeError):
@@ -126,10 +211,17 @@ class UntrustedServerError(UntrustedArtifactError):
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One field of a request that the server refused: its path, and what to do."""
+    """One field of a request that the server refused: its path, and what to do.
+
+    Attributes:
+        field: Its path, e.g. "graph.calls[3].opcode".
+        description: What is wrong with it, and what to do.
+        node: What the caller calls the node at fault; empty when no node is.
+    """
 
     field: str
     description: str
+    node: str = ""
 
 
 class ServiceError(LazyfxError):
@@ -137,22 +229,37 @@ class ServiceError(LazyfxError):
 
     Attributes:
         code: Name of the gRPC status code, e.g. "INVALID_ARGUMENT".
+        reason: What the server said.
         violations: Fields that were refused, for errors that name fields.
         retry_after: Seconds after which a retry may succeed, or None.
     """
 
     def __init__(
         self,
-        message: str,
+        reason: str,
         *,
         code: str,
         violations: Sequence[FieldViolation] = (),
         retry_after: float | None = None,
     ) -> None:
+        super().__init__(reason)
+        self.reason = reason
         self.code = code
         self.violations = tuple(violations)
         self.retry_after = retry_after
-        super().__init__(f"{code}: {message}")
+
+    @property
+    def field(self) -> str:
+        """Path of the first field that was refused; empty when the server named none."""
+        return next((violation.field for violation in self.violations), "")
+
+    @property
+    def node(self) -> str | None:
+        """What the caller calls the node at fault, or None when no node is."""
+        return next((v.node for v in self.violations if v.node), None)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.reason}"
 
 
 class InvalidRequestError(ServiceError):
@@ -172,8 +279,8 @@ class MissingBlobsError(PreconditionError):
             "requests/<token hex>" for the request that a token stood for.
     """
 
-    def __init__(self, message: str, *, code: str, subjects: Sequence[str]) -> None:
-        super().__init__(message, code=code)
+    def __init__(self, reason: str, *, code: str, subjects: Sequence[str]) -> None:
+        super().__init__(reason, code=code)
         self.subjects = tuple(subjects)
 
 

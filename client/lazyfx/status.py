@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError as ProtobufError
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -19,6 +21,8 @@ from lazyfx import errors
 from lazyfx.printable import one_line, printable
 
 MISSING = "MISSING"
+# google.rpc.ErrorInfo that names the node at fault.
+_DOMAIN, _NODE_AT_FAULT, _NODE = "lazyfx", "NODE_AT_FAULT", "node"
 BLOB_SUBJECT = "blobs/"
 VALUE_SUBJECT = "values/"
 
@@ -56,14 +60,15 @@ def rich_status(
     Args:
         code: Status code.
         message: For people.
-        violations: Request fields at fault, as BadRequest.FieldViolation.
+        violations: Request fields at fault, as BadRequest.FieldViolation; the node of the first
+            that has one, as ErrorInfo.
         missing: Subjects that the request needs ("blobs/<hex>", "values/<graph>/<attribute>"),
             as PreconditionFailure violations of type MISSING.
         retry_after: Seconds, as RetryInfo.
     """
     details: list[any_pb2.Any] = []
 
-    def add(detail: error_details_pb2.BadRequest) -> None:
+    def add(detail: Message) -> None:
         packed = any_pb2.Any()
         packed.Pack(detail)
         details.append(packed)
@@ -73,6 +78,13 @@ def rich_status(
         for violation in violations:
             request.field_violations.add(field=violation.field, description=violation.description)
         add(request)
+    node = next((violation.node for violation in violations if violation.node), "")
+    if node:
+        add(
+            error_details_pb2.ErrorInfo(
+                reason=_NODE_AT_FAULT, domain=_DOMAIN, metadata={_NODE: node}
+            )
+        )
     if missing:
         failure = error_details_pb2.PreconditionFailure()
         for subject in missing:
@@ -116,12 +128,14 @@ def _error(
 ) -> errors.ServiceError:
     violations: list[errors.FieldViolation] = []
     missing: list[str] = []
+    node = ""
     retry_after: float | None = None
     for detail in status.details[:_MOST_DETAILS] if status else ():
-        bad, failure, retry = (
+        bad, failure, retry, info = (
             error_details_pb2.BadRequest(),
             error_details_pb2.PreconditionFailure(),
             error_details_pb2.RetryInfo(),
+            error_details_pb2.ErrorInfo(),
         )
         try:
             if detail.Unpack(bad):
@@ -130,6 +144,8 @@ def _error(
                 missing += map(_subject, failure.violations[:_MOST_MISSING])
             elif detail.Unpack(retry):
                 retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+            elif detail.Unpack(info) and info.domain == _DOMAIN:
+                node = one_line(info.metadata.get(_NODE, ""))
         except ProtobufError:
             continue  # it says nothing
     message = printable(message)
@@ -138,6 +154,8 @@ def _error(
         return errors.MissingBlobsError(message, code=code.name, subjects=missing[:_MOST_MISSING])
     if retry_after is not None:
         retry_after = min(max(retry_after, 0.0), MAX_RETRY_AFTER)
+    if node and violations:
+        violations[0] = replace(violations[0], node=node)
     kind = _ERRORS.get(code, errors.ServerFaultError)
     return kind(
         message,

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import Self
+
 from lazyfx.errors import FieldViolation, LazyfxError
 
 
 class RequestError(LazyfxError):
-    """Base of the failures that a caller is told about."""
+    """Base of the failures that a caller is told about.
+
+    Attributes:
+        violations: Fields of the request at fault, with the nodes; empty where none is.
+    """
+
+    violations: tuple[FieldViolation, ...] = ()
+
+    @classmethod
+    def of_field(cls, field: str, description: str, node: str = "") -> Self:
+        """An error about one field.
+
+        Args:
+            field: Its path in the request; "request" for the message as a whole.
+            description: What is wrong with it, and what to do.
+            node: What the caller calls the node at fault; empty when no node is.
+        """
+        error = cls(f"{field}: {description}")
+        error.violations = (FieldViolation(field, description, node),)
+        return error
 
 
 class InvalidRequestError(RequestError):
-    """The request can never be served as it is; names fields and remedies."""
-
-    def __init__(self, message: str, violations: Sequence[FieldViolation] = ()) -> None:
-        super().__init__(message)
-        self.violations = tuple(violations)
-
-    @classmethod
-    def of_field(cls, field: str, description: str) -> InvalidRequestError:
-        """An error about one field."""
-        return cls(f"{field}: {description}", [FieldViolation(field, description)])
+    """The request can never be served as it is; made by `of_field`, so that it names one."""
 
 
 class MissingError(RequestError):

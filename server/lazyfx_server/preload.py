@@ -13,6 +13,8 @@ import os
 import sys
 
 import torch
+import torch._dynamo
+import torch._functorch.partitioners
 from torch.fx import symbolic_trace
 
 from lazyfx import wire
@@ -47,6 +49,7 @@ if more := os.environ.get(allowed.VARIABLE):
 # Workers write to the server's log, also what torch says of graphs.
 sys.stderr = PlainStream(sys.stderr)
 log_to(sys.stderr, "warning", os.environ.get(LOG_FORMAT_VARIABLE, "text"))
+targets.functions()
 targets.register_late()
 warm_up()
 # What is here now stays until the end: the collector of a worker need not go over it again.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from time import perf_counter
 
 import torch
 from torch.fx import GraphModule
 
 from lazyfx import wire
-from lazyfx.errors import DecodeError, LazyfxError
+from lazyfx.errors import DecodeError, LazyfxError, UnsupportedGraphError, joined
 from lazyfx.v1 import graph_pb2
 from lazyfx.written import SourceMismatchError
 from lazyfx.written.source import MAX_SOURCE_BYTES, characters, check_size
@@ -67,6 +66,8 @@ def run_job(data: bytes) -> bytes:
         _log.error("%s", error)
         result.error.kind = worker.JOB_ERROR_KIND_SOURCE
         result.error.message = str(error)
+    except UnsupportedGraphError as error:
+        result.error.CopyFrom(_unsupported_error(error, job))
     except LazyfxError as error:
         result.error.kind = worker.JOB_ERROR_KIND_INVALID
         result.error.message = str(error)
@@ -157,11 +158,16 @@ def _render(job: worker.RenderJob) -> worker.RenderResult:
     body = graph_pb2.GraphBody.FromString(job.graph.graph.body)
     literals = [characters(call, body.strings) for call in body.calls]
     names = job.presentation if job.HasField("presentation") else None
-    check_size(body, literals, names, job.max_source_bytes or MAX_SOURCE_BYTES)
+    try:
+        check_size(body, literals, names, job.max_source_bytes or MAX_SOURCE_BYTES)
+    except DecodeError as error:
+        raise DecodeError(error.reason, field="kind") from None
     try:
         return render(job)
     except SyntaxError as error:
-        raise DecodeError(f"torch.fx cannot write this graph as Python: {error.msg}") from error
+        raise DecodeError(
+            f"torch.fx cannot write this graph as Python: {error.msg}", field="kind"
+        ) from error
 
 
 def _require_values(pipeline: Pipeline, checked: CheckedGraph, job: worker.CompileJob) -> None:
@@ -245,43 +251,61 @@ def _limits(job: worker.CompileJob) -> PassLimits:
 
 
 def _pass_error(error: PassError, job: worker.CompileJob) -> worker.JobError:
-    node = error.node or ""
-    called = _called(node, job)
-    message = str(error).replace(repr(node), repr(called)) if node else str(error)
+    # A node of a pattern has its sender's name already.
+    if error.node is not None and error.graph is not None:
+        error = error.of_node(_called(error.node, error.graph, job), error.graph)
     return worker.JobError(
         kind=_KINDS[error.kind],
-        message=message,
+        message=error.description,
         field=error.field,
-        node=called,
+        node=error.node or "",
     )
 
 
 def _decode_error(error: DecodeError, job: worker.Job) -> worker.JobError:
-    called = ""
-    if error.node is not None and job.HasField("compile"):
-        called = _called(f"n{error.node}", job.compile, _graph_of(error.field))
-    where = "graph." if job.HasField("compile") else ""
+    node = ""
+    if error.node is not None:
+        name = _name(error.graph or 0, error.node, job.compile.presentation)
+        node = name or f"n{error.node}"
+        error = error.called(name) if name else error
+    field = error.field
+    if job.HasField("compile"):
+        field = joined("graph", field or "body")
     return worker.JobError(
         kind=worker.JOB_ERROR_KIND_INVALID,
-        message=str(error) + (f", called {called!r}" if called else ""),
-        field=f"{where}{error.field or 'body'}",
-        node=called,
+        message=error.description,
+        field=field or "module_key",
+        node=node,
     )
 
 
-def _graph_of(field: str) -> int:
-    """The graph that a field is in; tables belong to all of them, nodes mostly to the root."""
-    match = re.match(r"graphs\[(\d+)\]", field)
-    return int(match[1]) if match else 0
+def _unsupported_error(error: UnsupportedGraphError, job: worker.Job) -> worker.JobError:
+    """What passes made cannot go on the wire, or the graph cannot be rendered as was asked."""
+    if error.node is not None and job.HasField("compile"):
+        error = error.called(_called(error.node, "", job.compile))
+    return worker.JobError(
+        kind=worker.JOB_ERROR_KIND_INVALID,
+        message=str(error),
+        field="passes" if job.HasField("compile") else "kind",
+        node=error.node or "",
+    )
 
 
-def _called(node: str, job: worker.CompileJob, graph: int = 0) -> str:
-    """What the caller calls node "n<i>" of a graph."""
-    names = job.presentation.graphs
-    try:
-        return wire.node_name(names[graph], int(node[1:])) if names and node[:1] == "n" else node
-    except (ValueError, IndexError):
+def _called(node: str, path: str, job: worker.CompileJob) -> str:
+    """What the caller calls a node, which is "n<i>" in the graph at this path if they sent it."""
+    index = wire.canonical_node(node)
+    if index is None or not job.presentation.graphs:
         return node
+    graph = wire.graph_at(graph_pb2.GraphBody.FromString(job.body), path)
+    return (_name(graph, index, job.presentation) if graph is not None else "") or node
+
+
+def _name(graph: int, node: int, names: graph_pb2.Presentation) -> str:
+    """The name of a node in a caller's words; empty where there is none."""
+    try:
+        return wire.node_name(names.graphs[graph], node)
+    except IndexError:
+        return ""
 
 
 def _describe() -> worker.DescribeResult:

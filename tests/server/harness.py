@@ -138,17 +138,19 @@ class Refusal:
     fields: dict[str, str]
     missing: tuple[str, ...]
     retry_after: float | None
+    node: str = ""
 
 
 def refusal_of(error: grpc.RpcError) -> Refusal:
     status = rpc_status.from_call(error) if error.trailing_metadata() else None
     fields: dict[str, str] = {}
     missing: list[str] = []
-    retry_after = None
+    retry_after, node = None, ""
     for detail in status.details if status else ():
         bad = error_details_pb2.BadRequest()
         failure = error_details_pb2.PreconditionFailure()
         retry = error_details_pb2.RetryInfo()
+        info = error_details_pb2.ErrorInfo()
         if detail.Unpack(bad):
             fields.update({v.field: v.description for v in bad.field_violations})
         elif detail.Unpack(failure):
@@ -156,7 +158,10 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
             missing += [v.subject for v in failure.violations]
         elif detail.Unpack(retry):
             retry_after = retry.retry_delay.ToNanoseconds() / 1e9
-    return Refusal(error.code().name, error.details() or "", fields, tuple(missing), retry_after)
+        elif detail.Unpack(info):
+            node = info.metadata["node"]
+    code, message = error.code().name, error.details() or ""
+    return Refusal(code, message, fields, tuple(missing), retry_after, node)
 
 
 def refused(call: Callable[[], object]) -> Refusal:

@@ -16,6 +16,8 @@ from lazyfx.errors import DecodeError, ProtocolError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.canonical import CanonicalBody
+from lazyfx.wire.places import refused_call, refused_target
+from lazyfx.wire.schemas import operator_of_row
 from lazyfx.written.source import (
     MAX_SOURCE_BYTES,
     characters,
@@ -26,10 +28,7 @@ from lazyfx.written.source import (
 
 # For each node that is taken; a call with more operands takes them from others.
 _EDGES: Final = 32
-_OPERATORS: Final = frozenset(
-    {graph_pb2.TARGET_KIND_OPERATOR, graph_pb2.TARGET_KIND_OPERATOR_PACKET}
-)
-# Namespaces of operators that torch itself registers and that passes write.
+# Libraries of operators that torch itself registers and that passes write.
 _NAMESPACES: Final = frozenset({"aten", "prims", "quantized", "quantized_decomposed"})
 
 
@@ -122,15 +121,17 @@ def _check_targets(
     """
     if not only_own(passes):
         return  # a plugin may bring operators of its own
-    known = {row.name for row in sent.targets if row.kind in _OPERATORS}
+    known = {row.name for row in sent.targets if operator_of_row(row)}
     known.update(_rewritten(passes))
     for i, row in enumerate(body.targets):
-        foreign = row.kind in _OPERATORS and row.name.partition("::")[0] not in _NAMESPACES
-        if foreign and row.name not in known:
-            raise ProtocolError(
+        operator = operator_of_row(row)
+        if operator and operator.namespace not in _NAMESPACES and row.name not in known:
+            raise refused_target(
                 f"{row.name[:200]!r} is an operator that was not in the graph and that no "
                 "requested pass creates",
-                field=f"targets[{i}]",
+                body,
+                i,
+                ProtocolError,
             )
 
 
@@ -139,7 +140,7 @@ def _rewritten(passes: Iterable[pb.PassSpec]) -> Iterator[str]:
     for spec in passes:
         for rewrite in spec.rewrites:
             body = graph_pb2.GraphBody.FromString(rewrite.replacement.body)
-            yield from (row.name for row in body.targets if row.kind in _OPERATORS)
+            yield from (row.name for row in body.targets if operator_of_row(row))
         yield from _rewritten(spec.passes)
 
 
@@ -151,7 +152,7 @@ def _check_calls(body: graph_pb2.GraphBody) -> None:
     for i, call in enumerate(body.calls):
         reason = unwritable(call, targets[call.target], strings)
         if reason is not None:
-            raise DecodeError(reason, field=f"calls[{i}]")
+            raise refused_call(reason, body, i)
         lengths.append(characters(call, strings))
     check_size(body, lengths, None, MAX_SOURCE_BYTES)
 

@@ -27,20 +27,24 @@ def in_words(error: Exception, address: str) -> str:
         address: The server that was asked.
     """
     if isinstance(error, UnavailableError):
-        told = one_line(error)
-        return told.removeprefix(f"{error.code}: ") if address in told else f"{address}: {told}"
+        told = _one_line(error.reason)
+        return told if address in told else f"{address}: {error.code}: {told}"
     if isinstance(error, TimedOutError):
         return f"{address} did not answer in time; raise --timeout ({one_line(error)})"
     if isinstance(error, InvalidRequestError):
-        told = one_line(error)
-        more = [v.description for v in error.violations if v.description not in told]
-        return "; ".join([told, *more])
+        # The first is what the error says itself.
+        more = [f"{v.field}: {v.description}" for v in error.violations[1:]]
+        return "; ".join([one_line(error), *map(_one_line, more)])
     return one_line(error)
 
 
 def one_line(error: Exception) -> str:
     """An error's message without line breaks; its kind where it has none."""
-    return " ".join(str(error).translate(_NO_COLUMNS).split()) or type(error).__name__
+    return _one_line(str(error)) or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.translate(_NO_COLUMNS).split())
 
 
 @contextmanager

@@ -1,24 +1,30 @@
-"""Everything of torch's Inductor that has no public name, imported here and nowhere else."""
+"""Everything of torch's Inductor that has no public name, imported here and nowhere else.
+
+Imported when it is first used: it brings dynamo along, which takes seconds, and a server whose
+workers compile uses none of it itself.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sympy
-import torch._functorch.config as functorch_config
-import torch._inductor.config as inductor_config
-from torch._dynamo.exc import RestartAnalysis, TensorifyScalarRestartAnalysis
-from torch._dynamo.symbolic_convert import TensorifyState
-from torch._inductor import list_mode_options
-from torch._inductor.codecache import CppCodeCache, torch_key
-from torch._inductor.cpu_vec_isa import pick_vec_isa, supported_vec_isa_list, x86_isa_checker
-from torch._inductor.output_code import CompiledFxGraph
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch._inductor.standalone_compile import AOTCompiledArtifact
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+if TYPE_CHECKING:
+    import torch._functorch.config as functorch_config
+    import torch._inductor.config as inductor_config
+    from torch._dynamo.exc import RestartAnalysis, TensorifyScalarRestartAnalysis
+    from torch._dynamo.symbolic_convert import TensorifyState
+    from torch._inductor.codecache import CppCodeCache, torch_key
+    from torch._inductor.cpu_vec_isa import pick_vec_isa, supported_vec_isa_list, x86_isa_checker
+    from torch._inductor.output_code import CompiledFxGraph
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch._inductor.standalone_compile import AOTCompiledArtifact
 
 __all__ = [
     "AOTCompiledArtifact",
@@ -47,11 +53,37 @@ __all__ = [
 ]
 
 _FUNCTORCH: Final = "functorch."
+_HOMES: Final[Mapping[str, str]] = {
+    "AOTCompiledArtifact": "torch._inductor.standalone_compile",
+    "CompiledFxGraph": "torch._inductor.output_code",
+    "CppCodeCache": "torch._inductor.codecache",
+    "RestartAnalysis": "torch._dynamo.exc",
+    "TensorifyScalarRestartAnalysis": "torch._dynamo.exc",
+    "TensorifyState": "torch._dynamo.symbolic_convert",
+    "cache_dir": "torch._inductor.runtime.cache_dir_utils",
+    "functorch_config": "torch._functorch",
+    "inductor_config": "torch._inductor",
+    "pick_vec_isa": "torch._inductor.cpu_vec_isa",
+    "supported_vec_isa_list": "torch._inductor.cpu_vec_isa",
+    "torch_key": "torch._inductor.codecache",
+    "x86_isa_checker": "torch._inductor.cpu_vec_isa",
+}
+"""The modules that have these names; of the two configurations, the packages that they are in."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.endswith("_config"):
+        return importlib.import_module(f"{home}.config")
+    return getattr(importlib.import_module(home), name)
 
 
 def modes() -> tuple[str, ...]:
     """The modes of torch.compile."""
-    return tuple(list_mode_options())
+    return tuple(_mode_options()())
 
 
 def mode_settings(mode: str) -> Mapping[str, Any]:
@@ -60,13 +92,19 @@ def mode_settings(mode: str) -> Mapping[str, Any]:
     Raises:
         RuntimeError: torch has no such mode.
     """
-    return list_mode_options(mode)
+    settings: Mapping[str, Any] = _mode_options()(mode)
+    return settings
+
+
+def _mode_options() -> Any:
+    return importlib.import_module("torch._inductor").list_mode_options
 
 
 def portable_configuration() -> dict[str, Any]:
     """Every setting of Inductor and AOTAutograd that torch itself puts into its cache keys."""
-    found = {f"inductor.{k}": v for k, v in inductor_config.save_config_portable().items()}
-    found.update({f"aot.{k}": v for k, v in functorch_config.save_config_portable().items()})
+    inductor, functorch = _place("")[0], _place(_FUNCTORCH)[0]
+    found = {f"inductor.{k}": v for k, v in inductor.save_config_portable().items()}
+    found.update({f"aot.{k}": v for k, v in functorch.save_config_portable().items()})
     return found
 
 
@@ -100,8 +138,8 @@ def setting_type(name: str) -> Any:
 
 def _place(name: str) -> tuple[Any, str]:
     if name.startswith(_FUNCTORCH):
-        return functorch_config, name.removeprefix(_FUNCTORCH)
-    return inductor_config, name
+        return __getattr__("functorch_config"), name.removeprefix(_FUNCTORCH)
+    return __getattr__("inductor_config"), name
 
 
 def backed_values(env: ShapeEnv) -> Mapping[sympy.Symbol, Any]:

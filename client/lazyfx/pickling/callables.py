@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from torch._dynamo import utils as dynamo_utils
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.pickling import torch_names
 from lazyfx.pickling.made import Made, after, home, named, resolve
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import numpy_twins, targets, twins
+from lazyfx.wire.schemas import operator_of
 
 REGISTERED_BY: Final = {
     "_c10d_functional": "torch.distributed._functional_collectives",
@@ -80,23 +80,23 @@ def _is_at(name: str, target: object) -> bool:
 
 
 def _operator(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> Made:
-    overload = isinstance(target, torch._ops.OpOverload)
-    packet = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target
-    namespace, _, name = packet._qualified_op_name.partition("::")
+    operator = operator_of(target)
+    assert operator is not None
     registry: Any = named("torch.ops")
-    if (module := REGISTERED_BY.get(namespace)) is not None and importlib.util.find_spec(module):
+    module = REGISTERED_BY.get(operator.namespace)
+    if module is not None and importlib.util.find_spec(module):
         registry = after(registry, named(module))
-    found = Made(getattr, (Made(getattr, (registry, namespace)), name))
-    return Made(getattr, (found, target._overloadname)) if overload else found
+    found = Made(getattr, (Made(getattr, (registry, operator.namespace)), operator.name))
+    return Made(getattr, (found, operator.overload)) if operator.overload else found
 
 
 def _numpy_wrapper(target: Any, name: str) -> Made:
     """A wrapper of dynamo's around a NumPy function of torch's, made again."""
     cls = named(f"torch._dynamo.utils.{type(target).__name__}")
     own = name.rpartition(".")[2]
-    if isinstance(target, dynamo_utils.numpy_method_wrapper):
+    if type(target).__name__ == "numpy_method_wrapper":
         return Made(cls, (own,))
-    if isinstance(target, dynamo_utils.numpy_operator_wrapper):
+    if type(target).__name__ == "numpy_operator_wrapper":
         return Made(cls, (named(f"operator.{own}"),))
     return Made(cls, (named(name),))
 

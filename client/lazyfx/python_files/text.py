@@ -20,6 +20,7 @@ from lazyfx.pickling.callables import REGISTERED_BY
 from lazyfx.pickling.torch_names import pytree_info_of
 from lazyfx.python_files.literals import constructor, literal, spec
 from lazyfx.python_files.state import State
+from lazyfx.wire.schemas import operator_of
 
 # torch.fx traces by these marks, and nobody traces the file.
 _WRAPPED: Final = re.compile(r"^torch\.fx\.wrap\('\w+'\)$", re.MULTILINE)
@@ -170,14 +171,8 @@ def _registering(module: GraphModule) -> list[str]:
         if isinstance(part, GraphModule)
         for node in part.graph.nodes
     )
-    names = {
-        target._schema.name
-        if isinstance(target, torch._ops.OpOverload)
-        else target._qualified_op_name
-        for target in targets
-        if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
-    }
-    found = {REGISTERED_BY.get(name.partition("::")[0]) for name in names}
+    namespaces = {operator.namespace for t in targets if (operator := operator_of(t)) is not None}
+    found = {REGISTERED_BY.get(namespace) for namespace in namespaces}
     return sorted(name for name in found if name and importlib.util.find_spec(name))
 
 

@@ -8,7 +8,9 @@ back a module key and a report; the graph itself travels only when the server
 asks for it, and code, pickles and pictures only when somebody touches them.
 
 Errors carry a google.rpc.Status in the trailing metadata:
-  INVALID_ARGUMENT     BadRequest.FieldViolation names the field, the node and the remedy
+  INVALID_ARGUMENT     BadRequest.FieldViolation names the field, the node and the remedy;
+                       where a node is at fault, ErrorInfo of the domain "lazyfx" has its name
+                       in the sender's words, under "node". A failing pass is told likewise
   FAILED_PRECONDITION  PreconditionFailure, type MISSING, names what to send before trying
                        again: subject "blobs/<sha256 hex>" a graph or a tensor's bytes,
                        "values/<graph>/<attribute>" a ValueBinding for a tensor that a pass reads

@@ -7,7 +7,14 @@ from lazyfx.wire.canonical import check_canonical, read_canonical
 from lazyfx.wire.decode import Metadata, ModuleClass, decode
 from lazyfx.wire.encode import EncodedGraph, digest, encode
 from lazyfx.wire.origins import Origins
-from lazyfx.wire.presentation import node_name, present, provenance, tensor_places
+from lazyfx.wire.presentation import (
+    canonical_node,
+    graph_at,
+    node_name,
+    present,
+    provenance,
+    tensor_places,
+)
 from lazyfx.wire.signature import apply_signature
 from lazyfx.wire.tensors import content_digest, tensor_bytes, tensor_from_bytes
 from lazyfx.wire.values import META_KEY, LazyValue, describe, fake_value, materialize
@@ -21,6 +28,7 @@ __all__ = [
     "ModuleClass",
     "Origins",
     "apply_signature",
+    "canonical_node",
     "check_canonical",
     "content_digest",
     "decode",
@@ -28,6 +36,7 @@ __all__ = [
     "digest",
     "encode",
     "fake_value",
+    "graph_at",
     "materialize",
     "node_name",
     "present",

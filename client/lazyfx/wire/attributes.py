@@ -169,9 +169,7 @@ class AttributeWriter:
         try:
             arguments.walk(value, [], holes, self._tables)
         except UnsupportedGraphError as error:
-            raise UnsupportedGraphError(
-                f"attribute {path!r}: {error.reason}", remedy=error.remedy
-            ) from None
+            raise error.within(attribute=path) from None
         arguments.write(value, row, self._tables)
 
 

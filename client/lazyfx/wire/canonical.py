@@ -66,14 +66,24 @@ def read_canonical(body: bytes) -> CanonicalBody:
     if not message.graphs:
         raise DecodeError("the body has no graph", field="graphs")
     rows = RowChecker(message, body)
+    graphs = check_graphs(message, rows)
+    rows.finish()
+    return CanonicalBody(message, rows.calls, graphs)
+
+
+def check_graphs(message: pb.GraphBody, rows: RowChecker) -> tuple[GraphReading, ...]:
+    """Check the columns of all graphs, and with `rows` each row where it is first used.
+
+    Raises:
+        DecodeError: Something is wrong; names the field, the graph and the node.
+    """
     children = _Children(len(message.graphs))
     graphs = []
     for index, columns in enumerate(message.graphs):
         children.enter(index)
-        graphs.append(_check_graph(columns, f"graphs[{index}]", rows, children))
+        graphs.append(_check_graph(index, columns, rows, children))
     children.finish()
-    rows.finish()
-    return CanonicalBody(message, rows.calls, tuple(graphs))
+    return tuple(graphs)
 
 
 class _Children:
@@ -103,26 +113,32 @@ class _Children:
 
 
 def _check_graph(
-    columns: pb.GraphColumns, field: str, rows: RowChecker, children: _Children
+    number: int, columns: pb.GraphColumns, rows: RowChecker, children: _Children
 ) -> GraphReading:
-    values = columns.values
+    values, field = columns.values, f"graphs[{number}]"
     if values and (len(values) != len(columns.calls) or not any(values)):
         raise DecodeError(
             f"{len(values)} values for {len(columns.calls)} nodes", field=f"{field}.values"
         )
     if values and values[-1]:
         raise DecodeError(
-            "the output must not have a value", field=f"{field}.values", node=len(values) - 1
+            "the output must not have a value",
+            field=f"{field}.values",
+            node=len(values) - 1,
+            graph=number,
         )
     attributes = _Attributes(columns.attributes, field, rows, children)
     walk = _NodeWalk(columns, field, rows, attributes)
     try:
         reading = walk.run()
     except DecodeError as error:
-        node = walk.node if error.node is None else error.node
-        raise DecodeError(_message(error), field=error.field or field, node=node) from None
+        # Rows of tables have a field of their own.
+        outer = "" if error.field else field
+        raise error.within(outer, node=walk.node, graph=number) from None
     except IndexError:
-        raise DecodeError("too few operands", field=f"{field}.operands", node=walk.node) from None
+        raise DecodeError(
+            "too few operands", field=f"{field}.operands", node=walk.node, graph=number
+        ) from None
     attributes.finish()
     return reading
 
@@ -201,11 +217,6 @@ class _NodeWalk:
 # By opcode; an invalid number is refused where its row is checked.
 _TAKES_ATTRIBUTE = np.zeros(8, np.bool_)
 _TAKES_ATTRIBUTE[[pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE]] = True
-
-
-def _message(error: DecodeError) -> str:
-    text = str(error).removesuffix(f" (node {error.node})")
-    return text.removeprefix(f"{error.field}: ") if error.field else text
 
 
 class _Attributes:

@@ -106,15 +106,19 @@ class _Decoder:
         modules: dict[int, GraphModule] = {}
         # Children have greater numbers than the graphs that name them.
         for number in reversed(range(len(self._body.graphs))):
-            modules[number] = self._one(number, modules)
+            try:
+                modules[number] = self._one(number, modules)
+            except DecodeError as error:
+                raise error.within(graph=number) from error.__cause__
         return modules[0]
 
     def _one(self, number: int, modules: dict[int, GraphModule]) -> GraphModule:
         columns = self._body.graphs[number]
         given = self._names.graphs[number] if self._names is not None else None
         paths = _paths(given, columns.attributes)
-        plan = self._plan(number, given, paths)
-        root = self._attributes.root(number, paths, modules)
+        plan, reading = self._plan(number, given, paths)
+        uses = zip(reading.readers.tolist(), reading.attributes.tolist(), strict=True)
+        root = self._attributes.root(number, paths, modules, uses)
         graph = Graph()
         nodes = (create_direct if self._direct else create_public)(graph, plan)
         self._describe(nodes, columns)
@@ -124,7 +128,9 @@ class _Decoder:
         self._attributes.keep_constants(module, number, paths)
         return module
 
-    def _plan(self, number: int, given: pb.GraphNames | None, paths: Sequence[str]) -> NodePlan:
+    def _plan(
+        self, number: int, given: pb.GraphNames | None, paths: Sequence[str]
+    ) -> tuple[NodePlan, GraphReading]:
         columns = self._body.graphs[number]
         reading = self._readings[number] if self._readings else None
         node_names, counts = _node_names(given, len(columns.calls))
@@ -151,7 +157,8 @@ class _Decoder:
         else:
             for node in own:
                 targets[node] = node_names[node]
-        return NodePlan(node_names, calls, shapes, targets, reading.operands.tolist(), counts)
+        plan = NodePlan(node_names, calls, shapes, targets, reading.operands.tolist(), counts)
+        return plan, reading
 
     def _read_templates(self, calls: Sequence[int]) -> dict[int, Template]:
         """The templates of one graph by number of the call."""
@@ -167,7 +174,7 @@ class _Decoder:
                 try:
                     self._templates[call] = self._reader.read(call)
                 except DecodeError as error:
-                    raise DecodeError(str(error), node=calls.index(call)) from error
+                    raise error.within(node=calls.index(call)) from None
             found[call] = self._templates[call]
         return found
 
@@ -295,8 +302,9 @@ def _paths(given: pb.GraphNames | None, attributes: Sequence[pb.Attribute]) -> l
 def _placeholder_targets(given: pb.GraphNames | None, count: int) -> dict[int, str]:
     found: dict[int, str] = {}
     for row in given.placeholder_targets if given else ():
-        names.check_identifier(row.target, "presentation.placeholder_targets")
+        field = "presentation.placeholder_targets"
         if row.node >= count:
-            raise DecodeError("refers to no node", field="presentation.placeholder_targets")
+            raise DecodeError("refers to no node", field=field)
+        names.check_identifier(row.target, field, row.node)
         found[row.node] = row.target
     return found

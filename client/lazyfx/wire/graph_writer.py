@@ -63,9 +63,7 @@ class GraphWriter:
         except UnsupportedGraphError as error:
             if error.node is not None:
                 raise
-            raise UnsupportedGraphError(
-                error.reason, node=nodes[len(self._numbers)].name, remedy=error.remedy
-            ) from error.__cause__
+            raise error.within(node=nodes[len(self._numbers)].name) from error.__cause__
         except KeyError as error:
             if not isinstance(error.args[0], Node):
                 raise

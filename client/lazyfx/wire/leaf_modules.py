@@ -115,7 +115,7 @@ def verify(module: nn.Module, arguments: Mapping[str, Any]) -> None:
         name = leaf_parametrizations.base_class(module).__name__
         fresh = prototype(name, arguments)
     except DecodeError as error:
-        raise UnsupportedGraphError(str(error), remedy=REMEDY) from None
+        raise UnsupportedGraphError(error.reason, remedy=REMEDY) from None
     made = dict(fresh.named_modules(remove_duplicate=False))
     for path, part in module.named_modules(remove_duplicate=False):
         twin = made.pop(path, None)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from lazyfx.wire.templates import TemplateReader
 from lazyfx.wire.tensors import StandIn, contiguous_strides
 from lazyfx.wire.values import ValueTables, meta_tensor
 
+# Pairs of a node and the attribute that it reads or calls.
+Uses = Iterable[tuple[int, int]]
 # (graph index, attribute index, attribute) -> the tensor, or None for a stand-in.
 Bind = Callable[[int, int, pb.Attribute], torch.Tensor | None]
 
@@ -43,9 +45,19 @@ class AttributeReader:
         self._stand_ins: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def root(
-        self, number: int, paths: Sequence[str], modules: Mapping[int, GraphModule]
+        self,
+        number: int,
+        paths: Sequence[str],
+        modules: Mapping[int, GraphModule],
+        uses: Uses = (),
     ) -> nn.Module:
         """A module that holds the attributes of graph `number` at `paths`.
+
+        Args:
+            number: The graph.
+            paths: Where each attribute is.
+            modules: The graphs inside of it.
+            uses: Nodes with the attribute that each reads, so that errors name one.
 
         Raises:
             DecodeError: An attribute makes no sense, or two paths get in each other's way.
@@ -58,16 +70,19 @@ class AttributeReader:
             if row.WhichOneof("kind") == "module"
             for tensor in row.module.tensors
         }
-        values = [self._tensor_of(number, i, row) for i, row in enumerate(rows)]
-        for i in _placing_order(rows, paths):
-            row = rows[i]
-            if i in owned:
-                continue
-            try:
-                value = self._value(number, row, values[i], values, modules)
-                _place(root, paths[i], value, row.tensor.role)
-            except DecodeError as error:
-                raise DecodeError(str(error), field=f"graphs[{number}].attributes[{i}]") from error
+        values: list[torch.Tensor | None] = []
+        at = 0
+        try:
+            for at, row in enumerate(rows):
+                values.append(self._tensor_of(number, at, row))
+            for at in _placing_order(rows, paths):
+                if at not in owned:
+                    value = self._value(number, rows[at], values[at], values, modules)
+                    _place(root, paths[at], value, rows[at].tensor.role)
+        except DecodeError as error:
+            node = next((reader for reader, attribute in uses if attribute == at), None)
+            field = f"graphs[{number}].attributes[{at}]"
+            raise error.within(field, node=node, graph=number) from error.__cause__
         return root
 
     def keep_constants(self, module: GraphModule, number: int, paths: Sequence[str]) -> None:
@@ -84,7 +99,7 @@ class AttributeReader:
         if row.WhichOneof("kind") != "tensor":
             return None
         if row.tensor.tensor >= len(self._body.tensors):
-            raise DecodeError("an index out of range of tensors", field="attributes.tensor")
+            raise DecodeError("an index out of range of tensors", field="tensor")
         description = self._body.tensors[row.tensor.tensor]
         is_parameter = row.tensor.role == pb.TENSOR_ROLE_PARAMETER
         tensor = self._bind(graph, number, row) if self._bind else None
@@ -103,10 +118,10 @@ class AttributeReader:
     ) -> torch.Tensor:
         dtype = DTYPE_OBJECTS.get(description.dtype)
         if dtype is None or row.role not in _ROLES:
-            raise DecodeError("a tensor of unknown dtype or role", field="attributes.tensor")
+            raise DecodeError("a tensor of unknown dtype or role", field="tensor")
         shape = tuple(description.shape)
         if description.symbolic_shape or min(shape, default=0) < 0:
-            raise DecodeError("an attribute has a static shape", field="attributes.tensor")
+            raise DecodeError("an attribute has a static shape", field="tensor")
         layout = LAYOUT_OBJECTS.get(description.layout, torch.strided)
         tensor: torch.Tensor
         try:
@@ -116,7 +131,7 @@ class AttributeReader:
             else:
                 tensor = torch.empty(shape, dtype=dtype, layout=layout, device="meta")
         except (RuntimeError, ValueError, TypeError) as error:
-            raise DecodeError(f"not a tensor: {error}", field="attributes.tensor") from None
+            raise DecodeError(f"not a tensor: {error}", field="tensor") from None
         if is_parameter:
             tensor = nn.Parameter(tensor, requires_grad=description.requires_grad)
         elif description.requires_grad:

@@ -81,20 +81,28 @@ def count_names(message: pb.GraphNames, count: int) -> tuple[list[str], dict[str
         raise DecodeError(f"must have one name per node ({count} nodes)", field="presentation.stem")
     fit = all(map(str.isidentifier, stems)) and "".join(stems).isascii()
     if not fit or max(map(len, stems), default=0) > MAX_NAME:
-        wrong = next(s for s in stems if len(s) > MAX_NAME or not _is_plain(s))
-        raise DecodeError(f"{wrong[:100]!r} is not a name", field="presentation.stems")
+        wrong = next(i for i, s in enumerate(stems) if len(s) > MAX_NAME or not _is_plain(s))
+        node = next(iter(np.flatnonzero(stem == wrong).tolist()), None)
+        raise DecodeError(
+            f"{stems[wrong][:100]!r} is not a name", field="presentation.stems", node=node
+        )
     if count and stem.max() >= len(stems):
-        raise DecodeError("a stem index out of range", field="presentation.stem")
+        raise DecodeError(
+            "a stem index out of range", field="presentation.stem", node=int(stem.argmax())
+        )
     spell = _ENDS.__getitem__ if count and suffixes.max() < len(_ENDS) else _end
     ends = map(spell, suffixes.tolist())
     names = list(map(add, map(stems.__getitem__, stem.tolist()), ends))
     distinct = set(names)
     if len(distinct) != count:
-        raise DecodeError("two nodes have one name", field="presentation.stem")
-    for name in _RESERVED & distinct:
-        raise DecodeError(f"{name!r} is reserved", field="presentation.stems")
-    for name in _KEYWORDS & distinct:
-        raise DecodeError(f"{name!r} is a keyword", field="presentation.stems")
+        first = dict(zip(reversed(names), reversed(range(count)), strict=True))
+        node = next(i for i, name in enumerate(names) if first[name] < i)
+        raise DecodeError("two nodes have one name", field="presentation.stem", node=node)
+    for words, reason in ((_RESERVED, "is reserved"), (_KEYWORDS, "is a keyword")):
+        for name in words & distinct:
+            raise DecodeError(
+                f"{name!r} {reason}", field="presentation.stems", node=names.index(name)
+            )
     greatest = np.ones(len(stems), np.int64)
     np.maximum.at(greatest, stem, suffixes)
     counted = np.flatnonzero(greatest > 1).tolist()
@@ -112,8 +120,8 @@ def _end(suffix: int) -> str:
 _ENDS = tuple(map(_end, range(4096)))
 
 
-def check_identifier(name: str, field: str) -> None:
-    """Refuse an argument name that is not one identifier of Python source."""
+def check_identifier(name: str, field: str, node: int | None = None) -> None:
+    """Refuse an argument name, of `node`, that is not one identifier of Python source."""
     if (
         len(name) > MAX_NAME
         or not name.isidentifier()
@@ -121,7 +129,7 @@ def check_identifier(name: str, field: str) -> None:
         or unicodedata.normalize("NFKC", name) != name
         or name in _RESERVED
     ):
-        raise DecodeError(f"{name[:100]!r} is not an argument name", field=field)
+        raise DecodeError(f"{name[:100]!r} is not an argument name", field=field, node=node)
 
 
 def is_path(path: str) -> bool:

@@ -11,15 +11,23 @@ created for each node. On the wire it is "torch._numpy.sqrt", as functions of Nu
 from __future__ import annotations
 
 import functools
+import importlib
 import operator
 from collections.abc import Callable
 from typing import Any, Final
 
 import torch._numpy
-from torch._dynamo import utils
 
 # The one file that leans on dynamo's NumPy wrappers and the functions behind them.
 tensors: Any = torch._numpy  # noqa: SLF001
+
+
+@functools.lru_cache(maxsize=1)
+def _dynamo() -> Any:
+    """Dynamo's wrappers. Importing dynamo takes seconds, and not all who read graphs need it."""
+    return importlib.import_module("torch._dynamo.utils")
+
+
 # Memory of others, and what NumPy means from then on.
 _DENIED: Final = frozenset({"from_dlpack", "set_default_dtype"})
 # Of the modules' functions those that make functions or look at the process.
@@ -42,7 +50,7 @@ _OPERATOR: Final = "torch._numpy.operator."
 
 def wrappers() -> dict[str, Callable[..., Any]]:
     """A wrapper for each wire name."""
-    table: dict[str, Callable[..., Any]] = {}
+    utils, table = _dynamo(), dict[str, Callable[..., Any]]()
     for name in _names().values():
         table[_FUNCTION + name] = utils.numpy_to_tensor_wrapper(_member(tensors, name))
     for name in sorted(dir(tensors.ndarray)):
@@ -93,13 +101,16 @@ def _is_open(name: str) -> bool:
 
 def wrapper_name(target: object) -> str | None:
     """The wire name of what dynamo wrapped, or None for anything else."""
+    if not type(target).__module__.startswith("torch._dynamo"):
+        return None
+    utils = _dynamo()
     if isinstance(target, utils.numpy_to_tensor_wrapper):
         name = _names().get(id(target.f))
         return None if name is None else _FUNCTION + name
     if isinstance(target, utils.numpy_method_wrapper):
-        return _METHOD + target.method
+        return f"{_METHOD}{target.method}"
     if isinstance(target, utils.numpy_operator_wrapper):
-        name = target.op.__name__
+        name = str(target.op.__name__)
         return _OPERATOR + name if getattr(operator, name, None) is target.op else None
     return None
 
@@ -109,6 +120,7 @@ def expression(target: object) -> str | None:
     name = wrapper_name(target)
     if name is None:
         return None
+    utils: Any = _dynamo()
     if isinstance(target, utils.numpy_to_tensor_wrapper):
         return f"torch._dynamo.utils.numpy_to_tensor_wrapper({name})"
     own = name.rpartition(".")[2]

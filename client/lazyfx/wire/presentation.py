@@ -71,8 +71,8 @@ def _node_origins(given: pb.GraphNames, count: int) -> list[int]:
     origins = []
     seen = set()
     for stem, suffix in zip(given.stem, given.suffix, strict=True):
-        match = _CANONICAL_NODE.match(given.stems[stem]) if not suffix else None
-        place = int(match[1]) if match else count
+        found = canonical_node(given.stems[stem]) if not suffix else None
+        place = count if found is None else found
         origins.append(1 + place if place < count and place not in seen else 0)
         seen.add(place)
     return origins
@@ -190,6 +190,24 @@ def tensor_places(body: pb.GraphBody) -> dict[str, tuple[int, int]]:
             elif row.WhichOneof("kind") == "graph":
                 prefixes.setdefault(row.graph, f"{prefix}{path}.")
     return places
+
+
+def canonical_node(name: str) -> int | None:
+    """The node that is called so without a presentation: i of "n<i>"; None for other names."""
+    match = _CANONICAL_NODE.match(name)
+    return int(match[1]) if match else None
+
+
+def graph_at(body: pb.GraphBody, path: str) -> int | None:
+    """The index of the graph at a canonical path from the root, which is at ""; None for none."""
+    number = 0
+    for atom in path.split(".") if path else ():
+        attributes = body.graphs[number].attributes
+        place = {p: i for i, p in enumerate(names.canonical_paths(attributes))}.get(atom)
+        if place is None or attributes[place].WhichOneof("kind") != "graph":
+            return None
+        number = attributes[place].graph
+    return number
 
 
 def node_name(given: pb.GraphNames, node: int) -> str:

@@ -1,4 +1,4 @@
-"""Facts of operator schemas, read once: torch builds a new object at each access."""
+"""Identifies operators and reads their schemas once: torch builds a new object at each access."""
 
 # ruff: noqa: SLF001 - the operators' own types are private, and there is no other way to a schema
 
@@ -9,11 +9,28 @@ from typing import NamedTuple
 
 import torch
 
+from lazyfx.v1 import graph_pb2 as pb
+
+
+class Operator(NamedTuple):
+    """An operator by its names: `aten::add.Tensor` is aten, add, Tensor.
+
+    Attributes:
+        namespace: The library that it is of.
+        name: Its own name, which its overloads share.
+        overload: Which of them; empty for all of them together, "default" for the unnamed one.
+    """
+
+    namespace: str
+    name: str
+    overload: str
+
 
 class SchemaFacts(NamedTuple):
-    """What the schema of an operator says: its full name and those of its arguments."""
+    """What the schema of an operator says: its names, as one and apart, and its arguments'."""
 
     name: str
+    operator: Operator
     arguments: tuple[str, ...]
 
 
@@ -22,7 +39,30 @@ def facts(overload: torch._ops.OpOverload) -> SchemaFacts:
     """The facts of one overload."""
     schema = overload._schema
     name = f"{schema.name}.{schema.overload_name or 'default'}"
-    return SchemaFacts(name, tuple(argument.name for argument in schema.arguments))
+    arguments = tuple(argument.name for argument in schema.arguments)
+    return SchemaFacts(name, _parsed(schema.name, schema.overload_name or "default"), arguments)
+
+
+def operator_of(target: object) -> Operator | None:
+    """The operator that a callable of torch is, or None: overloads and packets of them are."""
+    if isinstance(target, torch._ops.OpOverload):
+        return facts(target).operator
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return _parsed(target._qualified_op_name, "")
+    return None
+
+
+def operator_of_row(row: pb.Target) -> Operator | None:
+    """The operator that a target on the wire names, or None if it names something else."""
+    if row.kind == pb.TARGET_KIND_OPERATOR:
+        packet, _, overload = row.name.rpartition(".")
+        return _parsed(packet, overload)
+    return _parsed(row.name, "") if row.kind == pb.TARGET_KIND_OPERATOR_PACKET else None
+
+
+def _parsed(packet: str, overload: str) -> Operator:
+    namespace, _, name = packet.partition("::")
+    return Operator(namespace, name, overload)
 
 
 def argument_place(target: object, name: str) -> int | None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
@@ -18,6 +17,13 @@ from lazyfx.wire.symbolic import CONSTRUCTORS
 
 # Stands for a size whose example value the capture did not have.
 UNKNOWN_EXAMPLE = 16
+
+
+def _source(name: str) -> Any:
+    """Where a symbol is said to come from. Of dynamo, which takes seconds to import."""
+    from torch._dynamo.source import ConstantSource
+
+    return ConstantSource(name)
 
 
 def create(rows: Sequence[pb.Symbol], env: ShapeEnv) -> list[sympy.Symbol]:
@@ -36,7 +42,7 @@ def _create(row: pb.Symbol, number: int, env: ShapeEnv) -> sympy.Symbol:
             example = row.float_hint
         symbol = env.create_symbol(
             example,
-            source=ConstantSource(f"lazyfx_{len(env.var_to_range)}_{number}"),
+            source=_source(f"lazyfx_{len(env.var_to_range)}_{number}"),
             dynamic_dim=DimDynamic.DYNAMIC,
             positive=True if row.minimum > 0 and example > 1 else None,
             do_not_specialize_zero_one=True,

@@ -24,9 +24,8 @@ import torch.overrides
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import added_targets, autograd_functions, schemas
+from lazyfx.wire import added_targets, autograd_functions, schemas, twins
 from lazyfx.wire import target_lists as lists
-from lazyfx.wire.twins import TWINS, twin_name
 
 Key = tuple[int, str]
 
@@ -53,7 +52,7 @@ def functions() -> dict[str, Callable[..., Any]]:
         value = getattr(torch.Tensor, name, None)
         if value is not None and name not in lists.OTHER_METHODS:
             table.setdefault(f"torch.Tensor.{name}", value)
-    table.update(TWINS)
+    table.update(twins.table())
     for name in lists.DENIED_FUNCTIONS:
         table.pop(name, None)
     table.update(added_targets.FUNCTIONS)
@@ -230,6 +229,7 @@ def find(kind: int, name: str) -> Callable[..., Any] | str:
     elif kind == pb.TARGET_KIND_OPERATOR_PACKET:
         found = _find_packet(name)
     elif kind == pb.TARGET_KIND_HIGHER_ORDER_OPERATOR and name not in lists.DENIED_HIGHER_ORDER:
+        functions()  # and so dynamo, which registers some of them
         found = torch._ops._higher_order_ops.get(name)
     if found is None:
         label = {number: word for word, number in pb.TargetKind.items()}.get(kind, str(kind))  # type: ignore[call-overload]
@@ -264,7 +264,7 @@ def name_of(target: object) -> Key | None:
         # torch hands out a new bound builtin at each access for some static methods.
         function = _bound_builtin_name(target)
     if function is None:
-        function = twin_name(target)
+        function = twins.twin_name(target)
     return None if function is None else (pb.TARGET_KIND_FUNCTION, function)
 
 

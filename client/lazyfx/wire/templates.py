@@ -69,8 +69,7 @@ class TemplateReader:
             known = self._known(number)
             return self._read(self._body.calls[number]) if known is None else known
         except DecodeError as error:
-            field = f".{error.field}" if error.field else ""
-            raise DecodeError(str(error), field=f"calls[{number}]{field}") from error
+            raise error.within(f"calls[{number}]") from None
 
     def _known(self, number: int) -> Template | None:
         """A template that was read before, for a call that names equal rows."""
@@ -84,14 +83,15 @@ class TemplateReader:
         if op is None:
             raise DecodeError(f"unknown opcode {call.opcode}", field="opcode")
         _check_shape(call, op)
-        target = self.target(call.target - 1) if call.target else None
+        with _Field("target"):
+            target = self.target(call.target - 1) if call.target else None
         if isinstance(target, str) != (op == "call_method"):
-            raise DecodeError(f"the target of a {op} is of another kind")
+            raise DecodeError(f"the target of a {op} is of another kind", field="target")
         args, kwargs, holes = self._arguments(call)
         args = with_exact_base(target, args)
         reason = targets.forbidden_lookup(target, args, kwargs)
         if reason is not None:
-            raise DecodeError(reason)
+            raise DecodeError(reason, field="args")
         if len(kwargs) != len(call.kwargs):
             raise DecodeError("a keyword is given twice", field="kwargs")
         for name in kwargs:
@@ -103,8 +103,12 @@ class TemplateReader:
     def _arguments(self, call: pb.Call) -> tuple[list[Any], dict[str, Any], int]:
         """Arguments with parts where operands go in, and the number of these."""
         holes = Holes()
-        args = [self._argument(argument, holes, 0) for argument in call.args]
-        kwargs = {self.text(row.name): self._argument(row.value, holes, 0) for row in call.kwargs}
+        with _Field("args"):
+            args = [self._argument(argument, holes, 0) for argument in call.args]
+        with _Field("kwargs"):
+            kwargs = {
+                self.text(row.name): self._argument(row.value, holes, 0) for row in call.kwargs
+            }
         return args, kwargs, holes.count
 
     def literal(self, argument: pb.Argument) -> Any:
@@ -190,7 +194,10 @@ class TemplateReader:
 
     def _expression(self, index: int) -> Any:
         env = self._tables.argument_env()
-        number = symbols.scalar(self._body, index, env, self._tables.symbols(env))
+        try:
+            number = symbols.scalar(self._body, index, env, self._tables.symbols(env))
+        except DecodeError as error:  # its place is where it is an argument
+            raise DecodeError(error.reason) from None
         if type(number) in (int, float, bool):
             raise DecodeError("constants must be literals, not expressions")
         return number
@@ -208,21 +215,37 @@ class TemplateReader:
         return sequence(values, lambda items: immutable_dict(zip(keys, items, strict=True)))
 
 
+class _Field:
+    """Places what is refused inside in a field of the call; entered for each distinct call."""
+
+    __slots__ = ("_field",)
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DecodeError):
+            raise error.within(self._field) from None
+
+
 def _check_shape(call: pb.Call, op: str) -> None:
     """Check that a call has the parts that its opcode takes."""
     named = op in ("call_function", "call_method")
     if bool(call.target) != named:
-        raise DecodeError(f"a {op} {'needs a' if named else 'takes no'} target")
+        raise DecodeError(f"a {op} {'needs a' if named else 'takes no'} target", field="target")
     if call.stars > (2 if op == "placeholder" else 0):
-        raise DecodeError("only placeholders take stars, at most two")
+        raise DecodeError("only placeholders take stars, at most two", field="stars")
     plain = op in ("placeholder", "get_attr", "output")
     most = {"placeholder": 1, "get_attr": 0, "output": 1}.get(op, len(call.args))
     if (plain and call.kwargs) or len(call.args) > most:
-        raise DecodeError(f"a {op} does not take these arguments")
+        raise DecodeError(f"a {op} does not take these arguments", field="args")
     if op == "output" and not call.args:
-        raise DecodeError("an output needs an argument")
+        raise DecodeError("an output needs an argument", field="args")
     if op == "call_method" and not call.args:
-        raise DecodeError("a method call needs an object")
+        raise DecodeError("a method call needs an object", field="args")
 
 
 @lru_cache(maxsize=MOST_ROWS)

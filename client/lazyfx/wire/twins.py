@@ -8,6 +8,7 @@ close over nothing, so that each is the same as the next; graphs carry the twin.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -23,19 +24,22 @@ def lower_version_count_by_1(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-TWINS: dict[str, Callable[..., Any]] = {
-    "torch._dynamo.variables.builtin._lower_version_count_by_1": lower_version_count_by_1,
-    **numpy_twins.wrappers(),
-}
+@functools.lru_cache(maxsize=1)
+def table() -> dict[str, Callable[..., Any]]:
+    """The twins by their wire names."""
+    return {
+        "torch._dynamo.variables.builtin._lower_version_count_by_1": lower_version_count_by_1,
+        **numpy_twins.wrappers(),
+    }
 
 
 def twin_name(target: object) -> str | None:
     """The wire name of a callable that dynamo made inside a trace, if a twin is known."""
     wrapped = numpy_twins.wrapper_name(target)
     if wrapped is not None:
-        return wrapped if wrapped in TWINS else None
+        return wrapped if wrapped in table() else None
     if not isinstance(target, types.FunctionType) or target.__closure__ is not None:
         return None
     _, inside, name = target.__qualname__.rpartition("<locals>.")
     full = f"{target.__module__}.{name}"
-    return full if inside and full in TWINS else None
+    return full if inside and full in table() else None

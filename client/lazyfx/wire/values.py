@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import sympy
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -17,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import symbols
+from lazyfx.wire.columns import column
 from lazyfx.wire.fake_copies import FakeMaker, PlainFake
 from lazyfx.wire.format import DTYPE_OBJECTS, LAYOUT_OBJECTS
 from lazyfx.wire.tensors import contiguous_strides, storage_extent
@@ -41,6 +43,7 @@ class ValueTables:
     _argument_env: ShapeEnv | None = None
     _plain: dict[int, PlainFake] = field(default_factory=dict)
     _makers: dict[torch.device, FakeMaker] = field(default_factory=dict)
+    _first_nodes: dict[int, tuple[int, int]] | None = None
 
     def plain(self, index: int, mode: FakeTensorMode) -> PlainFake | None:
         """What makes the value of row `index` of `body.values`, once it is known."""
@@ -66,6 +69,16 @@ class ValueTables:
         if found is None:
             found = self._symbols[id(env)] = (env, symbols.create(self.body.symbols, env))
         return found[1]
+
+    def first_node(self, index: int) -> tuple[int, int] | tuple[None, None]:
+        """The graph and the node in it that first have a row of `body.values` as their value."""
+        if self._first_nodes is None:
+            self._first_nodes = {}
+            for graph, columns in enumerate(self.body.graphs):
+                numbers, nodes = np.unique(column(columns.values), return_index=True)
+                for number, node in zip(numbers.tolist(), nodes.tolist(), strict=True):
+                    self._first_nodes.setdefault(number - 1, (graph, node))
+        return self._first_nodes.get(index, (None, None))
 
     def argument_env(self) -> ShapeEnv:
         """The environment of symbolic numbers that calls have as literal arguments."""
@@ -128,9 +141,14 @@ def fake_value(value: LazyValue, mode: FakeTensorMode) -> Any:
         return _build(value.tables, value.index, mode)
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
+        graph, node = value.tables.first_node(value.index)
+        field = f"values[{value.index}]"
         raise DecodeError(
-            f"torch cannot represent this value: {reason}", field=f"values[{value.index}]"
+            f"torch cannot represent this value: {reason}", field=field, node=node, graph=graph
         ) from error
+    except DecodeError as error:
+        graph, node = value.tables.first_node(value.index)
+        raise error.within(node=node, graph=graph) from error.__cause__
 
 
 def _build(tables: ValueTables, index: int, mode: FakeTensorMode) -> Any:

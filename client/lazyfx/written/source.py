@@ -39,7 +39,10 @@ def check_placeholders(body: graph_pb2.GraphBody) -> None:
         i: call for i, call in enumerate(body.calls) if call.opcode == graph_pb2.OPCODE_PLACEHOLDER
     }
     for number, columns in enumerate(body.graphs):
-        _check_order(arguments, columns, f"graphs[{number}].calls")
+        try:
+            _check_order(arguments, columns)
+        except DecodeError as error:
+            raise error.within(f"graphs[{number}]", graph=number) from None
 
 
 def check_size(
@@ -180,9 +183,7 @@ def _unwritable_operator(name: str, call: graph_pb2.Call) -> str | None:
     return None
 
 
-def _check_order(
-    arguments: Mapping[int, graph_pb2.Call], columns: graph_pb2.GraphColumns, field: str
-) -> None:
+def _check_order(arguments: Mapping[int, graph_pb2.Call], columns: graph_pb2.GraphColumns) -> None:
     """Arguments with defaults come after those without, then *args, then **kwargs."""
     reached = 0
     numbers = columns.calls
@@ -197,5 +198,7 @@ def _check_order(
             allowed = reached == 2 or rank >= reached
             rank = max(rank, reached)
         if not allowed:
-            raise DecodeError("an argument follows one that must be last", field=field, node=node)
+            raise DecodeError(
+                "an argument follows one that must be last", field=f"calls[{node}]", node=node
+            )
         reached = rank

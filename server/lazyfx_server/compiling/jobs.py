@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import DecodeError
 
-from lazyfx.errors import FieldViolation
 from lazyfx_server.compiling.crashes import Crashes, Subject
 from lazyfx_server.compiling.job_parts import CompileParts
 from lazyfx_server.compiling.validation import check_compiled, check_rendered
@@ -17,6 +16,7 @@ from lazyfx_server.errors import (
     InvalidRequestError,
     MissingError,
     OverloadedError,
+    RequestError,
     TimedOutError,
     UnavailableError,
     UnmetError,
@@ -229,16 +229,19 @@ class Jobs:
             self._observer.observe(event)
 
 
+_ERRORS: dict[int, type[RequestError]] = {
+    worker.JOB_ERROR_KIND_INVALID: InvalidRequestError,
+    worker.JOB_ERROR_KIND_LIMIT: OverloadedError,
+    worker.JOB_ERROR_KIND_PRECONDITION: UnmetError,
+}
+
+
 def _raise(error: worker.JobError) -> None:
     """Raise the error that a worker reported."""
-    if error.kind == worker.JOB_ERROR_KIND_INVALID:
-        raise InvalidRequestError(
-            error.message, [FieldViolation(error.field or "graph.body", error.message)]
-        )
-    if error.kind == worker.JOB_ERROR_KIND_LIMIT:
-        raise OverloadedError(error.message)
-    if error.kind == worker.JOB_ERROR_KIND_PRECONDITION:
-        if error.missing:
-            raise MissingError(error.message, error.missing)
-        raise UnmetError(error.message)
-    raise InternalError(error.message)
+    if error.missing:
+        raise MissingError(error.message, error.missing)
+    kind = _ERRORS.get(error.kind, InternalError)
+    field = error.field or ("graph.body" if kind is InvalidRequestError else "")
+    if not field:
+        raise kind(error.message)
+    raise kind.of_field(field, error.message, error.node)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lazyfx.envelope import check_envelope
-from lazyfx.errors import DecodeError
+from lazyfx.errors import DecodeError, joined
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.format import MAX_DEPTH, MAX_EXPRESSION_TREE
@@ -149,7 +149,7 @@ class RequestLimits:
         try:
             check_envelope(graph)
         except DecodeError as error:
-            raise InvalidRequestError.of_field(f"{field}.{error.field}", error.reason) from None
+            raise InvalidRequestError.of_field(joined(field, error.field), error.reason) from None
         self.check_body(f"{field}.body", graph.body)
 
     def check_body(self, field: str, body: bytes | memoryview) -> None:

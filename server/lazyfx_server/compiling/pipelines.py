@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from lazyfx.errors import FieldViolation
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.limits import MAX_SPELLING
 from lazyfx_server.errors import InvalidRequestError
@@ -87,8 +86,8 @@ class Pipelines:
         try:
             pipeline = pipeline_of(self._registry, self._named.expand(specs))
         except PassError as error:
-            raise InvalidRequestError(
-                str(error), [FieldViolation(error.field, error.message)]
+            raise InvalidRequestError.of_field(
+                error.field or "passes", error.description
             ) from error
         if len(pipeline.spelling) > MAX_SPELLING:
             raise InvalidRequestError.of_field(

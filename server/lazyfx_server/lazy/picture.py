@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-import networkx as nx
 from torch.fx import GraphModule, Node
 
 from lazyfx import wire
@@ -63,6 +62,8 @@ def draw(module: GraphModule) -> str:
 
 
 def _layers(nodes: list[Node]) -> list[list[Node]]:
+    import networkx as nx  # not for servers that draw in workers only
+
     graph = nx.DiGraph()
     graph.add_nodes_from(nodes)
     graph.add_edges_from((operand, node) for node in nodes for operand in node.all_input_nodes)

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from lazyfx.native.texts import token_of
 from lazyfx.v1 import graph_pb2 as pb
+from lazyfx.wire.schemas import operator_of_row
 from lazyfx_server.native.conditions import CannotCompile
 from lazyfx_server.native.words import is_equation, is_plain, is_word
 
@@ -29,7 +30,6 @@ _NAMESPACES: Final = frozenset(
     "_c10d_functional_autograd c10d symm_mem quantized_decomposed onednn mkldnn mkldnn_prepacked "
     "mkl quantized sparse export torch_nn rngprims".split()
 )
-_OPERATORS: Final = (pb.TARGET_KIND_OPERATOR, pb.TARGET_KIND_OPERATOR_PACKET)
 _KEYWORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
 
 
@@ -59,7 +59,7 @@ class _Replacing:
         self._others = sorted(
             row.name
             for row in body.targets
-            if row.kind in _OPERATORS and row.name.partition("::")[0] not in _NAMESPACES
+            if (operator := operator_of_row(row)) and operator.namespace not in _NAMESPACES
         )
         del body.strings[:]
         for call in body.calls:

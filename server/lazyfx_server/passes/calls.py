@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 
+from lazyfx.wire.schemas import operator_of
 from lazyfx.wire.values import META_KEY
 from lazyfx_server.passes import operators
 from lazyfx_server.passes.base import PassResult
@@ -42,11 +43,8 @@ def operator_name(node: Node) -> str:
         return str(target)
     if node.op != "call_function":
         return ""
-    if isinstance(target, OpOverload):
-        return operators.base_name(target) if target.namespace == "aten" else ""
-    if isinstance(target, OpOverloadPacket):
-        name: str = target.__name__
-        return name if getattr(torch.ops.aten, name, None) is target else ""
+    if (found := operator_of(target)) is not None:
+        return found.name if found.namespace == "aten" else ""
     if type(target).__hash__ is None:
         return ""
     entry = operators.torch_functions().get(target)

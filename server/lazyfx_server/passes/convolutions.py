@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from lazyfx_server.passes import operators
+from lazyfx_server.passes.calls import operator_name
 from lazyfx_server.passes.effects import argument
 
 # Leaf classes -> the function that computes the same.
@@ -249,17 +248,8 @@ def _normalization_module(node: Node, owner: GraphModule) -> Normalization | Non
 
 
 def _name(node: Node) -> str:
-    """The operator's name, however it is spelled, or ""."""
-    target: Any = node.target
-    if node.op != "call_function":
-        return ""
-    if isinstance(target, OpOverload):
-        return operators.base_name(target) if target.namespace == "aten" else ""
-    if target in (torch.convolution, torch.ops.aten.convolution):
-        return "convolution"
-    if type(target).__hash__ is None:
-        return ""
-    return operators.torch_functions().get(target, ("", False))[0]
+    """The operator's name, however it is spelled, or "" for what calls none by a function."""
+    return operator_name(node) if node.op == "call_function" else ""
 
 
 def _path(value: object) -> str | None:

@@ -176,24 +176,16 @@ class Driver:
         except DecodeError:
             raise  # what the request says of a value cannot be
         except PassError as error:
-            raise error.at(placed.where, pass_.name, before) from error
+            raise _at_its_node(error, error, module).at(placed.where, pass_.name, before) from error
         except OutOfTime as error:
-            raise PassError(
-                f"took longer than {budget:g} s (setting max_pass_seconds)",
-                kind="limit",
-                field=placed.where,
-                pass_name=pass_.name,
-                before=before,
-                node=_node_of(error),
-            ) from error
+            late = PassError(
+                f"took longer than {budget:g} s (setting max_pass_seconds)", kind="limit"
+            )
+            raise _at_its_node(late, error, module).at(placed.where, pass_.name, before) from error
         except Exception as error:  # whatever a pass raises becomes an answer to its caller
-            raise PassError(
-                f"{type(error).__name__}: {error}",
-                kind="internal",
-                field=placed.where,
-                pass_name=pass_.name,
-                before=before,
-                node=_node_of(error),
+            failed = PassError(f"{type(error).__name__}: {error}", kind="internal")
+            raise _at_its_node(failed, error, module).at(
+                placed.where, pass_.name, before
             ) from error
 
     def _check(self, placed: PlacedPass, module: GraphModule, run: PassRun) -> None:
@@ -227,12 +219,30 @@ def _nodes(module: GraphModule) -> int:
     return len(module.graph.nodes)
 
 
-def _node_of(error: BaseException) -> str | None:
+def _at_its_node(told: PassError, raised: BaseException, module: GraphModule) -> PassError:
+    """An error with the graph of its node; one that a pass did not mean, with the node as well."""
+    node, name = _node_of(raised), told.node
+    meant = told is raised
+    if meant and (name is None or told.graph is None):
+        return told
+    if not meant:
+        name = node.name if node is not None else None
+    parts = {p: part for p, part in module.named_modules() if isinstance(part, GraphModule)}
+    if node is not None and node.name == name:
+        for path, part in parts.items():
+            if part.graph is node.graph:
+                return told.of_node(name, path)
+    # A name that nodes of several graphs have says nothing of the graph.
+    named = [path for path, part in parts.items() if any(n.name == name for n in part.graph.nodes)]
+    return told.of_node(name, named[0] if meant and len(named) == 1 else None)
+
+
+def _node_of(error: BaseException) -> Node | None:
     """The node that a pass was at when it raised: the innermost local that is one."""
-    found: Any = None
+    found: Node | None = None
     trace = error.__traceback__
     while trace is not None:
         candidate = trace.tb_frame.f_locals.get("node")
         found = candidate if isinstance(candidate, Node) else found
         trace = trace.tb_next
-    return found.name if found is not None else None
+    return found

@@ -14,6 +14,7 @@ import torch
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.fx import GraphModule, Node
 
+from lazyfx.wire.schemas import operator_of
 from lazyfx_server.passes import operators as known
 from lazyfx_server.passes.module_effects import module_effects
 from lazyfx_server.passes.overloads import overload_facts
@@ -120,7 +121,8 @@ def _function(node: Node) -> Effects:
     if isinstance(target, HigherOrderOperator):
         return _higher_order(node, target)
     if isinstance(target, OpOverloadPacket):
-        aten = target._qualified_op_name.startswith("aten::")  # noqa: SLF001 - its only name
+        found = operator_of(target)
+        aten = found is not None and found.namespace == "aten"
         return _named(node, target.__name__, functional=False) if aten else _unknown(node)
     if target in known.IN_PLACE_OPERATORS:
         return _in_place(node)

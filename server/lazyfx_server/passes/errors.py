@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
-from lazyfx.errors import LazyfxError
+from typing_extensions import Self
+
+from lazyfx.errors import LazyfxError, joined
 
 # Whose mistake it is, in the words of worker.proto's JobErrorKind.
 PassErrorKind = Literal["invalid", "limit", "precondition", "internal"]
@@ -20,7 +23,10 @@ class PassError(LazyfxError):
         field: Path of the request field at fault, e.g. "passes[1].options.x".
         pass_name: The pass, or "".
         before: Names of the passes that ran before it.
-        node: Name of the node at fault in the graph, or None.
+        node: Name of the node at fault, or None.
+        graph: Path of the GraphModule that holds the node within the module that the pass was
+            given, "" for that module itself; None for a node of another graph, like a pattern,
+            or of one that nobody can tell.
     """
 
     def __init__(
@@ -32,30 +38,38 @@ class PassError(LazyfxError):
         pass_name: str = "",
         before: Sequence[str] = (),
         node: str | None = None,
+        graph: str | None = "",
     ) -> None:
+        super().__init__(message)
         self.message = message
         self.kind: PassErrorKind = kind
         self.field = field
         self.pass_name = pass_name
         self.before = tuple(before)
         self.node = node
-        super().__init__(self._text())
+        self.graph = graph
 
-    def at(self, field: str, pass_name: str = "", before: Sequence[str] = ()) -> PassError:
+    def at(self, field: str, pass_name: str = "", before: Sequence[str] = ()) -> Self:
         """The same error, placed in a request: `field` goes before its own field."""
-        path = ".".join(part for part in (field, self.field) if part)
-        return PassError(
-            self.message,
-            kind=self.kind,
-            field=path,
-            pass_name=pass_name or self.pass_name,
-            before=before or self.before,
-            node=self.node,
-        )
+        placed = copy.copy(self)
+        placed.field = joined(field, self.field)
+        placed.pass_name = pass_name or self.pass_name
+        placed.before = tuple(before) or self.before
+        return placed
 
-    def _text(self) -> str:
+    def of_node(self, name: str | None, graph: str | None) -> Self:
+        """The same error with the name of the node at fault, and where its graph is."""
+        placed = copy.copy(self)
+        placed.node, placed.graph = name, graph
+        return placed
+
+    @property
+    def description(self) -> str:
+        """What is wrong, with pass and node, without the field."""
         who = f"{self.pass_name}: " if self.pass_name else ""
-        where = f"{self.field}: " if self.field else ""
         node = f" (node {self.node!r})" if self.node else ""
         after = f" (after {', '.join(self.before)})" if self.before else ""
-        return f"{where}{who}{self.message}{node}{after}"
+        return f"{who}{self.message}{node}{after}"
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description

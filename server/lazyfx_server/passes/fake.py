@@ -6,6 +6,7 @@ generated. What cannot be computed falls back to what the capture knew.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,12 +30,6 @@ from lazyfx_server.passes.walk import attribute_at
 
 T = TypeVar("T")
 
-# The first fake mode of a process sets up how devices are guarded. Where torch 2.11 is built for
-# CUDA and finds no device, that ends with the thread, and the next fake mode crashes: so it is
-# done here, in the thread that imports, and not in those of `in_fresh_thread`.
-with FakeTensorMode():
-    pass
-
 
 class Unknown:
     """The value of a node of which nothing is known."""
@@ -54,12 +49,24 @@ _WRAPPERS = {
 }
 
 
+@functools.lru_cache(maxsize=1)
+def _guard_devices() -> None:
+    """Let a thread that stays have the first fake mode of this process.
+
+    It sets up how devices are guarded. Where torch 2.11 is built for CUDA and finds no device, that
+    ends with the thread, and the next fake mode crashes.
+    """
+    with FakeTensorMode():
+        pass
+
+
 def in_fresh_thread(work: Callable[[], T]) -> T:
     """Runs `work` where grad mode, autocast and vmap levels are untouched and stay so.
 
     Graphs switch them; the switches live in the thread and end with it. The lazy job of the
     caller goes along: modules that torch builds on the way are lazy and counted too.
     """
+    _guard_devices()
     with ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake") as pool:
         return pool.submit(copy_context().run, work).result()
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
+from lazyfx.wire.schemas import facts
+
 
 def words(text: str) -> frozenset[str]:
     """The words of a text: a long list of names that stays readable."""
@@ -229,7 +231,7 @@ def returns_alias(op: OpOverload[..., Any]) -> bool:
 
 def base_name(op: OpOverload[..., Any]) -> str:
     """The operator's name without namespace and overload: "add" for aten::add.Tensor."""
-    return op._schema.name.rpartition("::")[2]  # noqa: SLF001 - schema
+    return facts(op).operator.name
 
 
 @cache

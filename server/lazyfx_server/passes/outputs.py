@@ -11,9 +11,9 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 import torch
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Interpreter
 
+from lazyfx.wire.schemas import operator_of
 from lazyfx_server.passes.errors import PassError
 
 MAX_OUTPUTS: ContextVar[int] = ContextVar("lazyfx_max_outputs", default=10_000)
@@ -91,15 +91,9 @@ def outputs_of(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 def base_name(target: object) -> str:
     """Name of what is called, without namespace and overload: "split" of `aten::split.Tensor`."""
-    if isinstance(target, OpOverload):
-        name = target._schema.name  # noqa: SLF001 - there is no public way
-    elif isinstance(target, OpOverloadPacket):
-        name = target._qualified_op_name  # noqa: SLF001 - as above
-    elif isinstance(target, str):
-        name = target
-    else:
-        name = str(getattr(target, "__name__", ""))
-    return name.rpartition("::")[2]
+    if (found := operator_of(target)) is not None:
+        return found.name
+    return target if isinstance(target, str) else str(getattr(target, "__name__", ""))
 
 
 def _length(value: object) -> int:

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from torch.fx import GraphModule
 
 from lazyfx import wire
-from lazyfx.errors import DecodeError
+from lazyfx.errors import DecodeError, joined
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.lazy import RecompileLedger, lazy_class
@@ -82,7 +82,7 @@ class RewriteReader:
                     f"{where}.replacement", rewrite.replacement, reading, keep
                 )
                 if rewrite.constants:
-                    replacement = _bound(f"{where}.constants", rewrite)
+                    replacement = _bound(where, rewrite)
                 guards = tuple(
                     InputGuard(
                         guard.input,
@@ -128,7 +128,23 @@ def _decode(
             module_class=uncounted,
         ).module
     except DecodeError as error:
-        raise PassError(str(error), field=field) from error
+        raise _refused(error, field, names) from error
+
+
+def _refused(error: DecodeError, field: str, names: graph_pb2.Presentation | None) -> PassError:
+    """The error about a graph of a request, with the name that its sender uses for the node."""
+    node = None
+    if error.node is not None:
+        try:
+            node = wire.node_name((names or _UNNAMED).graphs[error.graph or 0], error.node)
+        except IndexError:
+            node = f"n{error.node}"
+    return PassError(
+        error.reason, field=joined(field, error.field or "body"), node=node, graph=None
+    )
+
+
+_UNNAMED = graph_pb2.Presentation()
 
 
 def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
@@ -137,7 +153,8 @@ def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
     rows = [row for row in body.graphs[0].attributes if row.HasField("tensor")]
     if len(body.graphs) > 1 or len(rows) != len(rewrite.constants):
         raise PassError(
-            f"are {len(rewrite.constants)}, the replacement reads {len(rows)} tensors", field=field
+            f"are {len(rewrite.constants)}, the replacement reads {len(rows)} tensors",
+            field=f"{field}.constants",
         )
     values = iter(rewrite.constants)
 
@@ -157,7 +174,7 @@ def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
             module_class=lazy_class(RecompileLedger()),
         )
     except DecodeError as error:
-        raise PassError(str(error), field=field) from error
+        raise PassError(error.reason, field=f"{field}.constants") from error
 
 
 def _reads_attributes(module: GraphModule) -> bool:

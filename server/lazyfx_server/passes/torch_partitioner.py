@@ -5,8 +5,6 @@ Present and unchanged from torch 2.11 to 2.13. A test imports this file and runs
 
 from __future__ import annotations
 
-from torch._functorch import config
-from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx import GraphModule
 
 
@@ -22,5 +20,9 @@ def partition(
         memory_budget: 0 to 1: the part of the activations that may be kept; below 1 more is
             computed again.
     """
+    # Imported here: the two bring dynamo and Inductor along, which a server itself never uses.
+    from torch._functorch import config
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
     with config.patch(activation_memory_budget=memory_budget):
         return min_cut_rematerialization_partition(joint, None, num_fwd_outputs=num_outputs)

@@ -86,12 +86,10 @@ class Decoder:
             return _MESSAGES[method].FromString(data)
         except OverBoundError as error:
             # In a batch, fields are named as in the request that they are in.
-            field = error.field.removeprefix("request.")
-            if not field:
-                raise InvalidRequestError(error.reason) from None
+            field = error.field.removeprefix("request.") or "request"
             raise InvalidRequestError.of_field(field, error.reason) from None
         except (DecodeError, UnicodeDecodeError) as error:
-            raise InvalidRequestError("the message cannot be parsed") from error
+            raise InvalidRequestError.of_field("request", "cannot be parsed") from error
 
 
 def request_id(data: bytes) -> int:

@@ -31,23 +31,29 @@ def _bounded(text: str) -> str:
     return f"{text[:half]} [...] {text[-half:]}"
 
 
+def _violations(error: errors.RequestError) -> list[FieldViolation]:
+    return [
+        FieldViolation(_bounded(v.field), _bounded(v.description), _bounded(v.node))
+        for v in error.violations[:_MOST_VIOLATIONS]
+    ]
+
+
 def status_of(error: BaseException) -> status_pb2.Status:
     """The status that tells a caller about an error; defects are logged, not shown."""
     code, message = grpc.StatusCode, _bounded(str(error))
+    violations = _violations(error) if isinstance(error, errors.RequestError) else ()
     if isinstance(error, errors.InvalidRequestError):
-        violations = [
-            FieldViolation(_bounded(v.field), _bounded(v.description))
-            for v in error.violations[:_MOST_VIOLATIONS]
-        ]
         return rich_status(code.INVALID_ARGUMENT, message, violations=violations)
     if isinstance(error, errors.MissingError):
         return rich_status(code.FAILED_PRECONDITION, message, missing=error.subjects)
     if isinstance(error, errors.UnmetError):
-        return rich_status(code.FAILED_PRECONDITION, message)
+        return rich_status(code.FAILED_PRECONDITION, message, violations=violations)
     if isinstance(error, errors.ModuleNotFoundInCacheError):
         return rich_status(code.NOT_FOUND, message)
     if isinstance(error, errors.OverloadedError):
-        return rich_status(code.RESOURCE_EXHAUSTED, message, retry_after=error.retry_after)
+        return rich_status(
+            code.RESOURCE_EXHAUSTED, message, violations=violations, retry_after=error.retry_after
+        )
     if isinstance(error, errors.UnidentifiedError):
         return rich_status(code.UNAUTHENTICATED, message)
     if isinstance(error, errors.ForbiddenError):
@@ -58,6 +64,6 @@ def status_of(error: BaseException) -> status_pb2.Status:
         return rich_status(code.DEADLINE_EXCEEDED, message)
     if isinstance(error, errors.InternalError):
         _log.error("internal error: %s", message, exc_info=error)
-        return rich_status(code.INTERNAL, message)
+        return rich_status(code.INTERNAL, message, violations=violations)
     _log.error("unexpected error", exc_info=error)
     return rich_status(code.INTERNAL, "unexpected error; the server's log has the details")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire.format import MAX_DEPTH
+from lazyfx.wire.places import refused_row
 from lazyfx.written.source import MAX_SOURCE_BYTES
 from lazyfx_server.security.verdicts import Verdict
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -61,14 +62,20 @@ def check_bounds(
     edges = sum(len(graph.operands) for graph in body.graphs)
     _within(edges, "max_edges", bounds, "edges", "graphs")
     _within(len(body.calls), "max_calls", bounds, "distinct calls", "calls")
-    _column(map(len, body.strings), "max_string_bytes", bounds, "characters", "strings")
     counts = (verdict.arguments for verdict in verdicts)
-    _column(counts, "max_arguments", bounds, "arguments", "calls")
     shapes = [row.shape or row.symbolic_shape for row in body.tensors]
-    _column(map(len, shapes), "max_rank", bounds, "dimensions", "tensors")
     elements = (math.prod(row.shape) for row in body.tensors)
-    _column(elements, "max_elements", bounds, "elements", "tensors")
-    _column(map(_outputs, body.values), "max_outputs", bounds, "outputs", "values")
+    for found, name, what, table in (
+        (map(len, body.strings), "max_string_bytes", "characters", "strings"),
+        (counts, "max_arguments", "arguments", "calls"),
+        (map(len, shapes), "max_rank", "dimensions", "tensors"),
+        (elements, "max_elements", "elements", "tensors"),
+        (map(_outputs, body.values), "max_outputs", "outputs", "values"),
+    ):
+        numbers = list(found)
+        most, allowed = max(numbers, default=0), getattr(bounds, name)
+        if most > allowed:
+            raise refused_row(_over(most, what, allowed, name), body, table, numbers.index(most))
 
 
 def _check_depth(body: graph_pb2.GraphBody) -> None:
@@ -89,20 +96,11 @@ def _outputs(value: graph_pb2.ValueDescription) -> int:
     return len(value.list.items) or len(value.tuple.items)
 
 
-def _column(found: Iterable[int], name: str, bounds: GraphBounds, what: str, table: str) -> None:
-    """Check the numbers of all rows of a table."""
-    numbers = list(found)
-    if numbers and max(numbers) > getattr(bounds, name):
-        most = max(numbers)
-        _within(most, name, bounds, what, table, numbers.index(most))
-
-
-def _within(
-    found: int, name: str, bounds: GraphBounds, what: str, table: str, row: int | None = None
-) -> None:
+def _within(found: int, name: str, bounds: GraphBounds, what: str, field: str) -> None:
     most = getattr(bounds, name)
     if found > most:
-        field = table if row is None else f"{table}[{row}]"
-        raise DecodeError(
-            f"{found} {what}; at most {most} are allowed (setting {name})", field=field
-        )
+        raise DecodeError(_over(found, what, most, name), field=field)
+
+
+def _over(found: int, what: str, most: int, setting: str) -> str:
+    return f"{found} {what}; at most {most} are allowed (setting {setting})"

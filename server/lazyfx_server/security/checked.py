@@ -11,13 +11,13 @@ from torch.fx import GraphModule
 from lazyfx import wire
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
+from lazyfx.wire.places import refused_call, refused_row
 from lazyfx.wire.tensors import contiguous_strides, storage_extent
 from lazyfx.written.source import check_placeholders, check_size
 from lazyfx_server.security.allowed import check_reviewed
 from lazyfx_server.security.body_rows import check_rows
 from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
 from lazyfx_server.security.names import check_names
-from lazyfx_server.security.places import first_call
 from lazyfx_server.security.verdicts import Verdict, judge
 
 # Elements of a storage: their bytes fit into 64 bits, whatever the dtype.
@@ -116,8 +116,7 @@ def _check_calls(body: graph_pb2.GraphBody, verdicts: Sequence[Verdict]) -> None
     """Check that each call can be written, and fits what it calls."""
     for i, verdict in enumerate(verdicts):
         if verdict.reason is not None:
-            field, node = first_call(body, i)
-            raise DecodeError(verdict.reason, field=field, node=node)
+            raise refused_call(verdict.reason, body, i)
 
 
 def _check_symbols(body: graph_pb2.GraphBody) -> None:
@@ -147,4 +146,4 @@ def _check_tensors(body: graph_pb2.GraphBody) -> None:
         except DecodeError:
             extent = _MOST_EXTENT + 1
         if extent > _MOST_EXTENT:
-            raise DecodeError("its extent does not fit into 64 bits", field=f"tensors[{i}]")
+            raise refused_row("its extent does not fit into 64 bits", body, "tensors", i)

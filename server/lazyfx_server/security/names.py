@@ -31,8 +31,11 @@ def check_names(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation)
     read_devices(body, presentation)
     process_groups.read_names(body.process_groups, list(presentation.process_groups))
     for number, (columns, given) in enumerate(zip(body.graphs, presentation.graphs, strict=True)):
-        nodes = read_names(given, len(columns.calls))
-        _check_arguments(body, columns, given, nodes)
+        try:
+            nodes = read_names(given, len(columns.calls))
+            _check_arguments(body, columns, given, nodes)
+        except DecodeError as error:
+            raise error.within(graph=number) from None
         _check_paths(columns.attributes, given.attribute_paths, f"graph {number}")
     for name in presentation.signature.argument_names:
         check_identifier(name, "presentation.signature.argument_names")
@@ -48,9 +51,11 @@ def _check_arguments(
     field = "presentation.placeholder_targets"
     targets: dict[int, str] = {}
     for row in given.placeholder_targets:
-        check_identifier(row.target, field)
-        if row.node >= len(nodes) or row.node in targets:
-            raise DecodeError("refers to no node, or to one node twice", field=field)
+        if row.node >= len(nodes):
+            raise DecodeError("refers to no node", field=field)
+        if row.node in targets:
+            raise DecodeError("refers to a node twice", field=field, node=row.node)
+        check_identifier(row.target, field, row.node)
         targets[row.node] = row.target
     taken: set[str] = set()
     for i, call in enumerate(columns.calls):

@@ -18,7 +18,7 @@ from typing import Final
 import torch
 from torch.utils import cpp_extension
 
-from lazyfx.native.torch_names import torch_key
+from lazyfx.native import torch_names
 
 _SECONDS: Final = 30.0
 # What Inductor asks a compiler, and what it is told without running one.
@@ -81,7 +81,7 @@ def find_compiler() -> Compiler:
     include, libraries = _include_folders(), _library_folders()
     identity = hashlib.sha256(
         repr((
-            sorted(answers.items()), torch_key(), platform.machine(),
+            sorted(answers.items()), torch_names.torch_key(), platform.machine(),
             sysconfig.get_config_var("SOABI"),
         )).encode()
     ).digest()  # fmt: skip

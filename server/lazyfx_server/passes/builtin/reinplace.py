@@ -9,6 +9,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from lazyfx.wire.schemas import facts
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.calls import NO_SHAPES, KnownValues, requires_grad
 from lazyfx_server.passes.operators import words
@@ -66,11 +67,11 @@ def _in_place_twin(node: Node) -> OpOverload[..., Any] | None:
     target: Any = node.target
     if not isinstance(target, OpOverload) or target.namespace != "aten":
         return None
-    name = target._schema.name.partition("::")[2]  # noqa: SLF001 - torch's own way to a schema
+    _, name, overload = facts(target).operator
     if name not in _POINTWISE:
         return None
     packet = getattr(torch.ops.aten, f"{name}_", None)
-    twin = getattr(packet, target._overloadname, None)  # noqa: SLF001 - its only name
+    twin = getattr(packet, overload, None)
     if not isinstance(twin, OpOverload):
         return None
     ours, theirs = target._schema.arguments, twin._schema.arguments  # noqa: SLF001 - schemas

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import GraphModule, Node
 from torch.nn.modules.dropout import _DropoutNd
 
 from lazyfx_server.passes import operators
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
+from lazyfx_server.passes.calls import operator_name
 from lazyfx_server.passes.effects import argument, draws_random, effects_of
 from lazyfx_server.passes.storage import StorageMap
 from lazyfx_server.passes.walk import graph_modules
@@ -118,22 +118,14 @@ def _is_torchs_own(module: nn.Module) -> bool:
 
 
 def _of_function(node: Node, storage: StorageMap) -> Node | None:
-    target: Any = node.target
     if _is_native(node):
         return _of_native(node, storage)
-    if isinstance(target, OpOverload):
-        name = operators.base_name(target) if target.namespace == "aten" else ""
-        functional = False
-    elif isinstance(target, OpOverloadPacket):
-        name, functional = target.__name__, False
-        if getattr(torch.ops.aten, name, None) is not target:
-            return None
-    else:
-        name, functional = operators.torch_functions().get(target, ("", False))
-    name = name.removesuffix("_")
-    if name not in _DROPOUTS or draws_random(node, name, functional=functional):
+    name = operator_name(node).removesuffix("_")
+    if name not in _DROPOUTS:
         return None
-    return _input(node)
+    target: Any = node.target
+    _, functional = operators.torch_functions().get(target, (name, False))
+    return None if draws_random(node, name, functional=functional) else _input(node)
 
 
 def _is_native(node: Node) -> bool:

@@ -285,4 +285,4 @@ def _inputs(module: GraphModule) -> int:
 
 
 def _refused(message: str, field: str, node: Node | None = None) -> PassError:
-    return PassError(message, field=field, node=None if node is None else node.name)
+    return PassError(message, field=field, node=None if node is None else node.name, graph=None)

@@ -13,6 +13,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lazyfx.wire.schemas import facts
 from lazyfx_server.passes.evaluation.checks import Call, OutsideError
 from lazyfx_server.passes.evaluation.operators import FRESH, rule_of
 
@@ -70,7 +71,7 @@ class _ReviewedOnly(TorchDispatchMode):
         except (TypeError, ValueError, IndexError, AttributeError) as error:
             raise UnreviewedError(func.name(), "its operands could not be checked") from error
         result = func(*args, **kwargs)
-        if func._schema.name.partition("::")[2] in FRESH:
+        if facts(func).operator.name in FRESH:
             # Memory as it was found is another's.
             for leaf in tree_leaves(result):
                 if isinstance(leaf, torch.Tensor):

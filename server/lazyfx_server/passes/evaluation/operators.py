@@ -13,6 +13,7 @@ from typing import Any
 
 from torch._ops import OpOverload
 
+from lazyfx.wire.schemas import facts
 from lazyfx_server.passes.evaluation import checks
 from lazyfx_server.passes.evaluation.checks import Call
 from lazyfx_server.passes.operators import words
@@ -153,14 +154,14 @@ def is_reviewed(operator: OpOverload[..., Any]) -> bool:
 @lru_cache(maxsize=4096)
 def rule_of(operator: OpOverload[..., Any]) -> Rule | None:
     """What is checked before an operator runs; None where it does not."""
-    if operator.namespace not in ("aten", "prims") or any(
+    namespace, name, _ = facts(operator).operator
+    if namespace not in ("aten", "prims") or any(
         argument.is_out
         for argument in operator._schema.arguments  # noqa: SLF001 - schema
     ):
         return None
-    if operator.namespace == "prims":
-        return () if operator._schema.name == "prims::device_put" else None  # noqa: SLF001 - schema
-    name = operator._schema.name.removeprefix("aten::")  # noqa: SLF001 - schema
+    if namespace == "prims":
+        return () if name == "device_put" else None
     found = RULES.get(name)
     if found is None and name.endswith("_") and not name.endswith("__"):
         found = RULES.get(name[:-1])

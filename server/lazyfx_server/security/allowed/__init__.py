@@ -26,7 +26,8 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire import target_lists, targets
 from lazyfx.wire.more_targets import MoreTargets, use
-from lazyfx_server.security.places import first_use
+from lazyfx.wire.places import refused_target
+from lazyfx.wire.schemas import operator_of_row
 from lazyfx_server.security.signatures import collecting, read
 
 VARIABLE = "LAZYFX_ALLOWED_BESIDES"
@@ -196,22 +197,20 @@ def check_reviewed(body: graph_pb2.GraphBody) -> None:
         return
     for i, target in enumerate(body.targets):
         kind = _NAMED.get(target.kind)
-        if kind is None or target.name in table[kind] or _is_foreign(kind, target.name, table):
+        if kind is None or target.name in table[kind] or _is_foreign(target, table):
             continue
-        field, node = first_use(body, i)
-        raise DecodeError(
+        raise refused_target(
             f"{target.name[:200]!r} is not in the reviewed table of targets of torch "
             f"{_release()}; ask the server's operator to review it (make targets)",
-            field=field,
-            node=node,
+            body,
+            i,
         )
 
 
-def _is_foreign(kind: str, name: str, table: Mapping[str, frozenset[str]]) -> bool:
+def _is_foreign(target: graph_pb2.Target, table: Mapping[str, frozenset[str]]) -> bool:
     """Whether the operator of the server brought it: an operator of another library."""
-    return kind in ("operators", "packets") and name.partition("::")[0] not in _namespaces(
-        table["packets"]
-    )
+    operator = operator_of_row(target)
+    return operator is not None and operator.namespace not in _namespaces(table["packets"])
 
 
 @functools.lru_cache(maxsize=1)
