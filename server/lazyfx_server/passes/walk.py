@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import GraphModule
 
 
@@ -25,3 +26,16 @@ def unused_name(module: torch.nn.Module, stem: str) -> str:
     while hasattr(module, f"{stem}{number}"):
         number += 1
     return f"{stem}{number}"
+
+
+def target_name(target: object) -> str:
+    """Name of what is called, without namespace and overload: "split" of `aten::split.Tensor`."""
+    if isinstance(target, OpOverload):
+        name = target._schema.name  # noqa: SLF001 - there is no public way
+    elif isinstance(target, OpOverloadPacket):
+        name = target._qualified_op_name  # noqa: SLF001 - as above
+    elif isinstance(target, str):
+        name = target
+    else:
+        name = str(getattr(target, "__name__", ""))
+    return name.rpartition("::")[2]
