@@ -15,7 +15,7 @@ import torch
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire.targets import is_dispatched, find
+from lazyfx.wire.targets import find, is_dispatched
 from lazyfx_server.security import allowed
 from lazyfx_server.security.schemas import misfit
 

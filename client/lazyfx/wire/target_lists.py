@@ -251,8 +251,11 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::format",
         "aten::_print",
         # Kernels, those for fake tensors too, that look into operands without a check.
+        "aten::_add_batch_dim",
+        "aten::_batch_norm_impl_index_backward",
         "aten::_new_zeros_with_same_feature_meta",
         "aten::_nnpack_spatial_convolution",
+        "aten::_remove_batch_dim",
         "aten::_thnn_differentiable_gru_cell_backward",
         "aten::_thnn_differentiable_lstm_cell_backward",
         "aten::_sobol_engine_draw",

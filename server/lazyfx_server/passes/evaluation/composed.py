@@ -24,7 +24,7 @@ from lazyfx_server.passes.walk import target_name
 # Their kernels only call operators, each of which is looked at in turn.
 COMPOSED: Final = words(
     "__and__ __iand__ __ior__ __ixor__ __or__ __xor__ _autocast_to_full_precision "
-    "_autocast_to_reduced_precision _batch_norm_impl_index _batch_norm_impl_index_backward "
+    "_autocast_to_reduced_precision _batch_norm_impl_index "
     "_cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half _cast_Int _cast_Long _cast_Short "
     "_convolution _convolution_mode _fused_rms_norm _pad_circular _pad_enum "
     "_scaled_dot_product_attention_math _weight_norm _weight_norm_differentiable_backward absolute "
