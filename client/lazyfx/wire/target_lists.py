@@ -281,7 +281,7 @@ DENIED_OPERATORS: Final = frozenset(
 # Names whose overloads include one of TorchScript's own that ends the process, by a division by
 # zero or a look at no list: given numbers, or no tensor, torch picks that one. Their other
 # overloads are called by their own names.
-DENIED_PACKETS: Final = frozenset({"aten::copy", "aten::gcd", "aten::remainder"})
+DENIED_PACKETS: Final = frozenset({"aten::copy", "aten::gcd", "aten::remainder", "aten::to"})
 # Namespaces that reach other processes, raw memory, the state of a device, or the insides of a
 # compiler; those of "_native" are numbered anew in each process.
 DENIED_NAMESPACES: Final = frozenset(
