@@ -26,6 +26,7 @@ from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.evaluation import without_real_constants
 from lazyfx_server.passes.large_numbers import check_numbers
 from lazyfx_server.passes.outputs import check_outputs
+from lazyfx_server.passes.packed import check_not_packed
 from lazyfx_server.passes.walk import attribute_at
 
 T = TypeVar("T")
@@ -185,6 +186,7 @@ class FakeRun:
     def _call(self, node: Node, args: Any, kwargs: Any) -> Any:
         target: Any = node.target
         check_numbers(target, (*args, *kwargs.values()))
+        check_not_packed(target, args, kwargs)
         check_outputs(target, args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
