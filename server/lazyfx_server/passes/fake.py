@@ -311,7 +311,9 @@ def _facts(leaf: Any) -> tuple[Any, ...]:
 def _number(value: Any) -> Any:
     """A number for comparing: symbolic ones by their expression, so that no guard is made."""
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return value.node.expr
+        expr = value.node.expr
+        # A pair as below: sympy raises when it compares an expression with one.
+        return (int, int(expr)) if expr.is_Integer else (type(value), expr)
     return (type(value), value)
 
 
