@@ -84,7 +84,7 @@ def exported(model: Callable[..., Any], *args: Any) -> GraphModule:
     return torch.export.export(module, args, strict=False).module(check_guards=False)  # type: ignore[return-value]
 
 
-def of_dynamo(function: Callable[..., Any], *args: Any) -> GraphModule:
+def of_dynamo(function: Callable[..., Any], *args: Any, dynamic: bool | None = None) -> GraphModule:
     found: list[GraphModule] = []
 
     def backend(module: GraphModule, _inputs: Any) -> Callable[..., Any]:
@@ -92,7 +92,9 @@ def of_dynamo(function: Callable[..., Any], *args: Any) -> GraphModule:
         return module.forward
 
     torch._dynamo.reset()
-    torch.compile(function, backend=backend, fullgraph=True)(*[a.clone() for a in args])
+    torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)(
+        *[a.clone() for a in args]
+    )
     return found[0]
 
 
