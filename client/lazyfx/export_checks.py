@@ -1,6 +1,6 @@
 """What torch.export gets wrong about graphs that are right, put right or refused."""
 
-# ruff: noqa: SLF001 - forward levels have no public reader
+# ruff: noqa: SLF001 - calls that switch autocast, and fake tensors, have no public names
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.forward_levels import forward_level_left
 from lazyfx.writing import may_write, share_memory
 
 T = TypeVar("T")
@@ -23,25 +24,11 @@ REMEDY = "save_pickle keeps it; or ask for code or the graph"
 def in_fresh_thread(work: Callable[[], T]) -> T:
     """Run what calls a graph where the graph's switches stay behind, also if it fails half-way.
 
-    Grad mode, autocast and levels of vmap and grad end with the thread. Those of forward-mode
-    derivatives are one for all threads.
+    Grad mode, autocast and levels of vmap and grad end with the thread.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="lazyfx-export") as pool:
-        before = _in_dual_level()
-        try:
-            return pool.submit(work).result()
-        finally:
-            if not before and _in_dual_level():
-                torch._C._exit_dual_level(level=0)
-
-
-def _in_dual_level() -> bool:
-    try:
-        level = torch._C._enter_dual_level()
-    except RuntimeError:  # there is one already, and there can be one only
-        return True
-    torch._C._exit_dual_level(level=level)
-    return False
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-export")
+    with forward_level_left(), pool:
+        return pool.submit(work).result()
 
 
 def enter_autocast_when_run(module: GraphModule) -> None:

@@ -10,6 +10,7 @@ from torch.fx import Graph, GraphModule, symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx import wire
+from lazyfx_server.passes import Registry
 from lazyfx_server.passes.builtin.shapes import ShapePropagation
 
 propagate = ShapePropagation()
@@ -206,3 +207,15 @@ def test_a_symbol_that_stands_where_a_number_was_known() -> None:
     x = torch.randn(3, 3)
     ran = run(decoded(module), propagate)
     assert torch.equal(ran.module(x), module(x))
+
+
+def test_a_level_that_a_graph_enters_and_does_not_leave_ends_with_the_pass() -> None:
+    """A process has one level of forward-mode derivatives: the next graph's would be nested."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    graph.call_function(torch._C._enter_dual_level)
+    graph.output(graph.call_function(torch.sin, (x,)))
+    module = with_inputs(GraphModule(nn.Module(), graph), torch.ones(3))
+    for one in (propagate, Registry().create("analyze")):
+        run(module, one)
+        torch.func.jvp(torch.sin, (torch.ones(2),), (torch.ones(2),))

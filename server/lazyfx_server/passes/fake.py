@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
+from lazyfx.forward_levels import forward_level_left
 from lazyfx.wire.tensors import stand_in_of
 from lazyfx.wire.values import describe, fake_tensor, materialize
 from lazyfx_server.passes.errors import PassError
@@ -60,7 +61,8 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
     Graphs switch them; the switches live in the thread and end with it. The lazy job of the
     caller goes along: modules that torch builds on the way are lazy and counted too.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake") as pool:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake")
+    with forward_level_left(), pool:
         return pool.submit(copy_context().run, work).result()
 
 
