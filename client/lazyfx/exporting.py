@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_unflatten
 from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.export_checks import check_state, enter_autocast_when_run, in_fresh_thread
+from lazyfx.late_operators import refuse_late_operators
 
 
 def export_module(module: GraphModule) -> bytes:
@@ -36,6 +37,7 @@ def export_module(module: GraphModule) -> bytes:
 
 
 def _exported(module: GraphModule) -> bytes:
+    refuse_late_operators(module)
     enter_autocast_when_run(module)
     described = FakeTensorMode(shape_env=ShapeEnv())
     # Inputs of example sizes: torch.export makes symbols of its own.

@@ -27,6 +27,7 @@ from torch.utils._pytree import TreeSpec
 
 from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.late_operators import refuse_late_operators
 
 # Operators that write into a tensor in Python, and in TorchScript make a new one, or are none.
 _WRITTEN_AS: Final[dict[object, str]] = {
@@ -80,6 +81,7 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
     Raises:
         UnsupportedGraphError: What the model returns has no type in TorchScript.
     """
+    refuse_late_operators(module)
     graph = Graph()
     result = graph.graph_copy(module.graph, {})
     graph.output(_structured(module.graph, result))

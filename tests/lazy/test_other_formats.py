@@ -192,3 +192,15 @@ def test_torchscript_takes_numbers_where_the_graph_does() -> None:
                   for n in module.graph.find_nodes(op="placeholder"))
     )  # fmt: skip
     assert unlike(calls(scripted(copy.deepcopy(module)), args), calls(module, args)) == ""
+
+
+def test_operators_that_an_import_registers_are_refused_by_what_does_not_import() -> None:
+    import torch.ao.quantization.fx._decomposed
+
+    def quantized(x: torch.Tensor) -> torch.Tensor:
+        operators = torch.ops.quantized_decomposed
+        return operators.quantize_per_tensor(x, 0.1, 0, 0, 255, torch.uint8)
+
+    for save in (exported, scripted):
+        with pytest.raises(UnsupportedGraphError, match=r"has been imported(\n|.)*save_pickle"):
+            save(of_export(quantized, torch.ones(3)))
