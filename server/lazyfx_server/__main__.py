@@ -24,7 +24,7 @@ from lazyfx_server.telemetry.plain_text import (
     tame_loggers,
 )
 
-_SWITCH_SECONDS = 0.001
+_SWITCH_SECONDS = 0.0005
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
