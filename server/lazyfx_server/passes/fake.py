@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
+from lazyfx.forward_levels import forward_level_left
 from lazyfx.wire.tensors import stand_in_of
 from lazyfx.wire.values import describe, fake_tensor, materialize
 from lazyfx_server.passes.errors import PassError
@@ -68,7 +69,8 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
     caller goes along: modules that torch builds on the way are lazy and counted too.
     """
     _guard_devices()
-    with ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake") as pool:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake")
+    with forward_level_left(), pool:
         return pool.submit(copy_context().run, work).result()
 
 
@@ -320,7 +322,9 @@ def _facts(leaf: Any) -> tuple[Any, ...]:
 def _number(value: Any) -> Any:
     """A number for comparing: symbolic ones by their expression, so that no guard is made."""
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return value.node.expr
+        expr = value.node.expr
+        # A pair as below: sympy raises when it compares an expression with one.
+        return (int, int(expr)) if expr.is_Integer else (type(value), expr)
     return (type(value), value)
 
 
