@@ -26,11 +26,9 @@ def in_words(error: Exception, address: str) -> str:
         error: What was raised.
         address: The server that was asked.
     """
-    if isinstance(error, UnavailableError):
+    if isinstance(error, (UnavailableError, TimedOutError)):
         told = one_line(error)
         return told.removeprefix(f"{error.code}: ") if address in told else f"{address}: {told}"
-    if isinstance(error, TimedOutError):
-        return f"{address} gave no answer in time; allow more with --timeout ({one_line(error)})"
     if isinstance(error, InvalidRequestError):
         told = one_line(error)
         more = [v.description for v in error.violations if v.description not in told]
