@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from lazyfx.errors import LazyfxError
 from lazyfx_server.config import Settings, load
@@ -40,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_setup(settings)
     except SetupError as error:
-        sys.stderr.write(f"lazyfx serve: {error}\n")
-        raise SystemExit(2) from None
+        _refuse(str(error))
     _log_to_stderr(settings)
     log = logging.getLogger("lazyfx_server")
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.listen)
@@ -58,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threads = str(settings.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     environment[LOG_FORMAT_VARIABLE] = settings.log_format
-    _check_modules(settings.operator_modules)
     if settings.allow_targets is not None:
         environment |= _further_targets(settings.allow_targets)
     preload = [*settings.operator_modules, "lazyfx_server.preload"]
@@ -88,16 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         forkserver.kill()
 
 
-def flags() -> list[str]:
-    """All flags, for shells that complete them."""
-    return ["--help", *(f"--{name.replace('_', '-')}" for name in Settings.model_fields)]
-
-
-def _check_modules(names: Sequence[str]) -> None:
-    """Refuse modules that are not there: a fork server passes over what it cannot import."""
-    for name in names:
-        if importlib.util.find_spec(name.partition(".")[0]) is None:
-            raise SystemExit(f"lazyfx serve: --operator-modules: there is no module {name!r}")
+def _refuse(reason: str) -> NoReturn:
+    sys.stderr.write(f"lazyfx serve: {reason}\n")
+    raise SystemExit(2)
 
 
 def _further_targets(path: Path) -> dict[str, str]:
@@ -109,7 +100,7 @@ def _further_targets(path: Path) -> dict[str, str]:
         text = path.read_text("utf-8")
         allowed.extend(parse(text))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"lazyfx serve: --allow-targets: {path}: {error}") from error
+        _refuse(f"--allow-targets {path}: {error}")
     return {allowed.VARIABLE: text}
 
 

@@ -128,7 +128,9 @@ def _read(path: Path) -> dict[str, tuple[bytes, str]] | None:
             or not _HASH.fullmatch(fields[1])
             or not is_tenant_name(fields[2])
         ):
-            raise TokenFileError(f"{path}, line {number}: not 'id sha256 tenant'")
+            raise TokenFileError(
+                f"{path}, line {number}: not 'id sha256 tenant', as `lazyfx token` writes it"
+            )
         known[fields[0]] = (bytes.fromhex(fields[1]), fields[2])
     return known
 
