@@ -1,8 +1,9 @@
 """Why a server cannot be reached, in one sentence: looked into when a call has failed, not before.
 
 gRPC says "failed to connect to all addresses" for a server that is not there, for one that speaks
-TLS to a client that does not, for a certificate that is not accepted, and for another program's port.
-A connection or two of our own tell them apart; nothing but a greeting (HTTP/2, TLS) is sent on them.
+TLS to a client that does not, for a certificate that is not accepted, and for the port of another
+program. A connection or two of our own tell them apart; nothing but a greeting (HTTP/2, TLS) is
+sent on them.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
     try:
         connection = socket.create_connection((host, int(port)), _SECONDS)
     except socket.gaierror:
-        return f"no host is named {host!r} ({address}); check the address, or the DNS server"
+        return f"{host!r} cannot be resolved ({address}); check the address or the name service"
     except TimeoutError:
-        return f"{address} does not answer: the host is down, or a firewall drops what is sent"
+        return f"{address} does not answer: the host is down, or a firewall drops the packets"
     except OSError as error:
         return f"no server answers at {address} ({error.strerror or error}); {_START}"
     with connection:
@@ -59,7 +60,7 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
     if told[3:4] == bytes([_SETTINGS_FRAME]):
         return None
     if told.startswith(_TLS_ALERT) or (told == b"" and _speaks_tls(host, int(port))):
-        return f"the server at {address} speaks TLS, and this client does not; {_USE_TLS}"
+        return f"the server at {address} speaks TLS, but this client does not; {_USE_TLS}"
     return _another_program(address) if told else _silent(address)
 
 
@@ -120,15 +121,15 @@ def _speaks_tls(host: str, port: int) -> bool:
 
 def _another_program(address: str) -> str:
     return (
-        f"what answers at {address} is not a lazyfx server; check the host and the port: the "
-        "service is at the port of `lazyfx serve --listen` (8700), not at that of its metrics (8701)"
+        f"what answers at {address} is not a lazyfx server; check the host and the port: `lazyfx "
+        "serve` listens on port 8700, and has its metrics on port 8701, unless it is told otherwise"
     )
 
 
 def _silent(address: str) -> str:
     return (
-        f"{address} takes connections and does not answer: the server there hangs or is stopped, or "
-        "another program listens; check the address, or restart the server"
+        f"{address} takes connections and does not answer: the server there hangs or is stopped, "
+        "or another program listens; check the address, or restart the server"
     )
 
 
@@ -151,12 +152,12 @@ def _with_tls(connection: socket.socket, address: str, host: str, tls: Tls) -> s
     except ssl.SSLError as error:
         if "CERTIFICATE" in (error.reason or "").upper():
             return (
-                f"the server at {address} does not accept the certificate of this client "
+                f"the server at {address} rejected the certificate of this client "
                 f"({_reason(error)}); name one with tls=lazyfx.Tls(certificate=..., key=...) "
                 "(LAZYFX_CLIENT_CERTIFICATE, LAZYFX_CLIENT_KEY)"
             )
         return (
-            f"the server at {address} does not speak TLS, and this client does "
+            f"the server at {address} does not speak TLS, but this client does "
             f"({_reason(error)}); start it with --server-certificate and --server-key, or connect "
             "without tls"
         )
@@ -170,10 +171,10 @@ def _with_tls(connection: socket.socket, address: str, host: str, tls: Tls) -> s
 def _refused_certificate(error: ssl.SSLCertVerificationError, address: str) -> str:
     told = error.verify_message or _reason(error)
     if "mismatch" in told.lower() or "not valid for" in told.lower():
-        remedy = "connect by a name that is in it, or say that name with server_name= "
+        remedy = "connect by a name that is in it, or give such a name as server_name= "
         remedy += "(LAZYFX_SERVER_HOST)"
     elif "expired" in told or "not yet valid" in told:
-        remedy = "its operator has to renew it; compare the clocks"
+        remedy = "its operator must renew it; also compare the clocks"
     else:
         remedy = "name the authority that issued it with tls=lazyfx.Tls(ca=...) (LAZYFX_CA)"
     return f"the certificate of the server at {address} is not accepted: {told}; {remedy}"

@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from lazyfx.environment import CLIENT_VARIABLES, misspelled
 from lazyfx.errors import LazyfxError
-from lazyfx_server.config import Settings, load
+from lazyfx_server.config import Settings, flags, load
 from lazyfx_server.file_limit import raise_limit
 from lazyfx_server.memory_allocator import give_back_large_blocks
 from lazyfx_server.operator_checks import SetupError, check_setup
@@ -23,6 +24,8 @@ from lazyfx_server.telemetry.plain_text import (
     log_to,
     tame_loggers,
 )
+
+__all__ = ["flags", "main"]
 
 _SWITCH_SECONDS = 0.001
 
@@ -44,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _log_to_stderr(settings)
     log = logging.getLogger("lazyfx_server")
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.listen)
+    for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in Settings.model_fields}):
+        log.warning(sentence)
     raise_limit()
     give_back_large_blocks()
     # While a large request is read in a thread, the event loop waits so long for its turn.

@@ -390,8 +390,11 @@ class Settings(BaseSettings):
     @classmethod
     def _names_pipelines(cls, value: str) -> str:
         for entry in filter(None, map(str.strip, value.split(";"))):
-            if not entry.partition("=")[0].strip().isidentifier():
-                raise ValueError(f"{entry!r} is not NAME=SPELLING")
+            name, equals, passes = entry.partition("=")
+            if not (name.strip().isidentifier() and equals and passes.strip()):
+                raise ValueError(
+                    f"takes NAME=PASSES; NAME=PASSES, and {entry!r} is not NAME=PASSES"
+                )
         return value
 
     @property

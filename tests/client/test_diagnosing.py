@@ -87,14 +87,14 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_host_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     said = told("no-such-host.invalid:8700", monkeypatch, UnavailableError)
-    assert said.startswith("no host is named 'no-such-host.invalid'")
+    assert said.startswith("'no-such-host.invalid' cannot be resolved")
 
 
 def test_a_server_with_tls_reached_without(
     encrypted: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = told(encrypted.address, monkeypatch, UnavailableError)
-    assert "speaks TLS, and this client does not" in said
+    assert "speaks TLS, but this client does not" in said
     assert "LAZYFX_CA" in said
 
 
@@ -103,7 +103,7 @@ def test_a_server_without_tls_reached_with_it(
 ) -> None:
     tls = lazyfx.Tls(ca=authority.file)
     said = told(server.address, monkeypatch, UnavailableError, tls=tls)
-    assert "does not speak TLS, and this client does" in said
+    assert "does not speak TLS, but this client does" in said
 
 
 def test_a_certificate_of_an_unknown_authority(

@@ -81,7 +81,9 @@ def test_nothing_is_loaded_that_is_not_enabled(launch, site: Path) -> None:
     server = launch("--workers", "1", environment=with_path(site))
     with lazyfx.connect(server.address) as client:
         assert not [p.name for p in client.passes() if p.name.startswith("sample")]
-        with pytest.raises(InvalidRequestError, match="no pass is named 'sample_double'"):
+        with pytest.raises(
+            InvalidRequestError, match="no pass or pipeline is named 'sample_double'"
+        ):
             client.compile(symbolic_trace(double), ["sample_double"])
 
 

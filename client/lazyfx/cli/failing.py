@@ -38,6 +38,8 @@ def in_words(error: Exception, address: str) -> str:
 
 def one_line(error: Exception) -> str:
     """An error's message without line breaks; its kind where it has none."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{printable(str(error.filename))}: {error.strerror}"
     return " ".join(str(error).translate(_NO_COLUMNS).split()) or type(error).__name__
 
 

@@ -17,7 +17,7 @@ class ServeCommand(TyperCommand):
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """See `click.Command.shell_complete`."""
         try:
-            from lazyfx_server.config import flags
+            from lazyfx_server.__main__ import flags
         except ModuleNotFoundError:
             return super().shell_complete(ctx, incomplete)
         return [CompletionItem(flag) for flag in flags() if flag.startswith(incomplete)]

@@ -101,7 +101,7 @@ def add_token(path: Path, tenant: str) -> str:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
             file.write(line)
     except OSError as error:
-        raise TokenFileError(f"cannot write {path}: {error}") from error
+        raise TokenFileError(f"cannot write {path}: {error.strerror or error}") from error
     return token
 
 
