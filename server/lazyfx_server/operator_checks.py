@@ -92,7 +92,7 @@ def _is_module(name: str) -> bool:
         return False
     for place in range(len(inner)):
         if found is None or found.submodule_search_locations is None:
-            break
+            return False
         path = list(found.submodule_search_locations)
         found = PathFinder.find_spec(".".join([top, *inner[: place + 1]]), path)
     return found is not None

@@ -1,0 +1,44 @@
+"""Wrong usage of a command is told in words of a command line."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from lazyfx.cli.app import app
+from lazyfx.cli.usage import in_plain_words
+
+WRONG = {
+    "a kind": (["optimize", "m.pt2", "--emit", "cod", "-o", "x"], "did you mean 'code'?"),
+    "too small": (["optimize", "m.pt2", "--timeout", "0"], "0.001"),
+    "not a number": (["optimize", "m.pt2", "--timeout", "soon"], "number"),
+    "no jobs": (["batch", ".", "-o", "out", "--jobs", "0"], "1"),
+    "half a job": (["batch", ".", "-o", "out", "--jobs", "1.5"], "number|integer"),
+    "no steps": (["warm", "--steps", "0", "train.py"], "1"),
+    "no lines": (["explain", "a", "b", "--limit", "x"], "number|integer"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_value(case: str) -> None:
+    import re
+
+    arguments, words = WRONG[case]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 2
+    told = " ".join(ran.output.split())
+    assert re.search(words, told)
+    assert "Input should" not in told
+    assert "Value error" not in told
+
+
+def test_the_words_of_the_validator() -> None:
+    assert in_plain_words("Input should be greater than or equal to 1") == "must be at least 1"
+    assert (
+        in_plain_words("Input should be a valid number, unable to parse string as a number")
+        == "takes a number"
+    )
+    assert in_plain_words("Value error, 'x' is odd") == "'x' is odd"
+    assert in_plain_words("'zzz' is not one of 'code', 'graph'.") == (
+        "'zzz' is not one of 'code', 'graph'."
+    )
