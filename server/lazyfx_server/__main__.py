@@ -37,9 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Flags; those of this process when left out.
 
     Raises:
-        SystemExit: A setting is wrong, or an address cannot be listened on.
+        SystemExit: A setting is wrong, an address cannot be listened on, or it was interrupted.
     """
-    settings = load(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        # While it starts; a server that runs drains.
+        raise SystemExit(130) from None
+
+
+def _main(arguments: Sequence[str]) -> None:
+    settings = load(arguments)
     try:
         check_setup(settings)
     except SetupError as error:

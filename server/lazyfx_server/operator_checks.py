@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import shutil
 import socket
 import ssl
 import tempfile
@@ -42,12 +43,22 @@ def check_setup(settings: Settings) -> None:
         path = getattr(settings, name)
         if path is not None:
             _check_file(_flag(name), path)
+    if settings.native == "on":
+        _check_compiler(os.environ.get("CXX") or "g++")
     _check_certificates(settings)
     _check_secrets(settings)
     _check_plugins(settings.pass_plugins)
     for name in settings.operator_modules:
         if not _is_module(name):
             raise SetupError(f"--operator-modules {name}: there is no such module")
+
+
+def _check_compiler(name: str) -> None:
+    """Look for the program alone; whether it works is asked when workers start."""
+    if shutil.which(name) is None:
+        raise SetupError(
+            f"--native: there is no C++ compiler {name!r} here; install g++, or set CXX to one"
+        )
 
 
 def _check_secrets(settings: Settings) -> None:

@@ -204,7 +204,7 @@ class Settings(BaseSettings):
     server and its workers: nothing is loaded that is not named here."""
 
     pipelines: str = ""
-    """Pipelines by name, beside default, inference and training: NAME=SPELLING; NAME=SPELLING,
+    """Pipelines by name, beside default, inference and training: NAME=PASSES; NAME=PASSES,
     e.g. tidy=dead_code_elimination,constant_fold. A TOML file may have a table of them."""
 
     max_rewrites: int = Field(default=256, ge=0)

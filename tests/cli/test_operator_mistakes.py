@@ -208,3 +208,12 @@ def test_further_targets_that_cannot_be_read(tmp_path) -> None:
     assert ran.returncode == 2
     assert f"lazyfx serve: --allow-targets {path}: is not JSON" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_native_artifacts_without_a_compiler(run, monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = _told(run("serve", "--native", *_HERE), 2)
+    assert told == (
+        "lazyfx serve: --native: there is no C++ compiler 'g++' here; install g++, or set CXX to one"
+    )

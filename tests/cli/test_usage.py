@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.abc import MetaPathFinder
+from typing import Any
+
 import pytest
 from typer.testing import CliRunner
 
@@ -42,3 +46,34 @@ def test_the_words_of_the_validator() -> None:
     assert in_plain_words("'zzz' is not one of 'code', 'graph'.") == (
         "'zzz' is not one of 'code', 'graph'."
     )
+
+
+class Interrupting(MetaPathFinder):
+    """Ctrl-C while a module is imported."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == "lazyfx.cli.app":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lazyfx.cli.__main__ import main
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "lazyfx.cli.app")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert ended.value.__suppress_context__
+
+
+def test_ctrl_c_while_a_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lazyfx_server.__main__ as server
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "check_setup", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        server.main([])
+    assert ended.value.code == 130

@@ -113,6 +113,10 @@ SENTENCES = {
         "--log-level: takes debug, info, warning or error, not 'warn'; did you mean 'warning'?",
     ),
     "a switch": (["--native", "ture"], "--native: takes off, on or optional, not 'ture'"),
+    "a pipeline without passes": (
+        ["--pipelines", "tidy"],
+        "--pipelines: takes NAME=PASSES; NAME=PASSES, and 'tidy' is not NAME=PASSES",
+    ),
     "a URL": (
         ["--listen", "http://127.0.0.1:1"],
         "--listen: takes HOST:PORT, not a URL: write 127.0.0.1:1",
