@@ -27,7 +27,7 @@ from lazyfx_server.telemetry.plain_text import (
 
 __all__ = ["flags", "main"]
 
-_SWITCH_SECONDS = 0.001
+_SWITCH_SECONDS = 0.0005
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -57,6 +57,7 @@ from lazyfx_server.pools import (
 from lazyfx_server.rpc.connections import cut_connections, refuse_connections
 from lazyfx_server.rpc.decoding import Decoder
 from lazyfx_server.rpc.interceptors import CallInterceptor
+from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
 from lazyfx_server.store import Store, open_store
@@ -233,7 +234,12 @@ class App:
             store_stats=self._store.stats,
             quotas=quotas,
         )
-        self._interceptor = CallInterceptor(callers, deferred, settings.max_call_seconds)
+        self._interceptor = CallInterceptor(
+            callers,
+            deferred,
+            settings.max_call_seconds,
+            RefusalPacing(settings.max_refused_rate),
+        )
         self._health = HealthServicer()
         self._server = self._grpc_server(service)
         self._telemetry = TelemetryServer(

@@ -284,6 +284,10 @@ class Settings(BaseSettings):
     max_call_seconds: float = Field(default=3600.0, gt=0)
     """Seconds that any call may take, also one whose caller set no deadline."""
 
+    max_refused_rate: int = Field(default=2 * 2**20, ge=0)
+    """Bytes a second that one connection may have refused as malformed or over a bound before it is
+    answered later, by 2 s at most. The first 64 MiB are free; 0 for no delays."""
+
     upload_idle_timeout: float = Field(default=30.0, gt=0)
     """Seconds without a chunk after which an upload is ended."""
 

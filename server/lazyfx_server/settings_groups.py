@@ -74,6 +74,7 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
         "max_batch_in_flight",
         "max_streams",
         "max_call_seconds",
+        "max_refused_rate",
         "upload_idle_timeout",
         "min_upload_rate",
         "stream_idle_timeout",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +72,44 @@ def test_a_scan_ends_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OverBoundError, match="max_items"):
         scan(Read(b"\x0a\x00" * MB), bounds)
     assert Read.furthest <= 2 * 101
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_lists_are_skipped_as_they_would_be_read(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short entries that follow one another are skipped in a loop of their own: to the same end."""
+    numbers = random.Random(seed)
+    names = Bound(numbers.choice([3, 50]), "max_nodes")
+    text = FieldBounds("texts", Bound(numbers.choice([2, 200])), names, total=names)
+    inner = MessageBounds({1: text, 2: FieldBounds("more", count=Bound(40)), 3: FieldBounds("one")})
+    bounds = MessageBounds({1: FieldBounds("parts", count=Bound(9), inside=inner)})
+
+    def message() -> bytes:
+        entries = b""
+        for _ in range(numbers.randrange(6)):
+            field, content = (
+                numbers.choice([1, 1, 2, 3]),
+                bytes(numbers.choice([0, 1, 3, 127, 130])),
+            )
+            entries += inside(field, content) * numbers.choice([1, 2, 30])
+        whole = inside(1, entries) * numbers.randrange(1, 4)
+        return whole[: len(whole) - numbers.choice([0, 0, 0, 1, 2])]
+
+    def outcome(data: bytes) -> str:
+        try:
+            return repr(scan(data, bounds))
+        except OverBoundError as error:
+            return str(error)
+
+    messages = [message() for _ in range(200)]
+    quick = [outcome(data) for data in messages]
+    monkeypatch.setattr(
+        "lazyfx_server.security.scanning._Scanner._run",
+        lambda _self, position, _end, _begin, _rule, count: (position, count),
+    )
+    assert [outcome(data) for data in messages] == quick
+    assert len(set(quick)) > 5
 
 
 def test_depth_is_bounded() -> None:

@@ -14,6 +14,7 @@ from lazyfx import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.crashes import Subject
+from lazyfx_server.compiling.job_parts import CompileParts
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.errors import InternalError
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -83,12 +84,16 @@ _SUBJECT = Subject(b"alice", _ENCODED.digest)
 def test_a_lie_is_an_internal_error_and_is_not_kept(lie: str) -> None:
     jobs = Jobs(Liar(LIES[lie]), 1.0)
     with pytest.raises(InternalError):
-        asyncio.run(jobs.compile(worker.CompileJob(body=_ENCODED.body), "alice", _SUBJECT))
+        asyncio.run(
+            jobs.compile(CompileParts(worker.CompileJob(), _ENCODED.body), "alice", _SUBJECT)
+        )
 
 
 def test_the_truth_is_believed() -> None:
     result = asyncio.run(
-        Jobs(Liar(compiled(honest())), 1.0).compile(worker.CompileJob(), "alice", _SUBJECT)
+        Jobs(Liar(compiled(honest())), 1.0).compile(
+            CompileParts(worker.CompileJob(), b""), "alice", _SUBJECT
+        )
     )
     assert result.graph.graph.body == _ENCODED.body
 

@@ -15,6 +15,7 @@ from lazyfx_server.compiling.contents import stored_content
 from lazyfx_server.compiling.costs import MeasuredCosts
 from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.explain import Explainer, Miss
+from lazyfx_server.compiling.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.pipelines import Pipelines
@@ -233,11 +234,11 @@ class Compiler:
             subjects = [f"blobs/{digest.hex()}" for digest in missing]
             raise MissingError("send these blobs and try again", subjects)
 
-    async def _job(self, incoming: IncomingCompile, tenant: Tenant) -> worker.CompileJob:
+    async def _job(self, incoming: IncomingCompile, tenant: Tenant) -> CompileParts:
         """Gather what the worker needs, or say what is missing."""
         request = incoming.request
         missing: list[str] = []
-        body: bytes | None = bytes(incoming.body)
+        body: Buffer | None = incoming.body
         if not request.HasField("graph"):
             digest = request.graph_digest.sha256
             body = await stored_content(self._store, tenant.blob(digest), digest)
@@ -245,24 +246,20 @@ class Compiler:
                 missing.append(f"blobs/{digest.hex()}")
             else:
                 self._limits.check_body("graph_digest", body)
-        values: list[worker.TensorValue] = []
+        values: list[tuple[int, int, Buffer]] = []
         for binding in request.values:
             content = binding.content.sha256
             data = await stored_content(self._store, tenant.blob(content), content)
             if data is None:
                 missing.append(f"blobs/{content.hex()}")
             else:
-                values.append(
-                    worker.TensorValue(graph=binding.graph, attribute=binding.attribute, data=data)
-                )
+                values.append((binding.graph, binding.attribute, data))
         if missing or body is None:
             raise MissingError("send these blobs and try again", missing)
         measured = self._costs.of(tenant.tag, request.graph_digest.sha256)
-        return worker.CompileJob(
-            body=body,
+        job = worker.CompileJob(
             passes=self._pipelines.expand(request.passes),
             plugins=self._plugins,
-            values=values,
             limits=self._limits.job(),
             presentation=request.graph.presentation,
             eager=request.eager,
@@ -270,6 +267,7 @@ class Compiler:
             seconds_per_node=measured,
             cost_is_measured=measured > 0,
         )
+        return CompileParts(job, body, values)
 
     def _tell(self, wanted: ResolvedRequest, result: worker.CompileResult) -> None:
         report = result.report

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 
 from lazyfx.errors import FieldViolation
 from lazyfx_server.compiling.crashes import Crashes, Subject
+from lazyfx_server.compiling.job_parts import CompileParts
 from lazyfx_server.compiling.validation import check_compiled, check_rendered
 from lazyfx_server.errors import (
     CrashingGraphError,
@@ -24,6 +25,7 @@ from lazyfx_server.execution import (
     ExecutionError,
     Executor,
     ExecutorClosed,
+    JobBytes,
     NoWorker,
     OnCall,
     WorkerCrashed,
@@ -60,14 +62,14 @@ class Jobs:
         self._setting = setting
 
     async def compile(
-        self, job: worker.CompileJob, owner: str, subject: Subject
+        self, job: CompileParts, owner: str, subject: Subject
     ) -> worker.CompileResult:
         """Run passes over a graph of this owner.
 
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        result = (await self._run(worker.Job(compile=job), owner, subject)).compile
+        result = (await self._run("compile", job.serialized(), owner, subject)).compile
         await check_compiled(result)
         return result
 
@@ -79,13 +81,13 @@ class Jobs:
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        result = (await self._run(worker.Job(render=job), owner, subject)).render
+        result = (await self._run_message(worker.Job(render=job), owner, subject)).render
         check_rendered(job, result)
         return result
 
     async def describe(self) -> worker.DescribeResult:
         """Ask what devices workers see."""
-        return (await self._run(worker.Job(describe=worker.DescribeJob()))).describe
+        return (await self._run_message(worker.Job(describe=worker.DescribeJob()))).describe
 
     async def native(
         self, job: worker.NativeJob, subject: Subject, on_call: OnCall
@@ -95,7 +97,7 @@ class Jobs:
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        result = await self._run(worker.Job(native=job), subject=subject, on_call=on_call)
+        result = await self._run_message(worker.Job(native=job), subject=subject, on_call=on_call)
         return result.native
 
     async def describe_native(
@@ -106,18 +108,29 @@ class Jobs:
         Raises:
             RequestError: They cannot be made; says why.
         """
-        result = await self._run(worker.Job(describe_native=job), on_call=on_call)
+        result = await self._run_message(worker.Job(describe_native=job), on_call=on_call)
         return result.describe_native
 
-    async def _run(
+    async def _run_message(
         self,
         job: worker.Job,
         owner: str | None = None,
         subject: Subject | None = None,
         on_call: OnCall | None = None,
     ) -> worker.JobResult:
+        kind = job.WhichOneof("kind") or ""
+        return await self._run(kind, job.SerializeToString(), owner, subject, on_call)
+
+    async def _run(
+        self,
+        kind: str,
+        job: JobBytes,
+        owner: str | None = None,
+        subject: Subject | None = None,
+        on_call: OnCall | None = None,
+    ) -> worker.JobResult:
         try:
-            answer = await self._on_a_worker(job, owner, subject, on_call)
+            answer = await self._on_a_worker(kind, job, owner, subject, on_call)
             result = worker.JobResult.FromString(answer)
         except WorkerOutOfCpu as error:
             raise TimedOutError(
@@ -141,15 +154,16 @@ class Jobs:
             raise InternalError("the worker answered with something unreadable") from error
         if result.WhichOneof("kind") == "error":
             if result.error.kind == worker.JOB_ERROR_KIND_SOURCE:
-                self._observe(SourceRefused(job.WhichOneof("kind") or ""))
+                self._observe(SourceRefused(kind))
             _raise(result.error)
-        elif result.WhichOneof("kind") != job.WhichOneof("kind"):
+        elif result.WhichOneof("kind") != kind:
             raise InternalError("the worker answered another question")
         return result
 
     async def _on_a_worker(
         self,
-        job: worker.Job,
+        kind: str,
+        job: JobBytes,
         owner: str | None,
         subject: Subject | None,
         on_call: OnCall | None,
@@ -163,10 +177,9 @@ class Jobs:
             CrashingGraphError: Workers have died on its graph.
             ExecutionError: As `Executor.run`.
         """
-        kind, data = job.WhichOneof("kind") or "", job.SerializeToString()
 
         def run() -> Awaitable[bytes]:
-            return self._executor.run(data, timeout=self._timeout, owner=owner, on_call=on_call)
+            return self._executor.run(job, timeout=self._timeout, owner=owner, on_call=on_call)
 
         if subject is None:
             return await run()

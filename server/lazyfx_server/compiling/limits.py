@@ -68,6 +68,7 @@ class RequestLimits:
     max_staged_bytes: int
     max_staged_bytes_in_all: int
     max_call_seconds: float
+    max_refused_rate: int
     min_upload_rate: int
     upload_idle_timeout: float
     stream_idle_timeout: float

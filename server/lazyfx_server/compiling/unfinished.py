@@ -12,7 +12,9 @@ from lazyfx_server.compiling.held import TenantBytes
 from lazyfx_server.errors import InvalidRequestError, OverloadedError
 
 # Larger uploads are kept in files while they arrive.
-_IN_MEMORY_BYTES = 1024 * 1024
+_IN_MEMORY_BYTES = 256 * 1024
+# Each of those that broke off is an open file.
+_MOST_KEPT = 128
 # Seconds for which an upload that broke off may go on.
 _KEEP_SECONDS = 120.0
 
@@ -128,12 +130,16 @@ class Unfinished:
     def keep(self, tenant: str, staged: Staged) -> bool:
         """Keep an upload that broke off, whose bytes are counted no longer; not for ever.
 
+        What is in memory is sent again in less time than it is worth holding it.
+
         Returns:
             Whether it is kept.
         """
         size = staged.received
         over = self._bytes.of(tenant) + size > self._most
-        if not size or over or self._bytes.all + size > self._most_in_all:
+        if size <= _IN_MEMORY_BYTES or over or self._bytes.all + size > self._most_in_all:
+            return False
+        if len(self._kept) >= _MOST_KEPT and not self._drop_oldest(tenant):
             return False
         self._drop(tenant, staged.sha256)
         self._kept[tenant, staged.sha256] = staged

@@ -14,13 +14,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from lazyfx_server.execution.calls import OnCall
 
 JobFunction = Callable[[bytes], bytes]
 """What a worker runs. Importable by its qualified name, because workers import it."""
+
+JobBytes = bytes | Sequence[bytes | memoryview]
+"""A job, or its parts in their order: large ones are passed on without a copy."""
 
 RestartReason = Literal["crash", "timeout", "recycled", "cancelled"]
 """Why a worker was replaced: it died, its job overran, it had served its jobs, or the
@@ -94,6 +97,11 @@ class ExecutorClosed(ExecutionError):  # noqa: N818 - reads as what happened
     """The executor does not take jobs any more."""
 
 
+def parts_of(job: JobBytes) -> Sequence[bytes | memoryview]:
+    """The parts of a job."""
+    return [job] if isinstance(job, bytes) else job
+
+
 def call(function: JobFunction, job: bytes) -> bytes:
     """Calls a job function and checks that it kept to its type.
 
@@ -122,7 +130,7 @@ class Executor(Protocol):
 
     async def run(
         self,
-        job: bytes,
+        job: JobBytes,
         *,
         timeout: float,
         owner: str | None = None,
@@ -134,7 +142,7 @@ class Executor(Protocol):
         wait is the caller's business.
 
         Args:
-            job: What the worker's function is called with.
+            job: What the worker's function is called with, in one piece or in parts.
             timeout: Seconds that the job may run, counted from when a worker has it.
             owner: Whose job it is; no process runs jobs of two owners. None is the server's
                 own, which may run in any.

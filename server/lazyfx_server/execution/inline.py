@@ -12,11 +12,13 @@ from functools import partial
 
 from lazyfx_server.execution.base import (
     ExecutorClosed,
+    JobBytes,
     JobFunction,
     ResultTooLarge,
     WorkerFailed,
     WorkerTimedOut,
     call,
+    parts_of,
 )
 from lazyfx_server.execution.calls import OnCall, calling_loop, with_calls
 
@@ -52,7 +54,7 @@ class InlineExecutor:
 
     async def run(
         self,
-        job: bytes,
+        job: JobBytes,
         *,
         timeout: float,
         owner: str | None = None,
@@ -65,9 +67,14 @@ class InlineExecutor:
             self._free.release()
             raise ExecutorClosed("the executor is not running")
         loop = asyncio.get_running_loop()
+        whole = b"".join(parts_of(job))
         calling = calling_loop(on_call, loop)
         future = loop.run_in_executor(
-            self._threads, with_calls, calling, partial(call, self._function), job
+            self._threads,
+            with_calls,
+            calling,
+            partial(call, self._function),
+            whole,
         )
         future.add_done_callback(self._release)
         await asyncio.wait({future}, timeout=timeout)

@@ -17,6 +17,7 @@ from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.base import (
     ExecutionError,
     ExecutorClosed,
+    JobBytes,
     JobFunction,
     NoWorker,
     OnRestart,
@@ -106,7 +107,7 @@ class ProcessExecutor:
 
     async def run(
         self,
-        job: bytes,
+        job: JobBytes,
         *,
         timeout: float,
         owner: str | None = None,
@@ -127,7 +128,7 @@ class ProcessExecutor:
         return await self._attempt(job, timeout, owner, on_call)
 
     async def _attempt(
-        self, job: bytes, timeout: float, owner: str | None, on_call: OnCall | None
+        self, job: JobBytes, timeout: float, owner: str | None, on_call: OnCall | None
     ) -> bytes:
         if self._closed:
             raise ExecutorClosed("the executor is closed")

@@ -17,6 +17,7 @@ from typing import Final, cast
 
 from lazyfx_server.execution.answering import Answering, CallBounds
 from lazyfx_server.execution.base import (
+    JobBytes,
     JobFunction,
     NoWorker,
     RestartReason,
@@ -24,6 +25,7 @@ from lazyfx_server.execution.base import (
     WorkerCrashed,
     WorkerFailed,
     WorkerOutOfCpu,
+    parts_of,
 )
 from lazyfx_server.execution.calls import OnCall
 from lazyfx_server.execution.frames import HEADER, SMALL, Kind, unpack_error
@@ -153,11 +155,11 @@ class Worker(asyncio.Protocol):
         """It has a job."""
         return self._answer is not None
 
-    def begin(self, job: bytes, on_call: OnCall | None = None) -> asyncio.Future[bytes]:
+    def begin(self, job: JobBytes, on_call: OnCall | None = None) -> asyncio.Future[bytes]:
         """Hands it a job; it must be idle.
 
         Args:
-            job: What its function is called with.
+            job: What its function is called with, in one piece or in parts.
             on_call: Answers the calls that the job makes.
 
         Returns:
@@ -177,18 +179,22 @@ class Worker(asyncio.Protocol):
             _bound_cpu(self.pid, self._plan.cpu_seconds)
         self._calls.begin(on_call)
         answer.add_done_callback(lambda _: self._calls.end())
-        self._write(Kind.JOB, job)
+        self._write(Kind.JOB, *parts_of(job))
         return answer
 
-    def _write(self, kind: Kind, body: bytes) -> None:
+    def _write(self, kind: Kind, *parts: bytes | memoryview) -> None:
         if self._transport is None or self._disconnected:
             return
-        header = HEADER.pack(kind, len(body))
-        if len(body) <= SMALL:
-            self._transport.write(header + body)
-        else:
-            self._transport.write(header)
-            self._transport.write(body)
+        small = bytearray(HEADER.pack(kind, sum(len(part) for part in parts)))
+        for part in parts:
+            if len(part) <= SMALL:
+                small += part
+                continue
+            self._transport.write(bytes(small))
+            self._transport.write(part)
+            small.clear()
+        if small:
+            self._transport.write(bytes(small))
 
     def _read_more(self, more: bool) -> None:
         """Whether to take more from the worker: not while it has asked enough."""

@@ -16,6 +16,7 @@ from lazyfx_server.compiling.reading import IncomingCompile
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.rpc.message_bounds import request_bounds
+from lazyfx_server.rpc.pacing import note_received
 from lazyfx_server.security.scanning import (
     FieldBounds,
     Marked,
@@ -66,6 +67,7 @@ class Decoder:
                 field and the bound.
             OverloadedError: Requests that are under way hold too many bytes.
         """
+        note_received(len(data))
         with self._held.hold(tenant.name, len(data)) as hold:
             # Of an upload nearly all is one field, which is skipped.
             if len(data) <= AT_ONCE_BYTES or method == "UploadBlobs":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,6 +27,7 @@ from lazyfx_server.errors import (
 from lazyfx_server.rpc.authentication import Authenticator, caller_name
 from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_caller
 from lazyfx_server.rpc.descriptors import Descriptors
+from lazyfx_server.rpc.pacing import RefusalPacing, count_received
 from lazyfx_server.rpc.small_requests import HANDLER_MAKERS, small_requests
 from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
 from lazyfx_server.telemetry import Observer, RequestHandled
@@ -37,6 +39,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _SERVICE = "/lazyfx.v1.GraphCompiler/"
 # Probes ask without showing who they are, and learn only whether the server serves.
 _HEALTH = "/grpc.health.v1.Health/"
+_INVALID_ARGUMENT: Final[int] = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -46,13 +49,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         authenticator: Tells whose a call is.
         observer: Is told of each call that ends.
         most_seconds: How long any call may take, whatever its caller allows.
+        pacing: Delays the refusals of callers that have too much refused.
     """
 
     def __init__(
-        self, authenticator: Authenticator, observer: Observer, most_seconds: float
+        self,
+        authenticator: Authenticator,
+        observer: Observer,
+        most_seconds: float,
+        pacing: RefusalPacing,
     ) -> None:
         self._authenticator = authenticator
         self.most_seconds = most_seconds
+        self.pacing = pacing
         self._observer = observer
         self._descriptors = Descriptors()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -134,15 +143,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             or handler.unary_unary
         )
 
+        # Neither keeps the request: see `_forget_frames`.
         async def answer(request: Any, context: Context) -> Any:
+            once = [request]
+            del request
             async with _Call(self, method, context):
                 self._authenticator.enter(context)
-                return await inner(request, context)
+                return await inner(once.pop(), context)
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
+            once = [request]
+            del request
             async with _Call(self, method, context):
                 self._authenticator.enter(context)
-                async for item in inner(request, context):
+                async for item in inner(once.pop(), context):
                     yield item
 
         make = HANDLER_MAKERS[handler.request_streaming, streams_out]
@@ -186,6 +200,7 @@ class _Call:
         self._entered = False
         self._overran = False
         self._alarm: asyncio.TimerHandle | None = None
+        self._received = count_received()
 
     async def __aenter__(self) -> None:
         try:
@@ -222,10 +237,15 @@ class _Call:
 
     async def _refuse(self, error: Exception) -> NoReturn:
         status = status_of(error)
+        _forget_frames(error)
         status.details.add().Pack(error_details_pb2.RequestInfo(request_id=self._id))
         code = CODE_NAMES[status.code]
-        self._log(error, code, status.message)
-        self._leave(code)
+        try:
+            if status.code == _INVALID_ARGUMENT:
+                await self._interceptor.pacing.wait(self._context.peer(), self._received.bytes)
+        finally:
+            self._log(error, code, status.message)
+            self._leave(code)
         await self._context.abort_with_status(rpc_status.to_status(status))
         raise AssertionError("abort_with_status returned")
 
@@ -242,6 +262,19 @@ class _Call:
     def _leave(self, code: str) -> None:
         seconds = time.perf_counter() - self._started
         self._interceptor.leave(self._method, code, seconds, entered=self._entered)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of what the frames hold that an error and its causes have passed.
+
+    They hold the request, and grpc.aio's AbortError is part of a cycle with the error in it:
+    megabytes would wait for the garbage collector, which counts objects.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
 
 
 def _starting() -> UnavailableError:

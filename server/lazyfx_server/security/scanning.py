@@ -149,9 +149,35 @@ class _Scanner:
                 )
             if rule.mark and (kind == 2 or rule.inside is None):
                 self.marked[_place(path, rule, count - 1)] = Marked(begin, content, position)
-            if rule.inside is not None and kind == 2 and position > content:
+            if kind == 2 and rule.inside is None and not rule.mark:
+                # Lists of names are long, and alike: they are what takes time in honest messages.
+                position, counts[number] = self._run(position, end, begin, rule, count)
+            elif rule.inside is not None and kind == 2 and position > content:
                 inner = _place(path, rule, count - 1)
                 self.message(content, position, rule.inside, inner, depth + 1)
+
+    def _run(
+        self, position: int, end: int, begin: int, rule: FieldBounds, count: int
+    ) -> tuple[int, int]:
+        """Skip short entries of one list that follow one another, as long as all is well.
+
+        Returns:
+            The place of what is to be looked at next, and the entries of the list so far.
+        """
+        data, first, most = self._data, count, rule.count.most
+        if rule.total is not None:
+            counted = self._totals.get(id(rule), 0)
+            most = min(most, count + rule.total.most - counted)
+        tag, longest = data[begin], min(rule.size.most, 0x7F)
+        while tag < 0x80 and position + 1 < end and data[position] == tag and count < most:
+            length = data[position + 1]
+            after = position + 2 + length
+            if length > longest or after > end:
+                break
+            position, count = after, count + 1
+        if rule.total is not None:
+            self._totals[id(rule)] = counted + count - first
+        return position, count
 
     def _varint(self, position: int, end: int, path: str) -> tuple[int, int]:
         value = shift = 0
