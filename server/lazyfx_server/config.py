@@ -84,6 +84,7 @@ class _Groups:
 
     def add_argument(self, parser: Any, *names: str, **options: Any) -> Any:
         """As ArgumentParser.add_argument."""
+        parser.usage = "lazyfx serve [FLAG [VALUE]]..."
         if "metavar" in options:
             options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
         options["help"] = _NO_DEFAULT.sub("", options.get("help") or "")
