@@ -362,8 +362,8 @@ class Connection:
                 "allow more with timeout= (--timeout, LAZYFX_TIMEOUT)"
             )
             return TimedOutError(told, code=code.name)
-        if told := not_a_server(self.address, printable(details)):
-            return UnavailableError(told, code=code.name)
+        if other := not_a_server(self.address, printable(details)):
+            return UnavailableError(other, code=code.name)
         return status.to_error(error)
 
     def _kept(self, call: AnyCall) -> AnyCall:
