@@ -50,7 +50,7 @@ def _exported(module: GraphModule) -> bytes:
             raise UnsupportedGraphError(
                 "an input without a shape",
                 node=node.name,
-                remedy="capture the model with torch.export, or run the pass shape_propagation",
+                remedy="capture the model with torch.export, which records shapes",
             )
         try:
             examples.append(_example(value, mode))

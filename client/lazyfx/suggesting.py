@@ -73,4 +73,4 @@ def did_you_mean(
     if not words:
         return "; it takes none"
     more = f" and {len(words) - _MOST_LISTED} more" if len(words) > _MOST_LISTED else ""
-    return f"; there are: {', '.join(words[:_MOST_LISTED])}{more}"
+    return f"; known names: {', '.join(words[:_MOST_LISTED])}{more}"

@@ -87,7 +87,7 @@ def test_options_become_fields() -> None:
     ("options", "option", "message"),
     [
         ({"cuont": 1}, "cuont", "did you mean 'count'?"),
-        ({"zzz": 1}, "zzz", "there are: flag, count, rate, label, names"),
+        ({"zzz": 1}, "zzz", "known names: flag, count, rate, label, names"),
         ({"count": True}, "count", "takes int, not True"),
         ({"count": 1.0}, "count", "takes int"),
         ({"flag": 1}, "flag", "takes bool"),

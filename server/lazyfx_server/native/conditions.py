@@ -98,7 +98,10 @@ def fake_inputs(module: GraphModule, mode: FakeTensorMode) -> list[Any]:
             node.meta["example_value"] = value
         if node.op == "placeholder":
             if value is None:
-                raise CannotCompile("an input of the graph has no shape; send the graph with it")
+                raise CannotCompile(
+                    "an input of the graph has no shape; capture the model with torch.export, "
+                    "which records the shapes of its inputs"
+                )
             inputs.append(value)
     return inputs
 
