@@ -38,8 +38,10 @@ def enter_autocast_when_run(module: GraphModule) -> None:
     comes after is of the wrong dtype to it.
     """
     for part in module.modules():
+        if not isinstance(part, GraphModule):
+            continue
         changed = False
-        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+        for node in part.graph.nodes:
             if node.target is autocast_mode._enter_autocast:
                 node.target, changed = _enter_autocast, True
             elif node.target is autocast_mode._exit_autocast:

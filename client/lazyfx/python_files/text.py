@@ -189,7 +189,7 @@ def _refuse_graphs_that_are_read(module: GraphModule) -> None:
                     )
 
 
-def _attribute(module: GraphModule, node: Node) -> object:
+def _attribute(module: torch.nn.Module, node: Node) -> object:
     value: object = module
     for name in str(node.target).split("."):
         value = getattr(value, name)
