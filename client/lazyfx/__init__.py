@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # sockets of the parent: children crash, and the parent's calls break. gRPC reads it when it is
 # imported; whoever has set it is let have it. See `lazyfx.forking` for what holds in its place.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# Handshakes that fail are told in errors; gRPC would log each try to standard error as well.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 __version__ = "0.1.0"
 
@@ -123,7 +125,11 @@ def __getattr__(name: str) -> Any:
     """
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from lazyfx.suggesting import closest
+
+        meant = closest(name, _HOMES)
+        hint = f"; did you mean {meant!r}?" if meant else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfx.addresses import is_loopback
+from lazyfx.credentials import check_certificates, checked_keys, checked_token, read_file
 from lazyfx.errors import LazyfxError
 from lazyfx.known_servers import known_keys
 
@@ -88,7 +89,7 @@ def access(
         verify_keys: Public keys in hex, or several joined by commas; else LAZYFX_VERIFY_KEYS.
 
     Raises:
-        LazyfxError: A file cannot be read.
+        LazyfxError: A file cannot be read, or something is not what it should be; says what.
     """
     keys = verify_keys if verify_keys is not None else _variable("VERIFY_KEYS")
     if isinstance(keys, str):
@@ -97,10 +98,14 @@ def access(
         tls = _tls_of_environment()
     elif isinstance(tls, bool):
         tls = Tls() if tls else None
+    elif not isinstance(tls, Tls):
+        raise LazyfxError(f"tls takes True or lazyfx.Tls(ca=...), not {tls!r}")
+    if tls is not None:
+        check_certificates(tls.ca, tls.certificate, tls.key)
     return Access(
-        token=token or _token_of_environment(),
+        token=_token_of_environment() if token is None else checked_token(token, "token"),
         tls=tls,
-        verify_keys=None if keys is None else tuple(keys),
+        verify_keys=None if keys is None else checked_keys(keys),
     )
 
 
@@ -110,31 +115,20 @@ def _variable(name: str) -> str | None:
 
 def _token_of_environment() -> str | None:
     if token := _variable("TOKEN"):
-        return token
+        return checked_token(token, "LAZYFX_TOKEN")
     if path := _variable("TOKEN_FILE"):
-        return read_file(path).decode().strip()
+        held = read_file(path, "LAZYFX_TOKEN_FILE")
+        return checked_token(held, f"LAZYFX_TOKEN_FILE: {path}")
     return None
 
 
 def _tls_of_environment() -> Tls | None:
-    ca, certificate = _variable("CA"), _variable("CLIENT_CERTIFICATE")
-    if ca is None and certificate is None:
+    ca, certificate, key = _variable("CA"), _variable("CLIENT_CERTIFICATE"), _variable("CLIENT_KEY")
+    if ca is None and certificate is None and key is None:
         return None
     return Tls(
         ca=None if ca == "system" else ca,
         certificate=certificate,
-        key=_variable("CLIENT_KEY"),
+        key=key,
         server_name=_variable("SERVER_HOST"),
     )
-
-
-def read_file(path: str | Path) -> bytes:
-    """The bytes of a file of certificates, keys or tokens.
-
-    Raises:
-        LazyfxError: It cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise LazyfxError(f"cannot read {path}: {error.strerror}") from error

@@ -30,6 +30,8 @@ def server_address(given: str | None = None) -> str:
         AddressError: It is not the address of a server.
     """
     if given is not None:
+        if not isinstance(given, str):
+            raise _wrong(given)
         return read_address(given)
     given = os.environ.get(VARIABLE)
     if not given:
@@ -109,9 +111,12 @@ def _is_ipv6(text: str) -> bool:
         return False
 
 
-def _wrong(text: str) -> AddressError:
+def _wrong(text: object) -> AddressError:
     return AddressError(f"{_shown(text)} is not a server address; use {_EXAMPLES}")
 
 
-def _shown(text: str) -> str:
+def _shown(given: object) -> str:
+    text = given if isinstance(given, str) else str(given)
+    if text is not given:
+        return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
     return repr(text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "...")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -14,6 +16,9 @@ from torch.fx import Graph, GraphModule
 from torch.fx.graph import _PyTreeCodeGen
 
 from lazyfx.errors import LazyfxError
+
+# The frame that torch.export blames.
+_LINE = re.compile(r'raised this error:\s+File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
 @runtime_checkable
@@ -81,19 +86,23 @@ class Captures:
         if not isinstance(what, torch.nn.Module):
             if isinstance(what, HasGraph):
                 return Captured(what.graph_module())
+            raise LazyfxError(_not_a_graph(what))
+        if isinstance(what, torch.jit.ScriptModule):
             raise LazyfxError(
-                f"cannot compile a {type(what).__name__}: pass a GraphModule, an ExportedProgram, "
-                "or a Module with example_inputs"
+                "a TorchScript module has no torch.fx graph; pass the nn.Module that it was "
+                "created from"
             )
         if example_inputs is None:
             raise LazyfxError(
-                f"compiling a {type(what).__name__} needs example_inputs to capture its graph"
+                f"a {type(what).__name__} is not a graph yet: its capture needs example_inputs, or "
+                "give what torch.export.export(module, inputs) or torch.fx.symbolic_trace(module) "
+                "returns"
             )
         args, kwargs = _arguments(example_inputs)
         try:
             program = torch.export.export(what, args, kwargs, strict=False)
         except Exception as error:  # export raises errors of every kind
-            raise LazyfxError(f"torch.export cannot capture this module: {error}") from error
+            raise LazyfxError(f"torch.export cannot capture this module: {_told(error)}") from error
         return Captured(_module(program))
 
     def _unlift(self, program: ExportedProgram) -> Captured:
@@ -102,6 +111,37 @@ class Captures:
             captured = Captured(_module(program))
             self._programs[program] = captured
         return captured
+
+
+def _not_a_graph(what: object) -> str:
+    given = f"an object of type {type(what).__name__}"
+    more = ""
+    if isinstance(what, (str, Path)):
+        given = f"{str(what)!r}, a path"
+        more = "; read the file first: torch.export.load(path), or lazyfx.load_graph(path)"
+    elif callable(what):
+        more = "; torch.fx.symbolic_trace makes a GraphModule of a function"
+    elif isinstance(what, Graph):
+        more = "; torch.fx.GraphModule(root, graph) holds a Graph and its tensors"
+    return (
+        f"cannot compile {given}: pass a GraphModule, an ExportedProgram, or a Module with "
+        f"example_inputs{more}"
+    )
+
+
+def _told(error: Exception) -> str:
+    """What torch.export says, without its advice for debugging, and what to do instead."""
+    text = str(error)
+    if "data-dependent" not in text:
+        return text
+    first = text.strip().partition("\n")[0]
+    found = _LINE.search(text)
+    where = f" at {found['file']}, line {found['line']}" if found else ""
+    return (
+        f"{first.rstrip('. ')}{where}: the way through the code depends on values; use torch.cond "
+        'or torch.where there, or torch.compile(module, backend="lazyfx"), which captures what is '
+        "before and after"
+    )
 
 
 def _module(program: ExportedProgram) -> GraphModule:

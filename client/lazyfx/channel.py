@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import grpc
 import grpc.aio
 
-from lazyfx.access import Tls, read_file
+from lazyfx.access import Tls
+from lazyfx.credentials import read_file
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 # No answer is one large message: artifacts come in chunks.
@@ -65,9 +66,11 @@ def open_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
     if tls is None:
         return grpc.aio.insecure_channel(address, options=_OPTIONS)
     credentials = grpc.ssl_channel_credentials(
-        root_certificates=read_file(tls.ca) if tls.ca else None,
-        private_key=read_file(tls.key) if tls.key else None,
-        certificate_chain=read_file(tls.certificate) if tls.certificate else None,
+        root_certificates=read_file(tls.ca, "Tls(ca=...)") if tls.ca else None,
+        private_key=read_file(tls.key, "Tls(key=...)") if tls.key else None,
+        certificate_chain=read_file(tls.certificate, "Tls(certificate=...)")
+        if tls.certificate
+        else None,
     )
     options = list(_OPTIONS)
     if tls.server_name:

@@ -17,6 +17,7 @@ from lazyfx.answers.refusals import Refusals
 from lazyfx.asking import Asker
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import Connection
+from lazyfx.environment import warn_of_misspelled
 from lazyfx.errors import (
     ForkedProcessError,
     LazyfxError,
@@ -53,6 +54,7 @@ class AsyncClient:
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
         AddressError: The address is not a server address.
+        LazyfxError: The timeout is not a number of seconds, or a file cannot be read.
     """
 
     def __init__(
@@ -66,7 +68,10 @@ class AsyncClient:
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
+        warn_of_misspelled()
         address = server_address(address)
+        if not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise LazyfxError(f"timeout takes seconds, more than 0, not {timeout!r}")
         granted = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds
         self.refusals = Refusals(address)

@@ -18,10 +18,17 @@ from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
 from lazyfx.channel import open_channel
-from lazyfx.diagnosing import diagnose
-from lazyfx.errors import ClosedError, OverloadedError, ProtocolError, UnavailableError
+from lazyfx.diagnosing import diagnose, not_a_server
+from lazyfx.errors import (
+    ClosedError,
+    OverloadedError,
+    ProtocolError,
+    ServiceError,
+    TimedOutError,
+    UnavailableError,
+)
 from lazyfx.patience import Patience
-from lazyfx.printable import make_printable
+from lazyfx.printable import make_printable, printable
 from lazyfx.uploading import Blob, Progress, upload
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -335,12 +342,30 @@ class Connection:
 
     async def _explained(self, error: UnavailableError) -> UnavailableError:
         """The same error with the reason why no call gets through, where one can be found."""
-        if status.is_of_server(error.__cause__):
+        if status.is_of_server(error.__cause__) or error.code != "UNAVAILABLE":
             return error
         reason = await asyncio.to_thread(diagnose, self.address, self._tls)
         if reason is None:
-            return error
-        return UnavailableError(f"{reason} (details: {error.reason})", code=error.code)
+            reason = (
+                f"the connection to {self.address} broke off or was not made in time, and the "
+                f"server can be reached now; try again (details: {error.reason})"
+            )
+        return UnavailableError(reason, code=error.code)
+
+    def _in_our_words(self, error: grpc.aio.AioRpcError) -> ServiceError:
+        """What a server answered; of gRPC's own errors, the sentence that says what to do."""
+        code, details = error.code(), error.details() or ""
+        if status.is_of_server(error):
+            return status.to_error(error)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            told = (
+                f"the server at {self.address} gave no answer in the time that the call may take; "
+                "allow more with timeout= (--timeout, LAZYFX_TIMEOUT)"
+            )
+            return TimedOutError(told, code=code.name)
+        if other := not_a_server(self.address, printable(details)):
+            return UnavailableError(other, code=code.name)
+        return status.to_error(error)
 
     def _kept(self, call: AnyCall) -> AnyCall:
         forking.keep_in_children(call)
@@ -354,7 +379,7 @@ class Connection:
         except grpc.aio.AioRpcError as error:
             if self._closing.is_set():
                 raise ClosedError(_CLOSED_MEANWHILE) from None
-            raise status.to_error(error) from error
+            raise self._in_our_words(error) from error
         except asyncio.CancelledError:
             # The channel cancels its calls when it closes; their callers did not cancel anything.
             if self._closing.is_set() and not _is_being_cancelled():

@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_unflatten
 
 from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.export_checks import check_state, enter_autocast_when_run, in_fresh_thread
+from lazyfx.late_operators import refuse_late_operators
 
 
 def export_module(module: GraphModule) -> bytes:
@@ -31,6 +33,12 @@ def export_module(module: GraphModule) -> bytes:
         UnsupportedGraphError: An input has no description, or torch.export cannot express the
             graph; says why.
     """
+    return in_fresh_thread(lambda: _exported(module))
+
+
+def _exported(module: GraphModule) -> bytes:
+    refuse_late_operators(module)
+    enter_autocast_when_run(module)
     described = FakeTensorMode(shape_env=ShapeEnv())
     # Inputs of example sizes: torch.export makes symbols of its own.
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
@@ -42,7 +50,7 @@ def export_module(module: GraphModule) -> bytes:
             raise UnsupportedGraphError(
                 "an input without a shape",
                 node=node.name,
-                remedy="capture the model with torch.export, or run the pass shape_propagation",
+                remedy="capture the model with torch.export, which records shapes",
             )
         try:
             examples.append(_example(value, mode))
@@ -57,10 +65,15 @@ def export_module(module: GraphModule) -> bytes:
         program = torch.export.export(
             module, args, kwargs, dynamic_shapes=_by_name(module, shapes, named), strict=False
         )
+        check_state(program, module)
         # They are fake, and mean nothing to who loads the program.
         program._example_inputs = None  # noqa: SLF001 - its public setter checks the new ones
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
+        buffer.seek(0)
+        torch.export.load(buffer)
+    except UnsupportedGraphError:
+        raise
     except Exception as error:  # torch.export raises errors of every kind
         reason = str(error).strip().partition("\n")[0]
         raise UnsupportedGraphError(

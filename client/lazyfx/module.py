@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -230,10 +232,12 @@ class AsyncRemoteModule:
             on_progress: Called with the progress of the compile.
 
         Raises:
+            OSError: The file cannot be written; if its folder does not exist, at once.
             PreconditionError: The server cannot build it; says why.
             UntrustedArtifactError: It is not signed with a trusted key.
             ServiceError: A subclass, by the status that the server returned.
         """
+        _require_folder(Path(path))
         request = request or self.aot_request()
         wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
         texts = texts_of(self._prepared.encoded.body)
@@ -374,6 +378,18 @@ class AsyncRemoteModule:
 
 def _graph_modules(module: GraphModule) -> int:
     return sum(isinstance(part, GraphModule) for part in module.modules())
+
+
+def _require_folder(path: Path) -> None:
+    """Find out before a long compile that its result could not be written.
+
+    Raises:
+        OSError: The path is a folder, or its folder is not there.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
 
 
 def _write(path: Path, data: bytes) -> Path:

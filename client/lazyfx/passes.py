@@ -172,10 +172,17 @@ def listed(passes: Passes) -> PassTuple:
 
     Raises:
         SpellingError: Text that spells no pipeline; says what was expected where.
+        LazyfxError: It is neither text, a PassSpec, nor several of them.
     """
     if isinstance(passes, str):
         return _spelled(passes)
-    return (passes,) if isinstance(passes, PassSpec) else tuple(passes)
+    if isinstance(passes, PassSpec):
+        return (passes,)
+    if not isinstance(passes, Iterable):
+        raise LazyfxError(
+            f"passes takes names and what lazyfx.pass_spec makes, in a list, not {passes!r}"
+        )
+    return tuple(passes)
 
 
 @lru_cache(maxsize=256)
@@ -204,7 +211,15 @@ def replace_pattern(
         rewrites: Pairs of pattern and replacement, or Rewrites with conditions. Functions are
             traced here, on the client; graphs are taken as they are.
         options: Options of the pass.
+
+    Raises:
+        LazyfxError: One is not a pair.
     """
+    for given in rewrites:
+        if not (isinstance(given, tuple) and len(given) >= 2):
+            raise LazyfxError(
+                f"replace_pattern takes pairs (pattern, replacement) of functions, not {given!r}"
+            )
     pairs = tuple(Rewrite(_graph(given[0]), _graph(given[1]), *given[2:]) for given in rewrites)
     return PassSpec("replace_pattern", MappingProxyType(dict(options)), pairs)
 

@@ -88,15 +88,24 @@ def load_graph(path: str | Path) -> SavedGraph:
     """
     message = pb.Graph()
     data = Path(path).read_bytes()
+    if not data:
+        raise DecodeError(f"{path} is empty; lazyfx.save_graph writes a graph to a file")
     try:
         if data.startswith(_RECORDING):
             message = compiler_pb2.RecordedCompile.FromString(data).graph
         else:
             message.ParseFromString(data)
     except (ProtobufError, UnicodeDecodeError):
-        raise DecodeError(f"{path} is not a lazyfx graph file") from None
+        raise DecodeError(_not_written_here(path)) from None
+    if not message.format_version and not message.body:
+        raise DecodeError(_not_written_here(path))
     check_envelope(message)
     # Names that do not fit the body are found out here, not where they are used.
     saved = SavedGraph(message.body, message.presentation)
     saved.graph_module()
     return saved
+
+
+def _not_written_here(path: str | Path) -> str:
+    more = "; torch.export.load reads it" if str(path).endswith(".pt2") else ""
+    return f"{path} is not a lazyfx graph file{more}"

@@ -17,12 +17,17 @@ from typing import Any, Final
 
 import torch
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import Argument
+from torch.nn import functional
 from torch.utils._pytree import TreeSpec
 
+from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.late_operators import refuse_late_operators
 
 # Operators that write into a tensor in Python, and in TorchScript make a new one, or are none.
 _WRITTEN_AS: Final[dict[object, str]] = {
@@ -76,11 +81,15 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
     Raises:
         UnsupportedGraphError: What the model returns has no type in TorchScript.
     """
+    refuse_late_operators(module)
     graph = Graph()
     result = graph.graph_copy(module.graph, {})
     graph.output(_structured(module.graph, result))
+    described = FakeTensorMode(shape_env=ShapeEnv())
     for node in graph.nodes:
-        node.type = None
+        # TorchScript takes an input without a type for a tensor, and then no number for it.
+        node.type = _number(node, described) if node.op == "placeholder" else None
+        _refuse_lost_write(module, node)
         if isinstance(node.target, OpOverload):
             node.target = node.target.overloadpacket
         elif node.target in _WRITTEN_AS:
@@ -91,6 +100,31 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
         if isinstance(child, GraphModule):
             setattr(eager, path, eager_copy(child, generation))
     return eager
+
+
+def _number(node: Node, mode: FakeTensorMode) -> type | None:
+    """The type of an input that is a number."""
+    value = wire.materialize(node, mode)
+    for kind, symbolic in ((bool, torch.SymBool), (int, torch.SymInt), (float, torch.SymFloat)):
+        if isinstance(value, (kind, symbolic)):
+            return kind
+    return None
+
+
+def _refuse_lost_write(module: GraphModule, node: Node) -> None:
+    """TorchScript removes the call that shortens an embedding's rows as one without effects."""
+    if node.op == "call_module":
+        limit = getattr(module.get_submodule(str(node.target)), "max_norm", None)
+    elif node.target in (functional.embedding, functional.embedding_bag):
+        limit = node.args[3] if len(node.args) > 3 else node.kwargs.get("max_norm")
+    else:
+        return
+    if limit is not None:
+        raise UnsupportedGraphError(
+            "TorchScript leaves out what max_norm does to the rows of an embedding",
+            node=node.name,
+            remedy="save_pickle or save_exported_program keep it",
+        )
 
 
 def _structured(graph: Graph, outputs: Argument) -> Argument:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
+from lazyfx.environment import CLIENT_VARIABLES, misspelled
 from lazyfx.errors import LazyfxError
-from lazyfx_server.config import Settings, load
+from lazyfx_server.config import Settings, flags, load
 from lazyfx_server.file_limit import raise_limit
 from lazyfx_server.memory_allocator import give_back_large_blocks
 from lazyfx_server.operator_checks import SetupError, check_setup
@@ -23,6 +24,8 @@ from lazyfx_server.telemetry.plain_text import (
     log_to,
     tame_torch_loggers,
 )
+
+__all__ = ["flags", "main"]
 
 _SWITCH_SECONDS = 0.0005
 
@@ -34,17 +37,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Flags; those of this process when left out.
 
     Raises:
-        SystemExit: A setting is wrong, or an address cannot be listened on.
+        SystemExit: A setting is wrong, an address cannot be listened on, or it was interrupted.
     """
-    settings = load(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        # While it starts; a server that runs drains.
+        raise SystemExit(130) from None
+
+
+def _main(arguments: Sequence[str]) -> None:
+    settings = load(arguments)
     try:
         check_setup(settings)
     except SetupError as error:
-        sys.stderr.write(f"lazyfx serve: {error}\n")
-        raise SystemExit(2) from None
+        _refuse(str(error))
     _log_to_stderr(settings)
     log = logging.getLogger("lazyfx_server")
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.listen)
+    for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in Settings.model_fields}):
+        log.warning(sentence)
     raise_limit()
     give_back_large_blocks()
     # While a large request is read in a thread, the event loop waits so long for its turn.
@@ -58,7 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threads = str(settings.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     environment[LOG_FORMAT_VARIABLE] = settings.log_format
-    _check_modules(settings.operator_modules)
     if settings.allow_targets is not None:
         environment |= _further_targets(settings.allow_targets)
     preload = [*settings.operator_modules, "lazyfx_server.preload"]
@@ -88,16 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         forkserver.kill()
 
 
-def flags() -> list[str]:
-    """All flags, for shells that complete them."""
-    return ["--help", *(f"--{name.replace('_', '-')}" for name in Settings.model_fields)]
-
-
-def _check_modules(names: Sequence[str]) -> None:
-    """Refuse modules that are not there: a fork server passes over what it cannot import."""
-    for name in names:
-        if importlib.util.find_spec(name.partition(".")[0]) is None:
-            raise SystemExit(f"lazyfx serve: --operator-modules: there is no module {name!r}")
+def _refuse(reason: str) -> NoReturn:
+    sys.stderr.write(f"lazyfx serve: {reason}\n")
+    raise SystemExit(2)
 
 
 def _further_targets(path: Path) -> dict[str, str]:
@@ -109,7 +113,7 @@ def _further_targets(path: Path) -> dict[str, str]:
         text = path.read_text("utf-8")
         allowed.extend(parse(text))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"lazyfx serve: --allow-targets: {path}: {error}") from error
+        _refuse(f"--allow-targets {path}: {error}")
     return {allowed.VARIABLE: text}
 
 

@@ -131,7 +131,10 @@ class App:
         self._port = 0
         plugins = load_plugins(settings.pass_plugins)
         registry = registry_with(plugins)
-        named = NamedPipelines(registry, settings.named_pipelines)
+        try:
+            named = NamedPipelines(registry, settings.named_pipelines)
+        except ValueError as error:
+            raise ValueError(f"--pipelines: {error}") from error
         ledger = self._ledger = ServerLedger(ledger_file(settings))
         costs = MeasuredCosts()
         metrics = new_registry()

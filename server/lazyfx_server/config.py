@@ -7,7 +7,10 @@ Precedence: command line, then environment (``LAZYFX_*``), then the TOML file na
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +25,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from lazyfx.suggesting import closest
 from lazyfx_server.settings import Settings
 from lazyfx_server.settings_file import SettingsFileError, read_settings_file
 from lazyfx_server.settings_groups import group_of
+from lazyfx_server.settings_words import in_words
 
 __all__ = ["Settings", "load"]
 
@@ -59,14 +64,30 @@ def _config_file(arguments: Sequence[str]) -> Path | None:
     return Path(named) if named else None
 
 
+# What the parser would show of types and defaults, which are those of the code.
+_METAVARS = {
+    "Path": "PATH",
+    "str": "TEXT",
+    "int": "N",
+    "float": "NUMBER",
+    "ByteSize": "BYTES",
+    "list[str]": "NAME,...",
+}
+_NO_DEFAULT = re.compile(r" \(default(?:: (?:None|\[\])?| factory: \w+)\)\Z")
+
+
 class _Groups:
-    """Shows the flags of a parser in groups by purpose."""
+    """Shows the flags of a parser in groups by purpose, in words of a command line."""
 
     def __init__(self) -> None:
         self._groups: dict[str, Any] = {}
 
     def add_argument(self, parser: Any, *names: str, **options: Any) -> Any:
         """As ArgumentParser.add_argument."""
+        parser.usage = "lazyfx serve [FLAG [VALUE]]..."
+        if "metavar" in options:
+            options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
+        options["help"] = _NO_DEFAULT.sub("", options.get("help") or "")
         if "--help" in names:
             return parser.add_argument(*names, **options)
         title = group_of(names[-1].lstrip("-").replace("-", "_"))
@@ -82,19 +103,54 @@ def _where(
     in_file: Mapping[str, object],
 ) -> str:
     """What the operator wrote a setting in: a flag, a variable, or the file."""
-    name = str(location[0]) if location else ""
+    if not location:
+        return ""  # the error names those that do not go together
+    name = str(location[0])
     flag, variable = f"--{name.replace('_', '-')}", f"LAZYFX_{name.upper()}"
     if not any(given == flag or given.startswith(f"{flag}=") for given in arguments):
         if variable in os.environ:
-            return variable
+            return f"{variable}: "
         if name in in_file:
-            return f"{path}: {name}"
-    return flag
+            return f"{path}: {name}: "
+    return f"{flag}: "
 
 
 def _refuse(reason: str) -> NoReturn:
     sys.stderr.write(f"lazyfx serve: {reason}\n")
     raise SystemExit(2)
+
+
+def flags() -> list[str]:
+    """All flags, as they are written."""
+    fields = Settings.model_fields.items()
+    switches = [
+        f"--no-{name.replace('_', '-')}" for name, field in fields if field.annotation is bool
+    ]
+    return ["--help", *(f"--{name.replace('_', '-')}" for name, _ in fields), *switches]
+
+
+def _parsed(schema: type[Settings], arguments: Sequence[str]) -> CliSettingsSource[object]:
+    """The flags; a mistake ends with one line, which argparse would put under all of its usage."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return CliSettingsSource[object](
+                schema,
+                cli_prog_name="lazyfx serve",
+                cli_parse_args=list(arguments),
+                add_argument_method=_Groups().add_argument,
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        reason = told.getvalue().rstrip().rpartition("lazyfx serve: error: ")[2]
+    unknown = reason.removeprefix("unrecognized arguments: ")
+    if unknown == reason:
+        _refuse(reason)
+    word = unknown.split()[0].partition("=")[0]
+    meant = closest(word, flags()) if word.startswith("-") else ""
+    hint = f"did you mean {meant}?" if meant else "`lazyfx serve --help` lists the flags"
+    _refuse(f"there is no {'flag' if word.startswith('-') else 'argument'} {word}; {hint}")
 
 
 def _with_words(arguments: Sequence[str]) -> list[str]:
@@ -128,21 +184,16 @@ def load(arguments: Sequence[str]) -> Settings:
         except SettingsFileError as error:
             _refuse("\n".join(f"--config {line}" for line in str(error).splitlines()))
     schema = _settings_with_file(path)
-    flags = CliSettingsSource[object](
-        schema,
-        cli_prog_name="lazyfx serve",
-        cli_parse_args=list(arguments),
-        add_argument_method=_Groups().add_argument,
-    )
+    parsed = _parsed(schema, arguments)
     try:
-        settings = schema(_cli_settings_source=flags)  # type: ignore[call-arg]
+        settings = schema(_cli_settings_source=parsed)  # type: ignore[call-arg]
     except ValidationError as error:
         lines = [
-            f"  {_where(e['loc'], arguments, path, in_file)}: {e['msg']}" for e in error.errors()
+            f"{_where(e['loc'], arguments, path, in_file)}{in_words(e)}" for e in error.errors()
         ]
-        _refuse("invalid settings\n" + "\n".join(lines))
+        _refuse("\nlazyfx serve: ".join(lines))
     except SettingsError as error:
-        _refuse(f"invalid settings\n  {error}")
+        _refuse(str(error))
     if (exposure := settings.exposure) and not settings.insecure:
         _refuse(
             f"--listen {settings.listen} can be reached from other machines, but {exposure}; "

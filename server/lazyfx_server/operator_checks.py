@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
+import shutil
 import socket
 import ssl
 import tempfile
+from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
+from importlib.metadata import entry_points
 from pathlib import Path
 
+from lazyfx.suggesting import did_you_mean
+from lazyfx_server.security.secret_file import SecretFileError, secret_of
+from lazyfx_server.security.signing import read_keys
+from lazyfx_server.security.tokens import TokenFile, TokenFileError
 from lazyfx_server.settings import Settings
+
+_PLUGINS = "lazyfx.passes"
 
 
 class SetupError(Exception):
@@ -32,7 +43,70 @@ def check_setup(settings: Settings) -> None:
         path = getattr(settings, name)
         if path is not None:
             _check_file(_flag(name), path)
+    if settings.native == "on":
+        _check_compiler(os.environ.get("CXX") or "g++")
     _check_certificates(settings)
+    _check_secrets(settings)
+    _check_plugins(settings.pass_plugins)
+    for name in settings.operator_modules:
+        if not _is_module(name):
+            raise SetupError(f"--operator-modules {name}: there is no such module")
+
+
+def _check_compiler(name: str) -> None:
+    """Look for the program alone; whether it works is asked when workers start."""
+    if shutil.which(name) is None:
+        raise SetupError(
+            f"--native: there is no C++ compiler {name!r} here; install g++, or set CXX to one"
+        )
+
+
+def _check_secrets(settings: Settings) -> None:
+    """Read what holds tokens and keys, as the server will; what is not there yet it makes."""
+    readers: list[tuple[str, Path | None, Callable[[Path], object]]] = [
+        ("tokens", settings.tokens, TokenFile),
+        ("signing_key", settings.signing_key, read_keys),
+        ("tenant_secret", settings.tenant_secret, secret_of),
+    ]
+    for name, path, read in readers:
+        if path is None or (name == "signing_key" and not path.exists()):
+            continue
+        try:
+            read(path)
+        except (TokenFileError, SecretFileError) as error:
+            named = "" if str(path) in str(error) else f" {path}"
+            raise SetupError(f"{_flag(name)}{named}: {error}") from error
+    if settings.tokens is not None and not settings.tokens.stat().st_size:
+        raise SetupError(
+            f"--tokens {settings.tokens}: is empty, so nobody could call; "
+            f"`lazyfx token TENANT --file {settings.tokens}` adds a token"
+        )
+
+
+def _check_plugins(names: Sequence[str]) -> None:
+    offered = {entry.name for entry in entry_points(group=_PLUGINS)}
+    for name in names:
+        if name not in offered:
+            what = did_you_mean(name, sorted(offered)) if offered else "; none is installed"
+            raise SetupError(
+                f"--pass-plugins {name}: no installed package offers passes of this name "
+                f"(entry points of the group {_PLUGINS}){what}"
+            )
+
+
+def _is_module(name: str) -> bool:
+    """Whether there is such a module; what it is in is not imported here."""
+    top, *inner = name.split(".")
+    try:
+        found = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    for place in range(len(inner)):
+        if found is None or found.submodule_search_locations is None:
+            return False
+        path = list(found.submodule_search_locations)
+        found = PathFinder.find_spec(".".join([top, *inner[: place + 1]]), path)
+    return found is not None
 
 
 def _flag(name: str) -> str:

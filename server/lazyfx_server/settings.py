@@ -206,7 +206,7 @@ class Settings(BaseSettings):
     server and its workers; only the plugins named here are loaded."""
 
     pipelines: str = ""
-    """Additional named pipelines: NAME=SPELLING; NAME=SPELLING, e.g.
+    """Additional named pipelines: NAME=PASSES; NAME=PASSES, e.g.
     tidy=dead_code_elimination,constant_fold. A TOML file may hold a table of them. Built in:
     default, inference and training."""
 
@@ -350,15 +350,17 @@ class Settings(BaseSettings):
     def _is_address(cls, value: str) -> str:
         host, separator, port = value.rpartition(":")
         if not separator or not host or not port.isdecimal() or int(port) > 65535:
-            raise ValueError("must be HOST:PORT, e.g. 127.0.0.1:8700 or [::1]:8700")
+            raise ValueError(f"takes HOST:PORT, e.g. 127.0.0.1:8700 or [::1]:8700, not {value!r}")
+        if "/" in host or "@" in host:
+            raise ValueError(f"takes HOST:PORT, not a URL: write {host.rpartition('/')[2]}:{port}")
         return value
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         if (self.server_certificate is None) != (self.server_key is None):
-            raise ValueError("server_certificate and server_key must be set together")
+            raise ValueError("--server-certificate and --server-key must be set together")
         if self.client_ca is not None and self.server_certificate is None:
-            raise ValueError("client_ca requires server_certificate and server_key")
+            raise ValueError("--client-ca requires --server-certificate and --server-key")
         return self
 
     @property
@@ -397,8 +399,11 @@ class Settings(BaseSettings):
     @classmethod
     def _names_pipelines(cls, value: str) -> str:
         for entry in filter(None, map(str.strip, value.split(";"))):
-            if not entry.partition("=")[0].strip().isidentifier():
-                raise ValueError(f"{entry!r} is not NAME=SPELLING")
+            name, equals, passes = entry.partition("=")
+            if not (name.strip().isidentifier() and equals and passes.strip()):
+                raise ValueError(
+                    f"takes NAME=PASSES; NAME=PASSES, and {entry!r} is not NAME=PASSES"
+                )
         return value
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,8 @@ from typer.testing import CliRunner
 
 import lazyfx
 from lazyfx.cli.app import app
-from lazyfx.errors import DeniedError, ServiceError, UnavailableError
+from lazyfx.diagnosing import diagnose, not_a_server
+from lazyfx.errors import DeniedError, ServiceError, TimedOutError, UnavailableError
 
 if TYPE_CHECKING:
     from conftest import RunningServer
@@ -131,6 +134,84 @@ def test_a_wrong_token(
 
 def test_what_listens_and_is_no_server_is_bounded_in_time(silent: str) -> None:
     started = time.monotonic()
-    with lazyfx.connect(silent, timeout=3) as client, pytest.raises(ServiceError):
+    with lazyfx.connect(silent, timeout=3) as client, pytest.raises(TimedOutError) as failed:
         client.server_info()
     assert time.monotonic() - started < 60
+    assert f"the server at {silent} gave no answer in the time" in str(failed.value)
+    assert "timeout=" in str(failed.value)
+
+
+def answering(*answers: bytes) -> Iterator[str]:
+    """A program that takes connections, says this, and closes them."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.settimeout(5)
+                    with contextlib.suppress(OSError):
+                        connection.recv(4096)
+                        for answer in answers:
+                            connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_port_of_the_metrics(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = server.metrics_url.removeprefix("http://").partition("/")[0]
+    said = told(metrics, monkeypatch, UnavailableError)
+    assert said.startswith(f"the program that answers at {metrics} is not a lazyfx server")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b"\0\0\0\7\0\0\0\0\0"]
+)
+def test_another_program(answer: bytes) -> None:
+    for address in answering(answer):
+        said = diagnose(address, None)
+        assert said is not None
+        assert said.startswith(f"the program that answers at {address} is not a lazyfx server")
+        said = diagnose(address, lazyfx.Tls())
+        assert said is not None
+        assert "does not speak TLS" in said
+
+
+def test_what_takes_connections_and_is_silent(silent: str) -> None:
+    for tls in (None, lazyfx.Tls()):
+        said = diagnose(silent, tls)
+        assert said is not None
+        assert said.startswith(f"{silent} accepts connections but does not answer")
+
+
+def test_what_closes_connections_at_once() -> None:
+    for address in answering():
+        said = diagnose(address, None)
+        assert said is not None
+        assert "does not answer" in said
+
+
+def test_a_socket_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = told(f"unix:{tmp_path}/none", monkeypatch, UnavailableError)
+    assert said.startswith("no server answers at unix:")
+
+
+def test_a_server_shows_nothing_wrong(server: RunningServer) -> None:
+    assert diagnose(server.address, None) is None
+
+
+def test_a_status_that_no_server_of_ours_gave() -> None:
+    said = not_a_server("cache:8700", "Received http2 header with status: 404")
+    assert said is not None
+    assert "is not a lazyfx server" in said
+    said = not_a_server("cache:8700", "Method not found!")
+    assert said is not None
+    assert "of another version" in said
+    assert not_a_server("cache:8700", "anything else") is None

@@ -117,7 +117,7 @@ def test_a_module_that_cannot_be_exported_says_why(client):
 
 
 def test_what_is_no_graph_is_refused(client):
-    with pytest.raises(LazyfxError, match="cannot compile a int"):
+    with pytest.raises(LazyfxError, match="cannot compile an object of type int"):
         client.compile(5)
     with pytest.raises(LazyfxError, match="pass_spec"):
         client.compile(graph_of(), [5])

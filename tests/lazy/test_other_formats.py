@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import operator
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from elsewhere import unlike
-from test_pickling import graphs
+from test_pickling import exported as of_export
+from test_pickling import graphs, of_dynamo
 from torch import nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
@@ -94,3 +96,111 @@ def test_operators_that_write_do_so_in_torchscript(name: str, scalar: bool) -> N
     found = scripted(module)(*other)
     assert unlike((found, other), (expected, given)) == ""
     assert not torch.equal(other[0], one)
+
+
+def calls(module: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
+    """Two calls: what is returned, and what is left in the inputs."""
+    results = []
+    for seed in range(2):
+        given = copy.deepcopy(args)
+        torch.manual_seed(seed)
+        results.append((pytree.tree_leaves(module(*given)), given))
+    return results
+
+
+def through_data(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    x.data.copy_(y)
+    return x * 2
+
+
+def drawn_in_place(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.empty(3).uniform_()
+
+
+class Shared(nn.Module):
+    """Writes through a constant, reads a buffer of the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.arange(6.0)
+        self.register_buffer("b", self.a[1:4])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.a.add_(1)
+        return self.b + x
+
+
+@pytest.mark.parametrize("name", ["data", "uniform", "shared"])
+def test_a_program_is_right_or_refused(name: str) -> None:
+    three = torch.ones(3)
+    module, args = {
+        "data": lambda: (of_dynamo(through_data, three, three * 7), (three, three * 7)),
+        "uniform": lambda: (of_export(drawn_in_place, three), (three,)),
+        "shared": lambda: (of_export(Shared(), three), (three,)),
+    }[name]()
+    sent = through_the_wire(module)
+    expected = calls(copy.deepcopy(sent), args)
+    try:
+        loaded = exported(sent)
+    except UnsupportedGraphError as error:
+        assert "save_pickle" in str(error) or "pickle" in str(error)  # noqa: PT017
+    else:
+        assert unlike(calls(loaded, args), expected) == ""
+
+
+def test_a_program_casts_where_its_graph_does() -> None:
+    def cast(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return (x @ x @ x).float().softmax(0)
+
+    x = torch.randn(3, 3)
+    sent = through_the_wire(of_dynamo(cast, x))
+    expected = calls(copy.deepcopy(sent), (x,))
+    assert unlike(calls(exported(sent), (x,)), expected) == ""
+
+
+def test_an_export_that_fails_leaves_no_mode_behind() -> None:
+    """vmap, forward-mode derivatives: torch leaves levels of both behind, for the whole process."""
+    module = of_dynamo(lambda x: torch.func.hessian(lambda a: (a**3).sum())(x), torch.ones(3))
+    with contextlib.suppress(UnsupportedGraphError):
+        exported(through_the_wire(module))
+    torch.func.jvp(torch.sin, (torch.ones(2),), (torch.ones(2),))
+    assert torch.randn(2).shape == (2,)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.Embedding(5, 3, max_norm=0.5), nn.EmbeddingBag(5, 3, max_norm=0.5, mode="sum")],
+)
+def test_torchscript_shortens_rows_or_is_refused(model: nn.Module) -> None:
+    index = torch.tensor([[0, 1], [4, 0]])
+    for module in (torch.fx.symbolic_trace(nn.Sequential(model)), of_dynamo(model, index)):
+        with pytest.raises(UnsupportedGraphError, match="max_norm"):
+            scripted(module)
+
+
+def test_torchscript_takes_numbers_where_the_graph_does() -> None:
+    def rows(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, x.shape[0]) * x.shape[0]
+
+    x = torch.randn(4, 6)
+    module = through_the_wire(of_dynamo(rows, x, dynamic=True))
+    args = tuple(
+        x if isinstance(v, FakeTensor) else int(v)
+        for v in (n.meta.get("example_value") or wire.materialize(n, FakeTensorMode())
+                  for n in module.graph.find_nodes(op="placeholder"))
+    )  # fmt: skip
+    assert unlike(calls(scripted(copy.deepcopy(module)), args), calls(module, args)) == ""
+
+
+def test_operators_that_an_import_registers_are_refused_by_what_does_not_import() -> None:
+    import torch.ao.quantization.fx._decomposed
+
+    def quantized(x: torch.Tensor) -> torch.Tensor:
+        operators = torch.ops.quantized_decomposed
+        return operators.quantize_per_tensor(x, 0.1, 0, 0, 255, torch.uint8)
+
+    for save in (exported, scripted):
+        with pytest.raises(UnsupportedGraphError, match=r"has been imported(\n|.)*save_pickle"):
+            save(of_export(quantized, torch.ones(3)))

@@ -16,6 +16,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.fx import GraphModule, symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
 
 Assemble = Callable[[GraphModule], bytes]
@@ -84,7 +85,7 @@ def exported(model: Callable[..., Any], *args: Any) -> GraphModule:
     return torch.export.export(module, args, strict=False).module(check_guards=False)  # type: ignore[return-value]
 
 
-def of_dynamo(function: Callable[..., Any], *args: Any) -> GraphModule:
+def of_dynamo(function: Callable[..., Any], *args: Any, dynamic: bool | None = None) -> GraphModule:
     found: list[GraphModule] = []
 
     def backend(module: GraphModule, _inputs: Any) -> Callable[..., Any]:
@@ -92,7 +93,9 @@ def of_dynamo(function: Callable[..., Any], *args: Any) -> GraphModule:
         return module.forward
 
     torch._dynamo.reset()
-    torch.compile(function, backend=backend, fullgraph=True)(*[a.clone() for a in args])
+    torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)(
+        *[a.clone() for a in args]
+    )
     return found[0]
 
 
@@ -189,6 +192,33 @@ def test_what_is_loaded_computes_what_was_saved(tmp_path: Path) -> None:
     for name, (module, args) in graphs().items():
         saved.add(name, module, args)
     assert saved.differences() == {}
+
+
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyOptions"), reason="this torch lacks it")
+def test_options_that_a_graph_makes_and_operators_that_an_import_registers(tmp_path: Path) -> None:
+    x, weight, target = torch.randn(6, 4), torch.randn(5, 4), torch.randint(0, 5, (6,))
+    graph = torch.fx.Graph()
+    given = [graph.placeholder(name) for name in ("x", "weight", "target")]
+    options = graph.call_function(nn.LinearCrossEntropyOptions, (), {"batch_chunk_size": 2})
+    loss = nn.functional.linear_cross_entropy
+    graph.output(graph.call_function(loss, tuple(given), {"options": options}))
+    called = GraphModule(nn.Module(), graph)
+    chosen = nn.LinearCrossEntropyOptions(batch_chunk_size=2)
+    traced = exported(lambda *a: loss(*a, options=chosen), x, weight, target)
+    assert "torch_nn._linear_cross_entropy" in traced.code
+    for name, module in (("called", called), ("traced", traced)):
+        # Each in a process of its own: what registers the operator of one is there for the other.
+        folder = tmp_path / name
+        folder.mkdir()
+        saved = Elsewhere(folder)
+        saved.add(name, wire_copy(module), (x, weight, target))
+        assert saved.differences() == {}
+
+
+def wire_copy(module: GraphModule) -> GraphModule:
+    """As a client gets it back from a server."""
+    encoded = wire.encode(module)
+    return wire.decode(encoded.body, encoded.presentation)
 
 
 def test_an_export_module_keeps_its_calling_convention_elsewhere(tmp_path: Path) -> None:

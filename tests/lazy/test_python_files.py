@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from elsewhere import unlike
-from test_pickling import Net, exported, graphs
+from test_pickling import Net, exported, graphs, of_dynamo
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils import _pytree as pytree
@@ -181,6 +182,46 @@ def test_a_nested_graph_without_source_is_an_error() -> None:
 def test_what_cannot_be_written_is_refused_with_a_way_out() -> None:
     module = symbolic_trace(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))))
     with pytest.raises(UnsupportedGraphError, match=r"parametrizations(\n|.)*save_exported"):
+        python_file(module, generate(module), module, "model.py")
+
+
+class Sine(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * context.saved_tensors[0].cos()
+
+
+def test_graphs_that_their_operator_reads_are_refused() -> None:
+    """Where it is loaded such a graph is a function, and has no nodes."""
+
+    def again(x: torch.Tensor) -> torch.Tensor:
+        return torch.utils.checkpoint.checkpoint(torch.sin, x, use_reentrant=False)
+
+    x = torch.ones(3, requires_grad=True)
+    for function in (Sine.apply, again):
+        module = of_dynamo(lambda y, f=function: f(y) * 2, x)
+        with pytest.raises(UnsupportedGraphError, match=r"reads the graph(\n|.)*save_pickle"):
+            python_file(module, generate(module), module, "model.py")
+
+
+def test_memory_in_two_files_is_refused_where_the_graph_writes() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("a", torch.arange(6.0), persistent=False)
+            self.register_buffer("b", self.a[1:4])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.a.add_(1)
+            return self.b + x
+
+    module = exported(Model(), torch.ones(3))
+    with pytest.raises(UnsupportedGraphError, match=r"shares memory(\n|.)*save_pickle"):
         python_file(module, generate(module), module, "model.py")
 
 

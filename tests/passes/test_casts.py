@@ -65,3 +65,14 @@ def narrowed(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("function", [handed_out, read_twice, summed, narrowed])
 def test_what_needs_the_cast_keeps_it(function: object) -> None:
     assert not run(traced(function), REMOVE).changed
+
+
+@pytest.mark.parametrize(
+    "name", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e8m0fnu"]
+)
+def test_types_that_torch_does_not_promote(name: str) -> None:
+    narrow = getattr(torch, name)
+    module = traced(lambda x: x.float().to(narrow).float().to(narrow).bfloat16() + 1)
+    ran = run(module, REMOVE)
+    x = torch.randn(4, 6, dtype=torch.bfloat16).abs()
+    assert torch.equal(ran.module(x), module(x))

@@ -7,8 +7,10 @@ from passes.running import decoded, run
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, symbolic_trace
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx import wire
+from lazyfx_server.passes import Registry
 from lazyfx_server.passes.builtin.shapes import ShapePropagation
 
 propagate = ShapePropagation()
@@ -194,3 +196,26 @@ def test_higher_order_operators() -> None:
             node.meta.pop("val", None)
     ran = run(module, propagate)
     assert ran.note == ""
+
+
+def test_a_symbol_that_stands_where_a_number_was_known() -> None:
+    """`view(-1)` of what was made under symbols: one side says 12, the other 4 * s0."""
+    module = make_fx(
+        lambda x: torch.stft(x.reshape(-1), 4, return_complex=True, window=torch.ones(4)),
+        tracing_mode="symbolic",
+    )(torch.randn(3, 3))
+    x = torch.randn(3, 3)
+    ran = run(decoded(module), propagate)
+    assert torch.equal(ran.module(x), module(x))
+
+
+def test_a_level_that_a_graph_enters_and_does_not_leave_ends_with_the_pass() -> None:
+    """A process has one level of forward-mode derivatives: the next graph's would be nested."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    graph.call_function(torch._C._enter_dual_level)
+    graph.output(graph.call_function(torch.sin, (x,)))
+    module = with_inputs(GraphModule(nn.Module(), graph), torch.ones(3))
+    for one in (propagate, Registry().create("analyze")):
+        run(module, one)
+        torch.func.jvp(torch.sin, (torch.ones(2),), (torch.ones(2),))

@@ -77,4 +77,4 @@ def test_a_module_that_is_not_there_is_refused_at_the_start() -> None:
     command = [sys.executable, "-m", "lazyfx_server", "--operator-modules", "no_such_module"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode
-    assert "no module 'no_such_module'" in done.stderr
+    assert "--operator-modules no_such_module: there is no such module" in done.stderr

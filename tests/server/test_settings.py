@@ -88,6 +88,83 @@ def test_wrong_settings_end_with_the_reason(case, capsys):
     assert word in told
 
 
+SENTENCES = {
+    "an unknown flag": (["--workres", "2"], "there is no flag --workres; did you mean --workers?"),
+    "a flag with its value": (
+        ["--log-levl=info"],
+        "there is no flag --log-levl; did you mean --log-level?",
+    ),
+    "a word": (["extra"], "there is no argument extra; `lazyfx serve --help` lists the flags"),
+    "no value": (["--workers"], "argument --workers: expected one argument"),
+    "a word for a number": (["--workers", "two"], "--workers: takes a whole number, not 'two'"),
+    "a number below": (["--workers", "-1"], "--workers: must be at least 1, not '-1'"),
+    "a number above": (["--workers", "1000"], "--workers: must be at most 256, not '1000'"),
+    "a number of another kind": (
+        ["--max-nodes", "1e3"],
+        "--max-nodes: takes a whole number, not '1e3'",
+    ),
+    "a time": (["--drain-seconds", "abc"], "--drain-seconds: takes a number, not 'abc'"),
+    "a size": (
+        ["--store-disk-bytes", "4 bananas"],
+        "--store-disk-bytes: takes a number of bytes, such as 256MiB, not '4 bananas'",
+    ),
+    "another word": (
+        ["--log-level", "warn"],
+        "--log-level: takes debug, info, warning or error, not 'warn'; did you mean 'warning'?",
+    ),
+    "a switch": (["--native", "ture"], "--native: takes off, on or optional, not 'ture'"),
+    "a pipeline without passes": (
+        ["--pipelines", "tidy"],
+        "--pipelines: takes NAME=PASSES; NAME=PASSES, and 'tidy' is not NAME=PASSES",
+    ),
+    "a URL": (
+        ["--listen", "http://127.0.0.1:1"],
+        "--listen: takes HOST:PORT, not a URL: write 127.0.0.1:1",
+    ),
+    "half of two": (
+        ["--server-key", "k"],
+        "--server-certificate and --server-key must be set together",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SENTENCES)
+def test_a_wrong_setting_is_told_in_one_sentence(case, capsys):
+    flags, sentence = SENTENCES[case]
+    with pytest.raises(SystemExit) as ended:
+        load(flags)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"lazyfx serve: {sentence}\n"
+
+
+def test_a_variable_is_named_where_it_is_wrong(capsys, monkeypatch):
+    monkeypatch.setenv("LAZYFX_WORKERS", "x")
+    with pytest.raises(SystemExit):
+        load([])
+    assert (
+        capsys.readouterr().err == "lazyfx serve: LAZYFX_WORKERS: takes a whole number, not 'x'\n"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_no_setting_is_refused_in_the_words_of_a_library(name, capsys):
+    flag = f"--{name.replace('_', '-')}"
+    for given in ("\u2603", "-7.5x", "1e999"):
+        try:
+            load([f"{flag}={given}"])
+        except SystemExit:
+            told = capsys.readouterr().err
+            assert told.count("\n") == 1
+            for words in (
+                "Input should",
+                "Value error",
+                "unable to parse",
+                "usage:",
+                "byte string",
+            ):
+                assert words not in told
+
+
 def test_a_wrong_key_in_the_file_is_refused(tmp_path, capsys):
     path = tmp_path / "wrong.toml"
     path.write_text("max_node = 5\n")
@@ -114,6 +191,8 @@ def test_help_explains_each_setting_with_its_default():
         assert f"--{name.replace('_', '-')}" in ran.stdout
         assert field.description
     assert "200000" in ran.stdout.replace("_", "")
+    for words in ("None", "factory", "(default: )", "[]", "ByteSize", "list[str]"):
+        assert words not in ran.stdout
 
 
 @pytest.fixture(scope="module")

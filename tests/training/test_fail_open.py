@@ -149,3 +149,10 @@ def test_an_operator_that_the_server_does_not_have(native_server: Any) -> None:
     with pytest.warns(lazyfx.FallbackWarning, match="only_here"):
         train_through(native_server.address, WithUnknownOp())
     assert only_fallback()[1].graphs[0].outcome == "eager"
+
+
+def test_a_report_of_no_graph_says_where_to_look() -> None:
+    told = str(lazyfx.BackendReport((), {}))
+    assert told.startswith("0 graphs, 0 remote\n")
+    assert "TORCH_LOGS=graph_breaks" in told
+    assert "before DistributedDataParallel wraps it" in told

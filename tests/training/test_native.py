@@ -51,7 +51,7 @@ def test_training_equals_local_inductor_and_the_next_process_compiles_nothing(
     assert_same(remote, local)
 
     printed, compilers = run_with_diary(PROGRAM, tmp_path, LAZYFX_ADDRESS=native_server.address)
-    assert "1 graphs, 1 remote" in printed
+    assert "1 graph, 1 remote" in printed
     assert "(hit)" in printed
     assert compilers == []
     assert native_compiles(native_server) == before + 1
@@ -125,7 +125,7 @@ def test_another_vector_instruction_set_is_seen_before_anything_is_sent(
     )
     assert "the vector instruction set is" in printed
     assert "FallbackWarning" in printed
-    assert "1 graphs, 0 remote" in printed
+    assert "1 graph, 0 remote" in printed
     assert compiles() == before
 
 

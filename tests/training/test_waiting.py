@@ -141,7 +141,7 @@ def test_an_interrupted_job_leaves_the_flight_to_those_who_wait(
         one.kill()
         other.kill()
     assert other.returncode == 0, errors
-    assert "1 graphs, 1 remote" in printed
+    assert "1 graph, 1 remote" in printed
     assert native_compiles(native_server) == before + 1
 
 

@@ -57,7 +57,7 @@ def test_a_warmed_server_compiles_nothing_for_the_job(native_server: Any, tmp_pa
     before = native_compiles(native_server)
     done = run(tmp_path, SCRIPT, native_server, "--epochs", "9")
     assert done.returncode == 0, done.stderr
-    assert "1 graphs, 1 remote" in done.stdout
+    assert "1 graph, 1 remote" in done.stdout
     assert native_compiles(native_server) == before + 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

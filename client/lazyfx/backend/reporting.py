@@ -62,7 +62,10 @@ class BackendReport:
         return sum(graph.outcome == "remote" for graph in self.graphs)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.graphs)} graphs, {self.remote} remote"]
+        count = len(self.graphs)
+        lines = [f"{count} graph{'' if count == 1 else 's'}, {self.remote} remote"]
+        if not self.graphs:
+            lines.append(f"  {_NOTHING_CAPTURED}")
         for graph in self.graphs:
             line = f"  {graph.number}: {graph.nodes} nodes, {graph.outcome}"
             line += f" ({graph.cache})" if graph.cache else ""
@@ -70,6 +73,12 @@ class BackendReport:
             line += f": {graph.reason}" if graph.reason else ""
             lines.append(line + (f"; {graph.divergence}" if graph.divergence else ""))
         return "\n".join(lines)
+
+
+_NOTHING_CAPTURED = (
+    "torch.compile has given the backend no graph; TORCH_LOGS=graph_breaks says why. Compile an "
+    "nn.Sequential before DistributedDataParallel wraps it"
+)
 
 
 class _Records:

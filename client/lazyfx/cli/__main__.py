@@ -7,8 +7,16 @@ def main() -> None:
     """Run the command that this process's arguments name.
 
     Raises:
-        SystemExit: Always; 0 success, 1 failure, 2 wrong usage.
+        SystemExit: Always; 0 success, 1 failure, 2 wrong usage, 130 interrupted.
     """
+    try:
+        _run()
+    except KeyboardInterrupt:
+        # Most of a short command is imports, where Ctrl-C would show a traceback.
+        raise SystemExit(130) from None
+
+
+def _run() -> None:
     # Worker processes of `lazyfx serve` import this file again; they need none of the rest.
     import os
     import warnings

@@ -17,6 +17,7 @@ from lazyfx.cli.serve import ServeCommand, serve
 from lazyfx.cli.stats import stats
 from lazyfx.cli.token import token
 from lazyfx.cli.trust import trust_server
+from lazyfx.cli.usage import Command
 from lazyfx.cli.warm import warm
 
 app = typer.Typer(
@@ -37,17 +38,19 @@ app.command(
         "help_option_names": [],
     },
 )(serve)
-app.command()(optimize)
-app.command()(batch)
-app.command()(passes)
-app.command()(stats)
-app.command()(explain)
-app.command()(demo)
+app.command(cls=Command)(optimize)
+app.command(cls=Command)(batch)
+app.command(cls=Command)(passes)
+app.command(cls=Command)(stats)
+app.command(cls=Command)(explain)
+app.command(cls=Command)(demo)
 # What follows the script's name belongs to the script, options and all.
-app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})(warm)
-app.command()(keys)
-app.command()(token)
-app.command("trust")(trust_server)
+app.command(
+    cls=Command, context_settings={"allow_extra_args": True, "allow_interspersed_args": False}
+)(warm)
+app.command(cls=Command)(keys)
+app.command(cls=Command)(token)
+app.command("trust", cls=Command)(trust_server)
 
 
 def _print_version(wanted: bool) -> None:

@@ -26,11 +26,9 @@ def in_words(error: Exception, address: str) -> str:
         error: What was raised.
         address: The server that was asked.
     """
-    if isinstance(error, UnavailableError):
+    if isinstance(error, (UnavailableError, TimedOutError)):
         told = _one_line(error.reason)
         return told if address in told else f"{address}: {error.code}: {told}"
-    if isinstance(error, TimedOutError):
-        return f"{address} did not answer in time; raise --timeout ({one_line(error)})"
     if isinstance(error, InvalidRequestError):
         # The first is what the error says itself.
         more = [f"{v.field}: {v.description}" for v in error.violations[1:]]
@@ -40,6 +38,8 @@ def in_words(error: Exception, address: str) -> str:
 
 def one_line(error: Exception) -> str:
     """An error's message without line breaks; its kind where it has none."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{printable(str(error.filename))}: {error.strerror}"
     return _one_line(str(error)) or type(error).__name__
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,7 +46,7 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
         LazyfxError: It is not an exported program that this torch can read.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet(logging.getLogger("torch.export")):
             warnings.simplefilter("ignore")
             # A file of the user's own, on the user's machine; a server never reads one.
             return torch.export.load(path)
@@ -53,6 +55,17 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
             f"{path} is not an exported program that torch {torch.__version__} can read: "
             f"{one_line(error)}; write it with torch.export.save"
         ) from error
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without what torch logs of a file before it raises: a traceback."""
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def call_factory(spelling: str, examples: ExampleInputs) -> Model:

@@ -24,8 +24,9 @@ def warm(
     script: Annotated[
         Path,
         typer.Argument(
+            metavar="SCRIPT",
             help="A Python script that compiles with backend='lazyfx'; or a folder or file that "
-            "a job wrote with LAZYFX_RECORD."
+            "a job wrote with LAZYFX_RECORD.",
         ),
     ],
     address: Address = DEFAULT_ADDRESS,

@@ -15,10 +15,11 @@ from lazyfx.errors import UnsupportedGraphError
 from lazyfx.pickling import torch_names
 from lazyfx.pickling.made import Made, after, home, named, resolve
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import numpy_twins, targets, twins
+from lazyfx.wire import numpy_twins, target_lists, targets, twins
 from lazyfx.wire.schemas import operator_of
 
 REGISTERED_BY: Final = {
+    **target_lists.LATE_NAMESPACES,
     "_c10d_functional": "torch.distributed._functional_collectives",
     "_dtensor": "torch.distributed.tensor._collective_utils",
     "c10d_functional": "torch.distributed._functional_collectives",
@@ -27,7 +28,6 @@ REGISTERED_BY: Final = {
     "fsdp": "torch.distributed.fsdp._fully_shard._fsdp_collectives",
     "onnx": "torch.onnx.ops",
     "prims": "torch._inductor.inductor_prims",
-    "quantized_decomposed": "torch.ao.quantization.fx._decomposed",
     "streams": "torch._dynamo.variables.streams",
 }
 """Modules of torch that register operators of a namespace when they are imported, and only then."""

@@ -15,8 +15,11 @@ import torch
 from torch.fx import GraphModule
 
 from lazyfx.assembly import GeneratedSource
+from lazyfx.errors import UnsupportedGraphError
+from lazyfx.python_files.literals import REMEDY
 from lazyfx.python_files.state import State, read_state
 from lazyfx.python_files.text import write_text
+from lazyfx.writing import may_write, share_memory
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,22 @@ def python_file(
         UnsupportedGraphError: Something in it cannot be written as Python; names it.
     """
     state = read_state(module, original)
+    _refuse_shared_writes(module, state, original)
     path = Path(name)
     held = constants_path(path).name if state.constants else ""
     text = write_text(module, source, state, path.stem, held)
     return PythonFile(text, _saved(state) if state.constants else None)
+
+
+def _refuse_shared_writes(module: GraphModule, state: State, original: GraphModule) -> None:
+    """What is in two files is loaded as two memories, and a write into one is not in the other."""
+    kept = original.state_dict(keep_vars=True).values()
+    if share_memory(kept, state.constants.values()) and may_write(module):
+        raise UnsupportedGraphError(
+            "the graph writes, and a tensor of its state shares memory with one that is in no "
+            "state_dict",
+            remedy=REMEDY,
+        )
 
 
 def _saved(state: State) -> bytes:

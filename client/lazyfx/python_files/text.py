@@ -12,15 +12,24 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from lazyfx.assembly import GeneratedSource
-from lazyfx.errors import ArtifactError
+from lazyfx.errors import ArtifactError, UnsupportedGraphError
 from lazyfx.pickling.callables import REGISTERED_BY
 from lazyfx.pickling.torch_names import pytree_info_of
-from lazyfx.python_files.literals import constructor, literal, spec
+from lazyfx.python_files.literals import REMEDY, constructor, literal, spec
 from lazyfx.python_files.state import State
 from lazyfx.wire.schemas import operator_of
+
+# Higher-order operators that only call what they are given. Others look into its graph, which a
+# function of Python does not have.
+_CALLING: Final = frozenset(
+    {
+        *("associative_scan", "cond", "flex_attention", "map_impl", "scan", "while_loop"),
+        *("wrap", "wrap_with_autocast", "wrap_with_set_grad_enabled"),
+    }
+)
 
 # torch.fx traces by these marks, and nobody traces the file.
 _WRAPPED: Final = re.compile(r"^torch\.fx\.wrap\('\w+'\)$", re.MULTILINE)
@@ -139,6 +148,7 @@ def write_text(
         UnsupportedGraphError: Something cannot be written; says what.
         ArtifactError: A graph inside it has no source.
     """
+    _refuse_graphs_that_are_read(module)
     sources = {id(module.get_submodule(path)): text for path, text in source.children.items()}
     graphs = {}
     for path, graph in state.graphs.items():
@@ -161,6 +171,29 @@ def write_text(
             parts.append(f"    _out_spec = {spec(info.out_spec, result=True)}\n")
     parts.append(_INIT)
     return "".join(parts)
+
+
+def _refuse_graphs_that_are_read(module: GraphModule) -> None:
+    for part in module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            target = node.target
+            if not isinstance(target, torch._ops.HigherOrderOperator) or str(target) in _CALLING:
+                continue
+            for given in node.all_input_nodes:
+                if given.op == "get_attr" and isinstance(_attribute(part, given), GraphModule):
+                    raise UnsupportedGraphError(
+                        f"{target} reads the graph that it is given, which a file of Python does "
+                        "not hold",
+                        node=node.name,
+                        remedy=REMEDY,
+                    )
+
+
+def _attribute(module: torch.nn.Module, node: Node) -> object:
+    value: object = module
+    for name in str(node.target).split("."):
+        value = getattr(value, name)
+    return value
 
 
 def _registering(module: GraphModule) -> list[str]:

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire.format import MAX_DIMENSIONS, QUIET_NAN_BITS
+from lazyfx.wire.format import (
+    DTYPE_OBJECTS,
+    LAYOUT_OBJECTS,
+    MAX_DIMENSIONS,
+    QUIET_NAN_BITS,
+)
 
 # Rows remembered, and the longest of them: some 2 MB in all.
 MOST_ROWS = 4096
@@ -60,6 +65,10 @@ def check_tensor(row: pb.TensorDescription, field: str) -> None:
     """Check a tensor description, its indices left out."""
     if not row.dtype or row.layout == pb.LAYOUT_STRIDED:
         raise DecodeError("no dtype, or an explicit strided layout", field=field)
+    if row.dtype not in DTYPE_OBJECTS:
+        raise DecodeError(f"this torch has no dtype number {row.dtype}", field=f"{field}.dtype")
+    if row.layout and row.layout not in LAYOUT_OBJECTS:
+        raise DecodeError(f"this torch has no layout number {row.layout}", field=f"{field}.layout")
     if row.requires_grad and row.dtype not in _WITH_GRADIENTS:
         raise DecodeError("requires_grad on a dtype without gradients", field=field)
     if row.symbolic_shape:

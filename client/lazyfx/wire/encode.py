@@ -12,6 +12,7 @@ import torch
 from torch.fx import GraphModule
 
 from lazyfx.envelope import FORMAT_VERSION
+from lazyfx.errors import LazyfxError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import convention
 from lazyfx.wire.attributes import AttributeWriter, Children, Storages
@@ -100,7 +101,13 @@ def digest(module: GraphModule) -> str:
 
     Raises:
         UnsupportedGraphError: As `encode` does.
+        LazyfxError: It is not a GraphModule.
     """
+    if not isinstance(module, GraphModule):
+        raise LazyfxError(
+            f"digest takes a GraphModule, not an object of type {type(module).__name__}; capture "
+            "one: torch.export.export(model, inputs).module(), or torch.fx.symbolic_trace(model)"
+        )
     return encode(module).digest.hex()
 
 

@@ -251,10 +251,17 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::format",
         "aten::_print",
         # Kernels, those for fake tensors too, that look into operands without a check.
+        "aten::_add_batch_dim",
+        "aten::_batch_norm_impl_index_backward",
         "aten::_new_zeros_with_same_feature_meta",
         "aten::_nnpack_spatial_convolution",
+        "aten::_remove_batch_dim",
         "aten::_thnn_differentiable_gru_cell_backward",
         "aten::_thnn_differentiable_lstm_cell_backward",
+        "aten::_sobol_engine_draw",
+        "aten::_sobol_engine_ff_",
+        "aten::_sobol_engine_initialize_state_",
+        "aten::_sobol_engine_scramble_",
         # What only Inductor itself writes; of its operators, prims::fma alone is dynamo's too.
         "prims::_low_memory_max_pool_offsets_to_indices",
         "prims::_low_memory_max_pool_with_offsets",
@@ -271,6 +278,10 @@ DENIED_OPERATORS: Final = frozenset(
         "prims::prepare_softmax_online",
     }
 )
+# Names whose overloads include one of TorchScript's own that ends the process, by a division by
+# zero or a look at no list: given numbers, or no tensor, torch picks that one. Their other
+# overloads are called by their own names.
+DENIED_PACKETS: Final = frozenset({"aten::copy", "aten::gcd", "aten::remainder", "aten::to"})
 # Namespaces that reach other processes, raw memory, the state of a device, or the insides of a
 # compiler; those of "_native" are numbered per process.
 DENIED_NAMESPACES: Final = frozenset(

@@ -97,7 +97,14 @@ def _is_public_function(name: str, value: object) -> bool:
 def _binds_operator(name: str, value: object) -> bool:
     """Whether a builtin of torch only calls the operator of the same name, and it is allowed."""
     bound = getattr(torch._C._VariableFunctions, name, None)
-    return bound is value and value is not None and _find_packet(f"aten::{name}") is not None
+    return bound is value and value is not None and _is_operator(f"aten::{name}")
+
+
+def _is_operator(name: str) -> bool:
+    try:
+        return _registered_packet(name) is not None
+    except LookupError:
+        return False
 
 
 def _import(dotted: str) -> Any:
@@ -151,13 +158,15 @@ def _registered_overload(name: str) -> torch._ops.OpOverload:
     packet, _, overload = name.rpartition(".")
     found = _registered_packet(packet)
     value = getattr(found, overload) if overload in found.overloads() else None
-    if isinstance(value, torch._ops.OpOverload) and _is_dispatched(packet, overload):
+    if isinstance(value, torch._ops.OpOverload) and is_dispatched(packet, overload):
         return value
     raise LookupError(name)
 
 
 def _find_packet(name: str) -> torch._ops.OpOverloadPacket | None:
     """The packet with this exact registered name, e.g. "aten::add"."""
+    if name in lists.DENIED_PACKETS:
+        return None
     try:
         return _registered_packet(name)
     except LookupError:
@@ -177,7 +186,7 @@ def _registered_packet(name: str) -> torch._ops.OpOverloadPacket:
             raise LookupError(name)
     value = getattr(getattr(torch.ops, namespace), base, None)
     if isinstance(value, torch._ops.OpOverloadPacket) and any(
-        _is_dispatched(name, overload) for overload in value.overloads()
+        is_dispatched(name, overload) for overload in value.overloads()
     ):
         return value
     raise LookupError(name)
@@ -197,7 +206,7 @@ def _register_late(namespace: str) -> None:
             importlib.import_module(module)
 
 
-def _is_dispatched(packet: str, overload: str) -> bool:
+def is_dispatched(packet: str, overload: str) -> bool:
     """Whether the dispatcher has an operator, and not TorchScript's interpreter alone.
 
     What only that has is never captured, and takes its operands on trust: its arithmetic traps, its

@@ -100,7 +100,8 @@ def fake_inputs(module: GraphModule, mode: FakeTensorMode) -> list[Any]:
         if node.op == "placeholder":
             if value is None:
                 raise CannotCompile(
-                    "an input of the graph has no shape; capture the graph with shapes"
+                    "an input of the graph has no shape; capture the model with torch.export, "
+                    "which records the shapes of its inputs"
                 )
             inputs.append(value)
     return inputs

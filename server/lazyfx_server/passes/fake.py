@@ -20,12 +20,14 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
+from lazyfx.forward_levels import forward_level_left
 from lazyfx.wire.tensors import stand_in_of
 from lazyfx.wire.values import describe, fake_tensor, materialize
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.evaluation import without_real_constants
 from lazyfx_server.passes.large_numbers import check_numbers
 from lazyfx_server.passes.outputs import check_outputs
+from lazyfx_server.passes.packed import check_not_packed
 from lazyfx_server.passes.walk import attribute_at
 
 T = TypeVar("T")
@@ -67,7 +69,8 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
     caller goes along: modules that torch builds on the way are lazy and counted too.
     """
     _guard_devices()
-    with ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake") as pool:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake")
+    with forward_level_left(), pool:
         return pool.submit(copy_context().run, work).result()
 
 
@@ -185,6 +188,7 @@ class FakeRun:
     def _call(self, node: Node, args: Any, kwargs: Any) -> Any:
         target: Any = node.target
         check_numbers(target, (*args, *kwargs.values()))
+        check_not_packed(target, args, kwargs)
         check_outputs(target, args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
@@ -318,7 +322,9 @@ def _facts(leaf: Any) -> tuple[Any, ...]:
 def _number(value: Any) -> Any:
     """A number for comparing: symbolic ones by their expression, so that no guard is made."""
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return value.node.expr
+        expr = value.node.expr
+        # A pair as below: sympy raises when it compares an expression with one.
+        return (int, int(expr)) if expr.is_Integer else (type(value), expr)
     return (type(value), value)
 
 

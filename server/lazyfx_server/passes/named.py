@@ -89,5 +89,5 @@ class NamedPipelines:
     def _unknown(self, name: str, place: int) -> PassError:
         meant = did_you_mean(name, (*self._passes, UNTIL_STABLE, *self._spellings), SHORT_NAMES)
         return PassError(
-            f"no pass is named {shown(name)}, and no pipeline{meant}", field=f"passes[{place}].name"
+            f"no pass or pipeline is named {shown(name)}{meant}", field=f"passes[{place}].name"
         )

@@ -13,8 +13,9 @@ from typing import Any, Final
 import torch
 from torch.fx import Interpreter
 
-from lazyfx.wire.schemas import operator_of
 from lazyfx_server.passes.errors import PassError
+from lazyfx_server.passes.packed import check_not_packed
+from lazyfx_server.passes.walk import target_name
 
 MAX_OUTPUTS: ContextVar[int] = ContextVar("lazyfx_max_outputs", default=10_000)
 """Most values that one call may make in the job that runs."""
@@ -58,7 +59,7 @@ def check_outputs(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]
     most = MAX_OUTPUTS.get()
     if count > most:
         raise PassError(
-            f"{base_name(target)} would have {count} outputs; at most {most} are allowed "
+            f"{target_name(target)} would have {count} outputs; at most {most} are allowed "
             "(setting max_outputs)",
             kind="limit",
         )
@@ -72,7 +73,7 @@ def outputs_of(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         args: As for `check_outputs`.
         kwargs: As for `check_outputs`.
     """
-    name = base_name(target)
+    name = target_name(target)
     iterates = name in _ITERATING or (name in _ITERATING_ALONE and len(args) == 1)
     # torch's own functions of these names (sum, all, max) make one tensor.
     if iterates and getattr(target, "__module__", None) in _PYTHONS_OWN:
@@ -87,13 +88,6 @@ def outputs_of(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         return count(tensor, (args[1:], kwargs))
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
         return 0  # torch refuses such a call
-
-
-def base_name(target: object) -> str:
-    """Name of what is called, without namespace and overload: "split" of `aten::split.Tensor`."""
-    if (found := operator_of(target)) is not None:
-        return found.name
-    return target if isinstance(target, str) else str(getattr(target, "__name__", ""))
 
 
 def _length(value: object) -> int:
@@ -176,10 +170,11 @@ COUNTED: Final[Mapping[str, Callable[[torch.Tensor, Call], int]]] = {
 
 
 class BoundedInterpreter(Interpreter):
-    """An interpreter that makes no call with more outputs than a node may have."""
+    """An interpreter that makes no call with more outputs than a node may have, nor a wild one."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """See torch.fx.Interpreter."""
+        check_not_packed(target, args, kwargs)
         check_outputs(target, args, kwargs)
         return super().call_function(target, args, kwargs)
 

@@ -103,7 +103,7 @@ class Registry:
                     raise PassError(reason, field="options", pass_name=name)
                 hint = did_you_mean(option, types)
                 raise PassError(
-                    f"no option is named {shown(option)}{hint}",
+                    f"has no option {shown(option)}{hint}",
                     field=f"options.{option}",
                     pass_name=name,
                 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
+from lazyfx.wire.schemas import operator_of
+
 
 def graph_modules(module: GraphModule) -> list[GraphModule]:
     """The module and every GraphModule inside it, parents before children, each once."""
@@ -25,3 +27,10 @@ def unused_name(module: torch.nn.Module, stem: str) -> str:
     while hasattr(module, f"{stem}{number}"):
         number += 1
     return f"{stem}{number}"
+
+
+def target_name(target: object) -> str:
+    """Name of what is called, without namespace and overload: "split" of `aten::split.Tensor`."""
+    if (found := operator_of(target)) is not None:
+        return found.name
+    return target if isinstance(target, str) else str(getattr(target, "__name__", ""))

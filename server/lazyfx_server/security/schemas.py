@@ -14,7 +14,7 @@ import torch
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
-from lazyfx.wire.targets import find
+from lazyfx.wire.targets import find, is_dispatched
 from lazyfx_server.security import allowed
 from lazyfx_server.security.signatures import Signature, of_schema, read
 from lazyfx_server.security.signatures.kinds import fits_anything
@@ -61,7 +61,8 @@ def signatures_of(kind: int, name: str) -> tuple[Signature, ...]:
     if isinstance(found, torch._ops.OpOverload):  # noqa: SLF001 - the operators' own type
         return (of_schema(found._schema),)  # noqa: SLF001 - there is no public way to a schema
     if isinstance(found, torch._ops.OpOverloadPacket):  # noqa: SLF001
-        overloads = [getattr(found, overload) for overload in found.overloads()]
+        # TorchScript's own overloads, which take lists and texts, are nobody's to call.
+        overloads = [getattr(found, o) for o in found.overloads() if is_dispatched(name, o)]
         return tuple(of_schema(overload._schema) for overload in overloads)  # noqa: SLF001
     return tuple(read(text) for text in allowed.signatures(kind, name))
 

@@ -43,7 +43,7 @@ def write_private(path: Path, data: bytes, *, replace: bool) -> None:
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
-        raise SecretFileError(f"cannot write {path}: {error}") from error
+        raise SecretFileError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_regular(path: Path, most: int) -> bytes:
@@ -77,7 +77,7 @@ def read_private(path: Path) -> bytes:
             raise SecretFileError(f"others can read {path}: run chmod 600 {path}")
         return read_regular(path, _MOST_BYTES)
     except OSError as error:
-        raise SecretFileError(f"cannot read a secret: {error}") from error
+        raise SecretFileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def secret_of(path: Path | None) -> bytes:

@@ -101,7 +101,7 @@ def add_token(path: Path, tenant: str) -> str:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as file:
             file.write(line)
     except OSError as error:
-        raise TokenFileError(f"cannot write {path}: {error}") from error
+        raise TokenFileError(f"cannot write {path}: {error.strerror or error}") from error
     return token
 
 
@@ -128,7 +128,9 @@ def _read(path: Path) -> dict[str, tuple[bytes, str]] | None:
             or not _HASH.fullmatch(fields[1])
             or not is_tenant_name(fields[2])
         ):
-            raise TokenFileError(f"{path}, line {number}: not 'id sha256 tenant'")
+            raise TokenFileError(
+                f"{path}, line {number}: not 'id sha256 tenant', as `lazyfx token` writes it"
+            )
         known[fields[0]] = (bytes.fromhex(fields[1]), fields[2])
     return known
 

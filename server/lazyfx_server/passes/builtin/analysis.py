@@ -25,7 +25,8 @@ class Analyze(Pass):
     The report's data says: `flops` in all and by operator, as torch.utils.flop_counter counts
     them (matrix work only); `parameters` and their bytes; `peak_bytes`, the most that values
     of the graph take at one time when each is freed after its last use, with the node where
-    that is; `unknown`, calls whose shape is not known and which are left out.
+    that is; `unknown`, calls whose shape is not known and which are left out. Sizes that are
+    symbolic count as in the example that was captured.
     """
 
     name: ClassVar[str] = "analyze"
@@ -61,9 +62,10 @@ def _flops(module: GraphModule, run: FakeRun) -> tuple[Counter[str], int]:
                 continue
             with FlopCounterMode(display=False) as counter:
                 value = run.compute(node)
-            if value is UNKNOWN and node.op != "placeholder":
+            count = _number(counter.get_total_flops())
+            if count is None or (value is UNKNOWN and node.op != "placeholder"):
                 unknown += 1
-            if count := counter.get_total_flops():
+            if count:
                 found[operator_name(node) or str(node.target)] += count
     return found, unknown
 
@@ -110,5 +112,14 @@ def _keep(node: Node, place: int, last: dict[Node, int], storage: StorageMap) ->
 
 def _bytes(value: Any) -> int:
     tensors = (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
-    sizes = ((t.numel(), t.element_size()) for t in tensors)
-    return sum(count * size for count, size in sizes if isinstance(count, int))
+    sizes = ((_number(t.numel()), t.element_size()) for t in tensors)
+    return sum(count * size for count, size in sizes if count is not None)
+
+
+def _number(count: int | torch.SymInt) -> int | None:
+    """A count as a number, symbolic sizes as in the example; None where there is none to tell."""
+    if isinstance(count, torch.SymInt):
+        hint = count.node.hint if count.node.has_hint() else None
+        count = hint if isinstance(hint, int) else -1
+    # Sizes that a stranger made up give numbers that no report can hold.
+    return count if 0 <= count < 2**63 else None

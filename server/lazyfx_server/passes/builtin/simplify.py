@@ -209,4 +209,7 @@ def _loses_nothing(source: Node, middle: Node, known: KnownValues) -> bool:
         return False
     if not (before.dtype.is_floating_point and after.dtype.is_floating_point):
         return False
-    return torch.promote_types(before.dtype, after.dtype) == after.dtype
+    try:
+        return torch.promote_types(before.dtype, after.dtype) == after.dtype
+    except RuntimeError:  # torch promotes no types of 8 bits and fewer
+        return False

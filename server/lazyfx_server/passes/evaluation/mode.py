@@ -10,11 +10,17 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lazyfx.wire.schemas import facts
 from lazyfx_server.passes.evaluation.checks import Call, OutsideError
+from lazyfx_server.passes.evaluation.composed import (
+    NotComposedError,
+    check_composed,
+    is_composed,
+)
 from lazyfx_server.passes.evaluation.operators import FRESH, rule_of
 
 
@@ -41,10 +47,23 @@ def reviewed() -> Iterator[None]:
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
-        with _ReviewedOnly():
+        with _ReviewedOnly(), _Composed():
             yield
     finally:
         torch._C._set_mkldnn_enabled(enabled)
+
+
+class _Composed(TorchFunctionMode):
+    """Sees what Python calls, before torch takes it apart."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        try:
+            check_composed(func, args, kwargs or {})
+        except NotComposedError as error:
+            raise UnreviewedError(str(error), "its kernel has not been reviewed") from None
+        return func(*args, **(kwargs or {}))
 
 
 class _ReviewedOnly(TorchDispatchMode):
@@ -81,7 +100,7 @@ class _ReviewedOnly(TorchDispatchMode):
 
 def _in_parts(mode: TorchDispatchMode, func: OpOverload[..., Any], args: Any, kwargs: Any) -> Any:
     """Runs an operator that is made of others as these; NotImplemented if it is none."""
-    if not func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+    if not is_composed(func):
         return NotImplemented
     with mode:
         return func.decompose(*args, **kwargs)

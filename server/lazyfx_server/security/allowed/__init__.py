@@ -53,7 +53,8 @@ def collect() -> dict[str, list[str]]:
         overload = f"{schema.name}.{schema.overload_name or 'default'}"
         if _is_found(graph_pb2.TARGET_KIND_OPERATOR, overload):
             operators.add(overload)
-            packets.add(schema.name)
+            if _is_found(graph_pb2.TARGET_KIND_OPERATOR_PACKET, schema.name):
+                packets.add(schema.name)
     higher = torch._ops._higher_order_ops  # noqa: SLF001 - torch's registry of operators
     kind = graph_pb2.TARGET_KIND_HIGHER_ORDER_OPERATOR
     return {

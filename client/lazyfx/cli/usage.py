@@ -1,0 +1,48 @@
+"""Wrong usage of a command, told in its own words: typer passes on those of its validator."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import typer
+from typer.core import TyperCommand
+
+from lazyfx.suggesting import closest
+
+_WORDS: Final = (
+    (re.compile(r"^Value error, "), ""),
+    (re.compile(r"^Input should be greater than or equal to (\S+)$"), r"must be at least \1"),
+    (re.compile(r"^Input should be greater than (\S+)$"), r"must be more than \1"),
+    (re.compile(r"^Input should be less than or equal to (\S+)$"), r"must be at most \1"),
+    (re.compile(r"^Input should be a valid integer\b.*$"), "takes a whole number"),
+    (re.compile(r"^Input should be a valid number\b.*$"), "takes a number"),
+)
+_CHOICE: Final = re.compile(r"^'(?P<given>.*)' is not one of (?P<known>.*?)\.?$")
+
+
+def in_plain_words(message: str) -> str:
+    """What a validator says of a value, as one says it of an option."""
+    for pattern, words in _WORDS:
+        message = pattern.sub(words, message)
+    if found := _CHOICE.match(message):
+        known = [word.strip(" '") for word in found["known"].split(",")]
+        if meant := closest(found["given"], known):
+            return f"{message.rstrip('.')}; did you mean {meant!r}?"
+    return message
+
+
+class Command(TyperCommand):
+    """A command whose errors of usage are in plain words."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See `click.Command.parse_args`.
+
+        Raises:
+            typer.BadParameter: A value is not one that its option takes.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = in_plain_words(error.message)
+            raise

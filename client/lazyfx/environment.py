@@ -1,0 +1,51 @@
+"""Variables of the environment that nothing reads, because their names are misspelled."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+PREFIX: Final = "LAZYFX_"
+
+CLIENT_VARIABLES: Final = frozenset(
+    {
+        "ADDRESS", "AGREEMENT", "CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "COMPILE",
+        "KNOWN_SERVERS", "ON_ERROR", "PASSES", "RECORD", "SEND_VALUES", "SERVER_HOST", "TIMEOUT",
+        "TOKEN", "TOKEN_FILE", "VERIFY_KEYS", "WAIT",
+    }
+)  # fmt: skip
+"""What clients and the backend read, without the prefix."""
+
+# Settings of `lazyfx serve` whose names are close to those of clients.
+_OF_SERVERS: Final = frozenset({"CLIENT_CA", "CLIENT_NAMES", "SERVER_KEY", "SERVER_NAME", "TOKENS"})
+# Other tools have variables with this prefix, so only what is very close is a slip of the pen.
+_CLOSE: Final = 0.8
+
+_log = logging.getLogger("lazyfx")
+_told: set[str] = set()
+
+
+def misspelled(known: Iterable[str] = CLIENT_VARIABLES | _OF_SERVERS) -> Iterator[str]:
+    """A sentence for each variable that is set and was probably meant to be another one.
+
+    Args:
+        known: Names without the prefix.
+    """
+    names = sorted(known)
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(PREFIX)
+        if name == variable or name in names:
+            continue
+        for meant in difflib.get_close_matches(name, names, n=1, cutoff=_CLOSE):
+            yield f"{variable} is set, and lazyfx does not read it; did you mean {PREFIX}{meant}?"
+
+
+def warn_of_misspelled() -> None:
+    """Log each of them as a warning, once in a process."""
+    for sentence in misspelled():
+        if sentence not in _told:
+            _told.add(sentence)
+            _log.warning(sentence)

@@ -1,0 +1,159 @@
+"""What a newcomer hands over by mistake is refused in a sentence that says what to hand over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import lazyfx
+from lazyfx.cli.models import load_program
+from lazyfx.errors import AddressError, DecodeError, InvalidRequestError, LazyfxError
+from lazyfx.saving import load_graph
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
+
+
+class Branching(torch.nn.Module):
+    """Its way through the code depends on values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x + 1
+        return x - 1
+
+
+MODEL = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()).eval()
+
+GIVEN: dict[str, tuple[Callable[[], Any], str]] = {
+    "nothing": (lambda: None, "cannot compile an object of type NoneType"),
+    "a path": (lambda: "model.pt2", "a path: pass a GraphModule.*torch.export.load"),
+    "a function": (lambda: torch.relu, "torch.fx.symbolic_trace makes a GraphModule"),
+    "a graph": (lambda: torch.fx.symbolic_trace(MODEL).graph, "holds a Graph and its tensors"),
+    "a module": (
+        lambda: MODEL,
+        "a Sequential is not a graph yet: its capture needs example_inputs",
+    ),
+    "a script": (lambda: torch.jit.script(MODEL), "TorchScript module has no torch.fx graph"),
+}
+
+
+@pytest.mark.parametrize("case", GIVEN)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_not_a_graph(case: str, client: lazyfx.Client) -> None:
+    make, sentence = GIVEN[case]
+    with pytest.raises(LazyfxError, match=sentence):
+        client.compile(make())
+
+
+def test_code_that_depends_on_values(client: lazyfx.Client) -> None:
+    with pytest.raises(LazyfxError) as failed:
+        client.compile(Branching(), example_inputs=(torch.ones(2),))
+    told = str(failed.value)
+    assert "\n" not in told
+    assert f"at {__file__}, line " in told
+    assert "torch.cond" in told
+    assert 'backend="lazyfx"' in told
+
+
+@pytest.mark.parametrize("passes", [3, 2.5, object()])
+def test_passes_that_are_none(passes: Any, client: lazyfx.Client) -> None:
+    with pytest.raises(LazyfxError, match="passes takes names and what"):
+        client.compile(torch.fx.symbolic_trace(MODEL), passes)
+
+
+@pytest.mark.parametrize("rewrite", [torch.relu, (torch.relu,), [torch.relu, torch.relu]])
+def test_a_rewrite_that_is_not_a_pair(rewrite: Any) -> None:
+    with pytest.raises(LazyfxError, match=r"takes pairs \(pattern, replacement\)"):
+        lazyfx.replace_pattern(rewrite)
+
+
+@pytest.mark.parametrize("address", [8700, ("localhost", 8700), b"localhost", 1.5])
+def test_an_address_that_is_not_text(address: Any) -> None:
+    with pytest.raises(AddressError, match="is not the address of a server; it takes HOST"):
+        lazyfx.connect(address)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "3", float("nan"), None])
+def test_a_timeout_that_is_none(timeout: Any) -> None:
+    with pytest.raises(LazyfxError, match="timeout takes seconds, more than 0, not"):
+        lazyfx.connect(timeout=timeout)
+
+
+@pytest.mark.parametrize("what", [MODEL, None, "model.pt2"])
+def test_a_digest_of_what_is_not_a_graph(what: Any) -> None:
+    with pytest.raises(LazyfxError, match="digest takes a GraphModule, not an object of type"):
+        lazyfx.digest(what)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("x.lazyfx", b"", "x.lazyfx is empty"),
+        ("x.lazyfx", b"print('hello')\n", "x.lazyfx is not a lazyfx graph file"),
+        ("x.pt2", b"PK\x03\x04", r"x.pt2 is not a lazyfx graph file; torch.export.load reads it"),
+    ],
+)
+def test_a_graph_file_that_is_none(
+    name: str, content: bytes, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DecodeError, match=sentence):
+        load_graph(tmp_path / name)
+
+
+def test_a_model_file_that_is_none_is_told_without_a_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.pt2"
+    path.write_text("hello")
+    level = logging.getLogger("torch.export").level
+    with pytest.raises(LazyfxError, match="is not an exported program that torch"):
+        load_program(path)
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert logging.getLogger("torch.export").level == level
+
+
+def test_a_package_that_could_not_be_written_is_not_compiled(
+    client: lazyfx.Client, tmp_path: Path
+) -> None:
+    module = client.compile(torch.export.export(MODEL, (torch.ones(2, 4),)))
+    with pytest.raises(FileNotFoundError, match="No such folder"):
+        module.save_aot_inductor(tmp_path / "none" / "model.pt2")
+    with pytest.raises(IsADirectoryError):
+        module.save_aot_inductor(tmp_path)
+
+
+def test_a_public_name_misspelled() -> None:
+    with pytest.raises(AttributeError, match="'conect'; did you mean 'connect'"):
+        lazyfx.conect  # noqa: B018 - the access is the test
+
+
+def test_one_wording_for_unknown_passes_in_python_and_in_commands(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from lazyfx.cli.app import app
+
+    program = torch.export.export(MODEL, (torch.ones(2, 4),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    for passes, sentence in (
+        ("dce", "no pass or pipeline is named 'dce'; did you mean 'dead_code_elimination'?"),
+        ("constant_fold{max_byte=1}", "has no option 'max_byte'; did you mean 'max_bytes'?"),
+    ):
+        with (
+            lazyfx.connect(server.address) as client,
+            pytest.raises(InvalidRequestError) as failed,
+        ):
+            client.compile(program, passes)
+        assert sentence in str(failed.value)
+        command = ["optimize", str(tmp_path / "model.pt2"), "--passes", passes]
+        ran = CliRunner().invoke(app, [*command, "--address", server.address])
+        assert ran.exit_code == 1
+        assert sentence in ran.output
