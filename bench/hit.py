@@ -46,7 +46,7 @@ async def measure(case: Case, servers: Servers, rounds: int, calls: int) -> list
                 handle = await client.compile(case.module, passes)
             if handle.cache.status != "hit":
                 raise RuntimeError(f"a {handle.cache.status} where a hit was due")
-            request_bytes = client._asker.first_request(handle._prepared).ByteSize()
+            request_bytes = client._compile_caller.first_request(handle._prepared).ByteSize()
             response_bytes = handle._response.ByteSize()
             data = payload(request_bytes, response_bytes)
 
@@ -101,7 +101,7 @@ def measure_blocking(case: Case, servers: Servers, rounds: int, calls: int) -> l
         call: Call = channel.unary_unary(METHOD)  # type: ignore[assignment]
         for _ in range(_UNTIL_SHORT):
             remote = client.compile(case.module, PLAIN)._remote
-        request_bytes = client._client._asker.first_request(remote._prepared).ByteSize()
+        request_bytes = client._client._compile_caller.first_request(remote._prepared).ByteSize()
         data = payload(request_bytes, remote._response.ByteSize())
         ours, theirs = timed_calls(
             [lambda: client.compile(case.module, PLAIN), lambda: call(data)], rounds, calls
@@ -117,11 +117,11 @@ def check_seconds(case: Case, repeats: int = 50) -> float:
     from lazyfx import memory
 
     memory.encode(case.module)
-    remembered = memory.recall(case.module)
+    remembered = memory.cached_encoding(case.module)
     assert remembered is not None
     taken = []
     for _ in range(repeats):
         started = perf_counter()
-        remembered.is_current()
+        remembered.is_unchanged()
         taken.append(perf_counter() - started)
     return statistics.median(taken)

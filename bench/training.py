@@ -196,9 +196,9 @@ class Kept:
         """Keep what one round measured with one number of ranks."""
         self._told["samples"][block] = [asdict(sample) for sample in samples]
         if self._path is not None:
-            aside = self._path.with_suffix(".part")
-            aside.write_text(json.dumps(self._told, indent=1))
-            aside.replace(self._path)
+            temporary = self._path.with_suffix(".part")
+            temporary.write_text(json.dumps(self._told, indent=1))
+            temporary.replace(self._path)
 
     def samples(self) -> Samples:
         """All of them."""

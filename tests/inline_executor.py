@@ -21,7 +21,7 @@ from lazyfx_server.execution import (
     WorkerTimedOut,
 )
 from lazyfx_server.execution.base import call, parts_of
-from lazyfx_server.execution.calls import CallServer, answer_calls_by
+from lazyfx_server.execution.calls import CallServer, set_server_call
 
 _thread = threading.local()
 
@@ -77,7 +77,7 @@ class InlineExecutor:
 
     async def start(self) -> None:
         """Starts the threads."""
-        answer_calls_by(_call_server)
+        set_server_call(_call_server)
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="lazyfx-job")
 
     async def run(

@@ -21,7 +21,7 @@ class BrokenRoundTripError(AssertionError):
     """A graph came back as another one."""
 
 
-_MOST_NODES = 1_000_000
+_MAX_NODES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def pass_through(capture: Capture) -> Passage:
     # The server's own check: what the zoo holds must not be refused.
     check(
         encoded.body,
-        max_nodes=_MOST_NODES,
+        max_nodes=_MAX_NODES,
         presentation=encoded.presentation,
         module_class=_LazyGraphModule,
     )

@@ -41,7 +41,7 @@ _ROUNDS = {"convert_dtype", "bfloat16"}
 _ALLOWED = 1e-3
 # Attention written out is captured for those that look for it.
 _FOR_ATTENTION = ("fuse_attention", "inference")
-_MOST_NODES = 1_000_000
+_MAX_NODES = 1_000_000
 
 
 class Task(NamedTuple):
@@ -86,7 +86,7 @@ def task(name: str, capture: Capture) -> Task | None:
     if name == "replace_pattern":
         specs = [replace_pattern(*_REWRITES).message()]
     pipeline = pipeline_of(Registry(), specs)
-    rewrites = RewriteReader().read(specs, pipeline.passes, _MOST_NODES)
+    rewrites = RewriteReader().read(specs, pipeline.passes, _MAX_NODES)
     allowed = max(_ALLOWED, *(_declared(each) for each in pipeline.passes))
     gradients: Gradients = "together" if name in _ROUNDS else "each"
     if name in _NOT_TRAINABLE:

@@ -45,7 +45,7 @@ class Access:
     tls: Tls | None = None
     verify_keys: tuple[str, ...] | None = None
 
-    def believes(self, address: str) -> bool:
+    def is_trusted(self, address: str) -> bool:
         """Whether the connection authenticates the server (TLS or loopback)."""
         return self.tls is not None or is_loopback(address)
 
@@ -65,7 +65,7 @@ class Access:
         """
         if self.token is None:
             return ()
-        if not self.believes(address):
+        if not self.is_trusted(address):
             raise LazyfxError(
                 f"the token would be sent to {address} in plaintext; "
                 "connect with TLS: tls=True or tls=lazyfx.Tls(ca=...), or LAZYFX_CA"
@@ -95,7 +95,7 @@ def access(
     if isinstance(keys, str):
         keys = [key for key in keys.replace(",", " ").split() if key]
     if tls is None:
-        tls = _tls_of_environment()
+        tls = _tls_from_environment()
     elif isinstance(tls, bool):
         tls = Tls() if tls else None
     elif not isinstance(tls, Tls):
@@ -103,7 +103,7 @@ def access(
     if tls is not None:
         check_certificates(tls.ca, tls.certificate, tls.key)
     return Access(
-        token=_token_of_environment() if token is None else checked_token(token, "token"),
+        token=_token_from_environment() if token is None else checked_token(token, "token"),
         tls=tls,
         verify_keys=None if keys is None else checked_keys(keys),
     )
@@ -113,7 +113,7 @@ def _variable(name: str) -> str | None:
     return os.environ.get(f"LAZYFX_{name}") or None
 
 
-def _token_of_environment() -> str | None:
+def _token_from_environment() -> str | None:
     if token := _variable("TOKEN"):
         return checked_token(token, "LAZYFX_TOKEN")
     if path := _variable("TOKEN_FILE"):
@@ -122,7 +122,7 @@ def _token_of_environment() -> str | None:
     return None
 
 
-def _tls_of_environment() -> Tls | None:
+def _tls_from_environment() -> Tls | None:
     ca, certificate, key = _variable("CA"), _variable("CLIENT_CERTIFICATE"), _variable("CLIENT_KEY")
     if ca is None and certificate is None and key is None:
         return None

@@ -19,8 +19,8 @@ _SCHEMES = ("dns:", "ipv4:", "ipv6:")
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[^/]*)", re.IGNORECASE)
 # Names, and addresses in digits, but no digits alone. "_" is in names that container engines make.
 _HOST = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?")
-_MOST_CHARACTERS = 512
-_MOST_SHOWN = 80
+_MAX_CHARACTERS = 512
+_MAX_SHOWN = 80
 
 
 def server_address(given: str | None = None) -> str:
@@ -31,7 +31,7 @@ def server_address(given: str | None = None) -> str:
     """
     if given is not None:
         if not isinstance(given, str):
-            raise _wrong(given)
+            raise _invalid_address(given)
         return read_address(given)
     given = os.environ.get(VARIABLE)
     if not given:
@@ -53,8 +53,8 @@ def read_address(text: str) -> str:
         AddressError: It is something else.
     """
     text = text.strip()
-    if not text or len(text) > _MOST_CHARACTERS or not text.isprintable():
-        raise _wrong(text)
+    if not text or len(text) > _MAX_CHARACTERS or not text.isprintable():
+        raise _invalid_address(text)
     if text.startswith("unix:") and len(text) > len("unix:"):
         return text
     for scheme in _SCHEMES:
@@ -97,9 +97,9 @@ def _host_and_port(text: str, whole: str) -> str:
     if not colon:
         host, port = text, str(DEFAULT_PORT)
     if not (_is_ipv6(host) and host.startswith("[")) and not _HOST.fullmatch(host):
-        raise _wrong(whole)
+        raise _invalid_address(whole)
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
-        raise _wrong(whole)
+        raise _invalid_address(whole)
     return f"{host}:{int(port)}"
 
 
@@ -111,12 +111,12 @@ def _is_ipv6(text: str) -> bool:
         return False
 
 
-def _wrong(text: object) -> AddressError:
+def _invalid_address(text: object) -> AddressError:
     return AddressError(f"{_shown(text)} is not a server address; use {_EXAMPLES}")
 
 
 def _shown(given: object) -> str:
     text = given if isinstance(given, str) else str(given)
     if text is not given:
-        return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
-    return repr(text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "...")
+        return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+    return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "...")

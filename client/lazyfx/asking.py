@@ -13,10 +13,10 @@ from lazyfx.v1 import compiler_pb2 as pb
 
 # A first try by token, then by digest, with the graph, with values, one for luck: a server that
 # still misses something after these misbehaves.
-_MOST_TRIES = 5
+_MAX_TRIES = 5
 
 
-class Asker:
+class CompileCaller:
     """Asks one server, and remembers what it has.
 
     Args:
@@ -46,15 +46,15 @@ class Asker:
         if len(encoded.body) > INLINE_BYTES:
             return requests.whole
         subjects = [f"{BLOB_SUBJECT}{encoded.digest.hex()}"]
-        return self._preparer.supply(prepared, requests.whole, subjects)[0]
+        return self._preparer.provide_missing(prepared, requests.whole, subjects)[0]
 
-    async def ask_if_current(
+    async def compile_if_unchanged(
         self, prepared: Prepared, timeout: float | None = None
     ) -> pb.CompileResponse | None:
         """Ask by the remembered digest, and find out meanwhile whether it still holds.
 
         Args:
-            prepared: The request, with `still_current`.
+            prepared: The request, with `is_unchanged`.
             timeout: Seconds that each call may take.
 
         Returns:
@@ -67,7 +67,7 @@ class Asker:
         call = self._connection.start_compile(request, timeout)
         try:
             await asyncio.sleep(0)  # here the call is sent
-            if prepared.still_current is not None and not prepared.still_current():
+            if prepared.is_unchanged is not None and not prepared.is_unchanged():
                 return None
             return await self._finish(prepared, timeout, request, call)
         finally:
@@ -106,7 +106,7 @@ class Asker:
     ) -> pb.CompileResponse:
         """Finish a call, and make others with what the server says it lacks."""
         requests = prepared.requests
-        tries_left = _MOST_TRIES
+        tries_left = _MAX_TRIES
         while True:
             try:
                 response = await self._connection.finish_compile(call)
@@ -117,7 +117,7 @@ class Asker:
                 if request.request_token:
                     requests.short, request = None, requests.whole
                 else:
-                    request = await self._supplied(prepared, request, missing)
+                    request = await self._with_missing(prepared, request, missing)
                 call = self._connection.start_compile(request, timeout)
             else:
                 self._sent.add(prepared.encoded.digest)
@@ -125,11 +125,11 @@ class Asker:
                     requests.short = pb.CompileRequest(request_token=response.request_token)
                 return response
 
-    async def _supplied(
+    async def _with_missing(
         self, prepared: Prepared, request: pb.CompileRequest, missing: MissingBlobsError
     ) -> pb.CompileRequest:
         """The request with what was missing; blobs that it names have been uploaded."""
-        request, blobs = self._preparer.supply(prepared, request, missing.subjects)
+        request, blobs = self._preparer.provide_missing(prepared, request, missing.subjects)
         values = [subject for subject in missing.subjects if subject.startswith(VALUE_SUBJECT)]
         if values:
             # Bound at once the next time, which spares a round trip.

@@ -34,7 +34,7 @@ ExampleInputs: TypeAlias = "Sequence[object] | Mapping[str, object] | torch.Tens
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
+class CapturedGraph:
     """A graph to compile, and how its caller will call the result.
 
     Attributes:
@@ -43,7 +43,7 @@ class Captured:
 
     module: GraphModule
 
-    def adopt_codegen(self, graph: Graph) -> None:
+    def apply_codegen(self, graph: Graph) -> None:
         """Give a graph rebuilt from graph data the calling convention of this one.
 
         A graph of torch.export takes nested Python structures; how they are flattened
@@ -53,21 +53,21 @@ class Captured:
         if isinstance(codegen, _PyTreeCodeGen):
             graph.set_codegen(copy.copy(codegen))
 
-    def adopt_checks(self, rebuilt: GraphModule) -> None:
+    def apply_input_checks(self, rebuilt: GraphModule) -> None:
         """Check the inputs of a rebuilt module as torch.export checks those of this one."""
         for hook in self.module._forward_pre_hooks.values():  # noqa: SLF001 - no public reader
             rebuilt.register_forward_pre_hook(_check_by(hook, self.module), with_kwargs=True)
 
 
-class Captures:
+class GraphCapturer:
     """Turns what callers hand over into graphs; an ExportedProgram is unlifted once."""
 
     def __init__(self) -> None:
-        self._programs: weakref.WeakKeyDictionary[ExportedProgram, Captured] = (
+        self._programs: weakref.WeakKeyDictionary[ExportedProgram, CapturedGraph] = (
             weakref.WeakKeyDictionary()
         )
 
-    def capture(self, what: Compilable, example_inputs: ExampleInputs = None) -> Captured:
+    def capture(self, what: Compilable, example_inputs: ExampleInputs = None) -> CapturedGraph:
         """Capture a graph.
 
         Args:
@@ -80,12 +80,12 @@ class Captures:
             LazyfxError: A module came without example inputs, or cannot be exported.
         """
         if isinstance(what, GraphModule):
-            return Captured(what)
+            return CapturedGraph(what)
         if isinstance(what, ExportedProgram):
             return self._unlift(what)
         if not isinstance(what, torch.nn.Module):
             if isinstance(what, HasGraph):
-                return Captured(what.graph_module())
+                return CapturedGraph(what.graph_module())
             raise LazyfxError(_not_a_graph(what))
         if isinstance(what, torch.jit.ScriptModule):
             raise LazyfxError(
@@ -103,12 +103,12 @@ class Captures:
             program = torch.export.export(what, args, kwargs, strict=False)
         except Exception as error:  # export raises errors of every kind
             raise LazyfxError(f"torch.export cannot capture this module: {_told(error)}") from error
-        return Captured(_module(program))
+        return CapturedGraph(_module(program))
 
-    def _unlift(self, program: ExportedProgram) -> Captured:
+    def _unlift(self, program: ExportedProgram) -> CapturedGraph:
         captured = self._programs.get(program)
         if captured is None:
-            captured = Captured(_module(program))
+            captured = CapturedGraph(_module(program))
             self._programs[program] = captured
         return captured
 

@@ -14,7 +14,7 @@ from lazyfx.addresses import server_address
 from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
-from lazyfx.asking import Asker
+from lazyfx.asking import CompileCaller
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.connection import Connection
 from lazyfx.environment import warn_of_misspelled
@@ -26,9 +26,9 @@ from lazyfx.errors import (
     ServerFaultError,
 )
 from lazyfx.module import AsyncRemoteModule
-from lazyfx.passes import USUAL, Modes, Passes, listed
+from lazyfx.passes import DEFAULT_MODES, Modes, Passes, normalize
 from lazyfx.preparing import Prepared, Preparer
-from lazyfx.status import is_of_server, status_to_error
+from lazyfx.status import is_from_server, status_to_error
 from lazyfx.uploading import Progress
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.verifying import DATA_KINDS, Provenance, Verifier
@@ -81,11 +81,11 @@ class AsyncClient:
         self._verifier = Verifier(
             granted.pinned_keys(address),
             address=address,
-            believes_connection=granted.believes(address),
+            trusts_connection=granted.is_trusted(address),
             ask=self._connection.server_info,
         )
         self._preparer = Preparer(answer_bounds)
-        self._asker = Asker(self._connection, self._preparer, on_upload)
+        self._compile_caller = CompileCaller(self._connection, self._preparer, on_upload)
 
     @property
     def address(self) -> str:
@@ -158,10 +158,10 @@ class AsyncClient:
             ValuesRefusedError: The server requests values that no pass of the request reads.
             LazyfxError: The graph cannot be captured, or a pass is malformed.
         """
-        wanted, modes = listed(passes), Modes(eager, verify)
+        wanted, modes = normalize(passes), Modes(eager, verify)
         prepared = self.prepare(what, wanted, example_inputs, modes=modes, send_values=send_values)
-        if prepared.still_current is not None and not skip_cache_lookup:
-            answer = await self.ask_if_current(prepared, timeout)
+        if prepared.is_unchanged is not None and not skip_cache_lookup:
+            answer = await self.compile_if_unchanged(prepared, timeout)
             if answer is not None:
                 return self.handle(prepared, answer)
             prepared = self.prepare(
@@ -176,7 +176,7 @@ class AsyncClient:
         passes: Passes,
         example_inputs: ExampleInputs = None,
         *,
-        modes: Modes = USUAL,
+        modes: Modes = DEFAULT_MODES,
         fresh: bool = False,
         send_values: bool = False,
     ) -> Prepared:
@@ -226,7 +226,7 @@ class AsyncClient:
                 request.graph.CopyFrom(job.encoded.message())
                 yield pb.CompileBatchRequest(request_id=i, request=request)
 
-        streamed = {i for i, job in enumerate(prepared) if job.is_one_message}
+        streamed = {i for i, job in enumerate(prepared) if job.fits_one_message}
         answers = self._connection.compile_batch(requests(), streamed)
         due = set(range(len(prepared)))
         try:
@@ -241,7 +241,7 @@ class AsyncClient:
         except ServerFaultError as error:
             # gRPC loses what a server says that ends a stream while it is written to, and tells
             # of an internal error in its place (grpc/grpc issue 36066).
-            if is_of_server(error.__cause__):
+            if is_from_server(error.__cause__):
                 raise
         # One by one: what is too large for the stream and, where the stream was refused for now,
         # all the others, each when the server says.
@@ -312,7 +312,7 @@ class AsyncClient:
             ServiceError: A subclass, by the status that the server returned.
         """
         with self.refusals.counted():
-            if request.kind not in DATA_KINDS or self._verifier.pins_keys:
+            if request.kind not in DATA_KINDS or self._verifier.has_pinned_keys:
                 await self._verifier.require_trusted()
             data, trailer = await self._connection.artifact(
                 request, timeout=timeout, on_progress=on_progress
@@ -320,7 +320,7 @@ class AsyncClient:
             await self._verifier.check(request, trailer)
         return data, trailer
 
-    async def vouch(
+    async def verify_provenance(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
     ) -> Provenance:
         """The signed provenance of an artifact; handles call this.
@@ -328,26 +328,28 @@ class AsyncClient:
         Raises:
             UntrustedArtifactError: It is not signed with a trusted key.
         """
-        return await self._verifier.vouch(request, trailer)
+        return await self._verifier.verify_provenance(request, trailer)
 
     async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
         """Recompile a module that the server evicted; handles call this."""
-        self._asker.forget(prepared)
+        self._compile_caller.forget(prepared)
         return await self.ask(prepared)
 
     async def ask(
         self, prepared: Prepared, timeout: float | None = None, *, skip_cache_lookup: bool = False
     ) -> pb.CompileResponse:
-        """Send a prepared request and supply what the server lacks; see `Asker.ask`."""
+        """Send a prepared request and supply what the server lacks; see `CompileCaller.ask`."""
         with self.refusals.counted():
-            return await self._asker.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
+            return await self._compile_caller.ask(
+                prepared, timeout, skip_cache_lookup=skip_cache_lookup
+            )
 
-    async def ask_if_current(
+    async def compile_if_unchanged(
         self, prepared: Prepared, timeout: float | None = None
     ) -> pb.CompileResponse | None:
-        """Compile by the cached digest; see `Asker.ask_if_current`."""
+        """Compile by the cached digest; see `CompileCaller.compile_if_unchanged`."""
         with self.refusals.counted():
-            return await self._asker.ask_if_current(prepared, timeout)
+            return await self._compile_caller.compile_if_unchanged(prepared, timeout)
 
 
 def connect_async(

@@ -27,7 +27,7 @@ from lazyfx.errors import (
     TimedOutError,
     UnavailableError,
 )
-from lazyfx.patience import Patience
+from lazyfx.patience import RetryBudget
 from lazyfx.printable import make_printable, printable
 from lazyfx.uploading import Blob, Progress, upload
 from lazyfx.v1 import compiler_pb2 as pb
@@ -40,7 +40,7 @@ AnswerOut = TypeVar("AnswerOut", covariant=True)
 AnyCall = TypeVar("AnyCall")
 
 # Characters of one text in an answer about the server.
-_MOST_TEXT = 65_536
+_MAX_TEXT = 65_536
 # Answers of a stream of compiles may be as far apart as one compile is long; uploads have this
 # many bytes a second at least.
 _SLOWEST_UPLOAD = 128 * 1024
@@ -65,14 +65,14 @@ class CompileCall:
 
     Attributes:
         start: Starts another one.
-        patience: For all of them together.
+        retry_budget: For all of them together.
         first: The first.
     """
 
-    def __init__(self, start: Start[pb.CompileResponse], patience: Patience) -> None:
+    def __init__(self, start: Start[pb.CompileResponse], retry_budget: RetryBudget) -> None:
         self.start = start
-        self.patience = patience
-        self.first = start(patience.left())
+        self.retry_budget = retry_budget
+        self.first = start(retry_budget.left())
 
     def cancel(self) -> None:
         """Leave it, if it has not ended."""
@@ -103,7 +103,7 @@ class Connection:
         access: Access,
         bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
-        forking.opening_client()
+        forking.mark_grpc_used()
         self._bounds = bounds
         self.address = address
         self.timeout = timeout
@@ -112,7 +112,7 @@ class Connection:
         self._channel = open_channel(address, access.tls)
         self._stub = GraphCompilerStub(self._channel)
         self._closing = asyncio.Event()
-        forking.keep_in_children(self)
+        forking.leak_in_children(self)
 
     def require_open(self) -> None:
         """Fail at once where no call can be made.
@@ -121,7 +121,7 @@ class Connection:
             ClosedError: The connection was closed.
             ForkedProcessError: It belongs to the process that this one was forked from.
         """
-        forking.require_unforked()
+        forking.require_not_forked()
         if self._closing.is_set():
             raise ClosedError
 
@@ -131,14 +131,14 @@ class Connection:
         Raises:
             ForkedProcessError: It belongs to the process that this one was forked from.
         """
-        forking.require_unforked()
+        forking.require_not_forked()
         if not self._closing.is_set():
             self._closing.set()
             await self._channel.close()
 
     async def is_ready(self, seconds: float) -> bool:
         """Whether a connection to the server can be established within that many seconds."""
-        patience = Patience(seconds, self._closing)
+        retry_budget = RetryBudget(seconds, self._closing)
         while True:
             self.require_open()
             state = self._channel.get_state(try_to_connect=True)
@@ -146,7 +146,7 @@ class Connection:
                 return True
             change = self._channel.wait_for_state_change(state)
             try:
-                await asyncio.wait_for(change, patience.left())
+                await asyncio.wait_for(change, retry_budget.left())
             except asyncio.TimeoutError:
                 return False
 
@@ -156,10 +156,12 @@ class Connection:
         """Start one compile: it is sent when the event loop next runs its tasks."""
 
         def start(seconds: float) -> Call[pb.CompileResponse]:
-            return self._kept(self._stub.Compile(request, timeout=seconds, metadata=self._metadata))
+            return self._tracked(
+                self._stub.Compile(request, timeout=seconds, metadata=self._metadata)
+            )
 
         self.require_open()
-        return CompileCall(start, Patience(timeout or self.timeout, self._closing))
+        return CompileCall(start, RetryBudget(timeout or self.timeout, self._closing))
 
     async def finish_compile(self, call: CompileCall) -> pb.CompileResponse:
         """Wait for the answer to a compile.
@@ -169,7 +171,7 @@ class Connection:
             ServiceError: A subclass, by the status that the server returned.
             ProtocolError: The answer is malformed.
         """
-        response = await self._unary(call.start, call.patience, first=call.first)
+        response = await self._unary(call.start, call.retry_budget, first=call.first)
         check_response(response, self._bounds)
         return response
 
@@ -190,7 +192,7 @@ class Connection:
             ProtocolError: An answer is malformed, to another request, or a second one.
         """
         self.require_open()
-        call = self._kept(
+        call = self._tracked(
             self._stub.CompileBatch(
                 requests, timeout=self.timeout * max(1, len(ids)), metadata=self._metadata
             )
@@ -199,7 +201,7 @@ class Connection:
         try:
             with self._errors():
                 async for response in call:
-                    _require(response)
+                    _require_message(response)
                     if response.request_id not in due:
                         raise ProtocolError("an answer to an unknown request", field="request_id")
                     due.remove(response.request_id)
@@ -233,19 +235,19 @@ class Connection:
             ServiceError: A subclass, by the status that the server returned.
         """
         download = Download(request, self._bounds, on_progress)
-        patience = Patience(timeout or self.timeout, self._closing)
+        retry_budget = RetryBudget(timeout or self.timeout, self._closing)
         resumed = False
         while True:
             try:
                 await self._download(request, download, timeout)
             except OverloadedError as refusal:
-                await patience.wait(refusal)
+                await retry_budget.wait(refusal)
             except UnavailableError as error:
                 if error.retry_after is not None and not download.received:
-                    await patience.wait(error)
+                    await retry_budget.wait(error)
                     continue
                 if resumed or not download.received:
-                    raise await self._explained(error) from error
+                    raise await self._with_diagnosis(error) from error
                 resumed = True
             else:
                 return download.finish()
@@ -257,14 +259,14 @@ class Connection:
         wanted.CopyFrom(request)
         wanted.offset = download.received
         self.require_open()
-        call = self._kept(
+        call = self._tracked(
             self._stub.GetArtifact(wanted, timeout=timeout or self.timeout, metadata=self._metadata)
         )
         download.begin()
         try:
             with self._errors():
                 async for part in call:
-                    _require(part)
+                    _require_message(part)
                     download.take(part)
         finally:
             call.cancel()  # a server that sends too much is not listened to any longer
@@ -283,66 +285,66 @@ class Connection:
         async def send(chunks: AsyncIterator[pb.UploadBlobsRequest]) -> pb.UploadBlobsResponse:
             self.require_open()
             call = self._stub.UploadBlobs(chunks, timeout=seconds, metadata=self._metadata)
-            return await self._answer(self._kept(call))
+            return await self._answer(self._tracked(call))
 
         size = sum(blob.digest.size_bytes for blob in blobs)
         seconds = self.timeout + size / _SLOWEST_UPLOAD
-        patience = Patience(self.timeout, self._closing)
-        await upload(blobs, find, send, on_progress, when_refused=patience.wait)
+        retry_budget = RetryBudget(self.timeout, self._closing)
+        await upload(blobs, find, send, on_progress, on_refused=retry_budget.wait)
 
     async def passes(self) -> pb.ListPassesResponse:
         """The passes that the server runs."""
-        return await self._about(self._stub.ListPasses, pb.ListPassesRequest())
+        return await self._describe(self._stub.ListPasses, pb.ListPassesRequest())
 
     async def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits."""
-        return await self._about(self._stub.GetServerInfo, pb.GetServerInfoRequest())
+        return await self._describe(self._stub.GetServerInfo, pb.GetServerInfoRequest())
 
     async def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
-        return await self._about(self._stub.GetStats, pb.GetStatsRequest())
+        return await self._describe(self._stub.GetStats, pb.GetStatsRequest())
 
-    async def _about(
+    async def _describe(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Answer], request: Request
     ) -> Answer:
         """An answer for people to read, its texts made safe to show."""
         answer = await self._ask(method, request)
-        make_printable(answer, _MOST_TEXT)
+        make_printable(answer, _MAX_TEXT)
         return answer
 
     async def _ask(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Answer], request: Request
     ) -> Answer:
         def start(seconds: float) -> Call[Answer]:
-            return self._kept(method(request, timeout=seconds, metadata=self._metadata))
+            return self._tracked(method(request, timeout=seconds, metadata=self._metadata))
 
-        return await self._unary(start, Patience(self.timeout, self._closing))
+        return await self._unary(start, RetryBudget(self.timeout, self._closing))
 
     async def _unary(
-        self, start: Start[Answer], patience: Patience, first: Call[Answer] | None = None
+        self, start: Start[Answer], retry_budget: RetryBudget, first: Call[Answer] | None = None
     ) -> Answer:
         """The answer to a call, made again as often as the server refuses it for now."""
         call = first
         while True:
             self.require_open()
             try:
-                return await self._answer(call or start(patience.left()))
+                return await self._answer(call or start(retry_budget.left()))
             except (OverloadedError, UnavailableError) as refusal:
                 if isinstance(refusal, UnavailableError) and refusal.retry_after is None:
-                    raise await self._explained(refusal) from refusal
+                    raise await self._with_diagnosis(refusal) from refusal
                 # A server that is starting or stopping says when to come back.
                 call = None
-                await patience.wait(refusal)
+                await retry_budget.wait(refusal)
 
     async def _answer(self, call: Call[Answer]) -> Answer:
         with self._errors():
             answer = await call
-        _require(answer)
+        _require_message(answer)
         return answer
 
-    async def _explained(self, error: UnavailableError) -> UnavailableError:
+    async def _with_diagnosis(self, error: UnavailableError) -> UnavailableError:
         """The same error with the reason why no call gets through, where one can be found."""
-        if status.is_of_server(error.__cause__) or error.code != "UNAVAILABLE":
+        if status.is_from_server(error.__cause__) or error.code != "UNAVAILABLE":
             return error
         reason = await asyncio.to_thread(diagnose, self.address, self._tls)
         if reason is None:
@@ -355,7 +357,7 @@ class Connection:
     def _in_our_words(self, error: grpc.aio.AioRpcError) -> ServiceError:
         """What a server answered; of gRPC's own errors, the sentence that says what to do."""
         code, details = error.code(), error.details() or ""
-        if status.is_of_server(error):
+        if status.is_from_server(error):
             return status.to_error(error)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             told = (
@@ -367,8 +369,8 @@ class Connection:
             return UnavailableError(other, code=code.name)
         return status.to_error(error)
 
-    def _kept(self, call: AnyCall) -> AnyCall:
-        forking.keep_in_children(call)
+    def _tracked(self, call: AnyCall) -> AnyCall:
+        forking.leak_in_children(call)
         return call
 
     @contextlib.contextmanager
@@ -393,7 +395,7 @@ def _is_being_cancelled() -> bool:
     return cancelling is not None and cancelling() > 0
 
 
-def _require(answer: object) -> None:
+def _require_message(answer: object) -> None:
     """Refuse what gRPC gives in place of an answer that it could not parse."""
     if not isinstance(answer, Message):
         raise ProtocolError("the server's answer cannot be parsed")

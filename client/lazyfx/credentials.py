@@ -15,7 +15,7 @@ from typing import Final
 from lazyfx.errors import LazyfxError
 
 _KEY: Final = re.compile(r"[0-9a-fA-F]{64}")
-_MOST_SHOWN: Final = 80
+_MAX_SHOWN: Final = 80
 
 
 def read_file(path: str | Path, field: str) -> bytes:
@@ -68,7 +68,7 @@ def checked_keys(keys: Iterable[str]) -> tuple[str, ...]:
         if not (isinstance(key, str) and _KEY.fullmatch(key)):
             raise LazyfxError(
                 "verify_keys (LAZYFX_VERIFY_KEYS) takes public keys of 64 hex digits, as `lazyfx "
-                f"keys` prints them, not {str(key)[:_MOST_SHOWN]!r}"
+                f"keys` prints them, not {str(key)[:_MAX_SHOWN]!r}"
             )
     return found
 

@@ -55,7 +55,7 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
     with connection:
         connection.settimeout(max(0.1, deadline - time.monotonic()))
         if tls is not None:
-            return _with_tls(connection, address, host, tls)
+            return _diagnose_tls(connection, address, host, tls)
         told = _greeted(connection)
     if told[3:4] == bytes([_SETTINGS_FRAME]):
         return None
@@ -133,7 +133,7 @@ def _silent(address: str) -> str:
     )
 
 
-def _with_tls(connection: socket.socket, address: str, host: str, tls: Tls) -> str | None:
+def _diagnose_tls(connection: socket.socket, address: str, host: str, tls: Tls) -> str | None:
     try:
         context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
         if tls.certificate:

@@ -16,10 +16,10 @@ from lazyfx.verifying import Provenance
 
 OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
 
-_MOST_RENEWALS = 3
+_MAX_RENEWALS = 3
 
 
-class Fetcher(Protocol):
+class ArtifactClient(Protocol):
     """What a handle needs of its client.
 
     Attributes:
@@ -39,7 +39,7 @@ class Fetcher(Protocol):
     ) -> tuple[bytes, pb.ArtifactTrailer]:
         """Fetch an artifact whole, and check who made it."""
 
-    async def vouch(
+    async def verify_provenance(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
     ) -> Provenance:
         """Where an artifact comes from, as signed."""
@@ -48,7 +48,7 @@ class Fetcher(Protocol):
         """Compile again a module that has left the server's cache."""
 
 
-class Artifacts:
+class ArtifactFetcher:
     """Fetches the artifacts of one module.
 
     Attributes:
@@ -57,7 +57,9 @@ class Artifacts:
             `graph_and_constants`.
     """
 
-    def __init__(self, fetcher: Fetcher, prepared: Prepared, response: pb.CompileResponse) -> None:
+    def __init__(
+        self, fetcher: ArtifactClient, prepared: Prepared, response: pb.CompileResponse
+    ) -> None:
         self._fetcher = fetcher
         self._prepared = prepared
         self._response = response
@@ -93,7 +95,7 @@ class Artifacts:
         Raises:
             ServiceError: The server cannot send them, or loses the module again and again.
         """
-        for _ in range(_MOST_RENEWALS):
+        for _ in range(_MAX_RENEWALS):
             data = await self.get(pb.ARTIFACT_KIND_GRAPH)
             async with self._lock:
                 response = self._response
@@ -131,7 +133,7 @@ class Artifacts:
             data, trailer = await fetch(request)
         except NotFoundError:
             if self._response.module_key == asked:
-                self._renew(await self._fetcher.recompile(self._prepared))
+                self._adopt_recompiled(await self._fetcher.recompile(self._prepared))
             request.module_key = self._response.module_key
             data, trailer = await fetch(request)
         self._trailers[request.kind] = trailer
@@ -144,7 +146,7 @@ class Artifacts:
             self.report = report
         return data
 
-    def _renew(self, response: pb.CompileResponse) -> None:
+    def _adopt_recompiled(self, response: pb.CompileResponse) -> None:
         """Go on with what was compiled again: under the same key, or under a new one.
 
         The key is another one where the server's secret was made again or its versions changed;
@@ -156,7 +158,7 @@ class Artifacts:
             self.report = response.report
         self._response = response
 
-    async def vouch(self, kind: pb.ArtifactKind.ValueType) -> Provenance:
+    async def verify_provenance(self, kind: pb.ArtifactKind.ValueType) -> Provenance:
         """Where an artifact that was fetched comes from, as signed.
 
         Raises:
@@ -165,4 +167,4 @@ class Artifacts:
         if kind not in self._trailers:
             raise LazyfxError("this artifact has not been fetched yet")
         request = pb.GetArtifactRequest(module_key=self._response.module_key, kind=kind)
-        return await self._fetcher.vouch(request, self._trailers[kind])
+        return await self._fetcher.verify_provenance(request, self._trailers[kind])

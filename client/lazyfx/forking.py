@@ -47,7 +47,7 @@ def is_forked() -> bool:
     return _process.is_forked
 
 
-def require_unforked() -> None:
+def require_not_forked() -> None:
     """Fail at once in a process that cannot use clients.
 
     Raises:
@@ -57,16 +57,16 @@ def require_unforked() -> None:
         raise ForkedProcessError
 
 
-def opening_client() -> None:
+def mark_grpc_used() -> None:
     """Announce that this process is about to use gRPC.
 
     Raises:
         ForkedProcessError: It cannot.
     """
-    require_unforked()
+    require_not_forked()
     _process.uses_grpc = True
 
 
-def keep_in_children(thing: object) -> None:
+def leak_in_children(thing: object) -> None:
     """Have forked children never release an object that gRPC's threads work with."""
     _process.inherited.add(thing)

@@ -24,7 +24,7 @@ KEY_BYTES: Final = 32
 
 _ALGORITHM = "ed25519"
 _KEY = re.compile(r"[0-9a-fA-F]{64}")
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 _HEADER = "# Servers whose native artifacts this user opens; written by `lazyfx trust`.\n"
 
 
@@ -86,13 +86,13 @@ def fingerprint(public_key: bytes) -> str:
 def _read(path: Path) -> list[tuple[str, str]]:
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+            data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise LazyfxError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > _MOST_BYTES:
-        raise LazyfxError(f"{path} is larger than {_MOST_BYTES} bytes")
+    if len(data) > _MAX_BYTES:
+        raise LazyfxError(f"{path} is larger than {_MAX_BYTES} bytes")
     rows = []
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if line.strip() and not line.startswith("#"):

@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 _JOIN_SECONDS = 5.0
 
 
-class Loop:
+class LoopThread:
     """An event loop in a daemon thread. Threads may share it.
 
     The thread ends after `stop`, and when nothing refers to the loop any more.
@@ -28,10 +28,10 @@ class Loop:
     """
 
     def __init__(self) -> None:
-        forking.opening_client()
+        forking.mark_grpc_used()
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_report)
-        forking.keep_in_children(self._loop)
+        forking.leak_in_children(self._loop)
         self._thread = threading.Thread(
             target=_run, args=(self._loop,), name="lazyfx-client", daemon=True
         )
@@ -91,7 +91,7 @@ class Loop:
             ClosedError: The loop was closed.
             ForkedProcessError: The loop runs in the process that this one was forked from.
         """
-        forking.require_unforked()
+        forking.require_not_forked()
         if self._closed:
             raise ClosedError
 
@@ -101,7 +101,7 @@ class Loop:
         Raises:
             ForkedProcessError: The loop runs in the process that this one was forked from.
         """
-        forking.require_unforked()
+        forking.require_not_forked()
         with self._lock:
             was_open, self._closed = not self._closed, True
             waiting = list(self._waiting)

@@ -53,7 +53,7 @@ _FROZEN = (
 )
 
 
-class Remembered:
+class CachedEncoding:
     """An encoded graph, and what its module looked like when it was encoded.
 
     The objects themselves are kept, not their ids: an id may be given out again.
@@ -73,7 +73,7 @@ class Remembered:
         owners = list(module.modules())
         called = _called(encoded)
         self._owners = owners
-        self._looks = [_look(owner) for owner in owners]
+        self._snapshots = [_snapshot(owner) for owner in owners]
         tables = [table for owner in owners for table in _TABLES(owner)]
         self._empty = [table for table in tables if not table]
         self._full = [table for table in tables if table]
@@ -117,11 +117,11 @@ class Remembered:
         # A copy or a pickle of the graph is another graph, of which nothing is known.
         return (type(None), ())
 
-    def is_of(self, module: GraphModule) -> bool:
+    def belongs_to(self, module: GraphModule) -> bool:
         """Whether this was encoded from `module`, changed since or not."""
         return self._owners[0] is module
 
-    def is_current(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether the module still looks as it did when it was encoded.
 
         Doubt counts as change: then the module is encoded again, and its digest decides.
@@ -134,7 +134,7 @@ class Remembered:
     def _same_modules(self) -> bool:
         # The owners are those remembered: that their tables still hold the same modules
         # under the same names says that they still make up the same tree.
-        for owner, look in zip(self._owners, self._looks):  # noqa: B905 - of one length
+        for owner, look in zip(self._owners, self._snapshots):  # noqa: B905 - of one length
             cls, size, mode, modules, parameters, buffers = look
             attributes = owner.__dict__
             if (
@@ -190,10 +190,10 @@ class Remembered:
         )
 
 
-def recall(module: GraphModule) -> Remembered | None:
+def cached_encoding(module: GraphModule) -> CachedEncoding | None:
     """What was encoded last for this module, changed since or not."""
     found = getattr(module.graph, _ATTRIBUTE, None)
-    return found if isinstance(found, Remembered) and found.is_of(module) else None
+    return found if isinstance(found, CachedEncoding) and found.belongs_to(module) else None
 
 
 def encode(module: GraphModule) -> wire.EncodedGraph:
@@ -205,7 +205,7 @@ def encode(module: GraphModule) -> wire.EncodedGraph:
     encoded = wire.encode(module)
     remembered = None
     if all(vars(owner).keys() >= _ORDINARY for owner in module.modules()):
-        remembered = Remembered(module, encoded)
+        remembered = CachedEncoding(module, encoded)
     setattr(module.graph, _ATTRIBUTE, remembered if remembered and remembered.stable else None)
     return encoded
 
@@ -215,7 +215,7 @@ def _same(now: Iterable[object], before: Sequence[object]) -> bool:
     return all(map(is_, now, before))
 
 
-def _look(owner: torch.nn.Module) -> tuple[object, ...]:
+def _snapshot(owner: torch.nn.Module) -> tuple[object, ...]:
     """What is compared of a module itself: class, number of attributes, mode, tables."""
     return (type(owner), len(vars(owner)), owner.training, *_TABLES(owner))
 

@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from lazyfx.answers.graphs import CheckedCompiled, check_compiled
-from lazyfx.answers.pictures import clean_picture
+from lazyfx.answers.graphs import CheckedCompiledGraph, check_compiled_graph
+from lazyfx.answers.pictures import sanitize_picture
 from lazyfx.answers.responses import read_message, read_text
 from lazyfx.assembly import GeneratedSource
 from lazyfx.errors import LazyfxError
 from lazyfx.exporting import export_module
-from lazyfx.fetching import Artifacts, Fetcher, OnProgress
+from lazyfx.fetching import ArtifactClient, ArtifactFetcher, OnProgress
 from lazyfx.lazy_class import LazyGraphModule
 from lazyfx.native.constants import own_tensors
 from lazyfx.native.packages import write_package
-from lazyfx.native.reading import read_made
+from lazyfx.native.reading import read_artifact
 from lazyfx.native.requests import native_request
-from lazyfx.native.texts import restoring, texts_of
+from lazyfx.native.texts import restoring_texts, texts_of
 from lazyfx.pickling import package_module, pickle_module
 from lazyfx.preparing import Prepared
 from lazyfx.printable import printable
@@ -41,7 +41,7 @@ from lazyfx.wire.decode import read_devices
 # Kinds that depend on more than the module: provenance describes the one fetched last.
 _NATIVE = (pb.ARTIFACT_KIND_INDUCTOR, pb.ARTIFACT_KIND_AOT_INDUCTOR)
 # Built by this client from the graph, and not signed by the server.
-_MADE_HERE = (
+_CLIENT_KINDS = (
     pb.ARTIFACT_KIND_PICKLE,
     pb.ARTIFACT_KIND_PACKAGE,
     pb.ARTIFACT_KIND_TORCHSCRIPT,
@@ -57,14 +57,16 @@ class AsyncRemoteModule:
         cache: Hit, miss or joined, and why.
     """
 
-    def __init__(self, fetcher: Fetcher, prepared: Prepared, response: pb.CompileResponse) -> None:
+    def __init__(
+        self, fetcher: ArtifactClient, prepared: Prepared, response: pb.CompileResponse
+    ) -> None:
         self._fetcher = fetcher
         self._prepared = prepared
         self._cache = cache_of(response.cache)
-        self._artifacts = Artifacts(fetcher, prepared, response)
+        self._artifacts = ArtifactFetcher(fetcher, prepared, response)
         self._performed_here = 0
         self._callable: GraphModule | None = None
-        self._compiled: CheckedCompiled | None = None
+        self._compiled: CheckedCompiledGraph | None = None
 
     @property
     def key(self) -> str:
@@ -105,7 +107,7 @@ class AsyncRemoteModule:
             ServiceError: The server cannot draw it.
         """
         with self._fetcher.refusals.counted():
-            return clean_picture(await self._artifacts.get(pb.ARTIFACT_KIND_PICTURE))
+            return sanitize_picture(await self._artifacts.get(pb.ARTIFACT_KIND_PICTURE))
 
     async def graph_module(self) -> GraphModule:
         """A new GraphModule built from graph data, with the caller's own parameters.
@@ -117,7 +119,7 @@ class AsyncRemoteModule:
             ServiceError: The server cannot send it.
         """
         rebuilt = self._rebuild(await self._compiled_graph(), GraphModule)
-        self._prepared.captured.adopt_checks(rebuilt)
+        self._prepared.captured.apply_input_checks(rebuilt)
         self._performed_here += _graph_modules(rebuilt)
         return rebuilt
 
@@ -126,7 +128,7 @@ class AsyncRemoteModule:
         """The module that this handle calls, or None before the first call."""
         return self._callable
 
-    async def prepared_call(self) -> GraphModule:
+    async def callable_module(self) -> GraphModule:
         """The module that this handle calls, built on first use."""
         if self._callable is None:
             self._callable = await self.graph_module()
@@ -134,7 +136,7 @@ class AsyncRemoteModule:
 
     async def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the module with the inputs that the caller's own graph takes."""
-        return (await self.prepared_call())(*inputs, **kwargs)
+        return (await self.callable_module())(*inputs, **kwargs)
 
     async def pickle(self) -> bytes:
         """The module as a pickle that loads with torch alone, for `pickle.load`, not `torch.load`.
@@ -241,9 +243,9 @@ class AsyncRemoteModule:
         request = request or self.aot_request()
         wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
         texts = texts_of(self._prepared.encoded.body)
-        with restoring(texts):
+        with restoring_texts(texts):
             data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
-        package = read_made(pb.AotPackage, data, request)
+        package = read_artifact(pb.AotPackage, data, request)
         canonical = rebuild_canonical(
             await self._compiled_graph(), self._prepared, self._artifacts.constants
         )
@@ -331,13 +333,13 @@ class AsyncRemoteModule:
         if value is None or value.number in (0, pb.ARTIFACT_KIND_CONSTANT):
             raise LazyfxError(f"{kind!r} is not a kind of artifact, e.g. 'graph' or 'code'")
         wanted = pb.ArtifactKind.Value(value.name)
-        if wanted in _MADE_HERE:
+        if wanted in _CLIENT_KINDS:
             await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)
-            found = await self._artifacts.vouch(pb.ARTIFACT_KIND_GRAPH)
+            found = await self._artifacts.verify_provenance(pb.ARTIFACT_KIND_GRAPH)
             return replace(found, made_into=kind.lower())
         if wanted not in _NATIVE:
             await self._artifacts.get(wanted)
-        return await self._artifacts.vouch(wanted)
+        return await self._artifacts.verify_provenance(wanted)
 
     async def source(self) -> GeneratedSource:
         """The source that the server generated, including nested graphs, checked against the graph.
@@ -352,12 +354,12 @@ class AsyncRemoteModule:
         with self._fetcher.refusals.counted():
             return checked_source(read_message(pb.GeneratedSource, data), module)
 
-    async def _compiled_graph(self) -> CheckedCompiled:
+    async def _compiled_graph(self) -> CheckedCompiledGraph:
         if self._compiled is None:
             data = await self._artifacts.graph_and_constants()
             prepared = self._prepared
             with self._fetcher.refusals.counted():
-                self._compiled = check_compiled(
+                self._compiled = check_compiled_graph(
                     data,
                     graph_pb2.GraphBody.FromString(prepared.encoded.body),
                     prepared.requests.whole.passes,
@@ -365,7 +367,9 @@ class AsyncRemoteModule:
                 )
         return self._compiled
 
-    def _rebuild(self, compiled: CheckedCompiled, module_class: type[GraphModule]) -> GraphModule:
+    def _rebuild(
+        self, compiled: CheckedCompiledGraph, module_class: type[GraphModule]
+    ) -> GraphModule:
         with self._fetcher.refusals.counted():
             return rebuild(
                 compiled,

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lazyfx import wire
-from lazyfx.passes import USUAL, Modes, PassSpec, PassTuple, messages
+from lazyfx.passes import DEFAULT_MODES, Modes, PassSpec, PassTuple, messages
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
 # Pass lists remembered for each client, and requests for each of them; then all are dropped.
-_MOST_LISTS = 64
-_MOST_REQUESTS = 4096
+_MAX_LISTS = 64
+_MAX_REQUESTS = 4096
 
 
 @dataclass(slots=True)
-class Requests:
+class RequestForms:
     """How one compile is asked for.
 
     Attributes:
@@ -40,16 +40,16 @@ class PassList:
         LazyfxError: An entry is neither a string nor a PassSpec.
     """
 
-    def __init__(self, passes: PassTuple, modes: Modes = USUAL) -> None:
+    def __init__(self, passes: PassTuple, modes: Modes = DEFAULT_MODES) -> None:
         self._modes = modes
         self._messages = messages(passes)
-        self._requests: dict[bytes, Requests] = {}
+        self._requests: dict[bytes, RequestForms] = {}
 
-    def requests(self, encoded: wire.EncodedGraph) -> Requests:
+    def requests(self, encoded: wire.EncodedGraph) -> RequestForms:
         """The requests for a graph."""
         requests = self._requests.get(encoded.digest)
         if requests is None:
-            if len(self._requests) >= _MOST_REQUESTS:
+            if len(self._requests) >= _MAX_REQUESTS:
                 self._requests.clear()
             whole = pb.CompileRequest(
                 graph_digest=graph_pb2.Digest(sha256=encoded.digest, size_bytes=len(encoded.body)),
@@ -57,17 +57,17 @@ class PassList:
                 eager=self._modes.eager,
                 verify=self._modes.verify,
             )
-            requests = self._requests[encoded.digest] = Requests(whole)
+            requests = self._requests[encoded.digest] = RequestForms(whole)
         return requests
 
 
-class PassMemory:
+class PassListCache:
     """Makes PassLists, each only when it is new."""
 
     def __init__(self) -> None:
         self._lists: dict[tuple[str | bytes | Modes, ...], PassList] = {}
 
-    def get(self, passes: PassTuple, modes: Modes = USUAL) -> PassList:
+    def get(self, passes: PassTuple, modes: Modes = DEFAULT_MODES) -> PassList:
         """The list of these passes.
 
         Args:
@@ -81,7 +81,7 @@ class PassMemory:
         known = self._lists.get(key)
         if known is None:
             known = PassList(passes, modes)
-            if len(self._lists) >= _MOST_LISTS:
+            if len(self._lists) >= _MAX_LISTS:
                 self._lists.clear()
             self._lists[key] = known
         return known

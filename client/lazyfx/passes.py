@@ -137,7 +137,7 @@ class Modes:
     verify: bool = False
 
 
-USUAL = Modes()
+DEFAULT_MODES = Modes()
 
 
 # Names and specs in the order in which they run, one of them, or the spelling of a pipeline.
@@ -167,7 +167,7 @@ def spec_of(spelled: Spelled) -> PassSpec:
     return PassSpec(spelled[0], spelled[1], passes=tuple(spec_of(each) for each in inner))
 
 
-def listed(passes: Passes) -> PassTuple:
+def normalize(passes: Passes) -> PassTuple:
     """Passes, however they were given, one by one.
 
     Raises:

@@ -17,7 +17,7 @@ _LONGEST_OWN_PAUSE_SECONDS: Final = 5.0
 _SPREAD: Final = 0.2
 
 
-class Patience:
+class RetryBudget:
     """What is left of the time that one call may take, with its waits.
 
     Args:

@@ -13,10 +13,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lazyfx import memory, wire
 from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.known_passes import reads_values
-from lazyfx.capture import Captured, Captures, Compilable, ExampleInputs
+from lazyfx.capture import CapturedGraph, Compilable, ExampleInputs, GraphCapturer
 from lazyfx.errors import LazyfxError, ProtocolError, ValuesRefusedError
-from lazyfx.pass_memory import PassMemory, Requests
-from lazyfx.passes import USUAL, Modes, Passes, listed
+from lazyfx.pass_memory import PassListCache, RequestForms
+from lazyfx.passes import DEFAULT_MODES, Modes, Passes, normalize
 from lazyfx.status import BLOB_SUBJECT, VALUE_SUBJECT
 from lazyfx.uploading import Blob
 from lazyfx.v1 import compiler_pb2 as pb
@@ -37,24 +37,24 @@ class Prepared:
         captured: The caller's graph.
         encoded: The same on the wire.
         requests: How it is asked for.
-        still_current: Tells whether the graph is unchanged since it was encoded; None when
+        is_unchanged: Tells whether the graph is unchanged since it was encoded; None when
             that is known already.
         send_values: Give values of tensors to passes that are not known to read any, too.
     """
 
-    captured: Captured
+    captured: CapturedGraph
     encoded: wire.EncodedGraph
-    requests: Requests
-    still_current: Callable[[], bool] | None
+    requests: RequestForms
+    is_unchanged: Callable[[], bool] | None
     send_values: bool = False
 
     @property
-    def gives_values(self) -> bool:
+    def may_send_values(self) -> bool:
         """Whether the server may ask for values of the graph's tensors."""
         return self.send_values or reads_values(self.requests.whole.passes)
 
     @property
-    def is_one_message(self) -> bool:
+    def fits_one_message(self) -> bool:
         """Whether the graph can go along with a request."""
         encoded = self.encoded
         return len(encoded.body) + encoded.presentation.ByteSize() <= IN_ONE_MESSAGE_BYTES
@@ -69,8 +69,8 @@ class Preparer:
 
     def __init__(self, bounds: AnswerBounds = DEFAULT_BOUNDS) -> None:
         self._bounds = bounds
-        self._captures = Captures()
-        self._passes = PassMemory()
+        self._captures = GraphCapturer()
+        self._passes = PassListCache()
         # By identity: tensors compare by value.
         self._digests: MutableMapping[torch.Tensor, tuple[tuple[object, ...], graph_pb2.Digest]] = (
             WeakIdKeyDictionary()
@@ -82,7 +82,7 @@ class Preparer:
         passes: Passes = (),
         example_inputs: ExampleInputs = None,
         *,
-        modes: Modes = USUAL,
+        modes: Modes = DEFAULT_MODES,
         fresh: bool = False,
         send_values: bool = False,
     ) -> Prepared:
@@ -94,7 +94,7 @@ class Preparer:
             example_inputs: For a Module.
             modes: How the passes run.
             fresh: Encode again even if the graph was encoded before. Otherwise the
-                remembered digest is used at once, and `still_current` is left to be asked
+                remembered digest is used at once, and `is_unchanged` is left to be asked
                 while the request is under way.
             send_values: Give values of tensors to any pass whose server asks for them.
 
@@ -104,25 +104,25 @@ class Preparer:
         """
         captured = self._captures.capture(what, example_inputs)
         module = captured.module
-        remembered = None if fresh else memory.recall(module)
-        requests_of = self._passes.get(listed(passes), modes).requests
+        remembered = None if fresh else memory.cached_encoding(module)
+        requests_of = self._passes.get(normalize(passes), modes).requests
         if remembered is None:
-            encoded, still_current = memory.encode(module), None
+            encoded, is_unchanged = memory.encode(module), None
         else:
-            encoded, still_current = remembered.encoded, remembered.is_current
+            encoded, is_unchanged = remembered.encoded, remembered.is_unchanged
         requests = requests_of(encoded)
-        return self.with_values(Prepared(captured, encoded, requests, still_current, send_values))
+        return self.with_values(Prepared(captured, encoded, requests, is_unchanged, send_values))
 
     def with_values(self, prepared: Prepared) -> Prepared:
         """The same with the values that passes are known to read, as they are now."""
         requests = prepared.requests
-        if requests.reads and prepared.gives_values:
+        if requests.reads and prepared.may_send_values:
             # Tensors change where they are: no token stands for their values.
-            with_values, _ = self.supply(prepared, requests.whole, requests.reads)
-            return replace(prepared, requests=Requests(with_values))
+            with_values, _ = self.provide_missing(prepared, requests.whole, requests.reads)
+            return replace(prepared, requests=RequestForms(with_values))
         return prepared
 
-    def supply(
+    def provide_missing(
         self, prepared: Prepared, request: pb.CompileRequest, subjects: Sequence[str]
     ) -> tuple[pb.CompileRequest, list[Blob]]:
         """What the server said is missing: a request that has it, and blobs to send first.
@@ -158,7 +158,7 @@ class Preparer:
         blobs = []
         if prepared.encoded.digest in wanted_blobs:
             body = prepared.encoded.body
-            if prepared.is_one_message:
+            if prepared.fits_one_message:
                 full.graph.CopyFrom(prepared.encoded.message())
             else:
                 blobs.append(Blob(full.graph_digest, lambda: memoryview(body)))
@@ -176,7 +176,7 @@ class Preparer:
 
     def _check_places(self, prepared: Prepared, places: Sequence[tuple[int, int]]) -> None:
         """Check that these values may be asked for, before one of them is looked at."""
-        if places and not prepared.gives_values:
+        if places and not prepared.may_send_values:
             raise ValuesRefusedError(
                 f"the server asks for the values of {len(places)} tensors, but no pass of the "
                 "request is known to read values: nothing was sent. If a pass of a plugin or of "

@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule
 
 from lazyfx import wire
 from lazyfx.answers.bounds import DEFAULT_BOUNDS
-from lazyfx.answers.graphs import CheckedCompiled
+from lazyfx.answers.graphs import CheckedCompiledGraph
 from lazyfx.assembly import GeneratedSource
 from lazyfx.errors import ArtifactError, DecodeError, LazyfxError, ProtocolError
 from lazyfx.lazy_class import LazyGraphModule
@@ -27,7 +27,7 @@ _MANY_NODES = 20_000
 
 
 def rebuild(
-    compiled: CheckedCompiled,
+    compiled: CheckedCompiledGraph,
     prepared: Prepared,
     constants: Mapping[bytes, bytes],
     module_class: wire.ModuleClass,
@@ -49,18 +49,18 @@ def rebuild(
         DecodeError: It is not a graph, or takes too long.
         ArtifactError: It names a constant that is not there.
     """
-    with _malformed(), _collecting_later(compiled):
+    with _as_decode_errors(), _gc_paused(compiled):
         return wire.decode(
             compiled.body,
-            wire.present(compiled.message, prepared.encoded.presentation),
+            wire.restore_names(compiled.message, prepared.encoded.presentation),
             bind=_binder(compiled, prepared, constants),
-            module_class=_within(max_seconds, module_class),
-            on_root=prepared.captured.adopt_codegen,
+            module_class=_with_deadline(max_seconds, module_class),
+            on_root=prepared.captured.apply_codegen,
         )
 
 
 def rebuild_canonical(
-    compiled: CheckedCompiled, prepared: Prepared, constants: Mapping[bytes, bytes]
+    compiled: CheckedCompiledGraph, prepared: Prepared, constants: Mapping[bytes, bytes]
 ) -> GraphModule:
     """The same in canonical names, as a server builds it, for its tensors' paths.
 
@@ -68,7 +68,7 @@ def rebuild_canonical(
         DecodeError: It is not a graph.
         ArtifactError: It names a constant that is not there.
     """
-    with _malformed():
+    with _as_decode_errors():
         return wire.decode(
             compiled.body,
             bind=_binder(compiled, prepared, constants),
@@ -78,7 +78,7 @@ def rebuild_canonical(
 
 
 @contextmanager
-def _malformed() -> Iterator[None]:
+def _as_decode_errors() -> Iterator[None]:
     """Whatever else goes wrong while graph data is read is wrong with the data.
 
     torch raises errors of every kind for what a graph cannot hold.
@@ -94,7 +94,7 @@ def _malformed() -> Iterator[None]:
 
 
 @contextmanager
-def _collecting_later(compiled: CheckedCompiled) -> Iterator[None]:
+def _gc_paused(compiled: CheckedCompiledGraph) -> Iterator[None]:
     """No garbage is collected while very many nodes are made: each pass looks at all of them."""
     nodes = sum(len(graph.calls) for graph in compiled.body.message.graphs)
     if nodes < _MANY_NODES or not gc.isenabled():
@@ -107,7 +107,7 @@ def _collecting_later(compiled: CheckedCompiled) -> Iterator[None]:
         gc.enable()
 
 
-def _within(seconds: float, module_class: wire.ModuleClass) -> wire.ModuleClass:
+def _with_deadline(seconds: float, module_class: wire.ModuleClass) -> wire.ModuleClass:
     """A class of modules that makes none once the time is over."""
     end = time.monotonic() + seconds
 
@@ -158,7 +158,7 @@ def _checked(message: pb.GeneratedSource, module: GraphModule) -> GeneratedSourc
 
 
 def _binder(
-    compiled: CheckedCompiled, prepared: Prepared, constants: Mapping[bytes, bytes]
+    compiled: CheckedCompiledGraph, prepared: Prepared, constants: Mapping[bytes, bytes]
 ) -> Callable[[int, int, graph_pb2.Attribute], torch.Tensor | None]:
     """What gives each tensor of the compiled graph: the caller's own, or a new constant."""
 

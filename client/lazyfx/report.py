@@ -13,7 +13,7 @@ from lazyfx.printable import make_printable, printable
 from lazyfx.v1 import compiler_pb2 as pb
 
 # Characters of one text of a report: a pipeline's spelling may be long.
-_MOST_TEXT = 65_536
+_MAX_TEXT = 65_536
 
 _BASES = {pb.ESTIMATE_BASIS_MEASURED: "measured", pb.ESTIMATE_BASIS_FITTED: "fitted"}
 
@@ -152,7 +152,7 @@ def report_of(message: pb.CompileReport, *, performed_here: int) -> Report:
     """A report from the server's, with the recompiles that this process performed added."""
     own = pb.CompileReport()
     own.CopyFrom(message)
-    make_printable(own, _MOST_TEXT)
+    make_printable(own, _MAX_TEXT)
     message = own
     return Report(
         recompiles=Recompiles(

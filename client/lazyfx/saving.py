@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from torch.fx import GraphModule
 
 from lazyfx import wire
-from lazyfx.capture import Captures, Compilable, ExampleInputs
+from lazyfx.capture import Compilable, ExampleInputs, GraphCapturer
 from lazyfx.envelope import check_envelope
 from lazyfx.errors import DecodeError
 from lazyfx.lazy_class import LazyGraphModule
@@ -73,7 +73,7 @@ def save_graph(
     Raises:
         UnsupportedGraphError: The graph has no place in the format; names the node.
     """
-    encoded = wire.encode(Captures().capture(what, example_inputs).module)
+    encoded = wire.encode(GraphCapturer().capture(what, example_inputs).module)
     Path(path).write_bytes(encoded.message().SerializeToString(deterministic=True))
     return SavedGraph(encoded.body, encoded.presentation)
 

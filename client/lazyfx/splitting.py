@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from torch.fx import Node
 
-from lazyfx.capture import Captures, Compilable
+from lazyfx.capture import Compilable, GraphCapturer
 from lazyfx.errors import LazyfxError
 from lazyfx.passes import PassSpec
 
@@ -36,7 +36,7 @@ def split_by(what: Compilable, label: str | Label) -> PassSpec:
     label_of = _annotation(label) if isinstance(label, str) else label
     places: list[int] = []
     current: Hashable = None
-    for place, node in enumerate(Captures().capture(what).module.graph.nodes):
+    for place, node in enumerate(GraphCapturer().capture(what).module.graph.nodes):
         if not node.op.startswith("call_"):
             continue
         here = label_of(node)

@@ -38,10 +38,10 @@ _ERRORS: dict[grpc.StatusCode, type[errors.ServiceError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.TimedOutError,
 }
 # What is read of a status, which a server may fill as it likes.
-_MOST_DETAILS = 64
-_MOST_VIOLATIONS = 256
-_MOST_MISSING = 100_000
-_MOST_SUBJECT = 256
+_MAX_DETAILS = 64
+_MAX_VIOLATIONS = 256
+_MAX_MISSING = 100_000
+_MAX_SUBJECT = 256
 # Longest wait that a server may ask for, in seconds.
 MAX_RETRY_AFTER = 600.0
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -103,7 +103,7 @@ def to_error(call: grpc.RpcError) -> errors.ServiceError:
     return _error(code, call.details() or "", _rich_status_of(call))
 
 
-def is_of_server(error: BaseException | None) -> bool:
+def is_from_server(error: BaseException | None) -> bool:
     """Whether a server itself answered with this error; otherwise gRPC did not get through."""
     return isinstance(error, grpc.RpcError) and _rich_status_of(error) is not None
 
@@ -130,7 +130,7 @@ def _error(
     missing: list[str] = []
     node = ""
     retry_after: float | None = None
-    for detail in status.details[:_MOST_DETAILS] if status else ():
+    for detail in status.details[:_MAX_DETAILS] if status else ():
         bad, failure, retry, info = (
             error_details_pb2.BadRequest(),
             error_details_pb2.PreconditionFailure(),
@@ -139,9 +139,9 @@ def _error(
         )
         try:
             if detail.Unpack(bad):
-                violations += map(_violation, bad.field_violations[:_MOST_VIOLATIONS])
+                violations += map(_violation, bad.field_violations[:_MAX_VIOLATIONS])
             elif detail.Unpack(failure):
-                missing += map(_subject, failure.violations[:_MOST_MISSING])
+                missing += map(_subject, failure.violations[:_MAX_MISSING])
             elif detail.Unpack(retry):
                 retry_after = retry.retry_delay.ToNanoseconds() / 1e9
             elif detail.Unpack(info) and info.domain == _DOMAIN:
@@ -151,7 +151,7 @@ def _error(
     message = printable(message)
     missing = [subject for subject in missing if subject]
     if missing:
-        return errors.MissingBlobsError(message, code=code.name, subjects=missing[:_MOST_MISSING])
+        return errors.MissingBlobsError(message, code=code.name, subjects=missing[:_MAX_MISSING])
     if retry_after is not None:
         retry_after = min(max(retry_after, 0.0), MAX_RETRY_AFTER)
     if node and violations:
@@ -160,7 +160,7 @@ def _error(
     return kind(
         message,
         code=code.name,
-        violations=violations[:_MOST_VIOLATIONS],
+        violations=violations[:_MAX_VIOLATIONS],
         retry_after=retry_after,
     )
 
@@ -170,4 +170,4 @@ def _violation(row: error_details_pb2.BadRequest.FieldViolation) -> errors.Field
 
 
 def _subject(row: error_details_pb2.PreconditionFailure.Violation) -> str:
-    return one_line(row.subject, _MOST_SUBJECT) if row.type == MISSING else ""
+    return one_line(row.subject, _MAX_SUBJECT) if row.type == MISSING else ""

@@ -40,8 +40,8 @@ SHORT_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 """What the field calls some passes, and what they are called here."""
 
 # Comparing takes time with the square of the length, and a long text is not a slip of the pen.
-_MOST_COMPARED = 64
-_MOST_LISTED = 40
+_MAX_COMPARED = 64
+_MAX_LISTED = 40
 
 
 def closest(
@@ -55,7 +55,7 @@ def closest(
         short: Further words that stand for known ones.
     """
     words = tuple(known)
-    if len(given) > _MOST_COMPARED:
+    if len(given) > _MAX_COMPARED:
         return ""
     plain = given.lower().replace("-", "_")
     if short.get(plain) in words:
@@ -72,5 +72,5 @@ def did_you_mean(
         return f"; did you mean {meant!r}?"
     if not words:
         return "; it takes none"
-    more = f" and {len(words) - _MOST_LISTED} more" if len(words) > _MOST_LISTED else ""
-    return f"; known names: {', '.join(words[:_MOST_LISTED])}{more}"
+    more = f" and {len(words) - _MAX_LISTED} more" if len(words) > _MAX_LISTED else ""
+    return f"; known names: {', '.join(words[:_MAX_LISTED])}{more}"

@@ -16,9 +16,9 @@ from lazyfx.answers.bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.capture import Compilable, ExampleInputs
 from lazyfx.client import AsyncClient, Job
 from lazyfx.errors import ForkedProcessError, LazyfxError
-from lazyfx.loop import Loop
+from lazyfx.loop import LoopThread
 from lazyfx.module import AsyncRemoteModule
-from lazyfx.passes import Modes, Passes, listed
+from lazyfx.passes import Modes, Passes, normalize
 from lazyfx.preparing import Prepared
 from lazyfx.sync_module import RemoteModule
 from lazyfx.uploading import Progress
@@ -58,7 +58,7 @@ class Client:
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
         address = server_address(address)
-        self._loop = Loop()
+        self._loop = LoopThread()
         self._preparing = threading.Lock()
 
         async def open_client() -> AsyncClient:
@@ -125,13 +125,13 @@ class Client:
         self._loop.require_open()
         # Capturing and encoding happen in the caller's thread, whose grad mode, autocast
         # and default device they must see.
-        wanted, modes = listed(passes), Modes(eager, verify)
+        wanted, modes = normalize(passes), Modes(eager, verify)
         with self._preparing:
             prepared = self._client.prepare(
                 what, wanted, example_inputs, modes=modes, send_values=send_values
             )
-        if prepared.still_current is not None and not skip_cache_lookup:
-            answer = self._loop.run(self._client.ask_if_current(prepared, timeout))
+        if prepared.is_unchanged is not None and not skip_cache_lookup:
+            answer = self._loop.run(self._client.compile_if_unchanged(prepared, timeout))
             if answer is not None:
                 return self._handle(prepared, answer)
             with self._preparing:

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from lazyfx.assembly import GeneratedSource
 from lazyfx.fetching import OnProgress
-from lazyfx.loop import Loop
+from lazyfx.loop import LoopThread
 from lazyfx.module import AsyncRemoteModule
 from lazyfx.picture import Picture
 from lazyfx.python_files import PythonFile
@@ -29,7 +29,7 @@ class RemoteModule:
         report: What the compile did, including recompiles that later fetches caused.
     """
 
-    def __init__(self, loop: Loop, remote: AsyncRemoteModule) -> None:
+    def __init__(self, loop: LoopThread, remote: AsyncRemoteModule) -> None:
         self._loop = loop
         self._remote = remote
 
@@ -75,7 +75,7 @@ class RemoteModule:
         # What was built needs no client: it also runs after `close`, and in a forked process.
         built = self._remote.built
         if built is None:
-            built = self._loop.run(self._remote.prepared_call())
+            built = self._loop.run(self._remote.callable_module())
         return built(*inputs, **kwargs)
 
     def picture(self) -> Picture:

@@ -22,13 +22,13 @@ from lazyfx.v1 import graph_pb2
 Progress: TypeAlias = Callable[[int, int], None]
 Find: TypeAlias = Callable[[Sequence[graph_pb2.Digest]], Awaitable[pb.FindMissingBlobsResponse]]
 Send: TypeAlias = Callable[[AsyncIterator[pb.UploadBlobsRequest]], Awaitable[object]]
-WhenRefused: TypeAlias = Callable[[OverloadedError], Awaitable[None]]
+OnRefused: TypeAlias = Callable[[OverloadedError], Awaitable[None]]
 
 CHUNK_BYTES = 512 * 1024
 # Servers bound how many one request may ask for (max_digests).
 DIGESTS_AT_A_TIME = 512
 # Streams that may break off without having brought anything, and seconds between them.
-_MOST_FRUITLESS = 4
+_MAX_FRUITLESS = 4
 _PAUSE_SECONDS = 0.2
 
 
@@ -46,7 +46,7 @@ async def upload(
     send: Send,
     on_progress: Progress | None = None,
     *,
-    when_refused: WhenRefused,
+    on_refused: OnRefused,
 ) -> None:
     """Send the blobs that a server lacks, chunk by chunk.
 
@@ -58,7 +58,7 @@ async def upload(
         find: FindMissingBlobs.
         send: UploadBlobs.
         on_progress: Told how far the upload is, once at its start and with each chunk.
-        when_refused: Waits as long as a server that refused for now asks, or raises the refusal.
+        on_refused: Waits as long as a server that refused for now asks, or raises the refusal.
 
     Raises:
         ServiceError: One of its kinds, by the status; UnavailableError when streams broke off
@@ -78,7 +78,7 @@ async def upload(
                 raise
             missing = [(blob, 0) for blob, _ in missing]
         except OverloadedError as refusal:
-            await when_refused(refusal)
+            await on_refused(refusal)
             missing = await _missing(find, wanted)
         except (UnavailableError, TimedOutError, ServerFaultError):
             # INTERNAL is gRPC's word for a connection that broke while it wrote. The server has
@@ -87,7 +87,7 @@ async def upload(
             missing = await _missing(find, wanted)
             brought = left - sum(blob.digest.size_bytes - offset for blob, offset in missing)
             fruitless = 0 if brought > 0 else fruitless + 1
-            if fruitless >= _MOST_FRUITLESS:
+            if fruitless >= _MAX_FRUITLESS:
                 raise
         else:
             return

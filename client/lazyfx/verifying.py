@@ -68,7 +68,7 @@ class Verifier:
         pinned: Public keys in hex. None pins none: then the keys that the server names at the
             first use count, if the connection is to be believed.
         address: Of the server, for messages.
-        believes_connection: The server is on this machine, or has proved who it is.
+        trusts_connection: The server is on this machine, or has proved who it is.
         ask: Asks the server for its keys.
 
     Raises:
@@ -80,12 +80,12 @@ class Verifier:
         pinned: Iterable[str] | None,
         *,
         address: str,
-        believes_connection: bool,
+        trusts_connection: bool,
         ask: Callable[[], Awaitable[pb.GetServerInfoResponse]],
     ) -> None:
         self._pinned = pinned is not None
         self._address = address
-        self._believes = believes_connection
+        self._trusts_connection = trusts_connection
         self._is_checked = False
         self._ask = ask
         self._keys = {key_id(raw): raw for raw in map(_read_key, pinned or ())}
@@ -93,7 +93,7 @@ class Verifier:
             raise LazyfxError("verify_keys is empty; leave it out, or name at least one key")
 
     @property
-    def pins_keys(self) -> bool:
+    def has_pinned_keys(self) -> bool:
         """Whether everything must be signed with keys that are known beforehand."""
         return self._pinned
 
@@ -106,7 +106,7 @@ class Verifier:
         """
         if self._is_checked:
             return
-        if not self._pinned and not self._believes:
+        if not self._pinned and not self._trusts_connection:
             raise UntrustedServerError(self._unauthenticated())
         if self._pinned:
             published = (await self._ask()).verify_keys
@@ -149,9 +149,9 @@ class Verifier:
         """
         if request.kind in DATA_KINDS and not self._pinned:
             return None
-        return await self.vouch(request, trailer)
+        return await self.verify_provenance(request, trailer)
 
-    async def vouch(
+    async def verify_provenance(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
     ) -> Provenance:
         """Check a signature whatever the kind of artifact; see `check`."""
@@ -180,7 +180,7 @@ class Verifier:
 
     async def _key(self, wanted: bytes, name: str) -> bytes:
         if wanted not in self._keys and not self._pinned:
-            await self._learn(name)
+            await self._fetch_keys(name)
         found = self._keys.get(wanted)
         if found is None:
             known = "pinned key" if self._pinned else "trusted key of the server"
@@ -191,9 +191,9 @@ class Verifier:
             )
         return found
 
-    async def _learn(self, name: str) -> None:
+    async def _fetch_keys(self, name: str) -> None:
         """Fetch the keys that the server publishes: at first use, or to extend a known one."""
-        if not self._believes:
+        if not self._trusts_connection:
             raise UntrustedServerError(f"the {name} was not opened: {self._unauthenticated()}")
         published = [key.public_key for key in (await self._ask()).verify_keys]
         named = {key_id(raw): raw for raw in published if len(raw) == KEY_BYTES}

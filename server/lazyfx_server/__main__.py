@@ -22,7 +22,7 @@ from lazyfx_server.telemetry.plain_text import (
     LOG_FORMAT_VARIABLE,
     PlainStream,
     log_to,
-    tame_torch_loggers,
+    reformat_torch_loggers,
 )
 
 __all__ = ["flags", "main"]
@@ -71,7 +71,7 @@ def _main(arguments: Sequence[str]) -> None:
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     environment[LOG_FORMAT_VARIABLE] = settings.log_format
     if settings.allow_targets is not None:
-        environment |= _further_targets(settings.allow_targets)
+        environment |= _user_targets(settings.allow_targets)
     preload = [*settings.operator_modules, "lazyfx_server.preload"]
     if settings.native != "off":
         preload.append("lazyfx_server.native.preload")
@@ -83,7 +83,7 @@ def _main(arguments: Sequence[str]) -> None:
     from lazyfx_server.app import App
     from lazyfx_server.pools import Sources
 
-    tame_torch_loggers()
+    reformat_torch_loggers()
 
     sources = Sources(forkserver, SpawnSource(preload, environment))
 
@@ -104,14 +104,14 @@ def _refuse(reason: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _further_targets(path: Path) -> dict[str, str]:
+def _user_targets(path: Path) -> dict[str, str]:
     """Allow the targets of a file here; what tells the fork server of them."""
     from lazyfx.wire.more_targets import parse
     from lazyfx_server.security import allowed
 
     try:
         text = path.read_text("utf-8")
-        allowed.extend(parse(text))
+        allowed.allow_user_targets(parse(text))
     except (OSError, ValueError) as error:
         _refuse(f"--allow-targets {path}: {error}")
     return {allowed.VARIABLE: text}

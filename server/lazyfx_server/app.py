@@ -24,10 +24,10 @@ from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs import Blobs
 from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
-from lazyfx_server.compiling.costs import MeasuredCosts
-from lazyfx_server.compiling.crashes import Crashes
+from lazyfx_server.compiling.costs import CodegenCosts
+from lazyfx_server.compiling.crashes import CrashTracker
 from lazyfx_server.compiling.explain import Explainer
-from lazyfx_server.compiling.held import HeldBytes
+from lazyfx_server.compiling.held import RequestMemory
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.pipelines import Pipelines
@@ -54,7 +54,7 @@ from lazyfx_server.pools import (
     pass_workers,
     protection,
 )
-from lazyfx_server.rpc.connections import cut_connections, refuse_connections
+from lazyfx_server.rpc.connections import drop_connections, refuse_connections
 from lazyfx_server.rpc.decoding import Decoder
 from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.pacing import RefusalPacing
@@ -86,7 +86,7 @@ _FLUSH_SECONDS = 0.2
 # How long handlers may take to notice that their connections have ended.
 _STOP_SECONDS = 1.0
 # Answers are the server's own: what clients take is less.
-_MOST_SENT_BYTES = 64 * 2**20
+_MAX_SENT_BYTES = 64 * 2**20
 _KEEPALIVE: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -136,7 +136,7 @@ class App:
         except ValueError as error:
             raise ValueError(f"--pipelines: {error}") from error
         ledger = self._ledger = ServerLedger(ledger_file(settings))
-        costs = MeasuredCosts()
+        costs = CodegenCosts()
         metrics = new_registry()
         self._store = self._open_store(settings)
         signer = self._signer = artifact_signer(settings)
@@ -173,11 +173,11 @@ class App:
         )
         self._observers = observers
         deferred = DeferredObserver(observers)
-        crashes = Crashes(settings.crash_refusal_seconds)
+        crashes = CrashTracker(settings.crash_refusal_seconds)
         self._native_pools, native_unavailable = self._pools_of_native(sources, restarted)
         self._native = native_compiles(settings, self._native_pools, crashes, observers)
         if native_unavailable:
-            self._native.unavailable(native_unavailable)
+            self._native.disable(native_unavailable)
         self._jobs = Jobs(self._executor, settings.job_timeout, crashes, observer=observers)
         self._device_jobs = Jobs(
             self._device_executor or self._executor, settings.job_timeout, crashes
@@ -220,7 +220,7 @@ class App:
             limits=self._limits,
             decoder=Decoder(
                 self._limits,
-                HeldBytes(self._limits.max_held_bytes, self._limits.max_held_bytes_per_tenant),
+                RequestMemory(self._limits.max_held_bytes, self._limits.max_held_bytes_per_tenant),
             ),
             facts=ServerFacts(
                 settings.workers,
@@ -264,7 +264,7 @@ class App:
 
     def _native_status(self) -> pb.NativeStatus:
         if self._native.target is None:
-            return pb.NativeStatus(unavailable=self._native.why_not)
+            return pb.NativeStatus(unavailable=self._native.unavailable_reason)
         assert self._native_pools is not None, "it has told where artifacts run"
         held = self._native_pools.protection
         return pb.NativeStatus(sandbox=pb.SandboxStatus(layers=held.layers, missing=held.missing))
@@ -273,7 +273,7 @@ class App:
         """What a probe is told besides that the server is ready."""
         if self._settings.native == "off" or self._native.target is not None:
             return ""
-        return self._native.why_not
+        return self._native.unavailable_reason
 
     async def run(self, on_ready: Callable[[str, str], None]) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -291,16 +291,16 @@ class App:
         try:
             if not await self._start_unless(stop):
                 return
-            watching = asyncio.gather(self._watch_devices(), self._keep_ledger())
+            watching = asyncio.gather(self._watch_devices(), self._save_ledger_periodically())
             on_ready(self._address, self._metrics_url)
-            self._say_key(self._address)
+            self._log_key(self._address)
             await stop.wait()
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
         finally:
             await self._drain()
 
-    def _say_key(self, address: str) -> None:
+    def _log_key(self, address: str) -> None:
         in_use = self._signer.verify_keys[0].public_key
         _log.info(
             "artifacts are signed with key %s; a client on another machine trusts it with "
@@ -391,7 +391,7 @@ class App:
         if self._port:
             refuse_connections(self._port)
             await asyncio.sleep(_FLUSH_SECONDS)
-            cut_connections(self._port)
+            drop_connections(self._port)
         await self._server.stop(_STOP_SECONDS)
         await self._executor.close()
         if self._device_executor is not None:
@@ -405,7 +405,7 @@ class App:
         _log.info("stopped")
 
     async def _finish(self) -> None:
-        await self._interceptor.emptied()
+        await self._interceptor.wait_until_idle()
         await self._compiler.drain()
         await self._artifacts.drain()
 
@@ -416,7 +416,7 @@ class App:
             options=[
                 *_KEEPALIVE,
                 ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
-                ("grpc.max_send_message_length", _MOST_SENT_BYTES),
+                ("grpc.max_send_message_length", _MAX_SENT_BYTES),
                 ("grpc.max_concurrent_streams", settings.max_streams),
                 ("grpc.max_metadata_size", int(settings.max_metadata_bytes)),
                 ("grpc.absolute_max_metadata_size", int(settings.max_metadata_bytes)),
@@ -437,7 +437,9 @@ class App:
             on_error=lambda tier, operation, _key, error: self._store_failed(
                 tier, operation, error
             ),
-            on_worked=lambda tier, operation: self._outages.worked(f"store: {operation} of {tier}"),
+            on_recovered=lambda tier, operation: self._outages.recovered(
+                f"store: {operation} of {tier}"
+            ),
             on_corrupt=self._entry_corrupt,
         )
 
@@ -447,13 +449,13 @@ class App:
 
     def _entry_corrupt(self, tier: str, key: str) -> None:
         _log.warning("store: quarantined a damaged entry in %s: %s", tier, key)
-        self._catalog.note_damaged(key)
+        self._catalog.record_damage(key)
         self._observers.observe(EntryCorrupt(tier))
 
     def _in_flight(self) -> dict[str, int]:
         return {"compile": self._compiler.in_flight, "render": self._artifacts.in_flight}
 
-    async def _keep_ledger(self) -> None:
+    async def _save_ledger_periodically(self) -> None:
         while True:
             await asyncio.sleep(_LEDGER_SECONDS)
             await asyncio.to_thread(self._ledger.save)

@@ -29,7 +29,7 @@ from lazyfx.suggesting import closest
 from lazyfx_server.settings import Settings
 from lazyfx_server.settings_file import SettingsFileError, read_settings_file
 from lazyfx_server.settings_groups import group_of
-from lazyfx_server.settings_words import in_words
+from lazyfx_server.settings_words import describe_error
 
 __all__ = ["Settings", "load"]
 
@@ -96,7 +96,7 @@ class _Groups:
         return self._groups[title].add_argument(*names, **options)
 
 
-def _where(
+def _written_in(
     location: tuple[int | str, ...],
     arguments: Sequence[str],
     path: Path | None,
@@ -153,7 +153,7 @@ def _parsed(schema: type[Settings], arguments: Sequence[str]) -> CliSettingsSour
     _refuse(f"there is no {'flag' if word.startswith('-') else 'argument'} {word}; {hint}")
 
 
-def _with_words(arguments: Sequence[str]) -> list[str]:
+def _expand_switches(arguments: Sequence[str]) -> list[str]:
     """`--native` alone, and its opposite, as the words that they stand for."""
     given = list(arguments)
     for place, word in enumerate(given):
@@ -175,7 +175,7 @@ def load(arguments: Sequence[str]) -> Settings:
         SystemExit: With status 2 and the reason on standard error when a setting is
             wrong, with status 0 after --help.
     """
-    arguments = _with_words(arguments)
+    arguments = _expand_switches(arguments)
     path = _config_file(arguments)
     in_file: Mapping[str, object] = {}
     if path is not None:
@@ -189,7 +189,8 @@ def load(arguments: Sequence[str]) -> Settings:
         settings = schema(_cli_settings_source=parsed)  # type: ignore[call-arg]
     except ValidationError as error:
         lines = [
-            f"{_where(e['loc'], arguments, path, in_file)}{in_words(e)}" for e in error.errors()
+            f"{_written_in(e['loc'], arguments, path, in_file)}{describe_error(e)}"
+            for e in error.errors()
         ]
         _refuse("\nlazyfx serve: ".join(lines))
     except SettingsError as error:

@@ -11,7 +11,7 @@ import torch
 
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.builds import Builds
-from lazyfx_server.compiling.crashes import Crashes
+from lazyfx_server.compiling.crashes import CrashTracker
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits import RequestLimits
@@ -47,7 +47,7 @@ def artifact_signer(settings: Settings) -> Signer:
 
 
 def native_compiles(
-    settings: Settings, pools: NativePools | None, crashes: Crashes, observer: Observer
+    settings: Settings, pools: NativePools | None, crashes: CrashTracker, observer: Observer
 ) -> NativeCompiles:
     """What makes native artifacts.
 

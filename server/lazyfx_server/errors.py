@@ -36,7 +36,7 @@ class InvalidRequestError(RequestError):
     """The request can never be served as it is; made by `of_field`, so that it names one."""
 
 
-class MissingError(RequestError):
+class MissingInputsError(RequestError):
     """Something must be sent first; `subjects` are as in lazyfx.errors.MissingBlobsError."""
 
     def __init__(self, message: str, subjects: Sequence[str]) -> None:
@@ -44,11 +44,11 @@ class MissingError(RequestError):
         self.subjects = tuple(subjects)
 
 
-class UnmetError(RequestError):
+class FailedPreconditionError(RequestError):
     """The server or the module is not in a state in which this can be done."""
 
 
-class CrashingGraphError(UnmetError):
+class CrashingGraphError(FailedPreconditionError):
     """Worker processes have died on this graph; it is refused for a while."""
 
 
@@ -64,11 +64,11 @@ class OverloadedError(RequestError):
         self.retry_after = retry_after
 
 
-class UnidentifiedError(RequestError):
+class UnauthenticatedError(RequestError):
     """The caller is not authenticated."""
 
 
-class ForbiddenError(RequestError):
+class PermissionDeniedError(RequestError):
     """The caller is known, and may not do this."""
 
 

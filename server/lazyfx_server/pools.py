@@ -13,8 +13,8 @@ from lazyfx_server.execution import OnRestart, ProcessExecutor, ProcessSource
 from lazyfx_server.native.confinement import (
     USER,
     Confinement,
-    of_builds,
-    of_jobs,
+    build_confinement,
+    job_confinement,
     other_user,
 )
 from lazyfx_server.native.entry import run_native_job
@@ -171,9 +171,15 @@ def native_pools(settings: Settings, sources: Sources, on_restart: OnRestart) ->
     user = USER if "user" in protection.layers else None
     unconfined = settings.native_unconfined
     memory = settings.native_memory_bytes
-    of_job = Confinement(None) if unconfined else of_jobs(protection.layers, memory, user, compiler)
+    of_job = (
+        Confinement(None)
+        if unconfined
+        else job_confinement(protection.layers, memory, user, compiler)
+    )
     of_build = (
-        Confinement(None) if unconfined else of_builds(protection.layers, memory, user, compiler)
+        Confinement(None)
+        if unconfined
+        else build_confinement(protection.layers, memory, user, compiler)
     )
     method = settings.native_start_method
     if method == "auto":

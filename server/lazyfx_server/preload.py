@@ -45,7 +45,7 @@ def warm_up() -> None:
 
 
 if more := os.environ.get(allowed.VARIABLE):
-    allowed.extend(parse(more))
+    allowed.allow_user_targets(parse(more))
 # Workers write to the server's log, also what torch says of graphs.
 sys.stderr = PlainStream(sys.stderr)
 log_to(sys.stderr, "warning", os.environ.get(LOG_FORMAT_VARIABLE, "text"))

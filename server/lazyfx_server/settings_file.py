@@ -14,7 +14,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 
 
 class SettingsFileError(Exception):
@@ -36,7 +36,7 @@ def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
             raise SettingsFileError(
                 f"{path}: {'is not a file' if path.exists() else 'no such file'}"
             )
-        if path.stat().st_size > _MOST_BYTES:
+        if path.stat().st_size > _MAX_BYTES:
             raise SettingsFileError(f"{path}: too large for a file of settings")
         text = path.read_bytes().decode("utf-8")
         settings = tomllib.loads(text)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from lazyfx.suggesting import closest
 
-_MOST_SHOWN: Final = 80
+_MAX_SHOWN: Final = 80
 # By the kinds of errors that pydantic tells apart.
 _TAKES: Final = {
     "int_parsing": "a whole number",
@@ -33,7 +33,7 @@ _BOUNDS: Final = {
 }
 
 
-def in_words(error: Mapping[str, Any]) -> str:
+def describe_error(error: Mapping[str, Any]) -> str:
     """One error of pydantic's as what the setting takes, and what it was given.
 
     Args:
@@ -58,4 +58,4 @@ def in_words(error: Mapping[str, Any]) -> str:
 
 def _shown(given: object) -> str:
     text = repr(given) if isinstance(given, str) else str(given)
-    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."

@@ -131,7 +131,7 @@ def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.C
     verifier = NumericVerifier(limits) if job.verify else None
     driver = Driver(ledger, limits, eager=job.eager, verifier=verifier)
     if verifier is not None:
-        with ledger.running("verify"):
+        with ledger.in_scope("verify"):
             verifier.start(driver.adopt(module))
     outcome = pipeline.run_in_job(module, driver, rewrites)
     passed = perf_counter()
@@ -253,7 +253,7 @@ def _limits(job: worker.CompileJob) -> PassLimits:
 def _pass_error(error: PassError, job: worker.CompileJob) -> worker.JobError:
     # A node of a pattern has its sender's name already.
     if error.node is not None and error.graph is not None:
-        error = error.of_node(_called(error.node, error.graph, job), error.graph)
+        error = error.of_node(_caller_name(error.node, error.graph, job), error.graph)
     return worker.JobError(
         kind=_KINDS[error.kind],
         message=error.description,
@@ -282,7 +282,7 @@ def _decode_error(error: DecodeError, job: worker.Job) -> worker.JobError:
 def _unsupported_error(error: UnsupportedGraphError, job: worker.Job) -> worker.JobError:
     """What passes made cannot go on the wire, or the graph cannot be rendered as was asked."""
     if error.node is not None and job.HasField("compile"):
-        error = error.called(_called(error.node, "", job.compile))
+        error = error.called(_caller_name(error.node, "", job.compile))
     return worker.JobError(
         kind=worker.JOB_ERROR_KIND_INVALID,
         message=str(error),
@@ -291,7 +291,7 @@ def _unsupported_error(error: UnsupportedGraphError, job: worker.Job) -> worker.
     )
 
 
-def _called(node: str, path: str, job: worker.CompileJob) -> str:
+def _caller_name(node: str, path: str, job: worker.CompileJob) -> str:
     """What the caller calls a node, which is "n<i>" in the graph at this path if they sent it."""
     index = wire.canonical_node(node)
     if index is None or not job.presentation.graphs:

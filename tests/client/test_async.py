@@ -36,7 +36,7 @@ async def test_every_method_of_a_handle(connected_client, tmp_path):
     assert (remote.cache.status, remote.cache.reason) == ("miss", "NEW_GRAPH")
     assert "def forward" in await remote.code()
     assert torch.equal(await remote(x), graph(x))
-    assert torch.equal((await remote.prepared_call())(x), graph(x))
+    assert torch.equal((await remote.callable_module())(x), graph(x))
     assert torch.equal((await remote.graph_module())(x), graph(x))
     assert ET.fromstring(await remote.picture()).tag.endswith("svg")
     assert (await remote.save_pickle(tmp_path / "p")).stat().st_size

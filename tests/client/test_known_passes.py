@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from lazyfx.answers.known_passes import (
-    OWN_PASSES,
-    OWN_PIPELINES,
+    LAZYFX_PASSES,
+    LAZYFX_PIPELINES,
     VALUE_PASSES,
     VALUE_PIPELINES,
     reads_values,
 )
-from lazyfx.passes import listed, messages
+from lazyfx.passes import messages, normalize
 from lazyfx.spelling import UNTIL_STABLE
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
 from lazyfx_server.passes.named import BUILTIN_PIPELINES
 
 
 def test_the_tables_are_those_of_the_server() -> None:
-    assert {p.name for p in BUILTIN_PASSES} | {UNTIL_STABLE} == OWN_PASSES
+    assert {p.name for p in BUILTIN_PASSES} | {UNTIL_STABLE} == LAZYFX_PASSES
     assert {p.name for p in BUILTIN_PASSES if p.needs_values} == VALUE_PASSES
-    assert set(BUILTIN_PIPELINES) == OWN_PIPELINES
+    assert set(BUILTIN_PIPELINES) == LAZYFX_PIPELINES
     reading = {
         name for name, spelling in BUILTIN_PIPELINES.items()
-        if reads_values(messages(listed(spelling)))
+        if reads_values(messages(normalize(spelling)))
     }  # fmt: skip
     assert reading == VALUE_PIPELINES

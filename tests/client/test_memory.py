@@ -178,19 +178,19 @@ def test_a_change_of_a_parameters_values_is_none_of_the_servers_business(client,
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_is_seen(graph, change):
     encoded = memory.encode(graph)
-    remembered = memory.recall(graph)
+    remembered = memory.cached_encoding(graph)
     assert remembered is not None
     assert remembered.encoded is encoded
-    assert remembered.is_current()
+    assert remembered.is_unchanged()
     change(graph)
     # Another graph in its place may have nothing remembered; an old one must say that it is old.
-    found = memory.recall(graph)
-    assert found is None or not found.is_current()
+    found = memory.cached_encoding(graph)
+    assert found is None or not found.is_unchanged()
 
 
 def test_a_copy_is_another_graph(graph):
     memory.encode(graph)
-    assert memory.recall(copy.deepcopy(graph)) is None
+    assert memory.cached_encoding(copy.deepcopy(graph)) is None
 
 
 def test_what_is_remembered_keeps_no_graph_alive():
@@ -239,7 +239,7 @@ def test_what_changes_a_call_without_changing_a_node_is_seen(change):
     graph.output(graph.call_module("inner", (graph.placeholder("x"),)))
     module = GraphModule({"inner": inner}, graph)
     memory.encode(module)
-    remembered = memory.recall(module)
-    assert remembered.is_current()
+    remembered = memory.cached_encoding(module)
+    assert remembered.is_unchanged()
     change(module)
-    assert not remembered.is_current()
+    assert not remembered.is_unchanged()

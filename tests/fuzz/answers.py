@@ -13,8 +13,8 @@ from torch.fx import GraphModule, symbolic_trace
 from lazyfx import wire
 from lazyfx.answers.bounds import DEFAULT_BOUNDS
 from lazyfx.answers.downloads import Download
-from lazyfx.answers.graphs import check_compiled
-from lazyfx.answers.pictures import clean_picture
+from lazyfx.answers.graphs import check_compiled_graph
+from lazyfx.answers.pictures import sanitize_picture
 from lazyfx.answers.responses import check_response, read_message, read_text
 from lazyfx.assembly import generate
 from lazyfx.lazy_class import LazyGraphModule
@@ -69,7 +69,7 @@ def samples() -> dict[str, Sample]:
     data = compiled.SerializeToString()
 
     def read_graph(given: bytes) -> GraphModule:
-        checked = check_compiled(given, sent, prepared.requests.whole.passes, DEFAULT_BOUNDS)
+        checked = check_compiled_graph(given, sent, prepared.requests.whole.passes, DEFAULT_BOUNDS)
         return rebuild(checked, prepared, {}, GraphModule)
 
     def read_body(given: bytes) -> GraphModule:
@@ -90,7 +90,7 @@ def samples() -> dict[str, Sample]:
             message.SerializeToString(),
             lambda given: checked_source(read_message(pb.GeneratedSource, given), module),
         ),
-        "picture": Sample(draw(decoded).encode(), clean_picture),
+        "picture": Sample(draw(decoded).encode(), sanitize_picture),
         "text": Sample(source.code.encode(), read_text),
         "response": Sample(_response(), _read_response),
         "stream": Sample(b"".join(_stream(data)), _read_stream),

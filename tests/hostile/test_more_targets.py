@@ -45,7 +45,7 @@ def norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "lazyfx_norms.py").write_text(NORMS)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    more_targets.use(more_targets.parse("{}"))
+    more_targets.install(more_targets.parse("{}"))
     sys.modules.pop("lazyfx_norms", None)
 
 
@@ -129,8 +129,8 @@ def test_a_malformed_file_is_refused(norms: Path, case: str) -> None:
 
     text = written(norms, BAD[case]).read_text()
     with pytest.raises(ValueError, match=r".+"):
-        allowed.extend(more_targets.parse(text))
-    assert allowed.extension() == ()
+        allowed.allow_user_targets(more_targets.parse(text))
+    assert allowed.user_target_names() == ()
 
 
 def test_a_server_with_a_malformed_file_does_not_start(norms: Path) -> None:

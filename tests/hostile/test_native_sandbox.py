@@ -30,8 +30,8 @@ from lazyfx_server.execution import (
     WorkerCrashed,
     start_forkserver,
 )
-from lazyfx_server.native.area import Area
-from lazyfx_server.native.confinement import of_builds, of_jobs
+from lazyfx_server.native.area import WorkArea
+from lazyfx_server.native.confinement import build_confinement, job_confinement
 from lazyfx_server.native.toolchain.building import run_compile_job
 from lazyfx_server.native.toolchain.compiler import Compiler, find_compiler
 from lazyfx_server.security.sandbox import LAYERS, available
@@ -65,18 +65,18 @@ def compiler() -> Compiler:
 
 
 @pytest.fixture
-def area(tmp_path: Path) -> Iterator[Area]:
-    made = Area(tmp_path / "area")
+def area(tmp_path: Path) -> Iterator[WorkArea]:
+    made = WorkArea(tmp_path / "area")
     yield made
     made.close()
 
 
 def tried(
-    orders: list[Order], compiler: Compiler, area: Area, bounds: CallBounds | None = None
+    orders: list[Order], compiler: Compiler, area: WorkArea, bounds: CallBounds | None = None
 ) -> list[str]:
     """What a confined native worker could do of these."""
     folder = area.folder("jobs", "prisoner")
-    jobs = of_jobs(available(), MEMORY, None, compiler)
+    jobs = job_confinement(available(), MEMORY, None, compiler)
 
     async def run() -> list[str]:
         forked = start_forkserver(["lazyfx_server.native.preload"], {"OMP_NUM_THREADS": "1"})
@@ -85,7 +85,7 @@ def tried(
             initializer=partial(native_prisoner.lock_up, jobs, str(folder)),
         )  # fmt: skip
         compilers = ProcessExecutor(
-            partial(run_compile_job, compiler, of_builds(available(), MEMORY, None, compiler)),
+            partial(run_compile_job, compiler, build_confinement(available(), MEMORY, None, compiler)),
             processes=forked, workers=1, max_jobs=1,
         )  # fmt: skip
         builds = Builds(compilers, compiler, 120, Observers())
@@ -110,13 +110,13 @@ def tried(
     return asyncio.run(run())
 
 
-def test_a_native_worker_can_do_what_its_job_needs(compiler: Compiler, area: Area) -> None:
+def test_a_native_worker_can_do_what_its_job_needs(compiler: Compiler, area: WorkArea) -> None:
     orders: list[Order] = [{"do": "a_thread"}, {"do": "own_files"}, {"do": "compile_and_load"}]
     assert tried(orders, compiler, area) == ["done ran", "done ok", "done 42"]
 
 
 def test_a_compiler_behind_a_script_compiles_confined(
-    tmp_path: Path, area: Area, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, area: WorkArea, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, marker = tmp_path / "g++", tmp_path / "marker"
     script.write_text(
@@ -249,7 +249,7 @@ def compiles(secret: Path) -> list[Order]:
 
 
 def test_a_native_worker_reaches_nothing_but_its_folder(
-    compiler: Compiler, area: Area, tmp_path: Path
+    compiler: Compiler, area: WorkArea, tmp_path: Path
 ) -> None:
     secret = tmp_path / "keys" / "signing.pem"
     secret.parent.mkdir()
@@ -281,14 +281,14 @@ def test_a_native_worker_reaches_nothing_but_its_folder(
 
 
 def test_what_got_past_the_checks_of_sources_reads_nothing(
-    compiler: Compiler, area: Area, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiler: Compiler, area: WorkArea, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The compiler's own confinement, with the check of sources out of the way."""
     secret = tmp_path / "secret.h"
     secret.write_text("int a_secret;")
     folder = area.folder("builds", "alone")
     source = folder / "source.cpp"
-    confined = of_builds(available(), MEMORY, None, compiler)
+    confined = build_confinement(available(), MEMORY, None, compiler)
     for text in (
         f'#include "{secret}"', '#include "/etc/passwd"',
         f'asm(".section .data\\n.incbin \\"{secret}\\"");',
@@ -310,7 +310,7 @@ def test_what_got_past_the_checks_of_sources_reads_nothing(
         assert not (folder / "made").exists()
 
 
-def test_a_flood_of_compiles_ends_the_job(compiler: Compiler, area: Area) -> None:
+def test_a_flood_of_compiles_ends_the_job(compiler: Compiler, area: WorkArea) -> None:
     orders: list[Order] = [{"do": "ask", "flags": ["-x"]}] * 3 + [
         {"do": "ask_bytes", "size": 1 << 21}
     ]
@@ -319,7 +319,7 @@ def test_a_flood_of_compiles_ends_the_job(compiler: Compiler, area: Area) -> Non
     assert told[3].startswith(WorkerCrashed.__name__)
 
 
-def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: Area) -> None:
+def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: WorkArea) -> None:
     from inline_executor import InlineExecutor
 
     from lazyfx_server.execution import CallRefused
@@ -356,7 +356,7 @@ def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: Area) -> N
 
 
 def test_what_a_dead_server_left_is_removed(tmp_path: Path) -> None:
-    living = Area(tmp_path / "base")
+    living = WorkArea(tmp_path / "base")
     program = (
         "import sys, time; from pathlib import Path\n"
         "from lazyfx_server.native.area import Area\n"
@@ -371,7 +371,7 @@ def test_what_a_dead_server_left_is_removed(tmp_path: Path) -> None:
         process.kill()
         process.wait(10)
     assert left.is_dir()
-    after = Area(tmp_path / "base")
+    after = WorkArea(tmp_path / "base")
     assert not left.exists()
     assert living.root.is_dir()
     after.close()
@@ -432,7 +432,7 @@ def test_a_server_killed_while_it_compiles_leaves_no_compiler_and_no_folder(
         server.wait(10)
     (left,) = base.iterdir()
     assert until(lambda: not running_in(left), 20), "compilers live on"
-    Area(base).close()
+    WorkArea(base).close()
     assert list(base.iterdir()) == []
 
 

@@ -318,7 +318,7 @@ def test_source_that_is_not_inductors_is_an_internal_error_and_not_compiled(
     """Were a text to reach Inductor after all, nothing is compiled of it."""
     monkeypatch.setattr(making, "without_texts", lambda body: body)
     # What a job changes for good in its process, it does not change in this one.
-    monkeypatch.setattr(native_job, "compile_on_the_server", lambda *_: None)
+    monkeypatch.setattr(native_job, "redirect_compiles", lambda *_: None)
     monkeypatch.setattr(native_job, "_keep_to", lambda _: None)
     for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):  # which the job moves, for its process
         monkeypatch.setattr(codecache, name, getattr(codecache, name))

@@ -24,9 +24,9 @@ def tokens(tmp_path: Path) -> tuple[Path, str, str]:
 
 def replaced(path: Path, content: bytes) -> None:
     """Put a file in another's place, as an orchestrator does."""
-    aside = path.with_name("new")
-    aside.write_bytes(content)
-    aside.replace(path)
+    temporary = path.with_name("new")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 @pytest.mark.parametrize("kept", range(0, 120, 7))

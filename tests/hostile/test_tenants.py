@@ -174,26 +174,26 @@ def test_quotas_end_with_when_to_try_again() -> None:
     now = 0.0
     quotas = Quotas(QuotaLimits(requests=2, bytes=100, compile_seconds=10), lambda: now)
     alice, bob = (Tenants(b"s" * 32).named(name) for name in ("alice", "bob"))
-    quotas.request(alice)
-    quotas.request(alice)
+    quotas.charge_request(alice)
+    quotas.charge_request(alice)
     with pytest.raises(OverloadedError, match="quota_requests") as over:
-        quotas.request(alice)
+        quotas.charge_request(alice)
     assert over.value.retry_after == 30.0
-    quotas.request(bob)
+    quotas.charge_request(bob)
     now = 30.0
-    quotas.request(alice)
-    quotas.received(alice, 1000)  # larger than the quota: once, and then nothing for long
+    quotas.charge_request(alice)
+    quotas.charge_bytes(alice, 1000)  # larger than the quota: once, and then nothing for long
     with pytest.raises(OverloadedError, match="quota_bytes"):
-        quotas.received(alice, 1)
-    with quotas.working(alice):
+        quotas.charge_bytes(alice, 1)
+    with quotas.charge_work(alice):
         now += 20.0
     with (
         pytest.raises(OverloadedError, match="quota_compile_seconds") as over,
-        quotas.working(alice),
+        quotas.charge_work(alice),
     ):
         pass
     assert over.value.retry_after == 3600.0
-    with quotas.working(bob):
+    with quotas.charge_work(bob):
         pass
 
 

@@ -17,7 +17,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire.targets import find, is_dispatched
 from lazyfx_server.security import allowed
-from lazyfx_server.security.schemas import misfit
+from lazyfx_server.security.schemas import mismatch_reason
 
 _LOWEST = -(2**63)
 _VALUES: list[Any] = [0, -1, _LOWEST, 5, 0.0, float("nan"), "", "%s", [], [1], None, True]
@@ -61,7 +61,7 @@ def test_no_list_is_repeated_by_a_packet(name: str) -> None:
     call = pb.Call(opcode=pb.OPCODE_CALL_FUNCTION, target=1)
     call.args.add().list.items.add().integer = 1
     call.args.add().integer = 2**40
-    assert misfit(call, (pb.TARGET_KIND_OPERATOR_PACKET, name), [])
+    assert mismatch_reason(call, (pb.TARGET_KIND_OPERATOR_PACKET, name), [])
 
 
 @pytest.mark.parametrize("name", ["copy", "gcd", "remainder"])

@@ -14,7 +14,7 @@ from bench.abuses import OVER_A_BOUND, inside
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.held import FREE_BYTES, HeldBytes
+from lazyfx_server.compiling.held import UNCOUNTED_BYTES, RequestMemory
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.config_parts import request_limits
@@ -31,8 +31,8 @@ LIMITS: RequestLimits = request_limits(Settings())
 MB = 2**20
 
 
-def held() -> HeldBytes:
-    return HeldBytes(LIMITS.max_held_bytes, LIMITS.max_held_bytes_per_tenant)
+def held() -> RequestMemory:
+    return RequestMemory(LIMITS.max_held_bytes, LIMITS.max_held_bytes_per_tenant)
 
 
 async def decoded(method: str, data: bytes) -> Any:
@@ -191,7 +191,7 @@ async def test_what_is_within_the_bounds_comes_through_whole() -> None:
 
 
 def test_what_is_held_is_bounded_and_given_back() -> None:
-    held = HeldBytes(10 * MB, 6 * MB)
+    held = RequestMemory(10 * MB, 6 * MB)
     with held.hold("a", 5 * MB) as one:
         with pytest.raises(OverloadedError, match="max_held_bytes_per_tenant") as caught:
             held.hold("a", 2 * MB).__enter__()
@@ -199,7 +199,7 @@ def test_what_is_held_is_bounded_and_given_back() -> None:
         with held.hold("b", 5 * MB), pytest.raises(OverloadedError, match="max_held_bytes"):
             held.hold("c", MB).__enter__()
         # Small requests get in, whoever fills the memory; and what is held twice counts once.
-        with held.hold("a", FREE_BYTES), one:
+        with held.hold("a", UNCOUNTED_BYTES), one:
             assert held.bytes == 5 * MB
         assert held.bytes == 5 * MB
     assert held.bytes == 0

@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule
 from lazyfx.written import SourceMismatchError, check_source
 from lazyfx_server.lazy import RecompileLedger, make_lazy
 from lazyfx_server.lazy.module import generate_source
-from lazyfx_server.lazy.render import scripted
+from lazyfx_server.lazy.render import render_torchscript
 
 
 class Net(torch.nn.Module):
@@ -151,10 +151,10 @@ def test_no_torchscript_is_made_of_what_its_graph_does_not_say(monkeypatch) -> N
         generated.src = generated.src.replace("* 2", "* 3")
         return generated
 
-    assert b"relu" in scripted(module, RecompileLedger())
+    assert b"relu" in render_torchscript(module, RecompileLedger())
     monkeypatch.setattr(Graph, "python_code", lying)
     with pytest.raises(SourceMismatchError):
-        scripted(module, RecompileLedger())
+        render_torchscript(module, RecompileLedger())
 
 
 def test_checked_source_arrives(client, tmp_path) -> None:

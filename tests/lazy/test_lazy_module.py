@@ -101,7 +101,7 @@ def test_a_call_recompiles_once(ledger: RecompileLedger) -> None:
 
 def test_reading_code_is_a_recompile_of_its_own_trigger(ledger: RecompileLedger) -> None:
     module = make_lazy(symbolic_trace(Small()), ledger)
-    with ledger.running("some_pass"):
+    with ledger.in_scope("some_pass"):
         assert module.code == module.code
         str(module)
     assert [(e.scope, e.trigger) for e in ledger.events] == [("some_pass", "code")]
@@ -253,15 +253,15 @@ def test_estimates_follow_what_was_measured(ledger: RecompileLedger) -> None:
         graph.placeholder(f"x{number}")
     graph.output(None)
     module = GraphModule(nn.Module(), graph)
-    ledger.note_performed(module, 0.5, executed=True)
+    ledger.record_performed(module, 0.5, executed=True)
     assert ledger.cost.seconds(2000) == pytest.approx(1.0, rel=0.01)
     assert ledger.cost.measured
-    ledger.note_performed(module, 0.25, executed=False)
+    ledger.record_performed(module, 0.25, executed=False)
     assert ledger.cost.seconds(2000) == pytest.approx(1.0, rel=0.01), (
         "text alone is half a recompile"
     )
     told = RecompileLedger(RecompileCost(1e-3, measured=True))
-    told.note_requested(module)
+    told.record_requested(module)
     assert told.saved_seconds() == pytest.approx(1.0, rel=0.01)
 
 

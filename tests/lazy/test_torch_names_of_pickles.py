@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph
 
 from lazyfx.pickling import torch_names
-from lazyfx.pickling.callables import REGISTERED_BY
+from lazyfx.pickling.callables import REGISTERING_MODULES
 from lazyfx.wire import target_lists
 
 _OPERATORS = """
@@ -35,7 +35,7 @@ def operators(*modules: str) -> set[str]:
 def test_operators_of_torch_that_an_import_registers_are_found() -> None:
     late = [name for name in target_lists.LATE_NAMESPACES.values() if find_spec(name)]
     here = operators("torch._dynamo", "torch._inductor.compile_fx", "torch.onnx.ops", *late)
-    with_imports = operators(*filter(find_spec, REGISTERED_BY.values()))
+    with_imports = operators(*filter(find_spec, REGISTERING_MODULES.values()))
     missing = {
         name
         for name in here - with_imports

@@ -15,10 +15,10 @@ from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
-from lazyfx_server.compiling.costs import MeasuredCosts
-from lazyfx_server.compiling.crashes import Crashes
+from lazyfx_server.compiling.costs import CodegenCosts
+from lazyfx_server.compiling.crashes import CrashTracker
 from lazyfx_server.compiling.explain import Explainer
-from lazyfx_server.compiling.held import HeldBytes
+from lazyfx_server.compiling.held import RequestMemory
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.native import NativeCompiles
 from lazyfx_server.compiling.pipelines import Pipelines
@@ -71,13 +71,13 @@ async def compiling_parts(
     recorder = Recorder()
     store = open_store(folder, memory_bytes=2**26, disk_bytes=2**30)
     await executor.start()
-    crashes = Crashes(600.0)
+    crashes = CrashTracker(600.0)
     jobs = Jobs(executor, 120.0, crashes, observer=recorder)
     admission = Admission(executor.workers, queue)
     catalog = Catalog(store)
     registry = registry_with([])
     quotas = Quotas(QuotaLimits())
-    costs = MeasuredCosts()
+    costs = CodegenCosts()
     builder = Builder("test", version("lazyfx"), torch.__version__, platform.python_version())
     compiler = Compiler(
         catalog=catalog,
@@ -104,7 +104,7 @@ async def compiling_parts(
         max_source_bytes=limits.graph.max_source_bytes,
     )
     try:
-        held = HeldBytes(limits.max_held_bytes, limits.max_held_bytes_per_tenant)
+        held = RequestMemory(limits.max_held_bytes, limits.max_held_bytes_per_tenant)
         yield Parts(
             Decoder(limits, held), compiler, artifacts, Tenants(b"secret").named(""), recorder
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from inline_executor import InlineExecutor
 
 from lazyfx_server.compiling.builds import Builds
-from lazyfx_server.native.area import Area
+from lazyfx_server.native.area import WorkArea
 from lazyfx_server.native.toolchain.compiler import Compiler
 from lazyfx_server.telemetry import Observers
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -30,7 +30,7 @@ def test_a_header_is_precompiled_once_there_is_room_for_it(tmp_path: Path) -> No
     async def scenario() -> list[bytes]:
         executor = InlineExecutor(header_of)
         await executor.start()
-        area = Area(tmp_path / "area")
+        area = WorkArea(tmp_path / "area")
         builds = Builds(executor, COMPILER, 60.0, Observers())
         builds.open(area)
         (area.root / "headers").touch()  # no folder can be made there, as on a full disk

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from in_process import Recorder
 
-from lazyfx_server.compiling.crashes import Crashes, Subject
+from lazyfx_server.compiling.crashes import CrashTracker, Subject
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.errors import CrashingGraphError, RequestError, TimedOutError, UnavailableError
 from lazyfx_server.execution import NoWorker, OnCall, WorkerCrashed, WorkerOutOfCpu, WorkerTimedOut
@@ -62,10 +62,12 @@ async def _no_calls(_question: bytes) -> bytes:
 def run(
     executor: Scripted,
     subject: Subject = _ALICE,
-    crashes: Crashes | None = None,
+    crashes: CrashTracker | None = None,
     recorder: Recorder | None = None,
 ) -> worker.NativeResult:
-    jobs = Jobs(executor, 1.0, Crashes(600.0) if crashes is None else crashes, observer=recorder)
+    jobs = Jobs(
+        executor, 1.0, CrashTracker(600.0) if crashes is None else crashes, observer=recorder
+    )
     return asyncio.run(jobs.native(_JOB, subject, _no_calls))
 
 
@@ -82,13 +84,13 @@ def test_a_job_whose_worker_died_is_tried_again() -> None:
 def test_two_deaths_are_told_with_the_graph(seconds: float) -> None:
     executor = Scripted(_DIES, _DIES, None)
     with pytest.raises(CrashingGraphError, match=_GRAPH.hex()):
-        run(executor, crashes=Crashes(seconds))
+        run(executor, crashes=CrashTracker(seconds))
     assert len(executor.endings) == 1
 
 
 def test_a_graph_on_which_workers_died_is_refused_for_a_while() -> None:
     clock = Clock()
-    crashes, recorder = Crashes(600.0, clock), Recorder()
+    crashes, recorder = CrashTracker(600.0, clock), Recorder()
     with pytest.raises(CrashingGraphError):
         run(Scripted(_DIES, _DIES), crashes=crashes, recorder=recorder)
     untouched = Scripted(None)
@@ -104,13 +106,13 @@ def test_a_graph_on_which_workers_died_is_refused_for_a_while() -> None:
 
 def test_deaths_of_several_requests_add_up_and_success_clears_them() -> None:
     cpu = WorkerOutOfCpu(600.0)
-    crashes = Crashes(600.0)
+    crashes = CrashTracker(600.0)
     for _ in range(2):
         with pytest.raises(TimedOutError, match="CPU seconds"):
             run(Scripted(cpu), crashes=crashes)
     with pytest.raises(CrashingGraphError):
         run(Scripted(None), crashes=crashes)
-    crashes = Crashes(600.0)
+    crashes = CrashTracker(600.0)
     for _ in range(3):
         run(Scripted(_DIES, None), crashes=crashes)
 
@@ -121,7 +123,7 @@ def test_deaths_of_several_requests_add_up_and_success_clears_them() -> None:
 def test_what_is_not_the_graphs_doing_is_not_held_against_it(
     ending: Exception, told: type[RequestError]
 ) -> None:
-    crashes = Crashes(600.0)
+    crashes = CrashTracker(600.0)
     endings: Sequence[Exception] = [ending] * 3
     for each in endings:
         with pytest.raises(told):
@@ -130,7 +132,7 @@ def test_what_is_not_the_graphs_doing_is_not_held_against_it(
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    crashes = Crashes(600.0)
+    crashes = CrashTracker(600.0)
     for number in range(10_000):
-        crashes.note_death("compile", Subject(b"t", number.to_bytes(32, "big")), "died")
+        crashes.record_death("compile", Subject(b"t", number.to_bytes(32, "big")), "died")
     assert len(crashes) < 5_000

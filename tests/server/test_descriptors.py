@@ -11,12 +11,12 @@ import pytest
 from harness import DCE, compile_request, connected, graph_of, metrics, refused, wait_until
 
 from lazyfx_server.errors import OverloadedError
-from lazyfx_server.rpc.descriptors import Descriptors
+from lazyfx_server.rpc.descriptors import FileDescriptorGuard
 
 
 def test_calls_are_refused_while_descriptors_are_short(caplog: pytest.LogCaptureFixture) -> None:
     now, used = 0.0, 10
-    descriptors = Descriptors(lambda: used, lambda: 1000, lambda: now)
+    descriptors = FileDescriptorGuard(lambda: used, lambda: 1000, lambda: now)
     caplog.set_level(logging.WARNING)
     descriptors.check()
     used = 950

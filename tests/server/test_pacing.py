@@ -6,7 +6,7 @@ import gc
 import weakref
 
 from lazyfx_server.rpc.interceptors import _forget_frames
-from lazyfx_server.rpc.pacing import FREE_BYTES, MOST_SECONDS, RefusalPacing
+from lazyfx_server.rpc.pacing import MAX_SECONDS, UNCOUNTED_BYTES, RefusalPacing
 
 MB = 2**20
 
@@ -22,17 +22,17 @@ class _Clock:
 def test_the_first_megabytes_are_free_and_the_rest_is_paid_for() -> None:
     clock = _Clock()
     pacing = RefusalPacing(MB, clock)
-    sizes = [4 * MB] * (FREE_BYTES // (4 * MB))
+    sizes = [4 * MB] * (UNCOUNTED_BYTES // (4 * MB))
     assert [pacing.delay("a", size) for size in sizes] == [0.0] * len(sizes)
     assert pacing.delay("a", MB) == 1.0
-    assert pacing.delay("a", 100 * MB) == MOST_SECONDS
+    assert pacing.delay("a", 100 * MB) == MAX_SECONDS
     assert pacing.delay("b", 4 * MB) == 0.0, "another connection owes nothing"
 
 
 def test_what_is_owed_wears_off() -> None:
     clock = _Clock()
     pacing = RefusalPacing(MB, clock)
-    assert pacing.delay("a", FREE_BYTES + MB) == 1.0
+    assert pacing.delay("a", UNCOUNTED_BYTES + MB) == 1.0
     clock.now += 2.0
     assert pacing.delay("a", MB) == 0.0
 

@@ -68,7 +68,7 @@ async def test_a_full_disk_is_told_twice(
     caplog.set_level(logging.INFO)
     store = open_store(
         small_disk / "store", memory_bytes=8 << 20, disk_bytes=1 << 30, on_error=failed,
-        on_worked=lambda tier, operation: outages.worked(f"store: {operation} of {tier}"),
+        on_recovered=lambda tier, operation: outages.recovered(f"store: {operation} of {tier}"),
     )  # fmt: skip
     ledger = LedgerFile(small_disk / "store" / ".ledger" / "counts.json")
     assert ledger.write({("a",): 1.0})

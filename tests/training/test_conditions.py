@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from lazyfx.backend.agreement import _first_difference, _lines
 from lazyfx.backend.graphs import flatten
 from lazyfx.backend.options import BackendOptions
-from lazyfx.backend.remote import make_question
+from lazyfx.backend.remote import make_request
 from lazyfx.errors import ArtifactError, IncompatibleError, LazyfxError, UnsupportedGraphError
 from lazyfx.native import settings, shapes, states
 from lazyfx.native.requests import conditions_digest, native_request
@@ -84,7 +84,7 @@ def test_a_graph_on_another_gpu_than_the_first_is_not_asked_for() -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = FakeTensor(mode, torch.empty(4, device="meta"), torch.device("cuda", 1))
     with pytest.raises(IncompatibleError, match="CUDA_VISIBLE_DEVICES"):
-        make_question(graph, [fake], BackendOptions())
+        make_request(graph, [fake], BackendOptions())
 
 
 def test_states_split_artifacts_and_the_machine_does_not() -> None:

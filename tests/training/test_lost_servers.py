@@ -53,7 +53,7 @@ def test_a_native_artifact_of_a_lost_module_is_made_again(
 def test_a_server_that_is_back_is_asked_again(
     launch: Any, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "AWAY_SECONDS", 3600.0)
+    monkeypatch.setattr(sessions, "DOWN_SECONDS", 3600.0)
 
     def trained(width: int) -> lazyfx.BackendReport:
         torch._dynamo.reset()

@@ -18,7 +18,7 @@ from lazyfx.native.requests import check_request, native_request
 from lazyfx.native.setting_table import FUNCTORCH, SETTINGS
 from lazyfx.native.setting_types import Bool, Float, Int, ValueType, Words, mismatch_reason
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.native.conditions import CannotCompile, as_asked
+from lazyfx_server.native.conditions import CannotCompile, apply_request
 
 CPU = {torch.device("cpu")}
 HERE = [name for name in SETTINGS if torch_names.has_setting(name)]
@@ -157,7 +157,7 @@ def test_a_package_once_in_a_process_changes_no_setting(needs_gxx: None, tmp_pat
     program = torch.export.export(torch.nn.ReLU(), (torch.ones(3),))
     torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "a.pt2"))
     after = read_configuration()
-    assert after.differing(before.short_digests) == ()
+    assert after.differences(before.short_digests) == ()
     assert after.digest == before.digest
 
 
@@ -176,11 +176,11 @@ def test_a_setting_that_differs_is_named(name: str, value: Any) -> None:
         request = native_request(CPU, None, {})
     with (
         pytest.raises(CannotCompile, match=rf"this server: inductor\.{re.escape(name)} \("),
-        as_asked(request),
+        apply_request(request),
     ):
         pass
     request.setting_digests = b""
-    with pytest.raises(CannotCompile, match="the caller did not say which"), as_asked(request):
+    with pytest.raises(CannotCompile, match="the caller did not say which"), apply_request(request):
         pass
 
 
@@ -189,7 +189,7 @@ def test_many_settings_that_differ_are_counted() -> None:
     flags = {n.removeprefix("inductor."): "other" for n in names}
     with torch._inductor.config.patch(flags):
         request = native_request(CPU, None, {})
-    with pytest.raises(CannotCompile, match=r"and 1[0-9] more;"), as_asked(request):
+    with pytest.raises(CannotCompile, match=r"and 1[0-9] more;"), apply_request(request):
         pass
 
 
@@ -198,7 +198,7 @@ def test_the_activation_memory_budget_travels() -> None:
         request = native_request(CPU, None, {})
         assert request.configuration == read_configuration().digest
     assert torch._functorch.config.activation_memory_budget == 1.0
-    with as_asked(request):
+    with apply_request(request):
         assert torch._functorch.config.activation_memory_budget == 0.5
     with torch._functorch.config.patch(activation_memory_budget=1):
         assert settings.requested(None, {}) == {}

@@ -18,8 +18,8 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch.utils.checkpoint import checkpoint
 
 from lazyfx.backend.options import BackendOptions
-from lazyfx.backend.remote import Answer, Question
-from lazyfx.backend.swapping import Swapping
+from lazyfx.backend.remote import GraphRequest, GraphResult
+from lazyfx.backend.swapping import DeferredGraph
 from lazyfx.native.torch_names import functorch_config
 
 
@@ -46,7 +46,7 @@ class Answers:
     """A backend whose graphs are swapped when the test says."""
 
     def __init__(self) -> None:
-        self.graphs: list[Swapping] = []
+        self.graphs: list[DeferredGraph] = []
         self.gates: list[threading.Event] = []
         self.swapped = 0
         self.errors: list[Exception] = []
@@ -55,15 +55,15 @@ class Answers:
         gate = threading.Event()
         compiled = self.compiled(module, inputs)
 
-        def ask(_: Question) -> Answer:
+        def ask(_: GraphRequest) -> GraphResult:
             gate.wait()
-            return Answer(lambda: compiled, "", "hit")
+            return GraphResult(lambda: compiled, "", "hit")
 
-        def swap(_: Answer) -> None:
+        def swap(_: GraphResult) -> None:
             self.swapped += 1
 
-        question = Question(module, None, None, BackendOptions())
-        graph = Swapping(module, question, ask, on_swap=swap, on_error=self.errors.append)
+        graph_request = GraphRequest(module, None, None, BackendOptions())
+        graph = DeferredGraph(module, graph_request, ask, on_swap=swap, on_error=self.errors.append)
         self.graphs.append(graph)
         self.gates.append(gate)
         return graph

@@ -40,7 +40,7 @@ def compiled(module: torch.fx.GraphModule, **changes: object) -> tuple[object, p
 def test_a_compiled_graph_comes_back_in_the_words_of_its_caller() -> None:
     (capture,) = captures.symbolic(Small(), {"images": torch.ones(4, 4)})
     encoded, graph = compiled(capture.module)
-    words = wire.present(graph, encoded.presentation)
+    words = wire.restore_names(graph, encoded.presentation)
     decoded = wire.decode(graph.graph.body, words)
     own = [node.name for node in capture.module.graph.nodes]
     assert [node.name for node in decoded.graph.nodes] == [*own[:-1], "relu", own[-1]]
@@ -58,7 +58,7 @@ def test_new_names_give_way_to_the_callers() -> None:
     module = call("x", 1)
     list(module.graph.nodes)[1].name = "relu"
     encoded, graph = compiled(module)
-    decoded = wire.decode(graph.graph.body, wire.present(graph, encoded.presentation))
+    decoded = wire.decode(graph.graph.body, wire.restore_names(graph, encoded.presentation))
     names = [node.name for node in decoded.graph.nodes]
     assert names[:2] == ["x", "relu"]
     assert len(set(names)) == len(names)
@@ -66,7 +66,7 @@ def test_new_names_give_way_to_the_callers() -> None:
 
 def test_without_a_caller_the_names_stay() -> None:
     _, graph = compiled(call("x", 1))
-    words = wire.present(graph, None)
+    words = wire.restore_names(graph, None)
     assert words == graph.graph.presentation
     names = [node.name for node in wire.decode(graph.graph.body, words).graph.nodes]
     assert names[:2] == ["n0", "n1"]
@@ -74,7 +74,7 @@ def test_without_a_caller_the_names_stay() -> None:
 
 def test_devices_come_back() -> None:
     encoded, graph = compiled(call("x", torch.device("cuda", 5), torch.device("cpu")))
-    words = wire.present(graph, encoded.presentation)
+    words = wire.restore_names(graph, encoded.presentation)
     decoded = wire.decode(graph.graph.body, words, module_class=LazyModule)
     assert torch.device("cuda", 5) in list(decoded.graph.nodes)[1].args
 
@@ -87,7 +87,7 @@ def test_nested_graphs_keep_their_names() -> None:
     (capture,) = captures.dynamo(Branches(), {"x": torch.ones(3)})
     encoded, graph = compiled(capture.module)
     assert [row.source_graph for row in graph.provenance] == [1, 2, 3]
-    words = wire.present(graph, encoded.presentation)
+    words = wire.restore_names(graph, encoded.presentation)
     assert words.graphs[1:] == encoded.presentation.graphs[1:]
 
 

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule
 from lazyfx import wire
 from lazyfx.errors import DecodeError, UnsupportedGraphError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire.presentation import present, provenance
+from lazyfx.wire.presentation import provenance, restore_names
 
 OPERATORS = torch.ops._c10d_functional
 
@@ -79,7 +79,7 @@ def test_names_find_their_groups_after_passes() -> None:
     compiled = pb.CompiledGraph(
         graph=changed.message(), provenance=provenance(encoded.body, changed)
     )
-    shown = present(compiled, encoded.presentation)
+    shown = restore_names(compiled, encoded.presentation)
     assert group_names(wire.decode(changed.body, shown)) == ["dp"]
 
 

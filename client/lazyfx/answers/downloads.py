@@ -17,8 +17,8 @@ _TEXTS: Final = frozenset(
     {pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_SOURCE, pb.ARTIFACT_KIND_PICTURE}
 )
 # Reports of progress in one download; a server sends a few a second, for ten minutes at most.
-_MOST_REPORTS: Final = 20_000
-_MOST_STAGE: Final = 100
+_MAX_REPORTS: Final = 20_000
+_MAX_STAGE: Final = 100
 
 
 class Download:
@@ -99,12 +99,12 @@ class Download:
 
     def _take_progress(self, progress: pb.ArtifactProgress) -> None:
         self._reports += 1
-        if self._reports > _MOST_REPORTS:
-            raise ProtocolError(f"more than {_MOST_REPORTS} progress reports")
+        if self._reports > _MAX_REPORTS:
+            raise ProtocolError(f"more than {_MAX_REPORTS} progress reports")
         if self._size is not None:
             raise ProtocolError("a progress report after the artifact began to arrive")
         if self._on_progress is not None:
-            progress.stage = one_line(progress.stage, _MOST_STAGE)
+            progress.stage = one_line(progress.stage, _MAX_STAGE)
             self._on_progress(progress)
 
     def _take_header(self, header: pb.ArtifactHeader) -> None:

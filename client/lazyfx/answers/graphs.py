@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 
 from lazyfx import wire
 from lazyfx.answers.bounds import AnswerBounds
-from lazyfx.answers.known_passes import only_own
+from lazyfx.answers.known_passes import are_all_from_lazyfx
 from lazyfx.envelope import check_envelope
 from lazyfx.errors import DecodeError, ProtocolError
 from lazyfx.v1 import compiler_pb2 as pb
@@ -23,7 +23,7 @@ from lazyfx.written.source import (
     characters,
     check_placeholders,
     check_size,
-    unwritable,
+    unwritable_reason,
 )
 
 # For each node that is taken; a call with more operands takes them from others.
@@ -33,8 +33,8 @@ _NAMESPACES: Final = frozenset({"aten", "prims", "quantized", "quantized_decompo
 
 
 @dataclass(frozen=True)
-class CheckedCompiled:
-    """A compiled graph that may be built. Made by `check_compiled` only.
+class CheckedCompiledGraph:
+    """A compiled graph that may be built. Made by `check_compiled_graph` only.
 
     Attributes:
         message: Graph, names, and where its parts come from.
@@ -45,9 +45,9 @@ class CheckedCompiled:
     body: CanonicalBody
 
 
-def check_compiled(
+def check_compiled_graph(
     data: bytes, sent: graph_pb2.GraphBody, passes: Sequence[pb.PassSpec], bounds: AnswerBounds
-) -> CheckedCompiled:
+) -> CheckedCompiledGraph:
     """Check graph data that a server sent.
 
     It is in canonical form, as large as the passes can make of what was sent and no larger, calls
@@ -81,7 +81,7 @@ def check_compiled(
     check_placeholders(body.message)
     _check_names(compiled, body.message)
     _check_origins(compiled, body.message, sent)
-    return CheckedCompiled(compiled, body)
+    return CheckedCompiledGraph(compiled, body)
 
 
 def _check_counts(
@@ -119,10 +119,10 @@ def _check_targets(
 
     Whether a target is in the table of those that graphs may call is found out when it is read.
     """
-    if not only_own(passes):
+    if not are_all_from_lazyfx(passes):
         return  # a plugin may bring operators of its own
     known = {row.name for row in sent.targets if operator_of_row(row)}
-    known.update(_rewritten(passes))
+    known.update(_operators_of_rewrites(passes))
     for i, row in enumerate(body.targets):
         operator = operator_of_row(row)
         if operator and operator.namespace not in _NAMESPACES and row.name not in known:
@@ -135,13 +135,13 @@ def _check_targets(
             )
 
 
-def _rewritten(passes: Iterable[pb.PassSpec]) -> Iterator[str]:
+def _operators_of_rewrites(passes: Iterable[pb.PassSpec]) -> Iterator[str]:
     """The operators that rewrites of a request name."""
     for spec in passes:
         for rewrite in spec.rewrites:
             body = graph_pb2.GraphBody.FromString(rewrite.replacement.body)
             yield from (row.name for row in body.targets if operator_of_row(row))
-        yield from _rewritten(spec.passes)
+        yield from _operators_of_rewrites(spec.passes)
 
 
 def _check_calls(body: graph_pb2.GraphBody) -> None:
@@ -150,7 +150,7 @@ def _check_calls(body: graph_pb2.GraphBody) -> None:
     strings = list(body.strings)
     lengths = []
     for i, call in enumerate(body.calls):
-        reason = unwritable(call, targets[call.target], strings)
+        reason = unwritable_reason(call, targets[call.target], strings)
         if reason is not None:
             raise refused_call(reason, body, i)
         lengths.append(characters(call, strings))

@@ -16,7 +16,7 @@ VALUE_PASSES: Final = frozenset(
 VALUE_PIPELINES: Final = frozenset({"inference"})
 """The named pipelines that hold one of them."""
 
-OWN_PASSES: Final = VALUE_PASSES | {
+LAZYFX_PASSES: Final = VALUE_PASSES | {
     "analyze",
     "batch_fusion",
     "common_subexpression_elimination",
@@ -44,7 +44,7 @@ OWN_PASSES: Final = VALUE_PASSES | {
 }
 """The passes that come with lazyfx."""
 
-OWN_PIPELINES: Final = VALUE_PIPELINES | {"default", "training"}
+LAZYFX_PIPELINES: Final = VALUE_PIPELINES | {"default", "training"}
 """The named pipelines that come with lazyfx."""
 
 
@@ -59,9 +59,9 @@ def reads_values(passes: Iterable[pb.PassSpec]) -> bool:
     )
 
 
-def only_own(passes: Iterable[pb.PassSpec]) -> bool:
+def are_all_from_lazyfx(passes: Iterable[pb.PassSpec]) -> bool:
     """Whether all passes of a request come with lazyfx: no plugins, no pipelines of an operator."""
-    return {*_names(passes)} <= OWN_PASSES | OWN_PIPELINES
+    return {*_names(passes)} <= LAZYFX_PASSES | LAZYFX_PIPELINES
 
 
 def _names(passes: Iterable[pb.PassSpec]) -> Iterator[str]:

@@ -16,9 +16,9 @@ from lazyfx.picture import STYLE
 from lazyfx.printable import one_line
 
 _NAMESPACE: Final = "{http://www.w3.org/2000/svg}"
-_MOST_ELEMENTS: Final = 20_000_000
-_MOST_TEXT: Final = 4096
-_MOST_DEPTH: Final = 8
+_MAX_ELEMENTS: Final = 20_000_000
+_MAX_TEXT: Final = 4096
+_MAX_DEPTH: Final = 8
 
 _NUMBER: Final = r"-?[0-9]{1,9}(\.[0-9]{1,6})?"
 _LENGTH: Final = rf"{_NUMBER}%?"
@@ -46,7 +46,7 @@ _ELEMENTS: Final[dict[str, frozenset[str]]] = {
 _LEAVES: Final = frozenset({"title", "text", "style"})
 
 
-def clean_picture(data: bytes) -> str:
+def sanitize_picture(data: bytes) -> str:
     """A drawing, written again: known elements, attributes of known form, plain text.
 
     Args:
@@ -94,7 +94,7 @@ class _Writer:
         if allowed is None or (name == "svg") != (not inside) or inside in _LEAVES:
             raise DecodeError(f"the picture has an element {one_line(tag, 100)!r}")
         self._elements += 1
-        if self._elements > _MOST_ELEMENTS or len(self._open) >= _MOST_DEPTH:
+        if self._elements > _MAX_ELEMENTS or len(self._open) >= _MAX_DEPTH:
             raise DecodeError("the picture has too many elements")
         self._parts.append(f"<{name}")
         if not inside:
@@ -136,6 +136,6 @@ class _Writer:
             # Of styles there is one, which this side knows.
             self._parts.append(STYLE)
         elif name in _LEAVES:
-            self._parts.append(escape(one_line(text, _MOST_TEXT)))
+            self._parts.append(escape(one_line(text, _MAX_TEXT)))
         elif text.strip():
             raise DecodeError(f"the picture has text in its {name}")

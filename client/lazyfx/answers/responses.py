@@ -15,7 +15,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 Read = TypeVar("Read", bound=Message)
 
 _KEY_BYTES: Final = 32
-_MOST_CONSTANTS: Final = 200_000
+_MAX_CONSTANTS: Final = 200_000
 
 
 def check_response(response: pb.CompileResponse, bounds: AnswerBounds) -> None:
@@ -34,9 +34,9 @@ def check_response(response: pb.CompileResponse, bounds: AnswerBounds) -> None:
         raise ProtocolError("invalid duration", field="report")
     if not response.constants:
         return
-    if len(response.constants) > _MOST_CONSTANTS:
+    if len(response.constants) > _MAX_CONSTANTS:
         raise ProtocolError(
-            f"has {len(response.constants)} entries; at most {_MOST_CONSTANTS} are allowed",
+            f"has {len(response.constants)} entries; at most {_MAX_CONSTANTS} are allowed",
             field="constants",
         )
     if any(len(digest.sha256) != _KEY_BYTES for digest in response.constants):

@@ -22,7 +22,7 @@ class DisagreementError(LazyfxError):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RankStatus:
     """What one rank has to say about one graph.
 
     Attributes:
@@ -34,7 +34,7 @@ class Verdict:
     problem: str
 
 
-def agree(own: Verdict, module: GraphModule) -> tuple[str, str]:
+def agree(own: RankStatus, module: GraphModule) -> tuple[str, str]:
     """Tell the other ranks, and hear them.
 
     Args:

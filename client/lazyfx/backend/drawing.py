@@ -14,10 +14,10 @@ from typing import Any, Final
 import torch
 
 # More calls than wait for a backward pass at any time.
-_MOST_NOTES: Final = 65_536
+_MAX_NOTES: Final = 65_536
 
 
-class _Notes:
+class _DrawLog:
     """Whether the compiled code ran, by the state that it ran from.
 
     The oldest are dropped by halves, and without a lock, which a fork could leave locked.
@@ -28,7 +28,7 @@ class _Notes:
         self._old: dict[bytes, bool] = {}
 
     def add(self, state: bytes, compiled: bool) -> None:
-        if len(self._new) >= _MOST_NOTES // 2:
+        if len(self._new) >= _MAX_NOTES // 2:
             self._old, self._new = self._new, {}
         self._new[state] = compiled
 
@@ -37,7 +37,7 @@ class _Notes:
 
 
 # A checkpoint runs one graph without gradients and another one with them: notes are shared.
-_notes: Final = _Notes()
+_draw_log: Final = _DrawLog()
 
 
 def generator_state(inputs: Sequence[Any]) -> bytes:
@@ -55,11 +55,11 @@ def generator_state(inputs: Sequence[Any]) -> bytes:
     return whole.digest()
 
 
-def note_draw(state: bytes, *, compiled: bool) -> None:
+def record_draw(state: bytes, *, compiled: bool) -> None:
     """Record which code drew from a state, outside of any backward pass."""
-    _notes.add(state, compiled)
+    _draw_log.add(state, compiled)
 
 
-def drew_compiled(state: bytes) -> bool:
+def last_draw_was_compiled(state: bytes) -> bool:
     """Whether compiled code was the last to draw from this state."""
-    return _notes.get(state)
+    return _draw_log.get(state)

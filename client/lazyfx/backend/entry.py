@@ -11,23 +11,23 @@ from typing import Any, Final
 
 from torch.fx import GraphModule
 
-from lazyfx.backend.agreement import DisagreementError, Verdict, agree
-from lazyfx.backend.floats import FirstValues, fix_inputs, fix_unsent
-from lazyfx.backend.local import compile_here
+from lazyfx.backend.agreement import DisagreementError, RankStatus, agree
+from lazyfx.backend.floats import InitialFloats, specialize_inputs, specialize_unsent
+from lazyfx.backend.local import compile_locally
 from lazyfx.backend.options import BackendOptions, read_options
 from lazyfx.backend.recording import record
-from lazyfx.backend.remote import Answer, Question, ask, make_question
+from lazyfx.backend.remote import GraphRequest, GraphResult, ask, make_request
 from lazyfx.backend.reporting import Outcome, records
 from lazyfx.backend.sessions import Session, session_for
-from lazyfx.backend.swapping import Swapping
-from lazyfx.backend.watching import watched
+from lazyfx.backend.swapping import DeferredGraph
+from lazyfx.backend.watching import showing_progress
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
 from lazyfx.native.torch_names import RestartAnalysis
 
 Runnable = Callable[..., Any]
 
 # dynamo calls the backend again for each attempt at a frame; the values are kept per process.
-first_values: Final = FirstValues()
+initial_floats: Final = InitialFloats()
 
 
 def compile_graph(
@@ -55,9 +55,9 @@ def compile_graph(
     """
     chosen = read_options(options, mode)
     if chosen.compile == "inductor":
-        fix_unsent(module)
+        specialize_unsent(module)
         if not chosen.wait:
-            first_values.fix(module)
+            initial_floats.specialize(module)
     return _Graph(module, example_inputs, chosen).compile()
 
 
@@ -79,20 +79,20 @@ class _Graph:
             TensorifyScalarRestartAnalysis: For dynamo: the server wants floats to be constants.
         """
         call: Runnable | None = None
-        answer: Answer | None = None
+        answer: GraphResult | None = None
         error: Exception | None = None
         cache = ""
         try:
             session = session_for(self.options.address)
-            question = make_question(self.module, self.inputs, self.options)
+            graph_request = make_request(self.module, self.inputs, self.options)
             if self.options.record:
-                record(question, Path(self.options.record))
-            session.require_present()
+                record(graph_request, Path(self.options.record))
+            session.require_reachable()
             if not self.options.wait:
-                return self._swapping(session, question)
-            self.digest = question.digest()
-            with watched(len(self.module.graph.nodes)) as notice:
-                answer = _ask(session, question, notice)
+                return self._deferred(session, graph_request)
+            self.digest = graph_request.digest()
+            with showing_progress(len(self.module.graph.nodes)) as notice:
+                answer = _request(session, graph_request, notice)
             if not answer.fixed_inputs:
                 answer.enforce()
                 call, cache = answer.open(), answer.cache
@@ -102,24 +102,24 @@ class _Graph:
             error = self._agreed(error)
         if error is None and answer is not None and answer.fixed_inputs:
             try:
-                fix_inputs(self.module, answer.fixed_inputs)
+                specialize_inputs(self.module, answer.fixed_inputs)
             except LazyfxError as problem:
                 error = problem
         if call is None or error is not None:
             assert error is not None, "there is a call, or a reason why not"
-            return self._without(error)
+            return self._fall_back(error)
         self._record("remote", cache=cache)
         return call
 
     def _agreed(self, error: Exception | None) -> Exception | None:
         """What all ranks decide; the error of this rank is kept when it has one."""
-        own = Verdict(self.digest, "" if error is None else f"{type(error).__name__}: {error}")
+        own = RankStatus(self.digest, "" if error is None else f"{type(error).__name__}: {error}")
         problem, self.divergence = agree(own, self.module)
         if problem and error is None:
             return DisagreementError(problem)
         return error
 
-    def _without(self, error: Exception) -> Runnable:
+    def _fall_back(self, error: Exception) -> Runnable:
         """Warn once, count, and compile here.
 
         Raises:
@@ -133,10 +133,10 @@ class _Graph:
         call = self.module.forward
         if native:
             try:
-                call = compile_here(self.module, self.inputs, self.options)
+                call = compile_locally(self.module, self.inputs, self.options)
             except RestartAnalysis:
                 # Dynamo traces the frame again, and comes back.
-                records.take_back(_kind(error))
+                records.undo_fallback(_kind(error))
                 raise
             except Exception as problem:  # whatever Inductor raises; it goes on after it is noted
                 self._record("failed", reason=f"{error}; and locally: {_first_line(problem)}")
@@ -144,8 +144,8 @@ class _Graph:
         self._record("local" if native else "eager", reason=str(error))
         return call
 
-    def _swapping(self, session: Session, question: Question) -> Runnable:
-        def swapped(answer: Answer) -> None:
+    def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
+        def swapped(answer: GraphResult) -> None:
             self.digest = answer.digest
             self._record("remote", cache=answer.cache)
 
@@ -153,12 +153,16 @@ class _Graph:
             self._warn(error, "run uncompiled")
             self._record("eager", reason=str(error))
 
-        return Swapping(
-            self.module, question, partial(_ask_once, session), on_swap=swapped, on_error=failed
+        return DeferredGraph(
+            self.module,
+            graph_request,
+            partial(_request_deferred, session),
+            on_swap=swapped,
+            on_error=failed,
         )
 
     def _warn(self, error: Exception, instead: str) -> None:
-        records.fell_back(
+        records.record_fallback(
             _kind(error),
             f"lazyfx: the server at {self.options.address} could not help ({error}); graphs "
             f"{instead}; lazyfx.backend_report() lists them",
@@ -187,24 +191,24 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def _ask(session: Session, question: Question, notice: Any = None) -> Answer:
+def _request(session: Session, graph_request: GraphRequest, notice: Any = None) -> GraphResult:
     try:
-        answer = ask(session, question, notice)
+        answer = ask(session, graph_request, notice)
     except LazyfxError as error:
-        session.note(error)
+        session.record_outcome(error)
         raise
-    session.note(None)
+    session.record_outcome(None)
     return answer
 
 
-def _ask_once(session: Session, question: Question) -> Answer:
+def _request_deferred(session: Session, graph_request: GraphRequest) -> GraphResult:
     """Ask when dynamo has gone on.
 
     Raises:
         UnsupportedGraphError: The server wants dynamo to trace again.
         LazyfxError: See `ask`.
     """
-    answer = _ask(session, question)
+    answer = _request(session, graph_request)
     if answer.fixed_inputs:
         raise UnsupportedGraphError(
             "a float that varies between calls must be a constant, but dynamo has already gone on",

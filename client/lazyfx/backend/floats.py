@@ -25,7 +25,7 @@ from lazyfx.native.torch_names import (
 )
 
 
-class FirstValues:
+class InitialFloats:
     """Remembers which floats graphs had when they were first compiled.
 
     For callers who do not wait: what the server finds out comes too late to have dynamo trace
@@ -36,7 +36,7 @@ class FirstValues:
     def __init__(self) -> None:
         self._values: dict[tuple[str, ...], tuple[float, ...]] = {}
 
-    def fix(self, module: GraphModule) -> None:
+    def specialize(self, module: GraphModule) -> None:
         """Have dynamo trace the frame of a graph again if floats are inputs of it.
 
         Raises:
@@ -46,10 +46,10 @@ class FirstValues:
         place = tuple(node.name for node in module.graph.nodes)
         values = tuple(found.values())
         if found and self._values.setdefault(place, values) == values:
-            trace_again(found)
+            restart_tracing(found)
 
 
-def fix_unsent(module: GraphModule) -> None:
+def specialize_unsent(module: GraphModule) -> None:
     """Have dynamo trace again if the graph depends on floats that are not inputs of it.
 
     Tracing itself has needed their values; torch makes them constants too.
@@ -61,10 +61,10 @@ def fix_unsent(module: GraphModule) -> None:
     for symbol in float_symbols(_described(module)).values():
         found.pop(symbol.name, None)
     if found:
-        trace_again(found)
+        restart_tracing(found)
 
 
-def fix_inputs(module: GraphModule, numbers: Sequence[int]) -> NoReturn:
+def specialize_inputs(module: GraphModule, numbers: Sequence[int]) -> NoReturn:
     """Have dynamo trace the frame of a graph again, with some inputs as constants.
 
     Args:
@@ -79,10 +79,10 @@ def fix_inputs(module: GraphModule, numbers: Sequence[int]) -> NoReturn:
     names = [symbols[number].name for number in numbers if number in symbols]
     if len(names) < len(numbers) or all(map(TensorifyState.should_specialize, names)):
         raise ArtifactError("the server requests constants for inputs that hold no floats")
-    trace_again(names)
+    restart_tracing(names)
 
 
-def trace_again(names: Iterable[str]) -> NoReturn:
+def restart_tracing(names: Iterable[str]) -> NoReturn:
     """Have dynamo trace the frame again, with some floats as constants.
 
     Raises:

@@ -12,7 +12,7 @@ from lazyfx.backend.options import BackendOptions
 from lazyfx.native.torch_names import mode_settings
 
 
-def compile_here(
+def compile_locally(
     module: GraphModule, inputs: Sequence[Any], options: BackendOptions
 ) -> Callable[..., Any]:
     """Compile with this process's own Inductor.

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, get_args
 from lazyfx.addresses import DEFAULT_ADDRESS, read_address
 from lazyfx.errors import AddressError
 from lazyfx.native.torch_names import has_setting
-from lazyfx.passes import PassSpec, listed
+from lazyfx.passes import PassSpec, normalize
 from lazyfx.printable import shown
 from lazyfx.spelling import SpellingError
 from lazyfx.suggesting import closest
@@ -123,7 +123,7 @@ def _address(where: str, value: Any) -> str:
 
 def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
     try:
-        passes = listed(value)
+        passes = normalize(value)
     except SpellingError as error:
         raise ValueError(f"{where}: {error}") from error
     if all(isinstance(item, (str, PassSpec)) for item in passes):

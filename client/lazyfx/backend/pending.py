@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from lazyfx.backend.torch_names import after_this_backward, graph_is_kept, in_backward
 
 
-class _Backward:
+class _PendingBackward:
     """The backward of one output, still to come.
 
     Only the autograd graph refers to it, as a hook of the output's node: it ends with the graph,
@@ -36,12 +36,12 @@ class _Backward:
             after_this_backward(lambda: _calls.discard(self))
 
 
-class _Calls:
+class _PendingCalls:
     """All of this process; threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._waiting: weakref.WeakSet[_Backward] = weakref.WeakSet()
+        self._waiting: weakref.WeakSet[_PendingBackward] = weakref.WeakSet()
 
     def after_fork(self) -> None:
         """Runs in a child: another thread of the parent may have held the lock."""
@@ -58,16 +58,16 @@ class _Calls:
             return
         memory = _memory(inputs)
         for node in nodes.values():
-            backward = _Backward(owner, memory)
+            backward = _PendingBackward(owner, memory)
             node.register_hook(backward)
             with self._lock:
                 self._waiting.add(backward)
 
-    def discard(self, backward: _Backward) -> None:
+    def discard(self, backward: _PendingBackward) -> None:
         with self._lock:
             self._waiting.discard(backward)
 
-    def concern(self, owner: object, inputs: Sequence[Any]) -> bool:
+    def has_pending(self, owner: object, inputs: Sequence[Any]) -> bool:
         """Whether a call waits that `owner` made, or that was given some of the same memory."""
         with self._lock:
             waiting = list(self._waiting)
@@ -78,11 +78,11 @@ class _Calls:
 
 
 # Graphs of one model share its buffers, and dynamo hands them over one by one.
-_calls: Final = _Calls()
+_calls: Final = _PendingCalls()
 os.register_at_fork(after_in_child=_calls.after_fork)
 
 
-def note_call(owner: object, inputs: Sequence[Any], outputs: object) -> None:
+def record_call(owner: object, inputs: Sequence[Any], outputs: object) -> None:
     """Record that a graph ran uncompiled.
 
     Args:
@@ -93,7 +93,7 @@ def note_call(owner: object, inputs: Sequence[Any], outputs: object) -> None:
     _calls.add(owner, inputs, outputs)
 
 
-def has_waiting_call(owner: object, inputs: Sequence[Any]) -> bool:
+def has_pending_call(owner: object, inputs: Sequence[Any]) -> bool:
     """Whether calls that ran as they are still wait for a backward pass that concerns this one.
 
     Args:
@@ -103,7 +103,7 @@ def has_waiting_call(owner: object, inputs: Sequence[Any]) -> bool:
     Returns:
         True if `owner` made one of them, or if one was given memory that this call is given too.
     """
-    return _calls.concern(owner, inputs)
+    return _calls.has_pending(owner, inputs)
 
 
 def _memory(inputs: Sequence[Any]) -> frozenset[int]:
@@ -119,4 +119,4 @@ def _has_storage(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and type(tensor) in (torch.Tensor, torch.nn.Buffer)
 
 
-__all__ = ["has_waiting_call", "in_backward", "note_call"]
+__all__ = ["has_pending_call", "in_backward", "record_call"]

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from torch.fx import GraphModule
 
 from lazyfx import memory, wire
-from lazyfx.backend.remote import Question
+from lazyfx.backend.remote import GraphRequest
 from lazyfx.envelope import check_envelope
 from lazyfx.errors import DecodeError
 from lazyfx.lazy_class import LazyGraphModule
@@ -38,24 +38,26 @@ class Recorded:
     native: pb.NativeRequest | None
 
 
-def record(question: Question, folder: Path) -> Path:
+def record(graph_request: GraphRequest, folder: Path) -> Path:
     """Write a question into a folder, whole or not at all; equal ones share a file.
 
     Raises:
         UnsupportedGraphError: The format does not support the graph; names the node.
         OSError: The file cannot be written.
     """
-    encoded = memory.encode(question.graph)
+    encoded = memory.encode(graph_request.graph)
     recorded = pb.RecordedCompile(
-        graph=encoded.message(), passes=messages(question.options.passes), native=question.native
+        graph=encoded.message(),
+        passes=messages(graph_request.options.passes),
+        native=graph_request.native,
     )
     data = recorded.SerializeToString(deterministic=True)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}{SUFFIX}"
     if not path.exists():
-        aside = path.with_suffix(f".{os.getpid()}.part")
-        aside.write_bytes(data)
-        aside.replace(path)
+        temporary = path.with_suffix(f".{os.getpid()}.part")
+        temporary.write_bytes(data)
+        temporary.replace(path)
     return path
 
 

@@ -17,10 +17,10 @@ from lazyfx.backend.sessions import Session
 from lazyfx.errors import ArtifactError, IncompatibleError
 from lazyfx.native import shapes
 from lazyfx.native.loading import load
-from lazyfx.native.reading import read_made
+from lazyfx.native.reading import read_artifact
 from lazyfx.native.requests import native_request
 from lazyfx.native.target import mismatch
-from lazyfx.native.texts import restoring, texts_of
+from lazyfx.native.texts import restoring_texts, texts_of
 from lazyfx.v1 import compiler_pb2 as pb
 
 Runnable: TypeAlias = Callable[..., Any]
@@ -28,7 +28,7 @@ OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class GraphRequest:
     """One graph as it will be asked for; made in the thread that dynamo compiles in.
 
     Attributes:
@@ -53,7 +53,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GraphResult:
     """What the server made.
 
     Attributes:
@@ -82,7 +82,9 @@ class Answer:
             shapes.enforce(self.conditions, self.env)
 
 
-def make_question(module: GraphModule, inputs: Sequence[Any], options: BackendOptions) -> Question:
+def make_request(
+    module: GraphModule, inputs: Sequence[Any], options: BackendOptions
+) -> GraphRequest:
     """Read what will be asked for off this thread: graph, grad mode, autocast, settings.
 
     Raises:
@@ -91,7 +93,7 @@ def make_question(module: GraphModule, inputs: Sequence[Any], options: BackendOp
         LazyfxError: A setting of Inductor is not one that travels.
     """
     if options.compile == "eager":
-        return Question(module, None, None, options)
+        return GraphRequest(module, None, None, options)
     flat = flatten(module, inputs)
     if elsewhere := [d for d in flat.devices if d.type == "cuda" and d.index]:
         # Inductor writes the index of the device into its code, and the server has GPU 0.
@@ -100,10 +102,12 @@ def make_question(module: GraphModule, inputs: Sequence[Any], options: BackendOp
             "own GPU as cuda:0 (CUDA_VISIBLE_DEVICES)"
         )
     request = native_request(flat.devices, options.mode, options.inductor)
-    return Question(flat.module, request, flat, options)
+    return GraphRequest(flat.module, request, flat, options)
 
 
-def ask(session: Session, question: Question, on_progress: OnProgress | None = None) -> Answer:
+def ask(
+    session: Session, graph_request: GraphRequest, on_progress: OnProgress | None = None
+) -> GraphResult:
     """Have one graph compiled.
 
     Raises:
@@ -113,27 +117,30 @@ def ask(session: Session, question: Question, on_progress: OnProgress | None = N
         ServiceError: The server refused, failed, or is not there.
         ArtifactError: What came is not what was asked for.
     """
-    options, request = question.options, question.native
+    options, request = graph_request.options, graph_request.native
     if request is not None:
         session.require_trusted()
         _require_compatible(session, request)
     remote = session.client.compile(
-        question.graph, options.passes, timeout=options.timeout, send_values=options.send_values
+        graph_request.graph,
+        options.passes,
+        timeout=options.timeout,
+        send_values=options.send_values,
     )
-    if request is None or question.flat is None:
+    if request is None or graph_request.flat is None:
         rebuilt = remote.graph_module()
-        return Answer(lambda: rebuilt.forward, remote.digest, remote.cache.status)
-    texts = texts_of(memory.encode(question.graph).body)
-    with restoring(texts):
+        return GraphResult(lambda: rebuilt.forward, remote.digest, remote.cache.status)
+    texts = texts_of(memory.encode(graph_request.graph).body)
+    with restoring_texts(texts):
         data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
-    bundle = read_made(pb.NativeBundle, data, request)
-    symbols = _symbols(question.flat, bundle)
-    return Answer(
-        open=lambda: _with_lifted(load(bundle, texts), question.flat),
+    bundle = read_artifact(pb.NativeBundle, data, request)
+    symbols = _symbols(graph_request.flat, bundle)
+    return GraphResult(
+        open=lambda: _with_lifted(load(bundle, texts), graph_request.flat),
         digest=remote.digest,
         cache=remote.cache.status,
         conditions=tuple(shapes.read_guards(bundle.guards, symbols)),
-        env=shapes.shape_env(question.flat.inputs),
+        env=shapes.shape_env(graph_request.flat.inputs),
         fixed_inputs=tuple(bundle.fixed_inputs),
     )
 

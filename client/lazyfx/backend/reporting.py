@@ -112,7 +112,7 @@ class _Records:
                 GraphReport(number, nodes, digest, outcome, cache, seconds, reason, divergence)
             )
 
-    def fell_back(self, kind: str, message: str) -> None:
+    def record_fallback(self, kind: str, message: str) -> None:
         with self._lock:
             self._fallbacks[kind] += 1
             first = kind not in self._warned
@@ -121,7 +121,7 @@ class _Records:
             # The stack below is dynamo's: no line of it would help.
             warnings.warn(message, FallbackWarning, stacklevel=2)
 
-    def take_back(self, kind: str) -> None:
+    def undo_fallback(self, kind: str) -> None:
         """Count a fallback no longer: the graph will come again."""
         with self._lock:
             self._fallbacks[kind] -= 1

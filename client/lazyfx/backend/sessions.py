@@ -13,9 +13,9 @@ from lazyfx.sync import Client
 from lazyfx.v1 import compiler_pb2 as pb
 
 # A model has many graphs: once the server did not answer, the next ones do not wait for it.
-AWAY_SECONDS: Final = 30.0
+DOWN_SECONDS: Final = 30.0
 # So long each of them looks whether it is back.
-_RETURN_SECONDS: Final = 0.25
+_PROBE_SECONDS: Final = 0.25
 
 
 class Session:
@@ -46,7 +46,7 @@ class Session:
         """
         self.client.require_trusted()
 
-    def require_present(self) -> None:
+    def require_reachable(self) -> None:
         """Fail at once if the server did not answer a moment ago, and cannot be reached now.
 
         Raises:
@@ -56,21 +56,21 @@ class Session:
             return
         # A server that takes connections and does not answer would hold up each graph.
         was_gone = isinstance(self._away, UnavailableError)
-        if was_gone and self.client.is_ready(_RETURN_SECONDS):
+        if was_gone and self.client.is_ready(_PROBE_SECONDS):
             self._away = None
             return
-        raise _anew(self._away)
+        raise _without_traceback(self._away)
 
-    def note(self, error: LazyfxError | None) -> None:
+    def record_outcome(self, error: LazyfxError | None) -> None:
         """Record the outcome of a call."""
         away = isinstance(error, (UnavailableError, TimedOutError))
-        self._away = _anew(error) if away and error is not None else None
-        self._away_until = time.monotonic() + AWAY_SECONDS
+        self._away = _without_traceback(error) if away and error is not None else None
+        self._away_until = time.monotonic() + DOWN_SECONDS
         if error is not None:
             self._info = None  # another server may answer next time
 
 
-def _anew(error: LazyfxError) -> LazyfxError:
+def _without_traceback(error: LazyfxError) -> LazyfxError:
     """The same error without the frames that it came through, which keep a whole model alive."""
     other = type(error).__new__(type(error), *error.args)
     vars(other).update(vars(error))
@@ -84,7 +84,7 @@ class _Sessions:
 
     def get(self, address: str) -> Session:
         # Before the lock: in a forked process it may be held by a thread that is not there.
-        forking.require_unforked()
+        forking.require_not_forked()
         with self._lock:
             session = self._open.get(address)
             if session is None:

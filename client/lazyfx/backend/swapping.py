@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from lazyfx.backend.drawing import drew_compiled, generator_state, note_draw
-from lazyfx.backend.pending import has_waiting_call, in_backward, note_call
-from lazyfx.backend.remote import Answer, Question
+from lazyfx.backend.drawing import generator_state, last_draw_was_compiled, record_draw
+from lazyfx.backend.pending import has_pending_call, in_backward, record_call
+from lazyfx.backend.remote import GraphRequest, GraphResult
 from lazyfx.native.shapes import Conditions
 
 Runnable = Callable[..., Any]
 
 
-class Swapping:
+class DeferredGraph:
     """A graph that is asked for in a thread while calls run it as it is.
 
     The result is loaded in the thread of the next call and used for calls whose sizes fit. No call
@@ -30,7 +30,7 @@ class Swapping:
 
     Args:
         module: The graph.
-        question: What is asked for.
+        graph_request: What is asked for.
         ask: Asks; called in a thread of its own.
         on_swap: Told of the answer when it runs.
         on_error: Told why there will be none.
@@ -39,18 +39,18 @@ class Swapping:
     def __init__(
         self,
         module: GraphModule,
-        question: Question,
-        ask: Callable[[Question], Answer],
+        graph_request: GraphRequest,
+        ask: Callable[[GraphRequest], GraphResult],
         *,
-        on_swap: Callable[[Answer], None],
+        on_swap: Callable[[GraphResult], None],
         on_error: Callable[[Exception], None],
     ) -> None:
         self._as_it_is: Runnable = module.forward
-        self._question = question
+        self._graph_request = graph_request
         self._ask = ask
         self._on_swap = on_swap
         self._on_error = on_error
-        self._answer: Answer | None = None
+        self._answer: GraphResult | None = None
         self._compiled: Runnable | None = None
         self._conditions: Conditions | None = None
         self._draws: bool | None = None
@@ -62,27 +62,27 @@ class Swapping:
         state = generator_state(inputs) if self._draws is not False else b""
         if self._may_run_compiled(inputs, state) and self._fits(inputs):
             assert self._compiled is not None, "it may run"
-            self._note_draw(state, compiled=True)
+            self._record_draw(state, compiled=True)
             return self._compiled(*inputs)
-        self._note_draw(state, compiled=False)
+        self._record_draw(state, compiled=False)
         outputs = self._as_it_is(*inputs)
-        note_call(self, inputs, outputs)
+        record_call(self, inputs, outputs)
         if self._draws is None and not _has_empty_tensor(inputs):
             self._draws = generator_state(inputs) != state
         return outputs
 
-    def _note_draw(self, state: bytes, *, compiled: bool) -> None:
+    def _record_draw(self, state: bytes, *, compiled: bool) -> None:
         if self._draws is not False and not in_backward():
-            note_draw(state, compiled=compiled)
+            record_draw(state, compiled=compiled)
 
     def _may_run_compiled(self, inputs: Sequence[Any], state: bytes) -> bool:
         if self._draws is None or (self._answer is None and self._compiled is None):
             return False
         if self._draws and in_backward():
-            return self._compiled is not None and drew_compiled(state)
+            return self._compiled is not None and last_draw_was_compiled(state)
         if self._draws and not torch.is_grad_enabled():
             return False
-        if has_waiting_call(self, inputs):
+        if has_pending_call(self, inputs):
             return False
         if self._compiled is None and self._answer is not None and not in_backward():
             # Within a backward pass a checkpoint is computed again as it was the first time.
@@ -96,18 +96,18 @@ class Swapping:
 
     def _wait(self) -> None:
         try:
-            self._answer = self._ask(self._question)
+            self._answer = self._ask(self._graph_request)
         except Exception as error:  # noqa: BLE001 - the job runs on whatever it is
             self._on_error(error)
 
-    def _swap(self, answer: Answer) -> None:
+    def _swap(self, answer: GraphResult) -> None:
         self._answer = None
         try:
             compiled = answer.open()
         except Exception as error:  # noqa: BLE001 - the job runs on whatever it is
             self._on_error(error)
             return
-        flat = self._question.flat
+        flat = self._graph_request.flat
         if flat is not None and answer.conditions:
             self._conditions = Conditions(answer.conditions, flat.inputs)
         self._compiled = compiled

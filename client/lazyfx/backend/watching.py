@@ -16,11 +16,11 @@ _log = logging.getLogger("lazyfx")
 # Log lines of one compile are at least this many seconds apart.
 _LOG_SECONDS: Final = 10.0
 
-Notice = Callable[[pb.ArtifactProgress], None]
+OnProgress = Callable[[pb.ArtifactProgress], None]
 
 
 @contextmanager
-def watched(nodes: int) -> Iterator[Notice]:
+def showing_progress(nodes: int) -> Iterator[OnProgress]:
     """Show how far the compile of one graph is.
 
     Of several ranks only the first shows it. On a terminal it is one line that is drawn

@@ -50,25 +50,25 @@ def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
         OSError: The file cannot be written.
     """
     if kind is Kind.PICKLE:
-        replace_file(target, lambda aside: remote.save_pickle(aside))
+        replace_file(target, lambda temporary: remote.save_pickle(temporary))
     elif kind is Kind.PACKAGE:
-        replace_file(target, lambda aside: remote.save_package(aside))
+        replace_file(target, lambda temporary: remote.save_package(temporary))
     elif kind is Kind.TORCHSCRIPT:
-        replace_file(target, lambda aside: remote.save_torchscript(aside))
+        replace_file(target, lambda temporary: remote.save_torchscript(temporary))
     elif kind is Kind.EXPORTED_PROGRAM:
-        replace_file(target, lambda aside: remote.save_exported_program(aside))
+        replace_file(target, lambda temporary: remote.save_exported_program(temporary))
     elif kind is Kind.AOT_INDUCTOR:
-        replace_file(target, lambda aside: remote.save_aot_inductor(aside))
+        replace_file(target, lambda temporary: remote.save_aot_inductor(temporary))
     elif kind is Kind.GRAPH:
         from lazyfx import wire
 
         data = wire.encode(remote.graph_module()).message().SerializeToString(deterministic=True)
-        replace_file(target, lambda aside: aside.write_bytes(data))
+        replace_file(target, lambda temporary: temporary.write_bytes(data))
     elif kind is Kind.CODE:
         _write_code(remote, target)
     else:
         text = str(remote.picture())
-        replace_file(target, lambda aside: aside.write_text(text, encoding="utf-8"))
+        replace_file(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _write_code(remote: RemoteModule, target: Path) -> None:
@@ -77,9 +77,9 @@ def _write_code(remote: RemoteModule, target: Path) -> None:
     file = remote.python_file(target.name)
     constants = file.constants
     if constants is not None:
-        replace_file(constants_path(target), lambda aside: aside.write_bytes(constants))
+        replace_file(constants_path(target), lambda temporary: temporary.write_bytes(constants))
     # Last: a file of source without its constants would not run.
-    replace_file(target, lambda aside: aside.write_text(file.text, encoding="utf-8"))
+    replace_file(target, lambda temporary: temporary.write_text(file.text, encoding="utf-8"))
 
 
 def is_written(target: Path, kind: Kind) -> bool:
@@ -103,13 +103,13 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
         OSError: The file cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        write(aside)
-        aside.replace(target)
+        write(temporary)
+        temporary.replace(target)
     except BaseException:  # also Ctrl-C: half a file must not stay behind
         with suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
         raise
 
 

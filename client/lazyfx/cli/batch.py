@@ -17,9 +17,15 @@ from rich.table import Table
 import lazyfx
 from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.artifacts import SUFFIXES, is_written, remove_leftovers, write_artifact
-from lazyfx.cli.batch_records import Record, digest_of, identity_of, read_record, write_record
-from lazyfx.cli.failing import fail, failing_clearly, in_words
-from lazyfx.cli.offered import require_offered
+from lazyfx.cli.batch_records import (
+    Record,
+    file_digest,
+    pipeline_identity,
+    read_record,
+    write_record,
+)
+from lazyfx.cli.failing import describe_error, fail, reporting_errors
+from lazyfx.cli.offered import require_available
 from lazyfx.cli.options import (
     GRAPH_SUFFIX,
     MODEL_SUFFIXES,
@@ -64,7 +70,7 @@ class _Batch:
         self._specs = specs
         self._emit = emit
         self._send_values = send_values
-        self._identity = identity_of(specs)
+        self._identity = pipeline_identity(specs)
         # Reading a program is Python from end to end, and torch does not promise that it
         # may be done twice at a time; waiting for the server is what jobs do side by side.
         self._loading = threading.Lock()
@@ -75,18 +81,18 @@ class _Batch:
         record = Record(str(file), "", self._identity, self._emit.value if self._emit else "")
         started = time.perf_counter()
         try:
-            record = replace(record, digest=digest_of(path))
+            record = replace(record, digest=file_digest(path))
             before = read_record(self._record_of(file))
-            if before is not None and before.answers(record) and self._is_written(file):
+            if before is not None and before.matches(record) and self._is_written(file):
                 return _Outcome(before, skipped=True)
             record = self._compile(path, file, record)
         except (LazyfxError, OSError) as error:
-            record = replace(record, error=in_words(error, self._client.address))
+            record = replace(record, error=describe_error(error, self._client.address))
         record = replace(record, seconds=round(time.perf_counter() - started, 6))
         try:
             write_record(self._record_of(file), record)
         except OSError as error:
-            record = replace(record, error=in_words(error, self._client.address))
+            record = replace(record, error=describe_error(error, self._client.address))
         return _Outcome(record, skipped=False)
 
     def _compile(self, path: Path, file: Path, record: Record) -> Record:
@@ -173,12 +179,12 @@ def batch(
     files = sorted(path for path in found if path.is_file())
     if not files:
         raise typer.BadParameter(f"there is no .pt2 or .lazyfx file in {folder}", param_hint="DIR")
-    with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+    with reporting_errors(address), lazyfx.connect(address, timeout=timeout) as client:
         from lazyfx.cli.models import add_rewrites
 
         specs = add_rewrites(specs, rewrite or [])
         # Without a server, or with a misspelled pass, every file would fail on its own, slowly.
-        require_offered(client, specs)
+        require_available(client, specs)
         remove_leftovers(output)
         work = _Batch(client, folder, output, specs, emit, send_values=send_values)
         outcomes = _run_all(work, files, jobs)

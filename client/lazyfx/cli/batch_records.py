@@ -48,13 +48,13 @@ class Record:
     seconds: float = 0.0
     error: str = ""
 
-    def answers(self, other: Record) -> bool:
+    def matches(self, other: Record) -> bool:
         """Whether this is a success of the same bytes and the same work."""
         mine = (self.digest, self.passes, self.emit)
         return not self.error and mine == (other.digest, other.passes, other.emit)
 
 
-def identity_of(passes: Sequence[PassSpec]) -> str:
+def pipeline_identity(passes: Sequence[PassSpec]) -> str:
     """What tells one pipeline from another: its spelling, and a digest of its rewrites.
 
     Raises:
@@ -71,7 +71,7 @@ def identity_of(passes: Sequence[PassSpec]) -> str:
     return f"{spelling} rewrites sha256:{hashlib.sha256(digests).hexdigest()}"
 
 
-def digest_of(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, hex.
 
     Raises:
@@ -102,4 +102,4 @@ def write_record(path: Path, record: Record) -> None:
         OSError: The file cannot be written.
     """
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 import lazyfx
-from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.failing import reporting_errors
 from lazyfx.cli.local_server import LocalServer, local_server
 from lazyfx.cli.metrics_text import changed_lines, read_metrics
 from lazyfx.cli.tables import console, pass_table, seconds_text, summary_table
@@ -44,7 +44,7 @@ def demo(
         raise typer.BadParameter("must be a multiple of 64", param_hint="--width")
     out = console()
     began = time.perf_counter()
-    with failing_clearly("the demo's server"), _ended_in_order():
+    with reporting_errors("the demo's server"), _terminated_gracefully():
         with local_server() as server:
             # torch comes with this, and takes its time: --help does without.
             from lazyfx.cli.demo_model import capture_gpt2
@@ -59,14 +59,14 @@ def demo(
                 f"{model.parameters / 1e6:.0f} million parameters, {nodes} nodes, "
                 f"{seconds_text(seconds)}",
             )
-            sent = _Sent()
+            sent = _UploadCounter()
             with lazyfx.connect(server.address, on_upload=sent) as client:
                 _compile(out, client, server, model, sent)
         _say(out, "8", f"the server has stopped; {time.perf_counter() - began:.0f} s in total")
 
 
 @dataclass
-class _Sent:
+class _UploadCounter:
     """Bytes of tensors that went to the server."""
 
     count: int = 0
@@ -77,7 +77,7 @@ class _Sent:
 
 
 def _compile(
-    out: Console, client: lazyfx.Client, server: LocalServer, model: DemoModel, sent: _Sent
+    out: Console, client: lazyfx.Client, server: LocalServer, model: DemoModel, sent: _UploadCounter
 ) -> None:
     import torch
 
@@ -141,7 +141,7 @@ def _timed(work: Callable[[], Answer]) -> tuple[Answer, float]:
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
+def _terminated_gracefully() -> Iterator[None]:
     """Have SIGTERM unwind the stack, so that the server is stopped and its store removed."""
 
     def leave(number: int, _frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.failing import reporting_errors
 from lazyfx.cli.options import AsJson
 from lazyfx.cli.plain import as_json
 
@@ -43,7 +43,7 @@ def explain(
     from lazyfx.explaining import explain as compare
 
     try:
-        with failing_clearly(address=""):
+        with reporting_errors(address=""):
             found = compare(_read(first), _read(second))
             if picture is not None:
                 found.picture().save(picture)
@@ -65,7 +65,7 @@ def explain(
 
 
 def _read(spelling: str) -> Explainable:
-    from lazyfx.capture import Captures
+    from lazyfx.capture import GraphCapturer
     from lazyfx.cli.models import call_factory, load_program
     from lazyfx.saving import load_graph
 
@@ -73,5 +73,5 @@ def _read(spelling: str) -> Explainable:
     if spelling.endswith(".pt2"):
         return load_program(path)
     if ":" in spelling and not path.exists():
-        return Captures().capture(*call_factory(spelling, None)).module
+        return GraphCapturer().capture(*call_factory(spelling, None)).module
     return load_graph(path)

@@ -19,7 +19,7 @@ def fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def in_words(error: Exception, address: str) -> str:
+def describe_error(error: Exception, address: str) -> str:
     """An error in one line, with what to do about it.
 
     Args:
@@ -48,7 +48,7 @@ def _one_line(text: str) -> str:
 
 
 @contextmanager
-def failing_clearly(address: str) -> Iterator[None]:
+def reporting_errors(address: str) -> Iterator[None]:
     """Turn lazyfx's own errors into one line and exit status 1.
 
     Raises:
@@ -57,4 +57,4 @@ def failing_clearly(address: str) -> Iterator[None]:
     try:
         yield
     except (LazyfxError, OSError) as error:
-        raise fail(in_words(error, address)) from error
+        raise fail(describe_error(error, address)) from error

@@ -9,7 +9,7 @@ import typer
 
 import lazyfx
 from lazyfx.addresses import DEFAULT_ADDRESS
-from lazyfx.cli.failing import fail, failing_clearly
+from lazyfx.cli.failing import fail, reporting_errors
 from lazyfx.cli.options import Address, AsJson, Timeout
 from lazyfx.cli.plain import as_json, plain
 
@@ -38,7 +38,7 @@ def keys(
         for public_key in _rotated(rotate):
             typer.echo(public_key)
         return
-    with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+    with reporting_errors(address), lazyfx.connect(address, timeout=timeout) as client:
         found = client.server_info().verify_keys
     if json:
         typer.echo(as_json([plain(key) for key in found]))

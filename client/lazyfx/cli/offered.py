@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _GROUP_OPTIONS = ("at_most",)
 
 
-def require_offered(client: lazyfx.Client, specs: Iterable[PassSpec]) -> None:
+def require_available(client: lazyfx.Client, specs: Iterable[PassSpec]) -> None:
     """Check the names of passes, pipelines and options against those of the server.
 
     Raises:

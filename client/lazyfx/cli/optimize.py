@@ -10,8 +10,8 @@ import typer
 import lazyfx
 from lazyfx.addresses import DEFAULT_ADDRESS
 from lazyfx.cli.artifacts import text_of, write_artifact
-from lazyfx.cli.failing import failing_clearly
-from lazyfx.cli.offered import require_offered
+from lazyfx.cli.failing import reporting_errors
+from lazyfx.cli.offered import require_available
 from lazyfx.cli.options import (
     GRAPH_SUFFIX,
     MODEL_SUFFIXES,
@@ -85,13 +85,13 @@ def optimize(
 
     specs = read_passes(passes)
     examples = _examples(example or [])
-    with failing_clearly(address):
+    with reporting_errors(address):
         specs = add_rewrites(specs, rewrite or [])
         with (
             upload_bar() as bar,
             lazyfx.connect(address, timeout=timeout, on_upload=bar) as client,
         ):
-            require_offered(client, specs)
+            require_available(client, specs)
             what, inputs = _read(model, examples)
             remote = client.compile(what, specs, inputs, send_values=send_values)
             if emit is not None and output is not None:

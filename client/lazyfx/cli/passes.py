@@ -6,7 +6,7 @@ import typer
 
 import lazyfx
 from lazyfx.addresses import DEFAULT_ADDRESS
-from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.failing import reporting_errors
 from lazyfx.cli.options import Address, AsJson, Timeout
 from lazyfx.cli.plain import as_json, plain
 from lazyfx.cli.tables import add_row, console, new_table
@@ -17,7 +17,7 @@ def passes(
     address: Address = DEFAULT_ADDRESS, timeout: Timeout = 30.0, json: AsJson = False
 ) -> None:
     """List the server's passes and their options."""
-    with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+    with reporting_errors(address), lazyfx.connect(address, timeout=timeout) as client:
         found, pipelines = client.passes(), client.pipelines()
     if json:
         typer.echo(as_json([plain(description) for description in found]))

@@ -7,7 +7,7 @@ from rich.console import Console
 
 import lazyfx
 from lazyfx.addresses import DEFAULT_ADDRESS
-from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.failing import reporting_errors
 from lazyfx.cli.options import Address, AsJson, Timeout
 from lazyfx.cli.plain import as_json, plain
 from lazyfx.cli.tables import (
@@ -27,7 +27,7 @@ def stats(
     address: Address = DEFAULT_ADDRESS, timeout: Timeout = 30.0, json: AsJson = False
 ) -> None:
     """Print what the server did and saved."""
-    with failing_clearly(address), lazyfx.connect(address, timeout=timeout) as client:
+    with reporting_errors(address), lazyfx.connect(address, timeout=timeout) as client:
         ledger = client.stats()
     if json:
         typer.echo(as_json(plain(ledger)))

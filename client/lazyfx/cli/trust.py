@@ -9,7 +9,7 @@ import typer
 
 import lazyfx
 from lazyfx.addresses import read_address
-from lazyfx.cli.failing import fail, failing_clearly
+from lazyfx.cli.failing import fail, reporting_errors
 from lazyfx.cli.options import Timeout
 from lazyfx.errors import AddressError
 from lazyfx.known_servers import KEY_BYTES, fingerprint, known_keys, trust
@@ -58,7 +58,7 @@ def trust_server(
         address = read_address(server)
     except AddressError as error:
         raise typer.BadParameter(str(error), param_hint="HOST:PORT") from error
-    with failing_clearly(address):
+    with reporting_errors(address):
         if forget:
             typer.echo(f"{address} is no longer in {trust(address, ())}")
             return

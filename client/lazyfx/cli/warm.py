@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from lazyfx.addresses import DEFAULT_ADDRESS
-from lazyfx.cli.failing import failing_clearly
+from lazyfx.cli.failing import reporting_errors
 from lazyfx.cli.options import Address, SendValues
 
 
@@ -45,7 +45,7 @@ def warm(
     sent from any machine.
     """
     if script.is_dir() or script.suffix == ".lazyfx":
-        with failing_clearly(address):
+        with reporting_errors(address):
             _warm_recorded(script, address, timeout, send_values=send_values)
         return
     if not script.is_file():
@@ -59,7 +59,7 @@ def _warm_recorded(recording: Path, address: str, timeout: float, *, send_values
     # torch takes its time: --help does without.
     import lazyfx
     from lazyfx.backend.recording import read_recording
-    from lazyfx.backend.watching import watched
+    from lazyfx.backend.watching import showing_progress
 
     count = 0
     with lazyfx.connect(address, timeout=timeout) as client:
@@ -67,7 +67,7 @@ def _warm_recorded(recording: Path, address: str, timeout: float, *, send_values
             nodes = len(recorded.graph.graph.nodes)
             remote = client.compile(recorded.graph, recorded.passes, send_values=send_values)
             if recorded.native is not None:
-                with watched(nodes) as notice:
+                with showing_progress(nodes) as notice:
                     remote.native(recorded.native, timeout=timeout, on_progress=notice)
             typer.echo(f"{count}: {nodes} nodes, graph {remote.digest[:12]}: compiled")
     if not count:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from lazyfx import wire
-from lazyfx.capture import Captures
+from lazyfx.capture import GraphCapturer
 from lazyfx.explaining.comparing import ComparedGraph, Difference, compare
 from lazyfx.explaining.drawing import draw
 from lazyfx.explaining.rows import Rows
@@ -116,6 +116,6 @@ def _read(what: Explainable) -> tuple[Rows, str]:
     if isinstance(what, (wire.EncodedGraph, SavedGraph)):
         body, names = what.body, what.presentation
     else:
-        encoded = wire.encode(Captures().capture(what).module)
+        encoded = wire.encode(GraphCapturer().capture(what).module)
         body, names = encoded.body, encoded.presentation
     return Rows(pb.GraphBody.FromString(body), names), hashlib.sha256(body).hexdigest()

@@ -14,8 +14,8 @@ _NOTES = 420
 _COLORS = {"same": "#f6f8fa", "changed": "#fdeecb", "added": "#d7ecd9", "removed": "#f9dce6"}
 # Nodes that are drawn around one that differs, and most rows drawn in all.
 _CONTEXT = 2
-_MOST_ROWS = 150
-_MOST_NOTES = 3
+_MAX_ROWS = 150
+_MAX_NOTES = 3
 _STYLE = (
     "text{font:11px ui-monospace,monospace;fill:#1b1f24}"
     ".s{font-size:9px;fill:#57606a}"
@@ -32,8 +32,8 @@ def draw(graphs: Sequence[ComparedGraph], titles: tuple[str, str], note: str) ->
     stretches are left out and counted.
     """
     rows = list(_rows(graphs))
-    left_out = max(0, len(rows) - _MOST_ROWS)
-    rows = rows[:_MOST_ROWS]
+    left_out = max(0, len(rows) - _MAX_ROWS)
+    rows = rows[:_MAX_ROWS]
     if left_out:
         rows.append([f'<text x="{_MARGIN}" y="25" class="s">… {left_out} more rows</text>'])
     parts = [
@@ -97,9 +97,9 @@ def _pair(
         yield _box(right, graph.second[j].name, graph.second[j].summary(), _COLORS[kind])
     if i is not None and j is not None:
         yield f'<path d="M{_MARGIN + _WIDTH} 20L{right} 20"/>'
-    notes = [_note(difference) for difference in differences[:_MOST_NOTES]]
-    if len(differences) > _MOST_NOTES:
-        notes[-1] = f"… and {len(differences) - _MOST_NOTES + 1} more fields"
+    notes = [_note(difference) for difference in differences[:_MAX_NOTES]]
+    if len(differences) > _MAX_NOTES:
+        notes[-1] = f"… and {len(differences) - _MAX_NOTES + 1} more fields"
     for place, text in enumerate(notes):
         yield _text(right + _WIDTH + 16, 12 + 12 * place, text, "s", 85)
 

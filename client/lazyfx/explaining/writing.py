@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lazyfx.explaining.comparing import Difference
 
-_MOST_NAMES = 6
+_MAX_NAMES = 6
 
 
 def write(
@@ -35,8 +35,8 @@ def write(
 def _same(digest: str, nodes: tuple[int, int], renamed: Sequence[tuple[str, str]]) -> Iterator[str]:
     yield f"one computation: {digest[:12]} ({nodes[0]} nodes); one compile serves both"
     if renamed:
-        shown = ", ".join(f"{a} = {b}" for a, b in renamed[:_MOST_NAMES])
-        more = f" and {len(renamed) - _MOST_NAMES} more" if len(renamed) > _MOST_NAMES else ""
+        shown = ", ".join(f"{a} = {b}" for a, b in renamed[:_MAX_NAMES])
+        more = f" and {len(renamed) - _MAX_NAMES} more" if len(renamed) > _MAX_NAMES else ""
         yield f"names of {len(renamed)} nodes differ, without effect: {shown}{more}"
 
 
@@ -57,9 +57,9 @@ def _group(group: Sequence[Difference]) -> Iterator[str]:
     elif head.kind == "added":
         yield f"+ {_where(head)} = {head.after}"
     else:
-        names = ", ".join(_where(difference) for difference in group[:_MOST_NAMES])
-        if len(group) > _MOST_NAMES:
-            names += f" and {len(group) - _MOST_NAMES} more nodes"
+        names = ", ".join(_where(difference) for difference in group[:_MAX_NAMES])
+        if len(group) > _MAX_NAMES:
+            names += f" and {len(group) - _MAX_NAMES} more nodes"
         yield f"! {names}: {head.field}: {head.before} -> {head.after}"
 
 

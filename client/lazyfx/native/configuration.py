@@ -103,7 +103,7 @@ class Configuration:
         """The first 4 bytes of the digest of each setting."""
         return b"".join(digest[:_SHORT] for digest in self._digests())
 
-    def differing(self, short_digests: bytes) -> Sequence[str]:
+    def differences(self, short_digests: bytes) -> Sequence[str]:
         """The settings that differ from those of another process with the same torch.
 
         Args:
@@ -124,7 +124,7 @@ class Configuration:
 
     def _digests(self) -> Iterator[bytes]:
         for name, value in self.values.items():
-            yield hashlib.sha256(f"{name}={_spelled(value)}".encode()).digest()
+            yield hashlib.sha256(f"{name}={_canonical_text(value)}".encode()).digest()
 
 
 def read_configuration() -> Configuration:
@@ -133,15 +133,15 @@ def read_configuration() -> Configuration:
     return Configuration({name: found[name] for name in sorted(found) if name not in _LEFT_OUT})
 
 
-def _spelled(value: Any) -> str:
+def _canonical_text(value: Any) -> str:
     """A value as text, the same in every process that has it."""
     if isinstance(value, Mapping):
-        entries = sorted(f"{_spelled(k)}: {_spelled(v)}" for k, v in value.items())
+        entries = sorted(f"{_canonical_text(k)}: {_canonical_text(v)}" for k, v in value.items())
         return f"{{{', '.join(entries)}}}"
     if isinstance(value, (list, tuple)):
-        return f"{type(value).__name__}({', '.join(map(_spelled, value))})"
+        return f"{type(value).__name__}({', '.join(map(_canonical_text, value))})"
     if isinstance(value, (set, frozenset)):
-        return f"set({', '.join(sorted(map(_spelled, value)))})"
+        return f"set({', '.join(sorted(map(_canonical_text, value)))})"
     if callable(value):
         named = getattr(value, "__qualname__", type(value).__qualname__)
         return f"{getattr(value, '__module__', '')}.{named}"

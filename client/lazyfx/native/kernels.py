@@ -26,11 +26,11 @@ _ORIGINAL = torch_names.CppCodeCache.load_async.__func__  # type: ignore[attr-de
 _SIGNATURE = inspect.signature(_ORIGINAL)
 
 # Inductor's cache is one class for the whole process: only one thread at a time may stand in.
-_standing_in = threading.RLock()
+_patching = threading.RLock()
 
 
 @contextmanager
-def noted(on_compiled: Callable[[int], None]) -> Iterator[dict[bytes, Path]]:
+def record_kernels(on_compiled: Callable[[int], None]) -> Iterator[dict[bytes, Path]]:
     """Note every library that Inductor compiles within the block.
 
     Args:
@@ -54,12 +54,12 @@ def noted(on_compiled: Callable[[int], None]) -> Iterator[dict[bytes, Path]]:
 
         return noting
 
-    with _in_place_of_compiler(load_async):
+    with _patched_loader(load_async):
         yield libraries
 
 
 @contextmanager
-def handed_over(libraries: Mapping[bytes, bytes]) -> Iterator[None]:
+def use_kernels(libraries: Mapping[bytes, bytes]) -> Iterator[None]:
     """Give Inductor these libraries within the block; in this thread no compiler runs.
 
     Args:
@@ -81,20 +81,20 @@ def handed_over(libraries: Mapping[bytes, bytes]) -> Iterator[None]:
 
         def load() -> Any:
             if not loaded:
-                path = _written(data)
+                path = _library_file(data)
                 loaded.append(cls._load_library(str(path), path.stem))
             return loaded[0]
 
         return load
 
-    with _in_place_of_compiler(load_async):
+    with _patched_loader(load_async):
         yield
 
 
 @contextmanager
-def _in_place_of_compiler(load_async: Callable[..., _Load]) -> Iterator[None]:
+def _patched_loader(load_async: Callable[..., _Load]) -> Iterator[None]:
     cache: Any = torch_names.CppCodeCache
-    with _standing_in:
+    with _patching:
         before = cache.__dict__["load_async"]
         cache.load_async = classmethod(load_async)
         try:
@@ -121,7 +121,7 @@ def _source_digest(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return digest.digest()
 
 
-def _written(data: bytes) -> Path:
+def _library_file(data: bytes) -> Path:
     """A library as a file, whole or not at all; one that is there is compared first."""
     folder = Path(torch_names.cache_dir()) / "lazyfx"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -131,11 +131,11 @@ def _written(data: bytes) -> Path:
             return path
     except OSError:
         pass
-    handle, aside = tempfile.mkstemp(dir=folder, suffix=".so")
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        Path(aside).replace(path)
+        Path(temporary).replace(path)
     finally:
-        Path(aside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
     return path

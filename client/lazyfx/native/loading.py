@@ -18,11 +18,11 @@ _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[..., Any]:
     """Load an artifact, without a compiler.
 
-    torch's part of it is a pickle: call this only with what `read_made` gave for an artifact
+    torch's part of it is a pickle: call this only with what `read_artifact` gave for an artifact
     whose signature has been verified.
 
     Args:
-        bundle: From `read_made`.
+        bundle: From `read_artifact`.
         texts: Of the graph that was compiled, by their tokens: errors of forward and backward
             show them.
 
@@ -35,9 +35,9 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
     """
     libraries = {kernel.source: kernel.library for kernel in bundle.kernels}
     try:
-        with kernels.handed_over(libraries), _errors_show(texts):
+        with kernels.use_kernels(libraries), _restoring_errors(texts):
             # This unpickles. No stranger's bytes come here: the artifact's signature was verified
-            # before `read_made`, and only the server's signer can make one.
+            # before `read_artifact`, and only the server's signer can make one.
             loaded: Callable[..., Any] = torch_names.AOTCompiledArtifact.deserialize(
                 bundle.compiled
             )
@@ -51,10 +51,10 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
 
 
 @contextmanager
-def _errors_show(texts: Mapping[str, str]) -> Iterator[None]:
+def _restoring_errors(texts: Mapping[str, str]) -> Iterator[None]:
     """Whatever is loaded within the block shows these texts in its errors.
 
-    Only within `kernels.handed_over`, which lets one thread at a time in.
+    Only within `kernels.use_kernels`, which lets one thread at a time in.
     """
     compiled: Any = torch_names.CompiledFxGraph
     original = compiled.after_deserialization

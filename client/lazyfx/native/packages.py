@@ -18,7 +18,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
-_MOST_MEMBERS: Final = 10_000
+_MAX_MEMBERS: Final = 10_000
 
 TEXTS: Final = "extra/lazyfx_texts.json"
 """Member of a package, under its root folder: the graph's texts by the tokens in its errors."""
@@ -33,7 +33,7 @@ def write_package(
     """Write a package with its values, as `torch._inductor.aoti_load_package` reads it.
 
     Args:
-        package: From `read_made`.
+        package: From `read_artifact`.
         tensors: The graph's tensors by their paths in canonical names.
         path: The file; its name should end in .pt2, or torch complains when it loads it.
         texts: Of the graph, by their tokens; those whose tokens stand in the package are put into
@@ -70,7 +70,7 @@ def _check_members(archive: zipfile.ZipFile, length: int) -> None:
     torch stores members as they are, so they are together no longer than the archive.
     """
     members = archive.infolist()
-    if not 0 < len(members) <= _MOST_MEMBERS:
+    if not 0 < len(members) <= _MAX_MEMBERS:
         raise ArtifactError(f"the package has {len(members)} members")
     names = {member.filename for member in members}
     if len(names) != len(members):

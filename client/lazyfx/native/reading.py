@@ -11,10 +11,12 @@ from lazyfx.native.requests import conditions_digest
 from lazyfx.native.target import mismatch
 from lazyfx.v1 import compiler_pb2 as pb
 
-Made = TypeVar("Made", pb.NativeBundle, pb.AotPackage)
+NativeArtifact = TypeVar("NativeArtifact", pb.NativeBundle, pb.AotPackage)
 
 
-def read_made(kind: type[Made], data: bytes, request: pb.NativeRequest) -> Made:
+def read_artifact(
+    kind: type[NativeArtifact], data: bytes, request: pb.NativeRequest
+) -> NativeArtifact:
     """Read an artifact whose signature has been verified, and check that it is what was asked for.
 
     Args:

@@ -14,7 +14,7 @@ from lazyfx.native.named_values import NamedValueError
 from lazyfx.v1 import compiler_pb2 as pb
 
 # Settings, states and a machine are a tenth of that.
-_MOST_BYTES: Final = 64 * 1024
+_MAX_BYTES: Final = 64 * 1024
 
 
 def native_request(
@@ -52,8 +52,8 @@ def check_request(request: pb.NativeRequest) -> None:
     Raises:
         NamedValueError: One is not; says what the field takes.
     """
-    if request.ByteSize() > _MOST_BYTES:
-        raise NamedValueError("native", f"is longer than {_MOST_BYTES} bytes")
+    if request.ByteSize() > _MAX_BYTES:
+        raise NamedValueError("native", f"is longer than {_MAX_BYTES} bytes")
     settings.from_proto(request.settings)
     states.from_proto(request.states)
 

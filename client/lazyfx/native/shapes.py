@@ -23,7 +23,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx.wire.expressions import expressions_from, expressions_to
 
 # A float that changes with every call would fill the memory of conditions asked before.
-_MOST_KNOWN = 1_000
+_MAX_KNOWN = 1_000
 
 
 def input_symbols(inputs: Iterable[Any]) -> list[sympy.Symbol]:
@@ -143,7 +143,7 @@ class Conditions:
         if known is None:
             values = dict(zip(self._places, map(sympy.sympify, numbers), strict=True))
             known = all(c.xreplace(values) is sympy.true for c in self._conditions)
-            if len(self._known) >= _MOST_KNOWN:
+            if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[numbers] = known
         return known

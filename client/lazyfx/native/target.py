@@ -94,7 +94,7 @@ def describe_host(*, vector_isa: str, accelerator: str) -> pb.NativeTarget:
     )
 
 
-def mismatch(made_on: pb.NativeTarget, runs_on: pb.NativeTarget) -> str:
+def mismatch(build_target: pb.NativeTarget, host_target: pb.NativeTarget) -> str:
     """Why what is made on one machine cannot run on another; "" when it can."""
     for name, label in (
         ("torch", "torch"),
@@ -102,17 +102,17 @@ def mismatch(made_on: pb.NativeTarget, runs_on: pb.NativeTarget) -> str:
         ("python", "Python's ABI"),
         ("vector_isa", "the vector instruction set"),
     ):
-        there, here = getattr(made_on, name), getattr(runs_on, name)
+        there, here = getattr(build_target, name), getattr(host_target, name)
         if there != here:
             shown = (
                 (there.hex()[:12], here.hex()[:12]) if isinstance(there, bytes) else (there, here)
             )
             return f"{label} is {shown[0] or 'none'} on the server and {shown[1] or 'none'} here"
-    if lacking := sorted(set(made_on.cpu_flags) - set(runs_on.cpu_flags)):
+    if lacking := sorted(set(build_target.cpu_flags) - set(host_target.cpu_flags)):
         return f"the server's CPU has instructions that this one lacks: {' '.join(lacking[:8])}"
-    if runs_on.accelerator and made_on.accelerator != runs_on.accelerator:
+    if host_target.accelerator and build_target.accelerator != host_target.accelerator:
         return (
-            f"the graph runs on {runs_on.accelerator!r}, and the server can target "
-            f"{made_on.accelerator or 'CPUs only'!r}"
+            f"the graph runs on {host_target.accelerator!r}, and the server can target "
+            f"{build_target.accelerator or 'CPUs only'!r}"
         )
     return ""

@@ -18,7 +18,7 @@ from lazyfx.v1 import graph_pb2
 _PREFIX: Final = "lazyfxtext"
 TOKEN: Final = re.compile(_PREFIX + "[0-9a-f]{32}", re.ASCII)
 # A text may come back in errors again and again.
-_MOST_CHARACTERS: Final = 2000
+_MAX_CHARACTERS: Final = 2000
 
 
 def token_of(text: str) -> str:
@@ -36,25 +36,25 @@ def texts_of(body: bytes) -> dict[str, str]:
     return {token_of(text): text for text in graph_pb2.GraphBody.FromString(body).strings}
 
 
-def restored(message: str, texts: Mapping[str, str]) -> str:
+def restore_texts(message: str, texts: Mapping[str, str]) -> str:
     """A message with the texts in place of their tokens.
 
     Args:
         message: From torch or from a server.
         texts: As `texts_of` gives them; other tokens stay.
     """
-    return TOKEN.sub(lambda found: texts.get(found[0], found[0])[:_MOST_CHARACTERS], message)
+    return TOKEN.sub(lambda found: texts.get(found[0], found[0])[:_MAX_CHARACTERS], message)
 
 
 @contextmanager
-def restoring(texts: Mapping[str, str]) -> Iterator[None]:
+def restoring_texts(texts: Mapping[str, str]) -> Iterator[None]:
     """Give errors that leave the block the texts in place of their tokens."""
     try:
         yield
     except Exception as error:
         if texts:
             error.args = tuple(
-                restored(part, texts) if isinstance(part, str) else part for part in error.args
+                restore_texts(part, texts) if isinstance(part, str) else part for part in error.args
             )
         raise
 
@@ -65,7 +65,7 @@ def with_texts(call: Callable[..., Any], texts: Mapping[str, str]) -> Callable[.
         return call
 
     def restoring_call(*args: Any, **kwargs: Any) -> Any:
-        with restoring(texts):
+        with restoring_texts(texts):
             return call(*args, **kwargs)
 
     return restoring_call

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torch.package.package_exporter import PackageExporter
 
 from lazyfx.errors import UnsupportedGraphError
-from lazyfx.pickling.modules import ModuleForms
+from lazyfx.pickling.modules import ModuleReducer
 from lazyfx.pickling.tensors import TensorPickler
 
 PACKAGE_NAME = "module"
@@ -36,7 +36,7 @@ def pickle_module(module: GraphModule) -> bytes:
         UnsupportedGraphError: Something in it cannot be pickled; names it.
     """
     buffer = io.BytesIO()
-    form = ModuleForms().form(module)
+    form = ModuleReducer().reduce(module)
     try:
         TensorPickler(buffer, protocol=4).dump(form)
     except Exception as error:  # what is pickled raises errors of every kind
@@ -57,7 +57,7 @@ def package_module(module: GraphModule) -> bytes:
         UnsupportedGraphError: Something in it cannot be packaged; says what.
     """
     buffer = io.BytesIO()
-    form: Any = ModuleForms().form(module)
+    form: Any = ModuleReducer().reduce(module)
     try:
         with PackageExporter(buffer) as exporter:
             # Types of the caller's own outputs (transformers' ModelOutput) are theirs to install.

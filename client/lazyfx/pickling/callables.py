@@ -13,12 +13,12 @@ import torch
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.pickling import torch_names
-from lazyfx.pickling.made import Made, after, home, named, resolve
+from lazyfx.pickling.made import DeferredCall, after_calls, by_dotted_name, dotted_name_of, resolve
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import numpy_twins, target_lists, targets, twins
 from lazyfx.wire.schemas import operator_of
 
-REGISTERED_BY: Final = {
+REGISTERING_MODULES: Final = {
     **target_lists.LATE_NAMESPACES,
     "_c10d_functional": "torch.distributed._functional_collectives",
     "_dtensor": "torch.distributed.tensor._collective_utils",
@@ -33,13 +33,13 @@ REGISTERED_BY: Final = {
 """Modules of torch that register operators of a namespace when they are imported, and only then."""
 
 
-class Callables:
+class CallableReducer:
     """Writes callables, each once."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[object, Made]] = {}
+        self._known: dict[int, tuple[object, DeferredCall]] = {}
 
-    def form(self, target: Any) -> Made:
+    def reduce(self, target: Any) -> DeferredCall:
         """What finds `target` where the pickle is loaded.
 
         Raises:
@@ -47,17 +47,17 @@ class Callables:
         """
         known = self._known.get(id(target))
         if known is None:
-            known = self._known[id(target)] = (target, _form(target))
+            known = self._known[id(target)] = (target, _reduce(target))
         return known[1]
 
 
-def _form(target: Any) -> Made:
+def _reduce(target: Any) -> DeferredCall:
     if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return _operator(target)
     if isinstance(target, torch._ops.HigherOrderOperator):
-        place = home(target)
+        place = dotted_name_of(target)
         if place is not None:
-            return named(place)
+            return by_dotted_name(place)
     elif target is twins.lower_version_count_by_1:
         return _of_source(twins.lower_version_count_by_1)
     elif (wrapped := numpy_twins.wrapper_name(target)) is not None:
@@ -65,7 +65,7 @@ def _form(target: Any) -> Made:
     else:
         kind, name = targets.name_of(target) or (0, "")
         if kind == pb.TARGET_KIND_FUNCTION and _is_at(name, target):
-            return named(name)
+            return by_dotted_name(name)
     raise UnsupportedGraphError(
         f"the callable {target!r:.200} cannot be imported where only torch is installed",
         remedy="save the graph instead (lazyfx.save_graph), or make it a custom operator",
@@ -79,30 +79,34 @@ def _is_at(name: str, target: object) -> bool:
         return False
 
 
-def _operator(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> Made:
+def _operator(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> DeferredCall:
     operator = operator_of(target)
     assert operator is not None
-    registry: Any = named("torch.ops")
-    module = REGISTERED_BY.get(operator.namespace)
+    registry: Any = by_dotted_name("torch.ops")
+    module = REGISTERING_MODULES.get(operator.namespace)
     if module is not None and importlib.util.find_spec(module):
-        registry = after(registry, named(module))
-    found = Made(getattr, (Made(getattr, (registry, operator.namespace)), operator.name))
-    return Made(getattr, (found, operator.overload)) if operator.overload else found
+        registry = after_calls(registry, by_dotted_name(module))
+    found = DeferredCall(
+        getattr, (DeferredCall(getattr, (registry, operator.namespace)), operator.name)
+    )
+    return DeferredCall(getattr, (found, operator.overload)) if operator.overload else found
 
 
-def _numpy_wrapper(target: Any, name: str) -> Made:
+def _numpy_wrapper(target: Any, name: str) -> DeferredCall:
     """A wrapper of dynamo's around a NumPy function of torch's, made again."""
-    cls = named(f"torch._dynamo.utils.{type(target).__name__}")
+    cls = by_dotted_name(f"torch._dynamo.utils.{type(target).__name__}")
     own = name.rpartition(".")[2]
     if type(target).__name__ == "numpy_method_wrapper":
-        return Made(cls, (own,))
+        return DeferredCall(cls, (own,))
     if type(target).__name__ == "numpy_operator_wrapper":
-        return Made(cls, (named(f"operator.{own}"),))
-    return Made(cls, (named(name),))
+        return DeferredCall(cls, (by_dotted_name(f"operator.{own}"),))
+    return DeferredCall(cls, (by_dotted_name(name),))
 
 
-def _of_source(function: Callable[..., Any]) -> Made:
+def _of_source(function: Callable[..., Any]) -> DeferredCall:
     """A function of ours that stands for one that torch defines inside another."""
     # Not of a module of torch: torch.fx would write it as one of its functions.
-    names = {"torch": named("torch"), "__name__": "saved_graph"}
-    return Made(torch_names.function_of, (function.__name__, inspect.getsource(function), names))
+    names = {"torch": by_dotted_name("torch"), "__name__": "saved_graph"}
+    return DeferredCall(
+        torch_names.function_of, (function.__name__, inspect.getsource(function), names)
+    )

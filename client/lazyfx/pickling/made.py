@@ -11,17 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Made:
+class DeferredCall:
     """Takes the place of an object in a pickle, which makes it by calling a function.
 
-    Equal objects must be the same `Made` to be the same object again: pickle remembers by
+    Equal objects must be the same `DeferredCall` to be the same object again: pickle remembers by
     identity.
     """
 
     __slots__ = ("_arguments", "_function", "_state")
 
     def __init__(
-        self, function: Callable[..., Any] | Made, arguments: tuple[Any, ...], state: Any = None
+        self,
+        function: Callable[..., Any] | DeferredCall,
+        arguments: tuple[Any, ...],
+        state: Any = None,
     ) -> None:
         self._function = function
         self._arguments = arguments
@@ -37,13 +40,13 @@ class Made:
         return (self._function, self._arguments, self._state)
 
 
-def after(value: object, *steps: object) -> Made:
+def after_calls(value: object, *steps: object) -> DeferredCall:
     """`value`, once `steps` have been made, in this order, from left to right."""
-    return Made(operator.getitem, ((value, *steps), 0))
+    return DeferredCall(operator.getitem, ((value, *steps), 0))
 
 
 @functools.lru_cache(maxsize=4096)
-def named(dotted: str) -> Made:
+def by_dotted_name(dotted: str) -> DeferredCall:
     """The object of a dotted name: a module, or what is found in one by attributes.
 
     A name is looked up where the pickle is loaded, by `getattr`: torch.package cannot load names
@@ -54,10 +57,10 @@ def named(dotted: str) -> Made:
     """
     parent, _, name = dotted.rpartition(".")
     if _is_importable(dotted):
-        return Made(importlib.import_module, (dotted,))
+        return DeferredCall(importlib.import_module, (dotted,))
     if not parent:
         raise LookupError(dotted)
-    return Made(getattr, (named(parent), name))
+    return DeferredCall(getattr, (by_dotted_name(parent), name))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -73,7 +76,7 @@ def _is_importable(dotted: str) -> bool:
 
 
 def resolve(dotted: str) -> object:
-    """The object that `named(dotted)` makes.
+    """The object that `by_dotted_name(dotted)` makes.
 
     Raises:
         LookupError: There is no such object.
@@ -86,7 +89,7 @@ def resolve(dotted: str) -> object:
     return getattr(owner, name)
 
 
-def home(value: object) -> str | None:
+def dotted_name_of(value: object) -> str | None:
     """The dotted name of a module-level object, looked for in the module of its type."""
     module = sys.modules.get(type(value).__module__)
     for name, other in vars(module).items() if module is not None else ():

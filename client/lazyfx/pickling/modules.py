@@ -18,8 +18,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.pickling import torch_names
-from lazyfx.pickling.callables import Callables
-from lazyfx.pickling.made import Made, after, named
+from lazyfx.pickling.callables import CallableReducer
+from lazyfx.pickling.made import DeferredCall, after_calls, by_dotted_name
 
 # What a GraphModule holds besides its graph and its attributes. It makes all of it when it is
 # made, so writing it would only add things that may not pickle.
@@ -46,20 +46,20 @@ _MADE_AGAIN = frozenset(
 _NAMED_BY_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 
 
-class ModuleForms:
+class ModuleReducer:
     """Writes modules, each once; tensors and leaf modules are the module's own."""
 
     def __init__(self) -> None:
         self._known: dict[int, object] = {}
-        self._callables = Callables()
+        self._callables = CallableReducer()
 
-    def form(self, module: nn.Module) -> object:
+    def reduce(self, module: nn.Module) -> object:
         """What stands for a module in a pickle; the module itself where no graph is inside."""
         if id(module) not in self._known:
-            self._known[id(module)] = self._form(module)
+            self._known[id(module)] = self._reduce(module)
         return self._known[id(module)]
 
-    def _form(self, module: nn.Module) -> object:
+    def _reduce(self, module: nn.Module) -> object:
         if not any(isinstance(part, GraphModule) for part in module.modules()):
             return module
         # torch.export gives its modules methods of their own, bound to the module itself.
@@ -69,7 +69,7 @@ class ModuleForms:
             if name not in _MADE_AGAIN and not isinstance(value, MethodType)
         }
         state["_modules"] = {
-            name: None if child is None else self.form(child)
+            name: None if child is None else self.reduce(child)
             for name, child in module._modules.items()
         }
         if not isinstance(module, GraphModule):
@@ -83,12 +83,14 @@ class ModuleForms:
         # GraphModule takes over what its nodes read, tensors as buffers; the state is all of it.
         graph, class_name = self._graph(module.graph), type(module).__name__
         # By name: a package would take the class for one of the modules that write themselves.
-        return Made(named("torch.fx.GraphModule"), (root, graph, class_name), state)
+        return DeferredCall(
+            by_dotted_name("torch.fx.GraphModule"), (root, graph, class_name), state
+        )
 
-    def _graph(self, graph: Graph) -> Made:
-        made = Made(Graph, ())
-        create = Made(getattr, (made, "create_node"))
-        nodes: dict[Node, Made] = {}
+    def _graph(self, graph: Graph) -> DeferredCall:
+        made = DeferredCall(Graph, ())
+        create = DeferredCall(getattr, (made, "create_node"))
+        nodes: dict[Node, DeferredCall] = {}
         for node in graph.nodes:
             nodes[node] = self._node(node, create, nodes)
         steps: list[object] = [list(nodes.values())]
@@ -100,24 +102,28 @@ class ModuleForms:
                 remedy="set that of torch.fx: graph.set_codegen(torch.fx.graph.CodeGen())",
             ) from None
         if info is not None:
-            convention = Made(torch_names._PyTreeInfo, tuple(info))
-            codegen = Made(torch_names._PyTreeCodeGen, (convention,))
-            steps.append(Made(Made(getattr, (made, "set_codegen")), (codegen,)))
-        return after(made, *steps)
+            convention = DeferredCall(torch_names._PyTreeInfo, tuple(info))
+            codegen = DeferredCall(torch_names._PyTreeCodeGen, (convention,))
+            steps.append(DeferredCall(DeferredCall(getattr, (made, "set_codegen")), (codegen,)))
+        return after_calls(made, *steps)
 
-    def _node(self, node: Node, create: Made, nodes: Mapping[Node, Made]) -> Made:
+    def _node(
+        self, node: Node, create: DeferredCall, nodes: Mapping[Node, DeferredCall]
+    ) -> DeferredCall:
         argument = partial(self._argument, create=create, nodes=nodes)
         arguments = argument(node.args), argument(node.kwargs)
         target: Any = node.target
         if target is operator.pow and not isinstance(node.args[0], Node):
             # torch.fx writes -2 ** x, which is -(2 ** x).
-            target = named("builtins.pow")
+            target = by_dotted_name("builtins.pow")
         elif not isinstance(target, str):
-            target = self._callables.form(target)
+            target = self._callables.reduce(target)
         call: tuple[Any, ...] = (node.op, target, *arguments, node.name)
-        return Made(create, call if node.type is None else (*call, node.type))
+        return DeferredCall(create, call if node.type is None else (*call, node.type))
 
-    def _argument(self, argument: Any, create: Made, nodes: Mapping[Node, Made]) -> Any:
+    def _argument(
+        self, argument: Any, create: DeferredCall, nodes: Mapping[Node, DeferredCall]
+    ) -> Any:
         if isinstance(argument, Node):
             return nodes[argument]
         within = partial(self._argument, create=create, nodes=nodes)
@@ -128,19 +134,23 @@ class ModuleForms:
         if isinstance(argument, dict):
             return {key: within(part) for key, part in argument.items()}
         if isinstance(argument, slice):
-            return Made(slice, tuple(map(within, (argument.start, argument.stop, argument.step))))
+            return DeferredCall(
+                slice, tuple(map(within, (argument.start, argument.stop, argument.step)))
+            )
         if isinstance(argument, tuple) and any(isinstance(part, Node) for part in argument):
             parts = tuple(map(within, argument))
-            return Made(type(argument), parts if hasattr(argument, "_fields") else (parts,))
+            return DeferredCall(type(argument), parts if hasattr(argument, "_fields") else (parts,))
         if isinstance(argument, complex) and not _is_read_back(argument):
             parts = (argument.real, argument.imag)
-            return Made(create, ("call_function", named("builtins.complex"), parts))
+            return DeferredCall(
+                create, ("call_function", by_dotted_name("builtins.complex"), parts)
+            )
         if argument is ...:
-            return named("builtins.Ellipsis")
+            return by_dotted_name("builtins.Ellipsis")
         if isinstance(argument, _NAMED_BY_TORCH):
-            return named(str(argument))
+            return by_dotted_name(str(argument))
         if callable(argument) and not isinstance(argument, type):
-            return self._callables.form(argument)
+            return self._callables.reduce(argument)
         return argument
 
 

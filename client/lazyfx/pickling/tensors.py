@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lazyfx.pickling import torch_names
-from lazyfx.pickling.made import Made
+from lazyfx.pickling.made import DeferredCall
 from lazyfx.wire.tensors import storage_key
 
 
@@ -30,7 +30,7 @@ class TensorPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """How an object is written; NotImplemented leaves it to pickle."""
         if type(obj) is nn.Parameter and _is_plain(obj):
-            data = Made(*self._rebuilt(obj))
+            data = DeferredCall(*self._rebuilt(obj))
             self._data.append(data)
             return (torch_names.rebuild_parameter, (data, obj.requires_grad, OrderedDict()))
         if type(obj) is torch.Tensor and _is_plain(obj) and not obj.requires_grad:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._pytree import TreeSpec
 
 from lazyfx.errors import UnsupportedGraphError
-from lazyfx.python_files.state import Leaf
+from lazyfx.python_files.state import LeafSpec
 from lazyfx.wire import leaf_parametrizations
 
 REMEDY = "save_pickle, or print the code alone: RemoteModule.code, --emit code -o -"
@@ -59,7 +59,7 @@ def literal(value: Any, where: str) -> str:
     )
 
 
-def constructor(leaf: Leaf, where: str) -> str:
+def constructor(leaf: LeafSpec, where: str) -> str:
     """The call that makes a leaf module.
 
     Raises:

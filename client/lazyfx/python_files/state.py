@@ -17,7 +17,7 @@ from lazyfx.wire import leaf_modules
 
 
 @dataclass(frozen=True)
-class Leaf:
+class LeafSpec:
     """A module of torch.nn that the graph calls.
 
     Attributes:
@@ -32,7 +32,7 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorSpec:
     """A tensor that the graph reads.
 
     Attributes:
@@ -59,8 +59,8 @@ class State:
     """
 
     graphs: dict[str, GraphModule] = field(default_factory=dict)
-    leaves: dict[str, Leaf] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    leaves: dict[str, LeafSpec] = field(default_factory=dict)
+    tensors: dict[str, TensorSpec] = field(default_factory=dict)
     literals: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -97,7 +97,7 @@ def _read(state: State, known: Mapping[int, str], path: str, value: object) -> N
         return
     if isinstance(value, nn.Module):
         options = leaf_modules.options(value)
-        state.leaves[path] = Leaf(leaf_modules.type_name(value), options, value.training)
+        state.leaves[path] = LeafSpec(leaf_modules.type_name(value), options, value.training)
         for name, tensor in leaf_modules.tensors(value).items():
             in_buffers = not isinstance(tensor, nn.Parameter)
             _read_tensor(state, known, f"{path}.{name}", tensor, in_buffers=in_buffers)
@@ -117,7 +117,7 @@ def _read_tensor(
     if role == "buffer" and not source and not in_buffers:
         role = "constant"
     if path not in state.tensors:
-        state.tensors[path] = Tensor(role, tensor.requires_grad, source)
+        state.tensors[path] = TensorSpec(role, tensor.requires_grad, source)
         if not source:
             state.constants[path] = tensor.detach()
 

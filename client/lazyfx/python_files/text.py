@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.assembly import GeneratedSource
 from lazyfx.errors import ArtifactError, UnsupportedGraphError
-from lazyfx.pickling.callables import REGISTERED_BY
+from lazyfx.pickling.callables import REGISTERING_MODULES
 from lazyfx.pickling.torch_names import pytree_info_of
 from lazyfx.python_files.literals import REMEDY, constructor, literal, spec
 from lazyfx.python_files.state import State
@@ -205,7 +205,7 @@ def _registering(module: GraphModule) -> list[str]:
         for node in part.graph.nodes
     )
     namespaces = {operator.namespace for t in targets if (operator := operator_of(t)) is not None}
-    found = {REGISTERED_BY.get(namespace) for namespace in namespaces}
+    found = {REGISTERING_MODULES.get(namespace) for namespace in namespaces}
     return sorted(name for name in found if name and importlib.util.find_spec(name))
 
 

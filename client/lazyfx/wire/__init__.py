@@ -11,8 +11,8 @@ from lazyfx.wire.presentation import (
     canonical_node,
     graph_at,
     node_name,
-    present,
     provenance,
+    restore_names,
     tensor_places,
 )
 from lazyfx.wire.signature import apply_signature
@@ -39,9 +39,9 @@ __all__ = [
     "graph_at",
     "materialize",
     "node_name",
-    "present",
     "provenance",
     "read_canonical",
+    "restore_names",
     "tensor_bytes",
     "tensor_from_bytes",
     "tensor_places",

@@ -169,7 +169,7 @@ def _refuse(argument: object) -> UnsupportedGraphError:
     elif isinstance(argument, torch.Tensor):
         remedy = "pass the tensor as an input, or register it as a buffer and read it by get_attr"
     elif callable(argument):
-        return unknown_targets.refuse(argument)
+        return unknown_targets.unknown_target_error(argument)
     else:
         remedy = "pass numbers, strings, torch dtypes, devices, or tuples, lists and dicts of these"
     return UnsupportedGraphError(f"an argument of type {label}", remedy=remedy)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire.canonical_literals import LONGEST_ROW, MOST_ROWS
+from lazyfx.wire.canonical_literals import LONGEST_ROW, MAX_ROWS
 
 # The rows of each table of a message, serialized.
 Rows: TypeAlias = Mapping[str, Sequence[bytes]]
@@ -79,7 +79,7 @@ def named_calls(rows: Rows) -> list[NamedCall | None]:
     return found
 
 
-@lru_cache(maxsize=MOST_ROWS)
+@lru_cache(maxsize=MAX_ROWS)
 def _named_call(call: bytes, target: bytes, texts: tuple[bytes, ...]) -> NamedCall | None:
     references = call_references(call)
     if references is None:
@@ -87,7 +87,7 @@ def _named_call(call: bytes, target: bytes, texts: tuple[bytes, ...]) -> NamedCa
     return NamedCall(CallKey(call, target, texts), references, pb.Call.FromString(call).opcode)
 
 
-@lru_cache(maxsize=MOST_ROWS)
+@lru_cache(maxsize=MAX_ROWS)
 def call_references(serialized: bytes) -> CallReferences | None:
     """The rows that a serialized call names; None where it names rows of other tables too."""
     call = pb.Call.FromString(serialized)

@@ -10,7 +10,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire.call_references import CallKey, call_references
 from lazyfx.wire.canonical_literals import (
-    MOST_ROWS,
+    MAX_ROWS,
     check_float,
     check_keys,
     check_shape,
@@ -157,7 +157,7 @@ class ArgumentChecker(ABC):
         return holes
 
 
-class _LoneCallChecker(ArgumentChecker):
+class _StandaloneCallChecker(ArgumentChecker):
     """Checks one call without a message: its texts are given, and others check its devices."""
 
     def __init__(self, texts: dict[int, str]) -> None:
@@ -180,7 +180,7 @@ class _LoneCallChecker(ArgumentChecker):
         raise DecodeError(f"group {number} is not at hand", field=field)
 
 
-@lru_cache(maxsize=MOST_ROWS)
+@lru_cache(maxsize=MAX_ROWS)
 def known_call(key: CallKey) -> int | None:
     """The number of holes of a call that is right wherever it names these rows.
 
@@ -188,7 +188,7 @@ def known_call(key: CallKey) -> int | None:
     """
     call, references = pb.Call.FromString(key.call), call_references(key.call)
     texts = references.texts if references else ()
-    checker = _LoneCallChecker(dict(zip(texts, map(bytes.decode, key.texts), strict=True)))
+    checker = _StandaloneCallChecker(dict(zip(texts, map(bytes.decode, key.texts), strict=True)))
     try:
         check_target(call, "")
         return checker.call(call, pb.Target.FromString(key.target) if key.target else None, "")

@@ -22,7 +22,7 @@ from lazyfx.wire.format import (
 )
 
 # Rows remembered, and the longest of them: some 2 MB in all.
-MOST_ROWS = 4096
+MAX_ROWS = 4096
 LONGEST_ROW = 256
 _WITH_GRADIENTS = frozenset(
     number
@@ -44,7 +44,7 @@ class TensorIndices(NamedTuple):
     expressions: tuple[int, ...]
 
 
-@lru_cache(maxsize=MOST_ROWS)
+@lru_cache(maxsize=MAX_ROWS)
 def known_tensor(serialized: bytes) -> TensorIndices | None:
     """What a serialized row refers to; None where something is wrong with it."""
     try:

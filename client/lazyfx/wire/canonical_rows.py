@@ -14,7 +14,7 @@ from lazyfx.wire.canonical_arguments import ArgumentChecker, known_call
 from lazyfx.wire.canonical_expressions import ExpressionChecker
 from lazyfx.wire.canonical_literals import (
     LONGEST_ROW,
-    MOST_ROWS,
+    MAX_ROWS,
     check_float,
     check_target,
     check_tensor_attribute,
@@ -211,7 +211,7 @@ class RowChecker(ArgumentChecker):
         self._first("values", index)
 
 
-@lru_cache(maxsize=MOST_ROWS)
+@lru_cache(maxsize=MAX_ROWS)
 def _tensor_of(serialized: bytes) -> int | None:
     """The tensor of a value that is one; None for other values."""
     row = pb.ValueDescription.FromString(serialized)

@@ -265,12 +265,12 @@ def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> li
     devices = []
     for number, row in enumerate(body.devices):
         name = DEVICE_TYPE_NAMES.get(row.type)
-        if name is None or row.slot > _MOST_DEVICES:
+        if name is None or row.slot > _MAX_DEVICES:
             raise DecodeError("an unknown device", field=f"devices[{number}]")
         index = None if not row.slot else row.slot - 1
         if row.slot and indices is not None:
             index = indices[number]
-            if index > _MOST_DEVICES:
+            if index > _MAX_DEVICES:
                 raise DecodeError(
                     f"there is no device {index}", field="presentation.device_indices"
                 )
@@ -281,7 +281,7 @@ def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> li
 
 
 # torch keeps a device's index in one signed byte.
-_MOST_DEVICES = 127
+_MAX_DEVICES = 127
 
 
 def _paths(given: pb.GraphNames | None, attributes: Sequence[pb.Attribute]) -> list[str]:

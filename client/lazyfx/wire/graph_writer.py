@@ -157,7 +157,7 @@ class GraphWriter:
             rows.add(opcode=OPCODES[op])
         elif op == "call_function":
             tail = key[1:]
-            known = None if targets.looks_up(node.target) else row_memory.CALLS.get(tail)
+            known = None if targets.is_lookup(node.target) else row_memory.CALLS.get(tail)
             row = rows.add()
             if known is not None:
                 row.ParseFromString(known)

@@ -24,7 +24,7 @@ _CONTAINERS = frozenset(
 _INTERNALS = frozenset(vars(nn.Module()))
 # Options that say how many parts a constructor makes, and most parts that are made.
 _COUNTS = frozenset({"num_layers", "num_encoder_layers", "num_decoder_layers"})
-_MOST_PARTS = 256
+_MAX_PARTS = 256
 
 
 def type_name(module: nn.Module) -> str:
@@ -127,7 +127,7 @@ def verify(module: nn.Module, arguments: Mapping[str, Any]) -> None:
         raise UnsupportedGraphError(f"a {name} that lacks {min(made)!r}")
 
 
-def are_twins(one: nn.Module, other: nn.Module) -> bool:
+def are_configured_alike(one: nn.Module, other: nn.Module) -> bool:
     """Whether two leaf modules are configured alike in every part, but for their tensors."""
     parts = dict(one.named_modules(remove_duplicate=False))
     twins = dict(other.named_modules(remove_duplicate=False))
@@ -203,8 +203,8 @@ def prototype(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise DecodeError(f"{name} has a redundant option", field="module.options")
     for option in _COUNTS.intersection(given):
         count = given[option]
-        if type(count) is not int or count > _MOST_PARTS:
-            raise DecodeError(f"{name}: at most {_MOST_PARTS} {option}", field="module.options")
+        if type(count) is not int or count > _MAX_PARTS:
+            raise DecodeError(f"{name}: at most {_MAX_PARTS} {option}", field="module.options")
     try:
         with torch.device("meta"), warnings.catch_warnings():
             # What a constructor warns of was said when the caller's module was made.

@@ -37,7 +37,7 @@ _APPLY: dict[str, tuple[Callable[..., Any], frozenset[str]]] = {
         frozenset({"dim", "eps", "n_power_iterations"}),
     ),
 }
-_MOST_ITERATIONS = 64
+_MAX_ITERATIONS = 64
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:
@@ -90,6 +90,6 @@ def apply(module: nn.Module, given: Mapping[str, Any]) -> None:
             raise DecodeError(f"{str(row['type'])[:100]!r} with these options", field=field)
         if name not in module._parameters:
             raise DecodeError(f"the module has no tensor {str(name)[:100]!r}", field=field)
-        if not 0 <= arguments.get("n_power_iterations", 1) <= _MOST_ITERATIONS:
-            raise DecodeError(f"at most {_MOST_ITERATIONS} power iterations", field=field)
+        if not 0 <= arguments.get("n_power_iterations", 1) <= _MAX_ITERATIONS:
+            raise DecodeError(f"at most {_MAX_ITERATIONS} power iterations", field=field)
         known[0](module, name, **arguments)

@@ -256,7 +256,7 @@ def _is_same(present: object, value: Any) -> bool:
         return _alike(present, value)
     if not isinstance(present, nn.Module) or not isinstance(value, nn.Module):
         return False
-    if not leaf_modules.are_twins(present, value):
+    if not leaf_modules.are_configured_alike(present, value):
         return False
     ours, theirs = leaf_modules.tensors(present), leaf_modules.tensors(value)
     return ours.keys() == theirs.keys() and all(_is_same(ours[k], theirs[k]) for k in ours)

@@ -22,13 +22,13 @@ import torch
 
 from lazyfx.wire import added_targets, targets
 
-_MOST_CHARACTERS = 100_000
+_MAX_CHARACTERS = 100_000
 _SECTIONS = frozenset({"functions", "methods"})
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 
 
 @dataclass(frozen=True)
-class MoreTargets:
+class UserTargets:
     """Targets that were read and found.
 
     Attributes:
@@ -51,19 +51,19 @@ def allow_targets(path: str | Path) -> None:
         OSError: The file cannot be read.
         ValueError: It is malformed, or names what graphs must not call; says which.
     """
-    use(parse(Path(path).read_text("utf-8")))
+    install(parse(Path(path).read_text("utf-8")))
 
 
-def use(more: MoreTargets) -> None:
+def install(user_targets: UserTargets) -> None:
     """Add targets to the allow-table of this process, in place of those added before."""
     added_targets.FUNCTIONS.clear()
-    added_targets.FUNCTIONS.update(more.functions)
+    added_targets.FUNCTIONS.update(user_targets.functions)
     added_targets.METHODS.clear()
-    added_targets.METHODS.update(more.methods)
-    targets.forget()
+    added_targets.METHODS.update(user_targets.methods)
+    targets.clear_caches()
 
 
-def parse(text: str) -> MoreTargets:
+def parse(text: str) -> UserTargets:
     """Read the text of a file and find what it names.
 
     Modules that it names are imported: whoever writes the file says what code is loaded.
@@ -71,8 +71,8 @@ def parse(text: str) -> MoreTargets:
     Raises:
         ValueError: It is malformed, or names what graphs must not call; says which.
     """
-    if len(text) > _MOST_CHARACTERS:
-        raise ValueError(f"has {len(text)} characters; at most {_MOST_CHARACTERS} are allowed")
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"has {len(text)} characters; at most {_MAX_CHARACTERS} are allowed")
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -85,7 +85,7 @@ def parse(text: str) -> MoreTargets:
         if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
             raise ValueError(f"{section}: must be an object that maps names to signatures")
         rows[section] = found
-    return MoreTargets(
+    return UserTargets(
         {name: _function(name) for name in rows["functions"]},
         frozenset(_method(name) for name in rows["methods"]),
         {**rows["functions"], **rows["methods"]},

@@ -17,7 +17,7 @@ from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire.columns import column
 
 # A suffix fits into 32 bits.
-_MOST_DIGITS = 10
+_MAX_DIGITS = 10
 # Atoms of attribute paths reach generated source inside double quotes when they
 # are not identifiers ("0", "my-layer"); nothing in them may end such a string.
 _ATOM = re.compile(r"[A-Za-z0-9_\-+:@/ ]+\Z", re.ASCII)
@@ -37,7 +37,7 @@ def split(name: str) -> tuple[str, int]:
         stem
         and digits.isdecimal()
         and digits.isascii()
-        and len(digits) < _MOST_DIGITS
+        and len(digits) < _MAX_DIGITS
         and (digits[0] != "0" or digits == "0")
     ):
         return stem, 1 + int(digits)

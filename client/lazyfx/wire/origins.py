@@ -46,7 +46,7 @@ class Origins:
             (self._places[id(k)] for k in _identities(value) if id(k) in self._places), None
         )
 
-    def shared_by(self, values: Iterable[object]) -> int | None:
+    def common_graph(self, values: Iterable[object]) -> int | None:
         """The graph that most of some values came from."""
         found = Counter(place[0] for value in values if (place := self.of(value)) is not None)
         return found.most_common(1)[0][0] if found else None

@@ -43,7 +43,7 @@ def provenance(
         columns, given = compiled.graphs[number], presentation.graphs[number]
         values = encoded.attributes[number]
         if not row.source_graph and origins is not None:
-            shared = origins.shared_by(values)
+            shared = origins.common_graph(values)
             row.source_graph = 0 if shared is None else 1 + shared
             moved.update([number] if row.source_graph else [])
         if not row.source_graph:
@@ -78,7 +78,7 @@ def _node_origins(given: pb.GraphNames, count: int) -> list[int]:
     return origins
 
 
-def present(compiled: pb.CompiledGraph, source: pb.Presentation | None) -> pb.Presentation:
+def restore_names(compiled: pb.CompiledGraph, source: pb.Presentation | None) -> pb.Presentation:
     """The names of a compiled graph in the words of a caller of its source.
 
     Nodes and attributes that survived get the caller's names; new ones keep their own,
@@ -112,7 +112,7 @@ def present(compiled: pb.CompiledGraph, source: pb.Presentation | None) -> pb.Pr
             if device > len(source.device_indices):
                 raise DecodeError("too short", field="presentation.device_indices")
             result.device_indices[i] = source.device_indices[device - 1]
-    result.process_groups[:] = process_groups.present(
+    result.process_groups[:] = process_groups.restore_names(
         list(own.process_groups), list(source.process_groups)
     )
     if source.HasField("signature"):

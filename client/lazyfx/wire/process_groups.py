@@ -42,7 +42,7 @@ class Groups:
         self.places: dict[int, int] = {}
         self._body = body
 
-    def meet(self, target: object, index: int) -> None:
+    def register_target(self, target: object, index: int) -> None:
         """Note whether a target, seen for the first time, runs in a group."""
         place = schemas.argument_place(target, _ARGUMENT)
         if place is not None:
@@ -111,7 +111,7 @@ def read_names(count: int, given: list[str] | None) -> list[str]:
     return given
 
 
-def present(own: list[str], source: list[str]) -> list[str]:
+def restore_names(own: list[str], source: list[str]) -> list[str]:
     """Names of a compiled graph's groups in a caller's words.
 
     Args:

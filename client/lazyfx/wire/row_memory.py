@@ -12,11 +12,11 @@ from collections.abc import Hashable
 from typing import Final
 
 # Together some 4 MB at most.
-_MOST_ROWS = 4096
+_MAX_ROWS = 4096
 _LONGEST_ROW = 256
 
 
-class RowMemory:
+class RowCache:
     """A bounded table of serialized rows. Keys hold literals only, nothing of a graph."""
 
     def __init__(self) -> None:
@@ -30,10 +30,10 @@ class RowMemory:
         """Remember a row. When there are too many, all are forgotten."""
         if len(row) > _LONGEST_ROW:
             return
-        if len(self._rows) >= _MOST_ROWS:
+        if len(self._rows) >= _MAX_ROWS:
             self._rows.clear()
         self._rows[key] = row
 
 
-CALLS: Final = RowMemory()
-TENSORS: Final = RowMemory()
+CALLS: Final = RowCache()
+TENSORS: Final = RowCache()

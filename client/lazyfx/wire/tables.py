@@ -75,9 +75,9 @@ class Tables:
         if found is None:
             key = targets.name_of(target)
             if key is None:
-                raise unknown_targets.refuse(target)
+                raise unknown_targets.unknown_target_error(target)
             found = self.target_ids[id(target)] = self.named_target(key)
-            self.groups.meet(target, found)
+            self.groups.register_target(target, found)
         return found
 
     def named_target(self, key: targets.Key) -> int:

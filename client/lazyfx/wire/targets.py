@@ -273,7 +273,7 @@ def name_of(target: object) -> Key | None:
         # torch hands out a new bound builtin at each access for some static methods.
         function = _bound_builtin_name(target)
     if function is None:
-        function = twins.twin_name(target)
+        function = twins.canonical_name(target)
     return None if function is None else (pb.TARGET_KIND_FUNCTION, function)
 
 
@@ -292,13 +292,13 @@ def _literal_rules() -> dict[int, tuple[int, int, frozenset[str]]]:
     return {id(table[name]): rule for name, rule in lists.LOOKUPS.items() if name in table}
 
 
-def forget() -> None:
+def clear_caches() -> None:
     """Build the tables again when they are next used."""
     for table in (functions, _function_names, methods, _literal_rules):
         table.cache_clear()
 
 
-def looks_up(target: object) -> bool:
+def is_lookup(target: object) -> bool:
     """Whether a callable looks up a name, so that its arguments have to be known."""
     return id(target) in _literal_rules() or autograd_functions.is_flat_apply(target)
 

@@ -15,7 +15,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx.wire import symbols, targets
 from lazyfx.wire.call_references import CallKey, NamedCall, call_references
-from lazyfx.wire.canonical_literals import MOST_ROWS
+from lazyfx.wire.canonical_literals import MAX_ROWS
 from lazyfx.wire.exact_literals import exact_complex, with_exact_base
 from lazyfx.wire.filling import Holes, keywords, positional, sequence
 from lazyfx.wire.format import (
@@ -248,7 +248,7 @@ def _check_shape(call: pb.Call, op: str) -> None:
         raise DecodeError("a method call needs an object", field="args")
 
 
-@lru_cache(maxsize=MOST_ROWS)
+@lru_cache(maxsize=MAX_ROWS)
 def _known_template(key: CallKey, devices: tuple[torch.device, ...]) -> Template | None:
     """The template of a call in any message where it names these rows; None where it is wrong."""
     call, references = pb.Call.FromString(key.call), call_references(key.call)

@@ -33,7 +33,7 @@ def table() -> dict[str, Callable[..., Any]]:
     }
 
 
-def twin_name(target: object) -> str | None:
+def canonical_name(target: object) -> str | None:
     """The wire name of a callable that dynamo made inside a trace, if a twin is known."""
     wrapped = numpy_twins.wrapper_name(target)
     if wrapped is not None:

@@ -20,7 +20,7 @@ _REMEDIES = {
 }
 
 
-def refuse(target: object) -> UnsupportedGraphError:
+def unknown_target_error(target: object) -> UnsupportedGraphError:
     """The error for a callable outside the allow-table."""
     spelled = getattr(target, "__qualname__", None) or type(target).__qualname__
     module = getattr(target, "__module__", None)

@@ -114,7 +114,9 @@ def _weight(strings: Sequence[str], argument: graph_pb2.Argument) -> int:
     return own + _PUNCTUATION + sum(_weight(strings, child) for child in _children(argument))
 
 
-def unwritable(call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[str]) -> str | None:
+def unwritable_reason(
+    call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[str]
+) -> str | None:
     """Why torch.fx cannot write a call as the Python source that it means, if so.
 
     Args:

@@ -20,7 +20,7 @@ from lazyfx_server.compiling.artifact_kinds import (
 )
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
-from lazyfx_server.compiling.costs import MeasuredCosts
+from lazyfx_server.compiling.costs import CodegenCosts
 from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.key import artifact_digest
@@ -29,7 +29,7 @@ from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError
-from lazyfx_server.security.signing import Facts, Signer
+from lazyfx_server.security.signing import Signer, StatementFacts
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import ArtifactServed, FlightAbandoned, Observer, RecompilesPerformed
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -85,7 +85,7 @@ class Artifacts:
         signer: Signer,
         native: NativeCompiles,
         quotas: Quotas,
-        costs: MeasuredCosts,
+        costs: CodegenCosts,
         max_source_bytes: int,
     ) -> None:
         self._catalog = catalog
@@ -98,7 +98,7 @@ class Artifacts:
         self._quotas = quotas
         self._costs = costs
         self._max_source_bytes = max_source_bytes
-        self._flights: SingleFlight[_Rendered] = SingleFlight(self._abandoned)
+        self._flights: SingleFlight[_Rendered] = SingleFlight(self._on_abandoned)
 
     @property
     def in_flight(self) -> int:
@@ -189,7 +189,7 @@ class Artifacts:
             )
         return rendered, leads and rendered.made
 
-    def _abandoned(self, outcome: Outcome) -> None:
+    def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("render", outcome))
 
     async def _make(
@@ -200,15 +200,15 @@ class Artifacts:
         flight: Flight[_Rendered],
     ) -> _Rendered:
         graph = graph_pb2.CompiledGraph.FromString((await self._stored_graph(module)).data)
-        with self._quotas.working(module.tenant):
+        with self._quotas.charge_work(module.tenant):
             result = await self._native.make(
                 place, graph, request, module.tenant.name, _subject(module), flight
             )
-        flight.finishing()
+        flight.mark_finishing()
         record = _record(result.data, result.media_type)
         made = self._signed(record, module, request.kind, result.seconds)
         await self._keep(place, record)
-        module.note_rendered(request.kind)
+        module.record_rendering(request.kind)
         return made
 
     async def _render(
@@ -237,10 +237,10 @@ class Artifacts:
                 data = (await self._stored_constant(module, digest)).data
                 job.constants.add(digest=digest, data=data)
         async with self._admission.slot(module.tenant.name):
-            flight.running()
-            with self._quotas.working(module.tenant):
+            flight.mark_running()
+            with self._quotas.charge_work(module.tenant):
                 result = await self._jobs.render(job, module.tenant.name, _subject(module))
-        flight.finishing()
+        flight.mark_finishing()
         record = _record(result.data, result.media_type)
         rendered = self._signed(record, module, request.kind, result.seconds)
         await self._keep(place, record)
@@ -249,18 +249,18 @@ class Artifacts:
             source = _record(source_bytes, SOURCE_TYPE)
             self._signed(source, module, pb.ARTIFACT_KIND_SOURCE)
             await self._keep(source_place, source)
-        await self._note_recompiles(module, result)
-        module.note_rendered(request.kind)
+        await self._record_recompiles(module, result)
+        module.record_rendering(request.kind)
         return rendered
 
-    async def _note_recompiles(self, module: CompiledModule, result: worker.RenderResult) -> None:
+    async def _record_recompiles(self, module: CompiledModule, result: worker.RenderResult) -> None:
         if not result.performed:
             return
         seconds = sum(p.seconds for p in result.performed)
-        module.note_recompiles(sum(p.count for p in result.performed), seconds)
+        module.record_recompiles(sum(p.count for p in result.performed), seconds)
         await self._catalog.save(module)
         graph = module.record.graph_digest
-        self._costs.note(module.tenant.tag, graph, result.seconds_per_node)
+        self._costs.record(module.tenant.tag, graph, result.seconds_per_node)
         for recompile in result.performed:
             self._observer.observe(
                 RecompilesPerformed(
@@ -335,8 +335,8 @@ def _names(presentation: graph_pb2.Presentation) -> bytes:
     return hashlib.sha256(presentation.SerializeToString(deterministic=True)).digest()
 
 
-def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> Facts:
-    return Facts(module.key, kind, module.record.tenant, module.report.pipeline)
+def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> StatementFacts:
+    return StatementFacts(module.key, kind, module.record.tenant, module.report.pipeline)
 
 
 def _subject(module: CompiledModule) -> Subject:

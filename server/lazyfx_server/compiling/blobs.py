@@ -11,7 +11,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.limits import RequestLimits, check_digest
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.compiling.unfinished import Staged, Unfinished
+from lazyfx_server.compiling.unfinished import StagedBlob, UnfinishedUploads
 from lazyfx_server.errors import InvalidRequestError, OverloadedError, TimedOutError
 from lazyfx_server.store import Store
 
@@ -34,7 +34,9 @@ class Blobs:
         self._max_bytes = limits.max_blob_bytes
         # Uploads arrive in files; of large ones one at a time is in memory, for the store.
         self._one_large = asyncio.Lock()
-        self._unfinished = Unfinished(limits.max_staged_bytes, limits.max_staged_bytes_in_all)
+        self._unfinished = UnfinishedUploads(
+            limits.max_staged_bytes, limits.max_staged_bytes_in_all
+        )
 
     async def missing(
         self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
@@ -136,18 +138,18 @@ class Blobs:
 class _Upload:
     """One stream of chunks: the blob that is arriving, and the bytes that count for it."""
 
-    def __init__(self, unfinished: Unfinished, tenant: str) -> None:
+    def __init__(self, unfinished: UnfinishedUploads, tenant: str) -> None:
         self._unfinished = unfinished
         self._tenant = tenant
         self._bytes = 0
-        self.blob: Staged | None = None
+        self.blob: StagedBlob | None = None
 
-    async def add(self, chunk: pb.UploadBlobsRequest) -> Staged:
+    async def add(self, chunk: pb.UploadBlobsRequest) -> StagedBlob:
         """Take in a chunk, the first of a blob or the next one."""
         if self.blob is None:
             left = self._unfinished.take(self._tenant, chunk.digest.sha256)
             again = left is None or not chunk.offset or left.size != chunk.digest.size_bytes
-            self.blob = Staged(chunk.digest) if again or left is None else left
+            self.blob = StagedBlob(chunk.digest) if again or left is None else left
             self._count(self.blob.received)
         self._count(len(chunk.data))
         await asyncio.to_thread(self.blob.add, chunk)

@@ -17,10 +17,10 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from lazyfx_server.execution import CallRefused, ExecutionError, Executor
-from lazyfx_server.native.area import Area, remove
+from lazyfx_server.native.area import WorkArea, remove
 from lazyfx_server.native.toolchain.building import HEADER
 from lazyfx_server.native.toolchain.compiler import Compiler
-from lazyfx_server.native.toolchain.flags import RequestRefused, check_request
+from lazyfx_server.native.toolchain.flags import RequestRefused, check_build_request
 from lazyfx_server.native.toolchain.keys import header_key, library_key
 from lazyfx_server.telemetry import Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -28,8 +28,8 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _log = logging.getLogger(__name__)
 
 # A precompiled header takes some 100 MB; callers' settings choose the flags.
-_MOST_HEADERS: Final = 8
-_MOST_OBJECT_BYTES: Final = 512 << 20
+_MAX_HEADERS: Final = 8
+_MAX_OBJECT_BYTES: Final = 512 << 20
 
 
 class Builds:
@@ -56,11 +56,11 @@ class Builds:
         self._timeout = timeout
         self._observer = observer
         self._owner = owner
-        self._area: Area | None = None
+        self._area: WorkArea | None = None
         self._numbers = itertools.count(1)
         self._headers: dict[bytes, asyncio.Future[str]] = {}
 
-    def open(self, area: Area) -> None:
+    def open(self, area: WorkArea) -> None:
         """Where compiles have their folders; before the first session."""
         self._area = area
 
@@ -75,7 +75,7 @@ class Builds:
             CallRefused: The request is not one that a native job makes.
         """
         try:
-            check_request(request)
+            check_build_request(request)
         except RequestRefused as refusal:
             raise self._refused(str(refusal)) from refusal
         job = worker.BuildJob(request=request, objects=objects)
@@ -114,7 +114,7 @@ class Builds:
         key = header_key(request, self._compiler.identity)
         found = self._headers.get(key)
         if found is None:
-            if len(self._headers) >= _MOST_HEADERS:
+            if len(self._headers) >= _MAX_HEADERS:
                 return ""
             found = self._headers[key] = asyncio.ensure_future(self._precompiled(request, key))
         return await asyncio.shield(found)
@@ -190,6 +190,6 @@ class BuildSession:
         if result.key in self._objects:
             return
         self._bytes += len(result.output)
-        if self._bytes > _MOST_OBJECT_BYTES:
-            raise CallRefused(f"the objects of one job have more than {_MOST_OBJECT_BYTES} bytes")
+        if self._bytes > _MAX_OBJECT_BYTES:
+            raise CallRefused(f"the objects of one job have more than {_MAX_OBJECT_BYTES} bytes")
         self._objects[result.key] = result.output

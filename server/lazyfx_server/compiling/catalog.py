@@ -24,7 +24,7 @@ from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
 # blobs are still there (which also tells the store that they are in use).
 _FRESH_SECONDS = 30.0
 # Bytes of records that are kept ready in memory.
-_MOST_RECORD_BYTES = 64 * 2**20
+_MAX_RECORD_BYTES = 64 * 2**20
 # Overhead of a record besides its bytes.
 _RECORD_OVERHEAD = 2048
 
@@ -79,13 +79,13 @@ class CompiledModule:
             constants=self.record.constants,
         )
 
-    def note_rendered(self, kind: int) -> None:
+    def record_rendering(self, kind: int) -> None:
         """Record that an artifact of this kind exists."""
         if kind not in self.rendered:
             self.rendered.add(kind)
             self._hit = None
 
-    def note_recompiles(self, performed: int, seconds: float) -> None:
+    def record_recompiles(self, performed: int, seconds: float) -> None:
         """Add recompiles that rendering performed, and the seconds that they took."""
         recompiles = self.record.report.recompiles
         recompiles.performed += performed
@@ -113,12 +113,12 @@ class Catalog:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._recent: LRUCache[str, CompiledModule] = LRUCache(_MOST_RECORD_BYTES, getsizeof=_size)
+        self._recent: LRUCache[str, CompiledModule] = LRUCache(_MAX_RECORD_BYTES, getsizeof=_size)
         # Store keys of entries that were found damaged: to the store they are gone by the
         # time that it answers, but the caller is told why.
         self._damaged: LRUCache[str, bool] = LRUCache(4096)
 
-    def note_damaged(self, store_key: str) -> None:
+    def record_damage(self, store_key: str) -> None:
         """Record that the store has quarantined an entry."""
         self._damaged[store_key] = True
 

@@ -12,7 +12,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.contents import stored_content
-from lazyfx_server.compiling.costs import MeasuredCosts
+from lazyfx_server.compiling.costs import CodegenCosts
 from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.explain import Explainer, Miss
 from lazyfx_server.compiling.job_parts import Buffer, CompileParts
@@ -28,7 +28,7 @@ from lazyfx_server.compiling.reading import (
 )
 from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import MissingError
+from lazyfx_server.errors import MissingInputsError
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
     CompileFinished,
@@ -80,7 +80,7 @@ class Compiler:
         observer: Observer,
         limits: RequestLimits,
         quotas: Quotas,
-        costs: MeasuredCosts,
+        costs: CodegenCosts,
         plugins: Sequence[str] = (),
     ) -> None:
         self._catalog = catalog
@@ -94,7 +94,7 @@ class Compiler:
         self._quotas = quotas
         self._costs = costs
         self._plugins = plugins
-        self._flights: SingleFlight[_FlightResult] = SingleFlight(self._abandoned)
+        self._flights: SingleFlight[_FlightResult] = SingleFlight(self._on_abandoned)
         self._reader = RequestReader(limits, pipelines)
 
     @property
@@ -107,19 +107,19 @@ class Compiler:
 
         Raises:
             InvalidRequestError: A field is wrong.
-            MissingError: The graph, or values that a pass reads, must be sent first.
+            MissingInputsError: The graph, or values that a pass reads, must be sent first.
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
         arrived = time.perf_counter()
         request = incoming.request
-        token, wanted = await self._reader.read(incoming, tenant, arrived)
+        token, resolved = await self._reader.read(incoming, tenant, arrived)
         if not request.skip_cache_lookup:
-            module = self._catalog.recent(tenant, wanted.digest)
+            module = self._catalog.recent(tenant, resolved.digest)
             if module is not None:
                 return self._hit(module, request, token, arrived)
         # What was remembered of the request is not the request itself.
-        wanted = replace(wanted, incoming=incoming, arrived=arrived)
-        found, leads = await self._join(wanted)
+        resolved = replace(resolved, incoming=incoming, arrived=arrived)
+        found, leads = await self._join(resolved)
         module, miss = found.module, found.miss
         if miss is None:
             return self._hit(module, request, token, arrived)
@@ -138,27 +138,27 @@ class Compiler:
         self._observer.observe(OverheadSpent("key", spent, whose))
         return module.hit if request.request_token else module.hit_with(token)
 
-    async def _join(self, wanted: ResolvedRequest) -> tuple[_FlightResult, bool]:
+    async def _join(self, resolved: ResolvedRequest) -> tuple[_FlightResult, bool]:
         """Join the flight of those who want the same; tells whether this caller leads it."""
-        request = wanted.request
+        request = resolved.request
         while True:
             own = False
 
             def lead(flight: Flight[_FlightResult]) -> Coroutine[Any, Any, _FlightResult]:
                 nonlocal own
                 own = True
-                return self._find_or_make(wanted, flight)
+                return self._find_or_make(resolved, flight)
 
             try:
-                found, leads = await self._flights.join(wanted.digest, lead)
-            except MissingError as error:
-                if own or not _brings_more(request, error):
+                found, leads = await self._flights.join(resolved.digest, lead)
+            except MissingInputsError as error:
+                if own or not _supplies_more(request, error):
                     raise
             else:
                 if found.miss is not None or not request.skip_cache_lookup:
                     return found, leads
 
-    def _abandoned(self, outcome: Outcome) -> None:
+    def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("compile", outcome))
 
     async def drain(self) -> None:
@@ -166,61 +166,61 @@ class Compiler:
         await self._flights.drain()
 
     async def _find_or_make(
-        self, wanted: ResolvedRequest, flight: Flight[_FlightResult]
+        self, resolved: ResolvedRequest, flight: Flight[_FlightResult]
     ) -> _FlightResult:
-        request = wanted.request
+        request = resolved.request
         damaged = False
         if not request.skip_cache_lookup:
-            found = await self._catalog.find(wanted.tenant, wanted.digest)
+            found = await self._catalog.find(resolved.tenant, resolved.digest)
             if isinstance(found, CompiledModule):
                 return _FlightResult(found, None)
             if request.request_token:
                 raise unknown_token(request.request_token)
             damaged = found.damaged
         # The flight uses the request until its end, even if no caller waits any more.
-        with wanted.incoming.hold:
-            return await self._make(wanted, flight, damaged=damaged)
+        with resolved.incoming.hold:
+            return await self._make(resolved, flight, damaged=damaged)
 
     async def _make(
-        self, wanted: ResolvedRequest, flight: Flight[_FlightResult], *, damaged: bool
+        self, resolved: ResolvedRequest, flight: Flight[_FlightResult], *, damaged: bool
     ) -> _FlightResult:
-        request, key = wanted.request, wanted.key
+        request, key = resolved.request, resolved.key
         miss = await self._explainer.explain(
             key,
-            wanted.pipeline.spelling,
+            resolved.pipeline.spelling,
             skipped=request.skip_cache_lookup,
             damaged=damaged,
         )
-        await self._require_blobs(request, wanted.tenant)
-        async with self._admission.slot(wanted.tenant.name) as queued:
-            flight.running()
+        await self._require_blobs(request, resolved.tenant)
+        async with self._admission.slot(resolved.tenant.name) as queued:
+            flight.mark_running()
             # Made only now, so that a job that waits costs no more than its request.
-            job = await self._job(wanted.incoming, wanted.tenant)
+            job = await self._job(resolved.incoming, resolved.tenant)
             # Only a miss that is worked on counts as one: a digest whose graph had to be
             # sent first is asked for again at once.
             reason = pb.MissReason.Name(miss.reason)
-            self._observer.observe(LookupMade("miss", reason, wanted.tenant.name))
-            with self._quotas.working(wanted.tenant):
+            self._observer.observe(LookupMade("miss", reason, resolved.tenant.name))
+            with self._quotas.charge_work(resolved.tenant):
                 result = await self._jobs.compile(
-                    job, wanted.tenant.name, Subject(key.tenant, key.graph)
+                    job, resolved.tenant.name, Subject(key.tenant, key.graph)
                 )
-        flight.finishing()
+        flight.mark_finishing()
         report = result.report
         report.queue_seconds = queued
         report.created.GetCurrentTime()
         if request.HasField("graph"):
-            body = bytes(wanted.incoming.body)
-            await self._store.put(wanted.tenant.blob(key.graph), body)
-        module = await self._catalog.add(wanted.tenant, wanted.digest, key, result)
+            body = bytes(resolved.incoming.body)
+            await self._store.put(resolved.tenant.blob(key.graph), body)
+        module = await self._catalog.add(resolved.tenant, resolved.digest, key, result)
         await self._explainer.remember(key)
-        self._tell(wanted, result)
+        self._observe_compile(resolved, result)
         return _FlightResult(module, miss)
 
     async def _require_blobs(self, request: pb.CompileRequest, tenant: Tenant) -> None:
         """Say at once what is missing, before anything is waited for.
 
         Raises:
-            MissingError: Names the blobs.
+            MissingInputsError: Names the blobs.
         """
         digests = {binding.content.sha256 for binding in request.values}
         if not request.HasField("graph"):
@@ -232,7 +232,7 @@ class Compiler:
         missing = sorted(digest for place, digest in places.items() if place not in present)
         if missing:
             subjects = [f"blobs/{digest.hex()}" for digest in missing]
-            raise MissingError("send these blobs and try again", subjects)
+            raise MissingInputsError("send these blobs and try again", subjects)
 
     async def _job(self, incoming: IncomingCompile, tenant: Tenant) -> CompileParts:
         """Gather what the worker needs, or say what is missing."""
@@ -255,7 +255,7 @@ class Compiler:
             else:
                 values.append((binding.graph, binding.attribute, data))
         if missing or body is None:
-            raise MissingError("send these blobs and try again", missing)
+            raise MissingInputsError("send these blobs and try again", missing)
         measured = self._costs.of(tenant.tag, request.graph_digest.sha256)
         job = worker.CompileJob(
             passes=self._pipelines.expand(request.passes),
@@ -269,7 +269,7 @@ class Compiler:
         )
         return CompileParts(job, body, values)
 
-    def _tell(self, wanted: ResolvedRequest, result: worker.CompileResult) -> None:
+    def _observe_compile(self, resolved: ResolvedRequest, result: worker.CompileResult) -> None:
         report = result.report
         passes: Sequence[PassFinished] = [
             PassFinished(p.name, p.seconds, p.recompiles.requested, p.recompiles.performed, p.runs)
@@ -278,13 +278,13 @@ class Compiler:
         in_passes = sum(p.requested for p in passes)
         _log.debug(
             "compiled graph %s: pipeline=%s nodes=%d->%d seconds=%.3f queue_seconds=%.3f tenant=%s",
-            wanted.key.graph.hex(),
+            resolved.key.graph.hex(),
             report.pipeline or "(no passes)",
             report.nodes_before,
             report.nodes_after,
             report.seconds,
             report.queue_seconds,
-            wanted.tenant.name or "-",
+            resolved.tenant.name or "-",
         )
         self._observer.observe(
             CompileFinished(
@@ -293,7 +293,7 @@ class Compiler:
                 codec_seconds=result.codec_seconds,
                 queue_seconds=report.queue_seconds,
                 overhead_seconds=max(
-                    0.0, time.perf_counter() - wanted.arrived - report.pass_seconds
+                    0.0, time.perf_counter() - resolved.arrived - report.pass_seconds
                 ),
                 saved_seconds=report.saved_seconds,
                 passes=tuple(passes),
@@ -301,12 +301,12 @@ class Compiler:
                 performed=tuple((p.pass_name, p.trigger, p.count) for p in result.performed),
                 performed_seconds=report.performed_seconds,
                 saved_is_measured=report.saved_basis == pb.ESTIMATE_BASIS_MEASURED,
-                tenant=wanted.tenant.name,
+                tenant=resolved.tenant.name,
             )
         )
 
 
-def _brings_more(request: pb.CompileRequest, error: MissingError) -> bool:
+def _supplies_more(request: pb.CompileRequest, error: MissingInputsError) -> bool:
     """Whether a request could do better than the one that led its flight to this error.
 
     That one held a token, or only a digest. Who has more leads the next flight; who has as little

@@ -8,7 +8,7 @@ import hashlib
 from lazyfx_server.store import Store
 
 # Hashing so much takes about a millisecond, for which the event loop can wait.
-_AT_ONCE_BYTES = 2**20
+_ON_LOOP_BYTES = 2**20
 
 
 async def stored_content(store: Store, place: str, sha256: bytes) -> bytes | None:
@@ -22,7 +22,7 @@ async def stored_content(store: Store, place: str, sha256: bytes) -> bytes | Non
     data = await store.get(place)
     if data is None:
         return None
-    if len(data) <= _AT_ONCE_BYTES:
+    if len(data) <= _ON_LOOP_BYTES:
         found = hashlib.sha256(data).digest()
     else:
         found = (await asyncio.to_thread(hashlib.sha256, data)).digest()

@@ -14,9 +14,9 @@ from lazyfx_server.errors import CrashingGraphError
 
 _log = logging.getLogger(__name__)
 
-DEATHS: Final = 2
+MAX_DEATHS: Final = 2
 """Workers that may die on a graph before it is refused."""
-_MOST_GRAPHS: Final = 4096
+_MAX_GRAPHS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Subject:
     graph: bytes
 
 
-class Crashes:
+class CrashTracker:
     """Remembers graphs on which workers have died, by tenant and kind of job.
 
     Args:
@@ -44,7 +44,7 @@ class Crashes:
         self._seconds = seconds
         self._clock = clock
         self._deaths: TTLCache[tuple[str, Subject], tuple[int, float]] = TTLCache(
-            _MOST_GRAPHS, ttl=max(seconds, 1e-9), timer=clock
+            _MAX_GRAPHS, ttl=max(seconds, 1e-9), timer=clock
         )
 
     def __len__(self) -> int:
@@ -61,16 +61,16 @@ class Crashes:
             CrashingGraphError: Names the graph and says for how long it is refused.
         """
         count, last = self._deaths.get((job, subject), (0, 0.0))
-        if count >= DEATHS:
+        if count >= MAX_DEATHS:
             raise self.refusal(job, subject, self._seconds - (self._clock() - last))
 
-    def note_death(self, job: str, subject: Subject, how: str) -> None:
+    def record_death(self, job: str, subject: Subject, how: str) -> None:
         """A worker died on a job about this."""
         count = self._deaths.get((job, subject), (0, 0.0))[0] + 1
         self._deaths[job, subject] = (count, self._clock())
         _log.warning("a worker died on a %s job of graph %s: %s", job, subject.graph.hex(), how)
 
-    def note_survival(self, job: str, subject: Subject) -> None:
+    def record_survival(self, job: str, subject: Subject) -> None:
         """A job about this ended, so that earlier deaths were not its doing."""
         self._deaths.pop((job, subject), None)
 
@@ -80,7 +80,7 @@ class Crashes:
         """What callers are told of a graph on which workers die."""
         left = self._seconds if seconds is None else seconds
         return CrashingGraphError(
-            f"worker processes died on {DEATHS} attempts to run a {job} job of graph "
+            f"worker processes died on {MAX_DEATHS} attempts to run a {job} job of graph "
             f"{subject.graph.hex()}; it is refused for {max(left, 0.0):.0f} s. Other graphs are "
             "still served; report this graph to the operator of the server"
         )

@@ -34,7 +34,7 @@ _TEXTS: dict[int, str] = {
 # Compiles remembered for one graph; the oldest are forgotten.
 _HISTORY_LENGTH = 256
 # Histories kept in memory.
-_MOST_HISTORIES = 10_000
+_MAX_HISTORIES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Explainer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._recent: LRUCache[bytes, list[GraphHistoryEntry]] = LRUCache(_MOST_HISTORIES)
+        self._recent: LRUCache[bytes, list[GraphHistoryEntry]] = LRUCache(_MAX_HISTORIES)
 
     async def explain(self, key: ModuleKey, pipeline: str, *, skipped: bool, damaged: bool) -> Miss:
         """Say why `key` was not found.

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from lazyfx_server.errors import OverloadedError
 
 # Requests up to this size are not counted: when others fill the memory, hits still get in.
-FREE_BYTES = 16 * 1024
+UNCOUNTED_BYTES = 16 * 1024
 _RETRY_SECONDS = 1.0
 
 
@@ -38,7 +38,7 @@ class TenantBytes:
             del self._by_tenant[tenant]
 
 
-class Hold:
+class MemoryHold:
     """Counts the bytes of one request while anybody uses it.
 
     Each use is a `with` block; uses may overlap, and the last to end lets go of the bytes. A
@@ -47,7 +47,7 @@ class Hold:
 
     __slots__ = ("_bytes", "_held", "_tenant", "_uses")
 
-    def __init__(self, held: HeldBytes, tenant: str, size: int) -> None:
+    def __init__(self, held: RequestMemory, tenant: str, size: int) -> None:
         self._held = held
         self._tenant = tenant
         self._bytes = size
@@ -70,7 +70,7 @@ class Hold:
             self._held.remove(self._tenant, self._bytes)
 
 
-class HeldBytes:
+class RequestMemory:
     """Bounds the bytes of requests that wait or are worked on.
 
     Args:
@@ -88,9 +88,9 @@ class HeldBytes:
         """Bytes held now."""
         return self._counted.all
 
-    def hold(self, tenant: str, size: int) -> Hold:
+    def hold(self, tenant: str, size: int) -> MemoryHold:
         """What counts a request of this size; nothing is counted before it is entered."""
-        return Hold(self, tenant, 0 if size <= FREE_BYTES else size)
+        return MemoryHold(self, tenant, 0 if size <= UNCOUNTED_BYTES else size)
 
     def add(self, tenant: str, size: int) -> None:
         """Count bytes.

@@ -6,20 +6,20 @@ from collections.abc import Awaitable, Callable
 
 from google.protobuf.message import DecodeError
 
-from lazyfx_server.compiling.crashes import Crashes, Subject
+from lazyfx_server.compiling.crashes import CrashTracker, Subject
 from lazyfx_server.compiling.job_parts import CompileParts
-from lazyfx_server.compiling.validation import check_compiled, check_rendered
+from lazyfx_server.compiling.validation import check_compile_result, check_render_result
 from lazyfx_server.errors import (
     CrashingGraphError,
     DrainingError,
+    FailedPreconditionError,
     InternalError,
     InvalidRequestError,
-    MissingError,
+    MissingInputsError,
     OverloadedError,
     RequestError,
     TimedOutError,
     UnavailableError,
-    UnmetError,
 )
 from lazyfx_server.execution import (
     ExecutionError,
@@ -51,12 +51,12 @@ class Jobs:
         self,
         executor: Executor,
         timeout: float,
-        crashes: Crashes | None = None,
+        crashes: CrashTracker | None = None,
         setting: str = "job_timeout",
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer
-        self._crashes = Crashes(0.0) if crashes is None else crashes
+        self._crashes = CrashTracker(0.0) if crashes is None else crashes
         self._executor = executor
         self._timeout = timeout
         self._setting = setting
@@ -70,7 +70,7 @@ class Jobs:
             RequestError: One of its kinds, by what the worker answered.
         """
         result = (await self._run("compile", job.serialized(), owner, subject)).compile
-        await check_compiled(result)
+        await check_compile_result(result)
         return result
 
     async def render(
@@ -82,7 +82,7 @@ class Jobs:
             RequestError: One of its kinds, by what the worker answered.
         """
         result = (await self._run_message(worker.Job(render=job), owner, subject)).render
-        check_rendered(job, result)
+        check_render_result(job, result)
         return result
 
     async def describe(self) -> worker.DescribeResult:
@@ -130,7 +130,7 @@ class Jobs:
         on_call: OnCall | None = None,
     ) -> worker.JobResult:
         try:
-            answer = await self._on_a_worker(kind, job, owner, subject, on_call)
+            answer = await self._run_on_worker(kind, job, owner, subject, on_call)
             result = worker.JobResult.FromString(answer)
         except WorkerOutOfCpu as error:
             raise TimedOutError(
@@ -160,7 +160,7 @@ class Jobs:
             raise InternalError("the worker answered a different request")
         return result
 
-    async def _on_a_worker(
+    async def _run_on_worker(
         self,
         kind: str,
         job: JobBytes,
@@ -192,7 +192,7 @@ class Jobs:
             self._check_crashes(kind, subject)
             self._observe(JobRetried(kind))
             answer = await self._second_attempt(kind, subject, run)
-        self._crashes.note_survival(kind, subject)
+        self._crashes.record_survival(kind, subject)
         return answer
 
     async def _attempt(
@@ -203,7 +203,7 @@ class Jobs:
         except NoWorker:
             raise
         except (WorkerCrashed, WorkerOutOfCpu) as error:
-            self._crashes.note_death(kind, subject, str(error))
+            self._crashes.record_death(kind, subject, str(error))
             raise
 
     async def _second_attempt(
@@ -232,14 +232,14 @@ class Jobs:
 _ERRORS: dict[int, type[RequestError]] = {
     worker.JOB_ERROR_KIND_INVALID: InvalidRequestError,
     worker.JOB_ERROR_KIND_LIMIT: OverloadedError,
-    worker.JOB_ERROR_KIND_PRECONDITION: UnmetError,
+    worker.JOB_ERROR_KIND_PRECONDITION: FailedPreconditionError,
 }
 
 
 def _raise(error: worker.JobError) -> None:
     """Raise the error that a worker reported."""
     if error.missing:
-        raise MissingError(error.message, error.missing)
+        raise MissingInputsError(error.message, error.missing)
     kind = _ERRORS.get(error.kind, InternalError)
     field = error.field or ("graph.body" if kind is InvalidRequestError else "")
     if not field:

@@ -41,7 +41,7 @@ class ModuleKey:
 def environment_digest() -> bytes:
     """Digest of whatever else results depend on: torch, our version, what the operator added."""
     parts = ["lazyfx", version("lazyfx"), "torch", torch.__version__, platform.python_version()]
-    parts += allowed.extension()
+    parts += allowed.user_target_names()
     return hashlib.sha256("\0".join(parts).encode()).digest()
 
 

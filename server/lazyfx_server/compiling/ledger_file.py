@@ -17,9 +17,9 @@ _log = logging.getLogger(__name__)
 
 
 # Far more than a server with many tenants ever counts.
-_MOST_BYTES = 32 * 2**20
-_MOST_WORDS = 8
-_MOST_CHARACTERS = 256
+_MAX_BYTES = 32 * 2**20
+_MAX_WORDS = 8
+_MAX_CHARACTERS = 256
 
 Counts = Mapping[tuple[str, ...], float]
 
@@ -44,7 +44,7 @@ class LedgerFile:
         if self._lock is None:
             return {}
         try:
-            data = self._folder.read(self._path.name, most=_MOST_BYTES)
+            data = self._folder.read(self._path.name, most=_MAX_BYTES)
             return {} if data is None else _counts(json.loads(data))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             _log.warning(
@@ -92,9 +92,9 @@ def _counts(rows: object) -> dict[tuple[str, ...], float]:
     counts: dict[tuple[str, ...], float] = {}
     for row in rows:
         key, value = row
-        good_key = isinstance(key, list) and 0 < len(key) <= _MOST_WORDS
+        good_key = isinstance(key, list) and 0 < len(key) <= _MAX_WORDS
         if not good_key or not all(
-            isinstance(word, str) and len(word) <= _MOST_CHARACTERS for word in key
+            isinstance(word, str) and len(word) <= _MAX_CHARACTERS for word in key
         ):
             raise ValueError("a count without a name")
         number = float(value) if isinstance(value, int | float) else math.nan

@@ -22,8 +22,13 @@ from lazyfx_server.compiling.builds import Builds, BuildSession
 from lazyfx_server.compiling.crashes import Subject
 from lazyfx_server.compiling.jobs import Jobs
 from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
-from lazyfx_server.errors import InternalError, InvalidRequestError, RequestError, UnmetError
-from lazyfx_server.native.area import Area, remove
+from lazyfx_server.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidRequestError,
+    RequestError,
+)
+from lazyfx_server.native.area import WorkArea, remove
 from lazyfx_server.native.progress import read_progress
 from lazyfx_server.telemetry import NativeCompiled, Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -65,8 +70,8 @@ class NativeCompiles:
         self._compile_threads = compile_threads
         self._owner = owner
         self._required = required
-        self.why_not = "this server makes no native artifacts; start it with --native"
-        self._area: Area | None = None
+        self.unavailable_reason = "this server makes no native artifacts; start it with --native"
+        self._area: WorkArea | None = None
         self._usual_seconds: dict[int, float] = {}
         self.target: pb.NativeTarget | None = None
 
@@ -78,7 +83,7 @@ class NativeCompiles:
         """
         if self._jobs is None or self._builds is None:
             return
-        area = self._area = await asyncio.to_thread(Area)
+        area = self._area = await asyncio.to_thread(WorkArea)
         self._builds.open(area)
         folder = area.folder("jobs", "describe", owner=self._owner)
         try:
@@ -86,7 +91,7 @@ class NativeCompiles:
                 worker.DescribeNativeJob(cache=str(folder)), self._builds.session()
             )
         except RequestError as error:
-            self.unavailable(str(error))
+            self.disable(str(error))
             if self._required:
                 raise OSError(f"--native: {error}") from error
         else:
@@ -94,10 +99,10 @@ class NativeCompiles:
         finally:
             await asyncio.to_thread(remove, folder)
 
-    def unavailable(self, reason: str) -> None:
+    def disable(self, reason: str) -> None:
         """No native artifacts are made from now on."""
-        self.why_not = f"this server cannot make native artifacts: {reason}"
-        _log.warning("%s", self.why_not)
+        self.unavailable_reason = f"this server cannot make native artifacts: {reason}"
+        _log.warning("%s", self.unavailable_reason)
 
     def close(self) -> None:
         """Remove what compilers kept."""
@@ -112,21 +117,23 @@ class NativeCompiles:
         Raises:
             InvalidRequestError: The request does not say where the artifact will run, or has a
                 setting or state that is not taken.
-            UnmetError: What is made here does not run there; says why.
+            FailedPreconditionError: What is made here does not run there; says why.
         """
         if not request.HasField("native"):
             raise InvalidRequestError.of_field(
                 "native", "is missing; say where the artifact will run and under which settings"
             )
         if self.target is None:
-            raise UnmetError(self.why_not)
+            raise FailedPreconditionError(self.unavailable_reason)
         try:
             check_request(request.native)
         except NamedValueError as error:
             raise InvalidRequestError.of_field(error.field, error.reason) from error
         wanted = request.native.target
         if why := mismatch(self.target, wanted):
-            raise UnmetError(f"a native artifact of this server would not run there: {why}")
+            raise FailedPreconditionError(
+                f"a native artifact of this server would not run there: {why}"
+            )
         made = pb.NativeTarget()
         made.CopyFrom(self.target)
         made.accelerator = wanted.accelerator
@@ -172,7 +179,7 @@ class NativeCompiles:
         try:
             async with self._admission.slot(tenant):
                 started = time.monotonic()
-                flight.running(lambda: self._patience(request.kind, started))
+                flight.mark_running(lambda: self._grace_period(request.kind, started))
                 session = self._builds.session()
                 result = await self._jobs.native(job, subject, session)
                 await asyncio.to_thread(self._check_libraries, request.kind, result, session)
@@ -182,7 +189,7 @@ class NativeCompiles:
         else:
             ended = "only_traced" if result.only_traced else "made"
             if ended == "made":
-                self._note_seconds(request.kind, time.monotonic() - started)
+                self._record_seconds(request.kind, time.monotonic() - started)
             return result
         finally:
             if flight.begun or ended != "stopped":
@@ -209,7 +216,7 @@ class NativeCompiles:
             _log.error("a native job returned a library that was not compiled here")
             raise InternalError("the artifact holds a library that this server did not compile")
 
-    def _patience(self, kind: int, started: float) -> float:
+    def _grace_period(self, kind: int, started: float) -> float:
         """How long an abandoned compile goes on: to its end, when it is nearly done.
 
         That is when it has run for some time, and for half of what such compiles usually take.
@@ -220,7 +227,7 @@ class NativeCompiles:
             return math.inf
         return STOP_SECONDS
 
-    def _note_seconds(self, kind: int, seconds: float) -> None:
+    def _record_seconds(self, kind: int, seconds: float) -> None:
         usual = self._usual_seconds.get(kind, seconds)
         self._usual_seconds[kind] = usual + 0.2 * (seconds - usual)
 

@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-AT_ONCE_BYTES: Final = 16 * 1024
+ON_LOOP_BYTES: Final = 16 * 1024
 """Reading messages of this size takes less than a millisecond."""
 
-_HASH_AT_ONCE_BYTES: Final = 2**20
+_HASH_ON_LOOP_BYTES: Final = 2**20
 
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-large")
 
@@ -29,7 +29,7 @@ async def off_loop(work: Callable[..., T], *arguments: Any) -> T:
 
 async def sha256(data: bytes | memoryview) -> bytes:
     """The SHA-256 of bytes, computed in a thread when they are many."""
-    if len(data) <= _HASH_AT_ONCE_BYTES:
+    if len(data) <= _HASH_ON_LOOP_BYTES:
         return hashlib.sha256(data).digest()
     # hashlib lets other threads run meanwhile.
     return await asyncio.to_thread(lambda: hashlib.sha256(data).digest())

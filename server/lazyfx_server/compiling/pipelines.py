@@ -16,7 +16,7 @@ from lazyfx_server.passes import PassError, Registry
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.passes.requests import pipeline_of
 
-_MOST_REMEMBERED = 1024
+_MAX_REMEMBERED = 1024
 MAX_REMEMBERED = 8192
 """Longest spelling, in characters, of a pipeline that is remembered."""
 
@@ -45,7 +45,7 @@ class Pipelines:
     def __init__(self, registry: Registry, named: NamedPipelines) -> None:
         self._registry = registry
         self._named = named
-        self._known: LRUCache[bytes, PipelineName] = LRUCache(_MOST_REMEMBERED)
+        self._known: LRUCache[bytes, PipelineName] = LRUCache(_MAX_REMEMBERED)
         # Large requests are read in a thread of their own.
         self._lock = threading.Lock()
 

@@ -13,7 +13,7 @@ from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import OverloadedError
 
 _MINUTE, _HOUR = 60.0, 3600.0
-_MOST_TENANTS = 65_536
+_MAX_TENANTS = 65_536
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Quotas:
     def __init__(self, limits: QuotaLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        self._buckets: LRUCache[tuple[str, str], _Bucket] = LRUCache(3 * _MOST_TENANTS)
+        self._buckets: LRUCache[tuple[str, str], _Bucket] = LRUCache(3 * _MAX_TENANTS)
 
-    def request(self, tenant: Tenant) -> None:
+    def charge_request(self, tenant: Tenant) -> None:
         """Count a request.
 
         Raises:
@@ -80,7 +80,7 @@ class Quotas:
         """
         self._use(tenant, "requests", self._limits.requests, _MINUTE, 1.0, "per minute")
 
-    def received(self, tenant: Tenant, size: int) -> None:
+    def charge_bytes(self, tenant: Tenant, size: int) -> None:
         """Count bytes that arrived.
 
         Raises:
@@ -89,7 +89,7 @@ class Quotas:
         self._use(tenant, "bytes", self._limits.bytes, _HOUR, float(size), "per hour")
 
     @contextmanager
-    def working(self, tenant: Tenant) -> Iterator[None]:
+    def charge_work(self, tenant: Tenant) -> Iterator[None]:
         """Count the seconds of the work inside the block; what goes over is owed.
 
         Raises:

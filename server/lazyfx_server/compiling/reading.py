@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.held import HeldBytes, Hold
+from lazyfx_server.compiling.held import MemoryHold, RequestMemory
 from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
 from lazyfx_server.compiling.limits import RequestLimits
-from lazyfx_server.compiling.off_loop import AT_ONCE_BYTES, off_loop, sha256
+from lazyfx_server.compiling.off_loop import ON_LOOP_BYTES, off_loop, sha256
 from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, MissingError
+from lazyfx_server.errors import InvalidRequestError, MissingInputsError
 
 # Requests by digest that are remembered as read and found to be well formed.
 _KNOWN_REQUESTS = 4096
@@ -35,10 +35,10 @@ class IncomingCompile:
     request: pb.CompileRequest
     body: memoryview
     size: int
-    hold: Hold
+    hold: MemoryHold
 
 
-_NOTHING = IncomingCompile(pb.CompileRequest(), memoryview(b""), 0, HeldBytes(0, 0).hold("", 0))
+_NOTHING = IncomingCompile(pb.CompileRequest(), memoryview(b""), 0, RequestMemory(0, 0).hold("", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class RequestReader:
 
         Raises:
             InvalidRequestError: A field is wrong.
-            MissingError: The token stands for nothing.
+            MissingInputsError: The token stands for nothing.
         """
         request = incoming.request
         if request.request_token:
@@ -122,7 +122,7 @@ class RequestReader:
     async def _checked(
         self, incoming: IncomingCompile, tenant: Tenant, arrived: float
     ) -> ResolvedRequest:
-        if incoming.size <= AT_ONCE_BYTES:
+        if incoming.size <= ON_LOOP_BYTES:
             return self._check(incoming, tenant, arrived)
         return await off_loop(self._check, incoming, tenant, arrived)
 
@@ -147,9 +147,9 @@ class RequestReader:
         return ResolvedRequest(tenant, key, key.digest, pipeline, incoming, arrived)
 
 
-def unknown_token(token: bytes) -> MissingError:
+def unknown_token(token: bytes) -> MissingInputsError:
     """What is told to whoever asks by a token that stands for nothing."""
-    return MissingError(
+    return MissingInputsError(
         "the token is unknown or has expired; send the full request",
         [f"requests/{token.hex()}"],
     )

@@ -31,25 +31,25 @@ class Flight(Generic[Result]):
         self.waiters = 0
         self.task: asyncio.Task[Result]
         self.begun = False
-        self._patience: Callable[[], float] = lambda: 0.0
+        self._grace_period: Callable[[], float] = lambda: 0.0
 
-    def running(self, patience: Callable[[], float] = lambda: STOP_SECONDS) -> None:
+    def mark_running(self, grace_period: Callable[[], float] = lambda: STOP_SECONDS) -> None:
         """The work has begun.
 
         Args:
-            patience: Asked when the last waiter leaves: for how many seconds the work goes on
+            grace_period: Asked when the last waiter leaves: for how many seconds the work goes on
                 without any; infinity to finish it.
         """
         self.begun = True
-        self._patience = patience
+        self._grace_period = grace_period
 
-    def finishing(self) -> None:
+    def mark_finishing(self) -> None:
         """What remains is quick and worth doing for whoever asks next."""
-        self.running(lambda: math.inf)
+        self.mark_running(lambda: math.inf)
 
-    def patience(self) -> float:
+    def grace_period(self) -> float:
         """For how many seconds the work would go on without waiters."""
-        return self._patience()
+        return self._grace_period()
 
 
 class SingleFlight(Generic[Result]):
@@ -116,18 +116,18 @@ class SingleFlight(Generic[Result]):
     def _check_abandoned(self, key: bytes, flight: Flight[Result]) -> None:
         if flight.waiters or flight.task.done():
             return
-        patience = flight.patience()
-        if patience == math.inf:
+        grace_period = flight.grace_period()
+        if grace_period == math.inf:
             self._on_abandoned("continued")
-        elif patience > 0:
-            asyncio.get_running_loop().call_later(patience, self._stop, key, flight)
+        elif grace_period > 0:
+            asyncio.get_running_loop().call_later(grace_period, self._stop, key, flight)
         else:
             self._stop(key, flight)
 
     def _stop(self, key: bytes, flight: Flight[Result]) -> None:
         if flight.waiters or flight.task.done() or self._flights.get(key) is not flight:
             return  # a waiter came back, or it has ended
-        if flight.patience() == math.inf:
+        if flight.grace_period() == math.inf:
             return  # it has come far enough in the meantime
         del self._flights[key]
         self._ending.setdefault(key, set()).add(flight.task)

@@ -8,11 +8,11 @@ from functools import lru_cache
 
 from cachetools import LRUCache
 
-OPEN = ""
+ANONYMOUS = ""
 """Name of the only tenant of a server that does not identify callers."""
 
-_MOST_REMEMBERED = 4096
-_MARK_BYTES = 32
+_MAX_REMEMBERED = 4096
+_MAC_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +32,29 @@ class Tenant:
 
     def blob(self, sha256: bytes) -> str:
         """Store key of the tenant's bytes with this SHA-256."""
-        return f"blobs/{_hidden(self.tag, b'blob', sha256)}"
+        return f"blobs/{_opaque_key(self.tag, b'blob', sha256)}"
 
     def module(self, key: bytes) -> str:
         """Store key of the tenant's compiled module with this key."""
-        return f"modules/{_hidden(self.tag, b'module', key)}"
+        return f"modules/{_opaque_key(self.tag, b'module', key)}"
 
     def seal(self, place: str, record: bytes) -> bytes:
         """A record as it is stored under `place`, with a MAC that only this server can make."""
-        return self._mark(place, record) + record
+        return self._mac(place, record) + record
 
     def unseal(self, place: str, stored: bytes) -> bytes | None:
         """The record, or None when it was not sealed for this tenant and place."""
-        mark, record = stored[:_MARK_BYTES], stored[_MARK_BYTES:]
-        return record if hmac.compare_digest(mark, self._mark(place, record)) else None
+        mark, record = stored[:_MAC_BYTES], stored[_MAC_BYTES:]
+        return record if hmac.compare_digest(mark, self._mac(place, record)) else None
 
-    def _mark(self, place: str, record: bytes) -> bytes:
+    def _mac(self, place: str, record: bytes) -> bytes:
         return hmac.digest(self.tag, b"record\0" + place.encode() + b"\0" + record, "sha256")
 
 
 # A hit asks for the same name again. What one tenant asked for tells another one nothing:
 # the tag is part of what is looked up.
-@lru_cache(maxsize=2 * _MOST_REMEMBERED)
-def _hidden(tag: bytes, kind: bytes, value: bytes) -> str:
+@lru_cache(maxsize=2 * _MAX_REMEMBERED)
+def _opaque_key(tag: bytes, kind: bytes, value: bytes) -> str:
     return hmac.digest(tag, kind + b"\0" + value, "sha256").hex()
 
 
@@ -67,7 +67,7 @@ class Tenants:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._known: LRUCache[str, Tenant] = LRUCache(_MOST_REMEMBERED)
+        self._known: LRUCache[str, Tenant] = LRUCache(_MAX_REMEMBERED)
 
     def named(self, name: str) -> Tenant:
         """The tenant of this name."""

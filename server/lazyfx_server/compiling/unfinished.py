@@ -14,12 +14,12 @@ from lazyfx_server.errors import InvalidRequestError, OverloadedError
 # Larger uploads are kept in files while they arrive.
 _IN_MEMORY_BYTES = 256 * 1024
 # Each of those that broke off is an open file.
-_MOST_KEPT = 128
+_MAX_KEPT = 128
 # Seconds for which an upload that broke off may go on.
 _KEEP_SECONDS = 120.0
 
 
-class Staged:
+class StagedBlob:
     """A blob that is arriving."""
 
     def __init__(self, digest: graph_pb2.Digest) -> None:
@@ -84,7 +84,7 @@ class Staged:
         self._file.close()
 
 
-class Unfinished:
+class UnfinishedUploads:
     """Counts the bytes that are not stored yet, by tenant, and keeps what broke off.
 
     Kept bytes count like those that are arriving; they make room when there is none.
@@ -99,7 +99,7 @@ class Unfinished:
         self._most_in_all = most_in_all
         self._bytes = TenantBytes()
         # Oldest first.
-        self._kept: dict[tuple[str, bytes], Staged] = {}
+        self._kept: dict[tuple[str, bytes], StagedBlob] = {}
 
     def add(self, tenant: str, size: int) -> None:
         """Count bytes that have come.
@@ -127,7 +127,7 @@ class Unfinished:
         """Count bytes no longer."""
         self._bytes.remove(tenant, size)
 
-    def keep(self, tenant: str, staged: Staged) -> bool:
+    def keep(self, tenant: str, staged: StagedBlob) -> bool:
         """Keep an upload that broke off, whose bytes are counted no longer; not for ever.
 
         What is in memory is sent again in less time than it is worth holding it.
@@ -139,7 +139,7 @@ class Unfinished:
         over = self._bytes.of(tenant) + size > self._most
         if size <= _IN_MEMORY_BYTES or over or self._bytes.all + size > self._most_in_all:
             return False
-        if len(self._kept) >= _MOST_KEPT and not self._drop_oldest(tenant):
+        if len(self._kept) >= _MAX_KEPT and not self._drop_oldest(tenant):
             return False
         self._drop(tenant, staged.sha256)
         self._kept[tenant, staged.sha256] = staged
@@ -147,7 +147,7 @@ class Unfinished:
         asyncio.get_running_loop().call_later(_KEEP_SECONDS, self._expire, tenant, staged)
         return True
 
-    def take(self, tenant: str, sha256: bytes) -> Staged | None:
+    def take(self, tenant: str, sha256: bytes) -> StagedBlob | None:
         """What was kept of a blob; it is kept no longer."""
         staged = self._kept.pop((tenant, sha256), None)
         if staged is not None:
@@ -163,7 +163,7 @@ class Unfinished:
         oldest = next((sha256 for name, sha256 in self._kept if name == tenant), None)
         return oldest is not None and self._drop(tenant, oldest)
 
-    def _expire(self, tenant: str, staged: Staged) -> None:
+    def _expire(self, tenant: str, staged: StagedBlob) -> None:
         if self._kept.get((tenant, staged.sha256)) is staged:
             self._drop(tenant, staged.sha256)
 

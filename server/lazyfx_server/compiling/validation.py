@@ -17,20 +17,20 @@ from lazyfx_server.errors import InternalError
 from lazyfx_server.telemetry.plain_text import escaped
 from lazyfx_server.v1 import worker_pb2 as worker
 
-_MOST_REPORT_BYTES = 4 * 2**20
-_MOST_MEDIA_TYPE = 100
+_MAX_REPORT_BYTES = 4 * 2**20
+_MAX_MEDIA_TYPE = 100
 # Checking a body of this size takes about a millisecond, for which the event loop can wait.
-_AT_ONCE_BYTES = 8 * 1024
+_ON_LOOP_BYTES = 8 * 1024
 _TEXTS = frozenset({pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICTURE})
 
 
-async def check_compiled(result: worker.CompileResult) -> None:
+async def check_compile_result(result: worker.CompileResult) -> None:
     """Check the outcome of a compile.
 
     Raises:
         InternalError: It is not what a worker may answer.
     """
-    if len(result.graph.graph.body) <= _AT_ONCE_BYTES:
+    if len(result.graph.graph.body) <= _ON_LOOP_BYTES:
         _check_compiled(result)
     else:
         await asyncio.to_thread(_check_compiled, result)
@@ -53,7 +53,7 @@ def _check_compiled(result: worker.CompileResult) -> None:
 
 
 def _check_report(report: pb.CompileReport) -> None:
-    if report.ByteSize() > _MOST_REPORT_BYTES:
+    if report.ByteSize() > _MAX_REPORT_BYTES:
         raise InternalError("the worker answered with a report that is too long")
     numbers = [report.seconds, report.pass_seconds, report.saved_seconds]
     numbers += [row.seconds for row in report.passes]
@@ -66,14 +66,14 @@ def _check_report(report: pb.CompileReport) -> None:
             forced.where = escaped(forced.where)
 
 
-def check_rendered(job: worker.RenderJob, result: worker.RenderResult) -> None:
+def check_render_result(job: worker.RenderJob, result: worker.RenderResult) -> None:
     """Check the outcome of a rendering.
 
     Raises:
         InternalError: It is not what a worker may answer.
     """
     media = result.media_type
-    if not media.isascii() or not media.isprintable() or not 0 < len(media) <= _MOST_MEDIA_TYPE:
+    if not media.isascii() or not media.isprintable() or not 0 < len(media) <= _MAX_MEDIA_TYPE:
         raise InternalError("the worker rendered an artifact without a media type")
     if not _are_durations([result.seconds]):
         raise InternalError("the worker answered with an invalid duration")

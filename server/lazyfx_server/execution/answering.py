@@ -29,7 +29,7 @@ class CallBounds:
     at_once: int = 64
 
 
-class Answering:
+class CallResponder:
     """Answers the calls of one worker.
 
     Args:

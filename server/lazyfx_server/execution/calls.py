@@ -37,7 +37,7 @@ def call_server(question: bytes) -> bytes:
     return _of_process(question)
 
 
-def answer_calls_by(calling: CallServer) -> None:
+def set_server_call(calling: CallServer) -> None:
     """From now on all threads of this process call this way."""
     global _of_process
     _of_process = calling

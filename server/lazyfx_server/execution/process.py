@@ -25,10 +25,10 @@ from lazyfx_server.execution.base import (
 )
 from lazyfx_server.execution.calls import OnCall
 from lazyfx_server.execution.launching import ProcessSource
-from lazyfx_server.execution.worker import Worker, WorkerLost, WorkerPlan
+from lazyfx_server.execution.worker import Worker, WorkerLost, WorkerSpec
 
 # Workers that may die, one after the other, before they have taken a job.
-_MOST_LOST = 3
+_MAX_LOST = 3
 
 
 class ProcessExecutor:
@@ -68,7 +68,7 @@ class ProcessExecutor:
     ) -> None:
         if workers < 1 or max_jobs < 1:
             raise ValueError("workers and max_jobs must be at least 1")
-        self._plan = WorkerPlan(
+        self._plan = WorkerSpec(
             function, initializer, max_result_bytes, start_timeout, cpu_seconds,
             calls or CallBounds(),
         )  # fmt: skip
@@ -122,7 +122,7 @@ class ProcessExecutor:
         worker, a few times. A call that is cancelled leaves its job `cancel_grace`
         seconds to end; then the worker is killed.
         """
-        for _ in range(_MOST_LOST):
+        for _ in range(_MAX_LOST):
             with contextlib.suppress(WorkerLost):
                 return await self._attempt(job, timeout, owner, on_call)
         return await self._attempt(job, timeout, owner, on_call)

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final, cast
 
-from lazyfx_server.execution.answering import Answering, CallBounds
+from lazyfx_server.execution.answering import CallBounds, CallResponder
 from lazyfx_server.execution.base import (
     JobBytes,
     JobFunction,
@@ -44,7 +44,7 @@ class WorkerLost(NoWorker):
 
 
 @dataclass(frozen=True)
-class WorkerPlan:
+class WorkerSpec:
     """What a worker process is started with.
 
     Attributes:
@@ -78,7 +78,7 @@ class Worker(asyncio.Protocol):
     """
 
     def __init__(
-        self, process: BaseProcess, plan: WorkerPlan, on_gone: Callable[[Worker], None]
+        self, process: BaseProcess, plan: WorkerSpec, on_gone: Callable[[Worker], None]
     ) -> None:
         self.jobs = 0
         self.reason: RestartReason | None = None
@@ -96,7 +96,7 @@ class Worker(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._buffer = bytearray()
         self._answer: asyncio.Future[bytes] | None = None
-        self._calls = Answering(plan.calls, self._write, self._read_more)
+        self._calls = CallResponder(plan.calls, self._write, self._read_more)
         self._started = False
         self._exited = False
         self._disconnected = False
@@ -108,7 +108,7 @@ class Worker(asyncio.Protocol):
         cls,
         processes: ProcessSource,
         spawner: ThreadPoolExecutor,
-        plan: WorkerPlan,
+        plan: WorkerSpec,
         on_gone: Callable[[Worker], None],
     ) -> Worker:
         """Starts a process and waits until it can take a job.
@@ -326,7 +326,7 @@ class Worker(asyncio.Protocol):
                 self._process.kill()
 
 
-def _spawn(processes: ProcessSource, connection: socket.socket, plan: WorkerPlan) -> BaseProcess:
+def _spawn(processes: ProcessSource, connection: socket.socket, plan: WorkerSpec) -> BaseProcess:
     arguments = (connection, plan.function, plan.initializer, plan.max_result_bytes)
     with connection:
         return processes.spawn(serve, arguments)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from lazyfx_server.execution.base import JobFunction, call
-from lazyfx_server.execution.calls import answer_calls_by
+from lazyfx_server.execution.calls import set_server_call
 from lazyfx_server.execution.channel import Channel
 from lazyfx_server.execution.frames import Kind, pack_error
 
@@ -43,14 +43,14 @@ def serve(
         initializer: Called once before the first job.
         max_result_bytes: Larger results are refused.
     """
-    _leave_the_servers_group()
-    _die_with_the_server()
-    _close_others()
+    _start_own_session()
+    _kill_with_server()
+    _close_inherited_pipes()
     # Graphs are made of cycles and live as long as their job: looking for garbage among
     # them took a quarter of a job's time. It is collected when the answer is on its way.
     gc.set_threshold(_YOUNG_OBJECTS)
     channel = Channel(connection)
-    answer_calls_by(channel.call)
+    set_server_call(channel.call)
     try:
         if initializer is not None:
             initializer()
@@ -80,7 +80,7 @@ def _answer(function: JobFunction, job: bytes, max_result_bytes: int) -> tuple[K
     return Kind.RESULT, result
 
 
-def _leave_the_servers_group() -> None:
+def _start_own_session() -> None:
     # A session of its own: Ctrl-C on the server's terminal lets running jobs finish, and
     # killing the group takes the children of a job along.
     os.setsid()
@@ -94,7 +94,7 @@ def _leave_the_servers_group() -> None:
     multiprocessing.current_process().daemon = False  # a job may start processes of its own
 
 
-def _die_with_the_server() -> None:
+def _kill_with_server() -> None:
     """Has this process group killed when the server ends, however it ends.
 
     PR_SET_PDEATHSIG would watch the fork server, which lives as long as its
@@ -119,7 +119,7 @@ def _die_with_the_server() -> None:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _close_others() -> None:
+def _close_inherited_pipes() -> None:
     """Close the pipes to multiprocessing's own processes, which a worker has no business with.
 
     A byte in the one ends the fork server, and words in the other remove names of shared memory.

@@ -28,7 +28,7 @@ class RecompileCost:
         """What full recompiles of `nodes` nodes in all cost, in seconds."""
         return nodes * self.seconds_per_node
 
-    def measured_again(self, done: Iterable[tuple[float, int, bool]]) -> RecompileCost:
+    def refined(self, done: Iterable[tuple[float, int, bool]]) -> RecompileCost:
         """The cost by these recompiles if they say enough, else this one.
 
         Args:

@@ -96,17 +96,17 @@ class RecompileLedger:
         self._totals = _Totals()
         self._trigger: Trigger | None = None
 
-    def note_requested(self, module: GraphModule) -> None:
+    def record_requested(self, module: GraphModule) -> None:
         """Counts one recompile asked for."""
         nodes = len(module.graph.nodes)
         for count in self._totals.of(self.scope, module):
             count.requested += 1
             count.requested_nodes += nodes
 
-    def note_performed(
+    def record_performed(
         self, module: GraphModule, seconds: float, *, executed: bool, where: str = ""
     ) -> None:
-        """Counts one recompile done; its trigger is that of the enclosing `because`."""
+        """Counts one recompile done; its trigger is that of the enclosing `triggered_by`."""
         trigger = self._trigger or "call"
         nodes = len(module.graph.nodes)
         self.events.append(PerformedRecompile(self.scope, trigger, seconds, nodes, executed, where))
@@ -129,7 +129,7 @@ class RecompileLedger:
     @property
     def cost(self) -> RecompileCost:
         """What a recompile costs: as this job measured it, else as the ledger was told."""
-        return self._cost.measured_again([(e.seconds, e.nodes, e.executed) for e in self.events])
+        return self._cost.refined([(e.seconds, e.nodes, e.executed) for e in self.events])
 
     def saved_seconds(self, scope: str | None = None) -> float:
         """Estimated seconds of code generation that were asked for and never done."""
@@ -140,7 +140,7 @@ class RecompileLedger:
         return sum(event.seconds for event in self.events)
 
     @contextmanager
-    def running(self, scope: str) -> Iterator[None]:
+    def in_scope(self, scope: str) -> Iterator[None]:
         """Counts under `scope` inside the block."""
         outer, self.scope = self.scope, scope
         try:
@@ -149,7 +149,7 @@ class RecompileLedger:
             self.scope = outer
 
     @contextmanager
-    def because(self, trigger: Trigger) -> Iterator[None]:
+    def triggered_by(self, trigger: Trigger) -> Iterator[None]:
         """Gives recompiles inside the block their trigger; the outermost block decides."""
         outer = self._trigger
         self._trigger = outer or trigger

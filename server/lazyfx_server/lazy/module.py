@@ -41,7 +41,7 @@ class LazyModule(TorchLazyGraphModule):
 
     def recompile(self) -> None:  # type: ignore[override]
         """Marks the generated code as out of date."""
-        self.ledger.note_requested(self)
+        self.ledger.record_requested(self)
         type(self).forward = type(self)._lazy_forward  # noqa: SLF001 - our own class
 
     @property
@@ -60,7 +60,7 @@ class LazyModule(TorchLazyGraphModule):
             with checked_generation(self.graph):
                 generated = super()._real_recompile()
             seconds = perf_counter() - start
-            self.ledger.note_performed(self, seconds, executed=True, where=_asking_line())
+            self.ledger.record_performed(self, seconds, executed=True, where=_triggering_line())
             return generated
 
     def _recompile_submodules(self) -> list[Any]:
@@ -78,19 +78,19 @@ class LazyModule(TorchLazyGraphModule):
     @property
     def code(self) -> str:
         """The generated code; generates it if it is out of date."""
-        with self.ledger.because("code"):
+        with self.ledger.triggered_by("code"):
             return super().code
 
     def __str__(self) -> str:
-        with self.ledger.because("code"):
+        with self.ledger.triggered_by("code"):
             return super().__str__()
 
     def __reduce__(self) -> Any:
-        with self.ledger.because("pickle"):
+        with self.ledger.triggered_by("pickle"):
             return super().__reduce__()
 
     def __reduce_package__(self, exporter: Any) -> Any:
-        with self.ledger.because("package"):
+        with self.ledger.triggered_by("package"):
             return super().__reduce_package__(exporter)
 
 
@@ -99,8 +99,8 @@ class EagerModule(LazyModule):
 
     def recompile(self) -> PythonCode:  # type: ignore[override]
         """Generates the code now."""
-        self.ledger.note_requested(self)
-        with self.ledger.because("eager"):
+        self.ledger.record_requested(self)
+        with self.ledger.triggered_by("eager"):
             return self._real_recompile()
 
 
@@ -140,7 +140,7 @@ def make_lazy(module: GraphModule, ledger: RecompileLedger, *, eager: bool = Fal
         job_class = job_class or lazy_class(ledger, eager=eager)
         _change_class(part, job_class)
         if isinstance(part, EagerModule):
-            with ledger.because("eager"):
+            with ledger.triggered_by("eager"):
                 part._real_recompile()  # noqa: SLF001 - our own class
     return module
 
@@ -168,7 +168,7 @@ def lazy_job(ledger: RecompileLedger, *, eager: bool = False) -> Iterator[None]:
     original = GraphModule.__dict__["__new__"]
 
     def construct(cls: type[GraphModule], *args: Any, **kwargs: Any) -> GraphModule:
-        plain = _written_class(cls) in (GraphModule, TorchLazyGraphModule)
+        plain = _declared_class(cls) in (GraphModule, TorchLazyGraphModule)
         if plain and _inside_job.get() and not laziness_is_refused():
             cls = job_class
         built: GraphModule = original.__func__(cls, *args, **kwargs)
@@ -207,12 +207,12 @@ def generate_source(
                 checks.enter_context(checked_generation(part.graph))
         source = generate(module)
     seconds = perf_counter() - start
-    with ledger.because(trigger):
-        note_performed_together(module, ledger, seconds, executed=False)
+    with ledger.triggered_by(trigger):
+        record_performed_together(module, ledger, seconds, executed=False)
     return source
 
 
-def note_performed_together(
+def record_performed_together(
     module: GraphModule, ledger: RecompileLedger, seconds: float, *, executed: bool
 ) -> None:
     """Counts one recompile for a module and for each one inside; they share the seconds."""
@@ -220,7 +220,7 @@ def note_performed_together(
     nodes = sum(len(part.graph.nodes) for part in parts)
     for part in parts:
         share = seconds * len(part.graph.nodes) / nodes
-        ledger.note_performed(part, share, executed=executed)
+        ledger.record_performed(part, share, executed=executed)
 
 
 # Say that a job runs in this process, and whether what runs here is part of it; hold nothing of it.
@@ -239,7 +239,7 @@ _PASSES_ON = frozenset(
 )
 
 
-def _asking_line() -> str:
+def _triggering_line() -> str:
     """The line that needs generated code: the innermost one outside of the machinery."""
     frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller's frame
     while frame.f_back is not None and frame.f_code.co_filename in _PASSES_ON:
@@ -252,13 +252,13 @@ def _counts_in(module: GraphModule, ledger: RecompileLedger) -> bool:
     return isinstance(module, LazyModule) and module.ledger is ledger
 
 
-def _written_class(cls: type) -> type:
+def _declared_class(cls: type) -> type:
     """The class as its author wrote it, below the one that GraphModule makes for each object."""
     return next(c for c in cls.__mro__ if c.__qualname__.split(".")[-1] != SINGLETON_CLASS_NAME)
 
 
 def _change_class(module: GraphModule, job_class: type[GraphModule]) -> None:
-    written = _written_class(type(module))
+    written = _declared_class(type(module))
     eager = written in (GraphModule, TorchLazyGraphModule) or issubclass(written, LazyModule)
     bases = (job_class,) if eager else (job_class, written)
     singleton = type(SINGLETON_CLASS_NAME, bases, {})

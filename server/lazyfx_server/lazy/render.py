@@ -21,7 +21,7 @@ from lazyfx_server.lazy.module import (
     LazyModule,
     generate_source,
     lazy_class,
-    note_performed_together,
+    record_performed_together,
 )
 from lazyfx_server.lazy.picture import draw
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -55,9 +55,9 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
     if job.kind == pb.ARTIFACT_KIND_PICTURE:
         result.data = draw(module).encode()
     elif job.kind == pb.ARTIFACT_KIND_TORCHSCRIPT:
-        result.data = scripted(module, ledger)
+        result.data = render_torchscript(module, ledger)
     elif job.kind == pb.ARTIFACT_KIND_EXPORTED_PROGRAM:
-        result.data = exported(module, ledger)
+        result.data = render_exported_program(module, ledger)
     else:
         if job.HasField("source"):
             source = _source_of(job.source)
@@ -72,38 +72,38 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
     return result
 
 
-def scripted(module: GraphModule, ledger: RecompileLedger) -> bytes:
+def render_torchscript(module: GraphModule, ledger: RecompileLedger) -> bytes:
     """TorchScript of a module: a consumer that needs an eager module, so it gets one.
 
     Raises:
         UnsupportedGraphError: The graph cannot be expressed in TorchScript, or the values of its
             tensors are not on the server.
     """
-    _refuse_values_elsewhere(module, "script it on the client: RemoteModule.save_torchscript")
+    _require_local_values(module, "script it on the client: RemoteModule.save_torchscript")
     started = perf_counter()
     eager = eager_copy(module, checked_generation)
     seconds = perf_counter() - started
-    with ledger.because("torchscript"):
-        note_performed_together(eager, ledger, seconds, executed=True)
+    with ledger.triggered_by("torchscript"):
+        record_performed_together(eager, ledger, seconds, executed=True)
     return script_module(eager)
 
 
-def exported(module: GraphModule, ledger: RecompileLedger) -> bytes:
+def render_exported_program(module: GraphModule, ledger: RecompileLedger) -> bytes:
     """An ExportedProgram of a module: torch.export calls it, so its code is generated.
 
     Raises:
         UnsupportedGraphError: torch.export cannot express the graph, or the values of its
             tensors are not on the server.
     """
-    _refuse_values_elsewhere(module, "export it on the client: RemoteModule.save_exported_program")
-    with ledger.because("exported_program"):
+    _require_local_values(module, "export it on the client: RemoteModule.save_exported_program")
+    with ledger.triggered_by("exported_program"):
         for part in module.modules():
             if isinstance(part, LazyModule):
                 part.real_recompile()  # torch.export reads the signature of forward
     return export_module(module)
 
 
-def _refuse_values_elsewhere(module: GraphModule, remedy: str) -> None:
+def _require_local_values(module: GraphModule, remedy: str) -> None:
     away = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
     if away:
         raise UnsupportedGraphError(
@@ -129,7 +129,7 @@ def performed(ledger: RecompileLedger) -> list[worker.PerformedRecompiles]:
 def _module(job: worker.RenderJob, ledger: RecompileLedger) -> GraphModule:
     graph = job.graph.graph
     asked = job.presentation if job.HasField("presentation") else None
-    presentation = wire.present(job.graph, asked)
+    presentation = wire.restore_names(job.graph, asked)
     constants = {constant.digest.sha256: constant.data for constant in job.constants}
     body = graph_pb2.GraphBody.FromString(graph.body)
 

@@ -20,7 +20,7 @@ from lazyfx.native.constants import own_tensors, replace_tensors
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.wire.tensors import stand_in_of
 from lazyfx.wire.values import fake_tensor
-from lazyfx_server.native.conditions import CannotCompile, failed
+from lazyfx_server.native.conditions import CannotCompile, compiler_error
 from lazyfx_server.native.progress import Progress
 from lazyfx_server.native.torch_names import AotResult, compile_package
 
@@ -74,7 +74,7 @@ def _compile(
     try:
         result = compile_package(module, inputs, own)
     except Exception as error:
-        raise failed("AOTInductor", error) from error
+        raise compiler_error("AOTInductor", error) from error
     conditions = [str(guard.expr) for guard in env.guards[known:] if str(guard.expr) != "True"]
     if conditions:
         # A package checks no sizes, so what holds for some of them only is not made.

@@ -20,7 +20,7 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STALE_SECONDS: Final = 3600.0
 
 
-class Area:
+class WorkArea:
     """Folders for jobs, compiles and precompiled headers; gone when the server is.
 
     A lock tells whether the server lives that a folder belongs to: the kernel lets go of it when

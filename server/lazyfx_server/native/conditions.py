@@ -16,22 +16,22 @@ from lazyfx.native.configuration import read_configuration
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.v1 import worker_pb2 as worker
 
-_MOST_CHARACTERS = 600
-_MOST_SETTINGS = 8
+_MAX_CHARACTERS = 600
+_MAX_SETTINGS = 8
 
 
 class CannotCompile(Exception):  # noqa: N818 - reads as what happened
     """Inductor cannot make an artifact of this graph, under these settings, on this machine."""
 
 
-def failed(compiler: str, error: Exception) -> CannotCompile:
+def compiler_error(compiler: str, error: Exception) -> CannotCompile:
     """What to raise when a compiler raised `error`."""
     text = f"{type(error).__name__}: {error}"
-    return CannotCompile(f"{compiler} cannot compile this graph: {text[:_MOST_CHARACTERS]}")
+    return CannotCompile(f"{compiler} cannot compile this graph: {text[:_MAX_CHARACTERS]}")
 
 
 @contextmanager
-def as_asked(request: pb.NativeRequest) -> Iterator[None]:
+def apply_request(request: pb.NativeRequest) -> Iterator[None]:
     """The caller's states and settings in place within the block.
 
     Raises:
@@ -50,10 +50,10 @@ def _require_same_configuration(request: pb.NativeRequest) -> None:
     here = read_configuration()
     if here.digest == request.configuration:
         return
-    differing = here.differing(request.setting_digests)
-    named = ", ".join(differing[:_MOST_SETTINGS]) or "the caller did not say which"
-    if len(differing) > _MOST_SETTINGS:
-        named += f" and {len(differing) - _MOST_SETTINGS} more"
+    differences = here.differences(request.setting_digests)
+    named = ", ".join(differences[:_MAX_SETTINGS]) or "the caller did not say which"
+    if len(differences) > _MAX_SETTINGS:
+        named += f" and {len(differences) - _MAX_SETTINGS} more"
     raise CannotCompile(
         "settings of Inductor or AOTAutograd that cannot be sent differ between the caller and "
         f"this server: {named}; give both the same values; docs/training.md lists the "
@@ -61,7 +61,7 @@ def _require_same_configuration(request: pb.NativeRequest) -> None:
     )
 
 
-def own_settings(job: worker.NativeJob) -> dict[str, Any]:
+def host_settings(job: worker.NativeJob) -> dict[str, Any]:
     """Settings of this machine, which change no result."""
     own: dict[str, Any] = {
         "compile_threads": max(1, job.compile_threads),
@@ -73,7 +73,7 @@ def own_settings(job: worker.NativeJob) -> dict[str, Any]:
     return own
 
 
-def made_on(job: worker.NativeJob) -> pb.NativeTarget:
+def build_target(job: worker.NativeJob) -> pb.NativeTarget:
     """Where the artifact of a job runs."""
     found = pb.NativeTarget()
     found.CopyFrom(job.made_on)

@@ -69,7 +69,7 @@ def _end_monitor() -> None:
         bars.tqdm.monitor_interval = 0
 
 
-def of_jobs(
+def job_confinement(
     layers: tuple[str, ...], memory_bytes: int, user: int | None, compiler: Compiler
 ) -> Confinement:
     """For processes that hold graphs, run Inductor and load what was compiled.
@@ -94,7 +94,7 @@ def of_jobs(
     return Confinement(policy)
 
 
-def of_builds(
+def build_confinement(
     layers: tuple[str, ...], memory_bytes: int, user: int | None, compiler: Compiler
 ) -> Confinement:
     """For processes that run the compiler over one source."""

@@ -35,7 +35,7 @@ def recall_items(module: GraphModule) -> None:
             tensor.item_memo = number
 
 
-def constants_wanted(floats: Mapping[int, sympy.Symbol]) -> list[int]:
+def requested_constants(floats: Mapping[int, sympy.Symbol]) -> list[int]:
     """Inputs whose floats torch has asked to be constants, by number.
 
     Args:

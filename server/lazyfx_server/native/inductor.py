@@ -12,8 +12,8 @@ from torch.fx import GraphModule
 from lazyfx.native import kernels, shapes
 from lazyfx.native.torch_names import TensorifyScalarRestartAnalysis, TensorifyState
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.native.conditions import CannotCompile, failed, refuse_own_tensors
-from lazyfx_server.native.floats import constants_wanted
+from lazyfx_server.native.conditions import CannotCompile, compiler_error, refuse_own_tensors
+from lazyfx_server.native.floats import requested_constants
 from lazyfx_server.native.progress import Progress
 from lazyfx_server.native.torch_names import compile_ahead, known_size
 
@@ -48,13 +48,13 @@ def make_bundle(
     symbols, floats = shapes.input_symbols(inputs), shapes.float_symbols(inputs)
     TensorifyState.clear()
     known = len(env.guards)
-    with kernels.noted(progress.kernels) as libraries:
+    with kernels.record_kernels(progress.kernels) as libraries:
         try:
             compiled = compile_ahead(module, inputs, mode, own)
         except TensorifyScalarRestartAnalysis:
-            return pb.NativeBundle(fixed_inputs=sorted(constants_wanted(floats)))
+            return pb.NativeBundle(fixed_inputs=sorted(requested_constants(floats)))
         except Exception as error:
-            raise failed("Inductor", error) from error
+            raise compiler_error("Inductor", error) from error
     if compiled is None:
         raise CannotCompile("torch cannot write what Inductor made of this graph as an artifact")
     return pb.NativeBundle(

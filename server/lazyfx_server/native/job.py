@@ -16,7 +16,7 @@ from lazyfx_server.native.conditions import CannotCompile
 from lazyfx_server.native.confinement import Confinement
 from lazyfx_server.native.making import make_artifact
 from lazyfx_server.native.toolchain.compiler import Compiler
-from lazyfx_server.native.toolchain.standing_in import NotOurs, compile_on_the_server
+from lazyfx_server.native.toolchain.standing_in import UnsupportedCommand, redirect_compiles
 from lazyfx_server.security.native_source import NativeSourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -38,7 +38,7 @@ def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) ->
     _keep_to(Path(folder))
     confinement.enter(Path(folder))
     try:
-        compile_on_the_server(compiler, Path(folder))
+        redirect_compiles(compiler, Path(folder))
         if native:
             result.native.CopyFrom(make_artifact(job.native))
         else:
@@ -46,9 +46,9 @@ def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) ->
     except CannotCompile as error:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
         result.error.message = str(error)
-        if NotOurs.first:
+        if UnsupportedCommand.first:
             result.error.kind = worker.JOB_ERROR_KIND_SOURCE
-            result.error.message = NotOurs.first
+            result.error.message = UnsupportedCommand.first
     except NativeSourceRefused as error:
         _log.error("generated native source was refused: %s", error)
         result.error.kind = worker.JOB_ERROR_KIND_SOURCE

@@ -15,7 +15,7 @@ from lazyfx.native.requests import conditions_digest
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.native.aot_inductor import make_package
-from lazyfx_server.native.conditions import as_asked, fake_inputs, made_on, own_settings
+from lazyfx_server.native.conditions import apply_request, build_target, fake_inputs, host_settings
 from lazyfx_server.native.floats import recall_items
 from lazyfx_server.native.inductor import make_bundle
 from lazyfx_server.native.progress import Progress
@@ -52,10 +52,10 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     mode = fresh_fake_mode()
     inputs = fake_inputs(module, mode)
     recall_items(module)
-    with as_asked(job.request), checked_sources():
-        made = _MAKERS[job.kind](module, inputs, mode, own_settings(job), progress)
+    with apply_request(job.request), checked_sources():
+        made = _MAKERS[job.kind](module, inputs, mode, host_settings(job), progress)
     progress.stage("packing")
-    made.target.CopyFrom(made_on(job))
+    made.target.CopyFrom(build_target(job))
     made.conditions = conditions_digest(job.request)
     return worker.NativeResult(
         data=made.SerializeToString(),

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
 
-_MOST_BYTES: Final = 1024
+_MAX_BYTES: Final = 1024
 _STAGES: Final = ("tracing", "compiling", "packing")
 
 
@@ -43,9 +43,9 @@ class Progress:
         message = pb.ArtifactProgress(
             stage=self._stage, kernels=self._kernels, seconds=time.monotonic() - self._started
         )
-        aside = self._path.with_suffix(".new")
-        aside.write_bytes(message.SerializeToString())
-        aside.replace(self._path)
+        temporary = self._path.with_suffix(".new")
+        temporary.write_bytes(message.SerializeToString())
+        temporary.replace(self._path)
 
 
 def read_progress(path: Path) -> pb.ArtifactProgress:
@@ -66,9 +66,9 @@ def _read(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
             raise ValueError("not what a worker writes")
-        return file.read(_MOST_BYTES)
+        return file.read(_MAX_BYTES)
 
 
 def _checked(progress: pb.ArtifactProgress) -> pb.ArtifactProgress:

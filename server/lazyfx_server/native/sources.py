@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lazyfx_server.native.torch_names import written_sources
+from lazyfx_server.native.torch_names import observing_sources
 from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp, check_wrapper
 
 
@@ -29,7 +29,7 @@ def checked_sources() -> Iterator[None]:
         return checked
 
     try:
-        with written_sources(checking(check_cpp), checking(check_wrapper)):
+        with observing_sources(checking(check_cpp), checking(check_wrapper)):
             yield
     except Exception:
         if refused:

@@ -45,10 +45,10 @@ def without_texts(body: pb.GraphBody) -> pb.GraphBody:
     """
     found = pb.GraphBody()
     found.CopyFrom(body)
-    return _Replacing(found).body
+    return _TextReplacer(found).body
 
 
-class _Replacing:
+class _TextReplacer:
     """Replaces the texts of one graph, in place."""
 
     def __init__(self, body: pb.GraphBody) -> None:

@@ -79,7 +79,7 @@ def replace_programs(
 
 
 @contextmanager
-def written_sources(
+def observing_sources(
     on_cpp: Callable[[str], None], on_python: Callable[[str], None]
 ) -> Iterator[None]:
     """See every source that Inductor writes within the block, before it is compiled or run.
@@ -100,7 +100,7 @@ def written_sources(
             on_python(content)
         return original(content, extension, *args, **kwargs)
 
-    with _instead(codecache, "write", write):
+    with _patched(codecache, "write", write):
         yield
 
 
@@ -125,7 +125,7 @@ def compile_ahead(
     with (
         inductor_config.patch(dict(patches)),
         functorch_config.patch(_WRITTEN),
-        _instead(graph_compile, "collect_bw_donated_buffer_idxs", _none_donated),
+        _patched(graph_compile, "collect_bw_donated_buffer_idxs", _none_donated),
     ):
         if "fake_mode" in _PARAMETERS:
             artifact: Any = standalone_compile(
@@ -219,10 +219,10 @@ def compile_package(
         return fold(module, *args, **kwargs)
 
     with (
-        _instead(compile_fx, "split_const_gm", fold_unless_written),
-        _instead(joint_graph, "UniformValueConstantFolder", _FolderOfKnownValues),
-        _instead(codecache, "determine_aoti_mmap_flags", values_are_elsewhere),
-        _instead(codecache, "struct", SimpleNamespace(pack=size_of_all)),
+        _patched(compile_fx, "split_const_gm", fold_unless_written),
+        _patched(joint_graph, "UniformValueConstantFolder", _LiteralConstantFolder),
+        _patched(codecache, "determine_aoti_mmap_flags", values_are_elsewhere),
+        _patched(codecache, "struct", SimpleNamespace(pack=size_of_all)),
     ):
         files: Any = aot_compile(module, tuple(inputs), options=settings)
     archive = io.BytesIO()
@@ -230,7 +230,7 @@ def compile_package(
     return AotResult(archive.getvalue(), tuple(constants), any(written))
 
 
-class _FolderOfKnownValues(UniformValueConstantFolder):
+class _LiteralConstantFolder(UniformValueConstantFolder):
     """Folds what is computed from literals alone.
 
     torch's reads tensors of one element too: their values are not here, and it takes one that
@@ -252,7 +252,7 @@ def writes(module: GraphModule) -> bool:
 
 
 @contextmanager
-def _instead(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+def _patched(module: ModuleType, name: str, value: Any) -> Iterator[None]:
     """Something else under a name of a module of torch within the block."""
     before = getattr(module, name)
     setattr(module, name, value)

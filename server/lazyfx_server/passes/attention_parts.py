@@ -71,7 +71,7 @@ class Attention:
         yield from (mask.node for mask in self.masks)
 
 
-def handed_on(node: object, known: KnownValues) -> Node | None:
+def view_source(node: object, known: KnownValues) -> Node | None:
     """What a view or copy was made of, if rows and columns are the same and in the same order."""
     if not isinstance(node, Node) or operator_name(node) not in _VIEWS:
         return None

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from lazyfx_server.passes.attention_parts import Attention, Mask, handed_on, readers
+from lazyfx_server.passes.attention_parts import Attention, Mask, readers, view_source
 from lazyfx_server.passes.calls import KnownValues, first_operand, operator_name
 from lazyfx_server.passes.effects import argument
 from lazyfx_server.passes.operators import words
@@ -55,7 +55,7 @@ class _Reader:
         """The first node that computes something, and those on the way that do not."""
         way: list[Node] = []
         while len(way) < _LONGEST_WAY:
-            source = handed_on(node, self._known) or self._cast(node) or self._dropout(node)
+            source = view_source(node, self._known) or self._cast(node) or self._dropout(node)
             if source is None:
                 break
             assert isinstance(node, Node)
@@ -103,7 +103,7 @@ class _Reader:
 
     def _sum(self, node: Node, value: Node, depth: int) -> Attention | None:
         shape = self._shape(node)
-        for scores, mask in self._ways_round(node):
+        for scores, mask in self._operand_orders(node):
             summand = self._known.tensor(mask)
             if summand is None or shape is None or self._shape(scores) != shape:
                 continue
@@ -114,7 +114,7 @@ class _Reader:
 
     def _scaled(self, node: Node, name: str, value: Node, depth: int) -> Attention | None:
         shape = self._shape(node)
-        for scores, by in self._ways_round(node)[: 1 if name == "div" else 2]:
+        for scores, by in self._operand_orders(node)[: 1 if name == "div" else 2]:
             number = type(by) in (int, float) and by != 0
             tensor = self._known.tensor(by)
             if not number and (tensor is None or tensor.ndim or not tensor.is_floating_point()):
@@ -152,7 +152,7 @@ class _Reader:
             return None
         return replace(found, masks=(*found.masks, Mask(condition, shape, number, hides)))
 
-    def _ways_round(self, node: Node) -> Sequence[tuple[object, object]]:
+    def _operand_orders(self, node: Node) -> Sequence[tuple[object, object]]:
         """The operands of a call of two, as (scores, other); in place scores are the first."""
         if len(node.args) != 2:
             return []

@@ -15,7 +15,7 @@ class OutOfTime(BaseException):
 
 
 @contextmanager
-def at_most_seconds(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Ends the block with OutOfTime when it takes longer.
 
     In the main thread, where workers run their jobs, a timer interrupts the block between two

@@ -143,7 +143,7 @@ def same_place(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-def in_each(
+def apply_to_each_graph(
     module: GraphModule, work: Callable[[GraphModule, KnownValues], int], note: str
 ) -> PassResult:
     """Does work that needs shapes in a module and in the GraphModules inside it.

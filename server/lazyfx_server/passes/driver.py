@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from lazyfx.errors import DecodeError
 from lazyfx_server.lazy import PerformedRecompile, RecompileLedger, make_lazy
 from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
-from lazyfx_server.passes.budget import OutOfTime, at_most_seconds
+from lazyfx_server.passes.budget import OutOfTime, time_limit
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.options import spell_pipeline
 
@@ -141,7 +141,7 @@ class Driver:
         asked, events = ledger.requested(pass_.name), len(ledger.events)
         saved = ledger.saved_seconds(pass_.name)
         start = perf_counter()
-        with ledger.running(pass_.name):
+        with ledger.in_scope(pass_.name):
             context = PassContext(rewrites.get(placed.number, ()), self._limits)
             result = self._guarded(placed, module, context)
             module = self.adopt(result.module)
@@ -171,7 +171,7 @@ class Driver:
         pass_, before = placed.pass_, self._done
         budget = self._limits.max_pass_seconds
         try:
-            with at_most_seconds(budget):
+            with time_limit(budget):
                 return _reportable(pass_.run(module, context))
         except DecodeError:
             raise  # what the request says of a value cannot be
@@ -201,7 +201,7 @@ class Driver:
         if self._verifier is None or not (run.changed and pass_.mutates):
             return
         try:
-            with self._ledger.running("verify"):
+            with self._ledger.in_scope("verify"):
                 self._verifier.check(module, pass_)
         except DecodeError:
             raise  # what the request says of a value cannot be

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_MOST_BITS = 8192
-_MOST_ITEMS = 100_000
+_MAX_BITS = 8192
+_MAX_ITEMS = 100_000
 _POWERS = frozenset({"pow", "ipow", "rpow"})
 _SHIFTS = frozenset({"lshift", "ilshift", "rlshift"})
 _REVERSED = frozenset({"rpow", "rlshift"})
@@ -41,11 +41,11 @@ def check_numbers(target: object, operands: Sequence[Any]) -> None:
     numbers = [operand for operand in operands if isinstance(operand, int)]
     lists = [operand for operand in operands if isinstance(operand, list | tuple | str)]
     if name in _POWERS and len(numbers) == 2:
-        _bounded(numbers[0].bit_length() * max(numbers[1], 0), _MOST_BITS)
+        _bounded(numbers[0].bit_length() * max(numbers[1], 0), _MAX_BITS)
     elif name in _SHIFTS and len(numbers) == 2:
-        _bounded(numbers[1], _MOST_BITS)
+        _bounded(numbers[1], _MAX_BITS)
     elif name in _PRODUCTS and len(numbers) == 1 and len(lists) == 1:
-        _bounded(len(lists[0]) * max(numbers[0], 0), _MOST_ITEMS)
+        _bounded(len(lists[0]) * max(numbers[0], 0), _MAX_ITEMS)
     elif name in _FORMATS and operands and isinstance(operands[0], str):
         raise TooLargeError  # "%1000000000d" % 1 is a text of a gigabyte
 
@@ -57,12 +57,12 @@ def _bounded(size: int, most: int) -> None:
 
 def _is_long(value: object) -> bool:
     if isinstance(value, int):
-        return value.bit_length() > _MOST_BITS
+        return value.bit_length() > _MAX_BITS
     if isinstance(value, range):
-        return value.stop - value.start > _MOST_ITEMS or value.start - value.stop > _MOST_ITEMS
+        return value.stop - value.start > _MAX_ITEMS or value.start - value.stop > _MAX_ITEMS
     if isinstance(value, list | tuple | dict):
         items: Iterable[object] = value.values() if isinstance(value, dict) else value
-        return len(value) > _MOST_ITEMS or any(
+        return len(value) > _MAX_ITEMS or any(
             isinstance(item, range | int) and _is_long(item) for item in items
         )
     return False

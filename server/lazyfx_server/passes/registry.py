@@ -29,7 +29,7 @@ _USUAL: Final[Mapping[type, ValueType]] = {
     float: Float(-1e300, 1e300),
     str: _NAME,
 }
-_MOST_ITEMS: Final = 10_000
+_MAX_ITEMS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ def _value_types(pass_class: type[Pass]) -> dict[str, ValueType]:
 def _check(option: str, value: OptionValue, expected: ValueType, pass_name: str) -> None:
     items = value if isinstance(value, tuple) else (value,)
     reason = next((r for item in items if (r := mismatch_reason(item, expected))), "")
-    if len(items) > _MOST_ITEMS:
-        reason = f"has {len(items)} items; it takes at most {_MOST_ITEMS}"
+    if len(items) > _MAX_ITEMS:
+        reason = f"has {len(items)} items; it takes at most {_MAX_ITEMS}"
     if reason:
         raise PassError(
             f"option {option!r} {reason}", field=f"options.{option}", pass_name=pass_name

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import grpc.aio
 
-from lazyfx_server.compiling.tenants import OPEN, Tenant, Tenants
-from lazyfx_server.errors import ForbiddenError, UnidentifiedError
+from lazyfx_server.compiling.tenants import ANONYMOUS, Tenant, Tenants
+from lazyfx_server.errors import PermissionDeniedError, UnauthenticatedError
 from lazyfx_server.security.tokens import TokenFile, is_tenant_name
 
 Identification = Literal["open", "tokens", "certificates"]
@@ -59,7 +59,7 @@ class Authenticator:
         """Check what can be known before the first byte of the request is read.
 
         Raises:
-            UnidentifiedError: The token is missing or unknown.
+            UnauthenticatedError: The token is missing or unknown.
         """
         if self.tokens is not None:
             self._token_tenant(self.tokens, metadata)
@@ -68,10 +68,10 @@ class Authenticator:
         """Find out whose a call is, for `caller`.
 
         Raises:
-            UnidentifiedError: The caller cannot be identified.
-            ForbiddenError: The certificate's name cannot be a tenant.
+            UnauthenticatedError: The caller cannot be identified.
+            PermissionDeniedError: The certificate's name cannot be a tenant.
         """
-        name = OPEN
+        name = ANONYMOUS
         if self.tokens is not None:
             name = self._token_tenant(self.tokens, context.invocation_metadata() or ())
         elif self.certificates:
@@ -79,7 +79,7 @@ class Authenticator:
         if self.certificates and self.names:
             shown = _certificate_name(context.auth_context())
             if shown not in self.names:
-                raise ForbiddenError(f"certificates for {shown!r} are not accepted here")
+                raise PermissionDeniedError(f"certificates for {shown!r} are not accepted here")
         _CALLER.set(self.tenants.named(name))
 
     @staticmethod
@@ -87,22 +87,22 @@ class Authenticator:
         values = [v for key, v in metadata if key == "authorization"]
         value = values[0] if len(values) == 1 else ""
         if not isinstance(value, str) or value[: len(_BEARER)].lower() != _BEARER:
-            raise UnidentifiedError(
+            raise UnauthenticatedError(
                 "this server requires a token: connect(..., token=...) or LAZYFX_TOKEN"
             )
         tenant = tokens.tenant_of(value[len(_BEARER) :])
         if tenant is None:
-            raise UnidentifiedError("the token is unknown or was revoked")
+            raise UnauthenticatedError("the token is unknown or was revoked")
         return tenant
 
 
 def _certificate_name(shown: Mapping[str, Iterable[bytes]]) -> str:
     names = list(shown.get("x509_common_name", ()))
     if not names:
-        raise UnidentifiedError("this server requires a certificate with a common name")
+        raise UnauthenticatedError("this server requires a certificate with a common name")
     name = names[0].decode("utf-8", "replace")
     if not is_tenant_name(name):
-        raise ForbiddenError(
+        raise PermissionDeniedError(
             "the certificate's common name is not a valid tenant name (letters, digits and . _ @ -)"
         )
     return name

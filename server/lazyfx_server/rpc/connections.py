@@ -33,7 +33,7 @@ def refuse_connections(port: int) -> None:
             found.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
 
 
-def cut_connections(port: int) -> int:
+def drop_connections(port: int) -> int:
     """End the connections to a port of this process, as a network would.
 
     gRPC answers calls that arrive while it shuts down with CANCELLED, which looks as if the caller

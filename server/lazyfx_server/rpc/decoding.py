@@ -9,14 +9,14 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError, Message
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.held import HeldBytes, Hold
+from lazyfx_server.compiling.held import MemoryHold, RequestMemory
 from lazyfx_server.compiling.limits import RequestLimits
-from lazyfx_server.compiling.off_loop import AT_ONCE_BYTES, off_loop
+from lazyfx_server.compiling.off_loop import ON_LOOP_BYTES, off_loop
 from lazyfx_server.compiling.reading import IncomingCompile
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.rpc.message_bounds import request_bounds
-from lazyfx_server.rpc.pacing import note_received
+from lazyfx_server.rpc.pacing import add_received
 from lazyfx_server.security.scanning import (
     FieldBounds,
     Marked,
@@ -46,7 +46,7 @@ class Decoder:
         held: Bounds the bytes of all of them.
     """
 
-    def __init__(self, limits: RequestLimits, held: HeldBytes) -> None:
+    def __init__(self, limits: RequestLimits, held: RequestMemory) -> None:
         self._bounds = request_bounds(limits)
         self._held = held
 
@@ -67,15 +67,15 @@ class Decoder:
                 field and the bound.
             OverloadedError: Requests that are under way hold too many bytes.
         """
-        note_received(len(data))
+        add_received(len(data))
         with self._held.hold(tenant.name, len(data)) as hold:
             # Of an upload nearly all is one field, which is skipped.
-            if len(data) <= AT_ONCE_BYTES or method == "UploadBlobs":
+            if len(data) <= ON_LOOP_BYTES or method == "UploadBlobs":
                 yield self._decode(method, data, hold)
             else:
                 yield await off_loop(self._decode, method, data, hold)
 
-    def _decode(self, method: str, data: bytes, hold: Hold) -> Any:
+    def _decode(self, method: str, data: bytes, hold: MemoryHold) -> Any:
         try:
             marked = scan(data, self._bounds[method])
             if method == "Compile":
@@ -104,7 +104,7 @@ def request_id(data: bytes) -> int:
 
 
 def _incoming(
-    data: bytes, where: Marked, marked: Mapping[str, Marked], hold: Hold, path: str = ""
+    data: bytes, where: Marked, marked: Mapping[str, Marked], hold: MemoryHold, path: str = ""
 ) -> IncomingCompile:
     """A compile request, its graph's body left where it came: it is large, and only passed on."""
     graph, body = marked.get(f"{path}graph"), marked.get(f"{path}graph.body")

@@ -21,7 +21,7 @@ _SAMPLE_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = 2.0
 
 
-class Descriptors:
+class FileDescriptorGuard:
     """Refuses calls while few file descriptors are left.
 
     Args:

@@ -16,17 +16,17 @@ from grpc_status import rpc_status
 
 from lazyfx_server.errors import (
     DrainingError,
-    ForbiddenError,
-    MissingError,
+    MissingInputsError,
+    PermissionDeniedError,
     RequestError,
     StartingError,
     TimedOutError,
+    UnauthenticatedError,
     UnavailableError,
-    UnidentifiedError,
 )
 from lazyfx_server.rpc.authentication import Authenticator, caller_name
 from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_caller
-from lazyfx_server.rpc.descriptors import Descriptors
+from lazyfx_server.rpc.descriptors import FileDescriptorGuard
 from lazyfx_server.rpc.pacing import RefusalPacing, count_received
 from lazyfx_server.rpc.small_requests import HANDLER_MAKERS, small_requests
 from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
@@ -63,7 +63,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self.most_seconds = most_seconds
         self.pacing = pacing
         self._observer = observer
-        self._descriptors = Descriptors()
+        self._descriptors = FileDescriptorGuard()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -78,7 +78,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """From now on refuse calls with UNAVAILABLE."""
         self._refusal = _draining
 
-    async def emptied(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until no call is under way."""
         await self._idle.wait()
 
@@ -96,22 +96,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """
         method = handler_call_details.method
         if method.startswith(_HEALTH):
-            return self._small(method, await continuation(handler_call_details))
+            return self._bound_small(method, await continuation(handler_call_details))
         try:
             self._descriptors.check()
             self._authenticator.check_token(handler_call_details.invocation_metadata or ())
         except RequestError as error:
-            return self._refusing(method, error)
+            return self._refusing_handler(method, error)
         if (wrapped := self._wrapped.get(method)) is not None:
             return wrapped
         handler = await continuation(handler_call_details)
         if handler is None or not method.startswith(_SERVICE):
-            return self._small(method, handler)
+            return self._bound_small(method, handler)
         wrapped = self._wrap(method.removeprefix(_SERVICE), handler)
         self._wrapped[method] = wrapped
         return wrapped
 
-    def _small(
+    def _bound_small(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any] | None
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The handler of another service, which takes small requests only."""
@@ -121,7 +121,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._wrapped[method] = small_requests(handler)
         return self._wrapped[method]
 
-    def _refusing(self, method: str, error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
+    def _refusing_handler(
+        self, method: str, error: RequestError
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         name = method.removeprefix(_SERVICE) if method.startswith(_SERVICE) else "other"
 
         async def refuse(requests: Any, context: Context) -> None:
@@ -252,10 +254,10 @@ class _Call:
     def _log(self, error: Exception, code: str, message: str) -> None:
         seconds = time.perf_counter() - self._started
         tenant = caller_name()
-        if isinstance(error, MissingError):
+        if isinstance(error, MissingInputsError):
             log_missing(self._id, self._method, seconds, tenant)
             return
-        if isinstance(error, (UnidentifiedError, ForbiddenError)):
+        if isinstance(error, (UnauthenticatedError, PermissionDeniedError)):
             log_refused_caller(self._method, self._context.peer(), message)
         log_failure(self._id, self._method, code, seconds, tenant, message)
 

@@ -16,8 +16,8 @@ from typing import Final
 
 from cachetools import LRUCache
 
-FREE_BYTES: Final = 64 * 2**20
-MOST_SECONDS: Final = 2.0
+UNCOUNTED_BYTES: Final = 64 * 2**20
+MAX_SECONDS: Final = 2.0
 _CONNECTIONS: Final = 4096
 
 
@@ -40,7 +40,7 @@ def count_received() -> Received:
     return received
 
 
-def note_received(size: int) -> None:
+def add_received(size: int) -> None:
     """Add to the received bytes of this call."""
     received = _RECEIVED.get()
     if received is not None:
@@ -68,7 +68,7 @@ class RefusalPacing:
         debt, since = self._debts.get(connection, (0, now))
         debt = max(0, debt - int((now - since) * self._rate)) + size
         self._debts[connection] = (debt, now)
-        return min(MOST_SECONDS, max(0, debt - FREE_BYTES) / self._rate)
+        return min(MAX_SECONDS, max(0, debt - UNCOUNTED_BYTES) / self._rate)
 
     async def wait(self, connection: str, size: int) -> None:
         """Record a refused request and wait for its delay."""

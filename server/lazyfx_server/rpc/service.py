@@ -26,7 +26,7 @@ from lazyfx_server.compiling.ledger import ServerLedger
 from lazyfx_server.compiling.limits import RequestLimits
 from lazyfx_server.compiling.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, MissingError, TimedOutError
+from lazyfx_server.errors import InvalidRequestError, MissingInputsError, TimedOutError
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.passes.named import NamedPipelines
 from lazyfx_server.rpc.authentication import Identification, caller, caller_name
@@ -101,7 +101,7 @@ class GraphCompilerService(GraphCompilerServicer):
 
     async def Compile(self, request: Any, context: Context) -> pb.CompileResponse:
         """See compiler.proto."""
-        tenant = self._counted(request)
+        tenant = self._charge(request)
         async with self._decoder.reading("Compile", request, tenant) as incoming:
             return await self._compiler.compile(incoming, tenant)
 
@@ -142,12 +142,12 @@ class GraphCompilerService(GraphCompilerServicer):
         response = pb.CompileBatchResponse(request_id=request_id(request))
         started = time.perf_counter()
         try:
-            tenant = self._counted(request)
+            tenant = self._charge(request)
             async with self._decoder.reading("CompileBatch", request, tenant) as incoming:
                 response.response.CopyFrom(await self._compiler.compile(incoming, tenant))
         except Exception as error:  # noqa: BLE001 - one failed request does not end the stream
             response.error.CopyFrom(status_of(error))
-            if not isinstance(error, MissingError):
+            if not isinstance(error, MissingInputsError):
                 log_failure(
                     str(response.request_id),
                     "CompileBatch",
@@ -158,18 +158,18 @@ class GraphCompilerService(GraphCompilerServicer):
                 )
         return response
 
-    def _counted(self, request: bytes) -> Tenant:
+    def _charge(self, request: bytes) -> Tenant:
         """Whose the request is, on whose quotas it goes."""
         tenant = caller()
-        self._quotas.request(tenant)
-        self._quotas.received(tenant, len(request))
+        self._quotas.charge_request(tenant)
+        self._quotas.charge_bytes(tenant, len(request))
         return tenant
 
     async def GetArtifact(
         self, request: Any, context: Context
     ) -> AsyncIterator[pb.GetArtifactResponse]:
         """See compiler.proto."""
-        tenant = self._counted(request)
+        tenant = self._charge(request)
         async with self._decoder.reading("GetArtifact", request, tenant) as message:
             async for part in self._artifact(message, tenant):
                 yield part
@@ -215,7 +215,7 @@ class GraphCompilerService(GraphCompilerServicer):
     async def FindMissingBlobs(self, request: Any, context: Context) -> pb.FindMissingBlobsResponse:
         """See compiler.proto."""
         tenant = caller()
-        self._quotas.request(tenant)
+        self._quotas.charge_request(tenant)
         async with self._decoder.reading("FindMissingBlobs", request, tenant) as message:
             missing = await self._blobs.missing(message.digests, tenant)
         return pb.FindMissingBlobsResponse(
@@ -225,7 +225,7 @@ class GraphCompilerService(GraphCompilerServicer):
     async def UploadBlobs(self, request_iterator: Any, context: Context) -> pb.UploadBlobsResponse:
         """See compiler.proto."""
         tenant = caller()
-        self._quotas.request(tenant)
+        self._quotas.charge_request(tenant)
         # Closed at once, so that the bytes of a chunk that was refused are counted no longer.
         async with aclosing(self._chunks(request_iterator, tenant)) as chunks:
             stored, stored_bytes = await self._blobs.upload(chunks, tenant)
@@ -236,7 +236,7 @@ class GraphCompilerService(GraphCompilerServicer):
     ) -> AsyncGenerator[pb.UploadBlobsRequest]:
         async for data in chunks:
             async with self._decoder.reading("UploadBlobs", data, tenant) as chunk:
-                self._quotas.received(tenant, len(chunk.data))
+                self._quotas.charge_bytes(tenant, len(chunk.data))
                 yield chunk
 
     async def ListPasses(self, request: Any, context: Context) -> pb.ListPassesResponse:
@@ -266,7 +266,7 @@ class GraphCompilerService(GraphCompilerServicer):
             identification=self._facts.identification,
             sandbox=self._facts.sandbox,
             native_status=self._facts.native_status(),
-            added_targets=allowed.extension()[:-1],
+            added_targets=allowed.user_target_names()[:-1],
         )
         response.uptime.FromMilliseconds(int((time.monotonic() - self._started) * 1000))
         return response

@@ -15,8 +15,8 @@ from lazyfx_server.telemetry.plain_text import escaped
 _log = logging.getLogger(__name__)
 
 # Statuses travel as metadata, which gRPC bounds at 8 KiB; a caller's own words may be longer.
-_MOST_CHARACTERS = 700
-_MOST_VIOLATIONS = 3
+_MAX_CHARACTERS = 700
+_MAX_VIOLATIONS = 3
 
 CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 """Names of status codes by their numbers."""
@@ -25,16 +25,16 @@ CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 def _bounded(text: str) -> str:
     """The text, its middle left out when it is long, and on one line."""
     text = escaped(text)
-    if len(text) <= _MOST_CHARACTERS:
+    if len(text) <= _MAX_CHARACTERS:
         return text
-    half = _MOST_CHARACTERS // 2
+    half = _MAX_CHARACTERS // 2
     return f"{text[:half]} [...] {text[-half:]}"
 
 
 def _violations(error: errors.RequestError) -> list[FieldViolation]:
     return [
         FieldViolation(_bounded(v.field), _bounded(v.description), _bounded(v.node))
-        for v in error.violations[:_MOST_VIOLATIONS]
+        for v in error.violations[:_MAX_VIOLATIONS]
     ]
 
 
@@ -44,9 +44,9 @@ def status_of(error: BaseException) -> status_pb2.Status:
     violations = _violations(error) if isinstance(error, errors.RequestError) else ()
     if isinstance(error, errors.InvalidRequestError):
         return rich_status(code.INVALID_ARGUMENT, message, violations=violations)
-    if isinstance(error, errors.MissingError):
+    if isinstance(error, errors.MissingInputsError):
         return rich_status(code.FAILED_PRECONDITION, message, missing=error.subjects)
-    if isinstance(error, errors.UnmetError):
+    if isinstance(error, errors.FailedPreconditionError):
         return rich_status(code.FAILED_PRECONDITION, message, violations=violations)
     if isinstance(error, errors.ModuleNotFoundInCacheError):
         return rich_status(code.NOT_FOUND, message)
@@ -54,9 +54,9 @@ def status_of(error: BaseException) -> status_pb2.Status:
         return rich_status(
             code.RESOURCE_EXHAUSTED, message, violations=violations, retry_after=error.retry_after
         )
-    if isinstance(error, errors.UnidentifiedError):
+    if isinstance(error, errors.UnauthenticatedError):
         return rich_status(code.UNAUTHENTICATED, message)
-    if isinstance(error, errors.ForbiddenError):
+    if isinstance(error, errors.PermissionDeniedError):
         return rich_status(code.PERMISSION_DENIED, message)
     if isinstance(error, errors.UnavailableError):
         return rich_status(code.UNAVAILABLE, message, retry_after=1.0)

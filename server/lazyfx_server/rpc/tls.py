@@ -11,7 +11,7 @@ import grpc
 
 _log = logging.getLogger(__name__)
 
-_Looks = tuple[tuple[int, int], ...]
+_Fingerprint = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TlsFiles:
         paths = [self.certificate, self.key]
         return paths if self.client_ca is None else [*paths, self.client_ca]
 
-    def looks(self) -> _Looks:
+    def stat_fingerprint(self) -> _Fingerprint:
         """What changes when a file does.
 
         Raises:
@@ -58,19 +58,19 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     Raises:
         OSError: A file cannot be read.
     """
-    seen = files.looks()
+    seen = files.stat_fingerprint()
 
     def changed() -> Any:
         nonlocal seen
         try:
-            looks = files.looks()
-            if looks == seen:
+            stat_fingerprint = files.stat_fingerprint()
+            if stat_fingerprint == seen:
                 return None
             configuration = files.read()
         except OSError as error:
             _log.error("keeping the previous certificates: %s", error)
             return None
-        seen = looks
+        seen = stat_fingerprint
         _log.info("the server's certificates changed")
         return configuration
 

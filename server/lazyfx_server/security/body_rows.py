@@ -13,7 +13,7 @@ from lazyfx_server.security.scanning import (
 )
 
 # Tables of which even very large graphs have few rows.
-_MOST_FEW = 65_536
+_MAX_FEW = 65_536
 _ANY = Bound(2**31)
 
 
@@ -37,11 +37,11 @@ def check_rows(body: bytes, max_nodes: int, bounds: GraphBounds) -> None:
 def _body(max_nodes: int, bounds: GraphBounds) -> MessageBounds:
     nodes = Bound(max_nodes, "max_nodes")
     # A node has one value, which may be a sequence of others; a size is an expression of parts.
-    described = Bound(4 * max_nodes + _MOST_FEW, "max_nodes")
+    described = Bound(4 * max_nodes + _MAX_FEW, "max_nodes")
     calls = Bound(bounds.max_calls, "max_calls")
-    few = Bound(_MOST_FEW)
+    few = Bound(_MAX_FEW)
     text = Bound(4 * bounds.max_string_bytes, "max_string_bytes")
-    texts = Bound(bounds.max_calls + _MOST_FEW, "max_calls")
+    texts = Bound(bounds.max_calls + _MAX_FEW, "max_calls")
     column, edges = Bound(5 * max_nodes, "max_nodes"), Bound(5 * bounds.max_edges, "max_edges")
     # What does not parse as one row a node is found out where columns are read.
     graph = MessageBounds(

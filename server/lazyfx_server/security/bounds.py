@@ -11,7 +11,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx.wire.format import MAX_DEPTH
 from lazyfx.wire.places import refused_row
 from lazyfx.written.source import MAX_SOURCE_BYTES
-from lazyfx_server.security.verdicts import Verdict
+from lazyfx_server.security.verdicts import CallVerdict
 from lazyfx_server.v1 import worker_pb2 as worker
 
 
@@ -44,7 +44,7 @@ DEFAULT_BOUNDS = GraphBounds()
 
 
 def check_bounds(
-    body: graph_pb2.GraphBody, bounds: GraphBounds, verdicts: Sequence[Verdict]
+    body: graph_pb2.GraphBody, bounds: GraphBounds, verdicts: Sequence[CallVerdict]
 ) -> None:
     """Check that no part of a graph is over its bound.
 

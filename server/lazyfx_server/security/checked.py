@@ -18,10 +18,10 @@ from lazyfx_server.security.allowed import check_reviewed
 from lazyfx_server.security.body_rows import check_rows
 from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
 from lazyfx_server.security.names import check_names
-from lazyfx_server.security.verdicts import Verdict, judge
+from lazyfx_server.security.verdicts import CallVerdict, call_verdicts
 
 # Elements of a storage: their bytes fit into 64 bits, whatever the dtype.
-_MOST_EXTENT = 2**58
+_MAX_EXTENT = 2**58
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def check_message(
             f"the graph has {nodes} nodes; at most {max_nodes} are allowed (setting max_nodes)",
             field="graphs",
         )
-    verdicts = judge(body)
+    verdicts = call_verdicts(body)
     check_bounds(body, bounds, verdicts)
     _check_symbols(body)
     _check_tensors(body)
@@ -112,7 +112,7 @@ def check_message(
     check_placeholders(body)
 
 
-def _check_calls(body: graph_pb2.GraphBody, verdicts: Sequence[Verdict]) -> None:
+def _check_calls(body: graph_pb2.GraphBody, verdicts: Sequence[CallVerdict]) -> None:
     """Check that each call can be written, and fits what it calls."""
     for i, verdict in enumerate(verdicts):
         if verdict.reason is not None:
@@ -127,7 +127,7 @@ def _check_symbols(body: graph_pb2.GraphBody) -> None:
         if least > most:
             raise DecodeError("its bounds exclude every value", field=f"symbols[{i}]")
         if row.HasField("hint") and not (
-            least <= row.hint <= most and abs(row.hint) <= _MOST_EXTENT
+            least <= row.hint <= most and abs(row.hint) <= _MAX_EXTENT
         ):
             raise DecodeError("its example value is out of bounds", field=f"symbols[{i}]")
 
@@ -137,13 +137,13 @@ def _check_tensors(body: graph_pb2.GraphBody) -> None:
     for i, row in enumerate(body.tensors):
         shape, stride, offset = row.shape, row.stride, row.storage_offset
         # What is contiguous and small needs no closer look.
-        if not stride and not offset and 0 < math.prod(shape) < _MOST_EXTENT:
+        if not stride and not offset and 0 < math.prod(shape) < _MAX_EXTENT:
             continue
         # An empty tensor has strides, too.
         sizes = [max(size, 1) for size in shape]
         try:
             extent = storage_extent(sizes, stride or contiguous_strides(sizes), offset)
         except DecodeError:
-            extent = _MOST_EXTENT + 1
-        if extent > _MOST_EXTENT:
+            extent = _MAX_EXTENT + 1
+        if extent > _MAX_EXTENT:
             raise refused_row("its extent does not fit into 64 bits", body, "tensors", i)

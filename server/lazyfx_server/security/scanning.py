@@ -16,7 +16,7 @@ MAX_DEPTH = 90
 # Fields that the table does not know may come from a newer release; so many, and no more bytes.
 MAX_UNKNOWN = 64
 MAX_UNKNOWN_BYTES = 64 * 1024
-_MOST_VARINT = 10
+_MAX_VARINT = 10
 
 
 class OverBoundError(Exception):
@@ -181,7 +181,7 @@ class _Scanner:
 
     def _varint(self, position: int, end: int, path: str) -> tuple[int, int]:
         value = shift = 0
-        for place in range(position, min(end, position + _MOST_VARINT)):
+        for place in range(position, min(end, position + _MAX_VARINT)):
             byte = self._data[place]
             value |= (byte & 0x7F) << shift
             if byte < 0x80:

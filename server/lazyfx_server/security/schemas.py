@@ -22,7 +22,9 @@ from lazyfx_server.security.signatures.kinds import fits_anything
 _SHOWN = 300
 
 
-def misfit(call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[str]) -> str | None:
+def mismatch_reason(
+    call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[str]
+) -> str | None:
     """Why a call does not fit any signature of what it calls, if so.
 
     Args:
@@ -35,14 +37,14 @@ def misfit(call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[str]
         known = signatures_of(kind, name)
     except DecodeError as error:
         return error.reason
-    reasons = [signature.misfit(call, strings) for signature in known]
+    reasons = [signature.mismatch_reason(call, strings) for signature in known]
     if None in reasons:
         return None
     told = reasons[0] if len(reasons) == 1 else "fit none of its overloads"
     return f"the arguments of {name[:200]} {told}; {_remedy(kind, name)}"
 
 
-def misfit_of_module(call: graph_pb2.Call, strings: Sequence[str]) -> str | None:
+def module_mismatch_reason(call: graph_pb2.Call, strings: Sequence[str]) -> str | None:
     """Why a module cannot be called with these arguments, if so."""
     given = [*call.args, *(row.value for row in call.kwargs)]
     if all(fits_anything(argument, strings) for argument in given):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 _BYTES = 32
 # Keys and secrets are much shorter.
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 
 
 class SecretFileError(Exception):
@@ -28,20 +28,24 @@ def write_private(path: Path, data: bytes, *, replace: bool) -> None:
     Raises:
         SecretFileError: It cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+        ) as file:
             file.write(data)
         try:
             if replace:
-                aside.replace(path)
+                temporary.replace(path)
             else:
-                os.link(aside, path)  # fails when another server was first: then its file counts
+                os.link(
+                    temporary, path
+                )  # fails when another server was first: then its file counts
         except FileExistsError:
             pass
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise SecretFileError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -75,7 +79,7 @@ def read_private(path: Path) -> bytes:
     try:
         if path.stat().st_mode & 0o077:
             raise SecretFileError(f"others can read {path}: run chmod 600 {path}")
-        return read_regular(path, _MOST_BYTES)
+        return read_regular(path, _MAX_BYTES)
     except OSError as error:
         raise SecretFileError(f"cannot read {path}: {error.strerror or error}") from error
 

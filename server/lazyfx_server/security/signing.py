@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 _END = b"-----END PRIVATE KEY-----\n"
 # A stored signature is used again until this part of its life is left.
 _RENEWED_AT = 0.5
-_MOST_REMEMBERED = 4096
+_MAX_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
-class Facts:
+class StatementFacts:
     """What a statement contains besides digest and dates.
 
     Attributes:
@@ -90,7 +90,7 @@ class KeyRing:
         Raises:
             SecretFileError: The file changed into something that is not a key file.
         """
-        if self._path is not None and (looks := _looks(self._path)) != self._seen:
+        if self._path is not None and (looks := _stat_fingerprint(self._path)) != self._seen:
             if looks is None:
                 # What was read is still right; a server goes on without its store's folder.
                 self._seen = None
@@ -100,7 +100,7 @@ class KeyRing:
         return self._keys
 
     def _read(self, path: Path) -> None:
-        self._seen = _looks(path)
+        self._seen = _stat_fingerprint(path)
         self._keys = read_keys(path)
 
 
@@ -118,9 +118,9 @@ class Signer:
         self._builder = builder
         self._lifetime = lifetime
         self._issued: LRUCache[tuple[object, ...], tuple[float, pb.ArtifactSignature]] = LRUCache(
-            _MOST_REMEMBERED
+            _MAX_REMEMBERED
         )
-        self._recognized: LRUCache[tuple[bytes, bytes], bytes] = LRUCache(_MOST_REMEMBERED)
+        self._recognized: LRUCache[tuple[bytes, bytes], bytes] = LRUCache(_MAX_REMEMBERED)
 
     @property
     def verify_keys(self) -> list[pb.VerifyKey]:
@@ -133,7 +133,7 @@ class Signer:
         """The server's name in statements."""
         return self._builder.name
 
-    def sign(self, digest: graph_pb2.Digest, facts: Facts) -> pb.ArtifactSignature:
+    def sign(self, digest: graph_pb2.Digest, facts: StatementFacts) -> pb.ArtifactSignature:
         """State that these bytes are this artifact; the same statement serves until it is old."""
         key = self._ring.keys[0]
         place = (digest.sha256, facts, _public(key))
@@ -158,7 +158,7 @@ class Signer:
         return signature
 
     def renewed(
-        self, signature: pb.ArtifactSignature, digest: graph_pb2.Digest, facts: Facts
+        self, signature: pb.ArtifactSignature, digest: graph_pb2.Digest, facts: StatementFacts
     ) -> pb.ArtifactSignature | None:
         """A stored signature for use now: unchanged, or renewed if it is old.
 
@@ -176,7 +176,9 @@ class Signer:
         elif signer not in map(_public, keys):
             return None
         statement = pb.ArtifactStatement.FromString(signature.statement)
-        stated = Facts(statement.module_key, statement.kind, statement.tenant, statement.pipeline)
+        stated = StatementFacts(
+            statement.module_key, statement.kind, statement.tenant, statement.pipeline
+        )
         if stated != facts or statement.artifact.sha256 != digest.sha256:
             return None
         now = time.time()
@@ -267,7 +269,7 @@ def _holds(key: Ed25519PrivateKey, signature: pb.ArtifactSignature) -> bool:
     return True
 
 
-def _looks(path: Path) -> tuple[int, int] | None:
+def _stat_fingerprint(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
     except OSError:

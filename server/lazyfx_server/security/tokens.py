@@ -26,7 +26,7 @@ _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 _TOKEN = re.compile(r"lazyfx_([0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9a-f]{16}")
-_MOST_BYTES = 64 * 2**20
+_MAX_BYTES = 64 * 2**20
 _NOBODY = (bytes(32), "")
 
 
@@ -51,7 +51,7 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = _looks(path)
+        self._seen = _stat_fingerprint(path)
         self._known = _read(path) or {}
 
     def tenant_of(self, token: str) -> str | None:
@@ -63,7 +63,7 @@ class TokenFile:
         return tenant if same else None
 
     def _refresh(self) -> None:
-        looks = _looks(self._path)
+        looks = _stat_fingerprint(self._path)
         if looks == self._seen:
             return
         self._seen = looks
@@ -108,7 +108,7 @@ def add_token(path: Path, tenant: str) -> str:
 def _read(path: Path) -> dict[str, tuple[bytes, str]] | None:
     """The tokens of a file by their ids; None of a file that is empty."""
     try:
-        text = read_regular(path, _MOST_BYTES).decode("utf-8")
+        text = read_regular(path, _MAX_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TokenFileError(f"cannot read the token file: {error}") from error
     if not text.strip():
@@ -135,7 +135,7 @@ def _read(path: Path) -> dict[str, tuple[bytes, str]] | None:
     return known
 
 
-def _looks(path: Path) -> tuple[int, int, int] | None:
+def _stat_fingerprint(path: Path) -> tuple[int, int, int] | None:
     try:
         status = path.stat()
     except OSError:

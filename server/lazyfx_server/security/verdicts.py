@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lazyfx.v1 import graph_pb2
-from lazyfx.wire.canonical_literals import LONGEST_ROW, MOST_ROWS
-from lazyfx.written.source import characters, items_of, unwritable
-from lazyfx_server.security.schemas import misfit, misfit_of_module
+from lazyfx.wire.canonical_literals import LONGEST_ROW, MAX_ROWS
+from lazyfx.written.source import characters, items_of, unwritable_reason
+from lazyfx_server.security.schemas import mismatch_reason, module_mismatch_reason
 
 _Target = tuple[int, str]
 _NO_TARGET: _Target = (0, "")
 # Of strings that rows are remembered with: of all rows together some 30 MB at most.
-_MOST_CHARACTERS = 8192
+_MAX_CHARACTERS = 8192
 
 
-class Verdict(NamedTuple):
+class CallVerdict(NamedTuple):
     """What is known of a call.
 
     Attributes:
@@ -46,14 +46,14 @@ class _Strings(tuple[str, ...]):
         return self is other
 
 
-def judge(body: graph_pb2.GraphBody) -> list[Verdict]:
+def call_verdicts(body: graph_pb2.GraphBody) -> list[CallVerdict]:
     """A verdict for each row of `body.calls`.
 
     Args:
         body: A body in canonical form.
     """
     strings: Sequence[str] = tuple(body.strings)
-    remembered = sum(map(len, strings)) <= _MOST_CHARACTERS
+    remembered = sum(map(len, strings)) <= _MAX_CHARACTERS
     if remembered:
         strings = _interned(strings)
     targets = [_NO_TARGET, *((row.kind, row.name) for row in body.targets)]
@@ -74,8 +74,8 @@ def _interned(strings: tuple[str, ...]) -> _Strings:
     return _Strings(strings)
 
 
-@functools.lru_cache(maxsize=MOST_ROWS)
-def _known(written: bytes, target: _Target, nested: bool) -> Verdict | None:
+@functools.lru_cache(maxsize=MAX_ROWS)
+def _known(written: bytes, target: _Target, nested: bool) -> CallVerdict | None:
     """The verdict on a call that has no words; None for one that has."""
     call = graph_pb2.Call.FromString(written)
     try:
@@ -84,24 +84,24 @@ def _known(written: bytes, target: _Target, nested: bool) -> Verdict | None:
         return None
 
 
-@functools.lru_cache(maxsize=MOST_ROWS)
+@functools.lru_cache(maxsize=MAX_ROWS)
 def _known_with_words(
     written: bytes, target: _Target, nested: bool, strings: Sequence[str]
-) -> Verdict:
+) -> CallVerdict:
     return _verdict(graph_pb2.Call.FromString(written), target, strings, nested)
 
 
 def _verdict(
     call: graph_pb2.Call, target: _Target, strings: Sequence[str], nested: bool
-) -> Verdict:
+) -> CallVerdict:
     arguments = count(call.args) + count([row.value for row in call.kwargs])
-    reason = unwritable(call, target, strings)
+    reason = unwritable_reason(call, target, strings)
     length = characters(call, strings)
     if reason is None and target != _NO_TARGET:
-        reason = misfit(call, target, strings)
+        reason = mismatch_reason(call, target, strings)
     elif reason is None and call.opcode == graph_pb2.OPCODE_CALL_MODULE and not nested:
-        reason = misfit_of_module(call, strings)
-    return Verdict(arguments, length, reason)
+        reason = module_mismatch_reason(call, strings)
+    return CallVerdict(arguments, length, reason)
 
 
 def count(arguments: Sequence[graph_pb2.Argument]) -> int:

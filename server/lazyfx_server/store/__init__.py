@@ -8,7 +8,7 @@ from lazyfx_server.store.base import (
     InvalidKeyError,
     OnCorrupt,
     OnError,
-    OnWorked,
+    OnRecovered,
     Operation,
     Store,
     StoreError,
@@ -26,7 +26,7 @@ __all__ = [
     "MemoryStore",
     "OnCorrupt",
     "OnError",
-    "OnWorked",
+    "OnRecovered",
     "Operation",
     "Store",
     "StoreError",
@@ -44,7 +44,7 @@ def open_store(
     memory_bytes: int,
     disk_bytes: int,
     on_error: OnError | None = None,
-    on_worked: OnWorked | None = None,
+    on_recovered: OnRecovered | None = None,
     on_corrupt: OnCorrupt | None = None,
 ) -> Store:
     """The store of one server: memory, over a folder where one is given.
@@ -57,7 +57,7 @@ def open_store(
             folder can hold those that are larger.
         disk_bytes: Bound on the folder.
         on_error: Told of each operation that failed and was answered as a miss.
-        on_worked: Told of each success of an operation that has failed before.
+        on_recovered: Told of each success of an operation that has failed before.
         on_corrupt: Told of each damaged entry that was quarantined.
 
     Returns:
@@ -72,5 +72,5 @@ def open_store(
         MemoryStore(memory_bytes, max_entry_bytes=memory_bytes // 4),
         VerifiedStore(DiskStore(root, disk_bytes), on_corrupt=on_corrupt),
         on_error=on_error,
-        on_worked=on_worked,
+        on_recovered=on_recovered,
     )

@@ -23,7 +23,7 @@ class InvalidKeyError(ValueError):
 OnError = Callable[[str, Operation, str, Exception], None]
 """Told of a failed operation that was answered as a miss: tier, operation, key, error."""
 
-OnWorked = Callable[[str, Operation], None]
+OnRecovered = Callable[[str, Operation], None]
 """Told of an operation that worked, and has failed before: tier, operation."""
 
 OnCorrupt = Callable[[str, str], None]

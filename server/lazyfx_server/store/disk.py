@@ -109,7 +109,7 @@ class DiskStore:
         space, digits = checked_key(key)
         aside = (_QUARANTINE, f"{space}-{digits}")
         path = self._path(key)
-        await self._in_thread(lambda: self._set_aside(path, aside))
+        await self._in_thread(lambda: self._move_to_quarantine(path, aside))
 
     def stats(self) -> StoreStats:
         """See `Store.stats`."""
@@ -188,7 +188,7 @@ class DiskStore:
                 self._folder.remove(*path)
                 self._usage.add(-1, -size)
 
-    def _set_aside(self, path: tuple[str, ...], aside: tuple[str, ...]) -> None:
+    def _move_to_quarantine(self, path: tuple[str, ...], aside: tuple[str, ...]) -> None:
         with self._locked():
             size = self._size(path)
             if size is None:

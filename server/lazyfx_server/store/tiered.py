@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import Final, TypeVar
 
-from lazyfx_server.store.base import OnError, OnWorked, Operation, Store, StoreStats, checked_key
+from lazyfx_server.store.base import OnError, OnRecovered, Operation, Store, StoreStats, checked_key
 
 REFRESH_EVERY: Final = 64
 """Every so many hits in the fast tier, the durable one is told that the entry is in use;
@@ -26,7 +26,7 @@ class TieredStore:
         upper: The fast one, asked first.
         lower: The durable one.
         on_error: Told of each operation of a tier that failed.
-        on_worked: Told of each success of an operation that has failed at some time before.
+        on_recovered: Told of each success of an operation that has failed at some time before.
         max_pending_bytes: Values that may wait to be written to the lower tier; a
             put beyond that waits itself.
     """
@@ -37,13 +37,13 @@ class TieredStore:
         lower: Store,
         *,
         on_error: OnError | None = None,
-        on_worked: OnWorked | None = None,
+        on_recovered: OnRecovered | None = None,
         max_pending_bytes: int = 64 << 20,
     ) -> None:
         self._upper = upper
         self._lower = lower
         self._on_error = on_error
-        self._on_worked = on_worked
+        self._on_recovered = on_recovered
         self._failed: set[tuple[str, Operation]] = set()
         self._max_pending_bytes = max_pending_bytes
         self._pending: dict[str, tuple[bytes | None, asyncio.Task[None]]] = {}
@@ -161,6 +161,10 @@ class TieredStore:
             if self._on_error is not None:
                 self._on_error(tier.name, operation, key, error)
             return None
-        if self._failed and self._on_worked is not None and (tier.name, operation) in self._failed:
-            self._on_worked(tier.name, operation)
+        if (
+            self._failed
+            and self._on_recovered is not None
+            and (tier.name, operation) in self._failed
+        ):
+            self._on_recovered(tier.name, operation)
         return result

@@ -27,7 +27,7 @@ class LedgerCounter:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     only: str = ""
 
-    def takes(self, key: counting.Key) -> bool:
+    def includes(self, key: counting.Key) -> bool:
         """Whether a count's amount is added."""
         return not self.only or self.only in key
 

@@ -55,7 +55,7 @@ class Outages:
             outage.told = now
             _log.warning("%s still fails: %d times so far: %s", what, outage.failures, error)
 
-    def worked(self, what: str) -> None:
+    def recovered(self, what: str) -> None:
         """Record a success of something that may have failed before."""
         outage = self._open.get(what)
         if outage is not None and self._clock() - outage.last >= QUIET_SECONDS:

@@ -94,10 +94,10 @@ def log_to(stream: TextIO | PlainStream, level: str, form: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
     warnings.formatwarning = _warning
-    tame_torch_loggers()
+    reformat_torch_loggers()
 
 
-def tame_torch_loggers() -> None:
+def reformat_torch_loggers() -> None:
     """Have torch's own log handlers write as ours do; call it once torch is imported.
 
     torch puts handlers on its loggers that write messages as they are.

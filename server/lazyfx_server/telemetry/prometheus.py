@@ -165,7 +165,7 @@ class PrometheusObserver:
 
     def _add(self, key: counting.Key, amount: float) -> None:
         for counter, family in self._counters.get(key[0], ()):
-            if counter.takes(key):
+            if counter.includes(key):
                 family.of(*counter.values(key)).inc(amount)
 
     def _compile_finished(self, event: events.CompileFinished) -> None:

@@ -13,11 +13,11 @@ from typing import Final
 
 from lazyfx_server.native.confinement import Confinement
 from lazyfx_server.native.toolchain.compiler import Compiler
-from lazyfx_server.native.toolchain.flags import RequestRefused, check_request
+from lazyfx_server.native.toolchain.flags import RequestRefused, check_build_request
 from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp
 from lazyfx_server.v1 import worker_pb2 as worker
 
-_MOST_TOLD: Final = 4096
+_MAX_TOLD: Final = 4096
 _SOURCES: Final = {worker.BUILD_KIND_DATA: "data.S", worker.BUILD_KIND_HEADER: "header.h"}
 _OUTPUT: Final = "made"
 HEADER: Final = "header.h"
@@ -35,9 +35,9 @@ def run_compile_job(compiler: Compiler, confinement: Confinement, data: bytes) -
     try:
         result.output = build(job, compiler)
     except (RequestRefused, NativeSourceRefused) as refusal:
-        result.refused = str(refusal)[:_MOST_TOLD] or "the source is refused"
+        result.refused = str(refusal)[:_MAX_TOLD] or "the source is refused"
     except _CompilerError as failure:
-        result.failed = str(failure)[:_MOST_TOLD]
+        result.failed = str(failure)[:_MAX_TOLD]
     return result.SerializeToString()
 
 
@@ -60,7 +60,7 @@ def build(job: worker.BuildJob, compiler: Compiler) -> bytes:
     if request.kind == worker.BUILD_KIND_HEADER:
         inputs = [_written(folder / HEADER, f"#include <{request.header}>\n".encode())]
     else:
-        check_request(request)
+        check_build_request(request)
         inputs = _inputs(job, folder)
     with (folder / "said").open("w+b") as said:
         status = subprocess.run(  # noqa: S603 - the command line is put together here
@@ -69,7 +69,7 @@ def build(job: worker.BuildJob, compiler: Compiler) -> bytes:
         ).returncode  # fmt: skip
         if status != 0:
             said.seek(0)
-            text = said.read(_MOST_TOLD).decode("utf-8", "replace")
+            text = said.read(_MAX_TOLD).decode("utf-8", "replace")
             raise _CompilerError(text or f"the compiler ended with status {status}")
     if request.kind == worker.BUILD_KIND_HEADER:
         return b""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfx_server.native.toolchain.compiler import Compiler
-from lazyfx_server.native.toolchain.flags import RequestRefused, check_request
+from lazyfx_server.native.toolchain.flags import RequestRefused, check_build_request
 from lazyfx_server.v1 import worker_pb2 as worker
 
 
@@ -67,7 +67,7 @@ def read_command(
     if not output or not inputs or compile_only == shared:
         raise RequestRefused("the command line neither compiles nor links")
     _fill(request, inputs, objects, shared=shared)
-    check_request(request)
+    check_build_request(request)
     return Command(request, Path(output))
 
 

@@ -71,7 +71,7 @@ def find_compiler() -> Compiler:
         )
     path = str(Path(found).absolute())
     answers: dict[tuple[str, ...], bytes] = {
-        question: _said(path, *question) for question in _QUESTIONS
+        question: _output_of(path, *question) for question in _QUESTIONS
     }
     if not answers[("--version",)]:
         raise CompilerMissing(
@@ -97,7 +97,7 @@ def find_compiler() -> Compiler:
     )
 
 
-def _said(path: str, *arguments: str) -> bytes:
+def _output_of(path: str, *arguments: str) -> bytes:
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     try:
         return subprocess.run(  # noqa: S603 - the operator names the compiler
@@ -114,7 +114,7 @@ def _programs(path: str, about: bytes) -> tuple[str, ...]:
     for name in _DRIVER.findall(about.decode("utf-8", "replace")):
         found.add(shutil.which(name) or path)
     for program in _PROGRAMS:
-        said = _said(path, f"-print-prog-name={program}").decode("utf-8", "replace").strip()
+        said = _output_of(path, f"-print-prog-name={program}").decode("utf-8", "replace").strip()
         where = shutil.which(said) if said else None
         if where is not None:
             found.add(where)
@@ -151,7 +151,7 @@ def _loader(program: Path) -> str | None:
 
 def _data(path: str) -> tuple[str, ...]:
     """Folders that a compiler reads of its own accord: its headers, start files and plugins."""
-    said = _said(path, "-print-search-dirs").decode("utf-8", "replace")
+    said = _output_of(path, "-print-search-dirs").decode("utf-8", "replace")
     folders = ["/usr/include", "/usr/local/include"]
     for line in said.splitlines():
         kind, _, rest = line.partition(": ")

@@ -65,7 +65,7 @@ class RequestRefused(Exception):  # noqa: N818 - reads as what happened
     """A request to compile that holds something else than the closed words; says what."""
 
 
-def check_request(request: worker.BuildRequest) -> None:
+def check_build_request(request: worker.BuildRequest) -> None:
     """Check that a request says nothing but what the tables have.
 
     Its C++ source is checked where it is compiled, by `security.native_source`.
@@ -79,10 +79,10 @@ def check_request(request: worker.BuildRequest) -> None:
     )  # fmt: skip
     if request.kind not in kinds:
         raise RequestRefused(f"unknown kind of compile: {request.kind}")
-    _all_of(request.flags, FLAGS, "flag")
-    _all_of(request.libraries, LIBRARIES, "library")
+    _require_known(request.flags, FLAGS, "flag")
+    _require_known(request.libraries, LIBRARIES, "library")
     if request.header:
-        _all_of([request.header], HEADERS, "header")
+        _require_known([request.header], HEADERS, "header")
     if len(request.source) > MAX_SOURCE_BYTES:
         raise RequestRefused(f"the source has {len(request.source)} bytes")
     linked = request.kind == worker.BUILD_KIND_LINK
@@ -109,7 +109,7 @@ def check_assembler(source: bytes) -> None:
             raise RequestRefused(f"the assembler source holds {line[:80]!r}")
 
 
-def _all_of(words: Iterable[str], known: frozenset[str], what: str) -> None:
+def _require_known(words: Iterable[str], known: frozenset[str], what: str) -> None:
     for word in words:
         if word not in known:
             raise RequestRefused(f"the {what} {word[:80]!r} is not known")

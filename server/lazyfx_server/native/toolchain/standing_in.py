@@ -21,7 +21,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _LOADED = re.compile(r'LoadLibrary\("([^"\n]+)"\)')
 
 
-class NotOurs(Exception):  # noqa: N818 - reads as what happened
+class UnsupportedCommand(Exception):  # noqa: N818 - reads as what happened
     """Inductor asked for something that no compile of this server may do; says what.
 
     Attributes:
@@ -32,26 +32,26 @@ class NotOurs(Exception):  # noqa: N818 - reads as what happened
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        NotOurs.first = NotOurs.first or reason
+        UnsupportedCommand.first = UnsupportedCommand.first or reason
 
 
-def compile_on_the_server(compiler: Compiler, folder: Path) -> None:
+def redirect_compiles(compiler: Compiler, folder: Path) -> None:
     """From now on Inductor's compiles in this process are calls to the server.
 
     Args:
         compiler: What the server compiles with.
         folder: Of this job, for paths that stand for precompiled headers.
     """
-    places = _Places(compiler, folder)
+    places = _ServerToolchain(compiler, folder)
     replace_programs(
         run_command=places.run_command,
         precompile_header=places.precompile_header,
         compiler=compiler.name,
-        subprocess=_Subprocess(compiler),
+        subprocess=_SubprocessStub(compiler),
     )
 
 
-class _Places:
+class _ServerToolchain:
     """What paths of this process mean to the server."""
 
     def __init__(self, compiler: Compiler, folder: Path) -> None:
@@ -73,14 +73,14 @@ class _Places:
 
         Raises:
             CppCompileError: The compiler failed.
-            NotOurs: The server does not compile such a thing.
+            UnsupportedCommand: The server does not compile such a thing.
         """
         try:
             with self._lock:
                 command = read_command(line, self._compiler, self._headers, self._objects)
             answer = call_server(command.request.SerializeToString())
         except (RequestRefused, CallFailed) as refusal:
-            raise NotOurs(f"the server does not compile this: {refusal}") from refusal
+            raise UnsupportedCommand(f"the server does not compile this: {refusal}") from refusal
         result = worker.BuildResult.FromString(answer)
         if result.failed:
             raise CppCompileError([self._compiler.name], result.failed)
@@ -90,7 +90,7 @@ class _Places:
                 self._objects[str(command.output)] = result.key
 
 
-class _Subprocess:
+class _SubprocessStub:
     """Stands for the module `subprocess` in torch's files that ask compilers about themselves."""
 
     def __init__(self, compiler: Compiler) -> None:
@@ -98,7 +98,7 @@ class _Subprocess:
 
     def __getattr__(self, name: str) -> Any:
         if name in ("Popen", "call", "getoutput", "getstatusoutput"):
-            raise NotOurs("a native worker starts no programs")
+            raise UnsupportedCommand("a native worker starts no programs")
         return getattr(subprocess, name)
 
     def check_output(self, command: Sequence[str], **_: Any) -> bytes:

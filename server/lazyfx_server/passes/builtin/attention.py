@@ -13,13 +13,13 @@ from lazyfx_server.passes.attention_parts import (
     Attention,
     Mask,
     checks,
-    handed_on,
     readers,
     transposed,
+    view_source,
 )
 from lazyfx_server.passes.attentions import attention_at
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.calls import KnownValues, in_each, operator_name, spelled_like
+from lazyfx_server.passes.calls import KnownValues, apply_to_each_graph, operator_name, spelled_like
 from lazyfx_server.passes.storage import StorageMap
 
 
@@ -40,7 +40,7 @@ class FuseAttention(Pass):
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Replaces in place, in the GraphModules inside too."""
-        return in_each(module, _fuse_all, "{} attentions fused")
+        return apply_to_each_graph(module, _fuse_all, "{} attentions fused")
 
 
 def _fuse_all(module: GraphModule, known: KnownValues) -> int:
@@ -113,7 +113,7 @@ class _Fusion:
             source = transposed(above, self._known)
             if source is not None and not self._storage.written(source):
                 return self._shaped(source, shape)
-            above = handed_on(above, self._known)
+            above = view_source(above, self._known)
         back = self._shaped(node, (*shape[:-2], shape[-1], shape[-2]))
         return self._node.graph.call_function(self._named("transpose", "int"), (back, -2, -1))
 
@@ -124,7 +124,7 @@ class _Fusion:
             value = self._known.tensor(above)
             if value is not None and tuple(value.shape) == shape:
                 return above
-            above = handed_on(above, self._known)
+            above = view_source(above, self._known)
         value = self._known.tensor(node)
         assert value is not None
         graph = self._node.graph

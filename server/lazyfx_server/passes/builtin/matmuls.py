@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.calls import KnownValues, in_each, operator_name, spelled_like
+from lazyfx_server.passes.calls import KnownValues, apply_to_each_graph, operator_name, spelled_like
 from lazyfx_server.passes.storage import StorageMap
 
 # Operator -> place of the bias, of the left and of the right operand, and the dimension of the
@@ -51,7 +51,7 @@ class MergeMatmul(Pass):
         def merge(part: GraphModule, known: KnownValues) -> int:
             return _merge(part, known, self.at_least)
 
-        return in_each(module, merge, "{} products merged")
+        return apply_to_each_graph(module, merge, "{} products merged")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.native.setting_types import Words
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
-from lazyfx_server.passes.calls import KnownValues, in_each, operator_name, set_dtype
+from lazyfx_server.passes.calls import KnownValues, apply_to_each_graph, operator_name, set_dtype
 from lazyfx_server.passes.operators import words
 from lazyfx_server.passes.storage import StorageMap
 
@@ -51,7 +51,7 @@ class ConvertDtype(Pass):
         def convert(part: GraphModule, known: KnownValues) -> int:
             return _convert(part, known, _DTYPES[self.dtype])
 
-        return in_each(module, convert, "{} calls converted")
+        return apply_to_each_graph(module, convert, "{} calls converted")
 
 
 def _convert(module: GraphModule, known: KnownValues, dtype: torch.dtype) -> int:

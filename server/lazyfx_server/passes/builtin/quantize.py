@@ -155,7 +155,7 @@ def _keep(module: GraphModule, stem: str, value: torch.Tensor) -> str:
 def _use(module: GraphModule, layer: Convolution, quantized: _Quantized) -> None:
     graph, node = module.graph, layer.node
     with graph.inserting_before(node):
-        weight = _multiplied_out(node, quantized)
+        weight = _dequantized(node, quantized)
         bias = None if layer.bias is None else graph.create_node("get_attr", layer.bias)
     if layer.module is None:
         given = argument(node, 2, "bias")
@@ -174,7 +174,7 @@ def _use(module: GraphModule, layer: Convolution, quantized: _Quantized) -> None
     graph.erase_node(node)
 
 
-def _multiplied_out(near: Node, quantized: _Quantized) -> Node:
+def _dequantized(near: Node, quantized: _Quantized) -> Node:
     """The weight in float32, computed where a node is, in its spelling."""
     graph, aten = near.graph, isinstance(near.target, OpOverload)
     call: Any = graph.call_function

@@ -54,7 +54,7 @@ def _reinplace(module: GraphModule, known: KnownValues) -> int:
     storage = StorageMap(module.graph)
     changed = 0
     for node in list(module.graph.nodes):
-        twin = _in_place_twin(node)
+        twin = _in_place_overload(node)
         if twin is None or not _may_write(node, known, storage):
             continue
         node.target = twin
@@ -62,7 +62,7 @@ def _reinplace(module: GraphModule, known: KnownValues) -> int:
     return changed
 
 
-def _in_place_twin(node: Node) -> OpOverload[..., Any] | None:
+def _in_place_overload(node: Node) -> OpOverload[..., Any] | None:
     """The overload that writes over its first operand, with the same parameters."""
     target: Any = node.target
     if not isinstance(target, OpOverload) or target.namespace != "aten":

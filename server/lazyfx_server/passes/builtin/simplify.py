@@ -11,8 +11,8 @@ from torch.fx import GraphModule, Node
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.calls import (
     KnownValues,
+    apply_to_each_graph,
     first_operand,
-    in_each,
     operator_name,
     same_place,
     set_dtype,
@@ -48,7 +48,7 @@ class NoOpElimination(Pass):
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Removes in place, in the GraphModules inside too."""
-        return in_each(module, _remove_no_ops, "{} no-ops removed")
+        return apply_to_each_graph(module, _remove_no_ops, "{} no-ops removed")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class RemoveDuplicateCasts(Pass):
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Removes in place, in the GraphModules inside too."""
-        return in_each(module, _remove_casts, "{} casts skipped")
+        return apply_to_each_graph(module, _remove_casts, "{} casts skipped")
 
 
 def _remove_no_ops(module: GraphModule, known: KnownValues) -> int:

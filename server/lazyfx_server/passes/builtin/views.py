@@ -11,8 +11,8 @@ from lazyfx.wire.values import META_KEY
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.calls import (
     KnownValues,
+    apply_to_each_graph,
     first_operand,
-    in_each,
     operator_name,
     spelled_like,
 )
@@ -42,7 +42,7 @@ class SinkViews(Pass):
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Moves and merges in place, in the GraphModules inside too."""
-        return in_each(module, _sink_views, "{} views moved or merged")
+        return apply_to_each_graph(module, _sink_views, "{} views moved or merged")
 
 
 def _sink_views(module: GraphModule, known: KnownValues) -> int:

@@ -25,7 +25,7 @@ import torch
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2
 from lazyfx.wire import target_lists, targets
-from lazyfx.wire.more_targets import MoreTargets, use
+from lazyfx.wire.more_targets import UserTargets, install
 from lazyfx.wire.places import refused_target
 from lazyfx.wire.schemas import operator_of_row
 from lazyfx_server.security.signatures import collecting, read
@@ -97,39 +97,39 @@ def reviewed() -> dict[str, frozenset[str]] | None:
     if table.pop("torch") != _release():
         return None
     found = {kind: frozenset(names) for kind, names in table.items()}
-    if _more:
-        found["functions"] |= _more[0].functions.keys()
-        found["methods"] |= _more[0].methods
+    if _user_targets:
+        found["functions"] |= _user_targets[0].functions.keys()
+        found["methods"] |= _user_targets[0].methods
     return found
 
 
 # What the operator of this server added, if anything: set when a process starts.
-_more: list[MoreTargets] = []
+_user_targets: list[UserTargets] = []
 
 
-def extend(more: MoreTargets) -> None:
+def allow_user_targets(user_targets: UserTargets) -> None:
     """Allow further targets in this process.
 
     Raises:
         ValueError: A signature cannot be read; names it.
     """
-    for name, text in more.signatures.items():
+    for name, text in user_targets.signatures.items():
         try:
             read(text)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    use(more)
-    _more[:] = [more]
+    install(user_targets)
+    _user_targets[:] = [user_targets]
     for table in (reviewed, _signatures, _namespaces):
         table.cache_clear()
 
 
-def extension() -> Sequence[str]:
+def user_target_names() -> Sequence[str]:
     """The names that were added, and after them a digest of the whole; empty without."""
-    if not _more:
+    if not _user_targets:
         return ()
-    digest = hashlib.sha256(_more[0].text.encode()).hexdigest()
-    return (*sorted(_more[0].signatures), digest)
+    digest = hashlib.sha256(_user_targets[0].text.encode()).hexdigest()
+    return (*sorted(_user_targets[0].signatures), digest)
 
 
 def _read(file: str) -> dict[str, Any]:
@@ -157,9 +157,11 @@ def _signatures() -> dict[str, dict[str, list[str]]]:
     """The committed signatures, or those that this torch shows when they are of another."""
     known = reviewed() is not None
     found = resolved(_read(_SIGNATURES)) if known else collect_signatures(collect())
-    for more in _more:
-        found["functions"] |= {name: [more.signatures[name]] for name in more.functions}
-        found["methods"] |= {name: [more.signatures[name]] for name in more.methods}
+    for user_targets in _user_targets:
+        found["functions"] |= {
+            name: [user_targets.signatures[name]] for name in user_targets.functions
+        }
+        found["methods"] |= {name: [user_targets.signatures[name]] for name in user_targets.methods}
     return found
 
 

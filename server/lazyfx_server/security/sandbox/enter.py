@@ -18,7 +18,7 @@ from lazyfx_server.security.sandbox.kernel import PR_SET_DUMPABLE, PR_SET_NO_NEW
 LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 """What a sandbox is made of, in the order in which a process enters it."""
 
-_MOST_FILES = 128
+_MAX_FILES = 128
 _MORE_TASKS = 4096
 # What C libraries and torch look at when they count processors and memory.
 _SYSTEM = (
@@ -127,7 +127,7 @@ def _allowed(policy: Policy) -> Iterator[tuple[Path, int]]:
 def _limit(policy: Policy) -> None:
     used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
     bounds = {
-        resource.RLIMIT_NOFILE: _MOST_FILES,
+        resource.RLIMIT_NOFILE: _MAX_FILES,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,

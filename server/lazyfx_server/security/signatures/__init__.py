@@ -46,7 +46,7 @@ class Signature:
     rest: Fits | None = None
     others: Fits | None = None
 
-    def misfit(self, call: graph_pb2.Call, strings: Sequence[str]) -> str | None:
+    def mismatch_reason(self, call: graph_pb2.Call, strings: Sequence[str]) -> str | None:
         """Why a call does not fit, if so."""
         by_place, extra = call.args[: len(self.places)], call.args[len(self.places) :]
         if extra and self.rest is None:
