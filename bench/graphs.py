@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from bench.rewrites import Aten, Torch, pipeline
-from lazyfx.passes import PassSpec
+from lazyfx.shared.pass_specs import PassSpec
 
 BATCH, LENGTH = 2, 64
 

@@ -17,8 +17,8 @@ from bench.echo import METHOD, payload
 from bench.graphs import Case
 from bench.rounds import Row, take_turns_calling, timed_calls
 from bench.servers import Servers
-from lazyfx.channel import _OPTIONS
-from lazyfx.passes import PassSpec
+from lazyfx.calls.channel import _OPTIONS
+from lazyfx.shared.pass_specs import PassSpec
 
 Call = Callable[[bytes], Any]
 
@@ -114,10 +114,10 @@ def measure_blocking(case: Case, servers: Servers, rounds: int, calls: int) -> l
 
 def check_seconds(case: Case, repeats: int = 50) -> float:
     """Median seconds of finding out that a remembered graph has not changed."""
-    from lazyfx import memory
+    from lazyfx.capture import remembering
 
-    memory.encode(case.module)
-    remembered = memory.cached_encoding(case.module)
+    remembering.encode(case.module)
+    remembered = remembering.cached_encoding(case.module)
     assert remembered is not None
     taken = []
     for _ in range(repeats):

@@ -10,12 +10,12 @@ from torch.fx import GraphModule
 
 from bench.graphs import Case
 from bench.rounds import Row, take_turns
-from lazyfx import wire
-from lazyfx.passes import messages
+from lazyfx.shared import wire
+from lazyfx.shared.pass_specs import messages
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import PassLimits, Pipeline, Registry, Rewrites
 from lazyfx_server.passes.base import PassContext
-from lazyfx_server.passes.requests import pipeline_of
+from lazyfx_server.passes.pass_requests import pipeline_of
 
 TARGET = 1 / 3
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 
-from lazyfx.passes import PassSpec, replace_pattern
+from lazyfx.shared.pass_specs import PassSpec, replace_pattern
 
 Value = Any
 Rewrite = tuple[Callable[..., Value], Callable[..., Value]]

@@ -27,7 +27,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from bench.chart import Panel, svg
-from lazyfx import wire
+from lazyfx.shared import wire
 
 SIZES = "1000,3000,10000,30000,100000"
 WIDTHS = (256, 512, 768, 1024)

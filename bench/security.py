@@ -15,13 +15,13 @@ import torch
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from bench.graphs import gpt2_cases
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.confined import confine
 from lazyfx_server.execution import ForkServer, ProcessExecutor, start_forkserver
-from lazyfx_server.security.checked import check_message
+from lazyfx_server.jobs.graph_job import run_job
+from lazyfx_server.security.checked_graph import check_message
 from lazyfx_server.security.sandbox import Policy, available, readable_paths
-from lazyfx_server.worker import run_job
+from lazyfx_server.workers.confining import confine
 
 _ROUNDS = 15
 _STARTS = 8
@@ -55,7 +55,7 @@ def _seconds(work: Callable[[], None]) -> float:
 
 async def starting() -> list[float]:
     """Milliseconds that a confined worker takes longer to start than a free one."""
-    forkserver = start_forkserver(["lazyfx_server.preload"])
+    forkserver = start_forkserver(["lazyfx_server.jobs.preload"])
     policy = Policy(available(), 8 * 2**30, readable_paths())
     await _start(forkserver, None)  # the first one waits for the imports
     longer = []

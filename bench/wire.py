@@ -44,7 +44,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from bench import floor
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2
 
 SHORTEST_SECONDS = 0.05

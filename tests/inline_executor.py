@@ -20,8 +20,8 @@ from lazyfx_server.execution import (
     WorkerFailed,
     WorkerTimedOut,
 )
-from lazyfx_server.execution.base import call, parts_of
-from lazyfx_server.execution.calls import CallServer, set_server_call
+from lazyfx_server.execution.executor import call, parts_of
+from lazyfx_server.execution.job_calls import CallServer, set_server_call
 
 _thread = threading.local()
 

@@ -12,8 +12,8 @@ from torch.fx import GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._pytree import tree_leaves
 
-from lazyfx import wire
-from lazyfx_server.security.checked import check
+from lazyfx.shared import wire
+from lazyfx_server.security.checked_graph import check
 from zoo.captures import Capture
 
 

@@ -29,8 +29,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import zoo
-from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.shared import wire
 from lazyfx_server.lazy import RecompileLedger
 from zoo import captures
 from zoo.architecture import Architecture

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
-from lazyfx import wire
+from lazyfx.shared import wire
 
 # A gradient that is this much smaller than the largest of its step is rounding: the bias of a
 # key, which softmax takes out again, has the gradient zero.

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._pytree import tree_leaves
 
-from lazyfx.passes import InputGuard, Rewrite, replace_pattern, spec_of
-from lazyfx.spelling import parse
+from lazyfx.shared.pass_specs import InputGuard, Rewrite, replace_pattern, spec_of
+from lazyfx.shared.pass_spelling import parse
 from lazyfx_server.passes import Pass, Pipeline, Registry, Rewrites
-from lazyfx_server.passes.named import BUILTIN_PIPELINES
-from lazyfx_server.passes.requests import pipeline_of
+from lazyfx_server.passes.named_pipelines import BUILTIN_PIPELINES
+from lazyfx_server.passes.pass_requests import pipeline_of
 from lazyfx_server.passes.rewrites import RewriteReader
 from zoo.captures import Capture
 from zoo.steps import Gradients

@@ -29,7 +29,8 @@ Real architectures of transformers with random weights, each captured in every w
 has. The configurations are tiny; the kinds of layers are all there. What torch captures must come
 through the wire: encode, decode and encode again give the same bytes and names, and the decoded
 graph computes the same outputs, and the same gradients where the capture is differentiable. The
-server's checks (`security/checked.py`: reviewed targets, schemas, signatures, bounds) must take it.
+server's checks (`security/checked_graph.py`: reviewed targets, schemas, signatures, bounds) must
+take it.
 
 Written by `make zoo ARGS="--write docs/zoo.md"` on {date}: torch {torch}, transformers
 {transformers}, Python {python}, lazyfx {lazyfx}. CI runs a sample (`tests/wire/test_zoo.py`).

@@ -10,13 +10,16 @@ from lazyfx import errors
 from lazyfx.errors import LazyfxError
 
 if TYPE_CHECKING:
-    from lazyfx.access import Tls
-    from lazyfx.answers.bounds import AnswerBounds
+    from lazyfx.answers.answer_bounds import AnswerBounds
+    from lazyfx.async_client import AsyncClient, connect_async
+    from lazyfx.async_module import AsyncRemoteModule
     from lazyfx.backend import BackendReport, FallbackWarning, backend_report
-    from lazyfx.client import AsyncClient, connect_async
+    from lazyfx.blocking_client import Client, connect
+    from lazyfx.blocking_module import RemoteModule
+    from lazyfx.capture.saved_graphs import SavedGraph, load_graph, save_graph
     from lazyfx.explaining import Difference, Explanation, explain
-    from lazyfx.module import AsyncRemoteModule
-    from lazyfx.passes import (
+    from lazyfx.report import Cache, PassReport, Recompiles, Report
+    from lazyfx.shared.pass_specs import (
         InputGuard,
         PassSpec,
         Rewrite,
@@ -24,18 +27,16 @@ if TYPE_CHECKING:
         replace_pattern,
         until_stable,
     )
-    from lazyfx.picture import Picture
-    from lazyfx.report import Cache, PassReport, Recompiles, Report
-    from lazyfx.saving import SavedGraph, load_graph, save_graph
-    from lazyfx.sync import Client, connect
-    from lazyfx.sync_module import RemoteModule
-    from lazyfx.verifying import Provenance
-    from lazyfx.wire import digest
-    from lazyfx.wire.more_targets import allow_targets
+    from lazyfx.shared.picture import Picture
+    from lazyfx.shared.wire import digest
+    from lazyfx.shared.wire.targets.user_targets import allow_targets
+    from lazyfx.trust.access import Tls
+    from lazyfx.trust.verifying import Provenance
 
 # gRPC's own handlers would restart its threads in forked children, where they read from the
 # sockets of the parent: children crash, and the parent's calls break. gRPC reads it when it is
-# imported; whoever has set it is let have it. See `lazyfx.forking` for what holds in its place.
+# imported; whoever has set it is let have it. See `lazyfx.calls.forking` for what holds in its
+# place.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # Handshakes that fail are told in errors; gRPC would log each try to standard error as well.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -82,50 +83,50 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AnswerBounds": "answers.bounds",
-    "AsyncClient": "client",
-    "AsyncRemoteModule": "module",
+    "AnswerBounds": "answers.answer_bounds",
+    "AsyncClient": "async_client",
+    "AsyncRemoteModule": "async_module",
     "BackendReport": "backend",
     "Cache": "report",
-    "Client": "sync",
+    "Client": "blocking_client",
     "FallbackWarning": "backend",
     "Difference": "explaining",
     "Explanation": "explaining",
-    "InputGuard": "passes",
+    "InputGuard": "shared.pass_specs",
     "PassReport": "report",
-    "PassSpec": "passes",
-    "Picture": "picture",
-    "Provenance": "verifying",
+    "PassSpec": "shared.pass_specs",
+    "Picture": "shared.picture",
+    "Provenance": "trust.verifying",
     "Recompiles": "report",
-    "RemoteModule": "sync_module",
+    "RemoteModule": "blocking_module",
     "Report": "report",
-    "Rewrite": "passes",
-    "Tls": "access",
-    "SavedGraph": "saving",
-    "allow_targets": "wire.more_targets",
+    "Rewrite": "shared.pass_specs",
+    "Tls": "trust.access",
+    "SavedGraph": "capture.saved_graphs",
+    "allow_targets": "shared.wire.targets.user_targets",
     "backend_report": "backend",
-    "connect": "sync",
-    "connect_async": "client",
-    "digest": "wire",
+    "connect": "blocking_client",
+    "connect_async": "async_client",
+    "digest": "shared.wire",
     "explain": "explaining",
-    "in_modules": "splitting",
-    "load_graph": "saving",
-    "pass_spec": "passes",
-    "replace_pattern": "passes",
-    "split_by": "splitting",
-    "until_stable": "passes",
-    "save_graph": "saving",
+    "in_modules": "capture.splitting",
+    "load_graph": "capture.saved_graphs",
+    "pass_spec": "shared.pass_specs",
+    "replace_pattern": "shared.pass_specs",
+    "split_by": "capture.splitting",
+    "until_stable": "shared.pass_specs",
+    "save_graph": "capture.saved_graphs",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used.
 
-    Worker processes import `lazyfx.wire` and must not load gRPC, which the client needs.
+    Worker processes import `lazyfx.shared.wire` and must not load gRPC, which the client needs.
     """
     home = _HOMES.get(name)
     if home is None:
-        from lazyfx.suggesting import closest
+        from lazyfx.shared.suggesting import closest
 
         meant = closest(name, _HOMES)
         hint = f"; did you mean {meant!r}?" if meant else ""

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict, ParseError, SerializeToJsonError
 from google.protobuf.struct_pb2 import Struct
 
-from lazyfx.printable import make_printable, printable
+from lazyfx.shared.printable import make_printable, printable
 from lazyfx.v1 import compiler_pb2 as pb
 
 # Characters of one text of a report: a pipeline's spelling may be long.

@@ -12,12 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from lazyfx.environment import CLIENT_VARIABLES, misspelled
 from lazyfx.errors import LazyfxError
-from lazyfx_server.config import Settings, flags, load
+from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled
 from lazyfx_server.file_limit import raise_limit
 from lazyfx_server.memory_allocator import give_back_large_blocks
-from lazyfx_server.operator_checks import SetupError, check_setup
+from lazyfx_server.settings.loading import Settings, flags, load
+from lazyfx_server.settings.operator_checks import SetupError, check_setup
 from lazyfx_server.telemetry.plain_text import (
     LOG_FORMAT_VARIABLE,
     PlainStream,
@@ -72,16 +72,16 @@ def _main(arguments: Sequence[str]) -> None:
     environment[LOG_FORMAT_VARIABLE] = settings.log_format
     if settings.allow_targets is not None:
         environment |= _user_targets(settings.allow_targets)
-    preload = [*settings.operator_modules, "lazyfx_server.preload"]
+    preload = [*settings.operator_modules, "lazyfx_server.jobs.preload"]
     if settings.native != "off":
-        preload.append("lazyfx_server.native.preload")
+        preload.append("lazyfx_server.jobs.native.inductor_preload")
         # Inductor starts processes of its own when it is imported, unless it has one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     # torch asks for devices when it makes its first fake tensor, and a process that was forked
     # after that cannot use them: better that it sees none.
     forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     from lazyfx_server.app import App
-    from lazyfx_server.pools import Sources
+    from lazyfx_server.workers.pools import Sources
 
     reformat_torch_loggers()
 
@@ -106,7 +106,7 @@ def _refuse(reason: str) -> NoReturn:
 
 def _user_targets(path: Path) -> dict[str, str]:
     """Allow the targets of a file here; what tells the fork server of them."""
-    from lazyfx.wire.more_targets import parse
+    from lazyfx.shared.wire.targets.user_targets import parse
     from lazyfx_server.security import allowed
 
     try:

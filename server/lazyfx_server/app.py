@@ -16,24 +16,27 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from lazyfx.known_servers import fingerprint
+from lazyfx.shared.signing_keys import fingerprint
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
-from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.artifacts import Artifacts
-from lazyfx_server.compiling.blobs import Blobs
+from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
-from lazyfx_server.compiling.costs import CodegenCosts
-from lazyfx_server.compiling.crashes import CrashTracker
-from lazyfx_server.compiling.explain import Explainer
-from lazyfx_server.compiling.held import RequestMemory
-from lazyfx_server.compiling.jobs import Jobs
-from lazyfx_server.compiling.ledger import ServerLedger
+from lazyfx_server.compiling.dispatch.crashes import CrashTracker
+from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.generation_costs import CodegenCosts
+from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.held_bytes import RequestMemory
+from lazyfx_server.compiling.limits.quotas import Quotas
+from lazyfx_server.compiling.miss_reasons import Explainer
 from lazyfx_server.compiling.pipelines import Pipelines
-from lazyfx_server.compiling.quotas import Quotas
-from lazyfx_server.config import Settings
-from lazyfx_server.config_parts import (
+from lazyfx_server.compiling.server_ledger import ServerLedger
+from lazyfx_server.errors import RequestError
+from lazyfx_server.execution import OnRestart, RestartReason
+from lazyfx_server.passes.named_pipelines import NamedPipelines
+from lazyfx_server.passes.plugins import load_plugins, registry_with
+from lazyfx_server.room_settings import (
     artifact_signer,
     authenticator,
     ledger_file,
@@ -41,25 +44,13 @@ from lazyfx_server.config_parts import (
     quota_limits,
     request_limits,
 )
-from lazyfx_server.errors import RequestError
-from lazyfx_server.execution import OnRestart, RestartReason
-from lazyfx_server.passes.named import NamedPipelines
-from lazyfx_server.passes.plugins import load_plugins, registry_with
-from lazyfx_server.pools import (
-    NativePools,
-    NativeUnavailable,
-    Sources,
-    device_worker,
-    native_pools,
-    pass_workers,
-    protection,
-)
-from lazyfx_server.rpc.connections import drop_connections, refuse_connections
-from lazyfx_server.rpc.decoding import Decoder
 from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.pacing import RefusalPacing
+from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
+from lazyfx_server.rpc.tcp_connections import drop_connections, refuse_connections
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
+from lazyfx_server.settings.loading import Settings
 from lazyfx_server.store import Store, open_store
 from lazyfx_server.telemetry import (
     DeferredObserver,
@@ -73,6 +64,15 @@ from lazyfx_server.telemetry import (
 from lazyfx_server.telemetry.http import TelemetryServer
 from lazyfx_server.telemetry.outages import Outages
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
+from lazyfx_server.workers.pools import (
+    NativePools,
+    NativeUnavailable,
+    Sources,
+    device_worker,
+    native_pools,
+    pass_workers,
+    protection,
+)
 
 _log = logging.getLogger("lazyfx_server")
 

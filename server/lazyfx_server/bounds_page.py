@@ -11,10 +11,10 @@ from typing import Final
 
 from pydantic import ByteSize
 
-from lazyfx_server.compiling.limits import FORMAT_BOUNDS, RequestLimits
-from lazyfx_server.compiling.quotas import QuotaLimits
-from lazyfx_server.security.bounds import GraphBounds
-from lazyfx_server.settings import Settings
+from lazyfx_server.compiling.limits.quotas import QuotaLimits
+from lazyfx_server.compiling.limits.request_limits import FORMAT_BOUNDS, RequestLimits
+from lazyfx_server.security.graph_bounds import GraphBounds
+from lazyfx_server.settings.model import Settings
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "bounds.md"
 

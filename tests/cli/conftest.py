@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from lazyfx.cli.app import app
+from lazyfx.cli.application import app
 
 Run = Callable[..., Result]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from lazyfx_server.operator_checks import _is_module
-from lazyfx_server.settings import Settings
-from lazyfx_server.settings_groups import GROUPS
+from lazyfx_server.settings.groups import GROUPS
+from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.operator_checks import _is_module
 
 _HERE = ("--listen", "127.0.0.1:0", "--metrics-port", "0")
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2
 
 PASSES = "dead_code_elimination,remove_dropout,common_subexpression_elimination"

@@ -7,8 +7,8 @@ import sys
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.cli.app import app
-from lazyfx_server.config import Settings
+from lazyfx.cli.application import app
+from lazyfx_server.settings.loading import Settings
 
 
 def test_help_explains_every_setting_with_its_default(run) -> None:
@@ -54,7 +54,7 @@ def test_help_lists_the_commands() -> None:
 
 def test_help_does_not_wait_for_torch() -> None:
     script = (
-        "import sys; from lazyfx.cli.app import app; "
+        "import sys; from lazyfx.cli.application import app; "
         "app(['optimize', '--help'], standalone_mode=False); "
         "sys.exit('torch' in sys.modules)"
     )

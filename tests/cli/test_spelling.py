@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfx.errors import LazyfxError
-from lazyfx.spelling import SpellingError, parse, spell
+from lazyfx.shared.pass_spelling import SpellingError, parse, spell
 
 _names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
 _scalars = st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lazyfx.cli.app import app
+from lazyfx.cli.application import app
 from lazyfx.cli.usage import in_plain_words
 
 WRONG = {
@@ -52,7 +52,7 @@ class Interrupting(MetaPathFinder):
     """Ctrl-C while a module is imported."""
 
     def find_spec(self, name: str, *_: Any) -> None:
-        if name == "lazyfx.cli.app":
+        if name == "lazyfx.cli.application":
             raise KeyboardInterrupt
 
 
@@ -60,7 +60,7 @@ def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> 
     from lazyfx.cli.__main__ import main
 
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
-    monkeypatch.delitem(sys.modules, "lazyfx.cli.app")
+    monkeypatch.delitem(sys.modules, "lazyfx.cli.application")
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import lazyfx
-from lazyfx.addresses import is_loopback, read_address, server_address
 from lazyfx.backend.options import read_options
 from lazyfx.errors import AddressError
+from lazyfx.shared.addresses import is_loopback, read_address, server_address
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.fx import symbolic_trace
 
 import lazyfx
 from lazyfx import errors
-from lazyfx.status import rich_status, status_to_error
+from lazyfx.shared.grpc_status import rich_status, status_to_error
 
 
 @pytest.fixture(scope="module")

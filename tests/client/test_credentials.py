@@ -55,7 +55,7 @@ def test_a_token_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_token_with_a_line_feed_is_that_token(tmp_path: Path) -> None:
-    from lazyfx.access import access
+    from lazyfx.trust.access import access
 
     assert access(token=f" {TOKEN}\n").token == TOKEN
 

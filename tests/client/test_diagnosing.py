@@ -15,8 +15,8 @@ from hostile.certificates import Authority
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.cli.app import app
-from lazyfx.diagnosing import diagnose, not_a_server
+from lazyfx.calls.diagnosing import diagnose, not_a_server
+from lazyfx.cli.application import app
 from lazyfx.errors import DeniedError, ServiceError, TimedOutError, UnavailableError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 
 import lazyfx
 from lazyfx.backend.options import BackendOptions
-from lazyfx.environment import CLIENT_VARIABLES, misspelled, warn_of_misspelled
-from lazyfx_server.settings import Settings
+from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled, warn_of_misspelled
+from lazyfx_server.settings.model import Settings
 
 SLIPS = {
     "LAZYFX_ADRESS": "LAZYFX_ADDRESS",

@@ -13,7 +13,7 @@ import pytest
 
 from lazyfx import errors
 from lazyfx.errors import DecodeError, FieldViolation, ProtocolError, UnsupportedGraphError
-from lazyfx.status import rich_status, status_to_error
+from lazyfx.shared.grpc_status import rich_status, status_to_error
 
 _VIOLATIONS = [FieldViolation("graph.calls[3].opcode", "unknown", "relu")]
 ALL = [

@@ -9,10 +9,10 @@ from lazyfx.answers.known_passes import (
     VALUE_PIPELINES,
     reads_values,
 )
-from lazyfx.passes import messages, normalize
-from lazyfx.spelling import UNTIL_STABLE
+from lazyfx.shared.pass_specs import messages, normalize
+from lazyfx.shared.pass_spelling import UNTIL_STABLE
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
-from lazyfx_server.passes.named import BUILTIN_PIPELINES
+from lazyfx_server.passes.named_pipelines import BUILTIN_PIPELINES
 
 
 def test_the_tables_are_those_of_the_server() -> None:

@@ -14,10 +14,11 @@ from server.harness import graph_of
 from typer.testing import CliRunner, Result
 
 import lazyfx
-from lazyfx.access import access
-from lazyfx.cli.app import app
+from lazyfx.cli.application import app
 from lazyfx.errors import LazyfxError, UntrustedServerError
-from lazyfx.known_servers import fingerprint, known_keys, trust
+from lazyfx.shared.signing_keys import fingerprint
+from lazyfx.trust.access import access
+from lazyfx.trust.known_servers import known_keys, trust
 
 if TYPE_CHECKING:
     from conftest import RunningServer
@@ -159,7 +160,7 @@ def test_the_command_refuses_what_is_no_address_and_a_server_that_is_away() -> N
 
 
 def test_without_a_home_folder_nothing_is_trusted(tmp_path: Path) -> None:
-    code = "from lazyfx.known_servers import known_keys; print(known_keys('a:1'))"
+    code = "from lazyfx.trust.known_servers import known_keys; print(known_keys('a:1'))"
     found = subprocess.run(
         [sys.executable, "-c", code],
         env={"HOME": "/nonexistent", "PATH": ""},

@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 
 import lazyfx
-from lazyfx import memory
+from lazyfx.capture import remembering
 
 
 class Model(nn.Module):
@@ -177,25 +177,25 @@ def test_a_change_of_a_parameters_values_is_none_of_the_servers_business(client,
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_is_seen(graph, change):
-    encoded = memory.encode(graph)
-    remembered = memory.cached_encoding(graph)
+    encoded = remembering.encode(graph)
+    remembered = remembering.cached_encoding(graph)
     assert remembered is not None
     assert remembered.encoded is encoded
     assert remembered.is_unchanged()
     change(graph)
     # Another graph in its place may have nothing remembered; an old one must say that it is old.
-    found = memory.cached_encoding(graph)
+    found = remembering.cached_encoding(graph)
     assert found is None or not found.is_unchanged()
 
 
 def test_a_copy_is_another_graph(graph):
-    memory.encode(graph)
-    assert memory.cached_encoding(copy.deepcopy(graph)) is None
+    remembering.encode(graph)
+    assert remembering.cached_encoding(copy.deepcopy(graph)) is None
 
 
 def test_what_is_remembered_keeps_no_graph_alive():
     graph = traced()
-    memory.encode(graph)
+    remembering.encode(graph)
     gone = weakref.ref(graph)
     del graph
     gc.collect()
@@ -238,8 +238,8 @@ def test_what_changes_a_call_without_changing_a_node_is_seen(change):
     graph = torch.fx.Graph()
     graph.output(graph.call_module("inner", (graph.placeholder("x"),)))
     module = GraphModule({"inner": inner}, graph)
-    memory.encode(module)
-    remembered = memory.cached_encoding(module)
+    remembering.encode(module)
+    remembered = remembering.cached_encoding(module)
     assert remembered.is_unchanged()
     change(module)
     assert not remembered.is_unchanged()

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import lazyfx
-from lazyfx.cli.models import load_program
+from lazyfx.capture.saved_graphs import load_graph
+from lazyfx.cli.model_sources import load_program
 from lazyfx.errors import AddressError, DecodeError, InvalidRequestError, LazyfxError
-from lazyfx.saving import load_graph
 
 if TYPE_CHECKING:
     from conftest import RunningServer
@@ -139,7 +139,7 @@ def test_one_wording_for_unknown_passes_in_python_and_in_commands(
 ) -> None:
     from typer.testing import CliRunner
 
-    from lazyfx.cli.app import app
+    from lazyfx.cli.application import app
 
     program = torch.export.export(MODEL, (torch.ones(2, 4),))
     torch.export.save(program, tmp_path / "model.pt2")

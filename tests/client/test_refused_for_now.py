@@ -15,7 +15,7 @@ from harness import DCE, graph_of
 
 import lazyfx
 from lazyfx.errors import OverloadedError
-from lazyfx.status import rich_status
+from lazyfx.shared.grpc_status import rich_status
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server as add_to_server
 

@@ -8,11 +8,11 @@ import pytest
 import torch._inductor.config
 
 from lazyfx.backend.options import BackendOptions, read_options
-from lazyfx.printable import shown
-from lazyfx.suggesting import SHORT_NAMES, closest, did_you_mean
+from lazyfx.shared.printable import shown
+from lazyfx.shared.suggesting import SHORT_NAMES, closest, did_you_mean
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.passes.errors import PassError
-from lazyfx_server.passes.named import NamedPipelines
+from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.registry import Registry
 
 PASSES = Registry().names()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lazyfx.tensor_guards import tensor_check
+from lazyfx.capture.tensor_guards import tensor_check
 
 
 def test_torch_still_has_the_check():
@@ -13,7 +13,7 @@ def test_torch_still_has_the_check():
 
     assert TensorGuards(torch.ones(2), dynamic_dims_sizes=None, dynamic_dims_strides=None).check(
         torch.ones(2)
-    ), "torch has changed TensorGuards; see lazyfx/tensor_guards.py"
+    ), "torch has changed TensorGuards; see lazyfx/capture/tensor_guards.py"
 
 
 CHANGES = {

@@ -82,7 +82,7 @@ def test_prometheus_scrapes_the_metrics_port_of_the_server(
 
 
 def test_the_server_gets_longer_to_stop_than_it_drains(compose: dict[str, Any]) -> None:
-    from lazyfx_server.config import Settings
+    from lazyfx_server.settings.loading import Settings
 
     grace = compose["services"]["lazyfx"]["stop_grace_period"]
     assert float(grace.removesuffix("s")) > Settings.model_fields["drain_seconds"].default

@@ -8,7 +8,7 @@ import promql_parser
 import pytest
 from prometheus_client import CollectorRegistry
 
-from lazyfx_server.store.base import StoreStats
+from lazyfx_server.store.contract import StoreStats
 from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
 from lazyfx_server.telemetry.prometheus import PrometheusObserver
 

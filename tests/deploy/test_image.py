@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lazyfx_server.config import Settings
+from lazyfx_server.settings.loading import Settings
 
 
 @pytest.fixture(scope="module")

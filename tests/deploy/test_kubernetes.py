@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lazyfx_server.config import Settings
+from lazyfx_server.settings.loading import Settings
 
 TARGETS = [
     "base",

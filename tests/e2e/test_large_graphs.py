@@ -10,7 +10,8 @@ import torch
 from torch.fx import symbolic_trace
 
 import lazyfx
-from lazyfx import asking, preparing
+from lazyfx.calls import conversation
+from lazyfx.capture import preparing
 
 if TYPE_CHECKING:
     from conftest import RunningServer
@@ -20,10 +21,10 @@ def test_a_large_body_is_uploaded(
     launch_for_file: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = launch_for_file("--workers", "1", "--max-message-bytes", "4KiB")
-    monkeypatch.setattr(asking, "INLINE_BYTES", 1000)
+    monkeypatch.setattr(conversation, "INLINE_BYTES", 1000)
     monkeypatch.setattr(preparing, "IN_ONE_MESSAGE_BYTES", 1000)
     # Chunks of the upload are bounded too.
-    monkeypatch.setattr("lazyfx.uploading.CHUNK_BYTES", 2000)
+    monkeypatch.setattr("lazyfx.calls.uploading.CHUNK_BYTES", 2000)
 
     def f(x: torch.Tensor) -> torch.Tensor:
         for i in range(1000):

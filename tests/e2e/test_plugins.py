@@ -14,9 +14,9 @@ from torch.fx import symbolic_trace
 
 import lazyfx
 from lazyfx.errors import InvalidRequestError
-from lazyfx.spelling import parse, spell
+from lazyfx.shared.pass_spelling import parse, spell
 from lazyfx_server.passes import Registry
-from lazyfx_server.passes.named import NamedPipelines
+from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import PluginError, load_plugins, registry_with
 
 SAMPLE = Path(__file__).parents[1] / "sample_plugin"

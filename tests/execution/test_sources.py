@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lazyfx_server import pools
 from lazyfx_server.execution import ProcessExecutor, WorkerCrashed
-from lazyfx_server.settings import Settings
+from lazyfx_server.settings.model import Settings
+from lazyfx_server.workers import pools
 
 
 class Closed:

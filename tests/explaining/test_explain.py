@@ -23,9 +23,9 @@ from torch.fx import GraphModule, Node, symbolic_trace
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx import wire
-from lazyfx.cli.app import app
+from lazyfx.cli.application import app
 from lazyfx.errors import DecodeError
+from lazyfx.shared import wire
 
 
 @pytest.fixture(scope="module")

@@ -10,23 +10,23 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 
-from lazyfx import wire
-from lazyfx.answers.bounds import DEFAULT_BOUNDS
+from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS
+from lazyfx.answers.compiled_graphs import check_compiled_graph
 from lazyfx.answers.downloads import Download
-from lazyfx.answers.graphs import check_compiled_graph
 from lazyfx.answers.pictures import sanitize_picture
 from lazyfx.answers.responses import check_response, read_message, read_text
-from lazyfx.assembly import generate
-from lazyfx.lazy_class import LazyGraphModule
-from lazyfx.preparing import Prepared, Preparer
-from lazyfx.printable import make_printable
-from lazyfx.rebuilding import checked_source, rebuild
+from lazyfx.artifacts.rebuilding import checked_source, rebuild
+from lazyfx.capture.preparing import Prepared, Preparer
 from lazyfx.report import cache_of, report_of
-from lazyfx.status import rich_status, status_to_error
+from lazyfx.shared import wire
+from lazyfx.shared.grpc_status import rich_status, status_to_error
+from lazyfx.shared.printable import make_printable
+from lazyfx.shared.source.assembly import generate
+from lazyfx.shared.torch_lazy_class import LazyGraphModule
+from lazyfx.shared.wire.presentation import provenance
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx.wire.presentation import provenance
-from lazyfx_server.lazy.picture import draw
+from lazyfx_server.jobs.graph_picture import draw
 
 
 class Net(nn.Module):

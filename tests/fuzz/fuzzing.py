@@ -37,11 +37,11 @@ from google.protobuf.message import Message
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 import lazyfx
-from lazyfx import wire
-from lazyfx.envelope import check_envelope
 from lazyfx.errors import DecodeError
+from lazyfx.shared import wire
+from lazyfx.shared.format_version import check_envelope
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx_server.security.checked import check
+from lazyfx_server.security.checked_graph import check
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 HANG_SECONDS = 20.0

@@ -25,8 +25,8 @@ from google.protobuf.message import DecodeError as ProtobufError
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.jobs.graph_job import run_job
 from lazyfx_server.v1 import worker_pb2 as worker
-from lazyfx_server.worker import run_job
 
 _PIPELINES = (
     ("dead_code_elimination", "common_subexpression_elimination", "constant_fold"),

@@ -27,7 +27,7 @@ from google.protobuf.message import Message
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from lazyfx import passes, wire
+from lazyfx.shared import pass_specs, wire
 from lazyfx.v1 import compiler_pb2 as pb
 
 FOLDER = f"torch-{'.'.join(torch.__version__.split('+')[0].split('.')[:2])}"
@@ -148,8 +148,10 @@ def messages() -> Iterator[tuple[str, Message]]:
     encoded = wire.encode(
         captures.symbolic(Small().eval(), {"x": torch.ones(1, 3, 8, 8)})[0].module
     )
-    rewrite = passes.replace_pattern((lambda x: torch.relu(torch.relu(x)), lambda x: torch.relu(x)))
-    fold = passes.pass_spec("constant_fold", max_bytes=4096)
+    rewrite = pass_specs.replace_pattern(
+        (lambda x: torch.relu(torch.relu(x)), lambda x: torch.relu(x))
+    )
+    fold = pass_specs.pass_spec("constant_fold", max_bytes=4096)
     request = pb.CompileRequest(graph=encoded.message(), passes=[fold.message(), rewrite.message()])
     request.graph_digest.sha256 = encoded.digest
     request.graph_digest.size_bytes = len(encoded.body)

@@ -15,9 +15,9 @@ from google.protobuf.json_format import MessageToDict
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 import lazyfx
-from lazyfx import wire
-from lazyfx.envelope import READ_VERSIONS
 from lazyfx.errors import DecodeError
+from lazyfx.shared import wire
+from lazyfx.shared.format_version import READ_VERSIONS
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import lazyfx
-from lazyfx import wire
-from lazyfx.backend.graphs import FlatGraph
+from lazyfx.backend.dynamo_graphs import FlatGraph
 from lazyfx.errors import PreconditionError
-from lazyfx.native.requests import native_request
+from lazyfx.shared import wire
+from lazyfx.shared.native.native_request import native_request
 
 _TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(_TESTS), str(_TESTS / "server")]

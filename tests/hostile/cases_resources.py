@@ -28,7 +28,7 @@ from sending import (
 )
 from watching import Watched
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
@@ -90,7 +90,7 @@ def names_that_count(watched: Watched, case: Any) -> None:
     graph.body.calls.add(opcode=graph_pb2.OPCODE_OUTPUT).args.add(operand=graph_pb2.Empty())
     graph.columns.calls.append(2)
     graph.columns.operands.append(1)
-    from lazyfx.wire.names import write_names
+    from lazyfx.shared.wire.names import write_names
 
     write_names(["x", *names, "output"], graph.given)
     graph.finished()

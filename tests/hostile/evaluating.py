@@ -21,14 +21,14 @@ import torch
 from hostile.wild_operators import Draw, graph_of, operators
 from torch.fx import GraphModule
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import PassLimits, Registry
-from lazyfx_server.passes.named import NamedPipelines
-from lazyfx_server.passes.requests import pipeline_of
+from lazyfx_server.passes.named_pipelines import NamedPipelines
+from lazyfx_server.passes.pass_requests import pipeline_of
 from lazyfx_server.passes.verify import NumericVerifier
-from lazyfx_server.security.checked import check
+from lazyfx_server.security.checked_graph import check
 
 # Read outside and written outside, without the review: the sweep must see these.
 CONTROLS = ("control.reads", "control.crashes")

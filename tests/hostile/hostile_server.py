@@ -14,14 +14,14 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc_status import rpc_status
 
-from lazyfx import wire
-from lazyfx.lazy_class import LazyGraphModule
-from lazyfx.status import rich_status
+from lazyfx.shared import wire
+from lazyfx.shared.grpc_status import rich_status
+from lazyfx.shared.signing_keys import SIGNED_PREFIX, key_id
+from lazyfx.shared.torch_lazy_class import LazyGraphModule
+from lazyfx.shared.wire.presentation import provenance
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx.verifying import SIGNED_PREFIX, key_id
-from lazyfx.wire.presentation import provenance
-from lazyfx_server.lazy.render import render
+from lazyfx_server.jobs.rendering import render
 from lazyfx_server.v1 import worker_pb2 as worker
 
 Parts = Iterator[Any]

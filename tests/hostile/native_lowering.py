@@ -16,11 +16,11 @@ import torch
 from torch._inductor import codecache
 
 from lazyfx.errors import LazyfxError
-from lazyfx.native.requests import native_request
+from lazyfx.shared.native.native_request import native_request
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.native import sources
-from lazyfx_server.native.conditions import CannotCompile
-from lazyfx_server.native.making import make_artifact
+from lazyfx_server.jobs.native import source_checks as sources
+from lazyfx_server.jobs.native.conditions import CannotCompile
+from lazyfx_server.jobs.native.making import make_artifact
 from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp, check_wrapper
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -111,7 +111,7 @@ def _without_compiler(found: Lowered) -> Iterator[None]:
     with (
         mock.patch.object(sources, "check_cpp", cpp),
         mock.patch.object(sources, "check_wrapper", python),
-        mock.patch("lazyfx.native.kernels._ORIGINAL", load_async),
+        mock.patch("lazyfx.shared.native.kernels._ORIGINAL", load_async),
         mock.patch.object(codecache.AotCodeCompiler, "compile", compile_aot),
         torch._inductor.config.patch(force_disable_caches=True),
     ):

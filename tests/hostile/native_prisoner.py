@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lazyfx_server.execution import CallFailed, call_server
-from lazyfx_server.native.confinement import Confinement
+from lazyfx_server.jobs.native.confinement import Confinement
 from lazyfx_server.v1 import worker_pb2 as worker
 
 LIBC = ctypes.CDLL(None, use_errno=True)

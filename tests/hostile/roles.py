@@ -16,7 +16,7 @@ from hostile_server import Lies, Parts, miss
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 
-from lazyfx.status import rich_status
+from lazyfx.shared.grpc_status import rich_status
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 

@@ -12,7 +12,7 @@ from harness import (
 from raw_graphs import RawGraph
 from watching import Watched
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2
 
 FUNCTION, OPERATOR = graph_pb2.TARGET_KIND_FUNCTION, graph_pb2.TARGET_KIND_OPERATOR

@@ -11,11 +11,11 @@ import torch
 from server.harness import connected, refused, request_of_body
 from torch.fx import Graph, GraphModule
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx_server.security import allowed
-from lazyfx_server.security.checked import check
+from lazyfx_server.security.checked_graph import check
 from lazyfx_server.security.signatures import read
 
 if TYPE_CHECKING:

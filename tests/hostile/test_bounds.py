@@ -13,12 +13,12 @@ import torch
 from server.harness import connected, refused, request_of_body
 from torch.fx import Graph, GraphModule, symbolic_trace
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError
+from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.security.bounds import GraphBounds
-from lazyfx_server.security.checked import check
+from lazyfx_server.security.checked_graph import check
+from lazyfx_server.security.graph_bounds import GraphBounds
 
 if TYPE_CHECKING:
     from conftest import RunningServer

@@ -13,10 +13,10 @@ from server.harness import DCE, Refusal, compile_request, connected, refused, re
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 
-from lazyfx import wire
+from lazyfx.shared import wire
+from lazyfx.shared.wire.format import MAX_DEPTH, MAX_EXPRESSION_TREE
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx.wire.format import MAX_DEPTH, MAX_EXPRESSION_TREE
 
 if TYPE_CHECKING:
     from conftest import RunningServer

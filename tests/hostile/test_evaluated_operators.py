@@ -21,8 +21,8 @@ from hostile.evaluating import CONTROLS
 from hostile.fitting_calls import CALLS
 from hostile.wild_operators import operators
 
-from lazyfx_server.passes.evaluation import is_reviewed
-from lazyfx_server.passes.evaluation.composed import is_composed
+from lazyfx_server.passes.analysis.evaluation import is_reviewed
+from lazyfx_server.passes.analysis.evaluation.composed import is_composed
 
 _PROGRAM = Path(__file__).with_name("evaluating.py")
 _SEED = 14

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hostile.test_written import MODULES, in_place
 
-from lazyfx.assembly import generate
-from lazyfx.written import SourceMismatchError, check_generated
+from lazyfx.shared.source import SourceMismatchError, check_generated
+from lazyfx.shared.source.assembly import generate
 
 
 def odd() -> torch.fx.GraphModule:

@@ -16,7 +16,7 @@ from server.harness import graph_of, metrics, refused, total, wait_until
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.cli.app import app
+from lazyfx.cli.application import app
 from lazyfx.errors import DeniedError, LazyfxError, UnavailableError
 from lazyfx.v1 import compiler_pb2 as pb
 

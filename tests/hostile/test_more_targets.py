@@ -17,8 +17,8 @@ from torch.fx import Graph, GraphModule
 
 import lazyfx
 from lazyfx.errors import InvalidRequestError, UnsupportedGraphError
+from lazyfx.shared.wire.targets import user_targets
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.wire import more_targets
 
 if TYPE_CHECKING:
     from conftest import RunningServer
@@ -45,7 +45,7 @@ def norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "lazyfx_norms.py").write_text(NORMS)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    more_targets.install(more_targets.parse("{}"))
+    user_targets.install(user_targets.parse("{}"))
     sys.modules.pop("lazyfx_norms", None)
 
 
@@ -129,7 +129,7 @@ def test_a_malformed_file_is_refused(norms: Path, case: str) -> None:
 
     text = written(norms, BAD[case]).read_text()
     with pytest.raises(ValueError, match=r".+"):
-        allowed.allow_user_targets(more_targets.parse(text))
+        allowed.allow_user_targets(user_targets.parse(text))
     assert allowed.user_target_names() == ()
 
 

@@ -18,9 +18,9 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hostile.relay import Edit, relayed
 
+from lazyfx.artifacts.aot_packages import write_package
 from lazyfx.backend import reset_backend_report
 from lazyfx.errors import ArtifactError
-from lazyfx.native.packages import write_package
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.signing import read_keys

@@ -21,7 +21,7 @@ import native_prisoner
 import pytest
 from server.harness import worker_pids
 
-from lazyfx_server.compiling.builds import Builds
+from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.execution import (
     CallBounds,
     ExecutionError,
@@ -30,10 +30,10 @@ from lazyfx_server.execution import (
     WorkerCrashed,
     start_forkserver,
 )
-from lazyfx_server.native.area import WorkArea
-from lazyfx_server.native.confinement import build_confinement, job_confinement
-from lazyfx_server.native.toolchain.building import run_compile_job
-from lazyfx_server.native.toolchain.compiler import Compiler, find_compiler
+from lazyfx_server.jobs.native.confinement import build_confinement, job_confinement
+from lazyfx_server.jobs.native.toolchain.build_job import run_compile_job
+from lazyfx_server.jobs.native.toolchain.compiler import Compiler, find_compiler
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.security.sandbox import LAYERS, available
 from lazyfx_server.security.signing import read_keys
 from lazyfx_server.telemetry import Observers
@@ -79,7 +79,9 @@ def tried(
     jobs = job_confinement(available(), MEMORY, None, compiler)
 
     async def run() -> list[str]:
-        forked = start_forkserver(["lazyfx_server.native.preload"], {"OMP_NUM_THREADS": "1"})
+        forked = start_forkserver(
+            ["lazyfx_server.jobs.native.inductor_preload"], {"OMP_NUM_THREADS": "1"}
+        )
         workers = ProcessExecutor(
             native_prisoner.run, processes=forked, workers=1, calls=bounds,
             initializer=partial(native_prisoner.lock_up, jobs, str(folder)),
@@ -323,7 +325,7 @@ def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: WorkArea) 
     from inline_executor import InlineExecutor
 
     from lazyfx_server.execution import CallRefused
-    from lazyfx_server.native.confinement import Confinement
+    from lazyfx_server.jobs.native.confinement import Confinement
     from lazyfx_server.v1 import worker_pb2 as worker
 
     async def run() -> None:
@@ -359,7 +361,7 @@ def test_what_a_dead_server_left_is_removed(tmp_path: Path) -> None:
     living = WorkArea(tmp_path / "base")
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from lazyfx_server.native.area import Area\n"
+        "from lazyfx_server.jobs.native.work_area import Area\n"
         "print(Area(Path(sys.argv[1])).folder('jobs', 'x'), flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
@@ -463,7 +465,7 @@ def test_folders_that_a_worker_closed_or_nested_are_removed(tmp_path: Path) -> N
     program = """
 import os, sys
 from pathlib import Path
-from lazyfx_server.native import area
+from lazyfx_server.jobs.native import work_area as area
 base, outside = Path(sys.argv[1]), sys.argv[2]
 if os.geteuid() == 0:
     os.setresgid(65534, 65534, 65534)

@@ -14,15 +14,14 @@ from hostile.native_lowering import lower
 from torch import nn
 from torch._inductor import codecache
 
-from lazyfx import memory
-from lazyfx.backend.graphs import flatten
-from lazyfx.native.requests import native_request
+from lazyfx.backend.dynamo_graphs import flatten
+from lazyfx.capture import remembering
+from lazyfx.shared.native.native_request import native_request
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.native import job as native_job
-from lazyfx_server.native import making
-from lazyfx_server.native.confinement import Confinement
-from lazyfx_server.native.toolchain.compiler import find_compiler
+from lazyfx_server.jobs.native import making, native_job
+from lazyfx_server.jobs.native.confinement import Confinement
+from lazyfx_server.jobs.native.toolchain.compiler import find_compiler
 from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp, check_wrapper
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -232,7 +231,7 @@ def bodies(function: Callable[..., Any], *inputs: Any, dynamic: bool = False) ->
     found: list[bytes] = []
 
     def keep(module: torch.fx.GraphModule, example: list[Any]) -> Any:
-        found.append(memory.encode(flatten(module, example).module).body)
+        found.append(remembering.encode(flatten(module, example).module).body)
         return module.forward
 
     torch._dynamo.reset()
@@ -275,7 +274,7 @@ def test_what_aot_inductor_writes_is_taken() -> None:
     )
     module = program.module(check_guards=False)
     with torch.no_grad():
-        lowered = lower(memory.encode(module).body, pb.ARTIFACT_KIND_AOT_INDUCTOR)
+        lowered = lower(remembering.encode(module).body, pb.ARTIFACT_KIND_AOT_INDUCTOR)
     assert lowered.refused == ""
     assert len(lowered.sources) >= 2, lowered.said
 

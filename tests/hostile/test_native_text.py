@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import lazyfx
-from lazyfx import wire
 from lazyfx.errors import InvalidRequestError
-from lazyfx.native.requests import native_request
-from lazyfx.native.texts import TOKEN
+from lazyfx.shared import wire
+from lazyfx.shared.native.native_request import native_request
+from lazyfx.shared.native.text_tokens import TOKEN
 from lazyfx.v1 import compiler_pb2 as pb
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx_server.security.checked import check
+from lazyfx_server.security.checked_graph import check
 
 _GOLDEN = Path(__file__).parents[1] / "golden"
 # Of each field: more are alike.

@@ -14,8 +14,9 @@ from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 
 import lazyfx
-from lazyfx import errors, wire
-from lazyfx.status import to_error
+from lazyfx import errors
+from lazyfx.shared import wire
+from lazyfx.shared.grpc_status import to_error
 from lazyfx.v1 import compiler_pb2
 from lazyfx.v1 import graph_pb2 as pb
 

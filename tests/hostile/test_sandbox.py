@@ -29,8 +29,6 @@ from server.harness import (
 )
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server import pools
-from lazyfx_server.config import load
 from lazyfx_server.execution import (
     ProcessExecutor,
     WorkerCrashed,
@@ -38,6 +36,8 @@ from lazyfx_server.execution import (
     start_forkserver,
 )
 from lazyfx_server.security.sandbox import LAYERS, Policy, available, readable_paths
+from lazyfx_server.settings.loading import load
+from lazyfx_server.workers import pools
 
 if TYPE_CHECKING:
     from conftest import RunningServer

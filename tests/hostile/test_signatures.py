@@ -17,7 +17,7 @@ from server.harness import graph_of
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.cli.app import app
+from lazyfx.cli.application import app
 from lazyfx.errors import LazyfxError, UntrustedArtifactError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2

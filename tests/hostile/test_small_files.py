@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from lazyfx_server.compiling.ledger_file import LedgerFile
+from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError, add_token
 from lazyfx_server.security.secret_file import SecretFileError, read_private
 from lazyfx_server.security.signing import KeyRing
-from lazyfx_server.security.tokens import TokenFile, TokenFileError, add_token
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from server.harness import compile_request, graph_of, refusal_of, refused
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
-from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.catalog import Catalog, NotFound
-from lazyfx_server.compiling.quotas import QuotaLimits, Quotas
+from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.quotas import QuotaLimits, Quotas
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.errors import OverloadedError
 from lazyfx_server.store import MemoryStore

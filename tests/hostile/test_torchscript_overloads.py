@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from lazyfx.errors import DecodeError
+from lazyfx.shared.wire.targets.allow_table import find, is_dispatched
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire.targets import find, is_dispatched
 from lazyfx_server.security import allowed
-from lazyfx_server.security.schemas import mismatch_reason
+from lazyfx_server.security.call_schemas import mismatch_reason
 
 _LOWEST = -(2**63)
 _VALUES: list[Any] = [0, -1, _LOWEST, 5, 0.0, float("nan"), "", "%s", [], [1], None, True]

@@ -14,18 +14,18 @@ from bench.abuses import OVER_A_BOUND, inside
 from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.held import UNCOUNTED_BYTES, RequestMemory
-from lazyfx_server.compiling.limits import RequestLimits
+from lazyfx_server.compiling.limits.held_bytes import UNCOUNTED_BYTES, RequestMemory
+from lazyfx_server.compiling.limits.request_limits import RequestLimits
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.config_parts import request_limits
 from lazyfx_server.errors import InvalidRequestError, OverloadedError
 from lazyfx_server.passes import PassError, Registry
-from lazyfx_server.rpc.decoding import Decoder, request_id
+from lazyfx_server.room_settings import request_limits
 from lazyfx_server.rpc.message_bounds import request_bounds
+from lazyfx_server.rpc.request_decoding import Decoder, request_id
 from lazyfx_server.security import scanning
-from lazyfx_server.security.checked import check
+from lazyfx_server.security.checked_graph import check
 from lazyfx_server.security.scanning import Bound, FieldBounds, MessageBounds, OverBoundError, scan
-from lazyfx_server.settings import Settings
+from lazyfx_server.settings.model import Settings
 
 LIMITS: RequestLimits = request_limits(Settings())
 MB = 2**20
@@ -48,7 +48,7 @@ async def test_an_abuse_costs_no_more_steps_than_its_bound(
     (message,) = abuse.make()
     parsed: list[int] = []
     monkeypatch.setattr(
-        "lazyfx_server.rpc.decoding._incoming", lambda *_args: parsed.append(1) or None
+        "lazyfx_server.rpc.request_decoding._incoming", lambda *_args: parsed.append(1) or None
     )
     with pytest.raises(InvalidRequestError) as caught:
         await decoded(abuse.method, message)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.fx import symbolic_trace
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.crashes import Subject
-from lazyfx_server.compiling.job_parts import CompileParts
-from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.dispatch.crashes import Subject
+from lazyfx_server.compiling.dispatch.job_parts import CompileParts
+from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.errors import InternalError
 from lazyfx_server.v1 import worker_pb2 as worker
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.fx import Graph, GraphModule
 
-from lazyfx.written import SourceMismatchError, check_source
+from lazyfx.shared.source import SourceMismatchError, check_source
+from lazyfx_server.jobs.rendering import render_torchscript
 from lazyfx_server.lazy import RecompileLedger, make_lazy
-from lazyfx_server.lazy.module import generate_source
-from lazyfx_server.lazy.render import render_torchscript
+from lazyfx_server.lazy.lazy_module import generate_source
 
 
 class Net(torch.nn.Module):

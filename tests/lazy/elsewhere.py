@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from conformance.comparing import unlike
-from lazyfx.pickling import package_module, pickle_module
+from lazyfx.shared.formats.pickling import package_module, pickle_module
 
 KINDS = {"pickle": pickle_module, "package": package_module}
 

@@ -20,10 +20,10 @@ from torch.fx import GraphModule
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
-from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
-from lazyfx.exporting import export_module
-from lazyfx.torchscript import eager_copy, script_module
+from lazyfx.shared import wire
+from lazyfx.shared.formats.exported_program import export_module
+from lazyfx.shared.formats.torchscript import eager_copy, script_module
 
 
 def through_the_wire(module: GraphModule) -> GraphModule:

@@ -16,8 +16,8 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.fx import GraphModule, symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.shared import wire
 
 Assemble = Callable[[GraphModule], bytes]
 BOTH = pytest.mark.parametrize(("kind", "assemble"), list(KINDS.items()))
@@ -383,7 +383,7 @@ def test_calls_that_no_import_finds_are_made_again(kind: str, assemble: Assemble
     from torch import _numpy as arrays
     from torch._dynamo import utils
 
-    from lazyfx.wire.twins import lower_version_count_by_1
+    from lazyfx.shared.wire.targets.twins import lower_version_count_by_1
 
     graph = torch.fx.Graph()
     x = graph.placeholder("x")

@@ -17,9 +17,9 @@ from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils import _pytree as pytree
 
-from lazyfx.assembly import GeneratedSource, generate
+from lazyfx.artifacts.python_files import python_file
 from lazyfx.errors import ArtifactError, UnsupportedGraphError
-from lazyfx.python_files import python_file
+from lazyfx.shared.source.assembly import GeneratedSource, generate
 
 _RUNNER = """
 import importlib, pathlib, pickle, sys, torch

@@ -10,8 +10,8 @@ import torch
 from elsewhere import Elsewhere, unlike
 
 import zoo
-from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.shared import wire
 from zoo.captures import WAYS, Capture
 from zoo.check import decode_bound
 

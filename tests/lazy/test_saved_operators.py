@@ -15,8 +15,8 @@ from torch.fx import GraphModule
 from conformance.captures import captured
 from conformance.cases import operators
 from conformance.comparing import unlike
-from lazyfx import wire
 from lazyfx.errors import LazyfxError
+from lazyfx.shared import wire
 
 pytest.importorskip("expecttest", reason="torch's table of operators needs it")
 

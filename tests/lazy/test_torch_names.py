@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 
 def test_lazy_graph_module_has_the_parts_that_are_overridden() -> None:
-    from lazyfx_server.lazy.torch_names import TorchLazyGraphModule
+    from lazyfx_server.lazy.torch_laziness import TorchLazyGraphModule
 
     assert issubclass(TorchLazyGraphModule, GraphModule)
     parts = (
@@ -23,7 +23,7 @@ def test_lazy_graph_module_has_the_parts_that_are_overridden() -> None:
 
 
 def test_the_singleton_class_of_a_graph_module_has_its_name() -> None:
-    from lazyfx_server.lazy.torch_names import SINGLETON_CLASS_NAME
+    from lazyfx_server.lazy.torch_laziness import SINGLETON_CLASS_NAME
 
     module = GraphModule(torch.nn.Module(), torch.fx.Graph())
     assert type(module).__qualname__.endswith(SINGLETON_CLASS_NAME)
@@ -32,7 +32,7 @@ def test_the_singleton_class_of_a_graph_module_has_its_name() -> None:
 
 
 def test_torch_says_when_modules_must_be_eager() -> None:
-    from lazyfx_server.lazy.torch_names import laziness_is_refused, torch_lazy
+    from lazyfx_server.lazy.torch_laziness import laziness_is_refused, torch_lazy
 
     assert not laziness_is_refused()
     with torch_lazy._force_skip_lazy_graph_module():

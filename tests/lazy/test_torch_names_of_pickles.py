@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.fx import Graph
 
-from lazyfx.pickling import torch_names
-from lazyfx.pickling.callables import REGISTERING_MODULES
-from lazyfx.wire import target_lists
+from lazyfx.shared.formats.pickling import torch_rebuild
+from lazyfx.shared.formats.pickling.callables import REGISTERING_MODULES
+from lazyfx.shared.wire.targets import target_lists
 
 _OPERATORS = """
 import importlib, json, sys, torch
@@ -46,25 +46,25 @@ def test_operators_of_torch_that_an_import_registers_are_found() -> None:
 
 def test_a_storage_is_written_as_bytes_and_read_as_any_dtype() -> None:
     tensor = torch.arange(6).to(torch.uint16)
-    stored = torch_names.bytes_of(tensor.untyped_storage())
-    rebuilt = torch_names.rebuild_tensor(stored, 1, (3,), (1,), False, {}, torch.uint16)
+    stored = torch_rebuild.bytes_of(tensor.untyped_storage())
+    rebuilt = torch_rebuild.rebuild_tensor(stored, 1, (3,), (1,), False, {}, torch.uint16)
     assert rebuilt.tolist() == [1, 2, 3]
-    assert torch_names.metadata_of(torch.zeros(2, dtype=torch.complex64).conj())["conj"]
-    assert torch_names.rebuild_parameter(torch.ones(2), True, {}).requires_grad
+    assert torch_rebuild.metadata_of(torch.zeros(2, dtype=torch.complex64).conj())["conj"]
+    assert torch_rebuild.rebuild_parameter(torch.ones(2), True, {}).requires_grad
 
 
 def test_the_code_generators_that_are_written() -> None:
-    assert torch_names.pytree_info_of(Graph()._codegen) is None
-    info = torch_names._PyTreeInfo(["x"], *[torch.utils._pytree.tree_flatten(((0,), {}))[1]] * 2)
-    assert torch_names.pytree_info_of(torch_names._PyTreeCodeGen(info)) == info
+    assert torch_rebuild.pytree_info_of(Graph()._codegen) is None
+    info = torch_rebuild._PyTreeInfo(["x"], *[torch.utils._pytree.tree_flatten(((0,), {}))[1]] * 2)
+    assert torch_rebuild.pytree_info_of(torch_rebuild._PyTreeCodeGen(info)) == info
 
-    class Own(torch_names.CodeGen):
+    class Own(torch_rebuild.CodeGen):
         pass
 
     with pytest.raises(TypeError, match="Own"):
-        torch_names.pytree_info_of(Own())
+        torch_rebuild.pytree_info_of(Own())
 
 
 def test_a_function_of_source() -> None:
-    made = torch_names.function_of("double", "def double(x):\n    return y * x\n", {"y": 2})
+    made = torch_rebuild.function_of("double", "def double(x):\n    return y * x\n", {"y": 2})
     assert made(3) == 6

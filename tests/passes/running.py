@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import Pass, PassLimits, PassRun, Pipeline
 

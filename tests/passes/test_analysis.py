@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from passes.running import run
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.passes import Registry
 

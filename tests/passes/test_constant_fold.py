@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx_server.passes import PassError, PassLimits, Registry
-from lazyfx_server.passes.builtin.fold import ConstantFold
+from lazyfx_server.passes.builtin.simplifying.constant_fold import ConstantFold
 
 fold = ConstantFold()
 

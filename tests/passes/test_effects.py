@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from lazyfx_server.passes.effects import Effects, effects_of
-from lazyfx_server.passes.storage import StorageMap
+from lazyfx_server.passes.analysis.effects import Effects, effects_of
+from lazyfx_server.passes.analysis.storage import StorageMap
 
 aten = torch.ops.aten
 

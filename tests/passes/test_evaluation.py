@@ -17,10 +17,18 @@ from torch.fx import Graph, GraphModule
 from torch.fx.experimental import proxy_tensor
 
 from lazyfx_server.passes import PassError, PassLimits, Registry
-from lazyfx_server.passes.evaluation import UnreviewedError, reviewed, without_real_constants
-from lazyfx_server.passes.evaluation import operators as rules
-from lazyfx_server.passes.evaluation.composed import COMPOSED, NotComposedError, check_composed
-from lazyfx_server.passes.fake import FakeRun
+from lazyfx_server.passes.analysis.evaluation import (
+    UnreviewedError,
+    reviewed,
+    without_real_constants,
+)
+from lazyfx_server.passes.analysis.evaluation import reviewed_operators as rules
+from lazyfx_server.passes.analysis.evaluation.composed import (
+    COMPOSED,
+    NotComposedError,
+    check_composed,
+)
+from lazyfx_server.passes.analysis.fake_run import FakeRun
 from lazyfx_server.passes.verify import NumericVerifier
 
 aten: Any = torch.ops.aten

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx_server.passes import PassError, PassLimits
-from lazyfx_server.passes.builtin.fuse import FuseConvBn
+from lazyfx_server.passes.builtin.fusing.fuse_batch_norm import FuseConvBn
 
 fuse = FuseConvBn()
 

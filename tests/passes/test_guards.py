@@ -11,7 +11,7 @@ import lazyfx
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import PassError, Pipeline, Registry
 from lazyfx_server.passes.base import InputGuard, Rewrite
-from lazyfx_server.passes.requests import pipeline_of
+from lazyfx_server.passes.pass_requests import pipeline_of
 from lazyfx_server.passes.rewrites import RewriteReader
 
 aten = torch.ops.aten

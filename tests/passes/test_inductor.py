@@ -16,22 +16,23 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lazyfx_server.lazy import RecompileLedger
-from lazyfx_server.passes import PassError, Pipeline, Registry, torch_inductor
-from lazyfx_server.passes.torch_steps import TorchStep, run_steps
+from lazyfx_server.passes import PassError, Pipeline, Registry
+from lazyfx_server.passes.torch_steps import torch_inductor_passes
+from lazyfx_server.passes.torch_steps.step_runner import TorchStep, run_steps
 
 registry = Registry()
 KINDS = ["linear", "layer_norm", "relu", "tanh", "add"]
 
 
-@pytest.mark.parametrize("stage", torch_inductor.STEPS)
+@pytest.mark.parametrize("stage", torch_inductor_passes.STEPS)
 def test_this_torch_has_every_step(stage: Any) -> None:
-    assert tuple(torch_inductor._steps(stage)) == torch_inductor.STEPS[stage]
+    assert tuple(torch_inductor_passes._steps(stage)) == torch_inductor_passes.STEPS[stage]
 
 
 def test_this_torch_has_every_fusion() -> None:
     from torch._inductor.fx_passes import group_batch_fusion
 
-    for before, after in torch_inductor.BATCHED.values():
+    for before, after in torch_inductor_passes.BATCHED.values():
         assert before is None or before in group_batch_fusion.PRE_GRAD_FUSIONS
         assert after is None or after in group_batch_fusion.POST_GRAD_FUSIONS
 

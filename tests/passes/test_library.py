@@ -15,7 +15,7 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.utils._pytree import tree_leaves
 from wire.captures import Capture
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import Pass, Pipeline
 

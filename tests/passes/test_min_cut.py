@@ -11,7 +11,7 @@ from functorch.compile import aot_function, default_partition, make_boxed_func
 from passes.running import decoded
 from torch.fx import GraphModule, symbolic_trace
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import PassError, Pipeline, Registry
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from torch.utils.checkpoint import checkpoint
 
 from lazyfx_server.passes import Registry
-from lazyfx_server.passes.walk import graph_modules
+from lazyfx_server.passes.analysis.walk import graph_modules
 
 registry = Registry()
 

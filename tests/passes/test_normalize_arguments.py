@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
-from lazyfx_server.passes.builtin.normalize import NormalizeArguments
+from lazyfx_server.passes.builtin.simplifying.normalize_arguments import NormalizeArguments
 
 aten = torch.ops.aten
 normalize = NormalizeArguments()

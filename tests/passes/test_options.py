@@ -6,9 +6,9 @@ from typing import ClassVar
 import pytest
 from torch.fx import GraphModule
 
-from lazyfx.spelling import parse
+from lazyfx.shared.pass_spelling import parse
 from lazyfx_server.passes import Pass, PassContext, PassError, PassResult, Registry
-from lazyfx_server.passes.options import changed_options, spell_pipeline
+from lazyfx_server.passes.option_spelling import changed_options, spell_pipeline
 
 
 @dataclass(frozen=True)

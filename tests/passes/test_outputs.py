@@ -12,9 +12,9 @@ import torch
 from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx_server.passes import PassError
-from lazyfx_server.passes.fake import FakeRun
-from lazyfx_server.passes.large_numbers import TooLargeError, check_numbers
-from lazyfx_server.passes.outputs import COUNTED, check_outputs, outputs_of
+from lazyfx_server.passes.analysis.fake_run import FakeRun
+from lazyfx_server.passes.analysis.large_numbers import TooLargeError, check_numbers
+from lazyfx_server.passes.analysis.output_counts import COUNTED, check_outputs, outputs_of
 from lazyfx_server.security import allowed
 
 MANY = 10**8

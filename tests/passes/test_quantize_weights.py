@@ -11,7 +11,7 @@ from passes.running import outputs, run
 from torch import nn
 from torch.fx import symbolic_trace
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx_server.passes import PassError, Registry
 
 registry = Registry()
@@ -74,7 +74,7 @@ def test_layers_that_groups_do_not_fit_stay() -> None:
 def test_without_torchao_the_schemes_are_refused_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lazyfx_server.passes import torchao_names
+    from lazyfx_server.passes.torch_steps import torchao_names
 
     monkeypatch.setattr(torchao_names, "is_installed", lambda: False)
     with pytest.raises(

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from torch.fx import GraphModule
 
-from lazyfx.spelling import parse
+from lazyfx.shared.pass_spelling import parse
 from lazyfx_server.passes import Pass, PassContext, PassError, PassResult, Registry
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
 

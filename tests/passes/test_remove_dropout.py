@@ -11,7 +11,7 @@ from passes.running import assert_same, run, targets
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, symbolic_trace
 
-from lazyfx_server.passes.builtin.remove import RemoveDropout
+from lazyfx_server.passes.builtin.simplifying.remove import RemoveDropout
 
 aten = torch.ops.aten
 remove = RemoveDropout()

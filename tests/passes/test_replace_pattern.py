@@ -9,9 +9,9 @@ from passes.running import Ran, assert_same, decoded, run, targets
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, symbolic_trace
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx_server.passes import PassError, PassLimits
-from lazyfx_server.passes.builtin.rewrite import ReplacePattern
+from lazyfx_server.passes.builtin.fusing.replace_pattern import ReplacePattern
 
 replace = ReplacePattern()
 

@@ -11,10 +11,10 @@ from passes.running import assert_same, run
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.passes import Pass, PassContext, PassError, PassResult
-from lazyfx_server.passes.builtin.rewrite import ReplacePattern
+from lazyfx_server.passes.builtin.fusing.replace_pattern import ReplacePattern
 from lazyfx_server.passes.rewrites import RewriteReader
 
 MANY = 1000

@@ -22,7 +22,7 @@ def _captured() -> GraphModule:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the nodes that were computed."""
-    from lazyfx_server.passes.fake import FakeRun
+    from lazyfx_server.passes.analysis.fake_run import FakeRun
 
     computed: list[str] = []
     original = FakeRun._call

@@ -9,9 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx_server.passes import Registry
-from lazyfx_server.passes.builtin.shapes import ShapePropagation
+from lazyfx_server.passes.builtin.inspecting.shape_propagation import ShapePropagation
 
 propagate = ShapePropagation()
 

@@ -5,11 +5,11 @@ import signal
 import pytest
 from passes.sample_passes import Failing, Plain, Recompiling, Shrinking, chain, traced
 
-from lazyfx.passes import PassSpec, spec_of, until_stable
-from lazyfx.spelling import parse, spell
+from lazyfx.shared.pass_specs import PassSpec, spec_of, until_stable
+from lazyfx.shared.pass_spelling import parse, spell
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import PassError, PassLimits, Pipeline, Registry, UntilStable
-from lazyfx_server.passes.requests import pipeline_of
+from lazyfx_server.passes.pass_requests import pipeline_of
 
 
 def test_until_stable_runs_until_nothing_changes() -> None:

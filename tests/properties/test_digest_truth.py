@@ -16,7 +16,7 @@ from making import Choices, LazyModule, edit, make
 from material import DISGUISED, PLAIN
 from meaning import meaning
 
-from lazyfx import wire
+from lazyfx.shared import wire
 
 # Graphs that hypothesis makes (each comes plain, disguised and edited), and graphs out of noise,
 # which are larger; different computations that must have been met when all are done.

@@ -13,13 +13,13 @@ import pytest
 from torch.fx import Graph, GraphModule, Interpreter
 from torch.fx.graph import magic_methods
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError, LazyfxError
-from lazyfx.pickling import pickle_module
-from lazyfx.written import checked_generation
+from lazyfx.shared import wire
+from lazyfx.shared.formats.pickling import pickle_module
+from lazyfx.shared.source import checked_generation
 from lazyfx_server.lazy import RecompileLedger
-from lazyfx_server.lazy.module import generate_source, lazy_class
-from lazyfx_server.security.checked import check
+from lazyfx_server.lazy.lazy_module import generate_source, lazy_class
+from lazyfx_server.security.checked_graph import check
 
 _NUMBERS: list[Any] = [
     0, 1, 2, -1, -2, -7, 3, True, False, 2**40, -(2**40), -(2**63),

@@ -20,7 +20,7 @@ from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 from torch.fx import GraphModule, symbolic_trace
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub

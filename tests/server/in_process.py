@@ -11,26 +11,26 @@ from pathlib import Path
 
 import torch
 
-from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
-from lazyfx_server.compiling.costs import CodegenCosts
-from lazyfx_server.compiling.crashes import CrashTracker
-from lazyfx_server.compiling.explain import Explainer
-from lazyfx_server.compiling.held import RequestMemory
-from lazyfx_server.compiling.jobs import Jobs
-from lazyfx_server.compiling.native import NativeCompiles
+from lazyfx_server.compiling.dispatch.crashes import CrashTracker
+from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.generation_costs import CodegenCosts
+from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.held_bytes import RequestMemory
+from lazyfx_server.compiling.limits.quotas import QuotaLimits, Quotas
+from lazyfx_server.compiling.miss_reasons import Explainer
+from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.pipelines import Pipelines
-from lazyfx_server.compiling.quotas import QuotaLimits, Quotas
 from lazyfx_server.compiling.tenants import Tenant, Tenants
-from lazyfx_server.config import Settings
-from lazyfx_server.config_parts import request_limits
 from lazyfx_server.execution import Executor
-from lazyfx_server.passes.named import NamedPipelines
+from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import registry_with
-from lazyfx_server.rpc.decoding import Decoder
+from lazyfx_server.room_settings import request_limits
+from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
+from lazyfx_server.settings.loading import Settings
 from lazyfx_server.store import open_store
 from lazyfx_server.telemetry import Event
 

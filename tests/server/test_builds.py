@@ -7,9 +7,9 @@ from pathlib import Path
 
 from inline_executor import InlineExecutor
 
-from lazyfx_server.compiling.builds import Builds
-from lazyfx_server.native.area import WorkArea
-from lazyfx_server.native.toolchain.compiler import Compiler
+from lazyfx_server.compiling.dispatch.builds import Builds
+from lazyfx_server.jobs.native.toolchain.compiler import Compiler
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.telemetry import Observers
 from lazyfx_server.v1 import worker_pb2 as worker
 

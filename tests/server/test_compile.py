@@ -25,7 +25,7 @@ from harness import (
 )
 
 import lazyfx
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 

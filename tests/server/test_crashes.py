@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 from in_process import Recorder
 
-from lazyfx_server.compiling.crashes import CrashTracker, Subject
-from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.dispatch.crashes import CrashTracker, Subject
+from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.errors import CrashingGraphError, RequestError, TimedOutError, UnavailableError
 from lazyfx_server.execution import NoWorker, OnCall, WorkerCrashed, WorkerOutOfCpu, WorkerTimedOut
 from lazyfx_server.telemetry import GraphRefused, JobRetried

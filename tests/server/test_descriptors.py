@@ -11,7 +11,7 @@ import pytest
 from harness import DCE, compile_request, connected, graph_of, metrics, refused, wait_until
 
 from lazyfx_server.errors import OverloadedError
-from lazyfx_server.rpc.descriptors import FileDescriptorGuard
+from lazyfx_server.rpc.file_descriptors import FileDescriptorGuard
 
 
 def test_calls_are_refused_while_descriptors_are_short(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lazyfx_server.compiling.job_parts import CompileParts
+from lazyfx_server.compiling.dispatch.job_parts import CompileParts
 from lazyfx_server.v1 import worker_pb2 as worker
 
 

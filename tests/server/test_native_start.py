@@ -14,8 +14,8 @@ import pytest
 from harness import connected, metrics, total
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server import pools
-from lazyfx_server.config import load
+from lazyfx_server.settings.loading import load
+from lazyfx_server.workers import pools
 
 if TYPE_CHECKING:
     from conftest import RunningServer

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import connected
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.config import Settings, load
+from lazyfx_server.settings.loading import Settings, load
 
 
 @pytest.fixture(autouse=True)

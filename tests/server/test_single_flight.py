@@ -12,8 +12,8 @@ from in_process import Parts, compiling_parts
 from inline_executor import InlineExecutor
 
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.jobs.graph_job import run_job
 from lazyfx_server.telemetry import ArtifactServed, CompileFinished, LookupMade
-from lazyfx_server.worker import run_job
 
 _CALLERS = 64
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 from lazyfx_server.store import MemoryStore, StoreError, StoreStats, TieredStore
-from lazyfx_server.store.tiered import REFRESH_EVERY
+from lazyfx_server.store.tiered_store import REFRESH_EVERY
 
 LIMIT = 1 << 20
 

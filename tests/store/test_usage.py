@@ -7,12 +7,12 @@ import sys
 import threading
 from pathlib import Path
 
-from lazyfx_server.store.usage import SharedUsage
+from lazyfx_server.store.disk_usage import SharedUsage
 
 ADDER = """
 import sys
 from pathlib import Path
-from lazyfx_server.store.usage import SharedUsage
+from lazyfx_server.store.disk_usage import SharedUsage
 usage = SharedUsage(Path(sys.argv[1]))
 for _ in range(20000):
     with usage.locked():

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from lazyfx_server.errors import InvalidRequestError
-from lazyfx_server.rpc.statuses import status_of
+from lazyfx_server.rpc.error_statuses import status_of
 from lazyfx_server.telemetry.plain_text import (
     JsonFormatter,
     PlainFormatter,

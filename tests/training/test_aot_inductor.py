@@ -21,7 +21,7 @@ from training.counting import native_compiles
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.cli.app import app
+from lazyfx.cli.application import app
 from lazyfx.v1 import compiler_pb2 as pb
 
 LOADER = """

@@ -11,13 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from lazyfx.backend.agreement import _first_difference, _lines
-from lazyfx.backend.graphs import flatten
+from lazyfx.backend.dynamo_graphs import flatten
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.remote import make_request
 from lazyfx.errors import ArtifactError, IncompatibleError, LazyfxError, UnsupportedGraphError
-from lazyfx.native import settings, shapes, states
-from lazyfx.native.requests import conditions_digest, native_request
-from lazyfx.native.target import accelerator, describe_host, mismatch
+from lazyfx.shared.native import shape_guards, torch_settings, tracing_state
+from lazyfx.shared.native.machine import accelerator, describe_host, mismatch
+from lazyfx.shared.native.native_request import conditions_digest, native_request
 from lazyfx.v1 import compiler_pb2 as pb
 
 CPU = {torch.device("cpu")}
@@ -109,11 +109,11 @@ def test_states_split_artifacts_and_the_machine_does_not() -> None:
 
 def test_states_are_put_in_place_and_taken_back() -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        there = states.read_states({"cpu"})
+        there = tracing_state.read_states({"cpu"})
     assert torch.is_grad_enabled()
     with ExitStack() as stack:
-        states.enter_states(there, stack)
-        assert states.read_states({"cpu"}) == there
+        tracing_state.enter_states(there, stack)
+        assert tracing_state.read_states({"cpu"}) == there
         torch.set_autocast_enabled("cpu", False)
     assert torch.is_grad_enabled()
 
@@ -122,7 +122,7 @@ def test_states_are_put_in_place_and_taken_back() -> None:
 def test_a_state_that_cannot_be_is_refused_by_name(name: str, value: int) -> None:
     state = pb.PassOption(name=name, value=pb.OptionValue(integer=value))
     with ExitStack() as stack, pytest.raises(LazyfxError, match=name):
-        states.enter_states([state], stack)
+        tracing_state.enter_states([state], stack)
 
 
 @pytest.mark.parametrize(
@@ -130,21 +130,21 @@ def test_a_state_that_cannot_be_is_refused_by_name(name: str, value: int) -> Non
 )
 def test_settings_that_run_programs_do_not_travel(name: str) -> None:
     with pytest.raises(LazyfxError, match=name.replace(".", r"\.")):
-        settings.requested(None, {name: "evil"})
+        torch_settings.requested(None, {name: "evil"})
     smuggled = pb.PassOption(name=name, value=pb.OptionValue(text="evil"))
     with pytest.raises(LazyfxError, match=name.replace(".", r"\.")):
-        settings.from_proto([smuggled])
+        torch_settings.from_proto([smuggled])
 
 
 def test_cuda_graphs_do_not_travel_and_say_nothing_about_cpus() -> None:
     with pytest.raises(LazyfxError, match="cudagraphs"):
-        settings.requested("reduce-overhead", {}, {"cpu", "cuda"})
-    assert "triton.cudagraphs" not in settings.requested("reduce-overhead", {}, {"cpu"})
+        torch_settings.requested("reduce-overhead", {}, {"cpu", "cuda"})
+    assert "triton.cudagraphs" not in torch_settings.requested("reduce-overhead", {}, {"cpu"})
 
 
 def test_a_setting_patched_in_the_process_travels() -> None:
     with torch._inductor.config.patch(max_autotune_pointwise=True):
-        assert settings.requested(None, {})["max_autotune_pointwise"] is True
+        assert torch_settings.requested(None, {})["max_autotune_pointwise"] is True
 
 
 def dynamic_input(size: int) -> tuple[torch.Tensor, ShapeEnv]:
@@ -156,38 +156,40 @@ def dynamic_input(size: int) -> tuple[torch.Tensor, ShapeEnv]:
 
 def test_guards_found_there_are_enforced_here() -> None:
     theirs, env = dynamic_input(6)
-    symbols = shapes.input_symbols([theirs])
+    symbols = shape_guards.input_symbols([theirs])
     known = len(env.guards)
     assert env.evaluate_expr(sympy.Le(symbols[0], 4096))
     # Inductor asks with sympy's own modulo, torch with another.
     assert env.evaluate_expr(sympy.Eq(sympy.Mod(symbols[0], 3), 0))
-    message = pb.ShapeGuards.FromString(shapes.guards_of(env, symbols, known).SerializeToString())
+    message = pb.ShapeGuards.FromString(
+        shape_guards.guards_of(env, symbols, known).SerializeToString()
+    )
     ours, our_env = dynamic_input(9)
-    conditions = shapes.read_guards(message, shapes.input_symbols([ours]))
-    shapes.enforce(conditions, our_env)
+    conditions = shape_guards.read_guards(message, shape_guards.input_symbols([ours]))
+    shape_guards.enforce(conditions, our_env)
     assert any("4096" in str(guard.expr) for guard in our_env.guards)
 
-    asked = shapes.Conditions(conditions, [ours])
+    asked = shape_guards.Conditions(conditions, [ours])
     assert asked.hold([torch.empty(9, 8)])
     assert not asked.hold([torch.empty(5001, 8)])
     assert not asked.hold([torch.empty(10, 8)])
 
     large, large_env = dynamic_input(5001)
-    too_large = shapes.read_guards(message, shapes.input_symbols([large]))
+    too_large = shape_guards.read_guards(message, shape_guards.input_symbols([large]))
     with pytest.raises(ArtifactError, match="other sizes"):
-        shapes.enforce(too_large, large_env)
+        shape_guards.enforce(too_large, large_env)
 
 
 def test_guards_about_more_sizes_than_the_graph_has_are_refused() -> None:
     theirs, env = dynamic_input(6)
-    symbols = shapes.input_symbols([theirs])
+    symbols = shape_guards.input_symbols([theirs])
     assert env.evaluate_expr(sympy.Le(symbols[0], 4096))
-    message = shapes.guards_of(env, symbols, 0)
+    message = shape_guards.guards_of(env, symbols, 0)
     with pytest.raises(ArtifactError, match="more sizes"):
-        shapes.read_guards(message, [])
+        shape_guards.read_guards(message, [])
     message.conditions.append(99)
     with pytest.raises(ArtifactError, match="malformed"):
-        shapes.read_guards(message, symbols)
+        shape_guards.read_guards(message, symbols)
 
 
 def test_inputs_may_share_memory_unless_it_is_written() -> None:

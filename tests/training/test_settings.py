@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from lazyfx.errors import LazyfxError
-from lazyfx.native import named_values, settings, states, torch_names
-from lazyfx.native.configuration import read_configuration
-from lazyfx.native.requests import check_request, native_request
-from lazyfx.native.setting_table import FUNCTORCH, SETTINGS
-from lazyfx.native.setting_types import Bool, Float, Int, ValueType, Words, mismatch_reason
+from lazyfx.shared.native import named_values, torch_inductor, torch_settings, tracing_state
+from lazyfx.shared.native.configuration import read_configuration
+from lazyfx.shared.native.native_request import check_request, native_request
+from lazyfx.shared.native.setting_table import FUNCTORCH, SETTINGS
+from lazyfx.shared.native.setting_types import Bool, Float, Int, ValueType, Words, mismatch_reason
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.native.conditions import CannotCompile, apply_request
+from lazyfx_server.jobs.native.conditions import CannotCompile, apply_request
 
 CPU = {torch.device("cpu")}
-HERE = [name for name in SETTINGS if torch_names.has_setting(name)]
+HERE = [name for name in SETTINGS if torch_inductor.has_setting(name)]
 HOSTILE: list[Any] = [
     *("", " ", "off ", "OFF", "off -x c++", "off; touch /tmp/x", "$(id)", "`id`", "a\nb", "é"),
     *("/etc/passwd", "-fplugin=/tmp/evil.so", "@/tmp/file", "x" * 10_000_000, "off\0"),
@@ -41,9 +41,9 @@ def good_values(expected: ValueType) -> list[Any]:
 @pytest.mark.parametrize("name", HERE)
 def test_a_type_is_that_of_torch(name: str) -> None:
     """torch's own default and its own type agree with the table, so no honest value is refused."""
-    expected, default = SETTINGS[name], torch_names.default_setting(name)
+    expected, default = SETTINGS[name], torch_inductor.default_setting(name)
     assert default is None or mismatch_reason(default, expected) == ""
-    given = torch_names.setting_type(name)
+    given = torch_inductor.setting_type(name)
     accepted = set(typing.get_args(given)) or {given}
     if typing.get_origin(given) is typing.Literal:
         accepted = {type(word) for word in accepted}
@@ -60,23 +60,26 @@ def test_every_setting_exists_in_the_newest_torch() -> None:
 def test_a_setting_takes_values_of_its_type_and_nothing_else(name: str) -> None:
     expected = SETTINGS[name]
     for value in good_values(expected):
-        assert settings.from_proto(settings.to_proto({name: value})) == {name: value}
-        with settings.applied({name: value}):
-            assert torch_names.current_setting(name) == value
+        assert torch_settings.from_proto(torch_settings.to_proto({name: value})) == {name: value}
+        with torch_settings.applied({name: value}):
+            assert torch_inductor.current_setting(name) == value
             assert (
-                settings.requested(None, {}).get(name, torch_names.default_setting(name)) == value
+                torch_settings.requested(None, {}).get(name, torch_inductor.default_setting(name))
+                == value
             )
     for value in HOSTILE:
-        if expected.accepts(value) or (value is None and torch_names.default_setting(name) is None):
+        if expected.accepts(value) or (
+            value is None and torch_inductor.default_setting(name) is None
+        ):
             continue
         if not name.startswith(FUNCTORCH):
             with pytest.raises(LazyfxError, match=re.escape(name)) as refused:
-                settings.requested(None, {name: value})
+                torch_settings.requested(None, {name: value})
             assert "it must be" in str(refused.value)
             assert len(str(refused.value)) < 400
         for message in sent(name, value):
             with pytest.raises(named_values.NamedValueError) as told:
-                settings.from_proto([message])
+                torch_settings.from_proto([message])
             assert told.value.field == f"native.settings[{name}]"
             assert str(expected) in told.value.reason
             assert len(told.value.reason) < 400
@@ -93,22 +96,24 @@ def sent(name: str, value: Any) -> Iterator[pb.PassOption]:
         yield pb.PassOption(name=name, value=pb.OptionValue(**{field: value}))
 
 
-@pytest.mark.parametrize("name", sorted(states.STATES))
+@pytest.mark.parametrize("name", sorted(tracing_state.STATES))
 def test_a_state_takes_values_of_its_type_and_nothing_else(name: str) -> None:
-    expected = states.STATES[name]
+    expected = tracing_state.STATES[name]
     for value in HOSTILE:
         if not expected.accepts(value):
             for message in sent(name, value):
                 with pytest.raises(named_values.NamedValueError) as told:
-                    states.from_proto([message])
+                    tracing_state.from_proto([message])
                 assert told.value.field == f"native.states[{name}]"
                 assert len(told.value.reason) < 400
 
 
 def test_every_state_of_a_process_is_known() -> None:
-    assert {state.name for state in states.read_states({"cpu"})} <= states.STATES.keys()
-    assert states.STATES.keys() - {"deterministic", "deterministic_warn_only"} == set(
-        states._SETTERS
+    assert {
+        state.name for state in tracing_state.read_states({"cpu"})
+    } <= tracing_state.STATES.keys()
+    assert tracing_state.STATES.keys() - {"deterministic", "deterministic_warn_only"} == set(
+        tracing_state._SETTERS
     )
 
 
@@ -117,7 +122,7 @@ def test_a_mode_is_a_word_of_torch(value: Any) -> None:
     if value == "":
         return
     with pytest.raises(LazyfxError, match=r"mode is .* it must be one of 'default'"):
-        settings.requested(value, {})
+        torch_settings.requested(value, {})
 
 
 def test_what_is_patched_in_the_process_is_typed_too() -> None:
@@ -125,7 +130,7 @@ def test_what_is_patched_in_the_process_is_typed_too() -> None:
         torch._inductor.config.patch({"cpp.enable_floating_point_contract_flag": "off -fplugin=x"}),
         pytest.raises(LazyfxError, match="it must be one of 'off', 'on', 'fast'"),
     ):
-        settings.requested(None, {})
+        torch_settings.requested(None, {})
 
 
 def test_a_long_request_is_refused() -> None:
@@ -201,4 +206,4 @@ def test_the_activation_memory_budget_travels() -> None:
     with apply_request(request):
         assert torch._functorch.config.activation_memory_budget == 0.5
     with torch._functorch.config.patch(activation_memory_budget=1):
-        assert settings.requested(None, {}) == {}
+        assert torch_settings.requested(None, {}) == {}

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.remote import GraphRequest, GraphResult
-from lazyfx.backend.swapping import DeferredGraph
-from lazyfx.native.torch_names import functorch_config
+from lazyfx.backend.waiting.swapping import DeferredGraph
+from lazyfx.shared.native.torch_inductor import functorch_config
 
 
 class Broken(nn.Module):

@@ -1,7 +1,7 @@
 """The private names of torch that the backend and native artifacts rest on have the shape we use.
 
-When one of these fails after an upgrade of torch: the three files `torch_names.py` (in
-lazyfx.backend, lazyfx.native and lazyfx_server.native) are where the names are used.
+When one of these fails after an upgrade of torch: the files `torch_*.py` (in
+lazyfx.backend, lazyfx.shared.native and lazyfx_server.jobs.native) are where the names are used.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import inspect
 import torch
 from torch._inductor import codecache, cpp_builder, cpu_vec_isa
 
-from lazyfx.backend import torch_names as backend_names
-from lazyfx.native import torch_names
-from lazyfx_server.native import torch_names as server_names
+from lazyfx.backend import torch_autograd as backend_names
+from lazyfx.shared.native import torch_inductor
+from lazyfx_server.jobs.native import torch_inductor_codegen as server_names
 
 
 def test_inductor_compiles_cpp_through_one_method() -> None:
-    parameters = inspect.signature(torch_names.CppCodeCache.load_async).parameters
+    parameters = inspect.signature(torch_inductor.CppCodeCache.load_async).parameters
     assert {"main_code", "optimized_code", "device_type", "extra_flags"} <= parameters.keys()
-    assert issubclass(codecache.CppPythonBindingsCodeCache, torch_names.CppCodeCache)
+    assert issubclass(codecache.CppPythonBindingsCodeCache, torch_inductor.CppCodeCache)
     assert "load_async" not in vars(codecache.CppPythonBindingsCodeCache)
-    assert callable(torch_names.CppCodeCache._load_library)
+    assert callable(torch_inductor.CppCodeCache._load_library)
 
 
 def test_programs_are_started_where_we_put_the_server() -> None:
@@ -34,15 +34,15 @@ def test_programs_are_started_where_we_put_the_server() -> None:
 
 
 def test_artifacts_are_written_and_read() -> None:
-    artifact = torch_names.AOTCompiledArtifact
+    artifact = torch_inductor.AOTCompiledArtifact
     assert callable(artifact.deserialize)
     assert callable(artifact.serialize)
     assert "inner_fn" in inspect.getsource(artifact.__init__)
     parameters = inspect.signature(torch._inductor.standalone_compile).parameters
     assert {"dynamic_shapes", "options", "aot"} <= parameters.keys()
     assert callable(server_names.compile_ahead)
-    assert torch_names.functorch_config.bypass_autograd_cache_key is False
-    assert torch_names.functorch_config.strict_autograd_cache is False
+    assert torch_inductor.functorch_config.bypass_autograd_cache_key is False
+    assert torch_inductor.functorch_config.strict_autograd_cache is False
 
 
 def test_backwards_can_be_compiled_for_more_than_one_call() -> None:
@@ -51,11 +51,11 @@ def test_backwards_can_be_compiled_for_more_than_one_call() -> None:
 
 
 def test_settings_and_their_defaults() -> None:
-    settings = torch_names.portable_configuration()
+    settings = torch_inductor.portable_configuration()
     assert "inductor.max_autotune" in settings
     assert any(name.startswith("aot.") for name in settings)
-    assert torch_names.default_setting("epilogue_fusion") is True
-    assert torch_names.mode_settings("max-autotune-no-cudagraphs")["max_autotune"] is True
+    assert torch_inductor.default_setting("epilogue_fusion") is True
+    assert torch_inductor.mode_settings("max-autotune-no-cudagraphs")["max_autotune"] is True
 
 
 def test_all_sources_go_through_one_function_to_their_files() -> None:
@@ -71,21 +71,21 @@ def test_all_sources_go_through_one_function_to_their_files() -> None:
 
 
 def test_what_is_loaded_can_be_wrapped() -> None:
-    source = inspect.getsource(torch_names.CompiledFxGraph.after_deserialization)
+    source = inspect.getsource(torch_inductor.CompiledFxGraph.after_deserialization)
     assert "self.current_callable =" in source
 
 
 def test_vector_instructions_are_told_without_a_compiler() -> None:
-    assert isinstance(torch_names.x86_isa_checker(), list)
-    assert all(isa.bit_width() > 0 for isa in torch_names.supported_vec_isa_list)
-    assert len(torch_names.torch_key()) == 32
+    assert isinstance(torch_inductor.x86_isa_checker(), list)
+    assert all(isa.bit_width() > 0 for isa in torch_inductor.supported_vec_isa_list)
+    assert len(torch_inductor.torch_key()) == 32
 
 
 def test_packages_are_made_without_reading_values() -> None:
     source = inspect.getsource(codecache.AotCodeCompiler)
     assert "determine_aoti_mmap_flags(" in source
     assert 'struct.pack("q", consts_size)' in source
-    settings = torch_names.inductor_config.get_config_copy()
+    settings = torch_inductor.inductor_config.get_config_copy()
     assert settings["aot_inductor.package_constants_in_so"] is True
     assert settings["aot_inductor.package_constants_on_disk_format"] is None
     assert settings["aot_inductor.use_runtime_constant_folding"] is False
@@ -93,11 +93,13 @@ def test_packages_are_made_without_reading_values() -> None:
 
 
 def test_dynamo_can_be_asked_to_fix_floats() -> None:
-    assert issubclass(torch_names.TensorifyScalarRestartAnalysis, torch._dynamo.exc.RestartAnalysis)
-    torch_names.TensorifyState.specialize("zf7")
-    assert torch_names.TensorifyState.should_specialize("zf7")
-    torch_names.TensorifyState.clear()
-    assert not torch_names.backed_values(torch.fx.experimental.symbolic_shapes.ShapeEnv())
+    assert issubclass(
+        torch_inductor.TensorifyScalarRestartAnalysis, torch._dynamo.exc.RestartAnalysis
+    )
+    torch_inductor.TensorifyState.specialize("zf7")
+    assert torch_inductor.TensorifyState.should_specialize("zf7")
+    torch_inductor.TensorifyState.clear()
+    assert not torch_inductor.backed_values(torch.fx.experimental.symbolic_shapes.ShapeEnv())
 
 
 def test_a_backward_pass_can_be_told_from_outside() -> None:

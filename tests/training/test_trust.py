@@ -13,7 +13,7 @@ from training.test_ranks import expected_losses, run_job
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.cli.app import app
+from lazyfx.cli.application import app
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ from training.counting import native_compiles
 from training.loops import Net, assert_same, batches, train
 
 import lazyfx
-from lazyfx import wire
-from lazyfx.backend.graphs import flatten
-from lazyfx.native.requests import native_request
+from lazyfx.backend.dynamo_graphs import flatten
+from lazyfx.shared import wire
+from lazyfx.shared.native.native_request import native_request
 
 
 def test_the_job_runs_until_the_artifact_is_there_then_swaps(native_server: Any) -> None:

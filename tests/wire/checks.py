@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._pytree import tree_leaves
 
-from lazyfx import wire
+from lazyfx.shared import wire
 
 
 def assert_round_trip(capture: Capture) -> wire.EncodedGraph:

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2 as pb
 
 

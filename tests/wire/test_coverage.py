@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from zoo import captures
 from zoo.captures import Capture
 from zoo.check import pass_through

@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 
-from lazyfx import wire
+from lazyfx.shared import wire
 
 MODERATE = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -201,7 +201,7 @@ def test_the_index_of_the_only_device_does_not_count(index: int) -> None:
 
 def test_another_process_and_hash_seed_give_the_same_digest() -> None:
     script = (
-        "import torch; from torch.fx import symbolic_trace; from lazyfx import wire\n"
+        "import torch; from torch.fx import symbolic_trace; from lazyfx.shared import wire\n"
         "print(wire.digest(symbolic_trace(lambda x, y: torch.add(x, y, alpha=2).view(3).relu())))"
     )
     outputs = {

@@ -8,8 +8,8 @@ from graphs import LazyModule, call
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from lazyfx import wire
-from lazyfx.wire import fake_copies
+from lazyfx.shared import wire
+from lazyfx.shared.wire.values import fake_copies
 
 
 def test_this_torch_makes_fake_tensors_as_the_copies_are_made() -> None:

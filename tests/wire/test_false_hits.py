@@ -20,8 +20,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 
-from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.shared import wire
 
 Make = Callable[[], GraphModule]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2 as pb
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch._dynamo
 
+from lazyfx.shared.wire.targets import allow_table, target_lists
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import target_lists, targets
 
 _REGISTERS = re.compile(
     r'^(?:@|\w+ = ).*(?:(?:custom_op|triton_op)\(\s*"(\w+)::|Library\(\s*"(\w+)", "(?:DEF|FRAGMENT)")',
@@ -22,7 +22,7 @@ _REGISTERS = re.compile(
 _OF_COMPILERS = {"ao", "bucketing", "cplib", "device_mesh"}
 _NAMES_FIRST = """
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import targets
+from lazyfx.shared.wire.targets import allow_table as targets
 print(targets.find(pb.TARGET_KIND_OPERATOR, "torch_nn::_linear_cross_entropy_batch_chunked.default"))
 """
 
@@ -37,7 +37,7 @@ def test_a_process_that_hears_of_one_first_from_the_wire_has_torch_register_it()
 
 
 def test_every_namespace_that_a_module_of_torch_registers_is_here_late_or_left_out() -> None:
-    targets.register_late()
+    allow_table.register_late()
     written = {
         found[0] or found[1]
         for file in Path(torch.__file__).parent.rglob("*.py")
@@ -51,9 +51,9 @@ def test_every_namespace_that_a_module_of_torch_registers_is_here_late_or_left_o
 
 @pytest.mark.parametrize("namespace", target_lists.LATE_NAMESPACES)
 def test_late_operators_are_targets_as_others_are(namespace: str) -> None:
-    targets.register_late()
+    allow_table.register_late()
     names = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith(f"{namespace}::")}
     if not names:
         pytest.skip("this torch lacks them")
     for name in names:
-        assert targets.find(pb.TARGET_KIND_OPERATOR_PACKET, name)
+        assert allow_table.find(pb.TARGET_KIND_OPERATOR_PACKET, name)

@@ -14,10 +14,10 @@ from torch import nn
 from torch.fx import Graph
 from torch.nn.utils import parametrizations, parametrize
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.shared import wire
+from lazyfx.shared.wire.leaf_modules import leaf_classes
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import leaf_modules
 
 # Arguments for whatever constructors ask for.
 ARGUMENTS: dict[str, Any] = {
@@ -71,7 +71,7 @@ def calling(leaf: nn.Module) -> torch.fx.GraphModule:
     return LazyModule(root, graph)
 
 
-@pytest.mark.parametrize("name", sorted(leaf_modules.classes()))
+@pytest.mark.parametrize("name", sorted(leaf_classes.classes()))
 def test_a_leaf_module_comes_back(name: str) -> None:
     leaf = make(name).eval()
     module = calling(leaf)
@@ -119,7 +119,7 @@ def test_options_of_plain_values_come_back_as_the_object_that_they_were() -> Non
     without = {"allow_retain_graph": False}
     given = {"in_features": 4, "num_classes": 5, "options": without}
     with pytest.raises(DecodeError, match="has other fields"):
-        leaf_modules.prototype("LinearCrossEntropyLoss", given)
+        leaf_classes.prototype("LinearCrossEntropyLoss", given)
 
 
 @pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="this torch lacks it")
@@ -173,7 +173,7 @@ def test_the_arguments_of_a_parametrization_count() -> None:
 )  # fmt: skip
 def test_parametrizations_outside_of_the_table_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(DecodeError, match=r"module\.options"):
-        leaf_modules.prototype(
+        leaf_classes.prototype(
             "Linear", {"in_features": 2, "out_features": 2, "bias": True, "parametrizations": given}
         )
 
@@ -189,7 +189,7 @@ def test_parametrizations_outside_of_the_table_are_refused(given: dict[str, Any]
 )
 def test_parts_that_make_no_sense_are_refused(part: dict[str, Any]) -> None:
     with pytest.raises(DecodeError, match=r"module\.options"):
-        leaf_modules.prototype("TransformerEncoder", {"encoder_layer": part, "num_layers": 1})
+        leaf_classes.prototype("TransformerEncoder", {"encoder_layer": part, "num_layers": 1})
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -243,18 +243,18 @@ def test_a_leaf_module_computes_the_same() -> None:
 def test_a_class_outside_of_the_table_is_refused() -> None:
     for name in ("Module", "Sequential", "ModuleList", "LazyLinear", "nowhere", "__class__"):
         with pytest.raises(DecodeError, match="not a leaf class"):
-            leaf_modules.prototype(name, {})
+            leaf_classes.prototype(name, {})
 
 
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"bias": False}])
 def test_an_option_that_a_torch_added_is_written_only_when_it_says_something(options) -> None:
     if "bias" in options and "bias" not in inspect.signature(nn.BatchNorm2d).parameters:
         pytest.skip("this torch has no such option")
-    found = leaf_modules.options(nn.BatchNorm2d(2, **options))
+    found = leaf_classes.options(nn.BatchNorm2d(2, **options))
     assert ("bias" in found) == ("bias" in options)
     # torch 2.11 has no such option at all.
     with pytest.raises(DecodeError, match=r"redundant option|takes no option 'bias'"):
-        leaf_modules.prototype("BatchNorm2d", {"num_features": 2, "bias": True})
+        leaf_classes.prototype("BatchNorm2d", {"num_features": 2, "bias": True})
 
 
 def test_options_are_spelled_as_they_are_read_back() -> None:

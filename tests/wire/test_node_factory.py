@@ -7,8 +7,8 @@ import models
 from checks import created_publicly
 from torch.fx import Graph, GraphModule, Node
 
-from lazyfx import wire
-from lazyfx.wire import node_factory
+from lazyfx.shared import wire
+from lazyfx.shared.wire import node_factory
 
 
 def test_this_torch_has_what_the_direct_way_leans_on() -> None:

@@ -9,7 +9,7 @@ from checks import decode_bound
 from graphs import LazyModule, call
 from torch import Tensor, nn
 
-from lazyfx import wire
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2 as pb
 
 

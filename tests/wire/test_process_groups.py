@@ -14,10 +14,10 @@ from torch import nn
 from torch.distributed import _functional_collectives as collectives
 from torch.fx import Graph, GraphModule
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.shared import wire
+from lazyfx.shared.wire.presentation import provenance, restore_names
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire.presentation import provenance, restore_names
 
 OPERATORS = torch.ops._c10d_functional
 

@@ -15,8 +15,8 @@ from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_fun
 from torch.fx import Graph, GraphModule
 from torch.testing._internal.two_tensor import TwoTensor
 
-from lazyfx import wire
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.shared import wire
 
 Pair = namedtuple("Pair", "a b")  # noqa: PYI024 - the untyped kind is what fx meets
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.fx import Graph
 from torch.nn.utils import parametrizations
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.shared import wire
 
 
 def using(leaf: nn.Module, uses: list[tuple[str, str]]) -> torch.fx.GraphModule:

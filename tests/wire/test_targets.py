@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from lazyfx.errors import DecodeError
+from lazyfx.shared.wire.targets import allow_table, target_lists
 from lazyfx.v1 import graph_pb2 as pb
-from lazyfx.wire import target_lists, targets
 
 
 def test_every_name_leads_to_one_callable_and_back() -> None:
     wrong = []
-    for name, function in targets.functions().items():
-        found = targets.name_of(function)
+    for name, function in allow_table.functions().items():
+        found = allow_table.name_of(function)
         assert found is not None, name
         # Two names may lead to one callable; the first one is its name.
         kind, own = found
-        if kind == pb.TARGET_KIND_FUNCTION and targets.find(kind, own) is not function:
+        if kind == pb.TARGET_KIND_FUNCTION and allow_table.find(kind, own) is not function:
             wrong.append(name)
     assert not wrong
 
@@ -34,9 +34,9 @@ def test_operators_are_found_by_exact_name() -> None:
         torch.ops.aten.mm,
         torch.ops.higher_order.cond,
     ):
-        key = targets.name_of(target)
+        key = allow_table.name_of(target)
         assert key is not None
-        assert targets.find(*key) is target
+        assert allow_table.find(*key) is target
 
 
 def test_a_custom_operator_travels_where_it_is_registered() -> None:
@@ -45,17 +45,17 @@ def test_a_custom_operator_travels_where_it_is_registered() -> None:
         return x * 2
 
     operator = torch.ops.lazyfx_tests.twice.default
-    key = targets.name_of(operator)
+    key = allow_table.name_of(operator)
     assert key == (pb.TARGET_KIND_OPERATOR, "lazyfx_tests::twice.default")
-    assert targets.find(*key) is operator
+    assert allow_table.find(*key) is operator
 
 
 def test_nothing_that_reaches_outside_is_listed() -> None:
     words = ("load", "save", "seed", "compile", "from_file", "open", "exec", "eval", "import")
-    names = {n for n in targets.functions() if n.rpartition(".")[2].strip("_") in words}
+    names = {n for n in allow_table.functions() if n.rpartition(".")[2].strip("_") in words}
     # BigBird seeds NumPy while it trains; of torch's generator graphs draw all the same.
     assert names == {"torch._numpy.random.seed"}
-    assert not {"backward", "numpy", "data_ptr", "__reduce__"} & targets.methods()
+    assert not {"backward", "numpy", "data_ptr", "__reduce__"} & allow_table.methods()
     assert not {"__class__", "__dict__", "grad_fn", "_base"} & target_lists.ATTRIBUTES
 
 
@@ -74,7 +74,7 @@ def test_what_captures_of_this_torch_write_is_listed() -> None:
         getattr,
         torch.relu_,
     ):
-        assert targets.name_of(function) is not None, function
+        assert allow_table.name_of(function) is not None, function
 
 
 def test_what_dynamo_makes_anew_in_each_trace_has_one_name() -> None:
@@ -91,10 +91,10 @@ def test_what_dynamo_makes_anew_in_each_trace_has_one_name() -> None:
         (utils.numpy_method_wrapper("reshape"), "torch._numpy.ndarray.reshape"),
         (utils.numpy_operator_wrapper(operator.add), "torch._numpy.operator.add"),
     ):
-        assert targets.name_of(wrapped) == (pb.TARGET_KIND_FUNCTION, name)
-        twin = targets.find(pb.TARGET_KIND_FUNCTION, name)
+        assert allow_table.name_of(wrapped) == (pb.TARGET_KIND_FUNCTION, name)
+        twin = allow_table.find(pb.TARGET_KIND_FUNCTION, name)
         assert type(twin) is type(wrapped)
-        assert targets.name_of(twin) == (pb.TARGET_KIND_FUNCTION, name)
+        assert allow_table.name_of(twin) == (pb.TARGET_KIND_FUNCTION, name)
     for denied in (
         utils.numpy_to_tensor_wrapper(print),
         utils.numpy_to_tensor_wrapper(arrays.set_default_dtype),
@@ -104,14 +104,17 @@ def test_what_dynamo_makes_anew_in_each_trace_has_one_name() -> None:
         utils.numpy_method_wrapper("__class__"),
         utils.numpy_operator_wrapper(operator.attrgetter),
     ):
-        assert targets.name_of(denied) is None
+        assert allow_table.name_of(denied) is None
 
 
 def test_a_builtin_is_allowed_where_its_operator_is() -> None:
-    assert targets.name_of(torch._foreach_add) == (pb.TARGET_KIND_FUNCTION, "torch._foreach_add")
-    assert targets.name_of(torch._weight_norm) is not None
-    assert targets.name_of(torch.from_file) is None
-    assert targets.name_of(torch._cufft_set_plan_cache_max_size) is None
+    assert allow_table.name_of(torch._foreach_add) == (
+        pb.TARGET_KIND_FUNCTION,
+        "torch._foreach_add",
+    )
+    assert allow_table.name_of(torch._weight_norm) is not None
+    assert allow_table.name_of(torch.from_file) is None
+    assert allow_table.name_of(torch._cufft_set_plan_cache_max_size) is None
 
 
 def test_every_function_of_torch_nn_functional_travels() -> None:
@@ -121,7 +124,7 @@ def test_every_function_of_torch_nn_functional_travels() -> None:
         for name, value in vars(module).items()
         if not name.startswith("_")
         and isinstance(value, types.FunctionType | types.BuiltinFunctionType)
-        and targets.name_of(value) is None
+        and allow_table.name_of(value) is None
     ]
     assert set(missing) == target_lists.PUBLIC_MODULES_DENIED & set(vars(module))
 
@@ -136,7 +139,7 @@ def test_operators_of_a_denied_namespace_are_not_found(namespace: str) -> None:
             (pb.TARGET_KIND_OPERATOR_PACKET, f"{namespace}::lazyfx_probe"),
         ):
             with pytest.raises(DecodeError, match="not in the table of allowed targets"):
-                targets.find(kind, name)
+                allow_table.find(kind, name)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +154,12 @@ def test_what_torchscript_alone_has_is_not_found(name: str) -> None:
     packet, _, overload = name.partition(".")
     namespace, _, base = packet.partition("::")
     operators = getattr(getattr(torch.ops, namespace), base)
-    assert targets.name_of(getattr(operators, overload)) is None
-    assert targets.name_of(operators) is None
+    assert allow_table.name_of(getattr(operators, overload)) is None
+    assert allow_table.name_of(operators) is None
 
 
 @pytest.mark.parametrize("name", ["aten::gcd.int", "aten::remainder.int", "aten::mul.left_t"])
 def test_of_an_operator_torchscripts_own_overloads_are_not_found(name: str) -> None:
     with pytest.raises(DecodeError):
-        targets.find(pb.TARGET_KIND_OPERATOR, name)
-    targets.find(pb.TARGET_KIND_OPERATOR_PACKET, name.partition(".")[0])
+        allow_table.find(pb.TARGET_KIND_OPERATOR, name)
+    allow_table.find(pb.TARGET_KIND_OPERATOR_PACKET, name.partition(".")[0])

@@ -16,8 +16,8 @@ from graphs import LazyModule
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.shared import wire
 from lazyfx.v1 import graph_pb2 as pb
 
 DTYPES = [

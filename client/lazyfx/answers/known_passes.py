@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from lazyfx.spelling import UNTIL_STABLE
+from lazyfx.shared.pass_spelling import UNTIL_STABLE
 from lazyfx.v1 import compiler_pb2 as pb
 
 VALUE_PASSES: Final = frozenset(

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 from lazyfx.errors import DecodeError
-from lazyfx.picture import STYLE
-from lazyfx.printable import one_line
+from lazyfx.shared.picture import STYLE
+from lazyfx.shared.printable import one_line
 
 _NAMESPACE: Final = "{http://www.w3.org/2000/svg}"
 _MAX_ELEMENTS: Final = 20_000_000

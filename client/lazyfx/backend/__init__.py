@@ -6,15 +6,15 @@ dynamo finds `compile_graph` through the entry point "lazyfx" of the group
 
 from __future__ import annotations
 
-from lazyfx.backend.entry import compile_graph
-from lazyfx.backend.options import BackendOptions
-from lazyfx.backend.reporting import (
+from lazyfx.backend.dynamo_entry import compile_graph
+from lazyfx.backend.fallback_report import (
     BackendReport,
     FallbackWarning,
     GraphReport,
     backend_report,
     reset_backend_report,
 )
+from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import close_sessions
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch.fx import GraphModule
 
 from lazyfx.backend.options import BackendOptions
-from lazyfx.native.torch_names import mode_settings
+from lazyfx.shared.native.torch_inductor import mode_settings
 
 
 def compile_locally(

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, get_args
 
-from lazyfx.addresses import DEFAULT_ADDRESS, read_address
 from lazyfx.errors import AddressError
-from lazyfx.native.torch_names import has_setting
-from lazyfx.passes import PassSpec, normalize
-from lazyfx.printable import shown
-from lazyfx.spelling import SpellingError
-from lazyfx.suggesting import closest
+from lazyfx.shared.addresses import DEFAULT_ADDRESS, read_address
+from lazyfx.shared.native.torch_inductor import has_setting
+from lazyfx.shared.pass_specs import PassSpec, normalize
+from lazyfx.shared.pass_spelling import SpellingError
+from lazyfx.shared.printable import shown
+from lazyfx.shared.suggesting import closest
 
 Compile = Literal["inductor", "eager"]
 OnError = Literal["local", "eager", "raise"]

@@ -12,12 +12,13 @@ from typing import Final
 from google.protobuf.message import DecodeError as ProtobufError
 from torch.fx import GraphModule
 
-from lazyfx import memory, wire
 from lazyfx.backend.remote import GraphRequest
-from lazyfx.envelope import check_envelope
+from lazyfx.capture import remembering
 from lazyfx.errors import DecodeError
-from lazyfx.lazy_class import LazyGraphModule
-from lazyfx.passes import PassSpec, messages, spec_of_message
+from lazyfx.shared import wire
+from lazyfx.shared.format_version import check_envelope
+from lazyfx.shared.pass_specs import PassSpec, messages, spec_of_message
+from lazyfx.shared.torch_lazy_class import LazyGraphModule
 from lazyfx.v1 import compiler_pb2 as pb
 
 SUFFIX: Final = ".lazyfx"
@@ -45,7 +46,7 @@ def record(graph_request: GraphRequest, folder: Path) -> Path:
         UnsupportedGraphError: The format does not support the graph; names the node.
         OSError: The file cannot be written.
     """
-    encoded = memory.encode(graph_request.graph)
+    encoded = remembering.encode(graph_request.graph)
     recorded = pb.RecordedCompile(
         graph=encoded.message(),
         passes=messages(graph_request.options.passes),

@@ -10,17 +10,17 @@ import sympy
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from lazyfx import memory
-from lazyfx.backend.graphs import FlatGraph, flatten
+from lazyfx.artifacts.native_answers import read_artifact
+from lazyfx.artifacts.native_loading import load
+from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
+from lazyfx.capture import remembering
 from lazyfx.errors import ArtifactError, IncompatibleError
-from lazyfx.native import shapes
-from lazyfx.native.loading import load
-from lazyfx.native.reading import read_artifact
-from lazyfx.native.requests import native_request
-from lazyfx.native.target import mismatch
-from lazyfx.native.texts import restoring_texts, texts_of
+from lazyfx.shared.native import shape_guards
+from lazyfx.shared.native.machine import mismatch
+from lazyfx.shared.native.native_request import native_request
+from lazyfx.shared.native.text_tokens import restoring_texts, texts_of
 from lazyfx.v1 import compiler_pb2 as pb
 
 Runnable: TypeAlias = Callable[..., Any]
@@ -49,7 +49,7 @@ class GraphRequest:
         Raises:
             UnsupportedGraphError: The format does not support it; names the node.
         """
-        return memory.encode(self.graph).digest.hex()
+        return remembering.encode(self.graph).digest.hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class GraphResult:
             ArtifactError: The sizes of this very call break one.
         """
         if self.env is not None:
-            shapes.enforce(self.conditions, self.env)
+            shape_guards.enforce(self.conditions, self.env)
 
 
 def make_request(
@@ -130,7 +130,7 @@ def ask(
     if request is None or graph_request.flat is None:
         rebuilt = remote.graph_module()
         return GraphResult(lambda: rebuilt.forward, remote.digest, remote.cache.status)
-    texts = texts_of(memory.encode(graph_request.graph).body)
+    texts = texts_of(remembering.encode(graph_request.graph).body)
     with restoring_texts(texts):
         data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
     bundle = read_artifact(pb.NativeBundle, data, request)
@@ -139,8 +139,8 @@ def ask(
         open=lambda: _with_lifted(load(bundle, texts), graph_request.flat),
         digest=remote.digest,
         cache=remote.cache.status,
-        conditions=tuple(shapes.read_guards(bundle.guards, symbols)),
-        env=shapes.shape_env(graph_request.flat.inputs),
+        conditions=tuple(shape_guards.read_guards(bundle.guards, symbols)),
+        env=shape_guards.shape_env(graph_request.flat.inputs),
         fixed_inputs=tuple(bundle.fixed_inputs),
     )
 
@@ -151,11 +151,11 @@ def _symbols(flat: FlatGraph, bundle: pb.NativeBundle) -> list[sympy.Symbol]:
     Raises:
         ArtifactError: Some are floats of inputs that hold none.
     """
-    floats = shapes.float_symbols(flat.inputs)
+    floats = shape_guards.float_symbols(flat.inputs)
     if unknown := [number for number in bundle.float_inputs if number not in floats]:
         raise ArtifactError(f"the artifact's guards refer to a float in input {unknown[0]}")
     return [
-        *shapes.input_symbols(flat.inputs),
+        *shape_guards.input_symbols(flat.inputs),
         *(floats[number] for number in bundle.float_inputs),
     ]
 

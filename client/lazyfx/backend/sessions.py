@@ -7,9 +7,9 @@ import threading
 import time
 from typing import Final
 
-from lazyfx import forking
+from lazyfx.blocking_client import Client
+from lazyfx.calls import forking
 from lazyfx.errors import LazyfxError, TimedOutError, UnavailableError
-from lazyfx.sync import Client
 from lazyfx.v1 import compiler_pb2 as pb
 
 # A model has many graphs: once the server did not answer, the next ones do not wait for it.

@@ -23,7 +23,7 @@ def _run() -> None:
 
     # Commands say themselves what went wrong with a connection; read when gRPC loads.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from lazyfx.cli.app import app
+    from lazyfx.cli.application import app
 
     # What torch deprecates of its own is nothing that the user of a command can change.
     for category in (DeprecationWarning, FutureWarning, UserWarning):

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lazyfx.cli.artifacts import replace_file
-from lazyfx.spelling import spell
+from lazyfx.cli.artifact_files import replace_file
+from lazyfx.shared.pass_spelling import spell
 
 if TYPE_CHECKING:
-    from lazyfx.passes import PassSpec
+    from lazyfx.shared.pass_specs import PassSpec
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def pipeline_identity(passes: Sequence[PassSpec]) -> str:
     if not graphs:
         return spelling
     # torch comes with it, and takes its time: --help does without.
-    from lazyfx import wire
+    from lazyfx.shared import wire
 
     digests = b"".join(hashlib.sha256(wire.encode(graph).body).digest() for graph in graphs)
     return f"{spelling} rewrites sha256:{hashlib.sha256(digests).hexdigest()}"

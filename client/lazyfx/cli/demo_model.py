@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 import lazyfx
 from lazyfx.errors import LazyfxError
-from lazyfx.passes import PassSpec
+from lazyfx.shared.pass_specs import PassSpec
 
 _TOKENS = 32
 _HEAD_WIDTH = 64

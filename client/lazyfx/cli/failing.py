@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from lazyfx.errors import InvalidRequestError, LazyfxError, TimedOutError, UnavailableError
-from lazyfx.printable import printable
+from lazyfx.shared.printable import printable
 
 _NO_COLUMNS = str.maketrans("\n\r\t", "   ")
 

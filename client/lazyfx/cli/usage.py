@@ -8,7 +8,7 @@ from typing import Any, Final
 import typer
 from typer.core import TyperCommand
 
-from lazyfx.suggesting import closest
+from lazyfx.shared.suggesting import closest
 
 _WORDS: Final = (
     (re.compile(r"^Value error, "), ""),

@@ -11,14 +11,14 @@ from typing import TypeAlias
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from lazyfx import wire
-from lazyfx.capture import GraphCapturer
+from lazyfx.capture.capturing import GraphCapturer
+from lazyfx.capture.saved_graphs import SavedGraph, load_graph
 from lazyfx.explaining.comparing import ComparedGraph, Difference, compare
-from lazyfx.explaining.drawing import draw
+from lazyfx.explaining.difference_picture import draw
+from lazyfx.explaining.difference_text import write
 from lazyfx.explaining.rows import Rows
-from lazyfx.explaining.writing import write
-from lazyfx.picture import Picture
-from lazyfx.saving import SavedGraph, load_graph
+from lazyfx.shared import wire
+from lazyfx.shared.picture import Picture
 from lazyfx.v1 import graph_pb2 as pb
 
 Explainable: TypeAlias = (

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from lazyfx.explaining.alignment import Pair, align
-from lazyfx.explaining.expressions import Expression
+from lazyfx.explaining.expression_text import Expression
 from lazyfx.explaining.leaves import Device, Leaf
 from lazyfx.explaining.rows import Row, Rows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from lazyfx.explaining.expressions import Expressions
+from lazyfx.explaining.expression_text import Expressions
 from lazyfx.explaining.leaves import Device, Leaf, enum_word, literal, message_leaf, number
 from lazyfx.v1 import graph_pb2 as pb
 

@@ -10,7 +10,6 @@ from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.admission import Admission
 from lazyfx_server.compiling.artifact_kinds import (
     FROM_SOURCE,
     KINDS,
@@ -18,14 +17,15 @@ from lazyfx_server.compiling.artifact_kinds import (
     SOURCE_TYPE,
     WITH_CONSTANTS,
 )
+from lazyfx_server.compiling.blobs.content_checks import stored_content
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
-from lazyfx_server.compiling.contents import stored_content
-from lazyfx_server.compiling.costs import CodegenCosts
-from lazyfx_server.compiling.crashes import Subject
-from lazyfx_server.compiling.jobs import Jobs
+from lazyfx_server.compiling.dispatch.crashes import Subject
+from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.key import artifact_digest
-from lazyfx_server.compiling.native import NativeCompiles
-from lazyfx_server.compiling.quotas import Quotas
+from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.quotas import Quotas
+from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError

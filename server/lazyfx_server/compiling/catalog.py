@@ -14,8 +14,8 @@ from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.explain import Miss
 from lazyfx_server.compiling.key import ModuleKey
+from lazyfx_server.compiling.miss_reasons import Miss
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.store import Store
 from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord

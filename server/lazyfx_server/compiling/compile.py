@@ -9,18 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.admission import Admission
+from lazyfx_server.compiling.blobs.content_checks import stored_content
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
-from lazyfx_server.compiling.contents import stored_content
-from lazyfx_server.compiling.costs import CodegenCosts
-from lazyfx_server.compiling.crashes import Subject
-from lazyfx_server.compiling.explain import Explainer, Miss
-from lazyfx_server.compiling.job_parts import Buffer, CompileParts
-from lazyfx_server.compiling.jobs import Jobs
-from lazyfx_server.compiling.limits import RequestLimits
+from lazyfx_server.compiling.dispatch.crashes import Subject
+from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
+from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.generation_costs import CodegenCosts
+from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.quotas import Quotas
+from lazyfx_server.compiling.limits.request_limits import RequestLimits
+from lazyfx_server.compiling.miss_reasons import Explainer, Miss
 from lazyfx_server.compiling.pipelines import Pipelines
-from lazyfx_server.compiling.quotas import Quotas
-from lazyfx_server.compiling.reading import (
+from lazyfx_server.compiling.request import (
     IncomingCompile,
     RequestReader,
     ResolvedRequest,

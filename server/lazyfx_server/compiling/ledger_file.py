@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from lazyfx_server.store.folder import Folder, open_plain
+from lazyfx_server.store.safe_folder import Folder, open_plain
 
 _log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.limits import MAX_SPELLING
+from lazyfx_server.compiling.limits.request_limits import MAX_SPELLING
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassError, Registry
-from lazyfx_server.passes.named import NamedPipelines
-from lazyfx_server.passes.requests import pipeline_of
+from lazyfx_server.passes.named_pipelines import NamedPipelines
+from lazyfx_server.passes.pass_requests import pipeline_of
 
 _MAX_REMEMBERED = 1024
 MAX_REMEMBERED = 8192

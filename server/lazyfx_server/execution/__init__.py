@@ -1,7 +1,7 @@
 """Running jobs away from the event loop: executors, and nothing about what the jobs do."""
 
 from lazyfx_server.execution.answering import CallBounds
-from lazyfx_server.execution.base import (
+from lazyfx_server.execution.executor import (
     ExecutionError,
     Executor,
     ExecutorClosed,
@@ -16,10 +16,10 @@ from lazyfx_server.execution.base import (
     WorkerOutOfCpu,
     WorkerTimedOut,
 )
-from lazyfx_server.execution.calls import CallFailed, CallRefused, OnCall, call_server
 from lazyfx_server.execution.forkserver import ForkServer, start_forkserver
+from lazyfx_server.execution.job_calls import CallFailed, CallRefused, OnCall, call_server
 from lazyfx_server.execution.launching import ProcessSource
-from lazyfx_server.execution.process import ProcessExecutor
+from lazyfx_server.execution.process_executor import ProcessExecutor
 from lazyfx_server.execution.spawn_source import SpawnSource
 
 __all__ = [

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lazyfx_server.execution.calls import CallRefused, OnCall
 from lazyfx_server.execution.frames import CALL_NUMBER, MAX_MESSAGE_CHARACTERS, Kind
+from lazyfx_server.execution.job_calls import CallRefused, OnCall
 
 _log = logging.getLogger(__name__)
 

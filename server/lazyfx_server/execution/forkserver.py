@@ -18,7 +18,7 @@ from typing import Final
 
 from lazyfx_server.execution.launching import launching
 
-_SETUP: Final = "lazyfx_server.execution.in_forkserver"
+_SETUP: Final = "lazyfx_server.execution.forkserver_setup"
 
 
 class ForkServer:

@@ -20,7 +20,7 @@ class ProcessSource(Protocol):
     def spawn(self, target: Callable[..., None], arguments: tuple[object, ...]) -> BaseProcess:
         """Starts a process that calls `target(*arguments)`. Blocks until it exists.
 
-        The process ends with this one at the latest; see `worker_side`.
+        The process ends with this one at the latest; see `worker_loop`.
 
         Raises:
             OSError: It could not be started.

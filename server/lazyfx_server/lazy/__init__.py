@@ -1,15 +1,15 @@
 """Lazy GraphModules: a recompile marks, the ledger counts, source is generated on demand."""
 
-from lazyfx.assembly import GeneratedSource
-from lazyfx_server.lazy.costs import FITTED, RecompileCost
-from lazyfx_server.lazy.ledger import PerformedRecompile, RecompileLedger, ScopeCount
-from lazyfx_server.lazy.module import (
+from lazyfx.shared.source.assembly import GeneratedSource
+from lazyfx_server.lazy.lazy_module import (
     LazyModule,
     generate_source,
     lazy_class,
     lazy_job,
     make_lazy,
 )
+from lazyfx_server.lazy.recompile_costs import FITTED, RecompileCost
+from lazyfx_server.lazy.recompile_ledger import PerformedRecompile, RecompileLedger, ScopeCount
 
 __all__ = [
     "FITTED",

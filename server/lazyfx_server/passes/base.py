@@ -95,7 +95,7 @@ class Pass(ABC):
     """A transformation of a graph. Options are the fields of the (frozen) dataclass.
 
     A field's `metadata["help"]` describes the option, and `metadata["takes"]` says what values it
-    takes (`lazyfx.native.setting_types`): each item's if it is a list. Without it an int is one of
+    takes (see `setting_types`): each item's if it is a list. Without it an int is one of
     53 bits, a float is finite, and a str is a name. The first line of the docstring describes
     the pass. A pass edits the graph in place, calls
     `module.recompile()` when it changed it (which only marks), and generates no

@@ -15,7 +15,7 @@ from lazyfx_server.lazy import PerformedRecompile, RecompileLedger, make_lazy
 from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
 from lazyfx_server.passes.budget import OutOfTime, time_limit
 from lazyfx_server.passes.errors import PassError
-from lazyfx_server.passes.options import spell_pipeline
+from lazyfx_server.passes.option_spelling import spell_pipeline
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from typing import TypeAlias
 
 from torch.fx import GraphModule
 
-from lazyfx.spelling import UNTIL_STABLE, Group, NamedOptions, Spelled, spell
+from lazyfx.shared.pass_spelling import UNTIL_STABLE, Group, NamedOptions, Spelled, spell
 from lazyfx_server.lazy import RecompileLedger, lazy_job
 from lazyfx_server.passes.base import Pass, PassLimits, Rewrites
 from lazyfx_server.passes.driver import Driver, PassRun, PlacedPass
-from lazyfx_server.passes.options import changed_options
+from lazyfx_server.passes.option_spelling import changed_options
 
 # Rounds of until_stable when the request does not say.
 DEFAULT_ROUNDS = 8
@@ -64,7 +64,7 @@ class Pipeline:
 
     @property
     def spelling(self) -> str:
-        """The canonical spelling; `lazyfx.spelling.parse` reads it back (without rewrites)."""
+        """The canonical spelling; `pass_spelling.parse` reads it back (without rewrites)."""
         return spell(_spelled(step) for step in self.steps)
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
-from lazyfx.native.setting_types import (
+from lazyfx.shared.native.setting_types import (
     Bool,
     Float,
     Int,
@@ -15,8 +15,8 @@ from lazyfx.native.setting_types import (
     ValueType,
     mismatch_reason,
 )
-from lazyfx.printable import shown
-from lazyfx.suggesting import SHORT_NAMES, did_you_mean
+from lazyfx.shared.printable import shown
+from lazyfx.shared.suggesting import SHORT_NAMES, did_you_mean
 from lazyfx_server.passes.base import OptionValue, Pass
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
 from lazyfx_server.passes.errors import PassError

@@ -10,16 +10,16 @@ import torch
 from cachetools import LRUCache
 from torch.fx import GraphModule
 
-from lazyfx import wire
 from lazyfx.errors import DecodeError, joined
+from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.lazy import RecompileLedger, lazy_class
 from lazyfx_server.passes.base import InputGuard, Pass, Rewrite, Rewrites
 from lazyfx_server.passes.errors import PassError
-from lazyfx_server.passes.requests import placed_specs
-from lazyfx_server.security.bounds import DEFAULT_BOUNDS, GraphBounds
-from lazyfx_server.security.checked import check
+from lazyfx_server.passes.pass_requests import placed_specs
+from lazyfx_server.security.checked_graph import check
+from lazyfx_server.security.graph_bounds import DEFAULT_BOUNDS, GraphBounds
 
 _Key: TypeAlias = "tuple[bytes, bytes, _Bounds]"
 

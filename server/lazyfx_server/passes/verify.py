@@ -3,7 +3,7 @@
 Nothing of a caller is needed: inputs are made from the metadata, and tensors whose values
 are not here are random too, the same before and after. The graph is run node by node, so
 that no code is generated for it, and operators that are not computed on real values
-(`passes/evaluation`) end the verification.
+(`passes/analysis/evaluation`) end the verification.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lazyfx.wire.tensors import stand_in_of
-from lazyfx.wire.values import fake_tensor, materialize
+from lazyfx.shared.wire.values.descriptions import fake_tensor, materialize
+from lazyfx.shared.wire.values.tensors import stand_in_of
+from lazyfx_server.passes.analysis.evaluation import UnreviewedError, reviewed
+from lazyfx_server.passes.analysis.fake_run import in_fresh_thread
+from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
 from lazyfx_server.passes.base import Pass, PassLimits
 from lazyfx_server.passes.errors import PassError
-from lazyfx_server.passes.evaluation import UnreviewedError, reviewed
-from lazyfx_server.passes.fake import in_fresh_thread
-from lazyfx_server.passes.outputs import BoundedInterpreter
 
 _SEED = 20105257
 _GRADIENT = "gradient"

@@ -11,7 +11,7 @@ import grpc.aio
 
 from lazyfx_server.compiling.tenants import ANONYMOUS, Tenant, Tenants
 from lazyfx_server.errors import PermissionDeniedError, UnauthenticatedError
-from lazyfx_server.security.tokens import TokenFile, is_tenant_name
+from lazyfx_server.security.bearer_tokens import TokenFile, is_tenant_name
 
 Identification = Literal["open", "tokens", "certificates"]
 Metadata = Iterable[tuple[str, str | bytes]]

@@ -26,10 +26,10 @@ from lazyfx_server.errors import (
 )
 from lazyfx_server.rpc.authentication import Authenticator, caller_name
 from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_caller
-from lazyfx_server.rpc.descriptors import FileDescriptorGuard
+from lazyfx_server.rpc.error_statuses import CODE_NAMES, status_of
+from lazyfx_server.rpc.file_descriptors import FileDescriptorGuard
 from lazyfx_server.rpc.pacing import RefusalPacing, count_received
-from lazyfx_server.rpc.small_requests import HANDLER_MAKERS, small_requests
-from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
+from lazyfx_server.rpc.standard_services import HANDLER_MAKERS, small_requests
 from lazyfx_server.telemetry import Observer, RequestHandled
 
 Request = TypeVar("Request")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lazyfx_server.compiling.limits import (
+from lazyfx_server.compiling.limits.request_limits import (
     MAX_LIST_ITEMS,
     MAX_NAME_BYTES,
     MAX_OPTIONS,

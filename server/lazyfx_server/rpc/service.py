@@ -15,25 +15,25 @@ import grpc
 import grpc.aio
 import torch
 
-from lazyfx.envelope import READ_VERSIONS
+from lazyfx.shared.format_version import READ_VERSIONS
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
 from lazyfx_server.compiling.artifact_kinds import KINDS, NATIVE_KINDS
 from lazyfx_server.compiling.artifacts import Artifacts
-from lazyfx_server.compiling.blobs import Blobs
+from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.compile import Compiler
-from lazyfx_server.compiling.ledger import ServerLedger
-from lazyfx_server.compiling.limits import RequestLimits
-from lazyfx_server.compiling.quotas import Quotas
+from lazyfx_server.compiling.limits.quotas import Quotas
+from lazyfx_server.compiling.limits.request_limits import RequestLimits
+from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError, TimedOutError
 from lazyfx_server.passes import PassDescription, Registry
-from lazyfx_server.passes.named import NamedPipelines
+from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.rpc.authentication import Identification, caller, caller_name
 from lazyfx_server.rpc.call_log import log_failure
-from lazyfx_server.rpc.decoding import Decoder, request_id
+from lazyfx_server.rpc.error_statuses import CODE_NAMES, status_of
 from lazyfx_server.rpc.interceptors import Context
-from lazyfx_server.rpc.statuses import CODE_NAMES, status_of
+from lazyfx_server.rpc.request_decoding import Decoder, request_id
 from lazyfx_server.security import allowed
 from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import StoreStats

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lazyfx.errors import DecodeError
-from lazyfx_server.security.bounds import GraphBounds
+from lazyfx_server.security.graph_bounds import GraphBounds
 from lazyfx_server.security.scanning import (
     Bound,
     FieldBounds,

@@ -21,9 +21,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from lazyfx.shared.signing_keys import SIGNED_PREFIX, key_id
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx.verifying import SIGNED_PREFIX, key_id
 from lazyfx_server.security.secret_file import SecretFileError, read_private, write_private
 
 _log = logging.getLogger(__name__)

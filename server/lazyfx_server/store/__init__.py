@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lazyfx_server.store.base import (
+from lazyfx_server.store.contract import (
     InvalidKeyError,
     OnCorrupt,
     OnError,
@@ -15,10 +15,10 @@ from lazyfx_server.store.base import (
     StoreStats,
     checked_key,
 )
-from lazyfx_server.store.disk import DiskStore
-from lazyfx_server.store.memory import MemoryStore
-from lazyfx_server.store.tiered import TieredStore
-from lazyfx_server.store.verified import VerifiedStore
+from lazyfx_server.store.disk_store import DiskStore
+from lazyfx_server.store.memory_store import MemoryStore
+from lazyfx_server.store.tiered_store import TieredStore
+from lazyfx_server.store.verified_store import VerifiedStore
 
 __all__ = [
     "DiskStore",

@@ -14,7 +14,7 @@ import time
 import warnings
 from typing import Final, TextIO, cast
 
-from lazyfx.printable import one_line, printable
+from lazyfx.shared.printable import one_line, printable
 
 LOG_FORMAT_VARIABLE: Final = "LAZYFX_WORKER_LOG_FORMAT"
 """Environment variable that tells workers how the server writes its log."""

@@ -1,30 +1,32 @@
 """The passes that come with the server, a family a file."""
 
 from lazyfx_server.passes.base import Pass
-from lazyfx_server.passes.builtin.analysis import Analyze
-from lazyfx_server.passes.builtin.attention import FuseAttention
-from lazyfx_server.passes.builtin.batch import BatchFusion
-from lazyfx_server.passes.builtin.checkpoint import PartitionMinCut
-from lazyfx_server.passes.builtin.fold import ConstantFold
-from lazyfx_server.passes.builtin.fuse import FuseConvBn, FuseLinearBn
-from lazyfx_server.passes.builtin.inductor import (
+from lazyfx_server.passes.builtin.fusing.batch_fusion import BatchFusion
+from lazyfx_server.passes.builtin.fusing.fuse_attention import FuseAttention
+from lazyfx_server.passes.builtin.fusing.fuse_batch_norm import FuseConvBn, FuseLinearBn
+from lazyfx_server.passes.builtin.fusing.inductor_passes import (
     InductorJointGraph,
     InductorPostGrad,
     InductorPreGrad,
 )
-from lazyfx_server.passes.builtin.matmuls import MergeMatmul
-from lazyfx_server.passes.builtin.merge import CommonSubexpressionElimination
-from lazyfx_server.passes.builtin.normalize import NormalizeArguments
-from lazyfx_server.passes.builtin.precision import ConvertDtype
-from lazyfx_server.passes.builtin.quantize import QuantizeWeights
-from lazyfx_server.passes.builtin.reinplace import Reinplace
-from lazyfx_server.passes.builtin.remove import DeadCodeElimination, RemoveDropout
-from lazyfx_server.passes.builtin.retrace import Decompose, Functionalize
-from lazyfx_server.passes.builtin.rewrite import ReplacePattern
-from lazyfx_server.passes.builtin.shapes import ShapePropagation
-from lazyfx_server.passes.builtin.simplify import NoOpElimination, RemoveDuplicateCasts
-from lazyfx_server.passes.builtin.split import PartitionBySupport, SplitModule
-from lazyfx_server.passes.builtin.views import SinkViews
+from lazyfx_server.passes.builtin.fusing.merge_matmul import MergeMatmul
+from lazyfx_server.passes.builtin.fusing.replace_pattern import ReplacePattern
+from lazyfx_server.passes.builtin.inspecting.analyze import Analyze
+from lazyfx_server.passes.builtin.inspecting.shape_propagation import ShapePropagation
+from lazyfx_server.passes.builtin.memory.convert_dtype import ConvertDtype
+from lazyfx_server.passes.builtin.memory.quantize_weights import QuantizeWeights
+from lazyfx_server.passes.builtin.memory.reinplace import Reinplace
+from lazyfx_server.passes.builtin.simplifying.common_subexpressions import (
+    CommonSubexpressionElimination,
+)
+from lazyfx_server.passes.builtin.simplifying.constant_fold import ConstantFold
+from lazyfx_server.passes.builtin.simplifying.no_ops import NoOpElimination, RemoveDuplicateCasts
+from lazyfx_server.passes.builtin.simplifying.normalize_arguments import NormalizeArguments
+from lazyfx_server.passes.builtin.simplifying.remove import DeadCodeElimination, RemoveDropout
+from lazyfx_server.passes.builtin.simplifying.retrace import Decompose, Functionalize
+from lazyfx_server.passes.builtin.simplifying.sink_views import SinkViews
+from lazyfx_server.passes.builtin.splitting.partition_min_cut import PartitionMinCut
+from lazyfx_server.passes.builtin.splitting.split import PartitionBySupport, SplitModule
 
 BUILTIN_PASSES: tuple[type[Pass], ...] = (
     Analyze,

@@ -1,10 +1,10 @@
 """The reviewed table of what graphs may call, as data; `python -m` this package diffs it.
 
-`client/lazyfx/wire/targets.py` finds callables by rules over torch's own registries. What those
-rules find in a new torch is not taken on trust: the names of a torch that has been looked at are
-committed here, and on that torch the server takes no other. `make targets` writes the table
-again; its diff is what there is to review. `signatures.json` says what those take that bring no
-schema along: functions, methods and higher-order operators.
+`client/lazyfx/shared/wire/targets/allow_table.py` finds callables by rules over torch's own
+registries. What those rules find in a new torch is not taken on trust: the names of a torch that
+has been looked at are committed here, and on that torch the server takes no other. `make targets`
+writes the table again; its diff is what there is to review. `signatures.json` says what those take
+that bring no schema along: functions, methods and higher-order operators.
 
 Operators of other libraries are not in the table: they are there because the operator of the
 server installed and imported what registers them.
@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from lazyfx.errors import DecodeError
+from lazyfx.shared.wire.canonical.places import refused_target
+from lazyfx.shared.wire.targets import allow_table, target_lists
+from lazyfx.shared.wire.targets.operator_schemas import operator_of_row
+from lazyfx.shared.wire.targets.user_targets import UserTargets, install
 from lazyfx.v1 import graph_pb2
-from lazyfx.wire import target_lists, targets
-from lazyfx.wire.more_targets import UserTargets, install
-from lazyfx.wire.places import refused_target
-from lazyfx.wire.schemas import operator_of_row
 from lazyfx_server.security.signatures import collecting, read
 
 VARIABLE = "LAZYFX_ALLOWED_BESIDES"
@@ -47,7 +47,7 @@ def collect() -> dict[str, list[str]]:
     """What the rules find in this process's torch."""
     importlib.import_module("torch._dynamo")  # registers the higher-order operators
     importlib.import_module("torch._inductor.inductor_prims")  # and this, prims::fma
-    targets.register_late()
+    allow_table.register_late()
     operators, packets = set(), set()
     for schema in torch._C._jit_get_all_schemas():  # noqa: SLF001 - torch's registry of operators
         overload = f"{schema.name}.{schema.overload_name or 'default'}"
@@ -58,8 +58,8 @@ def collect() -> dict[str, list[str]]:
     higher = torch._ops._higher_order_ops  # noqa: SLF001 - torch's registry of operators
     kind = graph_pb2.TARGET_KIND_HIGHER_ORDER_OPERATOR
     return {
-        "functions": sorted(targets.functions()),
-        "methods": sorted(targets.methods()),
+        "functions": sorted(allow_table.functions()),
+        "methods": sorted(allow_table.methods()),
         "attributes": sorted(target_lists.ATTRIBUTES),
         "operators": sorted(operators),
         "packets": sorted(packets),
@@ -81,7 +81,7 @@ _COLLECTED = {
 
 def _is_found(kind: int, name: str) -> bool:
     try:
-        targets.find(kind, name)
+        allow_table.find(kind, name)
     except (DecodeError, RuntimeError):
         return False
     return True

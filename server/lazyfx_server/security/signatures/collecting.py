@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from lazyfx.wire import targets
-from lazyfx.wire.numpy_twins import tensors as _tensors
+from lazyfx.shared.wire.targets import allow_table
+from lazyfx.shared.wire.targets.numpy_twins import tensors as _tensors
 from lazyfx_server.security.signatures import reviewed
 from lazyfx_server.security.signatures.annotations import of_python, of_stub
 from lazyfx_server.security.signatures.kinds import written_type
@@ -33,7 +33,7 @@ _OPTIONS = {"out": "Tensor | list[Tensor] | None", "requires_grad": "bool"}
 
 def functions(names: Iterable[str]) -> dict[str, list[str]]:
     """The signatures of functions by name; an empty list where none was found."""
-    table = targets.functions()
+    table = allow_table.functions()
     found: dict[str, list[str]] = {}
     for name in names:
         by_hand = reviewed.FUNCTIONS.get(name)

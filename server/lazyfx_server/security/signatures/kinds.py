@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
+from lazyfx.shared.wire.format import DEVICE_TYPES
 from lazyfx.v1 import graph_pb2
-from lazyfx.wire.format import DEVICE_TYPES
 
 Argument: TypeAlias = graph_pb2.Argument
 Fits: TypeAlias = Callable[[Argument, Sequence[str]], bool]

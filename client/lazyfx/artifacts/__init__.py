@@ -1,0 +1,1 @@
+"""What a compiled module becomes on the client: fetched, checked, built."""

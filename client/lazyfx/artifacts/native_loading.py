@@ -1,0 +1,71 @@
+"""A native artifact becomes something that can be called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Final
+
+from lazyfx.errors import ArtifactError
+from lazyfx.shared.native import kernels, torch_inductor
+from lazyfx.shared.native.text_tokens import with_texts
+from lazyfx.v1 import compiler_pb2 as pb
+
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[..., Any]:
+    """Load an artifact, without a compiler.
+
+    torch's part of it is a pickle: call this only with what `read_artifact` gave for an artifact
+    whose signature has been verified.
+
+    Args:
+        bundle: From `read_artifact`.
+        texts: Of the graph that was compiled, by their tokens: errors of forward and backward
+            show them.
+
+    Returns:
+        A function of the graph's inputs; autograd goes through it if the graph was compiled
+        with gradients.
+
+    Raises:
+        ArtifactError: It cannot be loaded.
+    """
+    libraries = {kernel.source: kernel.library for kernel in bundle.kernels}
+    try:
+        with kernels.use_kernels(libraries), _restoring_errors(texts):
+            # This unpickles. No stranger's bytes come here: the artifact's signature was verified
+            # before `read_artifact`, and only the server's signer can make one.
+            loaded: Callable[..., Any] = torch_inductor.AOTCompiledArtifact.deserialize(
+                bundle.compiled
+            )
+    except ArtifactError:
+        raise
+    except Exception as error:  # unpickling and dlopen raise errors of every kind
+        raise ArtifactError(
+            f"the native artifact cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    return loaded
+
+
+@contextmanager
+def _restoring_errors(texts: Mapping[str, str]) -> Iterator[None]:
+    """Whatever is loaded within the block shows these texts in its errors.
+
+    Only within `kernels.use_kernels`, which lets one thread at a time in.
+    """
+    compiled: Any = torch_inductor.CompiledFxGraph
+    original = compiled.after_deserialization
+
+    def after_deserialization(self: Any, *args: Any, **kwargs: Any) -> Any:
+        path = original(self, *args, **kwargs)
+        self.current_callable = with_texts(self.current_callable, texts)
+        return path
+
+    compiled.after_deserialization = after_deserialization
+    try:
+        yield
+    finally:
+        compiled.after_deserialization = original

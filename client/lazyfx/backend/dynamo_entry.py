@@ -1,0 +1,217 @@
+"""What dynamo calls: one graph in, something to call out, whatever happens to the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from torch.fx import GraphModule
+
+from lazyfx.backend.agreement import DisagreementError, RankStatus, agree
+from lazyfx.backend.fallback_report import Outcome, records
+from lazyfx.backend.local import compile_locally
+from lazyfx.backend.options import BackendOptions, read_options
+from lazyfx.backend.recording import record
+from lazyfx.backend.remote import GraphRequest, GraphResult, ask, make_request
+from lazyfx.backend.sessions import Session, session_for
+from lazyfx.backend.symbolic_floats import InitialFloats, specialize_inputs, specialize_unsent
+from lazyfx.backend.waiting.swapping import DeferredGraph
+from lazyfx.backend.watching import showing_progress
+from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
+from lazyfx.shared.native.torch_inductor import RestartAnalysis
+
+Runnable = Callable[..., Any]
+
+# dynamo calls the backend again for each attempt at a frame; the values are kept per process.
+initial_floats: Final = InitialFloats()
+
+
+def compile_graph(
+    module: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Runnable:
+    """Compile one graph of torch.compile on the server, or go on without it.
+
+    Args:
+        module: What dynamo captured; it is not changed.
+        example_inputs: Inputs of the call that is being compiled: tensors and sizes.
+        mode: As torch.compile takes it.
+        options: See `lazyfx.backend.BackendOptions`.
+
+    Returns:
+        Something that takes the graph's inputs and returns its outputs.
+
+    Raises:
+        ValueError: An option has a value that it does not take.
+        LazyfxError: The server could not help, and `on_error` is "raise".
+        TensorifyScalarRestartAnalysis: For dynamo, which then traces the frame again.
+    """
+    chosen = read_options(options, mode)
+    if chosen.compile == "inductor":
+        specialize_unsent(module)
+        if not chosen.wait:
+            initial_floats.specialize(module)
+    return _Graph(module, example_inputs, chosen).compile()
+
+
+@dataclass
+class _Graph:
+    """One graph on its way to something that can be called."""
+
+    module: GraphModule
+    inputs: Sequence[Any]
+    options: BackendOptions
+    started: float = field(default_factory=time.perf_counter)
+    digest: str = ""
+    divergence: str = ""
+
+    def compile(self) -> Runnable:
+        """The whole story: ask, agree with the other ranks, go on without if need be.
+
+        Raises:
+            TensorifyScalarRestartAnalysis: For dynamo: the server wants floats to be constants.
+        """
+        call: Runnable | None = None
+        answer: GraphResult | None = None
+        error: Exception | None = None
+        cache = ""
+        try:
+            session = session_for(self.options.address)
+            graph_request = make_request(self.module, self.inputs, self.options)
+            if self.options.record:
+                record(graph_request, Path(self.options.record))
+            session.require_reachable()
+            if not self.options.wait:
+                return self._deferred(session, graph_request)
+            self.digest = graph_request.digest()
+            with showing_progress(len(self.module.graph.nodes)) as notice:
+                answer = _request(session, graph_request, notice)
+            if not answer.fixed_inputs:
+                answer.enforce()
+                call, cache = answer.open(), answer.cache
+        except Exception as problem:  # noqa: BLE001 - a job never ends because of its compiler's cache
+            error = problem
+        if self.options.agreement == "all":
+            error = self._agreed(error)
+        if error is None and answer is not None and answer.fixed_inputs:
+            try:
+                specialize_inputs(self.module, answer.fixed_inputs)
+            except LazyfxError as problem:
+                error = problem
+        if call is None or error is not None:
+            assert error is not None, "there is a call, or a reason why not"
+            return self._fall_back(error)
+        self._record("remote", cache=cache)
+        return call
+
+    def _agreed(self, error: Exception | None) -> Exception | None:
+        """What all ranks decide; the error of this rank is kept when it has one."""
+        own = RankStatus(self.digest, "" if error is None else f"{type(error).__name__}: {error}")
+        problem, self.divergence = agree(own, self.module)
+        if problem and error is None:
+            return DisagreementError(problem)
+        return error
+
+    def _fall_back(self, error: Exception) -> Runnable:
+        """Warn once, count, and compile here.
+
+        Raises:
+            Exception: The error, if that is what the caller wants.
+        """
+        if self.options.on_error == "raise":
+            self._record("failed", reason=str(error))
+            raise error
+        native = self.options.compile == "inductor" and self.options.on_error == "local"
+        self._warn(error, "are compiled locally by Inductor" if native else "run uncompiled")
+        call = self.module.forward
+        if native:
+            try:
+                call = compile_locally(self.module, self.inputs, self.options)
+            except RestartAnalysis:
+                # Dynamo traces the frame again, and comes back.
+                records.undo_fallback(_kind(error))
+                raise
+            except Exception as problem:  # whatever Inductor raises; it goes on after it is noted
+                self._record("failed", reason=f"{error}; and locally: {_first_line(problem)}")
+                raise
+        self._record("local" if native else "eager", reason=str(error))
+        return call
+
+    def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
+        def swapped(answer: GraphResult) -> None:
+            self.digest = answer.digest
+            self._record("remote", cache=answer.cache)
+
+        def failed(error: Exception) -> None:
+            self._warn(error, "run uncompiled")
+            self._record("eager", reason=str(error))
+
+        return DeferredGraph(
+            self.module,
+            graph_request,
+            partial(_request_deferred, session),
+            on_swap=swapped,
+            on_error=failed,
+        )
+
+    def _warn(self, error: Exception, instead: str) -> None:
+        records.record_fallback(
+            _kind(error),
+            f"lazyfx: the server at {self.options.address} could not help ({error}); graphs "
+            f"{instead}; lazyfx.backend_report() lists them",
+        )
+
+    def _record(self, outcome: Outcome, *, cache: str = "", reason: str = "") -> None:
+        records.add(
+            nodes=len(self.module.graph.nodes),
+            digest=self.digest,
+            outcome=outcome,
+            cache=cache,
+            seconds=time.perf_counter() - self.started,
+            reason=reason,
+            divergence=self.divergence,
+        )
+
+
+def _kind(error: Exception) -> str:
+    """What fallbacks are counted by."""
+    return error.code if isinstance(error, ServiceError) else type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    """Kind and beginning of an error, for a report."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def _request(session: Session, graph_request: GraphRequest, notice: Any = None) -> GraphResult:
+    try:
+        answer = ask(session, graph_request, notice)
+    except LazyfxError as error:
+        session.record_outcome(error)
+        raise
+    session.record_outcome(None)
+    return answer
+
+
+def _request_deferred(session: Session, graph_request: GraphRequest) -> GraphResult:
+    """Ask when dynamo has gone on.
+
+    Raises:
+        UnsupportedGraphError: The server wants dynamo to trace again.
+        LazyfxError: See `ask`.
+    """
+    answer = _request(session, graph_request)
+    if answer.fixed_inputs:
+        raise UnsupportedGraphError(
+            "a float that varies between calls must be a constant, but dynamo has already gone on",
+            remedy="omit wait=False, or pass the float as a tensor",
+        )
+    return answer

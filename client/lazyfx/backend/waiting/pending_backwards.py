@@ -1,0 +1,122 @@
+"""Which calls still wait for their backward pass.
+
+A graph that runs as it is saves tensors as eager code does, buffers too, and the compiled one
+writes these buffers where autograd counts it. So a call that ran as it is and the one that
+follows it before its backward pass have to run the same code where they share memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from lazyfx.backend.torch_autograd import after_this_backward, graph_is_kept, in_backward
+
+
+class _PendingBackward:
+    """The backward of one output, still to come.
+
+    Only the autograd graph refers to it, as a hook of the output's node: it ends with the graph,
+    or with the backward pass that frees what the graph saved.
+    """
+
+    def __init__(self, owner: object, memory: frozenset[int]) -> None:
+        self.owner = weakref.ref(owner)
+        self.memory = memory
+
+    def __call__(self, *_: object) -> None:
+        if not graph_is_kept():
+            # A checkpoint of what runs now may yet be computed again.
+            after_this_backward(lambda: _calls.discard(self))
+
+
+class _PendingCalls:
+    """All of this process; threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._waiting: weakref.WeakSet[_PendingBackward] = weakref.WeakSet()
+
+    def after_fork(self) -> None:
+        """Runs in a child: another thread of the parent may have held the lock."""
+        self._lock = threading.RLock()
+
+    def add(self, owner: object, inputs: Sequence[Any], outputs: object) -> None:
+        """Record a call whose outputs may be differentiated."""
+        nodes = {
+            id(node): node
+            for value in tree_leaves(outputs)
+            if isinstance(value, torch.Tensor) and (node := value.grad_fn) is not None
+        }
+        if not nodes:
+            return
+        memory = _memory(inputs)
+        for node in nodes.values():
+            backward = _PendingBackward(owner, memory)
+            node.register_hook(backward)
+            with self._lock:
+                self._waiting.add(backward)
+
+    def discard(self, backward: _PendingBackward) -> None:
+        with self._lock:
+            self._waiting.discard(backward)
+
+    def has_pending(self, owner: object, inputs: Sequence[Any]) -> bool:
+        """Whether a call waits that `owner` made, or that was given some of the same memory."""
+        with self._lock:
+            waiting = list(self._waiting)
+        if not waiting:
+            return False
+        memory = _memory(inputs)
+        return any(each.owner() is owner or memory & each.memory for each in waiting)
+
+
+# Graphs of one model share its buffers, and dynamo hands them over one by one.
+_calls: Final = _PendingCalls()
+os.register_at_fork(after_in_child=_calls.after_fork)
+
+
+def record_call(owner: object, inputs: Sequence[Any], outputs: object) -> None:
+    """Record that a graph ran uncompiled.
+
+    Args:
+        owner: Whose graph it is.
+        inputs: Of the call.
+        outputs: Of the call; those without a gradient wait for nothing.
+    """
+    _calls.add(owner, inputs, outputs)
+
+
+def has_pending_call(owner: object, inputs: Sequence[Any]) -> bool:
+    """Whether calls that ran as they are still wait for a backward pass that concerns this one.
+
+    Args:
+        owner: Whose graph is to be called.
+        inputs: Of the call.
+
+    Returns:
+        True if `owner` made one of them, or if one was given memory that this call is given too.
+    """
+    return _calls.has_pending(owner, inputs)
+
+
+def _memory(inputs: Sequence[Any]) -> frozenset[int]:
+    """Where buffers are: parameters and activations are not written by graphs."""
+    return frozenset(
+        value.untyped_storage()._cdata  # noqa: SLF001 - storages have no other identity
+        for value in inputs
+        if isinstance(value, torch.Tensor) and not value.requires_grad and _has_storage(value)
+    )
+
+
+def _has_storage(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and type(tensor) in (torch.Tensor, torch.nn.Buffer)
+
+
+__all__ = ["has_pending_call", "in_backward", "record_call"]

@@ -1,0 +1,123 @@
+"""Running the graph as it is until the server's result is there, then that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from lazyfx.backend.remote import GraphRequest, GraphResult
+from lazyfx.backend.waiting.pending_backwards import has_pending_call, in_backward, record_call
+from lazyfx.backend.waiting.random_draws import generator_state, last_draw_was_compiled, record_draw
+from lazyfx.shared.native.shape_guards import Conditions
+
+Runnable = Callable[..., Any]
+
+
+class DeferredGraph:
+    """A graph that is asked for in a thread while calls run it as it is.
+
+    The result is loaded in the thread of the next call and used for calls whose sizes fit. No call
+    runs it while one that ran as it is waits for its backward pass and concerns it: see
+    `pending_backwards`.
+
+    Where a graph draws random numbers, a checkpoint that is computed again runs the code that ran
+    the first time: see `random_draws`. Reentrant checkpoints run one graph without gradients and
+    then another one with them, whose answer may not be there yet; so without gradients such a graph
+    stays as it is. The first call always runs as it is, which shows whether the graph draws.
+
+    Args:
+        module: The graph.
+        graph_request: What is asked for.
+        ask: Asks; called in a thread of its own.
+        on_swap: Told of the answer when it runs.
+        on_error: Told why there will be none.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        graph_request: GraphRequest,
+        ask: Callable[[GraphRequest], GraphResult],
+        *,
+        on_swap: Callable[[GraphResult], None],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        self._as_it_is: Runnable = module.forward
+        self._graph_request = graph_request
+        self._ask = ask
+        self._on_swap = on_swap
+        self._on_error = on_error
+        self._answer: GraphResult | None = None
+        self._compiled: Runnable | None = None
+        self._conditions: Conditions | None = None
+        self._draws: bool | None = None
+        self._thread = threading.Thread(target=self._wait, name="lazyfx-wait", daemon=True)
+        self._thread.start()
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the graph, compiled if that is there, fits, and disturbs no step under way."""
+        state = generator_state(inputs) if self._draws is not False else b""
+        if self._may_run_compiled(inputs, state) and self._fits(inputs):
+            assert self._compiled is not None, "it may run"
+            self._record_draw(state, compiled=True)
+            return self._compiled(*inputs)
+        self._record_draw(state, compiled=False)
+        outputs = self._as_it_is(*inputs)
+        record_call(self, inputs, outputs)
+        if self._draws is None and not _has_empty_tensor(inputs):
+            self._draws = generator_state(inputs) != state
+        return outputs
+
+    def _record_draw(self, state: bytes, *, compiled: bool) -> None:
+        if self._draws is not False and not in_backward():
+            record_draw(state, compiled=compiled)
+
+    def _may_run_compiled(self, inputs: Sequence[Any], state: bytes) -> bool:
+        if self._draws is None or (self._answer is None and self._compiled is None):
+            return False
+        if self._draws and in_backward():
+            return self._compiled is not None and last_draw_was_compiled(state)
+        if self._draws and not torch.is_grad_enabled():
+            return False
+        if has_pending_call(self, inputs):
+            return False
+        if self._compiled is None and self._answer is not None and not in_backward():
+            # Within a backward pass a checkpoint is computed again as it was the first time.
+            self._swap(self._answer)
+        return self._compiled is not None
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until there is an answer or an error; tells whether there is one."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _wait(self) -> None:
+        try:
+            self._answer = self._ask(self._graph_request)
+        except Exception as error:  # noqa: BLE001 - the job runs on whatever it is
+            self._on_error(error)
+
+    def _swap(self, answer: GraphResult) -> None:
+        self._answer = None
+        try:
+            compiled = answer.open()
+        except Exception as error:  # noqa: BLE001 - the job runs on whatever it is
+            self._on_error(error)
+            return
+        flat = self._graph_request.flat
+        if flat is not None and answer.conditions:
+            self._conditions = Conditions(answer.conditions, flat.inputs)
+        self._compiled = compiled
+        self._on_swap(answer)
+
+    def _fits(self, inputs: Sequence[Any]) -> bool:
+        return self._conditions is None or self._conditions.hold(inputs)
+
+
+def _has_empty_tensor(inputs: Sequence[Any]) -> bool:
+    """Whether the graph may have drawn nothing only because there was nothing to draw for."""
+    return any(isinstance(value, torch.Tensor) and not value.numel() for value in inputs)

@@ -1,0 +1,148 @@
+"""The blocking handle of a compiled module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from lazyfx.artifacts.fetching import OnProgress
+from lazyfx.artifacts.python_files import PythonFile
+from lazyfx.async_module import AsyncRemoteModule
+from lazyfx.calls.event_loop import LoopThread
+from lazyfx.report import Cache, Report
+from lazyfx.shared.picture import Picture
+from lazyfx.shared.source.assembly import GeneratedSource
+from lazyfx.trust.verifying import Provenance
+from lazyfx.v1 import compiler_pb2 as pb
+
+
+class RemoteModule:
+    """A compiled module on a server; nothing is generated or sent until it is used.
+
+    Attributes:
+        key: Hex of the module's key.
+        digest: Hex of the digest of the graph that was sent.
+        cache: `.status` is "hit", "miss" or "joined"; `.reason` says why it was not a hit.
+        report: What the compile did, including recompiles that later fetches caused.
+    """
+
+    def __init__(self, loop: LoopThread, remote: AsyncRemoteModule) -> None:
+        self._loop = loop
+        self._remote = remote
+
+    def __repr__(self) -> str:
+        report = self.report
+        return (
+            f"<RemoteModule {self.key[:12]} {self.cache.status} "
+            f"nodes={report.nodes_before}->{report.nodes_after} "
+            f"recompiles={report.recompiles.performed}/{report.recompiles.requested}>"
+        )
+
+    @property
+    def key(self) -> str:
+        """Hex of the module's key."""
+        return self._remote.key
+
+    @property
+    def digest(self) -> str:
+        """Hex of the digest of the graph that was sent."""
+        return self._remote.digest
+
+    @property
+    def cache(self) -> Cache:
+        """Hit, miss or joined, and why."""
+        return self._remote.cache
+
+    @property
+    def report(self) -> Report:
+        """What the compile did, including recompiles that later fetches caused."""
+        return self._remote.report
+
+    @property
+    def code(self) -> str:
+        """The generated Python source, in the caller's own names. See `AsyncRemoteModule.code`."""
+        return self._loop.run(self._remote.code())
+
+    def graph_module(self) -> GraphModule:
+        """A new GraphModule from graph data; see `AsyncRemoteModule.graph_module`."""
+        return self._loop.run(self._remote.graph_module())
+
+    def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Call the module, in this thread, with the inputs that the caller's graph takes."""
+        # What was built needs no client: it also runs after `close`, and in a forked process.
+        built = self._remote.built
+        if built is None:
+            built = self._loop.run(self._remote.callable_module())
+        return built(*inputs, **kwargs)
+
+    def picture(self) -> Picture:
+        """A drawing of the graph; displays itself in a notebook."""
+        return Picture(self._loop.run(self._remote.picture()))
+
+    def native(
+        self,
+        request: pb.NativeRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> bytes:
+        """The native artifact; see `AsyncRemoteModule.native`.
+
+        `on_progress` is called in another thread.
+        """
+        return self._loop.run(
+            self._remote.native(request, timeout=timeout, on_progress=on_progress)
+        )
+
+    def source(self) -> GeneratedSource:
+        """The generated source, checked against the graph; see `AsyncRemoteModule.source`."""
+        return self._loop.run(self._remote.source())
+
+    def python_file(self, name: str = "model.py") -> PythonFile:
+        """A Python file that needs only torch; see `AsyncRemoteModule.python_file`."""
+        return self._loop.run(self._remote.python_file(name))
+
+    def save_code(self, path: str | Path) -> Path:
+        """Write a Python file and its constants; see `AsyncRemoteModule.save_code`."""
+        return self._loop.run(self._remote.save_code(path))
+
+    def save_pickle(self, path: str | Path) -> Path:
+        """Write a file for `pickle.load` that needs only torch; see `AsyncRemoteModule.pickle`."""
+        return self._loop.run(self._remote.save_pickle(path))
+
+    def save_package(self, path: str | Path) -> Path:
+        """Write a file for `torch.package.PackageImporter`; see `AsyncRemoteModule.package`."""
+        return self._loop.run(self._remote.save_package(path))
+
+    def provenance(self, kind: str = "graph") -> Provenance:
+        """The verified provenance of an artifact; see `AsyncRemoteModule.provenance`."""
+        return self._loop.run(self._remote.provenance(kind))
+
+    def save_torchscript(self, path: str | Path) -> Path:
+        """Write a file for `torch.jit.load`; see `AsyncRemoteModule.torchscript`."""
+        return self._loop.run(self._remote.save_torchscript(path))
+
+    def save_exported_program(self, path: str | Path) -> Path:
+        """Write a file for `torch.export.load`; see `AsyncRemoteModule.exported_program`."""
+        return self._loop.run(self._remote.save_exported_program(path))
+
+    def save_aot_inductor(
+        self,
+        path: str | Path,
+        *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
+        """Write a package for serving; see `AsyncRemoteModule.save_aot_inductor`.
+
+        `mode` and `options` are those of torch.compile. `on_progress` is called in another thread.
+        """
+        request = self._remote.aot_request(mode=mode, options=options)
+        return self._loop.run(
+            self._remote.save_aot_inductor(path, request, timeout=timeout, on_progress=on_progress)
+        )

@@ -1,0 +1,1 @@
+"""Talking to a server: the channel, the calls, what is tried again."""

@@ -1,0 +1,78 @@
+"""The gRPC channel to a server: what is tried again by gRPC itself, and how it stays alive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from lazyfx.trust.access import Tls
+from lazyfx.trust.credentials import read_file
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+# No answer is one large message: artifacts come in chunks.
+MAX_ANSWER_BYTES = 16 * 2**20
+_SERVICE = "lazyfx.v1.GraphCompiler"
+
+# Every method is safe to repeat: compiles are keyed by content, uploads by digest.
+_RETRIED = ("Compile", "FindMissingBlobs", "ListPasses", "GetServerInfo", "GetStats", "GetArtifact")
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE, "method": method} for method in _RETRIED],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                # A server that stops answers what arrives in that moment with CANCELLED.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+            },
+        }
+    ]
+}
+_OPTIONS: Sequence[tuple[str, str | int]] = (
+    ("grpc.enable_retries", 1),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+    # A server that comes back is found within about two seconds, however long it was away.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # So long may one try to connect take: packets that vanish are sent again after 1, 3 and 7 s.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
+    # A peer that vanished without a word is noticed within a minute, also between calls.
+    ("grpc.keepalive_time_ms", 40_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Connections of one process to one server are shared unless told otherwise.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def open_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
+    """A channel to one server; nothing is sent before the first call.
+
+    Args:
+        address: "host:port".
+        tls: How to encrypt; None for not at all.
+
+    Raises:
+        LazyfxError: A certificate cannot be read.
+    """
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=read_file(tls.ca, "Tls(ca=...)") if tls.ca else None,
+        private_key=read_file(tls.key, "Tls(key=...)") if tls.key else None,
+        certificate_chain=read_file(tls.certificate, "Tls(certificate=...)")
+        if tls.certificate
+        else None,
+    )
+    options = list(_OPTIONS)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    return grpc.aio.secure_channel(address, credentials, options=options)

@@ -1,0 +1,139 @@
+"""Asking a server for a compile: by token, by digest, with the graph, with values, as it needs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from lazyfx.calls.connection import CompileCall, Connection
+from lazyfx.calls.uploading import Progress
+from lazyfx.capture.preparing import INLINE_BYTES, Prepared, Preparer
+from lazyfx.errors import MissingBlobsError
+from lazyfx.shared.missing import BLOB_SUBJECT, VALUE_SUBJECT
+from lazyfx.v1 import compiler_pb2 as pb
+
+# A first try by token, then by digest, with the graph, with values, one for luck: a server that
+# still misses something after these misbehaves.
+_MAX_TRIES = 5
+
+
+class CompileCaller:
+    """Asks one server, and remembers what it has.
+
+    Args:
+        connection: To the server.
+        preparer: Supplies what the server says it lacks.
+        on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
+    """
+
+    def __init__(
+        self, connection: Connection, preparer: Preparer, on_upload: Progress | None = None
+    ) -> None:
+        self._connection = connection
+        self._preparer = preparer
+        self._on_upload = on_upload
+        # Digests that the server is known to have: their graphs need not go along.
+        self._sent: set[bytes] = set()
+
+    def forget(self, prepared: Prepared) -> None:
+        """Forget what the server is known to have of this graph."""
+        self._sent.discard(prepared.encoded.digest)
+
+    def first_request(self, prepared: Prepared) -> pb.CompileRequest:
+        """By token if there is one; with the graph if the server is not known to have it."""
+        encoded, requests = prepared.encoded, prepared.requests
+        if encoded.digest in self._sent:
+            return requests.short or requests.whole
+        if len(encoded.body) > INLINE_BYTES:
+            return requests.whole
+        subjects = [f"{BLOB_SUBJECT}{encoded.digest.hex()}"]
+        return self._preparer.provide_missing(prepared, requests.whole, subjects)[0]
+
+    async def compile_if_unchanged(
+        self, prepared: Prepared, timeout: float | None = None
+    ) -> pb.CompileResponse | None:
+        """Ask by the remembered digest, and find out meanwhile whether it still holds.
+
+        Args:
+            prepared: The request, with `is_unchanged`.
+            timeout: Seconds that each call may take.
+
+        Returns:
+            The answer, or None when the graph has changed since it was encoded.
+
+        Raises:
+            ServiceError: A subclass, by the status that the server returned.
+        """
+        request = self.first_request(prepared)
+        call = self._connection.start_compile(request, timeout)
+        try:
+            await asyncio.sleep(0)  # here the call is sent
+            if prepared.is_unchanged is not None and not prepared.is_unchanged():
+                return None
+            return await self._finish(prepared, timeout, request, call)
+        finally:
+            call.cancel()
+
+    async def ask(
+        self, prepared: Prepared, timeout: float | None = None, *, skip_cache_lookup: bool = False
+    ) -> pb.CompileResponse:
+        """Send a prepared request, and whatever the server then says it lacks.
+
+        Args:
+            prepared: The request.
+            timeout: Seconds that each call may take.
+            skip_cache_lookup: Compile even if the server has a result.
+
+        Raises:
+            ServiceError: A subclass, by the status that the server returned.
+            ValuesRefusedError: The server requests values that no pass of the request reads.
+            ProtocolError: It asks for what the graph does not have, or answers nonsense.
+        """
+        if skip_cache_lookup:
+            request = pb.CompileRequest()
+            request.CopyFrom(prepared.requests.whole)
+            request.skip_cache_lookup = True
+        else:
+            request = self.first_request(prepared)
+        call = self._connection.start_compile(request, timeout)
+        return await self._finish(prepared, timeout, request, call)
+
+    async def _finish(
+        self,
+        prepared: Prepared,
+        timeout: float | None,
+        request: pb.CompileRequest,
+        call: CompileCall,
+    ) -> pb.CompileResponse:
+        """Finish a call, and make others with what the server says it lacks."""
+        requests = prepared.requests
+        tries_left = _MAX_TRIES
+        while True:
+            try:
+                response = await self._connection.finish_compile(call)
+            except MissingBlobsError as missing:
+                tries_left -= 1
+                if not tries_left:
+                    raise
+                if request.request_token:
+                    requests.short, request = None, requests.whole
+                else:
+                    request = await self._with_missing(prepared, request, missing)
+                call = self._connection.start_compile(request, timeout)
+            else:
+                self._sent.add(prepared.encoded.digest)
+                if response.request_token and request is requests.whole:
+                    requests.short = pb.CompileRequest(request_token=response.request_token)
+                return response
+
+    async def _with_missing(
+        self, prepared: Prepared, request: pb.CompileRequest, missing: MissingBlobsError
+    ) -> pb.CompileRequest:
+        """The request with what was missing; blobs that it names have been uploaded."""
+        request, blobs = self._preparer.provide_missing(prepared, request, missing.subjects)
+        values = [subject for subject in missing.subjects if subject.startswith(VALUE_SUBJECT)]
+        if values:
+            # Bound at once the next time, which spares a round trip.
+            prepared.requests.reads = tuple(values)
+        if blobs:
+            await self._connection.upload(blobs, self._on_upload)
+        return request

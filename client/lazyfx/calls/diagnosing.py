@@ -1,0 +1,185 @@
+"""Why a server cannot be reached, in one sentence: looked into when a call has failed, not before.
+
+gRPC says "failed to connect to all addresses" for a server that is not there, for one that speaks
+TLS to a client that does not, for a certificate that is not accepted, and for the port of another
+program. A connection or two of our own tell them apart; nothing but a greeting (HTTP/2, TLS) is
+sent on them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import time
+from typing import Final
+
+from lazyfx.trust.access import Tls
+
+_SECONDS: Final = 1.0
+# How a client of HTTP/2 begins: the preface, and settings that change nothing.
+_GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+_SETTINGS_FRAME: Final = 4
+_TLS_ALERT: Final = b"\x15\x03"
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+_RESOLVERS = ("dns:", "ipv4:", "ipv6:")
+_START = "start one with `lazyfx serve`, or name another address (LAZYFX_ADDRESS, --address)"
+_USE_TLS = "connect with tls=lazyfx.Tls(ca=...) or tls=True (LAZYFX_CA)"
+
+
+def diagnose(address: str, tls: Tls | None) -> str | None:
+    """Find out why no call gets through to a server; takes about a second at most.
+
+    Args:
+        address: As `addresses.read_address` returns it.
+        tls: How the client encrypts.
+
+    Returns:
+        A sentence with what to do; None when a connection shows nothing wrong.
+    """
+    if address.startswith("unix:"):
+        return _through_a_file(address)
+    for resolver in _RESOLVERS:
+        address = address.removeprefix(resolver).removeprefix("///")
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    deadline = time.monotonic() + _SECONDS
+    try:
+        connection = socket.create_connection((host, int(port)), _SECONDS)
+    except socket.gaierror:
+        return f"{host!r} cannot be resolved ({address}); check the address or the name service"
+    except TimeoutError:
+        return f"{address} does not answer: the host is down, or a firewall drops the packets"
+    except OSError as error:
+        return f"no server answers at {address} ({error.strerror or error}); {_START}"
+    with connection:
+        connection.settimeout(max(0.1, deadline - time.monotonic()))
+        if tls is not None:
+            return _diagnose_tls(connection, address, host, tls)
+        told = _greeted(connection)
+    if told[3:4] == bytes([_SETTINGS_FRAME]):
+        return None
+    if told.startswith(_TLS_ALERT) or (told == b"" and _speaks_tls(host, int(port))):
+        return f"the server at {address} speaks TLS, but this client does not; {_USE_TLS}"
+    return _another_program(address) if told else _silent(address)
+
+
+def not_a_server(address: str, details: str) -> str | None:
+    """The sentence for a call that something else than a lazyfx server has answered.
+
+    Args:
+        address: Of the server.
+        details: What gRPC says of the call, which has no status of the server's.
+    """
+    if details.startswith("Received http2"):
+        through = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+        remedy = f"; if it is the proxy of {through}, put the host into no_proxy" if through else ""
+        return f"{_another_program(address)}{remedy} ({details})"
+    if details == "Method not found!":
+        return (
+            f"the server at {address} does not know this method: it is not a lazyfx server, or it "
+            "is of another version; check the address, or use the same release on both sides"
+        )
+    return None
+
+
+def _through_a_file(address: str) -> str | None:
+    path = address.removeprefix("unix:").removeprefix("//")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_SECONDS)
+        try:
+            connection.connect(path)
+        except OSError as error:
+            return f"no server answers at {address} ({error.strerror or error}); {_START}"
+    return None
+
+
+def _greeted(connection: socket.socket) -> bytes:
+    """The first bytes of the answer to a client of HTTP/2; none when there is no answer."""
+    try:
+        connection.sendall(_GREETING)
+        return connection.recv(16)
+    except OSError:
+        return b""
+
+
+def _speaks_tls(host: str, port: int) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Whoever it is, nothing is told to it: the question is whether TLS is spoken at all.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, port), _SECONDS) as connection,
+            context.wrap_socket(connection),
+        ):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _another_program(address: str) -> str:
+    return (
+        f"the program that answers at {address} is not a lazyfx server; check the host and the "
+        "port: by default, `lazyfx serve` listens on port 8700, and serves metrics on port 8701"
+    )
+
+
+def _silent(address: str) -> str:
+    return (
+        f"{address} accepts connections but does not answer: the server hangs or is stopped, or "
+        "another program listens there; check the address, or restart the server"
+    )
+
+
+def _diagnose_tls(connection: socket.socket, address: str, host: str, tls: Tls) -> str | None:
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
+        if tls.certificate:
+            context.load_cert_chain(str(tls.certificate), str(tls.key) if tls.key else None)
+    except (OSError, ssl.SSLError) as error:
+        return f"the certificates of this client cannot be used: {_reason(error)}"
+    context.set_alpn_protocols(["h2"])
+    try:
+        with context.wrap_socket(connection, server_hostname=tls.server_name or host) as secured:
+            if secured.selected_alpn_protocol() != "h2":
+                return _another_program(address)
+            # A server that wants a certificate says so after the greeting.
+            secured.recv(1)
+    except ssl.SSLCertVerificationError as error:
+        return _refused_certificate(error, address)
+    except ssl.SSLError as error:
+        if "CERTIFICATE" in (error.reason or "").upper():
+            return (
+                f"the server at {address} rejected the certificate of this client "
+                f"({_reason(error)}); name one with tls=lazyfx.Tls(certificate=..., key=...) "
+                "(LAZYFX_CLIENT_CERTIFICATE, LAZYFX_CLIENT_KEY)"
+            )
+        return (
+            f"the server at {address} does not speak TLS, but this client does "
+            f"({_reason(error)}); start it with --server-certificate and --server-key, or connect "
+            "without tls"
+        )
+    except TimeoutError:
+        return _silent(address)
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+def _refused_certificate(error: ssl.SSLCertVerificationError, address: str) -> str:
+    told = error.verify_message or _reason(error)
+    if "mismatch" in told.lower() or "not valid for" in told.lower():
+        remedy = "connect by a name that is in it, or give such a name as server_name= "
+        remedy += "(LAZYFX_SERVER_HOST)"
+    elif "expired" in told or "not yet valid" in told:
+        remedy = "its operator must renew it; also compare the clocks"
+    else:
+        remedy = "name the authority that issued it with tls=lazyfx.Tls(ca=...) (LAZYFX_CA)"
+    return f"the certificate of the server at {address} is not accepted: {told}; {remedy}"
+
+
+def _reason(error: OSError) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason or error.strerror or error).replace("_", " ").lower()

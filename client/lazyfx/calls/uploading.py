@@ -1,0 +1,131 @@
+"""Uploads: only what the server lacks, and on from where a stream broke off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+from lazyfx.capture.blob import Blob
+from lazyfx.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    ProtocolError,
+    ServerFaultError,
+    TimedOutError,
+    UnavailableError,
+)
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+
+# Called with bytes that the server has, and bytes in all.
+Progress: TypeAlias = Callable[[int, int], None]
+Find: TypeAlias = Callable[[Sequence[graph_pb2.Digest]], Awaitable[pb.FindMissingBlobsResponse]]
+Send: TypeAlias = Callable[[AsyncIterator[pb.UploadBlobsRequest]], Awaitable[object]]
+OnRefused: TypeAlias = Callable[[OverloadedError], Awaitable[None]]
+
+CHUNK_BYTES = 512 * 1024
+# Servers bound how many one request may ask for (max_digests).
+DIGESTS_AT_A_TIME = 512
+# Streams that may break off without having brought anything, and seconds between them.
+_MAX_FRUITLESS = 4
+_PAUSE_SECONDS = 0.2
+
+
+async def upload(
+    blobs: Sequence[Blob],
+    find: Find,
+    send: Send,
+    on_progress: Progress | None = None,
+    *,
+    on_refused: OnRefused,
+) -> None:
+    """Send the blobs that a server lacks, chunk by chunk.
+
+    When the stream breaks off, the server is asked what has come, and the rest is sent; blobs
+    that were sent, by anybody, are not sent again.
+
+    Args:
+        blobs: What the server should have.
+        find: FindMissingBlobs.
+        send: UploadBlobs.
+        on_progress: Told how far the upload is, once at its start and with each chunk.
+        on_refused: Waits as long as a server that refused for now asks, or raises the refusal.
+
+    Raises:
+        ServiceError: One of its kinds, by the status; UnavailableError when streams broke off
+            several times in a row without bringing anything.
+    """
+    wanted = {blob.digest.sha256: blob for blob in blobs}
+    missing = await _missing(find, wanted)
+    total = sum(blob.digest.size_bytes for blob, _ in missing)
+    fruitless = 0
+    while missing:
+        left = sum(blob.digest.size_bytes - offset for blob, offset in missing)
+        try:
+            await send(_chunks(missing, total - left, total, on_progress))
+        except InvalidRequestError:
+            # What was left of a stream was not what it should have been: from the beginning.
+            if not any(offset for _, offset in missing):
+                raise
+            missing = [(blob, 0) for blob, _ in missing]
+        except OverloadedError as refusal:
+            await on_refused(refusal)
+            missing = await _missing(find, wanted)
+        except (UnavailableError, TimedOutError, ServerFaultError):
+            # INTERNAL is gRPC's word for a connection that broke while it wrote. The server has
+            # to notice too, before it knows what has come.
+            await asyncio.sleep(_PAUSE_SECONDS * (1 + fruitless))
+            missing = await _missing(find, wanted)
+            brought = left - sum(blob.digest.size_bytes - offset for blob, offset in missing)
+            fruitless = 0 if brought > 0 else fruitless + 1
+            if fruitless >= _MAX_FRUITLESS:
+                raise
+        else:
+            return
+
+
+async def _missing(find: Find, wanted: dict[bytes, Blob]) -> list[tuple[Blob, int]]:
+    """The blobs that the server lacks, and how much of each it has."""
+    digests = [blob.digest for blob in wanted.values()]
+    missing: list[tuple[Blob, int]] = []
+    for start in range(0, len(digests), DIGESTS_AT_A_TIME):
+        some = digests[start : start + DIGESTS_AT_A_TIME]
+        missing += _answered(await find(some), {d.sha256: wanted[d.sha256] for d in some})
+    return missing
+
+
+def _answered(
+    answer: pb.FindMissingBlobsResponse, offered: dict[bytes, Blob]
+) -> list[tuple[Blob, int]]:
+    """The blobs of an answer, and how much of each the server has."""
+    # A server of an earlier release does not say what it has received.
+    received = list(answer.received) or [0] * len(answer.missing)
+    asked = [digest.sha256 for digest in answer.missing]
+    if (
+        len(received) != len(asked)
+        or len(set(asked)) != len(asked)
+        or not offered.keys() >= {*asked}
+    ):
+        raise ProtocolError("names a blob that was not offered, or one blob twice", field="missing")
+    missing = [(offered[sha256], offset) for sha256, offset in zip(asked, received, strict=True)]
+    if any(offset > blob.digest.size_bytes for blob, offset in missing):
+        raise ProtocolError("exceeds the size of the blob", field="received")
+    return missing
+
+
+async def _chunks(
+    missing: Sequence[tuple[Blob, int]], sent: int, total: int, on_progress: Progress | None
+) -> AsyncIterator[pb.UploadBlobsRequest]:
+    if on_progress:
+        on_progress(sent, total)
+    for blob, start in missing:
+        data = blob.read()
+        for offset in range(start, max(1, len(data)), CHUNK_BYTES):
+            chunk = bytes(data[offset : offset + CHUNK_BYTES])
+            yield pb.UploadBlobsRequest(digest=blob.digest, offset=offset, data=chunk)
+            sent += len(chunk)
+            if on_progress:
+                on_progress(sent, total)
+            # Lets the loop write what was yielded before more is read.
+            await asyncio.sleep(0)

@@ -1,0 +1,1 @@
+"""From what a caller has to a request, without I/O."""

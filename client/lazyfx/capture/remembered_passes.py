@@ -1,0 +1,87 @@
+"""Pass lists remembered as messages, and the requests made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lazyfx.shared import wire
+from lazyfx.shared.pass_specs import DEFAULT_MODES, Modes, PassSpec, PassTuple, messages
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+
+# Pass lists remembered for each client, and requests for each of them; then all are dropped.
+_MAX_LISTS = 64
+_MAX_REQUESTS = 4096
+
+
+@dataclass(slots=True)
+class RequestForms:
+    """How one compile is asked for.
+
+    Attributes:
+        whole: Graph by digest, passes, modes. Shared: copy it before you change it.
+        short: By the token that the server gave for `whole`, if it gave one.
+        reads: The values that the server turned out to need ("values/<graph>/<attribute>").
+    """
+
+    whole: pb.CompileRequest
+    short: pb.CompileRequest | None = None
+    reads: tuple[str, ...] = ()
+
+
+class PassList:
+    """Passes as they travel.
+
+    Args:
+        passes: Names and specs.
+        modes: How they run.
+
+    Raises:
+        LazyfxError: An entry is neither a string nor a PassSpec.
+    """
+
+    def __init__(self, passes: PassTuple, modes: Modes = DEFAULT_MODES) -> None:
+        self._modes = modes
+        self._messages = messages(passes)
+        self._requests: dict[bytes, RequestForms] = {}
+
+    def requests(self, encoded: wire.EncodedGraph) -> RequestForms:
+        """The requests for a graph."""
+        requests = self._requests.get(encoded.digest)
+        if requests is None:
+            if len(self._requests) >= _MAX_REQUESTS:
+                self._requests.clear()
+            whole = pb.CompileRequest(
+                graph_digest=graph_pb2.Digest(sha256=encoded.digest, size_bytes=len(encoded.body)),
+                passes=self._messages,
+                eager=self._modes.eager,
+                verify=self._modes.verify,
+            )
+            requests = self._requests[encoded.digest] = RequestForms(whole)
+        return requests
+
+
+class PassListCache:
+    """Makes PassLists, each only when it is new."""
+
+    def __init__(self) -> None:
+        self._lists: dict[tuple[str | bytes | Modes, ...], PassList] = {}
+
+    def get(self, passes: PassTuple, modes: Modes = DEFAULT_MODES) -> PassList:
+        """The list of these passes.
+
+        Args:
+            passes: Names and specs.
+            modes: How they run.
+
+        Raises:
+            LazyfxError: An entry is neither a string nor a PassSpec.
+        """
+        key = (modes, *(p.identity if isinstance(p, PassSpec) else p for p in passes))
+        known = self._lists.get(key)
+        if known is None:
+            known = PassList(passes, modes)
+            if len(self._lists) >= _MAX_LISTS:
+                self._lists.clear()
+            self._lists[key] = known
+        return known

@@ -1,0 +1,1 @@
+"""The commands of `lazyfx`, one file each."""

@@ -1,0 +1,155 @@
+"""`lazyfx optimize`: one model, one pipeline, a report, and one file if asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import lazyfx
+from lazyfx.cli.artifact_files import text_of, write_artifact
+from lazyfx.cli.common_options import (
+    GRAPH_SUFFIX,
+    MODEL_SUFFIXES,
+    Address,
+    Kind,
+    Passes,
+    Rewrites,
+    SendValues,
+    Timeout,
+    read_passes,
+)
+from lazyfx.cli.failing import reporting_errors
+from lazyfx.cli.offered_passes import require_available
+from lazyfx.cli.report_tables import console, pass_table, summary_table
+from lazyfx.cli.upload_bar import upload_bar
+from lazyfx.errors import LazyfxError
+from lazyfx.shared.addresses import DEFAULT_ADDRESS
+
+if TYPE_CHECKING:
+    from lazyfx.blocking_module import RemoteModule
+    from lazyfx.capture.capturing import ExampleInputs
+    from lazyfx.cli.model_sources import Model
+
+_STANDARD_OUTPUT = Path("-")
+
+
+def optimize(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A .pt2 file, a .lazyfx file (lazyfx.save_graph, LAZYFX_RECORD), or "
+            "package.module:factory, a function without arguments that returns (module, "
+            "example_inputs). .pt2 files and factories may run code on this machine: open only "
+            "files that you trust.",
+            show_default=False,
+        ),
+    ],
+    passes: Passes = "",
+    rewrite: Rewrites = None,
+    emit: Annotated[
+        Kind | None,
+        typer.Option(
+            "--emit", help="Artifact to write to --output. Default: print the report only."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write; - prints code or a picture to standard output.",
+        ),
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--example",
+            metavar="[NAME=]DTYPE[SIZES]",
+            help="An example input for a factory that returns only a module, e.g. "
+            "input_ids=int64[2,8]; repeat for each input.",
+        ),
+    ] = None,
+    send_values: SendValues = False,
+    address: Address = DEFAULT_ADDRESS,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Compile one model on the server and print a report."""
+    _check_output(emit, output)
+    _check_source(model, emit)
+    # torch comes with these, and takes its time: --help does without.
+    from lazyfx.cli.model_sources import add_rewrites
+
+    specs = read_passes(passes)
+    examples = _examples(example or [])
+    with reporting_errors(address):
+        specs = add_rewrites(specs, rewrite or [])
+        with (
+            upload_bar() as bar,
+            lazyfx.connect(address, timeout=timeout, on_upload=bar) as client,
+        ):
+            require_available(client, specs)
+            what, inputs = _read(model, examples)
+            remote = client.compile(what, specs, inputs, send_values=send_values)
+            if emit is not None and output is not None:
+                _write(remote, emit, output)
+    # The report may not stand between the lines of what goes to standard output.
+    out = console(stderr=output == _STANDARD_OUTPUT)
+    out.print(summary_table(remote.report, remote.cache, remote.key))
+    if remote.report.passes:
+        out.print(pass_table(remote.report))
+    if emit is not None and output not in (None, _STANDARD_OUTPUT):
+        out.print(f"{emit.value} written to {output}", markup=False)
+
+
+def _read(model: str, examples: ExampleInputs) -> Model:
+    from lazyfx.cli.model_sources import call_factory, load_model
+
+    if model.endswith(MODEL_SUFFIXES):
+        return load_model(Path(model)), None
+    return call_factory(model, examples)
+
+
+def _write(remote: RemoteModule, kind: Kind, output: Path) -> None:
+    if output == _STANDARD_OUTPUT:
+        typer.echo(text_of(remote, kind))
+    else:
+        write_artifact(remote, kind, output)
+
+
+def _check_source(model: str, emit: Kind | None) -> None:
+    if model.endswith(MODEL_SUFFIXES):
+        if not Path(model).is_file():
+            raise typer.BadParameter(f"{model}: no such file", param_hint="MODEL")
+        if model.endswith(GRAPH_SUFFIX) and emit is not None and emit.holds_values:
+            raise typer.BadParameter(
+                f"{model} holds a graph without parameter values; choose code, graph "
+                "or picture, or start from a .pt2 file",
+                param_hint="--emit",
+            )
+    elif not all(part.strip() for part in model.partition(":")):
+        raise typer.BadParameter(
+            f"{model!r} is not a .pt2 file, a .lazyfx file or package.module:factory",
+            param_hint="MODEL",
+        )
+
+
+def _check_output(emit: Kind | None, output: Path | None) -> None:
+    if emit is None and output is not None:
+        raise typer.BadParameter("select an artifact with --emit", param_hint="--output")
+    if emit is not None and output is None:
+        raise typer.BadParameter("name a file with --output FILE", param_hint="--emit")
+    if output == _STANDARD_OUTPUT and emit not in (Kind.CODE, Kind.PICTURE):
+        raise typer.BadParameter("only code and pictures can be printed", param_hint="--output")
+
+
+def _examples(spellings: list[str]) -> ExampleInputs:
+    from lazyfx.cli.model_sources import read_examples
+
+    try:
+        return read_examples(spellings)
+    except LazyfxError as error:
+        raise typer.BadParameter(str(error), param_hint="--example") from error

@@ -1,0 +1,1 @@
+"""What client and server share; of `lazyfx` the server imports this, `errors` and `v1`, no more."""

@@ -1,0 +1,1 @@
+"""Formats that hold a graph and load with torch alone."""

@@ -1,0 +1,139 @@
+"""A graph as an ExportedProgram, around whatever parameters its module holds."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.graph import _PyTreeCodeGen
+from torch.utils._pytree import tree_unflatten
+
+from lazyfx.errors import UnsupportedGraphError
+from lazyfx.shared import wire
+from lazyfx.shared.formats.export_checks import (
+    check_state,
+    enter_autocast_when_run,
+    in_fresh_thread,
+)
+from lazyfx.shared.formats.late_operators import refuse_late_operators
+
+
+def export_module(module: GraphModule) -> bytes:
+    """Export a graph by its own description of its inputs; none of its operators is computed.
+
+    Args:
+        module: Decoded, its code not stale. A calling convention of torch.export is kept, and
+            dimensions that are symbolic stay so, within their bounds.
+
+    Returns:
+        What torch.export.save writes; `torch.export.load(...).module()` is called as `module` is.
+
+    Raises:
+        UnsupportedGraphError: An input has no description, or torch.export cannot express the
+            graph; says why.
+    """
+    return in_fresh_thread(lambda: _exported(module))
+
+
+def _exported(module: GraphModule) -> bytes:
+    refuse_late_operators(module)
+    enter_autocast_when_run(module)
+    described = FakeTensorMode(shape_env=ShapeEnv())
+    # Inputs of example sizes: torch.export makes symbols of its own.
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    examples: list[Any] = []
+    dynamic: list[Any] = []
+    for node in module.graph.find_nodes(op="placeholder"):
+        value = wire.materialize(node, described)
+        if value is None:
+            raise UnsupportedGraphError(
+                "an input without a shape",
+                node=node.name,
+                remedy="capture the model with torch.export, which records shapes",
+            )
+        try:
+            examples.append(_example(value, mode))
+            dynamic.append(_dimensions(value))
+        except Exception as error:  # torch's checks of sizes raise errors of every kind
+            raise UnsupportedGraphError(
+                f"an input of sizes that torch.export cannot take: {error}", node=node.name
+            ) from error
+    args, kwargs = _arranged(module, examples)
+    shapes, named = _arranged(module, dynamic)
+    try:
+        program = torch.export.export(
+            module, args, kwargs, dynamic_shapes=_by_name(module, shapes, named), strict=False
+        )
+        check_state(program, module)
+        # They are fake, and mean nothing to who loads the program.
+        program._example_inputs = None  # noqa: SLF001 - its public setter checks the new ones
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        buffer.seek(0)
+        torch.export.load(buffer)
+    except UnsupportedGraphError:
+        raise
+    except Exception as error:  # torch.export raises errors of every kind
+        reason = str(error).strip().partition("\n")[0]
+        raise UnsupportedGraphError(
+            f"torch.export cannot express the graph: {type(error).__name__}: {reason}",
+            remedy="request code, a pickle or the graph instead",
+        ) from error
+    return buffer.getvalue()
+
+
+def _arranged(module: GraphModule, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Values for each input of the graph, as its forward takes them."""
+    codegen = module.graph._codegen  # noqa: SLF001 - torch has no public reader
+    if isinstance(codegen, _PyTreeCodeGen):
+        args, kwargs = tree_unflatten(values, codegen.pytree_info.in_spec)
+        return tuple(args), dict(kwargs)
+    return tuple(values), {}
+
+
+def _by_name(
+    module: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...] | dict[str, Any]:
+    if not kwargs:
+        return args
+    codegen = module.graph._codegen  # noqa: SLF001 - torch has no public reader
+    assert isinstance(codegen, _PyTreeCodeGen), "others have no keywords"
+    names = [name for name in codegen.pytree_info.orig_args if name != "self"]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _example(value: Any, mode: FakeTensorMode) -> Any:
+    if isinstance(value, torch.Tensor):
+        sizes, strides = _numbers(value.shape), _numbers(value.stride())
+        with mode:
+            return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+    return _number(value)
+
+
+def _dimensions(value: Any) -> Any:
+    """What may vary: dimensions of a tensor by number, or a number itself."""
+    if isinstance(value, torch.Tensor):
+        sizes: list[Any] = list(value.shape)  # SymInt is not an int to a type checker
+        found = {i: _bounds(s) for i, s in enumerate(sizes) if isinstance(s, torch.SymInt)}
+        return found or None
+    return _bounds(value) if isinstance(value, torch.SymInt) else None
+
+
+def _bounds(size: torch.SymInt) -> Any:
+    bounds = size.node.shape_env.bound_sympy(size.node.expr)
+    lower = int(bounds.lower) if bounds.lower.is_Integer else None
+    upper = int(bounds.upper) if bounds.upper.is_Integer else None
+    return Dim.AUTO(min=lower, max=upper)
+
+
+def _numbers(sizes: Any) -> list[int]:
+    return [_number(size) for size in sizes]
+
+
+def _number(value: Any) -> Any:
+    return value.node.hint if isinstance(value, (torch.SymInt, torch.SymFloat)) else value

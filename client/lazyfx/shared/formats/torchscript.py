@@ -1,0 +1,179 @@
+"""TorchScript of a graph, for `torch.jit.load`.
+
+torch.jit.script cannot take a lazy module, calling conventions of torch.export, or
+overloads of operators by name; it chooses overloads by its own types. So the graph is
+copied into an eager module that has none of these.
+"""
+
+from __future__ import annotations
+
+import io
+import operator
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+import torch
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.graph import _PyTreeCodeGen
+from torch.fx.node import Argument
+from torch.nn import functional
+from torch.utils._pytree import TreeSpec
+
+from lazyfx.errors import UnsupportedGraphError
+from lazyfx.shared import wire
+from lazyfx.shared.formats.late_operators import refuse_late_operators
+
+# Operators that write into a tensor in Python, and in TorchScript make a new one, or are none.
+_WRITTEN_AS: Final[dict[object, str]] = {
+    operator.iand: "bitwise_and_",
+    operator.ifloordiv: "floor_divide_",
+    operator.ior: "bitwise_or_",
+    operator.ipow: "pow_",
+    operator.ixor: "bitwise_xor_",
+}
+
+
+def script_module(eager: GraphModule) -> bytes:
+    """Scripts a graph.
+
+    Args:
+        eager: From `eager_copy`. Its parameters are written as they are. GraphModules inside
+            must be called as modules, not handed to higher-order operators.
+
+    Returns:
+        An archive; `torch.jit.load` returns a module that takes the graph's inputs positionally.
+
+    Raises:
+        UnsupportedGraphError: The graph cannot be expressed in TorchScript; names the node.
+    """
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls its own function deprecated
+            torch.jit.save(torch.jit.script(eager), buffer)
+    except Exception as error:  # torch.jit raises errors of every kind
+        raise UnsupportedGraphError(
+            f"TorchScript cannot express the graph: {_reason(error)}",
+            node=_node_at_fault(eager, str(error)),
+            remedy="request code, a pickle or the graph instead",
+        ) from error
+    return buffer.getvalue()
+
+
+Generation = Callable[[Graph], AbstractContextManager[None]]
+
+
+def eager_copy(module: GraphModule, generation: Generation | None = None) -> GraphModule:
+    """An eager copy: plain calling convention, no annotations, operators without overloads.
+
+    Code is generated and compiled once for it and once for each GraphModule inside.
+
+    Args:
+        module: What to copy.
+        generation: Is around the generation of each graph's code; a server looks at it there.
+
+    Raises:
+        UnsupportedGraphError: What the model returns has no type in TorchScript.
+    """
+    refuse_late_operators(module)
+    graph = Graph()
+    result = graph.graph_copy(module.graph, {})
+    graph.output(_structured(module.graph, result))
+    described = FakeTensorMode(shape_env=ShapeEnv())
+    for node in graph.nodes:
+        # TorchScript takes an input without a type for a tensor, and then no number for it.
+        node.type = _number(node, described) if node.op == "placeholder" else None
+        _refuse_lost_write(module, node)
+        if isinstance(node.target, OpOverload):
+            node.target = node.target.overloadpacket
+        elif node.target in _WRITTEN_AS:
+            node.op, node.target = "call_method", _WRITTEN_AS[node.target]
+    with nullcontext() if generation is None else generation(graph):
+        eager = GraphModule(module, graph, class_name=type(module).__name__)
+    for path, child in list(eager.named_children()):
+        if isinstance(child, GraphModule):
+            setattr(eager, path, eager_copy(child, generation))
+    return eager
+
+
+def _number(node: Node, mode: FakeTensorMode) -> type | None:
+    """The type of an input that is a number."""
+    value = wire.materialize(node, mode)
+    for kind, symbolic in ((bool, torch.SymBool), (int, torch.SymInt), (float, torch.SymFloat)):
+        if isinstance(value, (kind, symbolic)):
+            return kind
+    return None
+
+
+def _refuse_lost_write(module: GraphModule, node: Node) -> None:
+    """TorchScript removes the call that shortens an embedding's rows as one without effects."""
+    if node.op == "call_module":
+        limit = getattr(module.get_submodule(str(node.target)), "max_norm", None)
+    elif node.target in (functional.embedding, functional.embedding_bag):
+        limit = node.args[3] if len(node.args) > 3 else node.kwargs.get("max_norm")
+    else:
+        return
+    if limit is not None:
+        raise UnsupportedGraphError(
+            "TorchScript leaves out what max_norm does to the rows of an embedding",
+            node=node.name,
+            remedy="save_pickle or save_exported_program keep it",
+        )
+
+
+def _structured(graph: Graph, outputs: Argument) -> Argument:
+    """What the model returns, put together of the flat outputs of a graph of torch.export."""
+    codegen = graph._codegen  # noqa: SLF001 - torch has no public reader
+    spec = codegen.pytree_info.out_spec if isinstance(codegen, _PyTreeCodeGen) else None
+    if spec is None:
+        return outputs
+    flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    return _built(spec, iter(flat))
+
+
+def _built(spec: TreeSpec, leaves: Iterator[Argument]) -> Argument:
+    if spec.is_leaf():
+        return next(leaves)
+    # Each takes its part of the leaves, in this order.
+    parts = [_built(child, leaves) for child in spec.children()]
+    kind: Any = spec.type
+    if kind is list:
+        return parts
+    if isinstance(kind, type) and issubclass(kind, tuple):
+        return tuple(parts)
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        keys = _keys(spec)
+        if keys and all(isinstance(key, str) for key in keys):
+            return dict(zip(keys, parts, strict=True))
+    name = getattr(kind, "__name__", str(kind))
+    raise UnsupportedGraphError(
+        f"TorchScript has no type for what the model returns ({name})",
+        remedy="save_pickle and save_exported_program keep it; or return tensors, tuples, lists "
+        "or dicts with text as keys",
+    )
+
+
+def _keys(spec: TreeSpec) -> Sequence[Any]:
+    """The keys of a dict, or of a class like one (transformers.ModelOutput)."""
+    keys = spec.context[1] if spec.type is defaultdict else spec.context
+    return keys if isinstance(keys, (list, tuple)) and len(keys) == len(spec.children()) else ()
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(":") if lines else type(error).__name__
+
+
+def _node_at_fault(module: GraphModule, message: str) -> str | None:
+    """The node whose line TorchScript points at, if it does."""
+    lines = message.splitlines()
+    marked = next((i for i, line in enumerate(lines) if "<--- HERE" in line), 0)
+    name = lines[marked - 1].strip().partition(" = ")[0].partition(":")[0] if marked else ""
+    nodes: dict[str, Node] = {node.name: node for node in module.graph.nodes}
+    return name if name in nodes else None

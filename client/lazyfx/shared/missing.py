@@ -1,0 +1,11 @@
+"""How a server names what it lacks: "blobs/<sha256>", "values/<graph>/<attribute>"."""
+
+from __future__ import annotations
+
+MISSING = "MISSING"
+
+
+BLOB_SUBJECT = "blobs/"
+
+
+VALUE_SUBJECT = "values/"

@@ -1,0 +1,141 @@
+"""The C++ kernels of an artifact: noted where they are compiled, handed over where they are loaded.
+
+torch's own bytes hold C++ sources, not libraries, and a process that loads them would compile
+each again. So a server notes which library Inductor made of which source, and a client gives
+Inductor these libraries in place of a compiler. They are told by their sources alone: the paths
+of torch and of the compiler, which Inductor's own cache keys hold, do not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lazyfx.errors import ArtifactError
+from lazyfx.shared.native import torch_inductor
+
+_Load = Callable[[], Any]
+_ORIGINAL = torch_inductor.CppCodeCache.load_async.__func__  # type: ignore[attr-defined]
+_SIGNATURE = inspect.signature(_ORIGINAL)
+
+# Inductor's cache is one class for the whole process: only one thread at a time may stand in.
+_patching = threading.RLock()
+
+
+@contextmanager
+def record_kernels(on_compiled: Callable[[int], None]) -> Iterator[dict[bytes, Path]]:
+    """Note every library that Inductor compiles within the block.
+
+    Args:
+        on_compiled: Called with the number of libraries whenever there is one more.
+
+    Yields:
+        Paths of libraries by the digest of their sources; complete when the block ends.
+    """
+    libraries: dict[bytes, Path] = {}
+
+    def load_async(cls: Any, *args: Any, **kwargs: Any) -> _Load:
+        load = _ORIGINAL(cls, *args, **kwargs)
+        source = _source_digest(cls, args, kwargs)
+
+        def noting() -> Any:
+            library = load()
+            if source not in libraries:
+                libraries[source] = Path(getattr(library, "__file__", None) or library._name)  # noqa: SLF001 - ctypes has no other
+                on_compiled(len(libraries))
+            return library
+
+        return noting
+
+    with _patched_loader(load_async):
+        yield libraries
+
+
+@contextmanager
+def use_kernels(libraries: Mapping[bytes, bytes]) -> Iterator[None]:
+    """Give Inductor these libraries within the block; in this thread no compiler runs.
+
+    Args:
+        libraries: Bytes of libraries by the digest of their sources.
+
+    Raises:
+        ArtifactError: Within the block, when Inductor wants a library that is not there.
+    """
+    here = threading.get_ident()
+
+    def load_async(cls: Any, *args: Any, **kwargs: Any) -> _Load:
+        if threading.get_ident() != here:
+            original: _Load = _ORIGINAL(cls, *args, **kwargs)
+            return original
+        data = libraries.get(_source_digest(cls, args, kwargs))
+        if data is None:
+            raise ArtifactError("the native artifact lacks a kernel that it needs")
+        loaded: list[Any] = []
+
+        def load() -> Any:
+            if not loaded:
+                path = _library_file(data)
+                loaded.append(cls._load_library(str(path), path.stem))
+            return loaded[0]
+
+        return load
+
+    with _patched_loader(load_async):
+        yield
+
+
+@contextmanager
+def _patched_loader(load_async: Callable[..., _Load]) -> Iterator[None]:
+    cache: Any = torch_inductor.CppCodeCache
+    with _patching:
+        before = cache.__dict__["load_async"]
+        cache.load_async = classmethod(load_async)
+        try:
+            yield
+        finally:
+            cache.load_async = before
+
+
+def _source_digest(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    given = _SIGNATURE.bind(cls, *args, **kwargs)
+    given.apply_defaults()
+    values = given.arguments
+    digest = hashlib.sha256()
+    extra_flags = " ".join(values["extra_flags"])
+    for part in (
+        cls.__name__,
+        values["main_code"],
+        values["optimized_code"] or "",
+        values["device_type"],
+        extra_flags,
+    ):
+        data = str(part).encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.digest()
+
+
+def _library_file(data: bytes) -> Path:
+    """A library as a file, whole or not at all; one that is there is compared first."""
+    folder = Path(torch_inductor.cache_dir()) / "lazyfx"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"k{hashlib.sha256(data).hexdigest()}.so"
+    try:
+        if path.read_bytes() == data:
+            return path
+    except OSError:
+        pass
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path

@@ -1,0 +1,66 @@
+"""What is asked for: where a native artifact will run, and all that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import torch
+
+from lazyfx.shared.native import machine, torch_settings, tracing_state
+from lazyfx.shared.native.configuration import read_configuration
+from lazyfx.shared.native.named_values import NamedValueError
+from lazyfx.v1 import compiler_pb2 as pb
+
+# Settings, states and a machine are a tenth of that.
+_MAX_BYTES: Final = 64 * 1024
+
+
+def native_request(
+    devices: Iterable[torch.device], mode: str | None, inductor: Mapping[str, Any]
+) -> pb.NativeRequest:
+    """A request that stands for this process and thread as they are now.
+
+    Args:
+        devices: Devices of the graph's inputs.
+        mode: A mode of torch.compile.
+        inductor: Settings of Inductor.
+
+    Raises:
+        LazyfxError: A setting does not travel, or has a value that it does not take; names it.
+    """
+    known = set(devices)
+    types = {device.type for device in known}
+    wanted = torch_settings.requested(mode, inductor, types)
+    with torch_settings.applied(wanted):
+        configuration = read_configuration()
+        return pb.NativeRequest(
+            target=machine.describe_host(
+                vector_isa=machine.likely_vector_isa(), accelerator=machine.accelerator(known)
+            ),
+            states=tracing_state.read_states(types),
+            settings=torch_settings.to_proto(wanted),
+            configuration=configuration.digest,
+            setting_digests=configuration.short_digests,
+        )
+
+
+def check_request(request: pb.NativeRequest) -> None:
+    """Check a request that a caller sent: each setting and state is known and of its type.
+
+    Raises:
+        NamedValueError: One is not; says what the field takes.
+    """
+    if request.ByteSize() > _MAX_BYTES:
+        raise NamedValueError("native", f"is longer than {_MAX_BYTES} bytes")
+    torch_settings.from_proto(request.settings)
+    tracing_state.from_proto(request.states)
+
+
+def conditions_digest(request: pb.NativeRequest) -> bytes:
+    """SHA-256 of what an artifact depends on besides its graph and the machine."""
+    told = pb.NativeRequest()
+    told.CopyFrom(request)
+    told.ClearField("target")
+    return hashlib.sha256(told.SerializeToString(deterministic=True)).digest()

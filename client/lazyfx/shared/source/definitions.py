@@ -1,0 +1,57 @@
+"""Names in generated source that no import statement gives a meaning.
+
+torch.fx imports what a graph calls by module and name. Methods of tensors as functions
+(`torch.Tensor.set_`), NumPy calls as dynamo wraps them, and functions made inside a trace cannot be
+found so. They are defined by an expression of torch's own names, so that the source loads in a
+process that has torch alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lazyfx.shared.wire.targets import allow_table, numpy_twins, twins
+from lazyfx.v1 import graph_pb2 as pb
+
+_METHOD = "torch.Tensor."
+_OF_DYNAMO = "torch._dynamo.utils."
+
+
+def definitions(names: Mapping[str, object]) -> dict[str, str]:
+    """The statements that define those names which cannot be imported.
+
+    torch.fx looks into functions when it loads a module; these it is told to call as they are.
+
+    Args:
+        names: What the names of generated source stand for.
+    """
+    found = {}
+    for name, value in names.items():
+        statements = _statements(name, value)
+        if statements is not None:
+            found[name] = f"import torch\n{statements}\ntorch.fx.wrap({name!r})"
+    return found
+
+
+def _statements(name: str, value: Any) -> str | None:
+    if not callable(value):
+        return None
+    if value is twins.lower_version_count_by_1:
+        return (
+            f"{inspect.getsource(twins.lower_version_count_by_1)}{name} = lower_version_count_by_1"
+        )
+    wrapper = numpy_twins.expression(value)
+    if wrapper is not None:
+        return (
+            f"import operator\nimport torch._numpy\nimport torch._dynamo.utils\n{name} = {wrapper}"
+        )
+    kind, known = allow_table.name_of(value) or (0, "")
+    if kind != pb.TARGET_KIND_FUNCTION:
+        return None
+    if known.startswith(_OF_DYNAMO):
+        return f"import torch._dynamo.utils\n{name} = {known}"
+    # What torch wrote in Python is a function of a module, and is imported.
+    importable = inspect.isfunction(value) or not known.startswith(_METHOD)
+    return None if importable else f"{name} = {known}"

@@ -1,0 +1,31 @@
+"""What names in generated source stand for; looked up, never imported or executed."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Mapping
+
+from lazyfx.shared.source.mismatch import SourceMismatchError
+
+
+def resolve(expression: ast.expr, names: Mapping[str, object]) -> object:
+    """What a dotted name stands for.
+
+    Raises:
+        SourceMismatchError: It is not a dotted name, or is undefined.
+    """
+    if isinstance(expression, ast.Name):
+        if expression.id in names:
+            return names[expression.id]
+        return _member(builtins, expression.id)
+    if isinstance(expression, ast.Attribute):
+        return _member(resolve(expression.value, names), expression.attr)
+    raise SourceMismatchError(f"{ast.unparse(expression)[:200]} is not a name")
+
+
+def _member(owner: object, name: str) -> object:
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        raise SourceMismatchError(f"{name[:200]!r} stands for nothing") from None

@@ -1,0 +1,1 @@
+"""Message -> torch.fx graph."""

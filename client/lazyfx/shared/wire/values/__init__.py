@@ -1,0 +1,1 @@
+"""What a node computes: tensors, symbolic sizes, literals, without computing it."""

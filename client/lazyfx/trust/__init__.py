@@ -1,0 +1,1 @@
+"""Whom a client believes, and what it shows of itself."""

@@ -1,0 +1,257 @@
+"""Whether an artifact comes from whom it should: signatures are checked before it is opened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lazyfx.errors import LazyfxError, UntrustedArtifactError, UntrustedServerError
+from lazyfx.shared.printable import make_printable
+from lazyfx.shared.signing_keys import KEY_BYTES, SIGNED_PREFIX, fingerprint, key_id
+from lazyfx.v1 import compiler_pb2 as pb
+
+# Data that is taken apart by tables and can hold no code.
+DATA_KINDS = frozenset({pb.ARTIFACT_KIND_GRAPH, pb.ARTIFACT_KIND_CONSTANT})
+# How far the clocks of client and server may be apart.
+_CLOCK_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Who made an artifact, from what and when; as signed, and checked.
+
+    Attributes:
+        kind: What was signed, e.g. "graph" or "code".
+        digest: Hex of the SHA-256 of its bytes.
+        module_key: Hex of the key of the compiled module.
+        pipeline: Canonical spelling of the passes that ran.
+        builder: Name of the server.
+        lazyfx_version: What the server ran.
+        torch_version: What the server ran.
+        python_version: What the server ran.
+        created: When it was made.
+        expires: From when on the signature is refused.
+        public_key: Hex of the key that the signature was checked with.
+        made_into: The format that this client put the signed graph into, e.g. "pickle"; "" for
+            what the server made itself. All else is about the graph: that file is not signed.
+    """
+
+    kind: str
+    digest: str
+    module_key: str
+    pipeline: str
+    builder: str
+    lazyfx_version: str
+    torch_version: str
+    python_version: str
+    created: datetime
+    expires: datetime
+    public_key: str
+    made_into: str = ""
+
+
+class Verifier:
+    """Checks signatures by pinned keys, or by those that a trusted connection names.
+
+    Args:
+        pinned: Public keys in hex. None pins none: then the keys that the server names at the
+            first use count, if the connection is to be believed.
+        address: Of the server, for messages.
+        trusts_connection: The server is on this machine, or has proved who it is.
+        ask: Asks the server for its keys.
+
+    Raises:
+        LazyfxError: A key is malformed.
+    """
+
+    def __init__(
+        self,
+        pinned: Iterable[str] | None,
+        *,
+        address: str,
+        trusts_connection: bool,
+        ask: Callable[[], Awaitable[pb.GetServerInfoResponse]],
+    ) -> None:
+        self._pinned = pinned is not None
+        self._address = address
+        self._trusts_connection = trusts_connection
+        self._is_checked = False
+        self._ask = ask
+        self._keys = {key_id(raw): raw for raw in map(_read_key, pinned or ())}
+        if self._pinned and not self._keys:
+            raise LazyfxError("verify_keys is empty; leave it out, or name at least one key")
+
+    @property
+    def has_pinned_keys(self) -> bool:
+        """Whether everything must be signed with keys that are known beforehand."""
+        return self._pinned
+
+    async def require_trusted(self) -> None:
+        """Check, before the server makes anything, that what it signs would be opened.
+
+        Raises:
+            UntrustedServerError: It would not; says what to do.
+            ServiceError: The server does not answer.
+        """
+        if self._is_checked:
+            return
+        if not self._pinned and not self._trusts_connection:
+            raise UntrustedServerError(self._unauthenticated())
+        if self._pinned:
+            published = (await self._ask()).verify_keys
+            in_use = published[0].public_key if published else b""
+            if in_use not in self._keys.values():
+                raise UntrustedServerError(self._changed(in_use))
+        self._is_checked = True
+
+    def _unauthenticated(self) -> str:
+        return (
+            "artifacts of this server can contain executable code, and this plaintext connection "
+            f"does not authenticate {self._address}; run `lazyfx trust {self._address}` once and "
+            "compare the fingerprint with the one in the server's log, or pin its key "
+            "(LAZYFX_VERIFY_KEYS, verify_keys=), or use TLS (LAZYFX_CA, tls=)"
+        )
+
+    def _changed(self, in_use: bytes) -> str:
+        trusted = ", ".join(fingerprint(raw) for raw in self._keys.values())
+        now = f"key {fingerprint(in_use)}" if len(in_use) == KEY_BYTES else "no key"
+        return (
+            f"THE KEY OF {self._address} IS NOT THE ONE THAT YOU TRUST: it signs with {now}, and "
+            f"the trusted key is {trusted}. Either the server has a new key, or another "
+            f"server answers at "
+            "this address; nothing was asked of it. If its operator confirms the new fingerprint, "
+            f"run `lazyfx trust --replace {self._address}`, or change LAZYFX_VERIFY_KEYS"
+        )
+
+    async def check(
+        self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
+    ) -> Provenance | None:
+        """Check an artifact that has arrived and has the digest that its trailer says.
+
+        Returns:
+            Where it comes from; None for graph data when no key is pinned, which needs no
+            signature.
+
+        Raises:
+            UntrustedArtifactError: No trusted key says that this is the artifact; it
+                must not be opened.
+        """
+        if request.kind in DATA_KINDS and not self._pinned:
+            return None
+        return await self.verify_provenance(request, trailer)
+
+    async def verify_provenance(
+        self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
+    ) -> Provenance:
+        """Check a signature whatever the kind of artifact; see `check`."""
+        name = pb.ArtifactKind.Name(request.kind).removeprefix("ARTIFACT_KIND_").lower()
+        signature = trailer.signature
+        if not signature.signature:
+            raise UntrustedArtifactError(f"the {name} is not signed and was not opened")
+        public_key = await self._key(signature.key_id, name)
+        try:
+            Ed25519PublicKey.from_public_bytes(public_key).verify(
+                signature.signature, SIGNED_PREFIX + signature.statement
+            )
+            statement = pb.ArtifactStatement.FromString(signature.statement)
+        except (InvalidSignature, DecodeError, UnicodeDecodeError, ValueError) as error:
+            raise UntrustedArtifactError(
+                f"the signature of the {name} is invalid; it was not opened"
+            ) from error
+        _fits(statement, request, trailer, name)
+        make_printable(statement)
+        try:
+            return _provenance(statement, name, public_key)
+        except (ValueError, OverflowError) as error:  # dates that no calendar has
+            raise UntrustedArtifactError(
+                f"the signature of the {name} has invalid dates; it was not opened"
+            ) from error
+
+    async def _key(self, wanted: bytes, name: str) -> bytes:
+        if wanted not in self._keys and not self._pinned:
+            await self._fetch_keys(name)
+        found = self._keys.get(wanted)
+        if found is None:
+            known = "pinned key" if self._pinned else "trusted key of the server"
+            raise UntrustedArtifactError(
+                f"the {name} is signed with key {wanted.hex()[:16]}, which is not a {known}; "
+                "it was not opened. If the server has a new key, "
+                + ("pin it too" if self._pinned else "reconnect")
+            )
+        return found
+
+    async def _fetch_keys(self, name: str) -> None:
+        """Fetch the keys that the server publishes: at first use, or to extend a known one."""
+        if not self._trusts_connection:
+            raise UntrustedServerError(f"the {name} was not opened: {self._unauthenticated()}")
+        published = [key.public_key for key in (await self._ask()).verify_keys]
+        named = {key_id(raw): raw for raw in published if len(raw) == KEY_BYTES}
+        if not self._keys or self._keys.keys() & named.keys():
+            self._keys = named
+
+
+def _read_key(text: str) -> bytes:
+    try:
+        raw = bytes.fromhex(text.strip())
+    except ValueError:
+        raw = b""
+    if len(raw) != KEY_BYTES:
+        raise LazyfxError(
+            f"{text[:80]!r} is not a public key: 64 hexadecimal digits, as `lazyfx keys` prints"
+        )
+    return raw
+
+
+def _fits(
+    statement: pb.ArtifactStatement,
+    request: pb.GetArtifactRequest,
+    trailer: pb.ArtifactTrailer,
+    name: str,
+) -> None:
+    """Check that a statement is about the artifact that was asked for, and still holds."""
+    about = (statement.artifact.sha256, statement.module_key, statement.kind)
+    if about != (trailer.digest.sha256, request.module_key, request.kind):
+        raise UntrustedArtifactError(
+            f"the signature of the {name} is for a different artifact; it was not opened"
+        )
+    now = time.time()
+    if statement.expires.seconds + _CLOCK_SECONDS < now:
+        raise UntrustedArtifactError(
+            f"the signature of the {name} expired at {_date(statement.expires)}; it was not "
+            "opened. Fetch it again, and compare the clocks"
+        )
+    if statement.created.seconds - _CLOCK_SECONDS > now:
+        raise UntrustedArtifactError(
+            f"the signature of the {name} is dated {_date(statement.created)}, in the future; "
+            "it was not opened. Compare the clocks"
+        )
+
+
+def _date(moment: Timestamp) -> str:
+    try:
+        return moment.ToJsonString()
+    except ValueError:
+        return f"second {moment.seconds}"
+
+
+def _provenance(statement: pb.ArtifactStatement, name: str, public_key: bytes) -> Provenance:
+    return Provenance(
+        kind=name,
+        digest=statement.artifact.sha256.hex(),
+        module_key=statement.module_key.hex(),
+        pipeline=statement.pipeline,
+        builder=statement.builder,
+        lazyfx_version=statement.lazyfx_version,
+        torch_version=statement.torch_version,
+        python_version=statement.python_version,
+        created=statement.created.ToDatetime(timezone.utc),
+        expires=statement.expires.ToDatetime(timezone.utc),
+        public_key=public_key.hex(),
+    )

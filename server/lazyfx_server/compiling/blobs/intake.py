@@ -1,0 +1,191 @@
+"""Blobs that clients send: which are missing, and taking them in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob, UnfinishedUploads
+from lazyfx_server.compiling.limits.request_limits import RequestLimits, check_digest
+from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.errors import InvalidRequestError, OverloadedError, TimedOutError
+from lazyfx_server.store import Store
+
+# Digests that are looked up before the event loop may do something else.
+_DIGESTS_AT_ONCE = 64
+_LARGE_BYTES = 2**20
+
+
+class Blobs:
+    """Takes in content-addressed bytes.
+
+    Args:
+        store: Where blobs are kept.
+        limits: Bounds of uploads.
+    """
+
+    def __init__(self, store: Store, limits: RequestLimits) -> None:
+        self._store = store
+        self._limits = limits
+        self._max_bytes = limits.max_blob_bytes
+        # Uploads arrive in files; of large ones one at a time is in memory, for the store.
+        self._one_large = asyncio.Lock()
+        self._unfinished = UnfinishedUploads(
+            limits.max_staged_bytes, limits.max_staged_bytes_in_all
+        )
+
+    async def missing(
+        self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
+    ) -> list[tuple[graph_pb2.Digest, int]]:
+        """The digests whose blobs the tenant has not sent, in the order asked.
+
+        With each come the bytes of it that are here, from an upload that broke off.
+
+        Raises:
+            InvalidRequestError: A digest is malformed, or there are too many.
+        """
+        most = self._limits.max_digests
+        if len(digests) > most:
+            raise InvalidRequestError.of_field(
+                "digests",
+                f"has {len(digests)} entries; ask for at most {most} at a time "
+                "(setting max_digests)",
+            )
+        missing: list[tuple[graph_pb2.Digest, int]] = []
+        for start in range(0, len(digests), _DIGESTS_AT_ONCE):
+            missing += await self._missing_of(digests, start, tenant)
+        return missing
+
+    async def _missing_of(
+        self, digests: Sequence[graph_pb2.Digest], start: int, tenant: Tenant
+    ) -> list[tuple[graph_pb2.Digest, int]]:
+        some = digests[start : start + _DIGESTS_AT_ONCE]
+        for i, digest in enumerate(some, start):
+            check_digest(f"digests[{i}]", digest)
+        places = [tenant.blob(digest.sha256) for digest in some]
+        present = await self._store.contains(places)
+        # A store in memory answers without a pause.
+        await asyncio.sleep(0)
+        return [
+            (digest, self._unfinished.received(tenant.name, digest.sha256))
+            for digest, place in zip(some, places, strict=True)
+            if place not in present
+        ]
+
+    async def upload(
+        self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant
+    ) -> tuple[int, int]:
+        """Take in a stream of chunks.
+
+        A blob is stored when its last byte has arrived and its digest is right. What came
+        of one whose stream broke off is kept for a while, so that another can go on.
+
+        Returns:
+            Blobs stored and their bytes.
+
+        Raises:
+            InvalidRequestError: A chunk is out of order, too long, or a digest is wrong.
+            TimedOutError: No chunk came for too long, or chunks come too slowly.
+            OverloadedError: The tenant has too many unfinished uploads.
+        """
+        upload = _Upload(self._unfinished, tenant.name)
+        keep = True
+        try:
+            return await self._take(chunks, tenant, upload)
+        except (InvalidRequestError, OverloadedError):
+            keep = False
+            raise
+        finally:
+            upload.end(keep=keep)
+
+    async def _take(
+        self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant, upload: _Upload
+    ) -> tuple[int, int]:
+        stored = stored_bytes = 0
+        limits = self._limits
+        async for chunk in _within(chunks, limits.upload_idle_timeout, limits.min_upload_rate):
+            check_digest("digest", chunk.digest)
+            if chunk.digest.size_bytes > self._max_bytes:
+                raise InvalidRequestError.of_field(
+                    "digest.size_bytes",
+                    f"is {chunk.digest.size_bytes}; at most {self._max_bytes} are allowed "
+                    "(setting max_blob_bytes)",
+                )
+            blob = await upload.add(chunk)
+            if blob.complete:
+                large = blob.size > _LARGE_BYTES
+                async with self._one_large if large else contextlib.nullcontext():
+                    data = await asyncio.to_thread(blob.verified)
+                    await self._store.put(tenant.blob(blob.sha256), data)
+                    del data
+                stored += 1
+                stored_bytes += blob.size
+                upload.end(keep=False)
+        if upload.blob is not None:
+            arrived, size = upload.blob.received, upload.blob.size
+            # A connection that broke looks like this too.
+            upload.end(keep=True)
+            raise InvalidRequestError.of_field(
+                "data", f"the stream ended after {arrived} of {size} bytes"
+            )
+        return stored, stored_bytes
+
+
+class _Upload:
+    """One stream of chunks: the blob that is arriving, and the bytes that count for it."""
+
+    def __init__(self, unfinished: UnfinishedUploads, tenant: str) -> None:
+        self._unfinished = unfinished
+        self._tenant = tenant
+        self._bytes = 0
+        self.blob: StagedBlob | None = None
+
+    async def add(self, chunk: pb.UploadBlobsRequest) -> StagedBlob:
+        """Take in a chunk, the first of a blob or the next one."""
+        if self.blob is None:
+            left = self._unfinished.take(self._tenant, chunk.digest.sha256)
+            again = left is None or not chunk.offset or left.size != chunk.digest.size_bytes
+            self.blob = StagedBlob(chunk.digest) if again or left is None else left
+            self._count(self.blob.received)
+        self._count(len(chunk.data))
+        await asyncio.to_thread(self.blob.add, chunk)
+        return self.blob
+
+    def _count(self, size: int) -> None:
+        self._unfinished.add(self._tenant, size)
+        self._bytes += size
+
+    def end(self, *, keep: bool) -> None:
+        """Count the blob no longer; keep what came of it if it may go on."""
+        self._unfinished.remove(self._tenant, self._bytes)
+        if self.blob is not None and not (keep and self._unfinished.keep(self._tenant, self.blob)):
+            self.blob.close()
+        self._bytes, self.blob = 0, None
+
+
+async def _within(
+    chunks: AsyncIterator[pb.UploadBlobsRequest], seconds: float, rate: int
+) -> AsyncIterator[pb.UploadBlobsRequest]:
+    """The chunks, each within `seconds` of the one before, and together not too slow."""
+    started, received = time.monotonic(), 0
+    while True:
+        try:
+            chunk = await asyncio.wait_for(anext(chunks), seconds)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError as error:
+            raise TimedOutError(
+                f"no chunk arrived for {seconds:g} s (setting upload_idle_timeout)"
+            ) from error
+        received += len(chunk.data)
+        taken = time.monotonic() - started
+        if taken > seconds and received < rate * taken:
+            raise TimedOutError(
+                f"received {received} bytes in {taken:.0f} s; uploads must sustain {rate} bytes/s "
+                "(setting min_upload_rate)"
+            )
+        yield chunk

@@ -1,0 +1,174 @@
+"""Uploads: what has arrived of a blob, and what is left of those that broke off."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from tempfile import SpooledTemporaryFile
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.limits.held_bytes import TenantBytes
+from lazyfx_server.errors import InvalidRequestError, OverloadedError
+
+# Larger uploads are kept in files while they arrive.
+_IN_MEMORY_BYTES = 256 * 1024
+# Each of those that broke off is an open file.
+_MAX_KEPT = 128
+# Seconds for which an upload that broke off may go on.
+_KEEP_SECONDS = 120.0
+
+
+class StagedBlob:
+    """A blob that is arriving."""
+
+    def __init__(self, digest: graph_pb2.Digest) -> None:
+        self.sha256 = digest.sha256
+        self.size = digest.size_bytes
+        # In memory while it is small, then in a file that has no name.
+        self._file = SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 - closed by `close`
+        self.received = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, chunk: pb.UploadBlobsRequest) -> None:
+        """Take in the next chunk.
+
+        Raises:
+            InvalidRequestError: It is not the next chunk of this blob.
+            OverloadedError: The disk is full.
+        """
+        if chunk.digest.sha256 != self.sha256 or chunk.digest.size_bytes != self.size:
+            raise InvalidRequestError.of_field(
+                "digest", "changed before the blob was complete; send blobs one after the other"
+            )
+        if chunk.offset != self.received:
+            raise InvalidRequestError.of_field(
+                "offset", f"is {chunk.offset}; the next byte is {self.received}"
+            )
+        if self.received + len(chunk.data) > self.size:
+            raise InvalidRequestError.of_field(
+                "data", f"runs past the {self.size} bytes that digest.size_bytes announced"
+            )
+        if not chunk.data and self.size:
+            raise InvalidRequestError.of_field("data", "is empty; every chunk carries bytes")
+        data = chunk.data
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise OverloadedError(
+                f"no space left for uploads: {error.strerror}", retry_after=30.0
+            ) from error
+        self._hash.update(data)
+        self.received += len(data)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes have arrived."""
+        return self.received == self.size
+
+    def verified(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            InvalidRequestError: They do not have the digest.
+        """
+        if self._hash.digest() != self.sha256:
+            raise InvalidRequestError.of_field(
+                "digest.sha256", "does not match the bytes that arrived; send the blob again"
+            )
+        self._file.seek(0)
+        return self._file.read()
+
+    def close(self) -> None:
+        """Let go of the bytes. May be called twice."""
+        self._file.close()
+
+
+class UnfinishedUploads:
+    """Counts the bytes that are not stored yet, by tenant, and keeps what broke off.
+
+    Kept bytes count like those that are arriving; they make room when there is none.
+
+    Args:
+        most: Most bytes of one tenant.
+        most_in_all: Most bytes of all tenants.
+    """
+
+    def __init__(self, most: int, most_in_all: int) -> None:
+        self._most = most
+        self._most_in_all = most_in_all
+        self._bytes = TenantBytes()
+        # Oldest first.
+        self._kept: dict[tuple[str, bytes], StagedBlob] = {}
+
+    def add(self, tenant: str, size: int) -> None:
+        """Count bytes that have come.
+
+        Raises:
+            OverloadedError: There is no room for them.
+        """
+        while self._bytes.of(tenant) + size > self._most and self._drop_oldest(tenant):
+            pass
+        if self._bytes.of(tenant) + size > self._most:
+            raise OverloadedError(
+                f"unfinished uploads hold {self._bytes.of(tenant)} bytes; at most {self._most} are "
+                "allowed (setting max_staged_bytes)",
+                retry_after=1.0,
+            )
+        if self._bytes.all + size > self._most_in_all:
+            raise OverloadedError(
+                f"unfinished uploads of all callers hold {self._bytes.all} bytes; at most "
+                f"{self._most_in_all} are allowed (setting max_staged_bytes_in_all)",
+                retry_after=5.0,
+            )
+        self._bytes.add(tenant, size)
+
+    def remove(self, tenant: str, size: int) -> None:
+        """Count bytes no longer."""
+        self._bytes.remove(tenant, size)
+
+    def keep(self, tenant: str, staged: StagedBlob) -> bool:
+        """Keep an upload that broke off, whose bytes are counted no longer; not for ever.
+
+        What is in memory is sent again in less time than it is worth holding it.
+
+        Returns:
+            Whether it is kept.
+        """
+        size = staged.received
+        over = self._bytes.of(tenant) + size > self._most
+        if size <= _IN_MEMORY_BYTES or over or self._bytes.all + size > self._most_in_all:
+            return False
+        if len(self._kept) >= _MAX_KEPT and not self._drop_oldest(tenant):
+            return False
+        self._drop(tenant, staged.sha256)
+        self._kept[tenant, staged.sha256] = staged
+        self._bytes.add(tenant, size)
+        asyncio.get_running_loop().call_later(_KEEP_SECONDS, self._expire, tenant, staged)
+        return True
+
+    def take(self, tenant: str, sha256: bytes) -> StagedBlob | None:
+        """What was kept of a blob; it is kept no longer."""
+        staged = self._kept.pop((tenant, sha256), None)
+        if staged is not None:
+            self.remove(tenant, staged.received)
+        return staged
+
+    def received(self, tenant: str, sha256: bytes) -> int:
+        """How many bytes of a blob are kept."""
+        staged = self._kept.get((tenant, sha256))
+        return 0 if staged is None else staged.received
+
+    def _drop_oldest(self, tenant: str) -> bool:
+        oldest = next((sha256 for name, sha256 in self._kept if name == tenant), None)
+        return oldest is not None and self._drop(tenant, oldest)
+
+    def _expire(self, tenant: str, staged: StagedBlob) -> None:
+        if self._kept.get((tenant, staged.sha256)) is staged:
+            self._drop(tenant, staged.sha256)
+
+    def _drop(self, tenant: str, sha256: bytes) -> bool:
+        staged = self.take(tenant, sha256)
+        if staged is not None:
+            staged.close()
+        return staged is not None

@@ -1,0 +1,1 @@
+"""Jobs on their way to worker processes and back."""

@@ -1,0 +1,247 @@
+"""Sends jobs to worker processes and turns what comes back into results or errors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from google.protobuf.message import DecodeError
+
+from lazyfx_server.compiling.dispatch.crashes import CrashTracker, Subject
+from lazyfx_server.compiling.dispatch.job_parts import CompileParts
+from lazyfx_server.compiling.dispatch.result_checks import check_compile_result, check_render_result
+from lazyfx_server.errors import (
+    CrashingGraphError,
+    DrainingError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidRequestError,
+    MissingInputsError,
+    OverloadedError,
+    RequestError,
+    TimedOutError,
+    UnavailableError,
+)
+from lazyfx_server.execution import (
+    ExecutionError,
+    Executor,
+    ExecutorClosed,
+    JobBytes,
+    NoWorker,
+    OnCall,
+    WorkerCrashed,
+    WorkerOutOfCpu,
+    WorkerTimedOut,
+)
+from lazyfx_server.telemetry import Event, GraphRefused, JobRetried, Observer, SourceRefused
+from lazyfx_server.v1 import worker_pb2 as worker
+
+
+class Jobs:
+    """Typed calls into the executor.
+
+    Args:
+        executor: Runs the bytes of a job in a worker.
+        timeout: Seconds that one job may take.
+        crashes: Remembers graphs on which workers died; nothing does when left out.
+        setting: What the timeout is called among the settings.
+        observer: Is told of sources that differed from their graphs, of retries and refusals.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        timeout: float,
+        crashes: CrashTracker | None = None,
+        setting: str = "job_timeout",
+        observer: Observer | None = None,
+    ) -> None:
+        self._observer = observer
+        self._crashes = CrashTracker(0.0) if crashes is None else crashes
+        self._executor = executor
+        self._timeout = timeout
+        self._setting = setting
+
+    async def compile(
+        self, job: CompileParts, owner: str, subject: Subject
+    ) -> worker.CompileResult:
+        """Run passes over a graph of this owner.
+
+        Raises:
+            RequestError: One of its kinds, by what the worker answered.
+        """
+        result = (await self._run("compile", job.serialized(), owner, subject)).compile
+        await check_compile_result(result)
+        return result
+
+    async def render(
+        self, job: worker.RenderJob, owner: str, subject: Subject
+    ) -> worker.RenderResult:
+        """Render one artifact of this owner.
+
+        Raises:
+            RequestError: One of its kinds, by what the worker answered.
+        """
+        result = (await self._run_message(worker.Job(render=job), owner, subject)).render
+        check_render_result(job, result)
+        return result
+
+    async def describe(self) -> worker.DescribeResult:
+        """Ask what devices workers see."""
+        return (await self._run_message(worker.Job(describe=worker.DescribeJob()))).describe
+
+    async def native(
+        self, job: worker.NativeJob, subject: Subject, on_call: OnCall
+    ) -> worker.NativeResult:
+        """Compile one graph to native code; `on_call` compiles C++ for it.
+
+        Raises:
+            RequestError: One of its kinds, by what the worker answered.
+        """
+        result = await self._run_message(worker.Job(native=job), subject=subject, on_call=on_call)
+        return result.native
+
+    async def describe_native(
+        self, job: worker.DescribeNativeJob, on_call: OnCall
+    ) -> worker.DescribeNativeResult:
+        """Ask where native artifacts run.
+
+        Raises:
+            RequestError: They cannot be made; says why.
+        """
+        result = await self._run_message(worker.Job(describe_native=job), on_call=on_call)
+        return result.describe_native
+
+    async def _run_message(
+        self,
+        job: worker.Job,
+        owner: str | None = None,
+        subject: Subject | None = None,
+        on_call: OnCall | None = None,
+    ) -> worker.JobResult:
+        kind = job.WhichOneof("kind") or ""
+        return await self._run(kind, job.SerializeToString(), owner, subject, on_call)
+
+    async def _run(
+        self,
+        kind: str,
+        job: JobBytes,
+        owner: str | None = None,
+        subject: Subject | None = None,
+        on_call: OnCall | None = None,
+    ) -> worker.JobResult:
+        try:
+            answer = await self._run_on_worker(kind, job, owner, subject, on_call)
+            result = worker.JobResult.FromString(answer)
+        except WorkerOutOfCpu as error:
+            raise TimedOutError(
+                f"the job used more than {error.seconds:g} CPU seconds and was stopped; send "
+                "a smaller graph or fewer passes, or raise job_cpu_seconds"
+            ) from error
+        except WorkerTimedOut as error:
+            raise TimedOutError(
+                f"the job took longer than {self._timeout:g} s and was stopped; send a smaller "
+                f"graph or fewer passes, or raise {self._setting}"
+            ) from error
+        except NoWorker as error:
+            raise UnavailableError("no worker process took the job; try again") from error
+        except ExecutorClosed as error:
+            raise DrainingError("the server is shutting down; try again later") from error
+        except ExecutionError as error:
+            raise InternalError(
+                "the worker process died on this job; only this request failed"
+            ) from error
+        except DecodeError as error:
+            raise InternalError("the worker answered with something unreadable") from error
+        if result.WhichOneof("kind") == "error":
+            if result.error.kind == worker.JOB_ERROR_KIND_SOURCE:
+                self._observe(SourceRefused(kind))
+            _raise(result.error)
+        elif result.WhichOneof("kind") != kind:
+            raise InternalError("the worker answered a different request")
+        return result
+
+    async def _run_on_worker(
+        self,
+        kind: str,
+        job: JobBytes,
+        owner: str | None,
+        subject: Subject | None,
+        on_call: OnCall | None,
+    ) -> bytes:
+        """Run a job; when its worker dies, once more on another one.
+
+        A job that used up its processor seconds would do so again: it is told at once, and
+        counts as a death. One that ran out of time may have been on a busy machine, and does not.
+
+        Raises:
+            CrashingGraphError: Workers have died on its graph.
+            ExecutionError: As `Executor.run`.
+        """
+
+        def run() -> Awaitable[bytes]:
+            return self._executor.run(job, timeout=self._timeout, owner=owner, on_call=on_call)
+
+        if subject is None:
+            return await run()
+        self._check_crashes(kind, subject)
+        try:
+            answer = await self._attempt(kind, subject, run)
+        except NoWorker:
+            raise
+        except WorkerCrashed:
+            self._check_crashes(kind, subject)
+            self._observe(JobRetried(kind))
+            answer = await self._second_attempt(kind, subject, run)
+        self._crashes.record_survival(kind, subject)
+        return answer
+
+    async def _attempt(
+        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        try:
+            return await run()
+        except NoWorker:
+            raise
+        except (WorkerCrashed, WorkerOutOfCpu) as error:
+            self._crashes.record_death(kind, subject, str(error))
+            raise
+
+    async def _second_attempt(
+        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        try:
+            return await self._attempt(kind, subject, run)
+        except NoWorker:
+            raise
+        except WorkerCrashed as error:
+            self._observe(GraphRefused(kind))
+            raise self._crashes.refusal(kind, subject) from error
+
+    def _check_crashes(self, kind: str, subject: Subject) -> None:
+        try:
+            self._crashes.check(kind, subject)
+        except CrashingGraphError:
+            self._observe(GraphRefused(kind))
+            raise
+
+    def _observe(self, event: Event) -> None:
+        if self._observer is not None:
+            self._observer.observe(event)
+
+
+_ERRORS: dict[int, type[RequestError]] = {
+    worker.JOB_ERROR_KIND_INVALID: InvalidRequestError,
+    worker.JOB_ERROR_KIND_LIMIT: OverloadedError,
+    worker.JOB_ERROR_KIND_PRECONDITION: FailedPreconditionError,
+}
+
+
+def _raise(error: worker.JobError) -> None:
+    """Raise the error that a worker reported."""
+    if error.missing:
+        raise MissingInputsError(error.message, error.missing)
+    kind = _ERRORS.get(error.kind, InternalError)
+    field = error.field or ("graph.body" if kind is InvalidRequestError else "")
+    if not field:
+        raise kind(error.message)
+    raise kind.of_field(field, error.message, error.node)

@@ -1,0 +1,1 @@
+"""What one request, one tenant and all requests together may take."""

@@ -1,0 +1,155 @@
+"""Compile requests, read: whose, under which key; and the tokens that stand for known ones."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from cachetools import LRUCache
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
+from lazyfx_server.compiling.limits.held_bytes import MemoryHold, RequestMemory
+from lazyfx_server.compiling.limits.request_limits import RequestLimits
+from lazyfx_server.compiling.off_loop import ON_LOOP_BYTES, off_loop, sha256
+from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
+from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.errors import InvalidRequestError, MissingInputsError
+
+# Requests by digest that are remembered as read and found to be well formed.
+_KNOWN_REQUESTS = 4096
+_TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingCompile:
+    """A compile request as it came.
+
+    Attributes:
+        request: The message, without the body of its graph.
+        body: The body of its graph, in the very bytes that came: whoever waits holds it once.
+        size: Bytes of all of it.
+        hold: Counts them while they are used.
+    """
+
+    request: pb.CompileRequest
+    body: memoryview
+    size: int
+    hold: MemoryHold
+
+
+_NOTHING = IncomingCompile(pb.CompileRequest(), memoryview(b""), 0, RequestMemory(0, 0).hold("", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRequest:
+    """A request that has been read.
+
+    Attributes:
+        tenant: Whose it is.
+        key: What its result depends on.
+        digest: The key, 32 bytes.
+        pipeline: The name of its passes.
+        incoming: The request itself, for a worker.
+        arrived: When, by `time.perf_counter`.
+    """
+
+    tenant: Tenant
+    key: ModuleKey
+    digest: bytes
+    pipeline: PipelineName
+    incoming: IncomingCompile
+    arrived: float
+
+    @property
+    def request(self) -> pb.CompileRequest:
+        """The message of the request, without the body of its graph."""
+        return self.incoming.request
+
+
+class RequestReader:
+    """Reads compile requests, and remembers those that hold no graph.
+
+    Args:
+        limits: Bounds of requests.
+        pipelines: Reads pass lists.
+    """
+
+    def __init__(self, limits: RequestLimits, pipelines: Pipelines) -> None:
+        self._limits = limits
+        self._pipelines = pipelines
+        self._known: LRUCache[bytes, ResolvedRequest] = LRUCache(_KNOWN_REQUESTS)
+
+    async def read(
+        self, incoming: IncomingCompile, tenant: Tenant, arrived: float
+    ) -> tuple[bytes, ResolvedRequest]:
+        """A token for the request, if it can have one, and what is wanted.
+
+        Raises:
+            InvalidRequestError: A field is wrong.
+            MissingInputsError: The token stands for nothing.
+        """
+        request = incoming.request
+        if request.request_token:
+            return request.request_token, self._recall(incoming, tenant)
+        if request.HasField("graph"):
+            return b"", await self._checked(incoming, tenant, arrived)
+        # Without a graph a request says little, and says the same when it is a hit again.
+        written = tenant.tag + request.SerializeToString()
+        token = await sha256(written)
+        known: ResolvedRequest | None = self._known.get(token)
+        if known is None:
+            checked = await self._checked(incoming, tenant, arrived)
+            known = replace(checked, incoming=_NOTHING)
+            if len(known.pipeline.spelling) > MAX_REMEMBERED:
+                return b"", known
+            self._known[token] = known
+        return token, known
+
+    def _recall(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
+        request = incoming.request
+        if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
+            raise InvalidRequestError.of_field(
+                "request_token",
+                f"must have {_TOKEN_BYTES} bytes, and replaces the whole request; "
+                "leave every other field unset",
+            )
+        known: ResolvedRequest | None = self._known.get(request.request_token)
+        if known is None or known.tenant != tenant:
+            raise unknown_token(request.request_token)
+        return known
+
+    async def _checked(
+        self, incoming: IncomingCompile, tenant: Tenant, arrived: float
+    ) -> ResolvedRequest:
+        if incoming.size <= ON_LOOP_BYTES:
+            return self._check(incoming, tenant, arrived)
+        return await off_loop(self._check, incoming, tenant, arrived)
+
+    def _check(self, incoming: IncomingCompile, tenant: Tenant, arrived: float) -> ResolvedRequest:
+        request, body = incoming.request, incoming.body
+        self._limits.check_compile(request, body)
+        graph_digest = request.graph_digest.sha256
+        if request.HasField("graph") and graph_digest != hashlib.sha256(body).digest():
+            raise InvalidRequestError.of_field(
+                "graph_digest.sha256", "is not the SHA-256 of graph.body; compute it from the body"
+            )
+        pipeline = self._pipelines.resolve(
+            request.passes, eager=request.eager, verify=request.verify
+        )
+        key = ModuleKey(
+            tenant=tenant.tag,
+            graph=graph_digest,
+            pipeline=pipeline.fingerprint,
+            values=values_digest(request.values),
+            environment=environment_digest(),
+        )
+        return ResolvedRequest(tenant, key, key.digest, pipeline, incoming, arrived)
+
+
+def unknown_token(token: bytes) -> MissingInputsError:
+    """What is told to whoever asks by a token that stands for nothing."""
+    return MissingInputsError(
+        "the token is unknown or has expired; send the full request",
+        [f"requests/{token.hex()}"],
+    )

@@ -1,0 +1,143 @@
+"""One graph through AOTInductor: a package for serving, made without the values of its weights.
+
+The weights are fake while it is compiled, and constants are folded when the package is loaded,
+so nothing that torch does can depend on a value: reading one is an error.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+from lazyfx.shared.native.graph_tensors import own_tensors, replace_tensors
+from lazyfx.shared.wire.values.descriptions import fake_tensor
+from lazyfx.shared.wire.values.tensors import stand_in_of
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.jobs.native.conditions import CannotCompile, compiler_error
+from lazyfx_server.jobs.native.progress import Progress
+from lazyfx_server.jobs.native.torch_inductor_codegen import AotResult, compile_package
+
+
+def make_package(
+    module: GraphModule,
+    inputs: list[Any],
+    mode: FakeTensorMode,
+    own: Mapping[str, Any],
+    progress: Progress,
+) -> pb.AotPackage:
+    """Compile a graph for inference.
+
+    Args:
+        module: Is used up.
+        inputs: Fake, of `mode`.
+        mode: With a ShapeEnv.
+        own: Settings of this machine.
+        progress: Is told when the compile begins.
+
+    Raises:
+        CannotCompile: Says why, and what the caller can do.
+    """
+    _refuse_symbolic_numbers(inputs)
+    shared = _shared_memory(module)
+    replace_tensors(module, lambda tensor: _fake(tensor, mode))
+    _flatten_outputs(module, len(inputs))
+    progress.stage("compiling")
+    result = _compile(module, inputs, mode, own)
+    if result.writes and shared:
+        # Each value has memory of its own in a package.
+        raise CannotCompile(
+            f"the graph writes, and its tensors {' and '.join(shared)} share memory: in a package "
+            "a write to one would not change the other; give each its own memory"
+        )
+    archive, values = _without_values(result.archive)
+    return pb.AotPackage(
+        archive=archive,
+        values=values,
+        constants=[pb.AotConstant(path=path, size_bytes=size) for path, size in result.constants],
+    )
+
+
+def _compile(
+    module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode, own: Mapping[str, Any]
+) -> AotResult:
+    env = mode.shape_env
+    assert env is not None, "fresh_fake_mode makes one"
+    known = len(env.guards)
+    paths = own_tensors(module).keys()
+    try:
+        result = compile_package(module, inputs, own)
+    except Exception as error:
+        raise compiler_error("AOTInductor", error) from error
+    conditions = [str(guard.expr) for guard in env.guards[known:] if str(guard.expr) != "True"]
+    if conditions:
+        # A package checks no sizes, so what holds for some of them only is not made.
+        raise CannotCompile(
+            f"the package would be correct only if {conditions[0]}; give the dimension bounds, or "
+            "export the model with that size"
+        )
+    if unknown := [path for path, _ in result.constants if path not in paths]:
+        raise CannotCompile(
+            f"AOTInductor needs a value that the graph does not have ({unknown[0]})"
+        )
+    return result
+
+
+def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    stand_in = stand_in_of(tensor)
+    if stand_in is None or tensor.layout is not torch.strided:
+        raise CannotCompile("the graph holds a tensor that is not dense")
+    row = stand_in.tables.body.tensors[stand_in.attribute.tensor]
+    described = fake_tensor(stand_in.tables, row, mode)
+    with mode:
+        # Values are written one after the other, so each has a storage of its own.
+        return torch.empty_strided(
+            described.shape, described.stride(), dtype=described.dtype, device=described.device
+        )
+
+
+def _shared_memory(module: GraphModule) -> tuple[str, ...]:
+    """The paths of two tensors that are different views of the same memory, if there are any."""
+    seen: dict[int, tuple[str, torch.Tensor]] = {}
+    for path, tensor in own_tensors(module).items():
+        stand_in = stand_in_of(tensor)
+        if stand_in is not None:
+            first, other = seen.setdefault(stand_in.attribute.storage, (path, tensor))
+            if other is not tensor:
+                return first, path
+    return ()
+
+
+def _refuse_symbolic_numbers(inputs: Sequence[Any]) -> None:
+    if any(isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) for value in inputs):
+        raise CannotCompile("a package takes tensors; capture the model with torch.export")
+
+
+def _flatten_outputs(module: GraphModule, inputs: int) -> None:
+    """Make the graph return its tensors in a list, and take its inputs positionally.
+
+    Structures are the caller's own, and their types need not exist here.
+    """
+    output = next(iter(reversed(module.graph.nodes)))
+    leaves = [leaf for leaf in tree_leaves(output.args[0]) if isinstance(leaf, Node)]
+    output.args = (tuple(leaves),)
+    module.recompile()
+    module._in_spec = tree_flatten(((0,) * inputs, {}))[1]  # noqa: SLF001 - where torch looks for it
+    module._out_spec = tree_flatten([0] * len(leaves))[1]  # noqa: SLF001
+
+
+def _without_values(archive: bytes) -> tuple[bytes, str]:
+    """The archive without the file that is for values; and its name, "" when there is none."""
+    kept = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as given, zipfile.ZipFile(kept, "w") as left:
+        values = next((name for name in given.namelist() if name.endswith(".blob")), "")
+        for name in given.namelist():
+            if name != values:
+                left.writestr(name, given.read(name))
+    return kept.getvalue(), values

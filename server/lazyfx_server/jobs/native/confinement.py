@@ -1,0 +1,135 @@
+"""How the processes of native compiles are confined, once they know the folder of their job."""
+
+from __future__ import annotations
+
+import os
+import site
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from lazyfx_server.jobs.native.toolchain.compiler import Compiler
+from lazyfx_server.security.sandbox import Policy, enter, readable_paths
+
+_FILE_BYTES: Final = 4 << 30
+_GPU: Final = Path("/dev/nvidiactl")
+# What CUDA's driver reads of the machine.
+_GPU_READS: Final = ("/proc/driver/nvidia", "/sys/bus/pci/devices", "/sys/devices", "/etc/nvidia")
+# Numbers that no distribution gives to a person or a service.
+USER: Final = 964_870
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What holds a process of native compiles.
+
+    Attributes:
+        policy: All but the folder; None for no confinement.
+    """
+
+    policy: Policy | None
+
+    @property
+    def owner(self) -> int | None:
+        """The user that folders of jobs have to belong to."""
+        return None if self.policy is None else self.policy.user
+
+    def enter(self, folder: Path, *also_readable: Path) -> None:
+        """Confine this process to a folder, for good.
+
+        Raises:
+            SandboxError: A layer could not be entered; the job must not go on.
+        """
+        if self.policy is None:
+            return
+        _end_monitor()
+        enter(
+            replace(
+                self.policy,
+                writable=(*self.policy.writable, str(folder)),
+                readable=(*self.policy.readable, *map(str, also_readable)),
+            )
+        )
+
+
+def _end_monitor() -> None:
+    """End tqdm's thread, which torch has started on the way where this process was not forked.
+
+    Landlock would not hold it.
+    """
+    bars = sys.modules.get("tqdm.std")
+    monitor = None if bars is None else bars.tqdm.monitor
+    if bars is not None and monitor is not None and monitor.is_alive():
+        monitor.exit()
+        bars.tqdm.monitor_interval = 0
+
+
+def job_confinement(
+    layers: tuple[str, ...], memory_bytes: int, user: int | None, compiler: Compiler
+) -> Confinement:
+    """For processes that hold graphs, run Inductor and load what was compiled.
+
+    On hosts with GPUs CUDA's device files are open to them, and Triton's assembler and the host's
+    compiler are programs that they run.
+    """
+    policy = Policy(
+        layers, memory_bytes, readable_paths(), ("/dev/null",),
+        profile="native", file_bytes=_FILE_BYTES, user=user,
+    )  # fmt: skip
+    if _GPU.exists():
+        triton = Path(torch.__file__).parents[1] / "triton"
+        policy = replace(
+            policy,
+            memory_bytes=None,
+            readable=(*policy.readable, *_GPU_READS, *compiler.data),
+            devices=tuple(map(str, Path("/dev").glob("nvidia*"))),
+            executable=(*compiler.programs, *map(str, triton.rglob("bin/ptxas*"))),
+            profile="programs",
+        )
+    return Confinement(policy)
+
+
+def build_confinement(
+    layers: tuple[str, ...], memory_bytes: int, user: int | None, compiler: Compiler
+) -> Confinement:
+    """For processes that run the compiler over one source."""
+    return Confinement(
+        Policy(
+            layers,
+            memory_bytes,
+            (*readable_paths(), *compiler.data, *compiler.include),
+            ("/dev/null",),
+            compiler.programs,
+            profile="programs",
+            file_bytes=_FILE_BYTES,
+            user=user,
+        )
+    )
+
+
+def other_user() -> tuple[int | None, str]:
+    """The user that these processes can become, or None and why not ("" when not started as root).
+
+    Python and torch have to be readable for it.
+    """
+    if os.geteuid() != 0:
+        return None, ""
+    folders = [sys.prefix, sys.base_prefix, *site.getsitepackages(), torch.__path__[0]]
+    if closed := _closed(folders):
+        return None, f"{closed} can be read by root only"
+    return USER, ""
+
+
+def _closed(folders: Sequence[str]) -> str:
+    """The first folder above or at one of these that others cannot go through."""
+    for folder in folders:
+        real = Path(os.path.realpath(folder))
+        for path in (real, *real.parents):
+            if not path.stat().st_mode & stat.S_IXOTH:
+                return str(path)
+    return ""

@@ -1,0 +1,68 @@
+"""One graph through Inductor: what the caller's process would have made, as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+
+from lazyfx.shared.native import kernels, shape_guards
+from lazyfx.shared.native.torch_inductor import TensorifyScalarRestartAnalysis, TensorifyState
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.jobs.native.conditions import CannotCompile, compiler_error, refuse_own_tensors
+from lazyfx_server.jobs.native.float_inputs import requested_constants
+from lazyfx_server.jobs.native.progress import Progress
+from lazyfx_server.jobs.native.torch_inductor_codegen import compile_ahead, known_size
+
+
+def make_bundle(
+    module: GraphModule,
+    inputs: list[Any],
+    mode: FakeTensorMode,
+    own: Mapping[str, Any],
+    progress: Progress,
+) -> pb.NativeBundle:
+    """Compile a graph, forward and backward.
+
+    Args:
+        module: Is used up.
+        inputs: Fake, of `mode`.
+        mode: With a ShapeEnv.
+        own: Settings of this machine.
+        progress: Is told of each kernel.
+
+    Raises:
+        CannotCompile: Says why, and what the caller can do.
+
+    Returns:
+        The artifact; without code and with `fixed_inputs` when floats must be constants first.
+    """
+    refuse_own_tensors(module)
+    env = mode.shape_env
+    assert env is not None, "fresh_fake_mode makes one"
+    # For dynamo, whose graphs these are, every number that comes in is symbolic.
+    inputs = [known_size(value, env) if type(value) is int else value for value in inputs]
+    symbols, floats = shape_guards.input_symbols(inputs), shape_guards.float_symbols(inputs)
+    TensorifyState.clear()
+    known = len(env.guards)
+    with kernels.record_kernels(progress.kernels) as libraries:
+        try:
+            compiled = compile_ahead(module, inputs, mode, own)
+        except TensorifyScalarRestartAnalysis:
+            return pb.NativeBundle(fixed_inputs=sorted(requested_constants(floats)))
+        except Exception as error:
+            raise compiler_error("Inductor", error) from error
+    if compiled is None:
+        raise CannotCompile("torch cannot write what Inductor made of this graph as an artifact")
+    return pb.NativeBundle(
+        compiled=compiled,
+        kernels=[
+            pb.NativeKernel(source=source, library=Path(path).read_bytes())
+            for source, path in sorted(libraries.items())
+        ],
+        guards=shape_guards.guards_of(env, [*symbols, *floats.values()], known),
+        float_inputs=floats,
+    )

@@ -1,0 +1,70 @@
+"""One native job: a graph and what it is compiled under, then an artifact of the wanted kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+
+from lazyfx.shared import wire
+from lazyfx.shared.native.native_request import conditions_digest
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.jobs.native.aot_inductor import make_package
+from lazyfx_server.jobs.native.conditions import (
+    apply_request,
+    build_target,
+    fake_inputs,
+    host_settings,
+)
+from lazyfx_server.jobs.native.float_inputs import recall_items
+from lazyfx_server.jobs.native.inductor import make_bundle
+from lazyfx_server.jobs.native.progress import Progress
+from lazyfx_server.jobs.native.source_checks import checked_sources
+from lazyfx_server.jobs.native.tokenized_graph import without_texts
+from lazyfx_server.jobs.native.torch_inductor_codegen import fresh_fake_mode
+from lazyfx_server.v1 import worker_pb2 as worker
+
+_MEDIA_TYPE: Final = "application/x-protobuf"
+
+_Maker = Callable[
+    [GraphModule, list[Any], FakeTensorMode, dict[str, Any], Progress],
+    "pb.NativeBundle | pb.AotPackage",
+]
+_MAKERS: Final[dict[int, _Maker]] = {
+    pb.ARTIFACT_KIND_INDUCTOR: make_bundle,
+    pb.ARTIFACT_KIND_AOT_INDUCTOR: make_package,
+}
+
+
+def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
+    """Compile a graph to a serialized NativeBundle or AotPackage.
+
+    Raises:
+        CannotCompile: Says why, and what the caller can do.
+        LazyfxError: The request is malformed.
+        NativeSourceRefused: What Inductor wrote is not like what it writes; nothing was compiled
+            of it.
+    """
+    started = perf_counter()
+    progress = Progress(Path(job.progress))
+    progress.stage("tracing")
+    module = wire.decode(without_texts(graph_pb2.GraphBody.FromString(job.graph.graph.body)))
+    mode = fresh_fake_mode()
+    inputs = fake_inputs(module, mode)
+    recall_items(module)
+    with apply_request(job.request), checked_sources():
+        made = _MAKERS[job.kind](module, inputs, mode, host_settings(job), progress)
+    progress.stage("packing")
+    made.target.CopyFrom(build_target(job))
+    made.conditions = conditions_digest(job.request)
+    return worker.NativeResult(
+        data=made.SerializeToString(),
+        media_type=_MEDIA_TYPE,
+        seconds=perf_counter() - started,
+        only_traced=isinstance(made, pb.NativeBundle) and bool(made.fixed_inputs),
+    )

@@ -1,0 +1,124 @@
+"""What a compile worker runs: one request, bytes in, bytes out; then it ends.
+
+The command line is put together here, of the server's own settings and the closed words of the
+request, which are checked once more.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from lazyfx_server.jobs.native.confinement import Confinement
+from lazyfx_server.jobs.native.toolchain.compiler import Compiler
+from lazyfx_server.jobs.native.toolchain.flags import RequestRefused, check_build_request
+from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp
+from lazyfx_server.v1 import worker_pb2 as worker
+
+_MAX_TOLD: Final = 4096
+_SOURCES: Final = {worker.BUILD_KIND_DATA: "data.S", worker.BUILD_KIND_HEADER: "header.h"}
+_OUTPUT: Final = "made"
+HEADER: Final = "header.h"
+
+
+def run_compile_job(compiler: Compiler, confinement: Confinement, data: bytes) -> bytes:
+    """Run one serialized BuildJob and return a serialized BuildResult.
+
+    Raises:
+        SandboxError: The process could not be confined.
+    """
+    job = worker.BuildJob.FromString(data)
+    confinement.enter(Path(job.folder), *([Path(job.header).parent] if job.header else []))
+    result = worker.BuildResult()
+    try:
+        result.output = build(job, compiler)
+    except (RequestRefused, NativeSourceRefused) as refusal:
+        result.refused = str(refusal)[:_MAX_TOLD] or "the source is refused"
+    except _CompilerError as failure:
+        result.failed = str(failure)[:_MAX_TOLD]
+    return result.SerializeToString()
+
+
+class _CompilerError(Exception):
+    """What the compiler said."""
+
+
+def build(job: worker.BuildJob, compiler: Compiler) -> bytes:
+    """Make what a job asks for.
+
+    Returns:
+        An object or a library; nothing for a header, which stays in the job's folder.
+
+    Raises:
+        RequestRefused: The request holds something unknown.
+        NativeSourceRefused: Its source does.
+        _CompilerError: The compiler gave up; what it said.
+    """
+    folder, request = Path(job.folder), job.request
+    if request.kind == worker.BUILD_KIND_HEADER:
+        inputs = [_written(folder / HEADER, f"#include <{request.header}>\n".encode())]
+    else:
+        check_build_request(request)
+        inputs = _inputs(job, folder)
+    with (folder / "said").open("w+b") as said:
+        status = subprocess.run(  # noqa: S603 - the command line is put together here
+            _command(job, compiler, inputs), cwd=folder, env=_environment(compiler, folder),
+            stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=False,
+        ).returncode  # fmt: skip
+        if status != 0:
+            said.seek(0)
+            text = said.read(_MAX_TOLD).decode("utf-8", "replace")
+            raise _CompilerError(text or f"the compiler ended with status {status}")
+    if request.kind == worker.BUILD_KIND_HEADER:
+        return b""
+    return (folder / _OUTPUT).read_bytes()
+
+
+def _inputs(job: worker.BuildJob, folder: Path) -> list[str]:
+    request = job.request
+    if request.kind == worker.BUILD_KIND_LINK:
+        return [
+            _written(folder / f"object{number}.o", data) for number, data in enumerate(job.objects)
+        ]
+    if request.kind != worker.BUILD_KIND_DATA:
+        try:
+            check_cpp(request.source.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise RequestRefused("the source is not UTF-8") from error
+    return [_written(folder / _SOURCES.get(request.kind, "source.cpp"), request.source)]
+
+
+def _written(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    return path.name
+
+
+def _command(job: worker.BuildJob, compiler: Compiler, inputs: list[str]) -> list[str]:
+    request = job.request
+    command = [compiler.path]
+    if request.kind == worker.BUILD_KIND_HEADER:
+        return [
+            *command, "-x", "c++-header", *inputs, *request.flags,
+            *(f"-I{path}" for path in compiler.include), "-o", f"{HEADER}.gch",
+        ]  # fmt: skip
+    command += [*inputs, *request.flags]
+    if request.header:
+        command += ["-include", job.header or request.header]
+    command += [f"-I{path}" for path in compiler.include]
+    if request.kind in (worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_DATA):
+        return [*command, "-c", "-o", _OUTPUT]
+    return [
+        *command, "-shared", "-o", _OUTPUT, *(f"-l{name}" for name in request.libraries),
+        *(f"-L{path}" for path in compiler.libraries),
+    ]  # fmt: skip
+
+
+def _environment(compiler: Compiler, folder: Path) -> dict[str, str]:
+    places = [os.path.dirname(program) for program in (compiler.path, *compiler.programs)]  # noqa: PTH120
+    return {
+        "PATH": ":".join(dict.fromkeys([*places, "/usr/bin", "/bin"])),
+        "TMPDIR": str(folder),
+        "LC_ALL": "C",
+    }

@@ -1,0 +1,117 @@
+"""A dispatch mode under which reviewed operators run, and no others."""
+
+# ruff: noqa: SLF001 - schemas, dispatch keys and the switch of a library have no public spelling
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lazyfx.shared.wire.targets.operator_schemas import facts
+from lazyfx_server.passes.analysis.evaluation.composed import (
+    NotComposedError,
+    check_composed,
+    is_composed,
+)
+from lazyfx_server.passes.analysis.evaluation.operand_checks import Call, OutsideError
+from lazyfx_server.passes.analysis.evaluation.reviewed_operators import FRESH, rule_of
+
+
+class UnreviewedError(RuntimeError):
+    """An operator that is not computed on real values, or not with these operands.
+
+    Attributes:
+        operator: Its name.
+    """
+
+    def __init__(self, operator: str, reason: str) -> None:
+        self.operator = operator
+        super().__init__(f"{operator} cannot run on real values: {reason}")
+
+
+@contextmanager
+def reviewed() -> Iterator[None]:
+    """Computes real values inside: reviewed operators run, anything else raises.
+
+    Raises:
+        UnreviewedError: From the call of the operator that may not run.
+    """
+    # Recurrent layers in parts, and no library's own kernels.
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with _ReviewedOnly(), _Composed():
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+class _Composed(TorchFunctionMode):
+    """Sees what Python calls, before torch takes it apart."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        try:
+            check_composed(func, args, kwargs or {})
+        except NotComposedError as error:
+            raise UnreviewedError(str(error), "its kernel has not been reviewed") from None
+        return func(*args, **(kwargs or {}))
+
+
+class _ReviewedOnly(TorchDispatchMode):
+    """Sees each operator below autograd, where composed ones are in parts already."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, OpOverload):
+            raise UnreviewedError(str(func), "only operators are")
+        rule = rule_of(func)
+        if rule is None:
+            composed = _in_parts(self, func, args, kwargs)
+            if composed is not NotImplemented:
+                return composed
+            raise UnreviewedError(func.name(), "its kernel has not been reviewed")
+        _check_tensors(func, args, kwargs)
+        try:
+            for check in rule:
+                check(Call(func, args, kwargs))
+        except OutsideError as error:
+            raise UnreviewedError(func.name(), str(error)) from None
+        except (TypeError, ValueError, IndexError, AttributeError) as error:
+            raise UnreviewedError(func.name(), "its operands could not be checked") from error
+        result = func(*args, **kwargs)
+        if facts(func).operator.name in FRESH:
+            # Memory as it was found is another's.
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, torch.Tensor):
+                    leaf.zero_()
+        return result
+
+
+def _in_parts(mode: TorchDispatchMode, func: OpOverload[..., Any], args: Any, kwargs: Any) -> Any:
+    """Runs an operator that is made of others as these; NotImplemented if it is none."""
+    if not is_composed(func):
+        return NotImplemented
+    with mode:
+        return func.decompose(*args, **kwargs)
+
+
+def _check_tensors(func: OpOverload[..., Any], args: Any, kwargs: Any) -> None:
+    """Plain dense tensors of the processor only: other kinds have kernels of their own."""
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, torch.Tensor) and (
+            leaf.layout is not torch.strided or leaf.is_quantized or leaf.is_nested
+        ):
+            raise UnreviewedError(func.name(), "an operand is not a dense tensor")
+        if isinstance(leaf, torch.layout) and leaf is not torch.strided:
+            raise UnreviewedError(func.name(), "a result that is not a dense tensor")

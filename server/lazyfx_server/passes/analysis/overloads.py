@@ -1,0 +1,69 @@
+"""What the schema of one operator says, read once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import Graph
+
+from lazyfx_server.passes.analysis import operator_facts as known
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadFacts:
+    """The facts of an operator that do not depend on how it is called.
+
+    Attributes:
+        name: Its name without namespace and overload.
+        written: (index, name) of the parameters that it writes.
+        shared: (index, name) of the parameters whose storage a result shares.
+        hidden_alias: A result may share any operand's storage, though the schema is silent.
+        random: It draws random numbers, unless its arguments switch that off.
+        effectful: It has side effects other than writes to operands.
+        repeatable: Called twice alike it gives results alike.
+    """
+
+    name: str
+    written: tuple[tuple[int, str], ...]
+    shared: tuple[tuple[int, str], ...]
+    hidden_alias: bool
+    random: bool
+    effectful: bool
+    repeatable: bool
+
+
+@cache
+def overload_facts(op: OpOverload[..., Any]) -> OverloadFacts:
+    """Reads an operator's schema, tags and registrations."""
+    schema = op._schema  # noqa: SLF001 - torch's own way to a schema
+    name = known.base_name(op)
+    infos = [r.alias_info for r in schema.returns]
+    aliased = {storage for info in infos if info for storage in info.before_set}
+    parameters = [
+        (index, parameter.name, parameter.alias_info)
+        for index, parameter in enumerate(schema.arguments)
+        if parameter.alias_info is not None
+    ]
+    return OverloadFacts(
+        name=name,
+        written=tuple((i, n) for i, n, info in parameters if info.is_write),
+        shared=tuple((i, n) for i, n, info in parameters if aliased & info.before_set),
+        hidden_alias=any(info is None for info in infos) and known.returns_alias(op),
+        random=known.is_tagged_random(op),
+        effectful=op.namespace in known.EFFECTFUL_NAMESPACES
+        or any(word in name for word in known.ASSERTING)
+        or not schema.returns
+        or (not schema.is_mutable and _torch_calls_impure(op)),
+        repeatable=name not in known.UNINITIALIZED
+        and torch.Tag.dynamic_output_shape not in op.tags
+        and torch.Tag.data_dependent_output not in op.tags,
+    )
+
+
+def _torch_calls_impure(op: OpOverload[..., Any]) -> bool:
+    """Whether the operator is registered with torch as one with effects."""
+    return Graph().create_node("call_function", op).is_impure(impure_random=False)

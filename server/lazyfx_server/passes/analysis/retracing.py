@@ -1,0 +1,266 @@
+"""A graph traced again through torch's dispatcher, on fake tensors, back into its own module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lazyfx_server.passes.analysis.called_operators import KnownValues
+from lazyfx_server.passes.analysis.effects import effects_of
+from lazyfx_server.passes.analysis.evaluation import without_real_constants
+from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
+from lazyfx_server.passes.analysis.walk import attribute_at, unused_name
+
+
+class CannotRetrace(Exception):  # noqa: N818 - a reason, said in the report
+    """Why a graph stays as it is."""
+
+
+@dataclass(frozen=True)
+class Retraced:
+    """A graph traced again.
+
+    Attributes:
+        traced: What was traced: the inputs, then the attributes, in order.
+        attributes: Paths of the attributes.
+    """
+
+    traced: GraphModule
+    attributes: tuple[str, ...]
+
+    def put_into(self, module: GraphModule) -> None:
+        """Replaces the calls of a module's graph by those traced; inputs and outputs stay."""
+        graph, old = Graph(owning_module=module), module.graph
+        made: dict[Node, Any] = {}
+        inputs = [node for node in self.traced.graph.nodes if node.op == "placeholder"]
+        given = [node for node in old.nodes if node.op == "placeholder"]
+        for ours, theirs in zip(given, inputs, strict=False):
+            made[theirs] = graph.node_copy(ours)
+        for path, theirs in zip(self.attributes, inputs[len(given) :], strict=True):
+            made[theirs] = graph.get_attr(path)
+            made[theirs].meta = _metadata(theirs)
+        for node in self.traced.graph.nodes:
+            if node.op == "get_attr":
+                made[node] = self._constant(module, graph, node)
+            elif node.op not in ("placeholder", "output"):
+                made[node] = graph.node_copy(node, made.__getitem__)
+                made[node].meta = _metadata(node)
+        returned = self.traced.graph.output_node().args[0]
+        values = [made[v] if isinstance(v, Node) else v for v in tree_leaves(returned)]
+        output = old.output_node()
+        replacements = dict(zip(output.all_input_nodes, values, strict=True))
+        result = torch.fx.node.map_arg(output.args[0], replacements.__getitem__)
+        graph.output(result, output.type).meta = dict(output.meta)
+        graph.set_codegen(old._codegen)  # noqa: SLF001 - torch's own way to keep a signature
+        for node in reversed(graph.nodes):
+            if node.op == "get_attr" and not node.users:
+                graph.erase_node(node)
+        graph.lint()
+        module._graph = graph  # noqa: SLF001 - the setter would ask for a recompile of its own
+
+    def _constant(self, module: GraphModule, graph: Graph, node: Node) -> Node:
+        value = attribute_at(self.traced, str(node.target))
+        name = unused_name(module, "_constant_")
+        setattr(module, name, value)
+        made = graph.create_node("get_attr", name)
+        made.meta = _metadata(node)
+        return made
+
+
+def retrace(
+    module: GraphModule,
+    table: Mapping[OpOverload[..., Any], Callable[..., Any]],
+    *,
+    functional: bool,
+) -> Retraced:
+    """Traces a module's graph again.
+
+    Args:
+        module: Neither called nor changed.
+        table: Operators to take apart, and how.
+        functional: Take writes out.
+
+    Raises:
+        CannotRetrace: The graph holds something that would not come out as it was.
+    """
+    known = KnownValues(module)
+    _check(module, known)
+    inputs = [_input(node, known) for node in module.graph.nodes if node.op == "placeholder"]
+    paths = _attributes(module)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    values = [_described(path, known) for path in paths]
+    fakes = [_fake(mode, value) for value in (*inputs, *values)]
+
+    def call(*given: Any) -> list[Any]:
+        attributes = dict(zip(paths, given[len(inputs) :], strict=True))
+        run = _Lifted(module, attributes)
+        return run.results(list(given[: len(inputs)]))
+
+    traced = make_fx(
+        torch.func.functionalize(call) if functional else call,
+        decomposition_table={**_LAID_OUT, **table},
+        _allow_non_fake_inputs=True,
+    )
+    try:
+        with torch.no_grad(), without_real_constants():
+            found = traced(*fakes)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise CannotRetrace(f"tracing failed: {type(error).__name__}: {text}") from error
+    _check_constants(found)
+    found.graph.eliminate_dead_code(is_impure_node=lambda node: not effects_of(node).pure)
+    if any(value is not None and value.requires_grad for value in (*inputs, *values)):
+        _check_differentiable(found, mode, [*inputs, *values])
+    return Retraced(found, tuple(paths))
+
+
+def _laid_out(operator: OpOverload[..., Any]) -> Callable[..., Any]:
+    """A rule that has an operator read its first operand in an order of memory that it keeps.
+
+    Fake tensors say that a batch normalization keeps any order. It keeps the plain one, and
+    channels last; a view that was possible behind another one need not be.
+    """
+
+    def rule(x: torch.Tensor, *others: Any) -> Any:
+        if any(x.is_contiguous(memory_format=order) for order in _KEPT.get(x.ndim, _PLAIN)):
+            return NotImplemented
+        return operator(x.contiguous(), *others)
+
+    return rule
+
+
+_PLAIN = (torch.contiguous_format,)
+_KEPT = {
+    4: (torch.contiguous_format, torch.channels_last),
+    5: (torch.contiguous_format, torch.channels_last_3d),
+}
+_ATEN = torch.ops.aten
+_LAID_OUT = {
+    operator: _laid_out(operator)
+    for operator in (
+        _ATEN.native_batch_norm.default,
+        _ATEN._native_batch_norm_legit.default,  # noqa: SLF001 - the operator's name
+        _ATEN._native_batch_norm_legit.no_stats,  # noqa: SLF001
+        _ATEN._native_batch_norm_legit_no_training.default,  # noqa: SLF001
+        _ATEN._native_batch_norm_legit_functional.default,  # noqa: SLF001
+    )
+}
+
+
+class _Lifted(BoundedInterpreter):
+    """Runs a graph whose attributes are arguments."""
+
+    def __init__(self, module: GraphModule, attributes: Mapping[str, Any]) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self._attributes = attributes
+
+    def results(self, inputs: list[Any]) -> list[Any]:
+        """The values that the output node reads, in order, each once."""
+        self.run(*inputs)
+        return [self.env[node] for node in self.graph.output_node().all_input_nodes]
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - contract
+        return self._attributes[target]
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        called = self.fetch_attr(target)
+        names = [name for name, _ in (*called.named_parameters(), *called.named_buffers())]
+        tensors = {name: self._attributes[f"{target}.{name}"] for name in names}
+        return torch.func.functional_call(called, tensors, args, dict(kwargs))
+
+
+def _check(module: GraphModule, known: KnownValues) -> None:
+    if any(isinstance(part, GraphModule) for part in list(module.modules())[1:]):
+        raise CannotRetrace("the graph has nested graphs")
+    for node in module.graph.nodes:
+        if node.op not in ("placeholder", "output") and effects_of(node).state:
+            raise CannotRetrace(f"{node.name} changes global state")
+        if node.op.startswith("call_") and effects_of(node).random and node.all_input_nodes:
+            drawn_for = known.tensor(node.all_input_nodes[0])
+            # Dropout is traced as a draw over new memory, whose order is the plain one.
+            if drawn_for is None or not drawn_for.is_contiguous():
+                raise CannotRetrace(
+                    f"{node.name} draws random numbers in an order that tracing would change"
+                )
+
+
+def _attributes(module: GraphModule) -> list[str]:
+    """Paths of the tensors that the graph reads, each once; those of called modules too."""
+    paths: dict[str, None] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            paths[str(node.target)] = None
+        elif node.op == "call_module":
+            called = module.get_submodule(str(node.target))
+            for name, _ in (*called.named_parameters(), *called.named_buffers()):
+                paths[f"{node.target}.{name}"] = None
+    for path in paths:
+        if not isinstance(attribute_at(module, path), torch.Tensor):
+            raise CannotRetrace(f"attribute {path} is not a tensor")
+    return list(paths)
+
+
+def _input(node: Node, known: KnownValues) -> torch.Tensor | None:
+    value = known.tensor(node)
+    if value is None and node.users:
+        raise CannotRetrace(f"input {node.name} has no concrete shape")
+    return value
+
+
+def _described(path: str, known: KnownValues) -> torch.Tensor:
+    value = known.attribute(path)
+    if value is None:
+        raise CannotRetrace(f"attribute {path} has no shape")
+    return value
+
+
+def _fake(mode: FakeTensorMode, value: torch.Tensor | None) -> Any:
+    if value is None:
+        return None
+    with mode:
+        return torch.empty_strided(
+            value.shape, value.stride(), dtype=value.dtype, device=value.device
+        )
+
+
+def _metadata(node: Node) -> dict[str, Any]:
+    return {key: value for key, value in node.meta.items() if key == "val"}
+
+
+def _check_constants(traced: GraphModule) -> None:
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            value = attribute_at(traced, str(node.target))
+            if not isinstance(value, torch.Tensor) or isinstance(value, FakeTensor):
+                raise CannotRetrace("a constant has no value")
+
+
+def _check_differentiable(
+    traced: GraphModule, mode: FakeTensorMode, values: list[torch.Tensor | None]
+) -> None:
+    """Refuses a graph whose operators lost their derivatives."""
+    fakes = [_fake(mode, value) for value in values]
+    with mode, torch.enable_grad(), without_real_constants():
+        leaves = []
+        for fake, value in zip(fakes, values, strict=True):
+            if value is not None and value.requires_grad:
+                fake.requires_grad_(True)
+                leaves.append(fake)
+        try:
+            # Copies, because what requires gradients and is written may be no leaf.
+            copies = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, fakes)
+            results = tree_leaves(Interpreter(traced).run(*copies))
+            wanted = [t for t in results if isinstance(t, torch.Tensor) and t.requires_grad]
+            if wanted:
+                total = torch.stack([t.abs().sum().float() for t in wanted]).sum()
+                torch.autograd.grad(total, leaves, allow_unused=True)
+        except Exception as error:
+            raise CannotRetrace("the result would not be differentiable") from error

@@ -1,0 +1,1 @@
+"""Passes that put one call in place of several."""

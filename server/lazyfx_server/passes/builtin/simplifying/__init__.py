@@ -1,0 +1,1 @@
+"""Passes that take away or rewrite single nodes."""

@@ -1,0 +1,100 @@
+"""Passes that compute a value once: common subexpressions."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
+
+from lazyfx_server.passes.analysis.storage import StorageMap
+from lazyfx_server.passes.analysis.walk import graph_modules
+from lazyfx_server.passes.base import Pass, PassContext, PassResult
+
+
+@dataclass(frozen=True)
+class CommonSubexpressionElimination(Pass):
+    """Computes equal values once: merges nodes with the same target and operands.
+
+    Never merges random draws or anything with an effect, values whose storage is
+    written between or after them, values on two sides of a context switch
+    (autocast, grad mode, vmap), nor two values that the caller is handed. Literals
+    are compared with their types: 1, True and 1.0 differ. The first node stays,
+    with its name and metadata.
+    """
+
+    name: ClassVar[str] = "common_subexpression_elimination"
+
+    def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002
+        """Merges equal nodes in place, in the GraphModules inside too."""
+        merged = sum(_merge_equal(part) for part in graph_modules(module))
+        return PassResult(module, merged > 0, f"{merged} nodes merged" if merged else "")
+
+
+def _merge_equal(module: GraphModule) -> int:
+    storage = StorageMap(module.graph)
+    first: dict[Hashable, Node] = {}
+    region = merged = 0
+    for node in list(module.graph.nodes):
+        effects = storage.effects[node]
+        if effects.state:
+            region += 1
+        if node.op in {"placeholder", "output"} or not (effects.pure and effects.mergeable):
+            continue
+        key = (region, _key(node, storage))
+        twin = first.setdefault(key, node)
+        if twin is node:
+            continue
+        if storage.escapes(twin) and storage.escapes(node):
+            continue
+        if storage.written_after(twin) or storage.written_after(node):
+            continue
+        node.replace_all_uses_with(twin)
+        module.graph.erase_node(node)
+        merged += 1
+    if merged:
+        module.recompile()
+    return merged
+
+
+def _key(node: Node, storage: StorageMap) -> Hashable:
+    """What two nodes must share to be equal, the state of their operands' storage included."""
+    position = storage.position[node]
+    epochs = tuple(storage.writes_before(operand, position) for operand in node.all_input_nodes)
+    if node.op == "get_attr":
+        # A read of an attribute sees the writes to it.
+        epochs = (storage.writes_before(node, position),)
+    kwargs = tuple((name, _literal(node.kwargs[name])) for name in sorted(node.kwargs))
+    target: Hashable = node.target if isinstance(node.target, str) else id(node.target)
+    return (node.op, target, _literal(node.args), kwargs, epochs)
+
+
+def _literal(value: Argument) -> Hashable:
+    """A value as a key: equal keys mean the same argument, type included."""
+    value_: Any = value
+    if isinstance(value_, Node):
+        return ("node", id(value_))
+    if isinstance(value_, slice):
+        return ("slice", _literal(value_.start), _literal(value_.stop), _literal(value_.step))
+    if isinstance(value_, dict):
+        return ("dict", tuple((_literal(k), _literal(v)) for k, v in value_.items()))
+    if isinstance(value_, list | tuple):
+        return (type(value_).__name__, tuple(_literal(item) for item in value_))
+    if isinstance(value_, float | complex):
+        return (type(value_), repr(value_))  # 0.0 and -0.0 differ, nan is itself
+    if value_ is None or isinstance(
+        value_,
+        bool
+        | int
+        | str
+        | torch.dtype
+        | torch.device
+        | torch.layout
+        | torch.memory_format
+        | type(Ellipsis),
+    ):
+        return (type(value_), value_)
+    return ("object", id(value_))

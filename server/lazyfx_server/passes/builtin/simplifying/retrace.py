@@ -1,0 +1,105 @@
+"""Passes that rewrite a graph in aten operators: functionalize, decompose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import GraphModule
+
+from lazyfx_server.passes.analysis.fake_run import in_fresh_thread
+from lazyfx_server.passes.analysis.operator_facts import is_tagged_random
+from lazyfx_server.passes.analysis.retracing import CannotRetrace, Retraced, retrace
+from lazyfx_server.passes.base import Pass, PassContext, PassResult
+from lazyfx_server.passes.errors import PassError
+
+Table = Mapping[OpOverload[..., Any], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Functionalize(Pass):
+    """Rewrites the graph in aten operators without side effects.
+
+    In-place calls become calls that give a new value; what the graph wrote to its inputs and
+    buffers it writes at its end, by `copy_`. Torch functions and modules become aten operators
+    on the way. Graphs that switch grad mode, hold nested graphs or have symbolic sizes stay
+    as they are, and so do graphs whose result could not be differentiated as before.
+    """
+
+    name: ClassVar[str] = "functionalize"
+    version: ClassVar[int] = 2
+    needs_shapes: ClassVar[bool] = True
+
+    def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
+        """Gives the module another graph."""
+        return _retraced(module, {}, functional=True)
+
+
+@dataclass(frozen=True)
+class Decompose(Pass):
+    """Decomposes the graph into core aten operators, with torch.export's decomposition table.
+
+    Random operators are left whole, so that draws stay what they were, and `detach`, so that
+    gradients do. With `operators`, only those are taken apart, by name ("aten.gelu" or
+    "aten.gelu.default"). The graph is functionalized on the way; what functionalize leaves alone,
+    this leaves alone.
+    """
+
+    name: ClassVar[str] = "decompose"
+    version: ClassVar[int] = 2
+    needs_shapes: ClassVar[bool] = True
+
+    operators: tuple[str, ...] = field(
+        default=(), metadata={"help": "Operators to decompose; the whole table if empty."}
+    )
+
+    def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
+        """Gives the module another graph.
+
+        Raises:
+            PassError: An operator of `operators` is not in the table.
+        """
+        return _retraced(module, _table(self.operators), functional=True)
+
+
+def _retraced(module: GraphModule, table: Table, *, functional: bool) -> PassResult:
+    before, graph = _text(module), module.graph
+    try:
+        found: Retraced = in_fresh_thread(lambda: retrace(module, table, functional=functional))
+    except CannotRetrace as reason:
+        return PassResult(module, False, f"skipped: {reason}")
+    found.put_into(module)
+    changed = _text(module) != before
+    if changed:
+        module.recompile()
+    else:  # what the capture knew of the values stays
+        module._graph = graph  # noqa: SLF001 - the setter would ask for a recompile
+    return PassResult(module, changed)
+
+
+def _text(module: GraphModule) -> list[str]:
+    return [f"{n.op} {n.target} {n.args} {n.kwargs}" for n in module.graph.nodes]
+
+
+def _table(names: tuple[str, ...]) -> Table:
+    known = torch.export.default_decompositions()
+    table = {op: rule for op, rule in known.items() if not is_tagged_random(op)}
+    # What it is taken apart into does not keep gradients from what is in front of it.
+    table.pop(torch.ops.aten.detach.default, None)
+    if not names:
+        return table
+    chosen = {}
+    for name in names:
+        whole = name if name.count(".") > 1 else f"{name}."
+        found = {
+            op: rule for op, rule in table.items() if f"{op}.".startswith(f"{whole.rstrip('.')}.")
+        }
+        if not found:
+            raise PassError(
+                f"{name!r} is not in the decomposition table", field="options.operators"
+            )
+        chosen.update(found)
+    return chosen

@@ -1,0 +1,69 @@
+"""Errors of requests as google.rpc.Status."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+from google.rpc import status_pb2
+
+from lazyfx.errors import FieldViolation
+from lazyfx.shared.grpc_status import rich_status
+from lazyfx_server import errors
+from lazyfx_server.telemetry.plain_text import escaped
+
+_log = logging.getLogger(__name__)
+
+# Statuses travel as metadata, which gRPC bounds at 8 KiB; a caller's own words may be longer.
+_MAX_CHARACTERS = 700
+_MAX_VIOLATIONS = 3
+
+CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+"""Names of status codes by their numbers."""
+
+
+def _bounded(text: str) -> str:
+    """The text, its middle left out when it is long, and on one line."""
+    text = escaped(text)
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    half = _MAX_CHARACTERS // 2
+    return f"{text[:half]} [...] {text[-half:]}"
+
+
+def _violations(error: errors.RequestError) -> list[FieldViolation]:
+    return [
+        FieldViolation(_bounded(v.field), _bounded(v.description), _bounded(v.node))
+        for v in error.violations[:_MAX_VIOLATIONS]
+    ]
+
+
+def status_of(error: BaseException) -> status_pb2.Status:
+    """The status that tells a caller about an error; defects are logged, not shown."""
+    code, message = grpc.StatusCode, _bounded(str(error))
+    violations = _violations(error) if isinstance(error, errors.RequestError) else ()
+    if isinstance(error, errors.InvalidRequestError):
+        return rich_status(code.INVALID_ARGUMENT, message, violations=violations)
+    if isinstance(error, errors.MissingInputsError):
+        return rich_status(code.FAILED_PRECONDITION, message, missing=error.subjects)
+    if isinstance(error, errors.FailedPreconditionError):
+        return rich_status(code.FAILED_PRECONDITION, message, violations=violations)
+    if isinstance(error, errors.ModuleNotFoundInCacheError):
+        return rich_status(code.NOT_FOUND, message)
+    if isinstance(error, errors.OverloadedError):
+        return rich_status(
+            code.RESOURCE_EXHAUSTED, message, violations=violations, retry_after=error.retry_after
+        )
+    if isinstance(error, errors.UnauthenticatedError):
+        return rich_status(code.UNAUTHENTICATED, message)
+    if isinstance(error, errors.PermissionDeniedError):
+        return rich_status(code.PERMISSION_DENIED, message)
+    if isinstance(error, errors.UnavailableError):
+        return rich_status(code.UNAVAILABLE, message, retry_after=1.0)
+    if isinstance(error, errors.TimedOutError):
+        return rich_status(code.DEADLINE_EXCEEDED, message)
+    if isinstance(error, errors.InternalError):
+        _log.error("internal error: %s", message, exc_info=error)
+        return rich_status(code.INTERNAL, message, violations=violations)
+    _log.error("unexpected error", exc_info=error)
+    return rich_status(code.INTERNAL, "unexpected error; the server's log has the details")

@@ -1,0 +1,123 @@
+"""From the bytes of a request to its message: bounded first, large ones off the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError, Message
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.limits.held_bytes import MemoryHold, RequestMemory
+from lazyfx_server.compiling.limits.request_limits import RequestLimits
+from lazyfx_server.compiling.off_loop import ON_LOOP_BYTES, off_loop
+from lazyfx_server.compiling.request import IncomingCompile
+from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.errors import InvalidRequestError
+from lazyfx_server.rpc.message_bounds import request_bounds
+from lazyfx_server.rpc.pacing import add_received
+from lazyfx_server.security.scanning import (
+    FieldBounds,
+    Marked,
+    MessageBounds,
+    OverBoundError,
+    scan,
+)
+
+_MESSAGES: Final[Mapping[str, type[Message]]] = {
+    "GetArtifact": pb.GetArtifactRequest,
+    "FindMissingBlobs": pb.FindMissingBlobsRequest,
+    "UploadBlobs": pb.UploadBlobsRequest,
+    "ListPasses": pb.ListPassesRequest,
+    "GetServerInfo": pb.GetServerInfoRequest,
+    "GetStats": pb.GetStatsRequest,
+}
+_BATCH_FIELDS: Final = MessageBounds(
+    {1: FieldBounds("request_id", mark=True), 2: FieldBounds("request")}
+)
+
+
+class Decoder:
+    """Reads requests.
+
+    Args:
+        limits: Bounds of requests.
+        held: Bounds the bytes of all of them.
+    """
+
+    def __init__(self, limits: RequestLimits, held: RequestMemory) -> None:
+        self._bounds = request_bounds(limits)
+        self._held = held
+
+    @asynccontextmanager
+    async def reading(self, method: str, data: bytes, tenant: Tenant) -> AsyncIterator[Any]:
+        """Read a request, whose bytes count until the end of the block.
+
+        Args:
+            method: Name of the method.
+            data: What came.
+            tenant: Whose it is.
+
+        Yields:
+            An IncomingCompile for Compile and CompileBatch, else the message of the method.
+
+        Raises:
+            InvalidRequestError: It is malformed, or something is over its bound; names the
+                field and the bound.
+            OverloadedError: Requests that are under way hold too many bytes.
+        """
+        add_received(len(data))
+        with self._held.hold(tenant.name, len(data)) as hold:
+            # Of an upload nearly all is one field, which is skipped.
+            if len(data) <= ON_LOOP_BYTES or method == "UploadBlobs":
+                yield self._decode(method, data, hold)
+            else:
+                yield await off_loop(self._decode, method, data, hold)
+
+    def _decode(self, method: str, data: bytes, hold: MemoryHold) -> Any:
+        try:
+            marked = scan(data, self._bounds[method])
+            if method == "Compile":
+                return _incoming(data, Marked(0, 0, len(data)), marked, hold)
+            if method == "CompileBatch":
+                request = marked.get("request", Marked(0, 0, 0))
+                return _incoming(data, request, marked, hold, "request.")
+            return _MESSAGES[method].FromString(data)
+        except OverBoundError as error:
+            # In a batch, fields are named as in the request that they are in.
+            field = error.field.removeprefix("request.") or "request"
+            raise InvalidRequestError.of_field(field, error.reason) from None
+        except (DecodeError, UnicodeDecodeError) as error:
+            raise InvalidRequestError.of_field("request", "cannot be parsed") from error
+
+
+def request_id(data: bytes) -> int:
+    """The number of a request of a batch, also when the rest cannot be read; 0 for none."""
+    try:
+        found = scan(data, _BATCH_FIELDS).get("request_id")
+        if found is None:
+            return 0
+        return pb.CompileBatchRequest.FromString(data[found.begin : found.end]).request_id
+    except (OverBoundError, DecodeError):
+        return 0
+
+
+def _incoming(
+    data: bytes, where: Marked, marked: Mapping[str, Marked], hold: MemoryHold, path: str = ""
+) -> IncomingCompile:
+    """A compile request, its graph's body left where it came: it is large, and only passed on."""
+    graph, body = marked.get(f"{path}graph"), marked.get(f"{path}graph.body")
+    view = memoryview(data)
+    if graph is None:
+        request = pb.CompileRequest.FromString(data[where.start : where.end])
+        return IncomingCompile(request, view[:0], len(data), hold)
+    request = pb.CompileRequest.FromString(
+        data[where.start : graph.begin] + data[graph.end : where.end]
+    )
+    request.graph.SetInParent()
+    if body is None:
+        request.graph.MergeFromString(data[graph.start : graph.end])
+        return IncomingCompile(request, view[:0], len(data), hold)
+    request.graph.MergeFromString(data[graph.start : body.begin] + data[body.end : graph.end])
+    return IncomingCompile(request, view[body.start : body.end], len(data), hold)

@@ -1,0 +1,203 @@
+"""Settings of the server: the only reader of flags, environment and files.
+
+Precedence: command line, then environment (``LAZYFX_*``), then the TOML file named by
+``--config`` or ``LAZYFX_CONFIG``, then the defaults of `Settings`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from lazyfx.shared.suggesting import closest
+from lazyfx_server.settings.groups import group_of
+from lazyfx_server.settings.mistakes import describe_error
+from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.toml_file import SettingsFileError, read_settings_file
+
+__all__ = ["Settings", "load"]
+
+
+def _settings_with_file(path: Path | None) -> type[Settings]:
+    """Settings that also read a TOML file, below the environment."""
+
+    class FileSettings(Settings):
+        __doc__ = Settings.__doc__
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            del dotenv_settings, file_secret_settings
+            if path is None:
+                return init_settings, env_settings
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    return FileSettings
+
+
+def _config_file(arguments: Sequence[str]) -> Path | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", default=os.environ.get("LAZYFX_CONFIG"))
+    named = parser.parse_known_args(list(arguments))[0].config
+    return Path(named) if named else None
+
+
+# What the parser would show of types and defaults, which are those of the code.
+_METAVARS = {
+    "Path": "PATH",
+    "str": "TEXT",
+    "int": "N",
+    "float": "NUMBER",
+    "ByteSize": "BYTES",
+    "list[str]": "NAME,...",
+}
+_NO_DEFAULT = re.compile(r" \(default(?:: (?:None|\[\])?| factory: \w+)\)\Z")
+
+
+class _Groups:
+    """Shows the flags of a parser in groups by purpose, in words of a command line."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Any] = {}
+
+    def add_argument(self, parser: Any, *names: str, **options: Any) -> Any:
+        """As ArgumentParser.add_argument."""
+        parser.usage = "lazyfx serve [FLAG [VALUE]]..."
+        if "metavar" in options:
+            options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
+        options["help"] = _NO_DEFAULT.sub("", options.get("help") or "")
+        if "--help" in names:
+            return parser.add_argument(*names, **options)
+        title = group_of(names[-1].lstrip("-").replace("-", "_"))
+        if title not in self._groups:
+            self._groups[title] = parser.add_argument_group(title)
+        return self._groups[title].add_argument(*names, **options)
+
+
+def _written_in(
+    location: tuple[int | str, ...],
+    arguments: Sequence[str],
+    path: Path | None,
+    in_file: Mapping[str, object],
+) -> str:
+    """What the operator wrote a setting in: a flag, a variable, or the file."""
+    if not location:
+        return ""  # the error names those that do not go together
+    name = str(location[0])
+    flag, variable = f"--{name.replace('_', '-')}", f"LAZYFX_{name.upper()}"
+    if not any(given == flag or given.startswith(f"{flag}=") for given in arguments):
+        if variable in os.environ:
+            return f"{variable}: "
+        if name in in_file:
+            return f"{path}: {name}: "
+    return f"{flag}: "
+
+
+def _refuse(reason: str) -> NoReturn:
+    sys.stderr.write(f"lazyfx serve: {reason}\n")
+    raise SystemExit(2)
+
+
+def flags() -> list[str]:
+    """All flags, as they are written."""
+    fields = Settings.model_fields.items()
+    switches = [
+        f"--no-{name.replace('_', '-')}" for name, field in fields if field.annotation is bool
+    ]
+    return ["--help", *(f"--{name.replace('_', '-')}" for name, _ in fields), *switches]
+
+
+def _parsed(schema: type[Settings], arguments: Sequence[str]) -> CliSettingsSource[object]:
+    """The flags; a mistake ends with one line, which argparse would put under all of its usage."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return CliSettingsSource[object](
+                schema,
+                cli_prog_name="lazyfx serve",
+                cli_parse_args=list(arguments),
+                add_argument_method=_Groups().add_argument,
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        reason = told.getvalue().rstrip().rpartition("lazyfx serve: error: ")[2]
+    unknown = reason.removeprefix("unrecognized arguments: ")
+    if unknown == reason:
+        _refuse(reason)
+    word = unknown.split()[0].partition("=")[0]
+    meant = closest(word, flags()) if word.startswith("-") else ""
+    hint = f"did you mean {meant}?" if meant else "`lazyfx serve --help` lists the flags"
+    _refuse(f"there is no {'flag' if word.startswith('-') else 'argument'} {word}; {hint}")
+
+
+def _expand_switches(arguments: Sequence[str]) -> list[str]:
+    """`--native` alone, and its opposite, as the words that they stand for."""
+    given = list(arguments)
+    for place, word in enumerate(given):
+        following = given[place + 1] if place + 1 < len(given) else "-"
+        if word == "--native" and following.startswith("-"):
+            given[place] = "--native=on"
+        elif word == "--no-native":
+            given[place] = "--native=off"
+    return given
+
+
+def load(arguments: Sequence[str]) -> Settings:
+    """Read the settings.
+
+    Args:
+        arguments: Command-line flags, without the program's name.
+
+    Raises:
+        SystemExit: With status 2 and the reason on standard error when a setting is
+            wrong, with status 0 after --help.
+    """
+    arguments = _expand_switches(arguments)
+    path = _config_file(arguments)
+    in_file: Mapping[str, object] = {}
+    if path is not None:
+        try:
+            in_file = read_settings_file(path, Settings.model_fields)
+        except SettingsFileError as error:
+            _refuse("\n".join(f"--config {line}" for line in str(error).splitlines()))
+    schema = _settings_with_file(path)
+    parsed = _parsed(schema, arguments)
+    try:
+        settings = schema(_cli_settings_source=parsed)  # type: ignore[call-arg]
+    except ValidationError as error:
+        lines = [
+            f"{_written_in(e['loc'], arguments, path, in_file)}{describe_error(e)}"
+            for e in error.errors()
+        ]
+        _refuse("\nlazyfx serve: ".join(lines))
+    except SettingsError as error:
+        _refuse(str(error))
+    if (exposure := settings.exposure) and not settings.insecure:
+        _refuse(
+            f"--listen {settings.listen} can be reached from other machines, but {exposure}; "
+            "listen on 127.0.0.1, or pass --insecure if the network itself is trusted"
+        )
+    return settings

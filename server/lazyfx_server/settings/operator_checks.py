@@ -1,0 +1,185 @@
+"""What an operator can get wrong, found in a moment: before torch is imported and workers start."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import shutil
+import socket
+import ssl
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.machinery import PathFinder
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from lazyfx.shared.suggesting import did_you_mean
+from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
+from lazyfx_server.security.secret_file import SecretFileError, secret_of
+from lazyfx_server.security.signing import read_keys
+from lazyfx_server.settings.model import Settings
+
+_PLUGINS = "lazyfx.passes"
+
+
+class SetupError(Exception):
+    """The server cannot run as it is set up; names the flag and the reason."""
+
+
+def check_setup(settings: Settings) -> None:
+    """Look at the addresses, files and folders that the settings name.
+
+    Raises:
+        SetupError: One of them cannot be used.
+    """
+    host, _, port = settings.listen.rpartition(":")
+    _check_address(f"--listen {settings.listen}", host.strip("[]"), int(port))
+    flag = f"--metrics-host {settings.metrics_host} --metrics-port {settings.metrics_port}"
+    _check_address(flag, settings.metrics_host, settings.metrics_port)
+    if settings.store_path is not None:
+        _check_folder(settings.store_path)
+    for name in ("server_certificate", "server_key", "client_ca", "tokens", "allow_targets"):
+        path = getattr(settings, name)
+        if path is not None:
+            _check_file(_flag(name), path)
+    if settings.native == "on":
+        _check_compiler(os.environ.get("CXX") or "g++")
+    _check_certificates(settings)
+    _check_secrets(settings)
+    _check_plugins(settings.pass_plugins)
+    for name in settings.operator_modules:
+        if not _is_module(name):
+            raise SetupError(f"--operator-modules {name}: there is no such module")
+
+
+def _check_compiler(name: str) -> None:
+    """Look for the program alone; whether it works is asked when workers start."""
+    if shutil.which(name) is None:
+        raise SetupError(
+            f"--native: there is no C++ compiler {name!r} here; install g++, or set CXX to one"
+        )
+
+
+def _check_secrets(settings: Settings) -> None:
+    """Read what holds tokens and keys, as the server will; what is not there yet it makes."""
+    readers: list[tuple[str, Path | None, Callable[[Path], object]]] = [
+        ("tokens", settings.tokens, TokenFile),
+        ("signing_key", settings.signing_key, read_keys),
+        ("tenant_secret", settings.tenant_secret, secret_of),
+    ]
+    for name, path, read in readers:
+        if path is None or (name == "signing_key" and not path.exists()):
+            continue
+        try:
+            read(path)
+        except (TokenFileError, SecretFileError) as error:
+            named = "" if str(path) in str(error) else f" {path}"
+            raise SetupError(f"{_flag(name)}{named}: {error}") from error
+    if settings.tokens is not None and not settings.tokens.stat().st_size:
+        raise SetupError(
+            f"--tokens {settings.tokens}: is empty, so nobody could call; "
+            f"`lazyfx token TENANT --file {settings.tokens}` adds a token"
+        )
+
+
+def _check_plugins(names: Sequence[str]) -> None:
+    offered = {entry.name for entry in entry_points(group=_PLUGINS)}
+    for name in names:
+        if name not in offered:
+            what = did_you_mean(name, sorted(offered)) if offered else "; none is installed"
+            raise SetupError(
+                f"--pass-plugins {name}: no installed package offers passes of this name "
+                f"(entry points of the group {_PLUGINS}){what}"
+            )
+
+
+def _is_module(name: str) -> bool:
+    """Whether there is such a module; what it is in is not imported here."""
+    top, *inner = name.split(".")
+    try:
+        found = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    for place in range(len(inner)):
+        if found is None or found.submodule_search_locations is None:
+            return False
+        path = list(found.submodule_search_locations)
+        found = PathFinder.find_spec(".".join([top, *inner[: place + 1]]), path)
+    return found is not None
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_address(flag: str, host: str, port: int) -> None:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise SetupError(f"{flag}: {host} is not a known host: {_reason(error)}") from error
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                # Two sockets may be bound to one address; only one of them may listen.
+                probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT:
+                continue
+            hint = ""
+            if error.errno == errno.EADDRINUSE:
+                hint = "; stop what listens there, or name another port (0 picks a free one)"
+            raise SetupError(f"{flag}: cannot listen there: {_reason(error)}{hint}") from error
+
+
+def _check_folder(folder: Path) -> None:
+    flag = f"--store-path {folder}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        raise SetupError(f"{flag}: is not a folder") from error
+    except OSError as error:
+        raise SetupError(f"{flag}: cannot be used as a store: {_reason(error)}") from error
+
+
+def _check_file(flag: str, path: Path) -> None:
+    try:
+        if not path.is_file() and path.exists():
+            raise SetupError(f"{flag} {path}: is not a file")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise SetupError(f"{flag} {path}: {_reason(error)}") from error
+
+
+def _check_certificates(settings: Settings) -> None:
+    certificate, key = settings.server_certificate, settings.server_key
+    if certificate is None or key is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=b"")
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            f"--server-certificate {certificate} --server-key {key}: not a PEM certificate chain "
+            f"and its private key: {_reason(error)}"
+        ) from error
+    if settings.client_ca is not None:
+        try:
+            context.load_verify_locations(settings.client_ca)
+        except (OSError, ValueError) as error:
+            raise SetupError(
+                f"--client-ca {settings.client_ca}: holds no PEM certificates: {_reason(error)}"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "unreadable"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return str(error)

@@ -1,0 +1,177 @@
+"""A fast store over a durable one.
+
+Reads fill the fast tier; writes reach the durable one behind the reply. A tier
+that fails is a miss: what can be computed again must never fail a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import Final, TypeVar
+
+from lazyfx_server.store.contract import (
+    OnError,
+    OnRecovered,
+    Operation,
+    Store,
+    StoreStats,
+    checked_key,
+)
+
+REFRESH_EVERY: Final = 64
+"""Every so many hits in the fast tier, the durable one is told that the entry is in use;
+otherwise it would take its hottest entries for its oldest."""
+
+T = TypeVar("T")
+
+
+class TieredStore:
+    """Two stores as one; either may be tiered itself. Never raises StoreError.
+
+    Args:
+        upper: The fast one, asked first.
+        lower: The durable one.
+        on_error: Told of each operation of a tier that failed.
+        on_recovered: Told of each success of an operation that has failed at some time before.
+        max_pending_bytes: Values that may wait to be written to the lower tier; a
+            put beyond that waits itself.
+    """
+
+    def __init__(
+        self,
+        upper: Store,
+        lower: Store,
+        *,
+        on_error: OnError | None = None,
+        on_recovered: OnRecovered | None = None,
+        max_pending_bytes: int = 64 << 20,
+    ) -> None:
+        self._upper = upper
+        self._lower = lower
+        self._on_error = on_error
+        self._on_recovered = on_recovered
+        self._failed: set[tuple[str, Operation]] = set()
+        self._max_pending_bytes = max_pending_bytes
+        self._pending: dict[str, tuple[bytes | None, asyncio.Task[None]]] = {}
+        self._pending_bytes = 0
+        self._refreshing: set[asyncio.Task[None]] = set()
+        self._changes = 0
+        self._upper_hits = 0
+
+    @property
+    def name(self) -> str:
+        """Both names."""
+        return f"{self._upper.name}+{self._lower.name}"
+
+    async def get(self, key: str) -> bytes | None:
+        """See `Store.get`."""
+        checked_key(key)
+        value = await self._try(self._upper, "get", key, self._upper.get(key))
+        if value is not None:
+            self._refresh(key)
+            return value
+        if key in self._pending:  # on its way down: the lower tier may hold an older one
+            return self._pending[key][0]
+        changes = self._changes
+        value = await self._try(self._lower, "get", key, self._lower.get(key))
+        if value is not None and changes == self._changes:  # else it may be out of date by now
+            await self._try(self._upper, "put", key, self._upper.put(key, value))
+        return value
+
+    async def put(self, key: str, value: bytes) -> None:
+        """See `Store.put`. Returns when the upper tier has it, and room to wait is left."""
+        checked_key(key)
+        task = self._write_behind(key, value)
+        await self._try(self._upper, "put", key, self._upper.put(key, value))
+        if self._pending_bytes > self._max_pending_bytes:
+            await asyncio.wait({task})
+
+    async def contains(self, keys: Iterable[str]) -> set[str]:
+        """See `Store.contains`."""
+        wanted = set(keys)
+        for key in wanted:
+            checked_key(key)
+        if not wanted:
+            return set()
+        some = next(iter(wanted))
+        deleted = {key for key in wanted if key in self._pending and self._pending[key][0] is None}
+        found = {key for key in wanted if key in self._pending} - deleted
+        # Both are asked for all: being asked for is a use, and keeps an entry alive.
+        for tier in (self._upper, self._lower):
+            answer = await self._try(tier, "contains", some, tier.contains(wanted))
+            found |= answer or set()
+        return found - deleted
+
+    async def delete(self, key: str) -> None:
+        """See `Store.delete`. Returns when both tiers have done it."""
+        checked_key(key)
+        task = self._write_behind(key, None)
+        await self._try(self._upper, "delete", key, self._upper.delete(key))
+        await asyncio.wait({task})
+
+    def stats(self) -> StoreStats:
+        """The lower tier's: it holds what the upper one does, and its evictions lose entries."""
+        return self._lower.stats()
+
+    def tiers(self) -> Mapping[str, StoreStats]:
+        """See `Store.tiers`."""
+        return {**self._upper.tiers(), **self._lower.tiers()}
+
+    async def close(self) -> None:
+        """Finishes pending writes, then closes both tiers."""
+        while tasks := {task for _, task in self._pending.values()} | self._refreshing:
+            await asyncio.wait(tasks)
+        await self._upper.close()
+        await self._lower.close()
+
+    def _write_behind(self, key: str, value: bytes | None) -> asyncio.Task[None]:
+        """Starts a put (or, without a value, a delete) in the lower tier, after earlier ones."""
+        self._changes += 1
+        earlier = self._pending.get(key)
+        self._pending_bytes += len(value or b"")
+        task = asyncio.ensure_future(self._write(key, value, earlier[1] if earlier else None))
+        self._pending[key] = (value, task)
+        return task
+
+    async def _write(self, key: str, value: bytes | None, after: asyncio.Task[None] | None) -> None:
+        try:
+            if after is not None:
+                await asyncio.wait({after})
+            if value is None:
+                await self._try(self._lower, "delete", key, self._lower.delete(key))
+            else:
+                await self._try(self._lower, "put", key, self._lower.put(key, value))
+        finally:
+            self._changes += 1
+            self._pending_bytes -= len(value or b"")
+            if self._pending[key][1] is asyncio.current_task():
+                del self._pending[key]
+
+    def _refresh(self, key: str) -> None:
+        self._upper_hits += 1
+        if self._upper_hits % REFRESH_EVERY == 0 and key not in self._pending:
+            task = asyncio.ensure_future(self._touch_lower(key))
+            self._refreshing.add(task)
+            task.add_done_callback(self._refreshing.discard)
+
+    async def _touch_lower(self, key: str) -> None:
+        await self._try(self._lower, "contains", key, self._lower.contains([key]))
+
+    async def _try(
+        self, tier: Store, operation: Operation, key: str, work: Awaitable[T]
+    ) -> T | None:
+        try:
+            result = await work
+        except Exception as error:  # noqa: BLE001 - whatever a tier does, it is only a miss
+            self._failed.add((tier.name, operation))
+            if self._on_error is not None:
+                self._on_error(tier.name, operation, key, error)
+            return None
+        if (
+            self._failed
+            and self._on_recovered is not None
+            and (tier.name, operation) in self._failed
+        ):
+            self._on_recovered(tier.name, operation)
+        return result

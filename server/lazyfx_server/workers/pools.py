@@ -1,0 +1,210 @@
+"""The worker processes of a server: which kinds there are, and how each is confined."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from lazyfx_server.execution import OnRestart, ProcessExecutor, ProcessSource
+from lazyfx_server.jobs.graph_job import run_job
+from lazyfx_server.jobs.native.confinement import (
+    USER,
+    Confinement,
+    build_confinement,
+    job_confinement,
+    other_user,
+)
+from lazyfx_server.jobs.native.toolchain.build_job import run_compile_job
+from lazyfx_server.jobs.native.toolchain.compiler import Compiler, CompilerMissing, find_compiler
+from lazyfx_server.jobs.native.worker_entry import run_native_job
+from lazyfx_server.security.sandbox import LAYERS, Policy, available, readable_paths
+from lazyfx_server.settings.model import Settings
+from lazyfx_server.workers.confining import confine
+
+_log = logging.getLogger("lazyfx_server")
+
+# There when the machine has a GPU.
+_GPU = Path("/dev/nvidiactl")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where worker processes come from.
+
+    Attributes:
+        forked: Ready in milliseconds, and without GPUs: CUDA does not survive a fork.
+        spawned: Ready in seconds, and with the GPUs of the machine.
+    """
+
+    forked: ProcessSource
+    spawned: ProcessSource
+
+
+@dataclass(frozen=True)
+class Protection:
+    """How workers are confined.
+
+    Attributes:
+        layers: What holds.
+        missing: What does not, because the kernel lacks it or the settings say so.
+    """
+
+    layers: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def protection(settings: Settings) -> Protection:
+    """How pass workers will be confined on this machine.
+
+    Raises:
+        OSError: The settings require more than the kernel has.
+    """
+    layers = () if settings.sandbox == "off" else available()
+    missing = tuple(layer for layer in LAYERS if layer not in layers)
+    if missing and settings.sandbox == "required":
+        raise OSError(
+            f"this kernel lacks {', '.join(missing)}, and the setting sandbox is 'required'; use "
+            "a newer kernel, allow these calls in the container, or use 'auto'"
+        )
+    if missing:
+        _log.warning(
+            "workers are not fully confined: without %s; a hostile graph that gets past the "
+            "checks has the rights of this user",
+            ", ".join(missing),
+        )
+    return Protection(layers, missing)
+
+
+def pass_workers(
+    settings: Settings, sources: Sources, layers: tuple[str, ...], on_restart: OnRestart
+) -> ProcessExecutor:
+    """Processes that run passes and render, each in its sandbox."""
+    policy = Policy(layers, settings.worker_memory_bytes, readable_paths())
+    return ProcessExecutor(
+        run_job,
+        processes=sources.forked,
+        workers=settings.workers,
+        max_jobs=settings.worker_max_jobs,
+        initializer=partial(confine, policy),
+        cancel_grace=0.0,
+        cpu_seconds=settings.job_cpu_seconds,
+        on_restart=on_restart,
+    )
+
+
+def native_protection(settings: Settings) -> Protection:
+    """How the processes of native compiles will be confined on this machine.
+
+    To the layers of pass workers comes "user": another user, where the server is root.
+
+    Raises:
+        NativeUnavailable: A layer is missing, and the settings do not say to go on.
+    """
+    user, why_not = other_user()
+    held = () if settings.native_unconfined else available()
+    missing = [layer for layer in LAYERS if layer not in held]
+    if missing and not settings.native_unconfined:
+        raise NativeUnavailable(
+            f"this kernel lacks {', '.join(missing)}, and native compiles would not be confined; "
+            "use a newer kernel, allow these calls in the container, or pass --native-unconfined"
+        )
+    if missing:
+        _log.warning(
+            "native compiles are not confined (--native-unconfined): a hostile graph that gets "
+            "past the checks has the rights of this user"
+        )
+    if user is not None and held:
+        return Protection((*held, "user"), tuple(missing))
+    if why_not and held:
+        _log.warning("native compiles run as root: %s", why_not)
+        missing.append("user")
+    return Protection(held, tuple(missing))
+
+
+class NativeUnavailable(Exception):  # noqa: N818 - reads as what happened
+    """No native artifacts can be made here; says why and what to do."""
+
+
+@dataclass(frozen=True)
+class NativePools:
+    """The processes of native compiles.
+
+    Attributes:
+        jobs: Hold graphs and run Inductor, each for one job; they start no program.
+        builds: Run the C++ compiler, each for one source, and see no graph.
+        compiler: The compiler.
+        protection: How both are confined.
+        owner: The user that their folders belong to; None for the server's own.
+    """
+
+    jobs: ProcessExecutor
+    builds: ProcessExecutor
+    compiler: Compiler
+    protection: Protection
+    owner: int | None
+
+    async def start(self) -> None:
+        """Start the processes."""
+        await asyncio.gather(self.jobs.start(), self.builds.start())
+
+    async def close(self) -> None:
+        """End them."""
+        await asyncio.gather(self.jobs.close(), self.builds.close())
+
+
+def native_pools(settings: Settings, sources: Sources, on_restart: OnRestart) -> NativePools | None:
+    """Processes for native compiles; None when the settings want none.
+
+    Raises:
+        NativeUnavailable: There is no C++ compiler, or the kernel lacks a layer.
+    """
+    if settings.native == "off":
+        return None
+    try:
+        compiler = find_compiler()
+    except CompilerMissing as error:
+        raise NativeUnavailable(str(error)) from error
+    protection = native_protection(settings)
+    user = USER if "user" in protection.layers else None
+    unconfined = settings.native_unconfined
+    memory = settings.native_memory_bytes
+    of_job = (
+        Confinement(None)
+        if unconfined
+        else job_confinement(protection.layers, memory, user, compiler)
+    )
+    of_build = (
+        Confinement(None)
+        if unconfined
+        else build_confinement(protection.layers, memory, user, compiler)
+    )
+    method = settings.native_start_method
+    if method == "auto":
+        method = "spawn" if _GPU.exists() else "forkserver"
+    jobs = ProcessExecutor(
+        partial(run_native_job, compiler, of_job),
+        processes=sources.spawned if method == "spawn" else sources.forked,
+        workers=settings.native_workers,
+        max_jobs=1,
+        cancel_grace=0.0,
+        cpu_seconds=settings.native_cpu_seconds,
+        on_restart=on_restart,
+    )
+    builds = ProcessExecutor(
+        partial(run_compile_job, compiler, of_build),
+        processes=sources.forked,
+        workers=settings.native_workers * settings.native_compile_threads,
+        max_jobs=1,
+        cpu_seconds=settings.native_cpu_seconds,
+    )
+    return NativePools(jobs, builds, compiler, protection, user)
+
+
+def device_worker(sources: Sources, on_restart: OnRestart) -> ProcessExecutor | None:
+    """A process that is asked about devices and nothing else, where there are GPUs."""
+    if not _GPU.exists():
+        return None
+    return ProcessExecutor(run_job, processes=sources.spawned, workers=1, on_restart=on_restart)
