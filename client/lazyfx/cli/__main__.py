@@ -18,11 +18,8 @@ def main() -> None:
 
 def _run() -> None:
     # Worker processes of `lazyfx serve` import this file again; they need none of the rest.
-    import os
     import warnings
 
-    # Commands say themselves what went wrong with a connection; read when gRPC loads.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from lazyfx.cli.application import app
 
     # What torch deprecates of its own is nothing that the user of a command can change.
