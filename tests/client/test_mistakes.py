@@ -75,7 +75,7 @@ def test_a_rewrite_that_is_not_a_pair(rewrite: Any) -> None:
 
 @pytest.mark.parametrize("address", [8700, ("localhost", 8700), b"localhost", 1.5])
 def test_an_address_that_is_not_text(address: Any) -> None:
-    with pytest.raises(AddressError, match="is not the address of a server; it takes HOST"):
+    with pytest.raises(AddressError, match="is not a server address; use HOST"):
         lazyfx.connect(address)
 
 

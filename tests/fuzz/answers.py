@@ -174,7 +174,7 @@ def _read_status(given: bytes, prepared: Prepared) -> object:
 
     error = status_to_error(read_message(status_pb2.Status, given))
     subjects = getattr(error, "subjects", ())
-    return Preparer().supply(prepared, prepared.requests.whole, subjects)
+    return Preparer().provide_missing(prepared, prepared.requests.whole, subjects)
 
 
 _WORDS = (

@@ -40,7 +40,7 @@ class Recorded:
 
 
 def record(graph_request: GraphRequest, folder: Path) -> Path:
-    """Write a question into a folder, whole or not at all; equal ones share a file.
+    """Write a request into a folder, whole or not at all; equal ones share a file.
 
     Raises:
         UnsupportedGraphError: The format does not support the graph; names the node.

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -249,7 +249,7 @@ class Connection:
                     await retry_budget.wait(error)
                     continue
                 if resumed or not download.received:
-                    raise await self._with_diagnosis(error) from error
+                    await self._raise_with_diagnosis(error)
                 resumed = True
             else:
                 return download.finish()
@@ -333,7 +333,7 @@ class Connection:
                 return await self._answer(call or start(retry_budget.left()))
             except (OverloadedError, UnavailableError) as refusal:
                 if isinstance(refusal, UnavailableError) and refusal.retry_after is None:
-                    raise await self._with_diagnosis(refusal) from refusal
+                    await self._raise_with_diagnosis(refusal)
                 # A server that is starting or stopping says when to come back.
                 call = None
                 await retry_budget.wait(refusal)
@@ -344,17 +344,20 @@ class Connection:
         _require_message(answer)
         return answer
 
-    async def _with_diagnosis(self, error: UnavailableError) -> UnavailableError:
-        """The same error with the reason why no call gets through, where one can be found."""
-        if grpc_status.is_from_server(error.__cause__) or error.code != "UNAVAILABLE":
-            return error
+    async def _raise_with_diagnosis(self, error: UnavailableError) -> NoReturn:
+        """Raise the error, with the reason why no call gets through where one can be found."""
+        cause = error.__cause__
+        details = (cause.details() or "") if isinstance(cause, grpc.aio.AioRpcError) else ""
+        told = not_a_server(self.address, printable(details)) is not None
+        if told or grpc_status.is_from_server(cause) or error.code != "UNAVAILABLE":
+            raise error
         reason = await asyncio.to_thread(diagnose, self.address, self._tls)
         if reason is None:
             reason = (
                 f"the connection to {self.address} broke off or was not made in time, and the "
                 f"server can be reached now; try again (details: {error.reason})"
             )
-        return UnavailableError(reason, code=error.code)
+        raise UnavailableError(reason, code=error.code) from error
 
     def _in_our_words(self, error: grpc.aio.AioRpcError) -> ServiceError:
         """What a server answered; of gRPC's own errors, the sentence that says what to do."""

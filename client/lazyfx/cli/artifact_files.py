@@ -107,6 +107,13 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         temporary.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if error.filename == str(temporary):
+            # The user knows the file by the name that it was to have.
+            error.filename = str(target)
+        raise
     except BaseException:  # also Ctrl-C: half a file must not stay behind
         with suppress(OSError):
             temporary.unlink()

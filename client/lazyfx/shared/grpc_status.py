@@ -58,8 +58,8 @@ def rich_status(
     Args:
         code: Status code.
         message: For people.
-        violations: Request fields at fault, as BadRequest.FieldViolation; the node of the first
-            that has one, as ErrorInfo.
+        violations: Request fields at fault, as BadRequest.FieldViolation; the node of the first, as
+            ErrorInfo.
         missing: Subjects that the request needs ("blobs/<hex>", "values/<graph>/<attribute>"),
             as PreconditionFailure violations of type MISSING.
         retry_after: Seconds, as RetryInfo.
@@ -76,7 +76,7 @@ def rich_status(
         for violation in violations:
             request.field_violations.add(field=violation.field, description=violation.description)
         add(request)
-    node = next((violation.node for violation in violations if violation.node), "")
+    node = violations[0].node if violations else ""
     if node:
         add(
             error_details_pb2.ErrorInfo(

@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
+from lazyfx.shared.formats.export_checks import enter_autocast_when_run
 from lazyfx.shared.formats.exported_program import export_module
 from lazyfx.shared.formats.pickling import package_module, pickle_module
 from lazyfx.shared.formats.torchscript import eager_copy, script_module
@@ -97,10 +98,11 @@ def render_exported_program(module: GraphModule, ledger: RecompileLedger) -> byt
     """
     _require_local_values(module, "export it on the client: RemoteModule.save_exported_program")
     with ledger.triggered_by("exported_program"):
+        enter_autocast_when_run(module)  # which makes code stale: so before it is generated
         for part in module.modules():
             if isinstance(part, LazyModule):
                 part.real_recompile()  # torch.export reads the signature of forward
-    return export_module(module)
+        return export_module(module)
 
 
 def _require_local_values(module: GraphModule, remedy: str) -> None:

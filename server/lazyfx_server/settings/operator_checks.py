@@ -69,13 +69,16 @@ def _check_secrets(settings: Settings) -> None:
         ("tenant_secret", settings.tenant_secret, secret_of),
     ]
     for name, path, read in readers:
-        if path is None or (name == "signing_key" and not path.exists()):
+        if path is None:
             continue
         try:
-            read(path)
+            if name != "signing_key" or path.exists():
+                read(path)
         except (TokenFileError, SecretFileError) as error:
             named = "" if str(path) in str(error) else f" {path}"
             raise SetupError(f"{_flag(name)}{named}: {error}") from error
+        except OSError as error:
+            raise SetupError(f"{_flag(name)} {path}: {error.strerror}") from error
     if settings.tokens is not None and not settings.tokens.stat().st_size:
         raise SetupError(
             f"--tokens {settings.tokens}: is empty, so nobody could call; "

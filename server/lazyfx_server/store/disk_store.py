@@ -5,12 +5,12 @@
     <root>/<space>/<first two digits>/<64 digits>   the values, nothing else in the files
     <root>/.staging/                                files being written
     <root>/.quarantine/<space>-<64 digits>          quarantined entries
-    <root>/.usage                                   counters and lock; see usage.py
+    <root>/.usage                                   counters and lock; see disk_usage.py
 
 A file appears under its name whole or not at all. Nothing is synced to the
 disk, so a power cut may leave a torn file: wrap the store in `VerifiedStore`.
 Several processes may use one folder. Nothing in it is trusted to be what it was: links, FIFOs
-and devices are refused (see folder.py), and a folder that was removed is made again.
+and devices are refused (see safe_folder.py), and a folder that was removed is made again.
 """
 
 from __future__ import annotations

@@ -13,7 +13,13 @@ from torch.fx import GraphModule, Node
 from lazyfx.shared.wire.values.tensors import storage_key
 
 # Functions that write into operands without a sign of it in their names.
-_WRITING = frozenset({"batch_norm", "embedding", "embedding_bag", "instance_norm", "setitem"})
+_WRITING = frozenset(
+    {
+        "batch_norm", "cudnn_batch_norm", "embedding", "embedding_bag",
+        "fused_moving_avg_obs_fake_quant", "instance_norm", "miopen_batch_norm",
+        "native_batch_norm", "setitem",
+    }
+)  # fmt: skip
 
 
 def may_write(module: GraphModule) -> bool:
