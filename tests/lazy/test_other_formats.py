@@ -16,7 +16,7 @@ from test_pickling import exported as of_export
 from test_pickling import graphs, of_dynamo
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
@@ -24,6 +24,9 @@ from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
 from lazyfx.shared.formats.exported_program import export_module
 from lazyfx.shared.formats.torchscript import eager_copy, script_module
+from lazyfx_server.jobs.rendering import render_exported_program
+from lazyfx_server.lazy.lazy_module import lazy_class
+from lazyfx_server.lazy.recompile_ledger import RecompileLedger
 
 
 def through_the_wire(module: GraphModule) -> GraphModule:
@@ -157,6 +160,32 @@ def test_a_program_casts_where_its_graph_does() -> None:
     sent = through_the_wire(of_dynamo(cast, x))
     expected = calls(copy.deepcopy(sent), (x,))
     assert unlike(calls(exported(sent), (x,)), expected) == ""
+
+
+def test_a_server_writes_a_program_that_casts_under_the_names_of_the_inputs() -> None:
+    """Modules of a server are lazy: to make the switches run must not leave their code stale."""
+    graph = Graph()
+    left, right = graph.placeholder("left"), graph.placeholder("right")
+    entered = graph.call_function(
+        torch.amp.autocast_mode._enter_autocast, ("cpu", torch.bfloat16, True, True)
+    )
+    product = graph.call_method("float", (graph.call_function(torch.matmul, (left, right)),))
+    graph.call_function(torch.amp.autocast_mode._exit_autocast, (entered,))
+    graph.output(graph.call_function(torch.softmax, (product, 0)))
+    plain = through_the_wire(GraphModule({}, graph))
+    x, y = torch.randn(3, 3), torch.randn(3, 3)
+    mode = FakeTensorMode()
+    for node, value in zip(plain.graph.find_nodes(op="placeholder"), (x, y), strict=True):
+        node.meta["val"] = mode.from_tensor(value)
+    expected = calls(copy.deepcopy(plain), (x, y))
+    ledger = RecompileLedger()
+    module = lazy_class(ledger)(plain, copy.deepcopy(plain.graph))
+    program = torch.export.load(io.BytesIO(render_exported_program(module, ledger)))
+    assert unlike(calls(program.module(), (x, y)), expected) == ""
+    assert {event.trigger for event in ledger.events} == {"exported_program"}
+    assert [spec.arg.name for spec in program.graph_signature.input_specs] == [
+        node.name for node in plain.graph.find_nodes(op="placeholder")
+    ]
 
 
 def test_an_export_that_fails_leaves_no_mode_behind() -> None:
