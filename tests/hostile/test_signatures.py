@@ -208,7 +208,7 @@ def test_a_plain_connection_elsewhere_needs_pinned_keys(
         _save(elsewhere, tmp_path / "m.pkl")
     public = read_keys(key_file)[0].public_key().public_bytes_raw().hex()
     assert _save(elsewhere, tmp_path / "m.pkl", verify_keys=[public]).exists()
-    with pytest.raises(LazyfxError, match="64 hexadecimal digits"):
+    with pytest.raises(LazyfxError, match="64 hex digits"):
         lazyfx.connect(elsewhere, verify_keys="my-key")
 
 

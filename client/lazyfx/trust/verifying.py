@@ -204,7 +204,7 @@ def _read_key(text: str) -> bytes:
         raw = b""
     if len(raw) != KEY_BYTES:
         raise LazyfxError(
-            f"{text[:80]!r} is not a public key: 64 hexadecimal digits, as `lazyfx keys` prints"
+            f"{text[:80]!r} is not a public key: 64 hex digits, as `lazyfx keys` prints"
         )
     return raw
 
