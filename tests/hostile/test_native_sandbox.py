@@ -361,8 +361,8 @@ def test_what_a_dead_server_left_is_removed(tmp_path: Path) -> None:
     living = WorkArea(tmp_path / "base")
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from lazyfx_server.jobs.native.work_area import Area\n"
-        "print(Area(Path(sys.argv[1])).folder('jobs', 'x'), flush=True); time.sleep(60)"
+        "from lazyfx_server.jobs.native.work_area import WorkArea\n"
+        "print(WorkArea(Path(sys.argv[1])).folder('jobs', 'x'), flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "base")], stdout=subprocess.PIPE, text=True
