@@ -151,7 +151,7 @@ from lazyfx.backend import watching
 from lazyfx.v1 import compiler_pb2 as pb
 watching._LOG_SECONDS = 0.0
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
-with watching.watched(20) as notice:
+with watching.showing_progress(20) as notice:
     notice(pb.ArtifactProgress(stage="tracing", seconds=1))
     notice(pb.ArtifactProgress(stage="compiling", kernels=7, seconds=2))
 """
