@@ -47,7 +47,7 @@ async def measure(case: Case, servers: Servers, rounds: int, calls: int) -> list
             if handle.cache.status != "hit":
                 raise RuntimeError(f"a {handle.cache.status} where a hit was due")
             request_bytes = client._compile_caller.first_request(handle._prepared).ByteSize()
-            response_bytes = handle._response.ByteSize()
+            response_bytes = handle._artifacts.response.ByteSize()
             data = payload(request_bytes, response_bytes)
 
             async def hit(passes: list[str | PassSpec] = passes) -> object:
@@ -102,7 +102,7 @@ def measure_blocking(case: Case, servers: Servers, rounds: int, calls: int) -> l
         for _ in range(_UNTIL_SHORT):
             remote = client.compile(case.module, PLAIN)._remote
         request_bytes = client._client._compile_caller.first_request(remote._prepared).ByteSize()
-        data = payload(request_bytes, remote._response.ByteSize())
+        data = payload(request_bytes, remote._artifacts.response.ByteSize())
         ours, theirs = timed_calls(
             [lambda: client.compile(case.module, PLAIN), lambda: call(data)], rounds, calls
         )
