@@ -71,7 +71,7 @@ def read_back(names: dict[str, Any], expected: torch.Tensor) -> None:
         saved, _, comment = line.partition("  # ")
         kind = saved.removeprefix("module.").partition("(")[0]
         exec(read.get(kind, "pass"), names)
-        how = comment.removeprefix("torch alone: ").replace("PackageImporter(...)",
+        how = comment.removeprefix("needs only torch: ").replace("PackageImporter(...)",
                                                             'PackageImporter("module.pt")')  # fmt: skip
         if kind == "save_code":
             how, _, call = how.partition("; ")
