@@ -17,7 +17,7 @@ from typing import Final
 from cachetools import LRUCache
 
 UNCOUNTED_BYTES: Final = 64 * 2**20
-MAX_SECONDS: Final = 2.0
+MAX_SECONDS: Final = 5.0
 _CONNECTIONS: Final = 4096
 
 

@@ -290,7 +290,7 @@ class Settings(BaseSettings):
 
     max_refused_rate: int = Field(default=2 * 2**20, ge=0)
     """Bytes per second of malformed or oversized requests above which the server delays its answers
-    to a connection, by at most 2 s. The first 64 MiB cause no delay; 0 for no delays at all."""
+    to a connection, by at most 5 s. The first 64 MiB cause no delay; 0 for no delays at all."""
 
     upload_idle_timeout: float = Field(default=30.0, gt=0)
     """Seconds without a chunk after which an upload is ended."""
