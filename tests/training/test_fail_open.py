@@ -60,7 +60,8 @@ def assert_forgotten(address: str, **options: object) -> None:
         gc.collect()
         return kept() is None
 
-    wait_until(gone, "nothing keeps the model")
+    # With wait=False a thread holds the graph until the server has compiled it.
+    wait_until(gone, "nothing keeps the model", seconds=240)
 
 
 @pytest.mark.filterwarnings("ignore::lazyfx.FallbackWarning")
