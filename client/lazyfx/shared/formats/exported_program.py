@@ -75,6 +75,7 @@ def _exported(module: GraphModule) -> bytes:
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         buffer.seek(0)
+        # Bytes that torch wrote on the line above, never received ones: to see that it reads them.
         torch.export.load(buffer)
     except UnsupportedGraphError:
         raise
