@@ -288,7 +288,7 @@ class Settings(BaseSettings):
     max_call_seconds: float = Field(default=3600.0, gt=0)
     """Maximum duration of any call in seconds, even if its caller set no deadline."""
 
-    max_refused_rate: int = Field(default=2 * 2**20, ge=0)
+    max_refused_rate: int = Field(default=2**20, ge=0)
     """Bytes per second of malformed or oversized requests above which the server delays its answers
     to a connection, by at most 5 s. The first 64 MiB cause no delay; 0 for no delays at all."""
 
