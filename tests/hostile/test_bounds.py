@@ -21,7 +21,7 @@ from lazyfx_server.security.checked_graph import check
 from lazyfx_server.security.graph_bounds import GraphBounds
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 
 def _described(*values: object) -> bytes:
