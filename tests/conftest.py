@@ -32,6 +32,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(run.close)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # Each of them runs Inductor and a C++ compiler.
+        if "native_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("long")
+
+
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers with flags of the test's own; they are stopped at its end."""

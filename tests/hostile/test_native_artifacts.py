@@ -28,6 +28,8 @@ from lazyfx_server.security.signing import read_keys
 if TYPE_CHECKING:
     from servers import RunningServer
 
+pytestmark = pytest.mark.long
+
 PREFIX = b"lazyfx artifact statement 1\0"
 X = torch.linspace(-1, 1, 8)
 

@@ -23,6 +23,8 @@ from lazyfx.v1 import compiler_pb2 as pb
 if TYPE_CHECKING:
     from servers import RunningServer
 
+pytestmark = pytest.mark.long
+
 X = torch.linspace(0, 1, 8)
 
 
