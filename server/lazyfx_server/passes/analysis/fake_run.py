@@ -27,6 +27,7 @@ from lazyfx_server.passes.analysis.evaluation import without_real_constants
 from lazyfx_server.passes.analysis.large_numbers import check_numbers
 from lazyfx_server.passes.analysis.output_counts import check_outputs
 from lazyfx_server.passes.analysis.packed import check_not_packed
+from lazyfx_server.passes.analysis.torch_device_guards import guard_absent_devices
 from lazyfx_server.passes.analysis.walk import attribute_at
 from lazyfx_server.passes.errors import PassError
 
@@ -60,6 +61,7 @@ def _guard_devices() -> None:
     """
     with FakeTensorMode():
         pass
+    guard_absent_devices()
 
 
 def in_fresh_thread(work: Callable[[], T]) -> T:
