@@ -1,7 +1,7 @@
-"""Python's own numbers and lists have no bound; what graphs compute with them has one here.
+"""Bounds what graphs compute with Python's numbers and lists, which are unbounded.
 
-`10 ** 10 ** 10` would keep a worker busy for hours, inside of one instruction that no timer
-interrupts, and says nothing about any shape.
+`10 ** 10 ** 10` would keep a worker busy for hours, in one instruction that no timer interrupts,
+and is useless for shapes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _PRODUCTS = frozenset({"mul", "imul", "rmul"})
 
 
 class TooLargeError(Exception):
-    """A number or a list would be longer than anything that sizes of tensors are made of."""
+    """A number or a list would be larger than anything that tensor sizes need."""
 
 
 def check_numbers(target: object, operands: Sequence[Any]) -> None:
-    """Refuse a call of Python's that could take, or make, something very long.
+    """Refuse a call of a Python callable that could take very long or return something very large.
 
     Args:
         target: A callable, or the name of a method.
-        operands: What it would be called with.
+        operands: Its operands.
 
     Raises:
-        TooLargeError: It could.
+        TooLargeError: The call is refused.
     """
     if any(_is_long(operand) for operand in operands):
         raise TooLargeError
@@ -53,7 +53,7 @@ def check_numbers(target: object, operands: Sequence[Any]) -> None:
         digits = (abs(operand) for operand in operands[1:] if isinstance(operand, int))
         _bounded(max(digits, default=0), _MAX_DIGITS)
     elif name in _FORMATS and operands and isinstance(operands[0], str):
-        raise TooLargeError  # "%1000000000d" % 1 is a text of a gigabyte
+        raise TooLargeError  # "%1000000000d" % 1 is a string of a gigabyte
 
 
 def _bounded(size: int, most: int) -> None:
