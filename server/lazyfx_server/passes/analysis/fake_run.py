@@ -6,11 +6,8 @@ generated. What cannot be computed falls back to what the capture knew.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +17,6 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
-from lazyfx.shared.forward_levels import forward_level_left
 from lazyfx.shared.wire.values.descriptions import describe, fake_tensor, materialize
 from lazyfx.shared.wire.values.tensors import stand_in_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
@@ -49,29 +45,6 @@ _WRAPPERS = {
     "wrap_with_autocast": 0,
     "invoke_subgraph": 1,
 }
-
-
-@functools.lru_cache(maxsize=1)
-def _guard_devices() -> None:
-    """Let a thread that stays have the first fake mode of this process.
-
-    It sets up how devices are guarded. Where torch 2.11 is built for CUDA and finds no device, that
-    ends with the thread, and the next fake mode crashes.
-    """
-    with FakeTensorMode():
-        pass
-
-
-def in_fresh_thread(work: Callable[[], T]) -> T:
-    """Runs `work` where grad mode, autocast and vmap levels are untouched and stay so.
-
-    Graphs switch them; the switches live in the thread and end with it. The lazy job of the
-    caller goes along: modules that torch builds on the way are lazy and counted too.
-    """
-    _guard_devices()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake")
-    with forward_level_left(), pool:
-        return pool.submit(copy_context().run, work).result()
 
 
 class FakeRun:
