@@ -32,7 +32,9 @@ demo: $(STAMP) ## Set up, then run the main job on this machine: server, real mo
 
 # Tests start hundreds of processes. Where the environment forbids Python to write bytecode, each
 # would compile the package anew.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 --durations-min=1
+# One more than CI has cores: many tests wait, for a server that drains or a call that times out.
+WORKERS ?= 3
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=20 --durations-min=1
 
 test: $(STAMP) ## Set up, then run the tests but for the long ones, name the slowest 20; ARGS=path runs all there
 	$(BIN)/python -m compileall -q client server
