@@ -30,6 +30,7 @@ from lazyfx.report import Report, cache_of, report_of
 from lazyfx.shared.formats.exported_program import export_module
 from lazyfx.shared.formats.pickling import package_module, pickle_module
 from lazyfx.shared.formats.torchscript import eager_copy, script_module
+from lazyfx.shared.forward_levels import guard_devices
 from lazyfx.shared.native.graph_tensors import own_tensors
 from lazyfx.shared.native.native_request import native_request
 from lazyfx.shared.native.text_tokens import restoring_texts, texts_of
@@ -255,6 +256,7 @@ class ModuleFlows:
 
     def _build(self, work: Callable[[], Built]) -> Flow[Built]:
         """Make something of what the server sent; what is refused is counted."""
+        guard_devices()
         with self._client.refusals.counted():
             built: Built = yield Offload(partial(_alone, work))
         return built

@@ -11,6 +11,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Final, cast
 
 import grpc
@@ -239,7 +241,7 @@ def _kept(requests: Iterator[bytes], failures: list[Exception]) -> Iterator[byte
 
 def _in_thread(work: Callable[[], Any]) -> Any:
     future: Future[Any] = Future()
-    args = (work, future)
+    args = (partial(copy_context().run, work), future)
     threading.Thread(target=_fulfil, args=args, name="lazyfx-work", daemon=True).start()
     try:
         return future.result()
