@@ -34,6 +34,7 @@ from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.errors import RequestError
 from lazyfx_server.execution import OnRestart, RestartReason
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, kind_name
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
 from lazyfx_server.room_settings import (
@@ -164,6 +165,7 @@ class App:
             PrometheusObserver(
                 metrics,
                 registry.names(),
+                artifact_kinds=map(kind_name, ARTIFACT_KINDS),
                 version=version("lazyfx"),
                 torch_version=torch.__version__,
                 python_version=platform.python_version(),

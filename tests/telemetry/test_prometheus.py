@@ -92,6 +92,7 @@ def observer(registry: CollectorRegistry, gauges: Gauges | None = None) -> Prome
     return PrometheusObserver(
         registry,
         PASSES,
+        artifact_kinds=["code", "pickle"],
         version="0.1.0",
         torch_version="2.13.0",
         python_version="3.11.7",
