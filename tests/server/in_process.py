@@ -98,7 +98,7 @@ async def compiling_parts(
         admission=admission,
         observer=recorder,
         signer=Signer(KeyRing(None), builder, 86_400.0),
-        native=NativeCompiles(None, None, Admission(1, queue), 1, recorder),
+        native=NativeCompiles(None, Admission(1, queue), recorder),
         quotas=quotas,
         costs=costs,
         max_source_bytes=limits.graph.max_source_bytes,
