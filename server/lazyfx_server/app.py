@@ -1,4 +1,4 @@
-"""The composition root: what the server is made of, in what order it starts and drains."""
+"""The composition root: the parts of the server, and the order in which it starts and drains."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ from lazyfx_server.workers.pools import (
 
 _log = logging.getLogger("lazyfx_server")
 
-# How often workers are asked about devices, whose memory changes all the time.
+# How often workers are queried for devices; free device memory changes constantly.
 _DEVICE_SECONDS = 15.0
-# How often the ledger is written; a server that is killed forgets as much.
+# How often the ledger is written; a killed server loses at most this much.
 _LEDGER_SECONDS = 2.0
 
 

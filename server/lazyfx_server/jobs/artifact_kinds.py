@@ -57,7 +57,7 @@ def render_picture(module: GraphModule, _ledger: RecompileLedger) -> bytes:
 
 
 def render_torchscript(module: GraphModule, ledger: RecompileLedger) -> bytes:
-    """TorchScript of a module: a consumer that needs an eager module, so it gets one.
+    """Render TorchScript, from an eager module, since scripting needs one.
 
     Raises:
         UnsupportedGraphError: The graph cannot be expressed in TorchScript, or the values of its
@@ -73,7 +73,7 @@ def render_torchscript(module: GraphModule, ledger: RecompileLedger) -> bytes:
 
 
 def render_exported_program(module: GraphModule, ledger: RecompileLedger) -> bytes:
-    """An ExportedProgram of a module: torch.export calls it, so its code is generated.
+    """Render an ExportedProgram; torch.export calls the module, so its code is generated.
 
     Raises:
         UnsupportedGraphError: torch.export cannot express the graph, or the values of its
@@ -81,7 +81,7 @@ def render_exported_program(module: GraphModule, ledger: RecompileLedger) -> byt
     """
     _require_local_values(module, "export it on the client: RemoteModule.save_exported_program")
     with ledger.triggered_by("exported_program"):
-        enter_autocast_when_run(module)  # which makes code stale: so before it is generated
+        enter_autocast_when_run(module)  # before the code is generated, because this makes it stale
         for part in module.modules():
             if isinstance(part, LazyModule):
                 part.real_recompile()  # torch.export reads the signature of forward
@@ -92,7 +92,7 @@ def _require_local_values(module: GraphModule, remedy: str) -> None:
     away = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
     if away:
         raise UnsupportedGraphError(
-            f"the graph holds tensors whose values are not on the server ({away[0]}, ...)",
+            f"the graph contains tensors whose values are not on the server ({away[0]}, ...)",
             remedy=remedy,
         )
 
@@ -117,8 +117,8 @@ ARTIFACT_KINDS: Final[Mapping[pb.ArtifactKind.ValueType, ArtifactKind]] = Mappin
             write=lambda _module, source: source.code.encode(),
             is_text=True,
         ),
-        # Both generate the source again where they are loaded: that it says what the graph says
-        # was found out here, when it was generated.
+        # Both generate the source again when they are loaded. That it matches the graph is verified
+        # here, when it is generated.
         pb.ARTIFACT_KIND_PICKLE: ArtifactKind(
             _BYTES,
             write=lambda module, _source: pickle_module(module),

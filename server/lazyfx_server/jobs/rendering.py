@@ -1,4 +1,4 @@
-"""Artifacts on demand: source, code, pickle, package, picture of a compiled graph."""
+"""Renders artifacts of a compiled graph: source, code, pickle, package, picture."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
     """Render one artifact; Python source is generated at most once, and not for a picture.
 
     Raises:
-        DecodeError: The asker's names do not fit the graph.
+        DecodeError: The caller's names do not fit the graph.
     """
     started = perf_counter()
     kind = ARTIFACT_KINDS[job.kind]
@@ -46,7 +46,7 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
 
 
 def performed(ledger: RecompileLedger) -> list[worker.PerformedRecompiles]:
-    """What a job's ledger says was generated, by pass and trigger."""
+    """The code generations in a job's ledger, by pass and trigger."""
     rows: dict[tuple[str, str], worker.PerformedRecompiles] = {}
     for event in ledger.events:
         scope = "" if event.scope == "pipeline" else event.scope

@@ -14,7 +14,7 @@ _log = logging.getLogger("lazyfx_server")
 
 
 class Devices:
-    """What workers last said about devices.
+    """The latest device report of the workers.
 
     Args:
         jobs: Asks a worker that sees them.
