@@ -1,4 +1,4 @@
-"""Decodes the rewrites of a request, and keeps the small ones for the next."""
+"""Decodes the rewrites of a request, and caches small ones."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ from lazyfx_server.settings.limits import DEFAULT_GRAPH_LIMITS, GraphLimits
 
 _Key: TypeAlias = "tuple[bytes, bytes, GraphLimits]"
 
-# Bytes of a body that is kept: patterns have a few nodes, most take less than 300.
+# Maximum bytes of a cached body: patterns have a few nodes, and most take less than 300 bytes.
 _LONGEST_KEPT = 4096
 
 
 class RewriteReader:
-    """Turns rewrites into graphs.
+    """Decodes rewrites to graphs.
 
-    A library of rewrites comes along with every graph that it is meant for, and decoding
-    it costs more than decoding the graph. So what was decoded is kept, found by its bytes,
-    and handed out again to passes that say that they only read it. Graphs that hold
-    anything besides their nodes are not kept.
+    A library of rewrites is sent with every graph, and decoding it costs more than decoding the
+    graph. So decoded graphs are cached by their bytes, for passes that declare that they only read
+    them. Graphs with anything besides nodes are not cached.
 
     Args:
-        most: How many graphs are kept.
+        most: How many graphs are cached.
     """
 
     def __init__(self, most: int = 1024) -> None:
@@ -48,12 +47,12 @@ class RewriteReader:
         passes: Iterable[Pass],
         limits: GraphLimits = DEFAULT_GRAPH_LIMITS,
     ) -> dict[int, Rewrites]:
-        """The rewrites of each pass, by the pass's number.
+        """The rewrites of each pass, by the index of the pass.
 
         Args:
             specs: The pipeline of the request.
-            passes: Its passes by number.
-            limits: How large a graph may be.
+            passes: Its passes by index.
+            limits: Bounds on the size of a graph.
 
         Raises:
             PassError: A pattern or replacement is not an allowed graph; names the field.
@@ -87,7 +86,7 @@ class RewriteReader:
     def _graph(
         self, field: str, graph: graph_pb2.Graph, limits: GraphLimits, keep: bool
     ) -> GraphModule:
-        # In the sender's names: canonical ones would pass for nodes of the graph itself.
+        # In the sender's names: canonical ones would look like nodes of the graph itself.
         names = graph.presentation if graph.HasField("presentation") else None
         if not keep or len(graph.body) > _LONGEST_KEPT:
             return _decode(field, graph.body, names, limits)
@@ -104,7 +103,7 @@ class RewriteReader:
 def _decode(
     field: str, body: bytes, names: graph_pb2.Presentation | None, limits: GraphLimits
 ) -> GraphModule:
-    # No code is generated for a pattern, and no recompile is asked for on the job's account.
+    # Generate no code for a pattern, and count no recompile for the job.
     uncounted = lazy_class(RecompileLedger())
     try:
         return check(body, limits=limits, names=names, module_class=uncounted).module
@@ -113,7 +112,7 @@ def _decode(
 
 
 def _refused(error: DecodeError, field: str, names: graph_pb2.Presentation | None) -> PassError:
-    """The error about a graph of a request, with the name that its sender uses for the node."""
+    """The error about a rewrite's graph, with the sender's name of the node."""
     node = None
     if error.node is not None:
         try:
@@ -129,7 +128,7 @@ _UNNAMED = graph_pb2.Presentation()
 
 
 def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
-    """A replacement, checked before, with the tensors that it reads."""
+    """A checked replacement, with the tensors that it reads."""
     body = graph_pb2.GraphBody.FromString(rewrite.replacement.body)
     rows = [row for row in body.graphs[0].attributes if row.HasField("tensor")]
     if len(body.graphs) > 1 or len(rows) != len(rewrite.constants):
@@ -143,7 +142,7 @@ def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
         data = next(values)
         wanted = row.tensor.content.sha256
         if wanted and hashlib.sha256(data).digest() != wanted:
-            raise DecodeError("the bytes of a constant are not those of its digest")
+            raise DecodeError("the bytes of a constant do not match its digest")
         return wire.tensor_from_bytes(body.tensors[row.tensor.tensor], data)
 
     names = rewrite.replacement.presentation

@@ -1,4 +1,4 @@
-"""How many rows the tables of a graph's body have, counted on its bytes before it is parsed."""
+"""Bounds the rows of a graph body's tables, counted in its bytes before it is parsed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lazyfx_server.security.scanning import (
 from lazyfx_server.settings.limits import GraphLimits
 from lazyfx_server.settings.part import Bound
 
-# Tables of which even very large graphs have few rows.
+# Tables in which even very large graphs have few rows.
 _MAX_FEW = 65_536
 _ANY = Bound(2**31)
 
 
 def check_rows(body: bytes, limits: GraphLimits) -> None:
-    """Refuse a body whose tables have more rows than a graph within its bounds could use.
+    """Refuse a body whose tables have more rows than a graph within the bounds could use.
 
     Args:
-        body: What a stranger sent.
-        limits: How large it may be.
+        body: The untrusted bytes.
+        limits: Bounds on the size of a graph.
 
     Raises:
         DecodeError: A table is too long, or the bytes are malformed.
@@ -35,13 +35,13 @@ def check_rows(body: bytes, limits: GraphLimits) -> None:
 
 def _body(limits: GraphLimits) -> MessageBounds:
     nodes, calls = limits.bound("max_nodes"), limits.bound("max_calls")
-    # A node has one value, which may be a sequence of others; a size is an expression of parts.
+    # A node has one value, which may be a sequence of values; a size is an expression with parts.
     described = Bound(4 * nodes.most + _MAX_FEW, "max_nodes")
     few = Bound(_MAX_FEW)
     text = Bound(4 * limits.max_string_bytes, "max_string_bytes")
     texts = Bound(calls.most + _MAX_FEW, "max_calls")
     column, edges = Bound(5 * nodes.most, "max_nodes"), limits.bound("max_edges")
-    # What does not parse as one row a node is found out where columns are read.
+    # Whether there is one row per node is checked when columns are read.
     graph = MessageBounds(
         {
             1: FieldBounds("calls", column, nodes),

@@ -1,4 +1,4 @@
-"""Holds the parts of one graph to their bounds."""
+"""Checks the bounds on the parts of one graph."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lazyfx_server.settings.part import Bound
 def check_bounds(
     body: graph_pb2.GraphBody, limits: GraphLimits, verdicts: Sequence[CallVerdict]
 ) -> None:
-    """Check that no part of a graph is over its bound.
+    """Check that no part of a graph exceeds its bound.
 
-    Works on the tables, once for each distinct row.
+    Works on the tables, once per distinct row.
 
     Args:
         body: A body in canonical form.
-        limits: What to keep to.
-        verdicts: What is known of its calls.
+        limits: The bounds.
+        verdicts: The verdicts on its calls.
 
     Raises:
-        DecodeError: One is; names the field, and the setting.
+        DecodeError: One does; names the field and the setting.
     """
     _check_depth(body)
     edges = sum(len(graph.operands) for graph in body.graphs)
@@ -50,7 +50,7 @@ def check_bounds(
 
 
 def _check_depth(body: graph_pb2.GraphBody) -> None:
-    """Check how deep graphs lie in one another; each names only those behind it."""
+    """Check the nesting depth of graphs; each refers only to later ones."""
     depths = [1] * len(body.graphs)
     for i, graph in enumerate(body.graphs):
         if depths[i] > MAX_DEPTH:

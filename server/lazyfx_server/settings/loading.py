@@ -27,7 +27,7 @@ from pydantic_settings import (
 )
 
 from lazyfx.shared.suggesting import closest
-from lazyfx_server.settings.mistakes import describe_error
+from lazyfx_server.settings.mistakes import describe_mistake
 from lazyfx_server.settings.model import FIELDS, PARTS, Settings, group_of
 from lazyfx_server.settings.toml_file import SettingsFileError, read_settings_file
 
@@ -199,7 +199,7 @@ def load(arguments: Sequence[str]) -> Settings:
         settings = Settings.of(schema(_cli_settings_source=parsed))
     except ValidationError as error:
         lines = [
-            f"{_written_in(e['loc'], arguments, path, in_file)}{describe_error(e)}"
+            f"{_written_in(e['loc'], arguments, path, in_file)}{describe_mistake(e)}"
             for e in error.errors()
         ]
         _refuse("\nlazyfx serve: ".join(lines))
