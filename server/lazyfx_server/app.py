@@ -14,6 +14,12 @@ import torch
 
 from lazyfx.shared.signing_keys import fingerprint
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.assembling import (
+    artifact_signer,
+    authenticator,
+    ledger_file,
+    native_compiles,
+)
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.catalog import Catalog
@@ -24,6 +30,7 @@ from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
 from lazyfx_server.compiling.limits.quotas import Quotas
+from lazyfx_server.compiling.limits.request_checks import described
 from lazyfx_server.compiling.miss_reasons import Explainer
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.server_ledger import ServerLedger
@@ -32,21 +39,15 @@ from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, kind_name
 from lazyfx_server.lifecycle import finishes_before, repeating
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
-from lazyfx_server.room_settings import (
-    artifact_signer,
-    authenticator,
-    ledger_file,
-    native_compiles,
-    quota_limits,
-    request_limits,
-)
 from lazyfx_server.rpc.grpc_server import GrpcServer
 from lazyfx_server.rpc.interceptors import CallInterceptor
+from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles
-from lazyfx_server.settings.loading import Settings
+from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.service_settings import StoreSettings
 from lazyfx_server.store import Store, open_store
 from lazyfx_server.telemetry import (
     DeferredObserver,
@@ -79,7 +80,7 @@ class App:
     """One server.
 
     Args:
-        settings: All settings; each room gets its part here.
+        settings: All settings; each package gets its part here.
         sources: Where workers come from; the fork server is started, before gRPC was used.
 
     Raises:
@@ -89,31 +90,33 @@ class App:
 
     def __init__(self, settings: Settings, sources: Sources) -> None:
         self._settings = settings
-        self._limits = request_limits(settings)
         self._serving = False
         self._outages = Outages()
-        plugins = load_plugins(settings.pass_plugins)
+        plugins = load_plugins(settings.passes.pass_plugins)
         registry = registry_with(plugins)
         try:
-            named = NamedPipelines(registry, settings.named_pipelines)
+            named = NamedPipelines(registry, settings.passes.named_pipelines)
         except ValueError as error:
             raise ValueError(f"--pipelines: {error}") from error
         ledger = self._ledger = ServerLedger(ledger_file(settings))
         costs = CodegenCosts()
         metrics = new_registry()
-        self._store = self._open_store(settings)
+        self._store = self._open_store(settings.store)
         signer = self._signer = artifact_signer(settings)
-        quotas = Quotas(quota_limits(settings))
+        quotas = Quotas(settings.quotas)
         callers = authenticator(settings)
-        confined = protection(settings)
+        confined = protection(settings.workers)
 
         def restarted(reason: RestartReason) -> None:
             observers.observe(WorkerRestarted(reason))
 
-        self._executor = pass_workers(settings, sources, confined.layers, restarted)
+        self._executor = pass_workers(
+            settings.workers, settings.jobs, sources, confined.layers, restarted
+        )
         device_executor = device_worker(sources, restarted)
         self._executors = [self._executor, *([device_executor] if device_executor else ())]
-        self._devices = Devices(Jobs(device_executor or self._executor, settings.job_timeout))
+        job_timeout = settings.jobs.job_timeout
+        self._devices = Devices(Jobs(device_executor or self._executor, job_timeout))
         gauges = Gauges(
             store=self._store.tiers,
             in_flight=self._in_flight,
@@ -137,11 +140,11 @@ class App:
         )
         self._observers = observers
         deferred = DeferredObserver(observers)
-        crashes = CrashTracker(settings.crash_refusal_seconds)
+        crashes = CrashTracker(settings.workers.crash_refusal_seconds)
         self._native = native_compiles(settings, sources, crashes, observers, restarted)
-        jobs = Jobs(self._executor, settings.job_timeout, crashes, observer=observers)
+        jobs = Jobs(self._executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
-        admission = Admission(settings.workers, settings.max_queue)
+        admission = Admission(settings.workers.workers, settings.calls)
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,
@@ -150,7 +153,7 @@ class App:
             pipelines=Pipelines(registry, named),
             explainer=Explainer(self._store),
             observer=deferred,
-            limits=self._limits,
+            limits=settings.requests,
             quotas=quotas,
             costs=costs,
             plugins=tuple(plugin.target for plugin in plugins),
@@ -165,9 +168,9 @@ class App:
             native=self._native,
             quotas=quotas,
             costs=costs,
-            max_source_bytes=self._limits.graph.max_source_bytes,
+            max_source_bytes=settings.requests.max_source_bytes,
         )
-        blobs = Blobs(self._store, self._limits)
+        blobs = Blobs(self._store, settings.uploads)
         service = GraphCompilerService(
             compiler=self._compiler,
             artifacts=self._artifacts,
@@ -175,13 +178,14 @@ class App:
             ledger=ledger,
             registry=registry,
             named=named,
-            limits=self._limits,
+            limits=settings.calls,
             decoder=Decoder(
-                self._limits,
-                RequestMemory(self._limits.max_held_bytes, self._limits.max_held_bytes_per_tenant),
+                request_bounds(settings.requests, settings.calls, settings.uploads),
+                RequestMemory(settings.calls),
             ),
             facts=ServerFacts(
-                settings.workers,
+                settings.workers.workers,
+                tuple(described(settings.limits)),
                 lambda: self._devices.infos,
                 signer,
                 lambda: self._native.target,
@@ -195,24 +199,24 @@ class App:
         self._interceptor = CallInterceptor(
             callers,
             deferred,
-            settings.max_call_seconds,
-            RefusalPacing(settings.max_refused_rate),
+            settings.calls.max_call_seconds,
+            RefusalPacing(settings.calls.max_refused_rate),
         )
         self._server = GrpcServer(
             service,
             self._interceptor,
-            max_message_bytes=int(settings.max_message_bytes),
-            max_streams=settings.max_streams,
-            max_metadata_bytes=int(settings.max_metadata_bytes),
-            with_reflection=settings.reflection,
+            max_message_bytes=int(settings.calls.max_message_bytes),
+            max_streams=settings.calls.max_streams,
+            max_metadata_bytes=int(settings.calls.max_metadata_bytes),
+            with_reflection=settings.addresses.reflection,
         )
         self._telemetry = TelemetryServer(
             exposition(metrics),
             healthy=lambda: True,
             ready=lambda: self._serving,
             notes=lambda: self._native.problem,
-            host=settings.metrics_host,
-            port=settings.metrics_port,
+            host=settings.addresses.metrics_host,
+            port=settings.addresses.metrics_port,
         )
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[str, str], None]) -> None:
@@ -239,7 +243,7 @@ class App:
         parts.callback(_log.info, "stopped")
         parts.callback(self._ledger.close)
         parts.push_async_callback(self._store.close)
-        self._server.bind(self._settings.listen, self._tls_files())
+        self._server.bind(self._settings.addresses.listen, self._tls_files())
         await self._start_telemetry()
         parts.push_async_callback(self._telemetry.stop)
         # Calls use workers, so these end after the last call. They take seconds to start.
@@ -269,7 +273,7 @@ class App:
         try:
             await self._telemetry.start()
         except OSError as error:
-            settings = self._settings
+            settings = self._settings.addresses
             raise OSError(
                 f"--metrics-host {settings.metrics_host} --metrics-port {settings.metrics_port}: "
                 f"cannot listen there: {error.strerror or error}"
@@ -277,13 +281,12 @@ class App:
 
     async def _drain(self) -> None:
         """Stop serving: say so first, then let calls under way finish."""
-        _log.info(
-            "draining: no new requests; %g s for requests in flight", self._settings.drain_seconds
-        )
+        seconds = self._settings.stopping.drain_seconds
+        _log.info("draining: no new requests; %g s for requests in flight", seconds)
         self._serving = False
         await self._server.refuse_calls()
         try:
-            await asyncio.wait_for(self._finish(), self._settings.drain_seconds)
+            await asyncio.wait_for(self._finish(), seconds)
         except asyncio.TimeoutError:
             _log.warning("requests were still in flight after the grace period; cancelling them")
 
@@ -304,19 +307,19 @@ class App:
 
     @property
     def _address(self) -> str:
-        return f"{self._settings.listen.rpartition(':')[0]}:{self._server.port}"
+        return f"{self._settings.addresses.listen.rpartition(':')[0]}:{self._server.port}"
 
     @property
     def _metrics_url(self) -> str:
-        return f"http://{self._settings.metrics_host}:{self._telemetry.port}/metrics"
+        return f"http://{self._settings.addresses.metrics_host}:{self._telemetry.port}/metrics"
 
     def _tls_files(self) -> TlsFiles | None:
-        settings = self._settings
+        settings = self._settings.callers
         if settings.server_certificate is None or settings.server_key is None:
             return None
         return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
 
-    def _open_store(self, settings: Settings) -> Store:
+    def _open_store(self, settings: StoreSettings) -> Store:
         return open_store(
             settings.store_path,
             memory_bytes=settings.store_memory_bytes,

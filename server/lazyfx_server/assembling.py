@@ -1,11 +1,9 @@
-"""Settings split into the parts that rooms get."""
+"""Makes the parts of a server that take more than their settings as they are."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import fields
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
@@ -15,18 +13,15 @@ from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import Admission
-from lazyfx_server.compiling.limits.quotas import QuotaLimits
-from lazyfx_server.compiling.limits.request_limits import RequestLimits
 from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.execution import OnRestart
 from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
-from lazyfx_server.security.graph_bounds import GraphBounds
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
-from lazyfx_server.settings.loading import Settings
+from lazyfx_server.settings.model import Settings
 from lazyfx_server.telemetry import Observer
 from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
 
@@ -43,10 +38,11 @@ def artifact_signer(settings: Settings) -> Signer:
         ring = KeyRing(settings.signing_key_file)
     except SecretFileError as error:
         raise OSError(str(error)) from error
+    signing = settings.signing
     builder = Builder(
-        settings.server_name, version("lazyfx"), torch.__version__, platform.python_version()
+        signing.server_name, version("lazyfx"), torch.__version__, platform.python_version()
     )
-    return Signer(ring, builder, settings.signature_days * _DAY)
+    return Signer(ring, builder, signing.signature_days * _DAY)
 
 
 def native_compiles(
@@ -68,10 +64,11 @@ def native_compiles(
     Raises:
         OSError: They cannot be made, and are required.
     """
-    admission = Admission(settings.native_workers, settings.max_queue)
-    required = settings.native == "on"
+    native = settings.native
+    admission = Admission(native.native_workers, settings.calls)
+    required = native.native == "on"
     try:
-        pools = native_pools(settings, sources, on_restart)
+        pools = native_pools(native, sources, on_restart)
     except NativeUnavailable as error:
         if required:
             raise OSError(f"--native: {error}") from error
@@ -80,14 +77,14 @@ def native_compiles(
         return unavailable
     if pools is None:
         return NativeCompiles(None, admission, observer)
-    timeout, area, protection = settings.native_timeout, WorkArea(), pools.protection
+    timeout, area, protection = native.native_timeout, WorkArea(), pools.protection
     workers = NativeWorkers(
         (pools.jobs, pools.builds),
         Jobs(pools.jobs, timeout, crashes, setting="native_timeout", observer=observer),
         Builds(pools.builds, pools.compiler, timeout, area, observer, pools.owner),
         area,
         pools.owner,
-        settings.native_compile_threads,
+        native.native_compile_threads,
         pb.SandboxStatus(layers=protection.layers, missing=protection.missing),
     )
     return NativeCompiles(workers, admission, observer, required=required)
@@ -99,36 +96,19 @@ def authenticator(settings: Settings) -> Authenticator:
     Raises:
         OSError: A file of secrets or tokens cannot be used.
     """
+    callers = settings.callers
     try:
         tenants = Tenants(secret_of(settings.tenant_secret_file))
-        tokens = TokenFile(settings.tokens) if settings.tokens is not None else None
+        tokens = TokenFile(callers.tokens) if callers.tokens is not None else None
     except (SecretFileError, TokenFileError) as error:
         raise OSError(str(error)) from error
-    certificates = settings.client_ca is not None
-    return Authenticator(tenants, tokens, certificates, frozenset(settings.client_names))
-
-
-def quota_limits(settings: Settings) -> QuotaLimits:
-    """What each tenant may use."""
-    return QuotaLimits(
-        requests=settings.quota_requests,
-        bytes=settings.quota_bytes,
-        compile_seconds=settings.quota_compile_seconds,
-    )
-
-
-def request_limits(settings: Settings) -> RequestLimits:
-    """The bounds of requests and jobs: settings of the same names."""
-
-    def of(kind: type[Any]) -> dict[str, Any]:
-        names = [field.name for field in fields(kind) if field.name != "graph"]
-        return {name: getattr(settings, name) for name in names}
-
-    return RequestLimits(**of(RequestLimits), graph=GraphBounds(**of(GraphBounds)))
+    certificates = callers.client_ca is not None
+    return Authenticator(tenants, tokens, certificates, frozenset(callers.client_names))
 
 
 def ledger_file(settings: Settings) -> LedgerFile | None:
     """Where the ledger is kept between starts; None without a store on disk."""
-    if settings.store_path is None:
+    folder = settings.store.store_path
+    if folder is None:
         return None
-    return LedgerFile(settings.store_path / ".ledger" / "counts.json")
+    return LedgerFile(folder / ".ledger" / "counts.json")
