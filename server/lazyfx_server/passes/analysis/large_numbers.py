@@ -23,6 +23,9 @@ _PRODUCTS = frozenset({"mul", "imul", "rmul"})
 class TooLargeError(Exception):
     """A number or a list would be longer than anything that sizes of tensors are made of."""
 
+    def __init__(self) -> None:
+        super().__init__("a number, text or list that Python computes here would be too long")
+
 
 def check_numbers(target: object, operands: Sequence[Any]) -> None:
     """Refuse a call of Python's that could take, or make, something very long.
