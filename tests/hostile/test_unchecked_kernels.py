@@ -57,6 +57,8 @@ REFUSED: list[tuple[Callable[..., Any], Callable[[Any, Any], tuple[Any, ...]], s
     ),
     (_ATEN.quantized_lstm_cell.default, _cell(lambda x: []), "'hx'"),
     (torch.quantized_lstm_cell, _cell(lambda x: [x]), "'hx'"),
+    (_ATEN._foreach_copy.default, lambda x, n: ([x], [x, x]), "'self' and 'src'"),
+    (_ATEN._foreach_copy, lambda x, n: ([x], x), "'self' and 'src'"),
 ]
 
 ACCEPTED: list[tuple[Callable[..., Any], Callable[[Any, Any], tuple[Any, ...]]]] = [
@@ -64,6 +66,7 @@ ACCEPTED: list[tuple[Callable[..., Any], Callable[[Any, Any], tuple[Any, ...]]]]
     (_ATEN.fractional_max_pool2d_backward.default, lambda x, n: (x, x, [2, 2], [n, 2], x)),
     (_ATEN.native_group_norm.default, lambda x, n: (x, x, x, n, n, n, 2, 1e-5)),
     (_ATEN.quantized_lstm_cell.default, _cell(lambda x: [x, x])),
+    (_ATEN._foreach_copy.default, lambda x, n: ([x, x], [x, x])),
 ]
 
 
@@ -88,6 +91,7 @@ def test_what_it_takes_is_accepted(
         (pb.TARGET_KIND_OPERATOR, "aten::range.step"),
         (pb.TARGET_KIND_OPERATOR_PACKET, "aten::range"),
         (pb.TARGET_KIND_FUNCTION, "torch.range"),
+        (pb.TARGET_KIND_OPERATOR, "_quantized::wrapped_fbgemm_linear_fp16_weight.default"),
         (pb.TARGET_KIND_OPERATOR, "quantized::embedding_bag_byte_unpack.default"),
     ],
 )

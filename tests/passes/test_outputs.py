@@ -146,7 +146,9 @@ def test_a_graph_is_refused_at_the_node() -> None:
         (torch.ops.aten.special_round.out, (None, MANY)),
     ],
 )
-def test_python_makes_no_endless_numbers_lists_and_texts(target: object, operands: tuple[Any, ...]) -> None:
+def test_python_makes_no_endless_numbers_lists_and_texts(
+    target: object, operands: tuple[Any, ...]
+) -> None:
     with pytest.raises(TooLargeError):
         check_numbers(target, operands)
 

@@ -44,6 +44,7 @@ _NEEDS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[pb.Argument], bool]
     "native_group_norm_backward": {"group": _POSITIVE},
     "quantized_lstm_cell": {"hx": _of_length(2)},
 }
+_AS_LONG_AS_EACH_OTHER: Final = {"_foreach_copy": ("self", "src")}
 
 
 def unsafe_reason(
@@ -60,12 +61,18 @@ def unsafe_reason(
     """
     if kind in (pb.TARGET_KIND_OPERATOR, pb.TARGET_KIND_OPERATOR_PACKET):
         name = name.partition("::")[2].partition(".")[0]
-    needs = _NEEDS.get(name.rpartition(".")[2])
-    if needs is None:
-        return None
-    for signature in signatures:
+    name = name.rpartition(".")[2]
+    needs, paired = _NEEDS.get(name, {}), _AS_LONG_AS_EACH_OTHER.get(name, ())
+    for signature in signatures if needs or paired else ():
         given = signature.given(call, strings)
         for argument, (needed, fits) in needs.items():
             if argument in given and not fits(given[argument]):
                 return f"give {argument!r} as something else than {needed}"
+        if len({_length(given[argument]) for argument in paired if argument in given}) > 1:
+            return f"give {' and '.join(map(repr, paired))} as lists of different lengths"
     return None
+
+
+def _length(argument: pb.Argument) -> int | None:
+    kind = argument.WhichOneof("kind")
+    return len(getattr(argument, kind).items) if kind in _LISTS else None
