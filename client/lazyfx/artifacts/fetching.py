@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from lazyfx.answers.answer_bounds import AnswerBounds
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.capture.preparing import Prepared
 from lazyfx.errors import LazyfxError, NotFoundError
 from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
-
-OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
 
 _MAX_RENEWALS = 3
 

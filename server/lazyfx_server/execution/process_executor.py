@@ -67,7 +67,7 @@ class ProcessExecutor:
     ) -> None:
         if workers < 1 or max_jobs < 1:
             raise ValueError("workers and max_jobs must be at least 1")
-        self._plan = WorkerSpec(
+        self._spec = WorkerSpec(
             function, initializer, max_result_bytes, start_timeout, cpu_seconds,
             calls or CallBounds(),
         )  # fmt: skip
@@ -175,7 +175,7 @@ class ProcessExecutor:
             self._idle.put(worker)
 
     async def _launch(self) -> None:
-        worker = await Worker.launch(self._processes, self._spawner, self._plan, self._worker_gone)
+        worker = await Worker.launch(self._processes, self._spawner, self._spec, self._worker_gone)
         self._live.add(worker)
         if worker.gone.done():
             self._worker_gone(worker)

@@ -78,7 +78,7 @@ class Worker(asyncio.Protocol):
     """
 
     def __init__(
-        self, process: BaseProcess, plan: WorkerSpec, on_gone: Callable[[Worker], None]
+        self, process: BaseProcess, spec: WorkerSpec, on_gone: Callable[[Worker], None]
     ) -> None:
         self.jobs = 0
         self.reason: RestartReason | None = None
@@ -91,12 +91,12 @@ class Worker(asyncio.Protocol):
         self._sentinel = process.sentinel
         assert process.pid is not None, "the process has been started"
         self.pid = process.pid
-        self._plan = plan
+        self._spec = spec
         self._on_gone = on_gone
         self._transport: asyncio.WriteTransport | None = None
         self._buffer = bytearray()
         self._answer: asyncio.Future[bytes] | None = None
-        self._calls = CallResponder(plan.calls, self._write, self._read_more)
+        self._calls = CallResponder(spec.calls, self._write, self._read_more)
         self._started = False
         self._exited = False
         self._disconnected = False
@@ -108,7 +108,7 @@ class Worker(asyncio.Protocol):
         cls,
         processes: ProcessSource,
         spawner: ThreadPoolExecutor,
-        plan: WorkerSpec,
+        spec: WorkerSpec,
         on_gone: Callable[[Worker], None],
     ) -> Worker:
         """Starts a process and waits until it can take a job.
@@ -116,7 +116,7 @@ class Worker(asyncio.Protocol):
         Args:
             processes: Starts the process.
             spawner: A thread for that, because it blocks.
-            plan: How to start it.
+            spec: How to start it.
             on_gone: Called in the event loop when a worker dies after it became ready.
 
         Raises:
@@ -125,7 +125,7 @@ class Worker(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         try:
-            process = await loop.run_in_executor(spawner, _spawn, processes, theirs, plan)
+            process = await loop.run_in_executor(spawner, _spawn, processes, theirs, spec)
         except (OSError, EOFError) as error:
             ours.close()
             raise WorkerCrashed(f"a worker could not be started: {error!r}") from error
@@ -133,13 +133,13 @@ class Worker(asyncio.Protocol):
             # A worker that is still being forked will find the connection closed and exit.
             ours.close()
             raise
-        worker = cls(process, plan, on_gone)
+        worker = cls(process, spec, on_gone)
         try:
             await loop.create_unix_connection(lambda: worker, sock=ours)
-            await asyncio.wait_for(asyncio.shield(worker.ready), plan.start_timeout)
+            await asyncio.wait_for(asyncio.shield(worker.ready), spec.start_timeout)
         except asyncio.TimeoutError as error:
             raise WorkerCrashed(
-                f"a worker was not ready within {plan.start_timeout:g} s"
+                f"a worker was not ready within {spec.start_timeout:g} s"
             ) from error
         finally:
             if not worker.ready.done() or worker.ready.exception() is not None:
@@ -176,8 +176,8 @@ class Worker(asyncio.Protocol):
             self._answer = None
             answer.set_exception(WorkerLost("the worker had ended"))
             return answer
-        if self._plan.cpu_seconds is not None:
-            _bound_cpu(self.pid, self._plan.cpu_seconds)
+        if self._spec.cpu_seconds is not None:
+            _bound_cpu(self.pid, self._spec.cpu_seconds)
         self._calls.begin(on_call)
         answer.add_done_callback(lambda _: self._calls.end())
         self._write(Kind.JOB, *parts_of(job))
@@ -233,7 +233,7 @@ class Worker(asyncio.Protocol):
         buffer += data
         while len(buffer) >= HEADER.size:
             kind, length = HEADER.unpack_from(buffer)
-            most = self._calls.bounds.bytes if kind == Kind.CALL else self._plan.max_result_bytes
+            most = self._calls.bounds.bytes if kind == Kind.CALL else self._spec.max_result_bytes
             if length > max(most, SMALL):
                 self.kill("crash")  # our workers never send that: do not wait for its bytes
                 return
@@ -275,7 +275,7 @@ class Worker(asyncio.Protocol):
         if kind == Kind.RESULT:
             answer.set_result(body)
         elif kind == Kind.TOO_LARGE:
-            answer.set_exception(ResultTooLarge(int(body), self._plan.max_result_bytes))
+            answer.set_exception(ResultTooLarge(int(body), self._spec.max_result_bytes))
         else:
             answer.set_exception(WorkerFailed(*unpack_error(body)))
 
@@ -308,7 +308,7 @@ class Worker(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is not None and not answer.done() and exitcode == -signal.SIGXCPU:
             self.reason = self.reason or "timeout"
-            answer.set_exception(WorkerOutOfCpu(self._plan.cpu_seconds or 0.0))
+            answer.set_exception(WorkerOutOfCpu(self._spec.cpu_seconds or 0.0))
         if answer is not None and not answer.done():
             crash = WorkerCrashed if self._started else WorkerLost
             answer.set_exception(crash(f"the worker {ending} while it had the job"))
@@ -326,8 +326,8 @@ class Worker(asyncio.Protocol):
                 self._process.kill()
 
 
-def _spawn(processes: ProcessSource, connection: socket.socket, plan: WorkerSpec) -> BaseProcess:
-    arguments = (connection, plan.function, plan.initializer, plan.max_result_bytes)
+def _spawn(processes: ProcessSource, connection: socket.socket, spec: WorkerSpec) -> BaseProcess:
+    arguments = (connection, spec.function, spec.initializer, spec.max_result_bytes)
     with connection:
         return processes.spawn(serve, arguments)
 

@@ -16,11 +16,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from lazyfx.errors import LazyfxError
+from lazyfx.shared.pass_spelling import PLUGIN_GROUP
 from lazyfx_server.passes.base import Pass
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
 from lazyfx_server.passes.registry import Registry
-
-GROUP = "lazyfx.passes"
 
 
 class PluginError(LazyfxError):
@@ -52,7 +51,7 @@ def load_plugins(names: Iterable[str]) -> tuple[Plugin, ...]:
         PluginError: A plugin is not installed, is provided by two distributions, cannot be
             imported, or provides something that is not a pass.
     """
-    offered = entry_points(group=GROUP)
+    offered = entry_points(group=PLUGIN_GROUP)
     return tuple(
         _load(name, [e for e in offered if e.name == name]) for name in dict.fromkeys(names)
     )
@@ -80,7 +79,9 @@ def registry_of_targets(targets: tuple[str, ...]) -> Registry:
 
 def _load(name: str, found: list[EntryPoint]) -> Plugin:
     if not found:
-        raise PluginError(f"no installed distribution provides the passes {name!r} ({GROUP})")
+        raise PluginError(
+            f"no installed distribution provides the passes {name!r} ({PLUGIN_GROUP})"
+        )
     owners = [_owner(entry) for entry in found]
     if len(found) > 1:
         raise PluginError(

@@ -33,7 +33,7 @@ _BOUNDS: Final = {
 }
 
 
-def describe_error(error: Mapping[str, Any]) -> str:
+def describe_mistake(error: Mapping[str, Any]) -> str:
     """One pydantic error as the expected and the given value.
 
     Args:

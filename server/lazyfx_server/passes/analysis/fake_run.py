@@ -6,11 +6,8 @@ cannot be computed fall back to what the capture recorded.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +17,6 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
-from lazyfx.shared.forward_levels import forward_level_left
 from lazyfx.shared.wire.values.descriptions import describe, fake_tensor, materialize
 from lazyfx.shared.wire.values.tensors import stand_in_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
@@ -49,29 +45,6 @@ _WRAPPERS = {
     "wrap_with_autocast": 0,
     "invoke_subgraph": 1,
 }
-
-
-@functools.lru_cache(maxsize=1)
-def _guard_devices() -> None:
-    """Create the first fake mode of this process in a long-lived thread.
-
-    The first one sets up device guards. In torch 2.11 with CUDA but without a device, they end with
-    the thread, and the next fake mode crashes.
-    """
-    with FakeTensorMode():
-        pass
-
-
-def in_fresh_thread(work: Callable[[], T]) -> T:
-    """Runs `work` in a new thread, with default grad mode, autocast and vmap levels.
-
-    Graphs switch these; the switches are thread-local and end with the thread. The caller's lazy
-    job applies: modules that torch builds are lazy and counted too.
-    """
-    _guard_devices()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake")
-    with forward_level_left(), pool:
-        return pool.submit(copy_context().run, work).result()
 
 
 class FakeRun:

@@ -11,10 +11,12 @@ from typing import Any
 
 _MAX_BITS = 8192
 _MAX_ITEMS = 100_000
+_MAX_DIGITS = 1024
 _POWERS = frozenset({"pow", "ipow", "rpow"})
 _SHIFTS = frozenset({"lshift", "ilshift", "rlshift"})
 _REVERSED = frozenset({"rpow", "rlshift"})
 _FORMATS = frozenset({"mod", "imod"})
+_ROUNDINGS = frozenset({"round", "special_round"})
 _PRODUCTS = frozenset({"mul", "imul", "rmul"})
 
 
@@ -35,7 +37,7 @@ def check_numbers(target: object, operands: Sequence[Any]) -> None:
     if any(_is_long(operand) for operand in operands):
         raise TooLargeError
     name = target if isinstance(target, str) else str(getattr(target, "__name__", ""))
-    name = name.strip("_")
+    name = name.partition(".")[0].strip("_")
     if name in _REVERSED:
         operands = operands[::-1]
     numbers = [operand for operand in operands if isinstance(operand, int)]
@@ -46,6 +48,10 @@ def check_numbers(target: object, operands: Sequence[Any]) -> None:
         _bounded(numbers[1], _MAX_BITS)
     elif name in _PRODUCTS and len(numbers) == 1 and len(lists) == 1:
         _bounded(len(lists[0]) * max(numbers[0], 0), _MAX_ITEMS)
+    elif name in _ROUNDINGS:
+        # The number of digits is an exponent of Python's, also where a tensor is rounded.
+        digits = (abs(operand) for operand in operands[1:] if isinstance(operand, int))
+        _bounded(max(digits, default=0), _MAX_DIGITS)
     elif name in _FORMATS and operands and isinstance(operands[0], str):
         raise TooLargeError  # "%1000000000d" % 1 is a string of a gigabyte
 
