@@ -63,7 +63,7 @@ def test_code_that_depends_on_values(client: lazyfx.Client) -> None:
 
 @pytest.mark.parametrize("passes", [3, 2.5, object()])
 def test_passes_that_are_none(passes: Any, client: lazyfx.Client) -> None:
-    with pytest.raises(LazyfxError, match="passes takes names and what"):
+    with pytest.raises(LazyfxError, match="passes must be a list of names and"):
         client.compile(torch.fx.symbolic_trace(MODEL), passes)
 
 
