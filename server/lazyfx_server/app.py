@@ -19,6 +19,12 @@ from grpc_reflection.v1alpha import reflection
 from lazyfx.shared.signing_keys import fingerprint
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
+from lazyfx_server.assembling import (
+    artifact_signer,
+    authenticator,
+    ledger_file,
+    native_compiles,
+)
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.catalog import Catalog
@@ -29,6 +35,7 @@ from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
 from lazyfx_server.compiling.limits.quotas import Quotas
+from lazyfx_server.compiling.limits.request_checks import described
 from lazyfx_server.compiling.miss_reasons import Explainer
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.server_ledger import ServerLedger
@@ -36,21 +43,15 @@ from lazyfx_server.errors import RequestError
 from lazyfx_server.execution import OnRestart, RestartReason
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
-from lazyfx_server.room_settings import (
-    artifact_signer,
-    authenticator,
-    ledger_file,
-    native_compiles,
-    quota_limits,
-    request_limits,
-)
 from lazyfx_server.rpc.interceptors import CallInterceptor
+from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tcp_connections import drop_connections, refuse_connections
 from lazyfx_server.rpc.tls import TlsFiles, server_credentials
-from lazyfx_server.settings.loading import Settings
+from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.service_settings import StoreSettings
 from lazyfx_server.store import Store, open_store
 from lazyfx_server.telemetry import (
     DeferredObserver,
@@ -114,7 +115,7 @@ class App:
     """One server.
 
     Args:
-        settings: All settings; each room gets its part here.
+        settings: All settings; each package gets its part here.
         sources: Where workers come from; the fork server is started, before gRPC was used.
 
     Raises:
@@ -124,30 +125,31 @@ class App:
 
     def __init__(self, settings: Settings, sources: Sources) -> None:
         self._settings = settings
-        self._limits = request_limits(settings)
         self._devices = _Devices()
         self._serving = False
         self._outages = Outages()
         self._port = 0
-        plugins = load_plugins(settings.pass_plugins)
+        plugins = load_plugins(settings.passes.pass_plugins)
         registry = registry_with(plugins)
         try:
-            named = NamedPipelines(registry, settings.named_pipelines)
+            named = NamedPipelines(registry, settings.passes.named_pipelines)
         except ValueError as error:
             raise ValueError(f"--pipelines: {error}") from error
         ledger = self._ledger = ServerLedger(ledger_file(settings))
         costs = CodegenCosts()
         metrics = new_registry()
-        self._store = self._open_store(settings)
+        self._store = self._open_store(settings.store)
         signer = self._signer = artifact_signer(settings)
-        quotas = Quotas(quota_limits(settings))
+        quotas = Quotas(settings.quotas)
         callers = authenticator(settings)
-        confined = protection(settings)
+        confined = protection(settings.workers)
 
         def restarted(reason: RestartReason) -> None:
             observers.observe(WorkerRestarted(reason))
 
-        self._executor = pass_workers(settings, sources, confined.layers, restarted)
+        self._executor = pass_workers(
+            settings.workers, settings.jobs, sources, confined.layers, restarted
+        )
         self._device_executor = device_worker(sources, restarted)
         gauges = Gauges(
             store=self._store.tiers,
@@ -173,17 +175,17 @@ class App:
         )
         self._observers = observers
         deferred = DeferredObserver(observers)
-        crashes = CrashTracker(settings.crash_refusal_seconds)
+        crashes = CrashTracker(settings.workers.crash_refusal_seconds)
         self._native_pools, native_unavailable = self._pools_of_native(sources, restarted)
         self._native = native_compiles(settings, self._native_pools, crashes, observers)
         if native_unavailable:
             self._native.disable(native_unavailable)
-        self._jobs = Jobs(self._executor, settings.job_timeout, crashes, observer=observers)
+        self._jobs = Jobs(self._executor, settings.jobs.job_timeout, crashes, observer=observers)
         self._device_jobs = Jobs(
-            self._device_executor or self._executor, settings.job_timeout, crashes
+            self._device_executor or self._executor, settings.jobs.job_timeout, crashes
         )
         catalog = self._catalog = Catalog(self._store)
-        admission = Admission(settings.workers, settings.max_queue)
+        admission = Admission(settings.workers.workers, settings.calls)
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,
@@ -192,7 +194,7 @@ class App:
             pipelines=Pipelines(registry, named),
             explainer=Explainer(self._store),
             observer=deferred,
-            limits=self._limits,
+            limits=settings.requests,
             quotas=quotas,
             costs=costs,
             plugins=tuple(plugin.target for plugin in plugins),
@@ -207,9 +209,9 @@ class App:
             native=self._native,
             quotas=quotas,
             costs=costs,
-            max_source_bytes=self._limits.graph.max_source_bytes,
+            max_source_bytes=settings.requests.max_source_bytes,
         )
-        blobs = Blobs(self._store, self._limits)
+        blobs = Blobs(self._store, settings.uploads)
         service = GraphCompilerService(
             compiler=self._compiler,
             artifacts=self._artifacts,
@@ -217,13 +219,14 @@ class App:
             ledger=ledger,
             registry=registry,
             named=named,
-            limits=self._limits,
+            limits=settings.calls,
             decoder=Decoder(
-                self._limits,
-                RequestMemory(self._limits.max_held_bytes, self._limits.max_held_bytes_per_tenant),
+                request_bounds(settings.requests, settings.calls, settings.uploads),
+                RequestMemory(settings.calls),
             ),
             facts=ServerFacts(
-                settings.workers,
+                settings.workers.workers,
+                tuple(described(settings.limits)),
                 lambda: self._devices.infos,
                 signer,
                 lambda: self._native.target,
@@ -237,8 +240,8 @@ class App:
         self._interceptor = CallInterceptor(
             callers,
             deferred,
-            settings.max_call_seconds,
-            RefusalPacing(settings.max_refused_rate),
+            settings.calls.max_call_seconds,
+            RefusalPacing(settings.calls.max_refused_rate),
         )
         self._health = HealthServicer()
         self._server = self._grpc_server(service)
@@ -247,8 +250,8 @@ class App:
             healthy=lambda: True,
             ready=lambda: self._serving,
             notes=self._notes,
-            host=settings.metrics_host,
-            port=settings.metrics_port,
+            host=settings.addresses.metrics_host,
+            port=settings.addresses.metrics_port,
         )
 
     def _pools_of_native(
@@ -256,9 +259,9 @@ class App:
     ) -> tuple[NativePools | None, str]:
         """What native compiles run in; None and why not where they are optional."""
         try:
-            return native_pools(self._settings, sources, on_restart), ""
+            return native_pools(self._settings.native, sources, on_restart), ""
         except NativeUnavailable as error:
-            if self._settings.native == "on":
+            if self._settings.native.native == "on":
                 raise OSError(f"--native: {error}") from error
             return None, str(error)
 
@@ -271,7 +274,7 @@ class App:
 
     def _notes(self) -> str:
         """What a probe is told besides that the server is ready."""
-        if self._settings.native == "off" or self._native.target is not None:
+        if self._settings.native.native == "off" or self._native.target is not None:
             return ""
         return self._native.unavailable_reason
 
@@ -329,13 +332,13 @@ class App:
             self._port = self._bind(self._settings)
         except RuntimeError as error:
             raise OSError(
-                f"--listen {self._settings.listen}: cannot listen there; is another server "
-                f"running? ({error})"
+                f"--listen {self._settings.addresses.listen}: cannot listen there; is another "
+                f"server running? ({error})"
             ) from error
         try:
             await self._telemetry.start()
         except OSError as error:
-            settings = self._settings
+            settings = self._settings.addresses
             raise OSError(
                 f"--metrics-host {settings.metrics_host} --metrics-port {settings.metrics_port}: "
                 f"cannot listen there: {error.strerror or error}"
@@ -362,30 +365,31 @@ class App:
 
     @property
     def _address(self) -> str:
-        return f"{self._settings.listen.rpartition(':')[0]}:{self._port}"
+        return f"{self._settings.addresses.listen.rpartition(':')[0]}:{self._port}"
 
     @property
     def _metrics_url(self) -> str:
-        return f"http://{self._settings.metrics_host}:{self._telemetry.port}/metrics"
+        return f"http://{self._settings.addresses.metrics_host}:{self._telemetry.port}/metrics"
 
     def _bind(self, settings: Settings) -> int:
-        if settings.server_certificate is None or settings.server_key is None:
-            return self._server.add_insecure_port(settings.listen)
-        files = TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
-        return self._server.add_secure_port(settings.listen, server_credentials(files))
+        listen, callers = settings.addresses.listen, settings.callers
+        if callers.server_certificate is None or callers.server_key is None:
+            return self._server.add_insecure_port(listen)
+        files = TlsFiles(callers.server_certificate, callers.server_key, callers.client_ca)
+        return self._server.add_secure_port(listen, server_credentials(files))
 
     async def _drain(self) -> None:
         """Stop serving: say so first, let calls under way finish, then end what they used."""
         if self._serving:
             _log.info(
                 "draining: no new requests; %g s for requests in flight",
-                self._settings.drain_seconds,
+                self._settings.stopping.drain_seconds,
             )
         self._serving = False
         await self._health.enter_graceful_shutdown()
         self._interceptor.close()
         try:
-            await asyncio.wait_for(self._finish(), self._settings.drain_seconds)
+            await asyncio.wait_for(self._finish(), self._settings.stopping.drain_seconds)
         except asyncio.TimeoutError:
             _log.warning("requests were still in flight after the grace period; cancelling them")
         if self._port:
@@ -410,26 +414,26 @@ class App:
         await self._artifacts.drain()
 
     def _grpc_server(self, service: GraphCompilerService) -> grpc.aio.Server:
-        settings = self._settings
+        calls = self._settings.calls
         server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=[
                 *_KEEPALIVE,
-                ("grpc.max_receive_message_length", int(settings.max_message_bytes)),
+                ("grpc.max_receive_message_length", int(calls.max_message_bytes)),
                 ("grpc.max_send_message_length", _MAX_SENT_BYTES),
-                ("grpc.max_concurrent_streams", settings.max_streams),
-                ("grpc.max_metadata_size", int(settings.max_metadata_bytes)),
-                ("grpc.absolute_max_metadata_size", int(settings.max_metadata_bytes)),
+                ("grpc.max_concurrent_streams", calls.max_streams),
+                ("grpc.max_metadata_size", int(calls.max_metadata_bytes)),
+                ("grpc.absolute_max_metadata_size", int(calls.max_metadata_bytes)),
             ],
         )
         add_GraphCompilerServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if settings.reflection:
+        if self._settings.addresses.reflection:
             names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
         return server
 
-    def _open_store(self, settings: Settings) -> Store:
+    def _open_store(self, settings: StoreSettings) -> Store:
         return open_store(
             settings.store_path,
             memory_bytes=settings.store_memory_bytes,

@@ -17,7 +17,7 @@ from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
-from lazyfx_server.compiling.limits.request_limits import RequestLimits
+from lazyfx_server.compiling.limits.request_checks import check_body
 from lazyfx_server.compiling.miss_reasons import Explainer, Miss
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.request import (
@@ -29,6 +29,7 @@ from lazyfx_server.compiling.request import (
 from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import MissingInputsError
+from lazyfx_server.settings.limits import PassLimits, RequestLimits
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
     CompileFinished,
@@ -245,7 +246,7 @@ class Compiler:
             if body is None:
                 missing.append(f"blobs/{digest.hex()}")
             else:
-                self._limits.check_body("graph_digest", body)
+                check_body("graph_digest", body, self._limits)
         values: list[tuple[int, int, Buffer]] = []
         for binding in request.values:
             content = binding.content.sha256
@@ -260,7 +261,7 @@ class Compiler:
         job = worker.CompileJob(
             passes=self._pipelines.expand(request.passes),
             plugins=self._plugins,
-            limits=self._limits.job(),
+            limits=worker.JobLimits(**dict(PassLimits.of(self._limits))),
             presentation=request.graph.presentation,
             eager=request.eager,
             verify=request.verify,

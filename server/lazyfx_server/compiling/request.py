@@ -10,11 +10,12 @@ from cachetools import LRUCache
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
 from lazyfx_server.compiling.limits.held_bytes import MemoryHold, RequestMemory
-from lazyfx_server.compiling.limits.request_limits import RequestLimits
+from lazyfx_server.compiling.limits.request_checks import check_compile
 from lazyfx_server.compiling.off_loop import ON_LOOP_BYTES, off_loop, sha256
 from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError
+from lazyfx_server.settings.limits import CallLimits, RequestLimits
 
 # Requests by digest that are remembered as read and found to be well formed.
 _KNOWN_REQUESTS = 4096
@@ -38,7 +39,9 @@ class IncomingCompile:
     hold: MemoryHold
 
 
-_NOTHING = IncomingCompile(pb.CompileRequest(), memoryview(b""), 0, RequestMemory(0, 0).hold("", 0))
+_NOTHING = IncomingCompile(
+    pb.CompileRequest(), memoryview(b""), 0, RequestMemory(CallLimits()).hold("", 0)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class RequestReader:
 
     def _check(self, incoming: IncomingCompile, tenant: Tenant, arrived: float) -> ResolvedRequest:
         request, body = incoming.request, incoming.body
-        self._limits.check_compile(request, body)
+        check_compile(request, body, self._limits)
         graph_digest = request.graph_digest.sha256
         if request.HasField("graph") and graph_digest != hashlib.sha256(body).digest():
             raise InvalidRequestError.of_field(

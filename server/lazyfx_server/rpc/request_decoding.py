@@ -10,12 +10,10 @@ from google.protobuf.message import DecodeError, Message
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.limits.held_bytes import MemoryHold, RequestMemory
-from lazyfx_server.compiling.limits.request_limits import RequestLimits
 from lazyfx_server.compiling.off_loop import ON_LOOP_BYTES, off_loop
 from lazyfx_server.compiling.request import IncomingCompile
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
-from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import add_received
 from lazyfx_server.security.scanning import (
     FieldBounds,
@@ -42,12 +40,12 @@ class Decoder:
     """Reads requests.
 
     Args:
-        limits: Bounds of requests.
+        bounds: Bounds of the request of each method, by its name.
         held: Bounds the bytes of all of them.
     """
 
-    def __init__(self, limits: RequestLimits, held: RequestMemory) -> None:
-        self._bounds = request_bounds(limits)
+    def __init__(self, bounds: Mapping[str, MessageBounds], held: RequestMemory) -> None:
+        self._bounds = bounds
         self._held = held
 
     @asynccontextmanager
