@@ -83,6 +83,7 @@ def _main(arguments: Sequence[str]) -> None:
     # cannot use them, so it had better see none.
     forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     from lazyfx_server.app import App
+    from lazyfx_server.lifecycle import stop_signals
     from lazyfx_server.workers.pools import Sources
 
     reformat_torch_loggers()
@@ -90,7 +91,7 @@ def _main(arguments: Sequence[str]) -> None:
     sources = Sources(forkserver, SpawnSource(preload, environment))
 
     async def serve() -> None:
-        await App(settings, sources).run(_ready)
+        await App(settings, sources).run(stop_signals(), _ready)
 
     try:
         _run(serve)

@@ -7,20 +7,23 @@ from importlib.metadata import version
 
 import torch
 
+from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import Admission
-from lazyfx_server.compiling.native_artifacts import NativeCompiles
+from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
 from lazyfx_server.compiling.tenants import Tenants
+from lazyfx_server.execution import OnRestart
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.telemetry import Observer
-from lazyfx_server.workers.pools import NativePools
+from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
 
 _DAY = 86_400.0
 
@@ -43,31 +46,48 @@ def artifact_signer(settings: Settings) -> Signer:
 
 
 def native_compiles(
-    settings: Settings, pools: NativePools | None, crashes: CrashTracker, observer: Observer
+    settings: Settings,
+    sources: Sources,
+    crashes: CrashTracker,
+    observer: Observer,
+    on_restart: OnRestart,
 ) -> NativeCompiles:
     """What makes native artifacts.
 
     Args:
         settings: All settings.
-        pools: Run native jobs and compiles; None when the settings want no native artifacts.
+        sources: Where workers come from.
         crashes: Remembers graphs on which workers died.
         observer: Is told of each compile.
+        on_restart: Told of each worker that is replaced.
+
+    Raises:
+        OSError: They cannot be made, and are required.
     """
-    native, jobs, builds = settings.native, None, None
-    if pools is not None:
-        jobs = Jobs(
-            pools.jobs,
-            native.native_timeout,
-            crashes,
-            setting="native_timeout",
-            observer=observer,
-        )
-        builds = Builds(pools.builds, pools.compiler, native.native_timeout, observer, pools.owner)
+    native = settings.native
     admission = Admission(native.native_workers, settings.calls)
-    return NativeCompiles(
-        jobs, builds, admission, native.native_compile_threads, observer,
-        owner=None if pools is None else pools.owner, required=native.native == "on",
-    )  # fmt: skip
+    required = native.native == "on"
+    try:
+        pools = native_pools(native, sources, on_restart)
+    except NativeUnavailable as error:
+        if required:
+            raise OSError(f"--native: {error}") from error
+        unavailable = NativeCompiles(None, admission, observer)
+        unavailable.disable(str(error))
+        return unavailable
+    if pools is None:
+        return NativeCompiles(None, admission, observer)
+    timeout, area, protection = native.native_timeout, WorkArea(), pools.protection
+    workers = NativeWorkers(
+        (pools.jobs, pools.builds),
+        Jobs(pools.jobs, timeout, crashes, setting="native_timeout", observer=observer),
+        Builds(pools.builds, pools.compiler, timeout, area, observer, pools.owner),
+        area,
+        pools.owner,
+        native.native_compile_threads,
+        pb.SandboxStatus(layers=protection.layers, missing=protection.missing),
+    )
+    return NativeCompiles(workers, admission, observer, required=required)
 
 
 def authenticator(settings: Settings) -> Authenticator:

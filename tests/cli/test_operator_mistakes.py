@@ -31,7 +31,7 @@ def _told(result: Result, status: int) -> str:
         (b"\xff\xfe\x00junk", "is not a text file in UTF-8"),
         (b'lisen = "127.0.0.1:0"\n', "unknown setting 'lisen'; did you mean 'listen'?"),
         (b"[oops]\na = 1\n", "unknown setting 'oops'"),
-        (b'workers = "many"\n', ": workers: takes a whole number, not 'many'"),
+        (b'workers = "many"\n', ": workers: must be an integer, not 'many'"),
         (b"workers = 0\n", ": workers: must be at least 1, not 0"),
         (b"a = " + b"[" * 5000, "is not valid TOML"),
     ],
@@ -51,9 +51,9 @@ def test_a_settings_file_that_is_not_there_or_a_folder(run, tmp_path) -> None:
 
 
 def test_where_a_wrong_value_came_from(run, monkeypatch) -> None:
-    assert "--workers: takes a whole number" in _told(run("serve", "--workers", "many"), 2)
+    assert "--workers: must be an integer" in _told(run("serve", "--workers", "many"), 2)
     monkeypatch.setenv("LAZYFX_WORKERS", "many")
-    assert "LAZYFX_WORKERS: takes a whole number" in _told(run("serve"), 2)
+    assert "LAZYFX_WORKERS: must be an integer" in _told(run("serve"), 2)
 
 
 def test_a_store_that_cannot_be_used(run, tmp_path) -> None:

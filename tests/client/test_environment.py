@@ -42,7 +42,7 @@ def test_a_slip_of_the_pen(variable: str, monkeypatch: pytest.MonkeyPatch) -> No
     if meant is None:
         assert told == []
     else:
-        assert told == [f"{variable} is set, and lazyfx does not read it; did you mean {meant}?"]
+        assert told == [f"{variable} is set, but lazyfx does not read it; did you mean {meant}?"]
 
 
 def test_no_setting_of_a_server_is_a_slip_of_a_client(monkeypatch: pytest.MonkeyPatch) -> None:

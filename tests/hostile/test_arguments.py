@@ -19,7 +19,7 @@ from lazyfx_server.security.checked_graph import check
 from lazyfx_server.security.signatures import read
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 FUNCTION, METHOD = pb.TARGET_KIND_FUNCTION, pb.TARGET_KIND_METHOD
 HIGHER_ORDER = pb.TARGET_KIND_HIGHER_ORDER_OPERATOR

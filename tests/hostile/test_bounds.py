@@ -20,7 +20,7 @@ from lazyfx_server.security.checked_graph import check
 from lazyfx_server.settings.limits import GraphLimits
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 
 def _described(*values: object) -> bytes:

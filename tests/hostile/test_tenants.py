@@ -26,7 +26,7 @@ from lazyfx_server.store import MemoryStore
 from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 DCE = "dead_code_elimination"
 

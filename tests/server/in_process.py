@@ -103,7 +103,7 @@ async def compiling_parts(
         admission=admission,
         observer=recorder,
         signer=Signer(KeyRing(None), builder, 86_400.0),
-        native=NativeCompiles(None, None, Admission(1, calls), 1, recorder),
+        native=NativeCompiles(None, Admission(1, calls), recorder),
         quotas=quotas,
         costs=costs,
         max_source_bytes=limits.max_source_bytes,

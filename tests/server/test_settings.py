@@ -102,23 +102,23 @@ SENTENCES = {
     ),
     "a word": (["extra"], "there is no argument extra; `lazyfx serve --help` lists the flags"),
     "no value": (["--workers"], "argument --workers: expected one argument"),
-    "a word for a number": (["--workers", "two"], "--workers: takes a whole number, not 'two'"),
+    "a word for a number": (["--workers", "two"], "--workers: must be an integer, not 'two'"),
     "a number below": (["--workers", "-1"], "--workers: must be at least 1, not '-1'"),
     "a number above": (["--workers", "1000"], "--workers: must be at most 256, not '1000'"),
     "a number of another kind": (
         ["--max-nodes", "1e3"],
-        "--max-nodes: takes a whole number, not '1e3'",
+        "--max-nodes: must be an integer, not '1e3'",
     ),
-    "a time": (["--drain-seconds", "abc"], "--drain-seconds: takes a number, not 'abc'"),
+    "a time": (["--drain-seconds", "abc"], "--drain-seconds: must be a number, not 'abc'"),
     "a size": (
         ["--store-disk-bytes", "4 bananas"],
-        "--store-disk-bytes: takes a number of bytes, such as 256MiB, not '4 bananas'",
+        "--store-disk-bytes: must be a number of bytes, such as 256MiB, not '4 bananas'",
     ),
     "another word": (
         ["--log-level", "warn"],
-        "--log-level: takes debug, info, warning or error, not 'warn'; did you mean 'warning'?",
+        "--log-level: must be debug, info, warning or error, not 'warn'; did you mean 'warning'?",
     ),
-    "a switch": (["--native", "ture"], "--native: takes off, on or optional, not 'ture'"),
+    "a switch": (["--native", "ture"], "--native: must be off, on or optional, not 'ture'"),
     "a pipeline without passes": (
         ["--pipelines", "tidy"],
         "--pipelines: takes NAME=PASSES; NAME=PASSES, and 'tidy' is not NAME=PASSES",
@@ -147,9 +147,7 @@ def test_a_variable_is_named_where_it_is_wrong(capsys, monkeypatch):
     monkeypatch.setenv("LAZYFX_WORKERS", "x")
     with pytest.raises(SystemExit):
         load([])
-    assert (
-        capsys.readouterr().err == "lazyfx serve: LAZYFX_WORKERS: takes a whole number, not 'x'\n"
-    )
+    assert capsys.readouterr().err == "lazyfx serve: LAZYFX_WORKERS: must be an integer, not 'x'\n"
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS))

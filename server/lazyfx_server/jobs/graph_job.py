@@ -48,7 +48,9 @@ def run_job(data: bytes) -> bytes:
     result = worker.JobResult()
     try:
         if job.HasField("compile"):
-            result.compile.CopyFrom(_compile(job.compile))
+            ledger = RecompileLedger(_cost(job.compile))
+            with lazy_job(ledger, eager=job.compile.eager):
+                result.compile.CopyFrom(_compile(job.compile, ledger))
         elif job.HasField("render"):
             result.render.CopyFrom(_render(job.render))
         else:
@@ -97,16 +99,13 @@ class _ValuesMissing(Exception):  # noqa: N818 - not a failure but a question
         super().__init__()
 
 
-def _compile(job: worker.CompileJob) -> worker.CompileResult:
-    cost = FITTED
-    if job.seconds_per_node:
-        cost = RecompileCost(job.seconds_per_node, job.cost_is_measured)
-    ledger = RecompileLedger(cost)
-    with lazy_job(ledger, eager=job.eager):
-        return _compile_lazily(job, ledger)
+def _cost(job: worker.CompileJob) -> RecompileCost:
+    if not job.seconds_per_node:
+        return FITTED
+    return RecompileCost(job.seconds_per_node, job.cost_is_measured)
 
 
-def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
+def _compile(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
     started = perf_counter()
     pipeline = pipeline_of(registry_of_targets(tuple(job.plugins)), job.passes)
     # Checking builds the module; recompiles that this requests are not charged to the job.

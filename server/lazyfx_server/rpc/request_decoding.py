@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.limits.held_bytes import MemoryHold, RequestMemory
-from lazyfx_server.compiling.off_loop import ON_LOOP_BYTES, off_loop
+from lazyfx_server.compiling.off_loop import compute
 from lazyfx_server.compiling.request import IncomingCompile
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
@@ -66,10 +66,8 @@ class Decoder:
         """
         with self._held.hold(tenant.name, len(data)) as hold:
             # Of an upload nearly all is one field, which is skipped.
-            if len(data) <= ON_LOOP_BYTES or method == "UploadBlobs":
-                yield self._decode(method, data, hold)
-            else:
-                yield await off_loop(self._decode, method, data, hold)
+            read = 0 if method == "UploadBlobs" else len(data)
+            yield await compute(read, self._decode, method, data, hold)
 
     def _decode(self, method: str, data: bytes, hold: MemoryHold) -> Any:
         try:

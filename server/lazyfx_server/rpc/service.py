@@ -18,13 +18,13 @@ import torch
 from lazyfx.shared.format_version import READ_VERSIONS
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
-from lazyfx_server.compiling.artifact_kinds import KINDS, NATIVE_KINDS
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError, TimedOutError
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, is_native
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.rpc.authentication import Identification
@@ -182,7 +182,7 @@ class GraphCompilerService(GraphCompilerServicer):
     ) -> AsyncIterator[pb.GetArtifactResponse]:
         finding = asyncio.ensure_future(self._artifacts.get(request, tenant))
         try:
-            if request.kind in NATIVE_KINDS:
+            if is_native(request.kind):
                 while not (await asyncio.wait({finding}, timeout=PROGRESS_SECONDS))[0]:
                     progress = self._artifacts.progress(request)
                     yield pb.GetArtifactResponse(progress=progress)
@@ -259,7 +259,7 @@ class GraphCompilerService(GraphCompilerServicer):
             format_versions=sorted(READ_VERSIONS),
             devices=self._facts.devices(),
             limits=self._facts.limits,
-            artifact_kinds=sorted(KINDS),
+            artifact_kinds=sorted(ARTIFACT_KINDS),
             workers=self._facts.workers,
             native=self._facts.native(),
             verify_keys=self._facts.signer.verify_keys,

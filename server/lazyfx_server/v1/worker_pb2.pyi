@@ -31,30 +31,30 @@ class _BuildKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     BUILD_KIND_UNSPECIFIED: _BuildKind.ValueType  # 0
     BUILD_KIND_OBJECT: _BuildKind.ValueType  # 1
-    """An object of C++."""
+    """An object file from C++."""
     BUILD_KIND_LIBRARY: _BuildKind.ValueType  # 2
-    """A shared library of C++."""
+    """A shared library from C++."""
     BUILD_KIND_DATA: _BuildKind.ValueType  # 3
-    """An object of assembler that holds bytes under names, and no instruction."""
+    """An object file from assembler that contains only named data, and no instructions."""
     BUILD_KIND_LINK: _BuildKind.ValueType  # 4
-    """A shared library of objects that the server has made for this job."""
+    """A shared library from objects that the server has built for this job."""
     BUILD_KIND_HEADER: _BuildKind.ValueType  # 5
-    """A precompiled header; only the server itself asks for one."""
+    """A precompiled header; only the server itself requests one."""
 
 class BuildKind(_BuildKind, metaclass=_BuildKindEnumTypeWrapper):
-    """What a native worker asks the server for while it has a job."""
+    """What a native worker may request from the server during a job."""
 
 BUILD_KIND_UNSPECIFIED: BuildKind.ValueType  # 0
 BUILD_KIND_OBJECT: BuildKind.ValueType  # 1
-"""An object of C++."""
+"""An object file from C++."""
 BUILD_KIND_LIBRARY: BuildKind.ValueType  # 2
-"""A shared library of C++."""
+"""A shared library from C++."""
 BUILD_KIND_DATA: BuildKind.ValueType  # 3
-"""An object of assembler that holds bytes under names, and no instruction."""
+"""An object file from assembler that contains only named data, and no instructions."""
 BUILD_KIND_LINK: BuildKind.ValueType  # 4
-"""A shared library of objects that the server has made for this job."""
+"""A shared library from objects that the server has built for this job."""
 BUILD_KIND_HEADER: BuildKind.ValueType  # 5
-"""A precompiled header; only the server itself asks for one."""
+"""A precompiled header; only the server itself requests one."""
 Global___BuildKind: typing_extensions.TypeAlias = BuildKind
 
 class _JobErrorKind:
@@ -65,35 +65,35 @@ class _JobErrorKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     JOB_ERROR_KIND_UNSPECIFIED: _JobErrorKind.ValueType  # 0
     JOB_ERROR_KIND_INVALID: _JobErrorKind.ValueType  # 1
-    """The request cannot be served as it is."""
+    """The request can never succeed as it is."""
     JOB_ERROR_KIND_LIMIT: _JobErrorKind.ValueType  # 2
-    """A bound was passed."""
+    """A bound was exceeded."""
     JOB_ERROR_KIND_PRECONDITION: _JobErrorKind.ValueType  # 3
-    """Something that the request needs is not there."""
+    """Something that the request requires is missing."""
     JOB_ERROR_KIND_INTERNAL: _JobErrorKind.ValueType  # 4
-    """A defect of ours."""
+    """A bug in lazyfx."""
     JOB_ERROR_KIND_SOURCE: _JobErrorKind.ValueType  # 5
-    """Generated source differs from its graph."""
+    """Generated source does not match its graph."""
 
 class JobErrorKind(_JobErrorKind, metaclass=_JobErrorKindEnumTypeWrapper):
-    """Whose mistake a failed job is."""
+    """The kind of mistake that made a job fail."""
 
 JOB_ERROR_KIND_UNSPECIFIED: JobErrorKind.ValueType  # 0
 JOB_ERROR_KIND_INVALID: JobErrorKind.ValueType  # 1
-"""The request cannot be served as it is."""
+"""The request can never succeed as it is."""
 JOB_ERROR_KIND_LIMIT: JobErrorKind.ValueType  # 2
-"""A bound was passed."""
+"""A bound was exceeded."""
 JOB_ERROR_KIND_PRECONDITION: JobErrorKind.ValueType  # 3
-"""Something that the request needs is not there."""
+"""Something that the request requires is missing."""
 JOB_ERROR_KIND_INTERNAL: JobErrorKind.ValueType  # 4
-"""A defect of ours."""
+"""A bug in lazyfx."""
 JOB_ERROR_KIND_SOURCE: JobErrorKind.ValueType  # 5
-"""Generated source differs from its graph."""
+"""Generated source does not match its graph."""
 Global___JobErrorKind: typing_extensions.TypeAlias = JobErrorKind
 
 @typing.final
 class Job(google.protobuf.message.Message):
-    """One piece of work for a worker process."""
+    """One job for a worker process."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -149,9 +149,9 @@ class CompileJob(google.protobuf.message.Message):
     """As in CompileRequest."""
     verify: builtins.bool
     seconds_per_node: builtins.float
-    """Seconds that generating and compiling code costs, for each node; 0 when not known."""
+    """Seconds per node that generating and compiling code takes; 0 if unknown."""
     cost_is_measured: builtins.bool
-    """seconds_per_node was measured on this very graph."""
+    """seconds_per_node was measured on the same graph."""
     @property
     def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.compiler_pb2.PassSpec]: ...
     @property
@@ -160,11 +160,11 @@ class CompileJob(google.protobuf.message.Message):
     def limits(self) -> Global___JobLimits: ...
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
-        """The names that the caller uses, to name a node at fault."""
+        """The caller's names, to name a node at fault."""
 
     @property
     def plugins(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Where passes of plugins are, "package.module:attribute"; from the server's settings."""
+        """Object references of plugins, "package.module:attribute"; from the server's settings."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ Global___TensorValue: typing_extensions.TypeAlias = TensorValue
 
 @typing.final
 class JobLimits(google.protobuf.message.Message):
-    """Bounds that a job holds itself to: `settings.limits.PassLimits`, field by field."""
+    """Bounds that a job must respect: `settings.limits.PassLimits`, field by field."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -282,22 +282,22 @@ class RenderJob(google.protobuf.message.Message):
     MAX_SOURCE_BYTES_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     purpose: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
-    """What the source is wanted for, for the ledger: CODE, PICKLE, PACKAGE."""
+    """What the source is needed for, for the ledger: CODE, PICKLE, PACKAGE."""
     max_source_bytes: builtins.int
     """Bound on its source."""
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
-        """The names that the asker uses for the source graph; canonical names when left out."""
+        """The caller's names of the source graph; canonical names by default."""
 
     @property
     def source(self) -> lazyfx.v1.compiler_pb2.GeneratedSource:
-        """Python source generated for these names before, if any: then no recompile is needed."""
+        """Python source already generated for these names, if any: then no recompile is needed."""
 
     @property
     def constants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Constant]:
-        """The constants that passes made, which a pickle or package holds."""
+        """The constants that passes created, which a pickle or package contains."""
 
     def __init__(
         self,
@@ -317,7 +317,7 @@ Global___RenderJob: typing_extensions.TypeAlias = RenderJob
 
 @typing.final
 class DescribeJob(google.protobuf.message.Message):
-    """Asks what devices a worker sees."""
+    """Queries the devices that a worker sees."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -329,7 +329,7 @@ Global___DescribeJob: typing_extensions.TypeAlias = DescribeJob
 
 @typing.final
 class JobResult(google.protobuf.message.Message):
-    """What a worker answers."""
+    """A worker's answer."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -386,11 +386,11 @@ class CompileResult(google.protobuf.message.Message):
     def report(self) -> lazyfx.v1.compiler_pb2.CompileReport: ...
     @property
     def constants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Constant]:
-        """Constants that passes made."""
+        """Constants that passes created."""
 
     @property
     def performed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PerformedRecompiles]:
-        """Recompiles that happened inside passes, by pass and trigger."""
+        """Recompiles performed inside passes, by pass and trigger."""
 
     def __init__(
         self,
@@ -430,7 +430,7 @@ Global___Constant: typing_extensions.TypeAlias = Constant
 
 @typing.final
 class PerformedRecompiles(google.protobuf.message.Message):
-    """Recompiles that really happened."""
+    """Performed recompiles."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -472,7 +472,7 @@ class RenderResult(google.protobuf.message.Message):
     media_type: builtins.str
     seconds: builtins.float
     seconds_per_node: builtins.float
-    """What a full recompile of this graph costs for each node, as measured; 0 when not known."""
+    """Measured cost per node of a full recompile of this graph; 0 if unknown."""
     @property
     def source(self) -> lazyfx.v1.compiler_pb2.GeneratedSource:
         """Set when Python source was generated by this job."""
@@ -514,7 +514,7 @@ Global___DescribeResult: typing_extensions.TypeAlias = DescribeResult
 
 @typing.final
 class NativeJob(google.protobuf.message.Message):
-    """Compiles a graph to native code, in a process that ends afterwards."""
+    """Compiles a graph to native code, in a process that exits afterwards."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -527,18 +527,18 @@ class NativeJob(google.protobuf.message.Message):
     MADE_ON_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     cache: builtins.str
-    """Folder of this job alone, for what Inductor writes."""
+    """Folder of this job, for Inductor's files."""
     progress: builtins.str
-    """File in which the worker tells how far it is, as a serialized ArtifactProgress."""
+    """File to which the worker writes its progress, as a serialized ArtifactProgress."""
     compile_threads: builtins.int
-    """C++ compilers that may run at a time."""
+    """C++ compilers that may run concurrently."""
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
     def request(self) -> lazyfx.v1.compiler_pb2.NativeRequest: ...
     @property
     def made_on(self) -> lazyfx.v1.compiler_pb2.NativeTarget:
-        """Where artifacts of this server run, as DescribeNativeJob found out."""
+        """Where artifacts of this server run, as determined by DescribeNativeJob."""
 
     def __init__(
         self,
@@ -570,7 +570,7 @@ class NativeResult(google.protobuf.message.Message):
     media_type: builtins.str
     seconds: builtins.float
     only_traced: builtins.bool
-    """It only says which floats must be constants; nothing was compiled."""
+    """It only lists the floats that must be constants; nothing was compiled."""
     def __init__(
         self,
         *,
@@ -585,13 +585,13 @@ Global___NativeResult: typing_extensions.TypeAlias = NativeResult
 
 @typing.final
 class DescribeNativeJob(google.protobuf.message.Message):
-    """Asks where native artifacts of this server run."""
+    """Queries where native artifacts of this server run."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CACHE_FIELD_NUMBER: builtins.int
     cache: builtins.str
-    """Folder for what Inductor's probe writes."""
+    """Folder for the files of Inductor's probe."""
     def __init__(
         self,
         *,
@@ -622,7 +622,9 @@ Global___DescribeNativeResult: typing_extensions.TypeAlias = DescribeNativeResul
 
 @typing.final
 class BuildRequest(google.protobuf.message.Message):
-    """One compile in closed words: no paths, no names of files, no text of a caller but the source."""
+    """One compile in a closed vocabulary: no paths, no file names, and no text of a caller except the
+    source.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -635,7 +637,7 @@ class BuildRequest(google.protobuf.message.Message):
     kind: Global___BuildKind.ValueType
     source: builtins.bytes
     header: builtins.str
-    """The header that stands precompiled before the source, if any."""
+    """The precompiled header before the source, if any."""
     @property
     def flags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -662,7 +664,7 @@ Global___BuildRequest: typing_extensions.TypeAlias = BuildRequest
 
 @typing.final
 class BuildJob(google.protobuf.message.Message):
-    """A request with all that a compile worker needs."""
+    """A request with everything that a compile worker needs."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -671,7 +673,7 @@ class BuildJob(google.protobuf.message.Message):
     FOLDER_FIELD_NUMBER: builtins.int
     HEADER_FIELD_NUMBER: builtins.int
     folder: builtins.str
-    """Folder of this compile alone."""
+    """Folder of this compile."""
     header: builtins.str
     """The precompiled header; empty to read the header itself."""
     @property
@@ -695,7 +697,7 @@ Global___BuildJob: typing_extensions.TypeAlias = BuildJob
 
 @typing.final
 class BuildResult(google.protobuf.message.Message):
-    """What a compile worker answers, and the server to the native worker."""
+    """The answer of a compile worker to the server, and of the server to the native worker."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -705,7 +707,7 @@ class BuildResult(google.protobuf.message.Message):
     KEY_FIELD_NUMBER: builtins.int
     output: builtins.bytes
     failed: builtins.str
-    """What the compiler said when it gave up."""
+    """The compiler's output, if it failed."""
     refused: builtins.str
     """Why nothing was compiled."""
     key: builtins.bytes
@@ -738,10 +740,12 @@ class JobError(google.protobuf.message.Message):
     field: builtins.str
     """Path of the request field at fault, e.g. "passes[1].options"."""
     node: builtins.str
-    """Path of the node at fault, e.g. "n12"; empty when no node is."""
+    """Path of the node at fault, e.g. "n12"; empty if there is none."""
     @property
     def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """PRECONDITION: tensors that passes read and that were not given, "values/<graph>/<attribute>"."""
+        """PRECONDITION: tensors whose values passes read but that were not sent,
+        "values/<graph>/<attribute>".
+        """
 
     def __init__(
         self,
@@ -819,7 +823,7 @@ class ArtifactRecord(google.protobuf.message.Message):
 
     @property
     def signature(self) -> lazyfx.v1.compiler_pb2.ArtifactSignature:
-        """Made with the artifact, so that whoever can write to the store cannot put another in its place."""
+        """Created with the artifact, so that a writer to the store cannot replace it."""
 
     def __init__(
         self,
@@ -836,7 +840,7 @@ Global___ArtifactRecord: typing_extensions.TypeAlias = ArtifactRecord
 
 @typing.final
 class GraphHistory(google.protobuf.message.Message):
-    """What has been compiled from one graph, to explain misses."""
+    """The compiles of one graph, to explain misses."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -151,14 +150,6 @@ class NativePools:
     compiler: Compiler
     protection: Protection
     owner: int | None
-
-    async def start(self) -> None:
-        """Start the processes."""
-        await asyncio.gather(self.jobs.start(), self.builds.start())
-
-    async def close(self) -> None:
-        """Stop the processes."""
-        await asyncio.gather(self.jobs.close(), self.builds.close())
 
 
 def native_pools(

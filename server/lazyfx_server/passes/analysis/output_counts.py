@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch.fx import Interpreter
 
+from lazyfx_server.passes.analysis.large_numbers import check_numbers
 from lazyfx_server.passes.analysis.packed import check_not_packed
 from lazyfx_server.passes.analysis.walk import target_name
 from lazyfx_server.passes.errors import PassError
@@ -176,11 +177,13 @@ class BoundedInterpreter(Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """See torch.fx.Interpreter."""
+        check_numbers(target, (*args, *kwargs.values()))
         check_not_packed(target, args, kwargs)
         check_outputs(target, args, kwargs)
         return super().call_function(target, args, kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
         """See torch.fx.Interpreter."""
+        check_numbers(target, (*args, *kwargs.values()))
         check_outputs(target, args, kwargs)
         return super().call_method(target, args, kwargs)
