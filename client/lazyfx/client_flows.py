@@ -36,8 +36,8 @@ class ClientFlows:
 
     Attributes:
         access: What to show to the server, and whom to believe.
-        bounds: How much is taken from the server.
-        refusals: Counts what is refused.
+        bounds: Bounds on answers of the server.
+        refusals: Counts refused answers.
         calls: What the server can be asked.
         verifier: Checks signatures.
         preparer: Captures and encodes.
@@ -59,7 +59,9 @@ class ClientFlows:
         warn_of_misspelled()
         address = server_address(address)
         if not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise LazyfxError(f"timeout takes seconds, more than 0, not {timeout!r}")
+            raise LazyfxError(
+                f"timeout must be a number of seconds greater than 0, not {timeout!r}"
+            )
         self._new_lock = new_lock
         self.access: Access = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds
@@ -149,7 +151,7 @@ class ClientFlows:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Flow[tuple[bytes, pb.ArtifactTrailer]]:
-        """Fetch an artifact whole, and check who made it.
+        """Fetch a complete artifact and check its signature.
 
         Raises:
             UntrustedServerError: Artifacts of this server would not be opened; none was requested.
@@ -166,7 +168,7 @@ class ClientFlows:
         return data, trailer
 
     def recompile(self, prepared: Prepared) -> Flow[pb.CompileResponse]:
-        """Compile again a module that has left the server's cache."""
+        """Recompile a module that the server evicted."""
         self.compile_caller.forget(prepared)
         with self.refusals.counted():
             return (yield from self.compile_caller.ask(prepared))
