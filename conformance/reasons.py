@@ -1,4 +1,4 @@
-"""What of torch's tables is refused for a reason, as docs/coverage.md tells it."""
+"""The refusals of entries in torch's databases that docs/coverage.md lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from conformance.run import Finding
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
-_HEADING = "## Refused of torch's own tables"
+_HEADING = "## Entries of torch's databases that are refused"
 
 
 @dataclass(frozen=True)
