@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,9 +32,15 @@ demo: $(STAMP) ## Set up, then run the main use case on this machine: server, re
 
 # Tests start hundreds of processes. If Python may not write bytecode, each of them would compile
 # the package again.
-test: $(STAMP) ## Set up, run all tests, and list the slowest 20; ARGS=path runs those
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 --durations-min=1
+
+test: $(STAMP) ## Set up, then run all tests but the long ones, and list the slowest 20; ARGS=path runs all of those
 	$(BIN)/python -m compileall -q client server
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 --durations-min=1 $(ARGS)
+	$(PYTEST) $(if $(ARGS),$(ARGS),-m 'not slow and not long')
+
+test-long: $(STAMP) ## The long tests: those that compile C++, real models, very many cases
+	$(BIN)/python -m compileall -q client server
+	$(PYTEST) -m 'long and not slow' $(ARGS)
 
 flaky: $(STAMP) ## Run tests three times and list those with different outcomes; ARGS="--times 5 path"
 	$(BIN)/python tests/flaky.py $(ARGS)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import pickle
-import subprocess
-import sys
 
+import nursery
 import pytest
 import torch
 
@@ -91,10 +90,8 @@ def run_alone(file, program, inputs) -> list[object]:
     """Two calls of a file of code, bound to a program's state, where lazyfx is not to be had."""
     state = file.with_suffix(".state")
     torch.save((dict(torch.export.load(program).state_dict), inputs), state)
-    out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ALONE, file, state],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    command = ["-W", "ignore", "-c", ALONE, str(file), str(state)]
+    out = nursery.run("torch", command, check=True)
     found = ast.literal_eval(out.stdout)
     assert isinstance(found, list)
     return found

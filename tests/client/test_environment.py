@@ -13,7 +13,7 @@ import pytest
 import lazyfx
 from lazyfx.backend.options import BackendOptions
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled, warn_of_misspelled
-from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.model import FIELDS
 
 SLIPS = {
     "LAZYFX_ADRESS": "LAZYFX_ADDRESS",
@@ -46,7 +46,7 @@ def test_a_slip_of_the_pen(variable: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_setting_of_a_server_is_a_slip_of_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
+    for name in FIELDS:
         monkeypatch.setenv(f"LAZYFX_{name.upper()}", "x")
     assert list(misspelled()) == []
 

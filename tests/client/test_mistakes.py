@@ -16,7 +16,7 @@ from lazyfx.cli.model_sources import load_program
 from lazyfx.errors import AddressError, DecodeError, InvalidRequestError, LazyfxError
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 
 class Branching(torch.nn.Module):

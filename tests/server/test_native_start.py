@@ -18,7 +18,7 @@ from lazyfx_server.settings.loading import load
 from lazyfx_server.workers import pools
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 Launch = Callable[..., "RunningServer"]
 

@@ -210,46 +210,13 @@ Global___TensorValue: typing_extensions.TypeAlias = TensorValue
 
 @typing.final
 class JobLimits(google.protobuf.message.Message):
-    """Bounds that a job must respect."""
+    """Bounds that a job must respect: `settings.limits.PassLimits`, field by field."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    MAX_GRAPH_BYTES_FIELD_NUMBER: builtins.int
+    MAX_PRESENTATION_BYTES_FIELD_NUMBER: builtins.int
     MAX_NODES_FIELD_NUMBER: builtins.int
-    MAX_FOLDED_BYTES_FIELD_NUMBER: builtins.int
-    MAX_MATCHES_FIELD_NUMBER: builtins.int
-    PASS_SECONDS_FIELD_NUMBER: builtins.int
-    GRAPH_FIELD_NUMBER: builtins.int
-    MAX_MATCH_STEPS_FIELD_NUMBER: builtins.int
-    max_nodes: builtins.int
-    max_folded_bytes: builtins.int
-    max_matches: builtins.int
-    pass_seconds: builtins.float
-    """Seconds that one pass may take; 0 for no bound."""
-    max_match_steps: builtins.int
-    """Steps that matching the patterns of one pass may take."""
-    @property
-    def graph(self) -> Global___GraphLimits: ...
-    def __init__(
-        self,
-        *,
-        max_nodes: builtins.int = ...,
-        max_folded_bytes: builtins.int = ...,
-        max_matches: builtins.int = ...,
-        pass_seconds: builtins.float = ...,
-        graph: Global___GraphLimits | None = ...,
-        max_match_steps: builtins.int = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["graph", b"graph"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["graph", b"graph", "max_folded_bytes", b"max_folded_bytes", "max_match_steps", b"max_match_steps", "max_matches", b"max_matches", "max_nodes", b"max_nodes", "pass_seconds", b"pass_seconds"]) -> None: ...
-
-Global___JobLimits: typing_extensions.TypeAlias = JobLimits
-
-@typing.final
-class GraphLimits(google.protobuf.message.Message):
-    """Bounds of the parts of one graph; 0 for the default."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
     MAX_EDGES_FIELD_NUMBER: builtins.int
     MAX_CALLS_FIELD_NUMBER: builtins.int
     MAX_ARGUMENTS_FIELD_NUMBER: builtins.int
@@ -258,6 +225,13 @@ class GraphLimits(google.protobuf.message.Message):
     MAX_ELEMENTS_FIELD_NUMBER: builtins.int
     MAX_OUTPUTS_FIELD_NUMBER: builtins.int
     MAX_SOURCE_BYTES_FIELD_NUMBER: builtins.int
+    MAX_MATCHES_FIELD_NUMBER: builtins.int
+    MAX_MATCH_STEPS_FIELD_NUMBER: builtins.int
+    MAX_FOLDED_BYTES_FIELD_NUMBER: builtins.int
+    MAX_PASS_SECONDS_FIELD_NUMBER: builtins.int
+    max_graph_bytes: builtins.int
+    max_presentation_bytes: builtins.int
+    max_nodes: builtins.int
     max_edges: builtins.int
     max_calls: builtins.int
     max_arguments: builtins.int
@@ -266,9 +240,16 @@ class GraphLimits(google.protobuf.message.Message):
     max_elements: builtins.int
     max_outputs: builtins.int
     max_source_bytes: builtins.int
+    max_matches: builtins.int
+    max_match_steps: builtins.int
+    max_folded_bytes: builtins.int
+    max_pass_seconds: builtins.float
     def __init__(
         self,
         *,
+        max_graph_bytes: builtins.int = ...,
+        max_presentation_bytes: builtins.int = ...,
+        max_nodes: builtins.int = ...,
         max_edges: builtins.int = ...,
         max_calls: builtins.int = ...,
         max_arguments: builtins.int = ...,
@@ -277,10 +258,14 @@ class GraphLimits(google.protobuf.message.Message):
         max_elements: builtins.int = ...,
         max_outputs: builtins.int = ...,
         max_source_bytes: builtins.int = ...,
+        max_matches: builtins.int = ...,
+        max_match_steps: builtins.int = ...,
+        max_folded_bytes: builtins.int = ...,
+        max_pass_seconds: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_arguments", b"max_arguments", "max_calls", b"max_calls", "max_edges", b"max_edges", "max_elements", b"max_elements", "max_outputs", b"max_outputs", "max_rank", b"max_rank", "max_source_bytes", b"max_source_bytes", "max_string_bytes", b"max_string_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_arguments", b"max_arguments", "max_calls", b"max_calls", "max_edges", b"max_edges", "max_elements", b"max_elements", "max_folded_bytes", b"max_folded_bytes", "max_graph_bytes", b"max_graph_bytes", "max_match_steps", b"max_match_steps", "max_matches", b"max_matches", "max_nodes", b"max_nodes", "max_outputs", b"max_outputs", "max_pass_seconds", b"max_pass_seconds", "max_presentation_bytes", b"max_presentation_bytes", "max_rank", b"max_rank", "max_source_bytes", b"max_source_bytes", "max_string_bytes", b"max_string_bytes"]) -> None: ...
 
-Global___GraphLimits: typing_extensions.TypeAlias = GraphLimits
+Global___JobLimits: typing_extensions.TypeAlias = JobLimits
 
 @typing.final
 class RenderJob(google.protobuf.message.Message):
@@ -299,7 +284,7 @@ class RenderJob(google.protobuf.message.Message):
     purpose: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     """What the source is needed for, for the ledger: CODE, PICKLE, PACKAGE."""
     max_source_bytes: builtins.int
-    """Bound on its source; 0 for the default."""
+    """Bound on its source."""
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property

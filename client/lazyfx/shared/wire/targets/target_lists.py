@@ -16,6 +16,9 @@ from typing import Final
 DENIED_FUNCTIONS: Final = frozenset(
     {
         "torch.from_file",
+        # As the operator below.
+        "torch.range",
+        "torch._C._VariableFunctions.range",
         "torch.set_default_dtype",
     }
 )
@@ -35,7 +38,7 @@ TORCH_NAMES: Final = (
     "Size arange as_strided as_tensor asarray bartlett_window blackman_window empty "
     "empty_permuted empty_strided eye fill finfo full hamming_window hann_window iinfo "
     "kaiser_window linspace logspace normal ones promote_types rand rand_like randint "
-    "randint_like randn randn_like randperm range result_type scalar_tensor "
+    "randint_like randn randn_like randperm result_type scalar_tensor "
     "sparse_bsc_tensor sparse_bsr_tensor sparse_compressed_tensor sparse_coo_tensor "
     "sparse_csc_tensor sparse_csr_tensor tensor tril_indices triu_indices vander zeros "
     "broadcast_shapes is_tensor is_grad_enabled is_inference_mode_enabled is_autocast_enabled "
@@ -257,10 +260,13 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::_remove_batch_dim",
         "aten::_thnn_differentiable_gru_cell_backward",
         "aten::_thnn_differentiable_lstm_cell_backward",
+        # Divides by a step that is a fraction and becomes zero; torch.arange does not.
+        "aten::range",
         "aten::_sobol_engine_draw",
         "aten::_sobol_engine_ff_",
         "aten::_sobol_engine_initialize_state_",
         "aten::_sobol_engine_scramble_",
+        "_quantized::wrapped_fbgemm_linear_fp16_weight",
         "quantized::embedding_bag_byte_unpack",
         # Operators that only Inductor itself creates, except prims::fma, which dynamo creates too.
         "prims::_low_memory_max_pool_offsets_to_indices",
