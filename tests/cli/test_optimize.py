@@ -141,7 +141,7 @@ def test_rewrites_are_imported(run, at, factories) -> None:
         ("raises", "RuntimeError: no weights here"),
         ("number", "returned a int; it must return (module, example_inputs)"),
         ("absent", "AttributeError"),
-        ("module_only", "its capture needs example_inputs"),
+        ("module_only", "pass example_inputs to capture it"),
     ],
 )
 def test_a_bad_factory_fails_in_one_line(run, at, factories, factory, expected) -> None:

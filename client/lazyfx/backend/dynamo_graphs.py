@@ -1,4 +1,4 @@
-"""A graph of dynamo made ready for a native compile: tensors are inputs, inputs are described."""
+"""Prepares dynamo's graphs for native compiles: makes tensors inputs, describes inputs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lazyfx.backend.writes import writes_into_inputs
+from lazyfx.backend.input_mutation import mutates_inputs
 from lazyfx.errors import UnsupportedGraphError
 
 
 @dataclass(frozen=True, slots=True)
 class FlatGraph:
-    """A graph without tensors of its own.
+    """A graph whose tensors are all inputs.
 
     Attributes:
         module: The graph.
-        lifted: Tensors that were its own; they follow the caller's inputs in each call.
-        inputs: What is known of each input: fake tensors, numbers symbolic or not.
+        lifted: Tensors that were attributes; they follow the caller's inputs in each call.
+        inputs: A description of each input: fake tensors, plain or symbolic numbers.
     """
 
     module: GraphModule
@@ -37,11 +37,10 @@ class FlatGraph:
 
 
 def flatten(module: GraphModule, example_inputs: Sequence[Any]) -> FlatGraph:
-    """Make a copy whose tensors are inputs.
+    """Copy a graph and make its tensors inputs.
 
     Raises:
-        UnsupportedGraphError: The graph calls modules, or its inputs are of kinds whose
-            behaviour a description does not tell.
+        UnsupportedGraphError: The graph calls modules, or has inputs that cannot be described.
     """
     _check_inputs(module, example_inputs)
     graph = Graph()
@@ -92,12 +91,12 @@ def _description(node: Node, example: Any, mode: FakeTensorMode) -> Any:
 
 
 def _check_inputs(module: GraphModule, inputs: Sequence[Any]) -> None:
-    """Refuse what a description does not tell.
+    """Refuse inputs that cannot be described.
 
-    Inputs may share memory as long as nothing is written there.
+    Inputs may share memory as long as nothing is written to it.
 
     Raises:
-        UnsupportedGraphError: Says what, and which input.
+        UnsupportedGraphError: Names the input and the reason.
     """
     storages: dict[int, int] = {}
     shared: tuple[int, int] | None = None
@@ -115,7 +114,7 @@ def _check_inputs(module: GraphModule, inputs: Sequence[Any]) -> None:
         other = storages.setdefault(storage._cdata, number)  # noqa: SLF001 - storages have no other identity
         if other != number:
             shared = shared or (other, number)
-    if shared and writes_into_inputs(module, inputs):
+    if shared and mutates_inputs(module, inputs):
         raise UnsupportedGraphError(
             f"inputs {shared[0]} and {shared[1]} share memory, and one of them is written to",
             remedy="pass copies of them, or compile the code that makes them too",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.limits.request_limits import MAX_SPELLING
+from lazyfx_server.compiling.limits.request_checks import MAX_SPELLING
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassError, Registry
 from lazyfx_server.passes.named_pipelines import NamedPipelines
@@ -50,7 +50,11 @@ class Pipelines:
         self._lock = threading.Lock()
 
     def expand(self, specs: Sequence[pb.PassSpec]) -> list[pb.PassSpec]:
-        """The passes of a request that was resolved, pipelines' names replaced by passes."""
+        """The passes of a request for a job, names of pipelines replaced by passes.
+
+        Only looks names up: `resolve` has read the list, once for all requests that have it, and
+        remembers what it is called and no message. The worker, another process, reads its own.
+        """
         return self._named.expand(specs)
 
     def resolve(

@@ -1,9 +1,9 @@
-"""Names in generated source that no import statement gives a meaning.
+"""Definitions for names in generated source that cannot be imported.
 
-torch.fx imports what a graph calls by module and name. Methods of tensors as functions
-(`torch.Tensor.set_`), NumPy calls as dynamo wraps them, and functions made inside a trace cannot be
-found so. They are defined by an expression of torch's own names, so that the source loads in a
-process that has torch alone.
+torch.fx imports the targets of a graph by module and name. Unbound tensor methods
+(`torch.Tensor.set_`), NumPy calls wrapped by dynamo, and functions created during a trace cannot be
+imported like this. They are defined by an expression over torch's own names, so that the source
+loads in a process with torch alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from lazyfx.shared.wire.targets import allow_table, numpy_twins, twins
+from lazyfx.shared.wire.targets import allow_table, canonical_callables, numpy_wrappers
 from lazyfx.v1 import graph_pb2 as pb
 
 _METHOD = "torch.Tensor."
@@ -20,12 +20,12 @@ _OF_DYNAMO = "torch._dynamo.utils."
 
 
 def definitions(names: Mapping[str, object]) -> dict[str, str]:
-    """The statements that define those names which cannot be imported.
+    """The statements that define names that cannot be imported.
 
-    torch.fx looks into functions when it loads a module; these it is told to call as they are.
+    torch.fx traces into functions when it loads a module; it is told not to trace these.
 
     Args:
-        names: What the names of generated source stand for.
+        names: The values of names in generated source.
     """
     found = {}
     for name, value in names.items():
@@ -38,11 +38,10 @@ def definitions(names: Mapping[str, object]) -> dict[str, str]:
 def _statements(name: str, value: Any) -> str | None:
     if not callable(value):
         return None
-    if value is twins.lower_version_count_by_1:
-        return (
-            f"{inspect.getsource(twins.lower_version_count_by_1)}{name} = lower_version_count_by_1"
-        )
-    wrapper = numpy_twins.expression(value)
+    if value is canonical_callables.lower_version_count_by_1:
+        source = inspect.getsource(canonical_callables.lower_version_count_by_1)
+        return f"{source}{name} = lower_version_count_by_1"
+    wrapper = numpy_wrappers.expression(value)
     if wrapper is not None:
         return (
             f"import operator\nimport torch._numpy\nimport torch._dynamo.utils\n{name} = {wrapper}"
@@ -52,6 +51,6 @@ def _statements(name: str, value: Any) -> str | None:
         return None
     if known.startswith(_OF_DYNAMO):
         return f"import torch._dynamo.utils\n{name} = {known}"
-    # What torch wrote in Python is a function of a module, and is imported.
+    # torch's Python functions are in modules, and are imported.
     importable = inspect.isfunction(value) or not known.startswith(_METHOD)
     return None if importable else f"{name} = {known}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Literal
 
 from google.protobuf.message import DecodeError
 
@@ -43,7 +44,7 @@ class Jobs:
         executor: Runs the bytes of a job in a worker.
         timeout: Seconds that one job may take.
         crashes: Remembers graphs on which workers died; nothing does when left out.
-        setting: What the timeout is called among the settings.
+        bounds: Which settings bound them: `job` for job_timeout and job_cpu_seconds, or `native`.
         observer: Is told of sources that differed from their graphs, of retries and refusals.
     """
 
@@ -52,14 +53,14 @@ class Jobs:
         executor: Executor,
         timeout: float,
         crashes: CrashTracker | None = None,
-        setting: str = "job_timeout",
+        bounds: Literal["job", "native"] = "job",
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer
         self._crashes = CrashTracker(0.0) if crashes is None else crashes
         self._executor = executor
         self._timeout = timeout
-        self._setting = setting
+        self._bounds = bounds
 
     async def compile(
         self, job: CompileParts, owner: str, subject: Subject
@@ -81,13 +82,15 @@ class Jobs:
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        result = (await self._run_message(worker.Job(render=job), owner, subject)).render
+        data = worker.Job(render=job).SerializeToString()
+        result = (await self._run("render", data, owner, subject)).render
         check_render_result(job, result)
         return result
 
     async def describe(self) -> worker.DescribeResult:
         """Ask what devices workers see."""
-        return (await self._run_message(worker.Job(describe=worker.DescribeJob()))).describe
+        data = worker.Job(describe=worker.DescribeJob()).SerializeToString()
+        return (await self._run("describe", data)).describe
 
     async def native(
         self, job: worker.NativeJob, subject: Subject, on_call: OnCall
@@ -97,8 +100,8 @@ class Jobs:
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        result = await self._run_message(worker.Job(native=job), subject=subject, on_call=on_call)
-        return result.native
+        data = worker.Job(native=job).SerializeToString()
+        return (await self._run("native", data, subject=subject, on_call=on_call)).native
 
     async def describe_native(
         self, job: worker.DescribeNativeJob, on_call: OnCall
@@ -108,18 +111,8 @@ class Jobs:
         Raises:
             RequestError: They cannot be made; says why.
         """
-        result = await self._run_message(worker.Job(describe_native=job), on_call=on_call)
-        return result.describe_native
-
-    async def _run_message(
-        self,
-        job: worker.Job,
-        owner: str | None = None,
-        subject: Subject | None = None,
-        on_call: OnCall | None = None,
-    ) -> worker.JobResult:
-        kind = job.WhichOneof("kind") or ""
-        return await self._run(kind, job.SerializeToString(), owner, subject, on_call)
+        data = worker.Job(describe_native=job).SerializeToString()
+        return (await self._run("describe_native", data, on_call=on_call)).describe_native
 
     async def _run(
         self,
@@ -135,12 +128,12 @@ class Jobs:
         except WorkerOutOfCpu as error:
             raise TimedOutError(
                 f"the job used more than {error.seconds:g} CPU seconds and was stopped; send "
-                "a smaller graph or fewer passes, or raise job_cpu_seconds"
+                f"a smaller graph or fewer passes, or raise {self._bounds}_cpu_seconds"
             ) from error
         except WorkerTimedOut as error:
             raise TimedOutError(
                 f"the job took longer than {self._timeout:g} s and was stopped; send a smaller "
-                f"graph or fewer passes, or raise {self._setting}"
+                f"graph or fewer passes, or raise {self._bounds}_timeout"
             ) from error
         except NoWorker as error:
             raise UnavailableError("no worker process took the job; try again") from error
@@ -168,7 +161,7 @@ class Jobs:
         subject: Subject | None,
         on_call: OnCall | None,
     ) -> bytes:
-        """Run a job; when its worker dies, once more on another one.
+        """Run a job; when its worker dies and it is about a graph, once more on another one.
 
         A job that used up its processor seconds would do so again: it is told at once, and
         counts as a death. One that ran out of time may have been on a busy machine, and does not.
@@ -177,45 +170,28 @@ class Jobs:
             CrashingGraphError: Workers have died on its graph.
             ExecutionError: As `Executor.run`.
         """
-
-        def run() -> Awaitable[bytes]:
-            return self._executor.run(job, timeout=self._timeout, owner=owner, on_call=on_call)
-
+        run = partial(self._executor.run, job, timeout=self._timeout, owner=owner, on_call=on_call)
         if subject is None:
             return await run()
-        self._check_crashes(kind, subject)
-        try:
-            answer = await self._attempt(kind, subject, run)
-        except NoWorker:
-            raise
-        except WorkerCrashed:
+        for is_last in (False, True):
             self._check_crashes(kind, subject)
-            self._observe(JobRetried(kind))
-            answer = await self._second_attempt(kind, subject, run)
-        self._crashes.record_survival(kind, subject)
-        return answer
-
-    async def _attempt(
-        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
-    ) -> bytes:
-        try:
-            return await run()
-        except NoWorker:
-            raise
-        except (WorkerCrashed, WorkerOutOfCpu) as error:
-            self._crashes.record_death(kind, subject, str(error))
-            raise
-
-    async def _second_attempt(
-        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
-    ) -> bytes:
-        try:
-            return await self._attempt(kind, subject, run)
-        except NoWorker:
-            raise
-        except WorkerCrashed as error:
-            self._observe(GraphRefused(kind))
-            raise self._crashes.refusal(kind, subject) from error
+            if is_last:
+                self._observe(JobRetried(kind))
+            try:
+                answer = await run()
+            except NoWorker:
+                raise
+            except (WorkerCrashed, WorkerOutOfCpu) as error:
+                self._crashes.record_death(kind, subject, str(error))
+                if isinstance(error, WorkerOutOfCpu):
+                    raise
+                if is_last:
+                    self._observe(GraphRefused(kind))
+                    raise self._crashes.refusal(kind, subject) from error
+            else:
+                self._crashes.record_survival(kind, subject)
+                return answer
+        raise AssertionError("the last attempt returns or raises")
 
     def _check_crashes(self, kind: str, subject: Subject) -> None:
         try:
