@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -62,11 +62,11 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
 _IN_ONE_THREAD = (ChannelOptions.SingleThreadedUnaryStream, 1)
 
 
-def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Callable[..., Any]]:
-    """How each method of the service is called, by its name; of bytes, for bytes.
+def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Any]:
+    """The multi-callables of the service by method name; they take and return bytes.
 
     Args:
-        channel: Of either kind.
+        channel: Of `grpc` or of `grpc.aio`.
         streams: Take a single answer as a stream of one, which is the same on the wire.
     """
     methods = {}
