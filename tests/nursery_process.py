@@ -7,11 +7,11 @@ can. `nursery.py` describes the use, and makes the requests.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
 import logging
-import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import random
@@ -20,12 +20,12 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 # What of this module a server and its fork server are not to find configured; both import it anew.
 _CONFIGURING = ("lazyfx_server.__main__", "lazyfx_server.jobs.preload")
@@ -44,6 +44,8 @@ _VARIABLES = {
 }
 _SWITCH_SECONDS = sys.getswitchinterval()
 _STREAMS = 3
+_MOST_DESCRIPTORS = 8
+_ASIDE = 500
 
 
 @dataclass
@@ -93,6 +95,7 @@ class Nursery:
                 if key.fileobj is self.listener:
                     request = _read(self.listener.accept()[0])
                     if request is not None and self._fork(request) == 0:
+                        self._selector.close()
                         return request
                 elif key.fileobj is signals:
                     signals.recv(4096)
@@ -158,6 +161,8 @@ def _become(request: Request) -> None:
     for number, stream in enumerate(request.streams):
         os.dup2(stream, number)
     request.connection.detach()
+    # What holds a descriptor must be gone before the descriptor is: it would close another later.
+    gc.collect()
     os.closerange(_STREAMS, os.sysconf("SC_OPEN_MAX"))
     os.chdir(request.folder)
     os.environ.clear()
@@ -165,7 +170,8 @@ def _become(request: Request) -> None:
     importlib.invalidate_caches()
     random.seed()
     _set_threads()
-    multiprocessing.util.spawnv_passfds = _fork_server_by_fork(multiprocessing.util.spawnv_passfds)
+    if "lazyfx_server.app" in sys.modules:
+        _have_fork_server_ready()
 
 
 def _set_threads() -> None:
@@ -206,42 +212,64 @@ def _run(words: list[str]) -> None:
         exec(compile(code, option, "exec"), module.__dict__)
 
 
-def _fork_server_by_fork(start: Any) -> Any:
-    """Starts helper processes of multiprocessing; its fork server as a fork of this process."""
+def _have_fork_server_ready() -> None:
+    """Fork what will be this server's fork server, before this process is configured as a server.
+
+    It waits until multiprocessing would start a new interpreter for it.
+    """
+    ours, theirs = socket.socketpair()
+    pid = _fork()
+    if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ours.close()
+        try:
+            _be_fork_server(theirs)
+        except BaseException:  # noqa: BLE001 - this is a process's end
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    theirs.close()
+    start = multiprocessing.util.spawnv_passfds
 
     def spawnv_passfds(path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
-        if "lazyfx_server" not in str(arguments[-1]) or "forkserver" not in str(arguments[-1]):
+        program = str(arguments[-1])
+        if "multiprocessing.forkserver" not in program or ours.fileno() < 0:
             return int(start(path, arguments, descriptors))
-        pid = _fork()
-        if pid == 0:
-            try:
-                _be_fork_server(str(arguments[-1]), descriptors)
-            finally:
-                os._exit(1)
+        told = {"program": program, "numbers": [*descriptors], "variables": dict(os.environ)}
+        data = json.dumps(told).encode()
+        socket.send_fds(ours, [len(data).to_bytes(4, "big")], descriptors)
+        ours.sendall(data)
+        ours.close()
         return pid
 
-    return spawnv_passfds
+    multiprocessing.util.spawnv_passfds = spawnv_passfds
 
 
-def _be_fork_server(program: str, descriptors: Sequence[int]) -> None:
-    kept = {0, 1, 2, *descriptors}
-    for entry in Path("/proc/self/fd").iterdir():
-        if int(entry.name) not in kept:
-            # That of this loop is closed already.
-            with contextlib.suppress(OSError):
-                os.close(int(entry.name))
-    multiprocessing.resource_tracker._resource_tracker._fd = None
-    _forget_configuration()
+def _be_fork_server(server: socket.socket) -> None:
+    size, received, _, _ = socket.recv_fds(server, 4, _MOST_DESCRIPTORS)
+    if len(size) < 4:
+        os._exit(0)  # the server has ended without one
+    told = json.loads(server.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+    server.close()
+    # Its program names them by their numbers; none of these is in the way of another.
+    aside = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _ASIDE) for descriptor in received]
+    for descriptor in received:
+        os.close(descriptor)
+    for descriptor, number in zip(aside, told["numbers"], strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(told["variables"])
     _set_threads()
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
-        exec(program, {"__name__": "__main__"})
+        exec(told["program"], {"__name__": "__main__"})
     except SystemExit as ended:
         os._exit(ended.code if isinstance(ended.code, int) else 0)
 
 
 def _forget_configuration() -> None:
-    """Undo what modules have set that are imported again, and what a server's program has."""
+    """Undo what modules have set that are imported again."""
     sys.stderr = sys.__stderr__
     logging.captureWarnings(False)
     logging.basicConfig(level="WARNING", handlers=[], force=True)
