@@ -8,45 +8,30 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule
 
 from lazyfx.answers.compiled_graphs import CheckedCompiledGraph, check_compiled_graph
-from lazyfx.answers.pictures import sanitize_picture
-from lazyfx.answers.responses import read_message, read_text
-from lazyfx.artifacts.aot_packages import write_package
+from lazyfx.artifacts.artifact_table import (
+    PYTHON_FILE,
+    Received,
+    Recipe,
+    find_kind,
+)
 from lazyfx.artifacts.fetching import ArtifactClient, ArtifactFetcher, OnProgress
-from lazyfx.artifacts.native_answers import read_artifact
-from lazyfx.artifacts.python_files import PythonFile, python_file
-from lazyfx.artifacts.rebuilding import checked_source, rebuild, rebuild_canonical
+from lazyfx.artifacts.python_files import PythonFile
 from lazyfx.capture.preparing import Prepared
-from lazyfx.errors import LazyfxError
 from lazyfx.report import Cache, Report, cache_of, report_of
-from lazyfx.shared.formats.exported_program import export_module
-from lazyfx.shared.formats.pickling import package_module, pickle_module
-from lazyfx.shared.formats.torchscript import eager_copy, script_module
-from lazyfx.shared.native.graph_tensors import own_tensors
 from lazyfx.shared.native.native_request import native_request
 from lazyfx.shared.native.text_tokens import restoring_texts, texts_of
-from lazyfx.shared.printable import printable
+from lazyfx.shared.picture import Picture
 from lazyfx.shared.source.assembly import GeneratedSource
-from lazyfx.shared.torch_lazy_class import LazyGraphModule
 from lazyfx.shared.wire.reading.decode import read_devices
 from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-
-# Kinds that depend on more than the module: provenance describes the one fetched last.
-_NATIVE = (pb.ARTIFACT_KIND_INDUCTOR, pb.ARTIFACT_KIND_AOT_INDUCTOR)
-# Built by this client from the graph, and not signed by the server.
-_CLIENT_KINDS = (
-    pb.ARTIFACT_KIND_PICKLE,
-    pb.ARTIFACT_KIND_PACKAGE,
-    pb.ARTIFACT_KIND_TORCHSCRIPT,
-    pb.ARTIFACT_KIND_EXPORTED_PROGRAM,
-)
 
 
 class AsyncRemoteModule:
@@ -88,6 +73,62 @@ class AsyncRemoteModule:
         """What the compile did, including recompiles that later fetches caused."""
         return report_of(self._artifacts.report, performed_here=self._performed_here)
 
+    async def artifact(
+        self,
+        kind: str,
+        request: pb.NativeRequest | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
+        """What this module becomes, e.g. "graph" or "pickle"; each has a method of its own too.
+
+        Args:
+            kind: "code", "source", "picture", "graph", "pickle", "package", "torchscript",
+                "exported_program", "inductor" or "aot_inductor".
+            request: For native artifacts, from `aot_request`. Default: this machine and its
+                settings.
+            timeout: Timeout of a native compile, in seconds.
+            on_progress: Called with the progress of a native compile.
+
+        Returns:
+            What the method of the kind returns; bytes of a package for serving.
+
+        Raises:
+            LazyfxError: There is no such kind.
+            ServiceError: The server cannot make it.
+        """
+        found = find_kind(kind)
+        request = self.native_request(kind, request)
+        received = await self._receive(found.value, request, timeout, on_progress)
+        return await self._make(found.value, received)
+
+    async def save(
+        self,
+        path: str | Path,
+        kind: str,
+        request: pb.NativeRequest | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
+        """Write what this module becomes to a file, and return its path; see `artifact`.
+
+        A graph is written as a serialized `lazyfx.v1.Graph`, and code as a file that runs.
+
+        Raises:
+            LazyfxError: There is no such kind, or it is not saved as a file.
+            OSError: The file cannot be written; if its folder does not exist, at once.
+            ServiceError: The server cannot make it.
+        """
+        found, path = find_kind(kind), Path(path)
+        recipe = found.to_file
+        _require_folder(path)
+        request = self.native_request(kind, request)
+        received = await self._receive(recipe, request, timeout, on_progress)
+        await self._make(recipe, received, path)
+        return path
+
     async def code(self) -> str:
         """The generated Python source, with the caller's own names, for people to read.
 
@@ -95,19 +136,16 @@ class AsyncRemoteModule:
             DecodeError: The server sent something other than text.
             ServiceError: The server cannot render it.
         """
-        with self._fetcher.refusals.counted():
-            text = read_text(await self._artifacts.get(pb.ARTIFACT_KIND_CODE))
-            return printable(text, len(text))
+        return cast("str", await self.artifact("code"))
 
-    async def picture(self) -> str:
+    async def picture(self) -> Picture:
         """A drawing of the graph: SVG text without scripts and external references.
 
         Raises:
             DecodeError: The server sent something else.
             ServiceError: The server cannot draw it.
         """
-        with self._fetcher.refusals.counted():
-            return sanitize_picture(await self._artifacts.get(pb.ARTIFACT_KIND_PICTURE))
+        return cast("Picture", await self.artifact("picture"))
 
     async def graph_module(self) -> GraphModule:
         """A new GraphModule built from graph data, with the caller's own parameters.
@@ -118,10 +156,7 @@ class AsyncRemoteModule:
             DecodeError: The server sent something that is not a graph.
             ServiceError: The server cannot send it.
         """
-        rebuilt = self._rebuild(await self._compiled_graph(), GraphModule)
-        self._prepared.captured.apply_input_checks(rebuilt)
-        self._performed_here += _graph_modules(rebuilt)
-        return rebuilt
+        return cast("GraphModule", await self.artifact("graph"))
 
     @property
     def built(self) -> GraphModule | None:
@@ -150,16 +185,14 @@ class AsyncRemoteModule:
             DecodeError: The server sent something that is not a graph.
             ServiceError: The server cannot send the graph.
         """
-        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
-        return await asyncio.to_thread(pickle_module, rebuilt)
+        return cast("bytes", await self.artifact("pickle"))
 
     async def package(self) -> bytes:
         """The module as a torch.package archive; see `pickle` for its content.
 
         `PackageImporter(path).load_pickle("module", "module.pkl")` of torch.package reads it.
         """
-        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
-        return await asyncio.to_thread(package_module, rebuilt)
+        return cast("bytes", await self.artifact("package"))
 
     async def torchscript(self) -> bytes:
         """The module as a TorchScript archive for `torch.jit.load`, scripted here.
@@ -171,13 +204,11 @@ class AsyncRemoteModule:
             UnsupportedGraphError: The graph, or its result, cannot be expressed in TorchScript;
                 names the node or the type.
         """
-        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
-        self._performed_here += _graph_modules(rebuilt)
-        return script_module(eager_copy(rebuilt))
+        return cast("bytes", await self.artifact("torchscript"))
 
     async def save_torchscript(self, path: str | Path) -> Path:
         """Write `torchscript()` to a file, for `torch.jit.load`, and return its path."""
-        return await asyncio.to_thread(_write, Path(path), await self.torchscript())
+        return await self.save(path, "torchscript")
 
     async def exported_program(self) -> bytes:
         """The module as an ExportedProgram, as torch.export.save writes it.
@@ -188,13 +219,11 @@ class AsyncRemoteModule:
         Raises:
             UnsupportedGraphError: torch.export cannot express the graph; says why.
         """
-        compiled = await self._compiled_graph()
-        self._performed_here += 1
-        return await asyncio.to_thread(lambda: export_module(self._rebuild(compiled, GraphModule)))
+        return cast("bytes", await self.artifact("exported_program"))
 
     async def save_exported_program(self, path: str | Path) -> Path:
         """Write `exported_program()` to a file, for `torch.export.load`, and return its path."""
-        return await asyncio.to_thread(_write, Path(path), await self.exported_program())
+        return await self.save(path, "exported_program")
 
     def aot_request(
         self, *, mode: str | None = None, options: Mapping[str, Any] | None = None
@@ -213,11 +242,23 @@ class AsyncRemoteModule:
         with torch.no_grad():
             return native_request(read_devices(body, encoded.presentation), mode, options or {})
 
+    def native_request(
+        self, kind: str, request: pb.NativeRequest | None = None
+    ) -> pb.NativeRequest | None:
+        """What an artifact of this kind depends on besides the module; None for most kinds.
+
+        Raises:
+            LazyfxError: There is no such kind.
+        """
+        return (request or self.aot_request()) if find_kind(kind).native else None
+
     async def save_aot_inductor(
         self,
         path: str | Path,
         request: pb.NativeRequest | None = None,
         *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Path:
@@ -229,7 +270,9 @@ class AsyncRemoteModule:
 
         Args:
             path: The file; its name should end in .pt2, as torch requires.
-            request: From `aot_request`, for custom settings.
+            request: From `aot_request`. Default: of this mode and these options.
+            mode: A mode of torch.compile.
+            options: Settings of Inductor.
             timeout: Timeout of the server, in seconds.
             on_progress: Called with the progress of the compile.
 
@@ -239,18 +282,10 @@ class AsyncRemoteModule:
             UntrustedArtifactError: It is not signed with a trusted key.
             ServiceError: A subclass, by the status that the server returned.
         """
-        _require_folder(Path(path))
-        request = request or self.aot_request()
-        wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
-        texts = texts_of(self._prepared.encoded.body)
-        with restoring_texts(texts):
-            data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
-        package = read_artifact(pb.AotPackage, data, request)
-        canonical = rebuild_canonical(
-            await self._compiled_graph(), self._prepared, self._artifacts.constants
+        request = request or self.aot_request(mode=mode, options=options)
+        return await self.save(
+            path, "aot_inductor", request, timeout=timeout, on_progress=on_progress
         )
-        tensors = own_tensors(canonical)
-        return await asyncio.to_thread(write_package, package, tensors, Path(path), texts)
 
     async def native(
         self,
@@ -271,16 +306,16 @@ class AsyncRemoteModule:
             UntrustedArtifactError: It is not signed with a trusted key.
             ServiceError: A subclass, by the status that the server returned.
         """
-        wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_INDUCTOR, native=request)
-        return await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
+        made = await self.artifact("inductor", request, timeout=timeout, on_progress=on_progress)
+        return cast("bytes", made)
 
     async def save_pickle(self, path: str | Path) -> Path:
         """Write `pickle()` to a file, for `pickle.load`, and return its path."""
-        return await asyncio.to_thread(_write, Path(path), await self.pickle())
+        return await self.save(path, "pickle")
 
     async def save_package(self, path: str | Path) -> Path:
         """Write `package()` to a file and return its path."""
-        return await asyncio.to_thread(_write, Path(path), await self.package())
+        return await self.save(path, "package")
 
     async def python_file(self, name: str = "model.py") -> PythonFile:
         """The module as a Python file that needs only torch, checked against the graph.
@@ -296,10 +331,8 @@ class AsyncRemoteModule:
             ArtifactError: The server's source does not match the graph.
             ServiceError: The server cannot generate it.
         """
-        source = await self.source()
-        module = self._rebuild(await self._compiled_graph(), LazyGraphModule)
-        original = self._prepared.captured.module
-        return await asyncio.to_thread(python_file, module, source, original, name)
+        received = await self._receive(PYTHON_FILE)
+        return cast("PythonFile", await self._make(PYTHON_FILE, received, Path(name)))
 
     async def save_code(self, path: str | Path) -> Path:
         """Write `python_file()` to a file, and return its path.
@@ -307,10 +340,7 @@ class AsyncRemoteModule:
         Constants that are in no state_dict are written to a second file: `model.constants.pt` for
         `model.py`.
         """
-        path = Path(path)
-        file = await self.python_file(path.name)
-        await asyncio.to_thread(file.save, path)
-        return path
+        return await self.save(path, "code")
 
     async def provenance(self, kind: str = "graph") -> Provenance:
         """The verified provenance of an artifact: passes, versions, server and dates.
@@ -329,17 +359,14 @@ class AsyncRemoteModule:
             LazyfxError: Unknown kind.
             ServiceError: The server cannot build it.
         """
-        value = pb.ArtifactKind.DESCRIPTOR.values_by_name.get(f"ARTIFACT_KIND_{kind.upper()}")
-        if value is None or value.number in (0, pb.ARTIFACT_KIND_CONSTANT):
-            raise LazyfxError(f"{kind!r} is not a kind of artifact, e.g. 'graph' or 'code'")
-        wanted = pb.ArtifactKind.Value(value.name)
-        if wanted in _CLIENT_KINDS:
+        found = find_kind(kind)
+        if found.made_here:
             await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)
-            found = await self._artifacts.verify_provenance(pb.ARTIFACT_KIND_GRAPH)
-            return replace(found, made_into=kind.lower())
-        if wanted not in _NATIVE:
-            await self._artifacts.get(wanted)
-        return await self._artifacts.verify_provenance(wanted)
+            signed = await self._artifacts.verify_provenance(pb.ARTIFACT_KIND_GRAPH)
+            return replace(signed, made_into=found.name)
+        if not found.native:
+            await self._artifacts.get(found.number)
+        return await self._artifacts.verify_provenance(found.number)
 
     async def source(self) -> GeneratedSource:
         """The source that the server generated, including nested graphs, checked against the graph.
@@ -349,10 +376,41 @@ class AsyncRemoteModule:
             ArtifactError: The server's source does not match the graph.
             ServiceError: The server cannot generate it.
         """
-        data = await self._artifacts.get(pb.ARTIFACT_KIND_SOURCE)
-        module = self._rebuild(await self._compiled_graph(), LazyGraphModule)
+        return cast("GeneratedSource", await self.artifact("source"))
+
+    async def _receive(
+        self,
+        recipe: Recipe,
+        request: pb.NativeRequest | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Received:
+        """Fetch what a recipe needs."""
+        data = b""
+        if request is not None:
+            wanted = pb.GetArtifactRequest(kind=recipe.fetch, native=request)
+            with restoring_texts(texts_of(self._prepared.encoded.body)):
+                data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
+        elif recipe.fetch:
+            data = await self._artifacts.get(recipe.fetch)
+        return Received(
+            self._prepared,
+            self._fetcher.bounds.max_seconds,
+            data,
+            await self._compiled_graph() if recipe.graph else None,
+            self._artifacts.constants,
+            request,
+        )
+
+    async def _make(self, recipe: Recipe, received: Received, *path: Path) -> Any:
         with self._fetcher.refusals.counted():
-            return checked_source(read_message(pb.GeneratedSource, data), module)
+            if recipe.slow:
+                made = await asyncio.to_thread(recipe.make, received, *path)
+            else:
+                made = recipe.make(received, *path)
+        if recipe.generates and received.compiled is not None:
+            self._performed_here += len(received.compiled.body.message.graphs)
+        return made
 
     async def _compiled_graph(self) -> CheckedCompiledGraph:
         if self._compiled is None:
@@ -367,22 +425,6 @@ class AsyncRemoteModule:
                 )
         return self._compiled
 
-    def _rebuild(
-        self, compiled: CheckedCompiledGraph, module_class: type[GraphModule]
-    ) -> GraphModule:
-        with self._fetcher.refusals.counted():
-            return rebuild(
-                compiled,
-                self._prepared,
-                self._artifacts.constants,
-                module_class,
-                self._fetcher.bounds.max_seconds,
-            )
-
-
-def _graph_modules(module: GraphModule) -> int:
-    return sum(isinstance(part, GraphModule) for part in module.modules())
-
 
 def _require_folder(path: Path) -> None:
     """Find out before a long compile that its result could not be written.
@@ -394,8 +436,3 @@ def _require_folder(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
-
-
-def _write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.fx import GraphModule
 
@@ -61,14 +61,44 @@ class RemoteModule:
         """What the compile did, including recompiles that later fetches caused."""
         return self._remote.report
 
+    def artifact(
+        self,
+        kind: str,
+        request: pb.NativeRequest | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
+        """What this module becomes, e.g. "graph"; see `AsyncRemoteModule.artifact`."""
+        # Settings and states are those of this thread.
+        request = self._remote.native_request(kind, request)
+        return self._loop.run(
+            self._remote.artifact(kind, request, timeout=timeout, on_progress=on_progress)
+        )
+
+    def save(
+        self,
+        path: str | Path,
+        kind: str,
+        request: pb.NativeRequest | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
+        """Write what this module becomes to a file; see `AsyncRemoteModule.save`."""
+        request = self._remote.native_request(kind, request)
+        return self._loop.run(
+            self._remote.save(path, kind, request, timeout=timeout, on_progress=on_progress)
+        )
+
     @property
     def code(self) -> str:
         """The generated Python source, in the caller's own names. See `AsyncRemoteModule.code`."""
-        return self._loop.run(self._remote.code())
+        return cast("str", self.artifact("code"))
 
     def graph_module(self) -> GraphModule:
         """A new GraphModule from graph data; see `AsyncRemoteModule.graph_module`."""
-        return self._loop.run(self._remote.graph_module())
+        return cast("GraphModule", self.artifact("graph"))
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the module, in this thread, with the inputs that the caller's graph takes."""
@@ -80,7 +110,23 @@ class RemoteModule:
 
     def picture(self) -> Picture:
         """A drawing of the graph; displays itself in a notebook."""
-        return Picture(self._loop.run(self._remote.picture()))
+        return cast("Picture", self.artifact("picture"))
+
+    def pickle(self) -> bytes:
+        """The module as a pickle that loads with torch alone; see `AsyncRemoteModule.pickle`."""
+        return cast("bytes", self.artifact("pickle"))
+
+    def package(self) -> bytes:
+        """The module as a torch.package archive; see `AsyncRemoteModule.package`."""
+        return cast("bytes", self.artifact("package"))
+
+    def torchscript(self) -> bytes:
+        """The module as a TorchScript archive; see `AsyncRemoteModule.torchscript`."""
+        return cast("bytes", self.artifact("torchscript"))
+
+    def exported_program(self) -> bytes:
+        """The module as an ExportedProgram; see `AsyncRemoteModule.exported_program`."""
+        return cast("bytes", self.artifact("exported_program"))
 
     def native(
         self,
@@ -93,13 +139,12 @@ class RemoteModule:
 
         `on_progress` is called in another thread.
         """
-        return self._loop.run(
-            self._remote.native(request, timeout=timeout, on_progress=on_progress)
-        )
+        made = self.artifact("inductor", request, timeout=timeout, on_progress=on_progress)
+        return cast("bytes", made)
 
     def source(self) -> GeneratedSource:
         """The generated source, checked against the graph; see `AsyncRemoteModule.source`."""
-        return self._loop.run(self._remote.source())
+        return cast("GeneratedSource", self.artifact("source"))
 
     def python_file(self, name: str = "model.py") -> PythonFile:
         """A Python file that needs only torch; see `AsyncRemoteModule.python_file`."""
@@ -107,15 +152,15 @@ class RemoteModule:
 
     def save_code(self, path: str | Path) -> Path:
         """Write a Python file and its constants; see `AsyncRemoteModule.save_code`."""
-        return self._loop.run(self._remote.save_code(path))
+        return self.save(path, "code")
 
     def save_pickle(self, path: str | Path) -> Path:
         """Write a file for `pickle.load` that needs only torch; see `AsyncRemoteModule.pickle`."""
-        return self._loop.run(self._remote.save_pickle(path))
+        return self.save(path, "pickle")
 
     def save_package(self, path: str | Path) -> Path:
         """Write a file for `torch.package.PackageImporter`; see `AsyncRemoteModule.package`."""
-        return self._loop.run(self._remote.save_package(path))
+        return self.save(path, "package")
 
     def provenance(self, kind: str = "graph") -> Provenance:
         """The verified provenance of an artifact; see `AsyncRemoteModule.provenance`."""
@@ -123,15 +168,22 @@ class RemoteModule:
 
     def save_torchscript(self, path: str | Path) -> Path:
         """Write a file for `torch.jit.load`; see `AsyncRemoteModule.torchscript`."""
-        return self._loop.run(self._remote.save_torchscript(path))
+        return self.save(path, "torchscript")
 
     def save_exported_program(self, path: str | Path) -> Path:
         """Write a file for `torch.export.load`; see `AsyncRemoteModule.exported_program`."""
-        return self._loop.run(self._remote.save_exported_program(path))
+        return self.save(path, "exported_program")
+
+    def aot_request(
+        self, *, mode: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> pb.NativeRequest:
+        """This machine and its settings; see `AsyncRemoteModule.aot_request`."""
+        return self._remote.aot_request(mode=mode, options=options)
 
     def save_aot_inductor(
         self,
         path: str | Path,
+        request: pb.NativeRequest | None = None,
         *,
         mode: str | None = None,
         options: Mapping[str, Any] | None = None,
@@ -140,9 +192,7 @@ class RemoteModule:
     ) -> Path:
         """Write a package for serving; see `AsyncRemoteModule.save_aot_inductor`.
 
-        `mode` and `options` are those of torch.compile. `on_progress` is called in another thread.
+        `on_progress` is called in another thread.
         """
-        request = self._remote.aot_request(mode=mode, options=options)
-        return self._loop.run(
-            self._remote.save_aot_inductor(path, request, timeout=timeout, on_progress=on_progress)
-        )
+        request = request or self.aot_request(mode=mode, options=options)
+        return self.save(path, "aot_inductor", request, timeout=timeout, on_progress=on_progress)

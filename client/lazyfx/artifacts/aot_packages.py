@@ -27,15 +27,16 @@ TEXTS: Final = "extra/lazyfx_texts.json"
 def write_package(
     package: pb.AotPackage,
     tensors: Mapping[str, torch.Tensor],
-    path: Path,
+    file: Path | IO[bytes],
     texts: Mapping[str, str] = _NONE,
-) -> Path:
+) -> None:
     """Write a package with its values, as `torch._inductor.aoti_load_package` reads it.
 
     Args:
         package: From `read_artifact`.
         tensors: The graph's tensors by their paths in canonical names.
-        path: The file; its name should end in .pt2, or torch complains when it loads it.
+        file: What it is written to; the name of a path should end in .pt2, or torch complains when
+            it loads it.
         texts: Of the graph, by their tokens; those whose tokens stand in the package are put into
             it, for people who see a token in an error.
 
@@ -48,7 +49,7 @@ def write_package(
     except zipfile.BadZipFile as error:
         raise ArtifactError("the package is not an archive") from error
     _check_members(given, len(package.archive))
-    with given, zipfile.ZipFile(path, "w") as whole:
+    with given, zipfile.ZipFile(file, "w") as whole:
         known: dict[str, str] = {}
         for name in given.namelist():
             data = given.read(name)
@@ -61,7 +62,6 @@ def write_package(
         if known:
             root = given.namelist()[0].partition("/")[0]
             whole.writestr(f"{root}/{TEXTS}", json.dumps(known, indent=1))
-    return path
 
 
 def _check_members(archive: zipfile.ZipFile, length: int) -> None:
