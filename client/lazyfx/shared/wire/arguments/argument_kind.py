@@ -99,6 +99,8 @@ KINDS: dict[str, ArgumentKind] = {}
 """Every kind by its field."""
 _WALKS: dict[type, Walk] = {}
 _WRITES: dict[type, Write] = {}
+_READS: dict[str | None, Read] = {}
+_CHECKS: dict[str | None, Check] = {}
 _OPEN_KEYS: set[object] = set()
 
 
@@ -106,6 +108,8 @@ def register(kinds: Iterable[ArgumentKind]) -> None:
     """Add kinds to the tables."""
     for kind in kinds:
         KINDS[kind.field] = kind
+        _READS[kind.field] = kind.read
+        _CHECKS[kind.field] = kind.check
         _OPEN_KEYS.update(kind.open_keys)
         _WALKS.update(dict.fromkeys(kind.types, kind.walk))
         _WRITES.update(dict.fromkeys(kind.types, kind.write))
@@ -147,10 +151,10 @@ def read(message: pb.Argument, tables: ReadingTables, holes: Holes, depth: int =
     Raises:
         DecodeError: It has no kind, or one of its rows is not there.
     """
-    kind = KINDS.get(message.WhichOneof("kind") or "")
+    kind = _READS.get(message.WhichOneof("kind"))
     if kind is None:
         raise unknown(None)
-    return kind.read(message, tables, holes, depth)
+    return kind(message, tables, holes, depth)
 
 
 def check(message: pb.Argument, tables: CheckingTables, field: str, depth: int = 0) -> int:
@@ -159,10 +163,10 @@ def check(message: pb.Argument, tables: CheckingTables, field: str, depth: int =
     Raises:
         DecodeError: It is not.
     """
-    kind = KINDS.get(message.WhichOneof("kind") or "")
+    kind = _CHECKS.get(message.WhichOneof("kind"))
     if kind is None:
         raise DecodeError("an argument without a kind", field=field)
-    return kind.check(message, tables, field, depth) or 0
+    return kind(message, tables, field, depth) or 0
 
 
 def children(message: pb.Argument) -> Sequence[pb.Argument]:
