@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import nursery
 import pytest
 
 import lazyfx
@@ -33,7 +36,7 @@ _START_SECONDS = 120.0
 class RunningServer:
     """A `lazyfx serve` process."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | nursery.Process
     address: str
     metrics_url: str
     log: list[str] = field(default_factory=list)
@@ -53,21 +56,41 @@ class RunningServer:
             return self.process.wait(10)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        os.environ[nursery.VARIABLE] = nursery.open_nurseries()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[nursery.VARIABLE].partition(":")[2], ignore_errors=True)
+
+
 def start_server(
-    store: Path | None, *flags: str, environment: dict[str, str] | None = None
+    store: Path | None,
+    *flags: str,
+    environment: dict[str, str] | None = None,
+    own_interpreter: bool = False,
 ) -> RunningServer:
-    """Start a server on free ports and wait until it serves."""
-    command = [
-        sys.executable, "-m", "lazyfx_server",
-        "--listen", "127.0.0.1:0", "--metrics-port", "0",
-        "--store-path", str(store or ""), *flags,
+    """Start a server on free ports and wait until it serves.
+
+    Args:
+        store: Its folder; None for a store in memory.
+        flags: More of its command line.
+        environment: Variables that are changed for it.
+        own_interpreter: Start a new interpreter, as a user does, where a fork of one that has
+            imported everything would hide something: its start, its seed of hashes.
+    """
+    arguments = [
+        "--listen", "127.0.0.1:0", "--metrics-port", "0", "--store-path", str(store or ""), *flags
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(environment or {})},
-    )
+    variables = {**os.environ, **(environment or {})}
+    process: subprocess.Popen[str] | nursery.Process
+    if own_interpreter or not nursery.fits(variables):
+        command = [sys.executable, "-m", "lazyfx_server", *arguments]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
+    else:
+        process = nursery.start(arguments, variables)
     log: list[str] = []
     ready = threading.Event()
     found: list[str] = []
@@ -93,7 +116,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers with flags of the test's own; they are stopped at its end."""
     servers: list[RunningServer] = []
 
-    def start(*flags: str, store: Path | None = None, **kwargs: dict[str, str]) -> RunningServer:
+    def start(*flags: str, store: Path | None = None, **kwargs: Any) -> RunningServer:
         server = start_server(store or tmp_path / "store", *flags, **kwargs)
         servers.append(server)
         return server
@@ -118,7 +141,7 @@ def launch_for_file(
     """As `launch`, for servers that the tests of a file share."""
     servers: list[RunningServer] = []
 
-    def start(*flags: str, store: Path | None = None, **kwargs: dict[str, str]) -> RunningServer:
+    def start(*flags: str, store: Path | None = None, **kwargs: Any) -> RunningServer:
         server = start_server(store or tmp_path_factory.mktemp("store"), *flags, **kwargs)
         servers.append(server)
         return server

@@ -30,7 +30,7 @@ def _call_server(question: bytes) -> bytes:
     """Call as the job of this thread may; threads that a job starts may not."""
     calling: CallServer | None = getattr(_thread, "calling", None)
     if calling is None:
-        raise CallFailed("no server listens to calls here")
+        raise CallFailed("this process cannot call a server")
     return calling(question)
 
 

@@ -1,37 +1,22 @@
-"""Handles to compiled modules: nothing is generated or sent until it is used."""
+"""The asynchronous handle of a compiled module: nothing is generated or sent until it is used."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch.fx import GraphModule
 
-from lazyfx.answers.compiled_graphs import CheckedCompiledGraph, check_compiled_graph
-from lazyfx.artifacts.artifact_table import (
-    PYTHON_FILE,
-    Received,
-    Recipe,
-    find_kind,
-)
-from lazyfx.artifacts.fetching import ArtifactClient, ArtifactFetcher, OnProgress
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.artifacts.python_files import PythonFile
-from lazyfx.capture.preparing import Prepared
-from lazyfx.report import Cache, Report, cache_of, report_of
-from lazyfx.shared.native.native_request import native_request
-from lazyfx.shared.native.text_tokens import restoring_texts, texts_of
+from lazyfx.calls.async_driver import AsyncDriver
+from lazyfx.module_flows import ModuleFlows
+from lazyfx.report import Cache, Report
 from lazyfx.shared.picture import Picture
 from lazyfx.shared.source.assembly import GeneratedSource
-from lazyfx.shared.wire.reading.decode import read_devices
 from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.v1 import graph_pb2
 
 
 class AsyncRemoteModule:
@@ -42,36 +27,29 @@ class AsyncRemoteModule:
         cache: Hit, miss or joined, and why.
     """
 
-    def __init__(
-        self, fetcher: ArtifactClient, prepared: Prepared, response: pb.CompileResponse
-    ) -> None:
-        self._fetcher = fetcher
-        self._prepared = prepared
-        self._cache = cache_of(response.cache)
-        self._artifacts = ArtifactFetcher(fetcher, prepared, response)
-        self._performed_here = 0
-        self._callable: GraphModule | None = None
-        self._compiled: CheckedCompiledGraph | None = None
+    def __init__(self, driver: AsyncDriver, flows: ModuleFlows) -> None:
+        self._run = driver.run
+        self._flows = flows
 
     @property
     def key(self) -> str:
         """Hex of the module's key."""
-        return self._artifacts.response.module_key.hex()
+        return self._flows.key
 
     @property
     def digest(self) -> str:
         """Hex of the digest of the graph that was sent."""
-        return self._prepared.encoded.digest.hex()
+        return self._flows.digest
 
     @property
     def cache(self) -> Cache:
         """Hit, miss or joined, and why."""
-        return self._cache
+        return self._flows.cache
 
     @property
     def report(self) -> Report:
         """What the compile did, including recompiles that later fetches caused."""
-        return report_of(self._artifacts.report, performed_here=self._performed_here)
+        return self._flows.report
 
     async def artifact(
         self,
@@ -98,10 +76,9 @@ class AsyncRemoteModule:
             LazyfxError: There is no such kind.
             ServiceError: The server cannot make it.
         """
-        found = find_kind(kind)
-        request = self.native_request(kind, request)
-        received = await self._receive(found.value, request, timeout, on_progress)
-        return await self._make(found.value, received)
+        return await self._run(
+            self._flows.artifact(kind, request, timeout=timeout, on_progress=on_progress)
+        )
 
     async def save(
         self,
@@ -121,13 +98,9 @@ class AsyncRemoteModule:
             OSError: The file cannot be written; if its folder does not exist, at once.
             ServiceError: The server cannot make it.
         """
-        found, path = find_kind(kind), Path(path)
-        recipe = found.to_file
-        _require_folder(path)
-        request = self.native_request(kind, request)
-        received = await self._receive(recipe, request, timeout, on_progress)
-        await self._make(recipe, received, path)
-        return path
+        return await self._run(
+            self._flows.save(path, kind, request, timeout=timeout, on_progress=on_progress)
+        )
 
     async def code(self) -> str:
         """The generated Python source, with the caller's own names, for people to read.
@@ -161,13 +134,11 @@ class AsyncRemoteModule:
     @property
     def built(self) -> GraphModule | None:
         """The module that this handle calls, or None before the first call."""
-        return self._callable
+        return self._flows.built
 
     async def callable_module(self) -> GraphModule:
         """The module that this handle calls, built on first use."""
-        if self._callable is None:
-            self._callable = await self.graph_module()
-        return self._callable
+        return await self._run(self._flows.callable_module())
 
     async def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the module with the inputs that the caller's own graph takes."""
@@ -237,20 +208,7 @@ class AsyncRemoteModule:
         Raises:
             LazyfxError: A setting cannot be sent to a server; names it.
         """
-        encoded = self._prepared.encoded
-        body = graph_pb2.GraphBody.FromString(encoded.body)
-        with torch.no_grad():
-            return native_request(read_devices(body, encoded.presentation), mode, options or {})
-
-    def native_request(
-        self, kind: str, request: pb.NativeRequest | None = None
-    ) -> pb.NativeRequest | None:
-        """What an artifact of this kind depends on besides the module; None for most kinds.
-
-        Raises:
-            LazyfxError: There is no such kind.
-        """
-        return (request or self.aot_request()) if find_kind(kind).native else None
+        return self._flows.aot_request(mode, options)
 
     async def save_aot_inductor(
         self,
@@ -331,8 +289,7 @@ class AsyncRemoteModule:
             ArtifactError: The server's source does not match the graph.
             ServiceError: The server cannot generate it.
         """
-        received = await self._receive(PYTHON_FILE)
-        return cast("PythonFile", await self._make(PYTHON_FILE, received, Path(name)))
+        return await self._run(self._flows.python_file(name))
 
     async def save_code(self, path: str | Path) -> Path:
         """Write `python_file()` to a file, and return its path.
@@ -359,14 +316,7 @@ class AsyncRemoteModule:
             LazyfxError: Unknown kind.
             ServiceError: The server cannot build it.
         """
-        found = find_kind(kind)
-        if found.made_here:
-            await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)
-            signed = await self._artifacts.verify_provenance(pb.ARTIFACT_KIND_GRAPH)
-            return replace(signed, made_into=found.name)
-        if not found.native:
-            await self._artifacts.get(found.number)
-        return await self._artifacts.verify_provenance(found.number)
+        return await self._run(self._flows.provenance(kind))
 
     async def source(self) -> GeneratedSource:
         """The source that the server generated, including nested graphs, checked against the graph.
@@ -377,62 +327,3 @@ class AsyncRemoteModule:
             ServiceError: The server cannot generate it.
         """
         return cast("GeneratedSource", await self.artifact("source"))
-
-    async def _receive(
-        self,
-        recipe: Recipe,
-        request: pb.NativeRequest | None = None,
-        timeout: float | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Received:
-        """Fetch what a recipe needs."""
-        data = b""
-        if request is not None:
-            wanted = pb.GetArtifactRequest(kind=recipe.fetch, native=request)
-            with restoring_texts(texts_of(self._prepared.encoded.body)):
-                data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
-        elif recipe.fetch:
-            data = await self._artifacts.get(recipe.fetch)
-        return Received(
-            self._prepared,
-            self._fetcher.bounds.max_seconds,
-            data,
-            await self._compiled_graph() if recipe.graph else None,
-            self._artifacts.constants,
-            request,
-        )
-
-    async def _make(self, recipe: Recipe, received: Received, *path: Path) -> Any:
-        with self._fetcher.refusals.counted():
-            if recipe.slow:
-                made = await asyncio.to_thread(recipe.make, received, *path)
-            else:
-                made = recipe.make(received, *path)
-        if recipe.generates and received.compiled is not None:
-            self._performed_here += len(received.compiled.body.message.graphs)
-        return made
-
-    async def _compiled_graph(self) -> CheckedCompiledGraph:
-        if self._compiled is None:
-            data = await self._artifacts.graph_and_constants()
-            prepared = self._prepared
-            with self._fetcher.refusals.counted():
-                self._compiled = check_compiled_graph(
-                    data,
-                    graph_pb2.GraphBody.FromString(prepared.encoded.body),
-                    prepared.requests.whole.passes,
-                    self._fetcher.bounds,
-                )
-        return self._compiled
-
-
-def _require_folder(path: Path) -> None:
-    """Find out before a long compile that its result could not be written.
-
-    Raises:
-        OSError: The path is a folder, or its folder is not there.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from torch.fx import GraphModule
 
-from lazyfx.artifacts.fetching import OnProgress
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.artifacts.python_files import PythonFile
-from lazyfx.async_module import AsyncRemoteModule
-from lazyfx.calls.event_loop import LoopThread
+from lazyfx.calls.blocking_driver import BlockingDriver
+from lazyfx.module_flows import ModuleFlows
 from lazyfx.report import Cache, Report
 from lazyfx.shared.picture import Picture
 from lazyfx.shared.source.assembly import GeneratedSource
@@ -29,9 +29,9 @@ class RemoteModule:
         report: What the compile did, including recompiles that later fetches caused.
     """
 
-    def __init__(self, loop: LoopThread, remote: AsyncRemoteModule) -> None:
-        self._loop = loop
-        self._remote = remote
+    def __init__(self, driver: BlockingDriver, flows: ModuleFlows) -> None:
+        self._run = driver.run
+        self._flows = flows
 
     def __repr__(self) -> str:
         report = self.report
@@ -44,22 +44,22 @@ class RemoteModule:
     @property
     def key(self) -> str:
         """Hex of the module's key."""
-        return self._remote.key
+        return self._flows.key
 
     @property
     def digest(self) -> str:
         """Hex of the digest of the graph that was sent."""
-        return self._remote.digest
+        return self._flows.digest
 
     @property
     def cache(self) -> Cache:
         """Hit, miss or joined, and why."""
-        return self._remote.cache
+        return self._flows.cache
 
     @property
     def report(self) -> Report:
         """What the compile did, including recompiles that later fetches caused."""
-        return self._remote.report
+        return self._flows.report
 
     def artifact(
         self,
@@ -70,10 +70,8 @@ class RemoteModule:
         on_progress: OnProgress | None = None,
     ) -> Any:
         """What this module becomes, e.g. "graph"; see `AsyncRemoteModule.artifact`."""
-        # Settings and states are those of this thread.
-        request = self._remote.native_request(kind, request)
-        return self._loop.run(
-            self._remote.artifact(kind, request, timeout=timeout, on_progress=on_progress)
+        return self._run(
+            self._flows.artifact(kind, request, timeout=timeout, on_progress=on_progress)
         )
 
     def save(
@@ -86,9 +84,8 @@ class RemoteModule:
         on_progress: OnProgress | None = None,
     ) -> Path:
         """Write what this module becomes to a file; see `AsyncRemoteModule.save`."""
-        request = self._remote.native_request(kind, request)
-        return self._loop.run(
-            self._remote.save(path, kind, request, timeout=timeout, on_progress=on_progress)
+        return self._run(
+            self._flows.save(path, kind, request, timeout=timeout, on_progress=on_progress)
         )
 
     @property
@@ -103,9 +100,7 @@ class RemoteModule:
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the module, in this thread, with the inputs that the caller's graph takes."""
         # What was built needs no client: it also runs after `close`, and in a forked process.
-        built = self._remote.built
-        if built is None:
-            built = self._loop.run(self._remote.callable_module())
+        built = self._flows.built or self._run(self._flows.callable_module())
         return built(*inputs, **kwargs)
 
     def picture(self) -> Picture:
@@ -135,10 +130,7 @@ class RemoteModule:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> bytes:
-        """The native artifact; see `AsyncRemoteModule.native`.
-
-        `on_progress` is called in another thread.
-        """
+        """The native artifact; see `AsyncRemoteModule.native`."""
         made = self.artifact("inductor", request, timeout=timeout, on_progress=on_progress)
         return cast("bytes", made)
 
@@ -148,7 +140,7 @@ class RemoteModule:
 
     def python_file(self, name: str = "model.py") -> PythonFile:
         """A Python file that needs only torch; see `AsyncRemoteModule.python_file`."""
-        return self._loop.run(self._remote.python_file(name))
+        return self._run(self._flows.python_file(name))
 
     def save_code(self, path: str | Path) -> Path:
         """Write a Python file and its constants; see `AsyncRemoteModule.save_code`."""
@@ -164,7 +156,7 @@ class RemoteModule:
 
     def provenance(self, kind: str = "graph") -> Provenance:
         """The verified provenance of an artifact; see `AsyncRemoteModule.provenance`."""
-        return self._loop.run(self._remote.provenance(kind))
+        return self._run(self._flows.provenance(kind))
 
     def save_torchscript(self, path: str | Path) -> Path:
         """Write a file for `torch.jit.load`; see `AsyncRemoteModule.torchscript`."""
@@ -178,7 +170,7 @@ class RemoteModule:
         self, *, mode: str | None = None, options: Mapping[str, Any] | None = None
     ) -> pb.NativeRequest:
         """This machine and its settings; see `AsyncRemoteModule.aot_request`."""
-        return self._remote.aot_request(mode=mode, options=options)
+        return self._flows.aot_request(mode, options)
 
     def save_aot_inductor(
         self,
@@ -190,9 +182,6 @@ class RemoteModule:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Path:
-        """Write a package for serving; see `AsyncRemoteModule.save_aot_inductor`.
-
-        `on_progress` is called in another thread.
-        """
+        """Write a package for serving; see `AsyncRemoteModule.save_aot_inductor`."""
         request = request or self.aot_request(mode=mode, options=options)
         return self.save(path, "aot_inductor", request, timeout=timeout, on_progress=on_progress)

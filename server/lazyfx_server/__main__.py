@@ -34,15 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a server until it is told to stop.
 
     Args:
-        arguments: Flags; those of this process when left out.
+        arguments: Command-line flags; `sys.argv` by default.
 
     Raises:
-        SystemExit: A setting is wrong, an address cannot be listened on, or it was interrupted.
+        SystemExit: A setting is invalid, an address cannot be bound, or the server was interrupted.
     """
     try:
         _main(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        # While it starts; a server that runs drains.
+        # Only during startup; a running server drains instead.
         raise SystemExit(130) from None
 
 
@@ -59,7 +59,7 @@ def _main(arguments: Sequence[str]) -> None:
         log.warning(sentence)
     raise_limit()
     give_back_large_blocks()
-    # While a large request is read in a thread, the event loop waits so long for its turn.
+    # While a thread parses a large request, the event loop waits at most this long for the GIL.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
@@ -75,10 +75,10 @@ def _main(arguments: Sequence[str]) -> None:
     preload = [*settings.operator_modules, "lazyfx_server.jobs.preload"]
     if settings.native != "off":
         preload.append("lazyfx_server.jobs.native.inductor_preload")
-        # Inductor starts processes of its own when it is imported, unless it has one thread.
+        # Inductor starts its own processes on import unless it is limited to one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    # torch asks for devices when it makes its first fake tensor, and a process that was forked
-    # after that cannot use them: better that it sees none.
+    # torch queries devices when it creates its first fake tensor, and a process forked after that
+    # cannot use them, so it had better see none.
     forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     from lazyfx_server.app import App
     from lazyfx_server.workers.pools import Sources
@@ -95,7 +95,7 @@ def _main(arguments: Sequence[str]) -> None:
     except (OSError, LazyfxError, ValueError, StoreError, ExecutionError) as error:
         raise SystemExit(f"lazyfx serve: {error}") from error
     finally:
-        # It may still import; this process would wait for it before it ends.
+        # It may still be importing, and this process would wait for it before exiting.
         forkserver.kill()
 
 
@@ -105,7 +105,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _user_targets(path: Path) -> dict[str, str]:
-    """Allow the targets of a file here; what tells the fork server of them."""
+    """Allow the targets of a file here; return the environment that tells the fork server."""
     from lazyfx.shared.wire.targets.user_targets import parse
     from lazyfx_server.security import allowed
 
@@ -127,8 +127,8 @@ def _run(serve: Callable[[], object]) -> None:
 
 
 def _ready(address: str, metrics_url: str) -> None:
-    # What is here now stays until the end. Looking through it for garbage stops every
-    # request for a tenth of a second, again and again.
+    # Objects created so far live until the end. A garbage collection over them would stall every
+    # request for 0.1 s, repeatedly.
     gc.collect()
     gc.freeze()
     _announce(address, metrics_url)

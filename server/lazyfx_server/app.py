@@ -1,4 +1,4 @@
-"""The composition root: what the server is made of, in what order it starts and drains."""
+"""The composition root: the parts of the server, and the order in which it starts and drains."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ from lazyfx_server.workers.pools import (
 _log = logging.getLogger("lazyfx_server")
 
 SERVICE_NAME = "lazyfx.v1.GraphCompiler"
-# How often workers are asked about devices, whose memory changes all the time.
+# How often workers are queried for devices; free device memory changes constantly.
 _DEVICE_SECONDS = 15.0
-# How often the ledger is written; a server that is killed forgets as much.
+# How often the ledger is written; a killed server loses at most this much.
 _LEDGER_SECONDS = 2.0
-# Between the last answer, which may be on its way, and the end of the connections.
+# Between the last answer, which may still be in flight, and closing the connections.
 _FLUSH_SECONDS = 0.2
 # How long handlers may take to notice that their connections have ended.
 _STOP_SECONDS = 1.0
@@ -99,7 +99,7 @@ _KEEPALIVE: Sequence[tuple[str, int]] = (
 
 @dataclass
 class _Devices:
-    """What workers last said about devices."""
+    """The latest device report of the workers."""
 
     infos: Sequence[pb.DeviceInfo] = field(default_factory=tuple)
 

@@ -23,7 +23,7 @@ _HEAD: Final = """\
 
 <!-- Written by `make bounds` from the settings; a test fails when it is stale. -->
 
-Everything that a request can make large is bounded. Most bounds are settings of `lazyfx serve`
+Everything whose size a request controls is bounded. Most bounds are settings of `lazyfx serve`
 (the flag is the name with dashes; environment variables and TOML as for all settings); some belong
 to the format. `GetServerInfo` lists each bound and its value. A request that exceeds a bound is
 refused, and the error names the field, the node if there is one, and the setting: INVALID_ARGUMENT
@@ -40,13 +40,13 @@ stays in the received bytes while the request waits.
 """
 
 _FORMAT: Final = {
-    "max_nesting": "Lists, dictionaries, values, expressions and graphs in one another.",
+    "max_nesting": "Nesting depth of lists, dictionaries, values, expressions and graphs.",
     "max_expression_nodes": "One symbolic expression, written out as a tree.",
     "max_name_bytes": "Name of a pass, an option, a dtype or a feature.",
     "max_options": "Options of one pass.",
-    "max_list_items": "Items of the lists of one request, of each kind: items of options, guards "
+    "max_list_items": "Items in the lists of one request, per kind: items of options, guards "
     "and constants of rewrites, states and settings of native compiles.",
-    "max_spelling": "Characters of the passes of a request when spelled out.",
+    "max_spelling": "Characters of a request's passes in text form.",
 }
 
 _TAIL: Final = """
@@ -54,7 +54,7 @@ The rewrites of a request are graphs, and the bounds of graphs apply to them.
 
 ## Quotas
 
-What one tenant may use over time; all quotas are off by default.
+What one tenant may use over time. All quotas are off by default.
 
 | Quota | What it bounds |
 | --- | --- |

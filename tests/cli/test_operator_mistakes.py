@@ -170,7 +170,7 @@ def test_completion_can_be_shown() -> None:
 
 
 FILES_OF_SECRETS = {
-    "tokens that are none": ("--tokens", "banana\n", "line 1: not 'id sha256 tenant'"),
+    "invalid tokens": ("--tokens", "banana\n", "line 1: expected 'id sha256 tenant'"),
     "no tokens": ("--tokens", "", "is empty, so nobody could call; `lazyfx token TENANT --file"),
     "a key that is none": ("--signing-key", "banana\n", "contains no private key"),
     "a secret that is none": ("--tenant-secret", "banana\n", "does not hold 32 bytes"),

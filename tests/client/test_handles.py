@@ -297,7 +297,7 @@ def test_both_handles_have_the_same_methods_with_the_same_signatures():
 
     blocking, asynchronous = signatures(lazyfx.RemoteModule), signatures(lazyfx.AsyncRemoteModule)
     # A property of the blocking handle, and what that handle itself calls.
-    for name in ("code", "callable_module", "native_request"):
+    for name in ("code", "callable_module"):
         del asynchronous[name]
     assert blocking == asynchronous
 

@@ -88,7 +88,7 @@ def _own_inductor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         "int \\u00e9;",
         "__builtin_trap();",
         "Py_CompileString(0, 0, 0);",
-        # Between two comments of one directive, and after a line that goes on.
+        # Between two comments of one directive, and after a continued line.
         "\n#define ATTRIBUTE_NO_SANITIZE_ADDRESS /*a*/ asm /*b*/\n",
         "\n#include <cmath> /*a*/ x /*b*/\n",
         "\n#if 1 /*a*/ && __has_include(<x>) /*b*/\n#endif\n",

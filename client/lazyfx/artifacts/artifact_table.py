@@ -8,8 +8,9 @@ that `lazyfx --help` does without.
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from lazyfx.capture.preparing import Prepared
     from lazyfx.shared.picture import Picture
     from lazyfx.shared.source.assembly import GeneratedSource
+
+# torch rebuilds and scripts modules with tables that threads share.
+_building: Final = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Received:
     max_seconds: float
     data: bytes = b""
     compiled: CheckedCompiledGraph | None = None
-    constants: Mapping[bytes, bytes] | None = None
+    constants: Mapping[bytes, bytes] = field(default_factory=dict)
     request: pb.NativeRequest | None = None
 
     def module(self, *, lazy: bool) -> GraphModule:
@@ -62,13 +66,11 @@ class Received:
         from lazyfx.shared.torch_lazy_class import LazyGraphModule
 
         assert self.compiled is not None
-        return rebuild(
-            self.compiled,
-            self.prepared,
-            self.constants or {},
-            LazyGraphModule if lazy else GraphModule,
-            self.max_seconds,
-        )
+        module_class = LazyGraphModule if lazy else GraphModule
+        with _building:
+            return rebuild(
+                self.compiled, self.prepared, self.constants, module_class, self.max_seconds
+            )
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,12 @@ class Recipe:
         fetch: The server's artifact that it is made of; unspecified for the graph alone.
         graph: Whether it needs the compiled graph.
         generates: Whether it generates Python code of every graph in the module.
-        slow: Whether it takes long, and may run in another thread.
     """
 
     make: Callable[..., Any]
     fetch: pb.ArtifactKind.ValueType = pb.ARTIFACT_KIND_UNSPECIFIED
     graph: bool = True
     generates: bool = False
-    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,9 @@ def _package(received: Received) -> bytes:
 def _torchscript(received: Received) -> bytes:
     from lazyfx.shared.formats.torchscript import eager_copy, script_module
 
-    return script_module(eager_copy(received.module(lazy=True)))
+    module = received.module(lazy=True)
+    with _building:
+        return script_module(eager_copy(module))
 
 
 def _exported_program(received: Received) -> bytes:
@@ -244,12 +246,13 @@ def _write_aot_inductor(received: Received, file: Path | io.BytesIO) -> None:
     assert received.compiled is not None
     assert received.request is not None
     package = read_artifact(pb.AotPackage, received.data, received.request)
-    canonical = rebuild_canonical(received.compiled, received.prepared, received.constants or {})
+    with _building:
+        canonical = rebuild_canonical(received.compiled, received.prepared, received.constants)
     texts = texts_of(received.prepared.encoded.body)
     write_package(package, own_tensors(canonical), file, texts)
 
 
-PYTHON_FILE: Final = Recipe(make_python_file, pb.ARTIFACT_KIND_SOURCE, slow=True)
+PYTHON_FILE: Final = Recipe(make_python_file, pb.ARTIFACT_KIND_SOURCE)
 """How a Python file is made that holds a module's code; `save` writes it with its constants."""
 
 ARTIFACT_KINDS: Final[Mapping[str, ArtifactKind]] = {
@@ -258,7 +261,7 @@ ARTIFACT_KINDS: Final[Mapping[str, ArtifactKind]] = {
         ArtifactKind(
             "code",
             Recipe(_code, pb.ARTIFACT_KIND_CODE, graph=False),
-            Recipe(_write_python_file, pb.ARTIFACT_KIND_SOURCE, slow=True),
+            Recipe(_write_python_file, pb.ARTIFACT_KIND_SOURCE),
             suffix=".py",
             is_text=True,
         ),
@@ -270,14 +273,14 @@ ARTIFACT_KINDS: Final[Mapping[str, ArtifactKind]] = {
         ),
         ArtifactKind(
             "pickle",
-            Recipe(_pickle, slow=True),
+            Recipe(_pickle),
             suffix=".pkl",
             holds_values=True,
             made_here=True,
         ),
         ArtifactKind(
             "package",
-            Recipe(_package, slow=True),
+            Recipe(_package),
             suffix=".package.pt",
             holds_values=True,
             made_here=True,
@@ -297,15 +300,15 @@ ARTIFACT_KINDS: Final[Mapping[str, ArtifactKind]] = {
         ),
         ArtifactKind(
             "exported_program",
-            Recipe(_exported_program, generates=True, slow=True),
+            Recipe(_exported_program, generates=True),
             suffix=".exported.pt2",
             holds_values=True,
             made_here=True,
         ),
         ArtifactKind(
             "aot_inductor",
-            Recipe(_aot_inductor, pb.ARTIFACT_KIND_AOT_INDUCTOR, slow=True),
-            Recipe(_write_aot_inductor, pb.ARTIFACT_KIND_AOT_INDUCTOR, slow=True),
+            Recipe(_aot_inductor, pb.ARTIFACT_KIND_AOT_INDUCTOR),
+            Recipe(_write_aot_inductor, pb.ARTIFACT_KIND_AOT_INDUCTOR),
             suffix=".aot.pt2",
             holds_values=True,
             native=True,

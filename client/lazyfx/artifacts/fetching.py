@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from lazyfx.answers.answer_bounds import AnswerBounds
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.capture.preparing import Prepared
 from lazyfx.errors import LazyfxError, NotFoundError
-from lazyfx.trust.verifying import Provenance
+from lazyfx.flows import Flow, Lock, Locked
+from lazyfx.trust.verifying import Provenance, Verifier
 from lazyfx.v1 import compiler_pb2 as pb
-
-OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
 
 _MAX_RENEWALS = 3
 
@@ -25,26 +23,23 @@ class ArtifactClient(Protocol):
     Attributes:
         bounds: How much is taken from the server.
         refusals: Counts what is refused.
+        verifier: Checks signatures.
     """
 
     bounds: AnswerBounds
     refusals: Refusals
+    verifier: Verifier
 
-    async def fetch(
+    def fetch(
         self,
         request: pb.GetArtifactRequest,
         *,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-    ) -> tuple[bytes, pb.ArtifactTrailer]:
+    ) -> Flow[tuple[bytes, pb.ArtifactTrailer]]:
         """Fetch an artifact whole, and check who made it."""
 
-    async def verify_provenance(
-        self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
-    ) -> Provenance:
-        """Where an artifact comes from, as signed."""
-
-    async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
+    def recompile(self, prepared: Prepared) -> Flow[pb.CompileResponse]:
         """Compile again a module that has left the server's cache."""
 
 
@@ -58,7 +53,7 @@ class ArtifactFetcher:
     """
 
     def __init__(
-        self, fetcher: ArtifactClient, prepared: Prepared, response: pb.CompileResponse
+        self, fetcher: ArtifactClient, prepared: Prepared, response: pb.CompileResponse, lock: Lock
     ) -> None:
         self._fetcher = fetcher
         self._prepared = prepared
@@ -67,56 +62,62 @@ class ArtifactFetcher:
         self.constants: dict[bytes, bytes] = {}
         self._fetched: dict[int, bytes] = {}
         self._trailers: dict[int, pb.ArtifactTrailer] = {}
-        self._lock = asyncio.Lock()
+        self._lock = lock
 
     @property
     def response(self) -> pb.CompileResponse:
         """What the server answered last: another one after it had lost the module."""
         return self._response
 
-    async def get(
+    def get(
         self,
         kind: pb.ArtifactKind.ValueType,
         purpose: pb.ArtifactKind.ValueType = pb.ARTIFACT_KIND_UNSPECIFIED,
-    ) -> bytes:
+    ) -> Flow[bytes]:
         """An artifact of this module, fetched once."""
-        async with self._lock:
-            if kind not in self._fetched:
-                request = pb.GetArtifactRequest(kind=kind, purpose=purpose)
-                if kind != pb.ARTIFACT_KIND_GRAPH:
-                    request.presentation.CopyFrom(self._prepared.encoded.presentation)
-                data = await self.fetch(request)
-                self._fetched[kind] = data
-            return self._fetched[kind]
+        data: bytes = yield Locked(self._lock, self._get(kind, purpose))
+        return data
 
-    async def graph_and_constants(self) -> bytes:
+    def _get(
+        self, kind: pb.ArtifactKind.ValueType, purpose: pb.ArtifactKind.ValueType
+    ) -> Flow[bytes]:
+        if kind not in self._fetched:
+            request = pb.GetArtifactRequest(kind=kind, purpose=purpose)
+            if kind != pb.ARTIFACT_KIND_GRAPH:
+                request.presentation.CopyFrom(self._prepared.encoded.presentation)
+            data = yield from self.fetch(request)
+            self._fetched[kind] = data
+        return self._fetched[kind]
+
+    def graph_and_constants(self) -> Flow[bytes]:
         """Graph data of this module, with the constants that passes made in `constants`.
 
         Raises:
             ServiceError: The server cannot send them, or loses the module again and again.
         """
         for _ in range(_MAX_RENEWALS):
-            data = await self.get(pb.ARTIFACT_KIND_GRAPH)
-            async with self._lock:
-                response = self._response
-                for digest in response.constants:
-                    if digest.sha256 not in self.constants:
-                        request = pb.GetArtifactRequest(
-                            kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest
-                        )
-                        self.constants[digest.sha256] = await self.fetch(request)
-                # Compiled again meanwhile, it may have other constants.
-                if response.module_key == self._response.module_key:
-                    return data
+            data = yield from self.get(pb.ARTIFACT_KIND_GRAPH)
+            # Compiled again meanwhile, it may have other constants.
+            if (yield Locked(self._lock, self._fetch_constants())):
+                return data
         raise NotFoundError("the server repeatedly evicted the module", code="NOT_FOUND")
 
-    async def fetch(
+    def _fetch_constants(self) -> Flow[bool]:
+        """Fetch the constants; False if the module was compiled under another key meanwhile."""
+        response = self._response
+        for digest in response.constants:
+            if digest.sha256 not in self.constants:
+                request = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest)
+                self.constants[digest.sha256] = yield from self.fetch(request)
+        return response.module_key == self._response.module_key
+
+    def fetch(
         self,
         request: pb.GetArtifactRequest,
         *,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-    ) -> bytes:
+    ) -> Flow[bytes]:
         """Fetch what a request names, whose module key is filled in here.
 
         A module that the server has lost is compiled again, once, from the graph as it was encoded
@@ -130,12 +131,12 @@ class ArtifactFetcher:
         fetch = partial(self._fetcher.fetch, timeout=timeout, on_progress=on_progress)
         asked = request.module_key = self._response.module_key
         try:
-            data, trailer = await fetch(request)
+            data, trailer = yield from fetch(request)
         except NotFoundError:
             if self._response.module_key == asked:
-                self._adopt_recompiled(await self._fetcher.recompile(self._prepared))
+                self._adopt_recompiled((yield from self._fetcher.recompile(self._prepared)))
             request.module_key = self._response.module_key
-            data, trailer = await fetch(request)
+            data, trailer = yield from fetch(request)
         self._trailers[request.kind] = trailer
         recompiles = self.report.recompiles
         if trailer.recompiles.performed > recompiles.performed:
@@ -158,7 +159,7 @@ class ArtifactFetcher:
             self.report = response.report
         self._response = response
 
-    async def verify_provenance(self, kind: pb.ArtifactKind.ValueType) -> Provenance:
+    def verify_provenance(self, kind: pb.ArtifactKind.ValueType) -> Flow[Provenance]:
         """Where an artifact that was fetched comes from, as signed.
 
         Raises:
@@ -167,4 +168,4 @@ class ArtifactFetcher:
         if kind not in self._trailers:
             raise LazyfxError("this artifact has not been fetched yet")
         request = pb.GetArtifactRequest(module_key=self._response.module_key, kind=kind)
-        return await self._fetcher.verify_provenance(request, self._trailers[kind])
+        return (yield from self._fetcher.verifier.verify_provenance(request, self._trailers[kind]))

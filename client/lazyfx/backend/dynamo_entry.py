@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,13 @@ from lazyfx.backend.fallback_report import Outcome, records
 from lazyfx.backend.local import compile_locally
 from lazyfx.backend.options import BackendOptions, read_options
 from lazyfx.backend.recording import record
-from lazyfx.backend.remote import GraphRequest, GraphResult, ask, make_request
+from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, ask, make_request
 from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.symbolic_floats import InitialFloats, specialize_inputs, specialize_unsent
 from lazyfx.backend.waiting.swapping import DeferredGraph
 from lazyfx.backend.watching import showing_progress
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
-
-Runnable = Callable[..., Any]
 
 # dynamo calls the backend again for each attempt at a frame; the values are kept per process.
 initial_floats: Final = InitialFloats()

@@ -10,6 +10,7 @@ import sympy
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.artifacts.native_answers import read_artifact
 from lazyfx.artifacts.native_loading import load
 from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
@@ -24,7 +25,7 @@ from lazyfx.shared.native.text_tokens import texts_of
 from lazyfx.v1 import compiler_pb2 as pb
 
 Runnable: TypeAlias = Callable[..., Any]
-OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
+"""What dynamo calls in place of a graph."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One client for each server that this process compiles with, and a memory of one that is away."""
+"""One client for each server that this process compiles with, and a memory of one that is down."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PROBE_SECONDS: Final = 0.25
 
 
 class Session:
-    """A client, and whether its server was away a moment ago."""
+    """A client, and whether its server was down a moment ago."""
 
     def __init__(self, address: str) -> None:
         self.client = Client(address)
-        self._away_until = 0.0
-        self._away: LazyfxError | None = None
+        self._down_until = 0.0
+        self._down: LazyfxError | None = None
         self._info: pb.GetServerInfoResponse | None = None
 
     def native_target(self) -> pb.NativeTarget | None:
@@ -52,20 +52,20 @@ class Session:
         Raises:
             ServiceError: What it failed with then.
         """
-        if self._away is None or time.monotonic() >= self._away_until:
+        if self._down is None or time.monotonic() >= self._down_until:
             return
         # A server that takes connections and does not answer would hold up each graph.
-        was_gone = isinstance(self._away, UnavailableError)
+        was_gone = isinstance(self._down, UnavailableError)
         if was_gone and self.client.is_ready(_PROBE_SECONDS):
-            self._away = None
+            self._down = None
             return
-        raise _without_traceback(self._away)
+        raise _without_traceback(self._down)
 
     def record_outcome(self, error: LazyfxError | None) -> None:
         """Record the outcome of a call."""
-        away = isinstance(error, (UnavailableError, TimedOutError))
-        self._away = _without_traceback(error) if away and error is not None else None
-        self._away_until = time.monotonic() + DOWN_SECONDS
+        down = isinstance(error, (UnavailableError, TimedOutError))
+        self._down = _without_traceback(error) if down and error is not None else None
+        self._down_until = time.monotonic() + DOWN_SECONDS
         if error is not None:
             self._info = None  # another server may answer next time
 

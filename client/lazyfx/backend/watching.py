@@ -6,17 +6,16 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.v1 import compiler_pb2 as pb
 
 _log = logging.getLogger("lazyfx")
 # Log lines of one compile are at least this many seconds apart.
 _LOG_SECONDS: Final = 10.0
-
-OnProgress = Callable[[pb.ArtifactProgress], None]
 
 
 @contextmanager

@@ -19,6 +19,8 @@ Option: TypeAlias = "bool | int | float | str | tuple[Option, ...] | list[Option
 NamedOptions: TypeAlias = "tuple[str, Mapping[str, Option]]"
 
 UNTIL_STABLE = "until_stable"
+PLUGIN_GROUP = "lazyfx.passes"
+"""Group of the entry points by which distributions offer passes."""
 
 
 class Group(NamedTuple):

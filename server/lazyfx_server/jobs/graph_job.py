@@ -1,4 +1,4 @@
-"""What a worker process runs: one job, bytes in, bytes out."""
+"""The job function of a worker process: one job, bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
 
-# What it keeps is found by its bytes alone and never changed, whoever sent it.
+# Its entries are keyed by their bytes alone and immutable, whoever sent them.
 _REWRITES = RewriteReader()
 
 _KINDS = {
@@ -43,7 +43,7 @@ _KINDS = {
 def run_job(data: bytes) -> bytes:
     """Run one serialized Job and return a serialized JobResult.
 
-    Whatever goes wrong becomes a JobError, so that only this job fails.
+    Every exception becomes a JobError, so that only this job fails.
     """
     job = worker.Job.FromString(data)
     result = worker.JobResult()
@@ -60,7 +60,7 @@ def run_job(data: bytes) -> bytes:
         result.error.CopyFrom(_decode_error(error, job))
     except _ValuesMissing as error:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
-        result.error.message = "passes read the values of these tensors; send them and try again"
+        result.error.message = "passes read the values of these tensors; upload them and try again"
         result.error.missing.extend(error.subjects)
     except SourceMismatchError as error:
         _log.error("%s", error)
@@ -75,7 +75,7 @@ def run_job(data: bytes) -> bytes:
         if _is_out_of_memory(error):
             result.error.kind = worker.JOB_ERROR_KIND_LIMIT
             result.error.message = (
-                "the job needs more memory than a worker may take (setting worker_memory_bytes)"
+                "the job needs more memory than a worker may use (setting worker_memory_bytes)"
             )
             return result.SerializeToString()
         _log.exception("a job failed")
@@ -91,7 +91,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 class _ValuesMissing(Exception):  # noqa: N818 - not a failure but a question
-    """Passes read tensors whose values did not come with the job."""
+    """Passes read tensors whose values were not sent with the job."""
 
     def __init__(self, subjects: list[str]) -> None:
         self.subjects = subjects
@@ -110,7 +110,7 @@ def _compile(job: worker.CompileJob) -> worker.CompileResult:
 def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
     started = perf_counter()
     pipeline = pipeline_of(registry_of_targets(tuple(job.plugins)), job.passes)
-    # Checking builds the module, which asks for no recompile on the job's account.
+    # Checking builds the module; recompiles that this requests are not charged to the job.
     uncounted = lazy_class(RecompileLedger())
     bounds = GraphBounds.of(job.limits.graph)
     MAX_OUTPUTS.set(bounds.max_outputs)
@@ -171,7 +171,7 @@ def _render(job: worker.RenderJob) -> worker.RenderResult:
 
 
 def _require_values(pipeline: Pipeline, checked: CheckedGraph, job: worker.CompileJob) -> None:
-    """Ask for the tensors that passes read and that did not come along.
+    """Check that the values of all tensors that passes read were sent.
 
     Raises:
         _ValuesMissing: Names them.
@@ -188,7 +188,7 @@ def _require_values(pipeline: Pipeline, checked: CheckedGraph, job: worker.Compi
 
 
 def _bound(checked: CheckedGraph, job: worker.CompileJob) -> GraphModule:
-    """The module with the values that came along in place."""
+    """The module, with the tensor values of the job bound to it."""
     if not job.values:
         return checked.module
     body = checked.body
@@ -225,10 +225,10 @@ def _encode(
 
 
 def _unregister_made(module: GraphModule, moved: wire.Origins) -> None:
-    """Make plain attributes of the tensors that passes have made, wherever those were moved.
+    """Turn tensors created by passes into plain attributes, wherever they were moved.
 
-    torch registers each tensor that it moves into a part as a buffer of it; the values of buffers
-    are the caller's, and only those of plain attributes go back with the graph.
+    torch registers a tensor that it moves into a submodule as a buffer. Values of buffers belong to
+    the caller; only values of plain attributes are returned with the graph.
     """
     for part in module.modules():
         if not isinstance(part, GraphModule):
@@ -251,7 +251,7 @@ def _limits(job: worker.CompileJob) -> PassLimits:
 
 
 def _pass_error(error: PassError, job: worker.CompileJob) -> worker.JobError:
-    # A node of a pattern has its sender's name already.
+    # A node of a pattern already has its sender's name.
     if error.node is not None and error.graph is not None:
         error = error.of_node(_caller_name(error.node, error.graph, job), error.graph)
     return worker.JobError(
@@ -280,7 +280,7 @@ def _decode_error(error: DecodeError, job: worker.Job) -> worker.JobError:
 
 
 def _unsupported_error(error: UnsupportedGraphError, job: worker.Job) -> worker.JobError:
-    """What passes made cannot go on the wire, or the graph cannot be rendered as was asked."""
+    """The error for a result that cannot be encoded, or an artifact that cannot be rendered."""
     if error.node is not None and job.HasField("compile"):
         error = error.called(_caller_name(error.node, "", job.compile))
     return worker.JobError(
@@ -292,7 +292,7 @@ def _unsupported_error(error: UnsupportedGraphError, job: worker.Job) -> worker.
 
 
 def _caller_name(node: str, path: str, job: worker.CompileJob) -> str:
-    """What the caller calls a node, which is "n<i>" in the graph at this path if they sent it."""
+    """The caller's name of a node; nodes that they sent are named "n<i>" in the graph at `path`."""
     index = wire.canonical_node(node)
     if index is None or not job.presentation.graphs:
         return node
@@ -301,7 +301,7 @@ def _caller_name(node: str, path: str, job: worker.CompileJob) -> str:
 
 
 def _name(graph: int, node: int, names: graph_pb2.Presentation) -> str:
-    """The name of a node in a caller's words; empty where there is none."""
+    """The caller's name of a node; empty if there is none."""
     try:
         return wire.node_name(names.graphs[graph], node)
     except IndexError:

@@ -1,9 +1,9 @@
-"""What the fork server imports: the worker, with its tables built.
+"""Preload module of the fork server: imports the worker and builds its tables.
 
-The allow-table of targets, torch's schemas and fake tensors are set up on first use,
-which takes a few tenths of a second. Done here, once, no worker's first job pays for it. What
-torch imports on the way it may not be able to import in a confined worker: torch 2.11 looks for
-a folder for temporary files before it exports.
+The allow-table of targets, torch's schemas and fake tensors are set up on first use, which takes a
+few tenths of a second. Done here once, it does not delay the first job of each worker. A confined
+worker may also be unable to do some of the imports: torch 2.11 looks for a folder for temporary
+files before it exports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 
 def warm_up() -> None:
-    """Run one small job of each kind; its results are thrown away."""
+    """Run one small job of each kind and discard the results."""
     graph = symbolic_trace(lambda x: torch.relu(x) + torch.relu(x))
     next(iter(graph.graph.nodes)).meta["val"] = torch.empty(1, device="meta")
     encoded = wire.encode(graph)
@@ -46,12 +46,12 @@ def warm_up() -> None:
 
 if more := os.environ.get(allowed.VARIABLE):
     allowed.allow_user_targets(parse(more))
-# Workers write to the server's log, also what torch says of graphs.
+# Workers write to the server's log, including torch's messages about graphs.
 sys.stderr = PlainStream(sys.stderr)
 log_to(sys.stderr, "warning", os.environ.get(LOG_FORMAT_VARIABLE, "text"))
 allow_table.functions()
 allow_table.register_late()
 warm_up()
-# What is here now stays until the end: the collector of a worker need not go over it again.
+# These objects live until the end: a worker's garbage collector need not traverse them again.
 gc.collect()
 gc.freeze()

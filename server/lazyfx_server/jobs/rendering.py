@@ -1,4 +1,4 @@
-"""Artifacts on demand: source, code, pickle, package, picture of a compiled graph."""
+"""Renders artifacts of a compiled graph: source, code, pickle, package, picture."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
     """Render one artifact; Python source is generated at most once, and not for a picture.
 
     Raises:
-        DecodeError: The asker's names do not fit the graph.
+        DecodeError: The caller's names do not fit the graph.
     """
     started = perf_counter()
     ledger = RecompileLedger()
@@ -74,7 +74,7 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
 
 
 def render_torchscript(module: GraphModule, ledger: RecompileLedger) -> bytes:
-    """TorchScript of a module: a consumer that needs an eager module, so it gets one.
+    """Render TorchScript, from an eager module, since scripting needs one.
 
     Raises:
         UnsupportedGraphError: The graph cannot be expressed in TorchScript, or the values of its
@@ -90,7 +90,7 @@ def render_torchscript(module: GraphModule, ledger: RecompileLedger) -> bytes:
 
 
 def render_exported_program(module: GraphModule, ledger: RecompileLedger) -> bytes:
-    """An ExportedProgram of a module: torch.export calls it, so its code is generated.
+    """Render an ExportedProgram; torch.export calls the module, so its code is generated.
 
     Raises:
         UnsupportedGraphError: torch.export cannot express the graph, or the values of its
@@ -98,7 +98,7 @@ def render_exported_program(module: GraphModule, ledger: RecompileLedger) -> byt
     """
     _require_local_values(module, "export it on the client: RemoteModule.save_exported_program")
     with ledger.triggered_by("exported_program"):
-        enter_autocast_when_run(module)  # which makes code stale: so before it is generated
+        enter_autocast_when_run(module)  # before the code is generated, because this makes it stale
         for part in module.modules():
             if isinstance(part, LazyModule):
                 part.real_recompile()  # torch.export reads the signature of forward
@@ -109,13 +109,13 @@ def _require_local_values(module: GraphModule, remedy: str) -> None:
     away = [name for name, tensor in module.state_dict().items() if tensor.is_meta]
     if away:
         raise UnsupportedGraphError(
-            f"the graph holds tensors whose values are not on the server ({away[0]}, ...)",
+            f"the graph contains tensors whose values are not on the server ({away[0]}, ...)",
             remedy=remedy,
         )
 
 
 def performed(ledger: RecompileLedger) -> list[worker.PerformedRecompiles]:
-    """What a job's ledger says was generated, by pass and trigger."""
+    """The code generations in a job's ledger, by pass and trigger."""
     rows: dict[tuple[str, str], worker.PerformedRecompiles] = {}
     for event in ledger.events:
         scope = "" if event.scope == "pipeline" else event.scope
@@ -157,8 +157,8 @@ def _metadata(job: worker.RenderJob) -> wire.Metadata:
 
 
 def _from_source(kind: int, module: GraphModule, source: GeneratedSource) -> bytes:
-    # Both generate the source again where they are loaded: that it says what the graph says was
-    # found out here, when it was generated.
+    # Both generate the source again when they are loaded. That it matches the graph is verified
+    # here, when it is generated.
     if kind == pb.ARTIFACT_KIND_PICKLE:
         return pickle_module(module)
     if kind == pb.ARTIFACT_KIND_PACKAGE:

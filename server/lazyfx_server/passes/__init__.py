@@ -1,4 +1,4 @@
-"""Passes over fx graphs: the contract, the registry, the pipeline that runs them."""
+"""Passes over fx graphs: the interface, the registry, and the pipeline that runs them."""
 
 from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
 from lazyfx_server.passes.driver import Driver, PassRun

@@ -1,4 +1,4 @@
-"""Decodes the rewrites of a request, and keeps the small ones for the next."""
+"""Decodes the rewrites of a request, and caches small ones."""
 
 from __future__ import annotations
 
@@ -25,26 +25,25 @@ _Key: TypeAlias = "tuple[bytes, bytes, _Bounds]"
 
 
 class _Bounds(NamedTuple):
-    """What the graphs of a rewrite are held to."""
+    """The bounds of the graphs of a rewrite."""
 
     max_nodes: int
     graph: GraphBounds
 
 
-# Bytes of a body that is kept: patterns have a few nodes, most take less than 300.
+# Maximum bytes of a cached body: patterns have a few nodes, and most take less than 300 bytes.
 _LONGEST_KEPT = 4096
 
 
 class RewriteReader:
-    """Turns rewrites into graphs.
+    """Decodes rewrites to graphs.
 
-    A library of rewrites comes along with every graph that it is meant for, and decoding
-    it costs more than decoding the graph. So what was decoded is kept, found by its bytes,
-    and handed out again to passes that say that they only read it. Graphs that hold
-    anything besides their nodes are not kept.
+    A library of rewrites is sent with every graph, and decoding it costs more than decoding the
+    graph. So decoded graphs are cached by their bytes, for passes that declare that they only read
+    them. Graphs with anything besides nodes are not cached.
 
     Args:
-        most: How many graphs are kept.
+        most: How many graphs are cached.
     """
 
     def __init__(self, most: int = 1024) -> None:
@@ -57,13 +56,13 @@ class RewriteReader:
         max_nodes: int,
         bounds: GraphBounds = DEFAULT_BOUNDS,
     ) -> dict[int, Rewrites]:
-        """The rewrites of each pass, by the pass's number.
+        """The rewrites of each pass, by the index of the pass.
 
         Args:
             specs: The pipeline of the request.
-            passes: Its passes by number.
-            max_nodes: Most nodes that a graph may have.
-            bounds: How large its parts may be.
+            passes: Its passes by index.
+            max_nodes: Maximum number of nodes of a graph.
+            bounds: Bounds on its parts.
 
         Raises:
             PassError: A pattern or replacement is not an allowed graph; names the field.
@@ -100,7 +99,7 @@ class RewriteReader:
     def _graph(
         self, field: str, graph: graph_pb2.Graph, within: _Bounds, keep: bool
     ) -> GraphModule:
-        # In the sender's names: canonical ones would pass for nodes of the graph itself.
+        # In the sender's names: canonical ones would look like nodes of the graph itself.
         names = graph.presentation if graph.HasField("presentation") else None
         if not keep or len(graph.body) > _LONGEST_KEPT:
             return _decode(field, graph.body, names, within)
@@ -117,7 +116,7 @@ class RewriteReader:
 def _decode(
     field: str, body: bytes, names: graph_pb2.Presentation | None, within: _Bounds
 ) -> GraphModule:
-    # No code is generated for a pattern, and no recompile is asked for on the job's account.
+    # Generate no code for a pattern, and count no recompile for the job.
     uncounted = lazy_class(RecompileLedger())
     try:
         return check(
@@ -132,7 +131,7 @@ def _decode(
 
 
 def _refused(error: DecodeError, field: str, names: graph_pb2.Presentation | None) -> PassError:
-    """The error about a graph of a request, with the name that its sender uses for the node."""
+    """The error about a rewrite's graph, with the sender's name of the node."""
     node = None
     if error.node is not None:
         try:
@@ -148,7 +147,7 @@ _UNNAMED = graph_pb2.Presentation()
 
 
 def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
-    """A replacement, checked before, with the tensors that it reads."""
+    """A checked replacement, with the tensors that it reads."""
     body = graph_pb2.GraphBody.FromString(rewrite.replacement.body)
     rows = [row for row in body.graphs[0].attributes if row.HasField("tensor")]
     if len(body.graphs) > 1 or len(rows) != len(rewrite.constants):
@@ -162,7 +161,7 @@ def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
         data = next(values)
         wanted = row.tensor.content.sha256
         if wanted and hashlib.sha256(data).digest() != wanted:
-            raise DecodeError("the bytes of a constant are not those of its digest")
+            raise DecodeError("the bytes of a constant do not match its digest")
         return wire.tensor_from_bytes(body.tensors[row.tensor.tensor], data)
 
     names = rewrite.replacement.presentation

@@ -1,4 +1,4 @@
-"""How many rows the tables of a graph's body have, counted on its bytes before it is parsed."""
+"""Bounds the rows of a graph body's tables, counted in its bytes before it is parsed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lazyfx_server.security.scanning import (
     scan,
 )
 
-# Tables of which even very large graphs have few rows.
+# Tables in which even very large graphs have few rows.
 _MAX_FEW = 65_536
 _ANY = Bound(2**31)
 
 
 def check_rows(body: bytes, max_nodes: int, bounds: GraphBounds) -> None:
-    """Refuse a body whose tables have more rows than a graph within its bounds could use.
+    """Refuse a body whose tables have more rows than a graph within the bounds could use.
 
     Args:
-        body: What a stranger sent.
-        max_nodes: Most nodes, nested graphs included.
-        bounds: How large its parts may be.
+        body: The untrusted bytes.
+        max_nodes: Maximum number of nodes, nested graphs included.
+        bounds: Bounds on its parts.
 
     Raises:
         DecodeError: A table is too long, or the bytes are malformed.
@@ -36,14 +36,14 @@ def check_rows(body: bytes, max_nodes: int, bounds: GraphBounds) -> None:
 
 def _body(max_nodes: int, bounds: GraphBounds) -> MessageBounds:
     nodes = Bound(max_nodes, "max_nodes")
-    # A node has one value, which may be a sequence of others; a size is an expression of parts.
+    # A node has one value, which may be a sequence of values; a size is an expression with parts.
     described = Bound(4 * max_nodes + _MAX_FEW, "max_nodes")
     calls = Bound(bounds.max_calls, "max_calls")
     few = Bound(_MAX_FEW)
     text = Bound(4 * bounds.max_string_bytes, "max_string_bytes")
     texts = Bound(bounds.max_calls + _MAX_FEW, "max_calls")
     column, edges = Bound(5 * max_nodes, "max_nodes"), Bound(5 * bounds.max_edges, "max_edges")
-    # What does not parse as one row a node is found out where columns are read.
+    # Whether there is one row per node is checked when columns are read.
     graph = MessageBounds(
         {
             1: FieldBounds("calls", column, nodes),

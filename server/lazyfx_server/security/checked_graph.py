@@ -1,4 +1,4 @@
-"""CheckedGraph: the proof that some bytes are a graph that may be run, printed and stored."""
+"""CheckedGraph: a graph that passed all checks and is safe to run, print and store."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lazyfx_server.security.body_rows import check_rows
 from lazyfx_server.security.call_verdicts import CallVerdict, call_verdicts
 from lazyfx_server.security.graph_bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
 
-# Elements of a storage: their bytes fit into 64 bits, whatever the dtype.
+# Maximum elements of a storage: its size in bytes fits into 64 bits for every dtype.
 _MAX_EXTENT = 2**58
 
 
 @dataclass(frozen=True)
 class CheckedGraph:
-    """A graph in canonical form whose every part is allowed. Made by `check` only.
+    """A graph in canonical form, every part of which is allowed. Created only by `check`.
 
     Attributes:
         body: The message.
@@ -48,22 +48,21 @@ def check(
 ) -> CheckedGraph:
     """Check a graph body.
 
-    The bytes are in canonical form, so that equal digests mean equal graphs; references
-    go strictly backwards, the output is the last node, and targets, modules and literals
-    are entries of closed tables, looked up and never walked; torch.fx can write the graph
-    as Python source, and at a bearable length.
+    The bytes are in canonical form, so that equal digests mean equal graphs. References go strictly
+    backwards, and the output is the last node. Targets, modules and literals are looked up in
+    closed tables; no attribute path is followed. torch.fx can write the graph as Python source of
+    acceptable length.
 
     Args:
-        body: What a stranger sent.
-        max_nodes: Most nodes taken, nested graphs included.
-        bounds: How large its parts may be.
-        names: Names for the module; canonical ones when left out.
+        body: The untrusted bytes.
+        max_nodes: Maximum number of nodes, nested graphs included.
+        bounds: Bounds on its parts.
+        names: Names for the module; canonical ones by default.
         presentation: Names that came with the graph and will be used later.
-        module_class: Makes the modules; a lazy class generates no code for them.
+        module_class: The class of the modules; a lazy class generates no code.
 
     Raises:
-        DecodeError: It is not such a graph, or has more nodes than it may; names the field
-            and the node.
+        DecodeError: It is not such a graph, or has too many nodes; names the field and the node.
     """
     check_rows(body, max_nodes, bounds)
     read = wire.read_canonical(body)
@@ -80,16 +79,16 @@ def check_message(
     bounds: GraphBounds = DEFAULT_BOUNDS,
     named: Sequence[graph_pb2.Presentation] = (),
 ) -> None:
-    """Check a body in canonical form: all but what building the module finds.
+    """Check a body in canonical form; everything except what building the module checks.
 
     Args:
-        body: What `wire.check_canonical` made.
-        max_nodes: Most nodes taken, nested graphs included.
-        bounds: How large its parts may be.
-        named: Names that it will have.
+        body: The result of `wire.check_canonical`.
+        max_nodes: Maximum number of nodes, nested graphs included.
+        bounds: Bounds on its parts.
+        named: The names that it will have.
 
     Raises:
-        DecodeError: It may not be used; names the field and the node.
+        DecodeError: It is not allowed; names the field and the node.
     """
     nodes = sum(len(graph.calls) for graph in body.graphs)
     if nodes > max_nodes:
@@ -102,7 +101,7 @@ def check_message(
     _check_symbols(body)
     _check_tensors(body)
     literals = [verdict.characters for verdict in verdicts]
-    # Names only make a source longer.
+    # Names can only make the source longer.
     for given in named or (None,):
         check_size(body, literals, given, bounds.max_source_bytes)
     for given in named:
@@ -113,14 +112,14 @@ def check_message(
 
 
 def _check_calls(body: graph_pb2.GraphBody, verdicts: Sequence[CallVerdict]) -> None:
-    """Check that each call can be written, and fits what it calls."""
+    """Check that each call can be written as source, and matches its target's signature."""
     for i, verdict in enumerate(verdicts):
         if verdict.reason is not None:
             raise refused_call(verdict.reason, body, i)
 
 
 def _check_symbols(body: graph_pb2.GraphBody) -> None:
-    """Check that each symbol can have its example value, and a size one."""
+    """Check that each symbol's bounds admit its example value, and some value if it is a size."""
     for i, row in enumerate(body.symbols):
         least = row.minimum if row.HasField("minimum") else -(2**63)
         most = row.maximum if row.HasField("maximum") else 2**63
@@ -133,13 +132,13 @@ def _check_symbols(body: graph_pb2.GraphBody) -> None:
 
 
 def _check_tensors(body: graph_pb2.GraphBody) -> None:
-    """Check that torch could count the elements and the bytes of each described tensor."""
+    """Check that the elements and bytes of each described tensor do not overflow."""
     for i, row in enumerate(body.tensors):
         shape, stride, offset = row.shape, row.stride, row.storage_offset
-        # What is contiguous and small needs no closer look.
+        # Small contiguous tensors need no further checks.
         if not stride and not offset and 0 < math.prod(shape) < _MAX_EXTENT:
             continue
-        # An empty tensor has strides, too.
+        # Even an empty tensor has strides.
         sizes = [max(size, 1) for size in shape]
         try:
             extent = storage_extent(sizes, stride or contiguous_strides(sizes), offset)

@@ -1,4 +1,4 @@
-"""Bounds on the parts of one graph, besides its nodes and bytes."""
+"""Bounds on the parts of one graph, in addition to its nodes and bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GraphBounds:
 
     @classmethod
     def of(cls, message: worker.GraphLimits) -> GraphBounds:
-        """The bounds that came with a job; those that did not are as by default."""
+        """The bounds in a job's message; missing ones have their defaults."""
         return cls(**{field.name: value for field, value in message.ListFields()})
 
     def message(self) -> worker.GraphLimits:
@@ -46,17 +46,17 @@ DEFAULT_BOUNDS = GraphBounds()
 def check_bounds(
     body: graph_pb2.GraphBody, bounds: GraphBounds, verdicts: Sequence[CallVerdict]
 ) -> None:
-    """Check that no part of a graph is over its bound.
+    """Check that no part of a graph exceeds its bound.
 
-    Works on the tables, once for each distinct row.
+    Works on the tables, once per distinct row.
 
     Args:
         body: A body in canonical form.
-        bounds: What to keep to.
-        verdicts: What is known of its calls.
+        bounds: The bounds.
+        verdicts: The verdicts on its calls.
 
     Raises:
-        DecodeError: One is; names the field, and the setting.
+        DecodeError: One does; names the field and the setting.
     """
     _check_depth(body)
     edges = sum(len(graph.operands) for graph in body.graphs)
@@ -79,7 +79,7 @@ def check_bounds(
 
 
 def _check_depth(body: graph_pb2.GraphBody) -> None:
-    """Check how deep graphs lie in one another; each names only those behind it."""
+    """Check the nesting depth of graphs; each refers only to later ones."""
     depths = [1] * len(body.graphs)
     for i, graph in enumerate(body.graphs):
         if depths[i] > MAX_DEPTH:

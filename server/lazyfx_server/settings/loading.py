@@ -27,7 +27,7 @@ from pydantic_settings import (
 
 from lazyfx.shared.suggesting import closest
 from lazyfx_server.settings.groups import group_of
-from lazyfx_server.settings.mistakes import describe_error
+from lazyfx_server.settings.mistakes import describe_mistake
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.toml_file import SettingsFileError, read_settings_file
 
@@ -189,7 +189,7 @@ def load(arguments: Sequence[str]) -> Settings:
         settings = schema(_cli_settings_source=parsed)  # type: ignore[call-arg]
     except ValidationError as error:
         lines = [
-            f"{_written_in(e['loc'], arguments, path, in_file)}{describe_error(e)}"
+            f"{_written_in(e['loc'], arguments, path, in_file)}{describe_mistake(e)}"
             for e in error.errors()
         ]
         _refuse("\nlazyfx serve: ".join(lines))

@@ -33,7 +33,7 @@ _BOUNDS: Final = {
 }
 
 
-def describe_error(error: Mapping[str, Any]) -> str:
+def describe_mistake(error: Mapping[str, Any]) -> str:
     """One error of pydantic's as what the setting takes, and what it was given.
 
     Args:

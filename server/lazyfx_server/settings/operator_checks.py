@@ -14,13 +14,12 @@ from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from lazyfx.shared.pass_spelling import PLUGIN_GROUP
 from lazyfx.shared.suggesting import did_you_mean
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import read_keys
 from lazyfx_server.settings.model import Settings
-
-_PLUGINS = "lazyfx.passes"
 
 
 class SetupError(Exception):
@@ -87,13 +86,13 @@ def _check_secrets(settings: Settings) -> None:
 
 
 def _check_plugins(names: Sequence[str]) -> None:
-    offered = {entry.name for entry in entry_points(group=_PLUGINS)}
+    offered = {entry.name for entry in entry_points(group=PLUGIN_GROUP)}
     for name in names:
         if name not in offered:
             what = did_you_mean(name, sorted(offered)) if offered else "; none is installed"
             raise SetupError(
                 f"--pass-plugins {name}: no installed package offers passes of this name "
-                f"(entry points of the group {_PLUGINS}){what}"
+                f"(entry points of the group {PLUGIN_GROUP}){what}"
             )
 
 

@@ -1,11 +1,11 @@
-"""Never hand out a damaged value: a store around a store that checks what comes back.
+"""A wrapper around a store that detects corrupt values and never returns them.
 
 ::
 
     8 bytes magic | 8 bytes length of the value | 32 bytes SHA-256 of key and value | value
 
-A torn, truncated or altered value, and one that was filed under another key, is
-quarantined, reported and answered as a miss.
+A torn, truncated or altered value, or one stored under another key, is quarantined, reported and
+answered as a miss.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from lazyfx_server.store.contract import (
 _HEADER: Final = struct.Struct("<8sQ32s")
 _MAGIC: Final = b"lazyfx\x001"
 _LARGE: Final = 1 << 18
-"""From this size on, hashing (0.5 ms a MiB) is done in a thread."""
+"""From this size on, hashing (0.5 ms per MiB) runs in a thread."""
 
 ENVELOPE_BYTES: Final = _HEADER.size
 
 
 class CorruptEntryError(ValueError):
-    """Bytes that are not what was sealed."""
+    """The bytes are not an intact envelope."""
 
 
 def seal(key: str, value: bytes) -> bytes:
-    """Puts a value into an envelope that `unseal` can check."""
+    """Wrap a value in an envelope that `unseal` can check."""
     return _HEADER.pack(_MAGIC, len(value), _digest(key, value)) + value
 
 
@@ -44,18 +44,18 @@ def unseal(key: str, sealed: bytes) -> bytes:
     """The value in an envelope.
 
     Raises:
-        CorruptEntryError: It is not the one that was sealed for this key.
+        CorruptEntryError: The envelope is damaged, or was sealed for another key.
     """
     if len(sealed) < ENVELOPE_BYTES:
-        raise CorruptEntryError(f"{len(sealed)} bytes are too few")
+        raise CorruptEntryError(f"{len(sealed)} bytes are too few for an envelope")
     magic, length, digest = _HEADER.unpack_from(sealed)
     if magic != _MAGIC:
-        raise CorruptEntryError("another magic")
+        raise CorruptEntryError("wrong magic")
     if length != len(sealed) - ENVELOPE_BYTES:
         raise CorruptEntryError(f"{len(sealed) - ENVELOPE_BYTES} bytes instead of {length}")
     value = sealed[ENVELOPE_BYTES:]
     if digest != _digest(key, value):
-        raise CorruptEntryError("another SHA-256")
+        raise CorruptEntryError("wrong SHA-256")
     return value
 
 
@@ -70,7 +70,7 @@ class VerifiedStore:
 
     Args:
         inner: Holds the envelopes.
-        on_corrupt: Told of each damaged entry, before the miss is answered.
+        on_corrupt: Called for each corrupt entry, before the miss is answered.
     """
 
     def __init__(self, inner: QuarantiningStore, *, on_corrupt: OnCorrupt | None = None) -> None:

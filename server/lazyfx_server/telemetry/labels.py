@@ -1,4 +1,4 @@
-"""The values that metric labels take. Anything else is counted as "other"."""
+"""The values of metric labels. Anything else is counted as "other"."""
 
 from __future__ import annotations
 

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from lazyfx.backend.remote import GraphRequest, GraphResult
+from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable
 from lazyfx.backend.waiting.pending_backwards import has_pending_call, in_backward, record_call
 from lazyfx.backend.waiting.random_draws import generator_state, last_draw_was_compiled, record_draw
 from lazyfx.shared.native.shape_guards import Conditions
-
-Runnable = Callable[..., Any]
 
 
 class DeferredGraph:

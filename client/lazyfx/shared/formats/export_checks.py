@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.amp import autocast_mode
@@ -15,20 +13,8 @@ from torch.fx import GraphModule
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.formats.possible_writes import may_write, share_memory
-from lazyfx.shared.forward_levels import forward_level_left
 
-T = TypeVar("T")
 REMEDY = "save_pickle keeps it; or ask for code or the graph"
-
-
-def in_fresh_thread(work: Callable[[], T]) -> T:
-    """Run what calls a graph where the graph's switches stay behind, also if it fails half-way.
-
-    Grad mode, autocast and levels of vmap and grad end with the thread.
-    """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-export")
-    with forward_level_left(), pool:
-        return pool.submit(work).result()
 
 
 def enter_autocast_when_run(module: GraphModule) -> None:

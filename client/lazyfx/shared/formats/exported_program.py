@@ -15,12 +15,9 @@ from torch.utils._pytree import tree_unflatten
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
-from lazyfx.shared.formats.export_checks import (
-    check_state,
-    enter_autocast_when_run,
-    in_fresh_thread,
-)
+from lazyfx.shared.formats.export_checks import check_state, enter_autocast_when_run
 from lazyfx.shared.formats.late_operators import refuse_late_operators
+from lazyfx.shared.forward_levels import in_fresh_thread
 
 
 def export_module(module: GraphModule) -> bytes:

@@ -1,4 +1,4 @@
-"""One native job: a graph and what it is compiled under, then an artifact of the wanted kind."""
+"""One native job: compiles a graph under given conditions to an artifact of the requested kind."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     Raises:
         CannotCompile: Says why, and what the caller can do.
         LazyfxError: The request is malformed.
-        NativeSourceRefused: What Inductor wrote is not like what it writes; nothing was compiled
-            of it.
+        NativeSourceRefused: Inductor's source looks unlike what it normally writes; it was not
+            compiled.
     """
     started = perf_counter()
     progress = Progress(Path(job.progress))

@@ -262,6 +262,7 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::_sobol_engine_ff_",
         "aten::_sobol_engine_initialize_state_",
         "aten::_sobol_engine_scramble_",
+        "quantized::embedding_bag_byte_unpack",
         # What only Inductor itself writes; of its operators, prims::fma alone is dynamo's too.
         "prims::_low_memory_max_pool_offsets_to_indices",
         "prims::_low_memory_max_pool_with_offsets",
