@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nursery
 import pytest
+from servers import RunningServer, start_server
 
 import lazyfx
 
@@ -28,87 +24,28 @@ os.environ["LAZYFX_KNOWN_SERVERS"] = os.devnull
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_READY = re.compile(r"serving on (\S+), metrics on (\S+)")
-_START_SECONDS = 120.0
-
-
-@dataclass
-class RunningServer:
-    """A `lazyfx serve` process."""
-
-    process: subprocess.Popen[str] | nursery.Process
-    address: str
-    metrics_url: str
-    log: list[str] = field(default_factory=list)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def stop(self, seconds: float = 60.0) -> int:
-        """End the server by SIGTERM and return its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait(10)
-
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        os.environ[nursery.VARIABLE] = nursery.open_nurseries()
+        run = contextlib.ExitStack()
+        run.enter_context(nursery.nurseries())
+        config.add_cleanup(run.close)
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ[nursery.VARIABLE].partition(":")[2], ignore_errors=True)
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spare `make test-long` the imports of files that have no long test."""
+    if collection_path.suffix != ".py" or not config.option.markexpr.startswith("long"):
+        return None
+    text = collection_path.read_text("utf-8")
+    return None if "mark.long" in text or "native_server" in text else True
 
 
-def start_server(
-    store: Path | None,
-    *flags: str,
-    environment: dict[str, str] | None = None,
-    own_interpreter: bool = False,
-) -> RunningServer:
-    """Start a server on free ports and wait until it serves.
-
-    Args:
-        store: Its folder; None for a store in memory.
-        flags: More of its command line.
-        environment: Variables that are changed for it.
-        own_interpreter: Start a new interpreter, as a user does, where a fork of one that has
-            imported everything would hide something: its start, its seed of hashes.
-    """
-    arguments = [
-        "--listen", "127.0.0.1:0", "--metrics-port", "0", "--store-path", str(store or ""), *flags
-    ]  # fmt: skip
-    variables = {**os.environ, **(environment or {})}
-    process: subprocess.Popen[str] | nursery.Process
-    if own_interpreter or not nursery.fits(variables):
-        command = [sys.executable, "-m", "lazyfx_server", *arguments]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
-    else:
-        process = nursery.start(arguments, variables)
-    log: list[str] = []
-    ready = threading.Event()
-    found: list[str] = []
-
-    def read() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            log.append(line)
-            if match := _READY.search(line):
-                found.extend(match.groups())
-                ready.set()
-        ready.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    if not ready.wait(_START_SECONDS) or not found:
-        process.kill()
-        raise RuntimeError("the server did not start:\n" + "".join(log))
-    return RunningServer(process, found[0], found[1], log)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # Each of them runs Inductor and a C++ compiler.
+        if "native_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("long")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from lazyfx_server.execution import (
     WorkerFailed,
     WorkerTimedOut,
 )
-from lazyfx_server.execution.executor import call, parts_of
+from lazyfx_server.execution.executor import parts_of
 from lazyfx_server.execution.job_calls import CallServer, set_server_call
 
 _thread = threading.local()
@@ -113,7 +113,10 @@ class InlineExecutor:
     def _execute(self, calling: CallServer, job: bytes) -> bytes:
         _thread.calling = calling
         try:
-            return call(self._function, job)
+            result: object = self._function(job)
+            if not isinstance(result, bytes):
+                raise TypeError(f"the job function returned {type(result).__qualname__}")
+            return result
         finally:
             del _thread.calling
 

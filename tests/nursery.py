@@ -1,14 +1,14 @@
-"""Starts servers as forks of a process that has imported all that they need.
+"""Starts Python programs as forks of a process that has imported all that they need.
 
-Most of what a server costs until it serves is imports: about ten seconds of a core. A *nursery*
-(`nursery_process.py`) pays for them once in a test run; each server is then a fork of it that runs
-`python -m lazyfx_server` as its main program, with its own arguments, environment and standard
-streams, and its fork server is a fork of that. Tests of how a server starts, and servers with an
-environment that libraries read when they are imported, take a new interpreter (`start_server` in
-`conftest.py` chooses).
+Most of what a server or a training job costs until it does anything is imports: about ten seconds
+of a core for the one, eight for the other. A *nursery* (`nursery_process.py`) pays for them once
+in a test run; each program is then a fork of it with its own arguments, environment, folder and
+standard streams, and a server's fork server is a fork of that. Tests of how a server starts, and
+programs with an environment that libraries read when they are imported, take a new interpreter.
 
-A test run has one nursery for each kind of server, which all workers of pytest-xdist share. It
-ends with the run.
+A test run has one nursery for each `Kind`, which all workers of pytest-xdist share. It ends with
+the run. Run as a program (`python nursery.py KIND ARGUMENTS`), this file does what a new
+interpreter with these arguments would do, for what starts programs by their command lines.
 """
 
 from __future__ import annotations
@@ -24,34 +24,44 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from threading import Thread
+from typing import IO, Literal
 
 VARIABLE = "LAZYFX_TEST_NURSERIES"
 """Names the folder of the run's nurseries and the process that they end with."""
+
+Kind = Literal["torch", "inductor", "server", "native_server"]
+"""What is imported: torch alone, dynamo and Inductor too, or what servers import."""
 
 _PROGRAM = Path(__file__).with_name("nursery_process.py")
 # CUDA does not survive a fork after torch has looked for devices.
 _GPU = Path("/dev/nvidiactl")
 # Libraries read these when they are imported.
-_READ_AT_IMPORT = ("TORCH", "OMP_", "MKL_", "CUDA_", "PYTHON", "LD_", "GRPC_")
-_READ_LATER = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
-_START_SECONDS = 120.0
+_READ_AT_IMPORT = ("TORCH", "MKL_", "CUDA_", "PYTHON", "LD_", "GLIBC_", "GRPC_", "ATEN_", "OMP_")
+_READ_LATER = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR", "OMP_NUM_THREADS")
+_START_SECONDS = 240.0
 
 
 class Process:
-    """A server that a nursery has forked; as much of `subprocess.Popen` as tests use.
+    """A program that a nursery has forked; as much of `subprocess.Popen` as tests use.
+
+    It ends at the latest when this object does.
 
     Attributes:
         pid: Its process.
-        stderr: What it writes to its standard error.
+        stdout: What it writes, if that was to be a pipe.
+        stderr: The same of standard error.
         returncode: As `Popen.returncode`.
     """
 
-    def __init__(self, connection: socket.socket, pid: int, stderr: IO[str]) -> None:
+    def __init__(
+        self, connection: socket.socket, stdout: IO[str] | None, stderr: IO[str] | None
+    ) -> None:
         self._connection = connection
-        self.pid = pid
+        self.pid = int(_receive(connection)["pid"])
+        self.stdout = stdout
         self.stderr = stderr
         self.returncode: int | None = None
 
@@ -72,8 +82,28 @@ class Process:
             select.select([self._connection], [], [], timeout)
         status = self.poll()
         if status is None:
-            raise subprocess.TimeoutExpired("lazyfx_server", timeout or 0.0)
+            raise subprocess.TimeoutExpired("a program of a nursery", timeout or 0.0)
         return status
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it has written to its pipes, when it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not.
+        """
+        written: dict[int, str] = {}
+
+        def read(number: int, stream: IO[str]) -> None:
+            written[number] = stream.read()
+
+        streams = enumerate((self.stdout, self.stderr))
+        readers = [Thread(target=read, args=(n, s), daemon=True) for n, s in streams if s]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return written.get(0, ""), written.get(1, "")
 
     def send_signal(self, number: int) -> None:
         """As `Popen.send_signal`."""
@@ -90,16 +120,91 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-def open_nurseries() -> str:
-    """Begin a run; what it returns is to be in the environment of all that run tests."""
-    return f"{os.getpid()}:{tempfile.mkdtemp(prefix='lazyfx-tests-')}"
+@contextlib.contextmanager
+def nurseries() -> Iterator[None]:
+    """A test run, for all that it starts."""
+    with tempfile.TemporaryDirectory(prefix="lazyfx-tests-") as folder:
+        os.environ[VARIABLE] = f"{os.getpid()}:{folder}"
+        yield
+        del os.environ[VARIABLE]
 
 
-def fits(environment: Mapping[str, str]) -> bool:
-    """Whether a fork of the nursery can have this environment."""
+def start(
+    kind: Kind,
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdout: int | None = subprocess.PIPE,
+) -> Process | subprocess.Popen[str]:
+    """Start Python with these arguments.
+
+    Args:
+        kind: What the program imports.
+        arguments: As of the interpreter, of which `-I`, `-W`, `-c` and `-m` are understood.
+        env: All its variables; those of this process when left out.
+        stdout: `subprocess.PIPE`, or a file descriptor; that of this process when None. Standard
+            error is a pipe.
+    """
+    environment = dict(os.environ if env is None else env)
+    if not _fits(environment):
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+    reading, writing = os.pipe()
+    streams: list[IO[str] | None] = [None, os.fdopen(reading, encoding="utf-8", errors="replace")]
+    given = [0, 1 if stdout is None else stdout, writing]
+    made = [writing]
+    if stdout == subprocess.PIPE:
+        reading, given[1] = os.pipe()
+        streams[0] = os.fdopen(reading, encoding="utf-8", errors="replace")
+        made.append(given[1])
+    try:
+        connection = _request(kind, arguments, environment, given)
+    finally:
+        for descriptor in made:
+            os.close(descriptor)
+    return Process(connection, *streams)
+
+
+def run(
+    kind: Kind,
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    check: bool = False,
+    timeout: float = 300.0,
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments, as `subprocess.run` does.
+
+    Raises:
+        subprocess.CalledProcessError: It failed, and `check` is set.
+        subprocess.TimeoutExpired: It took too long.
+    """
+    process = start(kind, arguments, env=env)
+    try:
+        stdout, stderr = process.communicate(timeout)
+    finally:
+        process.kill()
+    ended = subprocess.CompletedProcess(arguments, process.wait(), stdout, stderr)
+    if check:
+        ended.check_returncode()
+    return ended
+
+
+def command(kind: Kind) -> list[str]:
+    """What stands for the interpreter in a command line."""
+    return [sys.executable, "-I", "-S", __file__, kind] if _fits(os.environ) else [sys.executable]
+
+
+def _fits(environment: Mapping[str, str]) -> bool:
+    """Whether a fork of a nursery can have this environment."""
     changed = {name for name in {*environment, *os.environ} if name not in _READ_LATER}
     return (
-        VARIABLE in os.environ
+        VARIABLE in environment
         and not _GPU.exists()
         and not any(
             environment.get(name) != os.environ.get(name)
@@ -109,57 +214,64 @@ def fits(environment: Mapping[str, str]) -> bool:
     )
 
 
-def start(arguments: Sequence[str], environment: Mapping[str, str]) -> Process:
-    """Start `python -m lazyfx_server` with these arguments; standard error is a pipe.
-
-    Raises:
-        RuntimeError: The nursery did not start.
-    """
-    native = any(word == "--native" or word.startswith("--native=") for word in arguments)
-    connection = _connect("native" if native else "plain")
-    reading, writing = os.pipe()
-    try:
-        request = {
-            "arguments": list(arguments),
-            "environment": dict(environment),
-            "folder": str(Path.cwd()),
-        }
-        _send(connection, request, [0, 1, writing])
-    finally:
-        os.close(writing)
-    stderr = os.fdopen(reading, encoding="utf-8", errors="replace")
-    return Process(connection, int(_receive(connection)["pid"]), stderr)
+def _request(
+    kind: Kind, arguments: Sequence[str], environment: Mapping[str, str], streams: Sequence[int]
+) -> socket.socket:
+    connection = _connect(kind)
+    request = {
+        "arguments": list(map(str, arguments)),
+        "environment": dict(environment),
+        "folder": str(Path.cwd()),
+    }
+    data = json.dumps(request).encode()
+    socket.send_fds(connection, [len(data).to_bytes(4, "big")], streams)
+    connection.sendall(data)
+    return connection
 
 
-def _connect(kind: str) -> socket.socket:
+def _connect(kind: Kind) -> socket.socket:
     owner, _, folder = os.environ[VARIABLE].partition(":")
     address = Path(folder, kind)
     with Path(folder, f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not address.exists():
-            command = [sys.executable, str(_PROGRAM), kind, str(address), owner]
-            subprocess.Popen(command, stdin=subprocess.DEVNULL)
-            end = time.monotonic() + _START_SECONDS
-            while not address.exists():
-                if time.monotonic() > end:
-                    raise RuntimeError("the process that servers are forked from did not start")
-                time.sleep(0.05)
+            _start_nursery(kind, address, owner)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(address))
     return connection
 
 
-def _send(connection: socket.socket, message: object, descriptors: Sequence[int] = ()) -> None:
-    data = json.dumps(message).encode()
-    socket.send_fds(connection, [len(data).to_bytes(4, "big")], descriptors)
-    connection.sendall(data)
+def _start_nursery(kind: Kind, address: Path, owner: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    nursery = subprocess.Popen(
+        [sys.executable, str(_PROGRAM), kind, str(address), owner],
+        stdin=subprocess.DEVNULL,
+        env=environment,
+    )
+    end = time.monotonic() + _START_SECONDS
+    while not address.exists():
+        if nursery.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"the process that programs of kind {kind} are forked from failed")
+        time.sleep(0.05)
 
 
 def _receive(connection: socket.socket) -> dict[str, int]:
-    """One message; a nursery that is gone has taken its servers with it."""
+    """One message; a nursery that is gone has taken its programs with it."""
     size = connection.recv(4, socket.MSG_WAITALL)
     if len(size) < 4:
         return {"pid": -1, "status": -signal.SIGKILL}
     found = json.loads(connection.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
     assert isinstance(found, dict)
     return found
+
+
+def _main(kind: Kind, *arguments: str) -> int:
+    process = Process(_request(kind, arguments, os.environ, [0, 1, 2]), None, None)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""A process that servers are forked from: `python nursery_process.py KIND ADDRESS OWNER`.
+"""A process that programs are forked from: `python nursery_process.py KIND ADDRESS OWNER`.
 
-It imports what a server imports and what its fork server imports, but starts no thread and does
-not use gRPC, so that its forks can. `nursery.py` describes the use, and makes the requests.
+It has imported what they need, but has started no thread and has not used gRPC, so that its forks
+can. `nursery.py` describes the use, and makes the requests.
 """
 
 from __future__ import annotations
@@ -27,28 +27,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# As the server sets them before it imports anything of either.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-
-# Not run again: only what they import and set up is wanted, and they are imported anew where they
-# configure the process that imports them.
+# What of this module a server and its fork server are not to find configured; both import it anew.
+_CONFIGURING = ("lazyfx_server.__main__", "lazyfx_server.jobs.preload")
+_SERVER = (*_CONFIGURING, "lazyfx_server.app")
 _IMPORTED = {
-    "plain": ("lazyfx_server.__main__", "lazyfx_server.app", "lazyfx_server.jobs.preload"),
-    "native": ("lazyfx_server.jobs.native.inductor_preload",),
+    "torch": ("torch",),
+    "inductor": ("torch._inductor.compile_fx", "torch._inductor.standalone_compile"),
+    "server": _SERVER,
+    "native_server": (*_SERVER, "lazyfx_server.jobs.native.inductor_preload"),
 }
-_RUN_AGAIN = ("lazyfx_server.__main__", "lazyfx_server.jobs.preload")
+# As a server sets them before it imports anything, or else Inductor would start processes.
+_VARIABLES = {
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCH_WARM_POOL": "0",
+}
 _SWITCH_SECONDS = sys.getswitchinterval()
 _STREAMS = 3
 
 
 @dataclass
 class Request:
-    """One server that is wanted.
+    """One program that is wanted.
 
     Attributes:
-        connection: To the test; closed by it when the server is not needed any more.
-        arguments: Of `lazyfx_server`.
+        connection: To who wants it; closed by it when the program is not needed any more.
+        arguments: Of the interpreter.
         environment: All its variables.
         folder: Its current folder.
         streams: Its standard streams.
@@ -63,30 +67,29 @@ class Request:
 
 @dataclass
 class Nursery:
-    """Forks servers and tells of their ends.
+    """Forks programs and tells of their ends.
 
     Args:
-        listener: Takes connections; each is one server.
-        owner: The nursery ends with this process, and its servers with it.
+        listener: Takes connections; each is one program.
+        owner: The nursery ends with this process, and its programs with it.
     """
 
     listener: socket.socket
     owner: int
     _running: dict[int, socket.socket] = field(default_factory=dict)
+    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def serve(self) -> Request | None:
-        """Run until a fork has a server to be, which it returns; None when the owner has ended."""
-        selector = selectors.DefaultSelector()
+        """Run until a fork has a program to be, which it returns; None when the owner has ended."""
         signals, wakeup = socket.socketpair()
         wakeup.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         ended = os.pidfd_open(self.owner)
-        selector.register(self.listener, selectors.EVENT_READ)
-        selector.register(signals, selectors.EVENT_READ)
-        selector.register(ended, selectors.EVENT_READ)
+        for source in (self.listener, signals, ended):
+            self._selector.register(source, selectors.EVENT_READ)
         while True:
-            for key, _ in selector.select():
+            for key, _ in self._selector.select():
                 if key.fileobj is self.listener:
                     request = _read(self.listener.accept()[0])
                     if request is not None and self._fork(request) == 0:
@@ -94,29 +97,33 @@ class Nursery:
                 elif key.fileobj is signals:
                     signals.recv(4096)
                     self._reap()
-                else:
+                elif key.fileobj == ended:
                     for pid in self._running:
                         os.kill(pid, signal.SIGKILL)
                     return None
+                elif key.data in self._running:
+                    # Nobody holds the program any more.
+                    os.kill(key.data, signal.SIGKILL)
+                    self._selector.unregister(key.fileobj)
 
     def _fork(self, request: Request) -> int:
         pid = os.fork()
         if pid:
             self._running[pid] = request.connection
+            self._selector.register(request.connection, selectors.EVENT_READ, pid)
             _send(request.connection, {"pid": pid})
             for stream in request.streams:
                 os.close(stream)
         return pid
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
+        while self._running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
             connection = self._running.pop(pid)
+            with contextlib.suppress(KeyError):  # let go of, above
+                self._selector.unregister(connection)
             _send(connection, {"status": os.waitstatus_to_exitcode(status)})
             connection.close()
 
@@ -131,7 +138,7 @@ def _read(connection: socket.socket) -> Request | None:
 
 def _send(connection: socket.socket, message: object) -> None:
     data = json.dumps(message).encode()
-    # The test may have ended.
+    # Who wanted it may have ended.
     with contextlib.suppress(OSError):
         connection.sendall(len(data).to_bytes(4, "big") + data)
 
@@ -148,23 +155,60 @@ def _become(request: Request) -> None:
     os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.environment)
-    sys.path[:0] = [request.folder, *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
-    sys.argv = ["lazyfx_server", *request.arguments]
     importlib.invalidate_caches()
     random.seed()
+    _set_threads()
     multiprocessing.util.spawnv_passfds = _fork_server_by_fork(multiprocessing.util.spawnv_passfds)
+
+
+def _set_threads() -> None:
+    """As if the variable had been there when torch was imported."""
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        import torch
+
+        torch.set_num_threads(int(threads))
+
+
+def _run(words: list[str]) -> None:
+    """Run what an interpreter with these arguments would."""
+    words, isolated = list(words), False
+    while words[0] in ("-I", "-W"):
+        option = words.pop(0)
+        isolated |= option == "-I"
+        if option == "-W":
+            warnings.simplefilter(words.pop(0))  # type: ignore[arg-type]
+    paths = [] if isolated else [p for p in os.environ.get("PYTHONPATH", "").split(":") if p]
+    sys.path[:0] = paths
+    option = words[0]
+    if option == "-c":
+        code = words[1]
+        sys.argv = ["-c", *words[2:]]
+        sys.path[:0] = [] if isolated else [""]
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), module.__dict__)
+    elif option == "-m":
+        sys.argv = words[1:]
+        sys.path[:0] = [] if isolated else [str(Path.cwd())]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path[:0] = [] if isolated else [str(Path(option).resolve().parent)]
+        code = Path(option).read_text("utf-8")
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        module.__dict__["__file__"] = option
+        exec(compile(code, option, "exec"), module.__dict__)
 
 
 def _fork_server_by_fork(start: Any) -> Any:
     """Starts helper processes of multiprocessing; its fork server as a fork of this process."""
 
     def spawnv_passfds(path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
-        if "multiprocessing.forkserver" not in arguments[-1]:
+        if "lazyfx_server" not in str(arguments[-1]) or "forkserver" not in str(arguments[-1]):
             return int(start(path, arguments, descriptors))
         pid = os.fork()
         if pid == 0:
             try:
-                _be_fork_server(arguments[-1], descriptors)
+                _be_fork_server(str(arguments[-1]), descriptors)
             finally:
                 os._exit(1)
         return pid
@@ -181,9 +225,7 @@ def _be_fork_server(program: str, descriptors: Sequence[int]) -> None:
                 os.close(int(entry.name))
     multiprocessing.resource_tracker._resource_tracker._fd = None
     _forget_configuration()
-    import torch
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    _set_threads()
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         exec(program, {"__name__": "__main__"})
@@ -192,33 +234,29 @@ def _be_fork_server(program: str, descriptors: Sequence[int]) -> None:
 
 
 def _forget_configuration() -> None:
-    """Undo what a module has set that is run again here, or what a server's main program has."""
+    """Undo what modules have set that are imported again, and what a server's program has."""
     sys.stderr = sys.__stderr__
     logging.captureWarnings(False)
     logging.basicConfig(level="WARNING", handlers=[], force=True)
     warnings.formatwarning = _formatwarning
     sys.setswitchinterval(_SWITCH_SECONDS)
-    for name in _RUN_AGAIN:
+    for name in _CONFIGURING:
         sys.modules.pop(name, None)
 
 
 _formatwarning = warnings.formatwarning
 
 
-def _prepare(kind: str) -> None:
-    for name in ("plain", kind):
-        for module in _IMPORTED[name]:
-            importlib.import_module(module)
+def main(kind: str, address: str, owner: int) -> None:
+    """Serve until the owner ends; a fork goes on as a program."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    del sys.path[0]  # this folder
+    os.environ.update(_VARIABLES)
+    for module in _IMPORTED[kind]:
+        importlib.import_module(module)
     _forget_configuration()
     gc.collect()
     gc.freeze()
-
-
-def main(kind: str, address: str, owner: int) -> None:
-    """Serve until the owner ends; a fork goes on as a server."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    del sys.path[0]  # this folder
-    _prepare(kind)
     with socket.socket(socket.AF_UNIX) as listener:
         made = f"{address}.made"
         listener.bind(made)
@@ -229,7 +267,7 @@ def main(kind: str, address: str, owner: int) -> None:
             os._exit(0)
         listener.detach()
     _become(request)
-    runpy.run_module("lazyfx_server", run_name="__main__", alter_sys=True)
+    _run(request.arguments)
 
 
 if __name__ == "__main__":

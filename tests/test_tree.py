@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_the_linter_forbids_the_server_everything_of_the_client_that_is_not_shar
     (contract,) = (
         each
         for each in contracts["contracts"]
-        if each["name"] == "Of the client's package the server imports what is shared"
+        if each["name"] == "The server imports only the shared part of the client"
     )
     children = {path.stem for path in PACKAGES["lazyfx"].iterdir() if _is_module(path)}
     assert set(contract["forbidden_modules"]) == {
@@ -95,3 +96,10 @@ def test_what_is_called_shared_is_used_by_the_server() -> None:
 
 def _is_module(path: Path) -> bool:
     return path.suffix == ".py" or (path / "__init__.py").exists()
+
+
+def test_every_test_that_is_not_slow_is_run_by_one_of_the_targets_that_ci_runs() -> None:
+    chosen = re.findall(r"-m '(.*?)'", (ROOT / "Makefile").read_text("utf-8"))
+    assert sorted(chosen) == ["long and not slow", "not slow and not long"]
+    run = (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    assert {"make test", "make test-long"} <= set(run)

@@ -16,8 +16,10 @@ from lazyfx.errors import LazyfxError
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled
 from lazyfx_server.file_limit import raise_limit
 from lazyfx_server.memory_allocator import give_back_large_blocks
-from lazyfx_server.settings.loading import Settings, flags, load
-from lazyfx_server.settings.operator_checks import SetupError, check_setup
+from lazyfx_server.operator_checks import SetupError, check_setup
+from lazyfx_server.settings.loading import flags, load
+from lazyfx_server.settings.model import FIELDS
+from lazyfx_server.settings.service_settings import LogSettings
 from lazyfx_server.telemetry.plain_text import (
     LOG_FORMAT_VARIABLE,
     PlainStream,
@@ -52,10 +54,10 @@ def _main(arguments: Sequence[str]) -> None:
         check_setup(settings)
     except SetupError as error:
         _refuse(str(error))
-    _log_to_stderr(settings)
+    _log_to_stderr(settings.logs)
     log = logging.getLogger("lazyfx_server")
-    log.info("starting lazyfx %s on %s", version("lazyfx"), settings.listen)
-    for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in Settings.model_fields}):
+    log.info("starting lazyfx %s on %s", version("lazyfx"), settings.addresses.listen)
+    for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in FIELDS}):
         log.warning(sentence)
     raise_limit()
     give_back_large_blocks()
@@ -67,13 +69,13 @@ def _main(arguments: Sequence[str]) -> None:
     from lazyfx_server.execution import ExecutionError, SpawnSource, start_forkserver
     from lazyfx_server.store import StoreError
 
-    threads = str(settings.worker_threads)
+    threads = str(settings.workers.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    environment[LOG_FORMAT_VARIABLE] = settings.log_format
-    if settings.allow_targets is not None:
-        environment |= _user_targets(settings.allow_targets)
-    preload = [*settings.operator_modules, "lazyfx_server.jobs.preload"]
-    if settings.native != "off":
+    environment[LOG_FORMAT_VARIABLE] = settings.logs.log_format
+    if settings.passes.allow_targets is not None:
+        environment |= _user_targets(settings.passes.allow_targets)
+    preload = [*settings.passes.operator_modules, "lazyfx_server.jobs.preload"]
+    if settings.native.native != "off":
         preload.append("lazyfx_server.jobs.native.inductor_preload")
         # Inductor starts its own processes on import unless it is limited to one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
@@ -81,6 +83,7 @@ def _main(arguments: Sequence[str]) -> None:
     # cannot use them, so it had better see none.
     forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     from lazyfx_server.app import App
+    from lazyfx_server.lifecycle import stop_signals
     from lazyfx_server.workers.pools import Sources
 
     reformat_torch_loggers()
@@ -88,7 +91,7 @@ def _main(arguments: Sequence[str]) -> None:
     sources = Sources(forkserver, SpawnSource(preload, environment))
 
     async def serve() -> None:
-        await App(settings, sources).run(_ready)
+        await App(settings, sources).run(stop_signals(), _ready)
 
     try:
         _run(serve)
@@ -138,7 +141,7 @@ def _announce(address: str, metrics_url: str) -> None:
     logging.getLogger("lazyfx_server").info("serving on %s, metrics on %s", address, metrics_url)
 
 
-def _log_to_stderr(settings: Settings) -> None:
+def _log_to_stderr(settings: LogSettings) -> None:
     sys.stderr = PlainStream(sys.stderr)
     log_to(sys.stderr, settings.log_level, settings.log_format)
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ByteSize
 
-from lazyfx_server.compiling.limits.quotas import QuotaLimits
-from lazyfx_server.compiling.limits.request_limits import FORMAT_BOUNDS, RequestLimits
-from lazyfx_server.security.graph_bounds import GraphBounds
-from lazyfx_server.settings.model import Settings
+from lazyfx_server.compiling.limits.request_checks import FORMAT_BOUNDS
+from lazyfx_server.settings.limits import QuotaLimits
+from lazyfx_server.settings.model import FIELDS, Settings
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "bounds.md"
 
@@ -64,21 +62,18 @@ What one tenant may use over time. All quotas are off by default.
 def page() -> str:
     """The text of docs/bounds.md."""
     rows = "".join(f"| `{name}` | {default} | {text} |\n" for name, default, text in _rows())
-    quotas = (f"quota_{field.name}" for field in fields(QuotaLimits))
-    return _HEAD + rows + _TAIL + "".join(f"| `{name}` | {_text(name)} |\n" for name in quotas)
+    quotas = "".join(f"| `{name}` | {_text(name)} |\n" for name in QuotaLimits.model_fields)
+    return _HEAD + rows + _TAIL + quotas
 
 
 def _rows() -> Iterator[tuple[str, str, str]]:
-    for kind in (RequestLimits, GraphBounds):
-        for field in fields(kind):
-            if field.name != "graph":
-                yield field.name, _default(field.name), _text(field.name)
+    for name, value in Settings().limits:
+        yield name, _default(value), _text(name)
     for name, value in FORMAT_BOUNDS.items():
         yield name, f"{value:,} (format)", _FORMAT[name]
 
 
-def _default(name: str) -> str:
-    value = Settings.model_fields[name].default
+def _default(value: Any) -> str:
     if isinstance(value, ByteSize):
         return _bytes(value)
     if isinstance(value, float):
@@ -96,7 +91,7 @@ def _bytes(value: int) -> str:
 
 
 def _text(name: str) -> str:
-    return " ".join((Settings.model_fields[name].description or "").split())
+    return " ".join((FIELDS[name].description or "").split())
 
 
 def main() -> None:

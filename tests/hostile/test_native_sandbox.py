@@ -39,7 +39,7 @@ from lazyfx_server.security.signing import read_keys
 from lazyfx_server.telemetry import Observers
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 Order = dict[str, object]
 

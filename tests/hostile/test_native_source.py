@@ -258,6 +258,7 @@ class Net(nn.Module):
         return torch.log_softmax(self.out(x), -1).cumsum(0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_what_inductor_writes_is_taken(dynamic: bool) -> None:
     ids = torch.randint(0, 10, (3, 7))
@@ -267,6 +268,7 @@ def test_what_inductor_writes_is_taken(dynamic: bool) -> None:
         assert len(lowered.sources) > 4, lowered.said
 
 
+@pytest.mark.long
 def test_what_aot_inductor_writes_is_taken() -> None:
     size = torch.export.Dim("size", min=2, max=100)
     program = torch.export.export(

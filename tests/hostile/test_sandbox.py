@@ -40,7 +40,7 @@ from lazyfx_server.settings.loading import load
 from lazyfx_server.workers import pools
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 HERE = Path(__file__)
 # The paths of this file's imports stand for those of a server.

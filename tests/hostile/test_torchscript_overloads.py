@@ -70,10 +70,3 @@ def test_a_packet_that_could_is_refused_and_its_overloads_are_not(name: str) -> 
         find(pb.TARGET_KIND_OPERATOR_PACKET, f"aten::{name}")
     overload = "Tensor" if name == "remainder" else "default"
     assert find(pb.TARGET_KIND_OPERATOR, f"aten::{name}.{overload}")
-
-
-def test_a_kernel_that_looks_into_a_tensor_without_dimensions_is_no_target() -> None:
-    """A fake one, too: it ends the process."""
-    with pytest.raises(DecodeError, match="not in the table of allowed targets"):
-        find(pb.TARGET_KIND_OPERATOR, "quantized::embedding_bag_byte_unpack.default")
-    assert find(pb.TARGET_KIND_OPERATOR, "quantized::embedding_bag_byte_prepack.default")

@@ -1,12 +1,15 @@
-"""A server that the tests fork from a nursery is as one that a user starts."""
+"""What the tests fork from a nursery is as what a user starts."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import RunningServer
+import nursery
 from harness import (
     DCE,
     artifact,
@@ -14,8 +17,10 @@ from harness import (
     connected,
     graph_of,
     metrics,
+    wait_until,
     worker_pids,
 )
+from servers import RunningServer
 
 from lazyfx.v1 import compiler_pb2 as pb
 
@@ -72,3 +77,52 @@ def test_the_end_of_a_forked_server_is_told(launch: Callable[..., RunningServer]
     assert server.process.poll() is None
     server.process.kill()
     assert server.process.wait(60) == -signal.SIGKILL
+
+
+_SAYS = """
+import os, sys
+print([*sys.argv[1:], os.environ["SAID"], __name__, os.getcwd()])
+print("lazyfx" in sys.modules, file=sys.stderr)
+raise SystemExit(3)
+"""
+
+
+def test_programs_of_each_form_run_as_in_an_interpreter_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "says.py").write_text(_SAYS)
+    environment = {**os.environ, "SAID": "a word", "PYTHONPATH": str(tmp_path)}
+    for program in (["-c", _SAYS], ["-m", "says"], [str(tmp_path / "says.py")]):
+        ran = nursery.run("torch", [*program, "one"], env=environment)
+        assert ran.returncode == 3, ran.stderr
+        assert ran.stdout == f"{['one', 'a word', '__main__', str(Path.cwd())]}\n"
+        assert ran.stderr == "False\n"
+    command = [*nursery.command("torch"), "-c", _SAYS, "one"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (3, ran.stdout, "False\n")
+
+
+def test_torch_alone_is_all_that_is_there() -> None:
+    program = "import torch, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    command = ["-I", "-c", program]
+    own = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+    forked = nursery.run("torch", command, check=True)
+    more = {*forked.stdout.split()} - {*own.stdout.split()}
+    assert more <= sys.stdlib_module_names
+
+
+def test_a_program_of_which_nobody_holds_the_end_is_ended() -> None:
+    process = nursery.start("torch", ["-c", "import time; time.sleep(600)"])
+    assert isinstance(process, nursery.Process)
+    pid = process.pid
+    del process
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
+
+
+def test_ctrl_c_ends_a_program_as_it_ends_any() -> None:
+    program = "import time; print('on', flush=True); time.sleep(600)"
+    process = nursery.start("torch", ["-c", program])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(60)
+    assert process.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in told

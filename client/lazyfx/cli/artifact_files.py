@@ -1,4 +1,4 @@
-"""Compiled modules as files."""
+"""Writes compiled modules to files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _write_code(remote: RemoteModule, target: Path) -> None:
     constants = file.constants
     if constants is not None:
         replace_file(constants_path(target), lambda temporary: temporary.write_bytes(constants))
-    # Last: a file of source without its constants would not run.
+    # Last: a source file without its constants would not run.
     replace_file(target, lambda temporary: temporary.write_text(file.text, encoding="utf-8"))
 
 
@@ -56,8 +56,8 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
     """Write a temporary file, and rename it when it is complete.
 
     Args:
-        target: The file; its folder is made.
-        write: Writes the path that it is given.
+        target: The file; its folder is created.
+        write: Writes to the given path.
 
     Raises:
         OSError: The file cannot be written.
@@ -71,17 +71,17 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
         with suppress(OSError):
             temporary.unlink()
         if error.filename == str(temporary):
-            # The user knows the file by the name that it was to have.
+            # Users know the file by its final name.
             error.filename = str(target)
         raise
-    except BaseException:  # also Ctrl-C: half a file must not stay behind
+    except BaseException:  # also on Ctrl-C: leave no partial file behind
         with suppress(OSError):
             temporary.unlink()
         raise
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed processes of this machine left behind.
+    """Remove temporary files that killed processes on this machine left behind.
 
     Raises:
         OSError: A file cannot be removed.

@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def _checked_address(address: str) -> str:
 
 
 def read_passes(text: str) -> list[PassSpec]:
-    """Read --passes.
+    """Parse --passes.
 
     Raises:
         typer.BadParameter: The text is not a pipeline.
     """
-    # torch comes with passes, and takes its time: --help does without.
+    # `passes` imports torch, which is slow; --help does not need it.
     from lazyfx.shared.pass_specs import spec_of
 
     try:

@@ -1,4 +1,4 @@
-"""What a graph that runs may switch and leave switched, and how that stays behind."""
+"""Contains the thread and process state that a running graph may change."""
 
 # ruff: noqa: SLF001 - levels have no public reader
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 def in_fresh_thread(work: Callable[[], T]) -> T:
-    """Run `work` where grad mode, autocast and vmap levels are untouched and stay so.
+    """Run `work` in a new thread, with default grad mode, autocast and vmap levels.
 
-    Graphs switch them; the switches live in the thread and end with it, also if the work fails
-    half-way. Context variables of the caller go along.
+    Graphs switch these; the switches are thread-local and end with the thread, even if the work
+    fails. The caller's context variables are copied.
     """
     guard_devices()
     pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-graph")
@@ -31,10 +31,10 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
 
 @functools.lru_cache(maxsize=1)
 def guard_devices() -> None:
-    """Let a thread that stays have the first fake mode of this process.
+    """Create the first fake mode of this process in a long-lived thread.
 
-    It sets up how devices are guarded. Where torch 2.11 is built for CUDA and finds no device, that
-    ends with the thread, and the next fake mode crashes.
+    The first one sets up device guards. In torch 2.11 with CUDA but without a device, they end with
+    the thread, and the next fake mode crashes.
     """
     with FakeTensorMode():
         pass
@@ -42,10 +42,10 @@ def guard_devices() -> None:
 
 @contextmanager
 def forward_level_left() -> Iterator[None]:
-    """Leave the forward-mode level that a graph enters in the block and does not leave itself.
+    """Exit the forward-mode AD level that a graph enters in the block without exiting it.
 
-    A process has one such level, whatever its threads. If it stayed entered, all later forward-mode
-    derivatives of the process would fail as nested ones.
+    A process has only one such level, shared by all threads. If it stayed entered, all later
+    forward-mode derivatives in the process would fail as nested ones.
     """
     before = _is_entered()
     try:
@@ -58,7 +58,7 @@ def forward_level_left() -> Iterator[None]:
 def _is_entered() -> bool:
     try:
         level = torch._C._enter_dual_level()
-    except RuntimeError:  # there is one already, and there can be one only
+    except RuntimeError:  # there already is one, and there can be only one
         return True
     torch._C._exit_dual_level(level=level)
     return False

@@ -102,18 +102,6 @@ def parts_of(job: JobBytes) -> Sequence[bytes | memoryview]:
     return [job] if isinstance(job, bytes) else job
 
 
-def call(function: JobFunction, job: bytes) -> bytes:
-    """Calls a job function and checks the type of its result.
-
-    Raises:
-        TypeError: It did not return bytes.
-    """
-    result: object = function(job)
-    if not isinstance(result, bytes):
-        raise TypeError(f"the job function returned {type(result).__qualname__}, not bytes")
-    return result
-
-
 class Executor(Protocol):
     """Runs jobs, one at a time per worker."""
 

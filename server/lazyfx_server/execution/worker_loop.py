@@ -18,7 +18,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Final
 
-from lazyfx_server.execution.executor import JobFunction, call
+from lazyfx_server.execution.executor import JobFunction
 from lazyfx_server.execution.frames import Kind, pack_error
 from lazyfx_server.execution.job_calls import set_server_call
 from lazyfx_server.execution.worker_connection import Channel
@@ -71,10 +71,13 @@ def serve(
 
 def _answer(function: JobFunction, job: bytes, max_result_bytes: int) -> tuple[Kind, bytes]:
     try:
-        result = call(function, job)
+        result: object = function(job)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a job may raise anything; only it fails
         traceback.print_exc()
         return Kind.FAILED, pack_error(error)
+    if not isinstance(result, bytes):
+        what = f"the job function returned {type(result).__qualname__}, not bytes"
+        return Kind.FAILED, pack_error(TypeError(what))
     if len(result) > max_result_bytes:
         return Kind.TOO_LARGE, str(len(result)).encode("ascii")
     return Kind.RESULT, result

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from lazyfx.errors import DecodeError, LazyfxError, UnsupportedGraphError, joined
 from lazyfx.shared import wire
 from lazyfx.shared.source import SourceMismatchError
-from lazyfx.shared.source.writable import MAX_SOURCE_BYTES, characters, check_size
+from lazyfx.shared.source.writable import characters, check_size
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.jobs.rendering import performed, render
 from lazyfx_server.lazy import FITTED, RecompileCost, RecompileLedger, lazy_class, lazy_job
@@ -24,7 +24,6 @@ from lazyfx_server.passes.plugins import registry_of_targets
 from lazyfx_server.passes.rewrites import RewriteReader
 from lazyfx_server.passes.verify import NumericVerifier
 from lazyfx_server.security.checked_graph import CheckedGraph, check
-from lazyfx_server.security.graph_bounds import GraphBounds
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -49,7 +48,9 @@ def run_job(data: bytes) -> bytes:
     result = worker.JobResult()
     try:
         if job.HasField("compile"):
-            result.compile.CopyFrom(_compile(job.compile))
+            ledger = RecompileLedger(_cost(job.compile))
+            with lazy_job(ledger, eager=job.compile.eager):
+                result.compile.CopyFrom(_compile(job.compile, ledger))
         elif job.HasField("render"):
             result.render.CopyFrom(_render(job.render))
         else:
@@ -98,37 +99,32 @@ class _ValuesMissing(Exception):  # noqa: N818 - not a failure but a question
         super().__init__()
 
 
-def _compile(job: worker.CompileJob) -> worker.CompileResult:
-    cost = FITTED
-    if job.seconds_per_node:
-        cost = RecompileCost(job.seconds_per_node, job.cost_is_measured)
-    ledger = RecompileLedger(cost)
-    with lazy_job(ledger, eager=job.eager):
-        return _compile_lazily(job, ledger)
+def _cost(job: worker.CompileJob) -> RecompileCost:
+    if not job.seconds_per_node:
+        return FITTED
+    return RecompileCost(job.seconds_per_node, job.cost_is_measured)
 
 
-def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
+def _compile(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
     started = perf_counter()
     pipeline = pipeline_of(registry_of_targets(tuple(job.plugins)), job.passes)
     # Checking builds the module; recompiles that this requests are not charged to the job.
     uncounted = lazy_class(RecompileLedger())
-    bounds = GraphBounds.of(job.limits.graph)
-    MAX_OUTPUTS.set(bounds.max_outputs)
+    limits = PassLimits.of(job.limits)
+    MAX_OUTPUTS.set(limits.bound("max_outputs"))
     checked = check(
         job.body,
-        max_nodes=job.limits.max_nodes,
-        bounds=bounds,
+        limits=limits,
         presentation=job.presentation,
         module_class=uncounted,
     )
-    rewrites = _REWRITES.read(job.passes, pipeline.passes, job.limits.max_nodes, bounds)
+    rewrites = _REWRITES.read(job.passes, pipeline.passes, limits)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)
     moved = wire.Origins(module, checked.body)
     nodes_before = len(module.graph.nodes)
     decoded = perf_counter()
-    limits = _limits(job)
-    verifier = NumericVerifier(limits) if job.verify else None
+    verifier = NumericVerifier() if job.verify else None
     driver = Driver(ledger, limits, eager=job.eager, verifier=verifier)
     if verifier is not None:
         with ledger.in_scope("verify"):
@@ -159,7 +155,7 @@ def _render(job: worker.RenderJob) -> worker.RenderResult:
     literals = [characters(call, body.strings) for call in body.calls]
     names = job.presentation if job.HasField("presentation") else None
     try:
-        check_size(body, literals, names, job.max_source_bytes or MAX_SOURCE_BYTES)
+        check_size(body, literals, names, job.max_source_bytes)
     except DecodeError as error:
         raise DecodeError(error.reason, field="kind") from None
     try:
@@ -238,16 +234,6 @@ def _unregister_made(module: GraphModule, moved: wire.Origins) -> None:
                 if tensor is not None and not tensor.is_meta and moved.of(tensor) is None:
                     del registered[name]
                     setattr(part, name, tensor.detach())
-
-
-def _limits(job: worker.CompileJob) -> PassLimits:
-    return PassLimits(
-        max_nodes=job.limits.max_nodes,
-        max_folded_bytes=job.limits.max_folded_bytes,
-        max_matches=job.limits.max_matches,
-        max_match_steps=job.limits.max_match_steps or PassLimits().max_match_steps,
-        max_pass_seconds=job.limits.pass_seconds,
-    )
 
 
 def _pass_error(error: PassError, job: worker.CompileJob) -> worker.JobError:

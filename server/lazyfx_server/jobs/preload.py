@@ -22,6 +22,7 @@ from lazyfx.shared.wire.targets import allow_table
 from lazyfx.shared.wire.targets.user_targets import parse
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.graph_job import run_job
+from lazyfx_server.passes import PassLimits
 from lazyfx_server.security import allowed
 from lazyfx_server.telemetry.plain_text import LOG_FORMAT_VARIABLE, PlainStream, log_to
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -33,14 +34,18 @@ def warm_up() -> None:
     next(iter(graph.graph.nodes)).meta["val"] = torch.empty(1, device="meta")
     encoded = wire.encode(graph)
     passes = ["common_subexpression_elimination", "dead_code_elimination", "shape_propagation"]
-    limits = worker.JobLimits(max_nodes=100, max_folded_bytes=1024, max_matches=10)
+    limits = PassLimits()
     compiled = worker.CompileJob(
-        body=encoded.body, passes=[pb.PassSpec(name=name) for name in passes], limits=limits
+        body=encoded.body,
+        passes=[pb.PassSpec(name=name) for name in passes],
+        limits=worker.JobLimits(**dict(limits)),
     )
     result = worker.JobResult.FromString(run_job(worker.Job(compile=compiled).SerializeToString()))
     kinds = (pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICTURE, pb.ARTIFACT_KIND_EXPORTED_PROGRAM)
     for kind in kinds:
-        rendering = worker.RenderJob(kind=kind, graph=result.compile.graph)
+        rendering = worker.RenderJob(
+            kind=kind, graph=result.compile.graph, max_source_bytes=limits.max_source_bytes
+        )
         run_job(worker.Job(render=rendering).SerializeToString())
 
 

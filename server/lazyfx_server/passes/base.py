@@ -9,6 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch.fx import GraphModule
 
+from lazyfx_server.settings.limits import PassLimits
+
 # The value of an option: what a dataclass field of a Pass may contain.
 OptionScalar = bool | int | float | str
 OptionValue = OptionScalar | tuple[OptionScalar, ...]
@@ -34,28 +36,6 @@ class Rewrite(NamedTuple):
 
 
 Rewrites = tuple[Rewrite | tuple[GraphModule, GraphModule], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PassLimits:
-    """Bounds that passes must respect.
-
-    Attributes:
-        max_nodes: Nodes that a graph may have after a pass.
-        max_folded_bytes: Bytes of all constants that one pass may create.
-        max_matches: Matches of one rewrite.
-        max_match_steps: Steps that matching all patterns of one pass may take.
-        max_pass_seconds: Seconds that one pass may take; 0 for no bound.
-        max_verify_bytes: Bytes of all tensors that one comparison before and after a pass
-            may make.
-    """
-
-    max_nodes: int = 1_000_000
-    max_folded_bytes: int = 256 * 1024 * 1024
-    max_matches: int = 100_000
-    max_match_steps: int = 200_000_000
-    max_pass_seconds: float = 0.0
-    max_verify_bytes: int = 2 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)

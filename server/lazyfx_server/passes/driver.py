@@ -12,10 +12,11 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.errors import DecodeError
 from lazyfx_server.lazy import PerformedRecompile, RecompileLedger, make_lazy
-from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
+from lazyfx_server.passes.base import Pass, PassContext, PassResult, Rewrites
 from lazyfx_server.passes.budget import OutOfTime, time_limit
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.option_spelling import spell_pipeline
+from lazyfx_server.settings.limits import PassLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +190,11 @@ class Driver:
             ) from error
 
     def _check(self, placed: PlacedPass, module: GraphModule, run: PassRun) -> None:
-        pass_, limit = placed.pass_, self._limits.max_nodes
-        if run.nodes_after > limit:
+        pass_, nodes = placed.pass_, self._limits.bound("max_nodes")
+        if run.nodes_after > nodes.most:
             raise PassError(
-                f"the graph has {run.nodes_after} nodes after the pass; the limit is {limit}",
+                f"the graph has {run.nodes_after} nodes after the pass; the limit is "
+                f"{nodes.most}{nodes}",
                 kind="limit",
                 field=placed.where,
                 pass_name=pass_.name,

@@ -12,9 +12,10 @@ from torch.fx import GraphModule
 
 from lazyfx.shared.pass_spelling import UNTIL_STABLE, Group, NamedOptions, Spelled, spell
 from lazyfx_server.lazy import RecompileLedger, lazy_job
-from lazyfx_server.passes.base import Pass, PassLimits, Rewrites
+from lazyfx_server.passes.base import Pass, Rewrites
 from lazyfx_server.passes.driver import Driver, PassRun, PlacedPass
 from lazyfx_server.passes.option_spelling import changed_options
+from lazyfx_server.settings.limits import PassLimits
 
 # Default rounds of until_stable.
 DEFAULT_ROUNDS = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, MutableMapping
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from cachetools import LRUCache
@@ -19,17 +19,9 @@ from lazyfx_server.passes.base import InputGuard, Pass, Rewrite, Rewrites
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.pass_requests import placed_specs
 from lazyfx_server.security.checked_graph import check
-from lazyfx_server.security.graph_bounds import DEFAULT_BOUNDS, GraphBounds
+from lazyfx_server.settings.limits import DEFAULT_GRAPH_LIMITS, GraphLimits
 
-_Key: TypeAlias = "tuple[bytes, bytes, _Bounds]"
-
-
-class _Bounds(NamedTuple):
-    """The bounds of the graphs of a rewrite."""
-
-    max_nodes: int
-    graph: GraphBounds
-
+_Key: TypeAlias = "tuple[bytes, bytes, GraphLimits]"
 
 # Maximum bytes of a cached body: patterns have a few nodes, and most take less than 300 bytes.
 _LONGEST_KEPT = 4096
@@ -53,22 +45,19 @@ class RewriteReader:
         self,
         specs: Iterable[pb.PassSpec],
         passes: Iterable[Pass],
-        max_nodes: int,
-        bounds: GraphBounds = DEFAULT_BOUNDS,
+        limits: GraphLimits = DEFAULT_GRAPH_LIMITS,
     ) -> dict[int, Rewrites]:
         """The rewrites of each pass, by the index of the pass.
 
         Args:
             specs: The pipeline of the request.
             passes: Its passes by index.
-            max_nodes: Maximum number of nodes of a graph.
-            bounds: Bounds on its parts.
+            limits: Bounds on the size of a graph.
 
         Raises:
             PassError: A pattern or replacement is not an allowed graph; names the field.
         """
         found: dict[int, Rewrites] = {}
-        reading = _Bounds(max_nodes, bounds)
         for number, ((path, spec), pass_) in enumerate(
             zip(placed_specs(specs), passes, strict=True)
         ):
@@ -76,10 +65,8 @@ class RewriteReader:
             pairs = []
             for i, rewrite in enumerate(spec.rewrites):
                 where = f"{path}.rewrites[{i}]"
-                pattern = self._graph(f"{where}.pattern", rewrite.pattern, reading, keep)
-                replacement = self._graph(
-                    f"{where}.replacement", rewrite.replacement, reading, keep
-                )
+                pattern = self._graph(f"{where}.pattern", rewrite.pattern, limits, keep)
+                replacement = self._graph(f"{where}.replacement", rewrite.replacement, limits, keep)
                 if rewrite.constants:
                     replacement = _bound(where, rewrite)
                 guards = tuple(
@@ -97,35 +84,29 @@ class RewriteReader:
         return found
 
     def _graph(
-        self, field: str, graph: graph_pb2.Graph, within: _Bounds, keep: bool
+        self, field: str, graph: graph_pb2.Graph, limits: GraphLimits, keep: bool
     ) -> GraphModule:
         # In the sender's names: canonical ones would look like nodes of the graph itself.
         names = graph.presentation if graph.HasField("presentation") else None
         if not keep or len(graph.body) > _LONGEST_KEPT:
-            return _decode(field, graph.body, names, within)
+            return _decode(field, graph.body, names, limits)
         spelled = b"" if names is None else names.SerializeToString(deterministic=True)
-        key = (graph.body, spelled, within)
+        key = (graph.body, spelled, limits)
         known = self._kept.get(key)
         if known is None:
-            known = _decode(field, graph.body, names, within)
+            known = _decode(field, graph.body, names, limits)
             if not _reads_attributes(known):
                 self._kept[key] = known
         return known
 
 
 def _decode(
-    field: str, body: bytes, names: graph_pb2.Presentation | None, within: _Bounds
+    field: str, body: bytes, names: graph_pb2.Presentation | None, limits: GraphLimits
 ) -> GraphModule:
     # Generate no code for a pattern, and count no recompile for the job.
     uncounted = lazy_class(RecompileLedger())
     try:
-        return check(
-            body,
-            max_nodes=within.max_nodes,
-            bounds=within.graph,
-            names=names,
-            module_class=uncounted,
-        ).module
+        return check(body, limits=limits, names=names, module_class=uncounted).module
     except DecodeError as error:
         raise _refused(error, field, names) from error
 

@@ -22,10 +22,11 @@ from lazyfx.shared.wire.values.descriptions import fake_tensor, materialize
 from lazyfx.shared.wire.values.tensors import stand_in_of
 from lazyfx_server.passes.analysis.evaluation import UnreviewedError, reviewed
 from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
-from lazyfx_server.passes.base import Pass, PassLimits
+from lazyfx_server.passes.base import Pass
 from lazyfx_server.passes.errors import PassError
 
 _SEED = 20105257
+_MAX_BYTES = 2 * 1024**3
 _GRADIENT = "gradient"
 # Marks an outcome in which a derivative is an operator that may not run here.
 _NO_GRADIENTS = "gradients that are not computed"
@@ -36,13 +37,13 @@ class NumericVerifier:
     """Compares the module's results with those before.
 
     Attributes:
-        limits: Bounds; `max_verify_bytes` applies to inputs and attributes together.
+        max_bytes: Bound on the bytes of inputs and attributes together.
         passes: Passes that were compared.
         tensors: Tensors compared last.
         max_difference: The largest difference found.
     """
 
-    limits: PassLimits
+    max_bytes: int = _MAX_BYTES
     passes: int = 0
     tensors: int = 0
     max_difference: float = 0.0
@@ -66,10 +67,10 @@ class NumericVerifier:
         ]
         self._values.add(module, generator)
         size = _bytes([*self._inputs, *self._values.all()])
-        if size > self.limits.max_verify_bytes:
+        if size > self.max_bytes:
             raise PassError(
                 f"verify would create {size} bytes of tensors; the limit is "
-                f"{self.limits.max_verify_bytes}; leave verify out",
+                f"{self.max_bytes}; leave verify out",
                 kind="limit",
                 field="verify",
             )

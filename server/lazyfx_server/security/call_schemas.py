@@ -18,6 +18,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.security import allowed
 from lazyfx_server.security.signatures import Signature, of_schema, read
 from lazyfx_server.security.signatures.kinds import fits_anything
+from lazyfx_server.security.unchecked_kernels import unsafe_reason
 
 _SHOWN = 300
 
@@ -39,7 +40,8 @@ def mismatch_reason(
         return error.reason
     reasons = [signature.mismatch_reason(call, strings) for signature in known]
     if None in reasons:
-        return None
+        unsafe = unsafe_reason(call, kind, name, known, strings)
+        return f"the arguments of {name[:200]} {unsafe}" if unsafe else None
     told = reasons[0] if len(reasons) == 1 else "match none of its overloads"
     return f"the arguments of {name[:200]} {told}; {_remedy(kind, name)}"
 

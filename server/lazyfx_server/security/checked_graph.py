@@ -18,7 +18,8 @@ from lazyfx_server.security.allowed import check_reviewed
 from lazyfx_server.security.allowed_names import check_names
 from lazyfx_server.security.body_rows import check_rows
 from lazyfx_server.security.call_verdicts import CallVerdict, call_verdicts
-from lazyfx_server.security.graph_bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
+from lazyfx_server.security.graph_bounds import check_bounds
+from lazyfx_server.settings.limits import DEFAULT_GRAPH_LIMITS, GraphLimits
 
 # Maximum elements of a storage: its size in bytes fits into 64 bits for every dtype.
 _MAX_EXTENT = 2**58
@@ -40,8 +41,7 @@ class CheckedGraph:
 def check(
     body: bytes,
     *,
-    max_nodes: int,
-    bounds: GraphBounds = DEFAULT_BOUNDS,
+    limits: GraphLimits = DEFAULT_GRAPH_LIMITS,
     names: graph_pb2.Presentation | None = None,
     presentation: graph_pb2.Presentation | None = None,
     module_class: wire.ModuleClass = GraphModule,
@@ -55,19 +55,18 @@ def check(
 
     Args:
         body: The untrusted bytes.
-        max_nodes: Maximum number of nodes, nested graphs included.
-        bounds: Bounds on its parts.
+        limits: Bounds on the size of the graph.
         names: Names for the module; canonical ones by default.
         presentation: Names that came with the graph and will be used later.
         module_class: The class of the modules; a lazy class generates no code.
 
     Raises:
-        DecodeError: It is not such a graph, or has too many nodes; names the field and the node.
+        DecodeError: It is not such a graph, or exceeds a bound; names the field and the node.
     """
-    check_rows(body, max_nodes, bounds)
+    check_rows(body, limits)
     read = wire.read_canonical(body)
     named = [given for given in (names, presentation) if given is not None and given.ByteSize()]
-    check_message(read.message, max_nodes=max_nodes, bounds=bounds, named=named)
+    check_message(read.message, limits=limits, named=named)
     module = wire.decode(read, names, module_class=module_class)
     return CheckedGraph(read.message, module)
 
@@ -75,35 +74,31 @@ def check(
 def check_message(
     body: graph_pb2.GraphBody,
     *,
-    max_nodes: int,
-    bounds: GraphBounds = DEFAULT_BOUNDS,
+    limits: GraphLimits = DEFAULT_GRAPH_LIMITS,
     named: Sequence[graph_pb2.Presentation] = (),
 ) -> None:
     """Check a body in canonical form; everything except what building the module checks.
 
     Args:
         body: The result of `wire.check_canonical`.
-        max_nodes: Maximum number of nodes, nested graphs included.
-        bounds: Bounds on its parts.
+        limits: Bounds on the size of the graph.
         named: The names that it will have.
 
     Raises:
         DecodeError: It is not allowed; names the field and the node.
     """
     nodes = sum(len(graph.calls) for graph in body.graphs)
-    if nodes > max_nodes:
-        raise DecodeError(
-            f"the graph has {nodes} nodes; at most {max_nodes} are allowed (setting max_nodes)",
-            field="graphs",
-        )
+    most = limits.bound("max_nodes")
+    if nodes > most.most:
+        raise DecodeError(f"the graph has {nodes} nodes; {most.allowed}", field="graphs")
     verdicts = call_verdicts(body)
-    check_bounds(body, bounds, verdicts)
+    check_bounds(body, limits, verdicts)
     _check_symbols(body)
     _check_tensors(body)
     literals = [verdict.characters for verdict in verdicts]
     # Names can only make the source longer.
     for given in named or (None,):
-        check_size(body, literals, given, bounds.max_source_bytes)
+        check_size(body, literals, given, limits.max_source_bytes)
     for given in named:
         check_names(body, given)
     check_reviewed(body)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lazyfx_server.settings.part import Bound
+
 # Nesting depth of messages; upb stops at 100.
 MAX_DEPTH = 90
 # Unknown fields may come from a newer release; bound their number and bytes.
@@ -33,15 +35,8 @@ class OverBoundError(Exception):
         super().__init__(f"{field}: {reason}" if field else reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A bound, and the setting that defines it ("" if the format does)."""
-
-    most: int
-    setting: str = ""
-
-    def __str__(self) -> str:
-        return f" (setting {self.setting})" if self.setting else ""
+_ANY = Bound(2**31)
+_ONE = Bound(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +53,8 @@ class FieldBounds:
     """
 
     name: str
-    size: Bound = Bound(2**31)
-    count: Bound = Bound(1)
+    size: Bound = _ANY
+    count: Bound = _ONE
     inside: MessageBounds | None = None
     total: Bound | None = None
     mark: bool = False
@@ -143,8 +138,7 @@ class _Scanner:
                 where = _place(path, rule, count - 1)
                 raise OverBoundError(
                     where,
-                    f"has {position - content} bytes; at most {rule.size.most} are "
-                    f"allowed{rule.size}",
+                    f"has {position - content} bytes; {rule.size.allowed}",
                 )
             if rule.mark and (kind == 2 or rule.inside is None):
                 self.marked[_place(path, rule, count - 1)] = Marked(begin, content, position)

@@ -46,19 +46,6 @@ TRIGGERS: Final = (
     "exported_program",
     "eager",
 )
-ARTIFACT_KINDS: Final = (
-    "code",
-    "pickle",
-    "package",
-    "graph",
-    "picture",
-    "constant",
-    "source",
-    "torchscript",
-    "inductor",
-    "aot_inductor",
-    "exported_program",
-)
 SANDBOX_LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")
 JOBS: Final = ("compile", "render", "native")

@@ -30,7 +30,6 @@ from prometheus_client.registry import Collector
 from lazyfx_server.telemetry import counting, events
 from lazyfx_server.telemetry.gauges import Gauges
 from lazyfx_server.telemetry.labels import (
-    ARTIFACT_KINDS,
     CODES,
     JOBS,
     METHODS,
@@ -53,6 +52,7 @@ class PrometheusObserver:
     Args:
         registry: The registry of the metrics; create one per server.
         pass_names: The passes of this server: the values of the label "pass".
+        artifact_kinds: The kinds of artifact of this server: the values of the label "kind".
         version: Of lazyfx.
         torch_version: Of torch.
         python_version: Of Python.
@@ -65,6 +65,7 @@ class PrometheusObserver:
         registry: CollectorRegistry,
         pass_names: Iterable[str],
         *,
+        artifact_kinds: Iterable[str],
         version: str,
         torch_version: str,
         python_version: str,
@@ -87,7 +88,7 @@ class PrometheusObserver:
         self._pass_seconds = make.histogram(
             "pass_seconds", "Seconds of one pass", (*_FAST, *_SLOW[:7]), {"pass": passes}
         )
-        kinds = {"kind": ARTIFACT_KINDS}
+        kinds = {"kind": tuple(artifact_kinds)}
         self._render_seconds = make.histogram(
             "render_seconds", "Seconds of rendering an artifact", (*_FAST[1:], *_SLOW[:7]), kinds
         )

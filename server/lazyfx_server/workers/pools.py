@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,9 @@ from lazyfx_server.jobs.native.toolchain.build_job import run_compile_job
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler, CompilerMissing, find_compiler
 from lazyfx_server.jobs.native.worker_entry import run_native_job
 from lazyfx_server.security.sandbox import LAYERS, Policy, available, readable_paths
-from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.limits import WorkerLimits
+from lazyfx_server.settings.pass_settings import NativeSettings
+from lazyfx_server.settings.service_settings import WorkerSettings
 from lazyfx_server.workers.confining import confine
 
 _log = logging.getLogger("lazyfx_server")
@@ -56,7 +57,7 @@ class Protection:
     missing: tuple[str, ...]
 
 
-def protection(settings: Settings) -> Protection:
+def protection(settings: WorkerSettings) -> Protection:
     """How pass workers are confined on this machine.
 
     Raises:
@@ -79,10 +80,14 @@ def protection(settings: Settings) -> Protection:
 
 
 def pass_workers(
-    settings: Settings, sources: Sources, layers: tuple[str, ...], on_restart: OnRestart
+    settings: WorkerSettings,
+    limits: WorkerLimits,
+    sources: Sources,
+    layers: tuple[str, ...],
+    on_restart: OnRestart,
 ) -> ProcessExecutor:
     """Processes that run passes and render artifacts, each in its sandbox."""
-    policy = Policy(layers, settings.worker_memory_bytes, readable_paths())
+    policy = Policy(layers, limits.worker_memory_bytes, readable_paths())
     return ProcessExecutor(
         run_job,
         processes=sources.forked,
@@ -90,12 +95,12 @@ def pass_workers(
         max_jobs=settings.worker_max_jobs,
         initializer=partial(confine, policy),
         cancel_grace=0.0,
-        cpu_seconds=settings.job_cpu_seconds,
+        cpu_seconds=limits.job_cpu_seconds,
         on_restart=on_restart,
     )
 
 
-def native_protection(settings: Settings) -> Protection:
+def native_protection(settings: NativeSettings) -> Protection:
     """How the processes of native compiles are confined on this machine.
 
     In addition to the layers of pass workers there is "user": another user, if the server is root.
@@ -146,16 +151,10 @@ class NativePools:
     protection: Protection
     owner: int | None
 
-    async def start(self) -> None:
-        """Start the processes."""
-        await asyncio.gather(self.jobs.start(), self.builds.start())
 
-    async def close(self) -> None:
-        """Stop the processes."""
-        await asyncio.gather(self.jobs.close(), self.builds.close())
-
-
-def native_pools(settings: Settings, sources: Sources, on_restart: OnRestart) -> NativePools | None:
+def native_pools(
+    settings: NativeSettings, sources: Sources, on_restart: OnRestart
+) -> NativePools | None:
     """Processes for native compiles; None if the settings turn them off.
 
     Raises:

@@ -23,6 +23,9 @@ _PRODUCTS = frozenset({"mul", "imul", "rmul"})
 class TooLargeError(Exception):
     """A number or a list would be larger than anything that tensor sizes need."""
 
+    def __init__(self) -> None:
+        super().__init__("a number, text or list that Python computes here would be too long")
+
 
 def check_numbers(target: object, operands: Sequence[Any]) -> None:
     """Refuse a call of a Python callable that could take very long or return something very large.

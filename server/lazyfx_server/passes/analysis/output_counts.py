@@ -13,11 +13,15 @@ from typing import Any, Final
 import torch
 from torch.fx import Interpreter
 
+from lazyfx_server.passes.analysis.large_numbers import check_numbers
 from lazyfx_server.passes.analysis.packed import check_not_packed
 from lazyfx_server.passes.analysis.walk import target_name
 from lazyfx_server.passes.errors import PassError
+from lazyfx_server.settings.limits import DEFAULT_GRAPH_LIMITS
+from lazyfx_server.settings.part import Bound
 
-MAX_OUTPUTS: ContextVar[int] = ContextVar("lazyfx_max_outputs", default=10_000)
+_MAX_OUTPUTS = DEFAULT_GRAPH_LIMITS.bound("max_outputs")
+MAX_OUTPUTS: ContextVar[Bound] = ContextVar("lazyfx_max_outputs", default=_MAX_OUTPUTS)
 """Maximum values that one call may create in the current job."""
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]
@@ -57,10 +61,9 @@ def check_outputs(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]
     """
     count = outputs_of(target, args, kwargs)
     most = MAX_OUTPUTS.get()
-    if count > most:
+    if count > most.most:
         raise PassError(
-            f"{target_name(target)} would have {count} outputs; at most {most} are allowed "
-            "(setting max_outputs)",
+            f"{target_name(target)} would have {count} outputs; {most.allowed}",
             kind="limit",
         )
 
@@ -141,7 +144,7 @@ def _sections(call: Call) -> int:
         return len(given) + 1
     if isinstance(given, torch.Tensor):
         # torch reads it as a list of split points, one per element.
-        return _number(given.numel()) + 1 if given.dim() else MAX_OUTPUTS.get()
+        return _number(given.numel()) + 1 if given.dim() else MAX_OUTPUTS.get().most
     return _number(given)
 
 
@@ -174,11 +177,13 @@ class BoundedInterpreter(Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """See torch.fx.Interpreter."""
+        check_numbers(target, (*args, *kwargs.values()))
         check_not_packed(target, args, kwargs)
         check_outputs(target, args, kwargs)
         return super().call_function(target, args, kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
         """See torch.fx.Interpreter."""
+        check_numbers(target, (*args, *kwargs.values()))
         check_outputs(target, args, kwargs)
         return super().call_method(target, args, kwargs)

@@ -74,6 +74,11 @@ class Signature:
                 return f"give {name!r} as {_kind(argument)}, which it does not accept"
         return None
 
+    def given(self, call: graph_pb2.Call, strings: Sequence[str]) -> dict[str, graph_pb2.Argument]:
+        """The arguments of a call by the names that they have here."""
+        by_place = dict(zip(self.places, call.args, strict=False))
+        return by_place | {self._own_name(strings[row.name]): row.value for row in call.kwargs}
+
     def _own_name(self, name: str) -> str:
         if name in self.by_name:
             return name

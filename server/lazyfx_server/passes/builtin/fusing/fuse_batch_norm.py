@@ -55,10 +55,10 @@ class FuseConvBn(Pass):
         if pairs and not ready:
             return PassResult(module, False, "skipped: values not available")
         size = sum(pair.bytes(module) for pair in ready)
-        if size > context.limits.max_folded_bytes:
+        most = context.limits.bound("max_folded_bytes")
+        if size > most.most:
             raise PassError(
-                f"the fused weights would have {size} bytes; the limit is "
-                f"{context.limits.max_folded_bytes}",
+                f"the fused weights would have {size} bytes; the limit is {most.most}{most}",
                 kind="limit",
             )
         for pair in ready:

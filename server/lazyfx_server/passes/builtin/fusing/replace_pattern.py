@@ -14,9 +14,11 @@ from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 from lazyfx_server.passes.analysis.called_operators import KnownValues
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import attribute_at, graph_modules, unused_name
-from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrite
+from lazyfx_server.passes.base import Pass, PassContext, PassResult, Rewrite
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.patterns.guards import check_guards, holds
+from lazyfx_server.settings.limits import PassLimits
+from lazyfx_server.settings.part import Bound
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class ReplacePattern(Pass):
 def _rewrite(
     module: GraphModule, rewrite: Rewrite, limits: PassLimits, earlier: int, place: int
 ) -> int:
-    guard = _Guard(module, rewrite, limits.max_matches, earlier, place)
+    guard = _Guard(module, rewrite, limits.bound("max_matches"), earlier, place)
     template = _template(module, rewrite.replacement, guard)
     try:
         found = replace_pattern_with_filters(
@@ -79,7 +81,7 @@ class _Guard:
     """Decides for each match whether it may be replaced."""
 
     def __init__(
-        self, module: GraphModule, rewrite: Rewrite, allowed: int, earlier: int, place: int
+        self, module: GraphModule, rewrite: Rewrite, allowed: Bound, earlier: int, place: int
     ) -> None:
         replacement = rewrite.replacement
         self.accepted = earlier
@@ -102,9 +104,9 @@ class _Guard:
         if not self._is_safe(match):
             return False
         self.accepted += 1
-        if self.accepted > self._allowed:
+        if self.accepted > self._allowed.most:
             raise PassError(
-                f"the pattern matches at more than {self._allowed} places",
+                f"the pattern matches at more than {self._allowed.most} places{self._allowed}",
                 kind="limit",
                 field=f"rewrites[{self._place}].pattern",
             )
@@ -250,19 +252,18 @@ class _Search:
             PassError: The budget is exceeded (kind "limit").
         """
         combinations = _combinations(module, pattern)
-        most = self._limits.max_matches
+        places, steps = self._limits.bound("max_matches"), self._limits.bound("max_match_steps")
         self._steps += combinations * len(pattern.graph.nodes) ** 2
         reason = ""
-        if combinations > max(most, len(module.graph.nodes)):
+        if combinations > max(places.most, len(module.graph.nodes)):
             reason = (
                 f"the results of the pattern may match {combinations} combinations of nodes; the "
-                f"limit is {most}; return fewer results"
+                f"limit is {places.most}{places}; return fewer results"
             )
-        elif self._steps > self._limits.max_match_steps:
+        elif self._steps > steps.most:
             reason = (
                 f"matching the patterns may take {self._steps} steps; the limit is "
-                f"{self._limits.max_match_steps} (setting max_match_steps); use smaller patterns, "
-                "or ones that end in a rarer call"
+                f"{steps.most}{steps}; use smaller patterns, or ones that end in a rarer call"
             )
         if reason:
             raise PassError(reason, kind="limit", field=f"rewrites[{place}].pattern")

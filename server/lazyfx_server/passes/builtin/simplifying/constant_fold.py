@@ -67,11 +67,11 @@ class ConstantFold(Pass):
         found = find_constants(module, self._rules(need_values=True))
         if not found.results:
             return PassResult(module, False)
-        size = found.bytes()
-        if size > context.limits.max_folded_bytes:
+        size, most = found.bytes(), context.limits.bound("max_folded_bytes")
+        if size > most.most:
             raise PassError(
                 f"the folded constants would have {size} bytes; the limit is "
-                f"{context.limits.max_folded_bytes}; lower max_bytes",
+                f"{most.most}{most}; lower max_bytes",
                 kind="limit",
                 field="options.max_bytes",
             )

@@ -1,0 +1,140 @@
+"""Artifacts in the store: what compiles made, and what was rendered, each under a signature."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+from google.protobuf.message import DecodeError
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.blobs.content_checks import stored_content
+from lazyfx_server.compiling.catalog import Catalog, CompiledModule
+from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS
+from lazyfx_server.security.signing import Signer, StatementFacts
+from lazyfx_server.store import Store
+from lazyfx_server.v1 import worker_pb2 as worker
+
+_log = logging.getLogger(__name__)
+
+
+class StoredArtifacts:
+    """Finds and keeps the artifacts of compiled modules.
+
+    Args:
+        store: Artifacts, compiled graphs and constants.
+        catalog: Told of modules whose blobs are gone.
+        signer: States what each artifact is.
+    """
+
+    def __init__(self, store: Store, catalog: Catalog, signer: Signer) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._signer = signer
+
+    async def find(
+        self, place: bytes, module: CompiledModule, kind: pb.ArtifactKind.ValueType
+    ) -> worker.ArtifactRecord | None:
+        """The artifact at a place, if this server's own signature is on it."""
+        stored = await self._store.get(f"artifacts/{place.hex()}")
+        if stored is None:
+            return None
+        try:
+            record = worker.ArtifactRecord.FromString(stored)
+        except DecodeError:
+            return None
+        facts = _facts(module, kind)
+        signature = self._signer.renewed(record.signature, record.digest, facts)
+        if signature is None:
+            _log.warning(
+                "an artifact in the store is not signed by this server; rendering it again"
+            )
+            return None
+        record.signature.CopyFrom(signature)
+        return record
+
+    async def add(
+        self,
+        place: bytes,
+        data: bytes,
+        media_type: str,
+        module: CompiledModule,
+        kind: pb.ArtifactKind.ValueType,
+    ) -> worker.ArtifactRecord:
+        """Sign what a worker made and store it at a place.
+
+        Raises:
+            InternalError: The worker did not say what it is.
+        """
+        if not media_type:
+            raise InternalError("the worker rendered an artifact without a media type")
+        digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
+        record = self._signed(data, digest, media_type, module, kind)
+        await self._store.put(f"artifacts/{place.hex()}", record.SerializeToString())
+        return record
+
+    async def made_by_compile(
+        self, module: CompiledModule, request: pb.GetArtifactRequest
+    ) -> worker.ArtifactRecord:
+        """What the compile of a module made and a request names, signed.
+
+        Raises:
+            InvalidRequestError: The module has no such constant.
+            ModuleNotFoundInCacheError: It was evicted.
+        """
+        if request.kind == pb.ARTIFACT_KIND_CONSTANT:
+            digest, data = request.constant, await self.constant(module, request.constant)
+        else:
+            digest, data = module.record.compiled_graph, await self.graph(module)
+        media_type = ARTIFACT_KINDS[request.kind].media_type
+        return self._signed(data, digest, media_type, module, request.kind)
+
+    async def graph(self, module: CompiledModule) -> bytes:
+        """The serialized CompiledGraph of a module.
+
+        Raises:
+            ModuleNotFoundInCacheError: It was evicted.
+        """
+        content = module.record.compiled_graph
+        data = await stored_content(self._store, module.graph_blob, content.sha256)
+        if data is None:
+            self._catalog.forget(module)
+            raise ModuleNotFoundInCacheError("the compiled graph was evicted; compile again")
+        return data
+
+    async def constant(self, module: CompiledModule, digest: graph_pb2.Digest) -> bytes:
+        """A constant that passes made.
+
+        Raises:
+            InvalidRequestError: The module has no such constant.
+            ModuleNotFoundInCacheError: It was evicted.
+        """
+        if digest not in module.record.constants:
+            raise InvalidRequestError.of_field(
+                "constant", "is not one of CompileResponse.constants of this module"
+            )
+        place = module.tenant.blob(digest.sha256)
+        data = await stored_content(self._store, place, digest.sha256)
+        if data is None:
+            self._catalog.forget(module)
+            raise ModuleNotFoundInCacheError("a constant was evicted; compile again")
+        return data
+
+    def _signed(
+        self,
+        data: bytes,
+        digest: graph_pb2.Digest,
+        media_type: str,
+        module: CompiledModule,
+        kind: pb.ArtifactKind.ValueType,
+    ) -> worker.ArtifactRecord:
+        signature = self._signer.sign(digest, _facts(module, kind))
+        return worker.ArtifactRecord(
+            data=data, digest=digest, media_type=media_type, signature=signature
+        )
+
+
+def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> StatementFacts:
+    return StatementFacts(module.key, kind, module.record.tenant, module.report.pipeline)
