@@ -36,8 +36,8 @@ class ClientFlows:
 
     Attributes:
         access: What to show to the server, and whom to believe.
-        bounds: How much is taken from the server.
-        refusals: Counts what is refused.
+        bounds: Bounds on answers of the server.
+        refusals: Counts refused answers.
         calls: What the server can be asked.
         verifier: Checks signatures.
         preparer: Captures and encodes.
@@ -151,7 +151,7 @@ class ClientFlows:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Flow[tuple[bytes, pb.ArtifactTrailer]]:
-        """Fetch an artifact whole, and check who made it.
+        """Fetch a complete artifact and check its signature.
 
         Raises:
             UntrustedServerError: Artifacts of this server would not be opened; none was requested.
@@ -168,7 +168,7 @@ class ClientFlows:
         return data, trailer
 
     def recompile(self, prepared: Prepared) -> Flow[pb.CompileResponse]:
-        """Compile again a module that has left the server's cache."""
+        """Recompile a module that the server evicted."""
         self.compile_caller.forget(prepared)
         with self.refusals.counted():
             return (yield from self.compile_caller.ask(prepared))

@@ -59,8 +59,8 @@ class ManyCompiles:
             self.close()
         if not self._due:
             return None
-        # One by one: what is too large for the stream and, where the stream was refused for now,
-        # all the others, each when the server says.
+        # One by one: requests that are too large for the stream and, if the stream was refused for
+        # now, all others, each after the server's retry delay.
         i = min(self._due)
         self._due.discard(i)
         return i, (yield from self._alone(self.prepared[i]))
@@ -82,8 +82,8 @@ class ManyCompiles:
                 raise
             return None
         except ServerFaultError as error:
-            # gRPC loses what a server says that ends a stream while it is written to, and tells
-            # of an internal error in its place (grpc/grpc issue 36066).
+            # If a server ends a stream while the client is writing, gRPC loses its status and
+            # reports an internal error instead (grpc/grpc issue 36066).
             if is_from_server(error.__cause__):
                 raise
             return None
@@ -110,8 +110,8 @@ class ManyCompiles:
         error: LazyfxError = status_to_error(answer.error)
         refused_for_now = isinstance(error, OverloadedError) and error.retry_after is not None
         if isinstance(error, MissingBlobsError) or refused_for_now:
-            # Values that a pass reads are sent outside of the stream, and what was refused for now
-            # is asked for again.
+            # Values that a pass reads are sent outside the stream, and requests refused for now are
+            # retried.
             return (yield from self._alone(job))
         return error
 

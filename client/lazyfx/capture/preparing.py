@@ -63,7 +63,7 @@ class Prepared:
 
 
 class Preparer:
-    """Captures, encodes and remembers; one for each client. Threads may share it.
+    """Captures, encodes and caches graphs; one per client. Threads may share it.
 
     Args:
         bounds: Bounds on the values that a server may request.
