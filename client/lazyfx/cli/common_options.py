@@ -10,7 +10,7 @@ import typer
 from lazyfx.artifacts.artifact_table import ARTIFACT_KINDS, ArtifactKind
 from lazyfx.errors import AddressError
 from lazyfx.shared.addresses import read_address
-from lazyfx.shared.pass_spelling import SpellingError, parse
+from lazyfx.shared.pass_spelling import SpellingError
 
 if TYPE_CHECKING:
     from lazyfx.shared.pass_specs import PassSpec
@@ -45,10 +45,10 @@ def read_passes(text: str) -> list[PassSpec]:
         typer.BadParameter: The text is not a pipeline.
     """
     # `passes` imports torch, which is slow; --help does not need it.
-    from lazyfx.shared.pass_specs import spec_of
+    from lazyfx.shared.pass_specs import normalize
 
     try:
-        return [spec_of(each) for each in parse(text)]
+        return [*normalize(text)]
     except SpellingError as error:
         raise typer.BadParameter(str(error), param_hint="--passes") from error
 
