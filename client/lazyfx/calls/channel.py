@@ -63,10 +63,10 @@ _IN_ONE_THREAD = (ChannelOptions.SingleThreadedUnaryStream, 1)
 
 
 def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Any]:
-    """How each method of the service is called, by its name; of bytes, for bytes.
+    """The multi-callables of the service by method name; they take and return bytes.
 
     Args:
-        channel: Of either kind.
+        channel: Of `grpc` or of `grpc.aio`.
         streams: Take a single answer as a stream of one, which is the same on the wire.
     """
     methods = {}
