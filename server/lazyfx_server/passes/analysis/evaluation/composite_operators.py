@@ -96,7 +96,7 @@ def is_reviewed_composite(operator: OpOverload[..., Any]) -> bool:
 def _unreviewed_name(func: Any) -> str | None:
     """The name of a composite operator that may not run; None for everything else."""
     if isinstance(func, OpOverload):
-        refused = _is_composite(func) and not is_composed(func)
+        refused = _is_composite(func) and not is_reviewed_composite(func)
         return func.name() if refused else None
     packet = operator_of(func)
     namespace, name = packet[:2] if packet else ("aten", target_name(func))
