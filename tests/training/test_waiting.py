@@ -142,11 +142,11 @@ def test_an_interrupted_job_leaves_the_flight_to_those_who_wait(
 
 WATCHING = """
 import logging, sys
-from lazyfx.backend import watching
+from lazyfx.backend import progress_display
 from lazyfx.v1 import compiler_pb2 as pb
-watching._LOG_SECONDS = 0.0
+progress_display._LOG_SECONDS = 0.0
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
-with watching.showing_progress(20) as notice:
+with progress_display.show_progress(20) as notice:
     notice(pb.ArtifactProgress(stage="tracing", seconds=1))
     notice(pb.ArtifactProgress(stage="compiling", kernels=7, seconds=2))
 """
