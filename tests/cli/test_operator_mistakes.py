@@ -168,7 +168,11 @@ def test_completion_can_be_shown() -> None:
 
 FILES_OF_SECRETS = {
     "invalid tokens": ("--tokens", "banana\n", "line 1: expected 'id sha256 tenant'"),
-    "no tokens": ("--tokens", "", "is empty, so no caller would be accepted; `lazyfx token TENANT --file"),
+    "no tokens": (
+        "--tokens",
+        "",
+        "is empty, so no caller would be accepted; `lazyfx token TENANT --file",
+    ),
     "a key that is none": ("--signing-key", "banana\n", "contains no private key"),
     "a secret that is none": ("--tenant-secret", "banana\n", "does not hold 32 bytes"),
 }

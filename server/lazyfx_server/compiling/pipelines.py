@@ -50,7 +50,11 @@ class Pipelines:
         self._lock = threading.Lock()
 
     def expand(self, specs: Sequence[pb.PassSpec]) -> list[pb.PassSpec]:
-        """The passes of a resolved request, with pipeline names replaced by their passes."""
+        """The passes of a request for a job, with pipeline names replaced by their passes.
+
+        Only looks names up: `resolve` has validated the list, once for all requests that have it,
+        and keeps a digest of it, not the message. The worker, another process, validates its own.
+        """
         return self._named.expand(specs)
 
     def resolve(
