@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -62,11 +62,11 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
 _IN_ONE_THREAD = (ChannelOptions.SingleThreadedUnaryStream, 1)
 
 
-def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Callable[..., Any]]:
-    """A callable for each method of the service, by its name, from bytes to bytes.
+def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Any]:
+    """The multi-callables of the service by method name; they take and return bytes.
 
     Args:
-        channel: An asynchronous or blocking channel.
+        channel: A channel of `grpc` or `grpc.aio`.
         streams: Read a single response as a stream of one, which is identical on the wire.
     """
     methods = {}
