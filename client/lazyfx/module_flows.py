@@ -1,4 +1,4 @@
-"""What both handles do: the flows of one compiled module, which each runs with its own driver."""
+"""The flows of a compiled module, which the asynchronous and the blocking handle both run."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from lazyfx.v1 import graph_pb2
 
 
 class ModuleFlows:
-    """The flows of one compiled module; see `AsyncRemoteModule` for what they are for.
+    """The flows of one compiled module; `AsyncRemoteModule` documents each.
 
     Args:
-        client: Fetches what the server has of it.
-        prepared: What was asked for.
-        response: What the server answered.
-        new_lock: Makes locks of the driver's kind.
+        client: Fetches artifacts.
+        prepared: The request.
+        response: The server's response.
+        new_lock: Creates a lock of the driver's kind.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ModuleFlows:
     def aot_request(
         self, mode: str | None = None, options: Mapping[str, Any] | None = None
     ) -> pb.NativeRequest:
-        """What a package for serving depends on besides the module."""
+        """The options of a package for serving."""
         encoded = self.prepared.encoded
         body = graph_pb2.GraphBody.FromString(encoded.body)
         with torch.no_grad():
@@ -180,17 +180,17 @@ class ModuleFlows:
         return self._compiled
 
     def _build(self, work: Callable[[], Any]) -> Flow[Any]:
-        """Make something of what the server sent; what is refused is counted."""
+        """Build something from what the server sent, and count refusals."""
         guard_devices()
         with self._client.refusals.counted():
             return (yield Offload(work))
 
 
 def _require_folder(path: Path) -> None:
-    """Find out before a long compile that its result could not be written.
+    """Check before a long compile that its result can be written.
 
     Raises:
-        OSError: The path is a folder, or its folder is not there.
+        OSError: The path is a folder, or its folder does not exist.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

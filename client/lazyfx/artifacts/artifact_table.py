@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lazyfx.shared.picture import Picture
     from lazyfx.shared.source.assembly import GeneratedSource
 
-# torch rebuilds and scripts modules with tables that threads share.
+# torch rebuilds and scripts modules with global tables.
 _building: Final = threading.Lock()
 
 

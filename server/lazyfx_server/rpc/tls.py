@@ -1,4 +1,4 @@
-"""Certificates of the server, read again when they change."""
+"""The server's certificates, reloaded when they change."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files of a server.
+    """The PEM files of a server.
 
     Attributes:
         certificate: The server's chain.
         key: Its private key.
-        client_ca: Authorities whose certificates callers must show; None asks for none.
+        client_ca: Authorities of the certificates that callers must present; None requires none.
     """
 
     certificate: Path
@@ -33,7 +33,7 @@ class TlsFiles:
         return paths if self.client_ca is None else [*paths, self.client_ca]
 
     def fingerprint(self) -> tuple[StatFingerprint, ...]:
-        """What changes when a file does.
+        """A value that changes when a file does.
 
         Raises:
             OSError: One cannot be read.
@@ -41,7 +41,7 @@ class TlsFiles:
         return tuple(map(stat_fingerprint, self._paths()))
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """What gRPC makes of the files as they are.
+        """The current files in gRPC's form.
 
         Raises:
             OSError: One cannot be read.
@@ -52,7 +52,7 @@ class TlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow their files; each handshake looks whether they changed.
+    """Credentials that follow their files; each handshake checks for changes.
 
     Raises:
         OSError: A file cannot be read.

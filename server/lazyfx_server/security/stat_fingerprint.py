@@ -9,7 +9,7 @@ StatFingerprint: TypeAlias = "tuple[int, int, int]"
 
 
 def stat_fingerprint(path: Path) -> StatFingerprint:
-    """What changes when a file does: its time, its size, and which file it is.
+    """A value that changes when a file does: its time, its size and its inode.
 
     Raises:
         OSError: It cannot be looked at.
