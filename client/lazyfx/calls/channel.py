@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -62,7 +62,7 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
 _IN_ONE_THREAD = (ChannelOptions.SingleThreadedUnaryStream, 1)
 
 
-def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Callable[..., Any]]:
+def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Any]:
     """How each method of the service is called, by its name; of bytes, for bytes.
 
     Args:
