@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hostile.test_bounds import OVER
 from torch.fx import GraphModule, symbolic_trace
 
+import lazyfx_server
 from lazyfx.shared import wire
 from lazyfx.shared.source.writable import MAX_SOURCE_BYTES
 from lazyfx.v1 import compiler_pb2 as pb
@@ -29,7 +31,6 @@ from lazyfx_server.settings.limits import (
     GraphLimits,
     RequestLimits,
     UploadLimits,
-    WorkerLimits,
 )
 from lazyfx_server.settings.model import FIELDS, PARTS, Settings
 from lazyfx_server.settings.part import Limits
@@ -135,16 +136,15 @@ _REFUSALS: dict[str, Callable[[], object]] = {
     "max_held_bytes_per_tenant": lambda: _hold(max_held_bytes_per_tenant=2),
     "max_queue": lambda: asyncio.run(_wait()),
 }
-# Their refusals need a running job, a stream or a large blob, and are tested there.
+# Their refusals need a running job, a stream or a large blob.
 _ELSEWHERE = {
-    "max_folded_bytes", "max_pass_seconds", "job_timeout", "job_cpu_seconds", "max_blob_bytes",
-    "max_call_seconds", "upload_idle_timeout", "stream_idle_timeout", "min_upload_rate",
+    "max_folded_bytes", "max_pass_seconds", "max_blob_bytes", "max_call_seconds",
+    "upload_idle_timeout", "stream_idle_timeout", "min_upload_rate", "worker_memory_bytes",
 }  # fmt: skip
-# Nothing is refused in our words: gRPC and the kernel keep to these, or calls wait.
-_SILENT = {
-    "max_metadata_bytes", "max_streams", "max_batch_in_flight", "max_refused_rate",
-    "worker_memory_bytes",
-}  # fmt: skip
+# Named as "raise job_timeout": what ends a native compile are other settings.
+_RAISED = {"job_timeout", "job_cpu_seconds"}
+# Nothing is refused: gRPC keeps to these, or calls and answers wait.
+_SILENT = {"max_metadata_bytes", "max_streams", "max_batch_in_flight", "max_refused_rate"}
 
 
 @pytest.mark.parametrize("name", sorted(_REFUSALS))
@@ -154,5 +154,8 @@ def test_a_refusal_names_its_setting(name: str) -> None:
 
 
 def test_no_limit_is_forgotten() -> None:
-    assert set(_REFUSALS) | _ELSEWHERE | _SILENT == set(dict(Settings().limits))
-    assert set(WorkerLimits.model_fields) <= _ELSEWHERE | _SILENT
+    assert set(_REFUSALS) | _ELSEWHERE | _RAISED | _SILENT == set(dict(Settings().limits))
+    folder = Path(lazyfx_server.__file__).parent
+    source = "".join(path.read_text("utf-8") for path in folder.rglob("*.py"))
+    for name in _ELSEWHERE:
+        assert f"(setting {name})" in source or f'bound("{name}")' in source, name

@@ -25,7 +25,7 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
     """
     guard_devices()
     pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-graph")
-    with forward_level_left(), pool:
+    with restored_forward_level(), pool:
         return pool.submit(copy_context().run, work).result()
 
 
@@ -41,7 +41,7 @@ def guard_devices() -> None:
 
 
 @contextmanager
-def forward_level_left() -> Iterator[None]:
+def restored_forward_level() -> Iterator[None]:
     """Exit the forward-mode AD level that a graph enters in the block without exiting it.
 
     A process has only one such level, shared by all threads. If it stayed entered, all later

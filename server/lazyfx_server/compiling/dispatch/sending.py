@@ -1,8 +1,9 @@
-"""Sends jobs to worker processes and turns what comes back into results or errors."""
+"""Sends jobs to worker processes, and turns their answers into results or errors."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from google.protobuf.message import DecodeError
 
@@ -42,9 +43,9 @@ class Jobs:
     Args:
         executor: Runs the bytes of a job in a worker.
         timeout: Seconds that one job may take.
-        crashes: Remembers graphs on which workers died; nothing does when left out.
-        setting: What the timeout is called among the settings.
-        observer: Is told of sources that differed from their graphs, of retries and refusals.
+        crashes: Remembers graphs on which workers died; optional.
+        bounds: Which settings bound them: `job` for job_timeout and job_cpu_seconds, or `native`.
+        observer: Notified of sources that differed from their graphs, of retries and of refusals.
     """
 
     def __init__(
@@ -52,14 +53,14 @@ class Jobs:
         executor: Executor,
         timeout: float,
         crashes: CrashTracker | None = None,
-        setting: str = "job_timeout",
+        bounds: Literal["job", "native"] = "job",
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer
         self._crashes = CrashTracker(0.0) if crashes is None else crashes
         self._executor = executor
         self._timeout = timeout
-        self._setting = setting
+        self._bounds = bounds
 
     async def compile(
         self, job: CompileParts, owner: str, subject: Subject
@@ -67,7 +68,7 @@ class Jobs:
         """Run passes over a graph of this owner.
 
         Raises:
-            RequestError: One of its kinds, by what the worker answered.
+            RequestError: A subclass, depending on the worker's answer.
         """
         result = (await self._run("compile", job.serialized(), owner, subject)).compile
         await check_compile_result(result)
@@ -79,7 +80,7 @@ class Jobs:
         """Render one artifact of this owner.
 
         Raises:
-            RequestError: One of its kinds, by what the worker answered.
+            RequestError: A subclass, depending on the worker's answer.
         """
         data = worker.Job(render=job).SerializeToString()
         result = (await self._run("render", data, owner, subject)).render
@@ -87,7 +88,7 @@ class Jobs:
         return result
 
     async def describe(self) -> worker.DescribeResult:
-        """Ask what devices workers see."""
+        """Query the devices that workers see."""
         data = worker.Job(describe=worker.DescribeJob()).SerializeToString()
         return (await self._run("describe", data)).describe
 
@@ -97,7 +98,7 @@ class Jobs:
         """Compile one graph to native code; `on_call` compiles C++ for it.
 
         Raises:
-            RequestError: One of its kinds, by what the worker answered.
+            RequestError: A subclass, depending on the worker's answer.
         """
         data = worker.Job(native=job).SerializeToString()
         return (await self._run("native", data, subject=subject, on_call=on_call)).native
@@ -105,10 +106,10 @@ class Jobs:
     async def describe_native(
         self, job: worker.DescribeNativeJob, on_call: OnCall
     ) -> worker.DescribeNativeResult:
-        """Ask where native artifacts run.
+        """Query the target machine of native artifacts.
 
         Raises:
-            RequestError: They cannot be made; says why.
+            RequestError: They cannot be built; says why.
         """
         data = worker.Job(describe_native=job).SerializeToString()
         return (await self._run("describe_native", data, on_call=on_call)).describe_native
@@ -127,12 +128,12 @@ class Jobs:
         except WorkerOutOfCpu as error:
             raise TimedOutError(
                 f"the job used more than {error.seconds:g} CPU seconds and was stopped; send "
-                "a smaller graph or fewer passes, or raise job_cpu_seconds"
+                f"a smaller graph or fewer passes, or raise {self._bounds}_cpu_seconds"
             ) from error
         except WorkerTimedOut as error:
             raise TimedOutError(
                 f"the job took longer than {self._timeout:g} s and was stopped; send a smaller "
-                f"graph or fewer passes, or raise {self._setting}"
+                f"graph or fewer passes, or raise {self._bounds}_timeout"
             ) from error
         except NoWorker as error:
             raise UnavailableError("no worker process took the job; try again") from error
@@ -160,14 +161,14 @@ class Jobs:
         subject: Subject | None,
         on_call: OnCall | None,
     ) -> bytes:
-        """Run a job; when its worker dies and it is about a graph, once more on another one.
+        """Run a job; if it is about a graph and its worker dies, retry it once on another worker.
 
-        A job that used up its processor seconds would do so again: it is told at once, and
-        counts as a death. One that ran out of time may have been on a busy machine, and does not.
+        A job that used up its CPU time would do so again: it fails at once, and counts as a death.
+            One that exceeded its time limit may have been on a busy machine, and does not count.
 
         Raises:
             CrashingGraphError: Workers have died on its graph.
-            ExecutionError: As `Executor.run`.
+            ExecutionError: As in `Executor.run`.
         """
         run = partial(self._executor.run, job, timeout=self._timeout, owner=owner, on_call=on_call)
         if subject is None:
