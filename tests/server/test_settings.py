@@ -130,11 +130,11 @@ SENTENCES = {
     "a switch": (["--native", "ture"], "--native: must be off, on or optional, not 'ture'"),
     "a pipeline without passes": (
         ["--pipelines", "tidy"],
-        "--pipelines: takes NAME=PASSES; NAME=PASSES, and 'tidy' is not NAME=PASSES",
+        "--pipelines: must be NAME=PASSES; NAME=PASSES, but 'tidy' is not NAME=PASSES",
     ),
     "a URL": (
         ["--listen", "http://127.0.0.1:1"],
-        "--listen: takes HOST:PORT, not a URL: write 127.0.0.1:1",
+        "--listen: must be HOST:PORT, not a URL: write 127.0.0.1:1",
     ),
     "half of two": (
         ["--server-key", "k"],

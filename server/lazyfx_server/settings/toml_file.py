@@ -1,4 +1,4 @@
-"""The TOML file of settings: read, with its mistakes told by file and key."""
+"""Reads the TOML file of settings, and reports errors by file and key."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MAX_BYTES = 2**20
 
 
 class SettingsFileError(Exception):
-    """The file cannot be used; says why, and where."""
+    """The file cannot be used; says why and where."""
 
 
 def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
-    """The settings that a file holds.
+    """Read the settings in a file.
 
     Args:
         path: The file.
@@ -37,7 +37,7 @@ def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
                 f"{path}: {'is not a file' if path.exists() else 'no such file'}"
             )
         if path.stat().st_size > _MAX_BYTES:
-            raise SettingsFileError(f"{path}: too large for a file of settings")
+            raise SettingsFileError(f"{path}: too large for a settings file")
         text = path.read_bytes().decode("utf-8")
         settings = tomllib.loads(text)
     except OSError as error:
