@@ -24,11 +24,10 @@ from lazyfx_server.store.contract import (
 )
 
 SLOWEST_BYTES: Final = 16 << 20
-"""Bytes a second: a large value that arrives more slowly is given up."""
+"""Bytes a second: a large value that is sent more slowly is given up."""
 
-_WRITE_SECONDS: Final = 2.0
 # Nobody waits for a write, so it may take longer.
-_SLOWEST_WRITTEN_BYTES: Final = 4 << 20
+_WRITE_SECONDS: Final = 2.0
 _PROBE_SECONDS: Final = 1.0
 _FIRST_RETRY_SECONDS: Final = 0.1
 _LAST_RETRY_SECONDS: Final = 5.0
@@ -159,14 +158,14 @@ class CircuitBreaker:
         """Waits until there is room to ask: a crowd of our own is not the store's failure."""
         if not self.available:
             raise SkippedError(f"{self.name} is not used at present: {self._problem}")
+        room = asyncio.ensure_future(self._room.acquire())
         try:
-            await asyncio.wait_for(self._room.acquire(), seconds or self._wait_seconds)
-        except asyncio.TimeoutError:
-            raise SkippedError(f"{self.name} has {_MAX_AT_ONCE} questions to answer") from None
-        try:
+            if not await _ends(room, seconds or self._wait_seconds):
+                raise SkippedError(f"{self.name} has {_MAX_AT_ONCE} questions to answer")
             yield
         finally:
-            self._room.release()
+            if not room.cancel():
+                self._room.release()
 
     async def _within(self, seconds: float, work: Awaitable[T]) -> T:
         try:
@@ -180,7 +179,7 @@ class CircuitBreaker:
         self, seconds: float, work: Awaitable[T], given_up: asyncio.Event | None = None
     ) -> T:
         """What `work` returns, unless that takes too long or all work is given up."""
-        task = asyncio.ensure_future(work)
+        task: asyncio.Future[T] = asyncio.ensure_future(work)
         self._work.add(task)
         task.add_done_callback(self._forget)
         waiting: set[asyncio.Future[Any]] = {task}
@@ -218,11 +217,9 @@ class CircuitBreaker:
 
     async def _probe_once(self) -> None:
         try:
-            await asyncio.wait_for(self._probe(), _PROBE_SECONDS)
+            await self._answer(_PROBE_SECONDS, self._probe())
             # A store that answers, but too slowly to be of use, stays as it is.
             await self._answer(self._wait_seconds, self._inner.refresh())
-        except asyncio.TimeoutError:
-            self._open(UnreachableError(f"{self.name} did not answer within {_PROBE_SECONDS} s"))
         except StoreError as error:
             self._open(error)
         else:
@@ -235,9 +232,12 @@ class CircuitBreaker:
     async def _keep_probing(self) -> None:
         retry = _FIRST_RETRY_SECONDS
         while True:
+            opened = asyncio.ensure_future(self._opened.wait())
             try:
-                await asyncio.wait_for(self._opened.wait(), _REFRESH_SECONDS)
-            except asyncio.TimeoutError:
+                stays_closed = not await _ends(opened, _REFRESH_SECONDS)
+            finally:
+                opened.cancel()
+            if stays_closed:
                 retry = _FIRST_RETRY_SECONDS
             else:
                 await asyncio.sleep(retry * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
@@ -245,5 +245,11 @@ class CircuitBreaker:
             await self._probe_once()
 
 
+async def _ends(task: asyncio.Future[Any], seconds: float) -> bool:
+    """Whether it ends in time. Unlike `asyncio.wait_for`, this never loses a cancellation."""
+    done, _ = await asyncio.wait({task}, timeout=seconds)
+    return bool(done)
+
+
 def _write_seconds(value: bytes) -> float:
-    return _WRITE_SECONDS + len(value) / _SLOWEST_WRITTEN_BYTES
+    return _WRITE_SECONDS + len(value) / SLOWEST_BYTES

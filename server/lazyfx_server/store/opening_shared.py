@@ -18,7 +18,7 @@ from lazyfx_server.store.verified_store import ENVELOPE_BYTES, VerifiedStore
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 S3_SCHEMES: Final = ("s3",)
 
-MAX_ENTRY_BYTES: Final = 1 << 30
+MAX_ENTRY_BYTES: Final = 256 << 20
 """Longer entries are not shared."""
 
 
@@ -86,7 +86,7 @@ def open_shared_store(
     large: Store | None = None
     if settings.blobs is not None:
         large = guarded(open_remote(settings.blobs, settings.ttl_seconds))
-    elif settings.folder is not None and urlsplit(settings.store).scheme in REDIS_SCHEMES:
+    elif settings.folder is not None and settings.store.partition(":")[0] in REDIS_SCHEMES:
         disk = DiskStore(settings.folder, settings.folder_bytes)
         large = VerifiedStore(disk, on_corrupt=on_corrupt)
     return SharedStore(small, large, remotes, on_error=on_error, on_recovered=on_recovered)
@@ -98,7 +98,7 @@ def open_remote(url: str, ttl_seconds: int) -> RemoteStore:
     Raises:
         SharedStoreError: The URL cannot be used, or a package is missing.
     """
-    scheme = urlsplit(url).scheme
+    scheme = url.partition(":")[0]
     try:
         if scheme in REDIS_SCHEMES:
             return _redis(url, ttl_seconds)

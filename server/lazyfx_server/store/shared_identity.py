@@ -69,9 +69,9 @@ class SharedIdentity:
         except StoreError:
             pass  # it cannot be written to, perhaps read
         found = await store.begin_get(_PLACE)
-        if found is None or found.size > _MAX_BYTES:
+        if found is None:
             return
-        stored = _parsed(await found.rest())
+        stored = _parsed(await found.rest()) if found.size <= _MAX_BYTES else None
         if stored is None:
             await _replace(store, mark)
             return
