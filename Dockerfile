@@ -5,17 +5,17 @@
 #     --build-arg BASE=nvidia/cuda:13.0.1-base-ubuntu24.04 \
 #     --build-arg TORCH_INDEX= .                               CUDA
 #
-# NATIVE       1 for an image that can make native artifacts (lazyfx serve --native).
+# NATIVE       1 for an image that can build native artifacts (lazyfx serve --native).
 # BASE         any Debian or Ubuntu image; Python comes from it or from its packages.
-# TORCH_INDEX  an extra package index. The default holds the small CPU build of
-#              torch; empty takes the build of PyPI, which brings CUDA along.
+# TORCH_INDEX  an extra package index. The default has the small CPU build of
+#              torch; empty uses the build on PyPI, which includes CUDA.
 ARG BASE=python:3.13-slim-bookworm
 
-# ---- What both stages stand on: one interpreter at one path. ----
+# ---- The base of both stages: one interpreter at one path. ----
 FROM ${BASE} AS base
 SHELL ["/bin/sh", "-eu", "-c"]
 ENV LANG=C.UTF-8
-# The python images bring their own interpreter; CUDA and plain Debian images bring none.
+# The python images have an interpreter; CUDA and plain Debian images have none.
 # Only the distribution knows which patch release its security archive serves, so no pin.
 # hadolint ignore=DL3008
 RUN if ! command -v python3 >/dev/null; then \
@@ -33,7 +33,7 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_EXTRA_INDEX_URL=${TORCH_INDEX}
 RUN python3 -m venv /opt/lazyfx
 WORKDIR /src
-# Torch is most of the image and changes least: it has a layer of its own.
+# Torch is most of the image and changes least, so it has its own layer.
 COPY constraints.txt ./
 RUN /opt/lazyfx/bin/pip install --constraint constraints.txt torch numpy
 COPY pyproject.toml README.md LICENSE ./
@@ -42,7 +42,7 @@ COPY server server
 RUN /opt/lazyfx/bin/pip install --constraint constraints.txt ".[server]" && \
     /opt/lazyfx/bin/pip check
 
-# ---- What runs. ----
+# ---- The runtime image. ----
 FROM base AS runtime
 # NATIVE=1 adds the C++ compiler that `lazyfx serve --native` needs, and Python's headers.
 ARG NATIVE=
@@ -66,15 +66,15 @@ LABEL org.opencontainers.image.title="lazyfx" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
 
-# A fixed number, so that Kubernetes can check runAsNonRoot and volumes keep their owner.
+# A fixed user id, so that Kubernetes can check runAsNonRoot and volumes keep their owner.
 RUN groupadd --gid 10001 lazyfx && \
     useradd --uid 10001 --gid 10001 --home-dir /var/lib/lazyfx --no-create-home \
             --no-log-init --shell /usr/sbin/nologin lazyfx && \
     install -d -o 10001 -g 10001 -m 0750 /var/lib/lazyfx
 COPY --from=builder /opt/lazyfx /opt/lazyfx
 
-# Inside a container only the container's own network sees 0.0.0.0; what is published
-# is decided outside. HOME is on /tmp because the root file system may be read-only.
+# 0.0.0.0 is only the container's own network; what is published is decided
+# outside. HOME is on /tmp because the root file system may be read-only.
 ENV PATH=/opt/lazyfx/bin:${PATH} \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,40 +27,46 @@ $(PROTO_VENV)/.installed:
 	$(PROTO_VENV)/bin/pip install --quiet grpcio-tools==1.76.0 'protobuf<7' 'setuptools<81' mypy-protobuf==3.7.0 googleapis-common-protos==1.76.0
 	touch $@
 
-demo: $(STAMP) ## Set up, then run the main job on this machine: server, real model, table, hit
+demo: $(STAMP) ## Set up, then run the main use case on this machine: server, real model, report, hit
 	$(BIN)/lazyfx demo
 
-# Tests start hundreds of processes. Where the environment forbids Python to write bytecode, each
-# would compile the package anew.
-test: $(STAMP) ## Set up, then run every test, and name the slowest 20; ARGS=path runs those
-	$(BIN)/python -m compileall -q client server
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 --durations-min=1 $(ARGS)
+# Tests start hundreds of processes. If Python may not write bytecode, each of them would compile
+# the package again.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=20 --durations-min=1
 
-flaky: $(STAMP) ## Run tests three times and name those that do not always end the same way; ARGS="--times 5 path"
+test: $(STAMP) ## Set up, then run all tests but the long ones, and list the slowest 20; ARGS=path runs all of those
+	$(BIN)/python -m compileall -q client server
+	$(PYTEST) $(if $(ARGS),$(ARGS),-m 'not slow and not long')
+
+test-long: $(STAMP) ## The long tests: those that compile C++, real models, very many cases
+	$(BIN)/python -m compileall -q client server
+	$(PYTEST) -m 'long and not slow' $(ARGS)
+
+flaky: $(STAMP) ## Run tests three times and list those with different outcomes; ARGS="--times 5 path"
 	$(BIN)/python tests/flaky.py $(ARGS)
 
 numerics: $(STAMP) ## Train real models remotely and locally, compare every gradient; other large samples (slow)
 	$(BIN)/python -m pytest -m slow
 
-fuzz-native: $(STAMP) ## 2,000 graphs with hostile text through Inductor, up to the compiler (slow)
+fuzz-native: $(STAMP) ## Pass 2,000 graphs with hostile text through Inductor, up to the compiler (slow)
 	$(BIN)/python -m pytest -m slow tests/hostile/test_native_source.py
 
-check: $(STAMP) proto-check ## Format, lint, types, import direction, protos
+check: $(STAMP) proto-check ## Check format, lint, types, import direction, protos
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-proto-check: $(STAMP) $(PROTO_VENV)/.installed ## Stubs are fresh, protos lint, nothing breaks main
+proto-check: $(STAMP) $(PROTO_VENV)/.installed ## Check that stubs are up to date, protos lint, and nothing breaks main
 	$(PROTO_VENV)/bin/python proto/generate.py --check
 	$(PROTO_VENV)/bin/python proto/generate.py --image build/lazyfx.binpb
 	$(BIN)/buf lint build/lazyfx.binpb --config buf.yaml
 	PYTHON=$(PROTO_VENV)/bin/python BUF=$(BIN)/buf sh proto/breaking.sh
 
-bench: $(STAMP) ## Measure beside peers, one table; ARGS="--quick --json FILE"
+bench: $(STAMP) ## Benchmark against alternatives, in one table; ARGS="--quick --json FILE"
 	$(BIN)/python -m bench $(ARGS)
 
-bench-abuse: $(STAMP) ## A good caller beside 20 hostile ones; ARGS="--seconds 60"
+bench-abuse: $(STAMP) ## Measure a legitimate client next to 20 hostile ones; ARGS="--seconds 60"
 	$(BIN)/python -m bench.abuse $(ARGS)
 
 targets: $(STAMP) ## Diff the reviewed table of targets with this torch; ARGS=--write writes it
@@ -69,43 +75,43 @@ targets: $(STAMP) ## Diff the reviewed table of targets with this torch; ARGS=--
 bounds: $(STAMP) ## Write docs/bounds.md from the settings
 	$(BIN)/python -m lazyfx_server.bounds_page --write
 
-zoo: $(STAMP) ## Take real architectures through the wire in every capture; ARGS="--write docs/zoo.md"
+zoo: $(STAMP) ## Encode and decode real architectures in every capture; ARGS="--write docs/zoo.md"
 	$(BIN)/python -m zoo $(ARGS)
 
-saved-formats: $(STAMP) ## Save and load every graph of the zoo and of torch's table of operators (hours); ARGS="-k gpt2"
+saved-formats: $(STAMP) ## Save and load every graph of the zoo and of torch's operator database (hours); ARGS="-k gpt2"
 	$(BIN)/python -m pytest -q -m slow tests/lazy/test_saved_models.py tests/lazy/test_saved_operators.py $(ARGS)
 
-conformance: $(STAMP) ## Take torch's own tables of operators and modules through a server (30 min); ARGS="'op linalg*' --calls 3"
+conformance: $(STAMP) ## Send torch's databases of operators and modules through a server (30 min); ARGS="'op linalg*' --calls 3"
 	$(BIN)/python -m conformance $(ARGS)
 
-# Beside .venv and not in it: transformers imports torchao wherever it finds it.
-torchao: $(STAMP) ## Install torchao beside .venv, and run the tests that need it
+# Not in .venv itself, because transformers imports torchao if it finds it.
+torchao: $(STAMP) ## Install torchao next to .venv, and run the tests that need it
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/torchao torchao
 	PYTHONPATH=build/torchao $(BIN)/python -m pytest -q tests/passes/test_quantize_weights.py
 
-zoo-passes: $(STAMP) ## Run every pass over real architectures, compare a step; ARGS="--write docs/passes_zoo.md"
+zoo-passes: $(STAMP) ## Run every pass over real architectures, and compare a training step; ARGS="--write docs/passes_zoo.md"
 	$(BIN)/python -m zoo.numerics $(ARGS)
 
-bench-training: $(STAMP) ## Time to the first training step, six ways; ARGS="--ranks 1,4"
+bench-training: $(STAMP) ## Measure the time to the first training step, in six ways; ARGS="--ranks 1,4"
 	$(BIN)/python -m bench.training $(ARGS)
 
-# The host's own torch is used. Without network: run `make gpu-wheels` elsewhere, for the same
-# Python (GPU_PYTHON_VERSION), and carry build/wheels along.
+# Uses the host's own torch. Without network: run `make gpu-wheels` elsewhere, for the same
+# Python (GPU_PYTHON_VERSION), and copy build/wheels here.
 GPU_PYTHON_VERSION ?= 3.12
 WHEELS := $(wildcard build/wheels)
 GPU_VENV := build/gpu-venv
 
-gpu: ## On a CUDA host: every test that needs one, against the host's own torch
+gpu: ## On a CUDA host: run all GPU tests with the host's own torch
 	$(PYTHON) -m venv --system-site-packages $(GPU_VENV)
 	$(PYTHON) tests/gpu/requirements.py > build/gpu-requirements.txt
 	$(GPU_VENV)/bin/pip install --quiet $(if $(WHEELS),--no-index --find-links $(WHEELS)) --requirement build/gpu-requirements.txt
 	$(GPU_VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(GPU_VENV)/bin/python -m pytest -m gpu tests/gpu
 
-gpu-wheels: ## Download what `make gpu` installs, for a host without network
+gpu-wheels: ## Download the packages for `make gpu`, for a host without network
 	mkdir -p build
 	$(PYTHON) tests/gpu/requirements.py > build/gpu-requirements.txt
 	$(PYTHON) -m pip download --quiet --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) --dest build/wheels --requirement build/gpu-requirements.txt
 
-clean: ## Remove what was set up and built
+clean: ## Remove everything that was set up and built
 	rm -rf $(VENV) build dist

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from lazyfx_server.app import _KEEPALIVE
+from lazyfx_server.rpc.grpc_server import KEEPALIVE
 
 METHOD = "/bench.Echo/Echo"
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -40,7 +40,7 @@ async def _echo(request: bytes, _context: object) -> bytes:
 
 async def _serve() -> None:
     options = [
-        *_KEEPALIVE,
+        *KEEPALIVE,
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ]

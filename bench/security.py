@@ -36,7 +36,7 @@ def checking() -> list[tuple[str, list[float]]]:
         body = graph_pb2.GraphBody.FromString(encoded.body)
 
         def check(body: graph_pb2.GraphBody = body) -> None:
-            check_message(body, max_nodes=200_000)
+            check_message(body)
 
         def decode(data: bytes = encoded.body) -> None:
             wire.decode(wire.check_canonical(data), module_class=_LazyGraphModule)

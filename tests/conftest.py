@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import nursery
 import pytest
+from servers import RunningServer, start_server
 
 import lazyfx
 
@@ -25,67 +24,20 @@ os.environ["LAZYFX_KNOWN_SERVERS"] = os.devnull
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_READY = re.compile(r"serving on (\S+), metrics on (\S+)")
-_START_SECONDS = 120.0
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        run = contextlib.ExitStack()
+        run.enter_context(nursery.nurseries())
+        config.add_cleanup(run.close)
 
 
-@dataclass
-class RunningServer:
-    """A `lazyfx serve` process."""
-
-    process: subprocess.Popen[str]
-    address: str
-    metrics_url: str
-    log: list[str] = field(default_factory=list)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def stop(self, seconds: float = 60.0) -> int:
-        """End the server by SIGTERM and return its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait(10)
-
-
-def start_server(
-    store: Path | None, *flags: str, environment: dict[str, str] | None = None
-) -> RunningServer:
-    """Start a server on free ports and wait until it serves."""
-    command = [
-        sys.executable, "-m", "lazyfx_server",
-        "--listen", "127.0.0.1:0", "--metrics-port", "0",
-        "--store-path", str(store or ""), *flags,
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(environment or {})},
-    )
-    log: list[str] = []
-    ready = threading.Event()
-    found: list[str] = []
-
-    def read() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            log.append(line)
-            if match := _READY.search(line):
-                found.extend(match.groups())
-                ready.set()
-        ready.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    if not ready.wait(_START_SECONDS) or not found:
-        process.kill()
-        raise RuntimeError("the server did not start:\n" + "".join(log))
-    return RunningServer(process, found[0], found[1], log)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # Each of them runs Inductor and a C++ compiler.
+        if "native_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("long")
 
 
 @pytest.fixture
@@ -93,7 +45,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers with flags of the test's own; they are stopped at its end."""
     servers: list[RunningServer] = []
 
-    def start(*flags: str, store: Path | None = None, **kwargs: dict[str, str]) -> RunningServer:
+    def start(*flags: str, store: Path | None = None, **kwargs: Any) -> RunningServer:
         server = start_server(store or tmp_path / "store", *flags, **kwargs)
         servers.append(server)
         return server
@@ -118,7 +70,7 @@ def launch_for_file(
     """As `launch`, for servers that the tests of a file share."""
     servers: list[RunningServer] = []
 
-    def start(*flags: str, store: Path | None = None, **kwargs: dict[str, str]) -> RunningServer:
+    def start(*flags: str, store: Path | None = None, **kwargs: Any) -> RunningServer:
         server = start_server(store or tmp_path_factory.mktemp("store"), *flags, **kwargs)
         servers.append(server)
         return server

@@ -20,7 +20,7 @@ from lazyfx_server.execution import (
     WorkerFailed,
     WorkerTimedOut,
 )
-from lazyfx_server.execution.executor import call, parts_of
+from lazyfx_server.execution.executor import parts_of
 from lazyfx_server.execution.job_calls import CallServer, set_server_call
 
 _thread = threading.local()
@@ -30,7 +30,7 @@ def _call_server(question: bytes) -> bytes:
     """Call as the job of this thread may; threads that a job starts may not."""
     calling: CallServer | None = getattr(_thread, "calling", None)
     if calling is None:
-        raise CallFailed("no server listens to calls here")
+        raise CallFailed("this process cannot call a server")
     return calling(question)
 
 
@@ -113,7 +113,10 @@ class InlineExecutor:
     def _execute(self, calling: CallServer, job: bytes) -> bytes:
         _thread.calling = calling
         try:
-            return call(self._function, job)
+            result: object = self._function(job)
+            if not isinstance(result, bytes):
+                raise TypeError(f"the job function returned {type(result).__qualname__}")
+            return result
         finally:
             del _thread.calling
 

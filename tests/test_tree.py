@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -95,3 +96,10 @@ def test_what_is_called_shared_is_used_by_the_server() -> None:
 
 def _is_module(path: Path) -> bool:
     return path.suffix == ".py" or (path / "__init__.py").exists()
+
+
+def test_every_test_that_is_not_slow_is_run_by_one_of_the_targets_that_ci_runs() -> None:
+    chosen = re.findall(r"-m '(.*?)'", (ROOT / "Makefile").read_text("utf-8"))
+    assert sorted(chosen) == ["long and not slow", "not slow and not long"]
+    run = (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    assert {"make test", "make test-long"} <= set(run)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lazyfx.shared import wire
 from lazyfx_server.security.checked_graph import check
+from lazyfx_server.settings.limits import GraphLimits
 from zoo.captures import Capture
 
 
@@ -51,7 +52,7 @@ def pass_through(capture: Capture) -> Passage:
     # The server's own check: what the zoo holds must not be refused.
     check(
         encoded.body,
-        max_nodes=_MAX_NODES,
+        limits=GraphLimits(max_nodes=_MAX_NODES),
         presentation=encoded.presentation,
         module_class=_LazyGraphModule,
     )

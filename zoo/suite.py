@@ -86,7 +86,7 @@ def task(name: str, capture: Capture) -> Task | None:
     if name == "replace_pattern":
         specs = [replace_pattern(*_REWRITES).message()]
     pipeline = pipeline_of(Registry(), specs)
-    rewrites = RewriteReader().read(specs, pipeline.passes, _MAX_NODES)
+    rewrites = RewriteReader().read(specs, pipeline.passes)
     allowed = max(_ALLOWED, *(_declared(each) for each in pipeline.passes))
     gradients: Gradients = "together" if name in _ROUNDS else "each"
     if name in _NOT_TRAINABLE:

@@ -34,11 +34,10 @@ if TYPE_CHECKING:
     from lazyfx.trust.verifying import Provenance
 
 # gRPC's own handlers would restart its threads in forked children, where they read from the
-# sockets of the parent: children crash, and the parent's calls break. gRPC reads it when it is
-# imported; whoever has set it is let have it. See `lazyfx.calls.forking` for what holds in its
-# place.
+# sockets of the parent: children crash, and the parent's calls break. gRPC reads this when it is
+# imported; a value set by the user is kept. `lazyfx.calls.forking` replaces the handlers.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# Handshakes that fail are told in errors; gRPC would log each try to standard error as well.
+# Failed handshakes are reported as errors; gRPC would also log each attempt to standard error.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 __version__ = "0.1.0"

@@ -71,7 +71,9 @@ class AsyncClient:
         warn_of_misspelled()
         address = server_address(address)
         if not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise LazyfxError(f"timeout takes seconds, more than 0, not {timeout!r}")
+            raise LazyfxError(
+                f"timeout must be a number of seconds greater than 0, not {timeout!r}"
+            )
         granted = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds
         self.refusals = Refusals(address)
@@ -106,7 +108,7 @@ class AsyncClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A child that was forked in the block has nothing to close, and leaves as it would.
+        # A child forked within the block has nothing to close, and must exit normally.
         with contextlib.suppress(ForkedProcessError):
             await self.close()
 
@@ -186,7 +188,7 @@ class AsyncClient:
         )
 
     def handle(self, prepared: Prepared, response: pb.CompileResponse) -> AsyncRemoteModule:
-        """The handle to what the server answered."""
+        """The handle for a response of the server."""
         return AsyncRemoteModule(self, self._preparer.with_values(prepared), response)
 
     def compile_many(
@@ -216,7 +218,7 @@ class AsyncClient:
     async def compile_prepared(
         self, prepared: Sequence[Prepared]
     ) -> AsyncIterator[tuple[int, AsyncRemoteModule | LazyfxError]]:
-        """Compile what `prepare_many` made; see `compile_many`."""
+        """Compile the result of `prepare_many`; see `compile_many`."""
 
         async def requests() -> AsyncIterator[pb.CompileBatchRequest]:
             for i in sorted(streamed):
@@ -239,12 +241,12 @@ class AsyncClient:
             if refusal.retry_after is None:
                 raise
         except ServerFaultError as error:
-            # gRPC loses what a server says that ends a stream while it is written to, and tells
-            # of an internal error in its place (grpc/grpc issue 36066).
+            # If a server ends a stream while the client is writing, gRPC loses its status and
+            # reports an internal error instead (grpc/grpc issue 36066).
             if is_from_server(error.__cause__):
                 raise
-        # One by one: what is too large for the stream and, where the stream was refused for now,
-        # all the others, each when the server says.
+        # One by one: requests that are too large for the stream and, if the stream was refused for
+        # now, all others, each after the server's retry delay.
         for i in sorted(due):
             yield i, await self._single_result(prepared[i])
 
@@ -256,8 +258,8 @@ class AsyncClient:
         error: LazyfxError = status_to_error(answer.error)
         refused_for_now = isinstance(error, OverloadedError) and error.retry_after is not None
         if isinstance(error, MissingBlobsError) or refused_for_now:
-            # Values that a pass reads are sent outside of the stream, and what was refused for now
-            # is asked for again.
+            # Values that a pass reads are sent outside the stream, and requests refused for now are
+            # retried.
             return await self._single_result(job)
         return error
 

@@ -14,10 +14,11 @@ import torch
 from torch.fx import GraphModule
 
 from lazyfx.answers.compiled_graphs import CheckedCompiledGraph, check_compiled_graph
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.pictures import sanitize_picture
 from lazyfx.answers.responses import read_message, read_text
 from lazyfx.artifacts.aot_packages import write_package
-from lazyfx.artifacts.fetching import ArtifactClient, ArtifactFetcher, OnProgress
+from lazyfx.artifacts.fetching import ArtifactClient, ArtifactFetcher
 from lazyfx.artifacts.native_answers import read_artifact
 from lazyfx.artifacts.python_files import PythonFile, python_file
 from lazyfx.artifacts.rebuilding import checked_source, rebuild, rebuild_canonical

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from lazyfx.artifacts.fetching import OnProgress
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.artifacts.python_files import PythonFile
 from lazyfx.async_module import AsyncRemoteModule
 from lazyfx.calls.event_loop import LoopThread

@@ -1,4 +1,4 @@
-"""The errors that lazyfx raises, drawn as a tree.
+"""The errors that lazyfx raises, as a tree.
 
 ::
 
@@ -8,7 +8,7 @@
     ├── DecodeError                bytes that are not a graph in canonical form
     │   └── ProtocolError              the server sent what it may not send, or too much of it
     ├── ValuesRefusedError         the server asked for values of tensors; none were sent
-    ├── IncompatibleError          what the server makes would not run on this machine
+    ├── IncompatibleError          artifacts of the server would not run on this machine
     ├── ClosedError                the client was closed before the call, or while it was waiting
     ├── ForkedProcessError         this process was forked after a client had been opened
     ├── ArtifactError              an artifact did not arrive whole, or is not what it claims
@@ -37,14 +37,14 @@ from typing_extensions import Self
 
 
 class LazyfxError(Exception):
-    """Base of every error that lazyfx raises on purpose.
+    """Base class of all errors that lazyfx raises.
 
-    What an error says is in its attributes, and its text is made of them when it is shown.
-    Errors may be copied, and sent to another process.
+    The attributes contain all information; the message is built from them when it is shown. Errors
+    can be copied and pickled.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not by calling the class: what it takes by keyword is in no `args`.
+        # Do not call the class: keyword arguments are not in `args`.
         return _restored, (type(self), self.args, self.__dict__)
 
 
@@ -55,7 +55,7 @@ def _restored(kind: type[LazyfxError], args: tuple[Any, ...], state: dict[str, A
 
 
 class AddressError(LazyfxError):
-    """Text that is not the address of a server; says what is, and what was probably meant."""
+    """Invalid address of a server; the message says what is valid and what was probably meant."""
 
 
 class UnsupportedGraphError(LazyfxError):
@@ -83,7 +83,7 @@ class UnsupportedGraphError(LazyfxError):
         self.remedy = remedy
 
     def within(self, *, node: str | None = None, attribute: str | None = None) -> Self:
-        """The same error with the place that it lacks, told by whoever knows it."""
+        """The same error with its location filled in where it is missing."""
         placed = copy.copy(self)
         placed.node = self.node or node
         placed.attribute = self.attribute or attribute
@@ -107,9 +107,9 @@ class DecodeError(LazyfxError):
     Attributes:
         reason: What is wrong, without field and node.
         field: Path of the field at fault within the graph message.
-        node: 0-based index of the node at fault in its graph, or None.
-        graph: Index of that graph, or None where nobody has said; 0 is the outermost one.
-        name: What the caller calls the node, where that is known; else None.
+        node: Zero-based index of the node at fault in its graph, or None.
+        graph: Index of that graph, 0 for the outermost one, or None if unknown.
+        name: The caller's name of the node, or None if unknown.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class DecodeError(LazyfxError):
         self.name: str | None = None
 
     def within(self, field: str = "", *, node: int | None = None, graph: int | None = None) -> Self:
-        """The same error, placed further out.
+        """The same error with the location of an enclosing field.
 
         Args:
-            field: Path of the field that holds its field.
-            node: The node that was being read, for an error that does not know it.
-            graph: The graph that was being read, likewise.
+            field: Path of the enclosing field.
+            node: The node that was being read, for an error without a node.
+            graph: The graph that was being read, for an error without a graph.
         """
         placed = copy.copy(self)
         placed.field = joined(field, self.field)
@@ -144,7 +144,7 @@ class DecodeError(LazyfxError):
 
     @property
     def description(self) -> str:
-        """What is wrong, with the node, without the field."""
+        """The message with the node, but without the field."""
         if self.node is None:
             return self.reason
         inside = f" of graph {self.graph}" if self.graph else ""
@@ -156,7 +156,7 @@ class DecodeError(LazyfxError):
 
 
 def joined(outer: str, inner: str) -> str:
-    """The path of a field within another one."""
+    """The path of a field nested in another one."""
     return f"{outer}.{inner}" if outer and inner else outer or inner
 
 
@@ -173,7 +173,7 @@ class ValuesRefusedError(LazyfxError):
 
 
 class IncompatibleError(LazyfxError):
-    """Artifacts of the server would not run on this machine; says what differs."""
+    """Artifacts of the server would not run on this machine; the message says what differs."""
 
 
 class ClosedError(LazyfxError):
@@ -202,7 +202,7 @@ class ArtifactError(LazyfxError):
 
 
 class UntrustedArtifactError(ArtifactError):
-    """An artifact whose signature is missing, old, or by a key that is not trusted."""
+    """An artifact whose signature is missing, expired, or by a key that is not trusted."""
 
 
 class UntrustedServerError(UntrustedArtifactError):
@@ -216,7 +216,7 @@ class FieldViolation:
     Attributes:
         field: Its path, e.g. "graph.calls[3].opcode".
         description: What is wrong with it, and what to do.
-        node: What the caller calls the node at fault; empty when no node is.
+        node: The caller's name of the node at fault; empty if there is none.
     """
 
     field: str
@@ -229,7 +229,7 @@ class ServiceError(LazyfxError):
 
     Attributes:
         code: Name of the gRPC status code, e.g. "INVALID_ARGUMENT".
-        reason: What the server said.
+        reason: The server's message.
         violations: Fields that were refused, for errors that name fields.
         retry_after: Seconds after which a retry may succeed, or None.
     """
@@ -250,12 +250,12 @@ class ServiceError(LazyfxError):
 
     @property
     def field(self) -> str:
-        """Path of the first field that was refused; empty when the server named none."""
+        """Path of the first field that was refused; empty if the server named none."""
         return next((violation.field for violation in self.violations), "")
 
     @property
     def node(self) -> str | None:
-        """What the caller calls the node at fault, or None when no node is."""
+        """The caller's name of the node at fault, or None if there is none."""
         return next((v.node for v in self.violations if v.node), None)
 
     def __str__(self) -> str:
@@ -267,7 +267,7 @@ class InvalidRequestError(ServiceError):
 
 
 class PreconditionError(ServiceError):
-    """FAILED_PRECONDITION or OUT_OF_RANGE: something that the request needs is not there."""
+    """FAILED_PRECONDITION or OUT_OF_RANGE: something that the request requires is missing."""
 
 
 class MissingBlobsError(PreconditionError):
@@ -293,7 +293,7 @@ class DeniedError(ServiceError):
 
 
 class OverloadedError(ServiceError):
-    """RESOURCE_EXHAUSTED: over a bound or a quota; see `retry_after`."""
+    """RESOURCE_EXHAUSTED: a bound or a quota is exceeded; see `retry_after`."""
 
 
 class UnavailableError(ServiceError):
@@ -305,4 +305,4 @@ class TimedOutError(ServiceError):
 
 
 class ServerFaultError(ServiceError):
-    """INTERNAL, UNKNOWN, DATA_LOSS and every status that has no class of its own."""
+    """INTERNAL, UNKNOWN, DATA_LOSS and every other status without its own class."""

@@ -1,4 +1,4 @@
-"""What a compile did, typed; made fresh from the server's numbers each time it is read."""
+"""Typed reports of compiles, built from the server's message on each access."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 from lazyfx.shared.printable import make_printable, printable
 from lazyfx.v1 import compiler_pb2 as pb
 
-# Characters of one text of a report: a pipeline's spelling may be long.
+# Maximum characters of one text in a report: a pipeline's spelling may be long.
 _MAX_TEXT = 65_536
 
 _BASES = {pb.ESTIMATE_BASIS_MEASURED: "measured", pb.ESTIMATE_BASIS_FITTED: "fitted"}
@@ -20,7 +20,7 @@ _BASES = {pb.ESTIMATE_BASIS_MEASURED: "measured", pb.ESTIMATE_BASIS_FITTED: "fit
 
 @dataclass(frozen=True)
 class Recompiles:
-    """Python-code recompiles: asked for, done, and never done."""
+    """Recompiles of Python code: requested, performed and saved."""
 
     requested: int
     performed: int
@@ -43,10 +43,10 @@ class PassReport:
         nodes_after: Nodes of all graphs after.
         changed: Whether the graph changed.
         recompiles: Recompiles during the pass.
-        note: Something a person should know.
+        note: A note for people.
         runs: Times that it ran; more than once inside until_stable.
-        forced: What needed generated code while it ran: "call at file.py:12 in function".
-        data: What an analysis found, JSON-like; empty for other passes.
+        forced: What required generated code while it ran: "call at file.py:12 in function".
+        data: The JSON-like result of an analysis; empty for other passes.
     """
 
     name: str
@@ -82,10 +82,11 @@ class ModuleReport:
     """The recompiles of one module of a compile.
 
     Attributes:
-        path: Dotted path from the root: "" is the root, "*" what passes built on the way.
-        recompiles: Of this module alone, in the worker.
+        path: Dotted path from the root: "" is the root, "*" the temporary modules that passes
+            built.
+        recompiles: Recompiles of this module alone, in the worker.
         nodes: Nodes of its graph.
-        stale: Its generated code is out of date.
+        stale: Whether its generated code is stale.
     """
 
     path: str
@@ -96,23 +97,23 @@ class ModuleReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a compile did; on a hit, what the stored compile did.
+    """What a compile did; on a hit, what the cached compile did.
 
     Attributes:
-        recompiles: Of the module, later touches included.
+        recompiles: Recompiles of the module, including those that later fetches caused.
         passes: In the order in which they ran.
         seconds: Wall seconds in the worker: decode, passes, encode.
         pass_seconds: Seconds of that inside passes.
         queue_seconds: Seconds that the job waited for a worker.
         saved_seconds: Estimated seconds of code generation that laziness saved.
         nodes_before: Nodes of the graph that was sent.
-        nodes_after: Nodes of the graph that came out.
+        nodes_after: Nodes of the resulting graph.
         pipeline: The pipeline's canonical spelling.
-        stale: No code has been generated for the graph yet.
-        modules: Each module, the root first.
-        performed_seconds: Measured seconds of the recompiles that were done.
+        stale: Whether no code has been generated for the graph yet.
+        modules: All modules, the root first.
+        performed_seconds: Measured seconds of the performed recompiles.
         saved_basis: Where `saved_seconds` comes from: "measured" on this graph or "fitted".
-        eager: The passes ran on eager modules.
+        eager: Whether the passes ran on eager modules.
         verified: What `verify=True` compared, or None.
     """
 
@@ -140,7 +141,7 @@ class Cache:
     Attributes:
         status: "hit", "miss" or "joined".
         reason: Why it was a miss, e.g. "NEW_GRAPH"; empty for a hit.
-        explanation: The same for people.
+        explanation: An explanation for people.
     """
 
     status: str
@@ -149,7 +150,7 @@ class Cache:
 
 
 def report_of(message: pb.CompileReport, *, performed_here: int) -> Report:
-    """A report from the server's, with the recompiles that this process performed added."""
+    """A report from the server's message, plus the recompiles that this process performed."""
     own = pb.CompileReport()
     own.CopyFrom(message)
     make_printable(own, _MAX_TEXT)
@@ -199,7 +200,7 @@ def report_of(message: pb.CompileReport, *, performed_here: int) -> Report:
 
 
 def _data(found: Struct) -> Mapping[str, Any]:
-    """What an analysis found; nothing where it cannot be said, such as numbers that are none."""
+    """The result of an analysis; empty if it is not valid JSON, e.g. contains NaN."""
     try:
         return MessageToDict(found)
     except (SerializeToJsonError, ParseError, ValueError, RecursionError):
@@ -214,7 +215,7 @@ def _verified(message: pb.CompileReport) -> Verified | None:
 
 
 def cache_of(message: pb.CacheResult) -> Cache:
-    """Where an answer came from, in words."""
+    """The cache status of an answer."""
     reason = (
         enum_name(pb.MissReason, message.miss_reason, "MISS_REASON_") if message.miss_reason else ""
     )
@@ -226,6 +227,6 @@ def cache_of(message: pb.CacheResult) -> Cache:
 
 
 def enum_name(enum: Any, number: int, prefix: str) -> str:
-    """The name of an enum's number; "UNKNOWN" for one that a newer server may know."""
+    """The name of an enum value; "UNKNOWN" for a value of a newer server."""
     found = enum.DESCRIPTOR.values_by_number.get(number)
     return "UNKNOWN" if found is None else str(found.name).removeprefix(prefix)

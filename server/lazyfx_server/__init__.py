@@ -1,3 +1,3 @@
-"""The lazyfx server: applies passes to torch.fx graphs, lazily, and remembers the results."""
+"""The lazyfx server: applies passes to torch.fx graphs, lazily, and caches the results."""
 
 __version__ = "0.1.0"

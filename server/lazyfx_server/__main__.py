@@ -16,8 +16,10 @@ from lazyfx.errors import LazyfxError
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled
 from lazyfx_server.file_limit import raise_limit
 from lazyfx_server.memory_allocator import give_back_large_blocks
-from lazyfx_server.settings.loading import Settings, flags, load
-from lazyfx_server.settings.operator_checks import SetupError, check_setup
+from lazyfx_server.operator_checks import SetupError, check_setup
+from lazyfx_server.settings.loading import flags, load
+from lazyfx_server.settings.model import FIELDS
+from lazyfx_server.settings.service_settings import LogSettings
 from lazyfx_server.telemetry.plain_text import (
     LOG_FORMAT_VARIABLE,
     PlainStream,
@@ -34,15 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a server until it is told to stop.
 
     Args:
-        arguments: Flags; those of this process when left out.
+        arguments: Command-line flags; `sys.argv` by default.
 
     Raises:
-        SystemExit: A setting is wrong, an address cannot be listened on, or it was interrupted.
+        SystemExit: A setting is invalid, an address cannot be bound, or the server was interrupted.
     """
     try:
         _main(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        # While it starts; a server that runs drains.
+        # Only during startup; a running server drains instead.
         raise SystemExit(130) from None
 
 
@@ -52,14 +54,14 @@ def _main(arguments: Sequence[str]) -> None:
         check_setup(settings)
     except SetupError as error:
         _refuse(str(error))
-    _log_to_stderr(settings)
+    _log_to_stderr(settings.logs)
     log = logging.getLogger("lazyfx_server")
-    log.info("starting lazyfx %s on %s", version("lazyfx"), settings.listen)
-    for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in Settings.model_fields}):
+    log.info("starting lazyfx %s on %s", version("lazyfx"), settings.addresses.listen)
+    for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in FIELDS}):
         log.warning(sentence)
     raise_limit()
     give_back_large_blocks()
-    # While a large request is read in a thread, the event loop waits so long for its turn.
+    # While a thread parses a large request, the event loop waits at most this long for the GIL.
     sys.setswitchinterval(_SWITCH_SECONDS)
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
@@ -67,20 +69,21 @@ def _main(arguments: Sequence[str]) -> None:
     from lazyfx_server.execution import ExecutionError, SpawnSource, start_forkserver
     from lazyfx_server.store import StoreError
 
-    threads = str(settings.worker_threads)
+    threads = str(settings.workers.worker_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    environment[LOG_FORMAT_VARIABLE] = settings.log_format
-    if settings.allow_targets is not None:
-        environment |= _user_targets(settings.allow_targets)
-    preload = [*settings.operator_modules, "lazyfx_server.jobs.preload"]
-    if settings.native != "off":
+    environment[LOG_FORMAT_VARIABLE] = settings.logs.log_format
+    if settings.passes.allow_targets is not None:
+        environment |= _user_targets(settings.passes.allow_targets)
+    preload = [*settings.passes.operator_modules, "lazyfx_server.jobs.preload"]
+    if settings.native.native != "off":
         preload.append("lazyfx_server.jobs.native.inductor_preload")
-        # Inductor starts processes of its own when it is imported, unless it has one thread.
+        # Inductor starts its own processes on import unless it is limited to one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    # torch asks for devices when it makes its first fake tensor, and a process that was forked
-    # after that cannot use them: better that it sees none.
+    # torch queries devices when it creates its first fake tensor, and a process forked after that
+    # cannot use them, so it had better see none.
     forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     from lazyfx_server.app import App
+    from lazyfx_server.lifecycle import stop_signals
     from lazyfx_server.workers.pools import Sources
 
     reformat_torch_loggers()
@@ -88,14 +91,14 @@ def _main(arguments: Sequence[str]) -> None:
     sources = Sources(forkserver, SpawnSource(preload, environment))
 
     async def serve() -> None:
-        await App(settings, sources).run(_ready)
+        await App(settings, sources).run(stop_signals(), _ready)
 
     try:
         _run(serve)
     except (OSError, LazyfxError, ValueError, StoreError, ExecutionError) as error:
         raise SystemExit(f"lazyfx serve: {error}") from error
     finally:
-        # It may still import; this process would wait for it before it ends.
+        # It may still be importing, and this process would wait for it before exiting.
         forkserver.kill()
 
 
@@ -105,7 +108,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _user_targets(path: Path) -> dict[str, str]:
-    """Allow the targets of a file here; what tells the fork server of them."""
+    """Allow the targets of a file here; return the environment that tells the fork server."""
     from lazyfx.shared.wire.targets.user_targets import parse
     from lazyfx_server.security import allowed
 
@@ -127,8 +130,8 @@ def _run(serve: Callable[[], object]) -> None:
 
 
 def _ready(address: str, metrics_url: str) -> None:
-    # What is here now stays until the end. Looking through it for garbage stops every
-    # request for a tenth of a second, again and again.
+    # Objects created so far live until the end. A garbage collection over them would stall every
+    # request for 0.1 s, repeatedly.
     gc.collect()
     gc.freeze()
     _announce(address, metrics_url)
@@ -138,7 +141,7 @@ def _announce(address: str, metrics_url: str) -> None:
     logging.getLogger("lazyfx_server").info("serving on %s, metrics on %s", address, metrics_url)
 
 
-def _log_to_stderr(settings: Settings) -> None:
+def _log_to_stderr(settings: LogSettings) -> None:
     sys.stderr = PlainStream(sys.stderr)
     log_to(sys.stderr, settings.log_level, settings.log_format)
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ByteSize
 
-from lazyfx_server.compiling.limits.quotas import QuotaLimits
-from lazyfx_server.compiling.limits.request_limits import FORMAT_BOUNDS, RequestLimits
-from lazyfx_server.security.graph_bounds import GraphBounds
-from lazyfx_server.settings.model import Settings
+from lazyfx_server.compiling.limits.request_checks import FORMAT_BOUNDS
+from lazyfx_server.settings.limits import QuotaLimits
+from lazyfx_server.settings.model import FIELDS, Settings
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "bounds.md"
 
@@ -23,7 +21,7 @@ _HEAD: Final = """\
 
 <!-- Written by `make bounds` from the settings; a test fails when it is stale. -->
 
-Everything that a request can make large is bounded. Most bounds are settings of `lazyfx serve`
+Everything whose size a request controls is bounded. Most bounds are settings of `lazyfx serve`
 (the flag is the name with dashes; environment variables and TOML as for all settings); some belong
 to the format. `GetServerInfo` lists each bound and its value. A request that exceeds a bound is
 refused, and the error names the field, the node if there is one, and the setting: INVALID_ARGUMENT
@@ -40,13 +38,13 @@ stays in the received bytes while the request waits.
 """
 
 _FORMAT: Final = {
-    "max_nesting": "Lists, dictionaries, values, expressions and graphs in one another.",
+    "max_nesting": "Nesting depth of lists, dictionaries, values, expressions and graphs.",
     "max_expression_nodes": "One symbolic expression, written out as a tree.",
     "max_name_bytes": "Name of a pass, an option, a dtype or a feature.",
     "max_options": "Options of one pass.",
-    "max_list_items": "Items of the lists of one request, of each kind: items of options, guards "
+    "max_list_items": "Items in the lists of one request, per kind: items of options, guards "
     "and constants of rewrites, states and settings of native compiles.",
-    "max_spelling": "Characters of the passes of a request when spelled out.",
+    "max_spelling": "Characters of a request's passes in text form.",
 }
 
 _TAIL: Final = """
@@ -54,7 +52,7 @@ The rewrites of a request are graphs, and the bounds of graphs apply to them.
 
 ## Quotas
 
-What one tenant may use over time; all quotas are off by default.
+What one tenant may use over time. All quotas are off by default.
 
 | Quota | What it bounds |
 | --- | --- |
@@ -64,21 +62,18 @@ What one tenant may use over time; all quotas are off by default.
 def page() -> str:
     """The text of docs/bounds.md."""
     rows = "".join(f"| `{name}` | {default} | {text} |\n" for name, default, text in _rows())
-    quotas = (f"quota_{field.name}" for field in fields(QuotaLimits))
-    return _HEAD + rows + _TAIL + "".join(f"| `{name}` | {_text(name)} |\n" for name in quotas)
+    quotas = "".join(f"| `{name}` | {_text(name)} |\n" for name in QuotaLimits.model_fields)
+    return _HEAD + rows + _TAIL + quotas
 
 
 def _rows() -> Iterator[tuple[str, str, str]]:
-    for kind in (RequestLimits, GraphBounds):
-        for field in fields(kind):
-            if field.name != "graph":
-                yield field.name, _default(field.name), _text(field.name)
+    for name, value in Settings().limits:
+        yield name, _default(value), _text(name)
     for name, value in FORMAT_BOUNDS.items():
         yield name, f"{value:,} (format)", _FORMAT[name]
 
 
-def _default(name: str) -> str:
-    value = Settings.model_fields[name].default
+def _default(value: Any) -> str:
     if isinstance(value, ByteSize):
         return _bytes(value)
     if isinstance(value, float):
@@ -96,7 +91,7 @@ def _bytes(value: int) -> str:
 
 
 def _text(name: str) -> str:
-    return " ".join((Settings.model_fields[name].description or "").split())
+    return " ".join((FIELDS[name].description or "").split())
 
 
 def main() -> None:

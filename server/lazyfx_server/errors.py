@@ -10,10 +10,10 @@ from lazyfx.errors import FieldViolation, LazyfxError
 
 
 class RequestError(LazyfxError):
-    """Base of the failures that a caller is told about.
+    """Base class of errors that are reported to the caller.
 
     Attributes:
-        violations: Fields of the request at fault, with the nodes; empty where none is.
+        violations: The invalid fields of the request, with their nodes; may be empty.
     """
 
     violations: tuple[FieldViolation, ...] = ()
@@ -25,7 +25,7 @@ class RequestError(LazyfxError):
         Args:
             field: Its path in the request; "request" for the message as a whole.
             description: What is wrong with it, and what to do.
-            node: What the caller calls the node at fault; empty when no node is.
+            node: The caller's name of the node at fault; empty if there is none.
         """
         error = cls(f"{field}: {description}")
         error.violations = (FieldViolation(field, description, node),)
@@ -33,11 +33,11 @@ class RequestError(LazyfxError):
 
 
 class InvalidRequestError(RequestError):
-    """The request can never be served as it is; made by `of_field`, so that it names one."""
+    """The request can never succeed as it is. Create it with `of_field`, to name a field."""
 
 
 class MissingInputsError(RequestError):
-    """Something must be sent first; `subjects` are as in lazyfx.errors.MissingBlobsError."""
+    """Something must be uploaded first; `subjects` are as in lazyfx.errors.MissingBlobsError."""
 
     def __init__(self, message: str, subjects: Sequence[str]) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class MissingInputsError(RequestError):
 
 
 class FailedPreconditionError(RequestError):
-    """The server or the module is not in a state in which this can be done."""
+    """The server or the module is not in the state that this operation requires."""
 
 
 class CrashingGraphError(FailedPreconditionError):
@@ -53,11 +53,11 @@ class CrashingGraphError(FailedPreconditionError):
 
 
 class ModuleNotFoundInCacheError(RequestError):
-    """No module has this key (any more)."""
+    """No module with this key is cached (any more)."""
 
 
 class OverloadedError(RequestError):
-    """A bound on work in progress, or on the size of a result, was passed."""
+    """A bound on concurrent work, or on the size of a result, was exceeded."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -69,11 +69,11 @@ class UnauthenticatedError(RequestError):
 
 
 class PermissionDeniedError(RequestError):
-    """The caller is known, and may not do this."""
+    """The caller is authenticated but not allowed to do this."""
 
 
 class UnavailableError(RequestError):
-    """The server cannot serve now, and may soon; nothing was done."""
+    """The server cannot serve this now but may soon; nothing was done."""
 
 
 class StartingError(UnavailableError):
@@ -85,8 +85,8 @@ class DrainingError(UnavailableError):
 
 
 class TimedOutError(RequestError):
-    """The work took longer than it may."""
+    """The work exceeded its time limit."""
 
 
 class InternalError(RequestError):
-    """A defect of ours; the message is safe to show."""
+    """A bug in lazyfx; the message is safe to show."""

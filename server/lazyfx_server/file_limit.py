@@ -1,4 +1,4 @@
-"""How many files and connections this process may have open."""
+"""The limit on files and connections that this process may have open."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Final
 _log = logging.getLogger(__name__)
 
 RECOMMENDED: Final = 4096
-"""Below this limit a server says so when it starts."""
+"""Below this limit the server logs a warning at startup."""
 
 _ENOUGH: Final = 1_048_576
 
 
 def file_limit() -> int:
-    """The limit now."""
+    """The current limit."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _ENOUGH if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_limit() -> None:
-    """Raise the limit of this process, and of those that it starts, as far as it may.
+    """Raise the limit of this process and its children as far as permitted.
 
-    A limit that stays low is logged.
+    Logs a warning if the limit stays low.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):  # a sandbox may not let it
+        with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     if (limit := file_limit()) < RECOMMENDED:
         _log.warning(
-            "only %d file descriptors may be open (ulimit -n): each connection takes one; "
-            "%d or more are recommended",
+            "the limit on open files is %d (ulimit -n), and each connection takes one; %d or more "
+            "are recommended",
             limit,
             RECOMMENDED,
         )

@@ -1,9 +1,9 @@
-"""How the C library holds memory: few arenas, and the largest blocks are given back at once.
+"""Configures the C library's allocator: few arenas; the largest blocks are freed at once.
 
-By default each thread has an arena of its own. Messages of megabytes then leave holes in the arenas
-of all of gRPC's threads, and the process grows by hundreds of megabytes. Messages of
-ordinary size stay in the arenas, which are two: new pages from the kernel for each of 4 MB would
-cost 20 ms of the event loop, thirty times what copying it into known memory does.
+By default each thread has its own arena. Messages of megabytes then leave holes in the arenas of
+all of gRPC's threads, and the process grows by hundreds of megabytes. Messages of ordinary size
+stay in the two arenas: new pages from the kernel for each message of 4 MB would cost 20 ms of the
+event loop, thirty times as much as a copy into mapped memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-# Of malloc.h; Python has no names for them.
+# From malloc.h; Python does not define them.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
@@ -23,7 +23,7 @@ _TRIM_BYTES: Final = 128 * 2**20
 
 
 def give_back_large_blocks() -> None:
-    """Set this up for the process; does nothing where the C library is another than glibc."""
+    """Configure the allocator of this process; does nothing unless the C library is glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import nursery
 import pytest
 import torch
 
@@ -130,11 +131,8 @@ def test_an_interrupted_run_goes_on(run, at, server, tmp_path) -> None:
     model = save_program(models / "000.pt2", 0.5).read_bytes()
     for i in range(1, 60):
         (models / f"{i:03}.pt2").write_bytes(model)
-    command = [sys.executable, "-m", "lazyfx.cli", "batch", models, "-o", out, "--jobs", "1",
-               "--emit", "code", *at]  # fmt: skip
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    command = ["-m", "lazyfx.cli", "batch", models, "-o", out, "--jobs", "1", "--emit", "code", *at]
+    process = nursery.start("torch", command)
     deadline = time.monotonic() + 60
     while not list(out.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)

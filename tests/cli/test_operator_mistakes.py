@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from lazyfx_server.settings.groups import GROUPS
-from lazyfx_server.settings.model import Settings
-from lazyfx_server.settings.operator_checks import _is_module
+from lazyfx_server.operator_checks import _is_module
+from lazyfx_server.settings.model import FIELDS, group_of
 
 _HERE = ("--listen", "127.0.0.1:0", "--metrics-port", "0")
 
@@ -32,7 +31,7 @@ def _told(result: Result, status: int) -> str:
         (b"\xff\xfe\x00junk", "is not a text file in UTF-8"),
         (b'lisen = "127.0.0.1:0"\n', "unknown setting 'lisen'; did you mean 'listen'?"),
         (b"[oops]\na = 1\n", "unknown setting 'oops'"),
-        (b'workers = "many"\n', ": workers: takes a whole number, not 'many'"),
+        (b'workers = "many"\n', ": workers: must be an integer, not 'many'"),
         (b"workers = 0\n", ": workers: must be at least 1, not 0"),
         (b"a = " + b"[" * 5000, "is not valid TOML"),
     ],
@@ -52,9 +51,9 @@ def test_a_settings_file_that_is_not_there_or_a_folder(run, tmp_path) -> None:
 
 
 def test_where_a_wrong_value_came_from(run, monkeypatch) -> None:
-    assert "--workers: takes a whole number" in _told(run("serve", "--workers", "many"), 2)
+    assert "--workers: must be an integer" in _told(run("serve", "--workers", "many"), 2)
     monkeypatch.setenv("LAZYFX_WORKERS", "many")
-    assert "LAZYFX_WORKERS: takes a whole number" in _told(run("serve"), 2)
+    assert "LAZYFX_WORKERS: must be an integer" in _told(run("serve"), 2)
 
 
 def test_a_store_that_cannot_be_used(run, tmp_path) -> None:
@@ -134,10 +133,8 @@ def test_batch_without_its_folder(run, tmp_path) -> None:
 
 
 def test_each_setting_is_shown_in_one_group(run) -> None:
-    listed = [name for names in GROUPS.values() for name in names]
-    assert sorted(listed) == sorted(Settings.model_fields)
     shown = run("serve", "--help").output
-    for title in GROUPS:
+    for title in {group_of(name) for name in FIELDS}:
         assert f"\n{title}:\n" in shown
 
 
@@ -170,7 +167,7 @@ def test_completion_can_be_shown() -> None:
 
 
 FILES_OF_SECRETS = {
-    "tokens that are none": ("--tokens", "banana\n", "line 1: not 'id sha256 tenant'"),
+    "invalid tokens": ("--tokens", "banana\n", "line 1: expected 'id sha256 tenant'"),
     "no tokens": ("--tokens", "", "is empty, so nobody could call; `lazyfx token TENANT --file"),
     "a key that is none": ("--signing-key", "banana\n", "contains no private key"),
     "a secret that is none": ("--tenant-secret", "banana\n", "does not hold 32 bytes"),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import pickle
-import subprocess
-import sys
 
+import nursery
 import pytest
 import torch
 
@@ -91,10 +90,8 @@ def run_alone(file, program, inputs) -> list[object]:
     """Two calls of a file of code, bound to a program's state, where lazyfx is not to be had."""
     state = file.with_suffix(".state")
     torch.save((dict(torch.export.load(program).state_dict), inputs), state)
-    out = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ALONE, file, state],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    command = ["-W", "ignore", "-c", ALONE, str(file), str(state)]
+    out = nursery.run("torch", command, check=True)
     found = ast.literal_eval(out.stdout)
     assert isinstance(found, list)
     return found
@@ -144,7 +141,7 @@ def test_rewrites_are_imported(run, at, factories) -> None:
         ("raises", "RuntimeError: no weights here"),
         ("number", "returned a int; it must return (module, example_inputs)"),
         ("absent", "AttributeError"),
-        ("module_only", "its capture needs example_inputs"),
+        ("module_only", "pass example_inputs to capture it"),
     ],
 )
 def test_a_bad_factory_fails_in_one_line(run, at, factories, factory, expected) -> None:

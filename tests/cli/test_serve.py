@@ -8,14 +8,14 @@ from typer.testing import CliRunner
 
 import lazyfx
 from lazyfx.cli.application import app
-from lazyfx_server.settings.loading import Settings
+from lazyfx_server.settings.model import FIELDS
 
 
 def test_help_explains_every_setting_with_its_default(run) -> None:
     shown = run("serve", "--help")
     assert shown.exit_code == 0
     text = " ".join(shown.output.split())
-    for name, setting in Settings.model_fields.items():
+    for name, setting in FIELDS.items():
         entry = text.split(f"--{name.replace('_', '-')} ", 2)[-1]
         assert setting.description, name
         assert " ".join(setting.description.split())[:40] in text, name

@@ -40,7 +40,7 @@ def test_the_words_of_the_validator() -> None:
     assert in_plain_words("Input should be greater than or equal to 1") == "must be at least 1"
     assert (
         in_plain_words("Input should be a valid number, unable to parse string as a number")
-        == "takes a number"
+        == "must be a number"
     )
     assert in_plain_words("Value error, 'x' is odd") == "'x' is odd"
     assert in_plain_words("'zzz' is not one of 'code', 'graph'.") == (

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import nursery
 import pytest
 from hostile.certificates import Authority
 
@@ -35,7 +34,7 @@ def refusal(**options: Any) -> str:
 @pytest.mark.parametrize("token", ["t\u00f6k\u00e9n", "two words", "a\nb", "a\0b", "\x7f"])
 def test_a_token_that_cannot_be_sent(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = refusal(token=token)
-    assert told.startswith("token has characters that no token has")
+    assert told.startswith("token contains characters that are not allowed")
     assert token not in told
     if "\0" not in token:
         monkeypatch.setenv("LAZYFX_TOKEN", token)
@@ -44,7 +43,7 @@ def test_a_token_that_cannot_be_sent(token: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_token_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "token is empty" in refusal(token=" \n")
-    assert "token takes text, not an object of type int" in refusal(token=3)
+    assert "token must be a string, not an object of type int" in refusal(token=3)
     path = tmp_path / "token"
     monkeypatch.setenv("LAZYFX_TOKEN_FILE", str(path))
     assert f"LAZYFX_TOKEN_FILE: cannot read {path}" in refusal()
@@ -73,11 +72,11 @@ def test_files_of_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     _, other = authority.issue("other")
     junk = tmp_path / "junk"
     junk.write_text("junk")
-    assert "tls takes True or lazyfx.Tls(ca=...)" in refusal(tls=str(authority.file))
+    assert "tls must be True or lazyfx.Tls(ca=...)" in refusal(tls=str(authority.file))
     assert f"cannot read {tmp_path}: Is a directory" in refusal(tls=lazyfx.Tls(ca=tmp_path))
     assert f"{junk} holds no certificates" in refusal(tls=lazyfx.Tls(ca=junk))
     for half in (lazyfx.Tls(certificate=certificate), lazyfx.Tls(key=key)):
-        assert "a certificate and its key go together" in refusal(tls=half)
+        assert "a certificate requires its key" in refusal(tls=half)
     for pair in ((certificate, other), (junk, key), (certificate, junk), (key, certificate)):
         told = refusal(tls=lazyfx.Tls(certificate=pair[0], key=pair[1]))
         assert "are not a certificate in PEM format and its private key" in told
@@ -92,10 +91,10 @@ def test_files_of_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_certificate_without_its_key_does_not_end_the_process(tmp_path: Path) -> None:
     certificate, _ = Authority(tmp_path).issue("client")
     program = "import lazyfx; lazyfx.connect('127.0.0.1:1', tls=True).server_info()"
-    ran = subprocess.run(
-        [sys.executable, "-c", program.replace("tls=True", "tls=None")],
+    ran = nursery.run(
+        "torch",
+        ["-c", program.replace("tls=True", "tls=None")],
         env={**os.environ, "LAZYFX_CLIENT_CERTIFICATE": str(certificate)},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    )
     assert ran.returncode == 1
-    assert "a certificate and its key go together" in ran.stderr
+    assert "a certificate requires its key" in ran.stderr

@@ -20,7 +20,7 @@ from lazyfx.cli.application import app
 from lazyfx.errors import DeniedError, ServiceError, TimedOutError, UnavailableError
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import lazyfx
 from lazyfx.backend.options import BackendOptions
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled, warn_of_misspelled
-from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.model import FIELDS
 
 SLIPS = {
     "LAZYFX_ADRESS": "LAZYFX_ADDRESS",
@@ -42,11 +42,11 @@ def test_a_slip_of_the_pen(variable: str, monkeypatch: pytest.MonkeyPatch) -> No
     if meant is None:
         assert told == []
     else:
-        assert told == [f"{variable} is set, and lazyfx does not read it; did you mean {meant}?"]
+        assert told == [f"{variable} is set, but lazyfx does not read it; did you mean {meant}?"]
 
 
 def test_no_setting_of_a_server_is_a_slip_of_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Settings.model_fields:
+    for name in FIELDS:
         monkeypatch.setenv(f"LAZYFX_{name.upper()}", "x")
     assert list(misspelled()) == []
 

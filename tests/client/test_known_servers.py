@@ -21,7 +21,7 @@ from lazyfx.trust.access import access
 from lazyfx.trust.known_servers import known_keys, trust
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 ONE, TWO = "aa" * 32, "bb" * 32
 

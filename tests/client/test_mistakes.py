@@ -16,11 +16,11 @@ from lazyfx.cli.model_sources import load_program
 from lazyfx.errors import AddressError, DecodeError, InvalidRequestError, LazyfxError
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 
 class Branching(torch.nn.Module):
-    """Its way through the code depends on values."""
+    """Its control flow depends on tensor values."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.sum() > 0:
@@ -33,11 +33,11 @@ MODEL = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()).eval()
 GIVEN: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing": (lambda: None, "cannot compile an object of type NoneType"),
     "a path": (lambda: "model.pt2", "a path: pass a GraphModule.*torch.export.load"),
-    "a function": (lambda: torch.relu, "torch.fx.symbolic_trace makes a GraphModule"),
-    "a graph": (lambda: torch.fx.symbolic_trace(MODEL).graph, "holds a Graph and its tensors"),
+    "a function": (lambda: torch.relu, "torch.fx.symbolic_trace turns a function into"),
+    "a graph": (lambda: torch.fx.symbolic_trace(MODEL).graph, "combines a Graph with its tensors"),
     "a module": (
         lambda: MODEL,
-        "a Sequential is not a graph yet: its capture needs example_inputs",
+        "a Sequential is not a graph: pass example_inputs to capture it",
     ),
     "a script": (lambda: torch.jit.script(MODEL), "TorchScript module has no torch.fx graph"),
 }
@@ -63,7 +63,7 @@ def test_code_that_depends_on_values(client: lazyfx.Client) -> None:
 
 @pytest.mark.parametrize("passes", [3, 2.5, object()])
 def test_passes_that_are_none(passes: Any, client: lazyfx.Client) -> None:
-    with pytest.raises(LazyfxError, match="passes takes names and what"):
+    with pytest.raises(LazyfxError, match="passes must be a list of names and"):
         client.compile(torch.fx.symbolic_trace(MODEL), passes)
 
 
@@ -81,7 +81,9 @@ def test_an_address_that_is_not_text(address: Any) -> None:
 
 @pytest.mark.parametrize("timeout", [0, -1, "3", float("nan"), None])
 def test_a_timeout_that_is_none(timeout: Any) -> None:
-    with pytest.raises(LazyfxError, match="timeout takes seconds, more than 0, not"):
+    with pytest.raises(
+        LazyfxError, match="timeout must be a number of seconds greater than 0, not"
+    ):
         lazyfx.connect(timeout=timeout)
 
 

@@ -45,7 +45,7 @@ def test_a_pass_or_pipeline_is_suggested(given: str, meant: str) -> None:
 
 def test_where_nothing_is_close_all_are_listed() -> None:
     assert did_you_mean("zzzzzz", PASSES).startswith("; known names: analyze, ")
-    assert did_you_mean("x", ()) == "; it takes none"
+    assert did_you_mean("x", ()) == "; there are none"
     assert did_you_mean("zzzzzz", [f"k{i}" for i in range(100)]).endswith(" and 60 more")
 
 

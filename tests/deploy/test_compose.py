@@ -82,10 +82,10 @@ def test_prometheus_scrapes_the_metrics_port_of_the_server(
 
 
 def test_the_server_gets_longer_to_stop_than_it_drains(compose: dict[str, Any]) -> None:
-    from lazyfx_server.settings.loading import Settings
+    from lazyfx_server.settings.model import FIELDS
 
     grace = compose["services"]["lazyfx"]["stop_grace_period"]
-    assert float(grace.removesuffix("s")) > Settings.model_fields["drain_seconds"].default
+    assert float(grace.removesuffix("s")) > FIELDS["drain_seconds"].default
 
 
 def test_the_identified_file_asks_for_tokens_over_tls(root: Path) -> None:

@@ -28,7 +28,13 @@ def exported() -> Series:
         devices=lambda: [DeviceMemory("cuda:0", 2, 1)],
     )
     PrometheusObserver(
-        registry, ["a"], version="1", torch_version="2", python_version="3", gauges=gauges
+        registry,
+        ["a"],
+        artifact_kinds=["code"],
+        version="1",
+        torch_version="2",
+        python_version="3",
+        gauges=gauges,
     )
     return {
         sample.name: frozenset(sample.labels) | SCRAPED

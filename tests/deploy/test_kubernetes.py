@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lazyfx_server.settings.loading import Settings
+from lazyfx_server.settings.loading import load
 
 TARGETS = [
     "base",
@@ -165,7 +165,9 @@ def test_the_cuda_overlay_asks_for_a_gpu_and_its_image(rendered: Rendered) -> No
     assert spec["tolerations"][0]["key"] == "nvidia.com/gpu"
 
 
-def test_the_identified_overlay_asks_for_tokens_over_tls(rendered: Rendered) -> None:
+def test_the_identified_overlay_asks_for_tokens_over_tls(
+    rendered: Rendered, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objects = rendered("overlays/identified")
     spec = objects["StatefulSet", "lazyfx"]["spec"]["template"]["spec"]
     (server,) = spec["containers"]
@@ -176,11 +178,10 @@ def test_the_identified_overlay_asks_for_tokens_over_tls(rendered: Rendered) -> 
         assert str(Path(environment[name]).parent) in mounts.values()
     assert {secret["defaultMode"] for secret in secrets.values()} == {0o440}
     # The settings that these variables make need nobody's word.
-    settings = Settings(
-        listen="0.0.0.0:8700",
-        **{name.removeprefix("LAZYFX_").lower(): value for name, value in environment.items()},
-    )
-    assert not settings.insecure
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = load(["--listen", "0.0.0.0:8700"])
+    assert not settings.addresses.insecure
     assert settings.exposure is None
     # Probes of Kubernetes do not speak TLS to gRPC.
     assert server["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
@@ -206,7 +207,7 @@ def test_the_native_overlay_asks_for_an_image_with_a_compiler(
     spec = rendered("overlays/native")["StatefulSet", "lazyfx"]["spec"]["template"]["spec"]
     (server,) = spec["containers"]
     environment = {variable["name"]: variable["value"] for variable in server["env"]}
-    assert Settings(native=environment["LAZYFX_NATIVE"]).native == "on"
+    assert load(["--native", environment["LAZYFX_NATIVE"]]).native.native == "on"
     assert server["image"].endswith("-native")
     assert "ARG NATIVE" in (root / "Dockerfile").read_text()
     scratch = {v["name"]: v["emptyDir"].get("sizeLimit") for v in spec["volumes"]}

@@ -14,6 +14,8 @@ from conformance.cases import modules, operators
 from conformance.run import BAD, Finding, findings
 from lazyfx.cli.local_server import local_server
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("expecttest", reason="torch's tables need it")
 
 # A sample for CI: these places of the tables, and what was refused or wrong once, with as many

@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule
 import lazyfx
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 _CLIENTS = 4
 _WORKERS = 3

@@ -14,7 +14,7 @@ from lazyfx.calls import conversation
 from lazyfx.capture import preparing
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 
 def test_a_large_body_is_uploaded(

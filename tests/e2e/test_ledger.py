@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import nursery
 import pytest
 import torch
 from harness import CSE, DCE, compile_request, connected, graph_of, metrics, total, wait_until
@@ -19,10 +18,8 @@ TWICE = lazyfx.replace_pattern((lambda x: torch.relu(torch.relu(x)), lambda x: t
 
 
 def cli_stats(address: str) -> dict[str, object]:
-    out = subprocess.run(
-        [sys.executable, "-m", "lazyfx.cli", "stats", "--address", address, "--json"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+    command = ["-m", "lazyfx.cli", "stats", "--address", address, "--json"]
+    out = nursery.run("torch", command, check=True)
     found = json.loads(out.stdout)
     assert isinstance(found, dict)
     return found

@@ -208,7 +208,8 @@ def test_results_survive_a_restart(launch, tmp_path):
         first = stub.Compile(request)
         code = artifact(stub, first.module_key, pb.ARTIFACT_KIND_CODE)
     assert server.stop() == 0
-    server = launch("--workers", "1", store=store)
+    # Of another seed of hashes.
+    server = launch("--workers", "1", store=store, own_interpreter=True)
     with connected(server.address) as stub:
         again = stub.Compile(compile_request(graph_of(3.0), DCE, CSE, inline=False))
         assert again.cache.status == pb.CACHE_STATUS_HIT

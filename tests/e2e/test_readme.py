@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RunningServer
+from servers import RunningServer
 
 README = Path(__file__).parents[2] / "README.md"
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

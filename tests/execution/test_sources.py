@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lazyfx_server.execution import ProcessExecutor, WorkerCrashed
-from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.limits import WorkerLimits
+from lazyfx_server.settings.pass_settings import NativeSettings
+from lazyfx_server.settings.service_settings import WorkerSettings
 from lazyfx_server.workers import pools
 
 
@@ -50,7 +52,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pat
 )
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which Inductor compiles with")
 async def test_native_workers(gpu: None, method: str, expected: str) -> None:
-    settings = Settings(native="on", native_unconfined=True, native_start_method=method)  # type: ignore[arg-type]
+    settings = NativeSettings(native="on", native_unconfined=True, native_start_method=method)  # type: ignore[arg-type]
     made = pools.native_pools(settings, SOURCES, lambda _: None)
     assert made is not None
     assert await source_of(made.jobs) == expected
@@ -65,7 +67,7 @@ async def test_what_asks_for_devices_is_not_forked(gpu: None) -> None:
 
 @pytest.mark.parametrize("gpu", [True, False], indirect=True)
 async def test_pass_workers_are_forked(gpu: None) -> None:
-    made = pools.pass_workers(Settings(), SOURCES, (), lambda _: None)
+    made = pools.pass_workers(WorkerSettings(), WorkerLimits(), SOURCES, (), lambda _: None)
     assert await source_of(made) == "forked"
 
 

@@ -42,6 +42,7 @@ from lazyfx.shared import wire
 from lazyfx.shared.format_version import check_envelope
 from lazyfx.v1 import graph_pb2 as pb
 from lazyfx_server.security.checked_graph import check
+from lazyfx_server.settings.limits import GraphLimits
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 HANG_SECONDS = 20.0
@@ -211,7 +212,7 @@ def read(data: bytes) -> bool:
     except (ProtobufError, UnicodeDecodeError):
         return False  # gRPC and `load_graph` stop here
     check_envelope(graph)
-    check(graph.body, max_nodes=MAX_NODES, presentation=graph.presentation,
+    check(graph.body, limits=GraphLimits(max_nodes=MAX_NODES), presentation=graph.presentation,
           module_class=_LazyGraphModule)  # fmt: skip
     module = wire.decode(graph.body, graph.presentation, module_class=_LazyGraphModule)
     assert wire.encode(module).body == graph.body, "another graph was read"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 FUZZER = Path(__file__).resolve().parent / "fuzzing.py"
 
 

@@ -28,7 +28,7 @@ from bench.abuses import ABUSES, send
 from lazyfx.v1 import compiler_pb2 as pb
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 MANY = 10**8
 MB = 2**20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,10 +17,10 @@ from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.checked_graph import check
-from lazyfx_server.security.graph_bounds import GraphBounds
+from lazyfx_server.settings.limits import GraphLimits
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 
 def _described(*values: object) -> bytes:
@@ -60,8 +59,8 @@ OVER = {
 def test_one_over_is_refused_and_at_the_bound_is_not(name: str) -> None:
     bound, body = OVER[name]
     with pytest.raises(DecodeError, match=f"setting {name}"):
-        check(body, max_nodes=100, bounds=replace(GraphBounds(), **{name: bound}))
-    check(body, max_nodes=100, bounds=replace(GraphBounds(), **{name: bound + 1}))
+        check(body, limits=GraphLimits(**{name: bound}))
+    check(body, limits=GraphLimits(**{name: bound + 1}))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +112,7 @@ MISFITS = {
 def test_arguments_must_fit_the_operator_s_schema(case: str) -> None:
     body, told = MISFITS[case]
     with pytest.raises(DecodeError, match=told) as refusal:
-        check(body, max_nodes=100)
+        check(body)
     assert refusal.value.node == 1
 
 
@@ -128,7 +127,7 @@ FITS = {
 
 @pytest.mark.parametrize("case", FITS)
 def test_what_fits_is_taken(case: str) -> None:
-    check(FITS[case], max_nodes=100)
+    check(FITS[case])
 
 
 def test_the_reviewed_table_is_that_of_this_torch() -> None:
@@ -151,5 +150,5 @@ def test_a_target_that_nobody_reviewed_is_refused(monkeypatch: pytest.MonkeyPatc
     less = {**table, "functions": table["functions"] - {"torch.relu"}}
     monkeypatch.setattr(allowed, "reviewed", lambda: less)
     with pytest.raises(DecodeError, match="reviewed table"):
-        check(_traced(lambda x: torch.relu(x)), max_nodes=100)
-    check(_traced(lambda x: torch.tanh(x)), max_nodes=100)
+        check(_traced(lambda x: torch.relu(x)))
+    check(_traced(lambda x: torch.tanh(x)))

@@ -19,7 +19,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 BOUNDS = {
     "max_graph_bytes": 3000, "max_nodes": 12, "max_passes": 3, "max_rewrites": 2, "max_matches": 2,

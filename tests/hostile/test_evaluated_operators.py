@@ -91,6 +91,7 @@ def _found(outcomes: Iterable[list[dict[str, Any]]]) -> tuple[list[str], int]:
     return found, computed
 
 
+@pytest.mark.long
 def test_a_sample_of_wild_calls() -> None:
     """Beside calls that nobody looked at: the sweep must see these."""
     fitting = [name for name in _REVIEWED if name.removeprefix("aten.") in CALLS]

@@ -21,7 +21,7 @@ from lazyfx.errors import DeniedError, LazyfxError, UnavailableError
 from lazyfx.v1 import compiler_pb2 as pb
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 METHODS = {
     "Compile": ("unary_unary", pb.CompileResponse),

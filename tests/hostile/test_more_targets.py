@@ -21,7 +21,7 @@ from lazyfx.shared.wire.targets import user_targets
 from lazyfx.v1 import compiler_pb2 as pb
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 NORMS = """
 import os

@@ -26,7 +26,9 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.signing import read_keys
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
+
+pytestmark = pytest.mark.long
 
 PREFIX = b"lazyfx artifact statement 1\0"
 X = torch.linspace(-1, 1, 8)

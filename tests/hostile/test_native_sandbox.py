@@ -39,7 +39,7 @@ from lazyfx_server.security.signing import read_keys
 from lazyfx_server.telemetry import Observers
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 Order = dict[str, object]
 
@@ -405,7 +405,8 @@ def test_no_process_but_the_server_has_the_signing_key(
     if os.geteuid() != 0:
         pytest.skip("only root reads the memory of confined processes")
     key_file = tmp_path / "signing.pem"
-    server = launch("--native", "--workers", "1", "--signing-key", str(key_file))
+    flags = ("--native", "--workers", "1", "--signing-key", str(key_file))
+    server = launch(*flags, own_interpreter=True)
     key = read_keys(key_file)[0].private_bytes_raw()
     needles = [key, key_file.read_bytes().splitlines()[1]]
     assert until(lambda: len(worker_pids(server.pid)) >= 3, 60), "for passes, jobs and compiles"

@@ -88,7 +88,7 @@ def _own_inductor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         "int \\u00e9;",
         "__builtin_trap();",
         "Py_CompileString(0, 0, 0);",
-        # Between two comments of one directive, and after a line that goes on.
+        # Between two comments of one directive, and after a continued line.
         "\n#define ATTRIBUTE_NO_SANITIZE_ADDRESS /*a*/ asm /*b*/\n",
         "\n#include <cmath> /*a*/ x /*b*/\n",
         "\n#if 1 /*a*/ && __has_include(<x>) /*b*/\n#endif\n",
@@ -258,6 +258,7 @@ class Net(nn.Module):
         return torch.log_softmax(self.out(x), -1).cumsum(0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_what_inductor_writes_is_taken(dynamic: bool) -> None:
     ids = torch.randint(0, 10, (3, 7))
@@ -267,6 +268,7 @@ def test_what_inductor_writes_is_taken(dynamic: bool) -> None:
         assert len(lowered.sources) > 4, lowered.said
 
 
+@pytest.mark.long
 def test_what_aot_inductor_writes_is_taken() -> None:
     size = torch.export.Dim("size", min=2, max=100)
     program = torch.export.export(

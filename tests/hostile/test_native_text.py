@@ -21,7 +21,9 @@ from lazyfx.shared.native.text_tokens import TOKEN
 from lazyfx.v1 import compiler_pb2 as pb
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
+
+pytestmark = pytest.mark.long
 
 X = torch.linspace(0, 1, 8)
 

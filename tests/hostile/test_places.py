@@ -21,7 +21,7 @@ from lazyfx.v1 import compiler_pb2
 from lazyfx.v1 import graph_pb2 as pb
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 Edit = Callable[[pb.GraphBody, pb.Presentation], object]
 

@@ -40,7 +40,7 @@ from lazyfx_server.settings.loading import load
 from lazyfx_server.workers import pools
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 HERE = Path(__file__)
 # The paths of this file's imports stand for those of a server.
@@ -175,7 +175,7 @@ def test_no_process_runs_jobs_of_two_owners() -> None:
 
 @pytest.fixture(scope="module")
 def server(launch_for_file: Callable[..., RunningServer]) -> RunningServer:
-    return launch_for_file("--workers", "1")
+    return launch_for_file("--workers", "1", own_interpreter=True)
 
 
 def test_a_server_says_how_its_workers_are_confined(server: RunningServer) -> None:

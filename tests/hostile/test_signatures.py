@@ -26,7 +26,7 @@ from lazyfx_server.store import DiskStore, VerifiedStore
 from lazyfx_server.v1.worker_pb2 import ArtifactRecord
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 PREFIX = b"lazyfx artifact statement 1\0"
 EVIL = b"cposix\nsystem\n(S'true'\ntR."

@@ -100,7 +100,7 @@ def test_a_key_file_that_is_gone_is_remembered(
     path.parent.rmdir()
     assert ring.keys == keys
     assert ring.keys == keys
-    assert len([r for r in caplog.records if "the key in memory is used" in r.message]) == 1
+    assert len([r for r in caplog.records if "using the key in memory" in r.message]) == 1
     path.parent.mkdir()
     path.touch(0o600)
     path.write_bytes(data)

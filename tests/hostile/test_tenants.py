@@ -18,14 +18,15 @@ from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 from lazyfx_server.compiling.catalog import Catalog, NotFound
 from lazyfx_server.compiling.limits.admission import Admission
-from lazyfx_server.compiling.limits.quotas import QuotaLimits, Quotas
+from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.errors import OverloadedError
+from lazyfx_server.settings.limits import CallLimits, QuotaLimits
 from lazyfx_server.store import MemoryStore
 from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 DCE = "dead_code_elimination"
 
@@ -172,7 +173,9 @@ def test_a_record_that_was_written_into_the_store_is_not_believed() -> None:
 
 def test_quotas_end_with_when_to_try_again() -> None:
     now = 0.0
-    quotas = Quotas(QuotaLimits(requests=2, bytes=100, compile_seconds=10), lambda: now)
+    quotas = Quotas(
+        QuotaLimits(quota_requests=2, quota_bytes=100, quota_compile_seconds=10), lambda: now
+    )
     alice, bob = (Tenants(b"s" * 32).named(name) for name in ("alice", "bob"))
     quotas.charge_request(alice)
     quotas.charge_request(alice)
@@ -227,7 +230,7 @@ def test_a_server_holds_tenants_to_their_quotas(
 
 def test_a_crowd_of_one_tenant_does_not_starve_another() -> None:
     async def scenario() -> list[str]:
-        admission, order = Admission(slots=1, queue=20), []
+        admission, order = Admission(1, CallLimits(max_queue=20)), []
         release = asyncio.Event()
 
         async def job(tenant: str) -> None:
@@ -250,7 +253,7 @@ def test_a_crowd_of_one_tenant_does_not_starve_another() -> None:
 
 def test_a_full_queue_gives_way_to_a_tenant_with_less_in_it() -> None:
     async def scenario() -> tuple[list[object], int]:
-        admission = Admission(slots=1, queue=4)
+        admission = Admission(1, CallLimits(max_queue=4))
         release = asyncio.Event()
 
         async def job(tenant: str) -> str:

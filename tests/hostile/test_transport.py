@@ -29,7 +29,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 
 @pytest.fixture(scope="module")

@@ -15,28 +15,27 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.limits.held_bytes import UNCOUNTED_BYTES, RequestMemory
-from lazyfx_server.compiling.limits.request_limits import RequestLimits
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, OverloadedError
 from lazyfx_server.passes import PassError, Registry
-from lazyfx_server.room_settings import request_limits
 from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.request_decoding import Decoder, request_id
 from lazyfx_server.security import scanning
 from lazyfx_server.security.checked_graph import check
-from lazyfx_server.security.scanning import Bound, FieldBounds, MessageBounds, OverBoundError, scan
-from lazyfx_server.settings.model import Settings
+from lazyfx_server.security.scanning import FieldBounds, MessageBounds, OverBoundError, scan
+from lazyfx_server.settings.limits import CallLimits, GraphLimits, RequestLimits, UploadLimits
+from lazyfx_server.settings.part import Bound
 
-LIMITS: RequestLimits = request_limits(Settings())
+BOUNDS = request_bounds(RequestLimits(), CallLimits(), UploadLimits())
 MB = 2**20
 
 
 def held() -> RequestMemory:
-    return RequestMemory(LIMITS.max_held_bytes, LIMITS.max_held_bytes_per_tenant)
+    return RequestMemory(CallLimits())
 
 
 async def decoded(method: str, data: bytes) -> Any:
-    async with Decoder(LIMITS, held()).reading(method, data, Tenant("", bytes(32))) as message:
+    async with Decoder(BOUNDS, held()).reading(method, data, Tenant("", bytes(32))) as message:
         return message
 
 
@@ -152,7 +151,7 @@ def unbounded(
 @pytest.mark.parametrize("method", pb.DESCRIPTOR.services_by_name["GraphCompiler"].methods_by_name)
 def test_every_field_of_every_request_has_a_bound(method: str) -> None:
     message = pb.DESCRIPTOR.services_by_name["GraphCompiler"].methods_by_name[method].input_type
-    assert list(unbounded(message, request_bounds(LIMITS)[method], method, set())) == []
+    assert list(unbounded(message, BOUNDS[method], method, set())) == []
 
 
 async def test_what_is_within_the_bounds_comes_through_whole() -> None:
@@ -191,7 +190,7 @@ async def test_what_is_within_the_bounds_comes_through_whole() -> None:
 
 
 def test_what_is_held_is_bounded_and_given_back() -> None:
-    held = RequestMemory(10 * MB, 6 * MB)
+    held = RequestMemory(CallLimits(max_held_bytes=10 * MB, max_held_bytes_per_tenant=6 * MB))
     with held.hold("a", 5 * MB) as one:
         with pytest.raises(OverloadedError, match="max_held_bytes_per_tenant") as caught:
             held.hold("a", 2 * MB).__enter__()
@@ -225,7 +224,7 @@ ROWS = {
 @pytest.mark.parametrize("table", ROWS)
 def test_tables_of_a_body_are_counted_before_it_is_parsed(table: str) -> None:
     with pytest.raises(DecodeError) as caught:
-        check(ROWS[table] * 500_000, max_nodes=1000)
+        check(ROWS[table] * 500_000, limits=GraphLimits(max_nodes=1000))
     assert caught.value.field == table
     assert "entries" in str(caught.value)
 
@@ -240,7 +239,7 @@ def test_graphs_in_one_another_are_bounded() -> None:
         body.graphs.add(calls=[0, 1, 2], operands=[0, 1, 1]).attributes.add(graph=i + 1)
     body.graphs.add(calls=[0, 2], operands=[1])
     with pytest.raises(DecodeError, match="max_nesting"):
-        check(body.SerializeToString(deterministic=True), max_nodes=200_000)
+        check(body.SerializeToString(deterministic=True))
 
 
 async def test_large_requests_leave_the_loop_free() -> None:

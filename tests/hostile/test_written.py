@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from lazyfx.shared.source import SourceMismatchError, check_source
-from lazyfx_server.jobs.rendering import render_torchscript
+from lazyfx_server.jobs.artifact_kinds import render_torchscript
 from lazyfx_server.lazy import RecompileLedger, make_lazy
 from lazyfx_server.lazy.lazy_module import generate_source
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nursery
 import torch
 from torch import nn
 from torch.fx import GraphModule
@@ -95,11 +94,8 @@ class Elsewhere:
 
     def differences(self, timeout: float = 120) -> dict[str, str]:
         """What is not as expected, by the name of the file, after one process loaded all."""
-        subprocess.run(
-            [sys.executable, "-I", "-W", "ignore", "-c", _LOADER, str(self.folder)],
-            check=True,
-            timeout=timeout,
-        )
+        command = ["-I", "-W", "ignore", "-c", _LOADER, str(self.folder)]
+        nursery.run("torch", command, check=True, timeout=timeout)
         found = {}
         for out in sorted(self.folder.glob("*.out")):
             file = out.name.removesuffix(".out")

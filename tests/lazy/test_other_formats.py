@@ -24,7 +24,7 @@ from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
 from lazyfx.shared.formats.exported_program import export_module
 from lazyfx.shared.formats.torchscript import eager_copy, script_module
-from lazyfx_server.jobs.rendering import render_exported_program
+from lazyfx_server.jobs.artifact_kinds import render_exported_program
 from lazyfx_server.lazy.lazy_module import lazy_class
 from lazyfx_server.lazy.recompile_ledger import RecompileLedger
 

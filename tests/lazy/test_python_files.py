@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import nursery
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -52,9 +51,7 @@ assert not any(name.startswith("lazyfx") for name in sys.modules)
 
 def run_alone(folder: Path) -> dict[str, Any]:
     """What each file of a folder gives in two calls, bound to the state beside it."""
-    subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", _RUNNER, str(folder)], check=True, timeout=300
-    )
+    nursery.run("torch", ["-I", "-W", "ignore", "-c", _RUNNER, str(folder)], check=True)
     return {
         path.stem: torch.load(path, weights_only=False) for path in sorted(folder.glob("*.out"))
     }

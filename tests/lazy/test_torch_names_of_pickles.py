@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
 
+import nursery
 import pytest
 import torch
 from torch.fx import Graph
@@ -25,10 +24,8 @@ print(json.dumps(sorted({schema.name for schema in torch._C._jit_get_all_schemas
 
 def operators(*modules: str) -> set[str]:
     """The operators of a process that has torch alone, after it has imported modules."""
-    ran = subprocess.run(
-        [sys.executable, "-I", "-W", "ignore", "-c", _OPERATORS, json.dumps(modules)],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
+    command = ["-I", "-W", "ignore", "-c", _OPERATORS, json.dumps(modules)]
+    ran = nursery.run("torch", command, check=True)
     return set(json.loads(ran.stdout.splitlines()[-1]))
 
 

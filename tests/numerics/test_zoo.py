@@ -9,6 +9,8 @@ import zoo
 from zoo.captures import WAYS
 from zoo.check import compare
 
+pytestmark = pytest.mark.long
+
 PASSES = [
     "dead_code_elimination",
     "common_subexpression_elimination",

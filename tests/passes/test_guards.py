@@ -92,6 +92,6 @@ def test_conditions_travel_and_are_part_of_the_fingerprint() -> None:
     pipelines = [pipeline_of(Registry(), [spec.message()]) for spec in specs]
     assert len({pipeline.fingerprint for pipeline in pipelines}) == 4
     message = specs[3].message()
-    (read,) = RewriteReader().read([message], pipelines[3].passes, 100)[0]
+    (read,) = RewriteReader().read([message], pipelines[3].passes)[0]
     assert Rewrite(*read).guards == (InputGuard(0, ("float32",), 2, (-1, 3)),)
     assert Rewrite(*read).at_most == 3

@@ -136,11 +136,26 @@ def test_a_graph_is_refused_at_the_node() -> None:
 
 @pytest.mark.parametrize(
     ("target", "operands"),
-    [("mul", ([1], MANY)), ("imul", ("a", MANY)), ("mod", ("%100000000d", 1))],
+    [
+        ("mul", ([1], MANY)),
+        ("imul", ("a", MANY)),
+        ("mod", ("%100000000d", 1)),
+        (round, (1, -MANY)),
+        ("round", (None, MANY)),
+        (torch.ops.aten.round.decimals, (None, -MANY)),
+        (torch.ops.aten.special_round.out, (None, MANY)),
+    ],
 )
-def test_python_makes_no_endless_lists_and_texts(target: str, operands: tuple[Any, ...]) -> None:
+def test_python_makes_no_endless_numbers_lists_and_texts(
+    target: object, operands: tuple[Any, ...]
+) -> None:
     with pytest.raises(TooLargeError):
         check_numbers(target, operands)
+
+
+def test_large_numbers_may_be_rounded() -> None:
+    check_numbers(round, (MANY,))
+    check_numbers(round, (MANY, 3))
 
 
 def _lists(operator: Callable[..., Any]) -> bool:

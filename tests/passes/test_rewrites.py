@@ -16,8 +16,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.passes import Pass, PassContext, PassError, PassResult
 from lazyfx_server.passes.builtin.fusing.replace_pattern import ReplacePattern
 from lazyfx_server.passes.rewrites import RewriteReader
-
-MANY = 1000
+from lazyfx_server.settings.limits import GraphLimits
 
 
 class Careless(Pass):
@@ -51,8 +50,8 @@ def other_sum(a: Any, b: Any) -> Any:
 
 def test_equal_rewrites_are_decoded_once() -> None:
     reader, specs = RewriteReader(), spec((sum_of_squares, other_sum))
-    first = reader.read(specs, [ReplacePattern()], MANY)
-    again = reader.read(spec((sum_of_squares, other_sum)), [ReplacePattern()], MANY)
+    first = reader.read(specs, [ReplacePattern()])
+    again = reader.read(spec((sum_of_squares, other_sum)), [ReplacePattern()])
     assert first[0][0][0] is again[0][0][0]
     assert first[0][0][1] is again[0][0][1]
 
@@ -62,16 +61,16 @@ def test_names_make_another_graph() -> None:
     renamed = spec((sum_of_squares, other_sum))
     pattern = renamed[0].rewrites[0].pattern
     pattern.presentation.graphs[0].stems[0] = "renamed"
-    first = reader.read(spec((sum_of_squares, other_sum)), [ReplacePattern()], MANY)
-    second = reader.read(renamed, [ReplacePattern()], MANY)
+    first = reader.read(spec((sum_of_squares, other_sum)), [ReplacePattern()])
+    second = reader.read(renamed, [ReplacePattern()])
     assert first[0][0][0] is not second[0][0][0]
     assert "renamed" in [node.name for node in second[0][0][0].graph.nodes]
 
 
 def test_a_pass_that_does_not_say_that_it_only_reads_gets_its_own() -> None:
     reader, specs = RewriteReader(), spec((sum_of_squares, other_sum))
-    shared = reader.read(specs, [ReplacePattern()], MANY)
-    own = [reader.read(specs, [Careless()], MANY) for _ in range(2)]
+    shared = reader.read(specs, [ReplacePattern()])
+    own = [reader.read(specs, [Careless()]) for _ in range(2)]
     assert own[0][0][0][0] is not own[1][0][0][0]
     assert own[0][0][0][0] is not shared[0][0][0]
 
@@ -86,7 +85,7 @@ def test_graphs_with_attributes_are_not_shared() -> None:
             return a * self.scale + b
 
     reader, specs = RewriteReader(), spec((lambda a, b: a + b, Scaled()))
-    found = [reader.read(specs, [ReplacePattern()], MANY)[0][0] for _ in range(2)]
+    found = [reader.read(specs, [ReplacePattern()])[0][0] for _ in range(2)]
     assert found[0][0] is found[1][0]
     assert found[0][1] is not found[1][1]
 
@@ -94,16 +93,16 @@ def test_graphs_with_attributes_are_not_shared() -> None:
 def test_only_so_many_are_kept() -> None:
     reader = RewriteReader(most=2)
     specs = spec((sum_of_squares, other_sum))
-    first = reader.read(specs, [ReplacePattern()], MANY)
-    reader.read(spec((lambda a: torch.sin(a), lambda a: torch.cos(a))), [ReplacePattern()], MANY)
-    assert reader.read(specs, [ReplacePattern()], MANY)[0][0][0] is not first[0][0][0]
+    first = reader.read(specs, [ReplacePattern()])
+    reader.read(spec((lambda a: torch.sin(a), lambda a: torch.cos(a))), [ReplacePattern()])
+    assert reader.read(specs, [ReplacePattern()])[0][0][0] is not first[0][0][0]
 
 
 def test_the_limit_holds_for_what_is_known_already() -> None:
     reader, specs = RewriteReader(), spec((sum_of_squares, other_sum))
-    reader.read(specs, [ReplacePattern()], MANY)
+    reader.read(specs, [ReplacePattern()])
     with pytest.raises(PassError, match="max_nodes"):
-        reader.read(specs, [ReplacePattern()], 2)
+        reader.read(specs, [ReplacePattern()], GraphLimits(max_nodes=2))
 
 
 def test_replace_pattern_leaves_its_rewrites_as_they_are() -> None:
@@ -117,7 +116,7 @@ def test_replace_pattern_leaves_its_rewrites_as_they_are() -> None:
     before = symbolic_trace(model)
     results = []
     for _ in range(3):
-        rewrites = reader.read(specs, [ReplacePattern()], MANY)[0]
+        rewrites = reader.read(specs, [ReplacePattern()])[0]
         looks = [[str(graph.graph) for graph in rewrite[:2]] for rewrite in rewrites]
         ran = run(symbolic_trace(model), ReplacePattern(), rewrites=list(rewrites))
         assert ran.changed

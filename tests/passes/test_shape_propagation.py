@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from passes.running import decoded, run
 from torch import Tensor, nn
@@ -83,6 +84,21 @@ def test_metadata_for_cuda_needs_no_cuda() -> None:
     assert ran.note == ""
     calls = [n for n in ran.module.graph.nodes if n.op == "call_function" and n.name != "getattr_1"]
     assert {n.meta["val"].device for n in calls} == {device}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "xpu", "mps"])
+def test_a_training_graph_of_a_device_that_torch_lacks_ends_no_process(device: str) -> None:
+    mode = FakeTensorMode()
+    with mode:
+        x, w = torch.empty(2, 4, device=device), torch.empty(4, 4, device=device)
+    x.requires_grad_()
+    module = symbolic_trace(lambda x, w: torch.sin(x @ w))
+    for node, value in zip(module.graph.nodes, (x, w), strict=False):
+        node.meta["val"] = value
+    ran = run(decoded(module), propagate, in_place=True)
+    assert ran.note == ""
+    value = ran.module.graph.output_node().all_input_nodes[0].meta["val"]
+    assert value.device.type == torch.device(device).type
 
 
 def test_decoded_attributes_have_the_device_that_they_stand_for() -> None:

@@ -84,9 +84,9 @@ class Model(nn.Module):
         return torch.nn.functional.dropout(self.linear(x) * 3, 0.5, True).sum() + self.count
 
 
-def verified(module: GraphModule, *passes: Pass, limits: PassLimits | None = None):
+def verified(module: GraphModule, *passes: Pass, max_bytes: int = 2**31):
     ledger = RecompileLedger()
-    verifier = NumericVerifier(limits or PassLimits())
+    verifier = NumericVerifier(max_bytes)
     with lazy_job(ledger):
         driver = Driver(ledger, PassLimits(), verifier=verifier)
         verifier.start(driver.adopt(module))
@@ -136,7 +136,7 @@ def test_inputs_need_shapes() -> None:
 
 def test_tensors_are_bounded(step: Capture) -> None:
     with pytest.raises(PassError, match="the limit is 64") as caught:
-        verified(decoded(step.module), limits=PassLimits(max_verify_bytes=64))
+        verified(decoded(step.module), max_bytes=64)
     assert caught.value.kind == "limit"
 
 

@@ -7,6 +7,8 @@ import pytest
 import zoo
 from zoo.numerics import findings
 
+pytestmark = pytest.mark.long
+
 SAMPLE = {"bert": "export", "resnet": "train", "gpt2": "aot"}
 
 

@@ -62,7 +62,10 @@ def check_examples(graph: bytes, change: bytes) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("examples", "noise", "different"),
-    [pytest.param(*_SAMPLE, id="sample"), pytest.param(*_ALL, id="all", marks=pytest.mark.slow)],
+    [
+        pytest.param(*_SAMPLE, id="sample", marks=pytest.mark.long),
+        pytest.param(*_ALL, id="all", marks=pytest.mark.slow),
+    ],
 )
 def test_the_digest_is_true(examples: int, noise: int, different: int) -> None:
     _MEANINGS.clear()

@@ -57,7 +57,7 @@ def _check(target: Any, *args: Any) -> bool:
     body = wire.encode(_graph(target, *args)).body
     ledger = RecompileLedger()
     try:
-        checked = check(body, max_nodes=10, module_class=lazy_class(ledger))
+        checked = check(body, module_class=lazy_class(ledger))
     except DecodeError as error:
         refused = error
     else:

@@ -199,9 +199,9 @@ def http_status(url: str) -> int:
         return error.code
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+def wait_until(condition: Callable[[], object], what: str) -> None:
     """Wait for something that is bound to happen; fails when it does not."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"never happened: {what}"
         time.sleep(0.02)

@@ -19,7 +19,7 @@ from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
-from lazyfx_server.compiling.limits.quotas import QuotaLimits, Quotas
+from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.miss_reasons import Explainer
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.pipelines import Pipelines
@@ -27,10 +27,15 @@ from lazyfx_server.compiling.tenants import Tenant, Tenants
 from lazyfx_server.execution import Executor
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import registry_with
-from lazyfx_server.room_settings import request_limits
+from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
-from lazyfx_server.settings.loading import Settings
+from lazyfx_server.settings.limits import (
+    CallLimits,
+    QuotaLimits,
+    RequestLimits,
+    UploadLimits,
+)
 from lazyfx_server.store import open_store
 from lazyfx_server.telemetry import Event
 
@@ -67,13 +72,13 @@ async def compiling_parts(
     folder: Path, executor: Executor, queue: int = 1024
 ) -> AsyncIterator[Parts]:
     """A compiler and its artifacts around an executor."""
-    limits = request_limits(Settings())
+    limits, calls = RequestLimits(), CallLimits(max_queue=queue)
     recorder = Recorder()
     store = open_store(folder, memory_bytes=2**26, disk_bytes=2**30)
     await executor.start()
     crashes = CrashTracker(600.0)
     jobs = Jobs(executor, 120.0, crashes, observer=recorder)
-    admission = Admission(executor.workers, queue)
+    admission = Admission(executor.workers, calls)
     catalog = Catalog(store)
     registry = registry_with([])
     quotas = Quotas(QuotaLimits())
@@ -98,16 +103,14 @@ async def compiling_parts(
         admission=admission,
         observer=recorder,
         signer=Signer(KeyRing(None), builder, 86_400.0),
-        native=NativeCompiles(None, None, Admission(1, queue), 1, recorder),
+        native=NativeCompiles(None, Admission(1, calls), recorder),
         quotas=quotas,
         costs=costs,
-        max_source_bytes=limits.graph.max_source_bytes,
+        max_source_bytes=limits.max_source_bytes,
     )
     try:
-        held = RequestMemory(limits.max_held_bytes, limits.max_held_bytes_per_tenant)
-        yield Parts(
-            Decoder(limits, held), compiler, artifacts, Tenants(b"secret").named(""), recorder
-        )
+        decoder = Decoder(request_bounds(limits, calls, UploadLimits()), RequestMemory(calls))
+        yield Parts(decoder, compiler, artifacts, Tenants(b"secret").named(""), recorder)
     finally:
         await compiler.drain()
         await artifacts.drain()

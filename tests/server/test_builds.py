@@ -31,8 +31,7 @@ def test_a_header_is_precompiled_once_there_is_room_for_it(tmp_path: Path) -> No
         executor = InlineExecutor(header_of)
         await executor.start()
         area = WorkArea(tmp_path / "area")
-        builds = Builds(executor, COMPILER, 60.0, Observers())
-        builds.open(area)
+        builds = Builds(executor, COMPILER, 60.0, area, Observers())
         (area.root / "headers").touch()  # no folder can be made there, as on a full disk
         try:
             first = await builds.build(REQUEST, [])

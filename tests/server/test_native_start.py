@@ -18,7 +18,7 @@ from lazyfx_server.settings.loading import load
 from lazyfx_server.workers import pools
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 Launch = Callable[..., "RunningServer"]
 
@@ -90,7 +90,7 @@ def test_another_user_is_taken_where_python_can_be_read(monkeypatch: pytest.Monk
     monkeypatch.setattr(pools, "available", lambda: pools.LAYERS)
     monkeypatch.setattr(pools, "other_user", lambda: (4711, ""))
     assert pools.native_protection(load(["--native"])).layers[-1] == "user"
-    monkeypatch.setattr(pools, "other_user", lambda: (None, "/root can be read by root only"))
+    monkeypatch.setattr(pools, "other_user", lambda: (None, "/root is readable by root only"))
     assert pools.native_protection(load(["--native"])).missing == ("user",)
     assert os.geteuid() >= 0
 

@@ -22,7 +22,7 @@ from harness import (
 from lazyfx.v1 import compiler_pb2 as pb
 
 if TYPE_CHECKING:
-    from conftest import RunningServer
+    from servers import RunningServer
 
 
 def test_a_server_goes_on_without_its_folder(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-import subprocess
 import sys
 import unicodedata
 
 import grpc
+import nursery
 import pytest
 
 from lazyfx_server.errors import InvalidRequestError
@@ -84,9 +84,7 @@ warnings.warn(hostile)
 logging.getLogger("torch._dynamo").warning("%s", hostile)
 print(hostile, file=sys.stderr)
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, check=True, text=True, timeout=120
-    )
+    run = nursery.run("torch", ["-c", program], check=True)
     assert run.stderr.count("forged") == 3
     assert is_plain(run.stderr.replace("\n", ""))
     # Only what is printed, not logged, may hold lines of its own.

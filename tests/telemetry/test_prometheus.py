@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from lazyfx_server import telemetry
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, kind_name
 from lazyfx_server.telemetry import (
     ArtifactServed,
     CompileFinished,
@@ -92,6 +93,7 @@ def observer(registry: CollectorRegistry, gauges: Gauges | None = None) -> Prome
     return PrometheusObserver(
         registry,
         PASSES,
+        artifact_kinds=map(kind_name, ARTIFACT_KINDS),
         version="0.1.0",
         torch_version="2.13.0",
         python_version="3.11.7",

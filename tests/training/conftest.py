@@ -17,7 +17,7 @@ from lazyfx.backend import reset_backend_report
 _TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(_TESTS), str(_TESTS / "server")]
 
-from conftest import start_server  # noqa: E402
+from servers import start_server  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import nursery
 from harness import metrics, total
 
 
@@ -30,8 +29,9 @@ def run_with_diary(program: str, folder: Path, **environment: str) -> tuple[str,
         tool = tools / name
         tool.write_text(f'#!/bin/sh\necho "{name} $*" >> {diary}\nexit 1\n')
         tool.chmod(0o755)
-    run = subprocess.run(
-        [sys.executable, "-W", "always", "-c", program],
+    run = nursery.run(
+        "inductor",
+        ["-W", "always", "-c", program],
         env={
             **os.environ,
             "PATH": f"{tools}:{os.environ['PATH']}",
@@ -41,10 +41,6 @@ def run_with_diary(program: str, folder: Path, **environment: str) -> tuple[str,
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"),
             **environment,
         },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout + run.stderr, diary.read_text().splitlines() if diary.exists() else []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import models
+import nursery
 import pytest
 import torch
 from torch import nn
@@ -144,7 +143,5 @@ def test_a_wrong_option_is_refused_by_name(name: str, value: object) -> None:
 
 def test_dynamo_lists_the_backend() -> None:
     program = "import torch; print('lazyfx' in torch._dynamo.list_backends())"
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
+    run = nursery.run("inductor", ["-c", program], check=True)
     assert run.stdout.strip() == "True"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import nursery
 import pytest
 from training.counting import native_compiles
 from training.loops import Net, batches, train
@@ -23,10 +22,12 @@ def run_job(
     """Run one torchrun job on a port of its own; returns what each rank wrote."""
     folder.mkdir()
     told = json.dumps({"address": address, "on_error": "eager", **options})
-    run = subprocess.run(
+    run = nursery.run(
+        "torch",
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
+            "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
+            "--no-python", *nursery.command("inductor"),
             str(_TESTS / "training" / "ranks.py"), str(folder), told,
         ],
         env={
@@ -34,10 +35,6 @@ def run_job(
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(_TESTS), os.environ.get("PYTHONPATH", "")]),
         },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]

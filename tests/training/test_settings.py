@@ -185,7 +185,7 @@ def test_a_setting_that_differs_is_named(name: str, value: Any) -> None:
     ):
         pass
     request.setting_digests = b""
-    with pytest.raises(CannotCompile, match="the caller did not say which"), apply_request(request):
+    with pytest.raises(CannotCompile, match="the caller did not list them"), apply_request(request):
         pass
 
 

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import nursery
 import torch
 from harness import metrics, total, wait_until
 from training.counting import native_compiles
@@ -106,7 +107,7 @@ print(lazyfx.backend_report())
 def test_an_interrupted_job_leaves_the_flight_to_those_who_wait(
     native_server: Any, tmp_path: Path
 ) -> None:
-    def start(name: str) -> subprocess.Popen[str]:
+    def start(name: str) -> Any:
         environment = {
             **os.environ,
             "LAZYFX_ADDRESS": native_server.address,
@@ -115,13 +116,7 @@ def test_an_interrupted_job_leaves_the_flight_to_those_who_wait(
                 [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
             ),
         }
-        return subprocess.Popen(
-            [sys.executable, "-c", WAITING],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return nursery.start("inductor", ["-c", WAITING], env=environment)
 
     before = native_compiles(native_server)
     one, other = start("one"), start("other")
@@ -158,23 +153,18 @@ with watching.showing_progress(20) as notice:
 
 
 def test_progress_is_a_line_on_a_terminal_and_log_lines_elsewhere() -> None:
-    command = [sys.executable, "-c", WATCHING]
-    plain = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    command = ["-c", WATCHING]
+    plain = nursery.run("torch", command, check=True)
     assert "INFO lazyfx: the server is compiling a graph of 20 nodes: tracing, 1 s" in plain.stderr
     assert "compiling, 7 kernels, 2 s" in plain.stderr
-    quiet = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=100,
-        env={**os.environ, "RANK": "1"},
-    )
+    quiet = nursery.run("torch", command, check=True, env={**os.environ, "RANK": "1"})
     assert quiet.stderr == ""
 
     ours, theirs = pty.openpty()
     terminal = subprocess.Popen(
-        command, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+        [sys.executable, *command],
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
     )
     os.close(theirs)
     shown = b""

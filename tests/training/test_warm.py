@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import nursery
 import pytest
 import torch
 from training.counting import native_compiles
@@ -35,22 +35,8 @@ def run_command(what: Path, server: Any, *arguments: str) -> subprocess.Complete
     """`lazyfx warm` as a process."""
     program = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r})"
     program += "; from lazyfx.cli.__main__ import main; main()"
-    return subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            program,
-            "warm",
-            "--address",
-            server.address,
-            str(what),
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
+    command = ["-c", program, "warm", "--address", server.address, str(what), *arguments]
+    return nursery.run("inductor", command)
 
 
 def test_a_warmed_server_compiles_nothing_for_the_job(native_server: Any, tmp_path: Path) -> None:

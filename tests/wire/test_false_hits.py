@@ -70,7 +70,7 @@ def holding(value: object) -> GraphModule:
 
 
 def calling(part: nn.Module, change: Callable[[Any], object] = lambda _: None) -> GraphModule:
-    """A graph that calls a module, which was changed after it was made."""
+    """A graph that calls a module, which was changed after construction."""
     root = nn.Module()
     root.part = part
     change(part)

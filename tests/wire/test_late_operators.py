@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import nursery
 import pytest
 import torch
 import torch._dynamo
@@ -31,8 +30,7 @@ print(targets.find(pb.TARGET_KIND_OPERATOR, "torch_nn::_linear_cross_entropy_bat
     not hasattr(torch.nn, "LinearCrossEntropyLoss"), reason="this torch lacks the operator"
 )
 def test_a_process_that_hears_of_one_first_from_the_wire_has_torch_register_it() -> None:
-    command = [sys.executable, "-W", "ignore", "-c", _NAMES_FIRST]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    said = nursery.run("torch", ["-W", "ignore", "-c", _NAMES_FIRST], check=True).stdout
     assert "_linear_cross_entropy_batch_chunked" in said
 
 

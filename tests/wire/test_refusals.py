@@ -155,7 +155,7 @@ def test_a_leaf_module_with_hooks() -> None:
 def test_a_leaf_module_that_was_changed() -> None:
     convolution = nn.Conv2d(2, 2, 3)
     convolution.transposed = True
-    with pytest.raises(UnsupportedGraphError, match="changed after it was made"):
+    with pytest.raises(UnsupportedGraphError, match="changed after construction"):
         wire.encode(module_calling(convolution))
 
 

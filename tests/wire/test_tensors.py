@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
+import nursery
 import pytest
 import torch
 from checks import decode_bound
@@ -136,7 +135,5 @@ def test_a_pickle_of_a_decoded_module_loads_without_lazyfx(tmp_path: Path) -> No
         "import pickle, sys; module = pickle.load(open(sys.argv[1], 'rb'));"
         "assert 'lazyfx' not in sys.modules; print([t.shape[0] for t in module()])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
-    )
+    done = nursery.run("torch", ["-c", script, str(path)], check=True)
     assert done.stdout.strip() == "[2, 3]"

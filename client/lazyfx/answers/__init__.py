@@ -1,1 +1,1 @@
-"""What comes from a server: held against what was asked for, and against bounds."""
+"""Checks answers of a server against the request and against bounds."""

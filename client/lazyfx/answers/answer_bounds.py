@@ -1,4 +1,4 @@
-"""How much a client takes from a server."""
+"""Bounds on what a client accepts from a server."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AnswerBounds:
-    """Bounds on what one answer of a server may be; what is over one raises `ProtocolError`.
+    """Bounds on one answer of a server; an answer that exceeds one raises `ProtocolError`.
 
     Attributes:
-        max_growth: Nodes that a graph may come back with, for each node that was sent. Calls,
-            operands, strings and source are bounded in proportion.
-        extra_nodes: Nodes beyond that: decompositions of a small graph may be large.
-        max_nodes: Nodes, whatever was sent.
+        max_growth: Nodes that a returned graph may have, per node that was sent. Calls, operands,
+            strings and source are bounded in proportion.
+        extra_nodes: Additional nodes: decompositions of a small graph may be large.
+        max_nodes: Nodes in any case.
         max_graph_bytes: Bytes of graph data.
-        max_constant_bytes: Bytes of all constants that passes made of one graph.
+        max_constant_bytes: Bytes of all constants that passes created for one graph.
         max_text_bytes: Bytes of code, of generated source, and of a picture.
         max_artifact_bytes: Bytes of any other artifact.
-        max_value_bytes: Bytes of tensors that a server may ask for.
+        max_value_bytes: Bytes of tensor values that a server may request.
         max_seconds: Seconds that rebuilding one graph may take.
     """
 
@@ -33,7 +33,7 @@ class AnswerBounds:
     max_seconds: float = 600.0
 
     def nodes(self, sent: int) -> int:
-        """Nodes that the answer to a graph of `sent` nodes may have."""
+        """Maximum nodes of the answer to a graph of `sent` nodes."""
         return min(self.max_nodes, self.max_growth * sent + self.extra_nodes)
 
 

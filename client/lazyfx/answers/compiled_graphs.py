@@ -1,4 +1,4 @@
-"""A compiled graph from a server, checked before a module is built of it."""
+"""Checks a compiled graph from a server before a module is built from it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from lazyfx.shared.wire.targets.operator_schemas import operator_of_row
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
-# For each node that is taken; a call with more operands takes them from others.
+# Per allowed node; a call with more operands uses up those of other nodes.
 _EDGES: Final = 32
-# Libraries of operators that torch itself registers and that passes write.
+# Operator namespaces that torch itself registers and that passes create.
 _NAMESPACES: Final = frozenset({"aten", "prims", "quantized", "quantized_decomposed"})
 
 
 @dataclass(frozen=True)
 class CheckedCompiledGraph:
-    """A compiled graph that may be built. Made by `check_compiled_graph` only.
+    """A checked compiled graph. Created only by `check_compiled_graph`.
 
     Attributes:
-        message: Graph, names, and where its parts come from.
+        message: Graph, names, and the origins of its parts.
         body: The graph, in canonical form.
     """
 
@@ -50,15 +50,15 @@ def check_compiled_graph(
 ) -> CheckedCompiledGraph:
     """Check graph data that a server sent.
 
-    It is in canonical form, as large as the passes can make of what was sent and no larger, calls
-    what graphs may call, can be written as Python source, and says of its parts only what can be:
-    that they come from parts which the sent graph has.
+    It must be in canonical form, no larger than the passes can make the sent graph, call only
+    allowed targets, be expressible as Python source, and give only parts of the sent graph as
+    origins of its parts.
 
     Args:
         data: A serialized CompiledGraph.
         sent: The graph that was sent.
-        passes: What was to be done to it.
-        bounds: How much is taken.
+        passes: The requested passes.
+        bounds: Bounds on the answer.
 
     Raises:
         DecodeError: It is not such a graph; names the field and the node.
@@ -69,7 +69,7 @@ def check_compiled_graph(
     except (ProtobufError, UnicodeDecodeError, RecursionError):
         raise DecodeError("the bytes are not a CompiledGraph message") from None
     check_envelope(compiled.graph)
-    # Nodes are counted before anything is done for each of them.
+    # Count nodes before doing work per node.
     try:
         counted = graph_pb2.GraphBody.FromString(compiled.graph.body)
     except (ProtobufError, UnicodeDecodeError, RecursionError):
@@ -95,8 +95,8 @@ def _check_counts(
             f"extra_nodes)",
             field="graphs",
         )
-    # A graph has no more distinct calls, targets or nested graphs than it has nodes. Of values it
-    # may have more: a node that gives several tensors has one for each, and one for them together.
+    # A graph has no more distinct calls, targets or nested graphs than nodes. It may have more
+    # values: a node that returns several tensors has one per tensor, and one for all of them.
     rows = {
         "graphs": (len(body.graphs), nodes),
         "calls": (len(body.calls), nodes),
@@ -115,12 +115,12 @@ def _check_counts(
 def _check_targets(
     body: graph_pb2.GraphBody, sent: graph_pb2.GraphBody, passes: Sequence[pb.PassSpec]
 ) -> None:
-    """Refuse operators of other libraries that this client did not name.
+    """Refuse operators of other libraries that are not in the request.
 
-    Whether a target is in the table of those that graphs may call is found out when it is read.
+    Whether a target is in the allow-table is checked when it is decoded.
     """
     if not are_all_from_lazyfx(passes):
-        return  # a plugin may bring operators of its own
+        return  # a plugin may use its own operators
     known = {row.name for row in sent.targets if operator_of_row(row)}
     known.update(_operators_of_rewrites(passes))
     for i, row in enumerate(body.targets):
@@ -136,7 +136,7 @@ def _check_targets(
 
 
 def _operators_of_rewrites(passes: Iterable[pb.PassSpec]) -> Iterator[str]:
-    """The operators that rewrites of a request name."""
+    """The operators in the rewrites of a request."""
     for spec in passes:
         for rewrite in spec.rewrites:
             body = graph_pb2.GraphBody.FromString(rewrite.replacement.body)
@@ -145,7 +145,7 @@ def _operators_of_rewrites(passes: Iterable[pb.PassSpec]) -> Iterator[str]:
 
 
 def _check_calls(body: graph_pb2.GraphBody) -> None:
-    """Check that each distinct call can be written as source that means it."""
+    """Check that each distinct call can be written faithfully as source."""
     targets = [(0, ""), *((row.kind, row.name) for row in body.targets)]
     strings = list(body.strings)
     lengths = []
@@ -207,7 +207,9 @@ def _check_origins(
 
 def _check_column(column: Sequence[int], count: int, most: int, field: str) -> None:
     if len(column) != count:
-        raise DecodeError("differs in length from the column that it describes", field=field)
+        raise DecodeError(
+            "its length differs from that of the column that it describes", field=field
+        )
     if max(column, default=0) > most:
         raise DecodeError("refers to a part that was not sent", field=field)
 
@@ -219,7 +221,7 @@ def _check_origin(
     sent: graph_pb2.GraphBody,
     field: str,
 ) -> None:
-    """Check that an attribute can be the one that it is said to be: its kind, shape, dtype."""
+    """Check that an attribute matches its claimed origin in kind, shape and dtype."""
     kind = row.WhichOneof("kind")
     if kind != source.WhichOneof("kind"):
         raise DecodeError("the attribute and its origin differ in kind", field=field)

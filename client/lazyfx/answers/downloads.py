@@ -1,4 +1,4 @@
-"""An artifact as it arrives, part by part; reading ends at the first part that is out of order."""
+"""Assembles an artifact from its stream; stops at the first part that is out of order."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
 _TEXTS: Final = frozenset(
     {pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_SOURCE, pb.ARTIFACT_KIND_PICTURE}
 )
-# Reports of progress in one download; a server sends a few a second, for ten minutes at most.
+# Progress reports in one download; a server sends a few per second, for ten minutes at most.
 _MAX_REPORTS: Final = 20_000
 _MAX_STAGE: Final = 100
 
 
 class Download:
-    """Takes the parts of one artifact's stream, in as many attempts as it needs.
+    """Assembles one artifact's stream, in as many attempts as needed.
 
-    Memory grows with what has come, never with what was announced.
+    Memory grows with the received bytes, never with the announced size.
 
     Args:
-        request: What was asked for.
-        bounds: How large it may be.
-        on_progress: Told how far a native artifact is while it is being made.
+        request: The request.
+        bounds: Bounds on its size.
+        on_progress: Called with the progress of a native compile.
     """
 
     def __init__(
@@ -48,19 +48,19 @@ class Download:
 
     @property
     def received(self) -> int:
-        """Bytes that have come."""
+        """The number of received bytes."""
         return len(self._data)
 
     def begin(self) -> None:
-        """Begin another attempt, which goes on where the last one broke off."""
+        """Begin another attempt, which resumes where the last one broke off."""
         self._size = self._trailer = None
 
     def take(self, part: pb.GetArtifactResponse) -> None:
-        """Take the next part.
+        """Add the next part.
 
         Raises:
-            ArtifactError: A chunk is not the one that was due.
-            ProtocolError: It is out of order, or more than was announced or is taken.
+            ArtifactError: A chunk is not the expected one.
+            ProtocolError: It is out of order, or more than was announced or allowed.
         """
         kind = part.WhichOneof("part")
         if self._trailer is not None:
@@ -79,10 +79,10 @@ class Download:
             )
 
     def finish(self) -> tuple[bytes, pb.ArtifactTrailer]:
-        """The artifact whole, and what closed it.
+        """The complete artifact, and its trailer.
 
         Raises:
-            ArtifactError: It is shorter than announced, without an end, or does not have its
+            ArtifactError: It is shorter than announced, has no trailer, or does not match its
                 digest.
         """
         if self._trailer is None:
@@ -126,7 +126,7 @@ class Download:
             )
         if len(self._data) + len(chunk.data) > self._size:
             raise ProtocolError(f"received more than the {self._size} bytes that were announced")
-        # One empty chunk may stand for an artifact without bytes; a stream of them has no end.
+        # One empty chunk may represent an empty artifact; a stream of them might never end.
         if not chunk.data and self._size:
             raise ProtocolError("the server sent an empty chunk")
         self._data += chunk.data

@@ -1,4 +1,4 @@
-"""What a client itself knows of lazyfx's passes; a server cannot add to it."""
+"""The client's own list of lazyfx's passes; a server cannot extend it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lazyfx.v1 import compiler_pb2 as pb
 VALUE_PASSES: Final = frozenset(
     {"constant_fold", "fuse_conv_bn", "fuse_linear_bn", "quantize_weights"}
 )
-"""The passes that read values of tensors: for these, and no others, weights leave a client."""
+"""The passes that read values of tensors: a client sends weights only for these."""
 
 VALUE_PIPELINES: Final = frozenset({"inference"})
-"""The named pipelines that hold one of them."""
+"""The named pipelines that contain one of them."""
 
 LAZYFX_PASSES: Final = VALUE_PASSES | {
     "analyze",
@@ -42,17 +42,17 @@ LAZYFX_PASSES: Final = VALUE_PASSES | {
     "split_module",
     UNTIL_STABLE,
 }
-"""The passes that come with lazyfx."""
+"""The passes that are part of lazyfx."""
 
 LAZYFX_PIPELINES: Final = VALUE_PIPELINES | {"default", "training"}
-"""The named pipelines that come with lazyfx."""
+"""The named pipelines that are part of lazyfx."""
 
 
 def reads_values(passes: Iterable[pb.PassSpec]) -> bool:
-    """Whether a pass of a request is one that is known to read values of tensors.
+    """Whether any pass of a request is known to read values of tensors.
 
     Args:
-        passes: As they travel; groups such as until_stable are looked into.
+        passes: Passes as messages, including those in groups such as until_stable.
     """
     return not VALUE_PASSES.isdisjoint(_names(passes)) or not VALUE_PIPELINES.isdisjoint(
         _names(passes)
@@ -60,7 +60,7 @@ def reads_values(passes: Iterable[pb.PassSpec]) -> bool:
 
 
 def are_all_from_lazyfx(passes: Iterable[pb.PassSpec]) -> bool:
-    """Whether all passes of a request come with lazyfx: no plugins, no pipelines of an operator."""
+    """Whether all passes are part of lazyfx: no plugins, no pipelines of an operator."""
     return {*_names(passes)} <= LAZYFX_PASSES | LAZYFX_PIPELINES
 
 

@@ -1,7 +1,7 @@
-"""Pictures of a server, written again from the few elements that drawings of graphs are made of.
+"""Sanitizes pictures from a server: rewrites them with the few elements that drawings need.
 
-SVG is a document of the web: it can hold scripts, forms, links, other documents, and styles that
-fetch. A notebook shows it next to the reader's credentials.
+SVG is a web format: it can contain scripts, forms, links, other documents, and styles that fetch
+    resources. A notebook shows it next to the reader's credentials.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ _ELEMENTS: Final[dict[str, frozenset[str]]] = {
     "path": frozenset({"d", "class"}),
     "text": frozenset({"x", "y", "class"}),
 }
-# Elements with text in them, and no elements.
+# Elements that contain text but no elements.
 _LEAVES: Final = frozenset({"title", "text", "style"})
 
 
 def sanitize_picture(data: bytes) -> str:
-    """A drawing, written again: known elements, attributes of known form, plain text.
+    """Rewrite a drawing with known elements, validated attributes and plain text only.
 
     Args:
-        data: SVG of a server.
+        data: SVG from a server.
 
     Raises:
-        DecodeError: It is not such a drawing; names what has no place in one.
+        DecodeError: It is not such a drawing; names what is not allowed.
     """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise DecodeError("the picture is not UTF-8") from None
-    # Before it is parsed: declarations of entities are how small documents become large ones.
-    # Text of a drawing has no such sign, it is escaped there.
+    # Before parsing: entity declarations can expand small documents into huge ones. In text, this
+    # character is escaped.
     if "<!" in text or "<?" in text:
         raise DecodeError(
             "the picture contains a declaration, a comment or a processing instruction"
@@ -75,14 +75,14 @@ def sanitize_picture(data: bytes) -> str:
 
 
 class _Writer:
-    """Writes a drawing while it is parsed; no tree of it is ever built."""
+    """Writes a drawing while parsing; never builds a tree."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
         self._open: list[str] = []
         self._text: list[str] = []
         self._elements = 0
-        self._is_new = False  # nothing has come of the innermost element but its start
+        self._is_new = False  # only the start tag of the innermost element has been seen
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         """An element begins."""
@@ -133,7 +133,7 @@ class _Writer:
         if name in _LEAVES:
             self._close_tag()
         if name == "style":
-            # Of styles there is one, which this side knows.
+            # There is only one style, which the client knows.
             self._parts.append(STYLE)
         elif name in _LEAVES:
             self._parts.append(escape(one_line(text, _MAX_TEXT)))

@@ -1,4 +1,4 @@
-"""Answers that a client refused, counted by the kind of error, and logged once for each kind."""
+"""Counts refused answers by kind of error, and logs each kind once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger("lazyfx")
 
 
 class Refusals:
-    """Counts the answers of one server that were refused. Threads may share it.
+    """Counts the refused answers of one server. Thread-safe.
 
     Args:
         address: The server, for the log.
@@ -29,12 +29,12 @@ class Refusals:
         self._counts: Counter[str] = Counter()
 
     def counts(self) -> dict[str, int]:
-        """How often answers were refused, by the name of the error's class."""
+        """Numbers of refused answers, by the name of the error class."""
         with self._lock:
             return dict(self._counts)
 
     def add(self, error: LazyfxError) -> None:
-        """Count an error if it is a refusal of what the server sent."""
+        """Count an error if it means that an answer was refused."""
         if not isinstance(error, _REFUSALS):
             return
         kind = type(error).__name__
@@ -46,7 +46,7 @@ class Refusals:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count what is refused inside."""
+        """Count refusals within the block."""
         try:
             yield
         except LazyfxError as error:

@@ -1,4 +1,4 @@
-"""Small answers: what does not have the form that the service promises goes no further."""
+"""Checks small answers: malformed ones are refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_response(response: pb.CompileResponse, bounds: AnswerBounds) -> None:
 
 
 def read_text(data: bytes) -> str:
-    """An artifact that is text.
+    """Decode an artifact that is text.
 
     Raises:
         DecodeError: It is not UTF-8.
@@ -62,10 +62,10 @@ def read_text(data: bytes) -> str:
 
 
 def read_message(kind: type[Read], data: bytes) -> Read:
-    """An artifact that is a message.
+    """Parse an artifact that is a message.
 
     Raises:
-        DecodeError: It is another, or none.
+        DecodeError: It is not such a message.
     """
     try:
         return kind.FromString(data)

@@ -1,1 +1,1 @@
-"""What a compiled module becomes on the client: fetched, checked, built."""
+"""Artifacts of a compiled module on the client: fetching, checking, rebuilding."""

@@ -1,4 +1,4 @@
-"""An AOTInductor package gets the values of its weights, which never left this process."""
+"""Adds the values of weights, which never left this process, to an AOTInductor package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _MAX_MEMBERS: Final = 10_000
 
 TEXTS: Final = "extra/lazyfx_texts.json"
-"""Member of a package, under its root folder: the graph's texts by the tokens in its errors."""
+"""Member in a package's root folder: the graph's strings by the tokens in its errors."""
 
 
 def write_package(
@@ -30,17 +30,17 @@ def write_package(
     path: Path,
     texts: Mapping[str, str] = _NONE,
 ) -> Path:
-    """Write a package with its values, as `torch._inductor.aoti_load_package` reads it.
+    """Write a package with its values, for `torch._inductor.aoti_load_package`.
 
     Args:
         package: From `read_artifact`.
-        tensors: The graph's tensors by their paths in canonical names.
-        path: The file; its name should end in .pt2, or torch complains when it loads it.
-        texts: Of the graph, by their tokens; those whose tokens stand in the package are put into
+        tensors: The graph's tensors by canonical path.
+        path: The file; its name should end in .pt2, or torch warns when it loads it.
+        texts: The graph's strings by token; those whose tokens occur in the package are added to
             it, for people who see a token in an error.
 
     Raises:
-        ArtifactError: The package wants tensors that the graph does not have, or has members
+        ArtifactError: The package requires tensors that the graph does not have, or has members
             that torch does not write.
     """
     try:
@@ -65,22 +65,22 @@ def write_package(
 
 
 def _check_members(archive: zipfile.ZipFile, length: int) -> None:
-    """Check that nothing grows when it is read, and nothing is written outside of the archive.
+    """Check that nothing expands when read, and nothing is written outside the folder.
 
-    torch stores members as they are, so they are together no longer than the archive.
+    torch stores members uncompressed, so their total size is at most that of the archive.
     """
     members = archive.infolist()
     if not 0 < len(members) <= _MAX_MEMBERS:
         raise ArtifactError(f"the package has {len(members)} members")
     names = {member.filename for member in members}
     if len(names) != len(members):
-        raise ArtifactError("the package has two members of one name")
+        raise ArtifactError("the package has two members with the same name")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
             raise ArtifactError("the package has a compressed member")
         if member.filename.startswith("/") or ".." in member.filename.split("/"):
-            raise ArtifactError("the package has a member outside of its folder")
-    # Members that lie over one another in the file would be many times its length.
+            raise ArtifactError("the package has a member outside its folder")
+    # Overlapping members could expand to many times the size of the file.
     if sum(member.file_size for member in members) > length:
         raise ArtifactError("members of the package overlap")
 

@@ -1,30 +1,28 @@
-"""The artifacts of one compiled module: each fetched once, checked, and remembered."""
+"""The artifacts of one compiled module: each is fetched once, checked, and cached."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from lazyfx.answers.answer_bounds import AnswerBounds
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.capture.preparing import Prepared
 from lazyfx.errors import LazyfxError, NotFoundError
 from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
 
-OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
-
 _MAX_RENEWALS = 3
 
 
 class ArtifactClient(Protocol):
-    """What a handle needs of its client.
+    """What a handle needs from its client.
 
     Attributes:
-        bounds: How much is taken from the server.
-        refusals: Counts what is refused.
+        bounds: Bounds on answers of the server.
+        refusals: Counts refused answers.
     """
 
     bounds: AnswerBounds
@@ -37,23 +35,23 @@ class ArtifactClient(Protocol):
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> tuple[bytes, pb.ArtifactTrailer]:
-        """Fetch an artifact whole, and check who made it."""
+        """Fetch a complete artifact and check its signature."""
 
     async def verify_provenance(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
     ) -> Provenance:
-        """Where an artifact comes from, as signed."""
+        """The signed provenance of an artifact."""
 
     async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
-        """Compile again a module that has left the server's cache."""
+        """Recompile a module that the server evicted."""
 
 
 class ArtifactFetcher:
     """Fetches the artifacts of one module.
 
     Attributes:
-        report: What the compile did, with the recompiles that later touches caused.
-        constants: Bytes of the constants that passes made, by SHA-256; see
+        report: What the compile did, including recompiles that later fetches caused.
+        constants: Bytes of the constants that passes created, by SHA-256; see
             `graph_and_constants`.
     """
 
@@ -71,7 +69,7 @@ class ArtifactFetcher:
 
     @property
     def response(self) -> pb.CompileResponse:
-        """What the server answered last: another one after it had lost the module."""
+        """The server's latest response: a new one after a recompile."""
         return self._response
 
     async def get(
@@ -90,10 +88,10 @@ class ArtifactFetcher:
             return self._fetched[kind]
 
     async def graph_and_constants(self) -> bytes:
-        """Graph data of this module, with the constants that passes made in `constants`.
+        """Graph data of this module; also fetches the passes' constants, into `constants`.
 
         Raises:
-            ServiceError: The server cannot send them, or loses the module again and again.
+            ServiceError: The server cannot send them, or repeatedly evicts the module.
         """
         for _ in range(_MAX_RENEWALS):
             data = await self.get(pb.ARTIFACT_KIND_GRAPH)
@@ -105,7 +103,7 @@ class ArtifactFetcher:
                             kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest
                         )
                         self.constants[digest.sha256] = await self.fetch(request)
-                # Compiled again meanwhile, it may have other constants.
+                # If it was recompiled meanwhile, it may have other constants.
                 if response.module_key == self._response.module_key:
                     return data
         raise NotFoundError("the server repeatedly evicted the module", code="NOT_FOUND")
@@ -117,15 +115,15 @@ class ArtifactFetcher:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> bytes:
-        """Fetch what a request names, whose module key is filled in here.
+        """Fetch an artifact; the module key of the request is filled in here.
 
-        A module that the server has lost is compiled again, once, from the graph as it was encoded
-        and with the values that it was compiled with.
+        If the server has evicted the module, it is recompiled once, from the same encoded graph and
+        with the same values.
 
         Raises:
             UntrustedArtifactError: It is not signed with a trusted key.
             ServiceError: The server cannot build it.
-            LazyfxError: The module is lost, and values that passes read have changed since.
+            LazyfxError: The module was evicted, and values that passes read have changed since.
         """
         fetch = partial(self._fetcher.fetch, timeout=timeout, on_progress=on_progress)
         asked = request.module_key = self._response.module_key
@@ -147,10 +145,10 @@ class ArtifactFetcher:
         return data
 
     def _adopt_recompiled(self, response: pb.CompileResponse) -> None:
-        """Go on with what was compiled again: under the same key, or under a new one.
+        """Adopt a recompiled module, under the same key or a new one.
 
-        The key is another one where the server's secret was made again or its versions changed;
-        what was fetched under the old one is not mixed with what comes now.
+        The key differs if the server's secret or versions changed; artifacts fetched under the old
+        key are dropped.
         """
         if response.module_key != self._response.module_key:
             self._fetched.clear()
@@ -159,7 +157,7 @@ class ArtifactFetcher:
         self._response = response
 
     async def verify_provenance(self, kind: pb.ArtifactKind.ValueType) -> Provenance:
-        """Where an artifact that was fetched comes from, as signed.
+        """The signed provenance of a fetched artifact.
 
         Raises:
             LazyfxError: It has not been fetched.

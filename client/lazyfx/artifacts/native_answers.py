@@ -1,4 +1,4 @@
-"""What a server made natively is read, and held against what was asked for."""
+"""Reads native artifacts and checks them against the request."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ NativeArtifact = TypeVar("NativeArtifact", pb.NativeBundle, pb.AotPackage)
 def read_artifact(
     kind: type[NativeArtifact], data: bytes, request: pb.NativeRequest
 ) -> NativeArtifact:
-    """Read an artifact whose signature has been verified, and check that it is what was asked for.
+    """Read an artifact whose signature has been verified, and check that it matches the request.
 
     Args:
-        kind: What it should be.
+        kind: The expected kind.
         data: Its bytes.
-        request: What was asked for.
+        request: The request.
 
     Raises:
-        ArtifactError: It is damaged, or made for another machine or other settings.
+        ArtifactError: It is corrupt, or compiled for another machine or other settings.
     """
     try:
         made = kind.FromString(data)

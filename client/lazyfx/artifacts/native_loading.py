@@ -1,4 +1,4 @@
-"""A native artifact becomes something that can be called."""
+"""Loads a native artifact as a callable."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[..., Any]:
     """Load an artifact, without a compiler.
 
-    torch's part of it is a pickle: call this only with what `read_artifact` gave for an artifact
-    whose signature has been verified.
+    It contains a pickle of torch's: call this only with the result of `read_artifact` for an
+    artifact whose signature has been verified.
 
     Args:
         bundle: From `read_artifact`.
-        texts: Of the graph that was compiled, by their tokens: errors of forward and backward
-            show them.
+        texts: The strings of the compiled graph by token, to show in errors of forward and
+            backward.
 
     Returns:
-        A function of the graph's inputs; autograd goes through it if the graph was compiled
-        with gradients.
+        A function of the graph's inputs; differentiable if the graph was compiled with gradients.
 
     Raises:
         ArtifactError: It cannot be loaded.
@@ -36,8 +35,8 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
     libraries = {kernel.source: kernel.library for kernel in bundle.kernels}
     try:
         with kernels.use_kernels(libraries), _restoring_errors(texts):
-            # This unpickles. No stranger's bytes come here: the artifact's signature was verified
-            # before `read_artifact`, and only the server's signer can make one.
+            # This unpickles. The bytes are trusted: the artifact's signature was verified before
+            # `read_artifact`, and only the server's key can create one.
             loaded: Callable[..., Any] = torch_inductor.AOTCompiledArtifact.deserialize(
                 bundle.compiled
             )
@@ -52,9 +51,9 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
 
 @contextmanager
 def _restoring_errors(texts: Mapping[str, str]) -> Iterator[None]:
-    """Whatever is loaded within the block shows these texts in its errors.
+    """Errors of code loaded within the block show these strings.
 
-    Only within `kernels.use_kernels`, which lets one thread at a time in.
+    Use only within `kernels.use_kernels`, which admits one thread at a time.
     """
     compiled: Any = torch_inductor.CompiledFxGraph
     original = compiled.after_deserialization

@@ -1,4 +1,4 @@
-"""A compiled graph becomes a GraphModule again, in its caller's names and around their tensors."""
+"""Rebuilds a compiled graph as a GraphModule, with the caller's names and tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lazyfx.shared.torch_lazy_class import LazyGraphModule
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
-# From this many nodes on it takes longer to collect garbage than to make the nodes.
+# From this many nodes on, garbage collection takes longer than creating the nodes.
 _MANY_NODES = 20_000
 
 
@@ -33,17 +33,17 @@ def rebuild(
     module_class: wire.ModuleClass,
     max_seconds: float = DEFAULT_BOUNDS.max_seconds,
 ) -> GraphModule:
-    """Build a module from graph data. No pickle is opened.
+    """Build a module from graph data, without any pickle.
 
-    The root gets the caller's calling convention before it is made, so that code is
-    generated for it once, or with a lazy class not at all.
+    The root gets the caller's calling convention before it is created, so that its code is
+    generated only once, or with a lazy class not at all.
 
     Args:
-        compiled: What the server made.
-        prepared: What was asked for: names, tensors, calling convention.
-        constants: Bytes of the constants that passes made, by SHA-256.
-        module_class: Class of the module, and of those inside it.
-        max_seconds: How long it may take.
+        compiled: The checked graph from the server.
+        prepared: The request: names, tensors, calling convention.
+        constants: Bytes of the constants that passes created, by SHA-256.
+        module_class: Class of the module and its nested modules.
+        max_seconds: Time limit.
 
     Raises:
         DecodeError: It is not a graph, or takes too long.
@@ -62,7 +62,7 @@ def rebuild(
 def rebuild_canonical(
     compiled: CheckedCompiledGraph, prepared: Prepared, constants: Mapping[bytes, bytes]
 ) -> GraphModule:
-    """The same in canonical names, as a server builds it, for its tensors' paths.
+    """Build it with canonical names, like a server, to get the paths of its tensors.
 
     Raises:
         DecodeError: It is not a graph.
@@ -79,9 +79,9 @@ def rebuild_canonical(
 
 @contextmanager
 def _as_decode_errors() -> Iterator[None]:
-    """Whatever else goes wrong while graph data is read is wrong with the data.
+    """Turn any other error into a DecodeError: the data is at fault.
 
-    torch raises errors of every kind for what a graph cannot hold.
+    torch raises errors of every kind for invalid graphs.
     """
     try:
         yield
@@ -95,7 +95,7 @@ def _as_decode_errors() -> Iterator[None]:
 
 @contextmanager
 def _gc_paused(compiled: CheckedCompiledGraph) -> Iterator[None]:
-    """No garbage is collected while very many nodes are made: each pass looks at all of them."""
+    """Pause garbage collection while very many nodes are created: each run visits them all."""
     nodes = sum(len(graph.calls) for graph in compiled.body.message.graphs)
     if nodes < _MANY_NODES or not gc.isenabled():
         yield
@@ -108,7 +108,7 @@ def _gc_paused(compiled: CheckedCompiledGraph) -> Iterator[None]:
 
 
 def _with_deadline(seconds: float, module_class: wire.ModuleClass) -> wire.ModuleClass:
-    """A class of modules that makes none once the time is over."""
+    """A module class that refuses new instances once the time is over."""
     end = time.monotonic() + seconds
 
     def make(root: torch.nn.Module, graph: Graph, name: str) -> GraphModule:
@@ -120,15 +120,14 @@ def _with_deadline(seconds: float, module_class: wire.ModuleClass) -> wire.Modul
 
 
 def checked_source(message: pb.GeneratedSource, module: GraphModule) -> GeneratedSource:
-    """Source that a server generated, held against the graphs that it goes around.
+    """Check source that a server generated against its graphs.
 
     Args:
-        message: What the server sent.
-        module: The module that it is said to be of, built from graph data.
+        message: The server's source.
+        module: The module that it belongs to, built from graph data.
 
     Raises:
-        ArtifactError: It says something else than the graphs do, or is of graphs that are not
-            there.
+        ArtifactError: It does not match the graphs, or belongs to missing graphs.
     """
     try:
         source = _checked(message, module)
@@ -160,7 +159,7 @@ def _checked(message: pb.GeneratedSource, module: GraphModule) -> GeneratedSourc
 def _binder(
     compiled: CheckedCompiledGraph, prepared: Prepared, constants: Mapping[bytes, bytes]
 ) -> Callable[[int, int, graph_pb2.Attribute], torch.Tensor | None]:
-    """What gives each tensor of the compiled graph: the caller's own, or a new constant."""
+    """A function that returns tensors of the compiled graph: the caller's, or new constants."""
 
     def bind(graph: int, attribute: int, description: graph_pb2.Attribute) -> torch.Tensor | None:
         origin = compiled.message.provenance[graph]

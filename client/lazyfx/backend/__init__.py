@@ -1,4 +1,4 @@
-"""`torch.compile(model, backend="lazyfx")`: compiled by a server, or here when there is none.
+"""`torch.compile(model, backend="lazyfx")`: compiles on a server, or locally if there is none.
 
 dynamo finds `compile_graph` through the entry point "lazyfx" of the group
 "torch_dynamo_backends".

@@ -1,4 +1,4 @@
-"""One verdict for all ranks: mixed ones hang the job in its collectives.
+"""Agreement of all ranks: mixed outcomes would hang the job in its collectives.
 
 The job's own process group decides. Every rank must compile the same number of graphs in the
 same order, as collectives in compiled code require anyway.
@@ -23,11 +23,11 @@ class DisagreementError(LazyfxError):
 
 @dataclass(frozen=True, slots=True)
 class RankStatus:
-    """What one rank has to say about one graph.
+    """The status of one graph on one rank.
 
     Attributes:
-        digest: Hex digest of its graph; empty when it could not be encoded.
-        problem: Why it cannot use the remote result; empty when it can.
+        digest: Hex digest of its graph; empty if it could not be encoded.
+        problem: Why it cannot use the remote result; empty if it can.
     """
 
     digest: str
@@ -35,15 +35,15 @@ class RankStatus:
 
 
 def agree(own: RankStatus, module: GraphModule) -> tuple[str, str]:
-    """Tell the other ranks, and hear them.
+    """Exchange the statuses of all ranks.
 
     Args:
-        own: This rank's verdict.
+        own: This rank's status.
         module: Its graph.
 
     Returns:
-        Why all ranks do without the remote result, empty when they use it; and where the
-        ranks' graphs differ, empty when they do not.
+        Why all ranks go without the remote result, empty if they use it; and where the ranks'
+        graphs differ, empty if they do not.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return own.problem, ""
@@ -63,7 +63,7 @@ def agree(own: RankStatus, module: GraphModule) -> tuple[str, str]:
 
 
 def _lines(module: GraphModule) -> list[tuple[str, str]]:
-    """Each node's name, and what it computes in words that do not depend on names."""
+    """Each node's name, and a name-independent description of what it computes."""
     numbers = {node: i for i, node in enumerate(module.graph.nodes)}
     return [(node.name, _words(node, numbers)) for node in module.graph.nodes]
 

@@ -1,9 +1,9 @@
-"""What dynamo calls: one graph in, something to call out, whatever happens to the server."""
+"""The entry point for dynamo: takes a graph, returns a callable, whatever the server does."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,13 @@ from lazyfx.backend.fallback_report import Outcome, records
 from lazyfx.backend.local import compile_locally
 from lazyfx.backend.options import BackendOptions, read_options
 from lazyfx.backend.recording import record
-from lazyfx.backend.remote import GraphRequest, GraphResult, ask, make_request
+from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, ask, make_request
 from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.symbolic_floats import InitialFloats, specialize_inputs, specialize_unsent
 from lazyfx.backend.waiting.swapping import DeferredGraph
 from lazyfx.backend.watching import showing_progress
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
-
-Runnable = Callable[..., Any]
 
 # dynamo calls the backend again for each attempt at a frame; the values are kept per process.
 initial_floats: Final = InitialFloats()
@@ -37,21 +35,21 @@ def compile_graph(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Runnable:
-    """Compile one graph of torch.compile on the server, or go on without it.
+    """Compile one graph of torch.compile on the server, or fall back.
 
     Args:
-        module: What dynamo captured; it is not changed.
+        module: The graph captured by dynamo; it is not changed.
         example_inputs: Inputs of the call that is being compiled: tensors and sizes.
-        mode: As torch.compile takes it.
+        mode: The `mode` of torch.compile.
         options: See `lazyfx.backend.BackendOptions`.
 
     Returns:
-        Something that takes the graph's inputs and returns its outputs.
+        A function that takes the graph's inputs and returns its outputs.
 
     Raises:
-        ValueError: An option has a value that it does not take.
+        ValueError: An option has an invalid value.
         LazyfxError: The server could not help, and `on_error` is "raise".
-        TensorifyScalarRestartAnalysis: For dynamo, which then traces the frame again.
+        TensorifyScalarRestartAnalysis: Makes dynamo trace the frame again.
     """
     chosen = read_options(options, mode)
     if chosen.compile == "inductor":
@@ -63,7 +61,7 @@ def compile_graph(
 
 @dataclass
 class _Graph:
-    """One graph on its way to something that can be called."""
+    """The compile of one graph."""
 
     module: GraphModule
     inputs: Sequence[Any]
@@ -73,10 +71,11 @@ class _Graph:
     divergence: str = ""
 
     def compile(self) -> Runnable:
-        """The whole story: ask, agree with the other ranks, go on without if need be.
+        """Ask the server, agree with the other ranks, and fall back if necessary.
 
         Raises:
-            TensorifyScalarRestartAnalysis: For dynamo: the server wants floats to be constants.
+            TensorifyScalarRestartAnalysis: The server wants floats to be constants; handled by
+                dynamo.
         """
         call: Runnable | None = None
         answer: GraphResult | None = None
@@ -106,13 +105,13 @@ class _Graph:
             except LazyfxError as problem:
                 error = problem
         if call is None or error is not None:
-            assert error is not None, "there is a call, or a reason why not"
+            assert error is not None, "there is a result or an error"
             return self._fall_back(error)
         self._record("remote", cache=cache)
         return call
 
     def _agreed(self, error: Exception | None) -> Exception | None:
-        """What all ranks decide; the error of this rank is kept when it has one."""
+        """The decision of all ranks; this rank's own error is kept if it has one."""
         own = RankStatus(self.digest, "" if error is None else f"{type(error).__name__}: {error}")
         problem, self.divergence = agree(own, self.module)
         if problem and error is None:
@@ -123,7 +122,7 @@ class _Graph:
         """Warn once, count, and compile here.
 
         Raises:
-            Exception: The error, if that is what the caller wants.
+            Exception: The error, if `on_error` is "raise".
         """
         if self.options.on_error == "raise":
             self._record("failed", reason=str(error))
@@ -135,10 +134,10 @@ class _Graph:
             try:
                 call = compile_locally(self.module, self.inputs, self.options)
             except RestartAnalysis:
-                # Dynamo traces the frame again, and comes back.
+                # Dynamo traces the frame again and calls the backend again.
                 records.undo_fallback(_kind(error))
                 raise
-            except Exception as problem:  # whatever Inductor raises; it goes on after it is noted
+            except Exception as problem:  # any error of Inductor is recorded and re-raised
                 self._record("failed", reason=f"{error}; and locally: {_first_line(problem)}")
                 raise
         self._record("local" if native else "eager", reason=str(error))
@@ -181,12 +180,12 @@ class _Graph:
 
 
 def _kind(error: Exception) -> str:
-    """What fallbacks are counted by."""
+    """The key by which fallbacks are counted."""
     return error.code if isinstance(error, ServiceError) else type(error).__name__
 
 
 def _first_line(error: Exception) -> str:
-    """Kind and beginning of an error, for a report."""
+    """Class and first line of an error, for a report."""
     text = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {text}"[:300]
 
@@ -202,10 +201,10 @@ def _request(session: Session, graph_request: GraphRequest, notice: Any = None) 
 
 
 def _request_deferred(session: Session, graph_request: GraphRequest) -> GraphResult:
-    """Ask when dynamo has gone on.
+    """Ask after dynamo has continued.
 
     Raises:
-        UnsupportedGraphError: The server wants dynamo to trace again.
+        UnsupportedGraphError: The server wants dynamo to trace again, which is no longer possible.
         LazyfxError: See `ask`.
     """
     answer = _request(session, graph_request)

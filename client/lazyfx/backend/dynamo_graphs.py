@@ -1,4 +1,4 @@
-"""A graph of dynamo made ready for a native compile: tensors are inputs, inputs are described."""
+"""Prepares dynamo's graphs for native compiles: makes tensors inputs, describes inputs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lazyfx.errors import UnsupportedGraphError
 
 @dataclass(frozen=True, slots=True)
 class FlatGraph:
-    """A graph without tensors of its own.
+    """A graph whose tensors are all inputs.
 
     Attributes:
         module: The graph.
-        lifted: Tensors that were its own; they follow the caller's inputs in each call.
-        inputs: What is known of each input: fake tensors, numbers symbolic or not.
+        lifted: Tensors that were attributes; they follow the caller's inputs in each call.
+        inputs: A description of each input: fake tensors, plain or symbolic numbers.
     """
 
     module: GraphModule
@@ -37,11 +37,10 @@ class FlatGraph:
 
 
 def flatten(module: GraphModule, example_inputs: Sequence[Any]) -> FlatGraph:
-    """Make a copy whose tensors are inputs.
+    """Copy a graph and make its tensors inputs.
 
     Raises:
-        UnsupportedGraphError: The graph calls modules, or its inputs are of kinds whose
-            behaviour a description does not tell.
+        UnsupportedGraphError: The graph calls modules, or has inputs that cannot be described.
     """
     _check_inputs(module, example_inputs)
     graph = Graph()
@@ -92,12 +91,12 @@ def _description(node: Node, example: Any, mode: FakeTensorMode) -> Any:
 
 
 def _check_inputs(module: GraphModule, inputs: Sequence[Any]) -> None:
-    """Refuse what a description does not tell.
+    """Refuse inputs that cannot be described.
 
-    Inputs may share memory as long as nothing is written there.
+    Inputs may share memory as long as nothing is written to it.
 
     Raises:
-        UnsupportedGraphError: Says what, and which input.
+        UnsupportedGraphError: Names the input and the reason.
     """
     storages: dict[int, int] = {}
     shared: tuple[int, int] | None = None

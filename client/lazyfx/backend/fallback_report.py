@@ -1,4 +1,4 @@
-"""What the backend did in this process: each graph, each fallback, one warning for each cause."""
+"""Records what the backend did in this process: graphs, fallbacks, one warning per cause."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Outcome = Literal["remote", "local", "eager", "failed"]
 
 
 class FallbackWarning(UserWarning):
-    """The server could not help; the job goes on without it."""
+    """The server could not help; the job continues without it."""
 
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One graph that torch.compile handed to the backend.
+    """One graph that torch.compile passed to the backend.
 
     Attributes:
         number: Counted from 1 in this process.
         nodes: Nodes of the graph.
-        digest: Hex digest of the graph; empty when it could not be encoded.
-        outcome: What runs now: what the server made ("remote"), what this process compiled
-            ("local"), the graph as it is ("eager"), or nothing, because the server could not help
-            and compiling here raised an error too ("failed").
+        digest: Hex digest of the graph; empty if it could not be encoded.
+        outcome: What runs now: the server's result ("remote"), code compiled in this process
+            ("local"), the uncompiled graph ("eager"), or nothing, because the server could not help
+            and the local compile failed too ("failed").
         cache: "hit", "miss" or "joined"; empty without an answer.
-        seconds: From the graph to something that runs.
-        reason: Why it is not remote; empty when it is.
+        seconds: Time until there was something to run.
+        reason: Why it is not remote; empty if it is.
         divergence: With agreement="all": the first node in which the ranks' graphs differ.
     """
 
@@ -49,7 +49,7 @@ class BackendReport:
     """What `torch.compile(backend="lazyfx")` did in this process.
 
     Attributes:
-        graphs: One for each graph, in the order in which they were compiled.
+        graphs: One report per graph, in the order in which they were compiled.
         fallbacks: How often the server could not help, by the kind of error.
     """
 
@@ -58,7 +58,7 @@ class BackendReport:
 
     @property
     def remote(self) -> int:
-        """Graphs that run what the server made."""
+        """The number of graphs that run the server's result."""
         return sum(graph.outcome == "remote" for graph in self.graphs)
 
     def __str__(self) -> str:
@@ -76,13 +76,14 @@ class BackendReport:
 
 
 _NOTHING_CAPTURED = (
-    "torch.compile has given the backend no graph; TORCH_LOGS=graph_breaks says why. Compile an "
+    "torch.compile has passed no graph to the backend; TORCH_LOGS=graph_breaks shows why. Compile "
+    "an "
     "nn.Sequential before DistributedDataParallel wraps it"
 )
 
 
 class _Records:
-    """Adds up; threads may share it."""
+    """The records of this process. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -92,7 +93,7 @@ class _Records:
         os.register_at_fork(after_in_child=self._renew_lock)
 
     def _renew_lock(self) -> None:
-        """In a forked process the lock may be held by a thread that is not there."""
+        """In a forked process the lock may be held by a thread that no longer exists."""
         self._lock = threading.Lock()
 
     def add(
@@ -118,11 +119,11 @@ class _Records:
             first = kind not in self._warned
             self._warned.add(kind)
         if first:
-            # The stack below is dynamo's: no line of it would help.
+            # The stack below is dynamo's, so no line of it would help.
             warnings.warn(message, FallbackWarning, stacklevel=2)
 
     def undo_fallback(self, kind: str) -> None:
-        """Count a fallback no longer: the graph will come again."""
+        """Undo the count of a fallback: the graph will come again."""
         with self._lock:
             self._fallbacks[kind] -= 1
             if not self._fallbacks[kind]:
@@ -139,7 +140,7 @@ class _Records:
             self._warned.clear()
 
 
-# A backend is a function that dynamo calls: what it did can only be kept for the process.
+# A backend is a function that dynamo calls, so its records can only be per process.
 records: Final = _Records()
 
 
@@ -149,5 +150,5 @@ def backend_report() -> BackendReport:
 
 
 def reset_backend_report() -> None:
-    """Reset the counts; causes that were warned of are warned of again."""
+    """Reset the counts; warnings for known causes are issued again."""
     records.clear()

@@ -1,4 +1,4 @@
-"""Compiling without the server: Inductor in this process, as backend="inductor" would."""
+"""Compiles without the server: runs Inductor in this process, like backend="inductor"."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compile_locally(
         Exception: Whatever Inductor raises.
     """
     settings = dict(mode_settings(options.mode)) if options.mode else {}
-    inductor: Any = lookup_backend("inductor")  # takes more than the protocol of backends says
+    inductor: Any = lookup_backend("inductor")  # takes more than the backend protocol says
     compiled: Callable[..., Any] = inductor(
         module, list(inputs), config_patches={**settings, **options.inductor}
     )

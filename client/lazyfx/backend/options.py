@@ -1,4 +1,4 @@
-"""What a caller can choose about `torch.compile(backend="lazyfx")`, and where it is read from."""
+"""The options of `torch.compile(backend="lazyfx")`, and where they are read from."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class BackendOptions:
     Attributes:
         address: The server: "host:port", or "host" for port 8700.
         passes: Graph passes that the server runs first, in order.
-        compile: "inductor": run the native artifact that the server's Inductor made;
-            "eager": run the graph that came out of the passes, rebuilt from graph data.
-        on_error: When the server cannot help: "local" compiles here with Inductor (runs the
-            graph as it is with compile="eager"), "eager" runs the graph as it is, "raise"
+        compile: "inductor": run the native artifact that the server's Inductor compiled; "eager":
+            run the graph after the passes, rebuilt from graph data.
+        on_error: If the server cannot help: "local" compiles here with Inductor (or, with
+            compile="eager", runs the graph uncompiled), "eager" runs the graph uncompiled, "raise"
             raises.
-        wait: Wait for the server; otherwise run the graph as it is until the answer is there.
-        timeout: Seconds that one graph may take before the job goes on without the server.
+        wait: Wait for the server; otherwise run the graph uncompiled until the result arrives.
+        timeout: Seconds that one graph may take before the job continues without the server.
         agreement: "all" makes all ranks of the job's process group use the remote result
             only if every one of them has it; "each" lets each rank decide.
-        record: A folder in which each graph is written down for `lazyfx warm`; empty for none.
+        record: A folder in which each graph is recorded for `lazyfx warm`; empty for none.
         mode: A mode of torch.compile, e.g. "max-autotune-no-cudagraphs".
-        send_values: Give values of the graphs' tensors to any pass for which the server asks for
-            them; otherwise only to lazyfx's own passes that read values.
+        send_values: Send tensor values to any pass for which the server requests them; otherwise
+            only to lazyfx's own passes that read values.
         inductor: Settings of Inductor, by their names in torch._inductor.config.
     """
 
@@ -75,12 +75,12 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None = None) -> Ba
 
     Args:
         given: `options=` of torch.compile. Names that are not options of the backend are
-            settings of Inductor, as they are for backend="inductor"; "mode" stands for
+            settings of Inductor, as with backend="inductor"; "mode" stands for
             `mode=`, which torch.compile does not accept together with options.
         mode: `mode=` of torch.compile.
 
     Raises:
-        ValueError: A value is not one that the option takes; names the option.
+        ValueError: An option has an invalid value; names the option.
     """
     values: dict[str, Any] = {}
     for name in _FROM_ENVIRONMENT:
@@ -128,7 +128,7 @@ def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
         raise ValueError(f"{where}: {error}") from error
     if all(isinstance(item, (str, PassSpec)) for item in passes):
         return passes
-    raise ValueError(f"{where} must hold pass names and PassSpecs (lazyfx.pass_spec)")
+    raise ValueError(f"{where} must contain pass names and PassSpecs (lazyfx.pass_spec)")
 
 
 def _flag(where: str, value: Any) -> bool:

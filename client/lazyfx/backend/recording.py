@@ -1,4 +1,4 @@
-"""Graphs of a job written down, so that a server can be warmed without the job."""
+"""Records the graphs of a job, so that a server can be warmed without the job."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Recorded:
 
     Attributes:
         graph: The graph, without any values.
-        passes: What runs first.
-        native: What its artifact depends on; None when the job ran the rebuilt graph.
+        passes: The passes that run first.
+        native: What its artifact depends on; None if the job ran the rebuilt graph.
     """
 
     graph: GraphModule
@@ -40,7 +40,7 @@ class Recorded:
 
 
 def record(graph_request: GraphRequest, folder: Path) -> Path:
-    """Write a request into a folder, whole or not at all; equal ones share a file.
+    """Atomically write a request to a folder; equal ones share a file.
 
     Raises:
         UnsupportedGraphError: The format does not support the graph; names the node.

@@ -1,4 +1,4 @@
-"""Asking the server for one graph, and making what it sends something to call."""
+"""Asks the server to compile one graph, and turns the result into a callable."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sympy
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.artifacts.native_answers import read_artifact
 from lazyfx.artifacts.native_loading import load
 from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
@@ -24,18 +25,18 @@ from lazyfx.shared.native.text_tokens import restoring_texts, texts_of
 from lazyfx.v1 import compiler_pb2 as pb
 
 Runnable: TypeAlias = Callable[..., Any]
-OnProgress: TypeAlias = "Callable[[pb.ArtifactProgress], None]"
+"""What dynamo calls in place of a graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphRequest:
-    """One graph as it will be asked for; made in the thread that dynamo compiles in.
+    """The request for one graph; created in the thread in which dynamo compiles.
 
     Attributes:
-        graph: What is sent.
+        graph: The graph that is sent.
         native: Where the artifact will run; None to run the rebuilt graph.
         flat: The graph with its tensors as inputs, for a native artifact.
-        options: Of the torch.compile call.
+        options: The options of the torch.compile call.
     """
 
     graph: GraphModule
@@ -54,14 +55,14 @@ class GraphRequest:
 
 @dataclass(frozen=True, slots=True)
 class GraphResult:
-    """What the server made.
+    """The result from the server.
 
     Attributes:
-        open: Makes it something that takes the graph's inputs and returns its outputs.
+        open: Returns a function that takes the graph's inputs and returns its outputs.
         digest: Hex digest of the graph.
         cache: "hit", "miss" or "joined".
-        conditions: On symbolic sizes and floats, under which it may be called.
-        env: Where the symbols of these conditions live.
+        conditions: Conditions on symbolic sizes and floats under which it may be called.
+        env: The ShapeEnv of the symbols in these conditions.
         fixed_inputs: Inputs whose floats must be constants before anything can be compiled.
     """
 
@@ -73,10 +74,10 @@ class GraphResult:
     fixed_inputs: tuple[int, ...] = ()
 
     def enforce(self) -> None:
-        """Make the conditions guards of the frame that dynamo compiles now.
+        """Add the conditions as guards to the frame that dynamo is compiling.
 
         Raises:
-            ArtifactError: The sizes of this very call break one.
+            ArtifactError: The sizes of this call violate one.
         """
         if self.env is not None:
             shape_guards.enforce(self.conditions, self.env)
@@ -85,18 +86,18 @@ class GraphResult:
 def make_request(
     module: GraphModule, inputs: Sequence[Any], options: BackendOptions
 ) -> GraphRequest:
-    """Read what will be asked for off this thread: graph, grad mode, autocast, settings.
+    """Create the request from the state of this thread: graph, grad mode, autocast, settings.
 
     Raises:
         UnsupportedGraphError: The graph cannot be compiled elsewhere; names the node or input.
-        IncompatibleError: The graph is on a GPU that artifacts are not for.
-        LazyfxError: A setting of Inductor is not one that travels.
+        IncompatibleError: The graph is on a GPU that artifacts cannot target.
+        LazyfxError: A setting of Inductor cannot be sent.
     """
     if options.compile == "eager":
         return GraphRequest(module, None, None, options)
     flat = flatten(module, inputs)
     if elsewhere := [d for d in flat.devices if d.type == "cuda" and d.index]:
-        # Inductor writes the index of the device into its code, and the server has GPU 0.
+        # Inductor writes the device index into its code, and the server compiles for GPU 0.
         raise IncompatibleError(
             f"the graph is on {elsewhere[0]}, but artifacts target cuda:0; let each rank see its "
             "own GPU as cuda:0 (CUDA_VISIBLE_DEVICES)"
@@ -112,10 +113,10 @@ def ask(
 
     Raises:
         UnsupportedGraphError: The format does not support the graph; names the node.
-        UntrustedServerError: What this server makes would not be opened; nothing was sent.
-        IncompatibleError: What this server makes does not run here; nothing was sent.
-        ServiceError: The server refused, failed, or is not there.
-        ArtifactError: What came is not what was asked for.
+        UntrustedServerError: Artifacts of this server would not be opened; nothing was sent.
+        IncompatibleError: Artifacts of this server do not run here; nothing was sent.
+        ServiceError: The server refused, failed, or is unavailable.
+        ArtifactError: The answer does not match the request.
     """
     options, request = graph_request.options, graph_request.native
     if request is not None:
@@ -146,10 +147,10 @@ def ask(
 
 
 def _symbols(flat: FlatGraph, bundle: pb.NativeBundle) -> list[sympy.Symbol]:
-    """The symbols that the artifact's guards speak of, in their order.
+    """The symbols in the artifact's guards, in order.
 
     Raises:
-        ArtifactError: Some are floats of inputs that hold none.
+        ArtifactError: A guard refers to a float of an input without one.
     """
     floats = shape_guards.float_symbols(flat.inputs)
     if unknown := [number for number in bundle.float_inputs if number not in floats]:
@@ -164,7 +165,7 @@ def _require_compatible(session: Session, request: pb.NativeRequest) -> None:
     target = session.native_target()
     if target is None:
         raise IncompatibleError(
-            "the server makes no native artifacts; start it with --native, or use the option "
+            "the server builds no native artifacts; start it with --native, or use the option "
             "compile='eager'"
         )
     if why := mismatch(target, request.target):

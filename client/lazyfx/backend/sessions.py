@@ -1,4 +1,4 @@
-"""One client for each server that this process compiles with, and a memory of one that is away."""
+"""One client per server of this process, which remembers if the server was unreachable."""
 
 from __future__ import annotations
 
@@ -12,66 +12,66 @@ from lazyfx.calls import forking
 from lazyfx.errors import LazyfxError, TimedOutError, UnavailableError
 from lazyfx.v1 import compiler_pb2 as pb
 
-# A model has many graphs: once the server did not answer, the next ones do not wait for it.
+# A model has many graphs: once the server did not answer, later graphs do not wait for it.
 DOWN_SECONDS: Final = 30.0
-# So long each of them looks whether it is back.
+# How long each of them checks whether it is back.
 _PROBE_SECONDS: Final = 0.25
 
 
 class Session:
-    """A client, and whether its server was away a moment ago."""
+    """A client, and whether its server was recently unreachable."""
 
     def __init__(self, address: str) -> None:
         self.client = Client(address)
-        self._away_until = 0.0
-        self._away: LazyfxError | None = None
+        self._down_until = 0.0
+        self._down: LazyfxError | None = None
         self._info: pb.GetServerInfoResponse | None = None
 
     def native_target(self) -> pb.NativeTarget | None:
-        """Where native artifacts of the server run; None when it makes none. Asked once.
+        """The target machine of the server's native artifacts; None if it builds none. Cached.
 
         Raises:
-            ServiceError: The server is not there.
+            ServiceError: The server is unavailable.
         """
         if self._info is None:
             self._info = self.client.server_info()
         return self._info.native if self._info.HasField("native") else None
 
     def require_trusted(self) -> None:
-        """Check that native artifacts of the server would be opened. The server is asked once.
+        """Check that native artifacts of the server would be opened. Cached.
 
         Raises:
             UntrustedServerError: They would not; says how to trust the server.
-            ServiceError: The server is not there.
+            ServiceError: The server is unavailable.
         """
         self.client.require_trusted()
 
     def require_reachable(self) -> None:
-        """Fail at once if the server did not answer a moment ago, and cannot be reached now.
+        """Fail at once if the server recently did not answer and cannot be reached now.
 
         Raises:
-            ServiceError: What it failed with then.
+            ServiceError: The error of the last attempt.
         """
-        if self._away is None or time.monotonic() >= self._away_until:
+        if self._down is None or time.monotonic() >= self._down_until:
             return
-        # A server that takes connections and does not answer would hold up each graph.
-        was_gone = isinstance(self._away, UnavailableError)
+        # A server that accepts connections but does not answer would delay each graph.
+        was_gone = isinstance(self._down, UnavailableError)
         if was_gone and self.client.is_ready(_PROBE_SECONDS):
-            self._away = None
+            self._down = None
             return
-        raise _without_traceback(self._away)
+        raise _without_traceback(self._down)
 
     def record_outcome(self, error: LazyfxError | None) -> None:
         """Record the outcome of a call."""
-        away = isinstance(error, (UnavailableError, TimedOutError))
-        self._away = _without_traceback(error) if away and error is not None else None
-        self._away_until = time.monotonic() + DOWN_SECONDS
+        down = isinstance(error, (UnavailableError, TimedOutError))
+        self._down = _without_traceback(error) if down and error is not None else None
+        self._down_until = time.monotonic() + DOWN_SECONDS
         if error is not None:
             self._info = None  # another server may answer next time
 
 
 def _without_traceback(error: LazyfxError) -> LazyfxError:
-    """The same error without the frames that it came through, which keep a whole model alive."""
+    """The same error without its traceback, whose frames keep a whole model alive."""
     other = type(error).__new__(type(error), *error.args)
     vars(other).update(vars(error))
     return other
@@ -83,7 +83,7 @@ class _Sessions:
         self._open: dict[str, Session] = {}
 
     def get(self, address: str) -> Session:
-        # Before the lock: in a forked process it may be held by a thread that is not there.
+        # Before the lock: in a forked process it may be held by a thread that no longer exists.
         forking.require_not_forked()
         with self._lock:
             session = self._open.get(address)
@@ -100,7 +100,7 @@ class _Sessions:
             self._open.clear()
 
 
-# dynamo calls the backend as a function, graph by graph; connections outlive each call.
+# dynamo calls the backend as a function for each graph; connections outlive the calls.
 _sessions: Final = _Sessions()
 atexit.register(_sessions.close)
 

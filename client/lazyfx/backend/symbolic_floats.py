@@ -1,8 +1,8 @@
-"""Floats that dynamo made symbolic: inputs of the graph, until their value is needed.
+"""Floats that dynamo made symbolic: they are graph inputs until their value is needed.
 
-torch turns what is computed from such a float into operations on tensors, and finds out late where
-it cannot; then dynamo traces the frame again with that float as a constant. Dynamo is here and what
-finds out is on the server, which therefore names the inputs.
+torch turns computations on such a float into tensor operations. If it finds out late that it
+cannot, dynamo traces the frame again with that float as a constant. Dynamo runs here but the server
+finds out, so it names the inputs.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from lazyfx.shared.native.torch_inductor import (
 
 
 class InitialFloats:
-    """Remembers which floats graphs had when they were first compiled.
+    """Remembers the floats of graphs at their first compile.
 
-    For callers who do not wait: what the server finds out comes too late to have dynamo trace
-    again. Most symbolic floats never change (`dynamic=True` makes them of an epsilon), so all of
-    them are constants at first; those of a graph that comes with another value stay symbolic.
+    For callers who do not wait: the server's answer comes too late for dynamo to trace again. Most
+        symbolic floats never change (with `dynamic=True` even an epsilon is one), so all of them
+        are constants at first; if a graph comes back with another value, its floats stay symbolic.
     """
 
     def __init__(self) -> None:
         self._values: dict[tuple[str, ...], tuple[float, ...]] = {}
 
     def specialize(self, module: GraphModule) -> None:
-        """Have dynamo trace the frame of a graph again if floats are inputs of it.
+        """Make dynamo trace the frame of a graph again if it has float inputs.
 
         Raises:
-            TensorifyScalarRestartAnalysis: dynamo's own, which it must get.
+            TensorifyScalarRestartAnalysis: Handled by dynamo.
         """
         found = _symbolic(module)
         place = tuple(node.name for node in module.graph.nodes)
@@ -50,12 +50,12 @@ class InitialFloats:
 
 
 def specialize_unsent(module: GraphModule) -> None:
-    """Have dynamo trace again if the graph depends on floats that are not inputs of it.
+    """Make dynamo trace again if the graph depends on floats that are not its inputs.
 
-    Tracing itself has needed their values; torch makes them constants too.
+    Tracing needed their values, so torch makes them constants too.
 
     Raises:
-        TensorifyScalarRestartAnalysis: dynamo's own, which it must get.
+        TensorifyScalarRestartAnalysis: Handled by dynamo.
     """
     found = _symbolic(module)
     for symbol in float_symbols(_described(module)).values():
@@ -65,15 +65,15 @@ def specialize_unsent(module: GraphModule) -> None:
 
 
 def specialize_inputs(module: GraphModule, numbers: Sequence[int]) -> NoReturn:
-    """Have dynamo trace the frame of a graph again, with some inputs as constants.
+    """Make dynamo trace the frame of a graph again, with some inputs as constants.
 
     Args:
         module: The graph.
-        numbers: Of inputs that hold a float each.
+        numbers: Positions of inputs that each hold a float.
 
     Raises:
-        TensorifyScalarRestartAnalysis: dynamo's own, which it must get.
-        ArtifactError: They hold none.
+        TensorifyScalarRestartAnalysis: Handled by dynamo.
+        ArtifactError: They do not.
     """
     symbols = float_symbols(_described(module))
     names = [symbols[number].name for number in numbers if number in symbols]
@@ -83,10 +83,10 @@ def specialize_inputs(module: GraphModule, numbers: Sequence[int]) -> NoReturn:
 
 
 def restart_tracing(names: Iterable[str]) -> NoReturn:
-    """Have dynamo trace the frame again, with some floats as constants.
+    """Make dynamo trace the frame again, with some floats as constants.
 
     Raises:
-        TensorifyScalarRestartAnalysis: dynamo's own, which it must get.
+        TensorifyScalarRestartAnalysis: Handled by dynamo.
     """
     for name in names:
         TensorifyState.specialize(name)
@@ -94,9 +94,9 @@ def restart_tracing(names: Iterable[str]) -> NoReturn:
 
 
 def _symbolic(module: GraphModule) -> dict[str, float]:
-    """Symbols of floats that a graph was traced with, and what they stand for in this call.
+    """Symbols of floats in the trace of a graph, and their values in this call.
 
-    Those that tracing has fixed by itself count too: their inputs are still there.
+    Includes those that tracing has already specialized: their inputs still exist.
     """
     env = _shape_env(module)
     return {
@@ -107,7 +107,7 @@ def _symbolic(module: GraphModule) -> dict[str, float]:
 
 
 def _shape_env(module: GraphModule) -> ShapeEnv | None:
-    """Where the floats of a graph live; None if it has none."""
+    """The ShapeEnv of a graph's floats; None if it has none."""
     for node in module.graph.nodes:
         value = node.meta.get("example_value")
         if isinstance(value, torch.SymFloat):

@@ -1,4 +1,4 @@
-"""What the backend uses of torch's autograd that has no public name, imported here alone."""
+"""Private names of torch's autograd that the backend uses; imported only here."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["after_this_backward", "graph_is_kept", "in_backward"]
 
 
 def in_backward() -> bool:
-    """Whether this thread runs a backward pass now."""
+    """Whether this thread is running a backward pass."""
     return int(torch._C._current_graph_task_id()) != -1  # noqa: SLF001
 
 
 def graph_is_kept() -> bool:
-    """Whether the backward pass that runs now was asked to keep what was saved for it."""
+    """Whether the running backward pass retains its graph."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())  # noqa: SLF001
 
 
 def after_this_backward(work: Callable[[], None]) -> None:
-    """Have something called when the backward pass that runs now has ended."""
+    """Call something when the running backward pass has ended."""
     torch.autograd.Variable._execution_engine.queue_callback(work)  # noqa: SLF001

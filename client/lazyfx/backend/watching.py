@@ -1,4 +1,4 @@
-"""A long compile is watched: a line on a terminal, log lines elsewhere."""
+"""Shows the progress of a long compile: a line on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from lazyfx.answers.downloads import OnProgress
 from lazyfx.v1 import compiler_pb2 as pb
 
 _log = logging.getLogger("lazyfx")
-# Log lines of one compile are at least this many seconds apart.
+# Minimum seconds between log lines of one compile.
 _LOG_SECONDS: Final = 10.0
-
-OnProgress = Callable[[pb.ArtifactProgress], None]
 
 
 @contextmanager
 def showing_progress(nodes: int) -> Iterator[OnProgress]:
-    """Show how far the compile of one graph is.
+    """Show the progress of the compile of one graph.
 
-    Of several ranks only the first shows it. On a terminal it is one line that is drawn
-    anew; elsewhere it is a line of the logger "lazyfx" (INFO) every ten seconds.
+    With several ranks, only the first shows it. On a terminal it is one line that is redrawn;
+    elsewhere it is a line of the logger "lazyfx" (INFO) every ten seconds.
 
     Args:
-        nodes: Of the graph.
+        nodes: Nodes of the graph.
 
     Yields:
-        What is told of progress; any thread may call it.
+        A function to call with progress reports, from any thread.
     """
     if os.environ.get("RANK", "0") != "0":
         yield lambda _: None

@@ -1,4 +1,4 @@
-"""Whether a graph writes into its inputs, found out by running it on fakes."""
+"""Determines whether a graph writes to its inputs, by running it on fake tensors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 
 
 def writes_into_inputs(module: GraphModule, inputs: Sequence[Any]) -> bool:
-    """Whether a call of a graph with these inputs would change one of them.
+    """Whether a call of a graph with these inputs would modify one of them.
 
     Args:
-        module: The graph; nothing of it is computed.
+        module: The graph; it is not run on real values.
         inputs: Real tensors and numbers.
 
     Returns:
-        True also when that cannot be told.
+        True also if that is unknown.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [
@@ -37,7 +37,7 @@ def writes_into_inputs(module: GraphModule, inputs: Sequence[Any]) -> bool:
 
 
 class _Writes(TorchDispatchMode):
-    """Watches for operators that change the memory of some tensors."""
+    """Detects operators that modify the memory of some tensors."""
 
     def __init__(self, tensors: Sequence[Any]) -> None:
         super().__init__()
@@ -51,11 +51,12 @@ class _Writes(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Look at what one operator may write to, then have it run."""
+        """Check what an operator may write to, then run it."""
         given = dict(kwargs or {})
         written: list[Any] = []
         for number, argument in enumerate(func._schema.arguments):  # noqa: SLF001 - its only reader
-            # Batch norms write their running statistics, and their old schemas do not say so.
+            # Batch norms write to their running statistics, although their old schemas do not say
+            # so.
             if (argument.alias_info is not None and argument.alias_info.is_write) or (
                 argument.name.startswith("running_")
             ):

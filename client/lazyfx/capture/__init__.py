@@ -1,1 +1,1 @@
-"""From what a caller has to a request, without I/O."""
+"""From the caller's argument to a request, without I/O."""

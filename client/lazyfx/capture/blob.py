@@ -1,4 +1,4 @@
-"""Bytes on their way to a server."""
+"""Bytes to upload to a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lazyfx.v1 import graph_pb2
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes that the server asked for, read when they are sent."""
+    """Bytes that the server requested, read when they are sent."""
 
     digest: graph_pb2.Digest
     read: Callable[[], memoryview]

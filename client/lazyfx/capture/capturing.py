@@ -1,4 +1,4 @@
-"""What callers hand over, as one GraphModule whose parameters are the caller's own."""
+"""Converts what callers pass to one GraphModule with the caller's own parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LINE = re.compile(r'raised this error:\s+File "(?P<file>[^"]+)", line (?P<line>
 
 @runtime_checkable
 class HasGraph(Protocol):
-    """What holds a graph and rebuilds it: a saved graph, a compiled module."""
+    """Anything that can rebuild a graph: a saved graph, a compiled module."""
 
     def graph_module(self) -> GraphModule:
         """The graph."""
@@ -35,10 +35,10 @@ ExampleInputs: TypeAlias = "Sequence[object] | Mapping[str, object] | torch.Tens
 
 @dataclass(frozen=True, slots=True)
 class CapturedGraph:
-    """A graph to compile, and how its caller will call the result.
+    """A graph to compile, and its calling convention.
 
     Attributes:
-        module: The graph, parameters and buffers in place.
+        module: The graph, with its parameters and buffers.
     """
 
     module: GraphModule
@@ -46,8 +46,8 @@ class CapturedGraph:
     def apply_codegen(self, graph: Graph) -> None:
         """Give a graph rebuilt from graph data the calling convention of this one.
 
-        A graph of torch.export takes nested Python structures; how they are flattened
-        never leaves the client.
+        A graph of torch.export takes nested Python structures; how they are flattened is known only
+        to the client.
         """
         codegen = self.module.graph._codegen  # noqa: SLF001 - torch has no public reader
         if isinstance(codegen, _PyTreeCodeGen):
@@ -60,7 +60,7 @@ class CapturedGraph:
 
 
 class GraphCapturer:
-    """Turns what callers hand over into graphs; an ExportedProgram is unlifted once."""
+    """Converts what callers pass to graphs; an ExportedProgram is unlifted only once."""
 
     def __init__(self) -> None:
         self._programs: weakref.WeakKeyDictionary[ExportedProgram, CapturedGraph] = (
@@ -94,9 +94,9 @@ class GraphCapturer:
             )
         if example_inputs is None:
             raise LazyfxError(
-                f"a {type(what).__name__} is not a graph yet: its capture needs example_inputs, or "
-                "give what torch.export.export(module, inputs) or torch.fx.symbolic_trace(module) "
-                "returns"
+                f"a {type(what).__name__} is not a graph: pass example_inputs to capture it, or "
+                "pass the result of torch.export.export(module, inputs) or "
+                "torch.fx.symbolic_trace(module)"
             )
         args, kwargs = _arguments(example_inputs)
         try:
@@ -120,9 +120,9 @@ def _not_a_graph(what: object) -> str:
         given = f"{str(what)!r}, a path"
         more = "; read the file first: torch.export.load(path), or lazyfx.load_graph(path)"
     elif callable(what):
-        more = "; torch.fx.symbolic_trace makes a GraphModule of a function"
+        more = "; torch.fx.symbolic_trace turns a function into a GraphModule"
     elif isinstance(what, Graph):
-        more = "; torch.fx.GraphModule(root, graph) holds a Graph and its tensors"
+        more = "; torch.fx.GraphModule(root, graph) combines a Graph with its tensors"
     return (
         f"cannot compile {given}: pass a GraphModule, an ExportedProgram, or a Module with "
         f"example_inputs{more}"
@@ -130,7 +130,7 @@ def _not_a_graph(what: object) -> str:
 
 
 def _told(error: Exception) -> str:
-    """What torch.export says, without its advice for debugging, and what to do instead."""
+    """torch.export's message without its debugging advice, and what to do instead."""
     text = str(error)
     if "data-dependent" not in text:
         return text
@@ -138,15 +138,15 @@ def _told(error: Exception) -> str:
     found = _LINE.search(text)
     where = f" at {found['file']}, line {found['line']}" if found else ""
     return (
-        f"{first.rstrip('. ')}{where}: the way through the code depends on values; use torch.cond "
-        'or torch.where there, or torch.compile(module, backend="lazyfx"), which captures what is '
-        "before and after"
+        f"{first.rstrip('. ')}{where}: the control flow depends on tensor values; use torch.cond "
+        'or torch.where there, or torch.compile(module, backend="lazyfx"), which captures the '
+        "code before and after it"
     )
 
 
 def _module(program: ExportedProgram) -> GraphModule:
-    # Guards as a submodule would be code of their own; without it torch installs a
-    # pre-hook that checks inputs, which `adopt` carries over.
+    # As a submodule, guards would be extra code; without it, torch installs a pre-hook that checks
+    # inputs, which `apply_input_checks` copies.
     return program.module(check_guards=False)
 
 

@@ -1,4 +1,4 @@
-"""From what a caller hands over to a request, without any I/O."""
+"""From the caller's argument to a request, without I/O."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from lazyfx.shared.pass_specs import DEFAULT_MODES, Modes, Passes, normalize
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
-# Below this size a graph goes along with its first request: a second round trip costs more.
+# Below this size a graph is sent with its first request: a second round trip would cost more.
 INLINE_BYTES = 100_000
-# Above this size, names included, what it computes is uploaded in chunks, and the names stay here:
-# servers bound what one message holds.
+# Above this size, including names, the body is uploaded in chunks and the names are not sent,
+# because servers bound the size of a message.
 IN_ONE_MESSAGE_BYTES = 2**21
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A compile request, and what its result will be bound to.
+    """A compile request, and the graph to which its result will be bound.
 
     Attributes:
         captured: The caller's graph.
-        encoded: The same on the wire.
-        requests: How it is asked for.
-        is_unchanged: Tells whether the graph is unchanged since it was encoded; None when
-            that is known already.
-        send_values: Give values of tensors to passes that are not known to read any, too.
+        encoded: The encoded graph.
+        requests: The forms of the request.
+        is_unchanged: Returns whether the graph is unchanged since it was encoded; None if that is
+            already known.
+        send_values: Send values of tensors even to passes that are not known to read them.
     """
 
     captured: CapturedGraph
@@ -51,21 +51,21 @@ class Prepared:
 
     @property
     def may_send_values(self) -> bool:
-        """Whether the server may ask for values of the graph's tensors."""
+        """Whether the server may request values of the graph's tensors."""
         return self.send_values or reads_values(self.requests.whole.passes)
 
     @property
     def fits_one_message(self) -> bool:
-        """Whether the graph can go along with a request."""
+        """Whether the graph fits into the request message."""
         encoded = self.encoded
         return len(encoded.body) + encoded.presentation.ByteSize() <= IN_ONE_MESSAGE_BYTES
 
 
 class Preparer:
-    """Captures, encodes and remembers; one for each client.
+    """Captures, encodes and caches graphs; one per client.
 
     Args:
-        bounds: How much of a graph's values a server may ask for.
+        bounds: Bounds on the values that a server may request.
     """
 
     def __init__(self, bounds: AnswerBounds = DEFAULT_BOUNDS) -> None:
@@ -87,17 +87,16 @@ class Preparer:
         fresh: bool = False,
         send_values: bool = False,
     ) -> Prepared:
-        """Make a request.
+        """Create a request.
 
         Args:
             what: A GraphModule, an ExportedProgram, or a Module with example inputs.
             passes: Passes to run, in order, or their spelling.
             example_inputs: For a Module.
-            modes: How the passes run.
-            fresh: Encode again even if the graph was encoded before. Otherwise the
-                remembered digest is used at once, and `is_unchanged` is left to be asked
-                while the request is under way.
-            send_values: Give values of tensors to any pass whose server asks for them.
+            modes: Modes in which the passes run.
+            fresh: Encode again even if the graph was encoded before. Otherwise the cached digest is
+                used at once, and `is_unchanged` is to be checked during the request.
+            send_values: Send tensor values to any pass for which the server requests them.
 
         Raises:
             UnsupportedGraphError: The format does not support the graph; names the node.
@@ -115,10 +114,10 @@ class Preparer:
         return self.with_values(Prepared(captured, encoded, requests, is_unchanged, send_values))
 
     def with_values(self, prepared: Prepared) -> Prepared:
-        """The same with the values that passes are known to read, as they are now."""
+        """The same request with the current values that passes are known to read."""
         requests = prepared.requests
         if requests.reads and prepared.may_send_values:
-            # Tensors change where they are: no token stands for their values.
+            # Tensors change in place, so no token can represent their values.
             with_values, _ = self.provide_missing(prepared, requests.whole, requests.reads)
             return replace(prepared, requests=RequestForms(with_values))
         return prepared
@@ -126,13 +125,13 @@ class Preparer:
     def provide_missing(
         self, prepared: Prepared, request: pb.CompileRequest, subjects: Sequence[str]
     ) -> tuple[pb.CompileRequest, list[Blob]]:
-        """What the server said is missing: a request that has it, and blobs to send first.
+        """Provide what the server said is missing: a new request, and blobs to upload first.
 
         Raises:
-            ValuesRefusedError: The server asks for values, which no pass of the request reads.
-            ProtocolError: The server asks for something that this graph does not have, for one
-                thing twice, or for too much.
-            LazyfxError: Values that the request names have changed since.
+            ValuesRefusedError: The server requests values, but no pass of the request reads any.
+            ProtocolError: The server requests something that this graph does not have, something
+                twice, or too much.
+            LazyfxError: Values named in the request have changed since.
         """
         full = pb.CompileRequest()
         full.CopyFrom(request)
@@ -176,7 +175,7 @@ class Preparer:
         return full, blobs
 
     def _check_places(self, prepared: Prepared, places: Sequence[tuple[int, int]]) -> None:
-        """Check that these values may be asked for, before one of them is looked at."""
+        """Check that the server may request these values, before reading any of them."""
         if places and not prepared.may_send_values:
             raise ValuesRefusedError(
                 f"the server asks for the values of {len(places)} tensors, but no pass of the "
@@ -196,8 +195,8 @@ class Preparer:
             )
 
     def content_digest(self, tensor: torch.Tensor) -> graph_pb2.Digest:
-        """Digest of a tensor's bytes, remembered until the tensor changes."""
-        if tensor.is_inference():  # nothing counts the changes of such a tensor
+        """Digest of a tensor's bytes, cached until the tensor changes."""
+        if tensor.is_inference():  # such a tensor has no version counter
             return wire.content_digest(tensor)
         looks = (tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype)  # noqa: SLF001
         known = self._digests.get(tensor)
@@ -219,7 +218,7 @@ class Preparer:
         return tensor
 
 
-# Numbers of a graph or an attribute; those of protobuf have 32 bits.
+# Indices of graphs and attributes; in protobuf they have 32 bits.
 _PLACE = re.compile(r"(0|[1-9][0-9]{0,9})/(0|[1-9][0-9]{0,9})", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 

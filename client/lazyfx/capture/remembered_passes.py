@@ -1,4 +1,4 @@
-"""Pass lists remembered as messages, and the requests made of them."""
+"""Caches pass lists as messages, and the requests built from them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from lazyfx.shared.pass_specs import DEFAULT_MODES, Modes, PassSpec, PassTuple, 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
-# Pass lists remembered for each client, and requests for each of them; then all are dropped.
+# Maximum cached pass lists per client, and requests per list; then all are dropped.
 _MAX_LISTS = 64
 _MAX_REQUESTS = 4096
 
 
 @dataclass(slots=True)
 class RequestForms:
-    """How one compile is asked for.
+    """The forms of one compile request.
 
     Attributes:
-        whole: Graph by digest, passes, modes. Shared: copy it before you change it.
-        short: By the token that the server gave for `whole`, if it gave one.
-        reads: The values that the server turned out to need ("values/<graph>/<attribute>").
+        whole: Digest of the graph, passes, modes. Shared: copy it before changing it.
+        short: The server's token for `whole`, if it issued one.
+        reads: The values that the server has requested ("values/<graph>/<attribute>").
     """
 
     whole: pb.CompileRequest
@@ -30,11 +30,11 @@ class RequestForms:
 
 
 class PassList:
-    """Passes as they travel.
+    """Passes as messages.
 
     Args:
         passes: Names and specs.
-        modes: How they run.
+        modes: Modes in which they run.
 
     Raises:
         LazyfxError: An entry is neither a string nor a PassSpec.
@@ -62,17 +62,17 @@ class PassList:
 
 
 class PassListCache:
-    """Makes PassLists, each only when it is new."""
+    """Creates and caches PassLists."""
 
     def __init__(self) -> None:
         self._lists: dict[tuple[str | bytes | Modes, ...], PassList] = {}
 
     def get(self, passes: PassTuple, modes: Modes = DEFAULT_MODES) -> PassList:
-        """The list of these passes.
+        """The PassList of these passes.
 
         Args:
             passes: Names and specs.
-            modes: How they run.
+            modes: Modes in which they run.
 
         Raises:
             LazyfxError: An entry is neither a string nor a PassSpec.

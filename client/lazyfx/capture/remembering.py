@@ -1,12 +1,12 @@
-"""Encoded graphs remembered with the graphs they came from.
+"""Caches encoded graphs on the graphs they came from.
 
-Encoding costs milliseconds, a lookup on the server a fraction of one, so a module that
-has not changed must not be encoded again. Whether it has changed is read off the module
-itself: fx replaces a node's argument tuples whenever they change, so that comparing the
-identity of a node's parts is enough, and needs no hook in torch.
+Encoding takes milliseconds, a lookup on the server a fraction of one, so an unchanged module must
+not be encoded again. Changes are detected from the module itself: fx replaces a node's argument
+tuples whenever they change, so comparing the identity of a node's parts is enough, without hooks in
+torch.
 
-The comparison runs while a request is under way and must take no longer than that. What
-it costs is memory that it touches and objects that it makes: it goes over each thing once.
+The comparison runs during a request and must not take longer. Its cost is memory accesses and
+object allocations, so it visits everything only once.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch.utils._pytree import TreeSpec
 from lazyfx.capture.tensor_guards import tensor_check
 from lazyfx.shared import wire
 
-# What was remembered is an attribute of the graph and so dies with it. In a table of ours,
-# even a weak one, it would keep the graph alive: it refers to every part of it.
+# The cached encoding is an attribute of the graph, so it dies with the graph. In a separate table,
+# even a weak one, it would keep the graph alive, because it refers to every part of it.
 _ATTRIBUTE = "_lazyfx_remembered"
 
 _PARTS = attrgetter("name", "op", "target", "_args", "_kwargs")
@@ -34,18 +34,18 @@ _GRAPH = attrgetter("_graph", "_graph._codegen", "_graph._codegen._body_transfor
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
 _DESCRIPTION = attrgetter("shape", "dtype", "requires_grad")
 
-# Where the encoder looks for what a node's value looks like, in this order.
+# The keys under which the encoder looks for a node's metadata, in this order.
 _VALUE_KEYS = ("val", "example_value", wire.META_KEY)
 
-# What every module has. Of this only the tables and the mode are part of a graph, and for
-# a module that is called as one, that it has no hooks.
+# Attributes that every module has. Of these, only the tables and the mode are part of a graph, and,
+# for leaf modules, the absence of hooks.
 _INTERNALS = frozenset(vars(torch.nn.Module()))
-# A module without these, such as a ScriptModule, keeps them where changes are not seen.
+# A module without these, such as a ScriptModule, stores them where changes cannot be detected.
 _ORDINARY = {"training", "_modules", "_parameters", "_buffers"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-# Constants up to this size are compared by value: some writes leave no trace in torch's
-# change counter.
+# Constants up to this size are compared by value: some writes do not increase torch's version
+# counter.
 _SMALL_BYTES = 4096
 _FROZEN = (
     *(bool, int, float, complex, str, bytes, type(None), type(...), FunctionType),
@@ -54,18 +54,18 @@ _FROZEN = (
 
 
 class CachedEncoding:
-    """An encoded graph, and what its module looked like when it was encoded.
+    """An encoded graph, and a snapshot of its module at that time.
 
-    The objects themselves are kept, not their ids: an id may be given out again.
+    It keeps the objects themselves, not their ids, which may be reused.
 
     Args:
-        module: Where the graph came from.
+        module: The module of the graph.
         encoded: The graph.
 
     Attributes:
         encoded: The graph.
-        stable: Whether every change of the module can be seen. If not, it has to be
-            encoded each time.
+        stable: Whether every change of the module can be detected. If not, it has to be encoded
+            each time.
     """
 
     def __init__(self, module: GraphModule, encoded: wire.EncodedGraph) -> None:
@@ -90,15 +90,15 @@ class CachedEncoding:
         self._hooks = [vars(part)[name] for part in (*called, *inner) for name in _HOOKS]
         nodes = list(_nodes(self._graphs))
         self._nodes = [(*_PARTS(node), *_value(node)) for node in nodes]
-        # Dynamo's nodes have no "val". If they get one, that counts.
+        # Dynamo's nodes have no "val"; getting one is a change.
         self._without_val = [i for i, of in enumerate(self._nodes) if of[-2] != "val"]
         registered = set(map(id, self._items))
         loose = set(map(id, self._extra_values))
         parts = list(chain.from_iterable(encoded.attributes))
-        # Once each: one that is tied is in several places.
+        # Each tensor once: tied ones are in several places.
         by_id = {id(part): part for part in parts if isinstance(part, torch.Tensor)}
         self._tensors = list(by_id.values())
-        # A tensor that is not a parameter or buffer is part of the graph with its values.
+        # The values of a tensor that is not a parameter or buffer are part of the graph.
         self._constants = [t for t in self._tensors if id(t) in loose or id(t) not in registered]
         self.stable = (
             set(map(id, parts)) <= registered | loose
@@ -114,26 +114,26 @@ class CachedEncoding:
             self._contents = list(map(_content, self._constants))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy or a pickle of the graph is another graph, of which nothing is known.
+        # A copy or a pickle of the graph is a different graph without a cached encoding.
         return (type(None), ())
 
     def belongs_to(self, module: GraphModule) -> bool:
-        """Whether this was encoded from `module`, changed since or not."""
+        """Whether this was encoded from `module`, even if that has changed since."""
         return self._owners[0] is module
 
     def is_unchanged(self) -> bool:
-        """Whether the module still looks as it did when it was encoded.
+        """Whether the module is unchanged since it was encoded.
 
-        Doubt counts as change: then the module is encoded again, and its digest decides.
+        If in doubt, it counts as changed: the module is encoded again, and its digest decides.
         """
         try:
             return self._same_modules() and self._same_nodes() and self._same_tensors()
-        except KeyError:  # an attribute has gone
+        except KeyError:  # an attribute is missing
             return False
 
     def _same_modules(self) -> bool:
-        # The owners are those remembered: that their tables still hold the same modules
-        # under the same names says that they still make up the same tree.
+        # These are the cached owners: if their tables still contain the same modules under the same
+        # names, the tree is the same.
         for owner, look in zip(self._owners, self._snapshots):  # noqa: B905 - of one length
             cls, size, mode, modules, parameters, buffers = look
             attributes = owner.__dict__
@@ -191,16 +191,16 @@ class CachedEncoding:
 
 
 def cached_encoding(module: GraphModule) -> CachedEncoding | None:
-    """What was encoded last for this module, changed since or not."""
+    """The last encoding of this module, even if it has changed since."""
     found = getattr(module.graph, _ATTRIBUTE, None)
     return found if isinstance(found, CachedEncoding) and found.belongs_to(module) else None
 
 
 def encode(module: GraphModule) -> wire.EncodedGraph:
-    """Encode a module and remember the result.
+    """Encode a module and cache the result.
 
     Raises:
-        UnsupportedGraphError: Something in the graph cannot go on the wire.
+        UnsupportedGraphError: Something in the graph cannot be encoded.
     """
     encoded = wire.encode(module)
     remembered = None
@@ -211,17 +211,17 @@ def encode(module: GraphModule) -> wire.EncodedGraph:
 
 
 def _same(now: Iterable[object], before: Sequence[object]) -> bool:
-    """Whether as many objects as there were are the same; lengths are compared elsewhere."""
+    """Whether the objects are identical; lengths are compared elsewhere."""
     return all(map(is_, now, before))
 
 
 def _snapshot(owner: torch.nn.Module) -> tuple[object, ...]:
-    """What is compared of a module itself: class, number of attributes, mode, tables."""
+    """The compared parts of a module: class, number of attributes, mode, tables."""
     return (type(owner), len(vars(owner)), owner.training, *_TABLES(owner))
 
 
 def _graphs(owners: Iterable[GraphModule]) -> list[Any]:
-    """Graphs, each followed by what says how it is called and how its source is changed."""
+    """Graphs, each followed by its calling convention and source transformations."""
     return list(chain.from_iterable(map(_GRAPH, owners)))
 
 
@@ -230,7 +230,7 @@ def _nodes(graphs: Sequence[Graph]) -> Iterator[Node]:
 
 
 def _value(node: Node) -> tuple[str | None, object]:
-    """Under which key the encoder finds what a node's value looks like, and that."""
+    """The key under which the encoder finds a node's metadata, and the metadata."""
     for key in _VALUE_KEYS:
         if key in node.meta:
             return key, node.meta[key]
@@ -238,13 +238,13 @@ def _value(node: Node) -> tuple[str | None, object]:
 
 
 def _has_other_value(node: Node, key: str | None) -> bool:
-    """Whether the encoder would now find a value under another key."""
+    """Whether the encoder would now find the metadata under another key."""
     before = _VALUE_KEYS[: _VALUE_KEYS.index(key)] if key else _VALUE_KEYS
     return any(each in node.meta for each in before)
 
 
 def _called(encoded: wire.EncodedGraph) -> list[torch.nn.Module]:
-    """The modules that are called as one, such as a Linear, and their parts."""
+    """The leaf modules, such as a Linear, and their parts."""
     return [
         part
         for value in chain.from_iterable(encoded.attributes)
@@ -261,14 +261,14 @@ def _options(called: Iterable[torch.nn.Module]) -> Iterator[object]:
 
 
 def _is_frozen(value: object) -> bool:
-    """Whether a part of a graph can only be replaced, or has its changes looked for."""
+    """Whether a part of a graph is immutable, or its changes are detected."""
     if isinstance(value, (tuple, torch.Size)):
         return all(map(_is_frozen, value))
     return isinstance(value, (*_FROZEN, torch.Tensor, torch.nn.Module))
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has strides and a counter of its changes."""
+    """Whether a tensor has strides and a version counter."""
     return tensor.layout is torch.strided and not tensor.is_inference()
 
 
@@ -278,10 +278,10 @@ def _has_address(tensor: torch.Tensor) -> bool:
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> list[object]:
-    """What says where tensors are: an address stands for one device.
+    """The addresses of tensors; an address implies a device.
 
-    Tensors that stay where they are also go on sharing memory, or not: to share it with
-    another one, a tensor has to move there. Cheaper than asking for its storage.
+    If no tensor moves, the same tensors share memory as before: to share memory with another one, a
+        tensor has to move. This is cheaper than reading storages.
     """
     return list(map(torch.Tensor.data_ptr, tensors))
 
@@ -292,6 +292,6 @@ def _storages(tensors: Sequence[torch.Tensor]) -> list[object]:
 
 
 def _content(constant: torch.Tensor) -> tuple[int, bytes | None]:
-    """What tells whether the values of a constant have changed."""
+    """A key that changes when the values of a constant change."""
     small = constant.is_cpu and constant.nbytes <= _SMALL_BYTES
     return constant._version, bytes(wire.tensor_bytes(constant)) if small else None  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Graphs in files: what they compute and what their parts are called, without any values."""
+"""Graphs in files: computation and names, without any values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lazyfx.shared.torch_lazy_class import LazyGraphModule
 from lazyfx.v1 import compiler_pb2
 from lazyfx.v1 import graph_pb2 as pb
 
-# A recorded compile begins with its graph, a message; a graph with its version, a number.
+# A recorded compile starts with its graph, a message; a graph starts with its version, a number.
 _RECORDING: Final = b"\x0a"
 
 
@@ -35,7 +35,7 @@ class SavedGraph:
     presentation: pb.Presentation = field(repr=False)
 
     def __repr__(self) -> str:
-        """What it is, in one line: not its bytes."""
+        """A one-line summary, without its bytes."""
         graphs = pb.GraphBody.FromString(self.body).graphs
         nodes, tensors = (
             sum(len(graph.calls) for graph in graphs),
@@ -54,10 +54,10 @@ class SavedGraph:
     def graph_module(self) -> GraphModule:
         """The graph, with tensors on the meta device in place of its parameters.
 
-        Its code is generated when it is first asked for.
+        Its code is generated on first use.
 
         Raises:
-            DecodeError: A target or an option is not known to this torch.
+            DecodeError: A target or an option is unknown to this torch.
         """
         return wire.decode(self.body, self.presentation, module_class=LazyGraphModule)
 
@@ -71,7 +71,7 @@ def save_graph(
     same digest; `lazyfx.explain` and `lazyfx explain` compare two of them.
 
     Raises:
-        UnsupportedGraphError: The graph has no place in the format; names the node.
+        UnsupportedGraphError: The format does not support the graph; names the node.
     """
     encoded = wire.encode(GraphCapturer().capture(what, example_inputs).module)
     Path(path).write_bytes(encoded.message().SerializeToString(deterministic=True))
@@ -79,7 +79,7 @@ def save_graph(
 
 
 def load_graph(path: str | Path) -> SavedGraph:
-    """Read a graph that `save_graph` or a job with LAZYFX_RECORD wrote. Nothing in it is run.
+    """Read a graph that `save_graph` or a job with LAZYFX_RECORD wrote. Runs no code in it.
 
     Raises:
         DecodeError: It is not such a file, was written by a version of lazyfx whose graphs
@@ -100,7 +100,7 @@ def load_graph(path: str | Path) -> SavedGraph:
     if not message.format_version and not message.body:
         raise DecodeError(_not_written_here(path))
     check_envelope(message)
-    # Names that do not fit the body are found out here, not where they are used.
+    # Detect names that do not fit the body here, not at their first use.
     saved = SavedGraph(message.body, message.presentation)
     saved.graph_module()
     return saved

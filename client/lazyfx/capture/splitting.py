@@ -1,7 +1,7 @@
-"""Where to cut a graph, by what its capture says of the nodes: annotations and modules.
+"""Where to split a graph, by metadata of its capture: annotations and modules.
 
-The server does not see either: they stay home with the rest of `node.meta`. So the places are
-found here, and travel as numbers of nodes, in the option `at` of the pass split_module.
+The server sees neither: they stay on the client with the rest of `node.meta`. So the split points
+    are determined here, and sent as node indices in the option `at` of the pass split_module.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Label: TypeAlias = Callable[[Node], Hashable]
 
 
 def split_by(what: Compilable, label: str | Label) -> PassSpec:
-    """The pass split_module that cuts a graph where a label changes.
+    """A split_module pass that splits a graph where a label changes.
 
     Args:
-        what: The GraphModule or ExportedProgram that will be compiled; the pass fits it alone.
-        label: The name of an annotation that `torch.fx.traceback.annotate({name: value})` left;
-            or a function of a node, as `in_modules` makes them. Nodes whose label is None stay
-            in the part that they are in.
+        what: The GraphModule or ExportedProgram to compile; the pass is only valid for it.
+        label: The name of an annotation from `torch.fx.traceback.annotate({name: value})`, or a
+            function of a node, such as `in_modules` returns. A node whose label is None stays in
+            the current part.
 
     Raises:
-        LazyfxError: The label never changes, so there is nothing to cut.
+        LazyfxError: The label never changes, so there is nowhere to split.
     """
     label_of = _annotation(label) if isinstance(label, str) else label
     places: list[int] = []
@@ -46,18 +46,18 @@ def split_by(what: Compilable, label: str | Label) -> PassSpec:
     if len(places) < 2:
         called = repr(label) if isinstance(label, str) else "the label"
         raise LazyfxError(
-            f"{called} does not change along the graph, so there is nowhere to cut it; captures of "
-            "symbolic_trace carry no annotations"
+            f"{called} does not change along the graph, so there is nowhere to split it; captures "
+            "of symbolic_trace have no annotations"
         )
     return PassSpec("split_module", MappingProxyType({"at": tuple(places)}))
 
 
 def in_modules(*patterns: str) -> Label:
-    """Labels a node with the outermost module that it comes from and that matches a pattern.
+    """Label a node with the outermost of its modules that matches a pattern.
 
     Args:
-        patterns: Paths of modules, "*" for any part of a name: "layers.*", "*.encoder.layer.*".
-            Without any, the modules of the top level.
+        patterns: Paths of modules, with "*" for any part of a name: "layers.*",
+            "*.encoder.layer.*". By default, the top-level modules.
     """
 
     def label(node: Node) -> Hashable:
@@ -86,7 +86,7 @@ _STEPS = re.compile(r"\._modules\['([^']+)'\]|\['([^']+)'\]|\[(\d+)\]")
 
 
 def _module_paths(node: Node) -> list[str]:
-    """Paths of the modules that a node comes from, the outermost first."""
+    """Paths of the modules that a node comes from, outermost first."""
     stack = node.meta.get("nn_module_stack")
     if not isinstance(stack, Mapping):
         return []

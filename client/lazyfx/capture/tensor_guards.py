@@ -1,8 +1,8 @@
-"""What tensors look like, compared by torch in one call.
+"""Compares the metadata of many tensors in one call to torch.
 
-Dynamo compiles this check for its own caches; it has no public name. It compares class,
-dispatch keys, dtype, device, requires_grad, sizes and strides of many tensors in the time that
-reading one attribute of each takes in Python.
+Dynamo uses this check for its own caches; it is not public. It compares class, dispatch keys,
+dtype, device, requires_grad, sizes and strides of many tensors in the time that Python needs to
+read one attribute of each.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Check = Callable[..., bool]
 
 
 def tensor_check(tensors: Sequence[torch.Tensor]) -> Check:
-    """A function of the same tensors: whether all look as they do now.
+    """A function of the same tensors that returns whether their metadata is unchanged.
 
-    It says no too where the mode of the thread is another one, such as autocast: doubt
-    counts as change.
+    It also returns False in another thread mode, such as autocast: if in doubt, it counts as
+        changed.
 
     Args:
-        tensors: Each one once.
+        tensors: The tensors, without duplicates.
     """
     check: Check = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     return check

@@ -1,4 +1,4 @@
-"""The commands put together."""
+"""The application with all commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Compile torch.fx graphs once, remotely, and only on demand.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # Square brackets in help are square brackets.
+    # Square brackets in help are literal.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -44,7 +44,7 @@ app.command(cls=Command)(passes)
 app.command(cls=Command)(stats)
 app.command(cls=Command)(explain)
 app.command(cls=Command)(demo)
-# What follows the script's name belongs to the script, options and all.
+# Everything after the script's name belongs to the script, including options.
 app.command(
     cls=Command, context_settings={"allow_extra_args": True, "allow_interspersed_args": False}
 )(warm)

@@ -1,4 +1,4 @@
-"""Compiled modules as files."""
+"""Writes compiled modules to files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUFFIXES: Mapping[Kind, str] = {
 
 
 def text_of(remote: RemoteModule, kind: Kind) -> str | None:
-    """A compiled module as text, for the kinds that are text; None for the others.
+    """A compiled module as text; None if the kind is not text.
 
     Raises:
         ServiceError: The server cannot render it.
@@ -37,13 +37,13 @@ def text_of(remote: RemoteModule, kind: Kind) -> str | None:
 
 
 def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
-    """Write a compiled module to a file, whole or not at all.
+    """Atomically write a compiled module to a file.
 
     Args:
         remote: The module.
-        kind: What to write. A graph is a serialized lazyfx.v1.Graph, in the caller's names; code
-            is a file that runs, with its constants, if any, in a second file next to it.
-        target: Replaced if it exists; its folder is made.
+        kind: What to write. A graph is a serialized lazyfx.v1.Graph with the caller's names; code
+            is a Python file, with its constants, if any, in a second file next to it.
+        target: The file; replaced if it exists. Its folder is created.
 
     Raises:
         ServiceError: The server cannot render it.
@@ -78,12 +78,12 @@ def _write_code(remote: RemoteModule, target: Path) -> None:
     constants = file.constants
     if constants is not None:
         replace_file(constants_path(target), lambda temporary: temporary.write_bytes(constants))
-    # Last: a file of source without its constants would not run.
+    # Last: a source file without its constants would not run.
     replace_file(target, lambda temporary: temporary.write_text(file.text, encoding="utf-8"))
 
 
 def is_written(target: Path, kind: Kind) -> bool:
-    """Whether a file is there, with the constants file that code may need."""
+    """Whether a file exists, with the constants file that code may need."""
     if not target.is_file() or kind is not Kind.CODE:
         return target.is_file()
     from lazyfx.artifacts.python_files import constants_path
@@ -96,8 +96,8 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
     """Write a temporary file, and rename it when it is complete.
 
     Args:
-        target: The file; its folder is made.
-        write: Writes the path that it is given.
+        target: The file; its folder is created.
+        write: Writes to the given path.
 
     Raises:
         OSError: The file cannot be written.
@@ -111,17 +111,17 @@ def replace_file(target: Path, write: Callable[[Path], object]) -> None:
         with suppress(OSError):
             temporary.unlink()
         if error.filename == str(temporary):
-            # The user knows the file by the name that it was to have.
+            # Users know the file by its final name.
             error.filename = str(target)
         raise
-    except BaseException:  # also Ctrl-C: half a file must not stay behind
+    except BaseException:  # also on Ctrl-C: leave no partial file behind
         with suppress(OSError):
             temporary.unlink()
         raise
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed processes of this machine left behind.
+    """Remove temporary files that killed processes on this machine left behind.
 
     Raises:
         OSError: A file cannot be removed.

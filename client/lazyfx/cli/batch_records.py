@@ -1,4 +1,4 @@
-"""What `lazyfx batch` has finished, one JSON file a model, so that a second run goes on."""
+"""Records of what `lazyfx batch` finished, one JSON file per model, for a run that resumes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Record:
         emit: What was written, or "".
         module_key: Hex of the compiled module's key.
         nodes_before: Nodes of the graph that was sent.
-        nodes_after: Nodes of the graph that came out.
+        nodes_after: Nodes of the resulting graph.
         cache: "hit", "miss" or "joined".
-        recompiles_requested: Recompiles that passes asked for.
-        recompiles_performed: Those that were done.
-        seconds: From reading the file to the last byte written.
-        error: What went wrong, in one line, or "".
+        recompiles_requested: Recompiles that passes requested.
+        recompiles_performed: Recompiles that were performed.
+        seconds: Time from reading the file to the last byte written.
+        error: The error on one line, or "".
     """
 
     file: str
@@ -49,22 +49,22 @@ class Record:
     error: str = ""
 
     def matches(self, other: Record) -> bool:
-        """Whether this is a success of the same bytes and the same work."""
+        """Whether this is a success with the same bytes and the same work."""
         mine = (self.digest, self.passes, self.emit)
         return not self.error and mine == (other.digest, other.passes, other.emit)
 
 
 def pipeline_identity(passes: Sequence[PassSpec]) -> str:
-    """What tells one pipeline from another: its spelling, and a digest of its rewrites.
+    """The identity of a pipeline: its spelling, and a digest of its rewrites.
 
     Raises:
-        UnsupportedGraphError: A rewrite cannot go on the wire.
+        UnsupportedGraphError: A rewrite cannot be encoded.
     """
     spelling = spell(spec.spelled() for spec in passes)
     graphs = [graph for spec in passes for graph in spec.graphs()]
     if not graphs:
         return spelling
-    # torch comes with it, and takes its time: --help does without.
+    # This imports torch, which is slow; --help does not need it.
     from lazyfx.shared import wire
 
     digests = b"".join(hashlib.sha256(wire.encode(graph).body).digest() for graph in graphs)
@@ -85,7 +85,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_record(path: Path) -> Record | None:
-    """Read a record; None if there is none, or something else is there."""
+    """Read a record; None if it is missing or malformed."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -96,7 +96,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record, whole or not at all.
+    """Atomically write a record.
 
     Raises:
         OSError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_SUFFIXES = (".pt2", GRAPH_SUFFIX)
 
 
 class Kind(str, Enum):
-    """What a compiled module can be written as."""
+    """The formats in which a compiled module can be written."""
 
     CODE = "code"
     GRAPH = "graph"
@@ -33,7 +33,7 @@ class Kind(str, Enum):
 
     @property
     def holds_values(self) -> bool:
-        """Whether the values of parameters are in it."""
+        """Whether it contains the values of parameters."""
         return self not in (Kind.CODE, Kind.GRAPH, Kind.PICTURE)
 
 
@@ -45,12 +45,12 @@ def _checked_address(address: str) -> str:
 
 
 def read_passes(text: str) -> list[PassSpec]:
-    """Read --passes.
+    """Parse --passes.
 
     Raises:
         typer.BadParameter: The text is not a pipeline.
     """
-    # torch comes with passes, and takes its time: --help does without.
+    # `passes` imports torch, which is slow; --help does not need it.
     from lazyfx.shared.pass_specs import spec_of
 
     try:

@@ -1,4 +1,4 @@
-"""What `lazyfx demo` compiles: GPT-2 with random weights, and passes that fit it."""
+"""The model of `lazyfx demo`: GPT-2 with random weights, and passes for it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class DemoModel:
 
     Attributes:
         local: The model.
-        program: The same, exported.
+        program: The exported model.
         input_ids: Token ids of shape (1, 32).
-        parameters: Numbers in its parameters.
+        parameters: Number of parameters.
     """
 
     local: nn.Module
@@ -37,7 +37,7 @@ class DemoModel:
 
 
 def capture_gpt2(layers: int, width: int) -> DemoModel:
-    """Make GPT-2 from its config, without downloading anything, and export it.
+    """Create GPT-2 from its config, without downloading anything, and export it.
 
     Args:
         layers: Transformer blocks; 12 in GPT-2.
@@ -67,7 +67,7 @@ def capture_gpt2(layers: int, width: int) -> DemoModel:
 
 
 def demo_passes(offered: Collection[str]) -> list[str | PassSpec]:
-    """The passes of the demo that a server offers, in an order that makes sense."""
+    """The passes of the demo that a server offers, in a sensible order."""
     wanted: list[str | PassSpec] = [
         "dead_code_elimination",
         "remove_dropout",
@@ -81,7 +81,7 @@ def demo_passes(offered: Collection[str]) -> list[str | PassSpec]:
 
 
 def _spelled_out_gelu(x: Tensor) -> Tensor:
-    """GELU as GPT-2 computes it, in the operators that torch.export writes down."""
+    """GELU as in GPT-2, in the operators that torch.export captures."""
     aten = torch.ops.aten
     cube = aten.mul.Tensor(aten.pow.Tensor_Scalar(x, 3.0), 0.044715)
     inner = aten.mul.Tensor(aten.add.Tensor(x, cube), 0.7978845608028654)
@@ -91,6 +91,6 @@ def _spelled_out_gelu(x: Tensor) -> Tensor:
 
 
 def _gelu(x: Tensor) -> Tensor:
-    """The same in one operator."""
+    """The same as one operator."""
     result: Tensor = torch.ops.aten.gelu.default(x, approximate="tanh")
     return result

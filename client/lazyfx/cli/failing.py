@@ -1,4 +1,4 @@
-"""How commands fail: one line on standard error that names the remedy, exit status 1."""
+"""Failures of commands: one line on standard error that names the remedy, exit status 1."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _NO_COLUMNS = str.maketrans("\n\r\t", "   ")
 
 
 def fail(message: str) -> typer.Exit:
-    """Say what went wrong; raise what this returns."""
+    """Print an error; raise the return value."""
     typer.echo(f"lazyfx: {printable(message)}", err=True)
     return typer.Exit(1)
 
 
 def describe_error(error: Exception, address: str) -> str:
-    """An error in one line, with what to do about it.
+    """An error on one line, with what to do about it.
 
     Args:
-        error: What was raised.
-        address: The server that was asked.
+        error: The error.
+        address: The address of the server.
     """
     if isinstance(error, (UnavailableError, TimedOutError)):
         told = _one_line(error.reason)
         return told if address in told else f"{address}: {error.code}: {told}"
     if isinstance(error, InvalidRequestError):
-        # The first is what the error says itself.
+        # The first is the error's own field.
         more = [f"{v.field}: {v.description}" for v in error.violations[1:]]
         return "; ".join([one_line(error), *map(_one_line, more)])
     return one_line(error)
 
 
 def one_line(error: Exception) -> str:
-    """An error's message without line breaks; its kind where it has none."""
+    """An error's message without line breaks; its class if it has no message."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{printable(str(error.filename))}: {error.strerror}"
     return _one_line(str(error)) or type(error).__name__
@@ -49,10 +49,10 @@ def _one_line(text: str) -> str:
 
 @contextmanager
 def reporting_errors(address: str) -> Iterator[None]:
-    """Turn lazyfx's own errors into one line and exit status 1.
+    """Report lazyfx's own errors on one line, with exit status 1.
 
     Raises:
-        typer.Exit: In place of a LazyfxError or of a file that cannot be read or written.
+        typer.Exit: Replaces a LazyfxError, or an OSError of a file.
     """
     try:
         yield

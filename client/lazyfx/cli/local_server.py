@@ -24,7 +24,7 @@ _TOLD_LINES = 5
 
 @dataclass(frozen=True)
 class LocalServer:
-    """Where a server is.
+    """The addresses of a running server.
 
     Attributes:
         address: "host:port" of the service.
@@ -37,7 +37,7 @@ class LocalServer:
 
 @contextmanager
 def local_server() -> Iterator[LocalServer]:
-    """Run a server on free loopback ports with a store that goes away with it.
+    """Run a server on free loopback ports with a temporary store.
 
     Raises:
         LazyfxError: The server is not installed, or does not start.
@@ -53,7 +53,7 @@ def local_server() -> Iterator[LocalServer]:
             "--listen", "127.0.0.1:0", "--metrics-port", "0",
             "--store-path", str(Path(folder) / "store"),
         ]  # fmt: skip
-        # Settings of the caller's own server would get in the way.
+        # Ignore settings for the user's own server.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LAZYFX_")}
         with log.open("wb") as sink:
             process = subprocess.Popen(  # noqa: S603 - our own command, without a shell
@@ -62,7 +62,7 @@ def local_server() -> Iterator[LocalServer]:
                 stdout=sink,
                 stderr=sink,
                 env=environment,
-                # Ctrl-C reaches us alone; the server is told to stop below, in order.
+                # Ctrl-C reaches only this process; the server is stopped gracefully below.
                 start_new_session=True,
             )
         try:
@@ -82,7 +82,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> LocalServe
             break
         time.sleep(0.05)
     told = " / ".join(text.strip().splitlines()[-_TOLD_LINES:])
-    raise LazyfxError(f"the server did not start; it said: {told or 'nothing'}")
+    raise LazyfxError(f"the server did not start; its output: {told or 'nothing'}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

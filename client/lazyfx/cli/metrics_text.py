@@ -1,4 +1,4 @@
-"""Reads /metrics and tells what changed between two readings."""
+"""Reads /metrics and lists what changed between two readings."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from lazyfx.errors import LazyfxError
 
 _SAMPLE = re.compile(r"^(?P<series>[a-zA-Z_:][\w:]*(?:\{.*\})?) (?P<value>\S+)$")
-# Buckets repeat what _count and _sum say; _created is when a series began.
+# Buckets are redundant with _count and _sum; _created is a timestamp.
 _LEFT_OUT = re.compile(r"_(bucket|created)(\{|$)")
 
 
 def read_metrics(url: str) -> dict[str, float]:
-    """Values by series, in the order of the page.
+    """Read values by series, in page order.
 
     Args:
-        url: Of /metrics; asked directly, whatever proxies the environment names.
+        url: URL of /metrics; proxies in the environment are ignored.
 
     Raises:
-        LazyfxError: Nothing answers there.
+        LazyfxError: It cannot be read.
     """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -35,7 +35,7 @@ def read_metrics(url: str) -> dict[str, float]:
 def changed_lines(
     before: Mapping[str, float], after: Mapping[str, float], prefix: str
 ) -> list[str]:
-    """Lines of the series with the prefix that changed, as `series value`."""
+    """Lines of changed series with the prefix, as `series value`."""
     return [
         f"{series} {value:.6g}"
         for series, value in after.items()

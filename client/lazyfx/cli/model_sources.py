@@ -1,4 +1,4 @@
-"""Where commands get their models from."""
+"""Loads the models of commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>[a-z]+[0-9]*)\[(?P
 
 
 def load_model(path: Path) -> Compilable:
-    """Read a .pt2 file, which runs code that it may hold; or a .lazyfx file, which does not.
+    """Read a .pt2 file, which may run code that it contains, or a .lazyfx file, which does not.
 
     Raises:
         LazyfxError: It is not a graph that can be read here.
@@ -40,7 +40,7 @@ def load_model(path: Path) -> Compilable:
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
-    """Read a .pt2 file. This runs code that the file may hold.
+    """Read a .pt2 file. This may run code that it contains.
 
     Raises:
         LazyfxError: It is not an exported program that this torch can read.
@@ -48,7 +48,7 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings(), _quiet(logging.getLogger("torch.export")):
             warnings.simplefilter("ignore")
-            # A file of the user's own, on the user's machine; a server never reads one.
+            # The user's own file on their own machine; a server never reads one.
             return torch.export.load(path)
     except Exception as error:  # torch.export.load raises errors of every kind
         raise LazyfxError(
@@ -59,7 +59,7 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
 
 @contextmanager
 def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Without what torch logs of a file before it raises: a traceback."""
+    """Suppress the traceback that torch logs before it raises."""
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -73,13 +73,13 @@ def call_factory(spelling: str, examples: ExampleInputs) -> Model:
 
     Args:
         spelling: Modules in the current folder are found too.
-        examples: Inputs to use where the factory gives none, or in place of its own.
+        examples: Inputs that replace the factory's, if it returns any.
 
     Returns:
         The model and its example inputs.
 
     Raises:
-        LazyfxError: It cannot be imported, raises, or gives something else.
+        LazyfxError: It cannot be imported, raises, or returns something else.
     """
     try:
         made = _imported(spelling)()
@@ -97,13 +97,13 @@ def call_factory(spelling: str, examples: ExampleInputs) -> Model:
 
 
 def read_examples(spellings: Sequence[str]) -> ExampleInputs:
-    """Read --example: `int64[2,8]` for a positional input, `input_ids=int64[2,8]` by name.
+    """Parse --example: `int64[2,8]` for a positional input, `input_ids=int64[2,8]` for a keyword.
 
     Returns:
-        Tensors in order, or by name; None without any.
+        Tensors in order, or by keyword; None if there are none.
 
     Raises:
-        LazyfxError: One is spelled otherwise, or both ways are mixed.
+        LazyfxError: One is malformed, or both forms are mixed.
     """
     positional: list[torch.Tensor] = []
     named: dict[str, torch.Tensor] = {}
@@ -126,15 +126,15 @@ def read_examples(spellings: Sequence[str]) -> ExampleInputs:
 
 
 def add_rewrites(passes: Sequence[PassSpec], spellings: Sequence[str]) -> list[PassSpec]:
-    """Import rewrites (`package.module:name`) and give them to the replace_pattern pass.
+    """Import rewrites (`package.module:name`) and add them to the replace_pattern pass.
 
     Args:
-        passes: With one replace_pattern if there are rewrites.
+        passes: Passes, with one replace_pattern if there are rewrites.
         spellings: Each names a pair (pattern, replacement) of functions or GraphModules.
 
     Raises:
-        LazyfxError: One cannot be imported or traced or is something else, or there is not
-            exactly one replace_pattern.
+        LazyfxError: One cannot be imported or traced or is not a pair, or there is not exactly one
+            replace_pattern.
     """
     if not spellings:
         return list(passes)
@@ -162,7 +162,7 @@ def _rewrite(spelling: str) -> tuple[GraphModule, GraphModule]:
 
 
 def _imported(spelling: str) -> Any:
-    """What `package.module:name` names; modules in the current folder are found too."""
+    """Import `package.module:name`; modules in the current folder are found too."""
     module_name, _, attribute = spelling.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -173,7 +173,7 @@ def _imported(spelling: str) -> Any:
 
 
 def _tensor(dtype: torch.dtype, dims: list[int]) -> torch.Tensor:
-    # Zeros are valid indices; of other inputs noise shows more.
+    # Zeros are valid indices; for other inputs random values are more telling.
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(dims).to(dtype)
     return torch.zeros(dims, dtype=dtype)

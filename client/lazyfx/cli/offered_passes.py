@@ -1,4 +1,4 @@
-"""Whether a server has the passes that a command is to run; found out before any file is opened."""
+"""Checks that a server has a command's passes, before any file is opened."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def require_available(client: lazyfx.Client, specs: Iterable[PassSpec]) -> None:
     """Check the names of passes, pipelines and options against those of the server.
 
     Raises:
-        LazyfxError: One is not known there; says what was probably meant.
+        LazyfxError: One is unknown; says what was probably meant.
         ServiceError: The server does not answer.
     """
     options = {found.name: [option.name for option in found.options] for found in client.passes()}

@@ -18,9 +18,9 @@ def as_json(value: object) -> str:
 
 
 def plain(message: Message) -> Any:
-    """A message as dicts and lists, every field there.
+    """A message as dicts and lists, with every field.
 
-    Numbers stay numbers (protobuf's own JSON makes text of 64-bit ones), enums become
+    Numbers stay numbers (protobuf's own JSON turns 64-bit ones into strings), enums become
     lower-case names without their prefix, bytes hex, times ISO 8601, durations seconds.
     """
     if isinstance(message, Timestamp):
@@ -30,7 +30,7 @@ def plain(message: Message) -> Any:
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
 
 
-# Descriptors have one class in Python and another in the compiled runtime, hence Any.
+# Descriptors have different classes in the Python and the compiled runtime, hence Any.
 def _field(message: Message, field: Any) -> Any:
     value = getattr(message, field.name)
     if field.is_repeated:

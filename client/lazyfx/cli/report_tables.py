@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lazyfx.report import Cache, Recompiles, Report
 
-# Width of tables that go to a file or a pipe.
+# Width of tables in a file or a pipe.
 _PIPED_COLUMNS = 110
 
 
@@ -27,7 +27,7 @@ def new_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
 
     Args:
         columns: Headings.
-        numbers: Headings of columns that are aligned to the right.
+        numbers: Headings of right-aligned columns.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
@@ -37,7 +37,7 @@ def new_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
 
 
 def add_row(table: Table, *cells: str, style: str | None = None) -> None:
-    """Add a row whose cells are text as it is, square brackets included."""
+    """Add a row of literal text, including square brackets."""
     table.add_row(*(Text(cell) for cell in cells), style=style)
 
 
@@ -56,7 +56,7 @@ def bytes_text(count: float) -> str:
 
 
 def date_text(moment: Timestamp) -> str:
-    """A date for people; "?" for one that no calendar has."""
+    """A date for people; "?" if it is out of range."""
     try:
         return moment.ToJsonString()
     except ValueError:
@@ -72,7 +72,7 @@ def pass_table(report: Report) -> Table:
     """What each pass did."""
     numbers = ("seconds", "nodes", "recompiles")
     table = new_table("pass", *numbers, "changed", "note", numbers=numbers)
-    # Names are what a reader looks for: they are the last to be broken up.
+    # Readers look for names, so these are the last to be wrapped.
     table.columns[0].min_width = max((len(entry.name) for entry in report.passes), default=0)
     table.columns[0].overflow = "fold"
     table.caption = "recompiles: requested / performed / saved"
@@ -91,7 +91,7 @@ def pass_table(report: Report) -> Table:
 
 
 def summary_table(report: Report, cache: Cache, key: str) -> Table:
-    """What a compile did as a whole."""
+    """The totals of a compile."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()

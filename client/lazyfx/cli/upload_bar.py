@@ -1,4 +1,4 @@
-"""A bar for uploads, on standard error, as soon as there is one."""
+"""A progress bar for uploads on standard error, shown once there is one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lazyfx.cli.report_tables import console
 
 @contextmanager
 def upload_bar() -> Iterator[OnUpload]:
-    """What to give to `connect(on_upload=)`; the bar goes when all is done."""
+    """A callback for `connect(on_upload=)`; the bar disappears when done."""
     out = console(stderr=True)
     bar = Progress(
         TextColumn("uploading tensors"),

@@ -1,4 +1,4 @@
-"""Wrong usage of a command, told in its own words: typer passes on those of its validator."""
+"""Rewords usage errors of commands: typer shows those of its validator."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _WORDS: Final = (
     (re.compile(r"^Input should be greater than or equal to (\S+)$"), r"must be at least \1"),
     (re.compile(r"^Input should be greater than (\S+)$"), r"must be more than \1"),
     (re.compile(r"^Input should be less than or equal to (\S+)$"), r"must be at most \1"),
-    (re.compile(r"^Input should be a valid integer\b.*$"), "takes a whole number"),
-    (re.compile(r"^Input should be a valid number\b.*$"), "takes a number"),
+    (re.compile(r"^Input should be a valid integer\b.*$"), "must be an integer"),
+    (re.compile(r"^Input should be a valid number\b.*$"), "must be a number"),
 )
 _CHOICE: Final = re.compile(r"^'(?P<given>.*)' is not one of (?P<known>.*?)\.?$")
 
 
 def in_plain_words(message: str) -> str:
-    """What a validator says of a value, as one says it of an option."""
+    """A validator's message about a value, reworded for an option."""
     for pattern, words in _WORDS:
         message = pattern.sub(words, message)
     if found := _CHOICE.match(message):
@@ -33,13 +33,13 @@ def in_plain_words(message: str) -> str:
 
 
 class Command(TyperCommand):
-    """A command whose errors of usage are in plain words."""
+    """A command with plain usage errors."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """See `click.Command.parse_args`.
 
         Raises:
-            typer.BadParameter: A value is not one that its option takes.
+            typer.BadParameter: A value is invalid for its option.
         """
         try:
             return super().parse_args(ctx, args)

@@ -1,4 +1,4 @@
-"""Why two graphs have two digests, or that they have one."""
+"""Explains why two graphs have different digests, or that they have the same."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Explanation:
         digests: Hex digests of the two graphs.
         differences: All differences, in the order of the nodes; empty if and only if the
             digests are equal.
-        renamed: When the digests are equal: pairs of names of nodes that are called otherwise,
-            which does not matter.
+        renamed: If the digests are equal: pairs of different names of the same node, which do not
+            matter.
         nodes: Nodes of the two graphs, nested ones included.
     """
 
@@ -56,42 +56,42 @@ class Explanation:
         return self.text()
 
     def text(self, most: int = 20) -> str:
-        """The differences in words.
+        """The differences as text.
 
         Args:
-            most: Groups of like differences that are written out.
+            most: Maximum groups of similar differences to write out.
         """
         return write(self.digests, self.nodes, self.differences, self.renamed, most)
 
     def picture(self) -> Picture:
-        """The two graphs side by side: what differs, and the nodes around it."""
+        """A drawing of the two graphs side by side: what differs, and the nodes around it."""
         first, second = (digest[:12] for digest in self.digests)
-        note = "one digest" if self.same else f"{len(self.differences)} differences"
+        note = "equal digests" if self.same else f"{len(self.differences)} differences"
         return draw(self._graphs, (f"first {first}", f"second {second}"), note)
 
 
 def explain(first: Explainable, second: Explainable) -> Explanation:
     """Say why two graphs have different digests, or that they have the same.
 
-    Nodes are shown by the names that their owners gave them. A node whose operands changed,
-    but whose own fields did not, is not a difference.
+    Nodes are shown by their own names. A node whose operands changed, but not its own fields, is
+    not a difference.
 
     Args:
         first: A GraphModule, an ExportedProgram, an EncodedGraph, a SavedGraph, or the path of
             a file that `save_graph` wrote.
-        second: Likewise.
+        second: The second graph, in any of these forms.
 
     Raises:
         UnsupportedGraphError: A module cannot be encoded; names the node.
         DecodeError: A file is not a graph that this version of lazyfx reads.
-        LazyfxError: Something else was given.
+        LazyfxError: It is something else.
     """
     (ours, our_digest), (theirs, their_digest) = _read(first), _read(second)
     graphs = compare(ours, theirs)
     differences = tuple(d for graph in graphs for pair in graph.differences for d in pair)
     same = our_digest == their_digest
     if not same and not differences:
-        # The digest has seen something that has no row of its own.
+        # The digest depends on something that has no row.
         differences = (Difference("changed", None, None, "body", our_digest, their_digest),)
     return Explanation(
         digests=(our_digest, their_digest),

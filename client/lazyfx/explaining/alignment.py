@@ -1,9 +1,9 @@
-"""Which nodes of two graphs belong together.
+"""Aligns the nodes of two graphs.
 
-Nodes are matched in passes, each blinder than the one before: first those that compute the
-same from the same, all the way up to the inputs; then those that say the same themselves;
-then those that call the same; at last those of one opcode. Later passes look only between
-what the earlier ones matched, so that matches never cross.
+Nodes are matched in passes, each less strict than the previous one: first nodes that compute the
+    same from the same operands, recursively up to the inputs; then nodes with equal fields; then
+    nodes with the same target; finally nodes with the same opcode. Later passes only search between
+    earlier matches, so matches never cross.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from difflib import SequenceMatcher
 
 from lazyfx.explaining.rows import Row
 
-# Above this many pairs common nodes stop anchoring matches, which keeps the time bounded.
+# Above this many pairs, common nodes no longer anchor matches, to bound the time.
 _MANY_PAIRS = 4_000_000
 
 Pair = tuple[int | None, int | None]
 
 
 class Signatures:
-    """Numbers that rows share when a pass cannot tell them apart; common to both graphs."""
+    """Numbers that are equal for rows that a pass considers equal; common to both graphs."""
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
 
     def levels(self, rows: Sequence[Row]) -> list[list[int]]:
-        """For each pass one number a row."""
+        """For each pass, one number per row."""
         own = [self._number("own", _own(row)) for row in rows]
         whole: list[int] = []
         for row, number in zip(rows, own, strict=True):
@@ -45,7 +45,7 @@ class Signatures:
 
 
 def align(first: Sequence[Row], second: Sequence[Row]) -> list[Pair]:
-    """Pairs of places in order; None where one graph has no such node."""
+    """Pairs of positions in order; None where one graph has no such node."""
     signatures = Signatures()
     levels = list(zip(signatures.levels(first), signatures.levels(second), strict=True))
     pairs: list[Pair] = []
@@ -59,7 +59,7 @@ def _match(
     right: tuple[int, int],
     pairs: list[Pair],
 ) -> None:
-    """Append the pairs of two spans."""
+    """Append the pairs of two ranges."""
     (i, end), (j, stop) = left, right
     if not levels or i == end or j == stop:
         pairs += [(k, None) for k in range(i, end)]
@@ -83,10 +83,10 @@ def _match(
 
 
 def _blocks(a: list[int], b: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Equal stretches as (place in a, place in b, length), with an empty one at the end."""
+    """Equal runs as (position in a, position in b, length), with an empty one at the end."""
     if len(a) == len(b):
-        # Where most nodes are in their places, they belong there: long chains of like nodes
-        # would otherwise be slow to match, and match one off.
+        # If most nodes are at equal positions, match them by position: long chains of similar nodes
+        # would otherwise be slow to match, and be matched off by one.
         equal = [x == y for x, y in zip(a, b, strict=True)]
         if 2 * sum(equal) >= len(a):
             yield from ((k, k, 1) for k, same in enumerate(equal) if same)
@@ -97,7 +97,7 @@ def _blocks(a: list[int], b: list[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _own(row: Row) -> Hashable:
-    """What a row says without saying which node, memory, symbol or device."""
+    """The fields of a row, without the numbers of nodes, memory, symbols and devices."""
     return tuple(
         (path, leaf.key if leaf.kind == "literal" else leaf.kind)
         for path, leaf in row.fields.items()

@@ -1,4 +1,4 @@
-"""Differences of two graphs, field by field, between nodes that belong together."""
+"""Compares the aligned nodes of two graphs, field by field."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Difference:
 
     Attributes:
         kind: "changed", "added" (only the second graph has the node) or "removed".
-        first: Name of the node in the first graph, None when it was added.
-        second: Name of the node in the second graph, None when it was removed.
+        first: Name of the node in the first graph, None if it was added.
+        second: Name of the node in the second graph, None if it was removed.
         field: Path of the field, such as "args[1]" or "value.shape"; empty for whole nodes.
-        before: What the first graph has there.
-        after: What the second graph has there.
+        before: The value in the first graph.
+        after: The value in the second graph.
         graph: Path of the nested graph that the node is in; empty for the root.
     """
 
@@ -41,11 +41,11 @@ class ComparedGraph:
     """Two graphs side by side.
 
     Attributes:
-        path: Where the graph is nested; empty for the root.
+        path: Path of the nested graph; empty for the root.
         first: Rows of the first graph.
         second: Rows of the second graph.
-        pairs: Places of nodes that belong together, in order.
-        differences: For each pair, how it differs.
+        pairs: Positions of aligned nodes, in order.
+        differences: The differences of each pair.
     """
 
     path: str
@@ -56,7 +56,7 @@ class ComparedGraph:
 
 
 def compare(first: Rows, second: Rows) -> list[ComparedGraph]:
-    """Compare the roots of two messages, and the graphs nested in nodes that belong together."""
+    """Compare the roots of two messages, and the graphs nested in aligned nodes."""
     identities = _Identities()
     waiting: list[tuple[str, int, int]] = [("", 0, 0)]
     compared: list[ComparedGraph] = []
@@ -79,14 +79,14 @@ def compare(first: Rows, second: Rows) -> list[ComparedGraph]:
 
 
 class _Identities:
-    """Matches numbers that only tell things apart, one to one."""
+    """Matches numbers that are only identities, one to one."""
 
     def __init__(self) -> None:
         self._there: dict[Hashable, Hashable] = {}
         self._back: dict[Hashable, Hashable] = {}
 
     def same(self, kind: str, first: Hashable, second: Hashable) -> bool:
-        """Whether two numbers stand for each other; the first meeting decides."""
+        """Whether two numbers correspond; the first comparison decides."""
         return (
             self._there.setdefault((kind, first), second) == second
             and self._back.setdefault((kind, second), first) == first
@@ -131,11 +131,11 @@ def _fields(
         if ours.kind == theirs.kind and _same(ours, theirs, scope, together, identities):
             continue
         if _NOTHING in (ours, theirs) and path.startswith(tuple(changed)):
-            continue  # part of something that has become something else
+            continue  # part of something that changed its kind
         changed += [f"{path}.", f"{path}["]
         before, after = ours.text, theirs.text
         if before == after:
-            # Numbers of things that are told apart by their uses only.
+            # Numbers of things that differ only in their uses.
             after += f" (another {ours.kind if ours.kind != 'expression' else 'symbol'})"
         yield path, before, after
 

@@ -1,4 +1,4 @@
-"""A picture of a difference: two graphs side by side, what differs in colour."""
+"""Draws two graphs side by side, with differences in colour."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WIDTH, _HEIGHT, _GAP, _MARGIN = 300, 40, 10, 24
 _MIDDLE = 60
 _NOTES = 420
 _COLORS = {"same": "#f6f8fa", "changed": "#fdeecb", "added": "#d7ecd9", "removed": "#f9dce6"}
-# Nodes that are drawn around one that differs, and most rows drawn in all.
+# Number of nodes drawn around one that differs, and the maximum rows in total.
 _CONTEXT = 2
 _MAX_ROWS = 150
 _MAX_NOTES = 3
@@ -26,10 +26,10 @@ _STYLE = (
 
 
 def draw(graphs: Sequence[ComparedGraph], titles: tuple[str, str], note: str) -> Picture:
-    """Draw the nodes that differ and their neighbours, pair by pair, in SVG.
+    """Draw the nodes that differ and their neighbours, pair by pair, as SVG.
 
-    Nodes of one row belong together; the differences of a row are written next to it. Equal
-    stretches are left out and counted.
+    Each row has a pair of aligned nodes, with its differences next to it. Equal runs are omitted
+    and counted.
     """
     rows = list(_rows(graphs))
     left_out = max(0, len(rows) - _MAX_ROWS)
@@ -76,7 +76,7 @@ def _rows(graphs: Sequence[ComparedGraph]) -> Iterator[list[str]]:
 
 
 def _near(graph: ComparedGraph) -> set[int]:
-    """Places of pairs that differ, and of those around them."""
+    """Positions of pairs that differ, and of those around them."""
     return {
         place + step
         for place, differences in enumerate(graph.differences)

@@ -1,4 +1,4 @@
-"""Differences in words."""
+"""Differences as text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _same(digest: str, nodes: tuple[int, int], renamed: Sequence[tuple[str, str]
 
 
 def _grouped(differences: Sequence[Difference]) -> list[list[Difference]]:
-    """Differences that say the same of many nodes, such as a batch size, in one group."""
+    """Group equal differences of many nodes, such as a batch size."""
     groups: dict[object, list[Difference]] = {}
     for i, difference in enumerate(differences):
         whole = difference.kind != "changed"

@@ -1,4 +1,4 @@
-"""Symbolic expressions as text with places for symbols, and symbols as text."""
+"""Symbolic expressions as text with placeholders for symbols, and symbols as text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KINDS: dict[int, str] = {
 
 
 class Symbol(NamedTuple):
-    """A free symbol: its number in its message, and what is known of it."""
+    """A free symbol: its number in its message, and its description."""
 
     number: int
     known: tuple[object, ...]
@@ -34,13 +34,13 @@ class Symbol(NamedTuple):
 
 
 class Expression(NamedTuple):
-    """An expression: its parts as text, a symbol between each two of them."""
+    """An expression: pieces of text, with a symbol between each two of them."""
 
     parts: tuple[str, ...]
     symbols: tuple[Symbol, ...]
 
     def text(self) -> str:
-        """The expression, and what is known of its symbols."""
+        """The expression, with a description of its symbols."""
         names = [f"s{symbol.number}" for symbol in self.symbols] + [""]
         written = "".join(part + name for part, name in zip(self.parts, names, strict=True))
         known = dict.fromkeys(f"s{symbol.number} {symbol.text}" for symbol in self.symbols)
@@ -48,14 +48,14 @@ class Expression(NamedTuple):
 
 
 class Expressions:
-    """Reads the expressions of one message; each once."""
+    """Reads the expressions of one message, each once."""
 
     def __init__(self, body: pb.GraphBody) -> None:
         self._body = body
         self._read: dict[int, Expression] = {}
 
     def read(self, index: int) -> Expression:
-        """The expression at an index."""
+        """Read the expression at an index."""
         found = self._read.get(index)
         if found is None:
             found = self._read[index] = self._build(index)
@@ -99,7 +99,7 @@ def _join(left: Expression, between: str, right: Expression) -> Expression:
 
 
 def _word(number: int) -> str:
-    """An operator in lower case; its number where this version has no name for it."""
+    """An operator in lower case; its number if this version has no name for it."""
     if number not in pb.SymbolicOperator.values():
         return f"operator_{number}"
     return pb.SymbolicOperator.Name(number).removeprefix("SYMBOLIC_OPERATOR_").lower()  # type: ignore[arg-type]

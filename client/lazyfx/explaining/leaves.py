@@ -1,4 +1,4 @@
-"""Leaves: single fields of nodes, with what they are compared by and how they read."""
+"""Leaves: single fields of nodes, with a comparison key and a text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 
 class Device(NamedTuple):
-    """A device as the digest sees it: which one of its type, 0 for none in particular."""
+    """A device as it enters the digest: its number within its type, 0 for unspecified."""
 
     kind: str
     slot: int
@@ -22,8 +22,8 @@ class Leaf(NamedTuple):
     Attributes:
         kind: "literal", "node", "memory", "attribute", "graph", "group", "device" or
             "expression".
-        key: What two leaves of one kind are compared by.
-        text: As a person reads it.
+        key: The comparison key of leaves of one kind.
+        text: The text for people.
     """
 
     kind: str
@@ -32,19 +32,19 @@ class Leaf(NamedTuple):
 
 
 def literal(text: str) -> Leaf:
-    """A leaf that is its own text."""
+    """A leaf that is compared by its text."""
     return Leaf("literal", text, text)
 
 
 def number(value: float) -> Leaf:
-    """A leaf that tells 1, 1.0 and True apart, and -0.0 from 0.0."""
+    """A leaf that distinguishes 1, 1.0 and True, and -0.0 from 0.0."""
     sign = math.copysign(1.0, value) if isinstance(value, float) else 0
     key = "nan" if value != value else value
     return Leaf("literal", (type(value), key, sign), f"{value!r} ({type(value).__name__})")
 
 
 def message_leaf(message: Message) -> Leaf:
-    """A leaf of a message that needs no reading, or that this version cannot read further."""
+    """A leaf of a whole message, or of one that this version cannot read."""
     text = " ".join(str(message).split()) or "nothing"
     return Leaf("literal", message.SerializeToString(deterministic=True), text.split(" ")[0])
 

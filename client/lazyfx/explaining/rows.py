@@ -1,8 +1,8 @@
-"""A graph message as one row of fields a node: what the digest sees, in readable pieces.
+"""A graph message as one row of fields per node: what enters the digest, in readable form.
 
-A field is a leaf with a path, such as `args[1]`, `kwargs[dim]` or `value.dtype`. Numbers that
-only tell things apart (nodes, symbols, memories, device slots) are leaves of their own kind,
-so that two graphs can be compared whatever their numbering.
+A field is a leaf with a path, such as `args[1]`, `kwargs[dim]` or `value.dtype`. Numbers that are
+only identities (nodes, symbols, memory, device slots) are separate kinds of leaves, so that two
+graphs can be compared whatever their numbering.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from lazyfx.v1 import graph_pb2 as pb
 
 
 class Row(NamedTuple):
-    """One node: its name in its caller's words, and its fields by path."""
+    """One node: the caller's name, and its fields by path."""
 
     name: str
     fields: dict[str, Leaf]
 
     def summary(self) -> str:
-        """The node in one line, without its value."""
+        """The node on one line, without its value."""
         parts = []
         for path, leaf in self.fields.items():
             where, _, name = path.rstrip("]").partition("[")
@@ -41,10 +41,10 @@ class Rows:
 
     Args:
         body: The graph.
-        presentation: Its names; canonical ones are made up without it.
+        presentation: Its names; canonical ones by default.
 
     Attributes:
-        graphs: For each graph its rows.
+        graphs: The rows of each graph.
     """
 
     def __init__(self, body: pb.GraphBody, presentation: pb.Presentation | None) -> None:

@@ -1,1 +1,1 @@
-"""What client and server share; of `lazyfx` the server imports this, `errors` and `v1`, no more."""
+"""Code shared by client and server. The server imports only this, `errors` and `v1` of `lazyfx`."""

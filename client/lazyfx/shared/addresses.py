@@ -1,4 +1,4 @@
-"""Where a server is: what people write, read once, as gRPC takes it."""
+"""Parses addresses of servers into the form that gRPC expects."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ DEFAULT_ADDRESS: Final = f"127.0.0.1:{DEFAULT_PORT}"
 VARIABLE: Final = "LAZYFX_ADDRESS"
 
 _EXAMPLES = f"HOST or HOST:PORT, e.g. {DEFAULT_ADDRESS}, trainer-cache:8700 or [::1]:8700"
-# Resolvers of gRPC that people use; each takes an address after it.
+# gRPC resolvers in common use; each is followed by an address.
 _SCHEMES = ("dns:", "ipv4:", "ipv6:")
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[^/]*)", re.IGNORECASE)
-# Names, and addresses in digits, but no digits alone. "_" is in names that container engines make.
+# Host names and IP addresses, but not plain numbers. Container engines create names with "_".
 _HOST = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?")
 _MAX_CHARACTERS = 512
 _MAX_SHOWN = 80
 
 
 def server_address(given: str | None = None) -> str:
-    """The address that was given, else LAZYFX_ADDRESS, else port 8700 of this machine.
+    """The given address, else LAZYFX_ADDRESS, else port 8700 of this machine.
 
     Raises:
         AddressError: It is not the address of a server.
@@ -43,11 +43,11 @@ def server_address(given: str | None = None) -> str:
 
 
 def read_address(text: str) -> str:
-    """An address as gRPC takes it; the port is 8700 where none is given.
+    """Parse an address for gRPC; the default port is 8700.
 
     Args:
-        text: "host", "host:port", "[ipv6]:port", "unix:/path", or one of these behind a
-            resolver of gRPC, e.g. "dns:///name:port".
+        text: "host", "host:port", "[ipv6]:port", "unix:/path", or one of these after a gRPC
+            resolver, e.g. "dns:///name:port".
 
     Raises:
         AddressError: It is something else.
@@ -66,16 +66,16 @@ def read_address(text: str) -> str:
         meant = url["rest"] or DEFAULT_ADDRESS
         more = "; with TLS: tls=True, or LAZYFX_CA" if url["scheme"].endswith("s") else ""
         raise AddressError(
-            f"{_shown(text)} is a URL, and lazyfx speaks gRPC: write {_shown(meant)}{more}"
+            f"{_shown(text)} is a URL, but lazyfx uses gRPC: write {_shown(meant)}{more}"
         )
     return _host_and_port(text, text)
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address that `read_address` returned is on this machine, by its own text.
+    """Whether an address from `read_address` is a loopback address, judging by its text alone.
 
-    A name that resolves to this machine today may resolve to another one tomorrow, so no name
-    but "localhost" counts.
+    A name that resolves to this machine today may resolve to another one tomorrow, so the only
+    accepted name is "localhost".
     """
     if address.startswith("unix:"):
         return True

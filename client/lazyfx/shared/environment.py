@@ -1,4 +1,4 @@
-"""Variables of the environment that nothing reads, because their names are misspelled."""
+"""Detects misspelled environment variables, which nothing reads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CLIENT_VARIABLES: Final = frozenset(
         "TOKEN", "TOKEN_FILE", "VERIFY_KEYS", "WAIT",
     }
 )  # fmt: skip
-"""What clients and the backend read, without the prefix."""
+"""Variables that clients and the backend read, without the prefix."""
 
-# Settings of `lazyfx serve` whose names are close to those of clients.
+# Settings of `lazyfx serve` with names similar to those of clients.
 _OF_SERVERS: Final = frozenset({"CLIENT_CA", "CLIENT_NAMES", "SERVER_KEY", "SERVER_NAME", "TOKENS"})
-# Other tools have variables with this prefix, so only what is very close is a slip of the pen.
+# Other tools may use variables with this prefix, so only very similar names count as typos.
 _CLOSE: Final = 0.8
 
 _log = logging.getLogger("lazyfx")
@@ -29,7 +29,7 @@ _told: set[str] = set()
 
 
 def misspelled(known: Iterable[str] = CLIENT_VARIABLES | _OF_SERVERS) -> Iterator[str]:
-    """A sentence for each variable that is set and was probably meant to be another one.
+    """A message for each set variable that was probably meant to be another one.
 
     Args:
         known: Names without the prefix.
@@ -40,11 +40,11 @@ def misspelled(known: Iterable[str] = CLIENT_VARIABLES | _OF_SERVERS) -> Iterato
         if name == variable or name in names:
             continue
         for meant in difflib.get_close_matches(name, names, n=1, cutoff=_CLOSE):
-            yield f"{variable} is set, and lazyfx does not read it; did you mean {PREFIX}{meant}?"
+            yield f"{variable} is set, but lazyfx does not read it; did you mean {PREFIX}{meant}?"
 
 
 def warn_of_misspelled() -> None:
-    """Log each of them as a warning, once in a process."""
+    """Log each of them as a warning, once per process."""
     for sentence in misspelled():
         if sentence not in _told:
             _told.add(sentence)

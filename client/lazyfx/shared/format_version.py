@@ -1,6 +1,6 @@
-"""What is around a graph's body: the version of its format, and what a reader must know.
+"""The envelope of a graph's body: the format version, and required features.
 
-Free of torch, so that a server looks at the envelope before a worker reads the body.
+Without torch, so that a server can check the envelope before a worker reads the body.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import graph_pb2 as pb
 
 FORMAT_VERSION: Final = 1
-# Versions that are read, and names of `Graph.required_features` that are understood. A change
-# that an older reader would misread gets a name here, and the writer sets it where it is used.
+# Supported versions and `Graph.required_features`. A change that an older reader would misread gets
+# a name here, which the writer sets if it is used.
 READ_VERSIONS: Final = frozenset({1})
 FEATURES: Final[frozenset[str]] = frozenset()
 
@@ -20,12 +20,12 @@ FEATURES: Final[frozenset[str]] = frozenset()
 def check_envelope(graph: pb.Graph) -> None:
     """Refuse a graph that this version of lazyfx would misread.
 
-    Fields that it does not know are no reason: what must be known has a name in
-    `required_features`.
+    Unknown fields alone are accepted: anything a reader must support has a name in
+        `required_features`.
 
     Raises:
-        DecodeError: Another format version, or a feature that is required and not known; the
-            error names the field, the feature and the remedy.
+        DecodeError: Another format version, or an unknown required feature; the error names the
+            field, the feature and the remedy.
     """
     if graph.format_version not in READ_VERSIONS:
         versions = ", ".join(map(str, sorted(READ_VERSIONS)))

@@ -1,20 +1,51 @@
-"""The level of forward-mode derivatives, which a process has one of, whatever its threads."""
+"""Contains the thread and process state that a running graph may change."""
 
 # ruff: noqa: SLF001 - levels have no public reader
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
+from typing import TypeVar
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+T = TypeVar("T")
+
+
+def in_fresh_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a new thread, with default grad mode, autocast and vmap levels.
+
+    Graphs switch these; the switches are thread-local and end with the thread, even if the work
+    fails. The caller's context variables are copied.
+    """
+    _guard_devices()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-graph")
+    with forward_level_left(), pool:
+        return pool.submit(copy_context().run, work).result()
+
+
+@functools.lru_cache(maxsize=1)
+def _guard_devices() -> None:
+    """Create the first fake mode of this process in a long-lived thread.
+
+    The first one sets up device guards. In torch 2.11 with CUDA but without a device, they end with
+    the thread, and the next fake mode crashes.
+    """
+    with FakeTensorMode():
+        pass
 
 
 @contextmanager
 def forward_level_left() -> Iterator[None]:
-    """Leave the level that a graph enters in the block, where it does not do so itself.
+    """Exit the forward-mode AD level that a graph enters in the block without exiting it.
 
-    Otherwise all later forward-mode derivatives of the process fail as nested ones.
+    A process has only one such level, shared by all threads. If it stayed entered, all later
+    forward-mode derivatives in the process would fail as nested ones.
     """
     before = _is_entered()
     try:
@@ -27,7 +58,7 @@ def forward_level_left() -> Iterator[None]:
 def _is_entered() -> bool:
     try:
         level = torch._C._enter_dual_level()
-    except RuntimeError:  # there is one already, and there can be one only
+    except RuntimeError:  # there already is one, and there can be only one
         return True
     torch._C._exit_dual_level(level=level)
     return False

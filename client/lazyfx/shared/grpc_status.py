@@ -1,7 +1,7 @@
-"""The one table between gRPC statuses and the error family.
+"""The mapping between gRPC statuses and lazyfx's errors.
 
-`to_error` turns what a server answered into a `lazyfx.errors.ServiceError`;
-`rich_status` builds the google.rpc.Status that a server answers with.
+`to_error` turns a failed call into a `lazyfx.errors.ServiceError`; `rich_status` builds the
+google.rpc.Status that a server returns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lazyfx import errors
 from lazyfx.shared.missing import MISSING
 from lazyfx.shared.printable import one_line, printable
 
-# google.rpc.ErrorInfo that names the node at fault.
+# The google.rpc.ErrorInfo that names the node at fault.
 _DOMAIN, _NODE_AT_FAULT, _NODE = "lazyfx", "NODE_AT_FAULT", "node"
 
 _ERRORS: dict[grpc.StatusCode, type[errors.ServiceError]] = {
@@ -35,12 +35,12 @@ _ERRORS: dict[grpc.StatusCode, type[errors.ServiceError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.TimedOutError,
 }
-# What is read of a status, which a server may fill as it likes.
+# Bounds on what is read from a status, which a server may fill arbitrarily.
 _MAX_DETAILS = 64
 _MAX_VIOLATIONS = 256
 _MAX_MISSING = 100_000
 _MAX_SUBJECT = 256
-# Longest wait that a server may ask for, in seconds.
+# Longest retry delay that a server may request, in seconds.
 MAX_RETRY_AFTER = 600.0
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -57,7 +57,7 @@ def rich_status(
 
     Args:
         code: Status code.
-        message: For people.
+        message: Message for people.
         violations: Request fields at fault, as BadRequest.FieldViolation; the node of the first, as
             ErrorInfo.
         missing: Subjects that the request needs ("blobs/<hex>", "values/<graph>/<attribute>"),
@@ -96,28 +96,28 @@ def rich_status(
 
 
 def to_error(call: grpc.RpcError) -> errors.ServiceError:
-    """Turn a failed call into the error that stands for it."""
+    """Turn a failed call into the corresponding error."""
     code = call.code()
     return _error(code, call.details() or "", _rich_status_of(call))
 
 
 def is_from_server(error: BaseException | None) -> bool:
-    """Whether a server itself answered with this error; otherwise gRPC did not get through."""
+    """Whether the server itself returned this error; otherwise gRPC did not reach it."""
     return isinstance(error, grpc.RpcError) and _rich_status_of(error) is not None
 
 
 def status_to_error(status: status_pb2.Status) -> errors.ServiceError:
-    """Turn a google.rpc.Status that came inside a message into its error."""
+    """Turn a google.rpc.Status from a message into the corresponding error."""
     return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
 
 
 def _rich_status_of(call: grpc.RpcError) -> status_pb2.Status | None:
-    """The status in a call's trailing metadata; None where there is none that can be read."""
+    """The status in a call's trailing metadata; None if there is none, or it cannot be parsed."""
     if not call.trailing_metadata():
         return None
     try:
         return rpc_status.from_call(cast("grpc.Call", call))
-    except (ProtobufError, ValueError):  # no message, or not of this call
+    except (ProtobufError, ValueError):  # no message, or not for this call
         return None
 
 
@@ -145,7 +145,7 @@ def _error(
             elif detail.Unpack(info) and info.domain == _DOMAIN:
                 node = one_line(info.metadata.get(_NODE, ""))
         except ProtobufError:
-            continue  # it says nothing
+            continue  # it has no meaning
     message = printable(message)
     missing = [subject for subject in missing if subject]
     if missing:

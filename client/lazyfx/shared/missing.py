@@ -1,4 +1,4 @@
-"""How a server names what it lacks: "blobs/<sha256>", "values/<graph>/<attribute>"."""
+"""Names of resources that a server lacks: "blobs/<sha256>", "values/<graph>/<attribute>"."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ Traceable: TypeAlias = Callable[..., object]
 
 @dataclass(frozen=True)
 class InputGuard:
-    """A condition on what an input of a pattern is at a place, by the metadata there.
+    """A condition on the metadata of an input of a pattern at a match.
 
     Attributes:
-        input: Place of the input among the pattern's inputs.
-        dtypes: Any of these, e.g. ("float32", "bfloat16"); empty for all.
+        input: Index of the input among the pattern's inputs.
+        dtypes: Allowed dtypes, e.g. ("float32", "bfloat16"); empty for all.
         rank: Number of dimensions, or None for any.
         shape: Sizes, -1 for any; empty for any shape.
     """
@@ -40,10 +40,10 @@ class Rewrite(NamedTuple):
     """A rewrite with conditions; a plain pair (pattern, replacement) is one without.
 
     Attributes:
-        pattern: What to look for.
-        replacement: What to put there.
-        guards: What inputs must be for a place to match; all of them hold.
-        at_most: Replace at most this many places, the first in graph order; 0 for all.
+        pattern: The graph to search for.
+        replacement: The graph that replaces it.
+        guards: Conditions on the inputs; all must hold for a match.
+        at_most: Replace at most this many matches, the first in graph order; 0 for all.
     """
 
     pattern: Traceable | GraphModule
@@ -56,17 +56,17 @@ class Rewrite(NamedTuple):
 class PassSpec:
     """A pass to run on the server.
 
-    A value: it stands for what its options and graphs are when it is made. To change a pattern
-    later changes no spec, so that a spec which is used again need not be looked through.
+    An immutable value: it captures its options and graphs on construction. Changing a pattern later
+        does not change the spec, so a spec that is used again need not be compared.
 
     Attributes:
-        name: As `client.passes()` lists it.
+        name: A name listed by `client.passes()`.
         options: Options that differ from their defaults.
         rewrites: replace_pattern only: pairs of pattern and replacement, or Rewrites.
-        passes: until_stable only: the passes that run in turn.
+        passes: until_stable only: the passes to repeat.
 
     Raises:
-        UnsupportedGraphError: A pattern or replacement cannot go on the wire.
+        UnsupportedGraphError: A pattern or replacement cannot be encoded.
         LazyfxError: An option has a type that options cannot have.
     """
 
@@ -99,12 +99,12 @@ class PassSpec:
         object.__setattr__(self, "_identity", spec.SerializeToString(deterministic=True))
 
     def message(self) -> pb.PassSpec:
-        """The spec as it travels. It is shared: copy it before you change it."""
+        """The spec as a message. It is shared: copy it before changing it."""
         return self._message
 
     @property
     def identity(self) -> bytes:
-        """The same for all specs that ask for the same, names in patterns included."""
+        """Equal for equivalent specs, including the names in patterns."""
         return self._identity
 
     def spelled(self) -> Spelled:
@@ -115,7 +115,7 @@ class PassSpec:
         return Group(self.name, self.options, inner)
 
     def graphs(self) -> Iterator[GraphModule]:
-        """The patterns and replacements, those of inner passes included."""
+        """The patterns and replacements, including those of inner passes."""
         for pair in self.rewrites:
             yield _graph(pair[0])
             yield _graph(pair[1])
@@ -128,9 +128,9 @@ class Modes:
     """How passes run on the server.
 
     Attributes:
-        eager: On eager modules: each recompile that a pass asks for is done at once.
-        verify: Compared before and after on random inputs; a pass that changed a result is
-            refused.
+        eager: On eager modules: each recompile that a pass requests is performed at once.
+        verify: With results compared before and after on random inputs; a pass that changed a
+            result is refused.
     """
 
     eager: bool = False
@@ -140,7 +140,7 @@ class Modes:
 DEFAULT_MODES = Modes()
 
 
-# Names and specs in the order in which they run, one of them, or the spelling of a pipeline.
+# Names and specs in execution order, a single one, or the spelling of a pipeline.
 Passes: TypeAlias = "str | PassSpec | Iterable[str | PassSpec]"
 PassTuple: TypeAlias = "tuple[str | PassSpec, ...]"
 
@@ -151,28 +151,28 @@ def pass_spec(name: str, /, **options: Option) -> PassSpec:
 
 
 def until_stable(*passes: str | PassSpec, at_most: int = 8) -> PassSpec:
-    """Passes that run in turn until none of them changes the graph.
+    """Passes that are repeated until none of them changes the graph.
 
     Args:
-        passes: Names and specs, in the order in which they run.
-        at_most: Rounds after which it ends, stable or not.
+        passes: Names and specs, in execution order.
+        at_most: The maximum number of rounds.
     """
     inner = tuple(PassSpec(each) if isinstance(each, str) else each for each in passes)
     return PassSpec(UNTIL_STABLE, MappingProxyType({"at_most": at_most}), passes=inner)
 
 
 def spec_of(spelled: Spelled) -> PassSpec:
-    """The spec of a pass, or a group of passes, that was read by `pass_spelling.parse`."""
+    """The spec of a pass, or a group of passes, from `pass_spelling.parse`."""
     inner = spelled.passes if isinstance(spelled, Group) else ()
     return PassSpec(spelled[0], spelled[1], passes=tuple(spec_of(each) for each in inner))
 
 
 def normalize(passes: Passes) -> PassTuple:
-    """Passes, however they were given, one by one.
+    """Normalize passes given in any form to a list.
 
     Raises:
-        SpellingError: Text that spells no pipeline; says what was expected where.
-        LazyfxError: It is neither text, a PassSpec, nor several of them.
+        SpellingError: The text is not a valid pipeline; says what was expected where.
+        LazyfxError: It is neither a string, a PassSpec, nor several of them.
     """
     if isinstance(passes, str):
         return _spelled(passes)
@@ -180,7 +180,7 @@ def normalize(passes: Passes) -> PassTuple:
         return (passes,)
     if not isinstance(passes, Iterable):
         raise LazyfxError(
-            f"passes takes names and what lazyfx.pass_spec makes, in a list, not {passes!r}"
+            f"passes must be a list of names and results of lazyfx.pass_spec, not {passes!r}"
         )
     return tuple(passes)
 
@@ -191,12 +191,12 @@ def _spelled(text: str) -> tuple[PassSpec, ...]:
 
 
 def spec_of_message(message: pb.PassSpec) -> PassSpec:
-    """The spec of a pass as it travels, e.g. from a recording: it travels on exactly so."""
+    """The spec of a pass message, e.g. from a recording; it is sent on unchanged."""
     options = {option.name: _option_of(option.value) for option in message.options}
     spec = PassSpec(message.name, MappingProxyType(options))
     kept = pb.PassSpec()
     kept.CopyFrom(message)
-    # Patterns in it stay graph data; the server that gets them checks them.
+    # Patterns in it stay graph data; the server that receives them checks them.
     object.__setattr__(spec, "_message", kept)
     object.__setattr__(spec, "_identity", kept.SerializeToString(deterministic=True))
     return spec
@@ -209,7 +209,7 @@ def replace_pattern(
 
     Args:
         rewrites: Pairs of pattern and replacement, or Rewrites with conditions. Functions are
-            traced here, on the client; graphs are taken as they are.
+            traced here, on the client; graphs are used unchanged.
         options: Options of the pass.
 
     Raises:
@@ -225,7 +225,7 @@ def replace_pattern(
 
 
 def messages(passes: Iterable[str | PassSpec]) -> list[pb.PassSpec]:
-    """Passes as they travel; a string is the name of a pass with default options.
+    """Passes as messages; a string is the name of a pass with default options.
 
     Raises:
         LazyfxError: An entry is neither a string nor a PassSpec.

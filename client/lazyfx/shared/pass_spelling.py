@@ -1,8 +1,8 @@
 """Passes as text: `name,name{option=value,option=value}`, as servers spell pipelines.
 
 Values are `true`, `false`, numbers, double-quoted strings (JSON) and `[lists]` of those.
-Passes that run until the graph is stable stand in parentheses behind that word:
-`until_stable{at_most=4}(name,name)`. What `spell` writes, `parse` reads back as it was.
+Passes that run until the graph is stable are in parentheses after that word:
+    `until_stable{at_most=4}(name,name)`. `parse` is the inverse of `spell`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ Option: TypeAlias = "bool | int | float | str | tuple[Option, ...] | list[Option
 NamedOptions: TypeAlias = "tuple[str, Mapping[str, Option]]"
 
 UNTIL_STABLE = "until_stable"
+PLUGIN_GROUP = "lazyfx.passes"
+"""Entry point group by which distributions provide passes."""
 
 
 class Group(NamedTuple):
-    """Passes that run in turn, and what the group's own name and options are."""
+    """Passes that are repeated, and the group's own name and options."""
 
     name: str
     options: Mapping[str, Option]
@@ -47,11 +49,11 @@ _WORDS: Mapping[str, bool | float] = MappingProxyType(
 
 
 class SpellingError(LazyfxError):
-    """Text that is not the spelling of a pipeline; says what was expected where."""
+    """Text is not the spelling of a pipeline; the message says what was expected where."""
 
 
 def parse(text: str) -> list[Spelled]:
-    """Read the spelling of a pipeline; empty text is an empty pipeline.
+    """Parse the spelling of a pipeline; empty text is an empty pipeline.
 
     Args:
         text: E.g. `dead_code_elimination,constant_fold{max_bytes=4096}`.
@@ -60,7 +62,7 @@ def parse(text: str) -> list[Spelled]:
         The name and the options of each pass, or a Group.
 
     Raises:
-        SpellingError: The text is something else; names the character.
+        SpellingError: The text is invalid; names the character.
     """
     reader = _Reader(text)
     return reader.pipeline() if text.strip() else []

@@ -1,4 +1,4 @@
-"""Pictures that show themselves."""
+"""Pictures that display themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STYLE: Final = (
     "rect{stroke:#8c959f;rx:6}"
     "path{fill:none;stroke:#8c959f;stroke-width:1}"
 )
-"""The style sheet of every drawing: a client takes no other."""
+"""The style sheet of every drawing: a client accepts no other."""
 
 
 class Picture(str):

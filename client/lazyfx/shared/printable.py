@@ -1,8 +1,8 @@
-"""Text of a peer, made safe to show: on a terminal, in a log, in a notebook, in an exception.
+"""Makes untrusted text safe to show: on a terminal, in a log, in a notebook, in an exception.
 
-Control characters move a terminal's cursor, and begin the sequences that set its title, colour
-text or make links; bidirectional overrides show text in another order than it is read in. All of
-them are written as escapes, so that a reader sees that they are there.
+Control characters move a terminal's cursor, and start the sequences that set its title, colour text
+or create links; bidirectional overrides show text in a different order. All of them are escaped, so
+that a reader can see them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 MAX_TEXT: Final = 4096
-"""Characters of one text that are shown, unless a caller says otherwise."""
+"""Default number of characters that are shown of one text."""
 
-# What `str.isprintable` refuses but a line of text may hold.
+# Characters that `str.isprintable` refuses but a line of text may contain.
 _BREAKS: Final = frozenset("\n\t")
 _BRAILLE_BLANK: Final = "\u2800"
 _RUNS: Final = re.compile(r"[^\x20-\x7e]+")
@@ -27,12 +27,12 @@ _SHOWN: Final = 80
 
 
 def printable(text: str, most: int = MAX_TEXT, *, keep: frozenset[str] = _BREAKS) -> str:
-    """Text without what a terminal or a reader's eye would take for something else.
+    """Text with characters escaped that would mislead a terminal or a reader.
 
     Args:
-        text: Of a peer.
-        most: Characters that are kept; what is cut off is counted.
-        keep: Characters that stay although they are not printable.
+        text: Untrusted text.
+        most: Maximum characters; the number of further ones is appended.
+        keep: Characters that are kept although they are not printable.
 
     Returns:
         The text; control characters, format characters (bidirectional overrides, invisible
@@ -47,14 +47,14 @@ def printable(text: str, most: int = MAX_TEXT, *, keep: frozenset[str] = _BREAKS
 
 
 def one_line(text: str, most: int = MAX_TEXT) -> str:
-    """The same, without breaks of lines."""
+    """The same, without line breaks."""
     return printable(text, most, keep=frozenset())
 
 
 def _shown(character: str, keep: frozenset[str]) -> str:
     if character in keep or (character.isprintable() and character != _BRAILLE_BLANK):
-        # Letters of a right-to-left script are letters; marks stacked without end are bounded
-        # by the length of the text.
+        # Letters of right-to-left scripts are allowed; stacked combining marks are bounded by the
+        # length of the text.
         return character
     if unicodedata.category(character) == "Zs":  # other spaces
         return " "
@@ -62,13 +62,13 @@ def _shown(character: str, keep: frozenset[str]) -> str:
 
 
 def make_printable(message: Message, most: int = MAX_TEXT) -> None:
-    """Make every string in a message printable, nested messages and maps included.
+    """Make every string in a message printable, including nested messages and maps.
 
-    Names that carry meaning (paths, identifiers) hold no such characters when they are right.
+    Valid names with a meaning (paths, identifiers) contain no such characters.
 
     Args:
-        message: From a peer; changed where it is.
-        most: Characters of each string that are kept.
+        message: An untrusted message; changed in place.
+        most: Maximum characters of each string.
     """
     for field, value in message.ListFields():
         if field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
@@ -98,7 +98,7 @@ def _clean_strings(message: Message, name: str, value: object, most: int) -> Non
 
 
 def _clean_map(entries: object, most: int) -> None:
-    """The maps of this service are those of `google.protobuf.Struct`: text to messages."""
+    """All maps of this service are those of `google.protobuf.Struct`: strings to messages."""
     assert hasattr(entries, "items")
     for key in list(entries):  # type: ignore[call-overload]
         value = entries[key]  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Keys that servers sign with: how people, signatures and messages name one."""
+"""Identifiers of servers' signing keys, for people, signatures and messages."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ KEY_BYTES: Final = 32
 
 
 def fingerprint(public_key: bytes) -> str:
-    """What people compare of a key: "SHA256:" and the digest in base64, as ssh shows it."""
+    """The fingerprint that people compare: "SHA256:" and the digest in base64, like ssh."""
     digest = hashlib.sha256(public_key).digest()
     return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
 
 
 SIGNED_PREFIX = b"lazyfx artifact statement 1\0"
-"""Stands before a statement when it is signed, so that a signature can mean nothing else."""
+"""Prefix of signed statements, for domain separation."""
 
 
 def key_id(public_key: bytes) -> bytes:
-    """What a public key is called in signatures: the start of its SHA-256, 8 bytes."""
+    """The id of a public key in signatures: the first 8 bytes of its SHA-256."""
     return hashlib.sha256(public_key).digest()[:8]

@@ -37,9 +37,9 @@ SHORT_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "split": "split_module",
     }
 )
-"""What the field calls some passes, and what they are called here."""
+"""Common names of some passes, and their names here."""
 
-# Comparing takes time with the square of the length, and a long text is not a slip of the pen.
+# Comparison time is quadratic in the length, and a long text is not a typo.
 _MAX_COMPARED = 64
 _MAX_LISTED = 40
 
@@ -47,12 +47,12 @@ _MAX_LISTED = 40
 def closest(
     given: str, known: Iterable[str], short: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The known word that is most like another one; "" if none is.
+    """The known word most similar to a given one; "" if there is none.
 
     Args:
-        given: Not known.
-        known: Those that are.
-        short: Further words that stand for known ones.
+        given: The unknown word.
+        known: The known words.
+        short: Aliases of known words.
     """
     words = tuple(known)
     if len(given) > _MAX_COMPARED:
@@ -66,11 +66,11 @@ def closest(
 def did_you_mean(
     given: str, known: Iterable[str], short: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The end of a message about an unknown word: what was meant, else what there is."""
+    """The end of a message about an unknown word: the likely intended one, or the known ones."""
     words = tuple(known)
     if meant := closest(given, words, short):
         return f"; did you mean {meant!r}?"
     if not words:
-        return "; it takes none"
+        return "; there are none"
     more = f" and {len(words) - _MAX_LISTED} more" if len(words) > _MAX_LISTED else ""
     return f"; known names: {', '.join(words[:_MAX_LISTED])}{more}"

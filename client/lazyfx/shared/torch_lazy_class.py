@@ -1,4 +1,4 @@
-"""torch's own lazy GraphModule class, for modules whose source comes from elsewhere."""
+"""torch's own lazy GraphModule class, for modules whose source was generated elsewhere."""
 
 from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule
 

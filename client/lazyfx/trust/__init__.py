@@ -1,1 +1,1 @@
-"""Whom a client believes, and what it shows of itself."""
+"""What a client trusts, and the credentials that it presents."""

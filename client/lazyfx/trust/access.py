@@ -58,7 +58,7 @@ class Access:
         return self.verify_keys if self.verify_keys is not None else known_keys(address) or None
 
     def metadata(self, address: str) -> tuple[tuple[str, str], ...]:
-        """What goes with every call.
+        """The metadata of every call.
 
         Raises:
             LazyfxError: The token would be sent in plaintext.
@@ -89,7 +89,7 @@ def access(
         verify_keys: Public keys in hex, or several joined by commas; else LAZYFX_VERIFY_KEYS.
 
     Raises:
-        LazyfxError: A file cannot be read, or something is not what it should be; says what.
+        LazyfxError: A file cannot be read, or an argument is invalid; names it.
     """
     keys = verify_keys if verify_keys is not None else _variable("VERIFY_KEYS")
     if isinstance(keys, str):
@@ -99,7 +99,7 @@ def access(
     elif isinstance(tls, bool):
         tls = Tls() if tls else None
     elif not isinstance(tls, Tls):
-        raise LazyfxError(f"tls takes True or lazyfx.Tls(ca=...), not {tls!r}")
+        raise LazyfxError(f"tls must be True or lazyfx.Tls(ca=...), not {tls!r}")
     if tls is not None:
         check_certificates(tls.ca, tls.certificate, tls.key)
     return Access(

@@ -1,7 +1,7 @@
-"""Tokens, certificates and keys, looked at before gRPC is given them.
+"""Checks tokens, certificates and keys before gRPC gets them.
 
-gRPC ends the process where a certificate comes without its key, and raises errors of its own for
-a token with a line feed in it.
+gRPC aborts the process if a certificate has no key, and raises its own errors for a token with a
+line feed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _MAX_SHOWN: Final = 80
 
 
 def read_file(path: str | Path, field: str) -> bytes:
-    """The bytes of a file of certificates, keys or tokens.
+    """Read a file of certificates, keys or tokens.
 
     Args:
         path: The file.
-        field: What it was given for.
+        field: The argument that names it.
 
     Raises:
         LazyfxError: It cannot be read.
@@ -35,40 +35,41 @@ def read_file(path: str | Path, field: str) -> bytes:
 
 
 def checked_token(token: object, field: str) -> str:
-    """A bearer token without white space around it.
+    """A bearer token without surrounding whitespace.
 
     Args:
-        token: Text, or the bytes of a file.
-        field: Where it is from; errors name it and never the token.
+        token: A string, or the bytes of a file.
+        field: Its source; errors show this and never the token.
 
     Raises:
-        LazyfxError: It is empty, or has characters that no token has.
+        LazyfxError: It is empty, or has invalid characters.
     """
     text = token.decode("latin-1") if isinstance(token, bytes) else token
     if not isinstance(text, str):
-        raise LazyfxError(f"{field} takes text, not an object of type {type(token).__name__}")
+        raise LazyfxError(f"{field} must be a string, not an object of type {type(token).__name__}")
     text = text.strip()
     if not text:
-        raise LazyfxError(f"{field} is empty; `lazyfx token` on the server's side prints a token")
+        raise LazyfxError(f"{field} is empty; `lazyfx token` on the server prints a token")
     if not (text.isascii() and text.isprintable() and " " not in text):
         raise LazyfxError(
-            f"{field} has characters that no token has; copy what `lazyfx token` printed again"
+            f"{field} contains characters that are not allowed in tokens; copy the output of "
+            f"`lazyfx token` again"
         )
     return text
 
 
 def checked_keys(keys: Iterable[str]) -> tuple[str, ...]:
-    """Public keys in hex.
+    """Check public keys in hex.
 
     Raises:
-        LazyfxError: One is something else.
+        LazyfxError: One is not a public key.
     """
     found = tuple(keys)
     for key in found:
         if not (isinstance(key, str) and _KEY.fullmatch(key)):
             raise LazyfxError(
-                "verify_keys (LAZYFX_VERIFY_KEYS) takes public keys of 64 hex digits, as `lazyfx "
-                f"keys` prints them, not {str(key)[:_MAX_SHOWN]!r}"
+                "verify_keys (LAZYFX_VERIFY_KEYS) must be public keys of 64 hex digits, as printed "
+                f"by `lazyfx keys`, not {str(key)[:_MAX_SHOWN]!r}"
             )
     return found
 
@@ -76,11 +77,11 @@ def checked_keys(keys: Iterable[str]) -> tuple[str, ...]:
 def check_certificates(
     ca: str | Path | None, certificate: str | Path | None, key: str | Path | None
 ) -> None:
-    """Read the files of a TLS configuration, as they will be used.
+    """Read and check the files of a TLS configuration.
 
     Raises:
-        LazyfxError: One cannot be read or is not PEM, or a certificate and its key do not go
-            together; names the argument and the variable.
+        LazyfxError: A file cannot be read or is not PEM, or a certificate and its key do not match;
+            names the argument and the variable.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca is not None:
@@ -89,13 +90,13 @@ def check_certificates(
             context.load_verify_locations(str(ca))
         except (OSError, ValueError) as error:
             raise LazyfxError(
-                f"Tls(ca=...) (LAZYFX_CA): {ca} holds no certificates in PEM format"
+                f"Tls(ca=...) (LAZYFX_CA): {ca} contains no certificates in PEM format"
             ) from error
     if certificate is None and key is None:
         return
     if certificate is None or key is None:
         raise LazyfxError(
-            "a certificate and its key go together: Tls(certificate=..., key=...) "
+            "a certificate requires its key, and vice versa: Tls(certificate=..., key=...) "
             "(LAZYFX_CLIENT_CERTIFICATE, LAZYFX_CLIENT_KEY)"
         )
     read_file(certificate, "Tls(certificate=...) (LAZYFX_CLIENT_CERTIFICATE)")

@@ -1,6 +1,7 @@
-"""The servers that a user trusts, and the keys that they sign with: as ssh's known_hosts.
+"""The servers that a user trusts, and their signing keys: like ssh's known_hosts.
 
-A text file in the user's configuration, a line a key: `HOST:PORT ed25519 <public key, hex>`.
+A text file in the user's configuration folder, one key per line: `HOST:PORT ed25519 <public key,
+hex>`.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ def known_servers_file() -> Path:
 
 
 def known_keys(address: str) -> tuple[str, ...]:
-    """Public keys, in hex, that the user trusts of the server at an address; in the file's order.
+    """Public keys in hex that the user trusts for the server at an address, in file order.
 
     Args:
         address: As `addresses.read_address` returns it.
 
     Raises:
-        LazyfxError: The file is there and cannot be read; names the line.
+        LazyfxError: The file exists but cannot be read; names the line.
     """
     try:
         path = known_servers_file()
@@ -53,11 +54,11 @@ def known_keys(address: str) -> tuple[str, ...]:
 
 
 def trust(address: str, keys: Sequence[str]) -> Path:
-    """Write down the keys of a server in place of those that it had; return the file.
+    """Replace the stored keys of a server; return the path of the file.
 
     Args:
         address: As `addresses.read_address` returns it.
-        keys: Public keys in hex; none to forget the server.
+        keys: Public keys in hex; empty to forget the server.
 
     Raises:
         LazyfxError: The file cannot be read or written.
@@ -103,7 +104,7 @@ def _row(parts: Sequence[str], where: str) -> tuple[str, str]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Alone among those who change the file; readers see one whole file or another."""
+    """Exclude other writers of the file; readers always see a complete file."""
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

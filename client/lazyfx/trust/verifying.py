@@ -1,4 +1,4 @@
-"""Whether an artifact comes from whom it should: signatures are checked before it is opened."""
+"""Verifies the signatures of artifacts before they are opened."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from lazyfx.shared.printable import make_printable
 from lazyfx.shared.signing_keys import KEY_BYTES, SIGNED_PREFIX, fingerprint, key_id
 from lazyfx.v1 import compiler_pb2 as pb
 
-# Data that is taken apart by tables and can hold no code.
+# Data that is decoded by tables and cannot contain code.
 DATA_KINDS = frozenset({pb.ARTIFACT_KIND_GRAPH, pb.ARTIFACT_KIND_CONSTANT})
-# How far the clocks of client and server may be apart.
+# Allowed clock difference between client and server.
 _CLOCK_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Who made an artifact, from what and when; as signed, and checked.
+    """Who built an artifact, from what and when, as signed and verified.
 
     Attributes:
-        kind: What was signed, e.g. "graph" or "code".
+        kind: The kind of the signed artifact, e.g. "graph" or "code".
         digest: Hex of the SHA-256 of its bytes.
         module_key: Hex of the key of the compiled module.
         pipeline: Canonical spelling of the passes that ran.
         builder: Name of the server.
-        lazyfx_version: What the server ran.
-        torch_version: What the server ran.
-        python_version: What the server ran.
-        created: When it was made.
-        expires: From when on the signature is refused.
-        public_key: Hex of the key that the signature was checked with.
-        made_into: The format that this client put the signed graph into, e.g. "pickle"; "" for
-            what the server made itself. All else is about the graph: that file is not signed.
+        lazyfx_version: The server's version of lazyfx.
+        torch_version: The server's version of torch.
+        python_version: The server's version of Python.
+        created: When it was built.
+        expires: When the signature expires.
+        public_key: Hex of the key that verified the signature.
+        made_into: The format to which this client converted the signed graph, e.g. "pickle"; "" if
+            the server built the artifact itself. All other fields describe the graph: the converted
+            file is not signed.
     """
 
     kind: str
@@ -58,14 +59,14 @@ class Provenance:
 
 
 class Verifier:
-    """Checks signatures by pinned keys, or by those that a trusted connection names.
+    """Verifies signatures with pinned keys, or with keys from a trusted connection.
 
     Args:
-        pinned: Public keys in hex. None pins none: then the keys that the server names at the
-            first use count, if the connection is to be believed.
-        address: Of the server, for messages.
-        trusts_connection: The server is on this machine, or has proved who it is.
-        ask: Asks the server for its keys.
+        pinned: Public keys in hex. If None, the keys that the server publishes at first use are
+            trusted, if the connection is.
+        address: Address of the server, for messages.
+        trusts_connection: The server is on this machine, or authenticated by TLS.
+        ask: Fetches the server's keys.
 
     Raises:
         LazyfxError: A key is malformed.
@@ -86,18 +87,18 @@ class Verifier:
         self._ask = ask
         self._keys = {key_id(raw): raw for raw in map(_read_key, pinned or ())}
         if self._pinned and not self._keys:
-            raise LazyfxError("verify_keys is empty; leave it out, or name at least one key")
+            raise LazyfxError("verify_keys is empty; omit it, or name at least one key")
 
     @property
     def has_pinned_keys(self) -> bool:
-        """Whether everything must be signed with keys that are known beforehand."""
+        """Whether everything must be signed with keys known in advance."""
         return self._pinned
 
     async def require_trusted(self) -> None:
-        """Check, before the server makes anything, that what it signs would be opened.
+        """Check, before the server builds anything, that artifacts it signs would be opened.
 
         Raises:
-            UntrustedServerError: It would not; says what to do.
+            UntrustedServerError: They would not; says what to do.
             ServiceError: The server does not answer.
         """
         if self._is_checked:
@@ -126,22 +127,21 @@ class Verifier:
             f"THE KEY OF {self._address} IS NOT THE ONE THAT YOU TRUST: it signs with {now}, and "
             f"the trusted key is {trusted}. Either the server has a new key, or another "
             f"server answers at "
-            "this address; nothing was asked of it. If its operator confirms the new fingerprint, "
+            "this address; no artifact was requested. If its operator confirms the new "
+            "fingerprint, "
             f"run `lazyfx trust --replace {self._address}`, or change LAZYFX_VERIFY_KEYS"
         )
 
     async def check(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
     ) -> Provenance | None:
-        """Check an artifact that has arrived and has the digest that its trailer says.
+        """Verify a received artifact whose bytes match the digest in its trailer.
 
         Returns:
-            Where it comes from; None for graph data when no key is pinned, which needs no
-            signature.
+            Its provenance; None for graph data if no key is pinned, which needs no signature.
 
         Raises:
-            UntrustedArtifactError: No trusted key says that this is the artifact; it
-                must not be opened.
+            UntrustedArtifactError: No trusted key signed this artifact; it must not be opened.
         """
         if request.kind in DATA_KINDS and not self._pinned:
             return None
@@ -150,7 +150,7 @@ class Verifier:
     async def verify_provenance(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
     ) -> Provenance:
-        """Check a signature whatever the kind of artifact; see `check`."""
+        """Verify a signature, whatever the kind of artifact; see `check`."""
         name = pb.ArtifactKind.Name(request.kind).removeprefix("ARTIFACT_KIND_").lower()
         signature = trailer.signature
         if not signature.signature:
@@ -169,7 +169,7 @@ class Verifier:
         make_printable(statement)
         try:
             return _provenance(statement, name, public_key)
-        except (ValueError, OverflowError) as error:  # dates that no calendar has
+        except (ValueError, OverflowError) as error:  # dates outside the range of datetime
             raise UntrustedArtifactError(
                 f"the signature of the {name} has invalid dates; it was not opened"
             ) from error
@@ -188,7 +188,7 @@ class Verifier:
         return found
 
     async def _fetch_keys(self, name: str) -> None:
-        """Fetch the keys that the server publishes: at first use, or to extend a known one."""
+        """Fetch the keys that the server publishes: at first use, or to add to a known one."""
         if not self._trusts_connection:
             raise UntrustedServerError(f"the {name} was not opened: {self._unauthenticated()}")
         published = [key.public_key for key in (await self._ask()).verify_keys]
@@ -215,7 +215,7 @@ def _fits(
     trailer: pb.ArtifactTrailer,
     name: str,
 ) -> None:
-    """Check that a statement is about the artifact that was asked for, and still holds."""
+    """Check that a statement is about the requested artifact and has not expired."""
     about = (statement.artifact.sha256, statement.module_key, statement.kind)
     if about != (trailer.digest.sha256, request.module_key, request.kind):
         raise UntrustedArtifactError(

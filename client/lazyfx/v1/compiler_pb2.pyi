@@ -3,20 +3,21 @@
 isort:skip_file
 The compile service.
 
-A client sends key material (a graph digest and a list of passes) and gets
-back a module key and a report; the graph itself travels only when the server
-asks for it, and code, pickles and pictures only when somebody touches them.
+A client sends key material (a graph digest and a list of passes) and gets back a module key and
+a report. The graph itself is sent only if the server requests it, and code, pickles and pictures
+only if the client fetches them.
 
 Errors carry a google.rpc.Status in the trailing metadata:
   INVALID_ARGUMENT     BadRequest.FieldViolation names the field, the node and the remedy;
-                       where a node is at fault, ErrorInfo of the domain "lazyfx" has its name
-                       in the sender's words, under "node". A failing pass is told likewise
-  FAILED_PRECONDITION  PreconditionFailure, type MISSING, names what to send before trying
-                       again: subject "blobs/<sha256 hex>" a graph or a tensor's bytes,
-                       "values/<graph>/<attribute>" a ValueBinding for a tensor that a pass reads
+                       if a node is at fault, ErrorInfo of the domain "lazyfx" contains the
+                       sender's name of it, under "node". A failing pass is reported likewise
+  FAILED_PRECONDITION  PreconditionFailure, type MISSING, names what to send before a retry:
+                       subject "blobs/<sha256 hex>" for a graph or a tensor's bytes,
+                       "values/<graph>/<attribute>" for the ValueBinding of a tensor that a pass
+                       reads
   NOT_FOUND            the module key is not in the cache: compile again
-  RESOURCE_EXHAUSTED, UNAVAILABLE  RetryInfo says when to try again
-  DEADLINE_EXCEEDED    the compile overran its time
+  RESOURCE_EXHAUSTED, UNAVAILABLE  RetryInfo says when to retry
+  DEADLINE_EXCEEDED    the compile exceeded its time limit
 """
 
 import builtins
@@ -76,19 +77,19 @@ class _MissReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     MISS_REASON_NEW_GRAPH: _MissReason.ValueType  # 1
     """No request with this graph has been seen."""
     MISS_REASON_NEW_PIPELINE: _MissReason.ValueType  # 2
-    """The graph is known, this pipeline over it is not."""
+    """The graph is known, but this pipeline over it is not."""
     MISS_REASON_NEW_VALUES: _MissReason.ValueType  # 3
-    """Graph and pipeline are known, these tensor values are not."""
+    """Graph and pipeline are known, but these tensor values are not."""
     MISS_REASON_EVICTED: _MissReason.ValueType  # 4
-    """The entry was there and has been evicted."""
+    """The entry existed but has been evicted."""
     MISS_REASON_CORRUPT: _MissReason.ValueType  # 5
-    """The stored entry was damaged and has been put aside."""
+    """The stored entry was corrupt and has been quarantined."""
     MISS_REASON_SKIPPED: _MissReason.ValueType  # 6
-    """The request asked to skip the lookup."""
+    """The request skipped the lookup."""
     MISS_REASON_UNCACHEABLE: _MissReason.ValueType  # 7
     """A pass has no fingerprint, so results are not stored."""
     MISS_REASON_NEW_ENVIRONMENT: _MissReason.ValueType  # 8
-    """The entry was made by another torch or lazyfx version."""
+    """The entry was built by another version of torch or lazyfx."""
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
     """Why a request was a miss."""
@@ -97,19 +98,19 @@ MISS_REASON_UNSPECIFIED: MissReason.ValueType  # 0
 MISS_REASON_NEW_GRAPH: MissReason.ValueType  # 1
 """No request with this graph has been seen."""
 MISS_REASON_NEW_PIPELINE: MissReason.ValueType  # 2
-"""The graph is known, this pipeline over it is not."""
+"""The graph is known, but this pipeline over it is not."""
 MISS_REASON_NEW_VALUES: MissReason.ValueType  # 3
-"""Graph and pipeline are known, these tensor values are not."""
+"""Graph and pipeline are known, but these tensor values are not."""
 MISS_REASON_EVICTED: MissReason.ValueType  # 4
-"""The entry was there and has been evicted."""
+"""The entry existed but has been evicted."""
 MISS_REASON_CORRUPT: MissReason.ValueType  # 5
-"""The stored entry was damaged and has been put aside."""
+"""The stored entry was corrupt and has been quarantined."""
 MISS_REASON_SKIPPED: MissReason.ValueType  # 6
-"""The request asked to skip the lookup."""
+"""The request skipped the lookup."""
 MISS_REASON_UNCACHEABLE: MissReason.ValueType  # 7
 """A pass has no fingerprint, so results are not stored."""
 MISS_REASON_NEW_ENVIRONMENT: MissReason.ValueType  # 8
-"""The entry was made by another torch or lazyfx version."""
+"""The entry was built by another version of torch or lazyfx."""
 Global___MissReason: typing_extensions.TypeAlias = MissReason
 
 class _EstimateBasis:
@@ -120,18 +121,18 @@ class _EstimateBasisEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     ESTIMATE_BASIS_UNSPECIFIED: _EstimateBasis.ValueType  # 0
     ESTIMATE_BASIS_MEASURED: _EstimateBasis.ValueType  # 1
-    """The measured cost of generating code for this very graph."""
+    """The measured cost of generating code for the same graph."""
     ESTIMATE_BASIS_FITTED: _EstimateBasis.ValueType  # 2
-    """A cost for each node, fitted over many graphs."""
+    """A cost per node, fitted over many graphs."""
 
 class EstimateBasis(_EstimateBasis, metaclass=_EstimateBasisEnumTypeWrapper):
-    """Where an estimate of seconds comes from."""
+    """The basis of an estimate of seconds."""
 
 ESTIMATE_BASIS_UNSPECIFIED: EstimateBasis.ValueType  # 0
 ESTIMATE_BASIS_MEASURED: EstimateBasis.ValueType  # 1
-"""The measured cost of generating code for this very graph."""
+"""The measured cost of generating code for the same graph."""
 ESTIMATE_BASIS_FITTED: EstimateBasis.ValueType  # 2
-"""A cost for each node, fitted over many graphs."""
+"""A cost per node, fitted over many graphs."""
 Global___EstimateBasis: typing_extensions.TypeAlias = EstimateBasis
 
 class _ArtifactKind:
@@ -152,24 +153,24 @@ class _ArtifactKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     ARTIFACT_KIND_PICTURE: _ArtifactKind.ValueType  # 5
     """A drawing, SVG."""
     ARTIFACT_KIND_CONSTANT: _ArtifactKind.ValueType  # 6
-    """The bytes of a constant that a pass made."""
+    """The bytes of a constant that a pass created."""
     ARTIFACT_KIND_SOURCE: _ArtifactKind.ValueType  # 7
-    """A serialized GeneratedSource: what a client needs to put a pickle or package together
-    around parameters that never leave it.
+    """A serialized GeneratedSource: what a client needs to build a pickle or package around
+    parameters that never leave it.
     """
     ARTIFACT_KIND_TORCHSCRIPT: _ArtifactKind.ValueType  # 8
-    """A TorchScript archive for torch.jit.load. Only of a graph without tensors of its own:
-    for others a client scripts the module around its own parameters.
+    """A TorchScript archive for torch.jit.load. Only for a graph without tensor attributes: otherwise
+    the client scripts the module around its own parameters.
     """
     ARTIFACT_KIND_INDUCTOR: _ArtifactKind.ValueType  # 9
-    """A serialized NativeBundle: what Inductor made of the module, forward and backward, with the
-    kernels it needs. Holds a pickle of torch: verify the signature before it is opened.
+    """A serialized NativeBundle: the module compiled by Inductor, forward and backward, with the
+    kernels it needs. Contains a pickle of torch: verify the signature before opening it.
     """
     ARTIFACT_KIND_AOT_INDUCTOR: _ArtifactKind.ValueType  # 10
-    """A serialized AotPackage: what AOTInductor made of the module, for serving, without its weights."""
+    """A serialized AotPackage: the module compiled by AOTInductor, for serving, without its weights."""
     ARTIFACT_KIND_EXPORTED_PROGRAM: _ArtifactKind.ValueType  # 11
-    """An ExportedProgram as torch.export.save writes it. Only of a graph without tensors of its
-    own: for others a client exports the module around its own parameters.
+    """An ExportedProgram as written by torch.export.save. Only for a graph without tensor attributes:
+    otherwise the client exports the module around its own parameters.
     """
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper):
@@ -187,24 +188,24 @@ ARTIFACT_KIND_GRAPH: ArtifactKind.ValueType  # 4
 ARTIFACT_KIND_PICTURE: ArtifactKind.ValueType  # 5
 """A drawing, SVG."""
 ARTIFACT_KIND_CONSTANT: ArtifactKind.ValueType  # 6
-"""The bytes of a constant that a pass made."""
+"""The bytes of a constant that a pass created."""
 ARTIFACT_KIND_SOURCE: ArtifactKind.ValueType  # 7
-"""A serialized GeneratedSource: what a client needs to put a pickle or package together
-around parameters that never leave it.
+"""A serialized GeneratedSource: what a client needs to build a pickle or package around
+parameters that never leave it.
 """
 ARTIFACT_KIND_TORCHSCRIPT: ArtifactKind.ValueType  # 8
-"""A TorchScript archive for torch.jit.load. Only of a graph without tensors of its own:
-for others a client scripts the module around its own parameters.
+"""A TorchScript archive for torch.jit.load. Only for a graph without tensor attributes: otherwise
+the client scripts the module around its own parameters.
 """
 ARTIFACT_KIND_INDUCTOR: ArtifactKind.ValueType  # 9
-"""A serialized NativeBundle: what Inductor made of the module, forward and backward, with the
-kernels it needs. Holds a pickle of torch: verify the signature before it is opened.
+"""A serialized NativeBundle: the module compiled by Inductor, forward and backward, with the
+kernels it needs. Contains a pickle of torch: verify the signature before opening it.
 """
 ARTIFACT_KIND_AOT_INDUCTOR: ArtifactKind.ValueType  # 10
-"""A serialized AotPackage: what AOTInductor made of the module, for serving, without its weights."""
+"""A serialized AotPackage: the module compiled by AOTInductor, for serving, without its weights."""
 ARTIFACT_KIND_EXPORTED_PROGRAM: ArtifactKind.ValueType  # 11
-"""An ExportedProgram as torch.export.save writes it. Only of a graph without tensors of its
-own: for others a client exports the module around its own parameters.
+"""An ExportedProgram as written by torch.export.save. Only for a graph without tensor attributes:
+otherwise the client exports the module around its own parameters.
 """
 Global___ArtifactKind: typing_extensions.TypeAlias = ArtifactKind
 
@@ -226,11 +227,11 @@ class PassSpec(google.protobuf.message.Message):
 
     @property
     def rewrites(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Rewrite]:
-        """replace_pattern only: what to look for and what to put there."""
+        """replace_pattern only: patterns and their replacements."""
 
     @property
     def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassSpec]:
-        """until_stable only: the passes that run in turn until none of them changes anything."""
+        """until_stable only: the passes that are repeated until none of them changes anything."""
 
     def __init__(
         self,
@@ -268,7 +269,7 @@ Global___PassOption: typing_extensions.TypeAlias = PassOption
 
 @typing.final
 class OptionValue(google.protobuf.message.Message):
-    """The value of an option; its type is that which ListPasses states."""
+    """The value of an option, of the type that ListPasses states."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -330,19 +331,19 @@ class Rewrite(google.protobuf.message.Message):
     AT_MOST_FIELD_NUMBER: builtins.int
     CONSTANTS_FIELD_NUMBER: builtins.int
     at_most: builtins.int
-    """Replace at most this many places, the first in graph order; 0 for all."""
+    """Replace at most this many matches, the first in graph order; 0 for all."""
     @property
     def pattern(self) -> lazyfx.v1.graph_pb2.Graph: ...
     @property
     def replacement(self) -> lazyfx.v1.graph_pb2.Graph: ...
     @property
     def guards(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___InputGuard]:
-        """What inputs of the pattern must be for a place to match; all of them hold."""
+        """Conditions on inputs of the pattern; all must hold for a match."""
 
     @property
     def constants(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """The elements of the tensors that the replacement reads, row-major and little-endian, in the
-        order of its root graph's attributes; none when it reads none. They are part of the result.
+        order of its root graph's attributes; empty if it reads none. They are part of the result.
         """
 
     def __init__(
@@ -361,9 +362,7 @@ Global___Rewrite: typing_extensions.TypeAlias = Rewrite
 
 @typing.final
 class InputGuard(google.protobuf.message.Message):
-    """A condition on what one input of a pattern is at a place. A place where nothing is
-    known of the input does not match.
-    """
+    """A condition on one input of a pattern. If nothing is known about the input, there is no match."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -372,9 +371,9 @@ class InputGuard(google.protobuf.message.Message):
     RANK_FIELD_NUMBER: builtins.int
     SHAPE_FIELD_NUMBER: builtins.int
     input: builtins.int
-    """Place of the input among the pattern's inputs."""
+    """Index of the input among the pattern's inputs."""
     rank: builtins.int
-    """Number of dimensions; left out for any."""
+    """Number of dimensions; unset for any."""
     @property
     def dtypes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Any of these dtypes, as torch spells them ("float32"); empty for all."""
@@ -428,7 +427,7 @@ Global___ValueBinding: typing_extensions.TypeAlias = ValueBinding
 
 @typing.final
 class CompileRequest(google.protobuf.message.Message):
-    """Asks for one compile."""
+    """A request for one compile."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -441,10 +440,10 @@ class CompileRequest(google.protobuf.message.Message):
     VERIFY_FIELD_NUMBER: builtins.int
     REQUEST_TOKEN_FIELD_NUMBER: builtins.int
     skip_cache_lookup: builtins.bool
-    """Compile even if a result is stored, and store the new one (to repair an entry)."""
+    """Compile even if a result is cached, and store the new one (to repair an entry)."""
     eager: builtins.bool
-    """Hold eager modules: each recompile that a pass asks for is done at once. For passes that
-    cannot work on lazy modules, and to compare. Part of the key.
+    """Use eager modules: each recompile that a pass requests is performed at once. For passes that
+    cannot work on lazy modules, and for comparison. Part of the key.
     """
     verify: builtins.bool
     """Run the graph before and after each pass on random inputs, in the worker, and refuse a
@@ -452,10 +451,10 @@ class CompileRequest(google.protobuf.message.Message):
     does not have are random too. Part of the key.
     """
     request_token: builtins.bytes
-    """Instead of everything above: the token of a request that this server answered, so that
-    asking again costs one small message. A server that does not know it, or has not kept the
-    module, answers FAILED_PRECONDITION with a MISSING violation ("requests/<token in hex>");
-    then send the request itself.
+    """Instead of everything above: the token of an earlier request to this server, so that a repeated
+    request is one small message. A server that does not know it, or has evicted the module,
+    returns FAILED_PRECONDITION with a MISSING violation ("requests/<token in hex>"); then send the
+    full request.
     """
     @property
     def graph_digest(self) -> lazyfx.v1.graph_pb2.Digest:
@@ -463,13 +462,13 @@ class CompileRequest(google.protobuf.message.Message):
 
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.Graph:
-        """The graph itself; left out when the server is likely to know it. A server
-        that does not know it answers FAILED_PRECONDITION with a MISSING violation.
+        """The graph itself; unset if the server probably knows it. A server that does not know it returns
+        FAILED_PRECONDITION with a MISSING violation.
         """
 
     @property
     def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassSpec]:
-        """Passes in the order in which they run. May be empty."""
+        """Passes in execution order. May be empty."""
 
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ValueBinding]:
@@ -503,9 +502,11 @@ class CacheResult(google.protobuf.message.Message):
     EXPLANATION_FIELD_NUMBER: builtins.int
     status: Global___CacheStatus.ValueType
     miss_reason: Global___MissReason.ValueType
-    """For a miss, or for a join of a flight that a miss began."""
+    """For a miss, or for a request that joined the flight of a miss."""
     explanation: builtins.str
-    """The same for people, e.g. "the graph is known, this pipeline is new: added shape_propagation"."""
+    """An explanation for people, e.g. "the graph is known, this pipeline is new: added
+    shape_propagation".
+    """
     def __init__(
         self,
         *,
@@ -519,7 +520,7 @@ Global___CacheResult: typing_extensions.TypeAlias = CacheResult
 
 @typing.final
 class CompileResponse(google.protobuf.message.Message):
-    """Answers one compile."""
+    """The response to one compile."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -532,7 +533,7 @@ class CompileResponse(google.protobuf.message.Message):
     module_key: builtins.bytes
     """Names the compiled module in GetArtifact. 32 bytes."""
     request_token: builtins.bytes
-    """Stands for a request without a graph, for the same caller, while this server runs; see
+    """Represents a request without a graph, for the same caller, while this server runs; see
     CompileRequest.request_token. Opaque, 32 bytes.
     """
     @property
@@ -541,11 +542,11 @@ class CompileResponse(google.protobuf.message.Message):
     def report(self) -> Global___CompileReport: ...
     @property
     def rendered(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___ArtifactKind.ValueType]:
-        """Artifacts that are rendered already, whoever asked for them."""
+        """Artifacts that are already rendered, for any caller."""
 
     @property
     def constants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.graph_pb2.Digest]:
-        """Digests of the constants that passes made; fetch them as ARTIFACT_KIND_CONSTANT."""
+        """Digests of the constants that passes created; fetch them as ARTIFACT_KIND_CONSTANT."""
 
     def __init__(
         self,
@@ -590,7 +591,7 @@ Global___Recompiles: typing_extensions.TypeAlias = Recompiles
 
 @typing.final
 class CompileReport(google.protobuf.message.Message):
-    """What a compile did. On a hit: what the stored compile did."""
+    """What a compile did. On a hit: what the cached compile did."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -621,13 +622,13 @@ class CompileReport(google.protobuf.message.Message):
     saved_seconds: builtins.float
     """Estimated seconds of code generation that laziness saved."""
     stale: builtins.bool
-    """Generated code is out of date (true until an artifact needs it)."""
+    """Generated code is stale (true until an artifact needs it)."""
     pipeline: builtins.str
     """Canonical spelling of the pipeline that ran."""
     saved_basis: Global___EstimateBasis.ValueType
-    """Where saved_seconds comes from."""
+    """The basis of saved_seconds."""
     performed_seconds: builtins.float
-    """Measured seconds of the recompiles that were performed, later touches included."""
+    """Measured seconds of the performed recompiles, including those caused by later fetches."""
     eager: builtins.bool
     """Modules were eager."""
     @property
@@ -638,11 +639,11 @@ class CompileReport(google.protobuf.message.Message):
     def created(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
     @property
     def modules(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModuleReport]:
-        """Each module of the compile, the root first, nested GraphModules by their paths."""
+        """All modules of the compile, the root first, nested GraphModules by path."""
 
     @property
     def verified(self) -> Global___VerifyReport:
-        """What verify=true compared; left out when it was not asked for."""
+        """What verify=true compared; unset without verify."""
 
     def __init__(
         self,
@@ -681,11 +682,11 @@ class ModuleReport(google.protobuf.message.Message):
     STALE_FIELD_NUMBER: builtins.int
     path: builtins.str
     """Dotted path from the root in canonical names, which all callers share; empty for the
-    root itself, "*" for modules that passes built and that are gone.
+    root itself, "*" for temporary modules that passes built.
     """
     nodes: builtins.int
     stale: builtins.bool
-    """Generated code is out of date."""
+    """Generated code is stale."""
     @property
     def recompiles(self) -> Global___Recompiles: ...
     def __init__(
@@ -753,11 +754,11 @@ class PassReport(google.protobuf.message.Message):
     nodes_after: builtins.int
     changed: builtins.bool
     note: builtins.str
-    """Something a person should know, e.g. "3 matches", "skipped: no shapes"."""
+    """A note for people, e.g. "3 matches", "skipped: no shapes"."""
     runs: builtins.int
     """Times that it ran; more than once inside until_stable."""
     saved_seconds: builtins.float
-    """Estimated seconds of code generation that it asked for and that were never spent."""
+    """Estimated seconds of code generation that it requested but that were never spent."""
     @property
     def recompiles(self) -> Global___Recompiles: ...
     @property
@@ -766,7 +767,7 @@ class PassReport(google.protobuf.message.Message):
 
     @property
     def data(self) -> google.protobuf.struct_pb2.Struct:
-        """What an analysis found."""
+        """The result of an analysis."""
 
     def __init__(
         self,
@@ -819,7 +820,7 @@ Global___ForcedRecompiles: typing_extensions.TypeAlias = ForcedRecompiles
 
 @typing.final
 class GetArtifactRequest(google.protobuf.message.Message):
-    """Asks for an artifact."""
+    """A request for an artifact."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -834,16 +835,16 @@ class GetArtifactRequest(google.protobuf.message.Message):
     """From CompileResponse. 32 bytes."""
     kind: Global___ArtifactKind.ValueType
     offset: builtins.int
-    """First byte wanted; to resume a download that broke off."""
+    """First byte to send; to resume an interrupted download."""
     purpose: Global___ArtifactKind.ValueType
-    """SOURCE only: PICKLE or PACKAGE when the source is wanted for one; the ledger counts it so."""
+    """SOURCE only: PICKLE or PACKAGE if the source is for one of these, for the ledger."""
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
-        """The asker's names, for CODE, PICKLE, PACKAGE and PICTURE; canonical names when left out."""
+        """The caller's names, for CODE, PICKLE, PACKAGE and PICTURE; canonical names by default."""
 
     @property
     def constant(self) -> lazyfx.v1.graph_pb2.Digest:
-        """CONSTANT only: which one."""
+        """CONSTANT only: the digest of the constant."""
 
     @property
     def native(self) -> Global___NativeRequest:
@@ -867,7 +868,7 @@ Global___GetArtifactRequest: typing_extensions.TypeAlias = GetArtifactRequest
 
 @typing.final
 class NativeTarget(google.protobuf.message.Message):
-    """Machines on which a native artifact runs. A server compares it with its own."""
+    """A machine on which a native artifact runs. A server compares it with its own."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -880,14 +881,14 @@ class NativeTarget(google.protobuf.message.Message):
     torch: builtins.str
     """torch.__version__."""
     torch_key: builtins.bytes
-    """Digest of torch's sources, as torch computes it."""
+    """Digest of torch's sources, computed by torch."""
     python: builtins.str
     """Python's ABI, e.g. "cpython-311-x86_64-linux-gnu"."""
     vector_isa: builtins.str
     """The vector instructions that Inductor picks, e.g. "avx512"; empty for none."""
     accelerator: builtins.str
     """GPU, CUDA and Triton, e.g. "cuda 13.0, NVIDIA H100 80GB HBM3 sm_90, triton 3.6.0"; no index.
-    In a request: empty when the graph uses the CPU alone.
+    In a request: empty if the graph uses only the CPU.
     """
     @property
     def cpu_flags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -909,7 +910,7 @@ Global___NativeTarget: typing_extensions.TypeAlias = NativeTarget
 
 @typing.final
 class NativeRequest(google.protobuf.message.Message):
-    """What a native compile depends on beside the graph."""
+    """What a native compile depends on in addition to the graph."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -919,16 +920,16 @@ class NativeRequest(google.protobuf.message.Message):
     CONFIGURATION_FIELD_NUMBER: builtins.int
     SETTING_DIGESTS_FIELD_NUMBER: builtins.int
     configuration: builtins.bytes
-    """Digest of all settings of Inductor and AOTAutograd, those above applied."""
+    """Digest of all settings of Inductor and AOTAutograd, with those above applied."""
     setting_digests: builtins.bytes
-    """The first 4 bytes of the digest of each of them, sorted by name, so that a server can name
+    """The first 4 bytes of the digest of each setting, sorted by name, so that a server can name
     those that differ.
     """
     @property
     def target(self) -> Global___NativeTarget: ...
     @property
     def states(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassOption]:
-        """State of the calling process that torch's tracing sees: grad mode, autocast, threads,
+        """State of the calling process on which torch's tracing depends: grad mode, autocast, threads,
         determinism. Sorted by name.
         """
 
@@ -952,7 +953,7 @@ Global___NativeRequest: typing_extensions.TypeAlias = NativeRequest
 
 @typing.final
 class RecordedCompile(google.protobuf.message.Message):
-    """A file of `lazyfx warm`: one graph of a job, and what its artifact depends on."""
+    """A recording for `lazyfx warm`: one graph of a job, and what its artifact depends on."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -967,7 +968,7 @@ class RecordedCompile(google.protobuf.message.Message):
 
     @property
     def native(self) -> Global___NativeRequest:
-        """Where the job ran, and under which settings; left out for jobs without native artifacts."""
+        """Where the job ran, and with which settings; unset for jobs without native artifacts."""
 
     def __init__(
         self,
@@ -983,7 +984,7 @@ Global___RecordedCompile: typing_extensions.TypeAlias = RecordedCompile
 
 @typing.final
 class NativeBundle(google.protobuf.message.Message):
-    """What Inductor made."""
+    """The output of Inductor."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -995,12 +996,12 @@ class NativeBundle(google.protobuf.message.Message):
     FLOAT_INPUTS_FIELD_NUMBER: builtins.int
     FIXED_INPUTS_FIELD_NUMBER: builtins.int
     compiled: builtins.bytes
-    """Bytes of torch's own AOTCompiledArtifact: a pickle."""
+    """A serialized AOTCompiledArtifact of torch: a pickle."""
     conditions: builtins.bytes
-    """SHA-256 of the NativeRequest without its target: what else the artifact depends on."""
+    """SHA-256 of the NativeRequest without its target."""
     @property
     def target(self) -> Global___NativeTarget:
-        """Where it was made; it runs where all of this is there too."""
+        """The machine that built it; it runs where all of this is available."""
 
     @property
     def kernels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NativeKernel]:
@@ -1008,16 +1009,16 @@ class NativeBundle(google.protobuf.message.Message):
 
     @property
     def guards(self) -> Global___ShapeGuards:
-        """What the compile took for granted about sizes."""
+        """Assumptions of the compile about sizes."""
 
     @property
     def float_inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Inputs, counted from 0, whose floats are the last symbols of `guards`."""
+        """Indices of inputs whose floats are the last symbols of `guards`."""
 
     @property
     def fixed_inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Inputs whose floats torch cannot keep symbolic. Nothing was compiled: the caller makes them
-        constants of the graph and asks again.
+        """Inputs whose floats torch cannot keep symbolic. Nothing was compiled: the caller turns them
+        into constants of the graph and tries again.
         """
 
     def __init__(
@@ -1038,7 +1039,7 @@ Global___NativeBundle: typing_extensions.TypeAlias = NativeBundle
 
 @typing.final
 class AotPackage(google.protobuf.message.Message):
-    """What AOTInductor made: a package for serving that lacks only the values of its constants."""
+    """The output of AOTInductor: a package for serving that lacks only the values of its constants."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1050,16 +1051,16 @@ class AotPackage(google.protobuf.message.Message):
     archive: builtins.bytes
     """A .pt2 archive for torch._inductor.aoti_load_package, without the member `values`."""
     values: builtins.str
-    """Name of the archive's member that holds the values, one after the other."""
+    """Name of the archive member that contains the values, one after another."""
     conditions: builtins.bytes
     """As in NativeBundle."""
     @property
     def target(self) -> Global___NativeTarget:
-        """Where it was made; it runs where all of this is there too."""
+        """The machine that built it; it runs where all of this is available."""
 
     @property
     def constants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AotConstant]:
-        """Whose values, in their order there."""
+        """The constants, in the order of their values."""
 
     def __init__(
         self,
@@ -1086,7 +1087,7 @@ class AotConstant(google.protobuf.message.Message):
     path: builtins.str
     """Dotted path of the tensor in canonical names, e.g. "a3"."""
     size_bytes: builtins.int
-    """Bytes that it takes up, its padding included."""
+    """Its size in bytes, including padding."""
     def __init__(
         self,
         *,
@@ -1106,7 +1107,7 @@ class NativeKernel(google.protobuf.message.Message):
     SOURCE_FIELD_NUMBER: builtins.int
     LIBRARY_FIELD_NUMBER: builtins.int
     source: builtins.bytes
-    """SHA-256 of what Inductor asks to have compiled."""
+    """SHA-256 of the source that Inductor compiles."""
     library: builtins.bytes
     """An ELF shared object."""
     def __init__(
@@ -1130,7 +1131,7 @@ class ShapeGuards(google.protobuf.message.Message):
     CONDITIONS_FIELD_NUMBER: builtins.int
     @property
     def symbols(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.graph_pb2.Symbol]:
-        """The symbols of the graph in the order in which its inputs first show them by themselves."""
+        """The symbols of the graph in the order in which they first appear alone in its inputs."""
 
     @property
     def expressions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.graph_pb2.SymbolicExpression]: ...
@@ -1151,7 +1152,7 @@ Global___ShapeGuards: typing_extensions.TypeAlias = ShapeGuards
 
 @typing.final
 class ArtifactProgress(google.protobuf.message.Message):
-    """How far a long piece of work is."""
+    """The progress of a long compile."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1163,7 +1164,7 @@ class ArtifactProgress(google.protobuf.message.Message):
     kernels: builtins.int
     """Kernels compiled so far."""
     seconds: builtins.float
-    """Since the work began, whoever asked first."""
+    """Seconds since the work began, for any caller."""
     def __init__(
         self,
         *,
@@ -1177,7 +1178,7 @@ Global___ArtifactProgress: typing_extensions.TypeAlias = ArtifactProgress
 
 @typing.final
 class GeneratedSource(google.protobuf.message.Message):
-    """Python source of a module, as torch.fx generates it."""
+    """Python source of a module, as generated by torch.fx."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1187,10 +1188,10 @@ class GeneratedSource(google.protobuf.message.Message):
     code: builtins.str
     """def forward(...)."""
     import_block: builtins.str
-    """The imports that the code needs, as torch.fx writes them before a pickle's code."""
+    """The imports that the code needs, as written by torch.fx for pickles."""
     @property
     def children(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GeneratedSourceChild]:
-        """The same for each GraphModule inside."""
+        """The same for each nested GraphModule."""
 
     def __init__(
         self,
@@ -1228,7 +1229,7 @@ Global___GeneratedSourceChild: typing_extensions.TypeAlias = GeneratedSourceChil
 
 @typing.final
 class GetArtifactResponse(google.protobuf.message.Message):
-    """A piece of an artifact: first a header, then chunks, then a trailer."""
+    """A part of an artifact stream: a header, then chunks, then a trailer."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1244,7 +1245,7 @@ class GetArtifactResponse(google.protobuf.message.Message):
     def trailer(self) -> Global___ArtifactTrailer: ...
     @property
     def progress(self) -> Global___ArtifactProgress:
-        """Before the header, while a native artifact is being made."""
+        """Before the header, while a native artifact is being compiled."""
 
     def __init__(
         self,
@@ -1262,7 +1263,7 @@ Global___GetArtifactResponse: typing_extensions.TypeAlias = GetArtifactResponse
 
 @typing.final
 class ArtifactHeader(google.protobuf.message.Message):
-    """Opens an artifact stream."""
+    """The start of an artifact stream."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1291,7 +1292,7 @@ Global___ArtifactHeader: typing_extensions.TypeAlias = ArtifactHeader
 
 @typing.final
 class ArtifactChunk(google.protobuf.message.Message):
-    """A run of bytes."""
+    """A range of bytes."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1311,7 +1312,7 @@ Global___ArtifactChunk: typing_extensions.TypeAlias = ArtifactChunk
 
 @typing.final
 class ArtifactTrailer(google.protobuf.message.Message):
-    """Closes an artifact stream."""
+    """The end of an artifact stream."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1320,10 +1321,10 @@ class ArtifactTrailer(google.protobuf.message.Message):
     RENDER_SECONDS_FIELD_NUMBER: builtins.int
     SIGNATURE_FIELD_NUMBER: builtins.int
     render_seconds: builtins.float
-    """Seconds that rendering took, when it was rendered now."""
+    """Seconds that rendering took, if it was rendered for this request."""
     @property
     def digest(self) -> lazyfx.v1.graph_pb2.Digest:
-        """Digest of the whole artifact, whatever the offset."""
+        """Digest of the whole artifact, regardless of the offset."""
 
     @property
     def recompiles(self) -> Global___Recompiles:
@@ -1331,9 +1332,7 @@ class ArtifactTrailer(google.protobuf.message.Message):
 
     @property
     def signature(self) -> Global___ArtifactSignature:
-        """Who says that these bytes are this artifact; verify it before opening anything that can
-        hold code.
-        """
+        """The server's signature; verify it before opening anything that can contain code."""
 
     def __init__(
         self,
@@ -1350,7 +1349,7 @@ Global___ArtifactTrailer: typing_extensions.TypeAlias = ArtifactTrailer
 
 @typing.final
 class ArtifactSignature(google.protobuf.message.Message):
-    """A statement about an artifact, signed by the server that made it."""
+    """A statement about an artifact, signed by the server that built it."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1358,11 +1357,11 @@ class ArtifactSignature(google.protobuf.message.Message):
     SIGNATURE_FIELD_NUMBER: builtins.int
     KEY_ID_FIELD_NUMBER: builtins.int
     statement: builtins.bytes
-    """A serialized ArtifactStatement: exactly the bytes that are signed."""
+    """A serialized ArtifactStatement: the exact bytes that are signed."""
     signature: builtins.bytes
     """Ed25519 over "lazyfx artifact statement 1\\0" and the statement's bytes. 64 bytes."""
     key_id: builtins.bytes
-    """Which key signed it: VerifyKey.key_id."""
+    """VerifyKey.key_id of the signing key."""
     def __init__(
         self,
         *,
@@ -1376,7 +1375,7 @@ Global___ArtifactSignature: typing_extensions.TypeAlias = ArtifactSignature
 
 @typing.final
 class ArtifactStatement(google.protobuf.message.Message):
-    """What a signature says of an artifact: what it is, of what, by whom and until when."""
+    """The signed facts about an artifact."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1395,9 +1394,9 @@ class ArtifactStatement(google.protobuf.message.Message):
     """CompileResponse.module_key. 32 bytes."""
     kind: Global___ArtifactKind.ValueType
     tenant: builtins.bytes
-    """Tag of the tenant that it was made for, as in its keys; 32 bytes that do not tell the name."""
+    """Tag of the tenant that it was built for, as in its keys; 32 bytes that do not reveal the name."""
     builder: builtins.str
-    """Name of the server that made it."""
+    """Name of the server that built it."""
     lazyfx_version: builtins.str
     torch_version: builtins.str
     python_version: builtins.str
@@ -1409,11 +1408,11 @@ class ArtifactStatement(google.protobuf.message.Message):
 
     @property
     def created(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the artifact was made."""
+        """When the artifact was built."""
 
     @property
     def expires(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the statement ends; verifiers refuse it from then on."""
+        """When the statement expires."""
 
     def __init__(
         self,
@@ -1437,7 +1436,7 @@ Global___ArtifactStatement: typing_extensions.TypeAlias = ArtifactStatement
 
 @typing.final
 class FindMissingBlobsRequest(google.protobuf.message.Message):
-    """Asks which blobs are missing."""
+    """A request for missing blobs."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1455,7 +1454,7 @@ Global___FindMissingBlobsRequest: typing_extensions.TypeAlias = FindMissingBlobs
 
 @typing.final
 class FindMissingBlobsResponse(google.protobuf.message.Message):
-    """The blobs that the server does not have, in the order asked."""
+    """The blobs that the server does not have, in request order."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1465,8 +1464,8 @@ class FindMissingBlobsResponse(google.protobuf.message.Message):
     def missing(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.graph_pb2.Digest]: ...
     @property
     def received(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """One for each of `missing`: bytes of it that came in an upload that broke off. An upload may
-        go on from there, or begin again at 0; they are kept for a while only.
+        """One per item of `missing`: bytes received in an interrupted upload. An upload may resume from
+        there, or start again at 0. They are kept for a limited time.
         """
 
     def __init__(
@@ -1508,7 +1507,7 @@ Global___UploadBlobsRequest: typing_extensions.TypeAlias = UploadBlobsRequest
 
 @typing.final
 class UploadBlobsResponse(google.protobuf.message.Message):
-    """Ends an upload."""
+    """The response to an upload."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1536,7 +1535,7 @@ class CompileBatchRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     REQUEST_FIELD_NUMBER: builtins.int
     request_id: builtins.int
-    """Chosen by the client; comes back with the answer."""
+    """Chosen by the client; returned with the response."""
     @property
     def request(self) -> Global___CompileRequest: ...
     def __init__(
@@ -1552,7 +1551,7 @@ Global___CompileBatchRequest: typing_extensions.TypeAlias = CompileBatchRequest
 
 @typing.final
 class CompileBatchResponse(google.protobuf.message.Message):
-    """One answer of a batch."""
+    """One response of a batch."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1579,7 +1578,7 @@ Global___CompileBatchResponse: typing_extensions.TypeAlias = CompileBatchRespons
 
 @typing.final
 class ListPassesRequest(google.protobuf.message.Message):
-    """Asks for the passes."""
+    """A request for the passes."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1601,7 +1600,7 @@ class ListPassesResponse(google.protobuf.message.Message):
     def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassDescription]: ...
     @property
     def pipelines(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PipelineDescription]:
-        """Pipelines that have names: a PassSpec with such a name stands for the passes."""
+        """Named pipelines: a PassSpec with such a name stands for their passes."""
 
     def __init__(
         self,
@@ -1615,7 +1614,7 @@ Global___ListPassesResponse: typing_extensions.TypeAlias = ListPassesResponse
 
 @typing.final
 class PipelineDescription(google.protobuf.message.Message):
-    """A pipeline that has a name."""
+    """A named pipeline."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1623,7 +1622,7 @@ class PipelineDescription(google.protobuf.message.Message):
     SPELLING_FIELD_NUMBER: builtins.int
     name: builtins.str
     spelling: builtins.str
-    """Canonical spelling of what it stands for."""
+    """Canonical spelling of its passes."""
     def __init__(
         self,
         *,
@@ -1636,7 +1635,7 @@ Global___PipelineDescription: typing_extensions.TypeAlias = PipelineDescription
 
 @typing.final
 class PassDescription(google.protobuf.message.Message):
-    """What a pass is and takes."""
+    """A description of a pass."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1660,7 +1659,7 @@ class PassDescription(google.protobuf.message.Message):
     mutates: builtins.bool
     """It may change the graph."""
     origin: builtins.str
-    """The distribution that it comes from, e.g. "lazyfx 0.1.0"."""
+    """The distribution that provides it, e.g. "lazyfx 0.1.0"."""
     @property
     def options(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PassOptionDescription]: ...
     def __init__(
@@ -1709,7 +1708,7 @@ Global___PassOptionDescription: typing_extensions.TypeAlias = PassOptionDescript
 
 @typing.final
 class GetServerInfoRequest(google.protobuf.message.Message):
-    """Asks what the server is."""
+    """A request for server information."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1721,7 +1720,7 @@ Global___GetServerInfoRequest: typing_extensions.TypeAlias = GetServerInfoReques
 
 @typing.final
 class GetServerInfoResponse(google.protobuf.message.Message):
-    """What the server is."""
+    """A description of the server."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1763,13 +1762,13 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     def uptime(self) -> google.protobuf.duration_pb2.Duration: ...
     @property
     def verify_keys(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___VerifyKey]:
-        """Public keys that this server signs artifacts with; the first one signs now, others are on
-        their way in or out. Believe them only if the connection itself is to be believed.
+        """Public keys with which this server signs artifacts; the first one is active, others are being
+        added or retired. Trust them only if the connection authenticates the server.
         """
 
     @property
     def native(self) -> Global___NativeTarget:
-        """Where native artifacts of this server run; left out when it makes none."""
+        """Where native artifacts of this server run; unset if it builds none."""
 
     @property
     def sandbox(self) -> Global___SandboxStatus:
@@ -1777,7 +1776,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
 
     @property
     def native_status(self) -> Global___NativeStatus:
-        """Whether native artifacts are made, and how that is confined."""
+        """Whether native artifacts are built, and how that is confined."""
 
     @property
     def added_targets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -1819,11 +1818,11 @@ class SandboxStatus(google.protobuf.message.Message):
     MISSING_FIELD_NUMBER: builtins.int
     @property
     def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What holds."""
+        """Active layers."""
 
     @property
     def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What does not, because the kernel lacks it or the operator turned it off."""
+        """Inactive layers, because the kernel lacks them or the operator turned them off."""
 
     def __init__(
         self,
@@ -1844,11 +1843,11 @@ class NativeStatus(google.protobuf.message.Message):
     SANDBOX_FIELD_NUMBER: builtins.int
     UNAVAILABLE_FIELD_NUMBER: builtins.int
     unavailable: builtins.str
-    """Why none are made; empty when they are."""
+    """Why none are built; empty if they are."""
     @property
     def sandbox(self) -> Global___SandboxStatus:
-        """How the processes are confined that make them. Beside the layers of SandboxStatus there is
-        "user": another user than the server's, which is root.
+        """How the processes that build them are confined. In addition to the layers of SandboxStatus
+        there is "user": another user than the server's, which is root.
         """
 
     def __init__(
@@ -1914,7 +1913,7 @@ Global___DeviceInfo: typing_extensions.TypeAlias = DeviceInfo
 
 @typing.final
 class Limit(google.protobuf.message.Message):
-    """A bound that requests are held to."""
+    """A bound on requests."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1938,7 +1937,7 @@ Global___Limit: typing_extensions.TypeAlias = Limit
 
 @typing.final
 class GetStatsRequest(google.protobuf.message.Message):
-    """Asks for the ledger."""
+    """A request for the ledger."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1974,22 +1973,22 @@ class GetStatsResponse(google.protobuf.message.Message):
     saved_seconds: builtins.float
     """Estimated seconds of code generation that laziness saved."""
     reused_seconds: builtins.float
-    """Measured seconds that hits and joins spared their callers."""
+    """Measured seconds that hits and joins saved their callers."""
     pass_seconds: builtins.float
     """Seconds spent in passes."""
     overhead_seconds: builtins.float
-    """Seconds of our own making: decode, encode, hashing, store, queueing."""
+    """Seconds of the service's own overhead: decode, encode, hashing, store, queueing."""
     hits: builtins.int
     misses: builtins.int
     joins: builtins.int
     performed_seconds: builtins.float
-    """Measured seconds of the recompiles that were performed."""
+    """Measured seconds of the performed recompiles."""
     saved_seconds_measured: builtins.float
-    """The part of saved_seconds that rests on the measured cost of the same graph."""
+    """The part of saved_seconds that is based on the measured cost of the same graph."""
     net_seconds: builtins.float
     """saved_seconds + reused_seconds - overhead_seconds; may be negative."""
     starts: builtins.int
-    """Starts of the server that the sums go over: they survive a restart."""
+    """Number of server starts that the totals cover: they survive restarts."""
     @property
     def recompiles(self) -> Global___Recompiles: ...
     @property
@@ -2030,7 +2029,7 @@ Global___GetStatsResponse: typing_extensions.TypeAlias = GetStatsResponse
 
 @typing.final
 class TenantCount(google.protobuf.message.Message):
-    """What one tenant asked for."""
+    """The requests of one tenant."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -2043,7 +2042,7 @@ class TenantCount(google.protobuf.message.Message):
     REUSED_SECONDS_FIELD_NUMBER: builtins.int
     OVERHEAD_SECONDS_FIELD_NUMBER: builtins.int
     tenant: builtins.str
-    """Who, as the operator's settings name them; "open" without identities."""
+    """The tenant's name in the operator's settings; "open" without identities."""
     hits: builtins.int
     misses: builtins.int
     joins: builtins.int
@@ -2071,7 +2070,7 @@ Global___TenantCount: typing_extensions.TypeAlias = TenantCount
 
 @typing.final
 class MissCount(google.protobuf.message.Message):
-    """How often a miss had a reason."""
+    """The number of misses with one reason."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -2091,7 +2090,7 @@ Global___MissCount: typing_extensions.TypeAlias = MissCount
 
 @typing.final
 class PassCount(google.protobuf.message.Message):
-    """What one pass has done over all compiles."""
+    """The totals of one pass over all compiles."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -2119,7 +2118,7 @@ Global___PassCount: typing_extensions.TypeAlias = PassCount
 
 @typing.final
 class StoreStats(google.protobuf.message.Message):
-    """What the store holds."""
+    """Statistics of the store."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GraphCompilerStub(object):
-    """Applies passes to torch.fx graphs and renders the results when asked.
+    """Applies passes to torch.fx graphs and renders the results on request.
     """
 
     def __init__(self, channel):
@@ -78,20 +78,20 @@ class GraphCompilerStub(object):
 
 
 class GraphCompilerServicer(object):
-    """Applies passes to torch.fx graphs and renders the results when asked.
+    """Applies passes to torch.fx graphs and renders the results on request.
     """
 
     def Compile(self, request, context):
-        """Compiles one graph, by digest or with the graph inline. The answer carries
-        no artifact bytes.
+        """Compiles one graph, by digest or with the graph inline. The response contains no artifact
+        bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompileBatch(self, request_iterator, context):
-        """Compiles many graphs; answers come as they finish, each with the id of its
-        request. One failed request does not end the stream.
+        """Compiles many graphs; responses are sent as they finish, each with the id of its request. One
+        failed request does not end the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,16 +106,16 @@ class GraphCompilerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FindMissingBlobs(self, request, context):
-        """Says which blobs the server does not have.
+        """Returns which blobs the server does not have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadBlobs(self, request_iterator, context):
-        """Stores blobs. Chunks of a blob come in order and without gaps, the first at
-        offset 0 or where an upload that broke off ended (FindMissingBlobs says where); a
-        blob is kept only when its bytes have the digest that it was announced with.
+        """Stores blobs. Chunks of a blob are sent in order and without gaps, starting at offset 0 or
+        where an interrupted upload ended (FindMissingBlobs says where). A blob is stored only if its
+        bytes have the announced digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,7 +136,7 @@ class GraphCompilerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetStats(self, request, context):
-        """The ledger: what was asked for, done and saved since the server started.
+        """The ledger: work requested, performed and saved since the server started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,7 +194,7 @@ def add_GraphCompilerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GraphCompiler(object):
-    """Applies passes to torch.fx graphs and renders the results when asked.
+    """Applies passes to torch.fx graphs and renders the results on request.
     """
 
     @staticmethod

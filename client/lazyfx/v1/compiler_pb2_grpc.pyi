@@ -3,20 +3,21 @@
 isort:skip_file
 The compile service.
 
-A client sends key material (a graph digest and a list of passes) and gets
-back a module key and a report; the graph itself travels only when the server
-asks for it, and code, pickles and pictures only when somebody touches them.
+A client sends key material (a graph digest and a list of passes) and gets back a module key and
+a report. The graph itself is sent only if the server requests it, and code, pickles and pictures
+only if the client fetches them.
 
 Errors carry a google.rpc.Status in the trailing metadata:
   INVALID_ARGUMENT     BadRequest.FieldViolation names the field, the node and the remedy;
-                       where a node is at fault, ErrorInfo of the domain "lazyfx" has its name
-                       in the sender's words, under "node". A failing pass is told likewise
-  FAILED_PRECONDITION  PreconditionFailure, type MISSING, names what to send before trying
-                       again: subject "blobs/<sha256 hex>" a graph or a tensor's bytes,
-                       "values/<graph>/<attribute>" a ValueBinding for a tensor that a pass reads
+                       if a node is at fault, ErrorInfo of the domain "lazyfx" contains the
+                       sender's name of it, under "node". A failing pass is reported likewise
+  FAILED_PRECONDITION  PreconditionFailure, type MISSING, names what to send before a retry:
+                       subject "blobs/<sha256 hex>" for a graph or a tensor's bytes,
+                       "values/<graph>/<attribute>" for the ValueBinding of a tensor that a pass
+                       reads
   NOT_FOUND            the module key is not in the cache: compile again
-  RESOURCE_EXHAUSTED, UNAVAILABLE  RetryInfo says when to try again
-  DEADLINE_EXCEEDED    the compile overran its time
+  RESOURCE_EXHAUSTED, UNAVAILABLE  RetryInfo says when to retry
+  DEADLINE_EXCEEDED    the compile exceeded its time limit
 """
 
 import abc
@@ -170,7 +171,7 @@ _GraphCompilerGetStatsType = typing_extensions.TypeVar(
 )
 
 class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompilerCompileBatchType, _GraphCompilerGetArtifactType, _GraphCompilerFindMissingBlobsType, _GraphCompilerUploadBlobsType, _GraphCompilerListPassesType, _GraphCompilerGetServerInfoType, _GraphCompilerGetStatsType]):
-    """Applies passes to torch.fx graphs and renders the results when asked."""
+    """Applies passes to torch.fx graphs and renders the results on request."""
 
     @typing.overload
     def __init__(self: GraphCompilerStub[
@@ -245,13 +246,13 @@ class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompiler
     ], channel: grpc.aio.Channel) -> None: ...
 
     Compile: _GraphCompilerCompileType
-    """Compiles one graph, by digest or with the graph inline. The answer carries
-    no artifact bytes.
+    """Compiles one graph, by digest or with the graph inline. The response contains no artifact
+    bytes.
     """
 
     CompileBatch: _GraphCompilerCompileBatchType
-    """Compiles many graphs; answers come as they finish, each with the id of its
-    request. One failed request does not end the stream.
+    """Compiles many graphs; responses are sent as they finish, each with the id of its request. One
+    failed request does not end the stream.
     """
 
     GetArtifact: _GraphCompilerGetArtifactType
@@ -260,12 +261,12 @@ class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompiler
     """
 
     FindMissingBlobs: _GraphCompilerFindMissingBlobsType
-    """Says which blobs the server does not have."""
+    """Returns which blobs the server does not have."""
 
     UploadBlobs: _GraphCompilerUploadBlobsType
-    """Stores blobs. Chunks of a blob come in order and without gaps, the first at
-    offset 0 or where an upload that broke off ended (FindMissingBlobs says where); a
-    blob is kept only when its bytes have the digest that it was announced with.
+    """Stores blobs. Chunks of a blob are sent in order and without gaps, starting at offset 0 or
+    where an interrupted upload ended (FindMissingBlobs says where). A blob is stored only if its
+    bytes have the announced digest.
     """
 
     ListPasses: _GraphCompilerListPassesType
@@ -275,7 +276,7 @@ class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompiler
     """Versions, devices, limits, artifact kinds."""
 
     GetStats: _GraphCompilerGetStatsType
-    """The ledger: what was asked for, done and saved since the server started."""
+    """The ledger: work requested, performed and saved since the server started."""
 
 GraphCompilerAsyncStub: typing_extensions.TypeAlias = GraphCompilerStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -313,7 +314,7 @@ GraphCompilerAsyncStub: typing_extensions.TypeAlias = GraphCompilerStub[
 ]
 
 class GraphCompilerServicer(metaclass=abc.ABCMeta):
-    """Applies passes to torch.fx graphs and renders the results when asked."""
+    """Applies passes to torch.fx graphs and renders the results on request."""
 
     @abc.abstractmethod
     def Compile(
@@ -321,8 +322,8 @@ class GraphCompilerServicer(metaclass=abc.ABCMeta):
         request: lazyfx.v1.compiler_pb2.CompileRequest,
         context: _ServicerContext,
     ) -> typing.Union[lazyfx.v1.compiler_pb2.CompileResponse, collections.abc.Awaitable[lazyfx.v1.compiler_pb2.CompileResponse]]:
-        """Compiles one graph, by digest or with the graph inline. The answer carries
-        no artifact bytes.
+        """Compiles one graph, by digest or with the graph inline. The response contains no artifact
+        bytes.
         """
 
     @abc.abstractmethod
@@ -331,8 +332,8 @@ class GraphCompilerServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[lazyfx.v1.compiler_pb2.CompileBatchRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[lazyfx.v1.compiler_pb2.CompileBatchResponse], collections.abc.AsyncIterator[lazyfx.v1.compiler_pb2.CompileBatchResponse]]:
-        """Compiles many graphs; answers come as they finish, each with the id of its
-        request. One failed request does not end the stream.
+        """Compiles many graphs; responses are sent as they finish, each with the id of its request. One
+        failed request does not end the stream.
         """
 
     @abc.abstractmethod
@@ -351,7 +352,7 @@ class GraphCompilerServicer(metaclass=abc.ABCMeta):
         request: lazyfx.v1.compiler_pb2.FindMissingBlobsRequest,
         context: _ServicerContext,
     ) -> typing.Union[lazyfx.v1.compiler_pb2.FindMissingBlobsResponse, collections.abc.Awaitable[lazyfx.v1.compiler_pb2.FindMissingBlobsResponse]]:
-        """Says which blobs the server does not have."""
+        """Returns which blobs the server does not have."""
 
     @abc.abstractmethod
     def UploadBlobs(
@@ -359,9 +360,9 @@ class GraphCompilerServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[lazyfx.v1.compiler_pb2.UploadBlobsRequest],
         context: _ServicerContext,
     ) -> typing.Union[lazyfx.v1.compiler_pb2.UploadBlobsResponse, collections.abc.Awaitable[lazyfx.v1.compiler_pb2.UploadBlobsResponse]]:
-        """Stores blobs. Chunks of a blob come in order and without gaps, the first at
-        offset 0 or where an upload that broke off ended (FindMissingBlobs says where); a
-        blob is kept only when its bytes have the digest that it was announced with.
+        """Stores blobs. Chunks of a blob are sent in order and without gaps, starting at offset 0 or
+        where an interrupted upload ended (FindMissingBlobs says where). A blob is stored only if its
+        bytes have the announced digest.
         """
 
     @abc.abstractmethod
@@ -386,6 +387,6 @@ class GraphCompilerServicer(metaclass=abc.ABCMeta):
         request: lazyfx.v1.compiler_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> typing.Union[lazyfx.v1.compiler_pb2.GetStatsResponse, collections.abc.Awaitable[lazyfx.v1.compiler_pb2.GetStatsResponse]]:
-        """The ledger: what was asked for, done and saved since the server started."""
+        """The ledger: work requested, performed and saved since the server started."""
 
 def add_GraphCompilerServicer_to_server(servicer: GraphCompilerServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

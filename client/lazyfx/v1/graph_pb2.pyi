@@ -3,20 +3,18 @@
 isort:skip_file
 A torch.fx graph on the wire.
 
-A graph is a set of tables and a few packed columns. Everything that repeats
-(call shapes, targets, tensor metadata) is written once in a table, in the
-order of its first use, and the columns hold one small integer a node.
+A graph is a set of tables and a few packed columns. Everything that repeats (call shapes,
+targets, tensor metadata) is written once in a table, in first-use order, and the columns contain
+one small integer per node.
 
-A Graph has two parts. The *body* is what the graph computes: its bytes are
-canonical, and its SHA-256 is the graph's digest. The *presentation* is what
-people call things: node names, attribute paths, device indices, argument
-names. Two callers whose graphs differ only in presentation share one digest
-and one compiled module, and each is shown their own names.
+A Graph has two parts. The *body* is what the graph computes: its bytes are canonical, and its
+SHA-256 is the graph's digest. The *presentation* is how its parts are named: node names,
+attribute paths, device indices, argument names. Two callers whose graphs differ only in
+presentation share one digest and one compiled module, and each sees their own names.
 
-Canonical form of a body: tables in first-use order with no unused and no
-doubled row, keyword arguments sorted by name, no unknown field, and
-serialized with fields in ascending order. A server recomputes the digest and
-refuses a body that is not canonical.
+Canonical form of a body: tables in first-use order without unused or duplicate rows, keyword
+arguments sorted by name, no unknown field, and serialized with fields in ascending order. A
+server recomputes the digest and refuses a body that is not canonical.
 """
 
 import builtins
@@ -239,24 +237,24 @@ class _SymbolKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     SYMBOL_KIND_SIZE: _SymbolKind.ValueType  # 1
     """A backed integer size ("s0")."""
     SYMBOL_KIND_UNBACKED: _SymbolKind.ValueType  # 2
-    """An integer that only the data tells ("u0")."""
+    """A data-dependent integer ("u0")."""
     SYMBOL_KIND_FLOAT: _SymbolKind.ValueType  # 3
     """A float ("zf0")."""
     SYMBOL_KIND_UNBACKED_FLOAT: _SymbolKind.ValueType  # 4
-    """A float that only the data tells ("zuf0")."""
+    """A data-dependent float ("zuf0")."""
 
 class SymbolKind(_SymbolKind, metaclass=_SymbolKindEnumTypeWrapper):
-    """What a symbol stands for."""
+    """The kind of a symbol."""
 
 SYMBOL_KIND_UNSPECIFIED: SymbolKind.ValueType  # 0
 SYMBOL_KIND_SIZE: SymbolKind.ValueType  # 1
 """A backed integer size ("s0")."""
 SYMBOL_KIND_UNBACKED: SymbolKind.ValueType  # 2
-"""An integer that only the data tells ("u0")."""
+"""A data-dependent integer ("u0")."""
 SYMBOL_KIND_FLOAT: SymbolKind.ValueType  # 3
 """A float ("zf0")."""
 SYMBOL_KIND_UNBACKED_FLOAT: SymbolKind.ValueType  # 4
-"""A float that only the data tells ("zuf0")."""
+"""A data-dependent float ("zuf0")."""
 Global___SymbolKind: typing_extensions.TypeAlias = SymbolKind
 
 class _SymbolicOperator:
@@ -295,9 +293,9 @@ class _SymbolicOperatorEnumTypeWrapper(google.protobuf.internal.enum_type_wrappe
     SYMBOLIC_OPERATOR_INTEGER_TRUE_DIVIDE: _SymbolicOperator.ValueType  # 25
     """int / int, correctly rounded; TRUE_DIVIDE is float / float."""
     SYMBOLIC_OPERATOR_PYTHON_MODULO: _SymbolicOperator.ValueType  # 26
-    """Modulo with the sign of the divisor; MODULO is for operands that are not negative."""
+    """Modulo with the sign of the divisor; MODULO is for non-negative operands."""
     SYMBOLIC_OPERATOR_EXACT_DIVIDE: _SymbolicOperator.ValueType  # 27
-    """FLOOR_DIVIDE known to leave no remainder."""
+    """FLOOR_DIVIDE that is known to be exact."""
     SYMBOLIC_OPERATOR_FLOAT_POWER: _SymbolicOperator.ValueType  # 28
     SYMBOLIC_OPERATOR_POWER_BY_NATURAL: _SymbolicOperator.ValueType  # 29
     SYMBOLIC_OPERATOR_FLOOR_TO_INTEGER: _SymbolicOperator.ValueType  # 30
@@ -366,9 +364,9 @@ SYMBOLIC_OPERATOR_MODULAR_INDEX: SymbolicOperator.ValueType  # 24
 SYMBOLIC_OPERATOR_INTEGER_TRUE_DIVIDE: SymbolicOperator.ValueType  # 25
 """int / int, correctly rounded; TRUE_DIVIDE is float / float."""
 SYMBOLIC_OPERATOR_PYTHON_MODULO: SymbolicOperator.ValueType  # 26
-"""Modulo with the sign of the divisor; MODULO is for operands that are not negative."""
+"""Modulo with the sign of the divisor; MODULO is for non-negative operands."""
 SYMBOLIC_OPERATOR_EXACT_DIVIDE: SymbolicOperator.ValueType  # 27
-"""FLOOR_DIVIDE known to leave no remainder."""
+"""FLOOR_DIVIDE that is known to be exact."""
 SYMBOLIC_OPERATOR_FLOAT_POWER: SymbolicOperator.ValueType  # 28
 SYMBOLIC_OPERATOR_POWER_BY_NATURAL: SymbolicOperator.ValueType  # 29
 SYMBOLIC_OPERATOR_FLOOR_TO_INTEGER: SymbolicOperator.ValueType  # 30
@@ -413,20 +411,20 @@ class _TensorRoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     TENSOR_ROLE_UNSPECIFIED: _TensorRole.ValueType  # 0
     TENSOR_ROLE_PARAMETER: _TensorRole.ValueType  # 1
-    """A parameter of the caller's model: a description only, its values stay home."""
+    """A parameter of the caller's model: only a description; its values stay with the caller."""
     TENSOR_ROLE_BUFFER: _TensorRole.ValueType  # 2
-    """A buffer of the caller's model: a description only."""
+    """A buffer of the caller's model: only a description."""
     TENSOR_ROLE_CONSTANT: _TensorRole.ValueType  # 3
     """A constant: its values are part of the computation, by digest."""
 
 class TensorRole(_TensorRole, metaclass=_TensorRoleEnumTypeWrapper):
-    """Whose tensor an attribute is."""
+    """The role of a tensor attribute."""
 
 TENSOR_ROLE_UNSPECIFIED: TensorRole.ValueType  # 0
 TENSOR_ROLE_PARAMETER: TensorRole.ValueType  # 1
-"""A parameter of the caller's model: a description only, its values stay home."""
+"""A parameter of the caller's model: only a description; its values stay with the caller."""
 TENSOR_ROLE_BUFFER: TensorRole.ValueType  # 2
-"""A buffer of the caller's model: a description only."""
+"""A buffer of the caller's model: only a description."""
 TENSOR_ROLE_CONSTANT: TensorRole.ValueType  # 3
 """A constant: its values are part of the computation, by digest."""
 Global___TensorRole: typing_extensions.TypeAlias = TensorRole
@@ -443,8 +441,8 @@ class _TreeSpecKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     TREE_SPEC_KIND_LIST: _TreeSpecKind.ValueType  # 3
     TREE_SPEC_KIND_DICT: _TreeSpecKind.ValueType  # 4
     TREE_SPEC_KIND_AUTOGRAD_FUNCTION: _TreeSpecKind.ValueType  # 5
-    """Not a structure: the first operand of a flat_apply that calls the autograd function which
-    its third operand names. Without keys and children, and not within another one.
+    """Not a structure: the first operand of a flat_apply that calls the autograd function named by
+    its third operand. Without keys and children, and not nested.
     """
 
 class TreeSpecKind(_TreeSpecKind, metaclass=_TreeSpecKindEnumTypeWrapper):
@@ -456,14 +454,14 @@ TREE_SPEC_KIND_TUPLE: TreeSpecKind.ValueType  # 2
 TREE_SPEC_KIND_LIST: TreeSpecKind.ValueType  # 3
 TREE_SPEC_KIND_DICT: TreeSpecKind.ValueType  # 4
 TREE_SPEC_KIND_AUTOGRAD_FUNCTION: TreeSpecKind.ValueType  # 5
-"""Not a structure: the first operand of a flat_apply that calls the autograd function which
-its third operand names. Without keys and children, and not within another one.
+"""Not a structure: the first operand of a flat_apply that calls the autograd function named by
+its third operand. Without keys and children, and not nested.
 """
 Global___TreeSpecKind: typing_extensions.TypeAlias = TreeSpecKind
 
 @typing.final
 class Digest(google.protobuf.message.Message):
-    """A content address: SHA-256 of some bytes, and how many bytes they are."""
+    """A content address: SHA-256 and number of some bytes."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -493,7 +491,7 @@ class Graph(google.protobuf.message.Message):
     BODY_FIELD_NUMBER: builtins.int
     PRESENTATION_FIELD_NUMBER: builtins.int
     format_version: builtins.int
-    """Version of this format. Readers refuse a version that they do not know. Now 1."""
+    """Version of this format, currently 1. Readers refuse unknown versions."""
     body: builtins.bytes
     """A serialized GraphBody in canonical form. The digest is SHA-256(body)."""
     @property
@@ -536,7 +534,7 @@ class GraphBody(google.protobuf.message.Message):
     GRAPHS_FIELD_NUMBER: builtins.int
     PROCESS_GROUPS_FIELD_NUMBER: builtins.int
     process_groups: builtins.int
-    """How many process groups the graph's collectives run in (Argument.process_group)."""
+    """Number of process groups of the graph's collectives (Argument.process_group)."""
     @property
     def strings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """String literals and keyword names."""
@@ -597,7 +595,7 @@ Global___GraphBody: typing_extensions.TypeAlias = GraphBody
 
 @typing.final
 class GraphColumns(google.protobuf.message.Message):
-    """One graph as columns; all columns speak of nodes in topological order."""
+    """One graph as columns; all columns list nodes in topological order."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -607,11 +605,11 @@ class GraphColumns(google.protobuf.message.Message):
     ATTRIBUTES_FIELD_NUMBER: builtins.int
     @property
     def calls(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """One a node: index into GraphBody.calls. The last node, and only it, is the output."""
+        """One per node: index into GraphBody.calls. The last node, and only it, is the output."""
 
     @property
     def operands(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The operands of all nodes, one after the other. A call with k operand holes
+        """The operands of all nodes, in order. A call with k operand holes
         takes the next k numbers, each a back-reference `delta`: node i reads node
         i - delta, 1 <= delta <= i. GET_ATTR takes one number, CALL_MODULE one
         before its holes: an index into `attributes`.
@@ -619,9 +617,8 @@ class GraphColumns(google.protobuf.message.Message):
 
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """One a node: 0 when the node carries no value description, else 1 + index
-        into GraphBody.values. Empty when no node carries one. 0 for the output: what it gives is
-        described at its operands.
+        """One per node: 0 if the node has no value description, else 1 + index into GraphBody.values.
+        Empty if no node has one. 0 for the output: its operands have the descriptions.
         """
 
     @property
@@ -644,8 +641,8 @@ Global___GraphColumns: typing_extensions.TypeAlias = GraphColumns
 
 @typing.final
 class Target(google.protobuf.message.Message):
-    """A callable, by name. Names are looked up as exact keys of an allow-table,
-    never walked.
+    """A callable, by name. Names are looked up as exact keys of an allow-table, never resolved as
+    paths.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -728,7 +725,7 @@ Global___KeywordArgument: typing_extensions.TypeAlias = KeywordArgument
 
 @typing.final
 class Empty(google.protobuf.message.Message):
-    """A message without content, for choices that need none."""
+    """An empty message, for choices without content."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -784,12 +781,12 @@ class Argument(google.protobuf.message.Message):
     target: builtins.int
     """A callable passed as an argument: index into GraphBody.targets."""
     process_group: builtins.int
-    """The process group of a collective: 0, 1, ... in first-use order. What a rank calls
-    the group is in its presentation, so that ranks of different groups share a body.
+    """The process group of a collective: 0, 1, ... in first-use order. A rank's name of the group
+    is in its presentation, so that ranks of different groups share a body.
     """
     device_text: builtins.int
-    """A device spelled as text, "cuda:0": index into GraphBody.devices. Only where torch reads
-    it, in calls of operators, of functions of torch and of methods; elsewhere it is text.
+    """A device given as a string, "cuda:0": index into GraphBody.devices. Only where torch parses
+    it, in calls of operators, functions of torch and methods; elsewhere it is a string.
     """
     @property
     def operand(self) -> Global___Empty:
@@ -868,9 +865,9 @@ Global___ArgumentList: typing_extensions.TypeAlias = ArgumentList
 
 @typing.final
 class Dictionary(google.protobuf.message.Message):
-    """dict with literal keys. Sorted by key (booleans, integers, texts) where an operator, an
-    operator packet or a function of torch ("torch....") takes it; elsewhere in its own order,
-    which those who get it can see: the caller, Python's functions, called and nested graphs.
+    """dict with literal keys. Sorted by key (booleans, integers, strings) as argument of an operator,
+    an operator packet or a function of torch ("torch...."); elsewhere in its own order, which its
+    recipients can see: the caller, Python's functions, called and nested graphs.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -897,7 +894,7 @@ class DictionaryEntry(google.protobuf.message.Message):
     VALUE_FIELD_NUMBER: builtins.int
     @property
     def key(self) -> Global___Argument:
-        """A text, integer or boolean argument."""
+        """A string, integer or boolean argument."""
 
     @property
     def value(self) -> Global___Argument: ...
@@ -961,8 +958,8 @@ Global___Complex: typing_extensions.TypeAlias = Complex
 
 @typing.final
 class Device(google.protobuf.message.Message):
-    """A device of the graph. Graphs that use one GPU have the same body whichever
-    GPU that is: the slot counts distinct indices, it does not name one.
+    """A device of the graph. Graphs that use one GPU have the same body for any GPU: the slot counts
+    distinct indices instead of naming one.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -997,10 +994,10 @@ class Symbol(google.protobuf.message.Message):
     """Inclusive bounds; absent means unbounded."""
     maximum: builtins.int
     hint: builtins.int
-    """The example value that the capture saw, when it has one."""
+    """The example value of the capture, if it has one."""
     kind: Global___SymbolKind.ValueType
     float_hint: builtins.float
-    """FLOAT only: the example value, in place of `hint`."""
+    """FLOAT only: the example value, instead of `hint`."""
     def __init__(
         self,
         *,
@@ -1060,7 +1057,7 @@ Global___SymbolicExpression: typing_extensions.TypeAlias = SymbolicExpression
 
 @typing.final
 class TensorDescription(google.protobuf.message.Message):
-    """Tensor metadata: everything that a fake tensor knows, no values."""
+    """Tensor metadata: everything that a fake tensor has, without values."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1083,28 +1080,28 @@ class TensorDescription(google.protobuf.message.Message):
     requires_grad: builtins.bool
     storage_offset: builtins.int
     layout: Global___Layout.ValueType
-    """Left out (UNSPECIFIED) for LAYOUT_STRIDED."""
+    """UNSPECIFIED for LAYOUT_STRIDED."""
     is_parameter: builtins.bool
     """The tensor is a torch.nn.Parameter."""
     is_conjugate: builtins.bool
     is_negative: builtins.bool
     symbolic_storage_offset: builtins.int
-    """Storage offset as 1 + index into expressions when it is symbolic."""
+    """Storage offset as 1 + index into expressions, if it is symbolic."""
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Static sizes. Empty for a scalar, and when symbolic_shape is used."""
+        """Static sizes. Empty for a scalar, and if symbolic_shape is used."""
 
     @property
     def stride(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Strides in elements; left out when they are those of a contiguous tensor of this shape."""
+        """Strides in elements; omitted if they are those of a contiguous tensor of this shape."""
 
     @property
     def symbolic_shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Sizes as indices into expressions, one a dimension, when any is symbolic."""
+        """Sizes as indices into expressions, one per dimension, if any is symbolic."""
 
     @property
     def symbolic_stride(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Strides as indices into expressions, with symbolic_shape; left out when contiguous."""
+        """Strides as indices into expressions, with symbolic_shape; omitted if contiguous."""
 
     def __init__(
         self,
@@ -1129,7 +1126,7 @@ Global___TensorDescription: typing_extensions.TypeAlias = TensorDescription
 
 @typing.final
 class ValueDescription(google.protobuf.message.Message):
-    """What a node's value is, as far as the capture knew (fx `meta["val"]`)."""
+    """A node's value, as far as the capture recorded it (fx `meta["val"]`)."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1194,7 +1191,7 @@ Global___ValueSequence: typing_extensions.TypeAlias = ValueSequence
 
 @typing.final
 class Attribute(google.protobuf.message.Message):
-    """Something that a GET_ATTR or CALL_MODULE node refers to. Its path is in the presentation."""
+    """The attribute that a GET_ATTR or CALL_MODULE node refers to. Its path is in the presentation."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1246,8 +1243,8 @@ class TensorAttribute(google.protobuf.message.Message):
     """Index into GraphBody.tensors."""
     role: Global___TensorRole.ValueType
     storage: builtins.int
-    """Tensors that share memory have the same number; numbered from 0 in
-    first-use order over the whole message.
+    """Tensors that share memory have the same number; numbered from 0 in first-use order over the
+    whole message.
     """
     @property
     def content(self) -> Global___Digest:
@@ -1268,7 +1265,7 @@ Global___TensorAttribute: typing_extensions.TypeAlias = TensorAttribute
 
 @typing.final
 class LeafModule(google.protobuf.message.Message):
-    """A leaf torch.nn module: its class by exact name, its configuration, its state."""
+    """A leaf torch.nn module: its exact class name, configuration and state."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1285,7 +1282,7 @@ class LeafModule(google.protobuf.message.Message):
 
     @property
     def tensors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModuleTensor]:
-        """Parameters and buffers, sorted by name; absent ones (bias=None) are left out."""
+        """Parameters and buffers, sorted by name; absent ones (bias=None) are omitted."""
 
     def __init__(
         self,
@@ -1355,7 +1352,7 @@ class TreeSpec(google.protobuf.message.Message):
     kind: Global___TreeSpecKind.ValueType
     @property
     def keys(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Argument]:
-        """DICT: the keys, text or integer arguments, in the tree's own order."""
+        """DICT: the keys, string or integer arguments, in the tree's own order."""
 
     @property
     def children(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TreeSpec]: ...
@@ -1372,7 +1369,7 @@ Global___TreeSpec: typing_extensions.TypeAlias = TreeSpec
 
 @typing.final
 class Presentation(google.protobuf.message.Message):
-    """What people call things. Not part of the digest."""
+    """The names of a graph's parts. Not part of the digest."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1382,19 +1379,19 @@ class Presentation(google.protobuf.message.Message):
     PROCESS_GROUPS_FIELD_NUMBER: builtins.int
     @property
     def graphs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GraphNames]:
-        """One for each of GraphBody.graphs."""
+        """One per item of GraphBody.graphs."""
 
     @property
     def device_indices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """One for each of GraphBody.devices: the device's real index, 0 where it names none."""
+        """One per item of GraphBody.devices: the device's real index, 0 if it has none."""
 
     @property
     def signature(self) -> Global___PytreeSignature:
-        """Calling convention of the root when it is not flat."""
+        """Calling convention of the root, if it is not flat."""
 
     @property
     def process_groups(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """One for each of the body's process groups: its name in the caller's process."""
+        """One per process group of the body: its name in the caller's process."""
 
     def __init__(
         self,
@@ -1411,7 +1408,7 @@ Global___Presentation: typing_extensions.TypeAlias = Presentation
 
 @typing.final
 class GraphNames(google.protobuf.message.Message):
-    """The names of one graph. A node's name is stems[stem] when its suffix is 0,
+    """The names of one graph. A node's name is stems[stem] if its suffix is 0,
     else stems[stem] + "_" + (suffix - 1).
     """
 
@@ -1426,19 +1423,19 @@ class GraphNames(google.protobuf.message.Message):
     def stems(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
     def stem(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """One a node: index into stems."""
+        """One per node: index into stems."""
 
     @property
     def suffix(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """One a node."""
+        """One per node."""
 
     @property
     def attribute_paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """One for each of GraphColumns.attributes: dotted path from the owning module."""
+        """One per item of GraphColumns.attributes: dotted path from the owning module."""
 
     @property
     def placeholder_targets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PlaceholderTarget]:
-        """Placeholders whose target is not their name."""
+        """Placeholders whose target differs from their name."""
 
     def __init__(
         self,
@@ -1476,8 +1473,8 @@ Global___PlaceholderTarget: typing_extensions.TypeAlias = PlaceholderTarget
 
 @typing.final
 class PytreeSignature(google.protobuf.message.Message):
-    """The argument names that generated code shows when the root takes nested
-    Python structures (torch.export); flattening stays with the client.
+    """The parameter names in generated code if the root takes nested Python structures (torch.export);
+    flattening stays with the client.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1502,7 +1499,7 @@ Global___PytreeSignature: typing_extensions.TypeAlias = PytreeSignature
 
 @typing.final
 class CompiledGraph(google.protobuf.message.Message):
-    """A graph that passes have been over, with the way back to the caller's names."""
+    """A graph after passes, with the mapping to the caller's names."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1514,7 +1511,7 @@ class CompiledGraph(google.protobuf.message.Message):
 
     @property
     def provenance(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Provenance]:
-        """One for each of the body's graphs."""
+        """One per graph of the body."""
 
     def __init__(
         self,
@@ -1529,7 +1526,7 @@ Global___CompiledGraph: typing_extensions.TypeAlias = CompiledGraph
 
 @typing.final
 class Provenance(google.protobuf.message.Message):
-    """Where the parts of a compiled graph come from."""
+    """The origins of the parts of a compiled graph."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1538,18 +1535,18 @@ class Provenance(google.protobuf.message.Message):
     ATTRIBUTES_FIELD_NUMBER: builtins.int
     DEVICES_FIELD_NUMBER: builtins.int
     source_graph: builtins.int
-    """1 + index of the source graph that this graph was made from; 0 for a new one."""
+    """1 + index of the source graph that this graph was derived from; 0 for a new one."""
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """One a node: 1 + index of the source node; 0 for a node that a pass made."""
+        """One per node: 1 + index of the source node; 0 for a node that a pass created."""
 
     @property
     def attributes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """One an attribute: 1 + index of the source attribute; 0 for one that a pass made."""
+        """One per attribute: 1 + index of the source attribute; 0 for one that a pass created."""
 
     @property
     def devices(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Root graph only, one for each of the body's devices: 1 + index of the same
+        """Root graph only, one per device of the body: 1 + index of the same
         device in the source body; 0 for a new one.
         """
 

@@ -5,19 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass
-
-from google.protobuf.message import DecodeError
+from functools import partial
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.artifact_kinds import (
-    FROM_SOURCE,
-    KINDS,
-    NATIVE_KINDS,
-    SOURCE_TYPE,
-    WITH_CONSTANTS,
-)
-from lazyfx_server.compiling.blobs.content_checks import stored_content
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
@@ -27,9 +18,11 @@ from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
+from lazyfx_server.compiling.stored_artifacts import StoredArtifacts
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError
-from lazyfx_server.security.signing import Signer, StatementFacts
+from lazyfx_server.errors import InvalidRequestError, ModuleNotFoundInCacheError
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
+from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import ArtifactServed, FlightAbandoned, Observer, RecompilesPerformed
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -52,10 +45,33 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rendered:
+class _Found:
+    """An artifact, and how many seconds it took unless it was in the store."""
+
     record: worker.ArtifactRecord
-    seconds: float = 0.0
-    made: bool = False
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _ResolvedRequest:
+    """What a request asks for.
+
+    Attributes:
+        message: The request.
+        module: The module that it is about.
+        kind: The row of its kind.
+        variant: Tells artifacts of this kind of the module apart: a digest of the asker's names,
+            or of the asker's machine and settings.
+    """
+
+    message: pb.GetArtifactRequest
+    module: CompiledModule
+    kind: ArtifactKind
+    variant: bytes
+
+    def place(self, kind: pb.ArtifactKind.ValueType) -> bytes:
+        """Where the artifact of a kind is stored, for the same asker."""
+        return artifact_digest(self.module.key, kind, self.variant)
 
 
 class Artifacts:
@@ -89,16 +105,15 @@ class Artifacts:
         max_source_bytes: int,
     ) -> None:
         self._catalog = catalog
-        self._store = store
         self._jobs = jobs
         self._admission = admission
         self._observer = observer
-        self._signer = signer
+        self._stored = StoredArtifacts(store, catalog, signer)
         self._native = native
         self._quotas = quotas
         self._costs = costs
         self._max_source_bytes = max_source_bytes
-        self._flights: SingleFlight[_Rendered] = SingleFlight(self._on_abandoned)
+        self._flights: SingleFlight[_Found] = SingleFlight(self._on_abandoned)
 
     @property
     def in_flight(self) -> int:
@@ -121,7 +136,8 @@ class Artifacts:
             raise InvalidRequestError.of_field(
                 "module_key", "has the wrong length; use module_key of a CompileResponse"
             )
-        if request.kind not in KINDS:
+        kind = ARTIFACT_KINDS.get(request.kind)
+        if kind is None:
             raise InvalidRequestError.of_field(
                 "kind", f"{request.kind} is not known; GetServerInfo lists the artifact kinds"
             )
@@ -130,97 +146,91 @@ class Artifacts:
             raise ModuleNotFoundInCacheError(
                 "no compiled module has this key, or it was evicted; compile again"
             )
-        if request.kind == pb.ARTIFACT_KIND_GRAPH:
-            found = self._signed(await self._stored_graph(module), module, request.kind)
-            leads = False
-        elif request.kind == pb.ARTIFACT_KIND_CONSTANT:
-            stored = await self._stored_constant(module, request.constant)
-            found = self._signed(stored, module, request.kind)
-            leads = False
+        if kind.maker == "compile":
+            record = await self._stored.made_by_compile(module, request)
+            seconds = None
         else:
-            found, leads = await self._rendered(module, request)
-        artifact = Artifact(
-            kind=request.kind,
-            data=found.record.data,
-            digest=found.record.digest,
-            media_type=found.record.media_type,
-            rendered=leads,
-            render_seconds=found.seconds if leads else 0.0,
-            recompiles=module.report.recompiles,
-            signature=found.record.signature,
-        )
+            native = kind.maker == "native"
+            variant = self._native.variant(request) if native else _names(request.presentation)
+            resolved = _ResolvedRequest(request, module, kind, variant)
+            landing = await self._flights.join(
+                resolved.place(request.kind), partial(self._find_or_make, resolved)
+            )
+            record = landing.result().record
+            seconds = landing.result().seconds if landing.led else None
+        name = kind_name(request.kind)
+        if seconds is not None:
+            _log.debug(
+                "rendered %s of module %s: seconds=%.3f tenant=%s",
+                name,
+                module.key.hex(),
+                seconds,
+                module.tenant.name or "-",
+            )
         self._observer.observe(
             ArtifactServed(
-                kind=KINDS[request.kind],
-                source="rendered" if leads else "cached",
-                bytes=max(0, len(artifact.data) - request.offset),
-                seconds=artifact.render_seconds,
+                kind=name,
+                source="cached" if seconds is None else "rendered",
+                bytes=max(0, len(record.data) - request.offset),
+                seconds=seconds or 0.0,
             )
         )
-        return artifact
+        return Artifact(
+            kind=request.kind,
+            data=record.data,
+            digest=record.digest,
+            media_type=record.media_type,
+            rendered=seconds is not None,
+            render_seconds=seconds or 0.0,
+            recompiles=module.report.recompiles,
+            signature=record.signature,
+        )
 
     def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
         """How far a native artifact is that `get` is waiting for."""
         variant = self._native.variant(request)
         return self._native.progress(artifact_digest(request.module_key, request.kind, variant))
 
-    async def _rendered(
-        self, module: CompiledModule, request: pb.GetArtifactRequest
-    ) -> tuple[_Rendered, bool]:
-        native = request.kind in NATIVE_KINDS
-        names = self._native.variant(request) if native else _names(request.presentation)
-        place = artifact_digest(module.key, request.kind, names)
-
-        async def find_or_make(flight: Flight[_Rendered]) -> _Rendered:
-            if record := await self._load(place, module, request.kind):
-                return _Rendered(record)
-            if native:
-                return await self._make(module, request, place, flight)
-            return await self._render(module, request, names, place, flight)
-
-        rendered, leads = await self._flights.join(place, find_or_make)
-        if leads and rendered.made:
-            _log.debug(
-                "rendered %s of module %s: seconds=%.3f tenant=%s",
-                KINDS[request.kind],
-                module.key.hex(),
-                rendered.seconds,
-                module.tenant.name or "-",
-            )
-        return rendered, leads and rendered.made
-
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("render", outcome))
 
-    async def _make(
+    async def _find_or_make(self, resolved: _ResolvedRequest, flight: Flight[_Found]) -> _Found:
+        module, kind = resolved.module, resolved.message.kind
+        if found := await self._stored.find(resolved.place(kind), module, kind):
+            return _Found(found)
+        graph = graph_pb2.CompiledGraph.FromString((await self._stored.graph(module)).data)
+        if resolved.kind.maker == "native":
+            return await self._make_native(resolved, graph, flight)
+        return await self._render(resolved, graph, flight)
+
+    async def _make_native(
         self,
-        module: CompiledModule,
-        request: pb.GetArtifactRequest,
-        place: bytes,
-        flight: Flight[_Rendered],
-    ) -> _Rendered:
-        graph = graph_pb2.CompiledGraph.FromString((await self._stored_graph(module)).data)
+        resolved: _ResolvedRequest,
+        graph: graph_pb2.CompiledGraph,
+        flight: Flight[_Found],
+    ) -> _Found:
+        request, module = resolved.message, resolved.module
+        place = resolved.place(request.kind)
         with self._quotas.charge_work(module.tenant):
             result = await self._native.make(
                 place, graph, request, module.tenant.name, _subject(module), flight
             )
         flight.mark_finishing()
-        record = _record(result.data, result.media_type)
-        made = self._signed(record, module, request.kind, result.seconds)
-        await self._keep(place, record)
+        record = await self._stored.add(place, result.data, result.media_type, module, request.kind)
         module.record_rendering(request.kind)
-        return made
+        return _Found(record, result.seconds)
 
     async def _render(
         self,
-        module: CompiledModule,
-        request: pb.GetArtifactRequest,
-        names: bytes,
-        place: bytes,
-        flight: Flight[_Rendered],
-    ) -> _Rendered:
-        graph = graph_pb2.CompiledGraph.FromString((await self._stored_graph(module)).data)
-        source_place = artifact_digest(module.key, pb.ARTIFACT_KIND_SOURCE, names)
+        resolved: _ResolvedRequest,
+        graph: graph_pb2.CompiledGraph,
+        flight: Flight[_Found],
+    ) -> _Found:
+        request, module = resolved.message, resolved.module
+        source_kind = pb.ARTIFACT_KIND_SOURCE
+        source_place = resolved.place(source_kind)
+        # Source itself is rendered only if it is not there.
+        shares_source = resolved.kind.write is not None and request.kind != source_kind
         job = worker.RenderJob(
             kind=request.kind,
             graph=graph,
@@ -228,30 +238,29 @@ class Artifacts:
             purpose=request.purpose or request.kind,
             max_source_bytes=self._max_source_bytes,
         )
-        if request.kind in FROM_SOURCE:
-            source = await self._load(source_place, module, pb.ARTIFACT_KIND_SOURCE)
+        if shares_source:
+            source = await self._stored.find(source_place, module, source_kind)
             if source is not None:
                 job.source.ParseFromString(source.data)
-        if request.kind in WITH_CONSTANTS:
+        if resolved.kind.holds_constants:
             for digest in module.record.constants:
-                data = (await self._stored_constant(module, digest)).data
+                data = (await self._stored.constant(module, digest)).data
                 job.constants.add(digest=digest, data=data)
         async with self._admission.slot(module.tenant.name):
             flight.mark_running()
             with self._quotas.charge_work(module.tenant):
                 result = await self._jobs.render(job, module.tenant.name, _subject(module))
         flight.mark_finishing()
-        record = _record(result.data, result.media_type)
-        rendered = self._signed(record, module, request.kind, result.seconds)
-        await self._keep(place, record)
-        if request.kind in FROM_SOURCE and result.HasField("source"):
-            source_bytes = result.source.SerializeToString(deterministic=True)
-            source = _record(source_bytes, SOURCE_TYPE)
-            self._signed(source, module, pb.ARTIFACT_KIND_SOURCE)
-            await self._keep(source_place, source)
+        record = await self._stored.add(
+            resolved.place(request.kind), result.data, result.media_type, module, request.kind
+        )
+        if shares_source and result.HasField("source"):
+            data = result.source.SerializeToString(deterministic=True)
+            media_type = ARTIFACT_KINDS[source_kind].media_type
+            await self._stored.add(source_place, data, media_type, module, source_kind)
         await self._record_recompiles(module, result)
         module.record_rendering(request.kind)
-        return rendered
+        return _Found(record, result.seconds)
 
     async def _record_recompiles(self, module: CompiledModule, result: worker.RenderResult) -> None:
         if not result.performed:
@@ -272,79 +281,10 @@ class Artifacts:
                 )
             )
 
-    def _signed(
-        self,
-        record: worker.ArtifactRecord,
-        module: CompiledModule,
-        kind: pb.ArtifactKind.ValueType,
-        seconds: float | None = None,
-    ) -> _Rendered:
-        record.signature.CopyFrom(self._signer.sign(record.digest, _facts(module, kind)))
-        return _Rendered(record, seconds or 0.0, made=seconds is not None)
-
-    async def _stored_graph(self, module: CompiledModule) -> worker.ArtifactRecord:
-        content = module.record.compiled_graph
-        data = await stored_content(self._store, module.graph_blob, content.sha256)
-        if data is None:
-            self._catalog.forget(module)
-            raise ModuleNotFoundInCacheError("the compiled graph was evicted; compile again")
-        return worker.ArtifactRecord(data=data, digest=content, media_type="application/x-protobuf")
-
-    async def _stored_constant(
-        self, module: CompiledModule, digest: graph_pb2.Digest
-    ) -> worker.ArtifactRecord:
-        if digest not in module.record.constants:
-            raise InvalidRequestError.of_field(
-                "constant", "is not one of CompileResponse.constants of this module"
-            )
-        place = module.tenant.blob(digest.sha256)
-        data = await stored_content(self._store, place, digest.sha256)
-        if data is None:
-            self._catalog.forget(module)
-            raise ModuleNotFoundInCacheError("a constant was evicted; compile again")
-        return worker.ArtifactRecord(
-            data=data, digest=digest, media_type="application/octet-stream"
-        )
-
-    async def _load(
-        self, place: bytes, module: CompiledModule, kind: pb.ArtifactKind.ValueType
-    ) -> worker.ArtifactRecord | None:
-        """An artifact from the store, if this server's own signature is on it."""
-        stored = await self._store.get(f"artifacts/{place.hex()}")
-        if stored is None:
-            return None
-        try:
-            record = worker.ArtifactRecord.FromString(stored)
-        except DecodeError:
-            return None
-        facts = _facts(module, kind)
-        signature = self._signer.renewed(record.signature, record.digest, facts)
-        if signature is None:
-            _log.warning(
-                "an artifact in the store is not signed by this server; rendering it again"
-            )
-            return None
-        record.signature.CopyFrom(signature)
-        return record
-
-    async def _keep(self, place: bytes, record: worker.ArtifactRecord) -> None:
-        await self._store.put(f"artifacts/{place.hex()}", record.SerializeToString())
-
 
 def _names(presentation: graph_pb2.Presentation) -> bytes:
     return hashlib.sha256(presentation.SerializeToString(deterministic=True)).digest()
 
 
-def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> StatementFacts:
-    return StatementFacts(module.key, kind, module.record.tenant, module.report.pipeline)
-
-
 def _subject(module: CompiledModule) -> Subject:
     return Subject(module.tenant.tag, module.record.graph_digest)
-
-
-def _record(data: bytes, media_type: str) -> worker.ArtifactRecord:
-    if not media_type:
-        raise InternalError("the worker rendered an artifact without a media type")
-    digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
-    return worker.ArtifactRecord(data=data, digest=digest, media_type=media_type)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.blobs.content_checks import stored_content
@@ -17,7 +17,7 @@ from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
-from lazyfx_server.compiling.limits.request_limits import RequestLimits
+from lazyfx_server.compiling.limits.request_checks import check_body
 from lazyfx_server.compiling.miss_reasons import Explainer, Miss
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.request import (
@@ -26,9 +26,10 @@ from lazyfx_server.compiling.request import (
     ResolvedRequest,
     unknown_token,
 )
-from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
+from lazyfx_server.compiling.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import MissingInputsError
+from lazyfx_server.settings.limits import PassLimits, RequestLimits
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
     CompileFinished,
@@ -110,53 +111,36 @@ class Compiler:
             MissingInputsError: The graph, or values that a pass reads, must be sent first.
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
-        arrived = time.perf_counter()
         request = incoming.request
-        token, resolved = await self._reader.read(incoming, tenant, arrived)
+        resolved = await self._reader.read(incoming, tenant)
         if not request.skip_cache_lookup:
             module = self._catalog.recent(tenant, resolved.digest)
             if module is not None:
-                return self._hit(module, request, token, arrived)
-        # What was remembered of the request is not the request itself.
-        resolved = replace(resolved, incoming=incoming, arrived=arrived)
-        found, leads = await self._join(resolved)
-        module, miss = found.module, found.miss
-        if miss is None:
-            return self._hit(module, request, token, arrived)
-        if leads:
-            return module.answer(pb.CACHE_STATUS_MISS, miss)
+                return self._hit(module, incoming, resolved)
+        while True:
+            landing = await self._flights.join(
+                resolved.digest, partial(self._find_or_make, incoming, resolved)
+            )
+            if landing.led or not _fares_better_alone(request, landing):
+                break
+        found = landing.result()
+        if found.miss is None:
+            return self._hit(found.module, incoming, resolved)
+        if landing.led:
+            return found.module.answer(pb.CACHE_STATUS_MISS, found.miss)
         self._observer.observe(LookupMade("joined", tenant=tenant.name))
-        self._observer.observe(Reused(module.report.seconds, tenant.name))
-        return module.answer(pb.CACHE_STATUS_JOINED, miss)
+        self._observer.observe(Reused(found.module.report.seconds, tenant.name))
+        return found.module.answer(pb.CACHE_STATUS_JOINED, found.miss)
 
     def _hit(
-        self, module: CompiledModule, request: pb.CompileRequest, token: bytes, arrived: float
+        self, module: CompiledModule, incoming: IncomingCompile, resolved: ResolvedRequest
     ) -> pb.CompileResponse:
-        whose, spent = module.tenant.name, time.perf_counter() - arrived
+        whose, spent = module.tenant.name, time.perf_counter() - incoming.arrived
         self._observer.observe(LookupMade("hit", tenant=whose))
         self._observer.observe(Reused(module.report.seconds, whose))
         self._observer.observe(OverheadSpent("key", spent, whose))
-        return module.hit if request.request_token else module.hit_with(token)
-
-    async def _join(self, resolved: ResolvedRequest) -> tuple[_FlightResult, bool]:
-        """Join the flight of those who want the same; tells whether this caller leads it."""
-        request = resolved.request
-        while True:
-            own = False
-
-            def lead(flight: Flight[_FlightResult]) -> Coroutine[Any, Any, _FlightResult]:
-                nonlocal own
-                own = True
-                return self._find_or_make(resolved, flight)
-
-            try:
-                found, leads = await self._flights.join(resolved.digest, lead)
-            except MissingInputsError as error:
-                if own or not _supplies_more(request, error):
-                    raise
-            else:
-                if found.miss is not None or not request.skip_cache_lookup:
-                    return found, leads
+        # Who asked by the token has it.
+        return module.hit if incoming.request.request_token else module.hit_with(resolved.token)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("compile", outcome))
@@ -166,9 +150,12 @@ class Compiler:
         await self._flights.drain()
 
     async def _find_or_make(
-        self, resolved: ResolvedRequest, flight: Flight[_FlightResult]
+        self,
+        incoming: IncomingCompile,
+        resolved: ResolvedRequest,
+        flight: Flight[_FlightResult],
     ) -> _FlightResult:
-        request = resolved.request
+        request = incoming.request
         damaged = False
         if not request.skip_cache_lookup:
             found = await self._catalog.find(resolved.tenant, resolved.digest)
@@ -178,43 +165,44 @@ class Compiler:
                 raise unknown_token(request.request_token)
             damaged = found.damaged
         # The flight uses the request until its end, even if no caller waits any more.
-        with resolved.incoming.hold:
-            return await self._make(resolved, flight, damaged=damaged)
+        with incoming.hold:
+            miss = await self._explainer.explain(
+                resolved.key,
+                resolved.pipeline.spelling,
+                skipped=request.skip_cache_lookup,
+                damaged=damaged,
+            )
+            return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
 
     async def _make(
-        self, resolved: ResolvedRequest, flight: Flight[_FlightResult], *, damaged: bool
-    ) -> _FlightResult:
-        request, key = resolved.request, resolved.key
-        miss = await self._explainer.explain(
-            key,
-            resolved.pipeline.spelling,
-            skipped=request.skip_cache_lookup,
-            damaged=damaged,
-        )
-        await self._require_blobs(request, resolved.tenant)
-        async with self._admission.slot(resolved.tenant.name) as queued:
+        self,
+        incoming: IncomingCompile,
+        resolved: ResolvedRequest,
+        miss: Miss,
+        flight: Flight[_FlightResult],
+    ) -> CompiledModule:
+        request, key, tenant = incoming.request, resolved.key, resolved.tenant
+        await self._require_blobs(request, tenant)
+        async with self._admission.slot(tenant.name) as queued:
             flight.mark_running()
             # Made only now, so that a job that waits costs no more than its request.
-            job = await self._job(resolved.incoming, resolved.tenant)
+            job = await self._job(incoming, tenant)
             # Only a miss that is worked on counts as one: a digest whose graph had to be
             # sent first is asked for again at once.
             reason = pb.MissReason.Name(miss.reason)
-            self._observer.observe(LookupMade("miss", reason, resolved.tenant.name))
-            with self._quotas.charge_work(resolved.tenant):
-                result = await self._jobs.compile(
-                    job, resolved.tenant.name, Subject(key.tenant, key.graph)
-                )
+            self._observer.observe(LookupMade("miss", reason, tenant.name))
+            with self._quotas.charge_work(tenant):
+                result = await self._jobs.compile(job, tenant.name, Subject(key.tenant, key.graph))
         flight.mark_finishing()
         report = result.report
         report.queue_seconds = queued
         report.created.GetCurrentTime()
         if request.HasField("graph"):
-            body = bytes(resolved.incoming.body)
-            await self._store.put(resolved.tenant.blob(key.graph), body)
-        module = await self._catalog.add(resolved.tenant, resolved.digest, key, result)
+            await self._store.put(tenant.blob(key.graph), bytes(incoming.body))
+        module = await self._catalog.add(tenant, resolved.digest, key, result)
         await self._explainer.remember(key)
-        self._observe_compile(resolved, result)
-        return _FlightResult(module, miss)
+        self._observe_compile(incoming, resolved, result)
+        return module
 
     async def _require_blobs(self, request: pb.CompileRequest, tenant: Tenant) -> None:
         """Say at once what is missing, before anything is waited for.
@@ -245,7 +233,7 @@ class Compiler:
             if body is None:
                 missing.append(f"blobs/{digest.hex()}")
             else:
-                self._limits.check_body("graph_digest", body)
+                check_body("graph_digest", body, self._limits)
         values: list[tuple[int, int, Buffer]] = []
         for binding in request.values:
             content = binding.content.sha256
@@ -260,7 +248,7 @@ class Compiler:
         job = worker.CompileJob(
             passes=self._pipelines.expand(request.passes),
             plugins=self._plugins,
-            limits=self._limits.job(),
+            limits=worker.JobLimits(**dict(PassLimits.of(self._limits))),
             presentation=request.graph.presentation,
             eager=request.eager,
             verify=request.verify,
@@ -269,7 +257,9 @@ class Compiler:
         )
         return CompileParts(job, body, values)
 
-    def _observe_compile(self, resolved: ResolvedRequest, result: worker.CompileResult) -> None:
+    def _observe_compile(
+        self, incoming: IncomingCompile, resolved: ResolvedRequest, result: worker.CompileResult
+    ) -> None:
         report = result.report
         passes: Sequence[PassFinished] = [
             PassFinished(p.name, p.seconds, p.recompiles.requested, p.recompiles.performed, p.runs)
@@ -293,7 +283,7 @@ class Compiler:
                 codec_seconds=result.codec_seconds,
                 queue_seconds=report.queue_seconds,
                 overhead_seconds=max(
-                    0.0, time.perf_counter() - resolved.arrived - report.pass_seconds
+                    0.0, time.perf_counter() - incoming.arrived - report.pass_seconds
                 ),
                 saved_seconds=report.saved_seconds,
                 passes=tuple(passes),
@@ -306,11 +296,17 @@ class Compiler:
         )
 
 
-def _supplies_more(request: pb.CompileRequest, error: MissingInputsError) -> bool:
-    """Whether a request could do better than the one that led its flight to this error.
+def _fares_better_alone(request: pb.CompileRequest, landing: Landing[_FlightResult]) -> bool:
+    """Whether a request would get more from a flight that it leads than from the one it joined.
 
-    That one held a token, or only a digest. Who has more leads the next flight; who has as little
-    would fare the same. A token that led elsewhere is answered by a flight of its own.
+    If blobs or the request were missing, the leader held a token, or only a digest: who has more
+    leads the next flight; who has as little would fare the same. A token that led elsewhere is
+    answered by a flight of its own.
     """
+    error = landing.error
+    if error is None:
+        return request.skip_cache_lookup and landing.result().miss is None
+    if not isinstance(error, MissingInputsError):
+        return False
     asked_for_request = error.subjects[0].startswith("requests/")
     return request.HasField("graph") or bool(request.request_token) != asked_for_request

@@ -7,6 +7,8 @@ import hashlib
 import logging
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from lazyfx_server.errors import (
     InvalidRequestError,
     RequestError,
 )
+from lazyfx_server.execution import Executor
 from lazyfx_server.jobs.native.progress import read_progress
 from lazyfx_server.jobs.native.work_area import WorkArea, remove
 from lazyfx_server.telemetry import NativeCompiled, Observer, SourceRefused
@@ -39,56 +42,89 @@ _log = logging.getLogger(__name__)
 _WORTH_KEEPING_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class NativeWorkers:
+    """What native compiles run in.
+
+    Attributes:
+        executors: The processes.
+        jobs: Sends jobs to those that run Inductor.
+        builds: Answers what these jobs ask, with those that run the C++ compiler.
+        area: Where both have their folders.
+        owner: User that folders of jobs belong to; None for the server's own.
+        compile_threads: C++ compilers that one job may run at a time.
+        sandbox: How the processes are confined.
+    """
+
+    executors: Sequence[Executor]
+    jobs: Jobs
+    builds: Builds
+    area: WorkArea
+    owner: int | None
+    compile_threads: int
+    sandbox: pb.SandboxStatus
+
+
 class NativeCompiles:
     """Runs native compiles in workers of their own.
 
     Args:
-        jobs: Sends jobs to native workers; None when the server was started without them.
-        builds: Answers what these jobs ask; None likewise.
+        workers: The workers; None when no native artifacts can be made here, or none are wanted.
         admission: Bounds that work.
-        compile_threads: C++ compilers that one job may run at a time.
         observer: Is told of each compile.
-        owner: User that folders of jobs belong to; None for the server's own.
         required: A server that cannot make native artifacts must not start.
+
+    Attributes:
+        target: Where artifacts of this server run; None before it is known, and when none are made.
+        problem: Why none can be made here; empty when there is no problem.
     """
 
     def __init__(
         self,
-        jobs: Jobs | None,
-        builds: Builds | None,
+        workers: NativeWorkers | None,
         admission: Admission,
-        compile_threads: int,
         observer: Observer,
         *,
-        owner: int | None = None,
         required: bool = False,
     ) -> None:
-        self._jobs = jobs
-        self._builds = builds
+        self._workers = workers
         self._observer = observer
         self._admission = admission
-        self._compile_threads = compile_threads
-        self._owner = owner
         self._required = required
-        self.unavailable_reason = "this server makes no native artifacts; start it with --native"
-        self._area: WorkArea | None = None
         self._usual_seconds: dict[int, float] = {}
         self.target: pb.NativeTarget | None = None
+        self.problem = ""
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Layers of the sandbox of the workers; none without workers."""
+        return () if self._workers is None else self._workers.sandbox.layers
+
+    @property
+    def status(self) -> pb.NativeStatus:
+        """How native compiles are confined, or why there are none."""
+        if self._workers is None or self.target is None:
+            return pb.NativeStatus(unavailable=self._unavailable)
+        return pb.NativeStatus(sandbox=self._workers.sandbox)
+
+    @property
+    def _unavailable(self) -> str:
+        return self.problem or "this server makes no native artifacts; start it with --native"
 
     async def start(self) -> None:
-        """Find out where artifacts of this machine run, which takes a compiler some seconds.
+        """Start the workers, and find out where their artifacts run, which takes some seconds.
 
         Raises:
             OSError: They cannot be made, and are required.
         """
-        if self._jobs is None or self._builds is None:
+        workers = self._workers
+        if workers is None:
             return
-        area = self._area = await asyncio.to_thread(WorkArea)
-        self._builds.open(area)
-        folder = area.folder("jobs", "describe", owner=self._owner)
+        await asyncio.gather(*(executor.start() for executor in workers.executors))
+        folder = workers.area.folder("jobs", "describe", owner=workers.owner)
         try:
-            described = await self._jobs.describe_native(
-                worker.DescribeNativeJob(cache=str(folder)), self._builds.session()
+            described = await workers.jobs.describe_native(
+                worker.DescribeNativeJob(cache=str(folder)), workers.builds.session()
             )
         except RequestError as error:
             self.disable(str(error))
@@ -101,13 +137,14 @@ class NativeCompiles:
 
     def disable(self, reason: str) -> None:
         """No native artifacts are made from now on."""
-        self.unavailable_reason = f"this server cannot make native artifacts: {reason}"
-        _log.warning("%s", self.unavailable_reason)
+        self.problem = f"this server cannot make native artifacts: {reason}"
+        _log.warning("%s", self.problem)
 
-    def close(self) -> None:
-        """Remove what compilers kept."""
-        if self._area is not None:
-            self._area.close()
+    async def close(self) -> None:
+        """End the workers, and remove what they kept."""
+        if self._workers is not None:
+            await asyncio.gather(*(executor.close() for executor in self._workers.executors))
+            self._workers.area.close()
 
     def variant(self, request: pb.GetArtifactRequest) -> bytes:
         """What tells native artifacts of one module apart, 32 bytes.
@@ -124,7 +161,7 @@ class NativeCompiles:
                 "native", "is missing; say where the artifact will run and under which settings"
             )
         if self.target is None:
-            raise FailedPreconditionError(self.unavailable_reason)
+            raise FailedPreconditionError(self._unavailable)
         try:
             check_request(request.native)
         except NamedValueError as error:
@@ -163,16 +200,15 @@ class NativeCompiles:
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        assert self._jobs is not None, "variant refuses before"
-        assert self._builds is not None, "likewise"
-        folder = self._folder_of(place)
+        assert self._workers is not None, "variant refuses before"
+        folder = self._workers.area.folder("jobs", place.hex(), owner=self._workers.owner)
         job = worker.NativeJob(
             kind=request.kind,
             graph=graph,
             request=request.native,
             cache=str(folder),
             progress=str(self._progress_file(place)),
-            compile_threads=self._compile_threads,
+            compile_threads=self._workers.compile_threads,
             made_on=self.target,
         )
         ended = "failed"
@@ -180,8 +216,8 @@ class NativeCompiles:
             async with self._admission.slot(tenant):
                 started = time.monotonic()
                 flight.mark_running(lambda: self._grace_period(request.kind, started))
-                session = self._builds.session()
-                result = await self._jobs.native(job, subject, session)
+                session = self._workers.builds.session()
+                result = await self._workers.jobs.native(job, subject, session)
                 await asyncio.to_thread(self._check_libraries, request.kind, result, session)
         except asyncio.CancelledError:
             ended = "stopped"
@@ -235,10 +271,6 @@ class NativeCompiles:
         """How far the making of an artifact is."""
         return read_progress(self._progress_file(place))
 
-    def _folder_of(self, place: bytes) -> Path:
-        assert self._area is not None, "started"
-        return self._area.folder("jobs", place.hex(), owner=self._owner)
-
     def _progress_file(self, place: bytes) -> Path:
-        assert self._area is not None, "started"
-        return self._area.root / "jobs" / place.hex() / "progress"
+        assert self._workers is not None, "variant refuses before"
+        return self._workers.area.root / "jobs" / place.hex() / "progress"

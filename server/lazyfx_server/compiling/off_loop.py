@@ -14,16 +14,23 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-ON_LOOP_BYTES: Final = 16 * 1024
-"""Reading messages of this size takes less than a millisecond."""
-
+# Reading messages of this size takes less than a millisecond.
+_ON_LOOP_BYTES: Final = 16 * 1024
 _HASH_ON_LOOP_BYTES: Final = 2**20
 
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-large")
 
 
-async def off_loop(work: Callable[..., T], *arguments: Any) -> T:
-    """Call `work` in the thread for long computations."""
+async def compute(size: int, work: Callable[..., T], *arguments: Any) -> T:
+    """Call `work`, in the thread for long computations unless it reads few bytes.
+
+    Args:
+        size: Bytes that it reads.
+        work: What is called.
+        arguments: What it is called with.
+    """
+    if size <= _ON_LOOP_BYTES:
+        return work(*arguments)
     return await asyncio.get_running_loop().run_in_executor(_THREAD, work, *arguments)
 
 

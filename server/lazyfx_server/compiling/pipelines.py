@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.limits.request_limits import MAX_SPELLING
+from lazyfx_server.compiling.limits.request_checks import MAX_SPELLING
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes import PassError, Registry
 from lazyfx_server.passes.named_pipelines import NamedPipelines

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
-from lazyfx_server.compiling.limits.held_bytes import MemoryHold, RequestMemory
-from lazyfx_server.compiling.limits.request_limits import RequestLimits
-from lazyfx_server.compiling.off_loop import ON_LOOP_BYTES, off_loop, sha256
+from lazyfx_server.compiling.limits.held_bytes import MemoryHold
+from lazyfx_server.compiling.limits.request_checks import check_compile
+from lazyfx_server.compiling.off_loop import compute, sha256
 from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError
+from lazyfx_server.settings.limits import RequestLimits
 
 # Requests by digest that are remembered as read and found to be well formed.
 _KNOWN_REQUESTS = 4096
@@ -30,41 +32,33 @@ class IncomingCompile:
         body: The body of its graph, in the very bytes that came: whoever waits holds it once.
         size: Bytes of all of it.
         hold: Counts them while they are used.
+        arrived: When it came, by `time.perf_counter`.
     """
 
     request: pb.CompileRequest
     body: memoryview
     size: int
     hold: MemoryHold
-
-
-_NOTHING = IncomingCompile(pb.CompileRequest(), memoryview(b""), 0, RequestMemory(0, 0).hold("", 0))
+    arrived: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRequest:
-    """A request that has been read.
+    """What a request asks for; equal requests share one.
 
     Attributes:
         tenant: Whose it is.
         key: What its result depends on.
         digest: The key, 32 bytes.
         pipeline: The name of its passes.
-        incoming: The request itself, for a worker.
-        arrived: When, by `time.perf_counter`.
+        token: Stands for the request from now on; empty if it cannot have one.
     """
 
     tenant: Tenant
     key: ModuleKey
     digest: bytes
     pipeline: PipelineName
-    incoming: IncomingCompile
-    arrived: float
-
-    @property
-    def request(self) -> pb.CompileRequest:
-        """The message of the request, without the body of its graph."""
-        return self.incoming.request
+    token: bytes
 
 
 class RequestReader:
@@ -80,10 +74,8 @@ class RequestReader:
         self._pipelines = pipelines
         self._known: LRUCache[bytes, ResolvedRequest] = LRUCache(_KNOWN_REQUESTS)
 
-    async def read(
-        self, incoming: IncomingCompile, tenant: Tenant, arrived: float
-    ) -> tuple[bytes, ResolvedRequest]:
-        """A token for the request, if it can have one, and what is wanted.
+    async def read(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
+        """What a request asks for.
 
         Raises:
             InvalidRequestError: A field is wrong.
@@ -91,23 +83,19 @@ class RequestReader:
         """
         request = incoming.request
         if request.request_token:
-            return request.request_token, self._recall(incoming, tenant)
+            return self._recall(request, tenant)
         if request.HasField("graph"):
-            return b"", await self._checked(incoming, tenant, arrived)
+            return await compute(incoming.size, self._resolve, incoming, tenant, b"")
         # Without a graph a request says little, and says the same when it is a hit again.
-        written = tenant.tag + request.SerializeToString()
-        token = await sha256(written)
+        token = await sha256(tenant.tag + request.SerializeToString())
         known: ResolvedRequest | None = self._known.get(token)
         if known is None:
-            checked = await self._checked(incoming, tenant, arrived)
-            known = replace(checked, incoming=_NOTHING)
-            if len(known.pipeline.spelling) > MAX_REMEMBERED:
-                return b"", known
-            self._known[token] = known
-        return token, known
+            known = await compute(incoming.size, self._resolve, incoming, tenant, token)
+            if known.token:
+                self._known[token] = known
+        return known
 
-    def _recall(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
-        request = incoming.request
+    def _recall(self, request: pb.CompileRequest, tenant: Tenant) -> ResolvedRequest:
         if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
             raise InvalidRequestError.of_field(
                 "request_token",
@@ -119,16 +107,9 @@ class RequestReader:
             raise unknown_token(request.request_token)
         return known
 
-    async def _checked(
-        self, incoming: IncomingCompile, tenant: Tenant, arrived: float
-    ) -> ResolvedRequest:
-        if incoming.size <= ON_LOOP_BYTES:
-            return self._check(incoming, tenant, arrived)
-        return await off_loop(self._check, incoming, tenant, arrived)
-
-    def _check(self, incoming: IncomingCompile, tenant: Tenant, arrived: float) -> ResolvedRequest:
+    def _resolve(self, incoming: IncomingCompile, tenant: Tenant, token: bytes) -> ResolvedRequest:
         request, body = incoming.request, incoming.body
-        self._limits.check_compile(request, body)
+        check_compile(request, body, self._limits)
         graph_digest = request.graph_digest.sha256
         if request.HasField("graph") and graph_digest != hashlib.sha256(body).digest():
             raise InvalidRequestError.of_field(
@@ -144,7 +125,9 @@ class RequestReader:
             values=values_digest(request.values),
             environment=environment_digest(),
         )
-        return ResolvedRequest(tenant, key, key.digest, pipeline, incoming, arrived)
+        if len(pipeline.spelling) > MAX_REMEMBERED:
+            token = b""
+        return ResolvedRequest(tenant, key, key.digest, pipeline, token)
 
 
 def unknown_token(token: bytes) -> MissingInputsError:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from functools import partial
 from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
@@ -20,18 +22,61 @@ Outcome: TypeAlias = Literal["dropped", "stopped", "continued"]
 """What became of an abandoned flight: it had not begun, it was stopped, it goes on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Landing(Generic[Result]):
+    """How a flight ended, for one of those who waited for it.
+
+    Attributes:
+        led: Whether they started it; all others joined it.
+        task: The work; it has ended.
+    """
+
+    led: bool
+    task: asyncio.Task[Result]
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the work raised, if it did."""
+        return self.task.exception()
+
+    def result(self) -> Result:
+        """What the work returned.
+
+        Raises:
+            Exception: Whatever it raised; all who waited get it.
+        """
+        return self.task.result()
+
+
 class Flight(Generic[Result]):
     """One piece of work and those who wait for it.
 
     The work says how far it is. That decides what happens when its last waiter leaves: what has
     not begun is dropped, what runs is stopped soon, what is finished but for storing it goes on.
+
+    Args:
+        work: Called with the flight.
+        after: What has to end first.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        work: Callable[[Flight[Result]], Awaitable[Result]],
+        after: Collection[asyncio.Task[Result]],
+    ) -> None:
         self.waiters = 0
-        self.task: asyncio.Task[Result]
         self.begun = False
         self._grace_period: Callable[[], float] = lambda: 0.0
+        self.task = asyncio.ensure_future(self._run(work, after))
+
+    async def _run(
+        self,
+        work: Callable[[Flight[Result]], Awaitable[Result]],
+        after: Collection[asyncio.Task[Result]],
+    ) -> Result:
+        if after:
+            await asyncio.wait(after)
+        return await work(self)
 
     def mark_running(self, grace_period: Callable[[], float] = lambda: STOP_SECONDS) -> None:
         """The work has begun.
@@ -73,45 +118,26 @@ class SingleFlight(Generic[Result]):
 
     async def join(
         self, key: bytes, work: Callable[[Flight[Result]], Awaitable[Result]]
-    ) -> tuple[Result, bool]:
-        """Wait for the flight of `key`, starting it with `work` when there is none.
+    ) -> Landing[Result]:
+        """Wait for the flight of `key` to end, starting it with `work` when there is none.
 
         There is no await between the call and joining or leading.
-
-        Returns:
-            The result, and whether this caller started the flight.
-
-        Raises:
-            Exception: Whatever `work` raised; every waiter gets it.
         """
         flight = self._flights.get(key)
         # A flight that has ended may not have been cleared away yet.
-        leads = flight is None or flight.task.done()
-        if flight is None or leads:
-            flight = self._start(key, work)
+        led = flight is None or flight.task.done()
+        if flight is None or led:
+            # What an earlier flight of the key still cleans up must not be in the way.
+            flight = Flight(work, after=tuple(self._ending.get(key, ())))
+            self._flights[key] = flight
+            flight.task.add_done_callback(partial(self._clear, key, flight))
         flight.waiters += 1
         try:
-            return await asyncio.shield(flight.task), leads
+            await asyncio.wait({flight.task})
         finally:
             flight.waiters -= 1
             self._check_abandoned(key, flight)
-
-    def _start(
-        self, key: bytes, work: Callable[[Flight[Result]], Awaitable[Result]]
-    ) -> Flight[Result]:
-        flight: Flight[Result] = Flight()
-        # What an earlier flight of the key still cleans up must not be in the way.
-        earlier = tuple(self._ending.get(key, ()))
-
-        async def run() -> Result:
-            if earlier:
-                await asyncio.wait(earlier)
-            return await work(flight)
-
-        flight.task = asyncio.ensure_future(run())
-        self._flights[key] = flight
-        flight.task.add_done_callback(lambda task: self._clear(key, flight, task))
-        return flight
+        return Landing(led, flight.task)
 
     def _check_abandoned(self, key: bytes, flight: Flight[Result]) -> None:
         if flight.waiters or flight.task.done():

@@ -1,4 +1,4 @@
-"""Running jobs away from the event loop: executors, and nothing about what the jobs do."""
+"""Executors run jobs outside the event loop, and know nothing about what the jobs do."""
 
 from lazyfx_server.execution.answering import CallBounds
 from lazyfx_server.execution.executor import (

@@ -1,4 +1,4 @@
-"""The server's end of the calls of one worker: bounded, answered one by one, ended with the job."""
+"""The server's side of a worker's calls: bounded, answered concurrently, cancelled with the job."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CallBounds:
-    """How much one job may ask.
+    """Bounds on the calls of one job.
 
     Attributes:
         calls: Calls of one job; its worker is killed when it makes more.
-        bytes: Bytes of one question; likewise.
-        at_once: Calls that are answered at a time. While there are so many, nothing more is
+        bytes: Bytes of one request; the worker is killed when it sends more.
+        at_once: Calls that are answered concurrently. While there are that many, nothing more is
             read from the worker.
     """
 
@@ -33,9 +33,9 @@ class CallResponder:
     """Answers the calls of one worker.
 
     Args:
-        bounds: How much it may ask.
-        write: Sends it a frame.
-        read_more: Told whether to go on reading from it.
+        bounds: Bounds on the calls of one job.
+        write: Sends a frame to the worker.
+        read_more: Called with whether to continue reading from the worker.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class CallResponder:
             task.cancel()
 
     def take(self, body: bytes) -> bool:
-        """Begin to answer the body of a CALL frame; False when the worker may not ask that."""
+        """Start answering a CALL frame; False if the worker exceeded its bounds."""
         if self._left <= 0 or len(body) < CALL_NUMBER.size:
             return False
         self._left -= 1
@@ -90,7 +90,7 @@ class CallResponder:
             reason = str(refusal)[:MAX_MESSAGE_CHARACTERS]
             self._write(Kind.CALL_FAILED, number + reason.encode("utf-8", "replace"))
         except Exception:  # noqa: BLE001 - whatever it is, the job must hear of it
-            _log.exception("a call of a job could not be answered")
+            _log.exception("cannot answer a call of a job")
             self._write(Kind.CALL_FAILED, number + b"the server could not answer this call")
         else:
             self._write(Kind.CALL_ANSWERED, number + answer)

@@ -1,14 +1,14 @@
-"""What an executor is: something that runs jobs, bytes in and bytes out, away from the event loop.
+"""The interface of an executor: it runs jobs, bytes in and bytes out, outside the event loop.
 
 ::
 
     ExecutionError
-    ├── WorkerCrashed     the worker process died under the job
-    │   └── NoWorker          none took it
+    ├── WorkerCrashed     the worker process died while it ran the job
+    │   └── NoWorker          no worker took the job
     ├── WorkerTimedOut    the job overran its time and was stopped
-    │   └── WorkerOutOfCpu    it used up its processor seconds
-    ├── WorkerFailed      the job raised; the worker lives on
-    ├── ResultTooLarge    the job's result is over the bound; the worker lives on
+    │   └── WorkerOutOfCpu    the job used up its CPU time
+    ├── WorkerFailed      the job raised; the worker keeps running
+    ├── ResultTooLarge    the job's result is too large; the worker keeps running
     └── ExecutorClosed    the executor is closing or closed
 """
 
@@ -23,26 +23,26 @@ JobFunction = Callable[[bytes], bytes]
 """What a worker runs. Importable by its qualified name, because workers import it."""
 
 JobBytes = bytes | Sequence[bytes | memoryview]
-"""A job, or its parts in their order: large ones are passed on without a copy."""
+"""A job, or its parts in order: large parts are passed on without a copy."""
 
 RestartReason = Literal["crash", "timeout", "recycled", "cancelled"]
-"""Why a worker was replaced: it died, its job overran, it had served its jobs, or the
-caller of its job went away and the job did not end by itself soon enough."""
+"""Why a worker was replaced: it died, its job timed out, it had run `max_jobs` jobs, or the
+caller of its job went away and the job did not finish in time."""
 
 OnRestart = Callable[[RestartReason], None]
-"""Called in the event loop, once for each worker that is replaced."""
+"""Called in the event loop once per replaced worker."""
 
 
 class ExecutionError(Exception):
-    """Base of everything that goes wrong with a job outside of its own result."""
+    """Base class of failures to run a job."""
 
 
 class WorkerCrashed(ExecutionError):  # noqa: N818 - reads as what happened
-    """The worker died while it had the job, or no worker could be started for it."""
+    """The worker died while it had the job, or no worker could be started."""
 
 
 class NoWorker(WorkerCrashed):
-    """No worker took the job: none could be started, or each died before. It is not to blame."""
+    """No worker took the job: none could be started, or each died first. Not the job's fault."""
 
 
 class WorkerTimedOut(ExecutionError):  # noqa: N818 - reads as what happened
@@ -58,7 +58,7 @@ class WorkerTimedOut(ExecutionError):  # noqa: N818 - reads as what happened
 
 
 class WorkerOutOfCpu(WorkerTimedOut):
-    """The job used more processor seconds than it may; the kernel ended its worker.
+    """The job exceeded its CPU time; the kernel killed its worker.
 
     Attributes:
         seconds: The bound.
@@ -66,11 +66,11 @@ class WorkerOutOfCpu(WorkerTimedOut):
 
 
 class WorkerFailed(ExecutionError):  # noqa: N818 - reads as what happened
-    """The job raised an exception that its function did not turn into a result.
+    """The job function raised an exception.
 
     Attributes:
         type_name: Qualified name of the exception's class.
-        message: Text of the exception, shortened to a few KiB.
+        message: Text of the exception, truncated to a few KiB.
     """
 
     def __init__(self, type_name: str, message: str) -> None:
@@ -84,7 +84,7 @@ class ResultTooLarge(ExecutionError):  # noqa: N818 - reads as what happened
 
     Attributes:
         size: Bytes of the result.
-        limit: Most bytes that the executor passes on.
+        limit: The executor's limit in bytes.
     """
 
     def __init__(self, size: int, limit: int) -> None:
@@ -94,7 +94,7 @@ class ResultTooLarge(ExecutionError):  # noqa: N818 - reads as what happened
 
 
 class ExecutorClosed(ExecutionError):  # noqa: N818 - reads as what happened
-    """The executor does not take jobs any more."""
+    """The executor no longer takes jobs."""
 
 
 def parts_of(job: JobBytes) -> Sequence[bytes | memoryview]:
@@ -102,27 +102,15 @@ def parts_of(job: JobBytes) -> Sequence[bytes | memoryview]:
     return [job] if isinstance(job, bytes) else job
 
 
-def call(function: JobFunction, job: bytes) -> bytes:
-    """Calls a job function and checks that it kept to its type.
-
-    Raises:
-        TypeError: It returned something else than bytes.
-    """
-    result: object = function(job)
-    if not isinstance(result, bytes):
-        raise TypeError(f"the job function returned {type(result).__qualname__}, not bytes")
-    return result
-
-
 class Executor(Protocol):
-    """Runs jobs; each one alone in its worker."""
+    """Runs jobs, one at a time per worker."""
 
     @property
     def workers(self) -> int:
-        """Jobs that can run at the same time."""
+        """The number of jobs that can run at the same time."""
 
     async def start(self) -> None:
-        """Gets the workers ready.
+        """Starts the workers and waits until they are ready.
 
         Raises:
             WorkerCrashed: A worker could not be started.
@@ -138,22 +126,22 @@ class Executor(Protocol):
     ) -> bytes:
         """Runs one job and returns its result.
 
-        Waits for a free worker first, for as long as that takes: how many may
-        wait is the caller's business.
+        Waits for a free worker without a time limit; bounding the number of waiters is up to the
+        caller.
 
         Args:
             job: What the worker's function is called with, in one piece or in parts.
-            timeout: Seconds that the job may run, counted from when a worker has it.
-            owner: Whose job it is; no process runs jobs of two owners. None is the server's
-                own, which may run in any.
+            timeout: Seconds that the job may run, from the moment a worker takes it.
+            owner: The owner of the job; no process runs jobs of two owners. None means the server
+                itself, whose jobs may run in any process.
             on_call: Answers calls that the job makes (`call_server`); they are cancelled when
                 the job ends. Without it they are refused.
 
         Raises:
             WorkerFailed: The function raised.
             WorkerTimedOut: It ran longer than `timeout`.
-            WorkerCrashed: It took its worker down.
-            ResultTooLarge: It returned more bytes than are passed on.
+            WorkerCrashed: Its worker died.
+            ResultTooLarge: Its result exceeds the limit.
             ExecutorClosed: `close` was called.
         """
 

@@ -2,7 +2,7 @@
 
 A fork server imports the heavy modules once; a worker forked from it is ready
 in milliseconds. It must be started before gRPC is used in this process, because
-gRPC's threads do not survive a fork, and the fork server itself is launched by one.
+gRPC's threads do not survive a fork, and launching the fork server is itself a fork.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _SETUP: Final = "lazyfx_server.execution.forkserver_setup"
 
 
 class ForkServer:
-    """Forks processes that have modules imported already.
+    """Forks processes with modules already imported.
 
-    Python keeps one fork server a process: of several `ForkServer` objects, the
-    first one started decides what is imported.
+    Python keeps one fork server per process: the first `ForkServer` started decides what is
+        imported.
 
     Args:
         preload: Modules to import once, in the fork server.
-        environment: Variables to set before that, for libraries that read them
-            when they load (OMP_NUM_THREADS).
+        environment: Variables to set before the import, for libraries that read them at load time
+            (OMP_NUM_THREADS).
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ForkServer:
         self._environment = dict(environment or {})
 
     def start(self) -> None:
-        """Launches the fork server if it is not running; returns before it has imported anything.
+        """Launches the fork server if it is not running; does not wait for its imports.
 
         Raises:
             OSError: The process could not be launched.
@@ -56,9 +56,9 @@ class ForkServer:
 
         Raises:
             OSError: The fork server is gone, or cannot fork.
-            EOFError: It died while it was asked.
+            EOFError: It died during the request.
         """
-        # Not to be joined at exit: a process whose parent is on its way out is killed.
+        # Not joined at exit: a process is killed when its parent exits.
         process = self._context.Process(target=target, args=arguments, daemon=True)
         with launching(self._environment):
             self._ensure_running()
@@ -67,9 +67,9 @@ class ForkServer:
 
     @staticmethod
     def kill() -> None:
-        """Ends the fork server at once, also one that is still importing.
+        """Kills the fork server, even one that is still importing.
 
-        Whoever waits for a process of it is told. Python has no public name for that.
+        Callers waiting for one of its processes get an error. Python has no public API for this.
         """
         known = getattr(multiprocessing.forkserver, "_forkserver", None)
         pid = getattr(known, "_forkserver_pid", None)
@@ -89,7 +89,7 @@ def start_forkserver(
 
     Args:
         preload: Modules to import once, e.g. the one that holds the job function.
-        environment: Variables that are set in it and so in every worker.
+        environment: Variables that are set in it, and thus in every worker.
 
     Raises:
         OSError: The process could not be launched.

@@ -1,10 +1,10 @@
-"""How the server and a worker process talk: frames over a Unix socket.
+"""The protocol between the server and a worker process: frames over a Unix socket.
 
-A frame is one byte of kind, eight bytes of length (big-endian) and that many
-bytes. The server sends JOB frames; the worker answers READY once it can take
-jobs, then STARTED and one of RESULT, FAILED or TOO_LARGE for each job. While it has a job, it
-may send CALL frames, each with a number of its own before the question; the server sends the
-answer under the same number, as CALL_ANSWERED or, with the reason, CALL_FAILED.
+A frame is one byte of kind, eight bytes of length (big-endian) and that many bytes. The server
+sends JOB frames. The worker sends READY once it can take jobs, then STARTED and one of RESULT,
+FAILED or TOO_LARGE for each job. During a job it may send CALL frames, each with a unique number
+before the request; the server replies with the same number, as CALL_ANSWERED or, with the reason,
+CALL_FAILED.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Final
 
 HEADER: Final = struct.Struct("!BQ")
 SMALL: Final = 1 << 16
-"""Below this, one copy is cheaper than one more system call."""
+"""Below this size, a copy is cheaper than another system call."""
 
 MAX_MESSAGE_CHARACTERS: Final = 8192
 CALL_NUMBER: Final = struct.Struct("!Q")
-"""What tells the calls of a worker apart; it stands before a question and its answer."""
+"""The number of a call, which precedes the request and its answer."""
 
 
 class Kind(IntEnum):
-    """What a frame says."""
+    """The kind of a frame."""
 
     JOB = 1
     READY = 2
@@ -54,7 +54,7 @@ def unpack_error(body: bytes) -> tuple[str, str]:
     """Class name and message of a FAILED or START_FAILED frame.
 
     Raises:
-        ValueError: The body is not what `pack_error` writes.
+        ValueError: The body was not written by `pack_error`.
     """
     name, message = json.loads(body)
     return str(name), str(message)

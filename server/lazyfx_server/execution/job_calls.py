@@ -1,7 +1,7 @@
-"""Calls that a running job makes to the server: a question in bytes, an answer in bytes.
+"""Calls from a running job to the server: a request in bytes, an answer in bytes.
 
-A job may ask from any of its threads, and several may wait at a time. What a question means is
-known to who runs the job (`OnCall`) and to the job; this package carries bytes.
+A job may call from any of its threads, and several may wait at a time. Only the job and its runner
+(`OnCall`) know what a request means; this package carries bytes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 OnCall = Callable[[bytes], Awaitable[bytes]]
-"""Answers one call of a job, in the event loop. Raises CallRefused to have the job told why."""
+"""Answers one call of a job, in the event loop. Raises CallRefused to give the job a reason."""
 
 CallServer = Callable[[bytes], bytes]
-"""How a job reaches the server; blocks its thread."""
+"""Calls the server from within a job; blocks its thread."""
 
 
 class CallRefused(Exception):  # noqa: N818 - reads as what happened
-    """The server does not answer this call; the text is for the job."""
+    """The server refuses this call; the text is sent to the job."""
 
 
 class CallFailed(Exception):  # noqa: N818 - reads as what happened
@@ -27,17 +27,17 @@ _of_process: CallServer | None = None
 
 
 def call_server(question: bytes) -> bytes:
-    """Ask the server something, from within a job; waits for the answer.
+    """Call the server from within a job, and wait for the answer.
 
     Raises:
-        CallFailed: The call was refused or failed, or this is not a job that may call.
+        CallFailed: The call was refused or failed, or this job may not call the server.
     """
     if _of_process is None:
-        raise CallFailed("no server listens to calls here")
+        raise CallFailed("this process cannot call a server")
     return _of_process(question)
 
 
 def set_server_call(calling: CallServer) -> None:
-    """From now on all threads of this process call this way."""
+    """Set how all threads of this process call the server."""
     global _of_process
     _of_process = calling

@@ -1,4 +1,4 @@
-"""What all ways of starting a worker process have in common."""
+"""Code shared by all ways of starting a worker process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
-# Both ways change what belongs to the whole process: multiprocessing's one fork server, and
-# the environment.
+# Both ways change process-wide state: multiprocessing's single fork server, and the environment.
 _launching = threading.Lock()
 
 
@@ -24,17 +23,16 @@ class ProcessSource(Protocol):
 
         Raises:
             OSError: It could not be started.
-            EOFError: What starts it has died meanwhile.
+            EOFError: The process that starts it has died.
         """
         ...
 
 
 @contextlib.contextmanager
 def launching(variables: Mapping[str, str]) -> Iterator[None]:
-    """One launch at a time, with these environment variables.
+    """Hold the launch lock, with these environment variables set.
 
-    multiprocessing gives a new process the environment of this one and has no argument for
-    another.
+    multiprocessing passes this process's environment to a new process and cannot pass another one.
     """
     with _launching:
         before = {name: os.environ.get(name) for name in variables}

@@ -1,7 +1,7 @@
-"""Worker processes that begin with a new interpreter, for what does not survive a fork.
+"""Worker processes with a new interpreter, for libraries that do not survive a fork.
 
-CUDA is such a thing: a process cannot use it that was forked from one which has asked for
-devices, and torch asks when it makes its first fake tensor.
+CUDA is one: a process cannot use it if its parent queried devices before the fork, and torch
+    queries them when it creates its first fake tensor.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _STANDARD_ERROR = 2
 
 
 class SpawnSource:
-    """Starts each process from nothing; it takes the seconds of its imports to be ready.
+    """Starts each process with a new interpreter; importing takes seconds.
 
     Args:
-        preload: Modules that each process imports first. One that is not there is passed over,
-            as a fork server does.
-        environment: Variables that are set in each.
+        preload: Modules that each process imports first. Missing modules are skipped, as a fork
+            server does.
+        environment: Variables that are set in each process.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class SpawnSource:
 
     def spawn(self, target: Callable[..., None], arguments: tuple[object, ...]) -> SpawnProcess:
         """See `ProcessSource.spawn`."""
-        # Not to be joined at exit: a process whose parent is on its way out is killed.
+        # Not joined at exit: a process is killed when its parent exits.
         process = self._context.Process(
             target=_begin, args=(self._preload, target, arguments), daemon=True
         )
@@ -49,10 +49,10 @@ class SpawnSource:
 def _begin(
     preload: Sequence[str], target: Callable[..., None], arguments: tuple[object, ...]
 ) -> None:
-    # By one of them the server learns that this process has ended; a compiler that a job starts
-    # is not to hold it open.
+    # The server detects the end of this process by one of them; a compiler started by a job must
+    # not keep it open.
     for descriptor in Path("/proc/self/fd").glob("*"):
-        with contextlib.suppress(OSError):  # that of this loop is closed already
+        with contextlib.suppress(OSError):  # the descriptor of this loop is already closed
             os.set_inheritable(int(descriptor.name), int(descriptor.name) <= _STANDARD_ERROR)
     for name in preload:
         with contextlib.suppress(ImportError):

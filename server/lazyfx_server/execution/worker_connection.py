@@ -1,7 +1,7 @@
-"""A worker's end of the connection: jobs come in, results and calls go out.
+"""The worker's side of the connection: jobs come in, results and calls go out.
 
-Whichever thread waits for something reads the connection for all of them, so that no thread has
-to be there for reading alone: a confined worker makes none of its own.
+Any thread that waits for a frame reads the connection for all threads, so no separate reader thread
+    is needed: a confined worker creates no threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 class Channel:
-    """Shared by the threads of a worker.
+    """The connection, shared by the threads of a worker.
 
     Args:
         connection: The worker's end of the socket.
@@ -50,7 +50,7 @@ class Channel:
         return self._wait_for(lambda: self._jobs.popleft() if self._jobs else None)
 
     def call(self, question: bytes) -> bytes:
-        """Ask the server; see `job_calls.call_server`."""
+        """Call the server; see `job_calls.call_server`."""
         number = next(self._numbers)
         try:
             self.send(Kind.CALL, CALL_NUMBER.pack(number) + question)
@@ -76,7 +76,7 @@ class Channel:
                     self._read_one()
 
     def _read_one(self) -> None:
-        """Receive one frame and put it where it belongs; the lock is held before and after."""
+        """Receive one frame and dispatch it; the caller holds the lock."""
         self._reading = True
         self._changed.release()
         frame = None

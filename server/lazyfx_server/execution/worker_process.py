@@ -33,27 +33,27 @@ from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.worker_loop import serve
 
 _EXIT_SECONDS: Final = 2.0
-"""How long a worker that was asked to leave may take for its own clean-up."""
+"""How long a retiring worker may take for its clean-up."""
 _REAP_SECONDS: Final = 2.0
-"""How long its exit status is waited for when nothing else is missing."""
+"""How long to wait for its exit status."""
 _REAP_INTERVAL: Final = 0.005
 
 
 class WorkerLost(NoWorker):
-    """The worker died before it had taken the job: another one may run it."""
+    """The worker died before it took the job, so another one may run it."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker process is started with.
+    """How to start a worker process.
 
     Attributes:
         function: What runs a job; importable.
         initializer: Called once in the worker before its first job; importable.
         max_result_bytes: Largest result that the worker sends.
         start_timeout: Seconds until a new worker must be ready.
-        cpu_seconds: Processor seconds that one job may use; None for no bound.
-        calls: Bounds of the calls that a job makes.
+        cpu_seconds: CPU seconds that one job may use; None for no bound.
+        calls: Bounds on the calls that a job makes.
     """
 
     function: JobFunction
@@ -67,18 +67,18 @@ class WorkerSpec:
 class Worker(asyncio.Protocol):
     """A process that runs one job at a time.
 
-    Its death is what the fork server reports of it, not the end of the socket:
-    a process that a job left behind may hold the socket open.
+    It is dead when the fork server says so, not when the socket closes: a process that a job left
+        behind may keep the socket open.
 
     Attributes:
-        pid: Its process id, which is also its process group's.
-        jobs: Jobs handed to it so far.
-        reason: Why it ends or ended; None while it should run.
-        owner: Whose jobs it has run; None before the first.
+        pid: Its process id, which is also its process group id.
+        jobs: Number of jobs it has been given.
+        reason: Why it stops or stopped; None while it should run.
+        owner: The owner of the jobs it has run; None before the first job.
     """
 
     def __init__(
-        self, process: BaseProcess, plan: WorkerSpec, on_gone: Callable[[Worker], None]
+        self, process: BaseProcess, spec: WorkerSpec, on_gone: Callable[[Worker], None]
     ) -> None:
         self.jobs = 0
         self.reason: RestartReason | None = None
@@ -89,14 +89,14 @@ class Worker(asyncio.Protocol):
         self._loop = loop
         self._process: BaseProcess | None = process
         self._sentinel = process.sentinel
-        assert process.pid is not None, "the process is started"
+        assert process.pid is not None, "the process has been started"
         self.pid = process.pid
-        self._plan = plan
+        self._spec = spec
         self._on_gone = on_gone
         self._transport: asyncio.WriteTransport | None = None
         self._buffer = bytearray()
         self._answer: asyncio.Future[bytes] | None = None
-        self._calls = CallResponder(plan.calls, self._write, self._read_more)
+        self._calls = CallResponder(spec.calls, self._write, self._read_more)
         self._started = False
         self._exited = False
         self._disconnected = False
@@ -108,16 +108,16 @@ class Worker(asyncio.Protocol):
         cls,
         processes: ProcessSource,
         spawner: ThreadPoolExecutor,
-        plan: WorkerSpec,
+        spec: WorkerSpec,
         on_gone: Callable[[Worker], None],
     ) -> Worker:
         """Starts a process and waits until it can take a job.
 
         Args:
-            processes: Where it comes from.
-            spawner: A thread to do that in, because it blocks.
-            plan: What it runs.
-            on_gone: Called in the event loop when a worker that had become ready has died.
+            processes: Starts the process.
+            spawner: A thread for that, because it blocks.
+            spec: How to start it.
+            on_gone: Called in the event loop when a worker dies after it became ready.
 
         Raises:
             WorkerCrashed: It did not become ready.
@@ -125,21 +125,21 @@ class Worker(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         try:
-            process = await loop.run_in_executor(spawner, _spawn, processes, theirs, plan)
+            process = await loop.run_in_executor(spawner, _spawn, processes, theirs, spec)
         except (OSError, EOFError) as error:
             ours.close()
             raise WorkerCrashed(f"a worker could not be started: {error!r}") from error
         except BaseException:
-            # A worker that is still being forked finds the connection closed, and exits.
+            # A worker that is still being forked will find the connection closed and exit.
             ours.close()
             raise
-        worker = cls(process, plan, on_gone)
+        worker = cls(process, spec, on_gone)
         try:
             await loop.create_unix_connection(lambda: worker, sock=ours)
-            await asyncio.wait_for(asyncio.shield(worker.ready), plan.start_timeout)
+            await asyncio.wait_for(asyncio.shield(worker.ready), spec.start_timeout)
         except asyncio.TimeoutError as error:
             raise WorkerCrashed(
-                f"a worker was not ready within {plan.start_timeout:g} s"
+                f"a worker was not ready within {spec.start_timeout:g} s"
             ) from error
         finally:
             if not worker.ready.done() or worker.ready.exception() is not None:
@@ -148,23 +148,23 @@ class Worker(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """It can be given a job, as far as is known."""
+        """Whether it can take a job, as far as is known."""
         return self.reason is None and not self._exited and not self._disconnected
 
     @property
     def busy(self) -> bool:
-        """It has a job."""
+        """Whether it has a job."""
         return self._answer is not None
 
     def begin(self, job: JobBytes, on_call: OnCall | None = None) -> asyncio.Future[bytes]:
-        """Hands it a job; it must be idle.
+        """Give it a job; it must be idle.
 
         Args:
             job: What its function is called with, in one piece or in parts.
             on_call: Answers the calls that the job makes.
 
         Returns:
-            The result, or WorkerLost, WorkerCrashed, WorkerFailed or
+            A future of the result; fails with WorkerLost, WorkerCrashed, WorkerFailed or
             ResultTooLarge. It is cancelled when the worker is killed on purpose.
         """
         assert self._answer is None, "one job at a time"
@@ -176,8 +176,8 @@ class Worker(asyncio.Protocol):
             self._answer = None
             answer.set_exception(WorkerLost("the worker had ended"))
             return answer
-        if self._plan.cpu_seconds is not None:
-            _bound_cpu(self.pid, self._plan.cpu_seconds)
+        if self._spec.cpu_seconds is not None:
+            _bound_cpu(self.pid, self._spec.cpu_seconds)
         self._calls.begin(on_call)
         answer.add_done_callback(lambda _: self._calls.end())
         self._write(Kind.JOB, *parts_of(job))
@@ -198,7 +198,7 @@ class Worker(asyncio.Protocol):
             self._transport.write(bytes(small))
 
     def _read_more(self, more: bool) -> None:
-        """Whether to take more from the worker: not while it has asked enough."""
+        """Resume or pause reading: paused while enough of its calls are pending."""
         transport = cast("asyncio.Transport", self._transport)
         if transport is None or transport.is_closing():
             return
@@ -208,7 +208,7 @@ class Worker(asyncio.Protocol):
             transport.pause_reading()
 
     def retire(self, reason: RestartReason) -> None:
-        """Asks it to leave; it is killed when it does not."""
+        """Ask it to exit; it is killed if it does not."""
         if self.reason is None:
             self.reason = reason
         if self._transport is not None:
@@ -216,7 +216,7 @@ class Worker(asyncio.Protocol):
         self._loop.call_later(_EXIT_SECONDS, self._kill_group)
 
     def kill(self, reason: RestartReason) -> None:
-        """Kills it and whatever its job started."""
+        """Kill it and all processes that its job started."""
         if self.reason is None:
             self.reason = reason
         if self._answer is not None and reason != "crash":
@@ -233,9 +233,9 @@ class Worker(asyncio.Protocol):
         buffer += data
         while len(buffer) >= HEADER.size:
             kind, length = HEADER.unpack_from(buffer)
-            most = self._calls.bounds.bytes if kind == Kind.CALL else self._plan.max_result_bytes
+            most = self._calls.bounds.bytes if kind == Kind.CALL else self._spec.max_result_bytes
             if length > max(most, SMALL):
-                self.kill("crash")  # no worker of ours sends that: do not wait for its bytes
+                self.kill("crash")  # our workers never send that: do not wait for its bytes
                 return
             end = HEADER.size + length
             if len(buffer) < end:
@@ -245,7 +245,7 @@ class Worker(asyncio.Protocol):
             self._frame(kind, body)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """The socket ended: the worker is dead, dying or leaving."""
+        """The socket closed: the worker is dead, dying or exiting."""
         self._disconnected = True
         if self.reason is None:
             self._kill_group()
@@ -257,7 +257,7 @@ class Worker(asyncio.Protocol):
             return
         if kind == Kind.CALL:
             if not self._calls.take(body):
-                self.kill("crash")  # it asks for more than any job needs
+                self.kill("crash")  # it makes more calls than any job needs
             return
         if kind == Kind.READY:
             if not self.ready.done():
@@ -275,7 +275,7 @@ class Worker(asyncio.Protocol):
         if kind == Kind.RESULT:
             answer.set_result(body)
         elif kind == Kind.TOO_LARGE:
-            answer.set_exception(ResultTooLarge(int(body), self._plan.max_result_bytes))
+            answer.set_exception(ResultTooLarge(int(body), self._spec.max_result_bytes))
         else:
             answer.set_exception(WorkerFailed(*unpack_error(body)))
 
@@ -283,11 +283,11 @@ class Worker(asyncio.Protocol):
         self._loop.remove_reader(self._sentinel)
         self._exited = True
         self._reap_until = self._loop.time() + _REAP_SECONDS
-        self._kill_group()  # what the job left running
+        self._kill_group()  # processes that the job left running
         if self._transport is None:
             self._disconnected = True
         elif not self._disconnected:
-            # Its last words may still be in the socket; a stray process may hold it open.
+            # Its last frames may still be in the socket, which a stray process may keep open.
             self._loop.call_later(0.2, self._transport.abort)
         self._settle()
 
@@ -296,19 +296,19 @@ class Worker(asyncio.Protocol):
             return
         exitcode = self._process.exitcode if self._process else None
         if exitcode is None and self._loop.time() < self._reap_until:
-            # The kernel closes the files of a dying process, the sentinel among them, before
-            # its status can be read; or another thread of this process is reading it just now.
+            # The kernel closes a dying process's files, including the sentinel, before its status
+            # can be read; or another thread of this process is reading it right now.
             self._loop.call_later(_REAP_INTERVAL, self._settle)
             return
         ending = _ending(exitcode)
-        self._process = None  # closes its pipes now, rather than when cycles are collected
+        self._process = None  # close its pipes now, not at the next garbage collection
         if not self.ready.done():
             self.ready.set_exception(WorkerCrashed(f"a new worker {ending}"))
-            self.ready.exception()  # marks it as seen: whoever started it may have left
+            self.ready.exception()  # mark it as retrieved: the starter may have gone away
         answer, self._answer = self._answer, None
         if answer is not None and not answer.done() and exitcode == -signal.SIGXCPU:
             self.reason = self.reason or "timeout"
-            answer.set_exception(WorkerOutOfCpu(self._plan.cpu_seconds or 0.0))
+            answer.set_exception(WorkerOutOfCpu(self._spec.cpu_seconds or 0.0))
         if answer is not None and not answer.done():
             crash = WorkerCrashed if self._started else WorkerLost
             answer.set_exception(crash(f"the worker {ending} while it had the job"))
@@ -321,19 +321,19 @@ class Worker(asyncio.Protocol):
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
-            # No such group: all are dead, or the process is so new that it has not made it yet.
+            # No such group: all are dead, or the new process has not created it yet.
             if self._process is not None and not self._exited:
                 self._process.kill()
 
 
-def _spawn(processes: ProcessSource, connection: socket.socket, plan: WorkerSpec) -> BaseProcess:
-    arguments = (connection, plan.function, plan.initializer, plan.max_result_bytes)
+def _spawn(processes: ProcessSource, connection: socket.socket, spec: WorkerSpec) -> BaseProcess:
+    arguments = (connection, spec.function, spec.initializer, spec.max_result_bytes)
     with connection:
         return processes.spawn(serve, arguments)
 
 
 def _bound_cpu(pid: int, seconds: float) -> None:
-    """Let a process use so many more processor seconds; then the kernel ends it.
+    """Let a process use this many more CPU seconds; then the kernel kills it.
 
     Set from outside, so that whatever a job runs cannot change it.
     """
@@ -343,11 +343,11 @@ def _bound_cpu(pid: int, seconds: float) -> None:
         bound = math.ceil(used + seconds)
         resource.prlimit(pid, resource.RLIMIT_CPU, (bound, resource.RLIM_INFINITY))
     except (OSError, ValueError):
-        return  # it has just ended, which is found out elsewhere; or this is not Linux
+        return  # it has just exited, which is detected elsewhere; or this is not Linux
 
 
 def _ending(exitcode: int | None) -> str:
-    if exitcode is None or exitcode == 255:  # 255: the fork server could not tell
+    if exitcode is None or exitcode == 255:  # 255: the fork server does not know
         return "ended"
     if exitcode >= 0:
         return f"exited with status {exitcode}"

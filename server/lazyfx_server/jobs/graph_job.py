@@ -1,4 +1,4 @@
-"""What a worker process runs: one job, bytes in, bytes out."""
+"""The job function of a worker process: one job, bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from lazyfx.errors import DecodeError, LazyfxError, UnsupportedGraphError, joined
 from lazyfx.shared import wire
 from lazyfx.shared.source import SourceMismatchError
-from lazyfx.shared.source.writable import MAX_SOURCE_BYTES, characters, check_size
+from lazyfx.shared.source.writable import characters, check_size
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.jobs.rendering import performed, render
 from lazyfx_server.lazy import FITTED, RecompileCost, RecompileLedger, lazy_class, lazy_job
@@ -24,12 +24,11 @@ from lazyfx_server.passes.plugins import registry_of_targets
 from lazyfx_server.passes.rewrites import RewriteReader
 from lazyfx_server.passes.verify import NumericVerifier
 from lazyfx_server.security.checked_graph import CheckedGraph, check
-from lazyfx_server.security.graph_bounds import GraphBounds
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
 
-# What it keeps is found by its bytes alone and never changed, whoever sent it.
+# Its entries are keyed by their bytes alone and immutable, whoever sent them.
 _REWRITES = RewriteReader()
 
 _KINDS = {
@@ -43,13 +42,15 @@ _KINDS = {
 def run_job(data: bytes) -> bytes:
     """Run one serialized Job and return a serialized JobResult.
 
-    Whatever goes wrong becomes a JobError, so that only this job fails.
+    Every exception becomes a JobError, so that only this job fails.
     """
     job = worker.Job.FromString(data)
     result = worker.JobResult()
     try:
         if job.HasField("compile"):
-            result.compile.CopyFrom(_compile(job.compile))
+            ledger = RecompileLedger(_cost(job.compile))
+            with lazy_job(ledger, eager=job.compile.eager):
+                result.compile.CopyFrom(_compile(job.compile, ledger))
         elif job.HasField("render"):
             result.render.CopyFrom(_render(job.render))
         else:
@@ -60,7 +61,7 @@ def run_job(data: bytes) -> bytes:
         result.error.CopyFrom(_decode_error(error, job))
     except _ValuesMissing as error:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
-        result.error.message = "passes read the values of these tensors; send them and try again"
+        result.error.message = "passes read the values of these tensors; upload them and try again"
         result.error.missing.extend(error.subjects)
     except SourceMismatchError as error:
         _log.error("%s", error)
@@ -75,7 +76,7 @@ def run_job(data: bytes) -> bytes:
         if _is_out_of_memory(error):
             result.error.kind = worker.JOB_ERROR_KIND_LIMIT
             result.error.message = (
-                "the job needs more memory than a worker may take (setting worker_memory_bytes)"
+                "the job needs more memory than a worker may use (setting worker_memory_bytes)"
             )
             return result.SerializeToString()
         _log.exception("a job failed")
@@ -91,44 +92,39 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 class _ValuesMissing(Exception):  # noqa: N818 - not a failure but a question
-    """Passes read tensors whose values did not come with the job."""
+    """Passes read tensors whose values were not sent with the job."""
 
     def __init__(self, subjects: list[str]) -> None:
         self.subjects = subjects
         super().__init__()
 
 
-def _compile(job: worker.CompileJob) -> worker.CompileResult:
-    cost = FITTED
-    if job.seconds_per_node:
-        cost = RecompileCost(job.seconds_per_node, job.cost_is_measured)
-    ledger = RecompileLedger(cost)
-    with lazy_job(ledger, eager=job.eager):
-        return _compile_lazily(job, ledger)
+def _cost(job: worker.CompileJob) -> RecompileCost:
+    if not job.seconds_per_node:
+        return FITTED
+    return RecompileCost(job.seconds_per_node, job.cost_is_measured)
 
 
-def _compile_lazily(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
+def _compile(job: worker.CompileJob, ledger: RecompileLedger) -> worker.CompileResult:
     started = perf_counter()
     pipeline = pipeline_of(registry_of_targets(tuple(job.plugins)), job.passes)
-    # Checking builds the module, which asks for no recompile on the job's account.
+    # Checking builds the module; recompiles that this requests are not charged to the job.
     uncounted = lazy_class(RecompileLedger())
-    bounds = GraphBounds.of(job.limits.graph)
-    MAX_OUTPUTS.set(bounds.max_outputs)
+    limits = PassLimits.of(job.limits)
+    MAX_OUTPUTS.set(limits.bound("max_outputs"))
     checked = check(
         job.body,
-        max_nodes=job.limits.max_nodes,
-        bounds=bounds,
+        limits=limits,
         presentation=job.presentation,
         module_class=uncounted,
     )
-    rewrites = _REWRITES.read(job.passes, pipeline.passes, job.limits.max_nodes, bounds)
+    rewrites = _REWRITES.read(job.passes, pipeline.passes, limits)
     _require_values(pipeline, checked, job)
     module = _bound(checked, job)
     moved = wire.Origins(module, checked.body)
     nodes_before = len(module.graph.nodes)
     decoded = perf_counter()
-    limits = _limits(job)
-    verifier = NumericVerifier(limits) if job.verify else None
+    verifier = NumericVerifier() if job.verify else None
     driver = Driver(ledger, limits, eager=job.eager, verifier=verifier)
     if verifier is not None:
         with ledger.in_scope("verify"):
@@ -159,7 +155,7 @@ def _render(job: worker.RenderJob) -> worker.RenderResult:
     literals = [characters(call, body.strings) for call in body.calls]
     names = job.presentation if job.HasField("presentation") else None
     try:
-        check_size(body, literals, names, job.max_source_bytes or MAX_SOURCE_BYTES)
+        check_size(body, literals, names, job.max_source_bytes)
     except DecodeError as error:
         raise DecodeError(error.reason, field="kind") from None
     try:
@@ -171,7 +167,7 @@ def _render(job: worker.RenderJob) -> worker.RenderResult:
 
 
 def _require_values(pipeline: Pipeline, checked: CheckedGraph, job: worker.CompileJob) -> None:
-    """Ask for the tensors that passes read and that did not come along.
+    """Check that the values of all tensors that passes read were sent.
 
     Raises:
         _ValuesMissing: Names them.
@@ -188,7 +184,7 @@ def _require_values(pipeline: Pipeline, checked: CheckedGraph, job: worker.Compi
 
 
 def _bound(checked: CheckedGraph, job: worker.CompileJob) -> GraphModule:
-    """The module with the values that came along in place."""
+    """The module, with the tensor values of the job bound to it."""
     if not job.values:
         return checked.module
     body = checked.body
@@ -225,10 +221,10 @@ def _encode(
 
 
 def _unregister_made(module: GraphModule, moved: wire.Origins) -> None:
-    """Make plain attributes of the tensors that passes have made, wherever those were moved.
+    """Turn tensors created by passes into plain attributes, wherever they were moved.
 
-    torch registers each tensor that it moves into a part as a buffer of it; the values of buffers
-    are the caller's, and only those of plain attributes go back with the graph.
+    torch registers a tensor that it moves into a submodule as a buffer. Values of buffers belong to
+    the caller; only values of plain attributes are returned with the graph.
     """
     for part in module.modules():
         if not isinstance(part, GraphModule):
@@ -240,18 +236,8 @@ def _unregister_made(module: GraphModule, moved: wire.Origins) -> None:
                     setattr(part, name, tensor.detach())
 
 
-def _limits(job: worker.CompileJob) -> PassLimits:
-    return PassLimits(
-        max_nodes=job.limits.max_nodes,
-        max_folded_bytes=job.limits.max_folded_bytes,
-        max_matches=job.limits.max_matches,
-        max_match_steps=job.limits.max_match_steps or PassLimits().max_match_steps,
-        max_pass_seconds=job.limits.pass_seconds,
-    )
-
-
 def _pass_error(error: PassError, job: worker.CompileJob) -> worker.JobError:
-    # A node of a pattern has its sender's name already.
+    # A node of a pattern already has its sender's name.
     if error.node is not None and error.graph is not None:
         error = error.of_node(_caller_name(error.node, error.graph, job), error.graph)
     return worker.JobError(
@@ -280,7 +266,7 @@ def _decode_error(error: DecodeError, job: worker.Job) -> worker.JobError:
 
 
 def _unsupported_error(error: UnsupportedGraphError, job: worker.Job) -> worker.JobError:
-    """What passes made cannot go on the wire, or the graph cannot be rendered as was asked."""
+    """The error for a result that cannot be encoded, or an artifact that cannot be rendered."""
     if error.node is not None and job.HasField("compile"):
         error = error.called(_caller_name(error.node, "", job.compile))
     return worker.JobError(
@@ -292,7 +278,7 @@ def _unsupported_error(error: UnsupportedGraphError, job: worker.Job) -> worker.
 
 
 def _caller_name(node: str, path: str, job: worker.CompileJob) -> str:
-    """What the caller calls a node, which is "n<i>" in the graph at this path if they sent it."""
+    """The caller's name of a node; nodes that they sent are named "n<i>" in the graph at `path`."""
     index = wire.canonical_node(node)
     if index is None or not job.presentation.graphs:
         return node
@@ -301,7 +287,7 @@ def _caller_name(node: str, path: str, job: worker.CompileJob) -> str:
 
 
 def _name(graph: int, node: int, names: graph_pb2.Presentation) -> str:
-    """The name of a node in a caller's words; empty where there is none."""
+    """The caller's name of a node; empty if there is none."""
     try:
         return wire.node_name(names.graphs[graph], node)
     except IndexError:

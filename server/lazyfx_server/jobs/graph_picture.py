@@ -1,4 +1,4 @@
-"""A drawing of a graph: layers from inputs to output, SVG, no browser or layout program needed."""
+"""Draws a graph as SVG, in layers from inputs to output, without a browser or layout program."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _COLORS = {
     "call_module": "#f9dce6",
     "output": "#e2e2e2",
 }
-# Sweeps that order the nodes of a layer by where their neighbours are.
+# Sweeps that order the nodes of a layer by the positions of their neighbours.
 _SWEEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Box:
-    """Where a node is drawn: its left upper corner."""
+    """The box of a node: its top left corner."""
 
     x: float
     y: float
@@ -35,9 +35,9 @@ class _Box:
 def draw(module: GraphModule) -> str:
     """Draw a graph as SVG text.
 
-    Nodes stand in layers by their longest path from an input; colours tell opcodes; a
-    node shows its name, its target, and shape and dtype where they are known. Get_attr
-    nodes and placeholders that nothing reads are drawn too: they are part of the graph.
+    A node's layer is its longest path from an input; its colour is its opcode. It shows its name,
+    its target, and shape and dtype if known. Unused get_attr nodes and placeholders are drawn too:
+    they are part of the graph.
     """
     nodes = list(module.graph.nodes)
     layers = _layers(nodes)
@@ -62,7 +62,7 @@ def draw(module: GraphModule) -> str:
 
 
 def _layers(nodes: list[Node]) -> list[list[Node]]:
-    import networkx as nx  # not for servers that draw in workers only
+    import networkx as nx  # imported here, because the server itself never draws
 
     graph = nx.DiGraph()
     graph.add_nodes_from(nodes)

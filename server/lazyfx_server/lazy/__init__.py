@@ -1,4 +1,4 @@
-"""Lazy GraphModules: a recompile marks, the ledger counts, source is generated on demand."""
+"""Lazy GraphModules: a recompile is counted and marks code stale; code is generated on demand."""
 
 from lazyfx.shared.source.assembly import GeneratedSource
 from lazyfx_server.lazy.lazy_module import (

@@ -1,9 +1,8 @@
-"""The lazy module: a recompile marks and is counted; code comes when it is needed.
+"""The lazy module: a recompile marks code stale and is counted; code is generated when needed.
 
-Follows torch's `_LazyGraphModule`, and adds what a service needs: each
-recompile, asked for or done, lands in the ledger of its job; modules that torch
-builds inside a job are lazy too, however they are built; hooks fire once; a
-parent's recompile leaves its children alone.
+Follows torch's `_LazyGraphModule`, and adds what a service needs: each recompile, requested or
+performed, is recorded in the ledger of its job; modules that torch builds inside a job are lazy
+too, however they are built; hooks fire once; a parent's recompile does not touch its children.
 """
 
 from __future__ import annotations
@@ -34,23 +33,23 @@ from lazyfx_server.lazy.torch_laziness import (
 
 
 class LazyModule(TorchLazyGraphModule):
-    """A GraphModule whose recompiles are marks in a ledger. Made by `lazy_class`."""
+    """A GraphModule whose recompiles are recorded in a ledger. Created by `lazy_class`."""
 
     ledger: ClassVar[RecompileLedger]
     lock: ClassVar[AbstractContextManager[bool]]
 
     def recompile(self) -> None:  # type: ignore[override]
-        """Marks the generated code as out of date."""
+        """Marks the generated code as stale."""
         self.ledger.record_requested(self)
         type(self).forward = type(self)._lazy_forward  # noqa: SLF001 - our own class
 
     @property
     def stale(self) -> bool:
-        """Whether the generated code is out of date: torch's `_needs_recompile`."""
+        """Whether the generated code is stale: torch's `_needs_recompile`."""
         return self._needs_recompile()
 
     def real_recompile(self) -> None:
-        """Generates the code if it is out of date."""
+        """Generates the code if it is stale."""
         with self.lock:
             super().real_recompile()
 
@@ -70,14 +69,14 @@ class LazyModule(TorchLazyGraphModule):
 
     def _lazy_forward(self, *args: Any, **kwargs: Any) -> Any:
         self.real_recompile()
-        # Not self(...), as torch does it: hooks have fired on the way in here.
+        # Not self(...), as in torch: the hooks have already fired.
         return type(self).forward(self, *args, **kwargs)
 
     forward = _lazy_forward
 
     @property
     def code(self) -> str:
-        """The generated code; generates it if it is out of date."""
+        """The generated code; generates it if it is stale."""
         with self.ledger.triggered_by("code"):
             return super().code
 
@@ -105,11 +104,11 @@ class EagerModule(LazyModule):
 
 
 def lazy_class(ledger: RecompileLedger, *, eager: bool = False) -> type[GraphModule]:
-    """Makes the class of a job's modules: its instances count in `ledger`.
+    """Creates the class of a job's modules: its instances record in `ledger`.
 
     Args:
-        ledger: Where their recompiles are counted.
-        eager: They recompile at once, for consumers that cannot work with marks.
+        ledger: Records their recompiles.
+        eager: They recompile at once, for consumers that cannot handle stale code.
     """
     base = EagerModule if eager else LazyModule
 
@@ -124,14 +123,14 @@ def lazy_class(ledger: RecompileLedger, *, eager: bool = False) -> type[GraphMod
 def make_lazy(module: GraphModule, ledger: RecompileLedger, *, eager: bool = False) -> GraphModule:
     """Makes a module lazy, and every GraphModule inside it; returns the same object.
 
-    Nothing is copied and no recompile is counted: the objects change their
-    class, so attributes, aliases and references to them stay as they are. Code
-    that a plain module had generated is marked as out of date.
+    Nothing is copied and no recompile is counted: the objects change their class, so attributes,
+        aliases and references are preserved. Code that a plain module had generated is marked as
+        stale.
 
     Args:
-        module: Any GraphModule. One that counts in `ledger` already is left alone.
-        ledger: Where its recompiles are counted from now on.
-        eager: Make it count and recompile at once instead.
+        module: Any GraphModule. One that already records in `ledger` is left unchanged.
+        ledger: Records its recompiles from now on.
+        eager: Make it recompile at once instead.
     """
     job_class: type[GraphModule] | None = None
     for part in module.modules():
@@ -147,19 +146,19 @@ def make_lazy(module: GraphModule, ledger: RecompileLedger, *, eager: bool = Fal
 
 @contextmanager
 def lazy_job(ledger: RecompileLedger, *, eager: bool = False) -> Iterator[None]:
-    """Makes every GraphModule that is built inside lazy and counted in `ledger`.
+    """Makes every GraphModule built inside the block lazy and recorded in `ledger`.
 
     Covers modules that torch builds through its own helpers and those that call
     `GraphModule(...)` directly (CSEPass, `optimization.fuse`, a pattern's trace),
-    in this thread, and in those that it starts with a copy of its context. Outside nothing
-    of it remains.
+    in this thread, and in threads started with a copy of its context. Nothing remains of it after
+    the block.
 
     Args:
-        ledger: Where the recompiles of the modules are counted.
-        eager: The modules count and recompile at once.
+        ledger: Records the recompiles of the modules.
+        eager: The modules recompile at once.
 
     Raises:
-        RuntimeError: Another job runs in this process. torch.fx is not
+        RuntimeError: Another job is running in this process. torch.fx is not
             thread-safe, so a process runs one job at a time.
     """
     if not _job_runs.acquire(blocking=False):
@@ -187,18 +186,18 @@ def lazy_job(ledger: RecompileLedger, *, eager: bool = False) -> Iterator[None]:
 def generate_source(
     module: GraphModule, ledger: RecompileLedger, trigger: Trigger
 ) -> GeneratedSource:
-    """Generates a module's Python source: the real recompiles of a rendering, one a module.
+    """Generates a module's Python source, counted as one performed recompile per module.
 
-    The text is generated and not executed, so the module stays as lazy as it
-    was, and nothing stays behind in torch's cache of sources. It is held against its graph.
+    The source is generated but not executed, so the module stays lazy, and nothing is left in
+    torch's cache of sources. The source is verified against its graph.
 
     Args:
         module: Lazy or plain.
-        ledger: Where the recompile is counted.
+        ledger: Records the recompile.
         trigger: The artifact that needs the source.
 
     Raises:
-        SourceMismatchError: The source says something else than the graph.
+        SourceMismatchError: The source does not match the graph.
     """
     start = perf_counter()
     with ExitStack() as checks:
@@ -215,7 +214,7 @@ def generate_source(
 def record_performed_together(
     module: GraphModule, ledger: RecompileLedger, seconds: float, *, executed: bool
 ) -> None:
-    """Counts one recompile for a module and for each one inside; they share the seconds."""
+    """Counts one recompile for a module and for each nested module; they share the seconds."""
     parts = [part for part in module.modules() if isinstance(part, GraphModule)]
     nodes = sum(len(part.graph.nodes) for part in parts)
     for part in parts:
@@ -223,12 +222,13 @@ def record_performed_together(
         ledger.record_performed(part, share, executed=executed)
 
 
-# Say that a job runs in this process, and whether what runs here is part of it; hold nothing of it.
+# Whether a job is running in this process, and whether this context is part of it; no references to
+# it.
 _job_runs = threading.Lock()
 _inside_job: ContextVar[bool] = ContextVar("lazyfx_inside_job", default=False)
 
 
-# Code that only passes the wish for generated code on.
+# Code that only passes on the request for generated code.
 _PASSES_ON = frozenset(
     (
         __file__,
@@ -240,7 +240,7 @@ _PASSES_ON = frozenset(
 
 
 def _triggering_line() -> str:
-    """The line that needs generated code: the innermost one outside of the machinery."""
+    """The line that needs generated code: the innermost frame outside this machinery."""
     frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller's frame
     while frame.f_back is not None and frame.f_code.co_filename in _PASSES_ON:
         frame = frame.f_back
@@ -253,7 +253,7 @@ def _counts_in(module: GraphModule, ledger: RecompileLedger) -> bool:
 
 
 def _declared_class(cls: type) -> type:
-    """The class as its author wrote it, below the one that GraphModule makes for each object."""
+    """The class as its author wrote it, not the one that GraphModule creates for each object."""
     return next(c for c in cls.__mro__ if c.__qualname__.split(".")[-1] != SINGLETON_CLASS_NAME)
 
 

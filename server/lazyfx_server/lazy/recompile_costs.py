@@ -1,14 +1,14 @@
-"""What a recompile costs: measured where it can be, else fitted."""
+"""The cost of a recompile: measured if possible, else fitted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Half of a full recompile is the text, half is compiling it.
+# Half of a full recompile is generating the source, half is compiling it.
 TEXT_SHARE = 0.5
 
-# Below this many nodes a measurement says more about the clock than about the graph.
+# Below this many nodes a measurement is dominated by clock noise.
 _MEASURABLE_NODES = 64
 
 
@@ -18,22 +18,22 @@ class RecompileCost:
 
     Attributes:
         seconds_per_node: Of a full recompile.
-        measured: It was measured on the graph that it is used for, not fitted over others.
+        measured: Measured on the same graph, not fitted over others.
     """
 
     seconds_per_node: float
     measured: bool = False
 
     def seconds(self, nodes: int) -> float:
-        """What full recompiles of `nodes` nodes in all cost, in seconds."""
+        """The cost in seconds of full recompiles of `nodes` nodes in total."""
         return nodes * self.seconds_per_node
 
     def refined(self, done: Iterable[tuple[float, int, bool]]) -> RecompileCost:
-        """The cost by these recompiles if they say enough, else this one.
+        """The cost measured by these recompiles if they are large enough, else this one.
 
         Args:
-            done: Of each recompile, its seconds, its nodes, and whether the text was compiled
-                too and not only generated.
+            done: For each recompile, its seconds, its nodes, and whether the source was also
+                compiled, not only generated.
         """
         done = list(done)
         nodes = sum(count for _, count, _ in done)

@@ -1,4 +1,4 @@
-"""The ledger of one job: recompiles asked for, done and saved, and why they were done."""
+"""The ledger of one job: recompiles requested, performed and saved, and what triggered them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PIPELINE_SCOPE = "pipeline"
 
 @dataclass(frozen=True, slots=True)
 class PerformedRecompile:
-    """One recompile that really happened.
+    """One recompile that was performed.
 
     Attributes:
         scope: The pass during which it happened, or "pipeline".
         trigger: What needed the code.
         seconds: How long it took.
         nodes: Nodes of the graph.
-        executed: The text was compiled too, not only generated.
+        executed: The source was also compiled, not only generated.
         where: The line that needed the code, "file.py:12 in function"; may be empty.
     """
 
@@ -41,12 +41,12 @@ class PerformedRecompile:
 
 @dataclass(frozen=True, slots=True)
 class ScopeCount:
-    """Recompiles of one scope: asked for and really done.
+    """Recompiles of one scope: requested and performed.
 
     Attributes:
-        requested: Asked for.
-        performed: Really done.
-        saved_seconds: Estimated cost of those that were asked for and never done.
+        requested: Requested recompiles.
+        performed: Performed recompiles.
+        saved_seconds: Estimated cost of those requested but never performed.
     """
 
     requested: int
@@ -55,7 +55,7 @@ class ScopeCount:
 
     @property
     def saved(self) -> int:
-        """Asked for and never done."""
+        """Requested but never performed."""
         return max(0, self.requested - self.performed)
 
 
@@ -71,7 +71,7 @@ class _Count:
 class _Totals:
     all: _Count = field(default_factory=_Count)
     scopes: defaultdict[str, _Count] = field(default_factory=lambda: defaultdict(_Count))
-    # By identity and weakly: a pattern's module is forgotten with the pattern.
+    # By identity, with weak references: a pattern's module is dropped with the pattern.
     modules: MutableMapping[GraphModule, _Count] = field(default_factory=WeakKeyDictionary)
 
     def of(self, scope: str, module: GraphModule) -> tuple[_Count, _Count, _Count]:
@@ -82,11 +82,11 @@ class RecompileLedger:
     """Counts the recompiles of one job. Lives as long as the job and is not shared.
 
     Args:
-        cost: What a recompile costs here, for the estimate of what was saved.
+        cost: The cost of a recompile, for the estimate of savings.
 
     Attributes:
         scope: What is running now: a pass's name, or "pipeline" between passes.
-        events: The recompiles that really happened, in order.
+        events: The performed recompiles, in order.
     """
 
     def __init__(self, cost: RecompileCost = FITTED) -> None:
@@ -97,7 +97,7 @@ class RecompileLedger:
         self._trigger: Trigger | None = None
 
     def record_requested(self, module: GraphModule) -> None:
-        """Counts one recompile asked for."""
+        """Counts one requested recompile."""
         nodes = len(module.graph.nodes)
         for count in self._totals.of(self.scope, module):
             count.requested += 1
@@ -106,7 +106,7 @@ class RecompileLedger:
     def record_performed(
         self, module: GraphModule, seconds: float, *, executed: bool, where: str = ""
     ) -> None:
-        """Counts one recompile done; its trigger is that of the enclosing `triggered_by`."""
+        """Counts one performed recompile; its trigger is that of the enclosing `triggered_by`."""
         trigger = self._trigger or "call"
         nodes = len(module.graph.nodes)
         self.events.append(PerformedRecompile(self.scope, trigger, seconds, nodes, executed, where))
@@ -115,11 +115,11 @@ class RecompileLedger:
             count.performed_nodes += nodes
 
     def requested(self, scope: str | None = None) -> int:
-        """How many recompiles were asked for, in one scope or in all."""
+        """How many recompiles were requested, in one scope or in all."""
         return self._count(scope).requested
 
     def performed(self, scope: str | None = None) -> int:
-        """How many recompiles happened, in one scope or in all."""
+        """How many recompiles were performed, in one scope or in all."""
         return self._count(scope).performed
 
     def of_module(self, module: GraphModule) -> ScopeCount:
@@ -128,20 +128,20 @@ class RecompileLedger:
 
     @property
     def cost(self) -> RecompileCost:
-        """What a recompile costs: as this job measured it, else as the ledger was told."""
+        """The cost of a recompile: measured in this job, else as given to the ledger."""
         return self._cost.refined([(e.seconds, e.nodes, e.executed) for e in self.events])
 
     def saved_seconds(self, scope: str | None = None) -> float:
-        """Estimated seconds of code generation that were asked for and never done."""
+        """Estimated seconds of code generation that was requested but never performed."""
         return self._public(self._count(scope)).saved_seconds
 
     def performed_seconds(self) -> float:
-        """Measured seconds of the recompiles that were done."""
+        """Measured seconds of the performed recompiles."""
         return sum(event.seconds for event in self.events)
 
     @contextmanager
     def in_scope(self, scope: str) -> Iterator[None]:
-        """Counts under `scope` inside the block."""
+        """Record under `scope` inside the block."""
         outer, self.scope = self.scope, scope
         try:
             yield
@@ -150,7 +150,7 @@ class RecompileLedger:
 
     @contextmanager
     def triggered_by(self, trigger: Trigger) -> Iterator[None]:
-        """Gives recompiles inside the block their trigger; the outermost block decides."""
+        """Sets the trigger of recompiles inside the block; the outermost block wins."""
         outer = self._trigger
         self._trigger = outer or trigger
         try:

@@ -1,7 +1,7 @@
-"""The private names of torch that laziness rests on, in one place.
+"""The private names of torch that lazy modules depend on, in one place.
 
-Present and unchanged from torch 2.11 to 2.13. A test imports this file and
-checks what each name does, so that a torch that moves one is noticed there.
+Present and unchanged from torch 2.11 to 2.13. A test imports this file and checks the behaviour of
+each name, so it detects a torch that moves one.
 """
 
 from torch.fx import _lazy_graph_module as torch_lazy

@@ -1,4 +1,4 @@
-"""The contract of a pass."""
+"""The interface of a pass."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch.fx import GraphModule
 
-# An option of a pass: what a dataclass field of a Pass may hold.
+from lazyfx_server.settings.limits import PassLimits
+
+# The value of an option: what a dataclass field of a Pass may contain.
 OptionScalar = bool | int | float | str
 OptionValue = OptionScalar | tuple[OptionScalar, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class InputGuard:
-    """What an input of a pattern must be at a place; see compiler.proto."""
+    """A condition on an input of a pattern at a match; see compiler.proto."""
 
     input: int
     dtypes: tuple[str, ...] = ()
@@ -25,7 +27,7 @@ class InputGuard:
 
 
 class Rewrite(NamedTuple):
-    """What replace_pattern replaces, by what, and where; see compiler.proto."""
+    """A pattern, its replacement and conditions, for replace_pattern; see compiler.proto."""
 
     pattern: GraphModule
     replacement: GraphModule
@@ -37,36 +39,14 @@ Rewrites = tuple[Rewrite | tuple[GraphModule, GraphModule], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class PassLimits:
-    """Bounds that passes hold themselves to.
-
-    Attributes:
-        max_nodes: Nodes that a graph may have after a pass.
-        max_folded_bytes: Bytes of all constants that one pass may make.
-        max_matches: Places that one rewrite may match.
-        max_match_steps: Steps that looking for all patterns of one pass may take.
-        max_pass_seconds: Seconds that one pass may take; 0 for no bound.
-        max_verify_bytes: Bytes of all tensors that one comparison before and after a pass
-            may make.
-    """
-
-    max_nodes: int = 1_000_000
-    max_folded_bytes: int = 256 * 1024 * 1024
-    max_matches: int = 100_000
-    max_match_steps: int = 200_000_000
-    max_pass_seconds: float = 0.0
-    max_verify_bytes: int = 2 * 1024**3
-
-
-@dataclass(frozen=True, slots=True)
 class PassContext:
-    """What a pass is given besides the module.
+    """What a pass gets in addition to the module.
 
     Tensor attributes of the module that are not on the meta device have values.
 
     Attributes:
         rewrites: (pattern, replacement) pairs, for replace_pattern.
-        limits: Bounds to keep to.
+        limits: Bounds to respect.
     """
 
     rewrites: Rewrites = ()
@@ -75,13 +55,13 @@ class PassContext:
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """What a pass did.
+    """The result of a pass.
 
     Attributes:
-        module: The module given, changed in place, or a new one.
+        module: The given module, changed in place, or a new one.
         changed: The graph, its attributes or its metadata differ from before.
-        note: Something a person should know, e.g. "3 matches".
-        data: What an analysis found: JSON-like, goes into the report as it is.
+        note: A note for people, e.g. "3 matches".
+        data: The result of an analysis: JSON-like, copied to the report.
     """
 
     module: GraphModule
@@ -94,30 +74,29 @@ class PassResult:
 class Pass(ABC):
     """A transformation of a graph. Options are the fields of the (frozen) dataclass.
 
-    A field's `metadata["help"]` describes the option, and `metadata["takes"]` says what values it
-    takes (see `setting_types`): each item's if it is a list. Without it an int is one of
-    53 bits, a float is finite, and a str is a name. The first line of the docstring describes
-    the pass. A pass edits the graph in place, calls
-    `module.recompile()` when it changed it (which only marks), and generates no
-    code. It says `changed` only if something changed.
+    A field's `metadata["help"]` describes the option, and `metadata["takes"]` its valid values (see
+    `setting_types`); for a list, those of each item. By default an int has at most 53 bits, a float
+    is finite, and a str is a name. The first line of the docstring describes the pass. A pass edits
+    the graph in place, calls `module.recompile()` after changes (which only marks the code stale),
+    and generates no code. It sets `changed` only if something changed.
     """
 
     name: ClassVar[str]
-    # Raise it whenever results of the pass may change: it is part of every cache key.
+    # Increase it whenever results of the pass may change: it is part of every cache key.
     version: ClassVar[int] = 1
     needs_values: ClassVar[bool] = False
     needs_shapes: ClassVar[bool] = False
     mutates: ClassVar[bool] = True
-    # Neither changes the graphs of its rewrites nor keeps them: they may be shared by jobs.
+    # The pass must neither change nor keep the graphs of its rewrites: jobs may share them.
     only_reads_rewrites: ClassVar[bool] = False
-    # Relative difference that results may show; what changes precision says how much.
+    # Allowed relative difference of results; a pass that changes precision sets it.
     tolerance: ClassVar[float] = 1e-3
     # Set by the server for passes of plugins: the distribution, and a digest of its code.
     origin: ClassVar[str] = ""
     source_digest: ClassVar[str] = ""
 
     def fingerprint(self) -> str:
-        """What else its results depend on, e.g. a file or the version of a library."""
+        """Anything else that its results depend on, e.g. a file or the version of a library."""
         return ""
 
     def values_read(self, module: GraphModule) -> frozenset[str]:  # noqa: ARG002
@@ -133,5 +112,5 @@ class Pass(ABC):
         """Transforms the module.
 
         Raises:
-            PassError: It cannot; the driver adds the pass and its place.
+            PassError: The pass failed; the driver adds its name and position.
         """

@@ -1,4 +1,4 @@
-"""A bound on the time of one pass."""
+"""A time limit for one pass."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import FrameType
 
 
 class OutOfTime(BaseException):
-    """A pass overran its time."""
+    """A pass exceeded its time limit."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Ends the block with OutOfTime when it takes longer.
+    """Interrupt the block with OutOfTime if it takes longer.
 
     In the main thread, where workers run their jobs, a timer interrupts the block between two
-    of Python's instructions; a call into native code is let finish, and only the bound of the
-    whole job ends it sooner. In other threads the time is looked at in the end.
+    Python instructions; a call into native code runs to its end, unless the time limit of the whole
+    job expires first. In other threads the time is only checked at the end.
 
     Args:
         seconds: The bound; 0 for none.

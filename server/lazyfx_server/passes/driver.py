@@ -1,4 +1,4 @@
-"""Runs passes one by one: keeps modules lazy, counts, bounds, and says where one failed."""
+"""Runs passes one by one: keeps modules lazy, counts recompiles, enforces bounds, places errors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.errors import DecodeError
 from lazyfx_server.lazy import PerformedRecompile, RecompileLedger, make_lazy
-from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrites
+from lazyfx_server.passes.base import Pass, PassContext, PassResult, Rewrites
 from lazyfx_server.passes.budget import OutOfTime, time_limit
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.option_spelling import spell_pipeline
+from lazyfx_server.settings.limits import PassLimits
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedPass:
-    """A pass, its number in the pipeline, and its path in the request."""
+    """A pass, its index in the pipeline, and its path in the request."""
 
     pass_: Pass
     number: int
@@ -29,12 +30,12 @@ class PlacedPass:
 
 @dataclass(frozen=True, slots=True)
 class PassRun:
-    """What one pass of a pipeline did, all its runs together: the row of a report.
+    """The totals of all runs of one pass in a pipeline: a row of the report.
 
     Attributes:
-        forced: Recompiles that happened while it ran, each with what needed the code.
-        saved_seconds: Estimated cost of those that it asked for and that never happened.
-        data: What an analysis found.
+        forced: Recompiles performed while it ran, each with what needed the code.
+        saved_seconds: Estimated cost of recompiles that it requested but that were never performed.
+        data: The result of an analysis.
     """
 
     name: str
@@ -53,7 +54,7 @@ class PassRun:
 
     @property
     def saved(self) -> int:
-        """Recompiles that were asked for and never done."""
+        """Recompiles that were requested but never performed."""
         return max(0, self.requested - self.performed)
 
     def followed_by(self, later: PassRun) -> PassRun:
@@ -77,10 +78,10 @@ class Verifier(Protocol):
     """Compares what a module computes before and after a pass."""
 
     def check(self, module: GraphModule, pass_: Pass) -> None:
-        """Compares `module` with what was last seen.
+        """Compare `module` with its last recorded state.
 
         Raises:
-            PassError: It computes something else.
+            PassError: Its results differ.
         """
 
 
@@ -88,10 +89,10 @@ class Driver:
     """Runs the passes of one job.
 
     Args:
-        ledger: Counts every recompile, under the name of the pass that asked.
+        ledger: Counts every recompile, under the name of the pass that requested it.
         limits: Bounds of each pass.
         eager: Modules recompile at once.
-        verifier: Looks at the module after each pass that changed it.
+        verifier: Checks the module after each pass that changed it.
     """
 
     def __init__(
@@ -111,15 +112,15 @@ class Driver:
 
     @property
     def runs(self) -> tuple[PassRun, ...]:
-        """What each pass did so far, in the order of the pipeline."""
+        """The totals of each pass so far, in pipeline order."""
         return tuple(self._runs[number] for number in sorted(self._runs))
 
     def adopt(self, module: GraphModule) -> GraphModule:
-        """Makes a module, and those inside it, count in the job's ledger."""
+        """Makes a module, and nested ones, record in the job's ledger."""
         return make_lazy(module, self._ledger, eager=self._eager)
 
     def add_note(self, placed: PlacedPass, note: str) -> None:
-        """Adds something to the note of a pass that has run."""
+        """Adds to the note of a pass that has run."""
         run = self._runs[placed.number]
         notes = [part for part in (run.note, note) if part]
         self._runs[placed.number] = replace(run, note="; ".join(notes))
@@ -130,11 +131,11 @@ class Driver:
         """Runs a pass.
 
         Returns:
-            The module after it, lazy again with everything inside, and whether it changed.
+            The module after it, lazy including nested modules, and whether it changed.
 
         Raises:
-            PassError: The pass failed, overran its bounds or changed the result; names it,
-                its place, the node, and the passes that ran before.
+            PassError: The pass failed, exceeded its bounds or changed the result; names the pass,
+                its position, the node, and the passes that ran before.
         """
         pass_, ledger = placed.pass_, self._ledger
         nodes_before = _nodes(module)
@@ -189,10 +190,11 @@ class Driver:
             ) from error
 
     def _check(self, placed: PlacedPass, module: GraphModule, run: PassRun) -> None:
-        pass_, limit = placed.pass_, self._limits.max_nodes
-        if run.nodes_after > limit:
+        pass_, nodes = placed.pass_, self._limits.bound("max_nodes")
+        if run.nodes_after > nodes.most:
             raise PassError(
-                f"the graph has {run.nodes_after} nodes after the pass; the limit is {limit}",
+                f"the graph has {run.nodes_after} nodes after the pass; the limit is "
+                f"{nodes.most}{nodes}",
                 kind="limit",
                 field=placed.where,
                 pass_name=pass_.name,
@@ -210,7 +212,7 @@ class Driver:
 
 
 def _reportable(result: PassResult) -> PassResult:
-    """The result; raises where its data cannot go into a report, which is the pass's mistake."""
+    """The result; raises if its data cannot be put into a report, which is a bug of the pass."""
     json.dumps(result.data)
     return result
 
@@ -220,7 +222,7 @@ def _nodes(module: GraphModule) -> int:
 
 
 def _at_its_node(told: PassError, raised: BaseException, module: GraphModule) -> PassError:
-    """An error with the graph of its node; one that a pass did not mean, with the node as well."""
+    """An error with the graph of its node; for an unexpected error, with the node as well."""
     node, name = _node_of(raised), told.node
     meant = told is raised
     if meant and (name is None or told.graph is None):
@@ -232,13 +234,13 @@ def _at_its_node(told: PassError, raised: BaseException, module: GraphModule) ->
         for path, part in parts.items():
             if part.graph is node.graph:
                 return told.of_node(name, path)
-    # A name that nodes of several graphs have says nothing of the graph.
+    # A name that occurs in several graphs does not identify the graph.
     named = [path for path, part in parts.items() if any(n.name == name for n in part.graph.nodes)]
     return told.of_node(name, named[0] if meant and len(named) == 1 else None)
 
 
 def _node_of(error: BaseException) -> Node | None:
-    """The node that a pass was at when it raised: the innermost local that is one."""
+    """The node that a pass was processing when it raised: the innermost local that is a node."""
     found: Node | None = None
     trace = error.__traceback__
     while trace is not None:

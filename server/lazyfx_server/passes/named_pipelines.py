@@ -1,4 +1,4 @@
-"""Pipelines that have names: a PassSpec with such a name stands for the passes."""
+"""Named pipelines: a PassSpec with such a name stands for a list of passes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lazyfx_server.passes.registry import Registry
 
 BUILTIN_PIPELINES: Mapping[str, str] = MappingProxyType(
     {
-        # Needs no values, keeps results to the last bit where shapes are known or not.
+        # Needs no values, and keeps results bit-identical whether or not shapes are known.
         "default": "remove_dropout,until_stable(no_op_elimination,"
         "common_subexpression_elimination,dead_code_elimination),shape_propagation",
-        # Folds weights into each other: the caller uploads what is folded.
+        # Folds weights; the caller uploads the values to be folded.
         "inference": "remove_dropout,constant_fold,fuse_conv_bn,fuse_linear_bn,"
         "until_stable(no_op_elimination,remove_duplicate_casts,sink_views,"
         "common_subexpression_elimination,dead_code_elimination),fuse_attention,"
         "dead_code_elimination,shape_propagation",
-        # Touches nothing that is trained, drawn or updated.
+        # Keeps everything that is trained, drawn or updated.
         "training": "until_stable(no_op_elimination,remove_duplicate_casts,"
         "common_subexpression_elimination,dead_code_elimination),shape_propagation",
     }
@@ -33,14 +33,14 @@ BUILTIN_PIPELINES: Mapping[str, str] = MappingProxyType(
 
 
 class NamedPipelines:
-    """Pipelines by name, checked when they are made.
+    """Pipelines by name, checked on construction.
 
     Args:
-        registry: The passes that there are.
+        registry: The available passes.
         own: The operator's pipelines: name to spelling. They may replace built-in ones.
 
     Raises:
-        ValueError: A name is that of a pass, or a spelling names no pipeline; says which.
+        ValueError: A name is that of a pass, or a spelling is invalid; names the pipeline.
     """
 
     def __init__(self, registry: Registry, own: Mapping[str, str] | None = None) -> None:
@@ -58,11 +58,11 @@ class NamedPipelines:
             self._specs[name] = specs
 
     def expand(self, specs: Iterable[pb.PassSpec]) -> list[pb.PassSpec]:
-        """The passes of a request, the names of pipelines replaced by their passes.
+        """The passes of a request, with names of pipelines replaced by their passes.
 
         Raises:
-            PassError: A pipeline is given options, rewrites or passes; or a name is that of no
-                pass and of no pipeline.
+            PassError: A pipeline has options, rewrites or passes; or a name is neither a pass nor a
+                pipeline.
         """
         return [each for place, spec in enumerate(specs) for each in self._expand(place, spec)]
 

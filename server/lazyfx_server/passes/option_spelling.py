@@ -1,6 +1,6 @@
-"""The options of a pass that say something, and the spelling of passes that have them.
+"""The non-default options of a pass, and the spelling of passes with options.
 
-The spelling is `pass_spelling`'s, which reads back what is written here.
+`pass_spelling` parses this spelling.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def changed_options(pass_: Pass) -> dict[str, OptionValue]:
 
 
 def spell_pipeline(passes: Sequence[Pass]) -> str:
-    """The canonical spelling of passes in order; defaults are left out."""
+    """The canonical spelling of passes in order; defaults are omitted."""
     return spell((p.name, changed_options(p)) for p in passes)
 
 

@@ -1,4 +1,4 @@
-"""Pass lists of requests, as messages, turned into pipelines."""
+"""Turns the pass lists of requests into pipelines."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.pipeline import DEFAULT_ROUNDS, Pipeline, Step, UntilStable
 from lazyfx_server.passes.registry import Registry
 
-# Rounds that until_stable may be asked for.
+# Maximum rounds of until_stable.
 MAX_ROUNDS = 64
 
 
 def pipeline_of(registry: Registry, specs: Sequence[pb.PassSpec]) -> Pipeline:
-    """Make the pipeline that a request names.
+    """Create the pipeline of a request.
 
     Raises:
         PassError: A pass or an option is unknown or has the wrong type; `field` is its
@@ -35,7 +35,7 @@ def pipeline_of(registry: Registry, specs: Sequence[pb.PassSpec]) -> Pipeline:
 
 
 def flat_specs(specs: Iterable[pb.PassSpec]) -> Iterator[pb.PassSpec]:
-    """The specs of passes in the order of their numbers, groups taken apart."""
+    """The specs of passes in index order, with groups flattened."""
     for spec in specs:
         if spec.name == UNTIL_STABLE:
             yield from spec.passes
@@ -44,7 +44,7 @@ def flat_specs(specs: Iterable[pb.PassSpec]) -> Iterator[pb.PassSpec]:
 
 
 def placed_specs(specs: Iterable[pb.PassSpec]) -> Iterator[tuple[str, pb.PassSpec]]:
-    """As `flat_specs`, each with its path in the request."""
+    """Like `flat_specs`, each with its path in the request."""
     for place, spec in enumerate(specs):
         if spec.name == UNTIL_STABLE:
             for inner, each in enumerate(spec.passes):

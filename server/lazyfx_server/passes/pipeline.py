@@ -1,4 +1,4 @@
-"""A pipeline: passes in order, and its name in a cache key."""
+"""A pipeline: passes in order, and its fingerprint for cache keys."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch.fx import GraphModule
 
 from lazyfx.shared.pass_spelling import UNTIL_STABLE, Group, NamedOptions, Spelled, spell
 from lazyfx_server.lazy import RecompileLedger, lazy_job
-from lazyfx_server.passes.base import Pass, PassLimits, Rewrites
+from lazyfx_server.passes.base import Pass, Rewrites
 from lazyfx_server.passes.driver import Driver, PassRun, PlacedPass
 from lazyfx_server.passes.option_spelling import changed_options
+from lazyfx_server.settings.limits import PassLimits
 
-# Rounds of until_stable when the request does not say.
+# Default rounds of until_stable.
 DEFAULT_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class UntilStable:
-    """Passes that run in turn until none of them changes the graph.
+    """Passes that are repeated until none of them changes the graph.
 
     Attributes:
         passes: In the order in which they run.
-        at_most: Rounds after which it ends, stable or not.
+        at_most: The maximum number of rounds.
     """
 
     passes: tuple[Pass, ...]
@@ -38,7 +39,7 @@ Step: TypeAlias = "Pass | UntilStable"
 
 @dataclass(frozen=True, slots=True)
 class PipelineOutcome:
-    """The module after all passes (lazy), and what each did."""
+    """The (lazy) module after all passes, and the totals of each pass."""
 
     module: GraphModule
     runs: tuple[PassRun, ...]
@@ -50,8 +51,8 @@ class Pipeline:
 
     Attributes:
         steps: Passes, and groups of passes that run until the graph is stable.
-        rewrite_digests: For each pass by its number, the digests of its rewrites, which are
-            part of the fingerprint.
+        rewrite_digests: For each pass by index, the digests of its rewrites, which are part of the
+            fingerprint.
     """
 
     steps: tuple[Step, ...]
@@ -59,7 +60,7 @@ class Pipeline:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """Every pass once, those inside groups too; a pass's number is its index here."""
+        """Every pass once, including those in groups, in index order."""
         return tuple(placed.pass_ for placed in self._placed())
 
     @property
@@ -69,7 +70,7 @@ class Pipeline:
 
     @property
     def fingerprint(self) -> bytes:
-        """32 bytes that change whenever the pipeline's results may."""
+        """32 bytes that change whenever the pipeline's results may change."""
         rows = [
             [
                 pass_.name,
@@ -87,7 +88,7 @@ class Pipeline:
         return hashlib.sha256(json.dumps([rows, shape], separators=(",", ":")).encode()).digest()
 
     def values_read(self, module: GraphModule) -> frozenset[str]:
-        """Paths of the tensor attributes whose values some pass would read.
+        """Paths of the tensor attributes whose values any pass would read.
 
         Args:
             module: The module before the first pass, its tensors on the meta device.
@@ -102,16 +103,16 @@ class Pipeline:
         limits: PassLimits | None = None,
         rewrites: Mapping[int, Rewrites] | None = None,
     ) -> PipelineOutcome:
-        """Runs the passes, inside a lazy job of their own.
+        """Runs the passes in a new lazy job.
 
         Args:
-            module: Changed in place; made lazy first.
-            ledger: Counts every recompile, under the name of the pass that asked.
+            module: Made lazy, then changed in place.
+            ledger: Counts every recompile, under the name of the pass that requested it.
             limits: Bounds of each pass.
-            rewrites: For each pass by its number, what it replaces.
+            rewrites: For each pass by index, its rewrites.
 
         Raises:
-            PassError: A pass failed; names it, its place and those before it.
+            PassError: A pass failed; names it, its position and the passes before it.
         """
         with lazy_job(ledger):
             return self.run_in_job(module, Driver(ledger, limits or PassLimits()), rewrites)
@@ -122,7 +123,7 @@ class Pipeline:
         driver: Driver,
         rewrites: Mapping[int, Rewrites] | None = None,
     ) -> PipelineOutcome:
-        """As `run`, for a caller that is inside `lazy_job` already."""
+        """Like `run`, for a caller that is already inside `lazy_job`."""
         module = driver.adopt(module)
         placed = iter(list(self._placed()))
         for step in self.steps:

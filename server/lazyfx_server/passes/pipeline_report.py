@@ -1,4 +1,4 @@
-"""What a pipeline did, as a message."""
+"""The report of a pipeline, as a message."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lazyfx_server.lazy import LazyModule, PerformedRecompile, RecompileLedger, 
 from lazyfx_server.passes.driver import PassRun
 from lazyfx_server.passes.pipeline import PipelineOutcome
 
-# The row of the modules that passes built and that are gone: patterns, copies.
+# The row of temporary modules that passes built: patterns, copies.
 BUILT_BY_PASSES = "*"
 
 
 def report_of(outcome: PipelineOutcome, ledger: RecompileLedger) -> pb.CompileReport:
-    """The part of a compile's report that the passes and the ledger know."""
+    """The part of a compile's report that comes from the passes and the ledger."""
     basis = pb.ESTIMATE_BASIS_MEASURED if ledger.cost.measured else pb.ESTIMATE_BASIS_FITTED
     modules = _modules(outcome.module, ledger)
     return pb.CompileReport(

@@ -1,8 +1,8 @@
-"""Passes of third parties: entry points that the operator's settings enable by name.
+"""Third-party passes: entry points that the operator's settings enable by name.
 
 A distribution offers passes under the group "lazyfx.passes"; the entry point is a Pass
-class, or a tuple of them. Nothing is loaded that is not enabled: a plugin is code that runs
-in the server and in its workers.
+class, or a tuple of them. Only enabled plugins are loaded: a plugin is code that runs in the server
+and in its workers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from lazyfx.errors import LazyfxError
+from lazyfx.shared.pass_spelling import PLUGIN_GROUP
 from lazyfx_server.passes.base import Pass
 from lazyfx_server.passes.builtin import BUILTIN_PASSES
 from lazyfx_server.passes.registry import Registry
 
-GROUP = "lazyfx.passes"
-
 
 class PluginError(LazyfxError):
-    """A plugin that is enabled cannot be used; says what to do."""
+    """An enabled plugin cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class Plugin:
 
     Attributes:
         name: Name of the entry point.
-        target: What it names, "package.module:attribute"; how workers find it.
+        target: Its object reference, "package.module:attribute", by which workers find it.
         passes: Its passes.
     """
 
@@ -43,16 +42,16 @@ class Plugin:
 
 
 def load_plugins(names: Iterable[str]) -> tuple[Plugin, ...]:
-    """Load the plugins that are enabled.
+    """Load the enabled plugins.
 
     Args:
         names: Names of entry points of the group.
 
     Raises:
-        PluginError: One is not installed, is offered by two distributions, cannot be
-            imported, or offers something else than passes.
+        PluginError: A plugin is not installed, is provided by two distributions, cannot be
+            imported, or provides something that is not a pass.
     """
-    offered = entry_points(group=GROUP)
+    offered = entry_points(group=PLUGIN_GROUP)
     return tuple(
         _load(name, [e for e in offered if e.name == name]) for name in dict.fromkeys(names)
     )
@@ -62,7 +61,7 @@ def registry_with(plugins: Iterable[Plugin]) -> Registry:
     """The built-in passes and those of plugins.
 
     Raises:
-        PluginError: Two passes have one name.
+        PluginError: Two passes have the same name.
     """
     offered = [pass_class for plugin in plugins for pass_class in plugin.passes]
     try:
@@ -80,7 +79,9 @@ def registry_of_targets(targets: tuple[str, ...]) -> Registry:
 
 def _load(name: str, found: list[EntryPoint]) -> Plugin:
     if not found:
-        raise PluginError(f"no installed distribution provides the passes {name!r} ({GROUP})")
+        raise PluginError(
+            f"no installed distribution provides the passes {name!r} ({PLUGIN_GROUP})"
+        )
     owners = [_owner(entry) for entry in found]
     if len(found) > 1:
         raise PluginError(
@@ -120,7 +121,7 @@ def _owner(entry: EntryPoint) -> str:
 
 
 def _source_digest(entry: EntryPoint) -> str:
-    """Digest of a plugin's code: what it computes may change without its version changing."""
+    """Digest of a plugin's code, which may change without a change of its version."""
     digest = hashlib.sha256(_owner(entry).encode())
     for path in sorted(_sources(entry)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -1,4 +1,4 @@
-"""The passes that a server offers, and how one is made from a name and options."""
+"""The passes of a server, and their construction from name and options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lazyfx_server.passes.builtin import BUILTIN_PASSES
 from lazyfx_server.passes.errors import PassError
 
 _NAME: Final = Name()
-# What an option takes whose field says nothing in `metadata["takes"]`.
+# The valid values of an option whose field has no `metadata["takes"]`.
 _USUAL: Final[Mapping[type, ValueType]] = {
     bool: Bool(),
     int: Int(-(2**53), 2**53),
@@ -44,7 +44,7 @@ class OptionDescription:
 
 @dataclass(frozen=True, slots=True)
 class PassDescription:
-    """A pass, as ListPasses tells it."""
+    """A pass, as described by ListPasses."""
 
     name: str
     summary: str
@@ -57,7 +57,7 @@ class PassDescription:
 
 
 class Registry:
-    """Pass classes by name. Fixed when made; requests only read it."""
+    """Pass classes by name. Immutable."""
 
     def __init__(self, passes: Iterable[type[Pass]] = BUILTIN_PASSES) -> None:
         self._passes: dict[str, type[Pass]] = {}
@@ -75,7 +75,7 @@ class Registry:
         return [_describe(self._passes[name]) for name in self.names()]
 
     def create(self, name: str, options: Mapping[str, object] | None = None) -> Pass:
-        """Makes a pass.
+        """Create a pass.
 
         Args:
             name: As in `names`.
@@ -111,7 +111,7 @@ class Registry:
             _check(option, values[option], takes[option], name)
         try:
             return pass_class(**values)
-        except ValueError as error:  # a dataclass's own check of its values
+        except ValueError as error:  # the dataclass's own validation
             raise PassError(str(error), field="options", pass_name=name) from error
 
 
@@ -121,7 +121,7 @@ def _option_types(pass_class: type[Pass]) -> dict[str, Any]:
 
 
 def _value_types(pass_class: type[Pass]) -> dict[str, ValueType]:
-    """What each option takes; each item of one that is a list."""
+    """The valid values of each option; for a list, those of its items."""
     hints = _option_types(pass_class)
     found: dict[str, ValueType] = {}
     for option in fields(pass_class):

@@ -1,10 +1,10 @@
-"""Decodes the rewrites of a request, and keeps the small ones for the next."""
+"""Decodes the rewrites of a request, and caches small ones."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, MutableMapping
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from cachetools import LRUCache
@@ -19,32 +19,23 @@ from lazyfx_server.passes.base import InputGuard, Pass, Rewrite, Rewrites
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.pass_requests import placed_specs
 from lazyfx_server.security.checked_graph import check
-from lazyfx_server.security.graph_bounds import DEFAULT_BOUNDS, GraphBounds
+from lazyfx_server.settings.limits import DEFAULT_GRAPH_LIMITS, GraphLimits
 
-_Key: TypeAlias = "tuple[bytes, bytes, _Bounds]"
+_Key: TypeAlias = "tuple[bytes, bytes, GraphLimits]"
 
-
-class _Bounds(NamedTuple):
-    """What the graphs of a rewrite are held to."""
-
-    max_nodes: int
-    graph: GraphBounds
-
-
-# Bytes of a body that is kept: patterns have a few nodes, most take less than 300.
+# Maximum bytes of a cached body: patterns have a few nodes, and most take less than 300 bytes.
 _LONGEST_KEPT = 4096
 
 
 class RewriteReader:
-    """Turns rewrites into graphs.
+    """Decodes rewrites to graphs.
 
-    A library of rewrites comes along with every graph that it is meant for, and decoding
-    it costs more than decoding the graph. So what was decoded is kept, found by its bytes,
-    and handed out again to passes that say that they only read it. Graphs that hold
-    anything besides their nodes are not kept.
+    A library of rewrites is sent with every graph, and decoding it costs more than decoding the
+    graph. So decoded graphs are cached by their bytes, for passes that declare that they only read
+    them. Graphs with anything besides nodes are not cached.
 
     Args:
-        most: How many graphs are kept.
+        most: How many graphs are cached.
     """
 
     def __init__(self, most: int = 1024) -> None:
@@ -54,22 +45,19 @@ class RewriteReader:
         self,
         specs: Iterable[pb.PassSpec],
         passes: Iterable[Pass],
-        max_nodes: int,
-        bounds: GraphBounds = DEFAULT_BOUNDS,
+        limits: GraphLimits = DEFAULT_GRAPH_LIMITS,
     ) -> dict[int, Rewrites]:
-        """The rewrites of each pass, by the pass's number.
+        """The rewrites of each pass, by the index of the pass.
 
         Args:
             specs: The pipeline of the request.
-            passes: Its passes by number.
-            max_nodes: Most nodes that a graph may have.
-            bounds: How large its parts may be.
+            passes: Its passes by index.
+            limits: Bounds on the size of a graph.
 
         Raises:
             PassError: A pattern or replacement is not an allowed graph; names the field.
         """
         found: dict[int, Rewrites] = {}
-        reading = _Bounds(max_nodes, bounds)
         for number, ((path, spec), pass_) in enumerate(
             zip(placed_specs(specs), passes, strict=True)
         ):
@@ -77,10 +65,8 @@ class RewriteReader:
             pairs = []
             for i, rewrite in enumerate(spec.rewrites):
                 where = f"{path}.rewrites[{i}]"
-                pattern = self._graph(f"{where}.pattern", rewrite.pattern, reading, keep)
-                replacement = self._graph(
-                    f"{where}.replacement", rewrite.replacement, reading, keep
-                )
+                pattern = self._graph(f"{where}.pattern", rewrite.pattern, limits, keep)
+                replacement = self._graph(f"{where}.replacement", rewrite.replacement, limits, keep)
                 if rewrite.constants:
                     replacement = _bound(where, rewrite)
                 guards = tuple(
@@ -98,41 +84,35 @@ class RewriteReader:
         return found
 
     def _graph(
-        self, field: str, graph: graph_pb2.Graph, within: _Bounds, keep: bool
+        self, field: str, graph: graph_pb2.Graph, limits: GraphLimits, keep: bool
     ) -> GraphModule:
-        # In the sender's names: canonical ones would pass for nodes of the graph itself.
+        # In the sender's names: canonical ones would look like nodes of the graph itself.
         names = graph.presentation if graph.HasField("presentation") else None
         if not keep or len(graph.body) > _LONGEST_KEPT:
-            return _decode(field, graph.body, names, within)
+            return _decode(field, graph.body, names, limits)
         spelled = b"" if names is None else names.SerializeToString(deterministic=True)
-        key = (graph.body, spelled, within)
+        key = (graph.body, spelled, limits)
         known = self._kept.get(key)
         if known is None:
-            known = _decode(field, graph.body, names, within)
+            known = _decode(field, graph.body, names, limits)
             if not _reads_attributes(known):
                 self._kept[key] = known
         return known
 
 
 def _decode(
-    field: str, body: bytes, names: graph_pb2.Presentation | None, within: _Bounds
+    field: str, body: bytes, names: graph_pb2.Presentation | None, limits: GraphLimits
 ) -> GraphModule:
-    # No code is generated for a pattern, and no recompile is asked for on the job's account.
+    # Generate no code for a pattern, and count no recompile for the job.
     uncounted = lazy_class(RecompileLedger())
     try:
-        return check(
-            body,
-            max_nodes=within.max_nodes,
-            bounds=within.graph,
-            names=names,
-            module_class=uncounted,
-        ).module
+        return check(body, limits=limits, names=names, module_class=uncounted).module
     except DecodeError as error:
         raise _refused(error, field, names) from error
 
 
 def _refused(error: DecodeError, field: str, names: graph_pb2.Presentation | None) -> PassError:
-    """The error about a graph of a request, with the name that its sender uses for the node."""
+    """The error about a rewrite's graph, with the sender's name of the node."""
     node = None
     if error.node is not None:
         try:
@@ -148,7 +128,7 @@ _UNNAMED = graph_pb2.Presentation()
 
 
 def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
-    """A replacement, checked before, with the tensors that it reads."""
+    """A checked replacement, with the tensors that it reads."""
     body = graph_pb2.GraphBody.FromString(rewrite.replacement.body)
     rows = [row for row in body.graphs[0].attributes if row.HasField("tensor")]
     if len(body.graphs) > 1 or len(rows) != len(rewrite.constants):
@@ -162,7 +142,7 @@ def _bound(field: str, rewrite: pb.Rewrite) -> GraphModule:
         data = next(values)
         wanted = row.tensor.content.sha256
         if wanted and hashlib.sha256(data).digest() != wanted:
-            raise DecodeError("the bytes of a constant are not those of its digest")
+            raise DecodeError("the bytes of a constant do not match its digest")
         return wire.tensor_from_bytes(body.tensors[row.tensor.tensor], data)
 
     names = rewrite.replacement.presentation

@@ -1,9 +1,9 @@
-"""Compares what a graph computes before and after a pass, on random inputs.
+"""Compares the results of a graph before and after a pass, on random inputs.
 
-Nothing of a caller is needed: inputs are made from the metadata, and tensors whose values
-are not here are random too, the same before and after. The graph is run node by node, so
-that no code is generated for it, and operators that are not computed on real values
-(`passes/analysis/evaluation`) end the verification.
+Nothing from the caller is needed: inputs are generated from the metadata, and tensors without
+    values are random too, the same before and after. The graph runs node by node, so no code is
+    generated for it. Operators that may not run on real values (`passes/analysis/evaluation`) end
+    the verification.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx.shared.wire.values.descriptions import fake_tensor, materialize
 from lazyfx.shared.wire.values.tensors import stand_in_of
 from lazyfx_server.passes.analysis.evaluation import UnreviewedError, reviewed
-from lazyfx_server.passes.analysis.fake_run import in_fresh_thread
 from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
-from lazyfx_server.passes.base import Pass, PassLimits
+from lazyfx_server.passes.base import Pass
 from lazyfx_server.passes.errors import PassError
 
 _SEED = 20105257
+_MAX_BYTES = 2 * 1024**3
 _GRADIENT = "gradient"
-# Says of an outcome that a derivative is an operator that is not computed here.
+# Marks an outcome in which a derivative is an operator that may not run here.
 _NO_GRADIENTS = "gradients that are not computed"
 
 
 @dataclass
 class NumericVerifier:
-    """Remembers what the module computed last, and compares.
+    """Compares the module's results with those before.
 
     Attributes:
-        limits: Bounds; `max_verify_bytes` holds for inputs and attributes together.
+        max_bytes: Bound on the bytes of inputs and attributes together.
         passes: Passes that were compared.
-        tensors: Tensors that the last comparison looked at.
-        max_difference: The largest difference seen.
+        tensors: Tensors compared last.
+        max_difference: The largest difference found.
     """
 
-    limits: PassLimits
+    max_bytes: int = _MAX_BYTES
     passes: int = 0
     tensors: int = 0
     max_difference: float = 0.0
@@ -51,7 +52,7 @@ class NumericVerifier:
     _last: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def start(self, module: GraphModule) -> None:
-        """Records what a module computes before the first pass.
+        """Record the results of a module before the first pass.
 
         Raises:
             PassError: It cannot be run: an input has no shape (kind "precondition"), the
@@ -66,10 +67,10 @@ class NumericVerifier:
         ]
         self._values.add(module, generator)
         size = _bytes([*self._inputs, *self._values.all()])
-        if size > self.limits.max_verify_bytes:
+        if size > self.max_bytes:
             raise PassError(
                 f"verify would create {size} bytes of tensors; the limit is "
-                f"{self.limits.max_verify_bytes}; leave verify out",
+                f"{self.max_bytes}; leave verify out",
                 kind="limit",
                 field="verify",
             )
@@ -83,11 +84,10 @@ class NumericVerifier:
             ) from error
 
     def check(self, module: GraphModule, pass_: Pass) -> None:
-        """Compares a module with what was last seen, and remembers it.
+        """Compare a module's results with the previous ones, and record them.
 
         Raises:
-            PassError: It computes something else, or cannot be run any more (kind
-                "precondition").
+            PassError: Its results differ, or it cannot be run any more (kind "precondition").
         """
         try:
             found = self._run(module)
@@ -117,13 +117,13 @@ class NumericVerifier:
 
 
 class _Values:
-    """Concrete values of attributes: their own if they are here, else random ones."""
+    """Concrete values of attributes: their own if known, else random ones."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def add(self, module: torch.nn.Module, generator: torch.Generator) -> None:
-        """Makes values for the tensors that are only described."""
+        """Generate values for tensors without values."""
         for part in module.modules():
             for tensor in vars(part).values():
                 self._add(tensor, generator)
@@ -138,21 +138,21 @@ class _Values:
                 row = stand_in.tables.body.tensors[stand_in.attribute.tensor]
                 like = fake_tensor(stand_in.tables, row, FakeTensorMode())
             value = _random(like, generator).requires_grad_(tensor.requires_grad)
-            # The tensor is kept so that its id stays its own.
+            # Keep the tensor so that its id is not reused.
             self._made[id(tensor)] = (tensor, value)
 
     def all(self) -> Iterable[torch.Tensor]:
-        """Every value made."""
+        """All generated values."""
         return [value for _, value in self._made.values()]
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The concrete value that stands for an attribute."""
+        """The concrete value of an attribute."""
         found = self._made.get(id(tensor))
         return tensor if found is None else found[1]
 
 
 class _Run(BoundedInterpreter):
-    """Runs a graph with other attributes than the module's own; writes reach only copies."""
+    """Runs a graph with other attributes than the module's own; writes only affect copies."""
 
     def __init__(self, module: GraphModule, values: _Values, copies: _Copies) -> None:
         super().__init__(module, garbage_collect_values=True)
@@ -178,27 +178,27 @@ class _Run(BoundedInterpreter):
 
 
 class _Copies:
-    """One copy of each tensor of a run: written in place of it, and a leaf behind it."""
+    """One writable copy of each tensor of a run, derived from a leaf."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The copy that stands for a tensor in this run."""
+        """The copy of a tensor in this run."""
         if id(tensor) not in self._made:
             leaf = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-            # Not the leaf: what requires gradients may be written only if it is not a leaf.
+            # Not the leaf: a tensor that requires grad can be written to only if it is not a leaf.
             self._made[id(tensor)] = (tensor, leaf, leaf.clone() if leaf.requires_grad else leaf)
         return self._made[id(tensor)][2]
 
     def leaves(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """The leaves behind the copies of these tensors, where there are any with gradients."""
+        """The leaves of the copies of these tensors, if any have gradients."""
         known = (self._made[id(t)][1] for t in tensors if id(t) in self._made)
         return [leaf for leaf in known if leaf.requires_grad]
 
 
 def _outcome(module: GraphModule, inputs: list[Any], values: _Values) -> dict[str, torch.Tensor]:
-    """Outputs, tensors that may have been written, and gradients, by what to call them."""
+    """Outputs, tensors that may have been written to, and gradients, by their names in messages."""
     torch.manual_seed(_SEED)
     copies = _Copies()
     args = [copies.of(v) if isinstance(v, torch.Tensor) else v for v in inputs]
@@ -260,7 +260,7 @@ def _input_for(node: Node, mode: FakeTensorMode, generator: torch.Generator) -> 
 
 
 def _random(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Values that models digest: small matrices, positive vectors, indices that exist."""
+    """Values that models accept: small matrices, positive vectors, valid indices."""
     shape = [int(size) for size in like.shape]
     if like.dtype.is_floating_point or like.dtype.is_complex:
         if len(shape) >= 2:
@@ -275,7 +275,7 @@ def _random(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor | None) -> float:
-    """The largest difference, relative to the largest value; infinite for another kind."""
+    """The largest difference, relative to the largest value; infinite if the kinds differ."""
     if found is None or expected.shape != found.shape or expected.dtype != found.dtype:
         return float("inf")
     if expected.numel() == 0:

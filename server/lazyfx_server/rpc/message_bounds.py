@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lazyfx_server.compiling.limits.request_limits import (
+from lazyfx_server.compiling.limits.request_checks import (
     MAX_LIST_ITEMS,
     MAX_NAME_BYTES,
     MAX_OPTIONS,
-    RequestLimits,
 )
-from lazyfx_server.security.scanning import Bound, FieldBounds, MessageBounds
+from lazyfx_server.security.scanning import FieldBounds, MessageBounds
+from lazyfx_server.settings.limits import CallLimits, RequestLimits, UploadLimits
+from lazyfx_server.settings.part import Bound
 
 # What is checked in detail when it is read: lengths of digests, names of dtypes.
 _SMALL = Bound(1024)
@@ -22,7 +23,9 @@ _LIST = Bound(MAX_LIST_ITEMS, "")
 _OPTIONS = Bound(MAX_OPTIONS, "")
 
 
-def request_bounds(limits: RequestLimits) -> Mapping[str, MessageBounds]:
+def request_bounds(
+    limits: RequestLimits, calls: CallLimits, uploads: UploadLimits
+) -> Mapping[str, MessageBounds]:
     """The bounds of the request of each method, by the method's name."""
     digest = MessageBounds({1: FieldBounds("sha256", _SMALL), 2: FieldBounds("size_bytes")})
     graph = _graph(limits, body=True)
@@ -32,9 +35,7 @@ def request_bounds(limits: RequestLimits) -> Mapping[str, MessageBounds]:
             1: FieldBounds("graph_digest", _SMALL, inside=digest),
             2: FieldBounds("graph", inside=graph, mark=True),
             3: _passes(limits, option),
-            4: FieldBounds(
-                "values", _SMALL, Bound(limits.max_values, "max_values"), _binding(digest)
-            ),
+            4: FieldBounds("values", _SMALL, limits.bound("max_values"), _binding(digest)),
             5: FieldBounds("skip_cache_lookup"),
             6: FieldBounds("eager"),
             7: FieldBounds("verify"),
@@ -62,13 +63,13 @@ def request_bounds(limits: RequestLimits) -> Mapping[str, MessageBounds]:
             }
         ),
         "FindMissingBlobs": MessageBounds(
-            {1: FieldBounds("digests", _SMALL, Bound(limits.max_digests, "max_digests"), digest)}
+            {1: FieldBounds("digests", _SMALL, uploads.bound("max_digests"), digest)}
         ),
         "UploadBlobs": MessageBounds(
             {
                 1: FieldBounds("digest", _SMALL, inside=digest),
                 2: FieldBounds("offset"),
-                3: FieldBounds("data", Bound(limits.max_message_bytes, "max_message_bytes")),
+                3: FieldBounds("data", calls.bound("max_message_bytes")),
             }
         ),
         "ListPasses": MessageBounds(),
@@ -88,7 +89,7 @@ def _binding(digest: MessageBounds) -> MessageBounds:
 
 
 def _graph(limits: RequestLimits, *, body: bool) -> MessageBounds:
-    bytes_of_body = Bound(limits.max_graph_bytes, "max_graph_bytes")
+    bytes_of_body = limits.bound("max_graph_bytes")
     return MessageBounds(
         {
             1: FieldBounds("format_version"),
@@ -100,9 +101,9 @@ def _graph(limits: RequestLimits, *, body: bool) -> MessageBounds:
 
 
 def _presentation(limits: RequestLimits) -> FieldBounds:
-    text = Bound(limits.graph.max_string_bytes, "max_string_bytes")
+    text = limits.bound("max_string_bytes")
     # Names of nodes of all graphs; packed numbers take up to five bytes each.
-    names = Bound(limits.max_nodes, "max_nodes")
+    names = limits.bound("max_nodes")
     column = Bound(5 * limits.max_nodes, "max_nodes")
     target = MessageBounds({1: FieldBounds("node"), 2: FieldBounds("target", text)})
     graph_names = MessageBounds(
@@ -128,13 +129,13 @@ def _presentation(limits: RequestLimits) -> FieldBounds:
             4: FieldBounds("process_groups", text, names),
         }
     )
-    size = Bound(limits.max_presentation_bytes, "max_presentation_bytes")
+    size = limits.bound("max_presentation_bytes")
     return FieldBounds("presentation", size, inside=message)
 
 
 def _option(limits: RequestLimits) -> MessageBounds:
     """Bounds of a PassOption. Values nest; what reads them takes one level of lists."""
-    text = Bound(limits.max_option_bytes, "max_option_bytes")
+    text = limits.bound("max_option_bytes")
     value = MessageBounds()
     items = MessageBounds({1: FieldBounds("items", text, _LIST, value, total=_LIST)})
     value.fields = {
@@ -159,7 +160,7 @@ def _passes(limits: RequestLimits, option: MessageBounds) -> FieldBounds:
             4: FieldBounds("shape", Bound(10 * 64), Bound(64)),
         }
     )
-    size = Bound(limits.max_graph_bytes, "max_graph_bytes")
+    size = limits.bound("max_graph_bytes")
     rewrite = MessageBounds(
         {
             1: FieldBounds("pattern", inside=graph),
@@ -169,8 +170,8 @@ def _passes(limits: RequestLimits, option: MessageBounds) -> FieldBounds:
             5: FieldBounds("constants", size, _LIST, total=_LIST),
         }
     )
-    most = Bound(limits.max_passes, "max_passes")
-    rewrites = Bound(limits.max_rewrites, "max_rewrites")
+    most = limits.bound("max_passes")
+    rewrites = limits.bound("max_rewrites")
     spec = MessageBounds()
     spec.fields = {
         1: FieldBounds("name", _NAME),

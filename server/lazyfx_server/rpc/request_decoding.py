@@ -10,12 +10,10 @@ from google.protobuf.message import DecodeError, Message
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.limits.held_bytes import MemoryHold, RequestMemory
-from lazyfx_server.compiling.limits.request_limits import RequestLimits
-from lazyfx_server.compiling.off_loop import ON_LOOP_BYTES, off_loop
+from lazyfx_server.compiling.off_loop import compute
 from lazyfx_server.compiling.request import IncomingCompile
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
-from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import add_received
 from lazyfx_server.security.scanning import (
     FieldBounds,
@@ -42,12 +40,12 @@ class Decoder:
     """Reads requests.
 
     Args:
-        limits: Bounds of requests.
+        bounds: Bounds of the request of each method, by its name.
         held: Bounds the bytes of all of them.
     """
 
-    def __init__(self, limits: RequestLimits, held: RequestMemory) -> None:
-        self._bounds = request_bounds(limits)
+    def __init__(self, bounds: Mapping[str, MessageBounds], held: RequestMemory) -> None:
+        self._bounds = bounds
         self._held = held
 
     @asynccontextmanager
@@ -70,10 +68,8 @@ class Decoder:
         add_received(len(data))
         with self._held.hold(tenant.name, len(data)) as hold:
             # Of an upload nearly all is one field, which is skipped.
-            if len(data) <= ON_LOOP_BYTES or method == "UploadBlobs":
-                yield self._decode(method, data, hold)
-            else:
-                yield await off_loop(self._decode, method, data, hold)
+            read = 0 if method == "UploadBlobs" else len(data)
+            yield await compute(read, self._decode, method, data, hold)
 
     def _decode(self, method: str, data: bytes, hold: MemoryHold) -> Any:
         try:

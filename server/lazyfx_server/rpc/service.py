@@ -18,15 +18,14 @@ import torch
 from lazyfx.shared.format_version import READ_VERSIONS
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
-from lazyfx_server.compiling.artifact_kinds import KINDS, NATIVE_KINDS
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.limits.quotas import Quotas
-from lazyfx_server.compiling.limits.request_limits import RequestLimits
 from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError, TimedOutError
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, is_native
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.rpc.authentication import Identification, caller, caller_name
@@ -36,6 +35,7 @@ from lazyfx_server.rpc.interceptors import Context
 from lazyfx_server.rpc.request_decoding import Decoder, request_id
 from lazyfx_server.security import allowed
 from lazyfx_server.security.signing import Signer
+from lazyfx_server.settings.limits import CallLimits
 from lazyfx_server.store import StoreStats
 
 CHUNK_BYTES = 512 * 1024
@@ -45,10 +45,11 @@ PROGRESS_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What GetServerInfo returns besides the limits.
+    """What GetServerInfo returns of how the server is set up.
 
     Attributes:
         workers: Worker processes.
+        limits: All bounds.
         devices: Devices that workers see, queried each time.
         signer: Knows the public keys.
         native: Where native artifacts run; None when none are made.
@@ -58,6 +59,7 @@ class ServerFacts:
     """
 
     workers: int
+    limits: Sequence[pb.Limit]
     devices: Callable[[], Sequence[pb.DeviceInfo]]
     signer: Signer
     native: Callable[[], pb.NativeTarget | None]
@@ -67,7 +69,7 @@ class ServerFacts:
 
 
 class GraphCompilerService(GraphCompilerServicer):
-    """Adapts the rooms below to `lazyfx.v1.GraphCompiler`."""
+    """Adapts `compiling` to `lazyfx.v1.GraphCompiler`."""
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class GraphCompilerService(GraphCompilerServicer):
         ledger: ServerLedger,
         registry: Registry,
         named: NamedPipelines,
-        limits: RequestLimits,
+        limits: CallLimits,
         decoder: Decoder,
         facts: ServerFacts,
         quotas: Quotas,
@@ -179,7 +181,7 @@ class GraphCompilerService(GraphCompilerServicer):
     ) -> AsyncIterator[pb.GetArtifactResponse]:
         finding = asyncio.ensure_future(self._artifacts.get(request, tenant))
         try:
-            if request.kind in NATIVE_KINDS:
+            if is_native(request.kind):
                 while not (await asyncio.wait({finding}, timeout=PROGRESS_SECONDS))[0]:
                     progress = self._artifacts.progress(request)
                     yield pb.GetArtifactResponse(progress=progress)
@@ -257,8 +259,8 @@ class GraphCompilerService(GraphCompilerServicer):
             grpc_version=grpc.__version__,
             format_versions=sorted(READ_VERSIONS),
             devices=self._facts.devices(),
-            limits=self._limits.describe(),
-            artifact_kinds=sorted(KINDS),
+            limits=self._facts.limits,
+            artifact_kinds=sorted(ARTIFACT_KINDS),
             workers=self._facts.workers,
             native=self._facts.native(),
             verify_keys=self._facts.signer.verify_keys,

@@ -1,1 +1,1 @@
-"""Turning bytes from strangers into graphs that may be used."""
+"""Turns untrusted bytes into graphs that are safe to use."""

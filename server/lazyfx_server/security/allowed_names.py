@@ -1,4 +1,4 @@
-"""What a caller may call the parts of a graph: names reach generated source."""
+"""Checks the caller's names of nodes, arguments and attributes, which reach generated source."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lazyfx.shared.wire.names import check_identifier, is_path, read_names
 from lazyfx.shared.wire.reading.decode import read_devices
 from lazyfx.v1 import graph_pb2
 
-# Real modules refuse to register anything under a name that every module has.
+# Modules refuse to register anything under the name of an attribute of nn.Module.
 _OF_EVERY_MODULE = frozenset(dir(nn.Module()))
 
 
 def check_names(body: graph_pb2.GraphBody, presentation: graph_pb2.Presentation) -> None:
-    """Check that names fit a graph and that Python source can hold them.
+    """Check that names fit a graph and are valid in Python source.
 
     Time and memory are linear in the size of the presentation.
 
@@ -47,7 +47,7 @@ def _check_arguments(
     given: graph_pb2.GraphNames,
     nodes: Sequence[str],
 ) -> None:
-    """Placeholder targets are argument names, and no two arguments have one name."""
+    """Check that placeholder targets are unique argument names."""
     field = "presentation.placeholder_targets"
     targets: dict[int, str] = {}
     for row in given.placeholder_targets:
@@ -69,7 +69,7 @@ def _check_arguments(
 def _check_paths(
     attributes: Sequence[graph_pb2.Attribute], paths: Sequence[str], graph: str
 ) -> None:
-    """Attribute paths are dotted names; none leads through, or over, something else."""
+    """Check that attribute paths are dotted names that do not conflict."""
     field = "presentation.attribute_paths"
     if len(paths) != len(attributes):
         raise DecodeError(f"must have one entry per attribute of {graph}", field=field)

@@ -1,11 +1,11 @@
-"""Bearer tokens: who has which, kept as hashes in a file that may change while a server runs.
+"""Bearer tokens, stored as hashes in a file that may change while a server runs.
 
 A line of the file: the token's id, the SHA-256 of the whole token in hex, the tenant. Lines
-that start with # are comments. Tokens hold 32 random bytes, so that a plain hash cannot be
-turned back; removing a line ends its token.
+that start with # are comments. Tokens contain 32 random bytes, so a plain hash
+cannot be reversed. Removing a line revokes its token.
 
-A file that is empty, or whose last line has no line feed, is still being written: the tokens
-that were read before stay valid. To end all tokens, leave a comment.
+A file that is empty, or does not end with a line feed, is considered half-written: the previous
+tokens stay valid. To revoke all tokens, leave a comment in the file.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class TokenFileError(Exception):
 
 
 def is_tenant_name(text: str) -> bool:
-    """Whether this can be the name of a tenant."""
+    """Whether this is a valid tenant name."""
     return _TENANT.fullmatch(text) is not None
 
 
 class TokenFile:
-    """Whose token is whose; the file is read again when it changes.
+    """Maps tokens to tenants; the file is reloaded when it changes.
 
     Args:
         path: The file.
@@ -55,7 +55,7 @@ class TokenFile:
         self._known = _read(path) or {}
 
     def tenant_of(self, token: str) -> str | None:
-        """The tenant whose token this is, or None. Takes as long whoever's it is."""
+        """The tenant of this token, or None. Takes constant time."""
         self._refresh()
         match = _TOKEN.fullmatch(token)
         expected, tenant = self._known.get(match[1] if match else "", _NOBODY)
@@ -70,7 +70,7 @@ class TokenFile:
         try:
             known = _read(self._path)
         except TokenFileError as error:
-            # Half a file must not let anybody in, nor lock everybody out.
+            # A half-written file must neither admit a caller nor lock everyone out.
             _log.error("keeping the previous %d tokens: %s", len(self._known), error)
             return
         if known is None:
@@ -81,17 +81,18 @@ class TokenFile:
 
 
 def add_token(path: Path, tenant: str) -> str:
-    """Make a token and add its hash to the file, which is made when it is not there.
+    """Create a token and add its hash to the file, which is created if missing.
 
     Returns:
-        The token; it is written nowhere.
+        The token; it is stored nowhere.
 
     Raises:
-        TokenFileError: The file cannot be written, or the name cannot be a tenant's.
+        TokenFileError: The file cannot be written, or the tenant name is invalid.
     """
     if not is_tenant_name(tenant):
         raise TokenFileError(
-            f"{tenant[:100]!r} cannot be a tenant: letters, digits and . _ @ -, at most 63"
+            f"{tenant[:100]!r} is not a valid tenant name: use letters, digits and . _ @ -, at "
+            f"most 63"
         )
     name = secrets.token_hex(8)
     token = f"lazyfx_{name}_{secrets.token_urlsafe(32)}"
@@ -106,7 +107,7 @@ def add_token(path: Path, tenant: str) -> str:
 
 
 def _read(path: Path) -> dict[str, tuple[bytes, str]] | None:
-    """The tokens of a file by their ids; None of a file that is empty."""
+    """The tokens of a file by their ids; None if the file is empty."""
     try:
         text = read_regular(path, _MAX_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -115,7 +116,7 @@ def _read(path: Path) -> dict[str, tuple[bytes, str]] | None:
         return None
     if not text.endswith("\n"):
         raise TokenFileError(
-            f"{path} does not end with a line feed: its last line may be half written"
+            f"{path} does not end with a line feed: its last line may be incomplete"
         )
     known: dict[str, tuple[bytes, str]] = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -129,7 +130,7 @@ def _read(path: Path) -> dict[str, tuple[bytes, str]] | None:
             or not is_tenant_name(fields[2])
         ):
             raise TokenFileError(
-                f"{path}, line {number}: not 'id sha256 tenant', as `lazyfx token` writes it"
+                f"{path}, line {number}: expected 'id sha256 tenant', as written by `lazyfx token`"
             )
         known[fields[0]] = (bytes.fromhex(fields[1]), fields[2])
     return known

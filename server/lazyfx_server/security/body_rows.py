@@ -1,53 +1,51 @@
-"""How many rows the tables of a graph's body have, counted on its bytes before it is parsed."""
+"""Bounds the rows of a graph body's tables, counted in its bytes before it is parsed."""
 
 from __future__ import annotations
 
 from lazyfx.errors import DecodeError
-from lazyfx_server.security.graph_bounds import GraphBounds
 from lazyfx_server.security.scanning import (
-    Bound,
     FieldBounds,
     MessageBounds,
     OverBoundError,
     scan,
 )
+from lazyfx_server.settings.limits import GraphLimits
+from lazyfx_server.settings.part import Bound
 
-# Tables of which even very large graphs have few rows.
+# Tables in which even very large graphs have few rows.
 _MAX_FEW = 65_536
 _ANY = Bound(2**31)
 
 
-def check_rows(body: bytes, max_nodes: int, bounds: GraphBounds) -> None:
-    """Refuse a body whose tables have more rows than a graph within its bounds could use.
+def check_rows(body: bytes, limits: GraphLimits) -> None:
+    """Refuse a body whose tables have more rows than a graph within the bounds could use.
 
     Args:
-        body: What a stranger sent.
-        max_nodes: Most nodes, nested graphs included.
-        bounds: How large its parts may be.
+        body: The untrusted bytes.
+        limits: Bounds on the size of a graph.
 
     Raises:
         DecodeError: A table is too long, or the bytes are malformed.
     """
     try:
-        scan(body, _body(max_nodes, bounds))
+        scan(body, _body(limits))
     except OverBoundError as error:
         raise DecodeError(error.reason, field=error.field) from None
 
 
-def _body(max_nodes: int, bounds: GraphBounds) -> MessageBounds:
-    nodes = Bound(max_nodes, "max_nodes")
-    # A node has one value, which may be a sequence of others; a size is an expression of parts.
-    described = Bound(4 * max_nodes + _MAX_FEW, "max_nodes")
-    calls = Bound(bounds.max_calls, "max_calls")
+def _body(limits: GraphLimits) -> MessageBounds:
+    nodes, calls = limits.bound("max_nodes"), limits.bound("max_calls")
+    # A node has one value, which may be a sequence of values; a size is an expression with parts.
+    described = Bound(4 * nodes.most + _MAX_FEW, "max_nodes")
     few = Bound(_MAX_FEW)
-    text = Bound(4 * bounds.max_string_bytes, "max_string_bytes")
-    texts = Bound(bounds.max_calls + _MAX_FEW, "max_calls")
-    column, edges = Bound(5 * max_nodes, "max_nodes"), Bound(5 * bounds.max_edges, "max_edges")
-    # What does not parse as one row a node is found out where columns are read.
+    text = Bound(4 * limits.max_string_bytes, "max_string_bytes")
+    texts = Bound(calls.most + _MAX_FEW, "max_calls")
+    column, edges = Bound(5 * nodes.most, "max_nodes"), limits.bound("max_edges")
+    # Whether there is one row per node is checked when columns are read.
     graph = MessageBounds(
         {
             1: FieldBounds("calls", column, nodes),
-            2: FieldBounds("operands", edges, Bound(bounds.max_edges, "max_edges")),
+            2: FieldBounds("operands", Bound(5 * edges.most, "max_edges"), edges),
             3: FieldBounds("values", column, nodes),
             4: FieldBounds("attributes", _ANY, described, total=described),
         }

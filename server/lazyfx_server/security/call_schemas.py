@@ -1,8 +1,8 @@
-"""What a callable takes, by its name on the wire; and why a call does not fit it.
+"""The signatures of callables by their wire names, and why a call does not match one.
 
-Operators bring their schemas. Functions, Tensor methods and higher-order operators have reviewed
-signatures (`allowed/signatures.json`). What flows through a hole (an operand) is not known here
-and fits every place; torch checks it when it runs.
+Operators have schemas. Functions, Tensor methods and higher-order operators have reviewed
+signatures (`allowed/signatures.json`). The value of a hole (an operand) is not known here and
+matches every parameter; torch checks it at run time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.security import allowed
 from lazyfx_server.security.signatures import Signature, of_schema, read
 from lazyfx_server.security.signatures.kinds import fits_anything
+from lazyfx_server.security.unchecked_kernels import unsafe_reason
 
 _SHOWN = 300
 
@@ -25,11 +26,11 @@ _SHOWN = 300
 def mismatch_reason(
     call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[str]
 ) -> str | None:
-    """Why a call does not fit any signature of what it calls, if so.
+    """Why a call matches no signature of its target, if so.
 
     Args:
-        call: A call of a target.
-        target: Its kind and name.
+        call: The call.
+        target: Kind and name of the target.
         strings: The strings of the message.
     """
     kind, name = target
@@ -39,8 +40,9 @@ def mismatch_reason(
         return error.reason
     reasons = [signature.mismatch_reason(call, strings) for signature in known]
     if None in reasons:
-        return None
-    told = reasons[0] if len(reasons) == 1 else "fit none of its overloads"
+        unsafe = unsafe_reason(call, kind, name, known, strings)
+        return f"the arguments of {name[:200]} {unsafe}" if unsafe else None
+    told = reasons[0] if len(reasons) == 1 else "match none of its overloads"
     return f"the arguments of {name[:200]} {told}; {_remedy(kind, name)}"
 
 
@@ -54,7 +56,7 @@ def module_mismatch_reason(call: graph_pb2.Call, strings: Sequence[str]) -> str 
 
 @functools.lru_cache(maxsize=4096)
 def signatures_of(kind: int, name: str) -> tuple[Signature, ...]:
-    """The signatures of a target, one for each overload.
+    """The signatures of a target, one per overload.
 
     Raises:
         DecodeError: There is no such target, or it has no reviewed signature.
@@ -63,7 +65,7 @@ def signatures_of(kind: int, name: str) -> tuple[Signature, ...]:
     if isinstance(found, torch._ops.OpOverload):  # noqa: SLF001 - the operators' own type
         return (of_schema(found._schema),)  # noqa: SLF001 - there is no public way to a schema
     if isinstance(found, torch._ops.OpOverloadPacket):  # noqa: SLF001
-        # TorchScript's own overloads, which take lists and texts, are nobody's to call.
+        # TorchScript's own overloads, which take lists and strings, are not callable.
         overloads = [getattr(found, o) for o in found.overloads() if is_dispatched(name, o)]
         return tuple(of_schema(overload._schema) for overload in overloads)  # noqa: SLF001
     return tuple(read(text) for text in allowed.signatures(kind, name))

@@ -1,8 +1,8 @@
-"""What is found out about a distinct call, once: how long it is, and whether it may be.
+"""Checks each distinct call once: its size, and whether it is allowed.
 
-Rows come again in every graph of a model. What was found out of one that is short is remembered
-by its target and its bytes, and where it has words, by the strings of its message; so the checks
-of a graph cost a look-up for each distinct call.
+The same rows recur in every graph of a model. Verdicts on short rows are cached by target and
+bytes, and, if they contain strings, by the strings of their message. So checking a graph costs one
+lookup per distinct call.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from lazyfx_server.security.call_schemas import mismatch_reason, module_mismatch
 
 _Target = tuple[int, str]
 _NO_TARGET: _Target = (0, "")
-# Of strings that rows are remembered with: of all rows together some 30 MB at most.
+# Bound on the strings of cached rows: about 30 MB over all rows.
 _MAX_CHARACTERS = 8192
 
 
 class CallVerdict(NamedTuple):
-    """What is known of a call.
+    """The result of checking a call.
 
     Attributes:
-        arguments: How many, those inside lists and dictionaries included.
-        characters: Length of its literals in source, about.
-        reason: Why it may not be, or None.
+        arguments: Number of arguments, including those inside lists and dictionaries.
+        characters: Approximate length of its literals in source.
+        reason: Why it is refused, or None.
     """
 
     arguments: int
@@ -37,7 +37,7 @@ class CallVerdict(NamedTuple):
 
 
 class _Strings(tuple[str, ...]):
-    """The strings of a message; told from others by identity, so that looking up is quick."""
+    """The strings of a message, hashed by identity for fast lookups."""
 
     __slots__ = ()
     __hash__ = object.__hash__
@@ -76,7 +76,7 @@ def _interned(strings: tuple[str, ...]) -> _Strings:
 
 @functools.lru_cache(maxsize=MAX_ROWS)
 def _known(written: bytes, target: _Target, nested: bool) -> CallVerdict | None:
-    """The verdict on a call that has no words; None for one that has."""
+    """The verdict on a call without strings; None for a call with strings."""
     call = graph_pb2.Call.FromString(written)
     try:
         return _verdict(call, target, (), nested)
@@ -105,7 +105,7 @@ def _verdict(
 
 
 def count(arguments: Sequence[graph_pb2.Argument]) -> int:
-    """How many arguments there are, those inside lists and dictionaries included."""
+    """The number of arguments, including those inside lists and dictionaries."""
     return len(arguments) + sum(
         count(items) for argument in arguments if (items := items_of(argument))
     )

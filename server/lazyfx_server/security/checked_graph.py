@@ -1,4 +1,4 @@
-"""CheckedGraph: the proof that some bytes are a graph that may be run, printed and stored."""
+"""CheckedGraph: a graph that passed all checks and is safe to run, print and store."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from lazyfx_server.security.allowed import check_reviewed
 from lazyfx_server.security.allowed_names import check_names
 from lazyfx_server.security.body_rows import check_rows
 from lazyfx_server.security.call_verdicts import CallVerdict, call_verdicts
-from lazyfx_server.security.graph_bounds import DEFAULT_BOUNDS, GraphBounds, check_bounds
+from lazyfx_server.security.graph_bounds import check_bounds
+from lazyfx_server.settings.limits import DEFAULT_GRAPH_LIMITS, GraphLimits
 
-# Elements of a storage: their bytes fit into 64 bits, whatever the dtype.
+# Maximum elements of a storage: its size in bytes fits into 64 bits for every dtype.
 _MAX_EXTENT = 2**58
 
 
 @dataclass(frozen=True)
 class CheckedGraph:
-    """A graph in canonical form whose every part is allowed. Made by `check` only.
+    """A graph in canonical form, every part of which is allowed. Created only by `check`.
 
     Attributes:
         body: The message.
@@ -40,35 +41,32 @@ class CheckedGraph:
 def check(
     body: bytes,
     *,
-    max_nodes: int,
-    bounds: GraphBounds = DEFAULT_BOUNDS,
+    limits: GraphLimits = DEFAULT_GRAPH_LIMITS,
     names: graph_pb2.Presentation | None = None,
     presentation: graph_pb2.Presentation | None = None,
     module_class: wire.ModuleClass = GraphModule,
 ) -> CheckedGraph:
     """Check a graph body.
 
-    The bytes are in canonical form, so that equal digests mean equal graphs; references
-    go strictly backwards, the output is the last node, and targets, modules and literals
-    are entries of closed tables, looked up and never walked; torch.fx can write the graph
-    as Python source, and at a bearable length.
+    The bytes are in canonical form, so that equal digests mean equal graphs. References go strictly
+    backwards, and the output is the last node. Targets, modules and literals are looked up in
+    closed tables; no attribute path is followed. torch.fx can write the graph as Python source of
+    acceptable length.
 
     Args:
-        body: What a stranger sent.
-        max_nodes: Most nodes taken, nested graphs included.
-        bounds: How large its parts may be.
-        names: Names for the module; canonical ones when left out.
+        body: The untrusted bytes.
+        limits: Bounds on the size of the graph.
+        names: Names for the module; canonical ones by default.
         presentation: Names that came with the graph and will be used later.
-        module_class: Makes the modules; a lazy class generates no code for them.
+        module_class: The class of the modules; a lazy class generates no code.
 
     Raises:
-        DecodeError: It is not such a graph, or has more nodes than it may; names the field
-            and the node.
+        DecodeError: It is not such a graph, or exceeds a bound; names the field and the node.
     """
-    check_rows(body, max_nodes, bounds)
+    check_rows(body, limits)
     read = wire.read_canonical(body)
     named = [given for given in (names, presentation) if given is not None and given.ByteSize()]
-    check_message(read.message, max_nodes=max_nodes, bounds=bounds, named=named)
+    check_message(read.message, limits=limits, named=named)
     module = wire.decode(read, names, module_class=module_class)
     return CheckedGraph(read.message, module)
 
@@ -76,35 +74,31 @@ def check(
 def check_message(
     body: graph_pb2.GraphBody,
     *,
-    max_nodes: int,
-    bounds: GraphBounds = DEFAULT_BOUNDS,
+    limits: GraphLimits = DEFAULT_GRAPH_LIMITS,
     named: Sequence[graph_pb2.Presentation] = (),
 ) -> None:
-    """Check a body in canonical form: all but what building the module finds.
+    """Check a body in canonical form; everything except what building the module checks.
 
     Args:
-        body: What `wire.check_canonical` made.
-        max_nodes: Most nodes taken, nested graphs included.
-        bounds: How large its parts may be.
-        named: Names that it will have.
+        body: The result of `wire.check_canonical`.
+        limits: Bounds on the size of the graph.
+        named: The names that it will have.
 
     Raises:
-        DecodeError: It may not be used; names the field and the node.
+        DecodeError: It is not allowed; names the field and the node.
     """
     nodes = sum(len(graph.calls) for graph in body.graphs)
-    if nodes > max_nodes:
-        raise DecodeError(
-            f"the graph has {nodes} nodes; at most {max_nodes} are allowed (setting max_nodes)",
-            field="graphs",
-        )
+    most = limits.bound("max_nodes")
+    if nodes > most.most:
+        raise DecodeError(f"the graph has {nodes} nodes; {most.allowed}", field="graphs")
     verdicts = call_verdicts(body)
-    check_bounds(body, bounds, verdicts)
+    check_bounds(body, limits, verdicts)
     _check_symbols(body)
     _check_tensors(body)
     literals = [verdict.characters for verdict in verdicts]
-    # Names only make a source longer.
+    # Names can only make the source longer.
     for given in named or (None,):
-        check_size(body, literals, given, bounds.max_source_bytes)
+        check_size(body, literals, given, limits.max_source_bytes)
     for given in named:
         check_names(body, given)
     check_reviewed(body)
@@ -113,14 +107,14 @@ def check_message(
 
 
 def _check_calls(body: graph_pb2.GraphBody, verdicts: Sequence[CallVerdict]) -> None:
-    """Check that each call can be written, and fits what it calls."""
+    """Check that each call can be written as source, and matches its target's signature."""
     for i, verdict in enumerate(verdicts):
         if verdict.reason is not None:
             raise refused_call(verdict.reason, body, i)
 
 
 def _check_symbols(body: graph_pb2.GraphBody) -> None:
-    """Check that each symbol can have its example value, and a size one."""
+    """Check that each symbol's bounds admit its example value, and some value if it is a size."""
     for i, row in enumerate(body.symbols):
         least = row.minimum if row.HasField("minimum") else -(2**63)
         most = row.maximum if row.HasField("maximum") else 2**63
@@ -133,13 +127,13 @@ def _check_symbols(body: graph_pb2.GraphBody) -> None:
 
 
 def _check_tensors(body: graph_pb2.GraphBody) -> None:
-    """Check that torch could count the elements and the bytes of each described tensor."""
+    """Check that the elements and bytes of each described tensor do not overflow."""
     for i, row in enumerate(body.tensors):
         shape, stride, offset = row.shape, row.stride, row.storage_offset
-        # What is contiguous and small needs no closer look.
+        # Small contiguous tensors need no further checks.
         if not stride and not offset and 0 < math.prod(shape) < _MAX_EXTENT:
             continue
-        # An empty tensor has strides, too.
+        # Even an empty tensor has strides.
         sizes = [max(size, 1) for size in shape]
         try:
             extent = storage_extent(sizes, stride or contiguous_strides(sizes), offset)

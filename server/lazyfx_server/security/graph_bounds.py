@@ -1,67 +1,38 @@
-"""Bounds on the parts of one graph, besides its nodes and bytes."""
+"""Checks the bounds on the parts of one graph."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lazyfx.errors import DecodeError
-from lazyfx.shared.source.writable import MAX_SOURCE_BYTES
 from lazyfx.shared.wire.canonical.places import refused_row
 from lazyfx.shared.wire.format import MAX_DEPTH
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.call_verdicts import CallVerdict
-from lazyfx_server.v1 import worker_pb2 as worker
-
-
-@dataclass(frozen=True)
-class GraphBounds:
-    """Bounds of one graph; see the settings of the same names."""
-
-    max_edges: int = 2_000_000
-    max_calls: int = 200_000
-    max_arguments: int = 100_000
-    max_string_bytes: int = 2**20
-    max_rank: int = 64
-    max_elements: int = 2**48
-    max_outputs: int = 10_000
-    max_source_bytes: int = MAX_SOURCE_BYTES
-
-    @classmethod
-    def of(cls, message: worker.GraphLimits) -> GraphBounds:
-        """The bounds that came with a job; those that did not are as by default."""
-        return cls(**{field.name: value for field, value in message.ListFields()})
-
-    def message(self) -> worker.GraphLimits:
-        """The bounds to send with a job."""
-        return worker.GraphLimits(
-            **{name: getattr(self, name) for name in self.__dataclass_fields__}
-        )
-
-
-DEFAULT_BOUNDS = GraphBounds()
+from lazyfx_server.settings.limits import GraphLimits
+from lazyfx_server.settings.part import Bound
 
 
 def check_bounds(
-    body: graph_pb2.GraphBody, bounds: GraphBounds, verdicts: Sequence[CallVerdict]
+    body: graph_pb2.GraphBody, limits: GraphLimits, verdicts: Sequence[CallVerdict]
 ) -> None:
-    """Check that no part of a graph is over its bound.
+    """Check that no part of a graph exceeds its bound.
 
-    Works on the tables, once for each distinct row.
+    Works on the tables, once per distinct row.
 
     Args:
         body: A body in canonical form.
-        bounds: What to keep to.
-        verdicts: What is known of its calls.
+        limits: The bounds.
+        verdicts: The verdicts on its calls.
 
     Raises:
-        DecodeError: One is; names the field, and the setting.
+        DecodeError: One does; names the field and the setting.
     """
     _check_depth(body)
     edges = sum(len(graph.operands) for graph in body.graphs)
-    _within(edges, "max_edges", bounds, "edges", "graphs")
-    _within(len(body.calls), "max_calls", bounds, "distinct calls", "calls")
+    _within(edges, limits.bound("max_edges"), "edges", "graphs")
+    _within(len(body.calls), limits.bound("max_calls"), "distinct calls", "calls")
     counts = (verdict.arguments for verdict in verdicts)
     shapes = [row.shape or row.symbolic_shape for row in body.tensors]
     elements = (math.prod(row.shape) for row in body.tensors)
@@ -73,13 +44,13 @@ def check_bounds(
         (map(_outputs, body.values), "max_outputs", "outputs", "values"),
     ):
         numbers = list(found)
-        most, allowed = max(numbers, default=0), getattr(bounds, name)
-        if most > allowed:
-            raise refused_row(_over(most, what, allowed, name), body, table, numbers.index(most))
+        most, bound = max(numbers, default=0), limits.bound(name)
+        if most > bound.most:
+            raise refused_row(f"{most} {what}; {bound.allowed}", body, table, numbers.index(most))
 
 
 def _check_depth(body: graph_pb2.GraphBody) -> None:
-    """Check how deep graphs lie in one another; each names only those behind it."""
+    """Check the nesting depth of graphs; each refers only to later ones."""
     depths = [1] * len(body.graphs)
     for i, graph in enumerate(body.graphs):
         if depths[i] > MAX_DEPTH:
@@ -96,11 +67,6 @@ def _outputs(value: graph_pb2.ValueDescription) -> int:
     return len(value.list.items) or len(value.tuple.items)
 
 
-def _within(found: int, name: str, bounds: GraphBounds, what: str, field: str) -> None:
-    most = getattr(bounds, name)
-    if found > most:
-        raise DecodeError(_over(found, what, most, name), field=field)
-
-
-def _over(found: int, what: str, most: int, setting: str) -> str:
-    return f"{found} {what}; at most {most} are allowed (setting {setting})"
+def _within(found: int, bound: Bound, what: str, field: str) -> None:
+    if found > bound.most:
+        raise DecodeError(f"{found} {what}; {bound.allowed}", field=field)

@@ -1,8 +1,8 @@
-"""Holds the bytes of a protobuf message to bounds, before anything is made of them.
+"""Checks the bytes of a protobuf message against bounds before it is parsed.
 
-A message of 60 MB may hold 30 million empty submessages, each of which becomes an object when
-it is parsed. A scan walks tags and lengths, skips what is inside of strings and bytes, and ends
-at the first thing that is over its bound: its steps are bounded by the bounds, not by the
+A message of 60 MB may hold 30 million empty submessages, each of which becomes an object when it is
+parsed. A scan reads tags and lengths, skips the contents of strings and bytes, and stops at the
+first field that exceeds its bound: the number of steps is limited by the bounds, not by the
 message.
 """
 
@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# Messages within one another; upb stops at 100.
+from lazyfx_server.settings.part import Bound
+
+# Nesting depth of messages; upb stops at 100.
 MAX_DEPTH = 90
-# Fields that the table does not know may come from a newer release; so many, and no more bytes.
+# Unknown fields may come from a newer release; bound their number and bytes.
 MAX_UNKNOWN = 64
 MAX_UNKNOWN_BYTES = 64 * 1024
 _MAX_VARINT = 10
 
 
 class OverBoundError(Exception):
-    """A message is malformed, or over a bound.
+    """A message is malformed or exceeds a bound.
 
     Attributes:
         field: Path of the field, e.g. "passes[3].name"; empty for the message itself.
@@ -33,15 +35,8 @@ class OverBoundError(Exception):
         super().__init__(f"{field}: {reason}" if field else reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """How large a number is allowed to be, and which setting says so ("" for the format)."""
-
-    most: int
-    setting: str = ""
-
-    def __str__(self) -> str:
-        return f" (setting {self.setting})" if self.setting else ""
+_ANY = Bound(2**31)
+_ONE = Bound(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +45,16 @@ class FieldBounds:
 
     Attributes:
         name: Name of the field.
-        size: Most bytes of one occurrence of a string, bytes or message, or of packed numbers.
-        count: Most occurrences in one message.
-        inside: Bounds of the message in it, if it is one.
-        total: Most occurrences in the whole message that is scanned; None for no bound but
-            `count`.
-        mark: Where it lies is told by `scan`.
+        size: Maximum bytes of one occurrence of a string, bytes or message, or of packed numbers.
+        count: Maximum occurrences in one message.
+        inside: Bounds of the message in the field, if it is one.
+        total: Maximum occurrences in the whole scanned message; None for no bound but `count`.
+        mark: `scan` returns the position of this field.
     """
 
     name: str
-    size: Bound = Bound(2**31)
-    count: Bound = Bound(1)
+    size: Bound = _ANY
+    count: Bound = _ONE
     inside: MessageBounds | None = None
     total: Bound | None = None
     mark: bool = False
@@ -68,14 +62,14 @@ class FieldBounds:
 
 @dataclass(slots=True)
 class MessageBounds:
-    """Bounds of a message: its fields by their numbers. May refer to itself."""
+    """Bounds of a message: its fields by number. May refer to itself."""
 
     fields: Mapping[int, FieldBounds] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Where a field with `mark` lies: its tag begins at `begin`, its content at `start`."""
+    """The position of a field with `mark`: its tag begins at `begin`, its content at `start`."""
 
     begin: int
     start: int
@@ -83,13 +77,13 @@ class Marked:
 
 
 def scan(data: bytes, bounds: MessageBounds) -> dict[str, Marked]:
-    """Hold a serialized message to bounds.
+    """Check a serialized message against bounds.
 
     Returns:
-        Where the fields with `mark` lie, by their paths.
+        The positions of the fields with `mark`, by path.
 
     Raises:
-        OverBoundError: It is malformed, or something is over its bound.
+        OverBoundError: It is malformed, or something exceeds its bound.
     """
     scanner = _Scanner(data)
     scanner.message(0, len(data), bounds, "", 0)
@@ -97,7 +91,7 @@ def scan(data: bytes, bounds: MessageBounds) -> dict[str, Marked]:
 
 
 class _Scanner:
-    """One scan; counts what is bounded in the whole message."""
+    """One scan; counts occurrences that are bounded over the whole message."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -106,7 +100,7 @@ class _Scanner:
         self.marked: dict[str, Marked] = {}
 
     def message(self, start: int, end: int, bounds: MessageBounds, path: str, depth: int) -> None:  # noqa: C901 - a call for each field would double its time
-        """Scan the message between two places."""
+        """Scan the message between two positions."""
         if depth > MAX_DEPTH:
             raise OverBoundError(path, f"is nested more than {MAX_DEPTH} messages deep")
         data, known = self._data, bounds.fields
@@ -144,13 +138,13 @@ class _Scanner:
                 where = _place(path, rule, count - 1)
                 raise OverBoundError(
                     where,
-                    f"has {position - content} bytes; at most {rule.size.most} are "
-                    f"allowed{rule.size}",
+                    f"has {position - content} bytes; {rule.size.allowed}",
                 )
             if rule.mark and (kind == 2 or rule.inside is None):
                 self.marked[_place(path, rule, count - 1)] = Marked(begin, content, position)
             if kind == 2 and rule.inside is None and not rule.mark:
-                # Lists of names are long, and alike: they are what takes time in honest messages.
+                # Lists of names are long and uniform: they take most of the time in legitimate
+                # messages.
                 position, counts[number] = self._run(position, end, begin, rule, count)
             elif rule.inside is not None and kind == 2 and position > content:
                 inner = _place(path, rule, count - 1)
@@ -159,10 +153,10 @@ class _Scanner:
     def _run(
         self, position: int, end: int, begin: int, rule: FieldBounds, count: int
     ) -> tuple[int, int]:
-        """Skip short entries of one list that follow one another, as long as all is well.
+        """Skip consecutive short entries of one list, as long as they are valid.
 
         Returns:
-            The place of what is to be looked at next, and the entries of the list so far.
+            The next position, and the number of entries of the list so far.
         """
         data, first, most = self._data, count, rule.count.most
         if rule.total is not None:
@@ -187,13 +181,13 @@ class _Scanner:
             if byte < 0x80:
                 return value, place + 1
             shift += 7
-        raise OverBoundError(path, "the message is cut short, or holds a number that never ends")
+        raise OverBoundError(path, "the message is truncated, or contains an unterminated varint")
 
     def _skipped(self, position: int, end: int, kind: int, path: str) -> int:
         if kind == 0:
             return self._varint(position, end, path)[1]
         if kind not in (1, 5):
-            raise OverBoundError(path, "the message holds a group, or is malformed")
+            raise OverBoundError(path, "the message contains a group, or is malformed")
         position += 8 if kind == 1 else 4
         if position > end:
             raise OverBoundError(path, "the message is cut short")
@@ -210,7 +204,7 @@ class _Scanner:
         self._unknown += 1
         self._unknown_bytes += size
         if self._unknown > MAX_UNKNOWN or self._unknown_bytes > MAX_UNKNOWN_BYTES:
-            raise OverBoundError(path, "holds too many fields that this version does not know")
+            raise OverBoundError(path, "has too many fields that are unknown to this version")
 
 
 def _place(path: str, rule: FieldBounds, number: int) -> str:

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 _BYTES = 32
-# Keys and secrets are much shorter.
+# Keys and secrets are much smaller.
 _MAX_BYTES = 2**20
 
 
@@ -18,12 +18,12 @@ class SecretFileError(Exception):
 
 
 def write_private(path: Path, data: bytes, *, replace: bool) -> None:
-    """Write a file that only its owner can read, whole or not at all.
+    """Atomically write a file that only its owner can read.
 
     Args:
-        path: Where; its folder is made when it is not there.
-        data: What to write.
-        replace: Take the place of a file that is there; otherwise that one is left as it is.
+        path: The file; its folder is created if missing.
+        data: The contents.
+        replace: Replace an existing file; otherwise it is left unchanged.
 
     Raises:
         SecretFileError: It cannot be written.
@@ -39,9 +39,7 @@ def write_private(path: Path, data: bytes, *, replace: bool) -> None:
             if replace:
                 temporary.replace(path)
             else:
-                os.link(
-                    temporary, path
-                )  # fails when another server was first: then its file counts
+                os.link(temporary, path)  # fails if another server was first: then its file is used
         except FileExistsError:
             pass
         finally:
@@ -51,11 +49,11 @@ def write_private(path: Path, data: bytes, *, replace: bool) -> None:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Read a file that is a plain one, or a link to one, without waiting for anything.
+    """Read a regular file, or a link to one, without blocking.
 
     Args:
-        path: The file. Links are followed: orchestrators mount secrets so.
-        most: Most bytes that it may have.
+        path: The file. Links are followed: orchestrators mount secrets as links.
+        most: Its maximum size in bytes.
 
     Raises:
         OSError: It cannot be read, is not a regular file, or is too long.
@@ -74,7 +72,7 @@ def read_private(path: Path) -> bytes:
     """Read a file that must be private to this user.
 
     Raises:
-        SecretFileError: It is not there, or others can read it.
+        SecretFileError: It is missing, or others can read it.
     """
     try:
         if path.stat().st_mode & 0o077:
@@ -85,7 +83,7 @@ def read_private(path: Path) -> bytes:
 
 
 def secret_of(path: Path | None) -> bytes:
-    """The secret in a file, made when it is not there; a new one in memory without a file.
+    """The secret in a file, created if missing; without a file, a new secret in memory.
 
     Raises:
         SecretFileError: The file cannot be used.

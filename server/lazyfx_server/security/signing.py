@@ -1,11 +1,10 @@
-"""Signed statements about artifacts: what they are, of what, by whom and until when.
+"""Signed statements about artifacts: their kind and digest, the module, the builder, the lifetime.
 
-Keys live in the server process and its key file only. Workers are forked from a process that
-was started before the file was read.
+Keys exist only in the server process and its key file. Workers are forked from a process that was
+started before the file was read.
 
-The file holds one or more Ed25519 private keys as PEM. The first one signs; the others are
-published too, so that a key can be brought in, and taken out, while clients still know
-another one.
+The file contains one or more Ed25519 private keys as PEM. The first one signs; the others are
+published too, so that keys can be added and removed while clients still know another one.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from lazyfx_server.security.secret_file import SecretFileError, read_private, wr
 _log = logging.getLogger(__name__)
 
 _END = b"-----END PRIVATE KEY-----\n"
-# A stored signature is used again until this part of its life is left.
+# A stored signature is reused until this fraction of its lifetime is left.
 _RENEWED_AT = 0.5
 _MAX_REMEMBERED = 4096
 
 
 @dataclass(frozen=True)
 class StatementFacts:
-    """What a statement contains besides digest and dates.
+    """The contents of a statement, except digest and dates.
 
     Attributes:
         module_key: Key of the compiled module, 32 bytes.
@@ -53,7 +52,7 @@ class StatementFacts:
 
 @dataclass(frozen=True)
 class Builder:
-    """Who makes artifacts: a server's name, and the versions that it runs."""
+    """The builder of artifacts: a server's name, and its versions."""
 
     name: str
     lazyfx_version: str
@@ -62,11 +61,11 @@ class Builder:
 
 
 class KeyRing:
-    """The live private keys; the file is read again when it changes.
+    """The live private keys; the file is reloaded when it changes.
 
     Args:
-        path: The key file; made, with one new key and mode 0600, when it is not there. None
-            keeps one new key in memory.
+        path: The key file; created with one new key and mode 0600 if missing. None keeps one new
+            key in memory.
 
     Raises:
         SecretFileError: The file cannot be used.
@@ -85,16 +84,17 @@ class KeyRing:
 
     @property
     def keys(self) -> tuple[Ed25519PrivateKey, ...]:
-        """The keys, the one that signs first.
+        """The keys; the first one signs.
 
         Raises:
-            SecretFileError: The file changed into something that is not a key file.
+            SecretFileError: The changed file is not a key file.
         """
         if self._path is not None and (looks := _stat_fingerprint(self._path)) != self._seen:
             if looks is None:
-                # What was read is still right; a server goes on without its store's folder.
+                # The keys in memory are still valid; a server keeps running without its store's
+                # folder.
                 self._seen = None
-                _log.error("the key file %s is gone; the key in memory is used", self._path)
+                _log.error("the key file %s is gone; using the key in memory", self._path)
             else:
                 self._read(self._path)
         return self._keys
@@ -105,12 +105,12 @@ class KeyRing:
 
 
 class Signer:
-    """Signs artifacts, and recognizes its own signatures.
+    """Signs artifacts and recognizes its own signatures.
 
     Args:
         ring: The live keys.
-        builder: What statements say of this server.
-        lifetime: Seconds for which a statement holds.
+        builder: The builder in statements.
+        lifetime: Seconds for which a statement is valid.
     """
 
     def __init__(self, ring: KeyRing, builder: Builder, lifetime: float) -> None:
@@ -124,7 +124,7 @@ class Signer:
 
     @property
     def verify_keys(self) -> list[pb.VerifyKey]:
-        """The public keys of the live keys, the one that signs first."""
+        """The public keys of the live keys; the first one signs."""
         found = (_public(key) for key in self._ring.keys)
         return [pb.VerifyKey(key_id=key_id(raw), public_key=raw) for raw in found]
 
@@ -134,7 +134,7 @@ class Signer:
         return self._builder.name
 
     def sign(self, digest: graph_pb2.Digest, facts: StatementFacts) -> pb.ArtifactSignature:
-        """State that these bytes are this artifact; the same statement serves until it is old."""
+        """State that these bytes are this artifact; a statement is reused until it is old."""
         key = self._ring.keys[0]
         place = (digest.sha256, facts, _public(key))
         now = time.time()
@@ -160,10 +160,10 @@ class Signer:
     def renewed(
         self, signature: pb.ArtifactSignature, digest: graph_pb2.Digest, facts: StatementFacts
     ) -> pb.ArtifactSignature | None:
-        """A stored signature for use now: unchanged, or renewed if it is old.
+        """A stored signature: unchanged, or renewed if it is old.
 
         Returns:
-            None when no live key made it, or when it is about something else.
+            None if no live key made it, or if it is about something else.
         """
         keys = self._ring.keys
         place = (signature.statement, signature.signature)
@@ -201,7 +201,7 @@ def read_keys(path: Path) -> tuple[Ed25519PrivateKey, ...]:
     """Read a key file.
 
     Raises:
-        SecretFileError: It is not there, others can read it, or it holds something else.
+        SecretFileError: It is missing, others can read it, or it is not a key file.
     """
     text = read_private(path)
     keys = []
@@ -225,8 +225,8 @@ def write_keys(path: Path, keys: Sequence[Ed25519PrivateKey], *, replace: bool) 
 
     Args:
         path: Where.
-        keys: The one that signs first.
-        replace: Take the place of a file that is there.
+        keys: The keys; the first one signs.
+        replace: Replace an existing file.
 
     Raises:
         SecretFileError: It cannot be written.
@@ -235,7 +235,7 @@ def write_keys(path: Path, keys: Sequence[Ed25519PrivateKey], *, replace: bool) 
 
 
 def rotate(path: Path) -> tuple[str, ...]:
-    """Put a new key before the one that signs now, which stays live; older ones go.
+    """Put a new key before the current signing key, which stays live; remove older keys.
 
     Returns:
         The public keys in hex, the new one first.

@@ -16,29 +16,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
     PydanticBaseSettingsSource,
+    SettingsConfigDict,
     SettingsError,
     TomlConfigSettingsSource,
 )
 
 from lazyfx.shared.suggesting import closest
-from lazyfx_server.settings.groups import group_of
-from lazyfx_server.settings.mistakes import describe_error
-from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.mistakes import describe_mistake
+from lazyfx_server.settings.model import FIELDS, PARTS, Settings, group_of
 from lazyfx_server.settings.toml_file import SettingsFileError, read_settings_file
 
 __all__ = ["Settings", "load"]
 
 
-def _settings_with_file(path: Path | None) -> type[Settings]:
-    """Settings that also read a TOML file, below the environment."""
+def _schema(path: Path | None) -> type[BaseSettings]:
+    """All settings side by side, as they are written; a TOML file comes below the environment."""
 
-    class FileSettings(Settings):
-        __doc__ = Settings.__doc__
+    class Sources(BaseSettings):
+        model_config = SettingsConfigDict(
+            env_prefix="LAZYFX_",
+            cli_kebab_case=True,
+            cli_implicit_flags=True,
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+            nested_model_default_partial_update=False,
+        )
 
         @classmethod
         def settings_customise_sources(
@@ -54,7 +61,12 @@ def _settings_with_file(path: Path | None) -> type[Settings]:
                 return init_settings, env_settings
             return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
 
-    return FileSettings
+    # Fields of the bases come in the order of the parts.
+    bases: Any = (Sources, *reversed(PARTS))
+    schema: type[BaseSettings] = create_model(
+        "Settings", __base__=bases, __doc__="Settings of `lazyfx serve`."
+    )
+    return schema
 
 
 def _config_file(arguments: Sequence[str]) -> Path | None:
@@ -122,14 +134,12 @@ def _refuse(reason: str) -> NoReturn:
 
 def flags() -> list[str]:
     """All flags, as they are written."""
-    fields = Settings.model_fields.items()
-    switches = [
-        f"--no-{name.replace('_', '-')}" for name, field in fields if field.annotation is bool
-    ]
-    return ["--help", *(f"--{name.replace('_', '-')}" for name, _ in fields), *switches]
+    names = {name: name.replace("_", "-") for name in FIELDS}
+    switches = [f"--no-{names[name]}" for name, field in FIELDS.items() if field.annotation is bool]
+    return ["--help", *(f"--{name}" for name in names.values()), *switches]
 
 
-def _parsed(schema: type[Settings], arguments: Sequence[str]) -> CliSettingsSource[object]:
+def _parsed(schema: type[BaseSettings], arguments: Sequence[str]) -> CliSettingsSource[object]:
     """The flags; a mistake ends with one line, which argparse would put under all of its usage."""
     told = io.StringIO()
     try:
@@ -180,24 +190,25 @@ def load(arguments: Sequence[str]) -> Settings:
     in_file: Mapping[str, object] = {}
     if path is not None:
         try:
-            in_file = read_settings_file(path, Settings.model_fields)
+            in_file = read_settings_file(path, FIELDS)
         except SettingsFileError as error:
             _refuse("\n".join(f"--config {line}" for line in str(error).splitlines()))
-    schema = _settings_with_file(path)
-    parsed = _parsed(schema, arguments)
+    schema = _schema(path)
     try:
-        settings = schema(_cli_settings_source=parsed)  # type: ignore[call-arg]
+        parsed = _parsed(schema, arguments)
+        settings = Settings.of(schema(_cli_settings_source=parsed))
     except ValidationError as error:
         lines = [
-            f"{_written_in(e['loc'], arguments, path, in_file)}{describe_error(e)}"
+            f"{_written_in(e['loc'], arguments, path, in_file)}{describe_mistake(e)}"
             for e in error.errors()
         ]
         _refuse("\nlazyfx serve: ".join(lines))
     except SettingsError as error:
         _refuse(str(error))
-    if (exposure := settings.exposure) and not settings.insecure:
+    addresses = settings.addresses
+    if (exposure := settings.exposure) and not addresses.insecure:
         _refuse(
-            f"--listen {settings.listen} can be reached from other machines, but {exposure}; "
+            f"--listen {addresses.listen} can be reached from other machines, but {exposure}; "
             "listen on 127.0.0.1, or pass --insecure if the network itself is trusted"
         )
     return settings

@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in a sentence; the validator's own words are its library's."""
+"""Describes what is wrong with a setting, in a sentence, instead of pydantic's own message."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Final
 from lazyfx.shared.suggesting import closest
 
 _MAX_SHOWN: Final = 80
-# By the kinds of errors that pydantic tells apart.
+# By pydantic's types of errors.
 _TAKES: Final = {
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+    "int_parsing": "an integer",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
     "int_parsing_size": "a smaller number",
     "float_parsing": "a number",
     "float_type": "a number",
@@ -21,9 +21,9 @@ _TAKES: Final = {
     "bool_type": "true or false",
     "byte_size": "a number of bytes, such as 256MiB",
     "byte_size_unit": "a number of bytes, such as 256MiB",
-    "string_type": "text",
+    "string_type": "a string",
     "path_type": "a path",
-    "list_type": "names with commas between them",
+    "list_type": "comma-separated names",
 }
 _BOUNDS: Final = {
     "greater_than_equal": ("ge", "at least"),
@@ -33,11 +33,11 @@ _BOUNDS: Final = {
 }
 
 
-def describe_error(error: Mapping[str, Any]) -> str:
-    """One error of pydantic's as what the setting takes, and what it was given.
+def describe_mistake(error: Mapping[str, Any]) -> str:
+    """One pydantic error as the expected and the given value.
 
     Args:
-        error: As `ValidationError.errors` lists it.
+        error: An item of `ValidationError.errors`.
     """
     kind, context = error["type"], error.get("ctx", {})
     given = _shown(error["input"])
@@ -47,12 +47,12 @@ def describe_error(error: Mapping[str, Any]) -> str:
         words = [word.strip(" '") for word in context["expected"].replace(" or ", ",").split(",")]
         meant = closest(str(error["input"]), words)
         guess = f"; did you mean {meant!r}?" if meant else ""
-        return f"takes {', '.join(words[:-1])} or {words[-1]}, not {given}{guess}"
+        return f"must be {', '.join(words[:-1])} or {words[-1]}, not {given}{guess}"
     if kind in _BOUNDS:
         key, than = _BOUNDS[kind]
         return f"must be {than} {context[key]:g}, not {given}"
     if kind in _TAKES:
-        return f"takes {_TAKES[kind]}, not {given}"
+        return f"must be {_TAKES[kind]}, not {given}"
     return f"{error['msg']} ({given})"
 
 

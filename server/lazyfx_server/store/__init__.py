@@ -1,4 +1,4 @@
-"""Remembering results: byte stores under content-addressed keys, and nothing about the bytes."""
+"""Stores of results: bytes under content-addressed keys. They know nothing about the bytes."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ def open_store(
     on_recovered: OnRecovered | None = None,
     on_corrupt: OnCorrupt | None = None,
 ) -> Store:
-    """The store of one server: memory, over a folder where one is given.
+    """Open the store of a server: memory, over a folder if one is given.
 
-    Blocks while it scans the folder.
+    Blocks during the scan of the folder.
 
     Args:
         root: The folder, or None to keep values in memory only.
-        memory_bytes: Bound on memory. One entry may take a quarter of it where a
-            folder can hold those that are larger.
+        memory_bytes: Bound on memory. With a folder, which holds larger entries, one entry may take
+            a quarter of it.
         disk_bytes: Bound on the folder.
         shared: What several servers share; takes the place of the folder.
-        on_error: Told of each operation that failed and was answered as a miss.
-        on_recovered: Told of each success of an operation that has failed before.
-        on_corrupt: Told of each damaged entry that was quarantined.
+        on_error: Called for each failed operation, which was answered as a miss.
+        on_recovered: Called for each success of an operation that has failed before.
+        on_corrupt: Called for each corrupt entry that was quarantined.
 
     Returns:
         A store that never raises StoreError.

@@ -1,4 +1,4 @@
-"""What a store is: bytes under content-addressed keys, within a bound."""
+"""The interface of a store: bytes under content-addressed keys, within a bound."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ class SkippedError(StoreError):
 
 
 class InvalidKeyError(ValueError):
-    """A key that is not of the form "<space>/<64 hex digits>"."""
+    """The key does not have the form "<space>/<64 hex digits>"."""
 
 
 OnError = Callable[[str, Operation, str, Exception], None]
-"""Told of a failed operation that was answered as a miss: tier, operation, key, error."""
+"""Called for a failed operation that was answered as a miss: tier, operation, key, error."""
 
 OnRecovered = Callable[[str, Operation], None]
-"""Told of an operation that worked, and has failed before: tier, operation."""
+"""Called when an operation succeeds that has failed before: tier, operation."""
 
 OnCorrupt = Callable[[str, str], None]
-"""Told of a damaged entry that was quarantined: tier, key."""
+"""Called for a corrupt entry that was quarantined: tier, key."""
 
 
 def checked_key(key: str) -> tuple[str, str]:
     """Splits a key into its space and its 64 hex digits.
 
-    A space is up to 64 of a-z, 0-9, "_" and "-", the first a letter or digit,
+    A space is up to 64 of a-z, 0-9, "_" and "-", the first one a letter or digit,
     so that it is safe as a file name.
 
     Raises:
-        InvalidKeyError: The key has another form.
+        InvalidKeyError: The key does not have this form.
     """
     if _KEY.fullmatch(key) is None:
         raise InvalidKeyError(f"not a store key: {key[:120]!r}")
@@ -58,10 +58,10 @@ class StoreStats:
     """What a store holds.
 
     Attributes:
-        entries: Entries held.
-        bytes: Bytes that they take, with the store's own overhead.
+        entries: Number of entries.
+        bytes: Bytes that they occupy, including the store's overhead.
         limit_bytes: The bound on `bytes`.
-        evictions: Entries dropped to keep the bound, since the store was opened.
+        evictions: Entries evicted since the store was opened.
     """
 
     entries: int
@@ -71,7 +71,7 @@ class StoreStats:
 
 
 class Store(Protocol):
-    """Bytes under keys. Made for entries that never change: the last put wins.
+    """Bytes under keys. Designed for immutable entries: the last put wins.
 
     Every method raises InvalidKeyError for a key that `checked_key` refuses, and
     may raise StoreError, except on stores that say otherwise.
@@ -79,13 +79,13 @@ class Store(Protocol):
 
     @property
     def name(self) -> str:
-        """Which tier this is, for people and metrics: "memory", "disk"."""
+        """The name of the tier for people and metrics: "memory", "disk"."""
 
     async def get(self, key: str) -> bytes | None:
-        """The value, or None when there is none. Counts as a use of the entry."""
+        """The value, or None if there is none. Counts as a use of the entry."""
 
     async def put(self, key: str, value: bytes) -> None:
-        """Stores a value. One that is larger than the whole bound is not kept."""
+        """Store a value. A value larger than the whole bound is not kept."""
 
     async def put_if_absent(self, key: str, value: bytes) -> bool:
         """Stores a value unless there is one; exactly one of those who try at once does.
@@ -95,26 +95,26 @@ class Store(Protocol):
         """
 
     async def contains(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that have a value. Counts as a use of them."""
+        """The keys that have a value. Counts as a use of them."""
 
     async def delete(self, key: str) -> None:
-        """Forgets a value, if there is one."""
+        """Delete a value, if there is one."""
 
     def stats(self) -> StoreStats:
-        """What the store holds. Of a tiered store: its lowest tier."""
+        """Statistics of the store; of the lowest tier, if it is tiered."""
 
     def tiers(self) -> Mapping[str, StoreStats]:
-        """`stats` of every tier by its name, fastest first. May be called in any thread."""
+        """`stats` of every tier by name, fastest first. Thread-safe."""
 
     async def close(self) -> None:
-        """Finishes what is under way and lets go of resources. May be called twice."""
+        """Finish pending operations and release resources. May be called twice."""
 
 
 class QuarantiningStore(Store, Protocol):
-    """A store that can quarantine a damaged entry for inspection."""
+    """A store that can quarantine a corrupt entry for inspection."""
 
     async def quarantine(self, key: str) -> None:
-        """Takes the entry out of the store without destroying it."""
+        """Move the entry out of the store without destroying it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The tier that survives restarts: one file an entry, least recently used removed first.
+"""The tier that survives restarts: one file per entry, least recently used evicted first.
 
 ::
 
@@ -7,10 +7,10 @@
     <root>/.quarantine/<space>-<64 digits>          quarantined entries
     <root>/.usage                                   counters and lock; see disk_usage.py
 
-A file appears under its name whole or not at all. Nothing is synced to the
-disk, so a power cut may leave a torn file: wrap the store in `VerifiedStore`.
-Several processes may use one folder. Nothing in it is trusted to be what it was: links, FIFOs
-and devices are refused (see safe_folder.py), and a folder that was removed is made again.
+Files are renamed into place atomically. Nothing is synced to disk, so a power cut may leave a torn
+file: wrap the store in `VerifiedStore`. Several processes may share one folder. Its contents are
+not trusted: links, FIFOs and devices are refused (see safe_folder.py), and a folder that was
+removed is created again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from lazyfx_server.store.disk_usage import SharedUsage
 from lazyfx_server.store.safe_folder import Folder
 
 LOW_WATERMARK: Final = 0.9
-"""An eviction goes on until this part of the bound is in use, so that the next one is far."""
+"""An eviction continues down to this fraction of the bound, so that evictions are rare."""
 
 ORPHAN_SECONDS: Final = 600.0
-"""A staging file that has not been written to for so long has lost its writer."""
+"""A staging file that has not been written to for this long is orphaned."""
 
 MAX_QUARANTINED: Final = 64
 _THREADS: Final = 4
@@ -44,13 +44,13 @@ T = TypeVar("T")
 
 
 class DiskStore:
-    """Keeps values in files.
+    """Stores values in files.
 
-    Opening it scans the folder, which takes about 3 ms for a thousand entries.
+    Opening it scans the folder, which takes about 3 ms per thousand entries.
 
     Args:
-        root: The folder; created when it is not there.
-        limit_bytes: The bound on the files' sizes; never exceeded.
+        root: The folder; created if missing.
+        limit_bytes: The bound on the total size of the files; never exceeded.
 
     Raises:
         StoreError: The folder cannot be used.
@@ -110,7 +110,7 @@ class DiskStore:
         await self._in_thread(lambda: self._remove(path))
 
     async def quarantine(self, key: str) -> None:
-        """Moves an entry to the quarantine folder, where the newest few are kept."""
+        """Move an entry to the quarantine folder, which keeps the newest few."""
         space, digits = checked_key(key)
         aside = (_QUARANTINE, f"{space}-{digits}")
         path = self._path(key)
@@ -128,7 +128,7 @@ class DiskStore:
         return {self.name: self.stats()}
 
     async def close(self) -> None:
-        """Waits for running operations. The files stay."""
+        """Wait for running operations. The files stay."""
         threads, self._threads = self._threads, None
         if threads is not None:
             await asyncio.get_running_loop().run_in_executor(None, threads.shutdown)
@@ -179,7 +179,7 @@ class DiskStore:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with self._usage.locked() as fresh:
-            if fresh:  # the folder was removed, or its counters: count what is there
+            if fresh:  # the folder or its counters were removed: count what is there
                 self._evict(self._limit)
             yield
 
@@ -213,7 +213,7 @@ class DiskStore:
             self._folder.remove(_QUARANTINE, old)
 
     def _evict(self, target: int) -> None:
-        """Recounts the folder, and removes the least recently used files down to `target`."""
+        """Recount the folder, and remove the least recently used files down to `target`."""
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         entries = len(files)

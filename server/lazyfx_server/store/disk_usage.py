@@ -1,4 +1,4 @@
-"""How full a folder is, shared by all processes that use it."""
+"""Usage counters of a folder, shared by all processes that use it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _COUNTERS: Final = struct.Struct("<qq")
 class SharedUsage:
     """Two counters (entries, bytes) in a small file, and the lock that guards the folder.
 
-    Kept in a file, so that two processes on one folder keep one bound. A
-    process that dies between a change and its count leaves them a little off
-    until the next `set`, which every scan of the folder does.
+    Kept in a file, so that two processes on one folder share one bound. A process that dies between
+    a change and its count leaves them slightly off until the next `set`, which every scan of the
+    folder does.
 
     Args:
-        path: The file; created when it is not there.
+        path: The file; created if missing.
 
     Raises:
         OSError: It cannot be created.
@@ -33,14 +33,14 @@ class SharedUsage:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = self._open()
-        self._thread_lock = threading.Lock()  # flock does not tell threads apart
+        self._thread_lock = threading.Lock()  # flock does not distinguish threads
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Holds the folder's lock: no other process or thread changes what is in it.
+        """Hold the folder's lock: no other process or thread changes its contents.
 
         Yields:
-            Whether the counters begin again, because their file had been removed.
+            Whether the counters start over because their file was removed.
         """
         with self._thread_lock:
             fresh = self._lock()
@@ -50,7 +50,7 @@ class SharedUsage:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def read(self) -> tuple[int, int]:
-        """Entries and bytes; none when the file is not there any more."""
+        """Entries and bytes; zero if the file was removed."""
         data = os.pread(self._file, _COUNTERS.size, 0) if self._is_current() else b""
         if len(data) < _COUNTERS.size:
             return 0, 0
@@ -58,16 +58,16 @@ class SharedUsage:
         return max(entries, 0), max(size, 0)
 
     def set(self, entries: int, size: int) -> None:
-        """Overwrites both counters; hold the lock."""
+        """Overwrite both counters; the caller holds the lock."""
         os.pwrite(self._file, _COUNTERS.pack(entries, size), 0)
 
     def add(self, entries: int, size: int) -> None:
-        """Changes both counters; hold the lock."""
+        """Add to both counters; the caller holds the lock."""
         before_entries, before_size = self.read()
         self.set(before_entries + entries, before_size + size)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         os.close(self._file)
 
     def _open(self) -> int:
@@ -86,7 +86,7 @@ class SharedUsage:
             self._file, fresh = opened, True
 
     def _is_current(self) -> bool:
-        """Whether the open file is still the one in the folder."""
+        """Whether the open file is still the file in the folder."""
         try:
             there = self._path.lstat()
         except OSError:

@@ -1,4 +1,4 @@
-"""The fastest tier: values in this process, least recently used dropped first."""
+"""The fastest tier: values in this process's memory, least recently used evicted first."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ENTRY_OVERHEAD: Final = 256
 
 
 class MemoryStore:
-    """Keeps values in memory. Its methods never wait and never raise StoreError.
+    """Stores values in memory. Its methods never wait and never raise StoreError.
 
     Args:
-        limit_bytes: The bound, overhead included.
-        max_entry_bytes: Larger values are not kept, so that one of them cannot push
-            out everything else; `limit_bytes` when left out.
+        limit_bytes: The bound, including overhead.
+        max_entry_bytes: Larger values are not kept, so that one value cannot evict everything else;
+            `limit_bytes` by default.
     """
 
     def __init__(self, limit_bytes: int, *, max_entry_bytes: int | None = None) -> None:
@@ -82,12 +82,12 @@ class MemoryStore:
         return {self.name: self.stats()}
 
     async def close(self) -> None:
-        """Forgets everything."""
+        """Drop everything."""
         self._entries.clear()
 
 
 class _CountingLRU(LRUCache[str, bytes]):
-    """Counts what it drops; cachetools drops through `popitem`."""
+    """An LRU cache that counts evictions; cachetools evicts through `popitem`."""
 
     def __init__(self, maxsize: int) -> None:
         super().__init__(maxsize, getsizeof=_size)

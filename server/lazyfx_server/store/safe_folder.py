@@ -1,7 +1,7 @@
-"""Files below a folder that others may be able to write to: no link is followed, nothing hangs.
+"""Files in a folder that others may be able to write to: no link is followed, nothing blocks.
 
-Every step down is taken from an open folder, so that a folder that is swapped for a link on the
-way leads nowhere; a file is opened without waiting, and read only when it is a plain one.
+Each path component is opened relative to its open parent, so swapping a folder for a link has no
+effect. Files are opened without blocking, and only regular files are read.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Final
 
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Opening a FIFO for reading waits for a writer, unless it is opened so.
+# Without this, opening a FIFO for reading waits for a writer.
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _NEW_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UnsafeFileError(OSError):
-    """Something else than a plain file of our own lies where one should be."""
+    """Not a regular file of ours."""
 
 
 class Folder:
-    """A folder and what is below it. Paths are tuples of names; all errors are OSErrors.
+    """A folder and its contents. Paths are tuples of names; all errors are OSErrors.
 
     Args:
-        root: Where it is. It may be a link itself: that is the operator's choice.
+        root: Its path. It may itself be a link: that is the operator's choice.
     """
 
     def __init__(self, root: Path) -> None:
@@ -39,12 +39,12 @@ class Folder:
         """A descriptor of the folder at `names`.
 
         Args:
-            names: The way down from the root.
-            create: Make what is missing; what is not a folder makes room for one.
+            names: The path from the root.
+            create: Create missing folders; replace anything on the path that is not a folder.
 
         Raises:
-            FileNotFoundError: There is none.
-            UnsafeFileError: Something on the way is not a folder.
+            FileNotFoundError: It does not exist.
+            UnsafeFileError: Something on the path is not a folder.
         """
         if create:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,12 +59,12 @@ class Folder:
             os.close(current)
 
     def read(self, *names: str, most: int, touch: bool = False) -> bytes | None:
-        """The bytes of a file, or None when there is none.
+        """The bytes of a file, or None if it does not exist.
 
         Args:
-            names: The way to it.
-            most: Most bytes that it may have, known before it is read.
-            touch: Note that it has been used.
+            names: Its path.
+            most: Its maximum size in bytes, checked before it is read.
+            touch: Record that it has been used.
 
         Raises:
             UnsafeFileError: It is a link, not a regular file, or too long.
@@ -79,7 +79,7 @@ class Folder:
             _require_plain(status, names[-1])
             if status.st_size > most:
                 raise UnsafeFileError(
-                    errno.EFBIG, f"has {status.st_size} bytes, at most {most} are read", names[-1]
+                    errno.EFBIG, f"has {status.st_size} bytes; the limit is {most}", names[-1]
                 )
             value = stream.read(status.st_size + 1) or b""
             while len(value) <= status.st_size and (more := stream.read(status.st_size + 1)):
@@ -90,16 +90,16 @@ class Folder:
         return value[: status.st_size]
 
     def create(self, *names: str) -> int:
-        """A descriptor of a new file, whose folder is made when it is not there.
+        """A descriptor of a new file; its folder is created if missing.
 
         Raises:
-            FileExistsError: There is something.
+            FileExistsError: The path exists.
         """
         with self.opened(*names[:-1], create=True) as folder:
             return os.open(names[-1], _NEW_FLAGS, 0o600, dir_fd=folder)
 
     def status(self, *names: str) -> os.stat_result | None:
-        """What is known of a plain file; None when there is none, or something else."""
+        """The status of a regular file; None if it does not exist or is not one."""
         try:
             with self.opened(*names[:-1]) as folder:
                 found = os.stat(names[-1], dir_fd=folder, follow_symlinks=False)
@@ -108,7 +108,7 @@ class Folder:
         return found if stat.S_ISREG(found.st_mode) else None
 
     def touch(self, *names: str) -> bool:
-        """Note that a file has been used; tells whether there is one."""
+        """Record that a file has been used; returns whether it exists."""
         if self.status(*names) is None:
             return False
         with contextlib.suppress(OSError), self.opened(*names[:-1]) as folder:
@@ -116,7 +116,7 @@ class Folder:
         return True
 
     def replace(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:
-        """Move a file, over what is at its new place: a link there is replaced, not followed."""
+        """Move a file, replacing the destination: a link there is replaced, not followed."""
         with (
             self.opened(*old[:-1]) as source,
             self.opened(*new[:-1], create=True) as target,
@@ -129,7 +129,7 @@ class Folder:
             os.unlink(names[-1], dir_fd=folder)
 
     def folders(self, *names: str) -> list[str]:
-        """Names of the folders in a folder, hidden ones left out."""
+        """Names of the subfolders of a folder, except hidden ones."""
         return [
             entry.name
             for entry in self._entries(*names)
@@ -137,7 +137,7 @@ class Folder:
         ]
 
     def files(self, *names: str) -> Iterator[tuple[int, int, str]]:
-        """Time of last change, size and name of each plain file in a folder."""
+        """Modification time, size and name of each regular file in a folder."""
         for entry in self._entries(*names):
             with contextlib.suppress(OSError):
                 if entry.is_file(follow_symlinks=False):
@@ -155,7 +155,7 @@ class Folder:
 def open_plain(path: Path, flags: int) -> int:
     """Open a regular file, without following a link and without blocking.
 
-    A file that it creates is readable by its owner only.
+    A new file is readable by its owner only.
 
     Args:
         path: The file.
@@ -178,7 +178,7 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def _step(folder: int, name: str, *, create: bool) -> int:
-    """Open a folder in a folder."""
+    """Open a subfolder."""
     try:
         return os.open(name, _FOLDER_FLAGS, dir_fd=folder)
     except FileNotFoundError:
@@ -187,7 +187,7 @@ def _step(folder: int, name: str, *, create: bool) -> int:
     except OSError as error:
         if not create:
             raise _explained(error, name) from error
-        # A link, or anything else that is not a folder: only itself is removed.
+        # A link, or anything else that is not a folder: only this entry is removed.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=folder)
     with contextlib.suppress(FileExistsError):

@@ -1,7 +1,7 @@
 """A fast store over a durable one.
 
-Reads fill the fast tier; writes reach the durable one behind the reply. A tier
-that fails is a miss: what can be computed again must never fail a request.
+Reads fill the fast tier; writes reach the durable tier in the background. A failure of a tier
+counts as a miss: a cache must never fail a request.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from lazyfx_server.store.contract import (
 from lazyfx_server.store.reported_failures import ReportedFailures
 
 REFRESH_EVERY: Final = 64
-"""Every so many hits in the fast tier, the durable one is told that the entry is in use;
-otherwise it would take its hottest entries for its oldest."""
+"""After this many hits in the fast tier, the entry is touched in the durable one;
+otherwise the hottest entries would look like the oldest there."""
 
 
 class TieredStore:
-    """Two stores as one; either may be tiered itself. Never raises StoreError.
+    """Two stores as one; either may itself be tiered. Never raises StoreError.
 
     Args:
-        upper: The fast one, asked first.
-        lower: The durable one.
-        on_error: Told of each operation of a tier that failed.
-        on_recovered: Told of each success of an operation that has failed at some time before.
-        max_pending_bytes: Values that may wait to be written to the lower tier.
-        waits_when_full: A put beyond that waits itself; otherwise it leaves the lower tier out,
-            and is reported as failed there.
+        upper: The fast store, which is asked first.
+        lower: The durable store.
+        on_error: Called for each failed operation of a tier.
+        on_recovered: Called for each success of an operation that has failed before.
+        max_pending_bytes: Bytes of values that may be waiting to be written to the lower tier.
+        waits_when_full: Whether further puts block; otherwise they leave the lower tier out, and
+            are reported as failed there.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TieredStore:
 
     @property
     def name(self) -> str:
-        """Both names."""
+        """The names of both tiers."""
         return f"{self._upper.name}+{self._lower.name}"
 
     async def get(self, key: str) -> bytes | None:
@@ -71,16 +71,16 @@ class TieredStore:
         if value is not None:
             self._refresh(key)
             return value
-        if key in self._pending:  # on its way down: the lower tier may hold an older one
+        if key in self._pending:  # still being written: the lower tier may hold an older value
             return self._pending[key][0]
         changes = self._changes
         value = await self._failures.result(self._lower, "get", key, self._lower.get(key))
-        if value is not None and changes == self._changes:  # else it may be out of date by now
+        if value is not None and changes == self._changes:  # else it may be outdated by now
             await self._failures.result(self._upper, "put", key, self._upper.put(key, value))
         return value
 
     async def put(self, key: str, value: bytes) -> None:
-        """See `Store.put`. Returns when the upper tier has it, and room to wait is left."""
+        """See `Store.put`. Returns once the upper tier has it and the write queue has room."""
         checked_key(key)
         if not self._waits_when_full and self._pending_bytes > self._max_pending_bytes:
             full = StoreError("too many bytes wait to be written")
@@ -120,21 +120,21 @@ class TieredStore:
         some = next(iter(wanted))
         deleted = {key for key in wanted if key in self._pending and self._pending[key][0] is None}
         found = {key for key in wanted if key in self._pending} - deleted
-        # Both are asked for all: being asked for is a use, and keeps an entry alive.
+        # Ask both tiers for all keys: a lookup counts as a use and keeps an entry alive.
         for tier in (self._upper, self._lower):
             answer = await self._failures.result(tier, "contains", some, tier.contains(wanted))
             found |= answer or set()
         return found - deleted
 
     async def delete(self, key: str) -> None:
-        """See `Store.delete`. Returns when both tiers have done it."""
+        """See `Store.delete`. Returns once both tiers have deleted it."""
         checked_key(key)
         task = self._write_behind(key, None)
         await self._failures.result(self._upper, "delete", key, self._upper.delete(key))
         await asyncio.wait({task})
 
     def stats(self) -> StoreStats:
-        """The lower tier's: it holds what the upper one does, and its evictions lose entries."""
+        """Those of the lower tier: it holds all entries, and only its evictions lose any."""
         return self._lower.stats()
 
     def tiers(self) -> Mapping[str, StoreStats]:
@@ -142,14 +142,14 @@ class TieredStore:
         return {**self._upper.tiers(), **self._lower.tiers()}
 
     async def close(self) -> None:
-        """Finishes pending writes, then closes both tiers."""
+        """Finish pending writes, then close both tiers."""
         while tasks := {task for _, task in self._pending.values()} | self._refreshing:
             await asyncio.wait(tasks)
         await self._upper.close()
         await self._lower.close()
 
     def _write_behind(self, key: str, value: bytes | None) -> asyncio.Task[None]:
-        """Starts a put (or, without a value, a delete) in the lower tier, after earlier ones."""
+        """Start a put (or, without a value, a delete) in the lower tier, after earlier ones."""
         self._changes += 1
         earlier = self._pending.get(key)
         self._pending_bytes += len(value or b"")

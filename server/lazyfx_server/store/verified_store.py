@@ -1,12 +1,12 @@
-"""Never hand out a damaged value: a store around a store that checks what comes back.
+"""A wrapper around a store that detects corrupt values and never returns them.
 
 ::
 
     8 bytes magic | 8 bytes length of the value | 32 bytes SHA-256 of key and value | value
 
-A torn, truncated or altered value, and one that was filed under another key, is
-quarantined, reported and answered as a miss. With a secret, HMAC-SHA-256 takes the place of
-SHA-256: then whoever can write to the store cannot make an entry that is accepted.
+A torn, truncated or altered value, or one stored under another key, is quarantined, reported and
+answered as a miss. With a secret, HMAC-SHA-256 takes the place of SHA-256: then whoever can write
+to the store cannot make an entry that is accepted.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _HEADER: Final = struct.Struct("<8sQ32s")
 _MAGIC: Final = b"lazyfx\x001"
 _MAGIC_WITH_SECRET: Final = b"lazyfx\x00m"
 _LARGE: Final = 1 << 18
-"""From this size on, hashing (0.5 ms a MiB) is done in a thread."""
+"""From this size on, hashing (0.5 ms per MiB) runs in a thread."""
 
 ENVELOPE_BYTES: Final = _HEADER.size
 
 
 class CorruptEntryError(ValueError):
-    """Bytes that are not what was sealed."""
+    """The bytes are not an intact envelope."""
 
 
 def seal(key: str, value: bytes, secret: bytes = b"") -> bytes:
-    """Puts a value into an envelope that `unseal` can check."""
+    """Wrap a value in an envelope that `unseal` can check."""
     return _HEADER.pack(_magic(secret), len(value), _digest(key, value, secret)) + value
 
 
@@ -47,18 +47,18 @@ def unseal(key: str, sealed: bytes, secret: bytes = b"") -> bytes:
     """The value in an envelope.
 
     Raises:
-        CorruptEntryError: It is not the one that was sealed for this key, with this secret.
+        CorruptEntryError: The envelope is damaged, or was sealed for another key or secret.
     """
     if len(sealed) < ENVELOPE_BYTES:
-        raise CorruptEntryError(f"{len(sealed)} bytes are too few")
+        raise CorruptEntryError(f"{len(sealed)} bytes are too few for an envelope")
     magic, length, digest = _HEADER.unpack_from(sealed)
     if magic != _magic(secret):
-        raise CorruptEntryError("another magic")
+        raise CorruptEntryError("wrong magic")
     if length != len(sealed) - ENVELOPE_BYTES:
         raise CorruptEntryError(f"{len(sealed) - ENVELOPE_BYTES} bytes instead of {length}")
     value = sealed[ENVELOPE_BYTES:]
     if not hmac.compare_digest(digest, _digest(key, value, secret)):
-        raise CorruptEntryError("another digest")
+        raise CorruptEntryError("wrong digest")
     return value
 
 
@@ -78,8 +78,8 @@ class VerifiedStore:
 
     Args:
         inner: Holds the envelopes.
-        secret: What entries are authenticated with; without one they are only checked for damage.
-        on_corrupt: Told of each damaged entry, before the miss is answered.
+        secret: Authenticates entries; without one they are only checked for damage.
+        on_corrupt: Called for each corrupt entry, before the miss is answered.
     """
 
     def __init__(

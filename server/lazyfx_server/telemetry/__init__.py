@@ -1,7 +1,7 @@
-"""Telling what happened: events, observers, and the exporters at the edge.
+"""Events, observers, and the exporters at the edge.
 
 The exporters are imported from their own files (`prometheus`, `http`), so that
-rooms that only make events load nothing more.
+packages that only emit events load nothing more.
 """
 
 from lazyfx_server.telemetry.events import (

@@ -1,4 +1,4 @@
-"""What each event adds to which count: one place, so that ledger and metrics always agree."""
+"""What each event adds to which count, in one place, so that ledger and metrics always agree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEASURED, FITTED = "measured", "fitted"
 
 
 def counts_of(event: events.Event) -> Iterable[tuple[Key, float]]:
-    """The counts that an event adds to, each with how much."""
+    """The counts that an event adds to, with the amounts."""
     of = _COUNTED.get(type(event))
     return of(event) if of is not None else ()
 
@@ -69,7 +69,7 @@ def _of_compile(event: events.CompileFinished) -> Iterator[tuple[Key, float]]:
     yield (SAVED, BETWEEN_PASSES), max(0, event.pipeline_requested - between)
 
 
-# By the exact class: a hit makes four events, and each goes to two observers.
+# Dispatch by exact class, for speed: a hit emits four events, each to two observers.
 _COUNTED: Mapping[type, Callable[[Any], Iterable[tuple[Key, float]]]] = {
     events.LookupMade: _of_lookup,
     events.Reused: _of_reuse,

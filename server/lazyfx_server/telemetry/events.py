@@ -1,7 +1,7 @@
-"""What happened, as data. Rooms make events; exporters turn them into metrics and traces.
+"""Events as data. Packages emit them; exporters turn them into metrics and traces.
 
-Events carry no digests and no keys: they are counted, not searched. A tenant's name is there for
-the ledger; exporters leave it out.
+Events carry no digests or keys: they are counted, not searched. They carry the tenant's name for
+    the ledger; exporters omit it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class LookupMade:
 
     Attributes:
         result: "hit", "miss" or "joined".
-        miss_reason: For a miss, the name of the MissReason, e.g. "new_graph"; its
-            long form "MISS_REASON_NEW_GRAPH" means the same.
+        miss_reason: For a miss, the name of the MissReason, e.g. "new_graph"; the full name
+            "MISS_REASON_NEW_GRAPH" is accepted too.
         tenant: Whose request it was.
     """
 
@@ -32,10 +32,10 @@ class LookupMade:
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """A hit or a join spared its caller a compile.
+    """A hit or a join saved its caller a compile.
 
     Attributes:
-        seconds: What that compile took when it was run.
+        seconds: How long that compile took.
         tenant: Whose request it was.
     """
 
@@ -71,14 +71,14 @@ class CompileFinished:
         pass_seconds: Seconds of that inside passes.
         codec_seconds: Seconds of that decoding and encoding.
         queue_seconds: Seconds that the request waited for a worker.
-        overhead_seconds: Seconds from arrival to answer that were not spent in
-            passes; holds `codec_seconds` and `queue_seconds`.
+        overhead_seconds: Seconds from arrival to answer that were not spent in passes; includes
+            `codec_seconds` and `queue_seconds`.
         saved_seconds: Estimated seconds of code generation that laziness saved.
         passes: The passes that ran.
         pipeline_requested: Calls of recompile() between passes.
         performed: Code generations as (pass name or "" between passes, trigger, count).
         performed_seconds: Measured seconds of those.
-        saved_is_measured: `saved_seconds` rests on the measured cost of the same graph.
+        saved_is_measured: `saved_seconds` is based on the measured cost of the same graph.
         tenant: Whose request it was.
     """
 
@@ -98,12 +98,12 @@ class CompileFinished:
 
 @dataclass(frozen=True, slots=True)
 class RecompilesPerformed:
-    """Code was generated outside a compile, because an artifact was touched.
+    """Code was generated outside a compile, because an artifact needed it.
 
     Attributes:
-        pass_name: Empty, or the pass that ran.
+        pass_name: The pass that ran, or empty.
         trigger: What needed the code, e.g. "code", "pickle" or "torchscript".
-        count: How often.
+        count: How many times.
         seconds: Seconds that it took.
         tenant: Whose module it was.
     """
@@ -117,7 +117,7 @@ class RecompilesPerformed:
 
 @dataclass(frozen=True, slots=True)
 class OverheadSpent:
-    """Time of our own making that no CompileFinished tells of.
+    """Overhead of the service that no CompileFinished includes.
 
     Attributes:
         stage: "key".
@@ -132,7 +132,7 @@ class OverheadSpent:
 
 @dataclass(frozen=True, slots=True)
 class SourceRefused:
-    """Generated source said something else than its graph, and was not served.
+    """Generated source did not match its graph and was not served.
 
     Attributes:
         job: "compile" or "render".
@@ -143,7 +143,7 @@ class SourceRefused:
 
 @dataclass(frozen=True, slots=True)
 class NativeCompiled:
-    """A native compile ended, whoever asked for it.
+    """A native compile ended.
 
     Attributes:
         result: "made", "failed", "stopped" because no caller waited for it any more, or
@@ -177,7 +177,7 @@ class GraphRefused:
 
 @dataclass(frozen=True, slots=True)
 class FlightAbandoned:
-    """The last caller who waited for a piece of work went away.
+    """The last caller waiting for a single flight went away.
 
     Attributes:
         stage: "compile" or "render".
@@ -190,13 +190,13 @@ class FlightAbandoned:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactServed:
-    """An artifact was sent.
+    """An artifact was sent to a client.
 
     Attributes:
         kind: E.g. "code", "pickle" or "inductor".
         source: "rendered" for this request, or "cached".
         bytes: Bytes sent.
-        seconds: Seconds that rendering it took, now or then.
+        seconds: Seconds that rendering took, now or when it was cached.
     """
 
     kind: str
@@ -207,7 +207,7 @@ class ArtifactServed:
 
 @dataclass(frozen=True, slots=True)
 class StoreFailed:
-    """A tier of the store failed, which was answered as a miss.
+    """A tier of the store failed; the operation was answered as a miss.
 
     Attributes:
         tier: Its name: "memory", "disk".
@@ -220,10 +220,10 @@ class StoreFailed:
 
 @dataclass(frozen=True, slots=True)
 class EntryCorrupt:
-    """A damaged entry was found and quarantined.
+    """A corrupt entry was found and quarantined.
 
     Attributes:
-        tier: Where it was.
+        tier: The name of the tier.
     """
 
     tier: str
@@ -246,8 +246,8 @@ class RequestHandled:
 
     Attributes:
         method: Its name without the service: "Compile".
-        code: Name of the gRPC status code: "OK".
-        seconds: From its arrival to its end.
+        code: Name of the gRPC status code, e.g. "OK".
+        seconds: Its duration.
     """
 
     method: str
@@ -275,23 +275,23 @@ Event: TypeAlias = (
 
 
 class Observer(Protocol):
-    """Hears of events. Called in the event loop: must return within microseconds."""
+    """Receives events. Called in the event loop: must return within microseconds."""
 
     def observe(self, event: Event) -> None:
         """Records an event."""
 
 
 class Observers:
-    """Several observers as one; with none of them, it ignores everything.
+    """Several observers as one; without any, events are ignored.
 
-    An observer that raises is logged, and never disturbs the request or the others.
+    An exception in an observer is logged and affects neither the request nor other observers.
     """
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
     def observe(self, event: Event) -> None:
-        """Passes an event on to every observer."""
+        """Pass an event to every observer."""
         for observer in self._observers:
             try:
                 observer.observe(event)
@@ -300,13 +300,13 @@ class Observers:
 
 
 class DeferredObserver:
-    """Passes events on once the event loop has done what is due now.
+    """Passes events on at the next iteration of the event loop.
 
-    A request that ends tells what happened; its answer need not wait for that to be
-    counted. Events keep their order.
+    A request emits events when it ends, and its answer need not wait until they are counted. Events
+    keep their order.
 
     Args:
-        observer: Who is told.
+        observer: Receives the events.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -314,7 +314,7 @@ class DeferredObserver:
         self._events: list[Event] = []
 
     def observe(self, event: Event) -> None:
-        """Takes the event; it must be called in the event loop."""
+        """Queue an event; must be called in the event loop."""
         if not self._events:
             asyncio.get_running_loop().call_soon(self._tell)
         self._events.append(event)

@@ -8,15 +8,15 @@ from typing import Protocol
 
 
 class TierLevels(Protocol):
-    """What a tier of the store holds; `StoreStats` is one."""
+    """Statistics of one tier of the store; `StoreStats` implements it."""
 
     @property
     def entries(self) -> int:
-        """Entries held."""
+        """Number of entries."""
 
     @property
     def bytes(self) -> int:
-        """Bytes that they take."""
+        """Bytes that they occupy."""
 
     @property
     def limit_bytes(self) -> int:
@@ -24,7 +24,7 @@ class TierLevels(Protocol):
 
     @property
     def evictions(self) -> int:
-        """Entries dropped to keep the bound."""
+        """Entries evicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class DeviceMemory:
 
     Attributes:
         device: E.g. "cuda:0".
-        total_bytes: All of its memory.
-        free_bytes: What is free, when last asked.
+        total_bytes: Its total memory.
+        free_bytes: Its free memory at the last query.
     """
 
     device: str
@@ -44,15 +44,15 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class Gauges:
-    """Where the values of gauges come from: called at each scrape, in any thread.
+    """Sources of gauge values, called at each scrape, in any thread.
 
     Attributes:
-        store: Levels of each tier by its name.
-        in_flight: Jobs under way by stage, "compile" and "render".
+        store: Statistics of each tier by name.
+        in_flight: Running jobs by stage, "compile" and "render".
         workers: Worker processes.
         devices: Memory of the devices that workers see.
-        sandbox: Layers of the sandbox that hold.
-        native_sandbox: Those around native compiles; none when there are no such compiles.
+        sandbox: Active layers of the workers' sandbox.
+        native_sandbox: Active layers around native compiles; empty if native compiles are off.
     """
 
     store: Callable[[], Mapping[str, TierLevels]] = dict

@@ -1,8 +1,8 @@
 """A tiny HTTP server for scrapers and probes: /metrics, /healthz, /readyz.
 
-Answers one GET or HEAD a connection and closes it. Everything that a stranger
-could make large is bounded: the request, the time, the number of connections. When there are too
-many, the oldest one is ended: a slow one, since an answer takes milliseconds.
+Answers one GET or HEAD per connection and closes it. The size of the request, its duration and the
+number of connections are bounded. When there are too many, the oldest connection is closed: it must
+be a slow one, since an answer takes milliseconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_REQUEST_BYTES: Final = 8192
 MAX_CONNECTIONS: Final = 128
 
 Metrics = Callable[[str], tuple[str, bytes]]
-"""From the value of an Accept header to content type and body. Called in a thread."""
+"""Maps the value of an Accept header to content type and body. Called in a thread."""
 
 Probe = Callable[[], bool]
 
@@ -27,16 +27,16 @@ _TEXT: Final = "text/plain; charset=utf-8"
 
 @final
 class TelemetryServer:
-    """Serves metrics and probes on a port of its own.
+    """Serves metrics and probes on a separate port.
 
     Args:
         metrics: Renders /metrics.
         healthy: Answers /healthz: False means that the process should be replaced.
         ready: Answers /readyz: False means that no requests should be sent here.
         host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
-        timeout: Seconds that a connection may take, from its beginning to its end.
-        notes: Text that /readyz adds when it answers that the server is ready.
+        port: Port to listen on; 0 picks a free one.
+        timeout: Seconds that a connection may last.
+        notes: Text that /readyz appends when the server is ready.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class TelemetryServer:
 
     @property
     def port(self) -> int:
-        """The port that is listened on. Only while started."""
+        """The port it listens on. Only valid while started."""
         assert self._server is not None, "not started"
         return int(self._server.sockets[0].getsockname()[1])
 
     async def start(self) -> None:
-        """Begins to listen.
+        """Start listening.
 
         Raises:
             OSError: The address cannot be listened on.
@@ -78,7 +78,7 @@ class TelemetryServer:
         )
 
     async def stop(self) -> None:
-        """Stops listening and ends open connections. May be called twice."""
+        """Stop listening and close open connections. May be called twice."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -126,7 +126,7 @@ class TelemetryServer:
             answer = await self._respond(request.decode("latin-1"))
         writer.write(answer)
         await writer.drain()
-        # Closing with input unread would reset the connection under the answer.
+        # Closing with unread input would reset the connection before the answer is read.
         writer.write_eof()
         while await reader.read(MAX_REQUEST_BYTES):
             pass
@@ -149,8 +149,8 @@ class TelemetryServer:
             notes = self._notes() if good and path == "/readyz" else ""
             body = f"{status.phrase}\n{notes}\n".encode() if notes else None
             return _answer(status, body=body, with_body=with_body)
-        # In a thread, so that rendering some hundred series delays no request; and one at a time,
-        # so that many who ask do not take all threads.
+        # In a thread, so that rendering hundreds of series delays no request; one at a time, so
+        # that many scrapers do not take all threads.
         async with self._rendering:
             content_type, body = await asyncio.to_thread(
                 self._metrics, _header(lines[1:], "accept")

@@ -1,4 +1,4 @@
-"""The values that metric labels take. Anything else is counted as "other"."""
+"""The values of metric labels. Anything else is counted as "other"."""
 
 from __future__ import annotations
 
@@ -45,19 +45,6 @@ TRIGGERS: Final = (
     "torchscript",
     "exported_program",
     "eager",
-)
-ARTIFACT_KINDS: Final = (
-    "code",
-    "pickle",
-    "package",
-    "graph",
-    "picture",
-    "constant",
-    "source",
-    "torchscript",
-    "inductor",
-    "aot_inductor",
-    "exported_program",
 )
 SANDBOX_LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")

@@ -1,4 +1,4 @@
-"""The counters that the ledger keeps too, as a table."""
+"""The counters that are also kept in the ledger, as a table."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lazyfx_server.telemetry.labels import MISS_REASONS, OVERHEAD_STAGES, TRIGGE
 
 @dataclass(frozen=True, slots=True)
 class LedgerCounter:
-    """A counter of one of `counting`'s counts.
+    """A Prometheus counter for one count of `counting`.
 
     Attributes:
         count: Name of the count.
-        metric: Name of the counter, without prefix and suffix.
+        metric: Name of the metric, without prefix and suffix.
         meaning: What it counts.
-        labels: Its labels and their values, in the order of the count's own.
-        only: Add only what has this label.
+        labels: Its labels and their values, in the order of the count's labels.
+        only: Include only counts with this label.
     """
 
     count: str
@@ -28,7 +28,7 @@ class LedgerCounter:
     only: str = ""
 
     def includes(self, key: counting.Key) -> bool:
-        """Whether a count's amount is added."""
+        """Whether a count is included."""
         return not self.only or self.only in key
 
     def values(self, key: counting.Key) -> tuple[str, ...]:
@@ -67,12 +67,12 @@ def ledger_counters(passes: Sequence[str]) -> list[LedgerCounter]:
         LedgerCounter(
             counting.REUSED_SECONDS,
             "reused_seconds",
-            "Measured seconds of compiles that hits and joins spared",
+            "Measured seconds of compiles that hits and joins saved",
         ),
         LedgerCounter(
             counting.OVERHEAD_SECONDS,
             "overhead_seconds",
-            "Seconds of the service's own making",
+            "Seconds of the service's own overhead",
             {"stage": OVERHEAD_STAGES},
         ),
         LedgerCounter(

@@ -1,4 +1,4 @@
-"""Failures that go on: told when they begin and when they end, and counted in between."""
+"""Continuing failures: logged when they begin and end, and counted in between."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Final
 _log = logging.getLogger(__name__)
 
 COUNT_SECONDS: Final = 60.0
-"""How often an outage that goes on is told, with a count."""
+"""How often a continuing outage is logged, with a count."""
 
 QUIET_SECONDS: Final = 5.0
-"""A success ends an outage when nothing has failed for so long: a disk that is nearly full takes
+"""A success ends an outage only if nothing has failed for this long: a nearly full disk accepts
 small entries and refuses large ones."""
 
 
@@ -26,10 +26,10 @@ class _Outage:
 
 
 class Outages:
-    """Writes a line when something begins to fail, and one when it works again.
+    """Logs when something begins to fail, and when it works again.
 
     Args:
-        clock: Seconds that never go back.
+        clock: A monotonic clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,7 +41,7 @@ class Outages:
 
         Args:
             what: What failed, e.g. "store: put of disk".
-            error: Why.
+            error: The error.
         """
         now = self._clock()
         outage = self._open.get(what)

@@ -1,7 +1,7 @@
-"""Text of strangers in logs and messages: nothing in it can write a line or move a cursor.
+"""Untrusted text in logs and messages: it cannot start a line or move a cursor.
 
-Names, options and messages of torch hold what callers sent. An escape sequence in them would
-reach the terminal of whoever reads the log, and a line feed would begin a line that looks like
+Names, options and torch's messages contain text that callers sent. An escape sequence in it would
+reach the terminal of anyone who reads the log, and a line feed would start a line that looks like
 one of ours.
 """
 
@@ -17,26 +17,26 @@ from typing import Final, TextIO, cast
 from lazyfx.shared.printable import one_line, printable
 
 LOG_FORMAT_VARIABLE: Final = "LAZYFX_WORKER_LOG_FORMAT"
-"""Environment variable that tells workers how the server writes its log."""
+"""Environment variable that passes the server's log format to workers."""
 
 _CONTINUED: Final = "    "
 
 
 def escaped(text: str, *, keep_lines: bool = False) -> str:
-    r"""The text with escapes ("\x1b", "\n", "\u202e") in place of what is not printed.
+    r"""The text with unprintable characters escaped ("\x1b", "\n", "\u202e").
 
     Args:
         text: Any text.
-        keep_lines: Leave line feeds and tabs.
+        keep_lines: Keep line feeds and tabs.
     """
     return printable(text, len(text)) if keep_lines else one_line(text, len(text))
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines of text; what follows a line that is ours, a traceback, is indented."""
+    """Formats records as text; continuation lines, such as tracebacks, are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record; only its own first line begins at the margin."""
+        """Format one record; only its first line starts at the margin."""
         line = f"{self.formatTime(record)} {record.levelname} {record.name}: "
         line = escaped(line + record.getMessage())
         for more in _details(self, record):
@@ -47,10 +47,10 @@ class PlainFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, in ASCII."""
+    """Formats records as one JSON object per line, in ASCII."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record."""
+        """Format one record."""
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created)),
             "level": record.levelname.lower(),
@@ -63,17 +63,17 @@ class JsonFormatter(logging.Formatter):
 
 
 class PlainStream:
-    """A stream that writes text with its control characters escaped, whoever writes it.
+    """A text stream that escapes control characters.
 
     Args:
-        stream: Where it goes.
+        stream: The destination.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write text; lines stay lines."""
+        """Write text; line feeds are kept."""
         self._stream.write(escaped(text, keep_lines=True))
         return len(text)
 
@@ -82,11 +82,11 @@ class PlainStream:
 
 
 def log_to(stream: TextIO | PlainStream, level: str, form: str) -> None:
-    """Log what this process says, and what torch says in it, to a stream.
+    """Write this process's log, including torch's, to a stream.
 
     Args:
-        stream: Where to.
-        level: Least severe level.
+        stream: The destination.
+        level: The least severe level to log.
         form: "text" or "json".
     """
     handler = logging.StreamHandler(cast("TextIO", stream))
@@ -98,9 +98,9 @@ def log_to(stream: TextIO | PlainStream, level: str, form: str) -> None:
 
 
 def reformat_torch_loggers() -> None:
-    """Have torch's own log handlers write as ours do; call it once torch is imported.
+    """Make torch's log handlers use our format; call it once torch is imported.
 
-    torch puts handlers on its loggers that write messages as they are.
+    torch installs handlers that write messages unescaped.
     """
     ours = logging.getLogger().handlers[0]
     for name in list(logging.root.manager.loggerDict):
@@ -118,7 +118,7 @@ def _warning(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    del line  # of our own source, which says nothing to an operator
+    del line  # about our own source, which does not help an operator
     return f"{category.__name__}: {message} ({filename}:{lineno})"
 
 

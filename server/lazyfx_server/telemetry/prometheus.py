@@ -1,8 +1,8 @@
 """Events as Prometheus metrics. The only file that imports prometheus_client.
 
 Every metric is described in docs/metrics.md. Labels take a bounded set of
-values, all of which exist from the start with the value 0, so that the first
-increase is seen by rate(); anything else is counted as "other".
+values, all of which exist from the start with the value 0, so that rate() sees the first
+increase; anything else is counted as "other".
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from prometheus_client.registry import Collector
 from lazyfx_server.telemetry import counting, events
 from lazyfx_server.telemetry.gauges import Gauges
 from lazyfx_server.telemetry.labels import (
-    ARTIFACT_KINDS,
     CODES,
     JOBS,
     METHODS,
@@ -48,16 +47,17 @@ _SLOW: Final = (0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
 class PrometheusObserver:
-    """Counts events in metrics of a registry of its own.
+    """Counts events in the metrics of a registry.
 
     Args:
-        registry: Where the metrics are registered; make one for each server.
-        pass_names: The passes that this server runs: values of the label "pass".
+        registry: The registry of the metrics; create one per server.
+        pass_names: The passes of this server: the values of the label "pass".
+        artifact_kinds: The kinds of artifact of this server: the values of the label "kind".
         version: Of lazyfx.
         torch_version: Of torch.
         python_version: Of Python.
-        gauges: Where levels come from.
-        restored: Counts that the ledger brought over from earlier starts.
+        gauges: Sources of gauge values.
+        restored: Counts that the ledger restored from earlier runs.
     """
 
     def __init__(
@@ -65,14 +65,15 @@ class PrometheusObserver:
         registry: CollectorRegistry,
         pass_names: Iterable[str],
         *,
+        artifact_kinds: Iterable[str],
         version: str,
         torch_version: str,
         python_version: str,
         gauges: Gauges,
         restored: Mapping[counting.Key, float] | None = None,
     ) -> None:
-        # prometheus_client has this switch for the whole process only; a time beside
-        # each of hundreds of series doubles every scrape, and nothing here is ever reset.
+        # prometheus_client has only a process-wide switch for this. A creation time for each of
+        # hundreds of series doubles every scrape, and nothing here is ever reset.
         disable_created_metrics()
         passes = (*sorted(pass_names), "pipeline", "none")
         make = _Maker(registry)
@@ -87,7 +88,7 @@ class PrometheusObserver:
         self._pass_seconds = make.histogram(
             "pass_seconds", "Seconds of one pass", (*_FAST, *_SLOW[:7]), {"pass": passes}
         )
-        kinds = {"kind": ARTIFACT_KINDS}
+        kinds = {"kind": tuple(artifact_kinds)}
         self._render_seconds = make.histogram(
             "render_seconds", "Seconds of rendering an artifact", (*_FAST[1:], *_SLOW[:7]), kinds
         )
@@ -101,11 +102,11 @@ class PrometheusObserver:
         )
         self._abandoned = make.counter(
             "abandoned",
-            "Pieces of work whose last waiter went away",
+            "Single flights whose last caller went away",
             {"stage": STAGES, "outcome": ("dropped", "stopped", "continued")},
         )
         self._job_retries = make.counter(
-            "job_retries", "Jobs given to another worker because theirs died", {"job": JOBS}
+            "job_retries", "Jobs retried because their worker died", {"job": JOBS}
         )
         self._graphs_refused = make.counter(
             "graphs_refused", "Jobs refused because workers died on their graph", {"job": JOBS}
@@ -122,7 +123,7 @@ class PrometheusObserver:
             {"tier": TIERS, "operation": STORE_OPERATIONS},
         )
         self._store_corrupt = make.counter(
-            "store_corrupt", "Damaged entries quarantined", {"tier": TIERS}
+            "store_corrupt", "Corrupt entries quarantined", {"tier": TIERS}
         )
         self._restarts = make.counter(
             "worker_restarts", "Worker processes replaced", {"reason": RESTART_REASONS}
@@ -131,7 +132,7 @@ class PrometheusObserver:
         self._request_seconds = make.histogram(
             "request_seconds", "Seconds of an RPC", (*_FAST, *_SLOW), {"method": METHODS}
         )
-        build = Info("lazyfx_build", "What is running", registry=registry)
+        build = Info("lazyfx_build", "Versions of the running server", registry=registry)
         build.info({"version": version, "torch": torch_version, "python": python_version})
         registry.register(_Levels(gauges))
         ProcessCollector(registry=registry)
@@ -156,7 +157,7 @@ class PrometheusObserver:
         }
 
     def observe(self, event: events.Event) -> None:
-        """Counts an event."""
+        """Count an event."""
         for key, amount in counting.counts_of(event):
             self._add(key, amount)
         handler = self._handlers.get(type(event))
@@ -199,7 +200,7 @@ def new_registry() -> CollectorRegistry:
 
 
 def exposition(registry: CollectorRegistry) -> Callable[[str], tuple[str, bytes]]:
-    """Makes a function from an Accept header to (content type, the metrics in that format)."""
+    """Return a function from an Accept header to (content type, metrics in that format)."""
 
     def render(accept: str) -> tuple[str, bytes]:
         encode, content_type = choose_encoder(accept)
@@ -212,7 +213,7 @@ M = TypeVar("M", bound=MetricWrapperBase)
 
 
 class _Family(Generic[M]):
-    """A metric with all its series resolved: finding one costs a dictionary lookup."""
+    """A metric with all its series resolved: finding one is a dictionary lookup."""
 
     def __init__(self, metric: M, labels: Mapping[str, Sequence[str]]) -> None:
         self._known = [frozenset(values) for values in labels.values()]
@@ -261,7 +262,7 @@ class _Levels(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._store()
-        flights = GaugeMetricFamily("lazyfx_in_flight", "Jobs under way", labels=["stage"])
+        flights = GaugeMetricFamily("lazyfx_in_flight", "Running jobs", labels=["stage"])
         under_way = self._gauges.in_flight()
         for stage in STAGES:
             flights.add_metric([stage], under_way.get(stage, 0))
@@ -279,14 +280,14 @@ class _Levels(Collector):
         yield from (total, free)
         held = self._gauges.sandbox()
         layers = GaugeMetricFamily(
-            "lazyfx_sandbox_layers", "1 where a layer confines the workers", labels=["layer"]
+            "lazyfx_sandbox_layers", "1 if this layer confines the workers", labels=["layer"]
         )
         for layer in SANDBOX_LAYERS:
             layers.add_metric([layer], float(layer in held))
         yield layers
         native = GaugeMetricFamily(
             "lazyfx_native_sandbox_layers",
-            "1 where a layer confines native compiles",
+            "1 if this layer confines native compiles",
             labels=["layer"],
         )
         held_native = self._gauges.native_sandbox()
@@ -295,11 +296,11 @@ class _Levels(Collector):
         yield native
 
     def _store(self) -> Iterator[Metric]:
-        entries = GaugeMetricFamily("lazyfx_store_entries", "Entries held", labels=["tier"])
-        size = GaugeMetricFamily("lazyfx_store_bytes", "Bytes held", labels=["tier"])
+        entries = GaugeMetricFamily("lazyfx_store_entries", "Entries", labels=["tier"])
+        size = GaugeMetricFamily("lazyfx_store_bytes", "Bytes", labels=["tier"])
         limit = GaugeMetricFamily("lazyfx_store_limit_bytes", "Bound on bytes", labels=["tier"])
         evictions = CounterMetricFamily(
-            "lazyfx_store_evictions", "Entries dropped to keep the bound", labels=["tier"]
+            "lazyfx_store_evictions", "Entries evicted", labels=["tier"]
         )
         for tier, levels in self._gauges.store().items():
             if tier in TIERS:

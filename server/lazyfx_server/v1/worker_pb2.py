@@ -26,17 +26,17 @@ from lazyfx.v1 import compiler_pb2 as lazyfx_dot_v1_dot_compiler__pb2
 from lazyfx.v1 import graph_pb2 as lazyfx_dot_v1_dot_graph__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlazyfx_server/v1/worker.proto\x12\x10lazyfx_server.v1\x1a\x18lazyfx/v1/compiler.proto\x1a\x15lazyfx/v1/graph.proto\"\x8f\x02\n\x03Job\x12/\n\x07\x63ompile\x18\x01 \x01(\x0b\x32\x1c.lazyfx_server.v1.CompileJobH\x00\x12-\n\x06render\x18\x02 \x01(\x0b\x32\x1b.lazyfx_server.v1.RenderJobH\x00\x12\x31\n\x08\x64\x65scribe\x18\x03 \x01(\x0b\x32\x1d.lazyfx_server.v1.DescribeJobH\x00\x12-\n\x06native\x18\n \x01(\x0b\x32\x1b.lazyfx_server.v1.NativeJobH\x00\x12>\n\x0f\x64\x65scribe_native\x18\x0b \x01(\x0b\x32#.lazyfx_server.v1.DescribeNativeJobH\x00\x42\x06\n\x04kind\"\xae\x02\n\nCompileJob\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12#\n\x06passes\x18\x02 \x03(\x0b\x32\x13.lazyfx.v1.PassSpec\x12-\n\x06values\x18\x03 \x03(\x0b\x32\x1d.lazyfx_server.v1.TensorValue\x12+\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.lazyfx_server.v1.JobLimits\x12-\n\x0cpresentation\x18\x05 \x01(\x0b\x32\x17.lazyfx.v1.Presentation\x12\r\n\x05\x65\x61ger\x18\x06 \x01(\x08\x12\x0e\n\x06verify\x18\x07 \x01(\x08\x12\x18\n\x10seconds_per_node\x18\x08 \x01(\x01\x12\x18\n\x10\x63ost_is_measured\x18\t \x01(\x08\x12\x0f\n\x07plugins\x18\n \x03(\t\"=\n\x0bTensorValue\x12\r\n\x05graph\x18\x01 \x01(\r\x12\x11\n\tattribute\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xaa\x01\n\tJobLimits\x12\x11\n\tmax_nodes\x18\x01 \x01(\x04\x12\x18\n\x10max_folded_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bmax_matches\x18\x03 \x01(\x04\x12\x14\n\x0cpass_seconds\x18\x04 \x01(\x01\x12,\n\x05graph\x18\x14 \x01(\x0b\x32\x1d.lazyfx_server.v1.GraphLimits\x12\x17\n\x0fmax_match_steps\x18\x32 \x01(\x04\"\xbb\x01\n\x0bGraphLimits\x12\x11\n\tmax_edges\x18\x01 \x01(\x04\x12\x11\n\tmax_calls\x18\x02 \x01(\x04\x12\x15\n\rmax_arguments\x18\x03 \x01(\x04\x12\x18\n\x10max_string_bytes\x18\x04 \x01(\x04\x12\x10\n\x08max_rank\x18\x05 \x01(\x04\x12\x14\n\x0cmax_elements\x18\x06 \x01(\x04\x12\x13\n\x0bmax_outputs\x18\x07 \x01(\x04\x12\x18\n\x10max_source_bytes\x18\x32 \x01(\x04\"\xa9\x02\n\tRenderJob\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.lazyfx.v1.ArtifactKind\x12\'\n\x05graph\x18\x02 \x01(\x0b\x32\x18.lazyfx.v1.CompiledGraph\x12-\n\x0cpresentation\x18\x03 \x01(\x0b\x32\x17.lazyfx.v1.Presentation\x12*\n\x06source\x18\x04 \x01(\x0b\x32\x1a.lazyfx.v1.GeneratedSource\x12-\n\tconstants\x18\x05 \x03(\x0b\x32\x1a.lazyfx_server.v1.Constant\x12(\n\x07purpose\x18\x06 \x01(\x0e\x32\x17.lazyfx.v1.ArtifactKind\x12\x18\n\x10max_source_bytes\x18\x32 \x01(\x04\"\r\n\x0b\x44\x65scribeJob\"\xd1\x02\n\tJobResult\x12\x32\n\x07\x63ompile\x18\x01 \x01(\x0b\x32\x1f.lazyfx_server.v1.CompileResultH\x00\x12\x30\n\x06render\x18\x02 \x01(\x0b\x32\x1e.lazyfx_server.v1.RenderResultH\x00\x12\x34\n\x08\x64\x65scribe\x18\x03 \x01(\x0b\x32 .lazyfx_server.v1.DescribeResultH\x00\x12+\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1a.lazyfx_server.v1.JobErrorH\x00\x12\x30\n\x06native\x18\n \x01(\x0b\x32\x1e.lazyfx_server.v1.NativeResultH\x00\x12\x41\n\x0f\x64\x65scribe_native\x18\x0b \x01(\x0b\x32&.lazyfx_server.v1.DescribeNativeResultH\x00\x42\x06\n\x04kind\"\xe2\x01\n\rCompileResult\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.lazyfx.v1.CompiledGraph\x12(\n\x06report\x18\x02 \x01(\x0b\x32\x18.lazyfx.v1.CompileReport\x12-\n\tconstants\x18\x03 \x03(\x0b\x32\x1a.lazyfx_server.v1.Constant\x12\x15\n\rcodec_seconds\x18\x04 \x01(\x01\x12\x38\n\tperformed\x18\x05 \x03(\x0b\x32%.lazyfx_server.v1.PerformedRecompiles\";\n\x08\x43onstant\x12!\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x11.lazyfx.v1.Digest\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"Y\n\x13PerformedRecompiles\x12\x11\n\tpass_name\x18\x01 \x01(\t\x12\x0f\n\x07trigger\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"\xc1\x01\n\x0cRenderResult\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12*\n\x06source\x18\x04 \x01(\x0b\x32\x1a.lazyfx.v1.GeneratedSource\x12\x38\n\tperformed\x18\x05 \x03(\x0b\x32%.lazyfx_server.v1.PerformedRecompiles\x12\x18\n\x10seconds_per_node\x18\x06 \x01(\x01\"8\n\x0e\x44\x65scribeResult\x12&\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x15.lazyfx.v1.DeviceInfo\"\xf9\x01\n\tNativeJob\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.lazyfx.v1.ArtifactKind\x12\'\n\x05graph\x18\x02 \x01(\x0b\x32\x18.lazyfx.v1.CompiledGraph\x12)\n\x07request\x18\x03 \x01(\x0b\x32\x18.lazyfx.v1.NativeRequest\x12\r\n\x05\x63\x61\x63he\x18\x04 \x01(\t\x12\x10\n\x08progress\x18\x05 \x01(\t\x12\x17\n\x0f\x63ompile_threads\x18\x06 \x01(\r\x12(\n\x07made_on\x18\x08 \x01(\x0b\x32\x17.lazyfx.v1.NativeTargetJ\x04\x08\x07\x10\x08R\x07headers\"V\n\x0cNativeResult\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x13\n\x0bonly_traced\x18\x04 \x01(\x08\"\"\n\x11\x44\x65scribeNativeJob\x12\r\n\x05\x63\x61\x63he\x18\x01 \x01(\t\"?\n\x14\x44\x65scribeNativeResult\x12\'\n\x06target\x18\x01 \x01(\x0b\x32\x17.lazyfx.v1.NativeTarget\"\x8c\x01\n\x0c\x42uildRequest\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.lazyfx_server.v1.BuildKind\x12\x0e\n\x06source\x18\x02 \x01(\x0c\x12\r\n\x05\x66lags\x18\x03 \x03(\t\x12\x11\n\tlibraries\x18\x04 \x03(\t\x12\x0e\n\x06header\x18\x05 \x01(\t\x12\x0f\n\x07objects\x18\x06 \x03(\x0c\"l\n\x08\x42uildJob\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.lazyfx_server.v1.BuildRequest\x12\x0f\n\x07objects\x18\x02 \x03(\x0c\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06header\x18\x04 \x01(\t\"K\n\x0b\x42uildResult\x12\x0e\n\x06output\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\t\x12\x0f\n\x07refused\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\x0c\"w\n\x08JobError\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.lazyfx_server.v1.JobErrorKind\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0f\n\x07missing\x18\x05 \x03(\t\"\x80\x02\n\x0cModuleRecord\x12\x14\n\x0cgraph_digest\x18\x01 \x01(\x0c\x12\x1c\n\x14pipeline_fingerprint\x18\x02 \x01(\x0c\x12\x15\n\rvalues_digest\x18\x03 \x01(\x0c\x12\x1a\n\x12\x65nvironment_digest\x18\x04 \x01(\x0c\x12)\n\x0e\x63ompiled_graph\x18\x05 \x01(\x0b\x32\x11.lazyfx.v1.Digest\x12(\n\x06report\x18\x06 \x01(\x0b\x32\x18.lazyfx.v1.CompileReport\x12$\n\tconstants\x18\x07 \x03(\x0b\x32\x11.lazyfx.v1.Digest\x12\x0e\n\x06tenant\x18\x08 \x01(\x0c\"\x86\x01\n\x0e\x41rtifactRecord\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12!\n\x06\x64igest\x18\x02 \x01(\x0b\x32\x11.lazyfx.v1.Digest\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12/\n\tsignature\x18\x04 \x01(\x0b\x32\x1c.lazyfx.v1.ArtifactSignature\"D\n\x0cGraphHistory\x12\x34\n\x07\x65ntries\x18\x01 \x03(\x0b\x32#.lazyfx_server.v1.GraphHistoryEntry\"J\n\x11GraphHistoryEntry\x12\x10\n\x08pipeline\x18\x01 \x01(\x0c\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\x0c*\x97\x01\n\tBuildKind\x12\x1a\n\x16\x42UILD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42UILD_KIND_OBJECT\x10\x01\x12\x16\n\x12\x42UILD_KIND_LIBRARY\x10\x02\x12\x13\n\x0f\x42UILD_KIND_DATA\x10\x03\x12\x13\n\x0f\x42UILD_KIND_LINK\x10\x04\x12\x15\n\x11\x42UILD_KIND_HEADER\x10\x05*\xbd\x01\n\x0cJobErrorKind\x12\x1e\n\x1aJOB_ERROR_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16JOB_ERROR_KIND_INVALID\x10\x01\x12\x18\n\x14JOB_ERROR_KIND_LIMIT\x10\x02\x12\x1f\n\x1bJOB_ERROR_KIND_PRECONDITION\x10\x03\x12\x1b\n\x17JOB_ERROR_KIND_INTERNAL\x10\x04\x12\x19\n\x15JOB_ERROR_KIND_SOURCE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlazyfx_server/v1/worker.proto\x12\x10lazyfx_server.v1\x1a\x18lazyfx/v1/compiler.proto\x1a\x15lazyfx/v1/graph.proto\"\x8f\x02\n\x03Job\x12/\n\x07\x63ompile\x18\x01 \x01(\x0b\x32\x1c.lazyfx_server.v1.CompileJobH\x00\x12-\n\x06render\x18\x02 \x01(\x0b\x32\x1b.lazyfx_server.v1.RenderJobH\x00\x12\x31\n\x08\x64\x65scribe\x18\x03 \x01(\x0b\x32\x1d.lazyfx_server.v1.DescribeJobH\x00\x12-\n\x06native\x18\n \x01(\x0b\x32\x1b.lazyfx_server.v1.NativeJobH\x00\x12>\n\x0f\x64\x65scribe_native\x18\x0b \x01(\x0b\x32#.lazyfx_server.v1.DescribeNativeJobH\x00\x42\x06\n\x04kind\"\xae\x02\n\nCompileJob\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12#\n\x06passes\x18\x02 \x03(\x0b\x32\x13.lazyfx.v1.PassSpec\x12-\n\x06values\x18\x03 \x03(\x0b\x32\x1d.lazyfx_server.v1.TensorValue\x12+\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.lazyfx_server.v1.JobLimits\x12-\n\x0cpresentation\x18\x05 \x01(\x0b\x32\x17.lazyfx.v1.Presentation\x12\r\n\x05\x65\x61ger\x18\x06 \x01(\x08\x12\x0e\n\x06verify\x18\x07 \x01(\x08\x12\x18\n\x10seconds_per_node\x18\x08 \x01(\x01\x12\x18\n\x10\x63ost_is_measured\x18\t \x01(\x08\x12\x0f\n\x07plugins\x18\n \x03(\t\"=\n\x0bTensorValue\x12\r\n\x05graph\x18\x01 \x01(\r\x12\x11\n\tattribute\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xe7\x02\n\tJobLimits\x12\x17\n\x0fmax_graph_bytes\x18\x01 \x01(\x04\x12\x1e\n\x16max_presentation_bytes\x18\x02 \x01(\x04\x12\x11\n\tmax_nodes\x18\x03 \x01(\x04\x12\x11\n\tmax_edges\x18\x04 \x01(\x04\x12\x11\n\tmax_calls\x18\x05 \x01(\x04\x12\x15\n\rmax_arguments\x18\x06 \x01(\x04\x12\x18\n\x10max_string_bytes\x18\x07 \x01(\x04\x12\x10\n\x08max_rank\x18\x08 \x01(\x04\x12\x14\n\x0cmax_elements\x18\t \x01(\x04\x12\x13\n\x0bmax_outputs\x18\n \x01(\x04\x12\x18\n\x10max_source_bytes\x18\x0b \x01(\x04\x12\x13\n\x0bmax_matches\x18\x0c \x01(\x04\x12\x17\n\x0fmax_match_steps\x18\r \x01(\x04\x12\x18\n\x10max_folded_bytes\x18\x0e \x01(\x04\x12\x18\n\x10max_pass_seconds\x18\x0f \x01(\x01\"\xa9\x02\n\tRenderJob\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.lazyfx.v1.ArtifactKind\x12\'\n\x05graph\x18\x02 \x01(\x0b\x32\x18.lazyfx.v1.CompiledGraph\x12-\n\x0cpresentation\x18\x03 \x01(\x0b\x32\x17.lazyfx.v1.Presentation\x12*\n\x06source\x18\x04 \x01(\x0b\x32\x1a.lazyfx.v1.GeneratedSource\x12-\n\tconstants\x18\x05 \x03(\x0b\x32\x1a.lazyfx_server.v1.Constant\x12(\n\x07purpose\x18\x06 \x01(\x0e\x32\x17.lazyfx.v1.ArtifactKind\x12\x18\n\x10max_source_bytes\x18\x32 \x01(\x04\"\r\n\x0b\x44\x65scribeJob\"\xd1\x02\n\tJobResult\x12\x32\n\x07\x63ompile\x18\x01 \x01(\x0b\x32\x1f.lazyfx_server.v1.CompileResultH\x00\x12\x30\n\x06render\x18\x02 \x01(\x0b\x32\x1e.lazyfx_server.v1.RenderResultH\x00\x12\x34\n\x08\x64\x65scribe\x18\x03 \x01(\x0b\x32 .lazyfx_server.v1.DescribeResultH\x00\x12+\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x1a.lazyfx_server.v1.JobErrorH\x00\x12\x30\n\x06native\x18\n \x01(\x0b\x32\x1e.lazyfx_server.v1.NativeResultH\x00\x12\x41\n\x0f\x64\x65scribe_native\x18\x0b \x01(\x0b\x32&.lazyfx_server.v1.DescribeNativeResultH\x00\x42\x06\n\x04kind\"\xe2\x01\n\rCompileResult\x12\'\n\x05graph\x18\x01 \x01(\x0b\x32\x18.lazyfx.v1.CompiledGraph\x12(\n\x06report\x18\x02 \x01(\x0b\x32\x18.lazyfx.v1.CompileReport\x12-\n\tconstants\x18\x03 \x03(\x0b\x32\x1a.lazyfx_server.v1.Constant\x12\x15\n\rcodec_seconds\x18\x04 \x01(\x01\x12\x38\n\tperformed\x18\x05 \x03(\x0b\x32%.lazyfx_server.v1.PerformedRecompiles\";\n\x08\x43onstant\x12!\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x11.lazyfx.v1.Digest\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"Y\n\x13PerformedRecompiles\x12\x11\n\tpass_name\x18\x01 \x01(\t\x12\x0f\n\x07trigger\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"\xc1\x01\n\x0cRenderResult\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12*\n\x06source\x18\x04 \x01(\x0b\x32\x1a.lazyfx.v1.GeneratedSource\x12\x38\n\tperformed\x18\x05 \x03(\x0b\x32%.lazyfx_server.v1.PerformedRecompiles\x12\x18\n\x10seconds_per_node\x18\x06 \x01(\x01\"8\n\x0e\x44\x65scribeResult\x12&\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x15.lazyfx.v1.DeviceInfo\"\xf9\x01\n\tNativeJob\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.lazyfx.v1.ArtifactKind\x12\'\n\x05graph\x18\x02 \x01(\x0b\x32\x18.lazyfx.v1.CompiledGraph\x12)\n\x07request\x18\x03 \x01(\x0b\x32\x18.lazyfx.v1.NativeRequest\x12\r\n\x05\x63\x61\x63he\x18\x04 \x01(\t\x12\x10\n\x08progress\x18\x05 \x01(\t\x12\x17\n\x0f\x63ompile_threads\x18\x06 \x01(\r\x12(\n\x07made_on\x18\x08 \x01(\x0b\x32\x17.lazyfx.v1.NativeTargetJ\x04\x08\x07\x10\x08R\x07headers\"V\n\x0cNativeResult\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x13\n\x0bonly_traced\x18\x04 \x01(\x08\"\"\n\x11\x44\x65scribeNativeJob\x12\r\n\x05\x63\x61\x63he\x18\x01 \x01(\t\"?\n\x14\x44\x65scribeNativeResult\x12\'\n\x06target\x18\x01 \x01(\x0b\x32\x17.lazyfx.v1.NativeTarget\"\x8c\x01\n\x0c\x42uildRequest\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.lazyfx_server.v1.BuildKind\x12\x0e\n\x06source\x18\x02 \x01(\x0c\x12\r\n\x05\x66lags\x18\x03 \x03(\t\x12\x11\n\tlibraries\x18\x04 \x03(\t\x12\x0e\n\x06header\x18\x05 \x01(\t\x12\x0f\n\x07objects\x18\x06 \x03(\x0c\"l\n\x08\x42uildJob\x12/\n\x07request\x18\x01 \x01(\x0b\x32\x1e.lazyfx_server.v1.BuildRequest\x12\x0f\n\x07objects\x18\x02 \x03(\x0c\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\x12\x0e\n\x06header\x18\x04 \x01(\t\"K\n\x0b\x42uildResult\x12\x0e\n\x06output\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\t\x12\x0f\n\x07refused\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\x0c\"w\n\x08JobError\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.lazyfx_server.v1.JobErrorKind\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0f\n\x07missing\x18\x05 \x03(\t\"\x80\x02\n\x0cModuleRecord\x12\x14\n\x0cgraph_digest\x18\x01 \x01(\x0c\x12\x1c\n\x14pipeline_fingerprint\x18\x02 \x01(\x0c\x12\x15\n\rvalues_digest\x18\x03 \x01(\x0c\x12\x1a\n\x12\x65nvironment_digest\x18\x04 \x01(\x0c\x12)\n\x0e\x63ompiled_graph\x18\x05 \x01(\x0b\x32\x11.lazyfx.v1.Digest\x12(\n\x06report\x18\x06 \x01(\x0b\x32\x18.lazyfx.v1.CompileReport\x12$\n\tconstants\x18\x07 \x03(\x0b\x32\x11.lazyfx.v1.Digest\x12\x0e\n\x06tenant\x18\x08 \x01(\x0c\"\x86\x01\n\x0e\x41rtifactRecord\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12!\n\x06\x64igest\x18\x02 \x01(\x0b\x32\x11.lazyfx.v1.Digest\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12/\n\tsignature\x18\x04 \x01(\x0b\x32\x1c.lazyfx.v1.ArtifactSignature\"D\n\x0cGraphHistory\x12\x34\n\x07\x65ntries\x18\x01 \x03(\x0b\x32#.lazyfx_server.v1.GraphHistoryEntry\"J\n\x11GraphHistoryEntry\x12\x10\n\x08pipeline\x18\x01 \x01(\x0c\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\x0c*\x97\x01\n\tBuildKind\x12\x1a\n\x16\x42UILD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42UILD_KIND_OBJECT\x10\x01\x12\x16\n\x12\x42UILD_KIND_LIBRARY\x10\x02\x12\x13\n\x0f\x42UILD_KIND_DATA\x10\x03\x12\x13\n\x0f\x42UILD_KIND_LINK\x10\x04\x12\x15\n\x11\x42UILD_KIND_HEADER\x10\x05*\xbd\x01\n\x0cJobErrorKind\x12\x1e\n\x1aJOB_ERROR_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16JOB_ERROR_KIND_INVALID\x10\x01\x12\x18\n\x14JOB_ERROR_KIND_LIMIT\x10\x02\x12\x1f\n\x1bJOB_ERROR_KIND_PRECONDITION\x10\x03\x12\x1b\n\x17JOB_ERROR_KIND_INTERNAL\x10\x04\x12\x19\n\x15JOB_ERROR_KIND_SOURCE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lazyfx_server.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BUILDKIND']._serialized_start=3830
-  _globals['_BUILDKIND']._serialized_end=3981
-  _globals['_JOBERRORKIND']._serialized_start=3984
-  _globals['_JOBERRORKIND']._serialized_end=4173
+  _globals['_BUILDKIND']._serialized_start=3829
+  _globals['_BUILDKIND']._serialized_end=3980
+  _globals['_JOBERRORKIND']._serialized_start=3983
+  _globals['_JOBERRORKIND']._serialized_end=4172
   _globals['_JOB']._serialized_start=101
   _globals['_JOB']._serialized_end=372
   _globals['_COMPILEJOB']._serialized_start=375
@@ -44,47 +44,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSORVALUE']._serialized_start=679
   _globals['_TENSORVALUE']._serialized_end=740
   _globals['_JOBLIMITS']._serialized_start=743
-  _globals['_JOBLIMITS']._serialized_end=913
-  _globals['_GRAPHLIMITS']._serialized_start=916
-  _globals['_GRAPHLIMITS']._serialized_end=1103
-  _globals['_RENDERJOB']._serialized_start=1106
-  _globals['_RENDERJOB']._serialized_end=1403
-  _globals['_DESCRIBEJOB']._serialized_start=1405
-  _globals['_DESCRIBEJOB']._serialized_end=1418
-  _globals['_JOBRESULT']._serialized_start=1421
-  _globals['_JOBRESULT']._serialized_end=1758
-  _globals['_COMPILERESULT']._serialized_start=1761
-  _globals['_COMPILERESULT']._serialized_end=1987
-  _globals['_CONSTANT']._serialized_start=1989
-  _globals['_CONSTANT']._serialized_end=2048
-  _globals['_PERFORMEDRECOMPILES']._serialized_start=2050
-  _globals['_PERFORMEDRECOMPILES']._serialized_end=2139
-  _globals['_RENDERRESULT']._serialized_start=2142
-  _globals['_RENDERRESULT']._serialized_end=2335
-  _globals['_DESCRIBERESULT']._serialized_start=2337
-  _globals['_DESCRIBERESULT']._serialized_end=2393
-  _globals['_NATIVEJOB']._serialized_start=2396
-  _globals['_NATIVEJOB']._serialized_end=2645
-  _globals['_NATIVERESULT']._serialized_start=2647
-  _globals['_NATIVERESULT']._serialized_end=2733
-  _globals['_DESCRIBENATIVEJOB']._serialized_start=2735
-  _globals['_DESCRIBENATIVEJOB']._serialized_end=2769
-  _globals['_DESCRIBENATIVERESULT']._serialized_start=2771
-  _globals['_DESCRIBENATIVERESULT']._serialized_end=2834
-  _globals['_BUILDREQUEST']._serialized_start=2837
-  _globals['_BUILDREQUEST']._serialized_end=2977
-  _globals['_BUILDJOB']._serialized_start=2979
-  _globals['_BUILDJOB']._serialized_end=3087
-  _globals['_BUILDRESULT']._serialized_start=3089
-  _globals['_BUILDRESULT']._serialized_end=3164
-  _globals['_JOBERROR']._serialized_start=3166
-  _globals['_JOBERROR']._serialized_end=3285
-  _globals['_MODULERECORD']._serialized_start=3288
-  _globals['_MODULERECORD']._serialized_end=3544
-  _globals['_ARTIFACTRECORD']._serialized_start=3547
-  _globals['_ARTIFACTRECORD']._serialized_end=3681
-  _globals['_GRAPHHISTORY']._serialized_start=3683
-  _globals['_GRAPHHISTORY']._serialized_end=3751
-  _globals['_GRAPHHISTORYENTRY']._serialized_start=3753
-  _globals['_GRAPHHISTORYENTRY']._serialized_end=3827
+  _globals['_JOBLIMITS']._serialized_end=1102
+  _globals['_RENDERJOB']._serialized_start=1105
+  _globals['_RENDERJOB']._serialized_end=1402
+  _globals['_DESCRIBEJOB']._serialized_start=1404
+  _globals['_DESCRIBEJOB']._serialized_end=1417
+  _globals['_JOBRESULT']._serialized_start=1420
+  _globals['_JOBRESULT']._serialized_end=1757
+  _globals['_COMPILERESULT']._serialized_start=1760
+  _globals['_COMPILERESULT']._serialized_end=1986
+  _globals['_CONSTANT']._serialized_start=1988
+  _globals['_CONSTANT']._serialized_end=2047
+  _globals['_PERFORMEDRECOMPILES']._serialized_start=2049
+  _globals['_PERFORMEDRECOMPILES']._serialized_end=2138
+  _globals['_RENDERRESULT']._serialized_start=2141
+  _globals['_RENDERRESULT']._serialized_end=2334
+  _globals['_DESCRIBERESULT']._serialized_start=2336
+  _globals['_DESCRIBERESULT']._serialized_end=2392
+  _globals['_NATIVEJOB']._serialized_start=2395
+  _globals['_NATIVEJOB']._serialized_end=2644
+  _globals['_NATIVERESULT']._serialized_start=2646
+  _globals['_NATIVERESULT']._serialized_end=2732
+  _globals['_DESCRIBENATIVEJOB']._serialized_start=2734
+  _globals['_DESCRIBENATIVEJOB']._serialized_end=2768
+  _globals['_DESCRIBENATIVERESULT']._serialized_start=2770
+  _globals['_DESCRIBENATIVERESULT']._serialized_end=2833
+  _globals['_BUILDREQUEST']._serialized_start=2836
+  _globals['_BUILDREQUEST']._serialized_end=2976
+  _globals['_BUILDJOB']._serialized_start=2978
+  _globals['_BUILDJOB']._serialized_end=3086
+  _globals['_BUILDRESULT']._serialized_start=3088
+  _globals['_BUILDRESULT']._serialized_end=3163
+  _globals['_JOBERROR']._serialized_start=3165
+  _globals['_JOBERROR']._serialized_end=3284
+  _globals['_MODULERECORD']._serialized_start=3287
+  _globals['_MODULERECORD']._serialized_end=3543
+  _globals['_ARTIFACTRECORD']._serialized_start=3546
+  _globals['_ARTIFACTRECORD']._serialized_end=3680
+  _globals['_GRAPHHISTORY']._serialized_start=3682
+  _globals['_GRAPHHISTORY']._serialized_end=3750
+  _globals['_GRAPHHISTORYENTRY']._serialized_start=3752
+  _globals['_GRAPHHISTORYENTRY']._serialized_end=3826
 # @@protoc_insertion_point(module_scope)

@@ -31,30 +31,30 @@ class _BuildKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     BUILD_KIND_UNSPECIFIED: _BuildKind.ValueType  # 0
     BUILD_KIND_OBJECT: _BuildKind.ValueType  # 1
-    """An object of C++."""
+    """An object file from C++."""
     BUILD_KIND_LIBRARY: _BuildKind.ValueType  # 2
-    """A shared library of C++."""
+    """A shared library from C++."""
     BUILD_KIND_DATA: _BuildKind.ValueType  # 3
-    """An object of assembler that holds bytes under names, and no instruction."""
+    """An object file from assembler that contains only named data, and no instructions."""
     BUILD_KIND_LINK: _BuildKind.ValueType  # 4
-    """A shared library of objects that the server has made for this job."""
+    """A shared library from objects that the server has built for this job."""
     BUILD_KIND_HEADER: _BuildKind.ValueType  # 5
-    """A precompiled header; only the server itself asks for one."""
+    """A precompiled header; only the server itself requests one."""
 
 class BuildKind(_BuildKind, metaclass=_BuildKindEnumTypeWrapper):
-    """What a native worker asks the server for while it has a job."""
+    """What a native worker may request from the server during a job."""
 
 BUILD_KIND_UNSPECIFIED: BuildKind.ValueType  # 0
 BUILD_KIND_OBJECT: BuildKind.ValueType  # 1
-"""An object of C++."""
+"""An object file from C++."""
 BUILD_KIND_LIBRARY: BuildKind.ValueType  # 2
-"""A shared library of C++."""
+"""A shared library from C++."""
 BUILD_KIND_DATA: BuildKind.ValueType  # 3
-"""An object of assembler that holds bytes under names, and no instruction."""
+"""An object file from assembler that contains only named data, and no instructions."""
 BUILD_KIND_LINK: BuildKind.ValueType  # 4
-"""A shared library of objects that the server has made for this job."""
+"""A shared library from objects that the server has built for this job."""
 BUILD_KIND_HEADER: BuildKind.ValueType  # 5
-"""A precompiled header; only the server itself asks for one."""
+"""A precompiled header; only the server itself requests one."""
 Global___BuildKind: typing_extensions.TypeAlias = BuildKind
 
 class _JobErrorKind:
@@ -65,35 +65,35 @@ class _JobErrorKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     JOB_ERROR_KIND_UNSPECIFIED: _JobErrorKind.ValueType  # 0
     JOB_ERROR_KIND_INVALID: _JobErrorKind.ValueType  # 1
-    """The request cannot be served as it is."""
+    """The request can never succeed as it is."""
     JOB_ERROR_KIND_LIMIT: _JobErrorKind.ValueType  # 2
-    """A bound was passed."""
+    """A bound was exceeded."""
     JOB_ERROR_KIND_PRECONDITION: _JobErrorKind.ValueType  # 3
-    """Something that the request needs is not there."""
+    """Something that the request requires is missing."""
     JOB_ERROR_KIND_INTERNAL: _JobErrorKind.ValueType  # 4
-    """A defect of ours."""
+    """A bug in lazyfx."""
     JOB_ERROR_KIND_SOURCE: _JobErrorKind.ValueType  # 5
-    """Generated source differs from its graph."""
+    """Generated source does not match its graph."""
 
 class JobErrorKind(_JobErrorKind, metaclass=_JobErrorKindEnumTypeWrapper):
-    """Whose mistake a failed job is."""
+    """The kind of mistake that made a job fail."""
 
 JOB_ERROR_KIND_UNSPECIFIED: JobErrorKind.ValueType  # 0
 JOB_ERROR_KIND_INVALID: JobErrorKind.ValueType  # 1
-"""The request cannot be served as it is."""
+"""The request can never succeed as it is."""
 JOB_ERROR_KIND_LIMIT: JobErrorKind.ValueType  # 2
-"""A bound was passed."""
+"""A bound was exceeded."""
 JOB_ERROR_KIND_PRECONDITION: JobErrorKind.ValueType  # 3
-"""Something that the request needs is not there."""
+"""Something that the request requires is missing."""
 JOB_ERROR_KIND_INTERNAL: JobErrorKind.ValueType  # 4
-"""A defect of ours."""
+"""A bug in lazyfx."""
 JOB_ERROR_KIND_SOURCE: JobErrorKind.ValueType  # 5
-"""Generated source differs from its graph."""
+"""Generated source does not match its graph."""
 Global___JobErrorKind: typing_extensions.TypeAlias = JobErrorKind
 
 @typing.final
 class Job(google.protobuf.message.Message):
-    """One piece of work for a worker process."""
+    """One job for a worker process."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -149,9 +149,9 @@ class CompileJob(google.protobuf.message.Message):
     """As in CompileRequest."""
     verify: builtins.bool
     seconds_per_node: builtins.float
-    """Seconds that generating and compiling code costs, for each node; 0 when not known."""
+    """Seconds per node that generating and compiling code takes; 0 if unknown."""
     cost_is_measured: builtins.bool
-    """seconds_per_node was measured on this very graph."""
+    """seconds_per_node was measured on the same graph."""
     @property
     def passes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.compiler_pb2.PassSpec]: ...
     @property
@@ -160,11 +160,11 @@ class CompileJob(google.protobuf.message.Message):
     def limits(self) -> Global___JobLimits: ...
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
-        """The names that the caller uses, to name a node at fault."""
+        """The caller's names, to name a node at fault."""
 
     @property
     def plugins(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Where passes of plugins are, "package.module:attribute"; from the server's settings."""
+        """Object references of plugins, "package.module:attribute"; from the server's settings."""
 
     def __init__(
         self,
@@ -210,46 +210,13 @@ Global___TensorValue: typing_extensions.TypeAlias = TensorValue
 
 @typing.final
 class JobLimits(google.protobuf.message.Message):
-    """Bounds that a job holds itself to."""
+    """Bounds that a job must respect: `settings.limits.PassLimits`, field by field."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    MAX_GRAPH_BYTES_FIELD_NUMBER: builtins.int
+    MAX_PRESENTATION_BYTES_FIELD_NUMBER: builtins.int
     MAX_NODES_FIELD_NUMBER: builtins.int
-    MAX_FOLDED_BYTES_FIELD_NUMBER: builtins.int
-    MAX_MATCHES_FIELD_NUMBER: builtins.int
-    PASS_SECONDS_FIELD_NUMBER: builtins.int
-    GRAPH_FIELD_NUMBER: builtins.int
-    MAX_MATCH_STEPS_FIELD_NUMBER: builtins.int
-    max_nodes: builtins.int
-    max_folded_bytes: builtins.int
-    max_matches: builtins.int
-    pass_seconds: builtins.float
-    """Seconds that one pass may take; 0 for no bound of its own."""
-    max_match_steps: builtins.int
-    """Steps that looking for the patterns of one pass may take."""
-    @property
-    def graph(self) -> Global___GraphLimits: ...
-    def __init__(
-        self,
-        *,
-        max_nodes: builtins.int = ...,
-        max_folded_bytes: builtins.int = ...,
-        max_matches: builtins.int = ...,
-        pass_seconds: builtins.float = ...,
-        graph: Global___GraphLimits | None = ...,
-        max_match_steps: builtins.int = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["graph", b"graph"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["graph", b"graph", "max_folded_bytes", b"max_folded_bytes", "max_match_steps", b"max_match_steps", "max_matches", b"max_matches", "max_nodes", b"max_nodes", "pass_seconds", b"pass_seconds"]) -> None: ...
-
-Global___JobLimits: typing_extensions.TypeAlias = JobLimits
-
-@typing.final
-class GraphLimits(google.protobuf.message.Message):
-    """Bounds of the parts of one graph; 0 for the default."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
     MAX_EDGES_FIELD_NUMBER: builtins.int
     MAX_CALLS_FIELD_NUMBER: builtins.int
     MAX_ARGUMENTS_FIELD_NUMBER: builtins.int
@@ -258,6 +225,13 @@ class GraphLimits(google.protobuf.message.Message):
     MAX_ELEMENTS_FIELD_NUMBER: builtins.int
     MAX_OUTPUTS_FIELD_NUMBER: builtins.int
     MAX_SOURCE_BYTES_FIELD_NUMBER: builtins.int
+    MAX_MATCHES_FIELD_NUMBER: builtins.int
+    MAX_MATCH_STEPS_FIELD_NUMBER: builtins.int
+    MAX_FOLDED_BYTES_FIELD_NUMBER: builtins.int
+    MAX_PASS_SECONDS_FIELD_NUMBER: builtins.int
+    max_graph_bytes: builtins.int
+    max_presentation_bytes: builtins.int
+    max_nodes: builtins.int
     max_edges: builtins.int
     max_calls: builtins.int
     max_arguments: builtins.int
@@ -266,9 +240,16 @@ class GraphLimits(google.protobuf.message.Message):
     max_elements: builtins.int
     max_outputs: builtins.int
     max_source_bytes: builtins.int
+    max_matches: builtins.int
+    max_match_steps: builtins.int
+    max_folded_bytes: builtins.int
+    max_pass_seconds: builtins.float
     def __init__(
         self,
         *,
+        max_graph_bytes: builtins.int = ...,
+        max_presentation_bytes: builtins.int = ...,
+        max_nodes: builtins.int = ...,
         max_edges: builtins.int = ...,
         max_calls: builtins.int = ...,
         max_arguments: builtins.int = ...,
@@ -277,10 +258,14 @@ class GraphLimits(google.protobuf.message.Message):
         max_elements: builtins.int = ...,
         max_outputs: builtins.int = ...,
         max_source_bytes: builtins.int = ...,
+        max_matches: builtins.int = ...,
+        max_match_steps: builtins.int = ...,
+        max_folded_bytes: builtins.int = ...,
+        max_pass_seconds: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_arguments", b"max_arguments", "max_calls", b"max_calls", "max_edges", b"max_edges", "max_elements", b"max_elements", "max_outputs", b"max_outputs", "max_rank", b"max_rank", "max_source_bytes", b"max_source_bytes", "max_string_bytes", b"max_string_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_arguments", b"max_arguments", "max_calls", b"max_calls", "max_edges", b"max_edges", "max_elements", b"max_elements", "max_folded_bytes", b"max_folded_bytes", "max_graph_bytes", b"max_graph_bytes", "max_match_steps", b"max_match_steps", "max_matches", b"max_matches", "max_nodes", b"max_nodes", "max_outputs", b"max_outputs", "max_pass_seconds", b"max_pass_seconds", "max_presentation_bytes", b"max_presentation_bytes", "max_rank", b"max_rank", "max_source_bytes", b"max_source_bytes", "max_string_bytes", b"max_string_bytes"]) -> None: ...
 
-Global___GraphLimits: typing_extensions.TypeAlias = GraphLimits
+Global___JobLimits: typing_extensions.TypeAlias = JobLimits
 
 @typing.final
 class RenderJob(google.protobuf.message.Message):
@@ -297,22 +282,22 @@ class RenderJob(google.protobuf.message.Message):
     MAX_SOURCE_BYTES_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     purpose: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
-    """What the source is wanted for, for the ledger: CODE, PICKLE, PACKAGE."""
+    """What the source is needed for, for the ledger: CODE, PICKLE, PACKAGE."""
     max_source_bytes: builtins.int
-    """Bound on its source; 0 for the default."""
+    """Bound on its source."""
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
-        """The names that the asker uses for the source graph; canonical names when left out."""
+        """The caller's names of the source graph; canonical names by default."""
 
     @property
     def source(self) -> lazyfx.v1.compiler_pb2.GeneratedSource:
-        """Python source generated for these names before, if any: then no recompile is needed."""
+        """Python source already generated for these names, if any: then no recompile is needed."""
 
     @property
     def constants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Constant]:
-        """The constants that passes made, which a pickle or package holds."""
+        """The constants that passes created, which a pickle or package contains."""
 
     def __init__(
         self,
@@ -332,7 +317,7 @@ Global___RenderJob: typing_extensions.TypeAlias = RenderJob
 
 @typing.final
 class DescribeJob(google.protobuf.message.Message):
-    """Asks what devices a worker sees."""
+    """Queries the devices that a worker sees."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -344,7 +329,7 @@ Global___DescribeJob: typing_extensions.TypeAlias = DescribeJob
 
 @typing.final
 class JobResult(google.protobuf.message.Message):
-    """What a worker answers."""
+    """A worker's answer."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -401,11 +386,11 @@ class CompileResult(google.protobuf.message.Message):
     def report(self) -> lazyfx.v1.compiler_pb2.CompileReport: ...
     @property
     def constants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Constant]:
-        """Constants that passes made."""
+        """Constants that passes created."""
 
     @property
     def performed(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PerformedRecompiles]:
-        """Recompiles that happened inside passes, by pass and trigger."""
+        """Recompiles performed inside passes, by pass and trigger."""
 
     def __init__(
         self,
@@ -445,7 +430,7 @@ Global___Constant: typing_extensions.TypeAlias = Constant
 
 @typing.final
 class PerformedRecompiles(google.protobuf.message.Message):
-    """Recompiles that really happened."""
+    """Performed recompiles."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -487,7 +472,7 @@ class RenderResult(google.protobuf.message.Message):
     media_type: builtins.str
     seconds: builtins.float
     seconds_per_node: builtins.float
-    """What a full recompile of this graph costs for each node, as measured; 0 when not known."""
+    """Measured cost per node of a full recompile of this graph; 0 if unknown."""
     @property
     def source(self) -> lazyfx.v1.compiler_pb2.GeneratedSource:
         """Set when Python source was generated by this job."""
@@ -529,7 +514,7 @@ Global___DescribeResult: typing_extensions.TypeAlias = DescribeResult
 
 @typing.final
 class NativeJob(google.protobuf.message.Message):
-    """Compiles a graph to native code, in a process that ends afterwards."""
+    """Compiles a graph to native code, in a process that exits afterwards."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -542,18 +527,18 @@ class NativeJob(google.protobuf.message.Message):
     MADE_ON_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     cache: builtins.str
-    """Folder of this job alone, for what Inductor writes."""
+    """Folder of this job, for Inductor's files."""
     progress: builtins.str
-    """File in which the worker tells how far it is, as a serialized ArtifactProgress."""
+    """File to which the worker writes its progress, as a serialized ArtifactProgress."""
     compile_threads: builtins.int
-    """C++ compilers that may run at a time."""
+    """C++ compilers that may run concurrently."""
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
     def request(self) -> lazyfx.v1.compiler_pb2.NativeRequest: ...
     @property
     def made_on(self) -> lazyfx.v1.compiler_pb2.NativeTarget:
-        """Where artifacts of this server run, as DescribeNativeJob found out."""
+        """Where artifacts of this server run, as determined by DescribeNativeJob."""
 
     def __init__(
         self,
@@ -585,7 +570,7 @@ class NativeResult(google.protobuf.message.Message):
     media_type: builtins.str
     seconds: builtins.float
     only_traced: builtins.bool
-    """It only says which floats must be constants; nothing was compiled."""
+    """It only lists the floats that must be constants; nothing was compiled."""
     def __init__(
         self,
         *,
@@ -600,13 +585,13 @@ Global___NativeResult: typing_extensions.TypeAlias = NativeResult
 
 @typing.final
 class DescribeNativeJob(google.protobuf.message.Message):
-    """Asks where native artifacts of this server run."""
+    """Queries where native artifacts of this server run."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CACHE_FIELD_NUMBER: builtins.int
     cache: builtins.str
-    """Folder for what Inductor's probe writes."""
+    """Folder for the files of Inductor's probe."""
     def __init__(
         self,
         *,
@@ -637,7 +622,9 @@ Global___DescribeNativeResult: typing_extensions.TypeAlias = DescribeNativeResul
 
 @typing.final
 class BuildRequest(google.protobuf.message.Message):
-    """One compile in closed words: no paths, no names of files, no text of a caller but the source."""
+    """One compile in a closed vocabulary: no paths, no file names, and no text of a caller except the
+    source.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -650,7 +637,7 @@ class BuildRequest(google.protobuf.message.Message):
     kind: Global___BuildKind.ValueType
     source: builtins.bytes
     header: builtins.str
-    """The header that stands precompiled before the source, if any."""
+    """The precompiled header before the source, if any."""
     @property
     def flags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     @property
@@ -677,7 +664,7 @@ Global___BuildRequest: typing_extensions.TypeAlias = BuildRequest
 
 @typing.final
 class BuildJob(google.protobuf.message.Message):
-    """A request with all that a compile worker needs."""
+    """A request with everything that a compile worker needs."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -686,7 +673,7 @@ class BuildJob(google.protobuf.message.Message):
     FOLDER_FIELD_NUMBER: builtins.int
     HEADER_FIELD_NUMBER: builtins.int
     folder: builtins.str
-    """Folder of this compile alone."""
+    """Folder of this compile."""
     header: builtins.str
     """The precompiled header; empty to read the header itself."""
     @property
@@ -710,7 +697,7 @@ Global___BuildJob: typing_extensions.TypeAlias = BuildJob
 
 @typing.final
 class BuildResult(google.protobuf.message.Message):
-    """What a compile worker answers, and the server to the native worker."""
+    """The answer of a compile worker to the server, and of the server to the native worker."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -720,7 +707,7 @@ class BuildResult(google.protobuf.message.Message):
     KEY_FIELD_NUMBER: builtins.int
     output: builtins.bytes
     failed: builtins.str
-    """What the compiler said when it gave up."""
+    """The compiler's output, if it failed."""
     refused: builtins.str
     """Why nothing was compiled."""
     key: builtins.bytes
@@ -753,10 +740,12 @@ class JobError(google.protobuf.message.Message):
     field: builtins.str
     """Path of the request field at fault, e.g. "passes[1].options"."""
     node: builtins.str
-    """Path of the node at fault, e.g. "n12"; empty when no node is."""
+    """Path of the node at fault, e.g. "n12"; empty if there is none."""
     @property
     def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """PRECONDITION: tensors that passes read and that were not given, "values/<graph>/<attribute>"."""
+        """PRECONDITION: tensors whose values passes read but that were not sent,
+        "values/<graph>/<attribute>".
+        """
 
     def __init__(
         self,
@@ -834,7 +823,7 @@ class ArtifactRecord(google.protobuf.message.Message):
 
     @property
     def signature(self) -> lazyfx.v1.compiler_pb2.ArtifactSignature:
-        """Made with the artifact, so that whoever can write to the store cannot put another in its place."""
+        """Created with the artifact, so that a writer to the store cannot replace it."""
 
     def __init__(
         self,
@@ -851,7 +840,7 @@ Global___ArtifactRecord: typing_extensions.TypeAlias = ArtifactRecord
 
 @typing.final
 class GraphHistory(google.protobuf.message.Message):
-    """What has been compiled from one graph, to explain misses."""
+    """The compiles of one graph, to explain misses."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

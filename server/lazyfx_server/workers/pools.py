@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -21,22 +20,24 @@ from lazyfx_server.jobs.native.toolchain.build_job import run_compile_job
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler, CompilerMissing, find_compiler
 from lazyfx_server.jobs.native.worker_entry import run_native_job
 from lazyfx_server.security.sandbox import LAYERS, Policy, available, readable_paths
-from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.limits import WorkerLimits
+from lazyfx_server.settings.pass_settings import NativeSettings
+from lazyfx_server.settings.service_settings import WorkerSettings
 from lazyfx_server.workers.confining import confine
 
 _log = logging.getLogger("lazyfx_server")
 
-# There when the machine has a GPU.
+# Exists if the machine has an NVIDIA GPU.
 _GPU = Path("/dev/nvidiactl")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where worker processes come from.
+    """How worker processes are started.
 
     Attributes:
-        forked: Ready in milliseconds, and without GPUs: CUDA does not survive a fork.
-        spawned: Ready in seconds, and with the GPUs of the machine.
+        forked: Ready in milliseconds, but without GPUs: CUDA does not survive a fork.
+        spawned: Ready in seconds, with the GPUs of the machine.
     """
 
     forked: ProcessSource
@@ -48,19 +49,19 @@ class Protection:
     """How workers are confined.
 
     Attributes:
-        layers: What holds.
-        missing: What does not, because the kernel lacks it or the settings say so.
+        layers: The active layers.
+        missing: The inactive layers, because the kernel lacks them or the settings disable them.
     """
 
     layers: tuple[str, ...]
     missing: tuple[str, ...]
 
 
-def protection(settings: Settings) -> Protection:
-    """How pass workers will be confined on this machine.
+def protection(settings: WorkerSettings) -> Protection:
+    """How pass workers are confined on this machine.
 
     Raises:
-        OSError: The settings require more than the kernel has.
+        OSError: The settings require more than the kernel supports.
     """
     layers = () if settings.sandbox == "off" else available()
     missing = tuple(layer for layer in LAYERS if layer not in layers)
@@ -79,10 +80,14 @@ def protection(settings: Settings) -> Protection:
 
 
 def pass_workers(
-    settings: Settings, sources: Sources, layers: tuple[str, ...], on_restart: OnRestart
+    settings: WorkerSettings,
+    limits: WorkerLimits,
+    sources: Sources,
+    layers: tuple[str, ...],
+    on_restart: OnRestart,
 ) -> ProcessExecutor:
-    """Processes that run passes and render, each in its sandbox."""
-    policy = Policy(layers, settings.worker_memory_bytes, readable_paths())
+    """Processes that run passes and render artifacts, each in its sandbox."""
+    policy = Policy(layers, limits.worker_memory_bytes, readable_paths())
     return ProcessExecutor(
         run_job,
         processes=sources.forked,
@@ -90,18 +95,18 @@ def pass_workers(
         max_jobs=settings.worker_max_jobs,
         initializer=partial(confine, policy),
         cancel_grace=0.0,
-        cpu_seconds=settings.job_cpu_seconds,
+        cpu_seconds=limits.job_cpu_seconds,
         on_restart=on_restart,
     )
 
 
-def native_protection(settings: Settings) -> Protection:
-    """How the processes of native compiles will be confined on this machine.
+def native_protection(settings: NativeSettings) -> Protection:
+    """How the processes of native compiles are confined on this machine.
 
-    To the layers of pass workers comes "user": another user, where the server is root.
+    In addition to the layers of pass workers there is "user": another user, if the server is root.
 
     Raises:
-        NativeUnavailable: A layer is missing, and the settings do not say to go on.
+        NativeUnavailable: A layer is missing, and the settings do not allow running without it.
     """
     user, why_not = other_user()
     held = () if settings.native_unconfined else available()
@@ -125,7 +130,7 @@ def native_protection(settings: Settings) -> Protection:
 
 
 class NativeUnavailable(Exception):  # noqa: N818 - reads as what happened
-    """No native artifacts can be made here; says why and what to do."""
+    """Native artifacts cannot be made here; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +138,11 @@ class NativePools:
     """The processes of native compiles.
 
     Attributes:
-        jobs: Hold graphs and run Inductor, each for one job; they start no program.
-        builds: Run the C++ compiler, each for one source, and see no graph.
-        compiler: The compiler.
+        jobs: Read graphs and run Inductor, one job per process; they start no programs.
+        builds: Run the C++ compiler, one source per process, and see no graphs.
+        compiler: The C++ compiler.
         protection: How both are confined.
-        owner: The user that their folders belong to; None for the server's own.
+        owner: The user that owns their folders; None for the server's user.
     """
 
     jobs: ProcessExecutor
@@ -146,17 +151,11 @@ class NativePools:
     protection: Protection
     owner: int | None
 
-    async def start(self) -> None:
-        """Start the processes."""
-        await asyncio.gather(self.jobs.start(), self.builds.start())
 
-    async def close(self) -> None:
-        """End them."""
-        await asyncio.gather(self.jobs.close(), self.builds.close())
-
-
-def native_pools(settings: Settings, sources: Sources, on_restart: OnRestart) -> NativePools | None:
-    """Processes for native compiles; None when the settings want none.
+def native_pools(
+    settings: NativeSettings, sources: Sources, on_restart: OnRestart
+) -> NativePools | None:
+    """Processes for native compiles; None if the settings turn them off.
 
     Raises:
         NativeUnavailable: There is no C++ compiler, or the kernel lacks a layer.
@@ -204,7 +203,7 @@ def native_pools(settings: Settings, sources: Sources, on_restart: OnRestart) ->
 
 
 def device_worker(sources: Sources, on_restart: OnRestart) -> ProcessExecutor | None:
-    """A process that is asked about devices and nothing else, where there are GPUs."""
+    """A process that only answers queries about devices, if there are GPUs."""
     if not _GPU.exists():
         return None
     return ProcessExecutor(run_job, processes=sources.spawned, workers=1, on_restart=on_restart)

@@ -1,8 +1,8 @@
-"""A compiled graph as a file of Python that runs with torch alone.
+"""A compiled graph as a Python file that needs only torch.
 
-The file holds the checked source of the graph and of those inside it, and a class `Module` that is
-bound to tensors by their names: those of the model that was compiled, or of its state_dict. Tensors
-that are in neither (constants, what passes made) go into a second file next to it.
+The file contains the checked source of the graph and its nested graphs, and a class `Module` that
+is bound to tensors by name: those of the original model, or of its state_dict. Tensors that are in
+neither (constants, tensors created by passes) are written to a second file next to it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from lazyfx.shared.source.assembly import GeneratedSource
 
 @dataclass(frozen=True)
 class PythonFile:
-    """What is written for a graph.
+    """The files of a graph.
 
     Attributes:
         text: Python source.
-        constants: What `torch.save` writes of the tensors that no state_dict has, by name; None
-            where there are none.
+        constants: The tensors that no state_dict has, by name, as written by `torch.save`; None if
+            there are none.
     """
 
     text: str
@@ -54,13 +54,13 @@ def constants_path(path: Path) -> Path:
 def python_file(
     module: GraphModule, source: GeneratedSource, original: GraphModule, name: str
 ) -> PythonFile:
-    """A file of Python for a compiled graph.
+    """Create a Python file for a compiled graph.
 
     Args:
         module: The compiled graph, built around the tensors of `original`.
-        source: Its source, checked against it, with that of the graphs inside it.
-        original: The graph that was compiled; its names are those of the state.
-        name: What the file will be called, e.g. "model.py".
+        source: Its source and that of its nested graphs, checked against them.
+        original: The original graph, whose names are those of the state.
+        name: Name of the file, e.g. "model.py".
 
     Raises:
         UnsupportedGraphError: Something in it cannot be written as Python; names it.
@@ -74,12 +74,12 @@ def python_file(
 
 
 def _refuse_shared_writes(module: GraphModule, state: State, original: GraphModule) -> None:
-    """What is in two files is loaded as two memories, and a write into one is not in the other."""
+    """Refuse writes to memory shared by both files: loaded from files, it is not shared."""
     kept = original.state_dict(keep_vars=True).values()
     if share_memory(kept, state.constants.values()) and may_write(module):
         raise UnsupportedGraphError(
-            "the graph writes, and a tensor of its state shares memory with one that is in no "
-            "state_dict",
+            "the graph writes to tensors, and a tensor of its state shares memory with one that is "
+            "in no state_dict",
             remedy=REMEDY,
         )
 

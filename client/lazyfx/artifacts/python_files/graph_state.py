@@ -1,4 +1,4 @@
-"""What a compiled graph reads besides its inputs, and where its file gets it from."""
+"""What a compiled graph reads in addition to its inputs, and where its file gets it from."""
 
 # ruff: noqa: SLF001 - which buffers are in no state_dict has no public reader
 
@@ -22,8 +22,8 @@ class LeafSpec:
 
     Attributes:
         type: Its class in torch.nn.
-        options: What its constructor takes.
-        training: Its mode.
+        options: Its constructor arguments.
+        training: Whether it is in training mode.
     """
 
     type: str
@@ -36,9 +36,9 @@ class TensorSpec:
     """A tensor that the graph reads.
 
     Attributes:
-        role: "parameter", "buffer" or "constant": what it is registered as.
+        role: How it is registered: "parameter", "buffer" or "constant".
         requires_grad: Whether a parameter takes gradients.
-        source: Its name in the original model's state; "" where it is in no state_dict.
+        source: Its name in the original model's state; "" if it is in no state_dict.
     """
 
     role: str
@@ -48,12 +48,12 @@ class TensorSpec:
 
 @dataclass
 class State:
-    """All that a graph and those inside it read, by dotted path in the compiled module.
+    """Everything that a graph and its nested graphs read, by dotted path in the compiled module.
 
     Attributes:
-        graphs: Graphs inside it, outer ones first.
-        leaves: Modules that are called.
-        tensors: Tensors, those of leaf modules too.
+        graphs: Nested graphs, outer ones first.
+        leaves: Called modules.
+        tensors: Tensors, including those of leaf modules.
         literals: Other attributes.
         constants: Values of the tensors that have no source.
     """
@@ -66,14 +66,14 @@ class State:
 
 
 def read_state(module: GraphModule, original: GraphModule) -> State:
-    """Read what a module holds.
+    """Collect the state of a module.
 
     Args:
         module: The compiled graph.
-        original: Where its tensors come from.
+        original: The origin of its tensors.
 
     Raises:
-        UnsupportedGraphError: A leaf module cannot be made from options.
+        UnsupportedGraphError: A leaf module cannot be constructed from options.
     """
     state, known = State(), _sources(original)
     for prefix, graph in _graphs(module):
@@ -112,7 +112,7 @@ def _read_tensor(
 ) -> None:
     source = known.get(id(tensor), "")
     if not source and tensor.is_meta:
-        source = path  # a saved graph has no values: whoever runs the file has them
+        source = path  # a saved graph has no values: the user of the file provides them
     role = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
     if role == "buffer" and not source and not in_buffers:
         role = "constant"
@@ -123,7 +123,7 @@ def _read_tensor(
 
 
 def _sources(original: GraphModule) -> dict[int, str]:
-    """Names in the state_dict of a module, by the identity of the tensor."""
+    """Names in the state_dict of a module, by identity of the tensor."""
     found: dict[int, str] = {}
     for prefix, part in original.named_modules(remove_duplicate=False):
         own = {name: t for name, t in part._parameters.items() if t is not None}

@@ -1,4 +1,4 @@
-"""The text of a file of Python that runs a graph."""
+"""Writes the text of a Python file that runs a graph."""
 
 # ruff: noqa: SLF001 - code generators and operators have no public reader
 
@@ -22,8 +22,8 @@ from lazyfx.shared.formats.pickling.torch_rebuild import pytree_info_of
 from lazyfx.shared.source.assembly import GeneratedSource
 from lazyfx.shared.wire.targets.operator_schemas import operator_of
 
-# Higher-order operators that only call what they are given. Others look into its graph, which a
-# function of Python does not have.
+# Higher-order operators that only call their function. Others inspect its graph, which a Python
+# function does not have.
 _CALLING: Final = frozenset(
     {
         *("associative_scan", "cond", "flex_attention", "map_impl", "scan", "while_loop"),
@@ -31,7 +31,7 @@ _CALLING: Final = frozenset(
     }
 )
 
-# torch.fx traces by these marks, and nobody traces the file.
+# torch.fx uses these marks for tracing, and the file is not traced.
 _WRAPPED: Final = re.compile(r"^torch\.fx\.wrap\('\w+'\)$", re.MULTILINE)
 
 _HEAD: Final = '''"""A graph that lazyfx compiled, for torch {version} alone.
@@ -135,18 +135,18 @@ _INIT: Final = """
 def write_text(
     module: GraphModule, source: GeneratedSource, state: State, name: str, constants: str
 ) -> str:
-    """The text of a file.
+    """Write the text of a file.
 
     Args:
         module: The compiled graph.
         source: Its checked source.
-        state: What it reads.
+        state: Its state.
         name: Name of the file without its suffix.
-        constants: Name of its file of constants; "" without one.
+        constants: Name of its constants file; "" if there is none.
 
     Raises:
-        UnsupportedGraphError: Something cannot be written; says what.
-        ArtifactError: A graph inside it has no source.
+        UnsupportedGraphError: Something cannot be written; the error names it.
+        ArtifactError: A nested graph has no source.
     """
     _refuse_graphs_that_are_read(module)
     sources = {id(module.get_submodule(path)): text for path, text in source.children.items()}
@@ -182,8 +182,8 @@ def _refuse_graphs_that_are_read(module: GraphModule) -> None:
             for given in node.all_input_nodes:
                 if given.op == "get_attr" and isinstance(_attribute(part, given), GraphModule):
                     raise UnsupportedGraphError(
-                        f"{target} reads the graph that it is given, which a file of Python does "
-                        "not hold",
+                        f"{target} reads the graph of its argument, which a Python file does not "
+                        f"contain",
                         node=node.name,
                         remedy=REMEDY,
                     )
@@ -197,7 +197,7 @@ def _attribute(module: torch.nn.Module, node: Node) -> object:
 
 
 def _registering(module: GraphModule) -> list[str]:
-    """Modules of torch that must be imported for the operators of a graph to be there."""
+    """Modules of torch that must be imported to register the operators of a graph."""
     targets = (
         node.target
         for part in module.modules()
@@ -210,11 +210,11 @@ def _registering(module: GraphModule) -> list[str]:
 
 
 def _function(number: int, source: GeneratedSource) -> str:
-    """A function that makes `forward`: what its imports bind is seen by nothing else."""
+    """A function that returns `forward`; its imports are local to it."""
     imports = _WRAPPED.sub("", source.import_block).strip()
     code = source.code.strip()
     if '"""' in code or "'''" in code or "\\\n" in code:
-        code = ast.unparse(ast.parse(code))  # moving lines to the right would change such text
+        code = ast.unparse(ast.parse(code))  # indenting would change such strings
     body = "\n".join(filter(None, (imports, code, "return forward")))
     return f"\ndef _forward_{number}():\n{textwrap.indent(body, '    ')}\n\n"
 

@@ -1,4 +1,4 @@
-"""Values as Python expressions that make them again with torch alone."""
+"""Values as Python expressions that need only torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.wire.leaf_modules import leaf_parametrizations
 
 REMEDY = "save_pickle, or print the code alone: RemoteModule.code, --emit code -o -"
-# torch.nn has more such classes; their parts are told apart by what they hold.
+# torch.nn has more such classes; their containers are recognized by their contents.
 _PART = frozenset({"options", "type"})
 _NAMED_BY_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 _STANDARD = frozenset(
@@ -27,8 +27,8 @@ def literal(value: Any, where: str) -> str:
     """A value as an expression.
 
     Args:
-        value: Numbers, text, types of torch, and tuples, lists and dicts of them.
-        where: What it belongs to, for the message.
+        value: Numbers, strings, torch types, and tuples, lists and dicts of them.
+        where: What it belongs to, for error messages.
 
     Raises:
         UnsupportedGraphError: It is something else.
@@ -60,7 +60,7 @@ def literal(value: Any, where: str) -> str:
 
 
 def constructor(leaf: LeafSpec, where: str) -> str:
-    """The call that makes a leaf module.
+    """The constructor call of a leaf module.
 
     Raises:
         UnsupportedGraphError: It has parametrizations, or an option that cannot be written.
@@ -89,22 +89,23 @@ def spec(structure: TreeSpec, *, result: bool = False) -> str:
 
     Args:
         structure: The structure.
-        result: It is that of a result: classes like a dict become dicts, and named tuples tuples.
+        result: It is the structure of a result: dict-like classes become dicts, and named tuples
+            tuples.
 
     Raises:
-        UnsupportedGraphError: A type in it is known to another library only.
+        UnsupportedGraphError: A type in it is defined by another library.
     """
     plain = _plain(structure) if result else structure
     for part in _parts(plain):
         if not part.is_leaf() and part.type.__name__ not in _STANDARD:
             raise UnsupportedGraphError(
-                f"the model {'returns' if result else 'takes'} a {part.type.__name__}, which torch "
-                "alone does not know",
+                f"the model {'returns' if result else 'takes'} a {part.type.__name__}, which is "
+                f"not a torch type",
                 remedy=REMEDY,
             )
     try:
         text = pytree.treespec_dumps(plain)
-    except (NotImplementedError, TypeError, ValueError) as error:  # torch's refusals to write it
+    except (NotImplementedError, TypeError, ValueError) as error:  # torch refuses to serialize it
         raise UnsupportedGraphError(
             f"the structure of what the model {'returns' if result else 'takes'} cannot be written "
             f"as text: {error}",

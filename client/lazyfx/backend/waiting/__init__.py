@@ -1,1 +1,1 @@
-"""`wait: false`: a job runs its graph as it is until the server's result is there."""
+"""`wait: false`: a job runs its graph uncompiled until the server's result arrives."""

@@ -1,8 +1,8 @@
-"""Which calls still wait for their backward pass.
+"""Tracks calls whose backward pass is still pending.
 
-A graph that runs as it is saves tensors as eager code does, buffers too, and the compiled one
-writes these buffers where autograd counts it. So a call that ran as it is and the one that
-follows it before its backward pass have to run the same code where they share memory.
+An uncompiled graph saves tensors like eager code, including buffers; compiled code writes to these
+buffers, which autograd detects. So an uncompiled call and the next call before its backward pass
+must run the same code if they share memory.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from lazyfx.backend.torch_autograd import after_this_backward, graph_is_kept, in
 
 
 class _PendingBackward:
-    """The backward of one output, still to come.
+    """A pending backward pass of one output.
 
-    Only the autograd graph refers to it, as a hook of the output's node: it ends with the graph,
-    or with the backward pass that frees what the graph saved.
+    Only the autograd graph refers to it, as a hook of the output's node: it dies with the graph, or
+    with the backward pass that frees the saved tensors.
     """
 
     def __init__(self, owner: object, memory: frozenset[int]) -> None:
@@ -32,19 +32,19 @@ class _PendingBackward:
 
     def __call__(self, *_: object) -> None:
         if not graph_is_kept():
-            # A checkpoint of what runs now may yet be computed again.
+            # A checkpoint within it may still be recomputed.
             after_this_backward(lambda: _calls.discard(self))
 
 
 class _PendingCalls:
-    """All of this process; threads may share it."""
+    """The pending calls of this process. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._waiting: weakref.WeakSet[_PendingBackward] = weakref.WeakSet()
 
     def after_fork(self) -> None:
-        """Runs in a child: another thread of the parent may have held the lock."""
+        """Runs in a forked child: another thread of the parent may have held the lock."""
         self._lock = threading.RLock()
 
     def add(self, owner: object, inputs: Sequence[Any], outputs: object) -> None:
@@ -68,7 +68,7 @@ class _PendingCalls:
             self._waiting.discard(backward)
 
     def has_pending(self, owner: object, inputs: Sequence[Any]) -> bool:
-        """Whether a call waits that `owner` made, or that was given some of the same memory."""
+        """Whether a call of `owner`, or one with some of the same memory, is pending."""
         with self._lock:
             waiting = list(self._waiting)
         if not waiting:
@@ -77,7 +77,7 @@ class _PendingCalls:
         return any(each.owner() is owner or memory & each.memory for each in waiting)
 
 
-# Graphs of one model share its buffers, and dynamo hands them over one by one.
+# Graphs of one model share its buffers, and dynamo compiles them one by one.
 _calls: Final = _PendingCalls()
 os.register_at_fork(after_in_child=_calls.after_fork)
 
@@ -86,28 +86,28 @@ def record_call(owner: object, inputs: Sequence[Any], outputs: object) -> None:
     """Record that a graph ran uncompiled.
 
     Args:
-        owner: Whose graph it is.
+        owner: The owner of the graph.
         inputs: Of the call.
-        outputs: Of the call; those without a gradient wait for nothing.
+        outputs: Outputs of the call; those without a gradient are ignored.
     """
     _calls.add(owner, inputs, outputs)
 
 
 def has_pending_call(owner: object, inputs: Sequence[Any]) -> bool:
-    """Whether calls that ran as they are still wait for a backward pass that concerns this one.
+    """Whether the backward pass of an uncompiled call that concerns this one is pending.
 
     Args:
-        owner: Whose graph is to be called.
+        owner: The owner of the graph to be called.
         inputs: Of the call.
 
     Returns:
-        True if `owner` made one of them, or if one was given memory that this call is given too.
+        True if `owner` made such a call, or if one shares memory with the inputs of this call.
     """
     return _calls.has_pending(owner, inputs)
 
 
 def _memory(inputs: Sequence[Any]) -> frozenset[int]:
-    """Where buffers are: parameters and activations are not written by graphs."""
+    """Addresses of buffers: graphs do not write to parameters and activations."""
     return frozenset(
         value.untyped_storage()._cdata  # noqa: SLF001 - storages have no other identity
         for value in inputs

@@ -1,7 +1,7 @@
-"""Which code drew random numbers from which state of the generators.
+"""Records which code drew random numbers from which generator state.
 
-A graph as it is and the compiled one draw different numbers from the same state. A checkpoint
-restores the state before it computes again, and must then draw as it did the first time: its
+Uncompiled and compiled code draw different numbers from the same state. A checkpoint restores the
+state before it recomputes, and must then draw the same numbers as the first time; otherwise its
 gradients would be those of another dropout mask.
 """
 
@@ -13,14 +13,14 @@ from typing import Any, Final
 
 import torch
 
-# More calls than wait for a backward pass at any time.
+# More calls than are ever waiting for a backward pass.
 _MAX_NOTES: Final = 65_536
 
 
 class _DrawLog:
-    """Whether the compiled code ran, by the state that it ran from.
+    """Whether compiled code ran, by generator state.
 
-    The oldest are dropped by halves, and without a lock, which a fork could leave locked.
+    The older half is dropped when it is full. No lock, because a fork could leave it locked.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class _DrawLog:
         return self._new.get(state, self._old.get(state, False))
 
 
-# A checkpoint runs one graph without gradients and another one with them: notes are shared.
+# A checkpoint runs one graph without gradients and another one with them, so the log is shared.
 _draw_log: Final = _DrawLog()
 
 
 def generator_state(inputs: Sequence[Any]) -> bytes:
-    """What the generators of the devices of some inputs will draw from, as a digest."""
+    """A digest of the generator states of the devices of some inputs."""
     devices = {value.device for value in inputs if isinstance(value, torch.Tensor)}
     states = [torch.get_rng_state()]
     states += [
@@ -56,7 +56,7 @@ def generator_state(inputs: Sequence[Any]) -> bytes:
 
 
 def record_draw(state: bytes, *, compiled: bool) -> None:
-    """Record which code drew from a state, outside of any backward pass."""
+    """Record which code drew from a state, outside any backward pass."""
     _draw_log.add(state, compiled)
 
 

@@ -1,4 +1,4 @@
-"""Running the graph as it is until the server's result is there, then that."""
+"""Runs the graph uncompiled until the server's result arrives, and then the result."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from lazyfx.backend.remote import GraphRequest, GraphResult
+from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable
 from lazyfx.backend.waiting.pending_backwards import has_pending_call, in_backward, record_call
 from lazyfx.backend.waiting.random_draws import generator_state, last_draw_was_compiled, record_draw
 from lazyfx.shared.native.shape_guards import Conditions
 
-Runnable = Callable[..., Any]
-
 
 class DeferredGraph:
-    """A graph that is asked for in a thread while calls run it as it is.
+    """A graph that is requested in a thread while calls run it uncompiled.
 
     The result is loaded in the thread of the next call and used for calls whose sizes fit. No call
-    runs it while one that ran as it is waits for its backward pass and concerns it: see
+    uses it while the backward pass of a related uncompiled call is pending: see
     `pending_backwards`.
 
-    Where a graph draws random numbers, a checkpoint that is computed again runs the code that ran
-    the first time: see `random_draws`. Reentrant checkpoints run one graph without gradients and
-    then another one with them, whose answer may not be there yet; so without gradients such a graph
-    stays as it is. The first call always runs as it is, which shows whether the graph draws.
+    If a graph draws random numbers, a recomputed checkpoint runs the same code as the first time:
+        see `random_draws`. Reentrant checkpoints run one graph without gradients and then another
+        one with them, whose result may not have arrived; so without gradients such a graph stays
+        uncompiled. The first call always runs uncompiled, which shows whether the graph draws
+        random numbers.
 
     Args:
         module: The graph.
-        graph_request: What is asked for.
-        ask: Asks; called in a thread of its own.
-        on_swap: Told of the answer when it runs.
-        on_error: Told why there will be none.
+        graph_request: The request.
+        ask: Asks the server; called in a separate thread.
+        on_swap: Called with the result when it is first used.
+        on_error: Called with the error if there will be no result.
     """
 
     def __init__(
@@ -59,10 +58,10 @@ class DeferredGraph:
         self._thread.start()
 
     def __call__(self, *inputs: Any) -> Any:
-        """Run the graph, compiled if that is there, fits, and disturbs no step under way."""
+        """Run the graph, compiled if that is available, fits, and is safe for pending calls."""
         state = generator_state(inputs) if self._draws is not False else b""
         if self._may_run_compiled(inputs, state) and self._fits(inputs):
-            assert self._compiled is not None, "it may run"
+            assert self._compiled is not None, "the result is present"
             self._record_draw(state, compiled=True)
             return self._compiled(*inputs)
         self._record_draw(state, compiled=False)
@@ -86,12 +85,12 @@ class DeferredGraph:
         if has_pending_call(self, inputs):
             return False
         if self._compiled is None and self._answer is not None and not in_backward():
-            # Within a backward pass a checkpoint is computed again as it was the first time.
+            # Within a backward pass, a checkpoint is recomputed by the same code as the first time.
             self._swap(self._answer)
         return self._compiled is not None
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until there is an answer or an error; tells whether there is one."""
+        """Wait until there is a result or an error; returns whether there is one."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -119,5 +118,5 @@ class DeferredGraph:
 
 
 def _has_empty_tensor(inputs: Sequence[Any]) -> bool:
-    """Whether the graph may have drawn nothing only because there was nothing to draw for."""
+    """Whether the graph may have drawn nothing only because a tensor is empty."""
     return any(isinstance(value, torch.Tensor) and not value.numel() for value in inputs)

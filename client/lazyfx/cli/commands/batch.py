@@ -1,4 +1,4 @@
-"""`lazyfx batch`: every model of a folder; a second run goes on where the first one ended."""
+"""`lazyfx batch`: compiles every model in a folder; a second run resumes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Outcome:
 
 
 class _Batch:
-    """The work on one folder; threads share it."""
+    """The work on one folder, shared by threads."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class _Batch:
         self._emit = emit
         self._send_values = send_values
         self._identity = pipeline_identity(specs)
-        # Reading a program is Python from end to end, and torch does not promise that it
-        # may be done twice at a time; waiting for the server is what jobs do side by side.
+        # Loading a program is pure Python, and torch does not promise that it is thread-safe; jobs
+        # only wait for the server in parallel.
         self._loading = threading.Lock()
 
     def run(self, path: Path) -> _Outcome:
-        """Compile one file, or find that it is done."""
+        """Compile one file, unless it is already done."""
         file = path.relative_to(self._source)
         record = Record(str(file), "", self._identity, self._emit.value if self._emit else "")
         started = time.perf_counter()
@@ -96,7 +96,7 @@ class _Batch:
         return _Outcome(record, skipped=False)
 
     def _compile(self, path: Path, file: Path, record: Record) -> Record:
-        # torch comes with this, and takes its time: --help does without.
+        # This imports torch, which is slow; --help does not need it.
         from lazyfx.cli.model_sources import load_model
 
         if path.suffix == GRAPH_SUFFIX and self._emit is not None and self._emit.holds_values:
@@ -124,7 +124,7 @@ class _Batch:
         return self._target / file.with_name(file.name + ".json")
 
     def _output_of(self, file: Path, kind: Kind) -> Path:
-        if file.suffix == GRAPH_SUFFIX:  # a program may have the same name before its dot
+        if file.suffix == GRAPH_SUFFIX:  # programs may differ only in their suffix
             return self._target / file.with_name(file.name + SUFFIXES[kind])
         return self._target / file.with_suffix(SUFFIXES[kind])
 
@@ -183,7 +183,7 @@ def batch(
         from lazyfx.cli.model_sources import add_rewrites
 
         specs = add_rewrites(specs, rewrite or [])
-        # Without a server, or with a misspelled pass, every file would fail on its own, slowly.
+        # Without a server, or with a misspelled pass, every file would fail separately and slowly.
         require_available(client, specs)
         remove_leftovers(output)
         work = _Batch(client, folder, output, specs, emit, send_values=send_values)
@@ -217,7 +217,7 @@ def _run_all(work: _Batch, files: Sequence[Path], jobs: int) -> list[_Outcome]:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 bar.advance(task, len(finished))
         except KeyboardInterrupt as error:
-            # Those under way end first, whole; the next run does the others.
+            # Let running ones finish; the next run does the others.
             pool.shutdown(wait=True, cancel_futures=True)
             fail("interrupted; run the same command again to resume")
             raise typer.Exit(130) from error

@@ -1,4 +1,4 @@
-"""`lazyfx demo`: the main job, end to end, on a server of its own."""
+"""`lazyfx demo`: the main use case, end to end, on a temporary server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 
 _SHOWN_CODE_LINES = 16
 _SHOWN_COLUMNS = 110
-# Another order of the same float32 sums; logits of random weights are around 1.
+# Allows another order of float32 sums; logits of random weights are around 1.
 _TOLERANCE = 1e-3
 
 
@@ -46,7 +46,7 @@ def demo(
     began = time.perf_counter()
     with reporting_errors("the demo's server"), _terminated_gracefully():
         with local_server() as server:
-            # torch comes with this, and takes its time: --help does without.
+            # This imports torch, which is slow; --help does not need it.
             from lazyfx.cli.demo_model import capture_gpt2
 
             _say(out, "1", f"a server on {server.address}, metrics on {server.metrics_url}")
@@ -67,7 +67,7 @@ def demo(
 
 @dataclass
 class _UploadCounter:
-    """Bytes of tensors that went to the server."""
+    """Counts the tensor bytes sent to the server."""
 
     count: int = 0
 
@@ -142,7 +142,7 @@ def _timed(work: Callable[[], Answer]) -> tuple[Answer, float]:
 
 @contextmanager
 def _terminated_gracefully() -> Iterator[None]:
-    """Have SIGTERM unwind the stack, so that the server is stopped and its store removed."""
+    """Make SIGTERM unwind the stack, so that the server is stopped and its store removed."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""`lazyfx explain`: why two graphs have two digests."""
+"""`lazyfx explain`: why two graphs have different digests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def explain(
     Exits with 0 if both graphs are the same computation, 1 if they differ, and 2 if one of them
     cannot be read.
     """
-    # torch comes with these, and takes its time: --help does without.
+    # These import torch, which is slow; --help does not need it.
     from lazyfx.explaining import explain as compare
 
     try:

@@ -1,4 +1,4 @@
-"""`lazyfx keys`: which keys a server signs artifacts with, and new ones."""
+"""`lazyfx keys`: shows and rotates the keys with which a server signs artifacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lazyfx optimize`: one model, one pipeline, a report, and one file if asked."""
+"""`lazyfx optimize`: compiles one model, prints a report, and optionally writes an artifact."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def optimize(
     """Compile one model on the server and print a report."""
     _check_output(emit, output)
     _check_source(model, emit)
-    # torch comes with these, and takes its time: --help does without.
+    # These import torch, which is slow; --help does not need it.
     from lazyfx.cli.model_sources import add_rewrites
 
     specs = read_passes(passes)
@@ -96,7 +96,7 @@ def optimize(
             remote = client.compile(what, specs, inputs, send_values=send_values)
             if emit is not None and output is not None:
                 _write(remote, emit, output)
-    # The report may not stand between the lines of what goes to standard output.
+    # The report must not mix with the artifact on standard output.
     out = console(stderr=output == _STANDARD_OUTPUT)
     out.print(summary_table(remote.report, remote.cache, remote.key))
     if remote.report.passes:

@@ -1,4 +1,4 @@
-"""`lazyfx passes`: what the server can run."""
+"""`lazyfx passes`: lists the server's passes."""
 
 from __future__ import annotations
 

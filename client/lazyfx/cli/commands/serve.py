@@ -1,4 +1,4 @@
-"""`lazyfx serve`: hands its flags to the server."""
+"""`lazyfx serve`: passes its flags to the server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lazyfx.cli.failing import fail
 
 
 class ServeCommand(TyperCommand):
-    """Completes the flags of `lazyfx serve`, which the server reads itself."""
+    """Shell completion of the flags of `lazyfx serve`, which the server parses itself."""
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """See `click.Command.shell_complete`."""
@@ -27,7 +27,7 @@ def serve(context: typer.Context) -> None:
     """Run a server; serve --help lists its settings.
 
     Raises:
-        SystemExit: A setting is wrong, an address cannot be listened on, or --help was asked.
+        SystemExit: A setting is invalid, an address cannot be bound, or --help was given.
     """
     try:
         from lazyfx_server.__main__ import main

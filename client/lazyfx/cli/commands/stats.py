@@ -1,4 +1,4 @@
-"""`lazyfx stats`: the server's ledger."""
+"""`lazyfx stats`: prints the server's ledger."""
 
 from __future__ import annotations
 

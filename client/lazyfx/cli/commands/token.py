@@ -1,4 +1,4 @@
-"""`lazyfx token`: a token for a tenant of a server."""
+"""`lazyfx token`: creates a token for a tenant of a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lazyfx trust`: which servers' keys this user trusts, written down as ssh does."""
+"""`lazyfx trust`: stores the server keys that this user trusts, like ssh."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def _decide(
     yes: bool,
     replace: bool,
 ) -> None:
-    """Return if the key in use is to be trusted.
+    """Return if the key in use should be trusted.
 
     Raises:
-        typer.Exit: It is not.
+        typer.Exit: It should not.
     """
     in_use = fingerprint(published[0])
     if known and published[0].hex() not in known and not replace:

@@ -1,4 +1,4 @@
-"""`lazyfx warm`: compile a job's graphs before the fleet starts, from its script or a recording."""
+"""`lazyfx warm`: compiles a job's graphs in advance, from its script or a recording."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lazyfx.shared.addresses import DEFAULT_ADDRESS
 
 
 class _Warmed(SystemExit):
-    """Ends the script once it has trained for long enough."""
+    """Raised to stop the script after enough steps."""
 
 
 def warm(
@@ -56,7 +56,7 @@ def warm(
 
 
 def _warm_recorded(recording: Path, address: str, timeout: float, *, send_values: bool) -> None:
-    # torch takes its time: --help does without.
+    # Importing torch is slow; --help does not need it.
     import lazyfx
     from lazyfx.backend.recording import read_recording
     from lazyfx.backend.watching import showing_progress
@@ -84,7 +84,7 @@ def _warm_by_running(
             "LAZYFX_WAIT": "true",
         }
     )
-    # torch takes its time: --help does without.
+    # Importing torch is slow; --help does not need it.
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     from lazyfx.backend import backend_report

@@ -1,1 +1,1 @@
-"""Formats that hold a graph and load with torch alone."""
+"""File formats of a graph that load with torch alone."""

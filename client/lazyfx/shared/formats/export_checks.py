@@ -1,12 +1,10 @@
-"""What torch.export gets wrong about graphs that are right, put right or refused."""
+"""Fixes, or refuses, valid graphs that torch.export would get wrong."""
 
 # ruff: noqa: SLF001 - calls that switch autocast, and fake tensors, have no public names
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.amp import autocast_mode
@@ -15,27 +13,15 @@ from torch.fx import GraphModule
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.formats.possible_writes import may_write, share_memory
-from lazyfx.shared.forward_levels import forward_level_left
 
-T = TypeVar("T")
-REMEDY = "save_pickle keeps it; or ask for code or the graph"
-
-
-def in_fresh_thread(work: Callable[[], T]) -> T:
-    """Run what calls a graph where the graph's switches stay behind, also if it fails half-way.
-
-    Grad mode, autocast and levels of vmap and grad end with the thread.
-    """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-export")
-    with forward_level_left(), pool:
-        return pool.submit(work).result()
+REMEDY = "use save_pickle, or request code or the graph"
 
 
 def enter_autocast_when_run(module: GraphModule) -> None:
-    """Have a graph switch autocast where torch.export notices; changes it in place.
+    """Make a graph switch autocast so that torch.export notices; changes it in place.
 
-    torch.export writes the calls that switch it into its program, and does not make them: what
-    comes after is of the wrong dtype to it.
+    torch.export records the calls that switch autocast without executing them, so it sees the wrong
+    dtypes after them.
     """
     for part in module.modules():
         if not isinstance(part, GraphModule):
@@ -61,23 +47,23 @@ def _exit_autocast(entered: torch.autocast) -> None:
 
 
 def check_state(program: ExportedProgram, module: GraphModule) -> None:
-    """Check that a program holds the tensors of its module, and no others.
+    """Check that a program contains exactly the tensors of its module.
 
     Raises:
-        UnsupportedGraphError: A value that the graph computes has become a constant, or what
-            the graph writes through one tensor would not be in another that shares its memory.
+        UnsupportedGraphError: A computed value became a constant, or a write to one tensor would
+            not affect another that shares its memory.
     """
     constants = [t for t in program.constants.values() if isinstance(t, torch.Tensor)]
     if any(isinstance(t, torch._subclasses.FakeTensor) for t in constants):
         raise UnsupportedGraphError(
-            "torch.export would make a constant of a value that the graph computes",
+            "torch.export would turn a computed value into a constant",
             remedy=REMEDY,
         )
     kept = [t for t in program.state_dict.values() if isinstance(t, torch.Tensor)]
     shared = share_memory(kept, constants) or _share(constants)
     if shared and may_write(module):
         raise UnsupportedGraphError(
-            "the graph writes, and tensors that torch.export keeps apart share memory",
+            "the graph writes to tensors that share memory, which torch.export separates",
             remedy=REMEDY,
         )
 

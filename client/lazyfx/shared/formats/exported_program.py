@@ -1,4 +1,4 @@
-"""A graph as an ExportedProgram, around whatever parameters its module holds."""
+"""Exports a graph as an ExportedProgram, with the parameters of its module."""
 
 from __future__ import annotations
 
@@ -15,27 +15,24 @@ from torch.utils._pytree import tree_unflatten
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
-from lazyfx.shared.formats.export_checks import (
-    check_state,
-    enter_autocast_when_run,
-    in_fresh_thread,
-)
+from lazyfx.shared.formats.export_checks import check_state, enter_autocast_when_run
 from lazyfx.shared.formats.late_operators import refuse_late_operators
+from lazyfx.shared.forward_levels import in_fresh_thread
 
 
 def export_module(module: GraphModule) -> bytes:
-    """Export a graph by its own description of its inputs; none of its operators is computed.
+    """Export a graph with the input metadata that it carries; no operator runs.
 
     Args:
-        module: Decoded, its code not stale. A calling convention of torch.export is kept, and
-            dimensions that are symbolic stay so, within their bounds.
+        module: A decoded module with current code. A calling convention of torch.export is kept,
+            and symbolic dimensions stay symbolic, within their bounds.
 
     Returns:
-        What torch.export.save writes; `torch.export.load(...).module()` is called as `module` is.
+        The output of torch.export.save; `torch.export.load(...).module()` is called like `module`.
 
     Raises:
-        UnsupportedGraphError: An input has no description, or torch.export cannot express the
-            graph; says why.
+        UnsupportedGraphError: An input has no metadata, or torch.export cannot express the graph;
+            says why.
     """
     return in_fresh_thread(lambda: _exported(module))
 
@@ -44,7 +41,7 @@ def _exported(module: GraphModule) -> bytes:
     refuse_late_operators(module)
     enter_autocast_when_run(module)
     described = FakeTensorMode(shape_env=ShapeEnv())
-    # Inputs of example sizes: torch.export makes symbols of its own.
+    # Inputs with example sizes: torch.export creates its own symbols.
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     examples: list[Any] = []
     dynamic: list[Any] = []
@@ -61,7 +58,7 @@ def _exported(module: GraphModule) -> bytes:
             dynamic.append(_dimensions(value))
         except Exception as error:  # torch's checks of sizes raise errors of every kind
             raise UnsupportedGraphError(
-                f"an input of sizes that torch.export cannot take: {error}", node=node.name
+                f"an input with sizes that torch.export does not support: {error}", node=node.name
             ) from error
     args, kwargs = _arranged(module, examples)
     shapes, named = _arranged(module, dynamic)
@@ -70,12 +67,13 @@ def _exported(module: GraphModule) -> bytes:
             module, args, kwargs, dynamic_shapes=_by_name(module, shapes, named), strict=False
         )
         check_state(program, module)
-        # They are fake, and mean nothing to who loads the program.
+        # They are fake, and useless to anyone who loads the program.
         program._example_inputs = None  # noqa: SLF001 - its public setter checks the new ones
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         buffer.seek(0)
-        # Bytes that torch wrote on the line above, never received ones: to see that it reads them.
+        # Verify that torch can load the bytes it wrote on the line above; these are never received
+        # bytes.
         torch.export.load(buffer)
     except UnsupportedGraphError:
         raise
@@ -89,7 +87,7 @@ def _exported(module: GraphModule) -> bytes:
 
 
 def _arranged(module: GraphModule, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Values for each input of the graph, as its forward takes them."""
+    """The values of the graph's inputs, arranged for its forward."""
     codegen = module.graph._codegen  # noqa: SLF001 - torch has no public reader
     if isinstance(codegen, _PyTreeCodeGen):
         args, kwargs = tree_unflatten(values, codegen.pytree_info.in_spec)
@@ -117,9 +115,9 @@ def _example(value: Any, mode: FakeTensorMode) -> Any:
 
 
 def _dimensions(value: Any) -> Any:
-    """What may vary: dimensions of a tensor by number, or a number itself."""
+    """The dynamic dimensions of a tensor by index, or a dynamic number."""
     if isinstance(value, torch.Tensor):
-        sizes: list[Any] = list(value.shape)  # SymInt is not an int to a type checker
+        sizes: list[Any] = list(value.shape)  # to a type checker, SymInt is not an int
         found = {i: _bounds(s) for i, s in enumerate(sizes) if isinstance(s, torch.SymInt)}
         return found or None
     return _bounds(value) if isinstance(value, torch.SymInt) else None

@@ -1,4 +1,4 @@
-"""Operators of torch that are there only once a module of torch's has been imported."""
+"""Operators of torch that are registered only when some module of torch is imported."""
 
 # ruff: noqa: SLF001 - operators have no public class
 
@@ -15,8 +15,8 @@ def refuse_late_operators(module: GraphModule) -> None:
     """Check that `torch.export.load` and `torch.jit.load` find every operator of a graph.
 
     Raises:
-        UnsupportedGraphError: They would not find one in a process that has imported torch alone;
-            names the node.
+        UnsupportedGraphError: One would be missing in a process that has only imported torch; names
+            the node.
     """
     for part in module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
@@ -29,8 +29,8 @@ def refuse_late_operators(module: GraphModule) -> None:
             registered_by = target_lists.LATE_NAMESPACES.get(namespace)
             if registered_by is not None:
                 raise UnsupportedGraphError(
-                    f"{target} is there only once {registered_by} has been imported, which loading "
-                    "such a file does not do",
+                    f"{target} is registered only when {registered_by} is imported, but loading "
+                    "such a file does not import it",
                     node=node.name,
-                    remedy="save_pickle, save_package and save_code import it",
+                    remedy="use save_pickle, save_package or save_code, which import it",
                 )

@@ -1,4 +1,4 @@
-"""Whether a graph may write into tensors that it reads: told by names, rather once too often."""
+"""Whether a graph may write to tensors that it reads: judged conservatively, by names."""
 
 # ruff: noqa: SLF001 - operators have no public class
 
@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.shared.wire.values.tensors import storage_key
 
-# Functions that write into operands without a sign of it in their names.
+# Functions that write to operands without indicating it in their names.
 _WRITING = frozenset(
     {
         "batch_norm", "cudnn_batch_norm", "embedding", "embedding_bag",
@@ -23,7 +23,7 @@ _WRITING = frozenset(
 
 
 def may_write(module: GraphModule) -> bool:
-    """Whether a graph, or one inside it, has a call that could write into an operand."""
+    """Whether a graph, or a nested one, has a call that could write to an operand."""
     return any(
         _may_write(part, node)
         for part in module.modules()
@@ -33,7 +33,7 @@ def may_write(module: GraphModule) -> bool:
 
 
 def share_memory(some: Iterable[torch.Tensor], others: Iterable[torch.Tensor]) -> bool:
-    """Whether a tensor of the one has memory that a tensor of the others has too."""
+    """Whether any tensor of one group shares memory with any of the other."""
     known = {storage_key(tensor) for tensor in some if not tensor.is_meta}
     return any(storage_key(tensor) in known for tensor in others if not tensor.is_meta)
 

@@ -1,8 +1,8 @@
-"""TorchScript of a graph, for `torch.jit.load`.
+"""Converts a graph to TorchScript, for `torch.jit.load`.
 
 torch.jit.script cannot take a lazy module, calling conventions of torch.export, or
-overloads of operators by name; it chooses overloads by its own types. So the graph is
-copied into an eager module that has none of these.
+operator overloads by name; it resolves overloads by its own types. So the graph is copied to an
+eager module without these.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
 from lazyfx.shared.formats.late_operators import refuse_late_operators
 
-# Operators that write into a tensor in Python, and in TorchScript make a new one, or are none.
+# Operators that write to a tensor in Python, but in TorchScript return a new one or do not exist.
 _WRITTEN_AS: Final[dict[object, str]] = {
     operator.iand: "bitwise_and_",
     operator.ifloordiv: "floor_divide_",
@@ -43,8 +43,8 @@ def script_module(eager: GraphModule) -> bytes:
     """Scripts a graph.
 
     Args:
-        eager: From `eager_copy`. Its parameters are written as they are. GraphModules inside
-            must be called as modules, not handed to higher-order operators.
+        eager: From `eager_copy`. Its parameters are written unchanged. Nested GraphModules must be
+            called as modules, not passed to higher-order operators.
 
     Returns:
         An archive; `torch.jit.load` returns a module that takes the graph's inputs positionally.
@@ -55,7 +55,7 @@ def script_module(eager: GraphModule) -> bytes:
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch calls its own function deprecated
+            warnings.simplefilter("ignore")  # torch deprecates its own function
             torch.jit.save(torch.jit.script(eager), buffer)
     except Exception as error:  # torch.jit raises errors of every kind
         raise UnsupportedGraphError(
@@ -72,14 +72,15 @@ Generation = Callable[[Graph], AbstractContextManager[None]]
 def eager_copy(module: GraphModule, generation: Generation | None = None) -> GraphModule:
     """An eager copy: plain calling convention, no annotations, operators without overloads.
 
-    Code is generated and compiled once for it and once for each GraphModule inside.
+    Code is generated and compiled once for it and once for each nested GraphModule.
 
     Args:
-        module: What to copy.
-        generation: Is around the generation of each graph's code; a server looks at it there.
+        module: The module to copy.
+        generation: A context around the code generation of each graph; a server checks the code
+            there.
 
     Raises:
-        UnsupportedGraphError: What the model returns has no type in TorchScript.
+        UnsupportedGraphError: The model's return value has no TorchScript type.
     """
     refuse_late_operators(module)
     graph = Graph()
@@ -87,7 +88,7 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
     graph.output(_structured(module.graph, result))
     described = FakeTensorMode(shape_env=ShapeEnv())
     for node in graph.nodes:
-        # TorchScript takes an input without a type for a tensor, and then no number for it.
+        # TorchScript takes untyped inputs for tensors, and then does not accept numbers.
         node.type = _number(node, described) if node.op == "placeholder" else None
         _refuse_lost_write(module, node)
         if isinstance(node.target, OpOverload):
@@ -103,7 +104,7 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
 
 
 def _number(node: Node, mode: FakeTensorMode) -> type | None:
-    """The type of an input that is a number."""
+    """The type of a numeric input."""
     value = wire.materialize(node, mode)
     for kind, symbolic in ((bool, torch.SymBool), (int, torch.SymInt), (float, torch.SymFloat)):
         if isinstance(value, (kind, symbolic)):
@@ -112,7 +113,7 @@ def _number(node: Node, mode: FakeTensorMode) -> type | None:
 
 
 def _refuse_lost_write(module: GraphModule, node: Node) -> None:
-    """TorchScript removes the call that shortens an embedding's rows as one without effects."""
+    """Refuse max_norm: TorchScript removes the call that renormalizes an embedding's rows."""
     if node.op == "call_module":
         limit = getattr(module.get_submodule(str(node.target)), "max_norm", None)
     elif node.target in (functional.embedding, functional.embedding_bag):
@@ -121,14 +122,14 @@ def _refuse_lost_write(module: GraphModule, node: Node) -> None:
         return
     if limit is not None:
         raise UnsupportedGraphError(
-            "TorchScript leaves out what max_norm does to the rows of an embedding",
+            "TorchScript drops the effect of max_norm on the rows of an embedding",
             node=node.name,
-            remedy="save_pickle or save_exported_program keep it",
+            remedy="use save_pickle or save_exported_program",
         )
 
 
 def _structured(graph: Graph, outputs: Argument) -> Argument:
-    """What the model returns, put together of the flat outputs of a graph of torch.export."""
+    """Assemble the model's return value from the flat outputs of a graph of torch.export."""
     codegen = graph._codegen  # noqa: SLF001 - torch has no public reader
     spec = codegen.pytree_info.out_spec if isinstance(codegen, _PyTreeCodeGen) else None
     if spec is None:
@@ -140,7 +141,7 @@ def _structured(graph: Graph, outputs: Argument) -> Argument:
 def _built(spec: TreeSpec, leaves: Iterator[Argument]) -> Argument:
     if spec.is_leaf():
         return next(leaves)
-    # Each takes its part of the leaves, in this order.
+    # Each consumes its part of the leaves, in this order.
     parts = [_built(child, leaves) for child in spec.children()]
     kind: Any = spec.type
     if kind is list:
@@ -154,13 +155,13 @@ def _built(spec: TreeSpec, leaves: Iterator[Argument]) -> Argument:
     name = getattr(kind, "__name__", str(kind))
     raise UnsupportedGraphError(
         f"TorchScript has no type for what the model returns ({name})",
-        remedy="save_pickle and save_exported_program keep it; or return tensors, tuples, lists "
-        "or dicts with text as keys",
+        remedy="use save_pickle or save_exported_program; or return tensors, tuples, lists or "
+        "dicts with string keys",
     )
 
 
 def _keys(spec: TreeSpec) -> Sequence[Any]:
-    """The keys of a dict, or of a class like one (transformers.ModelOutput)."""
+    """The keys of a dict, or of a dict-like class (transformers.ModelOutput)."""
     keys = spec.context[1] if spec.type is defaultdict else spec.context
     return keys if isinstance(keys, (list, tuple)) and len(keys) == len(spec.children()) else ()
 
@@ -171,7 +172,7 @@ def _reason(error: Exception) -> str:
 
 
 def _node_at_fault(module: GraphModule, message: str) -> str | None:
-    """The node whose line TorchScript points at, if it does."""
+    """The node whose source line is in TorchScript's error, if any."""
     lines = message.splitlines()
     marked = next((i for i, line in enumerate(lines) if "<--- HERE" in line), 0)
     name = lines[marked - 1].strip().partition(" = ")[0].partition(":")[0] if marked else ""

@@ -1,7 +1,7 @@
-"""All settings of Inductor and AOTAutograd, as digests: equal ones give equal results.
+"""Digests of all settings of Inductor and AOTAutograd: equal digests mean equal results.
 
-What torch itself changes while it runs, and what says something about a machine and nothing about
-a result, is not a setting and is left out.
+Values that torch itself changes at run time, and those that describe a machine but do not affect
+results, are excluded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lazyfx.shared.printable import shown
 
 _SHORT: Final = 4
 
-# Written by torch while it compiles: what was compiled last, and what it found on this machine.
+# Written by torch while it compiles: the last compile, and facts about this machine.
 _RUN_TIME: Final = frozenset(
     {
         "inductor.aot_inductor.metadata",
@@ -85,17 +85,17 @@ _LEFT_OUT: Final = _RUN_TIME | _MACHINE
 
 @dataclass(frozen=True)
 class Configuration:
-    """Every setting that can change a result, as this process has it now.
+    """The current values of all settings that can change a result.
 
     Attributes:
-        values: By name, in the order of their names: "inductor.max_autotune".
+        values: Values by name ("inductor.max_autotune"), sorted by name.
     """
 
     values: Mapping[str, Any]
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of all of it."""
+        """SHA-256 of all values."""
         return hashlib.sha256(b"".join(self._digests())).digest()
 
     @property
@@ -107,10 +107,10 @@ class Configuration:
         """The settings that differ from those of another process with the same torch.
 
         Args:
-            short_digests: The other's.
+            short_digests: The other process's digests.
 
         Returns:
-            Each as "its name (its value here)"; empty when the digests tell of none.
+            Each as "name (value here)"; empty if there are none.
         """
         if len(short_digests) != _SHORT * len(self.values):
             return ()
@@ -128,13 +128,13 @@ class Configuration:
 
 
 def read_configuration() -> Configuration:
-    """The configuration of this process."""
+    """Read the configuration of this process."""
     found = torch_inductor.portable_configuration()
     return Configuration({name: found[name] for name in sorted(found) if name not in _LEFT_OUT})
 
 
 def _canonical_text(value: Any) -> str:
-    """A value as text, the same in every process that has it."""
+    """A value as text that is the same in every process."""
     if isinstance(value, Mapping):
         entries = sorted(f"{_canonical_text(k)}: {_canonical_text(v)}" for k, v in value.items())
         return f"{{{', '.join(entries)}}}"

@@ -1,4 +1,4 @@
-"""The tensors that a graph holds, by dotted path; the same paths on both sides of the wire."""
+"""The tensors of a graph by dotted path; the paths are the same on client and server."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def own_tensors(module: GraphModule) -> dict[str, torch.Tensor]:
 def replace_tensors(
     module: GraphModule, replacement: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """Put another tensor in the place of each, as a buffer where it was no parameter.
+    """Replace each tensor, registering those that are not parameters as buffers.
 
-    Tracing finds parameters and buffers by their paths; of plain attributes it keeps none.
+    Tracing finds parameters and buffers by path, but does not keep plain attributes.
 
     Args:
         module: A decoded graph.
-        replacement: Called once for each tensor, so that tied ones stay tied.
+        replacement: Called once per tensor, so that tied ones stay tied.
     """
     done: dict[int, torch.Tensor] = {}
     for path, tensor in own_tensors(module).items():
@@ -46,7 +46,7 @@ def replace_tensors(
 
 
 def stored(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's values as one run of bytes: uint8, on the CPU, from its first element on."""
+    """A tensor's storage from its first element on, as contiguous uint8 on the CPU."""
     alone = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
     alone.copy_(tensor.detach())
     return torch.empty(0, dtype=torch.uint8).set_(alone.untyped_storage())

@@ -1,4 +1,4 @@
-"""Symbolic expressions outside of a graph, with symbols that both sides number alike."""
+"""Symbolic expressions outside a graph, with symbols that both sides number alike."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lazyfx.v1 import graph_pb2 as pb
 def expressions_to(
     expressions: Iterable[sympy.Basic], symbols: Sequence[sympy.Symbol], env: ShapeEnv
 ) -> tuple[pb.GraphBody, list[int]]:
-    """Expressions as rows.
+    """Write expressions as rows.
 
     Args:
-        expressions: About symbols of `env`.
-        symbols: Written first, so that the i-th of them is symbol i.
-        env: Where the symbols live.
+        expressions: Expressions over symbols of `env`.
+        symbols: Written first, so that the i-th one is symbol i.
+        env: The ShapeEnv of the symbols.
 
     Returns:
         A body with symbols and expressions only, and the row of each expression.
 
     Raises:
-        UnsupportedGraphError: An expression has no place in the format.
+        UnsupportedGraphError: The format does not support an expression.
     """
     body = pb.GraphBody()
     writer = ExpressionWriter(body)
@@ -39,10 +39,10 @@ def expressions_to(
 def expressions_from(
     body: pb.GraphBody, rows: Iterable[int], symbols: Sequence[sympy.Symbol]
 ) -> list[sympy.Basic]:
-    """Rows as expressions about one's own symbols.
+    """Read rows as expressions over one's own symbols.
 
     Raises:
-        DecodeError: They are not what `expressions_to` writes.
+        DecodeError: They were not written by `expressions_to`.
     """
     wanted = list(rows)
     checker = ExpressionChecker(body)

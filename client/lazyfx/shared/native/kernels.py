@@ -1,9 +1,9 @@
-"""The C++ kernels of an artifact: noted where they are compiled, handed over where they are loaded.
+"""The C++ kernels of an artifact: recorded when compiled, and provided when loaded.
 
-torch's own bytes hold C++ sources, not libraries, and a process that loads them would compile
-each again. So a server notes which library Inductor made of which source, and a client gives
-Inductor these libraries in place of a compiler. They are told by their sources alone: the paths
-of torch and of the compiler, which Inductor's own cache keys hold, do not matter.
+torch's serialized artifacts contain C++ sources, not libraries, so a process that loads them would
+compile each again. So the server records which library Inductor built from which source, and the
+client gives Inductor these libraries instead of a compiler. Sources alone identify them: the paths
+of torch and of the compiler, which Inductor's own cache keys include, do not matter.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _Load = Callable[[], Any]
 _ORIGINAL = torch_inductor.CppCodeCache.load_async.__func__  # type: ignore[attr-defined]
 _SIGNATURE = inspect.signature(_ORIGINAL)
 
-# Inductor's cache is one class for the whole process: only one thread at a time may stand in.
+# Inductor's cache is a process-wide class: only one thread at a time may replace it.
 _patching = threading.RLock()
 
 
 @contextmanager
 def record_kernels(on_compiled: Callable[[int], None]) -> Iterator[dict[bytes, Path]]:
-    """Note every library that Inductor compiles within the block.
+    """Record every library that Inductor compiles within the block.
 
     Args:
-        on_compiled: Called with the number of libraries whenever there is one more.
+        on_compiled: Called with the number of libraries after each one.
 
     Yields:
         Paths of libraries by the digest of their sources; complete when the block ends.
@@ -60,13 +60,13 @@ def record_kernels(on_compiled: Callable[[int], None]) -> Iterator[dict[bytes, P
 
 @contextmanager
 def use_kernels(libraries: Mapping[bytes, bytes]) -> Iterator[None]:
-    """Give Inductor these libraries within the block; in this thread no compiler runs.
+    """Provide these libraries to Inductor within the block; no compiler runs in this thread.
 
     Args:
         libraries: Bytes of libraries by the digest of their sources.
 
     Raises:
-        ArtifactError: Within the block, when Inductor wants a library that is not there.
+        ArtifactError: Within the block, if Inductor needs a missing library.
     """
     here = threading.get_ident()
 
@@ -122,7 +122,7 @@ def _source_digest(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def _library_file(data: bytes) -> Path:
-    """A library as a file, whole or not at all; one that is there is compared first."""
+    """Write a library to a file atomically; an existing file is compared first."""
     folder = Path(torch_inductor.cache_dir()) / "lazyfx"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"k{hashlib.sha256(data).hexdigest()}.so"

@@ -1,7 +1,7 @@
-"""Where native code runs: this machine described, and two descriptions compared.
+"""Describes this machine as a target of native code, and compares two descriptions.
 
-A kernel for another vector instruction set loads without an error and trains to NaN, so
-everything that matters is compared before anything is asked for, and again before it is loaded.
+A kernel for another vector instruction set loads without an error and trains to NaN, so everything
+that matters is compared before an artifact is requested, and again before it is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from lazyfx.shared.native import torch_inductor
 from lazyfx.v1 import compiler_pb2 as pb
 
-# Flags of /proc/cpuinfo that name instructions a compiler may use. Others tell of microcode,
+# Flags of /proc/cpuinfo for instructions that a compiler may use. Other flags describe microcode,
 # power and virtualization, and differ between machines that run the same code.
 _INSTRUCTIONS: Final = re.compile(
     r"(sse|ssse3|pni|avx|fma|f16c|bmi|abm|adx|aes|vaes|pclmulqdq|vpclmulqdq|sha|gfni|movbe|movdir|"
@@ -30,7 +30,7 @@ _INSTRUCTIONS: Final = re.compile(
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> tuple[str, ...]:
-    """Names of the instruction sets of this CPU, sorted; empty where Linux does not tell."""
+    """Names of the instruction sets of this CPU, sorted; empty if unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -41,7 +41,7 @@ def cpu_flags() -> tuple[str, ...]:
 
 
 def likely_vector_isa() -> str:
-    """The vector instructions that Inductor would pick, told without running a compiler.
+    """The vector instructions that Inductor would pick, determined without running a compiler.
 
     Inductor itself compiles and loads a probe to find out.
     """
@@ -61,7 +61,7 @@ def likely_vector_isa() -> str:
 
 
 def accelerator(devices: Iterable[torch.device]) -> str:
-    """The accelerator that some of these devices are, without an index; "" for CPUs alone."""
+    """The accelerator type among these devices; "" if they are all CPUs."""
     others = sorted({device.type for device in devices} - {"cpu", "meta"})
     if not others:
         return ""
@@ -72,7 +72,7 @@ def accelerator(devices: Iterable[torch.device]) -> str:
 
 
 def cuda_description(index: int) -> str:
-    """GPU `index`, CUDA and Triton in words; equal words run each other's artifacts."""
+    """GPU `index`, CUDA and Triton as text; equal texts can run each other's artifacts."""
     major, minor = torch.cuda.get_device_capability(index)
     try:
         import triton
@@ -97,7 +97,7 @@ def describe_host(*, vector_isa: str, accelerator: str) -> pb.NativeTarget:
 
 
 def mismatch(build_target: pb.NativeTarget, host_target: pb.NativeTarget) -> str:
-    """Why what is made on one machine cannot run on another; "" when it can."""
+    """Why artifacts built on one machine cannot run on another; "" if they can."""
     for name, label in (
         ("torch", "torch"),
         ("torch_key", "the digest of torch's sources"),

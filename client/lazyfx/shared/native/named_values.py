@@ -1,4 +1,4 @@
-"""Names with a bool, int, float or str each, as messages."""
+"""Named values (bool, int, float or str) as messages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FIELDS = {bool: "boolean", int: "integer", float: "floating", str: "text"}
 
 
 class NamedValueError(LazyfxError):
-    """A value that is not taken.
+    """An invalid value.
 
     Attributes:
         field: Its path, "native.settings[max_fusion_size]".
-        reason: What is wrong with it, and what the field takes.
+        reason: What is wrong with it, and what is valid.
     """
 
     def __init__(self, field: str, reason: str) -> None:
@@ -30,7 +30,7 @@ class NamedValueError(LazyfxError):
 
 
 def to_messages(values: Mapping[str, Scalar]) -> list[pb.PassOption]:
-    """Messages, sorted by name."""
+    """Write values as messages, sorted by name."""
     return [
         pb.PassOption(name=name, value=pb.OptionValue(**{_FIELDS[type(value)]: value}))  # type: ignore[arg-type]
         for name, value in sorted(values.items())
@@ -40,15 +40,15 @@ def to_messages(values: Mapping[str, Scalar]) -> list[pb.PassOption]:
 def read_typed(
     messages: Iterable[pb.PassOption], field: str, types: Mapping[str, ValueType]
 ) -> dict[str, Scalar]:
-    """The names and values of messages, each of its type.
+    """Read names and values of messages, and check their types.
 
     Args:
-        messages: As `to_messages` makes them.
-        field: Path of the field that holds them, to name it in errors.
-        types: The names that there are, and what each takes.
+        messages: As written by `to_messages`.
+        field: Path of the field that contains them, for errors.
+        types: The known names, and the type of each.
 
     Raises:
-        NamedValueError: A name is not known or comes twice, or a value is not of its type.
+        NamedValueError: A name is unknown or given twice, or a value has the wrong type.
     """
     found: dict[str, Scalar] = {}
     for message in messages:

@@ -1,4 +1,4 @@
-"""What is asked for: where a native artifact will run, and all that it depends on."""
+"""Requests of native artifacts: where they will run, and everything they depend on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lazyfx.shared.native.configuration import read_configuration
 from lazyfx.shared.native.named_values import NamedValueError
 from lazyfx.v1 import compiler_pb2 as pb
 
-# Settings, states and a machine are a tenth of that.
+# Settings, states and a machine take a tenth of that.
 _MAX_BYTES: Final = 64 * 1024
 
 
 def native_request(
     devices: Iterable[torch.device], mode: str | None, inductor: Mapping[str, Any]
 ) -> pb.NativeRequest:
-    """A request that stands for this process and thread as they are now.
+    """Create a request from the current state of this process and thread.
 
     Args:
         devices: Devices of the graph's inputs.
@@ -28,7 +28,7 @@ def native_request(
         inductor: Settings of Inductor.
 
     Raises:
-        LazyfxError: A setting does not travel, or has a value that it does not take; names it.
+        LazyfxError: A setting cannot be sent, or has an invalid value; names it.
     """
     known = set(devices)
     types = {device.type for device in known}
@@ -47,10 +47,10 @@ def native_request(
 
 
 def check_request(request: pb.NativeRequest) -> None:
-    """Check a request that a caller sent: each setting and state is known and of its type.
+    """Check a caller's request: each setting and state must be known and have its type.
 
     Raises:
-        NamedValueError: One is not; says what the field takes.
+        NamedValueError: One is invalid; says what is valid.
     """
     if request.ByteSize() > _MAX_BYTES:
         raise NamedValueError("native", f"is longer than {_MAX_BYTES} bytes")
@@ -59,7 +59,7 @@ def check_request(request: pb.NativeRequest) -> None:
 
 
 def conditions_digest(request: pb.NativeRequest) -> bytes:
-    """SHA-256 of what an artifact depends on besides its graph and the machine."""
+    """SHA-256 of what an artifact depends on in addition to its graph and the machine."""
     told = pb.NativeRequest()
     told.CopyFrom(request)
     told.ClearField("target")

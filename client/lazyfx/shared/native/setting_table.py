@@ -1,7 +1,7 @@
-"""The settings of torch that travel to a server, each with its type.
+"""The settings of torch that can be sent to a server, with their types.
 
-Others run programs, write files, hold functions or put text into source and command lines. A
-test holds every row against torch's own configuration.
+Others run programs, write files, contain functions or put text into source and command lines. A
+test checks every row against torch's own configuration.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from lazyfx.shared.native.setting_types import Bool, Float, Int, ValueType, Words
 
 FUNCTORCH: Final = "functorch."
-"""What names of settings of torch._functorch.config begin with; the others are Inductor's."""
+"""Prefix of settings of torch._functorch.config; all others are Inductor's."""
 
 _FLAGS: Final = (
     "batch_invariant",
@@ -62,14 +62,14 @@ SETTINGS: Final[Mapping[str, ValueType]] = MappingProxyType(
         "cpp.enable_floating_point_contract_flag": Words(("off", "on", "fast")),
         "cpp.max_horizontal_fusion_size": Int(1, 1024),
         "cpp.min_chunk_size": Int(1, 2**31 - 1),
-        # Bits of a vector; 0 and 1 are for none.
+        # Bits of a vector; 0 and 1 mean none.
         "cpp.simdlen": Int(0, 2048),
         "max_fusion_size": Int(1, 4096),
         "realize_opcount_threshold": Int(0, 100_000),
         "realize_reads_threshold": Int(0, 100_000),
         "triton.max_tiles": Int(1, 3),
         "triton.multi_kernel": Int(0, 3),
-        # Each unrolled step is a line of source.
+        # Each unrolled step adds a line of source.
         "unroll_reductions_threshold": Int(1, 1024),
         FUNCTORCH + "activation_memory_budget": Float(0.0, 1.0),
         FUNCTORCH + "activation_memory_budget_runtime_estimator": Words(("flops", "testing")),

@@ -1,7 +1,7 @@
-"""The closed types of values that accompany a graph, and why a value is not of its type.
+"""The closed types of values sent with a graph, and why a value does not have its type.
 
-Each value ends up in a compiler: in its command line, in generated source, or in a decision. So
-none is free text; what is a word is one of a list, and what is a number has bounds.
+Each value reaches a compiler: in its command line, in generated source, or in a decision. So none
+    is free text: strings are from a list, and numbers have bounds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 
 @dataclass(frozen=True, slots=True)
 class Bool:
-    """True or False; 0 and 1 are neither."""
+    """True or False, but not 0 or 1."""
 
     def __str__(self) -> str:
         return "true or false"
@@ -30,7 +30,7 @@ class Bool:
 
 @dataclass(frozen=True, slots=True)
 class Int:
-    """An integer between two bounds, both included; a bool is not one."""
+    """An integer within inclusive bounds, but not a bool."""
 
     minimum: int
     maximum: int
@@ -45,7 +45,7 @@ class Int:
 
 @dataclass(frozen=True, slots=True)
 class Float:
-    """A finite float between two bounds, both included."""
+    """A finite float within inclusive bounds."""
 
     minimum: float
     maximum: float
@@ -62,7 +62,7 @@ class Float:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """One of some words."""
+    """One of a list of strings."""
 
     words: tuple[str, ...]
 
@@ -76,7 +76,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name of an operator, a module or the like: bounded, and of a plain alphabet."""
+    """A name of an operator, module or the like: of bounded length and a restricted alphabet."""
 
     longest: int = 128
 
@@ -92,13 +92,13 @@ ValueType: TypeAlias = "Bool | Int | Float | Words | Name"
 
 
 def mismatch_reason(value: object, expected: ValueType) -> str:
-    """Why a value is not of a type, "" when it is.
+    """Why a value does not have a type; "" if it does.
 
     Args:
-        value: From a caller: anything, of any length.
+        value: Anything from a caller, of any length.
         expected: The type.
 
     Returns:
-        What follows the name of the value: "is 7; it must be true or false".
+        Text to follow the name of the value: "is 7; it must be true or false".
     """
     return "" if expected.accepts(value) else f"is {shown(value)}; it must be {expected}"

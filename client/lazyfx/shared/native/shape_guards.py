@@ -1,8 +1,8 @@
-"""What a compile takes for granted about symbolic sizes: found there, enforced here.
+"""Assumptions of a compile about symbolic sizes: collected on the server, enforced on the client.
 
-Symbols have no names that both sides know. Those of sizes are told by the order in which the
-inputs of the graph first show them by themselves, which is the same on both sides; those of floats
-by the input, a tensor without dimensions, that holds the float.
+Symbols have no names that both sides share. Symbols of sizes are identified by the order in which
+they first appear alone in the graph's inputs, which is the same on both sides; symbols of floats by
+the input, a zero-dimensional tensor, that holds the float.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lazyfx.shared.native.torch_inductor import SymT, symbol_is_type
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
-# A float that changes with every call would fill the memory of conditions asked before.
+# A float that changes with every call would fill the cache of evaluated conditions.
 _MAX_KNOWN = 1_000
 
 
 def input_symbols(inputs: Iterable[Any]) -> list[sympy.Symbol]:
-    """The symbols that inputs show by themselves, in the order in which they first do.
+    """The symbols that appear alone in inputs, in order of first appearance.
 
     Args:
         inputs: Fake tensors, numbers symbolic or not.
@@ -41,7 +41,7 @@ def input_symbols(inputs: Iterable[Any]) -> list[sympy.Symbol]:
 
 
 def float_symbols(inputs: Iterable[Any]) -> dict[int, sympy.Symbol]:
-    """The symbols of floats, by the number of the input that holds each.
+    """The symbols of floats, by the position of the input that holds each.
 
     Args:
         inputs: Fake tensors, numbers symbolic or not.
@@ -56,7 +56,7 @@ def float_symbols(inputs: Iterable[Any]) -> dict[int, sympy.Symbol]:
 
 
 def shape_env(inputs: Iterable[Any]) -> ShapeEnv | None:
-    """The environment of the symbols of inputs; None when all of them are static."""
+    """The ShapeEnv of the symbols of inputs; None if all are static."""
     for value in inputs:
         for number in _numbers(value):
             if isinstance(number, (torch.SymInt, torch.SymFloat)):
@@ -69,13 +69,13 @@ def guards_of(env: ShapeEnv, symbols: Sequence[sympy.Symbol], known: int) -> pb.
     """The guards of an environment as a message.
 
     Args:
-        env: Where the graph was compiled.
-        symbols: `input_symbols` of the graph's inputs, and then of floats those that the receiver
-            is told the inputs of.
-        known: Guards that were there before the compile.
+        env: The ShapeEnv in which the graph was compiled.
+        symbols: `input_symbols` of the graph's inputs, followed by those of floats whose inputs the
+            receiver is told.
+        known: Guards that existed before the compile.
 
     Raises:
-        UnsupportedGraphError: A guard speaks of what no input shows by itself.
+        UnsupportedGraphError: A guard contains a symbol that appears alone in no input.
     """
     conditions = [guard.expr for guard in env.guards[known:] if guard.expr is not sympy.true]
     body, rows = expressions_to(conditions, symbols, env)
@@ -88,7 +88,7 @@ def guards_of(env: ShapeEnv, symbols: Sequence[sympy.Symbol], known: int) -> pb.
 
 
 def read_guards(guards: pb.ShapeGuards, symbols: Sequence[sympy.Symbol]) -> list[sympy.Basic]:
-    """The conditions of a message, about one's own symbols.
+    """Read the conditions of a message, over one's own symbols.
 
     Raises:
         ArtifactError: The message does not fit the graph.
@@ -103,12 +103,12 @@ def read_guards(guards: pb.ShapeGuards, symbols: Sequence[sympy.Symbol]) -> list
 
 
 def enforce(conditions: Iterable[sympy.Basic], env: ShapeEnv) -> None:
-    """Make conditions guards of the frame that dynamo compiles now.
+    """Add conditions as guards to the frame that dynamo is compiling.
 
-    A call with sizes that break one is recompiled.
+    A call whose sizes violate one is recompiled.
 
     Raises:
-        ArtifactError: The sizes of this very call break a condition.
+        ArtifactError: The sizes of this call violate a condition.
     """
     for condition in conditions:
         if not env.evaluate_expr(condition):
@@ -116,11 +116,11 @@ def enforce(conditions: Iterable[sympy.Basic], env: ShapeEnv) -> None:
 
 
 class Conditions:
-    """Conditions on symbolic sizes, asked of the inputs of each call.
+    """Conditions on symbolic sizes, evaluated for the inputs of each call.
 
     Args:
-        conditions: As `read_guards` gives them.
-        described: What is known of each input, symbolic sizes and all.
+        conditions: From `read_guards`.
+        described: The description of each input, including symbolic sizes.
     """
 
     def __init__(self, conditions: Sequence[sympy.Basic], described: Sequence[Any]) -> None:
@@ -161,5 +161,5 @@ def _numbers(value: Any) -> Iterable[Any]:
 
 
 def _item(tensor: FakeTensor) -> Any:
-    """What `item()` of a fake tensor is known to give; None when nothing is."""
+    """The known result of `item()` of a fake tensor; None if unknown."""
     return tensor.item_memo

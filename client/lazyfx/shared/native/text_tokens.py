@@ -1,8 +1,8 @@
-"""Texts of a graph as tokens, so that generated source holds none of them, and the way back.
+"""Replaces a graph's strings by tokens, so that generated source contains none of them, and back.
 
-A server replaces every text that is not one of torch's own words before it compiles natively.
-A token is made from the text alone, so a client finds the text again in the graph that it has,
-and believes no server about it.
+A server replaces every string that is not one of torch's own words before a native compile. A token
+depends only on the string, so a client restores strings from its own graph, without trusting the
+server.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from lazyfx.v1 import graph_pb2
 
 _PREFIX: Final = "lazyfxtext"
 TOKEN: Final = re.compile(_PREFIX + "[0-9a-f]{32}", re.ASCII)
-# A text may come back in errors again and again.
+# The same string may occur in errors many times.
 _MAX_CHARACTERS: Final = 2000
 
 
 def token_of(text: str) -> str:
-    """The token of a text: lower-case letters and digits, the same everywhere."""
+    """The token of a string: lower-case letters and digits, the same everywhere."""
     data = text.encode("utf-8", "surrogatepass")
     return _PREFIX + hashlib.sha256(data).hexdigest()[:32]
 
 
 def texts_of(body: bytes) -> dict[str, str]:
-    """The texts of a graph by their tokens.
+    """The strings of a graph by token.
 
     Args:
         body: A GraphBody.
@@ -37,18 +37,18 @@ def texts_of(body: bytes) -> dict[str, str]:
 
 
 def restore_texts(message: str, texts: Mapping[str, str]) -> str:
-    """A message with the texts in place of their tokens.
+    """Replace the tokens in a message by their strings.
 
     Args:
-        message: From torch or from a server.
-        texts: As `texts_of` gives them; other tokens stay.
+        message: A message of torch or of a server.
+        texts: From `texts_of`; other tokens are kept.
     """
     return TOKEN.sub(lambda found: texts.get(found[0], found[0])[:_MAX_CHARACTERS], message)
 
 
 @contextmanager
 def restoring_texts(texts: Mapping[str, str]) -> Iterator[None]:
-    """Give errors that leave the block the texts in place of their tokens."""
+    """In errors that leave the block, replace tokens by their strings."""
     try:
         yield
     except Exception as error:
@@ -60,7 +60,7 @@ def restoring_texts(texts: Mapping[str, str]) -> Iterator[None]:
 
 
 def with_texts(call: Callable[..., Any], texts: Mapping[str, str]) -> Callable[..., Any]:
-    """A function whose errors show the texts; the same one when there are none."""
+    """A function whose errors show the strings; the same function if there are none."""
     if not texts:
         return call
 

@@ -1,7 +1,7 @@
-"""Everything of torch's Inductor that has no public name, imported here and nowhere else.
+"""All private names of torch's Inductor that both sides use; imported only here.
 
-Imported when it is first used: it brings dynamo along, which takes seconds, and a server whose
-workers compile uses none of it itself.
+Imported lazily: it imports dynamo, which takes seconds, and a server whose workers compile does not
+    use it itself.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ _HOMES: Final[Mapping[str, str]] = {
     "torch_key": "torch._inductor.codecache",
     "x86_isa_checker": "torch._inductor.cpu_vec_isa",
 }
-"""The modules that have these names; of the two configurations, the packages that they are in."""
+"""The modules that define these names; for the two configurations, their packages."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first used."""
+    """Import a name on first use."""
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -87,7 +87,7 @@ def modes() -> tuple[str, ...]:
 
 
 def mode_settings(mode: str) -> Mapping[str, Any]:
-    """The Inductor settings that a mode of torch.compile stands for.
+    """The Inductor settings of a mode of torch.compile.
 
     Raises:
         RuntimeError: torch has no such mode.
@@ -101,7 +101,7 @@ def _mode_options() -> Any:
 
 
 def portable_configuration() -> dict[str, Any]:
-    """Every setting of Inductor and AOTAutograd that torch itself puts into its cache keys."""
+    """All settings of Inductor and AOTAutograd that torch includes in its cache keys."""
     inductor, functorch = _place("")[0], _place(_FUNCTORCH)[0]
     found = {f"inductor.{k}": v for k, v in inductor.save_config_portable().items()}
     found.update({f"aot.{k}": v for k, v in functorch.save_config_portable().items()})
@@ -112,26 +112,26 @@ def has_setting(name: str) -> bool:
     """Whether this torch has a setting.
 
     Args:
-        name: Of Inductor, or "functorch." and a name of torch._functorch.config.
+        name: A setting of Inductor, or "functorch." and a setting of torch._functorch.config.
     """
     config, own = _place(name)
     return own in getattr(config, "_config")  # noqa: B009 - made at run time
 
 
 def current_setting(name: str) -> Any:
-    """The value of a setting in this process, patches and environment included."""
+    """The value of a setting in this process, including patches and environment."""
     config, own = _place(name)
     return functools.reduce(getattr, own.split("."), config)
 
 
 def default_setting(name: str) -> Any:
-    """The default of a setting, as it is without patches."""
+    """The default of a setting, without patches."""
     config, own = _place(name)
     return getattr(config, "_config")[own].default  # noqa: B009 - made at run time
 
 
 def setting_type(name: str) -> Any:
-    """The type that torch gives a setting."""
+    """The type of a setting in torch."""
     config, own = _place(name)
     return config.get_type(own)
 
@@ -143,7 +143,7 @@ def _place(name: str) -> tuple[Any, str]:
 
 
 def backed_values(env: ShapeEnv) -> Mapping[sympy.Symbol, Any]:
-    """What symbols stand for in the call that is traced; torch 2.13 has renamed it."""
+    """The values of symbols in the traced call; torch 2.13 has renamed it."""
     name = "backed_var_to_val" if hasattr(env, "backed_var_to_val") else "var_to_val"
     known: Mapping[sympy.Symbol, Any] = getattr(env, name)
     return known

@@ -1,8 +1,8 @@
-"""Settings of torch: which of them travel, and putting them in place.
+"""Settings of torch: sending and applying them.
 
-A server compiles with its own process's defaults plus the settings that it was sent. Only those
-of `setting_table` travel, each as a value of its type. `configuration` shows any that differs in
-another way.
+A server compiles with its own defaults plus the settings that it was sent. Only those of
+`setting_table` can be sent, each as a value of its type. `configuration` detects any other
+difference.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def requested(
     """The settings of one torch.compile call: those of its mode, then its own.
 
     Args:
-        mode: Of torch.compile.
+        mode: A mode of torch.compile.
         given: Settings of Inductor.
-        device_types: Types of the graph's devices; CUDA graphs say nothing about others.
+        device_types: Types of the graph's devices; CUDA graphs do not matter for others.
 
     Raises:
-        LazyfxError: A setting does not travel, or its value is not of its type; names it and
-            says what it takes.
+        LazyfxError: A setting cannot be sent, or its value has the wrong type; names it and says
+            what is valid.
     """
     wanted: dict[str, Any] = {}
     if mode is not None and mode != "":
@@ -54,7 +54,7 @@ def requested(
         if value is None and torch_inductor.default_setting(name) is None:
             continue
         checked[name] = _checked(name, value)
-    # What is set in this process and travels need not be said again in options.
+    # Settings that are set in this process need not be repeated in options.
     for name in sorted(SETTINGS.keys() - wanted.keys()):
         if torch_inductor.has_setting(name):
             value = torch_inductor.current_setting(name)
@@ -64,7 +64,7 @@ def requested(
 
 
 def to_proto(settings: Mapping[str, Scalar]) -> list[pb.PassOption]:
-    """Settings as a request holds them, sorted by name."""
+    """Settings as messages, sorted by name."""
     return named_values.to_messages(settings)
 
 
@@ -72,14 +72,14 @@ def from_proto(options: Iterable[pb.PassOption]) -> dict[str, Scalar]:
     """Settings of a request.
 
     Raises:
-        NamedValueError: One does not travel, or its value is not of its type.
+        NamedValueError: One cannot be sent, or its value has the wrong type.
     """
     return named_values.read_typed(options, FIELD, SETTINGS)
 
 
 @contextmanager
 def applied(settings: Mapping[str, Scalar]) -> Iterator[None]:
-    """Settings in place within the block."""
+    """Apply settings within the block."""
     functorch = {k.removeprefix(FUNCTORCH): v for k, v in settings.items() if FUNCTORCH in k}
     inductor = {k: v for k, v in settings.items() if FUNCTORCH not in k}
     with (

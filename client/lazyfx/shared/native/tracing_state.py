@@ -1,4 +1,4 @@
-"""Process state that torch's tracing depends on besides the graph: read here, applied there."""
+"""Reads and applies process state on which torch's tracing depends besides the graph."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ STATES: Final[Mapping[str, ValueType]] = {
         ),
         Bool(),
     ),
-    # "" is for an autocast that is off.
+    # "" means that autocast is off.
     **{f"autocast_{device}": Words(("", *_DTYPES)) for device in _AUTOCAST_DEVICES},
     "default_dtype": Words(tuple(_DTYPES)),
     "matmul_precision": Words(("highest", "high", "medium")),
     "threads": Int(1, 1024),
 }
-_FILL: Final = "fill_uninitialized_memory"  # a property that the module grows when it is imported
+_FILL: Final = "fill_uninitialized_memory"  # a property that the module gets on import
 
 
 def read_states(device_types: Iterable[str]) -> list[pb.PassOption]:
-    """The states of this process and thread, sorted by name.
+    """Read the states of this process and thread, sorted by name.
 
     Args:
         device_types: Types of the graph's devices, e.g. {"cpu", "cuda"}.
 
     Raises:
-        NamedValueError: A state has a value that does not travel; says what does.
+        NamedValueError: A state has a value that cannot be sent; says what can.
     """
     states: dict[str, Scalar] = {
         "autocast_cache": torch.is_autocast_cache_enabled(),
@@ -77,22 +77,23 @@ def from_proto(states: Iterable[pb.PassOption]) -> dict[str, Scalar]:
     """States of a request.
 
     Raises:
-        NamedValueError: A state is not known, or its value is not of its type.
+        NamedValueError: A state is unknown, or its value has the wrong type.
     """
     return named_values.read_typed(states, FIELD, STATES)
 
 
 def enter_states(states: Iterable[pb.PassOption], stack: ExitStack) -> None:
-    """Put states in place until the stack is closed; meant for a process that ends after it.
+    """Apply states until the stack is closed; intended for a process that exits afterwards.
 
     Raises:
-        LazyfxError: As `from_proto`, or a state cannot be had here.
+        LazyfxError: As in `from_proto`, or a state is not available here.
     """
     found: dict[str, Any] = dict(from_proto(states))
     torch.use_deterministic_algorithms(
         found.pop("deterministic", False), warn_only=found.pop("deterministic_warn_only", False)
     )
-    # Inference mode switches gradients too, on as well as off: the grad mode comes after it.
+    # Inference mode also changes grad mode, when entered and when left, so grad mode comes after
+    # it.
     for name, value in sorted(found.items(), key=lambda state: state[0] != "inference"):
         try:
             _SETTERS[name](value, stack)

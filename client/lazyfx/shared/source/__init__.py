@@ -1,4 +1,4 @@
-"""Generated Python source: what torch.fx can write, and whether it says what its graph says."""
+"""Generated Python source: what torch.fx can write, and whether it matches its graph."""
 
 from lazyfx.shared.source.check import check_source, checked_generation
 from lazyfx.shared.source.foreign import check_generated

@@ -1,4 +1,4 @@
-"""The Python source of a GraphModule and of those inside it, generated without being executed."""
+"""Generates the Python source of a GraphModule and its nested ones, without executing it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class GeneratedSource:
 
     Attributes:
         code: The text of `GraphModule.code`.
-        import_block: The imports that the code needs, as torch.fx writes them before it.
-        children: The same for each GraphModule inside, by its dotted path.
+        import_block: The imports that the code needs, as written by torch.fx.
+        children: The same for each nested GraphModule, by dotted path.
     """
 
     code: str
@@ -28,7 +28,7 @@ class GeneratedSource:
 
 
 def generate(module: GraphModule) -> GeneratedSource:
-    """Generates the source of a module and of the GraphModules inside it.
+    """Generates the source of a module and of its nested GraphModules.
 
     This is the expensive half of `GraphModule.recompile`; nothing is executed.
     """

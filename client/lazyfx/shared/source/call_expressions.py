@@ -1,4 +1,4 @@
-"""Whether expressions of generated source are the arguments of a node."""
+"""Checks whether expressions of generated source match the arguments of a node."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lazyfx.shared.source.mismatch import SourceMismatchError
 from lazyfx.shared.source.namespace import resolve
 from lazyfx.shared.wire.values.exact_literals import plain
 
-# What literals are written as calls of.
+# Callables with which literals are written.
 _WRITTEN_AS_CALLS: tuple[Callable[..., object], ...] = (torch.device, slice, complex)
 _NOTHING = object()
 
 
 class Reader:
-    """Reads expressions; knows which node each name holds at this point.
+    """Matches expressions; knows which node each name refers to at this point.
 
     Args:
-        names: What the other names stand for.
-        root: What the function calls its module.
+        names: The values of the other names.
+        root: The name of the module in the function.
     """
 
     def __init__(self, names: Mapping[str, object], root: str) -> None:
@@ -32,7 +32,7 @@ class Reader:
         self._root = root
 
     def is_argument(self, expression: ast.expr, argument: object) -> bool:
-        """Whether an expression is an argument, all the way down."""
+        """Whether an expression matches an argument, recursively."""
         if isinstance(argument, Node):
             return isinstance(expression, ast.Name) and self.nodes.get(expression.id) is argument
         if isinstance(argument, tuple) and hasattr(argument, "_fields"):
@@ -51,7 +51,7 @@ class Reader:
     def are_arguments(
         self, call: ast.Call, args: Sequence[object], kwargs: Mapping[str, object]
     ) -> bool:
-        """Whether a call is made with these arguments, keywords in this order."""
+        """Whether a call has these arguments, with keywords in this order."""
         return (
             self._are(call.args, args)
             and [keyword.arg for keyword in call.keywords] == list(kwargs)
@@ -59,7 +59,7 @@ class Reader:
         )
 
     def is_target(self, expression: ast.expr, target: object) -> bool:
-        """Whether a dotted name is this callable; a name that holds a node is none."""
+        """Whether a dotted name refers to this callable; a name of a node does not."""
         first = expression
         while isinstance(first, ast.Attribute):
             first = first.value
@@ -69,7 +69,7 @@ class Reader:
         return found is target or (type(found) is type(target) and bool(found == target))
 
     def path(self, expression: ast.expr) -> list[str] | None:
-        """The names on the way from the module to one of its attributes."""
+        """The attribute path from the module."""
         if isinstance(expression, ast.Name):
             return [] if expression.id == self._root else None
         owner, name = self.member(expression)
@@ -116,7 +116,7 @@ class Reader:
         )
 
     def _literal(self, expression: ast.expr) -> object:
-        """The value of an expression without nodes; of what torch.fx writes, nothing else."""
+        """Evaluate an expression without nodes, of the forms that torch.fx writes."""
         if isinstance(expression, ast.Constant):
             return expression.value
         if isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.USub):
@@ -139,7 +139,7 @@ class Reader:
         left, right = self._literal(expression.left), self._literal(expression.right)
         if type(left) not in (int, float) or type(right) is not complex:
             return _NOTHING
-        # As Python will do it, which may lose the sign of a zero.
+        # As in Python, which may lose the sign of a zero.
         if isinstance(expression.op, ast.Add):
             return left + right  # type: ignore[operator]
         return left - right if isinstance(expression.op, ast.Sub) else _NOTHING  # type: ignore[operator]
@@ -156,7 +156,7 @@ class Reader:
 
 
 def _same(value: object, argument: object) -> bool:
-    """Whether a literal is this argument; numbers by their text, which tells -0.0 and nan."""
+    """Whether a literal equals this argument; numbers are compared as text (-0.0, nan)."""
     if value is argument:
         return True
     argument = plain(argument)

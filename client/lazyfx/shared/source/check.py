@@ -1,8 +1,8 @@
-"""Whether generated Python source says what its graph says, statement by statement.
+"""Checks whether generated Python source matches its graph, statement by statement.
 
-torch.fx writes graph data into text. What comes out is read back here with `ast` and held
-against the graph: each statement must be one node's, in order, with that node's target and
-arguments, and nothing else may be there. Nothing is executed for it.
+torch.fx writes graph data into source text. The result is parsed here with `ast` and checked
+against the graph: each statement must correspond to a node, in order, with that node's target and
+arguments, and there must be nothing else. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.fx.graph import PythonCode
 from lazyfx.shared.source.mismatch import SourceMismatchError
 from lazyfx.shared.source.statements import Body
 
-# What types are written with: names, brackets and bars, and no calls.
+# The syntax of types: names, brackets and bars, but no calls.
 _PARTS_OF_TYPES = (
     *(ast.Name, ast.Attribute, ast.Subscript, ast.Tuple, ast.List, ast.Constant),
     *(ast.BinOp, ast.BitOr, ast.expr_context),
@@ -28,12 +28,12 @@ def check_source(code: str, names: Mapping[str, object], graph: Graph) -> None:
     """Check the source of a graph.
 
     Args:
-        code: What torch.fx wrote.
-        names: What the names in it stand for: `PythonCode.globals`.
-        graph: What it was written from.
+        code: The source that torch.fx wrote.
+        names: The values of its global names: `PythonCode.globals`.
+        graph: The graph from which it was generated.
 
     Raises:
-        SourceMismatchError: It is not the graph's; names the node.
+        SourceMismatchError: It does not match the graph; names the node.
         SyntaxError: It is not Python source: the graph, or its names, cannot be written.
     """
     Body(_only_function(_parsed(code)), names, graph).check()
@@ -41,14 +41,14 @@ def check_source(code: str, names: Mapping[str, object], graph: Graph) -> None:
 
 @contextmanager
 def checked_generation(graph: Graph) -> Iterator[None]:
-    """Check the source that is generated of a graph inside, before anybody has it."""
+    """Within the block, check source that is generated for a graph before anything uses it."""
 
     def python_code(*args: object, **kwargs: object) -> PythonCode:
         generated = type(graph).python_code(graph, *args, **kwargs)  # type: ignore[arg-type]
         check_source(generated.src, generated.globals, graph)
         return generated
 
-    # An attribute of this one graph: torch asks the graph for its code.
+    # An attribute of this graph instance: torch asks the graph for its code.
     graph.python_code = python_code  # type: ignore[method-assign]
     try:
         yield
@@ -60,7 +60,7 @@ def _parsed(text: str) -> list[ast.stmt]:
     try:
         return ast.parse(text).body
     except (ValueError, RecursionError, MemoryError) as error:
-        raise SourceMismatchError(f"it cannot be read: {error}") from error
+        raise SourceMismatchError(f"it cannot be parsed: {error}") from error
 
 
 def _only_function(statements: Sequence[ast.stmt]) -> ast.FunctionDef:
@@ -77,7 +77,7 @@ def _only_function(statements: Sequence[ast.stmt]) -> ast.FunctionDef:
 
 
 def _check_annotation(annotation: ast.expr | None) -> None:
-    """Types are evaluated with the function, and have no say in what it computes."""
+    """Annotations are evaluated with the function but must not affect what it computes."""
     if annotation is not None and not all(
         isinstance(part, _PARTS_OF_TYPES) for part in ast.walk(annotation)
     ):

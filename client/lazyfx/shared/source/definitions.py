@@ -1,9 +1,9 @@
-"""Names in generated source that no import statement gives a meaning.
+"""Definitions for names in generated source that cannot be imported.
 
-torch.fx imports what a graph calls by module and name. Methods of tensors as functions
-(`torch.Tensor.set_`), NumPy calls as dynamo wraps them, and functions made inside a trace cannot be
-found so. They are defined by an expression of torch's own names, so that the source loads in a
-process that has torch alone.
+torch.fx imports the targets of a graph by module and name. Unbound tensor methods
+(`torch.Tensor.set_`), NumPy calls wrapped by dynamo, and functions created during a trace cannot be
+imported like this. They are defined by an expression over torch's own names, so that the source
+loads in a process with torch alone.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _OF_DYNAMO = "torch._dynamo.utils."
 
 
 def definitions(names: Mapping[str, object]) -> dict[str, str]:
-    """The statements that define those names which cannot be imported.
+    """The statements that define names that cannot be imported.
 
-    torch.fx looks into functions when it loads a module; these it is told to call as they are.
+    torch.fx traces into functions when it loads a module; it is told not to trace these.
 
     Args:
-        names: What the names of generated source stand for.
+        names: The values of names in generated source.
     """
     found = {}
     for name, value in names.items():
@@ -52,6 +52,6 @@ def _statements(name: str, value: Any) -> str | None:
         return None
     if known.startswith(_OF_DYNAMO):
         return f"import torch._dynamo.utils\n{name} = {known}"
-    # What torch wrote in Python is a function of a module, and is imported.
+    # torch's Python functions are in modules, and are imported.
     importable = inspect.isfunction(value) or not known.startswith(_METHOD)
     return None if importable else f"{name} = {known}"

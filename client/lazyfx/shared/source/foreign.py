@@ -1,8 +1,8 @@
-"""Whether source that came from elsewhere, with the imports before it, is that of a graph.
+"""Checks whether source and imports from another process match a graph.
 
-Source that a server generated is written into files, which people run. Nothing of it is taken on
-trust: the function is held against the graph that this process has, and
-the imports are only read for the names that they bind, then written again.
+Source that a server generated is written to files that people run. None of it is trusted: the
+function is checked against this process's own graph, and the imports are only parsed for the names
+that they bind, then written again.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from lazyfx.shared.source.definitions import definitions
 from lazyfx.shared.source.mismatch import SourceMismatchError
 
 _WRAPPED = re.compile(r"^torch\.fx\.wrap\('([A-Za-z_][A-Za-z_0-9]{0,200})'\)$", re.MULTILINE)
-# A statement of torch.fx's that is not an import: `NoneType = type(None)`.
+# A statement of torch.fx that is not an import: `NoneType = type(None)`.
 _BUILTIN_LINES: Mapping[str, str] = {
     builtin.import_str: name for name, builtin in _custom_builtins.items()
 }
 
 
 def check_generated(code: str, import_block: str, graph: Graph) -> str:
-    """Check source that another process generated of a graph.
+    """Check source that another process generated for a graph.
 
     Args:
-        code: A function, as torch.fx writes it.
-        import_block: What stands before it.
-        graph: What it should have been generated from.
+        code: A function as written by torch.fx.
+        import_block: The imports before it.
+        graph: The graph from which it should have been generated.
 
     Returns:
-        Imports for the names that the function uses, written here.
+        Imports for the names that the function uses, generated here.
 
     Raises:
-        SourceMismatchError: It is not the graph's source; names the node.
+        SourceMismatchError: It does not match the graph; names the node.
     """
     _check_comments(code)
     names = _bound_names(import_block, graph)
     try:
         check_source(code, names, graph)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise SourceMismatchError(f"it cannot be read: {error}") from error
+        raise SourceMismatchError(f"it cannot be parsed: {error}") from error
     return import_block_of(names)
 
 
 def import_block_of(names: Mapping[str, object]) -> str:
-    """The statements that bind names of generated source, to stand before it."""
+    """The statements that bind the names of generated source."""
     own = definitions(names)
     imported = {name: value for name, value in names.items() if name not in own}
     return "\n".join([_format_import_block(imported, sys_importer), *own.values()])
 
 
 def _check_comments(code: str) -> None:
-    """Refuse comments: one may name the encoding in which a file of source is read again."""
+    """Refuse comments: one may set the encoding with which the file is read again."""
     if "#" not in code:
         return
     try:
@@ -70,13 +70,13 @@ def _check_comments(code: str) -> None:
             for token in tokenize.generate_tokens(io.StringIO(code).readline)
         )
     except (tokenize.TokenError, SyntaxError, ValueError) as error:
-        raise SourceMismatchError(f"it cannot be read: {error}") from error
+        raise SourceMismatchError(f"it cannot be parsed: {error}") from error
     if found:
         raise SourceMismatchError("there is a comment in it")
 
 
 def _bound_names(import_block: str, graph: Graph) -> dict[str, object]:
-    """What each name of an import block stands for: objects that the graph itself uses."""
+    """The value of each name of an import block; only objects that the graph uses."""
     callables = list(_callables(graph))
     names: dict[str, object] = {}
     rest = _without_definitions(import_block, callables, names)
@@ -98,7 +98,7 @@ def _bound_names(import_block: str, graph: Graph) -> dict[str, object]:
 def _without_definitions(
     import_block: str, callables: Iterable[Callable[..., Any]], names: dict[str, object]
 ) -> str:
-    """The block without the definitions of names that cannot be imported; these are added."""
+    """The block without definitions of names that cannot be imported, which are added."""
     rest = import_block
     odd = [each for each in callables if definitions({"f": each})]
     for name in dict.fromkeys(_WRAPPED.findall(import_block)) if odd else ():
@@ -126,7 +126,7 @@ def _import_of(line: str) -> tuple[str, str, str]:
 
 
 def _callables(graph: Graph) -> Iterator[Callable[..., Any]]:
-    """The functions and classes that the nodes of a graph call or hand on, each once."""
+    """The functions and classes that the nodes of a graph call or pass as arguments, each once."""
     seen: set[int] = set()
     stack: list[object] = []
     for node in graph.nodes:

@@ -1,10 +1,10 @@
-"""What is raised when source and graph differ."""
+"""The error raised when source and graph differ."""
 
 from __future__ import annotations
 
 
 class SourceMismatchError(Exception):
-    """Generated source says something else than its graph: a fault of ours or of torch.fx."""
+    """Generated source does not match its graph: a bug in lazyfx or torch.fx."""
 
     def __init__(self, reason: str, node: str = "") -> None:
         at = f" at node {node!r}" if node else ""

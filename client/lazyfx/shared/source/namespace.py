@@ -1,4 +1,4 @@
-"""What names in generated source stand for; looked up, never imported or executed."""
+"""Resolves names in generated source by lookup, without importing or executing anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lazyfx.shared.source.mismatch import SourceMismatchError
 
 
 def resolve(expression: ast.expr, names: Mapping[str, object]) -> object:
-    """What a dotted name stands for.
+    """The value of a dotted name.
 
     Raises:
         SourceMismatchError: It is not a dotted name, or is undefined.
@@ -28,4 +28,4 @@ def _member(owner: object, name: str) -> object:
     try:
         return getattr(owner, name)
     except AttributeError:
-        raise SourceMismatchError(f"{name[:200]!r} stands for nothing") from None
+        raise SourceMismatchError(f"{name[:200]!r} is undefined") from None

@@ -1,4 +1,4 @@
-"""Holds the statements of a generated function against the nodes of its graph."""
+"""Checks the statements of a generated function against the nodes of its graph."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Body:
     """The statements of one function, read in order.
 
     Args:
-        function: What was generated.
-        names: What names outside of the function stand for.
-        graph: What it was generated from.
+        function: The generated function.
+        names: The values of global names.
+        graph: The graph from which it was generated.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Body:
         self._graph = graph
 
     def check(self) -> None:
-        """Check all of it.
+        """Check the whole function.
 
         Raises:
-            SourceMismatchError: A statement is not its node's; names the node.
+            SourceMismatchError: A statement does not match its node; names the node.
         """
         placeholders = [node for node in self._graph.nodes if node.op == "placeholder"]
         if getattr(self._graph._codegen, "pytree_info", None) is not None:  # noqa: SLF001 - torch has no public way to it
@@ -54,22 +54,22 @@ class Body:
             if node.op != "placeholder":
                 self._check_node(node)
         if next(self._statements, None) is not None:
-            raise SourceMismatchError("something follows the end")
+            raise SourceMismatchError("there are statements after the end")
 
     def _bind_arguments(self, placeholders: list[Node]) -> None:
-        """Placeholders are the function's arguments, in order."""
+        """Match placeholders with the function's parameters, in order."""
         given = list(self._written_arguments())
         if len(given) != len(placeholders):
-            raise SourceMismatchError("it takes other arguments")
+            raise SourceMismatchError("its parameters differ")
         for (name, default), node in zip(given, placeholders, strict=True):
             if name != node.target or (default is None) != (not node.args):
-                raise SourceMismatchError("it takes another argument", node.name)
+                raise SourceMismatchError("a parameter differs", node.name)
             if default is not None and not self._reader.is_argument(default, node.args[0]):
-                raise SourceMismatchError("another default", node.name)
+                raise SourceMismatchError("a default differs", node.name)
             self._reader.nodes[name.lstrip("*")] = node
 
     def _written_arguments(self) -> Iterator[tuple[str, ast.expr | None]]:
-        """Names, with their stars, and defaults."""
+        """The function's parameters: names with stars, and defaults."""
         arguments = self._arguments
         plain = arguments.args[1:]
         without = len(plain) - len(arguments.defaults)
@@ -83,7 +83,7 @@ class Body:
             yield f"**{arguments.kwarg.arg}", None
 
     def _bind_flattened(self, placeholders: list[Node]) -> None:
-        """Placeholders are the leaves of the function's arguments, in order."""
+        """Match placeholders with the leaves of the function's arguments, in order."""
         if not placeholders:
             return
         statement = next(self._statements, None)
@@ -96,13 +96,13 @@ class Body:
             raise SourceMismatchError("its arguments are not flattened by its in_spec")
         names = [part.id for part in statement.targets[0].elts if isinstance(part, ast.Name)]
         if names != [node.target for node in placeholders]:
-            raise SourceMismatchError("it flattens into other arguments")
+            raise SourceMismatchError("its flattened arguments differ")
         if not self._takes_what_is_flattened():
-            raise SourceMismatchError("its arguments are others, or in another order")
+            raise SourceMismatchError("its arguments differ, or their order does")
         self._reader.nodes.update(zip(names, placeholders, strict=True))
 
     def _takes_what_is_flattened(self) -> bool:
-        """Whether the function's arguments are those of the calling convention, in its order."""
+        """Whether the function's parameters are those of the calling convention, in order."""
         info = getattr(self._graph._codegen, "pytree_info", None)  # noqa: SLF001 - as above
         expected = list(info.orig_args) if info is not None else []
         if expected and expected[0] == self._root:
@@ -129,37 +129,37 @@ class Body:
             isinstance(part, (ast.Name, ast.List, ast.Tuple, ast.Dict, ast.Constant, ast.Load))
             for part in ast.walk(value.args[0])
         )
-        # They stand one level deep, so that a walk meets them in their order.
+        # They are one level deep, so that a walk visits them in order.
         return only_containers and handed_on == taken
 
     def _check_node(self, node: Node) -> None:
         statement = self._next_statement(node)
         if node.op == "output":
             if not self._is_output(statement, node):
-                raise SourceMismatchError("it returns something else", node.name)
+                raise SourceMismatchError("the return value differs", node.name)
             return
         if node.op == "call_function" and _pattern(node, inplace_methods) is not None:
             if not self._fits(_template(node, inplace_methods), statement, node):
-                raise SourceMismatchError("another operation", node.name)
-            # The operator changed its first argument, and the node is that.
+                raise SourceMismatchError("the operation differs", node.name)
+            # The operator changed its first argument, which is the node's value.
             bound = _bound(next(self._statements, None))
             if bound is None or not self._reader.is_argument(bound[1], node.args[0]):
-                raise SourceMismatchError("another result", node.name)
+                raise SourceMismatchError("the result differs", node.name)
         else:
             bound = _bound(statement)
             if bound is None or not self._is_node(bound[1], node):
-                raise SourceMismatchError("another operation", node.name)
+                raise SourceMismatchError("the operation differs", node.name)
         self._reader.nodes[bound[0]] = node
 
     def _next_statement(self, node: Node) -> ast.stmt:
-        """The next statement that computes something; names that come and go are followed."""
+        """The next statement that computes something; others only bind or release names."""
         for statement in self._statements:
             if not self._is_about_names(statement):
                 return statement
-        raise SourceMismatchError("it ends before", node.name)
+        raise SourceMismatchError("it ends too early", node.name)
 
     def _is_about_names(self, statement: ast.stmt) -> bool:
-        """Follow `a = b` and `a = b = None`, which only name nodes and let go of them."""
+        """Handle `a = b` and `a = b = None`, which only rename and release nodes."""
         if not isinstance(statement, ast.Assign):
             return False
         targets = [part.id for part in statement.targets if isinstance(part, ast.Name)]
@@ -232,7 +232,7 @@ class Body:
         )
 
     def _fits(self, template: ast.AST, written: ast.AST, node: Node) -> bool:
-        """Whether something written is an operator's pattern around a node's arguments."""
+        """Whether an expression matches an operator's pattern with a node's arguments."""
         if isinstance(template, ast.Name) and template.id.startswith(_HOLE):
             argument = node.args[int(template.id.removeprefix(_HOLE))]
             return isinstance(written, ast.expr) and self._reader.is_argument(written, argument)
@@ -251,7 +251,7 @@ class Body:
 
 
 def _pattern(node: Node, patterns: Mapping[str, str]) -> str | None:
-    """How torch.fx writes an operator, if with a sign of Python's."""
+    """How torch.fx writes an operator, if with an operator symbol of Python."""
     if getattr(node.target, "__module__", "") != "_operator":
         return None
     return patterns.get(getattr(node.target, "__name__", ""))
@@ -260,7 +260,7 @@ def _pattern(node: Node, patterns: Mapping[str, str]) -> str | None:
 def _template(node: Node, patterns: Mapping[str, str]) -> ast.stmt:
     pattern = _pattern(node, patterns)
     if pattern is None or pattern.count("{}") != len(node.args) or node.kwargs:
-        raise SourceMismatchError("arguments that have no place", node.name)
+        raise SourceMismatchError("arguments that do not fit the operator", node.name)
     return _parsed(pattern)
 
 
@@ -271,7 +271,7 @@ def _parsed(pattern: str) -> ast.stmt:
 
 
 def _bound(statement: ast.stmt | None) -> tuple[str, ast.expr] | None:
-    """Name and value of `name = value`; an annotation says nothing."""
+    """Name and value of `name = value`; annotations are ignored."""
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
         target, value = statement.targets[0], statement.value
     elif isinstance(statement, ast.AnnAssign) and statement.value is not None:

@@ -1,7 +1,7 @@
-"""What generated Python source cannot say, or could only say at length.
+"""Refuses what generated Python source cannot express, or only at excessive length.
 
-torch.fx pastes names, keywords and literals into text. What would not come out as the
-same computation, or not as Python at all, is refused here, once for each distinct call.
+torch.fx pastes names, keywords and literals into text. Calls that would not be the same
+computation, or not Python at all, are refused here, once per distinct call.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from lazyfx.shared.wire.names import MAX_NAME
 from lazyfx.v1 import graph_pb2
 
 MAX_SOURCE_BYTES = 128 * 2**20
-"""Default bound on the source of a graph, as estimated from its names and literals."""
+"""Default bound on the size of a graph's source, estimated from its names and literals."""
 
-# torch.fx drops lines that look like this from the source that it generates.
+# torch.fx removes such lines from the source that it generates.
 _MARKER = re.compile(r"# COUNTER: \d")
 _OPERATOR = "operator."
 _SCALARS = frozenset({"none", "boolean", "integer", "floating", "complex"})
-# Characters around an operand: ", " and the like; shortest text of a literal.
+# Characters around an operand, such as ", "; minimum text of a literal.
 _PUNCTUATION = 4
 
 
 def check_placeholders(body: graph_pb2.GraphBody) -> None:
-    """Check that the arguments of each graph are in an order that Python has.
+    """Check that the parameters of each graph are in an order that Python allows.
 
     Raises:
-        DecodeError: One is behind another that must be last; names the node.
+        DecodeError: One follows another that must be last; names the node.
     """
     arguments = {
         i: call for i, call in enumerate(body.calls) if call.opcode == graph_pb2.OPCODE_PLACEHOLDER
@@ -53,13 +53,13 @@ def check_size(
 ) -> None:
     """Check that the source of a graph stays within its bound.
 
-    A literal is written out at each use of its call, and a name at each use of its node, so
-    that a short message can mean a long text.
+    A literal is written at each use of its call, and a name at each use of its node, so a short
+    message can expand to a long text.
 
     Args:
         body: The graph.
         literals: `characters` of each of its calls.
-        presentation: The names that it will have.
+        presentation: Its names.
         most: The bound, in bytes.
 
     Raises:
@@ -81,7 +81,7 @@ def check_size(
 
 
 def characters(call: graph_pb2.Call, strings: Sequence[str]) -> int:
-    """Characters of a call's literals in source, about; operands left out."""
+    """Approximate characters of a call's literals in source, without operands."""
     return sum(_weight(strings, argument) for argument in _arguments(call)) + _PUNCTUATION
 
 
@@ -92,7 +92,7 @@ def _arguments(call: graph_pb2.Call) -> Iterator[graph_pb2.Argument]:
 
 
 def items_of(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
-    """What is in a list, a tuple, a size or a dictionary; nothing for other arguments."""
+    """The items of a list, a tuple, a size or a dictionary; empty for other arguments."""
     kind = argument.WhichOneof("kind")
     if kind in ("list", "tuple", "size"):
         items: Sequence[graph_pb2.Argument] = getattr(argument, kind).items
@@ -117,11 +117,11 @@ def _weight(strings: Sequence[str], argument: graph_pb2.Argument) -> int:
 def unwritable_reason(
     call: graph_pb2.Call, target: tuple[int, str], strings: Sequence[str]
 ) -> str | None:
-    """Why torch.fx cannot write a call as the Python source that it means, if so.
+    """Why torch.fx cannot write a call as equivalent Python source, if so.
 
     Args:
         call: The call.
-        target: Kind and name of what it calls.
+        target: Kind and name of its target.
         strings: The strings of its message.
     """
     for row in call.kwargs:
@@ -163,15 +163,15 @@ def _unwritable_literal(strings: Sequence[str], argument: graph_pb2.Argument) ->
         )
     elif kind == "text" and _MARKER.search(strings[argument.text]):
         return (
-            "a string with '# COUNTER: <number>' in it, which torch.fx interprets as a marker of "
-            "its own and removes; change the text"
+            "a string with '# COUNTER: <number>' in it, which torch.fx interprets as its own "
+            "marker and removes; change the string"
         )
     reasons = (_unwritable_literal(strings, child) for child in _children(argument))
     return next((reason for reason in reasons if reason), None)
 
 
 def _unwritable_operator(name: str, call: graph_pb2.Call) -> str | None:
-    """Operators are written as operators: what has no place there would be left out."""
+    """Check a Python operator: arguments that its syntax has no place for would be lost."""
     pattern = magic_methods.get(name) or inplace_methods.get(name)
     if pattern is None:
         return None
@@ -186,7 +186,7 @@ def _unwritable_operator(name: str, call: graph_pb2.Call) -> str | None:
 
 
 def _check_order(arguments: Mapping[int, graph_pb2.Call], columns: graph_pb2.GraphColumns) -> None:
-    """Arguments with defaults come after those without, then *args, then **kwargs."""
+    """Check the order: arguments without defaults, those with defaults, *args, **kwargs."""
     reached = 0
     numbers = columns.calls
     for node in [i for i, number in enumerate(numbers) if number in arguments]:
@@ -195,7 +195,7 @@ def _check_order(arguments: Mapping[int, graph_pb2.Call], columns: graph_pb2.Gra
             rank = 1 + call.stars
             allowed = rank > reached
         else:
-            # After *args an argument is by keyword only: then order does not matter.
+            # After *args, arguments are keyword-only, and order does not matter.
             rank = 1 if call.args else 0
             allowed = reached == 2 or rank >= reached
             rank = max(rank, reached)

@@ -1,4 +1,4 @@
-"""The argument names that generated code shows for a graph of torch.export."""
+"""The parameter names in generated code for a graph of torch.export."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lazyfx.v1 import graph_pb2 as pb
 
 
 def apply_signature(graph: Graph, signature: pb.PytreeSignature) -> None:
-    """Make the code of a flat graph show the arguments that its caller's forward takes.
+    """Give the code of a flat graph the parameters of its caller's forward.
 
-    The structures themselves stay with the caller, so the code is for reading and for
-    assembling a module around it; each argument counts as one leaf here.
+    The pytrees themselves stay with the caller, so the code is for reading and for building a
+    module around it; each argument counts as one leaf here.
 
     Raises:
-        DecodeError: A name is not an argument name, or the count is wrong.
+        DecodeError: A name is not a valid argument name, or the count is wrong.
     """
     arguments = list(signature.argument_names)
     for name in arguments:

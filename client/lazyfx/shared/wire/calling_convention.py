@@ -1,8 +1,8 @@
 """Refuses modules whose call does more than run the nodes of their graph.
 
-A digest covers nodes. Hooks, a custom forward, or a code generator that rewrites
-the source change what a call computes without changing a node, so that two different
-computations would have one digest.
+A digest covers nodes. Hooks, a custom forward, or a code generator that rewrites the source change
+what a call computes without changing a node, so two different computations would have the same
+digest.
 """
 
 # ruff: noqa: SLF001 - hooks and code generators have no public reader
@@ -19,24 +19,24 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def check_root(module: GraphModule) -> None:
-    """Refuse a root that its caller cannot get back as it was.
+    """Refuse a root whose calling convention cannot be restored.
 
-    Nested structures (`_PyTreeCodeGen`) stay with the client, which puts them back around
-    the compiled graph. So do hooks of the root: they run around a graph, not in it.
+    Pytrees (`_PyTreeCodeGen`) stay with the client, which restores them around the compiled graph.
+    So do hooks of the root: they run around a graph, not in it.
 
     Raises:
-        UnsupportedGraphError: It has a code generator of its own.
+        UnsupportedGraphError: It has a custom code generator.
     """
     codegen = module.graph._codegen
     _check_codegen(module, "the graph", allowed=isinstance(codegen, _PyTreeCodeGen))
 
 
 def check_child(module: GraphModule, path: str) -> None:
-    """Refuse a nested graph that is not called as its nodes say.
+    """Refuse a nested graph whose call does not just run its nodes.
 
     Raises:
-        UnsupportedGraphError: It takes nested structures, has hooks, a forward or a code
-            generator of its own.
+        UnsupportedGraphError: It takes pytrees, or has hooks, a custom forward or a custom code
+            generator.
     """
     if isinstance(module.graph._codegen, _PyTreeCodeGen):
         raise UnsupportedGraphError(
@@ -46,13 +46,13 @@ def check_child(module: GraphModule, path: str) -> None:
     _check_codegen(module, f"the nested graph {path!r}", allowed=False)
     if has_own_call(module):
         raise UnsupportedGraphError(
-            f"the nested graph {path!r} has hooks or a forward of its own",
+            f"the nested graph {path!r} has hooks or a custom forward",
             remedy="remove the hooks before tracing",
         )
 
 
 def has_own_call(module: torch.nn.Module) -> bool:
-    """Whether a call of this module runs hooks, or methods that were put over its class's."""
+    """Whether calling this module runs hooks, or instance methods that override its class's."""
     if any(getattr(module, hooks, None) for hooks in HOOKS):
         return True
     cls = type(module)
@@ -64,7 +64,7 @@ def _check_codegen(module: GraphModule, label: str, *, allowed: bool) -> None:
     codegen = module.graph._codegen
     if not (allowed or type(codegen) is CodeGen) or codegen._body_transformer is not None:
         raise UnsupportedGraphError(
-            f"{label} has a code generator of its own ({type(codegen).__name__})",
-            remedy="compile a graph that is called with its placeholders: "
+            f"{label} has a custom code generator ({type(codegen).__name__})",
+            remedy="compile a graph with the default calling convention: "
             "graph.set_codegen(torch.fx.graph.CodeGen())",
         )

@@ -1,7 +1,7 @@
-"""Reads the columns of a graph: whose operand each number is, and which node it means.
+"""Reads the columns of a graph: which node each operand belongs and refers to.
 
-Each step is one loop in C over a whole column; which node is at fault is searched for
-only when there is one.
+Each step is one loop in C over a whole column; the node at fault is only searched for after an
+error.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Column = NDArray[np.int64]
 
 
 class GraphReading(NamedTuple):
-    """What the columns of a graph say.
+    """The decoded columns of a graph.
 
     Attributes:
-        calls: The number of each node's call.
-        readers: Numbers of the nodes that read or call an attribute.
+        calls: The call index of each node.
+        readers: Indices of the nodes that read or call an attribute.
         attributes: The attribute of each of these.
-        operands: Numbers of the nodes that fill the holes, of all nodes one after the other.
+        operands: Indices of the nodes that fill the holes, for all nodes in order.
     """
 
     calls: list[int]
@@ -42,15 +42,15 @@ def column(numbers: Sequence[int]) -> Column:
 def read_operands(
     calls: list[int], operands: Column, holes: Column, readers: Column, field: str = "operands"
 ) -> GraphReading:
-    """Tell whose operand each number is, and which node or attribute it means.
+    """Split operands by node, and resolve the nodes and attributes that they refer to.
 
     Args:
-        calls: The number of each node's call.
+        calls: The call index of each node.
         operands: `GraphColumns.operands`.
         holes: Number of operands of each node.
-        readers: Numbers of the nodes that have an attribute index before their operands,
-            in ascending order.
-        field: What errors call the column.
+        readers: Indices of the nodes that have an attribute index before their operands, in
+            ascending order.
+        field: The name of the column in errors.
 
     Raises:
         DecodeError: Too few operands, too many, or a reference that is not to an earlier node.
@@ -76,7 +76,7 @@ def _split_attributes(
 
 
 def _references(deltas: Column, holes: Column, field: str) -> Column:
-    """The node that each back-reference means; `deltas` says how many nodes back it is."""
+    """The node that each back-reference refers to; `deltas` says how many nodes back it is."""
     if not len(deltas):
         return deltas
     owners = np.repeat(np.arange(len(holes)), holes)
@@ -95,7 +95,7 @@ def _references(deltas: Column, holes: Column, field: str) -> Column:
 def first_uses(numbers: Column, following: int) -> NDArray[np.bool_]:
     """Where a column has a number greater than all before it, and than those before `following`.
 
-    In a column that is in first-use order these are the places where a row is used first.
+    In a column in first-use order, these are the positions where a row is first used.
     """
     fresh: NDArray[np.bool_] = numbers >= following
     fresh[1:] &= numbers[1:] > np.maximum.accumulate(numbers)[:-1]
@@ -106,10 +106,10 @@ def split_rows(body: bytes) -> dict[str, list[bytes]]:
     """The rows of each table of a GraphBody, serialized.
 
     Args:
-        body: In canonical form: each field has a tag of one byte, and all before the number of
-            process groups are strings and messages.
+        body: A body in canonical form: each field has a one-byte tag, and all fields before the
+            number of process groups are strings and messages.
     """
-    # The number of a tag of one byte is less than 32.
+    # Five bits of a one-byte tag are the field number.
     rows: list[list[bytes]] = [[] for _ in range(32)]
     place, end = 0, len(body)
     while place < end:

@@ -9,13 +9,13 @@ import torch
 
 from lazyfx.v1 import graph_pb2 as pb
 
-# Containers, values, expressions and tree specs nest no deeper than this, in both directions.
-# Protobuf readers stop at 100 nested messages; a level of a dictionary takes three.
+# Maximum nesting of containers, values, expressions and tree specs, in both directions. Protobuf
+# parsers stop at 100 nested messages; a dictionary level takes three.
 MAX_DEPTH: Final = 30
-# Nodes of one symbolic expression when written out as a tree, and bits of its numbers.
+# Maximum nodes of a symbolic expression as a tree, and bits of its numbers.
 MAX_EXPRESSION_TREE: Final = 1024
 MAX_EXPRESSION_BITS: Final = 1 << 20
-# Dimensions of a tensor (torch itself stops at 64).
+# Maximum dimensions of a tensor (torch itself stops at 64).
 MAX_DIMENSIONS: Final = 64
 
 MIN_INT64: Final = -(2**63)
@@ -34,7 +34,7 @@ OPCODE_NAMES: Final[dict[int, str]] = {number: name for name, number in OPCODES.
 
 
 def _dtypes() -> dict[torch.dtype, pb.Dtype.ValueType]:
-    """Enum numbers of the dtypes that this torch has: DTYPE_FLOAT32 is torch.float32."""
+    """Enum numbers of the dtypes in this torch: DTYPE_FLOAT32 is torch.float32."""
     numbers = {}
     for name, number in pb.Dtype.items():
         dtype = getattr(torch, name.removeprefix("DTYPE_").lower(), None)
@@ -76,8 +76,8 @@ DEVICE_TYPES: Final[dict[str, pb.DeviceType.ValueType]] = {
 }
 DEVICE_TYPE_NAMES: Final[dict[int, str]] = {n: t for t, n in DEVICE_TYPES.items()}
 
-# Text that names one device of several; which one is the caller's business. It counts as a
-# device where torch reads it: in calls of operators, functions of torch and Tensor methods.
+# A string that names one of several devices; which one is up to the caller. It counts as a device
+# where torch parses it: in calls of operators, functions of torch and Tensor methods.
 DEVICE_TEXT: Final = re.compile(
     r"(cpu|cuda|meta|mps|xpu):(0|[1-9][0-9]?|1[01][0-9]|12[0-7])\Z", re.ASCII
 )

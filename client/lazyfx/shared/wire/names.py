@@ -1,4 +1,4 @@
-"""Node names as stems and suffixes, and which names a graph may use."""
+"""Node names as stems and suffixes, and the rules for names in a graph."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lazyfx.v1 import graph_pb2 as pb
 
 # A suffix fits into 32 bits.
 _MAX_DIGITS = 10
-# Atoms of attribute paths reach generated source inside double quotes when they
-# are not identifiers ("0", "my-layer"); nothing in them may end such a string.
+# Atoms of attribute paths that are not identifiers ("0", "my-layer") reach generated source in
+# double quotes, so they must not end such a string.
 _ATOM = re.compile(r"[A-Za-z0-9_\-+:@/ ]+\Z", re.ASCII)
 _KEYWORDS = frozenset(keyword.kwlist)
 _RESERVED = frozenset(
@@ -28,7 +28,7 @@ _RESERVED = frozenset(
 MAX_NAME = 1024
 
 
-# Names come again in every graph: "add_1", "view_2".
+# Names recur in every graph: "add_1", "view_2".
 @lru_cache(maxsize=32768)
 def split(name: str) -> tuple[str, int]:
     """Stem and suffix of a name: "add_1" is ("add", 2), "add" is ("add", 0)."""
@@ -59,22 +59,22 @@ def write_names(names: Iterable[str], message: pb.GraphNames) -> None:
 
 
 def read_names(message: pb.GraphNames, count: int) -> list[str]:
-    """The `count` node names of a graph, each a valid and distinct identifier.
+    """Read the `count` node names of a graph: valid and distinct identifiers.
 
     Raises:
-        DecodeError: A column of another length, a stem out of range, a name that
-            Python source cannot hold, or a name that two nodes have.
+        DecodeError: A column of the wrong length, a stem out of range, a name that is invalid in
+            Python source, or a duplicate name.
     """
     return count_names(message, count)[0]
 
 
 def count_names(message: pb.GraphNames, count: int) -> tuple[list[str], dict[str, int]]:
-    """The names of `read_names`, and the greatest number behind each stem that has one.
+    """The names of `read_names`, and the greatest suffix of each stem that has one.
 
-    The numbers are those that torch.fx counts for new names; it begins at 0.
+    The suffixes are those that torch.fx counts for new names, starting at 0.
 
     Raises:
-        DecodeError: As `read_names` does.
+        DecodeError: As in `read_names`.
     """
     stems, stem, suffixes = list(message.stems), column(message.stem), column(message.suffix)
     if len(stem) != count or len(suffixes) != count:
@@ -97,7 +97,7 @@ def count_names(message: pb.GraphNames, count: int) -> tuple[list[str], dict[str
     if len(distinct) != count:
         first = dict(zip(reversed(names), reversed(range(count)), strict=True))
         node = next(i for i, name in enumerate(names) if first[name] < i)
-        raise DecodeError("two nodes have one name", field="presentation.stem", node=node)
+        raise DecodeError("two nodes have the same name", field="presentation.stem", node=node)
     for words, reason in ((_RESERVED, "is reserved"), (_KEYWORDS, "is a keyword")):
         for name in words & distinct:
             raise DecodeError(
@@ -121,7 +121,7 @@ _ENDS = tuple(map(_end, range(4096)))
 
 
 def check_identifier(name: str, field: str, node: int | None = None) -> None:
-    """Refuse an argument name, of `node`, that is not one identifier of Python source."""
+    """Refuse an argument name of `node` that is not a Python identifier."""
     if (
         len(name) > MAX_NAME
         or not name.isidentifier()
@@ -143,13 +143,13 @@ def is_path(path: str) -> bool:
     )
 
 
-# What a GraphModule has already. Asked for by name only: looking one up is slow.
+# Existing attributes of a GraphModule. By name only, because lookups are slow.
 _EMPTY = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph())
 _TAKEN = frozenset(name for name in dir(_EMPTY) if hasattr(_EMPTY, name))
 
 
 def canonical_paths(attributes: Sequence[pb.Attribute]) -> list[str]:
-    """Attribute paths without a presentation: "a<i>", tensors of leaf modules below it."""
+    """Attribute paths without a presentation: "a<i>", with tensors of leaf modules below it."""
     paths = [f"a{index}" for index in range(len(attributes))]
     for index, attribute in enumerate(attributes):
         if attribute.WhichOneof("kind") == "module":

@@ -1,11 +1,10 @@
 """Creates the nodes of a decoded graph.
 
-The direct way skips `Graph.create_node`, which searches all arguments and makes up a
-unique name for every node: the decoder knows its names to be valid and distinct. It
-makes all nodes first, which turns back-references into nodes in one step, and hands
-them their arguments afterwards; each step is one loop in C over all nodes. It leans on
-torch's private names, all of them here; `create_public` does the same with public calls
-and is what remains if torch moves them.
+The direct way skips `Graph.create_node`, which searches all arguments and generates a unique name
+for every node: the decoder knows that its names are valid and distinct. It creates all nodes first,
+so that back-references can be resolved in one step, and sets their arguments afterwards; each step
+is one loop in C over all nodes. It uses private names of torch, all of them here; `create_public`
+does the same with public calls, as a fallback if torch moves them.
 """
 # ruff: noqa: SLF001 - this is the one file that leans on torch.fx's private names
 
@@ -26,7 +25,7 @@ from torch.fx.immutable_collections import immutable_dict
 _allocate = Node.__new__
 _initialize: Any = getattr(fx_node, "_NodeBase", Node).__init__
 _set_arguments: Any = getattr(Node, "_update_args_kwargs", None)
-# Without the property around it, which costs more than what it gives.
+# Bypasses the property, which costs more than the access itself.
 _args, _kwargs = map(
     attrgetter, ("_args", "_kwargs") if hasattr(Node, "_args") else ("args", "kwargs")
 )
@@ -36,14 +35,14 @@ Fill = Callable[[tuple[Node, ...]], Any]
 
 
 class CallShape(NamedTuple):
-    """What nodes of one call have in common.
+    """What all nodes with the same call have in common.
 
     Attributes:
         op: fx opcode.
-        target: The callable or method name; None where each node has its own.
+        target: The callable or method name; None if it differs per node.
         holes: How many operands a node takes.
-        args: Makes positional arguments from the operands; a tuple where it follows them.
-        kwargs: Makes keyword arguments from the operands; None where there are none.
+        args: Creates positional arguments from the operands; or a tuple that follows them.
+        kwargs: Creates keyword arguments from the operands; None if there are none.
     """
 
     op: str
@@ -55,15 +54,15 @@ class CallShape(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodePlan:
-    """The nodes of one graph, not made yet.
+    """The nodes of one graph, before they are created.
 
     Attributes:
-        names: One a node, distinct.
-        calls: One a node: the number of its call.
-        shapes: By number of the call.
-        targets: One a node.
-        operands: Numbers of the nodes that fill the holes, of all nodes one after the other.
-        counts: The greatest number behind each stem, where not 0: {"add": 3} for "add", "add_3".
+        names: One per node, distinct.
+        calls: The call index of each node.
+        shapes: One per call.
+        targets: One per node.
+        operands: Indices of the nodes that fill the holes, for all nodes in order.
+        counts: The greatest suffix of each stem, if not 0: {"add": 3} for "add", "add_3".
     """
 
     names: Sequence[str]
@@ -95,7 +94,7 @@ def create_public(graph: Graph, plan: NodePlan) -> list[Node]:
 
 
 def create_direct(graph: Graph, plan: NodePlan) -> list[Node]:
-    """Append the nodes to an empty graph, and tell it its length, names and targets."""
+    """Append the nodes to an empty graph, and set its length, names and targets."""
     calls, shapes = plan.calls, plan.shapes
     nodes: list[Node] = list(map(_allocate, repeat(Node, len(calls))))
     ops = map({call: shape.op for call, shape in shapes.items()}.__getitem__, calls)
@@ -107,7 +106,7 @@ def create_direct(graph: Graph, plan: NodePlan) -> list[Node]:
     namespace._used_names.update(plan.names)
     namespace._obj_to_name.update(zip(nodes, plan.names, strict=True))
     namespace._base_count.update(plan.counts)
-    # Looked up once for each target: hashing an operator is slow.
+    # Looked up once per target: hashing an operator is slow.
     lookup = graph._find_nodes_lookup_table
     examples = dict(zip(calls, nodes, strict=True))
     found = {
@@ -120,7 +119,7 @@ def create_direct(graph: Graph, plan: NodePlan) -> list[Node]:
 
 
 def _arguments(nodes: Sequence[Node], plan: NodePlan) -> tuple[list[Any], list[Any]]:
-    """Positional and keyword arguments, one a node."""
+    """The positional and keyword arguments of each node."""
     operands = tuple(map(nodes.__getitem__, plan.operands))
     parts = {call: (shape.holes, shape.args, shape.kwargs) for call, shape in plan.shapes.items()}
     args: list[Any] = []
@@ -136,13 +135,13 @@ def _arguments(nodes: Sequence[Node], plan: NodePlan) -> tuple[list[Any], list[A
 
 
 def _run(steps: Iterable[object]) -> None:
-    """Take all steps and keep nothing."""
+    """Exhaust an iterator without keeping its items."""
     deque(steps, maxlen=0)
 
 
 @lru_cache(maxsize=1)
 def supports_direct() -> bool:
-    """Whether the direct way makes a graph equal to the public one's in this torch."""
+    """Whether both ways create equal graphs in this torch."""
     added = CallShape(
         "call_function",
         abs,

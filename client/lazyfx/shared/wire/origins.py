@@ -1,4 +1,4 @@
-"""Where the tensors and modules of a graph came from, whichever graph a pass moved them to."""
+"""Tracks the origins of a graph's tensors and modules, even if passes move them to other graphs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Place = tuple[int, int]
 
 
 class Origins:
-    """Places of a source graph's attributes, by what is there.
+    """Positions of a source graph's attributes, by value.
 
-    Objects are told apart by identity, and what stands in for a tensor that is not here also
-    in its copies. They are kept, so that their identities stay their own.
+    Objects are compared by identity, except that copies of a stand-in for an absent tensor count as
+    equal. They are kept alive, so that their ids are not reused.
 
     Args:
-        module: A graph as it was decoded in canonical names, before anything changed it.
-        source: What it was decoded from.
+        module: A graph decoded with canonical names, before any changes.
+        source: The body from which it was decoded.
     """
 
     def __init__(self, module: GraphModule, source: pb.GraphBody) -> None:
@@ -41,13 +41,13 @@ class Origins:
                     self._places.setdefault(id(known), (number, i))
 
     def of(self, value: object) -> Place | None:
-        """Graph and attribute that a value was, or None for one that a pass made."""
+        """Graph and attribute index of a value, or None for one that a pass created."""
         return next(
             (self._places[id(k)] for k in _identities(value) if id(k) in self._places), None
         )
 
     def common_graph(self, values: Iterable[object]) -> int | None:
-        """The graph that most of some values came from."""
+        """The graph from which most of some values came."""
         found = Counter(place[0] for value in values if (place := self.of(value)) is not None)
         return found.most_common(1)[0][0] if found else None
 
@@ -55,13 +55,13 @@ class Origins:
 def tensor_origins(
     origins: Origins | None, graph: int, values: Iterable[object], known: Mapping[int, int]
 ) -> list[int]:
-    """For each attribute of a graph 1 + its index in graph `graph` of the source, or 0.
+    """For each attribute of a graph: 1 + its index in graph `graph` of the source, or 0.
 
     Args:
-        origins: Finds what was moved.
-        graph: The source graph that indices belong to.
+        origins: Finds values that were moved.
+        graph: The source graph of the indices.
         values: The attributes.
-        known: Indices that are known already, by place among the attributes.
+        known: Indices that are already known, by position among the attributes.
     """
     result = []
     for i, value in enumerate(values):

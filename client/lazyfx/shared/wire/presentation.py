@@ -1,4 +1,4 @@
-"""From canonical names to a caller's, and from a compiled graph back to its source."""
+"""Maps canonical names to a caller's names, and a compiled graph back to its source."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _CANONICAL_NODE = re.compile(r"n(0|[1-9][0-9]{0,8})\Z", re.ASCII)
 def provenance(
     source: bytes | pb.GraphBody, encoded: EncodedGraph, origins: Origins | None = None
 ) -> list[pb.Provenance]:
-    """Where the parts of a graph come from that was decoded from `source` and changed.
+    """The provenance of the parts of a graph that was decoded from `source` and changed.
 
     The graph was decoded with canonical names, so a node called "n<i>" is node i of the
     source, and an attribute at "a<i>" its attribute i.
 
     Args:
-        source: The body that was decoded.
+        source: The decoded body.
         encoded: The graph after the passes.
-        origins: What was where before them. With it, tensors and modules that passes moved to
-            another graph are found too, and a new graph that holds some of a source graph counts
-            as made from that one.
+        origins: The origins before the passes. With them, tensors and modules that passes moved to
+            another graph are found too, and a new graph that contains parts of a source graph
+            counts as derived from it.
 
     Returns:
-        One entry for each graph of `encoded`.
+        One entry per graph of `encoded`.
     """
     if not isinstance(source, pb.GraphBody):
         source = pb.GraphBody.FromString(source)
@@ -53,7 +53,7 @@ def provenance(
         origin = source.graphs[row.source_graph - 1]
         row.nodes.extend(_node_origins(given, len(origin.calls)))
         places = {p: i for i, p in enumerate(names.canonical_paths(origin.attributes))}
-        # In a graph that a pass made a path says nothing.
+        # In a graph that a pass created, a path has no meaning.
         paths = given.attribute_paths if number not in moved else ()
         known = {i: places[path] for i, path in enumerate(paths) if path in places}
         row.attributes.extend(tensor_origins(origins, row.source_graph - 1, values, known))
@@ -79,13 +79,13 @@ def _node_origins(given: pb.GraphNames, count: int) -> list[int]:
 
 
 def restore_names(compiled: pb.CompiledGraph, source: pb.Presentation | None) -> pb.Presentation:
-    """The names of a compiled graph in the words of a caller of its source.
+    """The names of a compiled graph, derived from a caller's names of its source.
 
-    Nodes and attributes that survived get the caller's names; new ones keep their own,
-    made distinct. Device indices and the calling convention carry over.
+    Nodes and attributes that survived get the caller's names; new ones keep their own, made unique.
+    Device indices and the calling convention are copied.
 
     Args:
-        compiled: Presentation and provenance as a worker made them.
+        compiled: Presentation and provenance from a worker.
         source: The caller's presentation of the source; None keeps canonical names.
 
     Raises:
@@ -193,13 +193,13 @@ def tensor_places(body: pb.GraphBody) -> dict[str, tuple[int, int]]:
 
 
 def canonical_node(name: str) -> int | None:
-    """The node that is called so without a presentation: i of "n<i>"; None for other names."""
+    """The node with this canonical name: i for "n<i>"; None for other names."""
     match = _CANONICAL_NODE.match(name)
     return int(match[1]) if match else None
 
 
 def graph_at(body: pb.GraphBody, path: str) -> int | None:
-    """The index of the graph at a canonical path from the root, which is at ""; None for none."""
+    """The index of the graph at a canonical path ("" is the root); None if there is none."""
     number = 0
     for atom in path.split(".") if path else ():
         attributes = body.graphs[number].attributes

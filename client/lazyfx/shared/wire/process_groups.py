@@ -1,8 +1,8 @@
-"""Process groups of collectives: a name in each caller's process, a role on the wire.
+"""Process groups of collectives: a name in each caller's process, a number on the wire.
 
-Ranks that run one program in different groups (tensor-parallel rank 0 in "1", its twin
-in the next node in "2") call the same operators under different group names. The names
-stay in the presentation; the body counts groups in the order of their first use.
+Ranks that run the same program in different groups (tensor-parallel rank 0 in "1", its counterpart
+on the next host in "2") call the same operators with different group names. The names are in the
+presentation; the body numbers groups in first-use order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[\x20-\x22\x24-\x7e]{1,1024}\Z", re.ASCII)
 
 
 class GroupName(str):
-    """A string that names a process group, told from other strings by its type."""
+    """A string that names a process group, distinguished from other strings by its type."""
 
     __slots__ = ()
 
@@ -32,9 +32,9 @@ class Groups:
 
     Attributes:
         names: Number of each group by its real name, in first-use order.
-        places: For targets that run in a group: the position of the argument that names
-            it, by index of the target. It is told by its name in the operator's schema,
-            which all of torch's functional collectives and most custom ones agree on.
+        places: For targets that run in a group: the position of the argument that names it, by
+            index of the target. It is identified by its parameter name, which all of torch's
+            functional collectives and most custom ones agree on.
     """
 
     def __init__(self, body: pb.GraphBody) -> None:
@@ -43,7 +43,7 @@ class Groups:
         self._body = body
 
     def register_target(self, target: object, index: int) -> None:
-        """Note whether a target, seen for the first time, runs in a group."""
+        """Record whether a new target runs in a group."""
         place = operator_schemas.argument_place(target, _ARGUMENT)
         if place is not None:
             self.places[index] = place
@@ -56,7 +56,7 @@ class Groups:
 
 
 class GroupChecker:
-    """Checks that a body counts its groups in the order of their first use."""
+    """Checks that a body numbers its groups in first-use order."""
 
     def __init__(self, body: pb.GraphBody) -> None:
         self._count = body.process_groups
@@ -77,7 +77,7 @@ class GroupChecker:
 def mark(
     place: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Arguments with the group's name marked as one."""
+    """Arguments with the group's name marked as such."""
     if place < len(args) and type(args[place]) is str:
         return (*args[:place], _checked(args[place]), *args[place + 1 :]), kwargs
     if type(kwargs.get(_ARGUMENT)) is str:
@@ -95,16 +95,16 @@ def _checked(name: str) -> GroupName:
 
 
 def read_names(count: int, given: list[str] | None) -> list[str]:
-    """The names of `count` groups: those of a presentation, or canonical ones.
+    """Read the names of `count` groups: those of a presentation, or canonical ones.
 
     Raises:
-        DecodeError: Not one name for each group, a name twice, or one that source cannot hold.
+        DecodeError: Not one name per group, a duplicate, or a name that is invalid in source.
     """
     if given is None:
         return [f"group{number}" for number in range(count)]
     field = "presentation.process_groups"
     if len(given) != count or len(set(given)) != count:
-        raise DecodeError("not one name of its own for each process group", field=field)
+        raise DecodeError("must have one distinct name per process group", field=field)
     for name in given:
         if not _NAME.match(name):
             raise DecodeError(f"{name[:100]!r} is not a group name", field=field)
@@ -112,10 +112,10 @@ def read_names(count: int, given: list[str] | None) -> list[str]:
 
 
 def restore_names(own: list[str], source: list[str]) -> list[str]:
-    """Names of a compiled graph's groups in a caller's words.
+    """A caller's names of a compiled graph's groups.
 
     Args:
-        own: Canonical names as the worker wrote them; "group2" is group 2 of the source.
+        own: Canonical names from the worker; "group2" is group 2 of the source.
         source: The names of the source's groups.
 
     Raises:

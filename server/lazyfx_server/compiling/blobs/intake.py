@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Sequence
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob, UnfinishedUploads
-from lazyfx_server.compiling.limits.request_limits import RequestLimits, check_digest
+from lazyfx_server.compiling.limits.request_checks import check_digest
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, OverloadedError, TimedOutError
+from lazyfx_server.settings.limits import UploadLimits
 from lazyfx_server.store import Store
 
 # Digests that are looked up before the event loop may do something else.
@@ -28,15 +29,12 @@ class Blobs:
         limits: Bounds of uploads.
     """
 
-    def __init__(self, store: Store, limits: RequestLimits) -> None:
+    def __init__(self, store: Store, limits: UploadLimits) -> None:
         self._store = store
         self._limits = limits
-        self._max_bytes = limits.max_blob_bytes
         # Uploads arrive in files; of large ones one at a time is in memory, for the store.
         self._one_large = asyncio.Lock()
-        self._unfinished = UnfinishedUploads(
-            limits.max_staged_bytes, limits.max_staged_bytes_in_all
-        )
+        self._unfinished = UnfinishedUploads(limits)
 
     async def missing(
         self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
@@ -48,12 +46,11 @@ class Blobs:
         Raises:
             InvalidRequestError: A digest is malformed, or there are too many.
         """
-        most = self._limits.max_digests
-        if len(digests) > most:
+        most = self._limits.bound("max_digests")
+        if len(digests) > most.most:
             raise InvalidRequestError.of_field(
                 "digests",
-                f"has {len(digests)} entries; ask for at most {most} at a time "
-                "(setting max_digests)",
+                f"has {len(digests)} entries; ask for at most {most.most} at a time{most}",
             )
         missing: list[tuple[graph_pb2.Digest, int]] = []
         for start in range(0, len(digests), _DIGESTS_AT_ONCE):
@@ -106,14 +103,12 @@ class Blobs:
         self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant, upload: _Upload
     ) -> tuple[int, int]:
         stored = stored_bytes = 0
-        limits = self._limits
+        limits, most = self._limits, self._limits.bound("max_blob_bytes")
         async for chunk in _within(chunks, limits.upload_idle_timeout, limits.min_upload_rate):
             check_digest("digest", chunk.digest)
-            if chunk.digest.size_bytes > self._max_bytes:
+            if chunk.digest.size_bytes > most.most:
                 raise InvalidRequestError.of_field(
-                    "digest.size_bytes",
-                    f"is {chunk.digest.size_bytes}; at most {self._max_bytes} are allowed "
-                    "(setting max_blob_bytes)",
+                    "digest.size_bytes", f"is {chunk.digest.size_bytes}; {most.allowed}"
                 )
             blob = await upload.add(chunk)
             if blob.complete:

@@ -10,6 +10,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.limits.held_bytes import TenantBytes
 from lazyfx_server.errors import InvalidRequestError, OverloadedError
+from lazyfx_server.settings.limits import UploadLimits
 
 # Larger uploads are kept in files while they arrive.
 _IN_MEMORY_BYTES = 256 * 1024
@@ -90,13 +91,12 @@ class UnfinishedUploads:
     Kept bytes count like those that are arriving; they make room when there is none.
 
     Args:
-        most: Most bytes of one tenant.
-        most_in_all: Most bytes of all tenants.
+        limits: Bounds of uploads.
     """
 
-    def __init__(self, most: int, most_in_all: int) -> None:
-        self._most = most
-        self._most_in_all = most_in_all
+    def __init__(self, limits: UploadLimits) -> None:
+        self._of_one = limits.bound("max_staged_bytes")
+        self._of_all = limits.bound("max_staged_bytes_in_all")
         self._bytes = TenantBytes()
         # Oldest first.
         self._kept: dict[tuple[str, bytes], StagedBlob] = {}
@@ -107,18 +107,17 @@ class UnfinishedUploads:
         Raises:
             OverloadedError: There is no room for them.
         """
-        while self._bytes.of(tenant) + size > self._most and self._drop_oldest(tenant):
+        while self._bytes.of(tenant) + size > self._of_one.most and self._drop_oldest(tenant):
             pass
-        if self._bytes.of(tenant) + size > self._most:
+        if self._bytes.of(tenant) + size > self._of_one.most:
             raise OverloadedError(
-                f"unfinished uploads hold {self._bytes.of(tenant)} bytes; at most {self._most} are "
-                "allowed (setting max_staged_bytes)",
+                f"unfinished uploads hold {self._bytes.of(tenant)} bytes; {self._of_one.allowed}",
                 retry_after=1.0,
             )
-        if self._bytes.all + size > self._most_in_all:
+        if self._bytes.all + size > self._of_all.most:
             raise OverloadedError(
-                f"unfinished uploads of all callers hold {self._bytes.all} bytes; at most "
-                f"{self._most_in_all} are allowed (setting max_staged_bytes_in_all)",
+                f"unfinished uploads of all callers hold {self._bytes.all} bytes; "
+                f"{self._of_all.allowed}",
                 retry_after=5.0,
             )
         self._bytes.add(tenant, size)
@@ -136,8 +135,8 @@ class UnfinishedUploads:
             Whether it is kept.
         """
         size = staged.received
-        over = self._bytes.of(tenant) + size > self._most
-        if size <= _IN_MEMORY_BYTES or over or self._bytes.all + size > self._most_in_all:
+        over = self._bytes.of(tenant) + size > self._of_one.most
+        if size <= _IN_MEMORY_BYTES or over or self._bytes.all + size > self._of_all.most:
             return False
         if len(self._kept) >= _MAX_KEPT and not self._drop_oldest(tenant):
             return False

@@ -39,6 +39,7 @@ class Builds:
         executor: Runs serialized BuildJobs, each in a process that ends afterwards.
         compiler: What those compile with.
         timeout: Seconds that one compile may take.
+        area: Where compiles have their folders.
         observer: Is told of requests that hold something unknown.
         owner: User that folders of compiles belong to; None for the server's own.
     """
@@ -48,6 +49,7 @@ class Builds:
         executor: Executor,
         compiler: Compiler,
         timeout: float,
+        area: WorkArea,
         observer: Observer,
         owner: int | None = None,
     ) -> None:
@@ -56,13 +58,9 @@ class Builds:
         self._timeout = timeout
         self._observer = observer
         self._owner = owner
-        self._area: WorkArea | None = None
+        self._area = area
         self._numbers = itertools.count(1)
         self._headers: dict[bytes, asyncio.Future[str]] = {}
-
-    def open(self, area: WorkArea) -> None:
-        """Where compiles have their folders; before the first session."""
-        self._area = area
 
     def session(self) -> BuildSession:
         """What answers the calls of one native job."""
@@ -106,7 +104,6 @@ class Builds:
                 await asyncio.to_thread(remove, folder)
 
     def _folder(self) -> Path:
-        assert self._area is not None, "opened"
         return self._area.folder("builds", str(next(self._numbers)), owner=self._owner)
 
     async def _header(self, request: worker.BuildRequest) -> str:
@@ -120,7 +117,6 @@ class Builds:
         return await asyncio.shield(found)
 
     async def _precompiled(self, request: worker.BuildRequest, key: bytes) -> str:
-        assert self._area is not None, "opened"
         wanted = worker.BuildRequest(
             kind=worker.BUILD_KIND_HEADER, flags=request.flags, header=request.header
         )

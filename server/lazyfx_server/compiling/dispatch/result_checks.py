@@ -14,6 +14,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.shared import wire
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.errors import InternalError
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS
 from lazyfx_server.telemetry.plain_text import escaped
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -21,7 +22,6 @@ _MAX_REPORT_BYTES = 4 * 2**20
 _MAX_MEDIA_TYPE = 100
 # Checking a body of this size takes about a millisecond, for which the event loop can wait.
 _ON_LOOP_BYTES = 8 * 1024
-_TEXTS = frozenset({pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICTURE})
 
 
 async def check_compile_result(result: worker.CompileResult) -> None:
@@ -77,7 +77,7 @@ def check_render_result(job: worker.RenderJob, result: worker.RenderResult) -> N
         raise InternalError("the worker rendered an artifact without a media type")
     if not _are_durations([result.seconds]):
         raise InternalError("the worker answered with an invalid duration")
-    if job.kind in _TEXTS:
+    if ARTIFACT_KINDS[job.kind].is_text:
         try:
             result.data.decode("utf-8")
         except UnicodeDecodeError as error:

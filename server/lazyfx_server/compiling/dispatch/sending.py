@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from functools import partial
 
 from google.protobuf.message import DecodeError
 
@@ -81,13 +81,15 @@ class Jobs:
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        result = (await self._run_message(worker.Job(render=job), owner, subject)).render
+        data = worker.Job(render=job).SerializeToString()
+        result = (await self._run("render", data, owner, subject)).render
         check_render_result(job, result)
         return result
 
     async def describe(self) -> worker.DescribeResult:
         """Ask what devices workers see."""
-        return (await self._run_message(worker.Job(describe=worker.DescribeJob()))).describe
+        data = worker.Job(describe=worker.DescribeJob()).SerializeToString()
+        return (await self._run("describe", data)).describe
 
     async def native(
         self, job: worker.NativeJob, subject: Subject, on_call: OnCall
@@ -97,8 +99,8 @@ class Jobs:
         Raises:
             RequestError: One of its kinds, by what the worker answered.
         """
-        result = await self._run_message(worker.Job(native=job), subject=subject, on_call=on_call)
-        return result.native
+        data = worker.Job(native=job).SerializeToString()
+        return (await self._run("native", data, subject=subject, on_call=on_call)).native
 
     async def describe_native(
         self, job: worker.DescribeNativeJob, on_call: OnCall
@@ -108,18 +110,8 @@ class Jobs:
         Raises:
             RequestError: They cannot be made; says why.
         """
-        result = await self._run_message(worker.Job(describe_native=job), on_call=on_call)
-        return result.describe_native
-
-    async def _run_message(
-        self,
-        job: worker.Job,
-        owner: str | None = None,
-        subject: Subject | None = None,
-        on_call: OnCall | None = None,
-    ) -> worker.JobResult:
-        kind = job.WhichOneof("kind") or ""
-        return await self._run(kind, job.SerializeToString(), owner, subject, on_call)
+        data = worker.Job(describe_native=job).SerializeToString()
+        return (await self._run("describe_native", data, on_call=on_call)).describe_native
 
     async def _run(
         self,
@@ -168,7 +160,7 @@ class Jobs:
         subject: Subject | None,
         on_call: OnCall | None,
     ) -> bytes:
-        """Run a job; when its worker dies, once more on another one.
+        """Run a job; when its worker dies and it is about a graph, once more on another one.
 
         A job that used up its processor seconds would do so again: it is told at once, and
         counts as a death. One that ran out of time may have been on a busy machine, and does not.
@@ -177,45 +169,28 @@ class Jobs:
             CrashingGraphError: Workers have died on its graph.
             ExecutionError: As `Executor.run`.
         """
-
-        def run() -> Awaitable[bytes]:
-            return self._executor.run(job, timeout=self._timeout, owner=owner, on_call=on_call)
-
+        run = partial(self._executor.run, job, timeout=self._timeout, owner=owner, on_call=on_call)
         if subject is None:
             return await run()
-        self._check_crashes(kind, subject)
-        try:
-            answer = await self._attempt(kind, subject, run)
-        except NoWorker:
-            raise
-        except WorkerCrashed:
+        for is_last in (False, True):
             self._check_crashes(kind, subject)
-            self._observe(JobRetried(kind))
-            answer = await self._second_attempt(kind, subject, run)
-        self._crashes.record_survival(kind, subject)
-        return answer
-
-    async def _attempt(
-        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
-    ) -> bytes:
-        try:
-            return await run()
-        except NoWorker:
-            raise
-        except (WorkerCrashed, WorkerOutOfCpu) as error:
-            self._crashes.record_death(kind, subject, str(error))
-            raise
-
-    async def _second_attempt(
-        self, kind: str, subject: Subject, run: Callable[[], Awaitable[bytes]]
-    ) -> bytes:
-        try:
-            return await self._attempt(kind, subject, run)
-        except NoWorker:
-            raise
-        except WorkerCrashed as error:
-            self._observe(GraphRefused(kind))
-            raise self._crashes.refusal(kind, subject) from error
+            if is_last:
+                self._observe(JobRetried(kind))
+            try:
+                answer = await run()
+            except NoWorker:
+                raise
+            except (WorkerCrashed, WorkerOutOfCpu) as error:
+                self._crashes.record_death(kind, subject, str(error))
+                if isinstance(error, WorkerOutOfCpu):
+                    raise
+                if is_last:
+                    self._observe(GraphRefused(kind))
+                    raise self._crashes.refusal(kind, subject) from error
+            else:
+                self._crashes.record_survival(kind, subject)
+                return answer
+        raise AssertionError("the last attempt returns or raises")
 
     def _check_crashes(self, kind: str, subject: Subject) -> None:
         try:

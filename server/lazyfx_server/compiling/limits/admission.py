@@ -9,22 +9,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from lazyfx_server.errors import OverloadedError
+from lazyfx_server.settings.limits import CallLimits
 
 
 class Admission:
-    """Lets `slots` jobs run and `queue` more wait; refuses the rest at once.
+    """Lets `slots` jobs run and `max_queue` more wait; refuses the rest at once.
 
     Tenants take turns: whoever has many jobs waiting delays their own. When the queue is full,
     a tenant with fewer jobs in it takes the place of the last one of the tenant with most.
 
     Args:
         slots: Jobs that run at a time.
-        queue: Jobs that may wait.
+        limits: Bounds of calls.
     """
 
-    def __init__(self, slots: int, queue: int) -> None:
+    def __init__(self, slots: int, limits: CallLimits) -> None:
         self._free = slots
-        self._queue = queue
+        self._queue = limits.bound("max_queue")
         # Whose turn it is comes first.
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._waiting = 0
@@ -55,7 +56,7 @@ class Admission:
             self._recent_seconds += 0.2 * (time.perf_counter() - started - self._recent_seconds)
 
     async def _wait(self, tenant: str) -> None:
-        if self._waiting >= self._queue:
+        if self._waiting >= self._queue.most:
             self._make_room(tenant)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(tenant, deque()).append(turn)
@@ -106,5 +107,6 @@ class Admission:
     def _refusal(self) -> OverloadedError:
         delay = max(0.1, self._recent_seconds * (self._waiting + 1) / self._count)
         return OverloadedError(
-            f"{self._waiting} jobs already wait for a worker", retry_after=round(delay, 3)
+            f"{self._waiting} jobs already wait for a worker{self._queue}",
+            retry_after=round(delay, 3),
         )

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing_extensions import Self
 
 from lazyfx_server.errors import OverloadedError
+from lazyfx_server.settings.limits import CallLimits
 
 # Requests up to this size are not counted: when others fill the memory, hits still get in.
 UNCOUNTED_BYTES = 16 * 1024
@@ -74,13 +75,12 @@ class RequestMemory:
     """Bounds the bytes of requests that wait or are worked on.
 
     Args:
-        most: Most bytes of all tenants.
-        most_of_one: Most bytes of one tenant.
+        limits: Bounds of calls.
     """
 
-    def __init__(self, most: int, most_of_one: int) -> None:
-        self._most = most
-        self._most_of_one = most_of_one
+    def __init__(self, limits: CallLimits) -> None:
+        self._of_all = limits.bound("max_held_bytes")
+        self._of_one = limits.bound("max_held_bytes_per_tenant")
         self._counted = TenantBytes()
 
     @property
@@ -100,15 +100,15 @@ class RequestMemory:
         """
         if not size:
             return
-        for held, most, setting in (
-            (self._counted.of(tenant), self._most_of_one, "max_held_bytes_per_tenant"),
-            (self._counted.all, self._most, "max_held_bytes"),
+        for held, bound in (
+            (self._counted.of(tenant), self._of_one),
+            (self._counted.all, self._of_all),
         ):
             # One request alone is taken whatever its size: max_message_bytes bounds it.
-            if held and held + size > most:
+            if held and held + size > bound.most:
                 raise OverloadedError(
-                    f"requests in flight hold {held} bytes; {size} more would exceed {most} "
-                    f"(setting {setting})",
+                    f"requests in flight hold {held} bytes; {size} more would exceed "
+                    f"{bound.most}{bound}",
                     retry_after=_RETRY_SECONDS,
                 )
         self._counted.add(tenant, size)

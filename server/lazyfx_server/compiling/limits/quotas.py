@@ -5,30 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from cachetools import LRUCache
 
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import OverloadedError
+from lazyfx_server.settings.limits import QuotaLimits
 
 _MINUTE, _HOUR = 60.0, 3600.0
 _MAX_TENANTS = 65_536
-
-
-@dataclass(frozen=True)
-class QuotaLimits:
-    """What each tenant may use; None is without bound.
-
-    Attributes:
-        requests: Requests a minute; each of a batch is one.
-        bytes: Bytes sent to the server an hour.
-        compile_seconds: Seconds of work in workers an hour.
-    """
-
-    requests: int | None = None
-    bytes: int | None = None
-    compile_seconds: float | None = None
 
 
 class _Bucket:
@@ -78,7 +63,7 @@ class Quotas:
         Raises:
             OverloadedError: It is one too many; says when there may be another.
         """
-        self._use(tenant, "requests", self._limits.requests, _MINUTE, 1.0, "per minute")
+        self._use(tenant, "requests", self._limits.quota_requests, _MINUTE, 1.0, "per minute")
 
     def charge_bytes(self, tenant: Tenant, size: int) -> None:
         """Count bytes that arrived.
@@ -86,7 +71,7 @@ class Quotas:
         Raises:
             OverloadedError: They are too many; says when so many may be sent.
         """
-        self._use(tenant, "bytes", self._limits.bytes, _HOUR, float(size), "per hour")
+        self._use(tenant, "bytes", self._limits.quota_bytes, _HOUR, float(size), "per hour")
 
     @contextmanager
     def charge_work(self, tenant: Tenant) -> Iterator[None]:
@@ -95,7 +80,7 @@ class Quotas:
         Raises:
             OverloadedError: No seconds are left; says when some will be.
         """
-        limit = self._limits.compile_seconds
+        limit = self._limits.quota_compile_seconds
         self._use(tenant, "compile_seconds", limit, _HOUR, 0.0, "per hour")
         started = self._clock()
         try:

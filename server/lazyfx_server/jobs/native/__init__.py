@@ -1,1 +1,1 @@
-"""Compiling to native code, in processes that end afterwards."""
+"""Native compiles, each in a process that exits afterwards."""

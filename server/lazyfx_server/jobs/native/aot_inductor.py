@@ -1,7 +1,7 @@
-"""One graph through AOTInductor: a package for serving, made without the values of its weights.
+"""Compiles a graph with AOTInductor: a package for serving, built without the weights' values.
 
-The weights are fake while it is compiled, and constants are folded when the package is loaded,
-so nothing that torch does can depend on a value: reading one is an error.
+During the compile, the weights are fake, and constants are folded only when the package is loaded.
+So nothing can depend on a value: reading one is an error.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def make_package(
     """Compile a graph for inference.
 
     Args:
-        module: Is used up.
-        inputs: Fake, of `mode`.
+        module: Consumed.
+        inputs: Fake tensors of `mode`.
         mode: With a ShapeEnv.
-        own: Settings of this machine.
-        progress: Is told when the compile begins.
+        own: Settings specific to this machine.
+        progress: Notified when the compile begins.
 
     Raises:
         CannotCompile: Says why, and what the caller can do.
@@ -51,10 +51,10 @@ def make_package(
     progress.stage("compiling")
     result = _compile(module, inputs, mode, own)
     if result.writes and shared:
-        # Each value has memory of its own in a package.
+        # In a package each value has its own memory.
         raise CannotCompile(
-            f"the graph writes, and its tensors {' and '.join(shared)} share memory: in a package "
-            "a write to one would not change the other; give each its own memory"
+            f"the graph writes to tensors, and {' and '.join(shared)} share memory: in a package a "
+            "write to one would not change the other; give each its own memory"
         )
     archive, values = _without_values(result.archive)
     return pb.AotPackage(
@@ -68,7 +68,7 @@ def _compile(
     module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode, own: Mapping[str, Any]
 ) -> AotResult:
     env = mode.shape_env
-    assert env is not None, "fresh_fake_mode makes one"
+    assert env is not None, "set by fresh_fake_mode"
     known = len(env.guards)
     paths = own_tensors(module).keys()
     try:
@@ -77,33 +77,31 @@ def _compile(
         raise compiler_error("AOTInductor", error) from error
     conditions = [str(guard.expr) for guard in env.guards[known:] if str(guard.expr) != "True"]
     if conditions:
-        # A package checks no sizes, so what holds for some of them only is not made.
+        # A package does not check sizes, so a graph that is correct for some sizes only is refused.
         raise CannotCompile(
             f"the package would be correct only if {conditions[0]}; give the dimension bounds, or "
             "export the model with that size"
         )
     if unknown := [path for path, _ in result.constants if path not in paths]:
-        raise CannotCompile(
-            f"AOTInductor needs a value that the graph does not have ({unknown[0]})"
-        )
+        raise CannotCompile(f"AOTInductor needs a value that is not in the graph ({unknown[0]})")
     return result
 
 
 def _fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     stand_in = stand_in_of(tensor)
     if stand_in is None or tensor.layout is not torch.strided:
-        raise CannotCompile("the graph holds a tensor that is not dense")
+        raise CannotCompile("the graph contains a tensor that is not dense")
     row = stand_in.tables.body.tensors[stand_in.attribute.tensor]
     described = fake_tensor(stand_in.tables, row, mode)
     with mode:
-        # Values are written one after the other, so each has a storage of its own.
+        # Values are written one after another, so each has its own storage.
         return torch.empty_strided(
             described.shape, described.stride(), dtype=described.dtype, device=described.device
         )
 
 
 def _shared_memory(module: GraphModule) -> tuple[str, ...]:
-    """The paths of two tensors that are different views of the same memory, if there are any."""
+    """The paths of two tensors that are different views of the same memory, if any."""
     seen: dict[int, tuple[str, torch.Tensor]] = {}
     for path, tensor in own_tensors(module).items():
         stand_in = stand_in_of(tensor)
@@ -116,13 +114,13 @@ def _shared_memory(module: GraphModule) -> tuple[str, ...]:
 
 def _refuse_symbolic_numbers(inputs: Sequence[Any]) -> None:
     if any(isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) for value in inputs):
-        raise CannotCompile("a package takes tensors; capture the model with torch.export")
+        raise CannotCompile("a package takes only tensors; capture the model with torch.export")
 
 
 def _flatten_outputs(module: GraphModule, inputs: int) -> None:
     """Make the graph return its tensors in a list, and take its inputs positionally.
 
-    Structures are the caller's own, and their types need not exist here.
+    Pytrees stay with the caller; their types need not exist here.
     """
     output = next(iter(reversed(module.graph.nodes)))
     leaves = [leaf for leaf in tree_leaves(output.args[0]) if isinstance(leaf, Node)]
@@ -133,7 +131,7 @@ def _flatten_outputs(module: GraphModule, inputs: int) -> None:
 
 
 def _without_values(archive: bytes) -> tuple[bytes, str]:
-    """The archive without the file that is for values; and its name, "" when there is none."""
+    """The archive without the file of values, and the name of that file, "" if there is none."""
     kept = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as given, zipfile.ZipFile(kept, "w") as left:
         values = next((name for name in given.namelist() if name.endswith(".blob")), "")

@@ -1,4 +1,4 @@
-"""What a native job compiles under: the caller's states and settings, and its inputs."""
+"""The conditions of a native compile: the caller's states and settings, and the inputs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _MAX_SETTINGS = 8
 
 
 class CannotCompile(Exception):  # noqa: N818 - reads as what happened
-    """Inductor cannot make an artifact of this graph, under these settings, on this machine."""
+    """Inductor cannot compile this graph with these settings on this machine."""
 
 
 def compiler_error(compiler: str, error: Exception) -> CannotCompile:
-    """What to raise when a compiler raised `error`."""
+    """The exception to raise when a compiler raised `error`."""
     text = f"{type(error).__name__}: {error}"
     return CannotCompile(f"{compiler} cannot compile this graph: {text[:_MAX_CHARACTERS]}")
 
 
 @contextmanager
 def apply_request(request: pb.NativeRequest) -> Iterator[None]:
-    """The caller's states and settings in place within the block.
+    """Apply the caller's states and settings within the block.
 
     Raises:
-        CannotCompile: Something else differs between this process and the caller's.
-        LazyfxError: A state or setting is not known.
+        CannotCompile: Another setting differs between this process and the caller's.
+        LazyfxError: A state or setting is unknown.
     """
     wanted = torch_settings.from_proto(request.settings)
     with ExitStack() as stack:
@@ -51,7 +51,7 @@ def _require_same_configuration(request: pb.NativeRequest) -> None:
     if here.digest == request.configuration:
         return
     differences = here.differences(request.setting_digests)
-    named = ", ".join(differences[:_MAX_SETTINGS]) or "the caller did not say which"
+    named = ", ".join(differences[:_MAX_SETTINGS]) or "the caller did not list them"
     if len(differences) > _MAX_SETTINGS:
         named += f" and {len(differences) - _MAX_SETTINGS} more"
     raise CannotCompile(
@@ -62,19 +62,19 @@ def _require_same_configuration(request: pb.NativeRequest) -> None:
 
 
 def host_settings(job: worker.NativeJob) -> dict[str, Any]:
-    """Settings of this machine, which change no result."""
+    """Settings specific to this machine that do not affect results."""
     own: dict[str, Any] = {
         "compile_threads": max(1, job.compile_threads),
         "worker_start_method": "fork",
     }
     if job.made_on.vector_isa == machine.likely_vector_isa():
-        # It was compiled and loaded once to find out; that need not be done for each job.
+        # A probe was compiled and loaded once to determine this; no need to repeat it for each job.
         own["cpp.vec_isa_ok"] = True
     return own
 
 
 def build_target(job: worker.NativeJob) -> pb.NativeTarget:
-    """Where the artifact of a job runs."""
+    """The target machine of a job's artifact."""
     found = pb.NativeTarget()
     found.CopyFrom(job.made_on)
     if not job.request.target.accelerator:
@@ -83,16 +83,16 @@ def build_target(job: worker.NativeJob) -> pb.NativeTarget:
 
 
 def fake_inputs(module: GraphModule, mode: FakeTensorMode) -> list[Any]:
-    """The values of placeholders; those of all nodes are put where torch looks for them.
+    """The values of the placeholders; also stores those of all nodes where torch looks for them.
 
     Raises:
-        CannotCompile: An input has no description.
+        CannotCompile: An input has no metadata.
     """
     env = mode.shape_env
-    assert env is not None, "fresh_fake_mode makes one"
+    assert env is not None, "set by fresh_fake_mode"
     inputs = []
     for node in module.graph.nodes:
-        # Sizes that depend on values are new symbols, and no operator is there to show them.
+        # Data-dependent sizes are new symbols, and there is no operator that defines them.
         with env.ignore_fresh_unbacked_symbols():
             value = wire.materialize(node, mode)
         if value is not None:
@@ -108,15 +108,15 @@ def fake_inputs(module: GraphModule, mode: FakeTensorMode) -> list[Any]:
 
 
 def refuse_own_tensors(module: GraphModule) -> None:
-    """Check that all tensors of a graph are its inputs.
+    """Check that all tensors of a graph are inputs.
 
     Raises:
-        CannotCompile: It has others.
+        CannotCompile: Some are not.
     """
     for node in module.graph.nodes:
         if node.op == "get_attr" and isinstance(
             getattr(module, str(node.target), None), torch.Tensor
         ):
-            raise CannotCompile("the graph has tensors of its own; make them inputs")
+            raise CannotCompile("the graph holds tensors that are not inputs; make them inputs")
         if node.op == "call_module":
             raise CannotCompile("the graph calls modules; capture it with torch.compile")

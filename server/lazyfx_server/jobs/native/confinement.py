@@ -1,4 +1,4 @@
-"""How the processes of native compiles are confined, once they know the folder of their job."""
+"""Confines the processes of native compiles, once they know the folder of their job."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from lazyfx_server.security.sandbox import Policy, enter, readable_paths
 
 _FILE_BYTES: Final = 4 << 30
 _GPU: Final = Path("/dev/nvidiactl")
-# What CUDA's driver reads of the machine.
+# What CUDA's driver reads about the machine.
 _GPU_READS: Final = ("/proc/driver/nvidia", "/sys/bus/pci/devices", "/sys/devices", "/etc/nvidia")
-# Numbers that no distribution gives to a person or a service.
+# User ids that no distribution assigns to people or services.
 USER: Final = 964_870
 
 
 @dataclass(frozen=True)
 class Confinement:
-    """What holds a process of native compiles.
+    """The confinement of a process of native compiles.
 
     Attributes:
-        policy: All but the folder; None for no confinement.
+        policy: The policy without the folder; None for no confinement.
     """
 
     policy: Policy | None
 
     @property
     def owner(self) -> int | None:
-        """The user that folders of jobs have to belong to."""
+        """The user that must own the folders of jobs."""
         return None if self.policy is None else self.policy.user
 
     def enter(self, folder: Path, *also_readable: Path) -> None:
-        """Confine this process to a folder, for good.
+        """Irrevocably confine this process to a folder.
 
         Raises:
-            SandboxError: A layer could not be entered; the job must not go on.
+            SandboxError: A layer could not be entered; the job must not continue.
         """
         if self.policy is None:
             return
@@ -58,9 +58,9 @@ class Confinement:
 
 
 def _end_monitor() -> None:
-    """End tqdm's thread, which torch has started on the way where this process was not forked.
+    """Stop tqdm's thread, which importing torch starts in a process that was not forked.
 
-    Landlock would not hold it.
+    Landlock would not apply to it.
     """
     bars = sys.modules.get("tqdm.std")
     monitor = None if bars is None else bars.tqdm.monitor
@@ -72,10 +72,10 @@ def _end_monitor() -> None:
 def job_confinement(
     layers: tuple[str, ...], memory_bytes: int, user: int | None, compiler: Compiler
 ) -> Confinement:
-    """For processes that hold graphs, run Inductor and load what was compiled.
+    """The confinement of processes that hold graphs, run Inductor and load the compiled code.
 
-    On hosts with GPUs CUDA's device files are open to them, and Triton's assembler and the host's
-    compiler are programs that they run.
+    On hosts with GPUs they may open CUDA's device files, and run Triton's assembler and the host's
+    compiler.
     """
     policy = Policy(
         layers, memory_bytes, readable_paths(), ("/dev/null",),
@@ -97,7 +97,7 @@ def job_confinement(
 def build_confinement(
     layers: tuple[str, ...], memory_bytes: int, user: int | None, compiler: Compiler
 ) -> Confinement:
-    """For processes that run the compiler over one source."""
+    """The confinement of processes that compile one source."""
     return Confinement(
         Policy(
             layers,
@@ -113,20 +113,20 @@ def build_confinement(
 
 
 def other_user() -> tuple[int | None, str]:
-    """The user that these processes can become, or None and why not ("" when not started as root).
+    """The user that these processes can become, or None and the reason ("" if not started as root).
 
-    Python and torch have to be readable for it.
+    That user must be able to read Python and torch.
     """
     if os.geteuid() != 0:
         return None, ""
     folders = [sys.prefix, sys.base_prefix, *site.getsitepackages(), torch.__path__[0]]
     if closed := _closed(folders):
-        return None, f"{closed} can be read by root only"
+        return None, f"{closed} is readable by root only"
     return USER, ""
 
 
 def _closed(folders: Sequence[str]) -> str:
-    """The first folder above or at one of these that others cannot go through."""
+    """The first of these folders and their parents that other users cannot enter."""
     for folder in folders:
         real = Path(os.path.realpath(folder))
         for path in (real, *real.parents):

@@ -1,7 +1,7 @@
-"""Floats that change from call to call: inputs without dimensions, read by `item()`.
+"""Floats that vary between calls: zero-dimensional inputs, read by `item()`.
 
-torch turns what is computed from them into operations on tensors. Where it cannot, it wants them to
-be constants and dynamo to trace again; dynamo is with the caller, who is told which ones.
+torch turns computations on them into tensor operations. Where it cannot, it wants dynamo to trace
+again with them as constants. Dynamo runs at the caller, who is told which ones.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from lazyfx_server.jobs.native.conditions import CannotCompile
 
 
 def recall_items(module: GraphModule) -> None:
-    """Let each input know the number that the graph reads from it, as it does where it was traced.
+    """Associate each input with the number that the graph reads from it, as in the original trace.
 
     Args:
-        module: The values of its nodes are at `meta["example_value"]`.
+        module: Its nodes have `meta["example_value"]`.
     """
     for node in module.graph.nodes:
         number = node.meta.get("example_value")
@@ -36,15 +36,15 @@ def recall_items(module: GraphModule) -> None:
 
 
 def requested_constants(floats: Mapping[int, sympy.Symbol]) -> list[int]:
-    """Inputs whose floats torch has asked to be constants, by number.
+    """The positions of inputs whose floats torch wants to be constants.
 
     Args:
-        floats: The symbols of floats, by the number of the input that holds each.
+        floats: The symbols of floats, by the position of the input that holds each.
 
     Raises:
-        CannotCompile: It has asked for what no input holds.
+        CannotCompile: The float is not in an input.
     """
     wanted = [n for n, symbol in floats.items() if TensorifyState.should_specialize(symbol.name)]
     if not wanted:
-        raise CannotCompile("torch wants a float to be a constant that is not an input")
+        raise CannotCompile("torch requires a float to be constant that is not an input")
     return wanted

@@ -1,4 +1,4 @@
-"""One graph through Inductor: what the caller's process would have made, as an artifact."""
+"""Compiles a graph with Inductor, as the caller's process would have done, to an artifact."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def make_bundle(
     """Compile a graph, forward and backward.
 
     Args:
-        module: Is used up.
-        inputs: Fake, of `mode`.
+        module: Consumed.
+        inputs: Fake tensors of `mode`.
         mode: With a ShapeEnv.
-        own: Settings of this machine.
-        progress: Is told of each kernel.
+        own: Settings specific to this machine.
+        progress: Notified of each kernel.
 
     Raises:
         CannotCompile: Says why, and what the caller can do.
 
     Returns:
-        The artifact; without code and with `fixed_inputs` when floats must be constants first.
+        The artifact; without code but with `fixed_inputs` if floats must become constants first.
     """
     refuse_own_tensors(module)
     env = mode.shape_env
-    assert env is not None, "fresh_fake_mode makes one"
-    # For dynamo, whose graphs these are, every number that comes in is symbolic.
+    assert env is not None, "set by fresh_fake_mode"
+    # These are dynamo's graphs, in which every number input is symbolic.
     inputs = [known_size(value, env) if type(value) is int else value for value in inputs]
     symbols, floats = shape_guards.input_symbols(inputs), shape_guards.float_symbols(inputs)
     TensorifyState.clear()
@@ -56,7 +56,7 @@ def make_bundle(
         except Exception as error:
             raise compiler_error("Inductor", error) from error
     if compiled is None:
-        raise CannotCompile("torch cannot write what Inductor made of this graph as an artifact")
+        raise CannotCompile("torch cannot serialize Inductor's output for this graph")
     return pb.NativeBundle(
         compiled=compiled,
         kernels=[

@@ -1,4 +1,4 @@
-"""What the fork server imports when native artifacts are wanted: Inductor, which takes seconds."""
+"""Preload module of the fork server for native artifacts: imports Inductor, which takes seconds."""
 
 from __future__ import annotations
 

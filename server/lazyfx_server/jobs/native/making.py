@@ -1,4 +1,4 @@
-"""One native job: a graph and what it is compiled under, then an artifact of the wanted kind."""
+"""One native job: compiles a graph under given conditions to an artifact of the requested kind."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lazyfx.shared import wire
 from lazyfx.shared.native.native_request import conditions_digest
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS
 from lazyfx_server.jobs.native.aot_inductor import make_package
 from lazyfx_server.jobs.native.conditions import (
     apply_request,
@@ -28,8 +29,6 @@ from lazyfx_server.jobs.native.source_checks import checked_sources
 from lazyfx_server.jobs.native.tokenized_graph import without_texts
 from lazyfx_server.jobs.native.torch_inductor_codegen import fresh_fake_mode
 from lazyfx_server.v1 import worker_pb2 as worker
-
-_MEDIA_TYPE: Final = "application/x-protobuf"
 
 _Maker = Callable[
     [GraphModule, list[Any], FakeTensorMode, dict[str, Any], Progress],
@@ -47,8 +46,8 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     Raises:
         CannotCompile: Says why, and what the caller can do.
         LazyfxError: The request is malformed.
-        NativeSourceRefused: What Inductor wrote is not like what it writes; nothing was compiled
-            of it.
+        NativeSourceRefused: Inductor's source looks unlike what it normally writes; it was not
+            compiled.
     """
     started = perf_counter()
     progress = Progress(Path(job.progress))
@@ -64,7 +63,7 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     made.conditions = conditions_digest(job.request)
     return worker.NativeResult(
         data=made.SerializeToString(),
-        media_type=_MEDIA_TYPE,
+        media_type=ARTIFACT_KINDS[job.kind].media_type,
         seconds=perf_counter() - started,
         only_traced=isinstance(made, pb.NativeBundle) and bool(made.fixed_inputs),
     )

@@ -1,4 +1,4 @@
-"""What a native worker runs: one job, bytes in, bytes out; then it ends."""
+"""The job function of a native worker: one job, bytes in, bytes out; then the process exits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) -> bytes:
     """Run one serialized Job and return a serialized JobResult.
 
-    Whatever goes wrong becomes a JobError, except a sandbox that cannot be entered.
+    Every exception becomes a JobError, except a sandbox that cannot be entered.
 
     Raises:
         SandboxError: The process could not be confined.
@@ -56,8 +56,8 @@ def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) ->
         _log.error("generated native source was refused: %s", error)
         result.error.kind = worker.JOB_ERROR_KIND_SOURCE
         result.error.message = (
-            "what Inductor wrote for this graph differs from what it usually writes, and was not "
-            "compiled; please report it with the graph"
+            "Inductor's source for this graph contains something that Inductor does not usually "
+            "write, so it was not compiled; please report this, with the graph"
         )
     except DecodeError as error:
         result.error.kind = worker.JOB_ERROR_KIND_INTERNAL
@@ -74,26 +74,26 @@ def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) ->
 
 
 def _keep_to(folder: Path) -> None:
-    """Have everything that is written in this process written there."""
+    """Make this process write all its files to this folder."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = str(folder)
-    # Inductor's own pool of processes would be made of forks.
+    # Inductor's own process pool would fork.
     os.environ["TORCH_WARM_POOL"] = "0"
 
 
 def _describe() -> pb.NativeTarget:
-    """Where artifacts of this worker run; compiles and loads a probe to know.
+    """The target machine of this worker's artifacts; compiles and loads a probe to determine it.
 
     Raises:
-        CannotCompile: There is no C++ compiler that works.
+        CannotCompile: There is no working C++ compiler.
     """
     isa = torch_inductor.pick_vec_isa()
     likely = machine.likely_vector_isa()
     picked = str(isa) if isa else ""
     if likely and not picked:
         raise CannotCompile(
-            f"this CPU has {likely}, and no C++ compiler here makes a library that uses it; "
+            f"this CPU has {likely}, and no C++ compiler here can build a library that uses it; "
             "install g++, or start without --native"
         )
     cuda = machine.cuda_description(0) if torch.cuda.is_available() else ""

@@ -1,4 +1,4 @@
-"""How far a native job is: written by its worker, read by the server."""
+"""The progress of a native job: written by its worker, read by the server."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _STAGES: Final = ("tracing", "compiling", "packing")
 
 
 class Progress:
-    """Writes how far a job is into a file.
+    """Writes the progress of a job to a file.
 
     Args:
-        path: The file; it is replaced each time, so that a reader sees all or nothing.
+        path: The file; it is replaced atomically on each update.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,12 +30,12 @@ class Progress:
         self._kernels = 0
 
     def stage(self, name: str) -> None:
-        """Say what is being done now."""
+        """Set the current stage."""
         self._stage = name
         self._write()
 
     def kernels(self, count: int) -> None:
-        """Say how many kernels are compiled."""
+        """Set the number of compiled kernels."""
         self._stage, self._kernels = "compiling", count
         self._write()
 
@@ -49,7 +49,7 @@ class Progress:
 
 
 def read_progress(path: Path) -> pb.ArtifactProgress:
-    """How far a job is; "waiting" before it has begun."""
+    """The progress of a job; "waiting" before it has begun."""
     try:
         return _checked(pb.ArtifactProgress.FromString(_read(path)))
     except (OSError, ValueError, DecodeError):
@@ -57,21 +57,21 @@ def read_progress(path: Path) -> pb.ArtifactProgress:
 
 
 def _read(path: Path) -> bytes:
-    """A small regular file of a worker's, which may have put anything else in its place.
+    """Read a worker's small regular file; a worker may have replaced it with anything.
 
     Raises:
-        OSError: It cannot be opened, or is a link.
-        ValueError: It is not a regular file, or a large one.
+        OSError: It cannot be opened, or it is a link.
+        ValueError: It is not a regular file, or too large.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
-            raise ValueError("not what a worker writes")
+            raise ValueError("not a progress file")
         return file.read(_MAX_BYTES)
 
 
 def _checked(progress: pb.ArtifactProgress) -> pb.ArtifactProgress:
     if progress.stage not in _STAGES:
-        raise ValueError("not a stage")
+        raise ValueError("unknown stage")
     return progress

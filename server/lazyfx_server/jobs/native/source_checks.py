@@ -1,4 +1,4 @@
-"""What Inductor writes is read before it is compiled or loaded."""
+"""Checks Inductor's source before it is compiled or loaded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp,
 
 @contextmanager
 def checked_sources() -> Iterator[None]:
-    """Refuse, within the block, to compile or load a source that is not like Inductor's.
+    """Within the block, refuse to compile or load source that does not look like Inductor's.
 
     Raises:
-        NativeSourceRefused: There was one, whatever torch made of the error.
+        NativeSourceRefused: There was such source, whatever torch turned the error into.
     """
     refused: list[NativeSourceRefused] = []
 

@@ -1,11 +1,11 @@
-"""A graph whose texts are tokens: what a native compiler gets to see of one.
+"""A graph with strings replaced by tokens, which is what a native compiler sees.
 
-Inductor writes texts into C++ and Python source. Node, attribute and symbol names of a decoded
-graph are the server's own (`n0`, `a0`, `s0`), and targets are looked up in the allow-table; so the
-texts of a graph are its string literals, wherever an argument stands, and its keyword names.
+Inductor writes strings into C++ and Python source. Node, attribute and symbol names of a decoded
+graph are the server's own (`n0`, `a0`, `s0`), and targets are looked up in the allow-table. So the
+caller's strings in a graph are its string literals, at any depth, and its keyword names.
 """
 
-# ruff: noqa: SIM905 - long lists of names read best as words
+# ruff: noqa: SIM905 - long lists of names are most readable as words
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lazyfx.v1 import graph_pb2 as pb
 from lazyfx_server.jobs.native.conditions import CannotCompile
 from lazyfx_server.jobs.native.words import is_equation, is_plain, is_word
 
-# Operators whose texts are for people: always tokens, also where they are words by chance.
+# Operators whose strings are for people: always tokens, even if they happen to be known words.
 _MESSAGES: Final = re.compile(
     r"assert|_check|print|record_function|warn|log_api|hooks_disable|tracepoint|annotate"
 )
@@ -34,14 +34,14 @@ _KEYWORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
 
 
 def without_texts(body: pb.GraphBody) -> pb.GraphBody:
-    """A copy of a graph in which each text that is not torch's own word is its token.
+    """A copy of a graph in which each string that is not one of torch's own words is a token.
 
     Args:
         body: A checked graph.
 
     Raises:
-        CannotCompile: An operator of another library takes a text that is not a plain word, or a
-            keyword is not a name.
+        CannotCompile: An operator of another library takes a string that is not a plain word, or a
+            keyword is not an identifier.
     """
     found = pb.GraphBody()
     found.CopyFrom(body)
@@ -49,13 +49,13 @@ def without_texts(body: pb.GraphBody) -> pb.GraphBody:
 
 
 class _TextReplacer:
-    """Replaces the texts of one graph, in place."""
+    """Replaces the strings of one graph, in place."""
 
     def __init__(self, body: pb.GraphBody) -> None:
         self.body = body
         self._given = list(body.strings)
         self._places: dict[str, int] = {}
-        # What such an operator does may depend on its text, and those texts are unknown.
+        # The behaviour of such an operator may depend on the string, and its vocabulary is unknown.
         self._others = sorted(
             row.name
             for row in body.targets

@@ -1,4 +1,4 @@
-"""Names of torch's Inductor that only a server needs, imported here and nowhere else."""
+"""Private names of torch's Inductor that only the server needs; imported only here."""
 
 # ruff: noqa: SLF001 - that is what this file is for
 
@@ -42,10 +42,10 @@ __all__ = ["CppCompileError"]
 
 _PARAMETERS = inspect.signature(standalone_compile).parameters
 
-# torch writes an artifact only for a graph that it can make a cache key of: none with a
-# torch.autograd.Function, with autocast, or with most operators that take graphs. Its cache is a
-# folder of this one job, and the key under which the result is found is not torch's, so where it
-# has no key it may take any. What goes wrong when it writes is an error, not a line of its log.
+# torch writes an artifact only if it can compute a cache key for the graph, and it cannot with a
+# torch.autograd.Function, autocast, or most operators that take graphs. Its cache is a folder of
+# this job alone, and we do not look results up by torch's key, so any key will do. A failure to
+# write is an error here, not just a line in torch's log.
 _WRITTEN = {"bypass_autograd_cache_key": True, "strict_autograd_cache": True}
 
 _CPP = ("cpp", "cu", "cc", "cxx")
@@ -58,13 +58,13 @@ def replace_programs(
     compiler: str,
     subprocess: Any,
 ) -> None:
-    """Put something in the place of every program that Inductor starts for C++.
+    """Replace every program that Inductor starts for C++.
 
     Args:
-        run_command: Takes a command line and its folder, as `run_compile_cmd` of cpp_builder.
+        run_command: Takes a command line and its folder, like `run_compile_cmd` of cpp_builder.
         precompile_header: Takes a header's name, and returns a path to include it by.
-        compiler: The name of the compiler that it would look for.
-        subprocess: In the place of that module, where a compiler is asked about itself.
+        compiler: The name of the compiler that Inductor would look for.
+        subprocess: Replaces that module where Inductor queries a compiler.
     """
     for module, name, value in (
         (cpp_builder, "run_compile_cmd", run_command),
@@ -74,7 +74,7 @@ def replace_programs(
         (cpu_vec_isa, "subprocess", subprocess),
         (codecache, "subprocess", subprocess),
     ):
-        getattr(module, name)  # torch has moved it where this raises
+        getattr(module, name)  # raises if torch has moved it
         setattr(module, name, value)
 
 
@@ -82,13 +82,13 @@ def replace_programs(
 def observing_sources(
     on_cpp: Callable[[str], None], on_python: Callable[[str], None]
 ) -> Iterator[None]:
-    """See every source that Inductor writes within the block, before it is compiled or run.
+    """Observe every source that Inductor writes within the block, before it is compiled or run.
 
-    All of them go through one function of torch on their way to a file. What Triton kernels are
-    made of stands in a Python source, too.
+    torch writes all of them through one function. Sources of Triton kernels are part of a Python
+    source.
 
     Args:
-        on_cpp: Called with each C++ source; what it raises keeps the source from being written.
+        on_cpp: Called with each C++ source; if it raises, the source is not written.
         on_python: The same for Python.
     """
     original = codecache.write
@@ -113,13 +113,13 @@ def compile_ahead(
     """Compile forward and, with gradients, backward; return torch's bytes of both.
 
     Args:
-        module: Is used up.
-        inputs: Fake, of `mode`.
+        module: Consumed.
+        inputs: Fake tensors of `mode`.
         mode: With a ShapeEnv.
         patches: Settings of Inductor.
 
     Returns:
-        None when torch cannot write the artifact.
+        None if torch cannot write the artifact.
     """
     given: dict[str, Any] = {"dynamic_shapes": "from_example_inputs", "aot": True}
     with (
@@ -133,7 +133,7 @@ def compile_ahead(
             )
         else:
             artifact = _compile_before_2_12(module, inputs, mode)
-        # What torch would not put into its cache has nothing to be written.
+        # If torch does not cache the result, there is nothing to write.
         if getattr(artifact.inner_fn, "serialize", None) is None:
             return None
         data: bytes = artifact.serialize()
@@ -141,17 +141,17 @@ def compile_ahead(
 
 
 def _none_donated(*_: Any, **__: Any) -> list[int]:
-    """No saved tensor is given away to the backward.
+    """Disable donation of saved tensors to the backward.
 
-    torch compiles a backward when it is first called, and knows then whether the graph is kept
-    for another (`retain_graph=True`). Here that is not known yet, and one that writes into what was
-    saved could be called once only.
+    torch compiles a backward on its first call, when it knows whether the graph is retained
+    (`retain_graph=True`). Here that is unknown, and a backward that overwrites saved tensors could
+    only be called once.
     """
     return []
 
 
 def _compile_before_2_12(module: GraphModule, inputs: Sequence[Any], mode: FakeTensorMode) -> Any:
-    """The same where standalone_compile takes no mode and leaves the backward for later."""
+    """Before torch 2.12, standalone_compile takes no mode and compiles the backward lazily."""
     with (
         tracing(TracingContext(mode)),
         functorch_config.patch(force_non_lazy_backward_lowering=True),
@@ -163,12 +163,13 @@ def _compile_before_2_12(module: GraphModule, inputs: Sequence[Any], mode: FakeT
 
 @dataclass(frozen=True, slots=True)
 class AotResult:
-    """What AOTInductor made.
+    """The output of AOTInductor.
 
     Attributes:
         archive: A .pt2 archive whose file of values is empty.
-        constants: Paths of the tensors whose values belong there, and the bytes of each.
-        writes: Whether it writes into tensors that it is given or holds.
+        constants: Paths of the tensors whose values belong in that file, and the size of each in
+            bytes.
+        writes: Whether it writes to its inputs or constants.
     """
 
     archive: bytes
@@ -179,15 +180,15 @@ class AotResult:
 def compile_package(
     module: GraphModule, inputs: Sequence[Any], patches: Mapping[str, Any]
 ) -> AotResult:
-    """Compile a graph for inference to a package whose weights are put in later.
+    """Compile a graph for inference to a package to which weights are added later.
 
-    torch writes the values of constants into a file of their own when it is asked for a
-    "binary_blob", and for that it reads them. Here they are fake: torch is told that there are
-    none to write, and that the file will be as long as it is going to be.
+    For a "binary_blob", torch reads the values of constants and writes them to a separate file.
+    Here they are fake: torch is told that there are none to write, and what the size of the file
+    will be.
 
     Args:
         module: Its tensors are fake, its outputs a tuple; `_in_spec` and `_out_spec` are set.
-        inputs: Fake, of the same mode.
+        inputs: Fake tensors of the same mode.
         patches: Settings of Inductor.
     """
     settings = {
@@ -212,7 +213,8 @@ def compile_package(
     written: list[bool] = []
 
     def fold_unless_written(module: GraphModule, *args: Any, **kwargs: Any) -> Any:
-        # What is computed from a tensor when the package is loaded stays as it was then.
+        # Values folded from a tensor at load time would not change when the tensor is written
+        # later.
         written.append(writes(module))
         if written[-1]:
             kwargs["skip_folding_node_fn"] = lambda _node: True
@@ -231,10 +233,10 @@ def compile_package(
 
 
 class _LiteralConstantFolder(UniformValueConstantFolder):
-    """Folds what is computed from literals alone.
+    """Folds only expressions of literals.
 
-    torch's reads tensors of one element too: their values are not here, and it takes one that
-    the graph writes for a constant.
+    torch's folder also reads one-element tensors, whose values are not here, and treats tensors
+    that the graph writes as constants.
     """
 
     def _deduce_value(self, node: Node) -> Any:
@@ -253,7 +255,7 @@ def writes(module: GraphModule) -> bool:
 
 @contextmanager
 def _patched(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Something else under a name of a module of torch within the block."""
+    """Replace an attribute of a module of torch within the block."""
     before = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -263,7 +265,7 @@ def _patched(module: ModuleType, name: str, value: Any) -> Iterator[None]:
 
 
 def _constants_in_order() -> list[tuple[str, int]]:
-    """Paths and sizes as AOTInductor's own code lays the values out."""
+    """Paths and sizes of constants, in the layout of AOTInductor's own code."""
     graph: Any = V.graph
     names = [name for name in graph.constants if name not in graph.folded_constants]
     tensors = [graph.get_original_value_of_constant(name) for name in names]
@@ -275,15 +277,15 @@ def _constants_in_order() -> list[tuple[str, int]]:
 
 
 def fresh_fake_mode() -> FakeTensorMode:
-    """A mode with a ShapeEnv of its own."""
+    """A fake mode with a new ShapeEnv."""
     return FakeTensorMode(shape_env=ShapeEnv())
 
 
 def known_size(value: int, env: ShapeEnv) -> torch.SymInt:
-    """An input that was a symbol until tracing found that it has one value only.
+    """Replace an input symbol by its value, if tracing found that it has only one.
 
-    Inductor takes an input that is a plain number out of graphs inside a graph, and then finds
-    that they have one argument more than they are given.
+    Inductor removes plain-number inputs from nested graphs, and then finds that they take one
+    argument more than they are passed.
     """
     symbol = env.create_symbol(
         value,

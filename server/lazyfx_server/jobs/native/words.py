@@ -1,10 +1,10 @@
-"""The words that operators and functions of torch take as text.
+"""The strings that operators and functions of torch accept.
 
-Each is a name of a choice that torch's own source compares with. Nothing else that a caller wrote
-stays text in a graph that is compiled natively.
+torch's own source compares arguments with each of them. No other string of a caller stays in a
+graph that is compiled natively.
 """
 
-# ruff: noqa: SIM905 - long lists of names read best as words
+# ruff: noqa: SIM905 - long lists of names are most readable as words
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ _CHOICES: Final = (
 ).split()
 WORDS: Final = frozenset(["", *_CHOICES])
 
-# What einsum adds up: single letters, commas, an arrow and an ellipsis.
+# Equations of einsum: single letters, commas, an arrow and an ellipsis.
 _EQUATION: Final = re.compile(r"[A-Za-z, .]{0,200}(->[A-Za-z .]{0,100})?", re.ASCII)
 _TENSOR_TYPE: Final = re.compile(r"torch\.(cuda\.|sparse\.)?[A-Z][A-Za-z0-9]{2,15}Tensor", re.ASCII)
 _DTYPE: Final = re.compile(r"torch\.(b?float|u?int|complex|bool)[0-9a-z_]{0,12}", re.ASCII)
-# What operators of other libraries may be told: one plain word.
+# What operators of other libraries may take: one plain word.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}", re.ASCII)
 
 
 def is_word(text: str) -> bool:
-    """Whether a text is one that torch itself gives a meaning."""
+    """Whether a string has a meaning to torch."""
     return text in WORDS or bool(_TENSOR_TYPE.fullmatch(text) or _DTYPE.fullmatch(text))
 
 
 def is_equation(text: str) -> bool:
-    """Whether a text is an equation of einsum."""
+    """Whether a string is an equation of einsum."""
     return bool(_EQUATION.fullmatch(text))
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text is a plain word: letters, digits and _.+-, at most 64."""
+    """Whether a string is a plain word: letters, digits and _.+-, at most 64."""
     return bool(_PLAIN.fullmatch(text))

@@ -1,4 +1,4 @@
-"""The folder of one server for native compiles; the next server removes it if this one cannot."""
+"""A server's folder for native compiles; the next server removes it if this one cannot."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _STALE_SECONDS: Final = 3600.0
 
 
 class WorkArea:
-    """Folders for jobs, compiles and precompiled headers; gone when the server is.
+    """Folders for jobs, compiles and precompiled headers, removed when the server stops.
 
-    A lock tells whether the server lives that a folder belongs to: the kernel lets go of it when
-    a process ends, however it ends.
+    A lock shows whether the server that owns a folder is alive: the kernel releases it when the
+        process exits, for whatever reason.
 
     Args:
-        base: Where servers of this user have their folders. Default: in the folder for
-            temporary files.
+        base: The parent of the folders of this user's servers. Default: in the folder for temporary
+            files.
 
     Raises:
-        OSError: No folder can be made there, or others could write into it.
+        OSError: No folder can be created there, or others could write to it.
     """
 
     def __init__(self, base: Path | None = None) -> None:
@@ -43,10 +43,10 @@ class WorkArea:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.root = base / made.name.replace("new-", "server-", 1)
         made.rename(self.root)
-        self.root.chmod(0o711)  # workers may be another user, who is told the names
+        self.root.chmod(0o711)  # workers may run as another user, which is given the names
 
     def folder(self, *names: str, owner: int | None = None) -> Path:
-        """A folder within, made if it is not there; the last one belongs to `owner`."""
+        """A subfolder, created if missing; the last path component belongs to `owner`."""
         path = self.root
         for name in names:
             path /= name
@@ -63,9 +63,9 @@ class WorkArea:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder and what workers have left in it, whatever that is; no link is followed.
+    """Remove a folder and anything that workers left in it, without following links.
 
-    The processes that wrote there have ended.
+    The processes that wrote there have exited.
     """
     try:
         root = os.open(path, _FOLDER)
@@ -86,8 +86,8 @@ def remove(path: Path) -> None:
 def _empty(root: int) -> None:
     """Remove everything in an open folder.
 
-    Folders in folders are moved to the top before they are read: however deep they are, two are
-    open at a time, and the steps are as many as there are names.
+    Nested folders are moved to the top before they are read: at any depth, only two are open at a
+        time, and the number of steps is linear in the number of entries.
     """
     numbers = itertools.count()
     taken = set(os.listdir(root))
@@ -104,7 +104,7 @@ def _empty(root: int) -> None:
 
 
 def _remove_files(folder: int, root: int, numbers: Iterator[int], taken: set[str]) -> list[str]:
-    """Remove all but folders from an open folder; the folders are under these names in `root`."""
+    """Remove all files of an open folder; move its subfolders to these names in `root`."""
     found = []
     with os.scandir(folder) as entries:
         names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -114,7 +114,7 @@ def _remove_files(folder: int, root: int, numbers: Iterator[int], taken: set[str
         elif folder == root:
             found.append(name)
         else:
-            _open_up(folder, name)  # the folder that it is in is written in it
+            _open_up(folder, name)  # renaming a folder changes its ".." entry
             moved = next(new for number in numbers if (new := f"moved{number}") not in taken)
             os.rename(name, moved, src_dir_fd=folder, dst_dir_fd=root)
             found.append(moved)
@@ -122,7 +122,7 @@ def _remove_files(folder: int, root: int, numbers: Iterator[int], taken: set[str
 
 
 def _open_up(parent: int, name: str) -> None:
-    """Let this process read and change a folder that its maker closed."""
+    """Make a folder readable and writable whose creator removed the permissions."""
     folder = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         if os.fstat(folder).st_mode & stat.S_IRWXU != stat.S_IRWXU:
@@ -139,10 +139,10 @@ def _make_private(base: Path) -> None:
 
 
 def _sweep(base: Path) -> None:
-    """Remove the folders of servers that have ended."""
+    """Remove the folders of servers that have exited."""
     for path in base.iterdir():
         if path.name.startswith("server-") and _is_left_over(path):
-            _log.info("removing what a server that ended left behind: %s", path)
+            _log.info("removing the leftover folder of a stopped server: %s", path)
             remove(path)
         elif path.name.startswith("new-") and time.time() - path.lstat().st_mtime > _STALE_SECONDS:
             remove(path)

@@ -1,4 +1,4 @@
-"""What a server hands to its native workers, without importing Inductor itself."""
+"""The job function of native workers, for the server, which does not import Inductor itself."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What passes know of a graph: what a node calls, does, shares and computes."""
+"""Analyses of a graph: which operator a node calls, its effects, aliases and value."""

@@ -1,4 +1,4 @@
-"""What a node calls, by the operator's own name, however the capture spells it."""
+"""The operator that a node calls, under one name for all captures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def operator_name(node: Node) -> str:
 
 
 def spelled_like(node: Node, name: str, overload: str = "default") -> Callable[..., Any]:
-    """An operator as the graph around a node spells them: aten's overload or torch's function."""
+    """An operator in the style of the graph around a node: aten's overload or torch's function."""
     if isinstance(node.target, OpOverload):
         found: Callable[..., Any] = getattr(getattr(torch.ops.aten, name), overload)
         return found
@@ -77,7 +77,7 @@ class KnownValues:
         return found
 
     def attribute(self, path: str) -> torch.Tensor | None:
-        """What is known of a tensor attribute, whether a node reads it or a module holds it."""
+        """The value of a tensor attribute, read by a node or held by a module, if known."""
         node = Graph(owning_module=self._run.module).create_node("get_attr", path)
         return self._look(node)
 
@@ -101,12 +101,12 @@ class KnownValues:
 
 
 def first_operand(node: Node) -> Any:
-    """What a call works on: its first positional argument, `input` or `self`."""
+    """The first operand of a call: its first positional argument, `input` or `self`."""
     return argument(node, 0, "input", node.kwargs.get("self"))
 
 
 def requires_grad(module: GraphModule, known: KnownValues) -> bool:
-    """Whether autograd may keep values of a graph: a parameter or an input requires grad."""
+    """Whether autograd may save values of a graph: a parameter or an input requires grad."""
     if any(parameter.requires_grad for parameter in module.parameters()):
         return True
     values = (known.tensor(node) for node in module.graph.nodes if node.op == "placeholder")
@@ -114,11 +114,11 @@ def requires_grad(module: GraphModule, known: KnownValues) -> bool:
 
 
 def set_dtype(node: Node, value: torch.Tensor, dtype: torch.dtype) -> None:
-    """Notes that a node has a value like this one, in another dtype.
+    """Record that a node's value is like this one, with another dtype.
 
     Args:
-        node: Its metadata is written.
-        value: A fake tensor, as `KnownValues` gives it.
+        node: The node whose metadata is set.
+        value: A fake tensor from `KnownValues`.
         dtype: That of the node's value.
     """
     assert isinstance(value, FakeTensor)
@@ -146,12 +146,12 @@ def same_place(one: torch.Tensor, other: torch.Tensor) -> bool:
 def apply_to_each_graph(
     module: GraphModule, work: Callable[[GraphModule, KnownValues], int], note: str
 ) -> PassResult:
-    """Does work that needs shapes in a module and in the GraphModules inside it.
+    """Apply a transformation that needs shapes to a module and its nested GraphModules.
 
     Args:
-        module: Where to work.
+        module: The module.
         work: Changes one module in place; returns how many changes it made.
-        note: Says so, with {} for the number.
+        note: The note, with {} for that number.
     """
     parts = [(part, KnownValues(part)) for part in graph_modules(module)]
     if not any(known.any_known for _, known in parts):

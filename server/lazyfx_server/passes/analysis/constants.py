@@ -1,4 +1,4 @@
-"""Which nodes of a graph are constant, and what they compute."""
+"""Finds the constant nodes of a graph and computes their values."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx_server.passes.analysis.evaluation import reviewed
-from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, in_fresh_thread, same_metadata
+from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, same_metadata
 from lazyfx_server.passes.analysis.output_counts import check_outputs
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import attribute_at
@@ -24,10 +25,10 @@ class ConstantRules:
     """What counts as constant.
 
     Attributes:
-        parameters: Parameters do, also those that are trained.
-        buffers: Buffers do.
-        max_bytes: No value on the way is larger.
-        need_values: Tensors without values (on the meta device) do not.
+        parameters: Parameters, even trained ones.
+        buffers: Buffers.
+        max_bytes: The maximum size of every intermediate value.
+        need_values: Exclude tensors without values (on the meta device).
     """
 
     parameters: bool
@@ -42,9 +43,9 @@ class ConstantNodes:
 
     Attributes:
         nodes: Every constant node, attribute reads included, in graph order.
-        results: Those whose value the rest of the graph reads and that can be kept as
-            one tensor, in graph order.
-        fakes: The values in fake tensors.
+        results: Nodes whose values the rest of the graph reads and that can be stored as one
+            tensor, in graph order.
+        fakes: The values as fake tensors.
     """
 
     nodes: tuple[Node, ...]
@@ -52,7 +53,7 @@ class ConstantNodes:
     fakes: dict[Node, Any]
 
     def needed(self) -> list[Node]:
-        """The nodes that must be computed to have the results, in graph order."""
+        """The nodes that must be computed to get the results, in graph order."""
         wanted: set[Node] = set(self.results)
         for node in reversed(self.nodes):
             if node in wanted:
@@ -65,14 +66,14 @@ class ConstantNodes:
 
 
 def find_constants(module: GraphModule, rules: ConstantRules) -> ConstantNodes:
-    """Finds the constant nodes of the root graph; nothing real is computed."""
+    """Finds the constant nodes of the root graph, without computing real values."""
     if not _may_have_constants(module, rules):
         return ConstantNodes((), (), {})
     return in_fresh_thread(lambda: _find(module, rules))
 
 
 def may_read_tensors(module: GraphModule, rules: ConstantRules) -> bool:
-    """Whether something foldable could read a tensor attribute, by a quick look."""
+    """Whether something foldable could read a tensor attribute, by a quick check."""
     return any(
         node.op == "call_module"
         or (node.op == "get_attr" and _is_constant_tensor(module, str(node.target), rules))
@@ -87,16 +88,16 @@ def size_of(value: Any) -> int:
 
 
 def compute(module: GraphModule, nodes: Sequence[Node], wanted: set[Node]) -> dict[Node, Any]:
-    """Computes constant nodes for real, each freed after its last use.
+    """Computes constant nodes on real values; each value is freed after its last use.
 
     Args:
-        module: Whose attributes are read. GraphModules inside are never called.
+        module: Its attributes are read. Nested GraphModules are never called.
         nodes: Closed under operands, in graph order.
-        wanted: Those whose values are kept.
+        wanted: The nodes whose values are kept.
 
     Returns:
-        The values of `wanted`; a node that fails on this host, or that is not computed on
-        real values, is left out, and all that need it.
+        The values of `wanted`, without nodes that fail on this host or may not run on real values,
+        and without those that depend on them.
     """
     values: dict[Node, Any] = {}
     last_use = {operand: node for node in nodes for operand in node.all_input_nodes}
@@ -128,7 +129,7 @@ def _execute(module: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
 
 
 def _may_have_constants(module: GraphModule, rules: ConstantRules) -> bool:
-    """A quick look, so that graphs without constants cost nothing."""
+    """A quick check, so that graphs without constants cost nothing."""
     return any(
         (node.op == "get_attr" and _is_constant_tensor(module, str(node.target), rules))
         or (node.op in {"call_function", "call_module"} and not node.all_input_nodes)
@@ -164,7 +165,7 @@ def _find(module: GraphModule, rules: ConstantRules) -> ConstantNodes:
 
 
 class _Context:
-    """Follows the switches that later nodes run under; constants are computed outside of them."""
+    """Tracks context switches (autocast, grad mode); constants are computed outside them."""
 
     def __init__(self) -> None:
         self._autocast: dict[Node, bool] = {}
@@ -172,7 +173,7 @@ class _Context:
 
     @property
     def blocks(self) -> bool:
-        """Whether a node here may compute something else than outside."""
+        """Whether a node here may compute something different from outside."""
         return self._unknown or any(self._autocast.values())
 
     def pass_by(self, node: Node, *, state: bool) -> None:
@@ -197,7 +198,7 @@ class _Context:
 def _is_candidate(
     module: GraphModule, node: Node, storage: StorageMap, rules: ConstantRules
 ) -> bool:
-    """Whether a node is constant if its operands are, and cheap to ask about."""
+    """Whether a node is constant if its operands are; cheap to check."""
     effects = storage.effects[node]
     if storage.written(node) or not effects.pure:
         return False
@@ -228,7 +229,7 @@ def _is_constant_tensor(module: GraphModule, path: str, rules: ConstantRules) ->
 
 
 def _is_usable(value: Any, rules: ConstantRules) -> bool:
-    """Whether a value is made of tensors with plain sizes, on a device that this host has."""
+    """Whether a value consists of tensors with concrete sizes, on a device that this host has."""
     leaves = tree_leaves(value)
     if value is UNKNOWN or not leaves:
         return False
@@ -239,7 +240,7 @@ def _is_usable(value: Any, rules: ConstantRules) -> bool:
             return False
         if not all(type(size) is int for size in (*leaf.shape, *leaf.stride())):
             return False
-        # Without values a tensor may be on the meta device because its own is unknown.
+        # Without values, a tensor may be on the meta device because its real device is unknown.
         if not (_has_device(leaf.device) or (leaf.is_meta and not rules.need_values)):
             return False
         if size_of(leaf) > rules.max_bytes:
@@ -248,10 +249,10 @@ def _is_usable(value: Any, rules: ConstantRules) -> bool:
 
 
 def _agrees(module: GraphModule, node: Node, run: FakeRun, value: Any) -> bool:
-    """Whether the value is what the capture saw, where the capture says it.
+    """Whether the value matches what the capture recorded, if it did.
 
-    It may not be: under an autocast that the graph does not show, or for values that
-    were sent to a host without the device.
+    It may not: under an autocast outside the graph, or for values sent to a host without their
+        device.
     """
     known = run.known(node)
     if known is not UNKNOWN and not same_metadata(known, value):
@@ -270,7 +271,7 @@ def _has_device(device: torch.device) -> bool:
 
 
 def _can_be_kept(node: Node, value: Any, storage: StorageMap) -> bool:
-    """Whether one tensor attribute can stand for the value in every call."""
+    """Whether one tensor attribute can replace the value in every call."""
     return (
         isinstance(value, FakeTensor)
         and not storage.escapes(node)

@@ -1,7 +1,7 @@
-"""Side effects of a node, and whose storage its result may share.
+"""Side effects of a node, and the operands whose storage its result may share.
 
-Errs on the careful side: a callable that is not known is taken to write all its
-operands, to draw random numbers and to change the state in which others run.
+Conservative: an unknown callable is assumed to write to all its operands, to draw random numbers
+    and to change the state in which other nodes run.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Effects:
 
     @property
     def pure(self) -> bool:
-        """It computes its result, the same each time, and does nothing else."""
+        """Whether it is deterministic and has no side effects."""
         return not (self.keep or self.random or self.state or self.writes)
 
 
 _FRESH = Effects()
 _KEPT = Effects(keep=True, mergeable=False)
 
-# Higher-order operators that do what their bodies do and no more.
+# Higher-order operators whose effects are those of their bodies.
 _STRUCTURED = known.words(
     "cond while_loop scan associative_scan map map_impl wrap tag_activation_checkpoint "
     "wrap_with_autocast wrap_with_set_grad_enabled autograd_function_apply flex_attention "
@@ -63,12 +63,12 @@ _TENSOR_PROPERTIES = known.words(
     "float double half bfloat16 int long short char byte bool cfloat cpu cuda type"
 )
 
-# Methods whose names are operators' too, but that act on autograd or on streams.
+# Methods with names of operators that act on autograd or on streams.
 _EFFECTFUL_METHODS = known.words("backward register_hook retain_grad record_stream share_memory_")
 
 
 def effects_of(node: Node) -> Effects:
-    """Says what a node does; its graph must be owned by its GraphModule."""
+    """The effects of a node; its graph must be owned by its GraphModule."""
     if node.op == "get_attr":
         return _FRESH
     if node.op == "call_function":
@@ -97,7 +97,7 @@ def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
 
 
 def draws_random(node: Node, name: str, *, functional: bool = False) -> bool:
-    """Whether the randomness of operator `name` is switched on by the node's arguments."""
+    """Whether the node's arguments enable the randomness of operator `name`."""
     switches = known.FUNCTIONAL_RANDOM_SWITCHES if functional else known.RANDOM_SWITCHES
     return not any(
         _is_literal(argument(node, index, keyword, default), off)
@@ -202,7 +202,7 @@ def _inplace_flag(node: Node, name: str) -> bool:
 
 
 def _statistics(node: Node, name: str, *, functional: bool) -> list[Node]:
-    """Running statistics that a normalization updates without saying so in its schema."""
+    """Running statistics that a normalization updates although its schema does not say so."""
     if functional and name in known.FUNCTIONAL_NORMALIZATIONS:
         index, keyword, default = known.FUNCTIONAL_NORMALIZATIONS[name]
         places = ((1, "running_mean"), (2, "running_var"))

@@ -1,16 +1,13 @@
-"""Runs a graph on fake tensors: shapes, dtypes and devices without a kernel and without code.
+"""Runs a graph on fake tensors: shapes, dtypes and devices without kernels or generated code.
 
-Nodes are called one by one, so a module is never called and no source is
-generated. What cannot be computed falls back to what the capture knew.
+Nodes are called one by one, so the module is never called and no source is generated. Values that
+cannot be computed fall back to what the capture recorded.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +17,6 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
-from lazyfx.shared.forward_levels import forward_level_left
 from lazyfx.shared.wire.values.descriptions import describe, fake_tensor, materialize
 from lazyfx.shared.wire.values.tensors import stand_in_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
@@ -34,12 +30,12 @@ T = TypeVar("T")
 
 
 class Unknown:
-    """The value of a node of which nothing is known."""
+    """The value of a node about which nothing is known."""
 
 
 UNKNOWN = Unknown()
 
-# Higher-order operators that call one body with the operands behind it:
+# Higher-order operators that call one body with the operands that follow it:
 # name -> how many arguments lie between the body and its operands.
 _WRAPPERS = {
     "wrap": 0,
@@ -51,38 +47,13 @@ _WRAPPERS = {
 }
 
 
-@functools.lru_cache(maxsize=1)
-def _guard_devices() -> None:
-    """Let a thread that stays have the first fake mode of this process.
-
-    It sets up how devices are guarded. Where torch 2.11 is built for CUDA and finds no device, that
-    ends with the thread, and the next fake mode crashes.
-    """
-    with FakeTensorMode():
-        pass
-
-
-def in_fresh_thread(work: Callable[[], T]) -> T:
-    """Runs `work` where grad mode, autocast and vmap levels are untouched and stay so.
-
-    Graphs switch them; the switches live in the thread and end with it. The lazy job of the
-    caller goes along: modules that torch builds on the way are lazy and counted too.
-    """
-    _guard_devices()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-fake")
-    with forward_level_left(), pool:
-        return pool.submit(copy_context().run, work).result()
-
-
 class FakeRun:
     """One walk over a module with fake tensors.
 
     Args:
-        module: Its graph is walked. Never called, never changed.
-        mode: Where the fake tensors live; by default that of the graph's metadata,
-            else a new one.
-        enter_bodies: Compute the bodies of higher-order operators also where their results
-            are known.
+        module: Its graph is walked. It is neither called nor changed.
+        mode: The mode of the fake tensors; by default that of the graph's metadata, else a new one.
+        enter_bodies: Compute the bodies of higher-order operators even if their results are known.
     """
 
     def __init__(
@@ -99,7 +70,7 @@ class FakeRun:
         self._attributes: dict[str, Any] = {}
 
     def known(self, node: Node) -> Any:
-        """What the capture or an earlier pass says of a node's value, else UNKNOWN."""
+        """A node's value as recorded by the capture or an earlier pass, else UNKNOWN."""
         with unset_fake_temporarily():
             value = materialize(node, self.mode)
             if value is None:
@@ -107,13 +78,13 @@ class FakeRun:
             return UNKNOWN if value is None else self._adopt(value)
 
     def is_known(self, node: Node) -> bool:
-        """Whether the capture or an earlier pass says anything of a node's value."""
+        """Whether the capture or an earlier pass recorded a node's value."""
         if "val" in node.meta:
             return node.meta["val"] is not None
         return describe(node) is not None or node.meta.get("example_value") is not None
 
     def recall(self, node: Node) -> None:
-        """Takes a node's value as it is known, unless it was computed."""
+        """Use a node's recorded value, unless it was computed."""
         if node in self._values:
             return
         if node.op == "get_attr":
@@ -122,12 +93,12 @@ class FakeRun:
             self._values[node] = self.known(node)
 
     def attribute_value(self, node: Node) -> object:
-        """What a get_attr node reads."""
+        """The value that a get_attr node reads."""
         return attribute_at(self.module, str(node.target))
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Computes fake inside the block: real kernels are refused, not run."""
+        """Within the block, compute on fake tensors; real kernels are refused."""
         kept = self.mode.allow_fallback_kernels, self.mode.allow_non_fake_inputs
         self.mode.allow_fallback_kernels, self.mode.allow_non_fake_inputs = False, True
         try:
@@ -248,8 +219,8 @@ class FakeRun:
     def _fake(self, path: str, tensor: torch.Tensor, device: torch.device | None) -> Any:
         """A fake tensor for an attribute.
 
-        Values that were sent along live on the CPU whatever device the graph
-        names, so a module's tensors go where its operand is.
+        Values sent by the caller are on the CPU regardless of the graph's devices, so a module's
+        tensors are put on the device of its operand.
         """
         if path in self._attributes:
             return self._attributes[path]
@@ -267,7 +238,7 @@ class FakeRun:
         return fake
 
     def _adopt(self, value: Any) -> Any:
-        """The value with its tensors in this run's mode; UNKNOWN where that cannot be."""
+        """The value with its tensors in this run's mode; UNKNOWN if that is impossible."""
         adopted = tree_map(self._adopt_leaf, value)
         return UNKNOWN if tree_any(lambda leaf: leaf is UNKNOWN, adopted) else adopted
 
@@ -286,7 +257,7 @@ class FakeRun:
         return self.mode.from_tensor(value, static_shapes=True)
 
     def _made_symbols(self) -> bool:
-        """Whether the last call made symbols for sizes that only the data tells; forgets them."""
+        """Whether the last call created symbols for data-dependent sizes; clears them."""
         env = self.mode.shape_env
         if env is None or not env.pending_fresh_unbacked_symbols:
             return False
@@ -320,10 +291,10 @@ def _facts(leaf: Any) -> tuple[Any, ...]:
 
 
 def _number(value: Any) -> Any:
-    """A number for comparing: symbolic ones by their expression, so that no guard is made."""
+    """A number for comparison: symbolic ones by their expression, which creates no guard."""
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         expr = value.node.expr
-        # A pair as below: sympy raises when it compares an expression with one.
+        # A pair, as below: sympy raises when it compares an expression with a number.
         return (int, int(expr)) if expr.is_Integer else (type(value), expr)
     return (type(value), value)
 

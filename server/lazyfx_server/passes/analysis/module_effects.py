@@ -37,11 +37,11 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def module_effects(
     module: nn.Module, graph_has_effects: Callable[[GraphModule], bool]
 ) -> ModuleEffects | None:
-    """The effects of a module and all that it holds; None when it is not one of torch's own.
+    """The effects of a module and its submodules; None if it is not one of torch's own.
 
     Args:
-        module: What a call_module node calls.
-        graph_has_effects: Says of a GraphModule inside whether it has effects.
+        module: The module that a call_module node calls.
+        graph_has_effects: Returns whether a nested GraphModule has effects.
     """
     keep = random = writes_input = may_return_input = False
     nested = {

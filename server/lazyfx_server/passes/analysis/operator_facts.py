@@ -1,7 +1,6 @@
-"""What torch's own tables say about a callable: random, in place, sharing storage.
+"""What torch's own tables say about a callable: random, in-place, aliasing.
 
-Facts come from the operators' schemas and tags; the lists here name only what
-the schemas do not say.
+Facts come from operator schemas and tags; the lists here contain only what the schemas do not say.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from lazyfx.shared.wire.targets.operator_schemas import facts
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text: a long list of names that stays readable."""
+    """The words of a string: a readable way to write a long list of names."""
     return frozenset(text.split())
 
 
-# Operators with no alias in their schema that may hand back an operand, or a
-# view of one, all the same.
+# Operators that may return an operand, or a view of one, although their schema has no alias.
 MAY_RETURN_OPERAND = words(
     "dropout feature_dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d "
     "native_dropout type_as meshgrid broadcast_tensors atleast_1d atleast_2d atleast_3d einsum "
@@ -57,7 +55,7 @@ FUNCTIONAL_NORMALIZATIONS: dict[str, tuple[int, str, bool]] = {
     "instance_norm": (5, "use_input_stats", True),
 }
 
-# Where an operator's randomness is switched off by an argument:
+# Operators whose randomness an argument can switch off:
 # name -> ((index, name, default, value that switches it off), ...).
 Switch = tuple[int, str, Any, Any]
 _TORCH_DROPOUT: tuple[Switch, ...] = ((1, "p", 0.5, 0), (2, "train", True, False))
@@ -107,22 +105,22 @@ INPLACE_INDEX = {
     "feature_alpha_dropout": 3,
 }  # fmt: skip
 
-# Operators of these namespaces speak to other processes or to the profiler.
+# Operators of these namespaces communicate with other processes or with the profiler.
 EFFECTFUL_NAMESPACES = words(
     "_c10d_functional _c10d_functional_autograd c10d c10d_functional _dtensor symm_mem profiler "
     "rngprims inductor fsdp"
 )
 
-# Operators with one of these in their name check something; their schemas do not say so.
+# Operators with one of these in their name are assertions, although their schemas do not say so.
 ASSERTING = ("assert", "constrain_range")
 
-# Memory as it was found: two calls differ, and neither is a constant.
+# Uninitialized memory: two calls differ, and neither is a constant.
 UNINITIALIZED = words(
     "empty empty_like empty_strided empty_permuted empty_quantized new new_empty new_empty_strided "
     "_empty_affine_quantized resize resize_as"
 )
 
-# Builtins and helpers that sit among the operators and are none.
+# Builtins and helpers in the operators' namespaces that are not operators.
 _NOT_OPERATORS = words(
     "from_file seed manual_seed initial_seed save has_torch_function boolean_dispatch "
     "assert_int_or_pair init_num_threads set_num_threads"
@@ -175,7 +173,7 @@ _PURE_SYMBOLIC = frozenset(
 )
 PURE_PYTHON = _PURE_OPERATORS | _PURE_BUILTINS | _PURE_MATH | _PURE_SYMBOLIC
 
-# Of the pure Python callables, those whose result may hold an operand.
+# The pure Python callables whose result may contain an operand.
 PYTHON_MAY_RETURN_OPERAND = frozenset(
     (operator.getitem, operator.concat, operator.pos, operator.add, operator.mul)
 ) | frozenset(
@@ -188,7 +186,7 @@ PYTHON_CONTAINER_ONLY = frozenset((operator.add, operator.mul, operator.concat))
 
 @dataclass(frozen=True, slots=True)
 class OperatorFacts:
-    """What the overloads of an aten operator say, taken together."""
+    """The combined facts of the overloads of an aten operator."""
 
     exists: bool
     random: bool
@@ -198,14 +196,14 @@ class OperatorFacts:
 
 @cache
 def aten_facts(name: str) -> OperatorFacts:
-    """The facts of `torch.ops.aten.<name>`; `exists` is False where there is none."""
+    """The facts of `torch.ops.aten.<name>`; `exists` is False if there is no such operator."""
     packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
     if not isinstance(packet, OpOverloadPacket):
         return OperatorFacts(exists=False, random=False, mutates=False, may_alias=False)
     names: list[str] = packet.overloads()
     # Not by torch.Tag.out, which torch 2.11 does not have.
     overloads = [op for op in (getattr(packet, o) for o in names) if not _has_out(op)]
-    # Some packets (aten.einsum) list TorchScript overloads without a kernel: no tags, no harm.
+    # Some packets (aten.einsum) list TorchScript overloads without a kernel; they have no tags.
     return OperatorFacts(
         exists=True,
         random=any(is_tagged_random(op) for op in overloads),
@@ -224,7 +222,7 @@ def returns_alias(op: OpOverload[..., Any]) -> bool:
     if any(result.alias_info is not None for result in op._schema.returns):  # noqa: SLF001 - schema
         return True
     maybe = getattr(torch.Tag, "maybe_aliasing_or_mutating", None)
-    # Normalizations are tagged for the statistics that they write; their results are fresh.
+    # Normalizations are tagged because of the statistics that they write; their results are fresh.
     tagged = maybe in op.tags and base_name(op) not in NORMALIZATIONS
     return tagged or base_name(op) in MAY_RETURN_OPERAND
 
@@ -236,11 +234,11 @@ def base_name(op: OpOverload[..., Any]) -> str:
 
 @cache
 def torch_functions() -> dict[Callable[..., Any], tuple[str, bool]]:
-    """Torch's operator-like Python callables: callable -> (name, is it torch.nn.functional's).
+    """Torch's operator-like Python callables: callable -> (name, whether from torch.nn.functional).
 
-    Builtins that torch generates from its operators, the few of torch.functional,
-    and what torch.nn.functional publishes; so torch.save, torch.seed and the like
-    are not in it, and count as unknown.
+    Builtins that torch generates from its operators, the functions of torch.functional, and the
+    public ones of torch.nn.functional. torch.save, torch.seed and the like are not included, and
+    count as unknown.
     """
     table: dict[Callable[..., Any], tuple[str, bool]] = {}
     for space, prefix in (

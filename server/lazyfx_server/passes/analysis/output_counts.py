@@ -1,7 +1,7 @@
-"""How many values a call would make, known before it makes them.
+"""Computes how many values a call would create, before it runs.
 
-`unbind` of a tensor with 10^8 rows makes as many tensors, inside of one call into torch that
-nothing interrupts, whether the tensors are real or fake.
+`unbind` of a tensor with 10^8 rows creates as many tensors, real or fake, in one call into torch
+that nothing can interrupt.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from typing import Any, Final
 import torch
 from torch.fx import Interpreter
 
+from lazyfx_server.passes.analysis.large_numbers import check_numbers
 from lazyfx_server.passes.analysis.packed import check_not_packed
 from lazyfx_server.passes.analysis.walk import target_name
 from lazyfx_server.passes.errors import PassError
+from lazyfx_server.settings.limits import DEFAULT_GRAPH_LIMITS
+from lazyfx_server.settings.part import Bound
 
-MAX_OUTPUTS: ContextVar[int] = ContextVar("lazyfx_max_outputs", default=10_000)
-"""Most values that one call may make in the job that runs."""
+_MAX_OUTPUTS = DEFAULT_GRAPH_LIMITS.bound("max_outputs")
+MAX_OUTPUTS: ContextVar[Bound] = ContextVar("lazyfx_max_outputs", default=_MAX_OUTPUTS)
+"""Maximum values that one call may create in the current job."""
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 
-# Callables of Python's that read a tensor row by row when it is their first, or only, argument.
+# Python callables that iterate over the rows of a tensor as their first or only argument.
 _ITERATING: Final = frozenset(
     [
         "list",
@@ -45,11 +49,11 @@ _PYTHONS_OWN: Final = frozenset({"builtins", "_operator", "operator", "math"})
 
 
 def check_outputs(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse a call that would make more values than a node may have.
+    """Refuse a call that would create more values than a node may have.
 
     Args:
         target: A callable, or the name of a method whose object is `args[0]`.
-        args: What it would be called with.
+        args: Its positional arguments.
         kwargs: As `args`.
 
     Raises:
@@ -57,16 +61,15 @@ def check_outputs(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]
     """
     count = outputs_of(target, args, kwargs)
     most = MAX_OUTPUTS.get()
-    if count > most:
+    if count > most.most:
         raise PassError(
-            f"{target_name(target)} would have {count} outputs; at most {most} are allowed "
-            "(setting max_outputs)",
+            f"{target_name(target)} would have {count} outputs; {most.allowed}",
             kind="limit",
         )
 
 
 def outputs_of(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """How many values a call would make; 0 where that is not known to be many.
+    """How many values a call would create; 0 if it is not known to be many.
 
     Args:
         target: As for `check_outputs`.
@@ -75,7 +78,7 @@ def outputs_of(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     """
     name = target_name(target)
     iterates = name in _ITERATING or (name in _ITERATING_ALONE and len(args) == 1)
-    # torch's own functions of these names (sum, all, max) make one tensor.
+    # torch's own functions of these names (sum, all, max) return one tensor.
     if iterates and getattr(target, "__module__", None) in _PYTHONS_OWN:
         return _length(args[0]) if args else 0
     count = COUNTED.get(name)
@@ -97,7 +100,7 @@ def _length(value: object) -> int:
 
 
 def _number(size: object) -> int:
-    """A size as a number; of a symbolic one what torch would take it for, or 0."""
+    """A size as a number; for a symbolic one, its hint in torch, or 0."""
     if isinstance(size, torch.SymInt):
         hint = size.node.hint if size.node.has_hint() else None
         return int(hint) if isinstance(hint, int) else 0
@@ -140,8 +143,8 @@ def _sections(call: Call) -> int:
     if isinstance(given, list | tuple):
         return len(given) + 1
     if isinstance(given, torch.Tensor):
-        # Read by torch as a list of places, of which there are as many as it has elements.
-        return _number(given.numel()) + 1 if given.dim() else MAX_OUTPUTS.get()
+        # torch reads it as a list of split points, one per element.
+        return _number(given.numel()) + 1 if given.dim() else MAX_OUTPUTS.get().most
     return _number(given)
 
 
@@ -166,19 +169,21 @@ COUNTED: Final[Mapping[str, Callable[[torch.Tensor, Call], int]]] = {
     "vsplit": _tensor_split,
     "dsplit": _tensor_split,
 }
-"""Operators, functions and methods whose outputs their arguments count, and how."""
+"""Operators, functions and methods whose arguments determine the number of outputs, and how."""
 
 
 class BoundedInterpreter(Interpreter):
-    """An interpreter that makes no call with more outputs than a node may have, nor a wild one."""
+    """An interpreter that refuses calls with too many outputs or too large numbers."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """See torch.fx.Interpreter."""
+        check_numbers(target, (*args, *kwargs.values()))
         check_not_packed(target, args, kwargs)
         check_outputs(target, args, kwargs)
         return super().call_function(target, args, kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
         """See torch.fx.Interpreter."""
+        check_numbers(target, (*args, *kwargs.values()))
         check_outputs(target, args, kwargs)
         return super().call_method(target, args, kwargs)

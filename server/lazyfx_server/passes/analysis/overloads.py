@@ -1,4 +1,4 @@
-"""What the schema of one operator says, read once."""
+"""The facts in the schema of one operator, cached."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lazyfx_server.passes.analysis import operator_facts as known
 
 @dataclass(frozen=True, slots=True)
 class OverloadFacts:
-    """The facts of an operator that do not depend on how it is called.
+    """The facts of an operator that do not depend on its arguments.
 
     Attributes:
         name: Its name without namespace and overload.
         written: (index, name) of the parameters that it writes.
         shared: (index, name) of the parameters whose storage a result shares.
-        hidden_alias: A result may share any operand's storage, though the schema is silent.
-        random: It draws random numbers, unless its arguments switch that off.
+        hidden_alias: A result may share any operand's storage, although the schema does not say so.
+        random: It draws random numbers, unless its arguments disable that.
         effectful: It has side effects other than writes to operands.
-        repeatable: Called twice alike it gives results alike.
+        repeatable: Equal calls have equal results.
     """
 
     name: str
@@ -65,5 +65,5 @@ def overload_facts(op: OpOverload[..., Any]) -> OverloadFacts:
 
 
 def _torch_calls_impure(op: OpOverload[..., Any]) -> bool:
-    """Whether the operator is registered with torch as one with effects."""
+    """Whether the operator is registered with torch as effectful."""
     return Graph().create_node("call_function", op).is_impure(impure_random=False)

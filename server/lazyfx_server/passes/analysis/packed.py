@@ -1,7 +1,7 @@
-"""Recurrent layers over packed batches, which are not computed here, real or fake.
+"""Refuses recurrent layers over packed batches, on real and on fake tensors.
 
-Such a batch brings the sizes of its steps as values of a tensor, which torch reads without a look
-at how many there are: of none it reads the first, and the process ends.
+Such a batch has the batch sizes of its steps as values of a tensor. torch reads the first one
+without checking that there is one, and crashes the process if there is none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from lazyfx_server.passes.analysis.walk import target_name
 
-# Place of the argument that is a list without a packed batch, and a tensor with one:
+# Position of the argument that is a tensor for a packed batch, and otherwise a list:
 # (input, hx, params, ...) and (data, batch_sizes, hx, params, ...).
 _PLACES: Final = {
     **dict.fromkeys(("gru", "rnn_relu", "rnn_tanh", "quantized_gru"), 2),
@@ -34,11 +34,13 @@ def check_not_packed(target: object, args: Sequence[Any], kwargs: Mapping[str, A
         kwargs: As `args`.
 
     Raises:
-        PackedBatchError: It is one.
+        PackedBatchError: The call is refused.
     """
     place = _PLACES.get(target_name(target))
     if place is None:
         return
     packed = len(args) > place and isinstance(args[place], torch.Tensor)
     if packed or "batch_sizes" in kwargs or "data" in kwargs:
-        raise PackedBatchError("recurrent layers over packed batches are not computed here")
+        raise PackedBatchError(
+            "recurrent layers over packed batches cannot be evaluated on the server"
+        )

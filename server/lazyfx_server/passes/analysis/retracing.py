@@ -1,4 +1,4 @@
-"""A graph traced again through torch's dispatcher, on fake tensors, back into its own module."""
+"""Traces a graph again through torch's dispatcher, on fake tensors, back into its module."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lazyfx_server.passes.analysis.walk import attribute_at, unused_name
 
 
 class CannotRetrace(Exception):  # noqa: N818 - a reason, said in the report
-    """Why a graph stays as it is."""
+    """The graph cannot be retraced; the message says why."""
 
 
 @dataclass(frozen=True)
 class Retraced:
-    """A graph traced again.
+    """A retraced graph.
 
     Attributes:
-        traced: What was traced: the inputs, then the attributes, in order.
+        traced: The new graph; its placeholders are the inputs, then the attributes.
         attributes: Paths of the attributes.
     """
 
@@ -37,7 +37,7 @@ class Retraced:
     attributes: tuple[str, ...]
 
     def put_into(self, module: GraphModule) -> None:
-        """Replaces the calls of a module's graph by those traced; inputs and outputs stay."""
+        """Replaces the calls of a module's graph by the traced ones, keeping inputs and outputs."""
         graph, old = Graph(owning_module=module), module.graph
         made: dict[Node, Any] = {}
         inputs = [node for node in self.traced.graph.nodes if node.op == "placeholder"]
@@ -81,15 +81,15 @@ def retrace(
     *,
     functional: bool,
 ) -> Retraced:
-    """Traces a module's graph again.
+    """Retraces a module's graph.
 
     Args:
         module: Neither called nor changed.
-        table: Operators to take apart, and how.
-        functional: Take writes out.
+        table: The decomposition table.
+        functional: Functionalize: remove writes.
 
     Raises:
-        CannotRetrace: The graph holds something that would not come out as it was.
+        CannotRetrace: The graph contains something that retracing would not preserve.
     """
     known = KnownValues(module)
     _check(module, known)
@@ -123,10 +123,10 @@ def retrace(
 
 
 def _laid_out(operator: OpOverload[..., Any]) -> Callable[..., Any]:
-    """A rule that has an operator read its first operand in an order of memory that it keeps.
+    """A decomposition that gives an operator's first operand a memory format that it preserves.
 
-    Fake tensors say that a batch normalization keeps any order. It keeps the plain one, and
-    channels last; a view that was possible behind another one need not be.
+    According to fake tensors, batch normalization preserves any memory format. In fact it preserves
+    contiguous and channels-last only, so a view that is valid after another format may not be.
     """
 
     def rule(x: torch.Tensor, *others: Any) -> Any:
@@ -156,7 +156,7 @@ _LAID_OUT = {
 
 
 class _Lifted(BoundedInterpreter):
-    """Runs a graph whose attributes are arguments."""
+    """Runs a graph with its attributes as arguments."""
 
     def __init__(self, module: GraphModule, attributes: Mapping[str, Any]) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -185,7 +185,7 @@ def _check(module: GraphModule, known: KnownValues) -> None:
             raise CannotRetrace(f"{node.name} changes global state")
         if node.op.startswith("call_") and effects_of(node).random and node.all_input_nodes:
             drawn_for = known.tensor(node.all_input_nodes[0])
-            # Dropout is traced as a draw over new memory, whose order is the plain one.
+            # Dropout is traced as a draw over new memory, which is contiguous.
             if drawn_for is None or not drawn_for.is_contiguous():
                 raise CannotRetrace(
                     f"{node.name} draws random numbers in an order that tracing would change"
@@ -193,7 +193,7 @@ def _check(module: GraphModule, known: KnownValues) -> None:
 
 
 def _attributes(module: GraphModule) -> list[str]:
-    """Paths of the tensors that the graph reads, each once; those of called modules too."""
+    """Paths of the tensors that the graph reads, including those of called modules, each once."""
     paths: dict[str, None] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
@@ -246,7 +246,7 @@ def _check_constants(traced: GraphModule) -> None:
 def _check_differentiable(
     traced: GraphModule, mode: FakeTensorMode, values: list[torch.Tensor | None]
 ) -> None:
-    """Refuses a graph whose operators lost their derivatives."""
+    """Refuse a graph whose operators lost their derivatives."""
     fakes = [_fake(mode, value) for value in values]
     with mode, torch.enable_grad(), without_real_constants():
         leaves = []
@@ -255,7 +255,7 @@ def _check_differentiable(
                 fake.requires_grad_(True)
                 leaves.append(fake)
         try:
-            # Copies, because what requires gradients and is written may be no leaf.
+            # Copies, because a tensor that requires grad and is written to must not be a leaf.
             copies = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, fakes)
             results = tree_leaves(Interpreter(traced).run(*copies))
             wanted = [t for t in results if isinstance(t, torch.Tensor) and t.requires_grad]

@@ -1,4 +1,4 @@
-"""Which values of a graph may share storage, and which storage is written when."""
+"""Which values of a graph may share storage, and when storage is written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lazyfx_server.passes.analysis.effects import Effects, effects_of
 
 
 class StorageMap:
-    """The storage of a graph's values, by classes that may overlap.
+    """The storage of a graph's values, as classes that may overlap.
 
-    Inputs count as one class: a caller may pass one tensor twice. Positions are
-    those of the nodes when the map was made; removing nodes does not disturb it.
+    Inputs are one class: a caller may pass the same tensor twice. Positions are those of the nodes
+        when the map was created; removing nodes does not invalidate it.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -51,7 +51,7 @@ class StorageMap:
         """Whether the storage of `node` is written at a position in [start, end).
 
         Args:
-            node: Whose storage.
+            node: The node.
             start: The first position that counts.
             end: The first position that no longer counts.
             ignoring: Positions whose writes do not count.
@@ -67,7 +67,7 @@ class StorageMap:
         return bool(self._writes.get(self._root(node)))
 
     def escapes(self, node: Node) -> bool:
-        """Whether the caller of the graph may be handed the storage of `node`."""
+        """Whether the graph may return the storage of `node` to its caller."""
         return node in self._escaping
 
     def _find_escaping(self, graph: Graph) -> set[Node]:

@@ -1,4 +1,4 @@
-"""Walks over a module that several passes share."""
+"""Helpers to walk over a module, shared by passes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def unused_name(module: torch.nn.Module, stem: str) -> str:
 
 
 def target_name(target: object) -> str:
-    """Name of what is called, without namespace and overload: "split" of `aten::split.Tensor`."""
+    """Name of a call target, without namespace and overload: "split" for `aten::split.Tensor`."""
     if (found := operator_of(target)) is not None:
         return found.name
     return target if isinstance(target, str) else str(getattr(target, "__name__", ""))

@@ -1,4 +1,4 @@
-"""The passes that come with the server, a family a file."""
+"""The built-in passes, one family per file."""
 
 from lazyfx_server.passes.base import Pass
 from lazyfx_server.passes.builtin.fusing.batch_fusion import BatchFusion

@@ -1,1 +1,1 @@
-"""Groups of nodes that passes look for."""
+"""Groups of nodes that passes search for."""

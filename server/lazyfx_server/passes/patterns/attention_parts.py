@@ -1,4 +1,4 @@
-"""The parts of an attention in a graph, and how values are handed on between them."""
+"""The parts of an attention in a graph, and the views between them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _METADATA_CHECK = "_assert_tensor_metadata"
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """What is added to the scores, or a condition that puts a number in their place.
+    """An additive mask of the scores, or a boolean mask that replaces them by a number.
 
     Attributes:
-        node: The summand, or the condition.
+        node: The additive or boolean mask.
         shape: Sizes of the scores where it is applied.
-        fill: The number that hidden scores become; None for a summand.
-        hides: Whether the condition hides where it is true, not where it is false.
+        fill: The number that replaces masked scores; None for an additive mask.
+        hides: Whether a boolean mask hides where it is true, not where it is false.
     """
 
     node: Node
@@ -40,14 +40,15 @@ class Attention:
     """The parts of one attention.
 
     Attributes:
-        query: Left operand of the product that makes the scores.
-        key: Its right operand, transposed already.
+        query: Left operand of the product that computes the scores.
+        key: Its right operand, already transposed.
         value: Right operand of the last product.
-        scale: Number that the scores are multiplied by.
-        factors: (operator, tensor of no dimensions): what else they are multiplied or divided by.
+        scale: The number by which the scores are multiplied.
+        factors: (operator, zero-dimensional tensor) pairs by which they are also multiplied or
+            divided.
         masks: In the order in which they are applied.
         shape: Sizes of the scores in the softmax.
-        inner: Nodes that only serve to compute it.
+        inner: Its intermediate nodes.
     """
 
     query: Node
@@ -60,19 +61,19 @@ class Attention:
     inner: tuple[Node, ...] = ()
 
     def inner_holds(self, nodes: Sequence[Node]) -> bool:
-        """Whether nodes serve nothing else."""
+        """Whether nodes have no other users."""
         return all(node in self.inner for node in nodes)
 
     @property
     def operands(self) -> Iterator[Node]:
-        """What is read from outside."""
+        """The operands from outside."""
         yield from (self.query, self.key, self.value)
         yield from (node for _, node in self.factors)
         yield from (mask.node for mask in self.masks)
 
 
 def view_source(node: object, known: KnownValues) -> Node | None:
-    """What a view or copy was made of, if rows and columns are the same and in the same order."""
+    """The source of a view or copy that keeps rows and columns in order."""
     if not isinstance(node, Node) or operator_name(node) not in _VIEWS:
         return None
     source = first_operand(node)
@@ -84,7 +85,7 @@ def view_source(node: object, known: KnownValues) -> Node | None:
 
 
 def transposed(node: Node, known: KnownValues) -> Node | None:
-    """What a node is the transpose of, in its last two dimensions."""
+    """The source of a transpose of the last two dimensions."""
     if operator_name(node) not in {"transpose", "permute", "swapaxes"}:
         return None
     source = first_operand(node)
@@ -102,10 +103,10 @@ def transposed(node: Node, known: KnownValues) -> Node | None:
 
 
 def checks(node: Node) -> list[Node]:
-    """The assertions about a node's metadata that captures write."""
+    """The metadata assertions that captures add to a node."""
     return [user for user in node.users if operator_name(user) == _METADATA_CHECK]
 
 
 def readers(node: Node) -> list[Node]:
-    """What reads a node's value."""
+    """The users of a node, except metadata assertions."""
     return [user for user in node.users if operator_name(user) != _METADATA_CHECK]

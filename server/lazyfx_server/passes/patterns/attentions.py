@@ -1,4 +1,4 @@
-"""Attention in a graph, however it is written: products, scale, masks and a softmax."""
+"""Finds attention in a graph, in any form: products, scale, masks and a softmax."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lazyfx_server.passes.patterns.attention_parts import Attention, Mask, reade
 _PRODUCTS = words("matmul bmm")
 _SOFTMAXES = words("softmax _softmax _safe_softmax special_softmax")
 _CASTS = words("to _to_copy type type_as float double half bfloat16")
-# What writes over the scores computes what the call without the underscore does.
+# In-place calls on the scores compute the same as calls without the underscore.
 _IN_PLACE = {operator.iadd: "add", operator.imul: "mul", operator.itruediv: "div"}
-# Calls between the softmax and the product of query and key, and on either side of them.
+# Bound on calls between the softmax and the product of query and key, and on either side of them.
 _LONGEST_WAY = 24
 
 
@@ -45,14 +45,14 @@ def attention_at(node: Node, known: KnownValues, storage: StorageMap) -> Attenti
 
 
 class _Reader:
-    """Goes up from the softmax, over what belongs to the attention and nothing else."""
+    """Walks up from the softmax, over nodes that belong to the attention only."""
 
     def __init__(self, known: KnownValues, storage: StorageMap) -> None:
         self._known = known
         self._storage = storage
 
     def up(self, node: object) -> tuple[Node | None, tuple[Node, ...]]:
-        """The first node that computes something, and those on the way that do not."""
+        """The first node that computes something, and the views on the way to it."""
         way: list[Node] = []
         while len(way) < _LONGEST_WAY:
             source = view_source(node, self._known) or self._cast(node) or self._dropout(node)
@@ -91,7 +91,7 @@ class _Reader:
         return None
 
     def _product_and_sum(self, node: Node, value: Node) -> Attention | None:
-        """`baddbmm`: a summand and a product in one."""
+        """`baddbmm`: an addition and a product in one."""
         summand = first_operand(node)
         query, key = argument(node, 1, "batch1"), argument(node, 2, "batch2")
         beta, alpha = _number(node.kwargs.get("beta", 1)), _number(node.kwargs.get("alpha", 1))
@@ -144,7 +144,8 @@ class _Reader:
         shape, mask, number = self._shape(node), self._known.tensor(condition), _number(fill)
         if shape is None or mask is None or number is None or self._shape(scores) != shape:
             return None
-        # A number that takes in whatever is added to it; others are not the same as a summand.
+        # A number that absorbs anything added to it; with other numbers, an additive mask would
+        # differ.
         if mask.dtype != torch.bool or number > _least(self._known.tensor(node)):
             return None
         found = self.scores(scores, value, depth)
@@ -153,7 +154,7 @@ class _Reader:
         return replace(found, masks=(*found.masks, Mask(condition, shape, number, hides)))
 
     def _operand_orders(self, node: Node) -> Sequence[tuple[object, object]]:
-        """The operands of a call of two, as (scores, other); in place scores are the first."""
+        """The operands of a binary call, as (scores, other); in place, the scores come first."""
         if len(node.args) != 2:
             return []
         one, other = node.args
@@ -182,7 +183,7 @@ class _Reader:
 
 
 def _fits(node: Node, found: Attention, known: KnownValues) -> bool:
-    """Whether dtypes and sizes are those of one attention, its batches alike or spread."""
+    """Whether dtypes and sizes match one attention, with equal or expanded batches."""
     tensors = [known.tensor(n) for n in (found.query, found.key, found.value, node)]
     query, key, value, result = (t for t in tensors) if all(t is not None for t in tensors) else (
         None, None, None, None,
@@ -206,7 +207,7 @@ def _fits(node: Node, found: Attention, known: KnownValues) -> bool:
 
 
 def _spreads(given: tuple[int, ...], lead: tuple[int, ...]) -> bool:
-    """Whether batches can be regrouped or spread to those of the scores."""
+    """Whether batches can be regrouped or expanded to those of the scores."""
     if torch.Size(given).numel() == torch.Size(lead).numel():
         return True
     pairs = zip(reversed(given), reversed(lead), strict=False)
@@ -214,7 +215,7 @@ def _spreads(given: tuple[int, ...], lead: tuple[int, ...]) -> bool:
 
 
 def _stands_alone(node: Node, found: Attention, storage: StorageMap) -> bool:
-    """Whether nothing else reads or writes its parts, and no switch is in between."""
+    """Whether nothing else reads or writes its parts, and there is no context switch in between."""
     inner = frozenset(storage.position[part] for part in found.inner)
     start, end = min(inner), storage.position[node]
     for part in found.inner:
@@ -235,14 +236,14 @@ def _stands_alone(node: Node, found: Attention, storage: StorageMap) -> bool:
 
 
 def _name(node: Node) -> str:
-    """What a node computes, whether it writes it over its first operand or not."""
+    """The operator of a node, without the suffix of in-place forms."""
     if node.op == "call_function" and type(node.target).__hash__ and node.target in _IN_PLACE:
         return _IN_PLACE[node.target]
     return operator_name(node).removesuffix("_")
 
 
 def _number(value: object) -> float | None:
-    """A number, or that of which a tensor is full."""
+    """A number, or the fill value of a tensor."""
     if isinstance(value, Node) and operator_name(value) in {"full", "scalar_tensor"}:
         value = value.args[-1] if value.args else None
     return float(value) if isinstance(value, int | float) and type(value) is not bool else None

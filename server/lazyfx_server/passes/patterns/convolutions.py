@@ -1,4 +1,4 @@
-"""Convolutions and batch normalizations in a graph, however they are called."""
+"""Finds convolutions and batch normalizations in a graph, in any form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from lazyfx_server.passes.analysis.called_operators import operator_name
 from lazyfx_server.passes.analysis.effects import argument
 
-# Leaf classes -> the function that computes the same.
+# Leaf classes -> the equivalent function.
 _MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.Conv1d: torch.conv1d,
     nn.Conv2d: torch.conv2d,
@@ -39,8 +39,8 @@ class Convolution:
         node: The call.
         weight: Path of the weight.
         bias: Path of the bias, or None.
-        transposed: It is a transposed convolution.
-        groups: Its groups.
+        transposed: Whether it is a transposed convolution.
+        groups: The number of groups.
         module: The module called, or None for a function.
     """
 
@@ -56,7 +56,7 @@ class Convolution:
         return [path for path in (self.weight, self.bias) if path is not None]
 
     def with_weights(self, weight: Node, bias: Node) -> Node:
-        """Makes the call use other weights; returns the node, a new one for a module call."""
+        """Replaces the weights of the call; returns the node, a new one for a module call."""
         if self.module is not None:
             return self._functional(self.module, weight, bias)
         args, kwargs = list(self.node.args), dict(self.node.kwargs)
@@ -91,11 +91,11 @@ class Convolution:
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """A batch normalization in evaluation whose statistics are attributes.
+    """A batch normalization in evaluation mode whose statistics are attributes.
 
     Attributes:
         node: The call.
-        input: What it normalizes.
+        input: The value it normalizes.
         mean: Path of the running mean.
         variance: Path of the running variance.
         weight: Path of the weight, or None.
@@ -120,7 +120,7 @@ class Normalization:
 
 
 def convolution_of(node: Node, owner: GraphModule) -> Convolution | None:
-    """The convolution that a node calls, if it is one that can be given other weights."""
+    """The convolution that a node calls, if its weights can be replaced."""
     if node.op == "call_module":
         return _convolution_module(node, owner)
     name = _name(node)
@@ -141,7 +141,7 @@ def convolution_of(node: Node, owner: GraphModule) -> Convolution | None:
 
 
 def linear_of(node: Node, owner: GraphModule) -> Convolution | None:
-    """The linear layer that a node calls, if it is one that can be given other weights."""
+    """The linear layer that a node calls, if its weights can be replaced."""
     if node.op == "call_module":
         called: Any = owner.get_submodule(str(node.target))
         one_operand = len(node.args) + len(node.kwargs) == 1
@@ -158,7 +158,7 @@ def linear_of(node: Node, owner: GraphModule) -> Convolution | None:
 
 
 def normalization_of(node: Node, owner: GraphModule) -> Normalization | None:
-    """The batch normalization in evaluation that a node calls, if its statistics are known."""
+    """The batch normalization in evaluation mode that a node calls, if its statistics are known."""
     if node.op == "call_module":
         return _normalization_module(node, owner)
     name = _name(node)
@@ -201,7 +201,7 @@ def normalization_of(node: Node, owner: GraphModule) -> Normalization | None:
 
 
 def has_lifted_statistics(node: Node) -> bool:
-    """Whether a node is a batch normalization in evaluation whose statistics are inputs."""
+    """Whether a node is a batch normalization in evaluation mode whose statistics are inputs."""
     functional = node.target is torch.nn.functional.batch_norm
     if _name(node) not in {"batch_norm", "native_batch_norm"}:
         return False
@@ -248,7 +248,7 @@ def _normalization_module(node: Node, owner: GraphModule) -> Normalization | Non
 
 
 def _name(node: Node) -> str:
-    """The operator's name, however it is spelled, or "" for what calls none by a function."""
+    """The operator's name in any form, or "" if the node calls no function."""
     return operator_name(node) if node.op == "call_function" else ""
 
 

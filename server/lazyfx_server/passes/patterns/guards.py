@@ -1,4 +1,4 @@
-"""Conditions on what the inputs of a pattern are at a place."""
+"""Conditions on the inputs of a pattern at a match."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lazyfx_server.passes.errors import PassError
 
 
 def check_guards(rewrite: Rewrite, field: str) -> None:
-    """Refuses conditions that no place could meet, or that mean nothing.
+    """Refuses conditions that are invalid or cannot be met.
 
     Raises:
         PassError: Names the condition's field.
@@ -34,7 +34,7 @@ def check_guards(rewrite: Rewrite, field: str) -> None:
 
 
 def holds(guards: Sequence[InputGuard], inputs: Sequence[object], known: KnownValues) -> bool:
-    """Whether the inputs at a place are what the conditions ask; unknown ones are not."""
+    """Whether the inputs of a match meet the conditions; unknown inputs do not."""
     return all(_holds(guard, known.tensor(inputs[guard.input])) for guard in guards)
 
 

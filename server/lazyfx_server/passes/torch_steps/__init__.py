@@ -1,1 +1,1 @@
-"""Torch's own graph passes; their private names are in these files alone."""
+"""torch's own graph passes; their private names are used only in these files."""

@@ -1,7 +1,7 @@
-"""Runs a step of torch's over a graph, and takes it back where it did more than it should.
+"""Runs one of torch's steps over a graph, and reverts it if it did more than it should.
 
-Steps of Inductor trust that what they are given is what their compiler makes: functional,
-with the values of all nodes, without gradients of its own. This looks first, and afterwards.
+Inductor's steps assume graphs as their compiler creates them: functional, with values for all
+nodes, and without requires_grad. This is checked before and after each step.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx.shared.wire.targets.allow_table import name_of
 from lazyfx_server.passes.analysis.called_operators import NO_SHAPES, KnownValues, requires_grad
 from lazyfx_server.passes.analysis.effects import effects_of
-from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, in_fresh_thread, same_metadata
+from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, same_metadata
 from lazyfx_server.passes.analysis.walk import graph_modules
 from lazyfx_server.passes.base import PassResult
 
@@ -27,13 +28,13 @@ Apply = Callable[[GraphModule, FakeTensorMode], None]
 
 @dataclass(frozen=True, slots=True)
 class TorchStep:
-    """A change of a graph that torch makes.
+    """A graph transformation of torch.
 
     Attributes:
-        name: For the report.
+        name: Its name in the report.
         apply: Changes the graph of a module whose nodes have their values.
-        may_write: It may make calls that write to their operands; left out where a tensor
-            requires grad, because autograd keeps operands for the backward.
+        may_write: It may create calls that write to their operands; skipped if a tensor requires
+            grad, because autograd saves operands for the backward.
     """
 
     name: str
@@ -42,11 +43,11 @@ class TorchStep:
 
 
 def run_steps(module: GraphModule, steps: Sequence[TorchStep], key: str) -> PassResult:
-    """Runs steps over a module and the GraphModules inside it.
+    """Runs steps over a module and its nested GraphModules.
 
-    A step is taken back, and the note says so, when it raises, makes a call that cannot
-    travel, leaves out or moves something that is more than its result, or changes what is known of
-    an output (dtype, sizes, strides).
+    A step is reverted, with a note, if it raises, creates a call that cannot be serialized, removes
+    or moves something with side effects, or changes the metadata of an output (dtype, sizes,
+    strides).
 
     Args:
         module: Changed in place.
@@ -116,7 +117,7 @@ def _run(
 
 
 def _values(run: FakeRun) -> dict[Node, Any] | None:
-    """The value of each node, or None where one is not known."""
+    """The value of each node, or None if any is unknown."""
     with run.active():
         for node in run.module.graph.nodes:
             if node.op != "output" and run.compute(node) is UNKNOWN:
@@ -136,7 +137,7 @@ def _copy(module: GraphModule, values: dict[Node, Any], key: str) -> Graph:
 
 
 def _try(module: GraphModule, step: TorchStep, mode: FakeTensorMode) -> str:
-    """Applies a step; gives why it failed."""
+    """Applies a step; returns why it failed, if it did."""
     try:
         step.apply(module, mode)
         module.graph.lint()
@@ -170,9 +171,9 @@ def _problem(
 
 
 def _effects(graph: Graph) -> list[str]:
-    """What must stay in its order: draws, assertions, whatever is more than its result.
+    """What must stay in order: draws, assertions and other side effects.
 
-    By name: of two draws of the same kind each must draw what it did.
+    By name: two draws of the same kind must not be swapped.
     """
     kept = (node for node in graph.nodes if node.op.startswith("call_"))
     return [
@@ -183,7 +184,7 @@ def _effects(graph: Graph) -> list[str]:
 
 
 def _fresh_results(graph: Graph) -> list[bool]:
-    """Of each result, whether it has memory of its own."""
+    """For each result, whether it has its own memory."""
     results = tree_leaves(graph.output_node().args[0])
     calls = [isinstance(r, Node) and r.op.startswith("call_") for r in results]
     return [call and not effects_of(r).aliases for call, r in zip(calls, results, strict=True)]
@@ -192,7 +193,7 @@ def _fresh_results(graph: Graph) -> list[bool]:
 def _give_metadata(
     graph: Graph, metadata: dict[str, dict[str, Any]], found: dict[Node, Any]
 ) -> None:
-    """Old nodes keep what was known of them, new ones have their value."""
+    """Old nodes keep their metadata; new ones get their value."""
     for node in graph.nodes:
         if node.op == "output":
             node.meta = dict(metadata.get(node.name, {}))
@@ -203,7 +204,7 @@ def _give_metadata(
 
 
 def _text(graph: Graph) -> list[str]:
-    """A graph by the places of its nodes: steps give nodes new names for nothing."""
+    """A graph as text with positions instead of node names, since steps rename nodes needlessly."""
     place = {node: f"%{number}" for number, node in enumerate(graph.nodes)}
 
     def placed(value: Any) -> Any:

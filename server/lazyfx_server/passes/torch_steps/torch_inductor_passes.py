@@ -1,10 +1,10 @@
-"""The steps of Inductor's graph passes: the private names of torch._inductor, in one place.
+"""The steps of Inductor's graph passes: private names of torch._inductor, in one place.
 
-Inductor runs its steps as three functions over a whole compile. Here each is found by its name
-and applied to one graph. Present from torch 2.11 to 2.13; a test finds every name. What is
-left out lowers to Inductor's own code and not to a graph (mm_plus_mm, b2b_gemm), measures time
-to decide (pad_mm), draws other random numbers (replace_random), drops checks
-(remove_assert_ops), or needs a process group (bucketing, fsdp).
+Inductor runs its steps in three functions of a whole compile. Here each is looked up by name and
+applied to one graph. Present from torch 2.11 to 2.13; a test looks up every name. Omitted are steps
+that lower to Inductor's own code instead of a graph (mm_plus_mm, b2b_gemm), decide by timing
+(pad_mm), draw different random numbers (replace_random), drop checks (remove_assert_ops), or need a
+process group (bucketing, fsdp).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ STEPS: Mapping[Stage, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-# What batches calls of one kind, before autograd (torch functions) and behind it (aten).
+# The batch fusions by kind, before autograd (torch functions) and after it (aten).
 BATCHED: Mapping[str, tuple[str | None, str | None]] = MappingProxyType(
     {
         "linear": ("batch_linear", "batch_linear_post_grad"),
@@ -91,23 +91,23 @@ def run_step(stage: Stage, name: str, module: GraphModule, mode: FakeTensorMode)
     """Applies one step to the graph of a module, in place.
 
     Args:
-        stage: Whose step it is.
+        stage: The stage of the step.
         name: One of `STEPS[stage]`.
         module: Every node has its value in `meta["val"]`, before autograd in
             `meta["example_value"]` too.
-        mode: Where these values live.
+        mode: The mode of these values.
     """
     _within(module, mode, lambda: _steps(stage)[name](module))
 
 
 def batch(module: GraphModule, name: str, mode: FakeTensorMode, at_least: int) -> None:
-    """Makes one call of several of a kind that do not depend on each other, in place.
+    """Fuses independent calls of one kind into one, in place.
 
     Args:
         module: As for `run_step`.
-        name: Of one of torch's fusions, as in BATCHED.
-        mode: Where the values live.
-        at_least: Fewest calls that are worth it.
+        name: The name of one of torch's fusions, as in BATCHED.
+        mode: The mode of the values.
+        at_least: The minimum number of calls to fuse.
     """
     fusion = import_module("torch._inductor.fx_passes.group_batch_fusion")
     before = name in fusion.PRE_GRAD_FUSIONS
@@ -128,7 +128,7 @@ def _within(module: GraphModule, mode: FakeTensorMode, work: Callable[[], object
         stack.enter_context(virtualized.V.set_fake_mode(mode))
         stack.enter_context(torch.no_grad())
         work()
-        # Steps put what they make before the first call that they replace; torch sorts at the end.
+        # Steps insert new nodes before the first call that they replace; torch sorts at the end.
         sort(module.graph)
 
 
@@ -168,9 +168,9 @@ def _joint_graph() -> Mapping[str, Work]:
 
 
 def _fold_uniform_values(passes: Any, module: GraphModule) -> None:
-    """Inductor's own step, but for the graph's tensors: where it runs there, these are inputs.
+    """Inductor's own step, except for the graph's tensor attributes: in Inductor these are inputs.
 
-    It would put the number that a parameter of one element has today in its place.
+    It would replace a one-element parameter by its current value.
     """
     folder = passes.UniformValueConstantFolder
 

@@ -1,7 +1,7 @@
-"""torchao's quantization: its names in one place. An optional extra; asked for before it is used.
+"""torchao's quantization: its names in one place. An optional extra; check `is_installed` first.
 
-Of torchao only the arithmetic is used (`quant_primitives`, the same in 0.9 to 0.18), so that what
-comes out are plain tensors, and graphs that run where torchao is not installed.
+Only torchao's arithmetic is used (`quant_primitives`, the same in 0.9 to 0.18), so the results are
+plain tensors, and graphs that run without torchao.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def is_installed() -> bool:
 
 
 def torchao_version() -> str:
-    """The version of torchao that is installed."""
+    """The installed version of torchao."""
     return version("torchao")
 
 
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Int8WeightOnlyConfig's arithmetic: symmetric, a scale for each row.
+    """The arithmetic of Int8WeightOnlyConfig: symmetric, one scale per row.
 
     Returns:
         int8 of the weight's shape (rows, columns), and scales (rows, 1).
@@ -43,14 +43,14 @@ def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def quantize_int4(
     weight: torch.Tensor, group: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values from 0 to 15 with a scale and a zero point for each group of a row.
+    """Values from 0 to 15 with a scale and a zero point per group of a row.
 
     Args:
         weight: (rows, columns); `group` divides the columns.
         group: Values that share a scale.
 
     Returns:
-        uint8 (rows, columns / 2), two values a byte, the first in the low half; scales and zero
+        uint8 (rows, columns / 2), two values per byte, the first in the low half; scales and zero
         points (rows, columns / group, 1).
     """
     primitives = import_module("torchao.quantization.quant_primitives")

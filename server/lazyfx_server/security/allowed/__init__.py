@@ -1,13 +1,13 @@
-"""The reviewed table of what graphs may call, as data; `python -m` this package diffs it.
+"""The reviewed table of allowed call targets, as data; `python -m` this package diffs it.
 
 `client/lazyfx/shared/wire/targets/allow_table.py` finds callables by rules over torch's own
-registries. What those rules find in a new torch is not taken on trust: the names of a torch that
-has been looked at are committed here, and on that torch the server takes no other. `make targets`
-writes the table again; its diff is what there is to review. `signatures.json` says what those take
-that bring no schema along: functions, methods and higher-order operators.
+registries. What those rules find in a new torch is not trusted: the names of each reviewed torch
+are committed here, and on that torch the server accepts no others. `make targets` regenerates the
+table, for review of its diff. `signatures.json` has the signatures of targets without a schema:
+functions, methods and higher-order operators.
 
-Operators of other libraries are not in the table: they are there because the operator of the
-server installed and imported what registers them.
+Operators of other libraries are not in the table: they exist only because the server's operator
+    installed and imported the library that registers them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.signatures import collecting, read
 
 VARIABLE = "LAZYFX_ALLOWED_BESIDES"
-"""Environment variable in which a fork server is handed the text of further targets."""
+"""Environment variable that passes the file of user targets to a fork server."""
 
 _TARGETS, _SIGNATURES = "targets.json", "signatures.json"
 _NAMED: dict[int, str] = {
@@ -44,9 +44,9 @@ _NAMED: dict[int, str] = {
 
 
 def collect() -> dict[str, list[str]]:
-    """What the rules find in this process's torch."""
+    """Collect the targets that the rules find in this process's torch."""
     importlib.import_module("torch._dynamo")  # registers the higher-order operators
-    importlib.import_module("torch._inductor.inductor_prims")  # and this, prims::fma
+    importlib.import_module("torch._inductor.inductor_prims")  # and this registers prims::fma
     allow_table.register_late()
     operators, packets = set(), set()
     for schema in torch._C._jit_get_all_schemas():  # noqa: SLF001 - torch's registry of operators
@@ -68,7 +68,7 @@ def collect() -> dict[str, list[str]]:
 
 
 def collect_signatures(table: Mapping[str, Iterable[str]]) -> dict[str, dict[str, list[str]]]:
-    """What is found in this process's torch about what the names of a table take."""
+    """Collect the signatures that this process's torch has for the names of a table."""
     return {kind: find(table[kind]) for kind, find in _COLLECTED.items()}
 
 
@@ -89,9 +89,9 @@ def _is_found(kind: int, name: str) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def reviewed() -> dict[str, frozenset[str]] | None:
-    """The committed table, or None when it was made for another torch.
+    """The committed table, or None if it is of another torch release.
 
-    Then the rules alone decide: exact names of torch's registries, without review.
+    In that case the rules alone decide: exact names of torch's registries, without review.
     """
     table = _read(_TARGETS)
     if table.pop("torch") != _release():
@@ -103,15 +103,15 @@ def reviewed() -> dict[str, frozenset[str]] | None:
     return found
 
 
-# What the operator of this server added, if anything: set when a process starts.
+# Targets added by the operator of this server; set when a process starts.
 _user_targets: list[UserTargets] = []
 
 
 def allow_user_targets(user_targets: UserTargets) -> None:
-    """Allow further targets in this process.
+    """Allow additional targets in this process.
 
     Raises:
-        ValueError: A signature cannot be read; names it.
+        ValueError: A signature cannot be parsed; names it.
     """
     for name, text in user_targets.signatures.items():
         try:
@@ -125,7 +125,7 @@ def allow_user_targets(user_targets: UserTargets) -> None:
 
 
 def user_target_names() -> Sequence[str]:
-    """The names that were added, and after them a digest of the whole; empty without."""
+    """The added names, followed by a digest of them all; empty if there are none."""
     if not _user_targets:
         return ()
     digest = hashlib.sha256(_user_targets[0].text.encode()).hexdigest()
@@ -138,7 +138,7 @@ def _read(file: str) -> dict[str, Any]:
 
 
 def signatures(kind: int, name: str) -> Sequence[str]:
-    """What a target takes, as `security.signatures` reads it; several are overloads.
+    """The signatures of a target as text, one per overload.
 
     Raises:
         DecodeError: It has no reviewed signature.
@@ -154,7 +154,7 @@ def signatures(kind: int, name: str) -> Sequence[str]:
 
 @functools.lru_cache(maxsize=1)
 def _signatures() -> dict[str, dict[str, list[str]]]:
-    """The committed signatures, or those that this torch shows when they are of another."""
+    """The committed signatures, or this torch's own if they are of another release."""
     known = reviewed() is not None
     found = resolved(_read(_SIGNATURES)) if known else collect_signatures(collect())
     for user_targets in _user_targets:
@@ -166,7 +166,7 @@ def _signatures() -> dict[str, dict[str, list[str]]]:
 
 
 def shortened(found: Mapping[str, Mapping[str, list[str]]]) -> dict[str, dict[str, Any]]:
-    """Signatures for a file: what takes the same as another one of its kind says its name."""
+    """Signatures for a file: a target whose signature repeats another's refers to that one."""
     table: dict[str, dict[str, Any]] = {}
     for kind, rows in found.items():
         first: dict[tuple[str, ...], str] = {}
@@ -178,7 +178,7 @@ def shortened(found: Mapping[str, Mapping[str, list[str]]]) -> dict[str, dict[st
 
 
 def resolved(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
-    """The signatures that a file means."""
+    """Resolve the references in a file of signatures."""
     return {
         kind: {name: rows[row] if isinstance(row, str) else row for name, row in rows.items()}
         for kind, rows in table.items()
@@ -193,7 +193,7 @@ def check_reviewed(body: graph_pb2.GraphBody) -> None:
     """Check that every target of a graph is in the reviewed table.
 
     Raises:
-        DecodeError: One is not; names it and the node.
+        DecodeError: One is not; the error names it and the node.
     """
     table = reviewed()
     if table is None:
@@ -211,7 +211,7 @@ def check_reviewed(body: graph_pb2.GraphBody) -> None:
 
 
 def _is_foreign(target: graph_pb2.Target, table: Mapping[str, frozenset[str]]) -> bool:
-    """Whether the operator of the server brought it: an operator of another library."""
+    """Whether it is an operator of another library, which the server's operator installed."""
     operator = operator_of_row(target)
     return operator is not None and operator.namespace not in _namespaces(table["packets"])
 

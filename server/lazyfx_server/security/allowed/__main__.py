@@ -15,10 +15,10 @@ _FOLDER = Path(allowed.__file__).parent
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is new, gone or taken otherwise; 1 when there is something to review.
+    """Print targets that are new, gone or changed; returns 1 if there is something to review.
 
     Args:
-        arguments: "--write" writes the tables, for a person to review their diff.
+        arguments: "--write" writes the tables, for review of their diff.
     """
     targets = allowed.collect()
     signatures = allowed.collect_signatures(targets)
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _of_this_python(names: Iterable[str]) -> set[str]:
-    """Without what only a newer Python has: math.cbrt and exp2 are of 3.11."""
+    """Without names that only newer Python versions have: math.cbrt and exp2 are new in 3.11."""
     return {
         name
         for name in names
@@ -54,7 +54,7 @@ def _lines(rows: Mapping[str, list[str]]) -> set[str]:
 
 
 def _tell(kind: str, before: set[str], now: set[str]) -> int:
-    """Print what differs; how much that is."""
+    """Print the differences; returns their number."""
     for mark, changed in (("+", now - before), ("-", before - now)):
         for line in sorted(changed):
             sys.stdout.write(f"{mark} {kind}: {line}\n")

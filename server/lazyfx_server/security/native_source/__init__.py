@@ -1,12 +1,12 @@
-"""Whether generated native source holds only what Inductor's templates write.
+"""Checks that generated native source contains only what Inductor's templates write.
 
-Inductor puts graphs into text: C++ kernels and wrappers, and the Python that calls them. Nothing
-of a caller's text should be in there (`jobs/native/tokenized_graph.py` sees to that). Here what was
-written is read again before a compiler or an interpreter gets it: no assembly, no attribute,
-include or pragma but the known ones, no name that reaches the system, and no string but plain words
-and sentences.
+Inductor turns graphs into source: C++ kernels and wrappers, and the Python that calls them. It
+    should contain no text of a caller (`jobs/native/tokenized_graph.py` takes care of that). This
+    package checks the source again before a compiler or interpreter gets it: no assembly, only
+    known attributes, includes and pragmas, no name that gives access to the system, and no strings
+    but plain words and sentences.
 
-Reading takes linear time, and only the standard library.
+The checks take linear time and use only the standard library.
 """
 
 from __future__ import annotations

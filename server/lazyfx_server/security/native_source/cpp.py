@@ -1,6 +1,6 @@
-"""Generated C++, read as a compiler reads it: directives, comments, literals, names."""
+"""Checks generated C++, tokenized as a compiler does: directives, comments, literals, names."""
 
-# ruff: noqa: SIM905 - long lists of names read best as words
+# ruff: noqa: SIM905 - long lists of names are most readable as words
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKEN: Final = re.compile(
     """,
     re.VERBOSE | re.MULTILINE | re.DOTALL | re.ASCII,
 )
-# Control characters, line separators of Unicode, trigraphs, and digraphs of # and of brackets.
+# Control characters, Unicode line separators, trigraphs, and digraphs of # and of brackets.
 _NOWHERE: Final = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]|\?\?[=/'()!<>-]|%:|<:(?!:[^:>])|:>"
 )
@@ -59,10 +59,10 @@ _ATTRIBUTE: Final = re.compile(
 )
 _ATTRIBUTES: Final = re.compile(r"\[\[(?:maybe_unused|unlikely|likely|nodiscard)\]\]")
 _NEVER: Final = frozenset(
-    # Assembly, and what reaches the preprocessor or the linker from inside the text.
+    # Assembly, and what controls the preprocessor or the linker from within the source.
     "asm _asm __asm __asm__ _Pragma __pragma __declspec __attribute import export "
     "__has_include __has_include_next __has_embed __include_level__ __extension__ "
-    # Processes, files, memory that can be run, and the dynamic linker.
+    # Processes, files, executable memory, and the dynamic linker.
     "system popen fork vfork execv execve execvp execvpe execl execle execlp fexecve posix_spawn "
     "posix_spawnp dlopen dlmopen dlsym mmap mprotect mremap syscall socket connect bind listen "
     "accept ptrace kill signal sigaction fopen freopen fdopen open openat creat unlink rename "
@@ -72,7 +72,7 @@ _NEVER: Final = frozenset(
     "PyImport_Import PyImport_ExecCodeModule PyObject_CallFunction "
     "PyMarshal_ReadObjectFromString".split()
 )
-# Variants of these, and the libraries that do the same under other names.
+# Variants of these, and libraries that provide them under other names.
 _NEVER_LIKE: Final = re.compile(
     r"(?:PyRun_|PyMarshal_|PyEval_Eval|Py_Compile|PyImport_Exec|__builtin_|__libc_|_dl_|exec[lv]"
     r"|posix_spawn|process_vm_|memfd_|pkey_)\w*"
@@ -82,7 +82,7 @@ _NEVER_LIKE: Final = re.compile(
     r"|truncate|ftruncate|symlink|link|mount|chroot|chown|tgkill|tkill|pthread_kill|raise"
     r"|DynamicLibrary|filesystem|jit|pickle_load|pickle_save|load_library|pybind11_exec"
 )
-# Members of a namespace that kernels use, which kernels do not use.
+# Members of namespaces that kernels use, but which kernels do not use themselves.
 _NEVER_OF: Final = re.compile(r"(?:pybind11|py)\s*::\s*(?:exec|eval|eval_file|module_|module)\b")
 
 _BETWEEN: Final = frozenset({"space", "comment"})
@@ -94,13 +94,13 @@ def check_cpp(source: str) -> None:
     """Check one C++ source.
 
     Args:
-        source: As it goes to a compiler.
+        source: The source as passed to the compiler.
 
     Raises:
-        NativeSourceRefused: It holds something that the templates do not write; names the line.
+        NativeSourceRefused: It contains something that the templates do not write; names the line.
     """
     if found := _NOWHERE.search(source):
-        raise refuse("a character that C++ source does not have", source, found.start())
+        raise refuse("a character that is not allowed in C++ source", source, found.start())
     _check_tokens(source)
 
 
@@ -119,23 +119,25 @@ def _check_tokens(source: str) -> None:
             open_bracket = text == "["
         position = found.end()
     if position != len(source):
-        raise refuse("something that is not a token", source, position)
+        raise refuse("an invalid token", source, position)
 
 
 def _reason(kind: str, found: re.Match[str]) -> str:
-    """Why a token is not taken; "" when it is."""
+    """Why a token is refused; "" if it is allowed."""
     text = found[0]
     if kind == "name":
         return _reason_of_name(text, found)
     if kind == "number":
-        # What separates digits would be read as the begin of a character.
+        # A digit separator would be read as the start of a character literal.
         return (
-            "a number with separators" if found.string[found.end() : found.end() + 1] == "'" else ""
+            "a number with digit separators"
+            if found.string[found.end() : found.end() + 1] == "'"
+            else ""
         )
     if kind == "string":
         return "" if is_plain_literal(text[1:-1]) else "an unknown string"
     if kind == "comment":
-        return "a line that goes on after a comment" if _SPLICE.search(text) else ""
+        return "a comment continued on the next line" if _SPLICE.search(text) else ""
     if kind == "directive":
         return _reason_of_directive(text)
     return "" if _RAW.fullmatch(found["inner"]) else "an unknown raw string"
@@ -147,20 +149,20 @@ def _reason_of_name(name: str, found: re.Match[str]) -> str:
         return "" if _ATTRIBUTE.match(source, found.start()) else "an unknown attribute"
     if name in _NEVER or _NEVER_LIKE.fullmatch(name) or _NEVER_OF.match(source, found.start()):
         return "a name that kernels do not use"
-    # A prefix of a literal, or a raw string that does not end.
+    # A literal prefix, or an unterminated raw string.
     return "an unknown literal" if source[end : end + 1] in _QUOTES else ""
 
 
 def _reason_of_directive(text: str) -> str:
     if _SPLICE_AND_BLANKS.search(text):
-        return "a line that goes on after a directive"
-    # As a compiler does: lines are joined before anything is read, with nothing in between.
+        return "a directive continued on the next line"
+    # Like a compiler, join continued lines before reading anything.
     line = re.sub(r"[ \t]+", " ", text.replace("\\\n", "")).strip(" ")
     line = "#" + line[1:].lstrip(" ")
     if macro := _MACRO.match(line):
         body = line[macro.end() :]
         if "[" in body:
-            return "a macro that could write an attribute"
+            return "a macro that could produce an attribute"
         _check_tokens(body)
         return ""
     if "__has" in line:

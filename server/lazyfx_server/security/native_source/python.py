@@ -1,4 +1,4 @@
-"""Generated Python that allocates and calls kernels, and Triton kernels, read as a tree."""
+"""Checks the AST of generated Python: wrappers that call kernels, and Triton kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IMPORTED: Final = re.compile(
     r"|triton(?:\.\w{1,40}){0,5}",
     re.ASCII,
 )
-# Imported by every wrapper and used by none.
+# Imported by every wrapper but used by none.
 _NEVER_USED: Final = frozenset({"os", "tempfile"})
 _NEVER: Final = _NEVER_USED | frozenset(
     {
@@ -36,15 +36,15 @@ _NEVER_READ: Final = frozenset(
         *("cpp_extension", "from_file", "_load_library", "serialization", "import_submodule"),
     }
 )
-# The same of torch alone: Triton has a load and a jit, too.
+# The same, for torch only: Triton also has a load and a jit.
 _NEVER_READ_OF_TORCH: Final = frozenset(
     {"classes", "hub", "jit", "load", "multiprocessing", "package", "save", "serialization"}
 )
-# What starts programs by any of its names, and what compiles a text in the place of AsyncCompile.
+# Names that start programs, and names that compile source instead of AsyncCompile.
 _NEVER_LIKE: Final = re.compile(
     r"exec[lv]\w*|spawn\w*|posix_spawn\w*|fork\w*|popen\w*|Popen|\w*CodeCache|\w*CppBuilder"
 )
-# Methods of tensors and of Triton have these names, too.
+# Methods of tensors and of Triton have these names too.
 _ALSO_METHODS: Final = frozenset({"compile", "input", "open", "exec", "eval", "inspect"})
 _DUNDER: Final = re.compile(r"__\w+__")
 _USED_DUNDERS: Final = frozenset({"__file__", "__init__", "__name__"})
@@ -54,20 +54,20 @@ _REFUSED: Final = (
     *(ast.JoinedStr, ast.Await, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Yield),
     *(ast.YieldFrom, ast.Nonlocal, ast.Global, ast.Match, ast.ExceptHandler),
 )
-# torch writes what it did to choose kernels into a string in front of everything.
+# torch writes its choice of kernels into a string at the top of the source.
 _PREFACE: Final = "\nCompile-time auto-tuning block"
 
 
 def check_wrapper(source: str) -> None:
     """Check one Python source: a wrapper of kernels, or a Triton kernel.
 
-    The C++ and Python sources that stand in its strings are checked too.
+    C++ and Python sources in its strings are checked too.
 
     Args:
-        source: As it goes to the interpreter.
+        source: The source as passed to the interpreter.
 
     Raises:
-        NativeSourceRefused: It holds something that the templates do not write.
+        NativeSourceRefused: It contains something that the templates do not write.
     """
     try:
         tree = ast.parse(source)
@@ -83,7 +83,7 @@ def check_wrapper(source: str) -> None:
             and node.id == "torch"
             and id(node) not in read
         ):
-            reason = "torch under another name"
+            reason = "an alias of torch"
         if reason:
             line = getattr(node, "lineno", 1)
             start = len("".join(source.splitlines(keepends=True)[: line - 1]))
@@ -91,7 +91,7 @@ def check_wrapper(source: str) -> None:
 
 
 def _sources_in(tree: ast.Module) -> set[ast.AST]:
-    """The strings of a wrapper that are sources themselves, checked."""
+    """Check the strings of a wrapper that are themselves sources."""
     found: set[ast.AST] = set()
     first = tree.body[0] if tree.body else None
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -113,7 +113,7 @@ def _sources_in(tree: ast.Module) -> set[ast.AST]:
 
 
 def _reason(node: ast.AST, taken: set[ast.AST]) -> str:
-    """Why a part of the tree is not taken; "" when it is."""
+    """Why a part of the tree is refused; "" if it is allowed."""
     if isinstance(node, ast.Constant):
         return "" if node in taken else _reason_of_constant(node.value)
     if isinstance(node, ast.Name):
@@ -132,7 +132,7 @@ def _reason(node: ast.AST, taken: set[ast.AST]) -> str:
     if isinstance(node, (ast.arg, ast.FunctionDef, ast.ClassDef, ast.keyword)):
         name = node.name if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else node.arg
         return "a name that wrappers do not use" if _is_never(name or "") else ""
-    return "a statement that wrappers do not have" if isinstance(node, _REFUSED) else ""
+    return "a statement that wrappers do not use" if isinstance(node, _REFUSED) else ""
 
 
 def _is_never(name: str) -> bool:
@@ -145,7 +145,7 @@ def _reason_of_attribute(node: ast.Attribute) -> str:
         refused = refused | _NEVER_READ_OF_TORCH
     never = _is_never(node.attr) and node.attr not in _ALSO_METHODS
     found = never or node.attr in refused or _DUNDER.fullmatch(node.attr)
-    return "an attribute that wrappers do not read" if found else ""
+    return "an attribute that wrappers do not use" if found else ""
 
 
 def _reason_of_import(node: ast.ImportFrom) -> str:
@@ -166,7 +166,7 @@ def _reason_of_name(name: str) -> str:
 
 def _reason_of_constant(value: object) -> str:
     if isinstance(value, bytes):
-        return "a string of bytes"
+        return "a bytes literal"
     if isinstance(value, str):
         plain = value.replace("\n", "\\n").replace("\t", "\\t")
         return "" if is_plain_literal(plain) else "an unknown string"

@@ -1,4 +1,4 @@
-"""What the readers of generated native source raise, and the strings that they all take."""
+"""The error of the checks of generated native source, and the strings that they all allow."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Final
 
 _LONGEST_LITERAL: Final = 4000
 _SHOWN: Final = 80
-# Words, sentences, names of operators and types, conditions on sizes; no quotes, no semicolon, no
-# braces, no backslash but those of line ends and tabs.
+# Words, sentences, names of operators and types, conditions on sizes. No quotes, semicolons or
+# braces, and no backslashes except in line ends and tabs.
 _PLAIN: Final = re.compile(r"(?:[A-Za-z0-9_ .,:<>=()\[\]+*/%|&!?'@^~-]|\\n|\\t)*", re.ASCII)
 
 
 class NativeSourceRefused(Exception):  # noqa: N818 - reads as what happened
-    """Generated source holds something that Inductor's templates do not write; says what."""
+    """Generated source contains something that Inductor's templates do not write."""
 
 
 def refuse(reason: str, source: str, position: int) -> NativeSourceRefused:
-    """What to raise.
+    """The error to raise.
 
     Args:
         reason: What is wrong.
         source: The source.
-        position: Where, in characters.
+        position: The offset in characters.
     """
     line = source.count("\n", 0, position) + 1
     shown = ascii(source[position : position + _SHOWN])
@@ -30,5 +30,5 @@ def refuse(reason: str, source: str, position: int) -> NativeSourceRefused:
 
 
 def is_plain_literal(text: str) -> bool:
-    """Whether the characters between quotes are words as templates have them."""
+    """Whether the contents of a string literal are plain words, as in templates."""
     return len(text) <= _LONGEST_LITERAL and bool(_PLAIN.fullmatch(text))

@@ -1,13 +1,13 @@
-"""What keeps a worker process from reaching anything but its job.
+"""The sandbox that keeps a worker process from accessing anything but its job.
 
-Three kinds of processes are confined: those that run passes, those that run Inductor and load
-what was compiled, and those that run a compiler. Each enters its sandbox after it was forked:
-it gains no rights, dumps nothing, has bounded memory, files and processes, reads Python's own
-folders and nothing else (Landlock), and can open no socket and send no signal (seccomp). One for
-passes starts no program, writes nothing and makes no memory executable; one for native jobs
-starts no program and writes to the folder of its job; one for a compiler writes to a folder of
-its own and runs the compiler's programs. What the kernel lacks is left out and said; what it has
-and refuses is an error.
+Three kinds of processes are confined: those that run passes, those that run Inductor and load the
+    compiled code, and those that run a compiler. Each enters its sandbox after the fork. It cannot
+    gain privileges or dump core; its memory, files and processes are bounded; it can read Python's
+    own folders only (Landlock), and can open no sockets and send no signals (seccomp). A process
+    for passes starts no programs, writes nothing and makes no memory executable. A process for
+    native jobs starts no programs and writes only to the folder of its job. A process for a
+    compiler writes only to its own folder and runs the compiler's programs. Layers that the kernel
+    lacks are skipped and reported; a layer that it has but refuses is an error.
 """
 
 from lazyfx_server.security.sandbox.enter import (

@@ -1,4 +1,4 @@
-"""Entering the sandbox: every layer that the kernel has, in order, or an error."""
+"""Enters the sandbox: every layer that the kernel has, in order, or an error."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lazyfx_server.security.sandbox import landlock, seccomp
 from lazyfx_server.security.sandbox.kernel import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
 
 LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
-"""What a sandbox is made of, in the order in which a process enters it."""
+"""The layers of a sandbox, in the order in which a process enters them."""
 
 _MAX_FILES = 128
 _MORE_TASKS = 4096
-# What C libraries and torch look at when they count processors and memory.
+# What C libraries and torch read to count processors and memory.
 _SYSTEM = (
     "/dev/null", "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime", "/lib", "/lib64",
     "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu", "/usr/lib", "/usr/lib64",
@@ -29,24 +29,24 @@ _SYSTEM = (
 
 
 class SandboxError(Exception):
-    """A layer that the kernel has could not be entered; the process must not go on."""
+    """A layer that the kernel has could not be entered; the process must not continue."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a process is confined to.
+    """What a confined process may do.
 
     Attributes:
-        layers: Some of LAYERS.
-        memory_bytes: Address space that it may take beyond what it has; None for no bound,
-            where a driver reserves far more than it uses.
+        layers: A subset of LAYERS.
+        memory_bytes: Address space that it may allocate beyond what it has; None for no bound, for
+            drivers that reserve far more than they use.
         readable: Files and folders that it may read.
         writable: Folders that it may also write to.
         executable: Programs that it may run.
-        devices: Device files that it may open and ask to do anything.
+        devices: Device files that it may open and use with any ioctl.
         profile: Which system calls it may make.
-        file_bytes: Most bytes of a file that it writes.
-        user: Number of the user that it becomes; None to stay who it is.
+        file_bytes: Maximum size of a file that it writes.
+        user: The user id to switch to; None to keep the current user.
     """
 
     layers: tuple[str, ...]
@@ -77,7 +77,7 @@ def readable_paths() -> tuple[str, ...]:
 
 
 def enter(policy: Policy) -> None:
-    """Confine this process for good; call it after everything that it needs was imported.
+    """Irrevocably confine this process; call it after importing everything that it needs.
 
     Raises:
         SandboxError: A layer of the policy could not be entered.
@@ -100,17 +100,17 @@ def enter(policy: Policy) -> None:
 
 
 def _become(user: int) -> None:
-    """Be another user, for good."""
+    """Irrevocably switch to another user."""
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
 
 
 def _refuse_threads() -> None:
-    """Landlock holds the thread that enters it and those it makes, not others of its process."""
+    """Landlock confines the calling thread and its children, but not other existing threads."""
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads > 1:
-        raise ValueError(f"{threads} threads were running before")
+        raise ValueError(f"{threads} threads were already running")
 
 
 def _allowed(policy: Policy) -> Iterator[tuple[Path, int]]:
@@ -134,10 +134,10 @@ def _limit(policy: Policy) -> None:
     }
     if policy.memory_bytes is not None:
         bounds[resource.RLIMIT_AS] = used + policy.memory_bytes
-    # The kernel counts the threads of all processes of a user; a worker makes a few of its own.
-    # What keeps it from making processes is seccomp: this bounds the damage where that is missing.
+    # The kernel counts the threads of all processes of a user, and a worker creates a few. seccomp
+    # is what prevents new processes; this bounds the damage where seccomp is missing.
     bounds[resource.RLIMIT_NPROC] = _tasks() + _MORE_TASKS
-    # A log in a file could not be written any more.
+    # A log in a file could no longer be written.
     if policy.file_bytes or not any(_is_file(number) for number in (1, 2)):
         bounds[resource.RLIMIT_FSIZE] = policy.file_bytes
     for which, bound in bounds.items():
@@ -147,7 +147,7 @@ def _limit(policy: Policy) -> None:
 
 
 def _tasks() -> int:
-    """Threads of this machine, all users' together."""
+    """The number of threads on this machine, of all users."""
     running_and_all = Path("/proc/loadavg").read_text("ascii").split()[3]
     return int(running_and_all.partition("/")[2])
 

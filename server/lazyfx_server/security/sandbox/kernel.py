@@ -1,4 +1,4 @@
-"""System calls that Python has no function for."""
+"""System calls for which Python has no function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def prctl(option: int, value: int) -> None:
-    """Change something about this process.
+    """Change an attribute of this process.
 
     Raises:
         OSError: The kernel refused.
@@ -26,7 +26,7 @@ def syscall(number: int, *arguments: object) -> int:
     """Make a system call.
 
     Args:
-        number: Which; see `numbers`.
+        number: The number of the call; see `numbers`.
         arguments: ctypes objects, addresses or integers.
 
     Raises:

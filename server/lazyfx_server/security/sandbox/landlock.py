@@ -1,4 +1,4 @@
-"""Landlock: which files a process may open, and which ports it may use.
+"""Landlock: restricts which files a process may open and which ports it may use.
 
 The structures are those of the kernel's `include/uapi/linux/landlock.h`; the numbers of its
 system calls are the same on every architecture.
@@ -27,7 +27,7 @@ WRITE = READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG 
 RUN = _READ_FILE | _EXECUTE
 DEVICE = READ | _WRITE_FILE | _IOCTL_DEV
 _OF_FILES = _READ_FILE | _WRITE_FILE | _EXECUTE | _TRUNCATE | _IOCTL_DEV
-# Rights over files by the version of the interface that brought them.
+# File rights by the ABI version that introduced them.
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 _NETWORK_VERSION, _NETWORK_RIGHTS = 4, 0b11
 _SCOPE_VERSION, _SCOPES = 6, 0b11  # abstract sockets, signals
@@ -47,7 +47,7 @@ class _Beneath(ctypes.Structure):
 
 
 def version() -> int:
-    """Version of the kernel's interface; 0 when there is none."""
+    """The kernel's Landlock ABI version; 0 if there is none."""
     try:
         return syscall(_CREATE_RULESET, None, 0, _VERSION)
     except OSError:
@@ -55,11 +55,11 @@ def version() -> int:
 
 
 def confine(allowed: Iterable[tuple[Path, int]]) -> None:
-    """From now on this thread and its children do with files only what is listed.
+    """Restrict this thread and its children to the listed file accesses.
 
     Args:
-        allowed: Files and folders, and READ, WRITE, RUN or DEVICE, for all that is beneath.
-            Those that are not there are left out.
+        allowed: Files and folders, with READ, WRITE, RUN or DEVICE for everything beneath. Missing
+            ones are skipped.
 
     Raises:
         OSError: The kernel refused.
@@ -80,7 +80,7 @@ def confine(allowed: Iterable[tuple[Path, int]]) -> None:
 
 
 def _size(offered: int) -> int:
-    """Bytes of the structure as this version knows it."""
+    """Size of the structure in this ABI version."""
     if offered >= _SCOPE_VERSION:
         return 24
     return 16 if offered >= _NETWORK_VERSION else 8
@@ -90,7 +90,7 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
     try:
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):
-        return  # it is not there, or out of reach anyway
+        return  # it is missing, or inaccessible anyway
     try:
         is_folder = stat.S_ISDIR(os.fstat(folder).st_mode)
         rule = _Beneath(rights=rights if is_folder else rights & _OF_FILES, folder=folder)

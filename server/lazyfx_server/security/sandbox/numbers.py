@@ -1,10 +1,10 @@
-"""Numbers of the system calls that workers may make, for each machine that is known.
+"""Numbers of the system calls that workers may make, per known architecture.
 
-There are three lists, each with what the one before has: for passes, for native jobs, which
-write files and load libraries, and for compilers, which are programs.
+There are three lists, each a superset of the previous one: for passes; for native jobs, which write
+    files and load libraries; and for compilers, which are programs.
 
 From the kernel's `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`.
-Whatever is not here is refused.
+All other calls are refused.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """What a seccomp filter must know of a machine.
+    """What a seccomp filter must know about an architecture.
 
     Attributes:
         audit: Value of `seccomp_data.arch`.
         seccomp: Number of the seccomp call.
         numbers: System calls of workers that run passes, by name.
-        files: Those that native jobs may make besides.
-        idle: Those that do nothing when native jobs and compilers make them.
-        programs: Those that compilers may make besides both.
+        files: Additional calls of native jobs.
+        idle: Calls of native jobs and compilers that succeed without effect.
+        programs: Additional calls of compilers.
     """
 
     audit: int
@@ -86,7 +86,7 @@ _FILES_AARCH64 = {
     "pwrite64": 68, "preadv": 69, "pwritev": 70, "sendfile": 71, "fsync": 82, "fdatasync": 83,
     "fadvise64": 223, "msync": 227, "mincore": 232, "renameat2": 276, "copy_file_range": 285,
 }  # fmt: skip
-# They change modes and times of files, of which Landlock knows nothing: said to be done, and not.
+# They change modes and times of files, which Landlock does not cover: they succeed without effect.
 _IDLE_X86_64 = {"chmod": 90, "fchmod": 91, "fchmodat": 268, "utimensat": 280}
 _IDLE_AARCH64 = {"fchmod": 52, "fchmodat": 53, "utimensat": 88}
 _PROGRAMS_X86_64 = {
@@ -106,5 +106,5 @@ _MACHINES = {
 
 
 def this_machine() -> Machine | None:
-    """What is known of this machine, if anything."""
+    """The numbers for this machine, if known."""
     return _MACHINES.get(platform.machine())

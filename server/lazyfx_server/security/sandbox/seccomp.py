@@ -1,7 +1,7 @@
-"""seccomp: which system calls a process may make, as a filter that the kernel runs.
+"""seccomp: a filter in the kernel that restricts which system calls a process may make.
 
-The filter is classic BPF, written here by hand: libseccomp would be a library that has to be
-installed with Python, for a list and a few comparisons.
+The filter is classic BPF, written by hand: it is just a list and a few comparisons, not worth a
+    dependency on libseccomp.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _X32 = 0x40000000
 
 _PROT_EXEC = 4
 _CLONE_THREAD = 0x00010000
-# Write-only, read-write, create, truncate, nameless files.
+# Write-only, read-write, create, truncate, unnamed files.
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | 0o20000000
-# Terminal size and kind, close on exec, blocking, bytes to read; no typing into terminals.
+# Terminal size and attributes, close-on-exec, non-blocking, readable bytes; no input to terminals.
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-# Copies and flags; no owners, which could have signals sent to other processes.
+# Duplication and flags; no owners, which could have signals sent to other processes.
 _FCNTLS = (0, 1, 2, 3, 4, 1030)
-# Own processes, without namespaces, tracing or a way around tracing.
+# New processes, without namespaces, tracing or a way around tracing.
 _CLONE_APART = 0x7E020000 | 0x00002000 | 0x00800000
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
 
 Profile: TypeAlias = Literal["passes", "native", "programs"]
-"""What a process does: runs passes; runs Inductor and loads what was compiled; runs compilers."""
+"""What a process does: run passes; run Inductor and load the compiled code; run compilers."""
 
 Instruction: TypeAlias = "tuple[int, int, int, int]"
 
@@ -47,7 +47,7 @@ class _Program(ctypes.Structure):
 
 
 def is_available() -> bool:
-    """Whether this kernel takes filters, and this machine's calls are known."""
+    """Whether this kernel supports filters, and this machine's calls are known."""
     machine = this_machine()
     if machine is None:
         return False
@@ -60,13 +60,13 @@ def is_available() -> bool:
 
 
 def confine(profile: Profile = "passes", *, devices: bool = False) -> None:
-    """From now on every thread of this process makes only calls of the list, with those bounds.
+    """Restrict every thread of this process to the calls of a profile, with bounded arguments.
 
     Needs no_new_privs. Other calls fail with EPERM.
 
     Args:
         profile: Which list.
-        devices: Device files may be asked to do anything (ioctl), as drivers of GPUs are.
+        devices: Allow any ioctl on device files, as GPU drivers need.
 
     Raises:
         OSError: The kernel refused.
@@ -87,7 +87,7 @@ def _filter(
     yield (_EQUAL, 1, 0, machine.audit)
     yield (_RETURN, 0, 0, _KILL_PROCESS)
     yield (_LOAD, 0, 0, _NUMBER)
-    # Numbers of a second interface on x86, to the same calls.
+    # Numbers of the x32 ABI, which reach the same calls.
     yield (_AT_LEAST, 0, 1, _X32)
     yield (_RETURN, 0, 0, _KILL_PROCESS)
     bounded = _bounds(own, profile)
@@ -108,10 +108,10 @@ def _filter(
 
 
 def _bounds(own: int, profile: Profile) -> dict[str, list[Instruction]]:
-    """What must hold of the arguments of some calls.
+    """Conditions on the arguments of some calls.
 
     Args:
-        own: Number of this process, the only one that may be sent signals.
+        own: The id of this process, the only one that may receive signals.
         profile: Which list.
     """
     bounds = {
@@ -120,7 +120,7 @@ def _bounds(own: int, profile: Profile) -> dict[str, list[Instruction]]:
         "open": _without(1, _WRITING),
         "openat": _without(2, _WRITING),
         "clone": _with(0, _CLONE_THREAD),
-        # Its flags are out of a filter's sight; C libraries fall back on clone.
+        # A filter cannot see its flags; C libraries fall back to clone.
         "clone3": [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)],
         "ioctl": _one_of(1, _IOCTLS),
         "fcntl": _one_of(1, _FCNTLS),
@@ -130,7 +130,7 @@ def _bounds(own: int, profile: Profile) -> dict[str, list[Instruction]]:
         "prlimit64": _no_address(2),
     }
     if profile != "passes":
-        # They load libraries and write files; which ones is Landlock's business.
+        # They load libraries and write files; Landlock restricts which ones.
         for name in ("mmap", "mprotect", "open", "openat"):
             del bounds[name]
     if profile == "programs":
@@ -143,7 +143,7 @@ def _argument(number: int, high: int = 0) -> Instruction:
 
 
 _REFUSED: Instruction = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
-# Success without effect: the call is not made, and its caller believes that it was.
+# Success without effect: the call is skipped but reports success.
 _DONE: Instruction = (_RETURN, 0, 0, _ERRNO)
 _ALLOWED: Instruction = (_RETURN, 0, 0, _ALLOW)
 

@@ -1,8 +1,8 @@
-"""Signatures: what a callable takes, as names, places and types.
+"""Signatures of callables: names, positions and types of their parameters.
 
-Operators bring theirs (torch's schemas). What has no schema (functions of torch and of Python,
-Tensor methods) has a reviewed one in `allowed/signatures.json`, written as in a stub file:
-"(input: Tensor, dim: int | None = ..., *, out: Tensor | None = ...)".
+Operators have torch's schemas. Callables without a schema (functions of torch and of Python, Tensor
+methods) have a reviewed signature in `allowed/signatures.json`, written as in a stub file: "(input:
+Tensor, dim: int | None = ..., *, out: Tensor | None = ...)".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.signatures.kinds import Fits, fits_type, written_type
 
-# torch takes NumPy's names for some of its own.
+# torch accepts NumPy's names for some of its parameters.
 _NUMPY_NAMES = {
     "dim": ("axis",),
     "keepdim": ("keepdims",),
@@ -28,15 +28,15 @@ _NUMPY_NAMES = {
 
 @dataclass(frozen=True)
 class Signature:
-    """What one overload of a callable takes.
+    """The signature of one overload of a callable.
 
     Attributes:
-        places: Those that may be positional, in order.
-        fits: What each takes, by name.
-        by_name: Those that may be given by name.
-        required: Those without a default.
-        rest: What `*args` takes, if there is one.
-        others: What `**kwargs` takes, if there is one.
+        places: Parameters that may be positional, in order.
+        fits: A check of each parameter's type, by name.
+        by_name: Parameters that may be passed by keyword.
+        required: Parameters without a default.
+        rest: The check for `*args`, if there is one.
+        others: The check for `**kwargs`, if there is one.
     """
 
     places: tuple[str, ...]
@@ -47,7 +47,7 @@ class Signature:
     others: Fits | None = None
 
     def mismatch_reason(self, call: graph_pb2.Call, strings: Sequence[str]) -> str | None:
-        """Why a call does not fit, if so."""
+        """Why a call does not match, if so."""
         by_place, extra = call.args[: len(self.places)], call.args[len(self.places) :]
         if extra and self.rest is None:
             return f"are {len(call.args)}, but it takes at most {len(self.places)} positional ones"
@@ -74,6 +74,11 @@ class Signature:
                 return f"give {name!r} as {_kind(argument)}, which it does not accept"
         return None
 
+    def given(self, call: graph_pb2.Call, strings: Sequence[str]) -> dict[str, graph_pb2.Argument]:
+        """The arguments of a call by the names that they have here."""
+        by_place = dict(zip(self.places, call.args, strict=False))
+        return by_place | {self._own_name(strings[row.name]): row.value for row in call.kwargs}
+
     def _own_name(self, name: str) -> str:
         if name in self.by_name:
             return name
@@ -93,7 +98,7 @@ def of_schema(schema: torch.FunctionSchema) -> Signature:
     fits = {}
     for argument in arguments:
         written = written_type(str(argument.real_type))
-        # A type of another library: only torch can tell.
+        # A type of another library: only torch can check it.
         fits[argument.name] = fits_type(written) if written else _fits_whatever
     return Signature(
         places=tuple(a.name for a in arguments if not a.kwarg_only),
@@ -109,10 +114,10 @@ def _fits_whatever(_argument: graph_pb2.Argument, _strings: Sequence[str]) -> bo
 
 @functools.lru_cache(maxsize=4096)
 def read(written: str) -> Signature:
-    """The signature that a text means.
+    """Parse a signature.
 
     Raises:
-        ValueError: It is not a signature.
+        ValueError: The text is not a signature.
     """
     try:
         (function,) = ast.parse(f"def _{written}: ...").body

@@ -1,4 +1,4 @@
-"""Annotations of torch's stubs and of Python functions, in the words of `kinds`."""
+"""Translates annotations of torch's stubs and of Python functions to the types of `kinds`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LISTS = frozenset({"list", "List", "Sequence", "Iterable"})
 
 
 def written(annotation: str) -> str:
-    """An annotation in the words of `kinds`; what is not known there becomes Any."""
+    """An annotation as a type of `kinds`; unknown types become Any."""
     try:
         expression = ast.parse(annotation, mode="eval").body
     except SyntaxError:
@@ -49,7 +49,7 @@ def _alternatives(expression: ast.expr) -> list[str]:
         return _alternatives(expression.left) + _alternatives(expression.right)
     if isinstance(expression, ast.Constant):
         value = expression.value
-        if isinstance(value, str):  # a type that is written later on
+        if isinstance(value, str):  # a forward reference
             return _NAMES.get(value, "Any").split(" | ")
         return ["None" if value is None else type(value).__name__]
     if isinstance(expression, ast.Call):  # ForwardRef("Tensor")
@@ -98,7 +98,7 @@ def _retold(part: ast.arg) -> ast.expr:
     return ast.parse(written(ast.unparse(part.annotation)), mode="eval").body
 
 
-# Words that the untyped arguments of Python functions take.
+# String arguments that untyped parameters of Python functions accept.
 _TAKE_WORDS = frozenset(
     {"dtype", "dtyp", "device", "message", "mode", "kind", "order", "side", "casting", "method"}
     | {"compute_mode", "arg", "arg1", "arg2", "to", "from_", "norm", "ord"}
@@ -108,7 +108,8 @@ _TAKE_WORDS = frozenset(
 def of_python(function: Any) -> str:
     """The signature of a Python function.
 
-    Its annotations are for readers, and say less than it takes: None, or a list for a number.
+    Its annotations are documentation and narrower than what it accepts: None, or a list instead of
+        a number.
     """
     parameters = inspect.signature(function).parameters.values()
     words: list[str] = []

@@ -1,11 +1,10 @@
-"""Finds the signatures of a torch that is installed, for a person to review.
+"""Collects the signatures of the installed torch, for review.
 
-Sources, in this order: what was written by hand (`reviewed`), the stub files that torch is
-shipped with, the schemas of operators that a builtin has the name of, and the annotations of
-Python functions.
+Sources, in this order: hand-written ones (`reviewed`), torch's stub files, the schemas of operators
+    with the same name as a builtin, and the annotations of Python functions.
 """
 
-# ruff: noqa: SLF001 - the homes of torch's builtins are private modules
+# ruff: noqa: SLF001 - torch's builtins are in private modules
 
 from __future__ import annotations
 
@@ -27,12 +26,12 @@ from lazyfx_server.security.signatures.kinds import written_type
 
 _NUMPY = "torch._numpy."
 _NUMPY_METHOD = "torch._numpy.ndarray."
-# Arguments that Python's bindings add to those of a schema.
+# Parameters that the Python bindings add to those of a schema.
 _OPTIONS = {"out": "Tensor | list[Tensor] | None", "requires_grad": "bool"}
 
 
 def functions(names: Iterable[str]) -> dict[str, list[str]]:
-    """The signatures of functions by name; an empty list where none was found."""
+    """The signatures of functions by name; an empty list if none was found."""
     table = allow_table.functions()
     found: dict[str, list[str]] = {}
     for name in names:
@@ -63,7 +62,7 @@ def _of_function(name: str, function: Any) -> list[str]:
     base = name.rpartition(".")[2]
     if name.startswith(_NUMPY_METHOD):
         method = _of_python_function(getattr(_tensors.ndarray, base))
-        # Most methods are made of the function of the same name.
+        # Most methods wrap the function of the same name.
         return method or _of_python_function(getattr(_tensors, base))
     if name.startswith(_NUMPY):
         return _of_python_function(function.f)
@@ -83,7 +82,7 @@ def _of_method(name: str) -> list[str]:
     found = list(_stubs("_C/__init__.pyi", "TensorBase").get(name, []))
     value = getattr(torch.Tensor, name, None)
     if inspect.isfunction(value):
-        # A wrapper around another method: torch's stub and our list say what that takes.
+        # A wrapper around another method: torch's stub and our list have its signature.
         found += _of_python_function(value)
     elif not found and name not in reviewed.METHODS:
         found += _of_operator(name, "self")
@@ -96,13 +95,13 @@ def _of_python_function(function: Callable[..., Any]) -> list[str]:
         return [of_python(choice) for choice in dispatched]
     try:
         signature = of_python(function)
-    except ValueError:  # a wrapper of a builtin, which has none
+    except ValueError:  # a wrapper of a builtin, which has no signature
         return []
     return [] if signature == "(*args: Any, **kwargs: Any)" else [signature]
 
 
 def _dispatched(function: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """What `torch._jit_internal.boolean_dispatch` chooses from, and what NumPy methods call."""
+    """The functions that torch's `boolean_dispatch` chooses from, or that NumPy methods call."""
     inside = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     choices = [inside[name] for name in ("if_true", "if_false") if name in inside]
     if not choices and "func" in inside and inspect.isfunction(inside["func"]):
@@ -130,7 +129,7 @@ def _of_operator(name: str, first: str) -> list[str]:
 
 
 def _written(schema: torch.FunctionSchema, first: str) -> str:
-    """A schema as Python's binding of it is called."""
+    """A schema as the signature of its Python binding."""
     words: list[str] = []
     seen = set()
     for argument in schema.arguments:

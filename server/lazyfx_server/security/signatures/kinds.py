@@ -1,7 +1,7 @@
-"""What an argument may be, by the type that a signature or schema gives it.
+"""Checks whether an argument can have the type that a signature or schema gives it.
 
-Types are written as in Python: "int | list[int] | None". What flows through a hole (an operand)
-or is a symbolic number is not known here and fits every type; torch checks it when it runs.
+Types are written as in Python: "int | list[int] | None". The value of a hole (an operand) or of a
+    symbolic number is not known here and fits every type; torch checks it at run time.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from lazyfx.v1 import graph_pb2
 
 Argument: TypeAlias = graph_pb2.Argument
 Fits: TypeAlias = Callable[[Argument, Sequence[str]], bool]
-"""Whether an argument can be of a type, given the strings of its message."""
+"""Whether an argument can have a type, given the strings of its message."""
 
 _HOLES = frozenset({"operand", "expression"})
 _NUMBERS = frozenset({"boolean", "integer", "floating", "complex"})
 _ENUMS = frozenset({"dtype", "layout", "memory_format"})
 _SEQUENCES = frozenset({"list", "tuple", "size"})
-# Words that torch reads as a device, besides those that name one of several.
+# Strings that torch accepts as a device, in addition to those with an index.
 _DEVICES = frozenset(DEVICE_TYPES)
 
 _PLAIN: Final[dict[str, frozenset[str]]] = {
-    # torch makes tensors of numbers.
+    # torch converts numbers to tensors.
     "Tensor": _NUMBERS,
     "Number": _NUMBERS,
     "int": frozenset({"boolean", "integer"}),
@@ -39,18 +39,18 @@ _PLAIN: Final[dict[str, frozenset[str]]] = {
     "memory_format": frozenset({"memory_format"}),
     "Callable": frozenset({"target"}),
     "None": frozenset({"none"}),
-    # Nothing that can be written down: a generator, a stream, a storage.
+    # Values that cannot be literals: a generator, a stream, a storage.
     "Never": frozenset(),
-    # What a method is called on.
+    # The object of a method call.
     "Self": frozenset(),
     "Container": frozenset(),
-    # Operators of captures take enums where their schemas say int.
+    # Operators in captures take enums where their schemas say int.
     "Enum": _ENUMS,
 }
 _ANYTHING = _NUMBERS | _ENUMS | {"none", "ellipsis", "device"}
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_]{0,40}", re.ASCII)
 _WRAPPED = re.compile(r"(Optional|List)\[(.*)\]")
-# Types of torch's schemas that are called otherwise here.
+# Types of torch's schemas that have another name here.
 _SCHEMA_TYPES = {
     "number": "Number", "complex": "Number", "int": "int | Enum", "float": "float",
     "bool": "bool", "str": "str", "Tensor": "Tensor", "Device": "Device",
@@ -60,7 +60,7 @@ _SCHEMA_TYPES = {
 
 
 def written_type(schema_type: str) -> str | None:
-    """A type of a torch schema as it is written here; None where only torch knows it."""
+    """A type of a torch schema in our notation; None if only torch knows it."""
     wrapped = _WRAPPED.fullmatch(schema_type)
     if wrapped is None:
         return _SCHEMA_TYPES.get(schema_type)
@@ -72,7 +72,7 @@ def written_type(schema_type: str) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def fits_type(written: str) -> Fits:
-    """What tells whether an argument can be of a written type.
+    """A check of whether an argument can have a type.
 
     Raises:
         ValueError: It is not a type.
@@ -94,7 +94,7 @@ def _compiled(expression: ast.expr) -> Fits:
     if name in special:
         return special[name]
     if name not in _PLAIN:
-        raise ValueError(f"{name!r} is not a type of arguments")
+        raise ValueError(f"{name!r} is not an argument type")
     if name == "Container":
         return _is_container
     allowed = _PLAIN[name] | _HOLES
@@ -111,7 +111,7 @@ def _list_of(inner: Fits) -> Fits:
         if kind in _SEQUENCES:
             items: Sequence[Argument] = getattr(argument, str(kind)).items
             return all(inner(item, strings) for item in items)
-        # One number stands for a list of equal ones, as in a kernel size.
+        # One number may stand for a list of equal ones, as in a kernel size.
         return inner(argument, strings)
 
     return fits_list
@@ -121,7 +121,7 @@ def _fits_device(argument: Argument, strings: Sequence[str]) -> bool:
     kind = argument.WhichOneof("kind")
     if kind == "text":
         return strings[argument.text] in _DEVICES
-    # A number is the index of an accelerator.
+    # A number is a device index.
     return kind in ("device", "device_text", "integer") or kind in _HOLES
 
 
@@ -133,7 +133,7 @@ def _is_container(argument: Argument, strings: Sequence[str]) -> bool:
 
 
 def fits_anything(argument: Argument, strings: Sequence[str]) -> bool:
-    """Whether an argument is a literal, but neither text nor a callable; for what has no type."""
+    """Whether an argument is a literal but no string or callable; for untyped parameters."""
     kind = argument.WhichOneof("kind")
     if kind in _ANYTHING or kind in _HOLES:
         return True
@@ -141,7 +141,7 @@ def fits_anything(argument: Argument, strings: Sequence[str]) -> bool:
 
 
 def _fits_dictionary(argument: Argument, strings: Sequence[str]) -> bool:
-    """Options by name; compilers paste their words into kernels, so these are plain ones."""
+    """Options by name; strings must be plain words, since compilers write them to kernels."""
     kind = argument.WhichOneof("kind")
     if kind != "dictionary":
         return kind in _HOLES
@@ -160,7 +160,7 @@ def _fits_deep(argument: Argument, strings: Sequence[str]) -> bool:
     if kind in _SEQUENCES:
         return all(fits_anything(item, strings) for item in getattr(argument, str(kind)).items)
     if kind == "dictionary":
-        # Keys are names as often as not; the format has scalars there only.
+        # Keys are often names; the format allows only scalars there.
         return all(fits_anything(row.value, strings) for row in argument.dictionary.entries)
     if kind == "slice":
         row = argument.slice

@@ -1,9 +1,10 @@
-"""Signatures written by hand: of what torch has neither a schema nor a stub for.
+"""Hand-written signatures of callables for which torch has neither a schema nor a stub.
 
-They say what captures write, and no more. Text is taken where a callable reads words.
+They accept what captures write, and no more. Strings are allowed only where a callable expects
+words.
 """
 
-# ruff: noqa: SIM905 - long lists of names read best as words
+# ruff: noqa: SIM905 - long lists of names are most readable as words
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ _TWO_VALUES = (
     "add and_ concat floordiv iadd iand iconcat ifloordiv ilshift imatmul imod imul ior ipow "
     "irshift isub itruediv ixor lshift matmul mod mul or_ pow rshift sub truediv xor"
 ).split()
-# Values that are told apart, and keys of dictionaries, may be words.
+# Compared values and dictionary keys may be strings.
 _TOLD_APART = "contains countOf delitem eq ge getitem gt indexOf is_ is_not le lt ne".split()
 _OPERATOR: Final = {
     **dict.fromkeys(_ONE_VALUE, "(a: Any, /)"),
@@ -41,7 +42,7 @@ _OPERATOR: Final = {
     "length_hint": "(a: Any, default: int = ..., /)",
     "setitem": "(a: Any, b: str | Any, c: Any, /)",
 }
-# Conversions of NumPy: numpy.float32(x) and the like; they know the words "inf" and "nan".
+# NumPy conversions such as numpy.float32(x); they accept "inf" and "nan".
 _NUMPY_DTYPES = (
     "bool_ complex128 complex64 float16 float32 float64 int16 int32 int64 int8 uint16 uint32 "
     "uint64 uint8"
@@ -59,7 +60,7 @@ _NUMPY: Final = {
     **{f"ndarray.__{name}__": "(self: Self, other: Any, /)" for name in _ARRAY_OF_TWO},
     "ndarray.__setitem__": "(self: Self, index: Any, value: Any, /)",
     "linalg.cond": "(x: Any, p: str | Any = ...)",
-    # Of torch's generator in the process that runs the graph, which draws all that graphs draw.
+    # Of torch's global generator in the process that runs the graph, which all graphs draw from.
     "random.seed": "(seed: int | None = ...)",
 }
 _BUILTINS: Final = {
@@ -155,7 +156,7 @@ _TORCH: Final = {
         "(unwrapped: Tensor, wrapped: Tensor, /)"
     ),
     "torch.autograd.grad_mode.set_grad_enabled": "(mode: bool)",
-    # Their stubs leave out that a size may be None: that of the input.
+    # Their stubs omit that a size may be None: the size of the input.
     **dict.fromkeys(
         [
             f"torch.nn.functional.adaptive_max_pool{n}d{suffix}"
@@ -174,10 +175,10 @@ FUNCTIONS: Final = {
     **{f"builtins.{name}": text for name, text in _BUILTINS.items()},
     **_TORCH,
 }
-"""Of functions; they stand in place of what stubs and annotations say."""
+"""Signatures of functions; they override stubs and annotations."""
 
-# Methods of which only what stands here is taken: torch's stubs allow more than is safe.
-# `new` also makes tensors of storages and of addresses.
+# Methods of which only these signatures are accepted: torch's stubs allow more than is safe. `new`
+# also creates tensors from storages and addresses.
 NARROWED: Final = frozenset({"new"})
 
 _WORD_KEYS = "(self: Container, key: str | Any, default: Any = ..., /)"
@@ -198,7 +199,7 @@ METHODS: Final = {
     "numel": "(self: Container)",
     "pop": "(self: Container, key: str | Any = ..., default: Any = ..., /)",
     "update": "(self: Container, other: Any = ..., /, **entries: Any)",
-    # Of dictionaries as well as of tensors.
+    # Methods of both dictionaries and tensors.
     **dict.fromkeys(["__contains__", "__getitem__"], "(self: Container, key: str | Any, /)"),
     "__setitem__": "(self: Container, key: str | Any, value: Any, /)",
     "__len__": "(self: Container)",
@@ -233,7 +234,7 @@ METHODS: Final = {
     "type": "(self: Self, dtype: str | dtype | Callable | None = ..., non_blocking: bool = ...)",
     "resize": "(self: Self, *sizes: int | list[int], refcheck: bool = ...)",
 }  # fmt: skip
-"""Of methods, in addition to those of Tensor's stub; also of values that are not tensors."""
+"""Signatures of methods, in addition to Tensor's stub; also of values other than tensors."""
 
 _OPERANDS = "*operands: Any, **others: Any"
 HIGHER_ORDER: Final = {
@@ -299,4 +300,4 @@ HIGHER_ORDER: Final = {
     ),
     "wrap_with_set_grad_enabled": f"(enable_grad: bool, wrapped_func: Any, {_OPERANDS})",
 }  # fmt: skip
-"""Of higher-order operators: subgraphs and callables, then what those are called with."""
+"""Signatures of higher-order operators: subgraphs and callables, then their operands."""

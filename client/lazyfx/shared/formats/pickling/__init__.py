@@ -1,10 +1,10 @@
-"""A GraphModule as a pickle or a torch.package that loads without tracing, with torch alone.
+"""Writes a GraphModule as a pickle or torch.package that loads without tracing, with torch alone.
 
-What `GraphModule.__reduce__` writes is source, which torch runs and traces again while it loads:
-a fresh tensor or a random draw becomes one constant for all calls, a write is lost, branches
-and loops do not load at all. Here the graph itself is written, as calls of `Graph.create_node` that
-the pickle makes in order, and GraphModule generates the code from it as it always does. So the
-loaded module has the nodes of the one that was saved, and computes the same.
+`GraphModule.__reduce__` writes source, which torch runs and traces again on loading: a new tensor
+or a random draw becomes one constant for all calls, writes are lost, branches and loops do not load
+at all. Here the graph itself is written, as a sequence of calls of `Graph.create_node`, and
+GraphModule generates its code from it as usual. So the loaded module has the same nodes, and
+computes the same.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def pickle_module(module: GraphModule) -> bytes:
     """Pickle a module; no code is generated.
 
     Args:
-        module: The module; its parameters are written as they are, meta tensors too.
+        module: The module; its parameters are written unchanged, including meta tensors.
 
     Returns:
-        Bytes for `pickle.loads` in any process with this torch.
+        Bytes for `pickle.loads` in any process with this version of torch.
 
     Raises:
         UnsupportedGraphError: Something in it cannot be pickled; names it.
@@ -39,7 +39,7 @@ def pickle_module(module: GraphModule) -> bytes:
     form = ModuleReducer().reduce(module)
     try:
         TensorPickler(buffer, protocol=4).dump(form)
-    except Exception as error:  # what is pickled raises errors of every kind
+    except Exception as error:  # pickled objects raise errors of every kind
         raise _refusal("pickle", error) from error
     return buffer.getvalue()
 
@@ -48,7 +48,7 @@ def package_module(module: GraphModule) -> bytes:
     """Write a torch.package archive; no code is generated.
 
     Args:
-        module: The module; its parameters are written as they are.
+        module: The module; its parameters are written unchanged.
 
     Returns:
         An archive; `PackageImporter(...).load_pickle("module", "module.pkl")` loads it.
@@ -60,10 +60,10 @@ def package_module(module: GraphModule) -> bytes:
     form: Any = ModuleReducer().reduce(module)
     try:
         with PackageExporter(buffer) as exporter:
-            # Types of the caller's own outputs (transformers' ModelOutput) are theirs to install.
+            # The caller must install the types of their own outputs (transformers' ModelOutput).
             exporter.extern("**")
             exporter.save_pickle(PACKAGE_NAME, RESOURCE_NAME, form)
-    except Exception as error:  # what is pickled raises errors of every kind
+    except Exception as error:  # pickled objects raise errors of every kind
         raise _refusal("package", error) from error
     return buffer.getvalue()
 

@@ -1,4 +1,4 @@
-"""What a graph calls, as a pickle finds it in a process that has torch alone."""
+"""Pickles the call targets of a graph so that a process with torch alone can find them."""
 
 # ruff: noqa: SLF001 - operators have no public class
 
@@ -36,20 +36,20 @@ REGISTERING_MODULES: Final = {
     "prims": "torch._inductor.inductor_prims",
     "streams": "torch._dynamo.variables.streams",
 }
-"""Modules of torch that register operators of a namespace when they are imported, and only then."""
+"""Modules of torch that register the operators of a namespace only when they are imported."""
 
 
 class CallableReducer:
-    """Writes callables, each once."""
+    """Pickles callables, each once."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[object, DeferredCall]] = {}
 
     def reduce(self, target: Any) -> DeferredCall:
-        """What finds `target` where the pickle is loaded.
+        """The call that finds `target` when the pickle is loaded.
 
         Raises:
-            UnsupportedGraphError: It has no place that could be told.
+            UnsupportedGraphError: It has no importable name.
         """
         known = self._known.get(id(target))
         if known is None:
@@ -74,7 +74,7 @@ def _reduce(target: Any) -> DeferredCall:
             return by_dotted_name(name)
     raise UnsupportedGraphError(
         f"the callable {target!r:.200} cannot be imported where only torch is installed",
-        remedy="save the graph instead (lazyfx.save_graph), or make it a custom operator",
+        remedy="save the graph instead (lazyfx.save_graph), or turn it into a custom operator",
     )
 
 
@@ -99,7 +99,7 @@ def _operator(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> De
 
 
 def _numpy_wrapper(target: Any, name: str) -> DeferredCall:
-    """A wrapper of dynamo's around a NumPy function of torch's, made again."""
+    """Recreate a wrapper of dynamo around one of torch's NumPy functions."""
     cls = by_dotted_name(f"torch._dynamo.utils.{type(target).__name__}")
     own = name.rpartition(".")[2]
     if type(target).__name__ == "numpy_method_wrapper":
@@ -110,8 +110,8 @@ def _numpy_wrapper(target: Any, name: str) -> DeferredCall:
 
 
 def _of_source(function: Callable[..., Any]) -> DeferredCall:
-    """A function of ours that stands for one that torch defines inside another."""
-    # Not of a module of torch: torch.fx would write it as one of its functions.
+    """Recreate our equivalent of a function that torch defines inside another one."""
+    # Not in a module of torch: torch.fx would write it as one of that module's functions.
     names = {"torch": by_dotted_name("torch"), "__name__": "saved_graph"}
     return DeferredCall(
         torch_rebuild.function_of, (function.__name__, inspect.getsource(function), names)

@@ -1,4 +1,4 @@
-"""Graphs and the modules that hold them, as calls that make them again."""
+"""Pickles graphs and their modules as calls that recreate them."""
 
 # ruff: noqa: SLF001 - graphs and modules keep what they are in private attributes
 
@@ -21,8 +21,8 @@ from lazyfx.shared.formats.pickling import torch_rebuild
 from lazyfx.shared.formats.pickling.callables import CallableReducer
 from lazyfx.shared.formats.pickling.made import DeferredCall, after_calls, by_dotted_name
 
-# What a GraphModule holds besides its graph and its attributes. It makes all of it when it is
-# made, so writing it would only add things that may not pickle.
+# Attributes of a GraphModule in addition to its graph and state. The constructor sets them, so
+# writing them would only add things that may not pickle.
 _MADE_AGAIN = frozenset(
     (
         "_code",
@@ -42,19 +42,19 @@ _MADE_AGAIN = frozenset(
     )
 )
 
-# What says itself how it is found. Packages cannot find all of these by themselves.
+# Objects that define how to find them. Packages cannot find all of these by themselves.
 _NAMED_BY_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 
 
 class ModuleReducer:
-    """Writes modules, each once; tensors and leaf modules are the module's own."""
+    """Pickles modules, each once, with their own tensors and leaf modules."""
 
     def __init__(self) -> None:
         self._known: dict[int, object] = {}
         self._callables = CallableReducer()
 
     def reduce(self, module: nn.Module) -> object:
-        """What stands for a module in a pickle; the module itself where no graph is inside."""
+        """What represents a module in a pickle; the module itself if it contains no graph."""
         if id(module) not in self._known:
             self._known[id(module)] = self._reduce(module)
         return self._known[id(module)]
@@ -62,7 +62,7 @@ class ModuleReducer:
     def _reduce(self, module: nn.Module) -> object:
         if not any(isinstance(part, GraphModule) for part in module.modules()):
             return module
-        # torch.export gives its modules methods of their own, bound to the module itself.
+        # torch.export adds methods to module instances, bound to the module itself.
         state = {
             name: value
             for name, value in vars(module).items()
@@ -76,13 +76,13 @@ class ModuleReducer:
             copied = type(module).__new__(type(module))
             copied.__dict__ = state
             return copied
-        # torch drops hooks when it loads a module; most would not pickle.
+        # torch drops hooks on loading anyway, and most would not pickle.
         state.update({name: OrderedDict() for name in state if "_hooks" in name})
         root = nn.Module()
         root.__dict__ = state
-        # GraphModule takes over what its nodes read, tensors as buffers; the state is all of it.
+        # GraphModule copies what its nodes read, tensors as buffers; the state contains all of it.
         graph, class_name = self._graph(module.graph), type(module).__name__
-        # By name: a package would take the class for one of the modules that write themselves.
+        # By name: a package would mistake the class for a module that pickles itself.
         return DeferredCall(
             by_dotted_name("torch.fx.GraphModule"), (root, graph, class_name), state
         )
@@ -114,7 +114,7 @@ class ModuleReducer:
         arguments = argument(node.args), argument(node.kwargs)
         target: Any = node.target
         if target is operator.pow and not isinstance(node.args[0], Node):
-            # torch.fx writes -2 ** x, which is -(2 ** x).
+            # torch.fx writes -2 ** x, which means -(2 ** x).
             target = by_dotted_name("builtins.pow")
         elif not isinstance(target, str):
             target = self._callables.reduce(target)
@@ -155,9 +155,9 @@ class ModuleReducer:
 
 
 def _is_read_back(number: complex) -> bool:
-    """Whether the text that torch.fx writes is this number: that of -1j has another real part."""
+    """Whether torch.fx's text evaluates to this number: for -1j, the real part differs."""
     try:
         read = ast.literal_eval(complex.__repr__(number))
-    except ValueError:  # parts that are infinite or not a number
+    except ValueError:  # infinite or NaN parts
         return False
     return (repr(read.real), repr(read.imag)) == (repr(number.real), repr(number.imag))

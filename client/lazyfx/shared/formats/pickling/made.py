@@ -1,4 +1,4 @@
-"""Objects that a pickle makes by a call, of torch's and Python's own functions only."""
+"""Objects that a pickle creates by calls of functions of torch and Python only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 
 class DeferredCall:
-    """Takes the place of an object in a pickle, which makes it by calling a function.
+    """Replaces an object in a pickle by a call that creates it.
 
-    Equal objects must be the same `DeferredCall` to be the same object again: pickle remembers by
+    To be the same object again, an object must be the same `DeferredCall`: pickle memoizes by
     identity.
     """
 
@@ -31,8 +31,8 @@ class DeferredCall:
         self._state = state
 
     def __call__(self) -> None:
-        """Only makes it callable, as pickle asks of what it shall call."""
-        raise TypeError("stands for a function where it is loaded")
+        """Makes it callable, as pickle requires of what it calls."""
+        raise TypeError("represents a function in the loading process")
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._state is None:
@@ -41,16 +41,16 @@ class DeferredCall:
 
 
 def after_calls(value: object, *steps: object) -> DeferredCall:
-    """`value`, once `steps` have been made, in this order, from left to right."""
+    """`value`, after `steps` have been executed in order."""
     return DeferredCall(operator.getitem, ((value, *steps), 0))
 
 
 @functools.lru_cache(maxsize=4096)
 def by_dotted_name(dotted: str) -> DeferredCall:
-    """The object of a dotted name: a module, or what is found in one by attributes.
+    """The object of a dotted name: a module, or an attribute path in one.
 
-    A name is looked up where the pickle is loaded, by `getattr`: torch.package cannot load names
-    with dots, and much of torch calls itself something else than what it can be found as.
+    The loading process looks names up by `getattr`: torch.package cannot load names with dots, and
+    `__qualname__` of much of torch is not where it can be found.
 
     Raises:
         LookupError: There is no such object.
@@ -67,7 +67,7 @@ def by_dotted_name(dotted: str) -> DeferredCall:
 def _is_importable(dotted: str) -> bool:
     """Whether a fresh process can import a name.
 
-    Modules inside torch's library are in no file; they are attributes of their parents.
+    Modules inside torch's binary have no file; they are attributes of their parents.
     """
     try:
         return importlib.util.find_spec(dotted) is not None
@@ -76,7 +76,7 @@ def _is_importable(dotted: str) -> bool:
 
 
 def resolve(dotted: str) -> object:
-    """The object that `by_dotted_name(dotted)` makes.
+    """The object that `by_dotted_name(dotted)` creates.
 
     Raises:
         LookupError: There is no such object.
@@ -90,7 +90,7 @@ def resolve(dotted: str) -> object:
 
 
 def dotted_name_of(value: object) -> str | None:
-    """The dotted name of a module-level object, looked for in the module of its type."""
+    """The dotted name of a module-level object, found in the module of its type."""
     module = sys.modules.get(type(value).__module__)
     for name, other in vars(module).items() if module is not None else ():
         if other is value and name.isidentifier():

@@ -1,7 +1,7 @@
-"""Tensors in a pickle: every dtype, and memory that is shared stays shared.
+"""Pickles tensors: supports every dtype, and keeps shared memory shared.
 
-torch's own way writes the storage of each tensor apart, so that views of one buffer load as
-copies, and writes dtypes that it then cannot load (float8, uint16, int4, ...).
+torch's own pickling writes the storage of each tensor separately, so views of one buffer load as
+copies, and writes dtypes that it cannot load (float8, uint16, int4, ...).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lazyfx.shared.wire.values.tensors import storage_key
 
 
 class TensorPickler(pickle.Pickler):
-    """A pickler with its own way of writing plain tensors and parameters."""
+    """A pickler with its own representation of plain tensors and parameters."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Kept here: what pickle remembers by identity must not go away in between.
+        # Keep these alive: pickle memoizes them by identity.
         self._storages: dict[int, object] = {}
         self._data: list[object] = []
 
     def reducer_override(self, obj: Any) -> Any:
-        """How an object is written; NotImplemented leaves it to pickle."""
+        """How to pickle an object; NotImplemented leaves it to pickle."""
         if type(obj) is nn.Parameter and _is_plain(obj):
             data = DeferredCall(*self._rebuilt(obj))
             self._data.append(data)

@@ -1,4 +1,4 @@
-"""The private names of torch that pickles are made of, all of them here."""
+"""All private names of torch that pickles use."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ __all__ = [
 
 
 def bytes_of(storage: torch.UntypedStorage) -> torch.storage.TypedStorage:
-    """A storage as bytes: what torch writes and reads in a pickle whatever is in it."""
+    """A storage as an untyped one, which torch can pickle whatever the dtype."""
     return torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.uint8, _internal=True)
 
 
 def metadata_of(tensor: torch.Tensor) -> dict[str, Any]:
-    """Whether a tensor is to be read conjugated or negated."""
+    """The conjugate and negative bits of a tensor."""
     return dict(get_tensor_metadata(tensor))
 
 
 def pytree_info_of(codegen: CodeGen) -> _PyTreeInfo | None:
-    """The calling convention of a code generator; None for that of the placeholders.
+    """The pytree calling convention of a code generator; None for a plain one.
 
     Raises:
-        TypeError: It is of another kind.
+        TypeError: It is another code generator.
     """
     if type(codegen) is CodeGen:
         return None
     if type(codegen) is _PyTreeCodeGen:
         return codegen.pytree_info
-    raise TypeError(f"a code generator of its own ({type(codegen).__name__})")
+    raise TypeError(f"a custom code generator ({type(codegen).__name__})")

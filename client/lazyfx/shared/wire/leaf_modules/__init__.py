@@ -1,1 +1,1 @@
-"""Modules of torch.nn that a graph calls, as class, options and tensors."""
+"""torch.nn modules that a graph calls, as class, options and tensors."""

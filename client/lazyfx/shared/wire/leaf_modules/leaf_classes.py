@@ -22,7 +22,7 @@ _CONTAINERS = frozenset(
     | {"RNNBase", "RNNCellBase", "Sequential"}
 )
 _INTERNALS = frozenset(vars(nn.Module()))
-# Options that say how many parts a constructor makes, and most parts that are made.
+# Options that determine how many parts a constructor creates, and their maximum.
 _COUNTS = frozenset({"num_layers", "num_encoder_layers", "num_decoder_layers"})
 _MAX_PARTS = 256
 
@@ -31,9 +31,8 @@ def type_name(module: nn.Module) -> str:
     """Name of the torch.nn class of a leaf module.
 
     Raises:
-        UnsupportedGraphError: It is not exactly a leaf class of torch.nn, it or a
-            part of it carries hooks or a forward of its own, or its parts are not all in
-            one mode.
+        UnsupportedGraphError: It is not exactly a leaf class of torch.nn, it or a part of it has
+            hooks or a custom forward, or its parts are not all in the same mode.
     """
     cls = leaf_parametrizations.base_class(module)
     if classes().get(cls.__name__) is not cls:
@@ -46,12 +45,12 @@ def type_name(module: nn.Module) -> str:
     for child in module.modules():
         if has_own_call(child):
             raise UnsupportedGraphError(
-                f"a {cls.__name__} with hooks or methods of its own",
+                f"a {cls.__name__} with hooks or instance methods",
                 remedy="remove the hooks before tracing",
             )
         if child.training != module.training:
             raise UnsupportedGraphError(
-                f"a {cls.__name__} with parts in another mode",
+                f"a {cls.__name__} with parts in different modes",
                 remedy="call train() or eval() on the whole module",
             )
     return cls.__name__
@@ -72,10 +71,10 @@ def classes() -> dict[str, type[nn.Module]]:
 
 
 def options(module: nn.Module) -> dict[str, Any]:
-    """Constructor arguments that make a module configured like this one, sorted by name.
+    """Constructor arguments that create a module configured like this one, sorted by name.
 
-    An argument that is a leaf module itself becomes its type and its own options; what a
-    tensor is computed from (`leaf_parametrizations`) is one more option.
+    An argument that is itself a leaf module becomes its type and its own options; parametrizations
+    of tensors (`leaf_parametrizations`) are another option.
 
     Raises:
         UnsupportedGraphError: An argument cannot be read back from the module.
@@ -101,15 +100,15 @@ def _part_options(name: str, part: nn.Module) -> dict[str, Any]:
 
 
 def _is_deep(arguments: Mapping[str, Any]) -> bool:
-    """Whether a module that is an argument has an argument that is one."""
+    """Whether a module argument itself has a module argument."""
     return any(isinstance(value, Mapping) for value in arguments.values())
 
 
 def verify(module: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Check that a module made from `arguments` is configured like `module` in every part.
+    """Check that a module created from `arguments` is configured like `module` in every part.
 
     Raises:
-        UnsupportedGraphError: Attributes were changed after the module was made.
+        UnsupportedGraphError: Attributes were changed after construction.
     """
     try:
         name = leaf_parametrizations.base_class(module).__name__
@@ -121,14 +120,14 @@ def verify(module: nn.Module, arguments: Mapping[str, Any]) -> None:
         twin = made.pop(path, None)
         if twin is None or not _are_alike(twin, part):
             raise UnsupportedGraphError(
-                f"a {name} that was changed after it was made", remedy=REMEDY
+                f"a {name} that was changed after construction", remedy=REMEDY
             )
     if made:
         raise UnsupportedGraphError(f"a {name} that lacks {min(made)!r}")
 
 
 def are_configured_alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two leaf modules are configured alike in every part, but for their tensors."""
+    """Whether two leaf modules are configured alike in every part, except for their tensors."""
     parts = dict(one.named_modules(remove_duplicate=False))
     twins = dict(other.named_modules(remove_duplicate=False))
     return parts.keys() == twins.keys() and all(
@@ -138,12 +137,12 @@ def are_configured_alike(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _are_alike(made: nn.Module, module: nn.Module) -> bool:
-    """Whether a module has the settings that its constructor would give it, and its tensors.
+    """Whether a module has the settings that its constructor would set, and the same tensors.
 
-    Private settings count as far as the constructor makes them (`_reversed_padding_repeated_twice`
-    of a convolution); others are marks that libraries leave on modules.
+    Private settings count only if the constructor sets them (`_reversed_padding_repeated_twice` of
+    a convolution); others are marks that libraries leave on modules.
     """
-    # Each parametrized module has a new class of its own.
+    # Each parametrized module has its own new class.
     base_class = leaf_parametrizations.base_class
     return (
         base_class(made) is base_class(module)
@@ -186,10 +185,10 @@ def prototype(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     Args:
         name: Class of torch.nn.
-        arguments: Constructor arguments as `options` gives them.
+        arguments: Constructor arguments from `options`.
 
     Raises:
-        DecodeError: No such leaf class, or arguments that do not fit it.
+        DecodeError: No such leaf class, or invalid arguments.
     """
     cls = classes().get(name)
     if cls is None:
@@ -207,7 +206,7 @@ def prototype(name: str, arguments: Mapping[str, Any]) -> nn.Module:
             raise DecodeError(f"{name}: at most {_MAX_PARTS} {option}", field="module.options")
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            # What a constructor warns of was said when the caller's module was made.
+            # The constructor already warned when the caller's module was created.
             warnings.simplefilter("ignore")
             for option in MODULE_OPTIONS.keys() & given.keys():
                 given[option] = _part(option, given[option])
@@ -223,7 +222,7 @@ def prototype(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _part(option: str, given: object) -> object:
-    """The module that an option describes; the option itself where it describes none."""
+    """The module that an option describes; the option itself if it describes none."""
     if not isinstance(given, Mapping):
         return given
     kind, inner = given.get("type"), given.get("options")
@@ -236,15 +235,15 @@ def _part(option: str, given: object) -> object:
 
 
 def build(template: nn.Module, values: Mapping[str, torch.Tensor], *, training: bool) -> nn.Module:
-    """Copy a prototype and put tensors in.
+    """Copy a prototype and set its tensors.
 
     Args:
-        template: What `prototype` made; it is not changed.
-        values: Tensors as `tensors` gives them.
-        training: The mode that the module is in.
+        template: The result of `prototype`; it is not changed.
+        values: Tensors by name, as in `tensors`.
+        training: The mode of the module.
 
     Raises:
-        DecodeError: Tensors that do not fit the module.
+        DecodeError: The tensors do not fit the module.
     """
     module = _copy(template)
     name = type(module).__name__
@@ -262,7 +261,7 @@ def build(template: nn.Module, values: Mapping[str, torch.Tensor], *, training: 
                         f"{name} needs a tensor {local!r} of the right role",
                         field="module.tensors",
                     )
-                # Loss weights are buffers that no option speaks of.
+                # Loss weights are buffers without an option.
                 unasked = current is None and is_parameter
                 if unasked or (current is not None and current.shape != value.shape):
                     raise DecodeError(
@@ -277,7 +276,7 @@ def build(template: nn.Module, values: Mapping[str, torch.Tensor], *, training: 
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """A module of the same class that shares nothing that can be changed but its tensors."""
+    """A module of the same class that shares no mutable state except its tensors."""
     twin = module.__class__.__new__(module.__class__)
     attributes = {
         name: value.copy() if isinstance(value, (dict, list, set)) else value

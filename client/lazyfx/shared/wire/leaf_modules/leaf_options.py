@@ -1,4 +1,4 @@
-"""Constructor options of torch.nn's leaf classes, read back from modules."""
+"""Reads the constructor options of torch.nn's leaf classes back from modules."""
 
 # ruff: noqa: SLF001 - parameters that are None are only seen in nn.Module's own tables
 
@@ -18,29 +18,29 @@ from torch.nn.utils import parametrize
 from lazyfx.errors import DecodeError, UnsupportedGraphError
 
 REMEDY = "trace through the module (torch.fx.Tracer.is_leaf_module), or use torch.export"
-# Options that are modules themselves, and the classes that they may have; None: any.
+# Options that are themselves modules, and their allowed classes; None: any.
 MODULE_OPTIONS: Mapping[str, str | None] = {
     "encoder_layer": "TransformerEncoderLayer",
     "decoder_layer": "TransformerDecoderLayer",
     "norm": None,
     "distance_function": None,
 }
-# Options that are objects of plain values, by the class of torch.nn that they are of.
+# Options that are objects with plain fields, by class of torch.nn.
 OBJECT_OPTIONS: Mapping[tuple[str, str], str] = {
     ("LinearCrossEntropyLoss", "options"): "LinearCrossEntropyOptions"
 }
 
-# Where tensors are made and what they start from is not configuration.
+# Devices and initial values of tensors are not configuration.
 _NOT_OPTIONS = frozenset(
     {"self", "device", "dtype", "_weight", "_freeze", "size_average", "reduce"}
 )
-# Options that torch got after 2.11, where "on" is what the class did before: written only when
-# they are off, so that a module has the same options, and the same digest, in every torch.
+# Options added after torch 2.11 for which "on" is the previous behaviour: written only if off, so
+# that a module has the same options, and the same digest, in every torch.
 _NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "SyncBatchNorm")
 _LATER_OPTIONS = dict.fromkeys(
     (*_NORMS, "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"), ("bias",)
 )
-# Old spellings of options that have a new one, and parts that do not belong to a leaf.
+# Deprecated names of options, and parts that do not belong to a leaf.
 _OTHER_OPTIONS = {
     "Hardtanh": {"min_value", "max_value"},
     "Transformer": {"custom_encoder", "custom_decoder"},
@@ -54,7 +54,7 @@ def _has(attribute: str) -> Read:
     return lambda module: getattr(module, attribute, None) is not None
 
 
-# Options that are kept under another name, or only as the presence of a tensor.
+# Options that are stored under another name, or only as the presence of a tensor.
 _SPECIALS: dict[tuple[str, str], Read] = {
     ("AdaptiveLogSoftmaxWithLoss", "cutoffs"): lambda module: list(module.cutoffs[:-1]),
     ("AdaptiveLogSoftmaxWithLoss", "head_bias"): lambda module: module.head.bias is not None,
@@ -87,7 +87,7 @@ def _of_first_layer(read_option: Read) -> Read:
     return lambda module: read_option(module.encoder.layers[0])
 
 
-# The settings that a Transformer hands to its layers.
+# The settings that a Transformer passes to its layers.
 _SPECIALS.update(
     {("Transformer", name): _of_first_layer(read) for name, read in _TRANSFORMER_LAYER.items()}
     | {
@@ -118,9 +118,9 @@ def _option_names(cls: Any) -> tuple[str, ...]:
 
 
 def read_options(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
-    """Constructor arguments that make a module configured like this one, sorted by name.
+    """Constructor arguments that create a module configured like this one, sorted by name.
 
-    Some are modules themselves (`MODULE_OPTIONS`).
+    Some are themselves modules (`MODULE_OPTIONS`).
 
     Raises:
         UnsupportedGraphError: An argument cannot be read back from the module.
@@ -170,7 +170,7 @@ def to_object(cls: str, name: str, given: object) -> object:
 
 
 def idle_options(name: str, arguments: Mapping[str, Any]) -> list[str]:
-    """Options that say what an older torch does without them; they are left out."""
+    """Options that only state the behaviour of an older torch; they are omitted."""
     return [
         option
         for option in _LATER_OPTIONS.get(name, ())

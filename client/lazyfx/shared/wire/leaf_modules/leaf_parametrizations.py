@@ -1,8 +1,8 @@
 """Parametrizations of leaf modules (torch.nn.utils.parametrizations) as options.
 
-A parametrized Conv1d is a Conv1d whose weight is computed from other tensors. On the wire
-it is its base class with an option `parametrizations`: for each tensor, which one of
-torch's own parametrizations it has, and its arguments.
+A parametrized Conv1d is a Conv1d whose weight is computed from other tensors. On the wire it is its
+base class with an option `parametrizations`: for each tensor, the type of parametrization (one of
+torch's own) and its arguments.
 """
 
 # ruff: noqa: SLF001 - the classes of torch's parametrizations are private
@@ -41,18 +41,18 @@ _MAX_ITERATIONS = 64
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, or the one that it had before it was parametrized."""
+    """The class of a module before it was parametrized."""
     cls = type(module)
     return cls.__mro__[1] if parametrize.is_parametrized(module) else cls
 
 
 def computes(holder: object, name: str) -> bool:
-    """Whether an attribute of a module is a tensor that is computed from others at each read."""
+    """Whether an attribute of a module is computed from other tensors at each read."""
     return isinstance(holder, nn.Module) and parametrize.is_parametrized(holder, name)
 
 
 def read(module: nn.Module) -> dict[str, Any]:
-    """What each parametrized tensor of a module has, by the tensor's name.
+    """The parametrizations of a module's tensors, by tensor name.
 
     Raises:
         UnsupportedGraphError: A parametrization that is not one of torch's norms, or several.
@@ -75,10 +75,10 @@ def read(module: nn.Module) -> dict[str, Any]:
 
 
 def apply(module: nn.Module, given: Mapping[str, Any]) -> None:
-    """Parametrize the tensors of a module as `read` tells.
+    """Parametrize the tensors of a module, as described by `read`.
 
     Raises:
-        DecodeError: No such parametrization, no such tensor, or arguments that do not fit.
+        DecodeError: No such parametrization, no such tensor, or invalid arguments.
     """
     field = f"module.options.{OPTION}"
     for name, row in given.items():

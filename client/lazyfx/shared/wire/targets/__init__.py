@@ -1,1 +1,1 @@
-"""What a graph may call, and what it is called on the wire."""
+"""What a graph may call, and its names on the wire."""

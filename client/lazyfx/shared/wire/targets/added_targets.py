@@ -1,4 +1,4 @@
-"""What `user_targets` added to the allow-table: set when a process starts, for all that it does."""
+"""Targets that `user_targets` added to the allow-table, process-wide; set when a process starts."""
 
 from __future__ import annotations
 

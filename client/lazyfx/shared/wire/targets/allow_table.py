@@ -1,7 +1,7 @@
-"""The allow-table: callables that a graph may name, and their names.
+"""The allow-table: the callables that a graph may call, and their names.
 
-Looking up is an exact match in tables that are built once from torch's own
-registries and the lists of `target_lists`; a name from the wire is never walked.
+A lookup is an exact match in tables that are built once from torch's own registries and the lists
+of `target_lists`; a name from the wire is never resolved as a path.
 """
 
 # ruff: noqa: SLF001 - torch's registries of operators are private, and read here only
@@ -95,7 +95,7 @@ def _is_public_function(name: str, value: object) -> bool:
 
 
 def _binds_operator(name: str, value: object) -> bool:
-    """Whether a builtin of torch only calls the operator of the same name, and it is allowed."""
+    """Whether a builtin of torch only calls the operator of the same name, which is allowed."""
     bound = getattr(torch._C._VariableFunctions, name, None)
     return bound is value and value is not None and _is_operator(f"aten::{name}")
 
@@ -108,7 +108,7 @@ def _is_operator(name: str) -> bool:
 
 
 def _import(dotted: str) -> Any:
-    """The object of a dotted name of our own lists, or None where this torch lacks it."""
+    """The object of a dotted name of our own lists, or None if this torch lacks it."""
     parts = dotted.split(".")
     for split in range(len(parts), 0, -1):
         try:
@@ -154,7 +154,7 @@ def _find_operator(name: str) -> torch._ops.OpOverload | None:
 
 @functools.lru_cache(maxsize=4096)
 def _registered_overload(name: str) -> torch._ops.OpOverload:
-    """The overload of a name; a LookupError is not remembered, the operator may come yet."""
+    """The overload of a name; a LookupError is not cached: it may be registered later."""
     packet, _, overload = name.rpartition(".")
     found = _registered_packet(packet)
     value = getattr(found, overload) if overload in found.overloads() else None
@@ -175,11 +175,11 @@ def _find_packet(name: str) -> torch._ops.OpOverloadPacket | None:
 
 @functools.lru_cache(maxsize=4096)
 def _registered_packet(name: str) -> torch._ops.OpOverloadPacket:
-    """The packet of a name; a LookupError is not remembered, the operator may come yet."""
+    """The packet of a name; a LookupError is not cached: it may be registered later."""
     namespace, separator, base = name.partition("::")
     if not separator or name in lists.DENIED_OPERATORS or namespace in lists.DENIED_NAMESPACES:
         raise LookupError(name)
-    # A registered schema proves that this is an operator and not any other attribute.
+    # A registered schema proves that this is an operator and not some other attribute.
     if not torch._C._jit_get_schemas_for_operator(name):
         _register_late(namespace)
         if not torch._C._jit_get_schemas_for_operator(name):
@@ -193,13 +193,13 @@ def _registered_packet(name: str) -> torch._ops.OpOverloadPacket:
 
 
 def register_late() -> None:
-    """Have torch register all its operators, also those that it registers at their first use."""
+    """Make torch register all its operators, including those that it registers on first use."""
     for namespace in lists.LATE_NAMESPACES:
         _register_late(namespace)
 
 
 def _register_late(namespace: str) -> None:
-    """Import what registers the operators of one of torch's own namespaces, if it is a late one."""
+    """Import the module that registers the operators of a lazily registered namespace of torch."""
     module = lists.LATE_NAMESPACES.get(namespace)
     if module is not None:
         with contextlib.suppress(ImportError):  # this torch lacks it
@@ -207,11 +207,11 @@ def _register_late(namespace: str) -> None:
 
 
 def is_dispatched(packet: str, overload: str) -> bool:
-    """Whether the dispatcher has an operator, and not TorchScript's interpreter alone.
+    """Whether the dispatcher has an operator, not only TorchScript's interpreter.
 
-    What only that has is never captured, and takes its operands on trust: its arithmetic traps, its
-    texts and lists grow without bound, and its instructions (`prim`) read a program that is not
-    there.
+    Operators that only the interpreter has are never captured, and do not validate their operands:
+        arithmetic traps, strings and lists grow without bound, and instructions (`prim`) read a
+        program that does not exist.
     """
     if packet.partition("::")[0] not in ("aten", "prim"):
         return True
@@ -238,7 +238,7 @@ def find(kind: int, name: str) -> Callable[..., Any] | str:
     elif kind == pb.TARGET_KIND_OPERATOR_PACKET:
         found = _find_packet(name)
     elif kind == pb.TARGET_KIND_HIGHER_ORDER_OPERATOR and name not in lists.DENIED_HIGHER_ORDER:
-        functions()  # and so dynamo, which registers some of them
+        functions()  # which imports dynamo, which registers some of them
         found = torch._ops._higher_order_ops.get(name)
     if found is None:
         label = {number: word for word, number in pb.TargetKind.items()}.get(kind, str(kind))  # type: ignore[call-overload]
@@ -270,7 +270,7 @@ def name_of(target: object) -> Key | None:
         return (pb.TARGET_KIND_HIGHER_ORDER_OPERATOR, name)
     function = _function_names().get(id(target))
     if function is None and isinstance(target, types.BuiltinMethodType):
-        # torch hands out a new bound builtin at each access for some static methods.
+        # For some static methods, torch returns a new bound builtin at each access.
         function = _bound_builtin_name(target)
     if function is None:
         function = twins.canonical_name(target)
@@ -287,24 +287,24 @@ def _bound_builtin_name(target: types.BuiltinMethodType) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _literal_rules() -> dict[int, tuple[int, int, frozenset[str]]]:
-    """Callables that look a name up: argument count, place of the name, allowed names."""
+    """Callables that look up a name: argument count, position of the name, allowed names."""
     table = functions()
     return {id(table[name]): rule for name, rule in lists.LOOKUPS.items() if name in table}
 
 
 def clear_caches() -> None:
-    """Build the tables again when they are next used."""
+    """Rebuild the tables on next use."""
     for table in (functions, _function_names, methods, _literal_rules):
         table.cache_clear()
 
 
 def is_lookup(target: object) -> bool:
-    """Whether a callable looks up a name, so that its arguments have to be known."""
+    """Whether a callable looks up a name, so that its arguments must be known."""
     return id(target) in _literal_rules() or autograd_functions.is_flat_apply(target)
 
 
 def forbidden_lookup(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Why these arguments make a callable look up a name that graphs may not read, if so."""
+    """Why these arguments make a callable look up a forbidden name, if so."""
     rule = _literal_rules().get(id(target))
     if rule is None:
         return autograd_functions.forbidden_name(target, args)
@@ -315,10 +315,10 @@ def forbidden_lookup(target: object, args: Sequence[Any], kwargs: Mapping[str, A
 
 
 def sorts_dictionaries(target: pb.Target) -> bool:
-    """Whether the order of a dictionary makes no difference to a function that is given one.
+    """Whether a function ignores the order of a dictionary argument.
 
-    Operators and functions of torch look entries up by key. Whoever gets the dictionary itself
-    (Python's own functions, a called or nested graph, the caller) can see their order.
+    Operators and functions of torch look entries up by key. Anything that gets the dictionary
+    itself (Python's own functions, a called or nested graph, the caller) can see their order.
     """
     if target.kind == pb.TARGET_KIND_FUNCTION:
         return target.name.startswith("torch.")

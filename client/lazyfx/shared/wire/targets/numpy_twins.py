@@ -18,21 +18,21 @@ from typing import Any, Final
 
 import torch._numpy
 
-# The one file that leans on dynamo's NumPy wrappers and the functions behind them.
+# The only file that uses dynamo's NumPy wrappers and the functions behind them.
 tensors: Any = torch._numpy  # noqa: SLF001
 
 
 @functools.lru_cache(maxsize=1)
 def _dynamo() -> Any:
-    """Dynamo's wrappers. Importing dynamo takes seconds, and not all who read graphs need it."""
+    """Dynamo's wrappers. Importing dynamo takes seconds, so it is imported on demand."""
     return importlib.import_module("torch._dynamo.utils")
 
 
-# Memory of others, and what NumPy means from then on.
+# Foreign memory, and NumPy's global settings.
 _DENIED: Final = frozenset({"from_dlpack", "set_default_dtype"})
-# Of the modules' functions those that make functions or look at the process.
+# Functions of these modules that create functions or inspect the process.
 _NOT_NUMPYS: Final = frozenset({"deco_stream", "linalg_errors", "upcast", "use_numpy_random"})
-# Methods between double underscores that compute; the others make, print or take apart objects.
+# Dunder methods that compute; the others create, print or dismantle objects.
 _DUNDERS: Final = frozenset(
     f"__{name}__"
     for name in (
@@ -49,7 +49,7 @@ _OPERATOR: Final = "torch._numpy.operator."
 
 
 def wrappers() -> dict[str, Callable[..., Any]]:
-    """A wrapper for each wire name."""
+    """The wrapper of each wire name."""
     utils, table = _dynamo(), dict[str, Callable[..., Any]]()
     for name in _names().values():
         table[_FUNCTION + name] = utils.numpy_to_tensor_wrapper(_member(tensors, name))
@@ -64,9 +64,9 @@ def wrappers() -> dict[str, Callable[..., Any]]:
 
 @functools.lru_cache(maxsize=1)
 def _names() -> dict[int, str]:
-    """Names by identity, one for each function.
+    """Names by identity, one per function.
 
-    What a function calls itself is its name where that is true: "float64" for `numpy.double`.
+    A function's `__name__` is preferred if it is valid: "float64" for `numpy.double`.
     """
     names: dict[int, str] = {}
     for module in _MODULES:
@@ -90,7 +90,7 @@ def _member(home: Any, dotted: str) -> Any:
 
 def _is_carried(name: str, value: object) -> bool:
     if isinstance(value, type):
-        # Of the types those that convert to a dtype: numpy.float32(x).
+        # The types that convert to a dtype: numpy.float32(x).
         return issubclass(value, tensors.generic) and hasattr(value, "torch_dtype")
     return callable(value) and _is_open(name)
 
@@ -100,7 +100,7 @@ def _is_open(name: str) -> bool:
 
 
 def wrapper_name(target: object) -> str | None:
-    """The wire name of what dynamo wrapped, or None for anything else."""
+    """The wire name of a function wrapped by dynamo, or None for anything else."""
     if not type(target).__module__.startswith("torch._dynamo"):
         return None
     utils = _dynamo()
@@ -116,7 +116,7 @@ def wrapper_name(target: object) -> str | None:
 
 
 def expression(target: object) -> str | None:
-    """An expression that creates a wrapper where only torch is installed."""
+    """An expression that creates a wrapper in a process with torch alone."""
     name = wrapper_name(target)
     if name is None:
         return None

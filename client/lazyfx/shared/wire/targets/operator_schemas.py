@@ -1,4 +1,4 @@
-"""Identifies operators and reads their schemas once: torch builds a new object at each access."""
+"""Identifies operators and caches their schemas: torch builds a new object at each access."""
 
 # ruff: noqa: SLF001 - the operators' own types are private, and there is no other way to a schema
 
@@ -13,12 +13,12 @@ from lazyfx.v1 import graph_pb2 as pb
 
 
 class Operator(NamedTuple):
-    """An operator by its names: `aten::add.Tensor` is aten, add, Tensor.
+    """The name of an operator in parts: `aten::add.Tensor` is aten, add, Tensor.
 
     Attributes:
-        namespace: The library that it is of.
-        name: Its own name, which its overloads share.
-        overload: Which of them; empty for all of them together, "default" for the unnamed one.
+        namespace: Its library.
+        name: Its base name, which its overloads share.
+        overload: The overload; empty for the whole packet, "default" for the unnamed one.
     """
 
     namespace: str
@@ -27,7 +27,7 @@ class Operator(NamedTuple):
 
 
 class SchemaFacts(NamedTuple):
-    """What the schema of an operator says: its names, as one and apart, and its arguments'."""
+    """The facts in an operator's schema: its full and split name, and its argument names."""
 
     name: str
     operator: Operator
@@ -44,7 +44,7 @@ def facts(overload: torch._ops.OpOverload) -> SchemaFacts:
 
 
 def operator_of(target: object) -> Operator | None:
-    """The operator that a callable of torch is, or None: overloads and packets of them are."""
+    """The operator name of an overload or packet, or None for another callable."""
     if isinstance(target, torch._ops.OpOverload):
         return facts(target).operator
     if isinstance(target, torch._ops.OpOverloadPacket):
@@ -53,7 +53,7 @@ def operator_of(target: object) -> Operator | None:
 
 
 def operator_of_row(row: pb.Target) -> Operator | None:
-    """The operator that a target on the wire names, or None if it names something else."""
+    """The operator name of a wire target, or None if it is something else."""
     if row.kind == pb.TARGET_KIND_OPERATOR:
         packet, _, overload = row.name.rpartition(".")
         return _parsed(packet, overload)
@@ -66,7 +66,7 @@ def _parsed(packet: str, overload: str) -> Operator:
 
 
 def argument_place(target: object, name: str) -> int | None:
-    """Position of the argument of an operator that is called `name`, if it has one."""
+    """Position of the operator's argument `name`, if it has one."""
     if isinstance(target, torch._ops.OpOverloadPacket):
         overloads = target.overloads()
         target = getattr(target, overloads[0]) if overloads else None

@@ -1,10 +1,9 @@
 """Which Python callables, Tensor methods and attribute names a graph may use.
 
-Everything here is data. A name that is not listed cannot be put into a graph,
-whichever side asks. Left out on purpose: files and other input/output, global
-settings (seeds, defaults, thread counts), compilers, storage and pointer
-access, object protocol methods, and functions whose cost has no bound in the
-size of their arguments (`math.factorial`).
+Everything here is data. A name that is not listed cannot be used in a graph, on either side.
+Omitted on purpose: files and other input/output, global settings (seeds, defaults, thread counts),
+compilers, storage and pointer access, object protocol methods, and functions whose cost is not
+bounded by the size of their arguments (`math.factorial`).
 """
 
 # ruff: noqa: SIM905 - long lists of names read best as words
@@ -17,12 +16,15 @@ from typing import Final
 DENIED_FUNCTIONS: Final = frozenset(
     {
         "torch.from_file",
+        # As the operator below.
+        "torch.range",
+        "torch._C._VariableFunctions.range",
         "torch.set_default_dtype",
     }
 )
 
 OPERATOR_DENIED: Final = frozenset({"attrgetter", "itemgetter", "methodcaller", "call"})
-# The last two are of Python 3.12 and 3.13: a server with an older one could not run them.
+# The last two are new in Python 3.12 and 3.13: a server with an older version could not run them.
 MATH_DENIED: Final = frozenset({"factorial", "comb", "perm", "sumprod", "fma"})
 
 BUILTIN_NAMES: Final = (
@@ -36,7 +38,7 @@ TORCH_NAMES: Final = (
     "Size arange as_strided as_tensor asarray bartlett_window blackman_window empty "
     "empty_permuted empty_strided eye fill finfo full hamming_window hann_window iinfo "
     "kaiser_window linspace logspace normal ones promote_types rand rand_like randint "
-    "randint_like randn randn_like randperm range result_type scalar_tensor "
+    "randint_like randn randn_like randperm result_type scalar_tensor "
     "sparse_bsc_tensor sparse_bsr_tensor sparse_compressed_tensor sparse_coo_tensor "
     "sparse_csc_tensor sparse_csr_tensor tensor tril_indices triu_indices vander zeros "
     "broadcast_shapes is_tensor is_grad_enabled is_inference_mode_enabled is_autocast_enabled "
@@ -57,7 +59,7 @@ DEEP_NAMES: Final = (
     "torch.amp.autocast_mode._enter_autocast",
     "torch.amp.autocast_mode._exit_autocast",
     "torch._C._set_grad_enabled",
-    # dynamo records it; it counts calls for whoever built torch, and nothing else
+    # dynamo records it; it only counts calls for the builders of torch
     "torch._C._log_api_usage_once",
     "torch.autograd.grad_mode._enter_inference_mode",
     "torch.autograd.grad_mode._exit_inference_mode",
@@ -109,7 +111,7 @@ DEEP_NAMES: Final = (
     "torch._C._exit_dual_level",
     "torch._make_dual",
     "torch._unpack_dual",
-    # fx writes an object of options as a call of its class
+    # fx writes an options object as a call of its class
     "torch.nn.modules.linear_cross_entropy_options.LinearCrossEntropyOptions",
     # attention
     "torch.nn.attention._sdpa_kernel",
@@ -134,8 +136,8 @@ DEEP_NAMES: Final = (
     "torch._utils._unflatten_dense_tensors",
 )
 
-# Modules all of whose functions listed by torch.overrides are allowed; the first
-# name under which a callable is found is its name on the wire.
+# Modules of which all functions listed by torch.overrides are allowed; the first name under which a
+# callable is found is its wire name.
 FUNCTION_MODULES: Final = (
     "torch",
     "torch.nn.functional",
@@ -167,7 +169,7 @@ WHOLE_MODULES: Final = (
 )
 WHOLE_MODULES_DENIED: Final = frozenset({"_parse_to"})
 
-# Modules all of whose public functions are functions of tensors, overridable or not.
+# Modules of which all public functions are tensor functions, overridable or not.
 PUBLIC_MODULES: Final = (
     "torch.nn.functional",
     "torch.sparse",
@@ -200,7 +202,7 @@ METHOD_DUNDERS: Final = frozenset(
     "__rmul__ __ror__ __rpow__ __rrshift__ __rshift__ __rsub__ __rtruediv__ __rxor__ __setitem__ "
     "__sub__ __truediv__ __xor__".split()
 )
-# Methods of the other values that flow through graphs: sizes, numbers, lists, dicts.
+# Methods of other values in graphs: sizes, numbers, lists, dicts.
 OTHER_METHODS: Final = frozenset(
     "append as_integer_ratio bit_length conjugate copy count extend get index insert "
     "is_integer items keys numel pop tolist update values".split()
@@ -228,7 +230,7 @@ ATTENTION_BACKENDS: Final = frozenset(
     "CUDNN_ATTENTION EFFICIENT_ATTENTION ERROR FLASH_ATTENTION MATH OVERRIDEABLE".split()
 )
 
-# Callables that look a name up: argument count, place of the name, allowed names.
+# Callables that look up a name: argument count, position of the name, allowed names.
 LOOKUPS: Final = {
     "builtins.getattr": (2, 1, ATTRIBUTES),
     "torch.nn.attention._backend_from_string": (1, 0, ATTENTION_BACKENDS),
@@ -250,7 +252,7 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::warn",
         "aten::format",
         "aten::_print",
-        # Kernels, those for fake tensors too, that look into operands without a check.
+        # Kernels, including those for fake tensors, that access operands without checks.
         "aten::_add_batch_dim",
         "aten::_batch_norm_impl_index_backward",
         "aten::_new_zeros_with_same_feature_meta",
@@ -258,11 +260,15 @@ DENIED_OPERATORS: Final = frozenset(
         "aten::_remove_batch_dim",
         "aten::_thnn_differentiable_gru_cell_backward",
         "aten::_thnn_differentiable_lstm_cell_backward",
+        # Divides by a step that is a fraction and becomes zero; torch.arange does not.
+        "aten::range",
         "aten::_sobol_engine_draw",
         "aten::_sobol_engine_ff_",
         "aten::_sobol_engine_initialize_state_",
         "aten::_sobol_engine_scramble_",
-        # What only Inductor itself writes; of its operators, prims::fma alone is dynamo's too.
+        "_quantized::wrapped_fbgemm_linear_fp16_weight",
+        "quantized::embedding_bag_byte_unpack",
+        # Operators that only Inductor itself creates, except prims::fma, which dynamo creates too.
         "prims::_low_memory_max_pool_offsets_to_indices",
         "prims::_low_memory_max_pool_with_offsets",
         "prims::_unsafe_index_put_",
@@ -278,12 +284,12 @@ DENIED_OPERATORS: Final = frozenset(
         "prims::prepare_softmax_online",
     }
 )
-# Names whose overloads include one of TorchScript's own that ends the process, by a division by
-# zero or a look at no list: given numbers, or no tensor, torch picks that one. Their other
-# overloads are called by their own names.
+# Names with a TorchScript overload that crashes the process, by a division by zero or by reading an
+# empty list: given numbers, or no tensor, torch picks that overload. Their other overloads must be
+# called by full name.
 DENIED_PACKETS: Final = frozenset({"aten::copy", "aten::gcd", "aten::remainder", "aten::to"})
-# Namespaces that reach other processes, raw memory, the state of a device, or the insides of a
-# compiler; those of "_native" are numbered per process.
+# Namespaces that reach other processes, raw memory, device state, or compiler internals; operators
+# of "_native" are numbered per process.
 DENIED_NAMESPACES: Final = frozenset(
     {
         "_inductor_test",
@@ -302,8 +308,8 @@ DENIED_NAMESPACES: Final = frozenset(
     }
 )
 
-# Namespaces of torch whose operators are registered by a module that torch imports when
-# it is first needed; a name of one that is not there has the module imported.
+# Namespaces of torch whose operators are registered by a lazily imported module; looking up a
+# missing name in one imports the module.
 LATE_NAMESPACES: Final = {
     "quantized_decomposed": "torch.ao.quantization.fx._decomposed",
     "torch_attn": "torch.nn.attention.varlen",

@@ -1,7 +1,7 @@
-"""Callables that dynamo creates again in each trace, and the one that represents them all.
+"""Callables that dynamo creates anew in each trace, and the canonical one that represents them.
 
-A function made inside another has no name under which it could be looked up. Those below
-close over nothing, so that each is the same as the next; graphs carry the twin.
+A nested function has no name under which it could be looked up. Those below have no closure, so all
+instances are equivalent; graphs use the canonical one.
 """
 
 # ruff: noqa: SLF001 - the version counter of a tensor has no public spelling
@@ -19,14 +19,14 @@ from lazyfx.shared.wire.targets import numpy_twins
 
 
 def lower_version_count_by_1(x: torch.Tensor) -> torch.Tensor:
-    """What an assignment to `x.data` does to the version counter (torch._dynamo does the same)."""
+    """Adjust the version counter like an assignment to `x.data` (same as in torch._dynamo)."""
     torch._C._autograd._unsafe_set_version_counter((x,), (max(x._version - 1, 0),))
     return x
 
 
 @functools.lru_cache(maxsize=1)
 def table() -> dict[str, Callable[..., Any]]:
-    """The twins by their wire names."""
+    """The canonical callables by wire name."""
     return {
         "torch._dynamo.variables.builtin._lower_version_count_by_1": lower_version_count_by_1,
         **numpy_twins.wrappers(),
@@ -34,7 +34,7 @@ def table() -> dict[str, Callable[..., Any]]:
 
 
 def canonical_name(target: object) -> str | None:
-    """The wire name of a callable that dynamo made inside a trace, if a twin is known."""
+    """The wire name of a callable that dynamo created in a trace, if it has a canonical one."""
     wrapped = numpy_twins.wrapper_name(target)
     if wrapped is not None:
         return wrapped if wrapped in table() else None

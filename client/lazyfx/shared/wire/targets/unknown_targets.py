@@ -1,4 +1,4 @@
-"""What is said of a callable that a graph may not name, and the way out."""
+"""The error for a callable that a graph may not call, and its remedy."""
 
 # ruff: noqa: SLF001 - the class of higher-order operators has no public name
 
@@ -16,7 +16,7 @@ _REGISTER = (
 _REMEDIES = {
     "triton_kernel_wrapper_functional": f"launch the Triton kernel within {_REGISTER}",
     "triton_kernel_wrapper_mutation": f"launch the Triton kernel within {_REGISTER}",
-    "_LeafCallable": f"make the function marked nonstrict_trace or leaf_function {_REGISTER}",
+    "_LeafCallable": f"turn the function marked nonstrict_trace or leaf_function into {_REGISTER}",
 }
 
 

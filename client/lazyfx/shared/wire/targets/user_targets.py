@@ -1,10 +1,10 @@
-"""Targets that an operator or a caller adds to the allow-table, from a file of exact names.
+"""User-defined targets in the allow-table, from a file of exact names.
 
     {"functions": {"shop.norms.fused_norm": "(x: Tensor, eps: float = ...)"},
      "methods": {"pin_memory": "(self: Self)"}}
 
 The same file serves both sides: `lazyfx serve --allow-targets FILE`, and
-`lazyfx.allow_targets(FILE)` where graphs come from.
+`lazyfx.allow_targets(FILE)` in the client process.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 
 @dataclass(frozen=True)
 class UserTargets:
-    """Targets that were read and found.
+    """Parsed and resolved targets.
 
     Attributes:
         functions: Callables by name.
         methods: Names of Tensor methods.
-        signatures: What they take, by name.
+        signatures: Their signatures by name.
         text: The file.
     """
 
@@ -49,13 +49,14 @@ def allow_targets(path: str | Path) -> None:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is malformed, or names what graphs must not call; says which.
+        ValueError: It is malformed, or names a target that graphs must not call; the error names
+            it.
     """
     install(parse(Path(path).read_text("utf-8")))
 
 
 def install(user_targets: UserTargets) -> None:
-    """Add targets to the allow-table of this process, in place of those added before."""
+    """Add targets to the allow-table of this process, replacing those added before."""
     added_targets.FUNCTIONS.clear()
     added_targets.FUNCTIONS.update(user_targets.functions)
     added_targets.METHODS.clear()
@@ -64,12 +65,13 @@ def install(user_targets: UserTargets) -> None:
 
 
 def parse(text: str) -> UserTargets:
-    """Read the text of a file and find what it names.
+    """Parse the text of a file and resolve its names.
 
-    Modules that it names are imported: whoever writes the file says what code is loaded.
+    Modules that it names are imported: the author of the file decides what code is loaded.
 
     Raises:
-        ValueError: It is malformed, or names what graphs must not call; says which.
+        ValueError: It is malformed, or names a target that graphs must not call; the error names
+            it.
     """
     if len(text) > _MAX_CHARACTERS:
         raise ValueError(f"has {len(text)} characters; at most {_MAX_CHARACTERS} are allowed")
@@ -94,13 +96,13 @@ def parse(text: str) -> UserTargets:
 
 
 def _function(name: str) -> Callable[..., Any]:
-    """The function of an exact name: what its own module calls so, and nothing behind it."""
+    """The function with an exact name, which must be a direct attribute of its module."""
     if not _PATH.fullmatch(name) or "__" in name:
         raise ValueError(
             f"functions: {name[:200]!r} is not a dotted name, or has a double underscore"
         )
     if name in allow_table.functions():
-        raise ValueError(f"functions: {name} is in the table already")
+        raise ValueError(f"functions: {name} is already in the table")
     home, _, own = name.rpartition(".")
     if home.partition(".")[0] in sys.stdlib_module_names:
         raise ValueError(
@@ -126,5 +128,5 @@ def _method(name: str) -> str:
     if name not in dir(torch.Tensor) or not callable(getattr(torch.Tensor, name)):
         raise ValueError(f"methods: Tensor has no method {name!r}")
     if name in allow_table.methods():
-        raise ValueError(f"methods: {name} is in the table already")
+        raise ValueError(f"methods: {name} is already in the table")
     return name

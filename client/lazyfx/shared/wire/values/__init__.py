@@ -1,1 +1,1 @@
-"""What a node computes: tensors, symbolic sizes, literals, without computing it."""
+"""Descriptions of node values: tensors, symbolic sizes, literals."""

@@ -1,4 +1,4 @@
-"""Descriptions of node values that become fake tensors only on demand."""
+"""Descriptions of node values, which become fake tensors only on demand."""
 
 # ruff: noqa: SLF001 - fake tensors have no public constructor
 
@@ -32,7 +32,7 @@ class ValueTables:
 
     Attributes:
         body: The message.
-        devices: One a row of `body.devices`.
+        devices: One per row of `body.devices`.
         process_groups: The name of each process group.
     """
 
@@ -46,7 +46,7 @@ class ValueTables:
     _first_nodes: dict[int, tuple[int, int]] | None = None
 
     def plain(self, index: int, mode: FakeTensorMode) -> PlainFake | None:
-        """What makes the value of row `index` of `body.values`, once it is known."""
+        """The cached builder of the value of row `index` of `body.values`, if there is one."""
         found = self._plain.get(index)
         return found if found is not None and found.maker.mode is mode else None
 
@@ -64,14 +64,14 @@ class ValueTables:
         )
 
     def symbols(self, env: ShapeEnv) -> list[sympy.Symbol]:
-        """One symbol of `env` for each row of `body.symbols`, made at the first call."""
+        """One symbol of `env` per row of `body.symbols`, created at the first call."""
         found = self._symbols.get(id(env))
         if found is None:
             found = self._symbols[id(env)] = (env, symbols.create(self.body.symbols, env))
         return found[1]
 
     def first_node(self, index: int) -> tuple[int, int] | tuple[None, None]:
-        """The graph and the node in it that first have a row of `body.values` as their value."""
+        """The first graph and node with a row of `body.values` as value."""
         if self._first_nodes is None:
             self._first_nodes = {}
             for graph, columns in enumerate(self.body.graphs):
@@ -81,13 +81,13 @@ class ValueTables:
         return self._first_nodes.get(index, (None, None))
 
     def argument_env(self) -> ShapeEnv:
-        """The environment of symbolic numbers that calls have as literal arguments."""
+        """The ShapeEnv of symbolic numbers in literal arguments of calls."""
         if self._argument_env is None:
             self._argument_env = ShapeEnv()
         return self._argument_env
 
     def latest_symbols(self) -> tuple[ShapeEnv, list[sympy.Symbol]] | None:
-        """The shape environment that values were last built in, and its symbols."""
+        """The ShapeEnv in which values were last built, and its symbols."""
         return next(reversed(self._symbols.values()), None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ValueTables:
@@ -96,7 +96,7 @@ class ValueTables:
 
 @dataclass(eq=False, slots=True)
 class LazyValue:
-    """The value of a decoded node: a row of its message, not built yet."""
+    """The unbuilt value of a decoded node: a row of its message."""
 
     tables: ValueTables
     index: int
@@ -111,13 +111,13 @@ class LazyValue:
 def materialize(node: Node, mode: FakeTensorMode) -> Any:
     """The value of a node for shape propagation.
 
-    `meta["val"]` wins when it is there; otherwise the node's lazy description is
-    built under `mode`. Sizes are symbolic where the capture's were, with symbols
-    made in `mode.shape_env` (concrete example sizes when the mode has none).
+    `meta["val"]` takes precedence; otherwise the node's lazy description is built under `mode`.
+    Sizes are symbolic if the capture's were, with symbols of `mode.shape_env` (concrete example
+    sizes if the mode has none).
 
     Returns:
-        A FakeTensor, a number (symbolic or not), None, or lists and tuples of
-        them; None also when nothing is known of the node.
+        A FakeTensor, a number (symbolic or not), None, or lists and tuples of them; None also if
+        the value is unknown.
     """
     if "val" in node.meta:
         return node.meta["val"]
@@ -135,7 +135,7 @@ def fake_value(value: LazyValue, mode: FakeTensorMode) -> Any:
     """Build a described value under `mode`; see `materialize`.
 
     Raises:
-        DecodeError: Its sizes, or the symbols in them, are none that torch can have.
+        DecodeError: torch cannot represent its sizes, or the symbols in them.
     """
     try:
         return _build(value.tables, value.index, mode)
@@ -224,7 +224,7 @@ def fake_tensor(
 def meta_tensor(
     dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int], offset: int
 ) -> torch.Tensor:
-    """A tensor on the meta device: no memory behind it."""
+    """A tensor on the meta device, without memory."""
     if not offset:
         return torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="meta")
     extent = storage_extent(shape, strides, offset)

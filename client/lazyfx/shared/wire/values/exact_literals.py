@@ -1,9 +1,9 @@
-"""Numbers that torch.fx would write as another number than they are.
+"""Numbers that torch.fx would write incorrectly.
 
-torch.fx writes literals by `repr`, and operators around them without parentheses: the base of
+torch.fx writes literals with `repr`, and operators around them without parentheses: the base of
 `operator.pow(-2, x)` as `-2 ** x`, which is `-(2 ** x)`, and `complex(-0.0, -1.0)` as
-`(-0-1j)`, whose real part is 0.0. A decoded graph holds such numbers as the classes below. They
-are the same numbers and differ in how they are written only.
+`(-0-1j)`, whose real part is 0.0. A decoded graph contains such numbers as instances of the classes
+below, which are equal numbers with a different text.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class _Parenthesized:
 
 
 class ParenthesizedInt(_Parenthesized, int):
-    """A negative integer that binds less tightly than the operator behind it."""
+    """A negative integer that needs parentheses before an operator."""
 
     _plain = int
 
 
 class ParenthesizedFloat(_Parenthesized, float):
-    """A negative number that binds less tightly than the operator behind it."""
+    """A negative number that needs parentheses before an operator."""
 
     _plain = float
 
@@ -56,14 +56,14 @@ _TYPES: dict[type, Callable[[Any], Any]] = {
 
 
 def exact_complex(real: float, imaginary: float) -> complex:
-    """A complex number whose text is that number."""
+    """A complex number whose text evaluates to exactly that number."""
     if imaginary and (real or (imaginary > 0 and math.copysign(1.0, real) > 0)):
         return complex(real, imaginary)
     return ExactComplex(real, imaginary)
 
 
 def with_exact_base(target: object, args: list[Any]) -> list[Any]:
-    """The literal arguments of a call as they can be written around its operator."""
+    """The literal arguments of a call, safe to write around its operator."""
     if target is operator.pow and args and math.copysign(1.0, _real(args[0])) < 0:
         written = ParenthesizedFloat if type(args[0]) is float else ParenthesizedInt
         return [written(args[0]), *args[1:]]
@@ -71,13 +71,13 @@ def with_exact_base(target: object, args: list[Any]) -> list[Any]:
 
 
 def _real(value: object) -> float | int:
-    """The number whose sign would be torn off; positive where none would be."""
+    """The part whose sign would be separated; positive if none would be."""
     if type(value) is int:
         return -1 if value < 0 else 1
     return value if type(value) is float and not math.isnan(value) else 1
 
 
 def plain(value: Any) -> Any:
-    """A number without what says how it is written; any other value as it is."""
+    """The plain number of one of these classes; any other value unchanged."""
     make = _TYPES.get(type(value))
     return value if make is None else make(value)

@@ -1,9 +1,9 @@
-"""Makes fake tensors as torch's constructor does, at a quarter of its time.
+"""Creates fake tensors like torch's constructor, in a quarter of its time.
 
-The constructor sorts out many ways of being called and sets two dozen attributes, most of
-them one by one through descriptors. Fake tensors of one mode and device differ in their
-meta tensor only, so the attributes of one of them are copied. Whether that makes the same
-tensor in this torch is tried once; if not, the constructor is called.
+The constructor handles many kinds of arguments and sets two dozen attributes, most of them through
+descriptors. Fake tensors of one mode and device differ only in their meta tensor, so the attributes
+of an existing one are copied. Whether that creates an equal tensor in this torch is tested once; if
+not, the constructor is used.
 """
 
 # ruff: noqa: SLF001 - this is the one file that leans on how a fake tensor is made
@@ -17,17 +17,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 _subclass: Any = torch.Tensor._make_subclass
-# A mode either forbids its tensors' data pointers or only warns of them.
+# A mode either forbids access to its tensors' data pointers or only warns.
 _forbid_data: Any = getattr(torch._C, "_set_throw_on_mutable_data_ptr", None)
 _warn_of_data: Any = getattr(torch._C, "_set_warn_deprecated_on_mutable_data_ptr", None)
 
 
 class FakeMaker:
-    """Makes fake tensors of one mode on one device.
+    """Creates fake tensors of one mode on one device.
 
     Args:
-        mode: Whose they are.
-        device: Where they say they are.
+        mode: Their mode.
+        device: Their nominal device.
     """
 
     def __init__(self, mode: FakeTensorMode, device: torch.device) -> None:
@@ -45,7 +45,7 @@ class FakeMaker:
 
 
 class PlainFake(NamedTuple):
-    """A static, dense tensor that owns its memory, ready to be made again and again."""
+    """A static, dense tensor that owns its memory; a template for copies."""
 
     maker: FakeMaker
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class PlainFake(NamedTuple):
     requires_grad: bool
 
     def make(self) -> torch.Tensor:
-        """Another one."""
+        """Create a copy."""
         meta = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
         tensor = self.maker.make(meta)
         return tensor.requires_grad_(True) if self.requires_grad else tensor
@@ -72,7 +72,7 @@ def _copy(meta: torch.Tensor, device: torch.device, attributes: dict[str, Any]) 
 
 @lru_cache(maxsize=1)
 def can_copy() -> bool:
-    """Whether copied attributes make what the constructor makes, in this torch."""
+    """Whether copying attributes is equivalent to the constructor in this torch."""
     try:
         mode, device = FakeTensorMode(), torch.device("cpu")
         metas = [torch.empty_strided((2, 3), (1, 2), device="meta") for _ in range(3)]

@@ -1,8 +1,8 @@
 """Symbolic sizes: sympy expressions <-> rows of closed operator trees.
 
-Nothing is ever parsed from text. Rows are written in post-order, so that a row
-refers strictly backwards; the operands of commutative operators are ordered by
-what they are made of, so that the names of symbols do not reach the digest.
+Nothing is parsed from text. Rows are written in post-order, so that a row refers strictly
+backwards; the operands of commutative operators are ordered by structure, so that names of symbols
+do not affect the digest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lazyfx.v1 import graph_pb2 as pb
 SymbolicScalar = torch.SymInt | torch.SymFloat | torch.SymBool
 Operator = pb.SymbolicOperator
 
-# Operators whose rows hold operands only: enum number -> sympy constructor.
+# Operators whose rows have only operands: enum number -> sympy constructor.
 CONSTRUCTORS: Final[dict[int, Callable[..., Any]]] = {
     pb.SYMBOLIC_OPERATOR_ADD: sympy.Add,
     pb.SYMBOLIC_OPERATOR_MULTIPLY: sympy.Mul,
@@ -96,8 +96,8 @@ POWERS: Final = frozenset(
     }
 )
 MAX_EXPONENT: Final = 64
-# Looked up by exact class; sympy and torch both have a Min, a Max and a Mod. That of sympy, which
-# guards of Inductor hold, has the sign of the divisor.
+# Looked up by exact class; sympy and torch both have Min, Max and Mod. sympy's Mod, which
+# Inductor's guards use, has the sign of the divisor.
 _NUMBERS: Final[dict[type, int]] = {
     **{constructor: number for number, constructor in CONSTRUCTORS.items()},  # type: ignore[misc]
     sympy.Min: pb.SYMBOLIC_OPERATOR_MINIMUM,
@@ -116,23 +116,23 @@ _COMMUTATIVE: Final = frozenset(
 )
 
 
-# Its length differs from row to row: torch keeps such a size as a symbol without a value.
+# Its length differs from row to row: torch represents such a size as a symbol without a value.
 _JAGGED: Final = "a size of a jagged tensor, which is not a number"
 _PADDED: Final = (
-    "pass values and offsets, or a padded tensor and a mask, and make the jagged tensor outside of "
-    "what is compiled"
+    "pass values and offsets, or a padded tensor and a mask, and build the jagged tensor outside "
+    "the compiled code"
 )
 
 
 def float_key(value: float) -> tuple[int, float]:
-    """A key that tells -0.0 from 0.0 and takes every NaN for one."""
+    """A key that distinguishes -0.0 from 0.0 and treats all NaNs as equal."""
     if value != value:
         return (QUIET_NAN_BITS, 0.0)
     return (struct.unpack("<q", struct.pack("<d", value))[0], value)
 
 
 class ExpressionWriter:
-    """Interns symbols and expressions of one message."""
+    """Interns the symbols and expressions of one message."""
 
     def __init__(self, body: pb.GraphBody) -> None:
         self._body = body
@@ -159,7 +159,7 @@ class ExpressionWriter:
         return self.scalar(value)  # type: ignore[arg-type]
 
     def expression(self, expr: sympy.Basic, env: ShapeEnv) -> int:
-        """Index of the row of `expr`, whose symbols live in `env`."""
+        """Index of the row of `expr`, whose symbols are in `env`."""
         known = self._known.get((id(env), expr))
         if known is None:
             if sum(1 for _ in sympy.preorder_traversal(expr)) > MAX_EXPRESSION_TREE:
@@ -168,7 +168,7 @@ class ExpressionWriter:
         return known
 
     def add(self, row: pb.SymbolicExpression) -> int:
-        """Intern a row whose operands are indices of this message already."""
+        """Intern a row whose operands are already indices of this message."""
         key = (row.operator, tuple(row.operands), row.integer, row.denominator,
                float_key(row.floating))  # fmt: skip
         found = self._rows.get(key)
@@ -232,7 +232,7 @@ class ExpressionWriter:
         )
 
     def _order(self, expr: sympy.Basic, env: ShapeEnv) -> tuple[Any, ...]:
-        """Sort key without symbol names: known symbols by number, new ones by what they are."""
+        """Sort key without symbol names: known symbols by number, new ones by their properties."""
         if isinstance(expr, sympy.Symbol):
             number = self._symbols.get((id(env), expr))
             if number is not None:
@@ -254,7 +254,7 @@ class ExpressionWriter:
         return found
 
     def add_symbol(self, key: Any, row: pb.Symbol) -> int:
-        """Index of the symbol known by `key`, written as `row` when it is new."""
+        """Index of the symbol `key`, written as `row` if it is new."""
         found = self._symbols.get(key)
         if found is None:
             found = self._symbols[key] = len(self._symbols)
@@ -293,7 +293,7 @@ def describe_symbol(symbol: sympy.Symbol, env: ShapeEnv) -> pb.Symbol:
 
 
 def _finite(bound: Any) -> bool:
-    """Whether a bound bounds anything: infinities and the largest sizes do not."""
+    """Whether a bound is meaningful: infinities and the largest sizes are not."""
     if isinstance(bound, (IntInfinity, NegativeIntInfinity)) or bound in (sympy.oo, -sympy.oo):
         return False
     return bool(MIN_INT64 + 1 < int(bound) < MAX_INT64 - 1)

@@ -15,19 +15,19 @@ from lazyfx.errors import DecodeError
 from lazyfx.shared.wire.values.symbolic import CONSTRUCTORS
 from lazyfx.v1 import graph_pb2 as pb
 
-# Stands for a size whose example value the capture did not have.
+# Represents a size without an example value in the capture.
 UNKNOWN_EXAMPLE = 16
 
 
 def _source(name: str) -> Any:
-    """Where a symbol is said to come from. Of dynamo, which takes seconds to import."""
+    """The source of a symbol. Without dynamo's classes, which take seconds to import."""
     from torch._dynamo.source import ConstantSource
 
     return ConstantSource(name)
 
 
 def create(rows: Sequence[pb.Symbol], env: ShapeEnv) -> list[sympy.Symbol]:
-    """One new symbol of `env` for each row, with its range and example value."""
+    """Create one symbol of `env` per row, with its range and example value."""
     return [_create(row, number, env) for number, row in enumerate(rows)]
 
 
@@ -56,7 +56,7 @@ def _create(row: pb.Symbol, number: int, env: ShapeEnv) -> sympy.Symbol:
 
 
 def constant(value: torch.SymInt | torch.SymFloat | torch.SymBool) -> int | float | bool | None:
-    """The number that a symbolic one has become, its symbols all known; None for any other."""
+    """The constant value of a symbolic number whose symbols are all known; None for any other."""
     expr = getattr(value.node, "expr", None)
     if expr is None or expr.free_symbols:
         return None

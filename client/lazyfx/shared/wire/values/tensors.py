@@ -1,4 +1,4 @@
-"""Tensor contents: bytes, digests, and tensors that stand in for absent ones."""
+"""Tensor contents: bytes, digests, and stand-ins for absent tensors."""
 
 # ruff: noqa: SLF001 - what is fake, and what shares memory, has no public spelling
 
@@ -17,7 +17,7 @@ from lazyfx.v1 import graph_pb2 as pb
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides, in elements, that a contiguous tensor of `shape` has."""
+    """Strides, in elements, of a contiguous tensor of `shape`."""
     strides = []
     step = 1
     for size in reversed(shape):
@@ -43,7 +43,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
             remedy="keep real, dense constants in the graph",
         )
     dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    # One element may have any stride, and is contiguous with it; bytes are viewed with stride 1.
+    # A single element is contiguous with any stride, but viewing as bytes requires stride 1.
     dense = dense.as_strided((dense.numel(),), (1,))
     return memoryview(dense.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
@@ -57,11 +57,11 @@ def content_digest(tensor: torch.Tensor) -> pb.Digest:
 def tensor_from_bytes(
     description: pb.TensorDescription, data: bytes | bytearray | memoryview
 ) -> torch.Tensor:
-    """A CPU tensor of the described dtype, shape and strides that holds `data`.
+    """A CPU tensor with the described dtype, shape and strides that contains `data`.
 
     Args:
-        description: Static shape; strides may be given or left out (contiguous).
-        data: Elements as `tensor_bytes` gives them.
+        description: A description with a static shape; without strides, it is contiguous.
+        data: Elements from `tensor_bytes`.
 
     Raises:
         DecodeError: The dtype is unknown, the shape is symbolic, or the size is wrong.
@@ -90,7 +90,7 @@ def tensor_from_bytes(
 
 
 def _dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether strides address each element once without holes, so that memory is bounded."""
+    """Whether strides address each element exactly once without gaps, so that memory is bounded."""
     expected = 1
     for stride, size in sorted(zip(strides, shape, strict=True)):
         if size > 1:
@@ -102,11 +102,11 @@ def _dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class StandIn:
-    """What a meta tensor stands for: an attribute of the graph that was decoded.
+    """The attribute of the decoded graph that a meta tensor represents.
 
-    It rides on the tensor (`tensor.lazyfx_stand_in`), so that encoding a compiled
-    graph again describes the caller's tensor and not the one on the meta device.
-    Copies share it, and in a pickle it becomes None: pickles load without lazyfx.
+    It is an attribute of the tensor (`tensor.lazyfx_stand_in`), so that encoding a compiled graph
+    again describes the caller's tensor instead of the meta tensor. Copies share it; in a pickle it
+    becomes None, so that pickles load without lazyfx.
     """
 
     tables: Any
@@ -120,20 +120,20 @@ class StandIn:
 
 
 def stand_in_of(tensor: torch.Tensor) -> StandIn | None:
-    """The attribute that a meta tensor stands in for, if any."""
+    """The attribute that a meta tensor represents, if any."""
     found = getattr(tensor, "lazyfx_stand_in", None) if tensor.is_meta else None
     return found if isinstance(found, StandIn) else None
 
 
 def storage_key(tensor: torch.Tensor) -> int:
-    """A number that tensors share if and only if they share memory."""
+    """A number that is equal for tensors if and only if they share memory."""
     if tensor.layout is not torch.strided:
         return id(tensor)
     return int(tensor.untyped_storage()._cdata)
 
 
 def storage_extent(shape: Sequence[int], strides: Sequence[int], offset: int) -> int:
-    """Elements that a storage must have to hold such a tensor."""
+    """The minimum number of elements of a storage for such a tensor."""
     if 0 in shape:
         return offset
     extent = offset + 1

@@ -1,8 +1,8 @@
-"""C++ compiled by the server's own command line, in processes apart from those that hold graphs.
+"""Compiles C++ with the server's own command line, in processes that never hold graphs.
 
-A native worker runs Inductor and executes no program. What Inductor would have a compiler do
-becomes a request of closed words (`commands`), which the server has a compile worker do
-(`build_job`); back come the bytes of an object or library. `flags` has the words, `compiler` finds
-the compiler, `build_keys` names what was made of what, and `subprocess_hooks` put all that where
-Inductor starts programs.
+A native worker runs Inductor but executes no programs. Each compiler command of Inductor becomes a
+request in a closed vocabulary (`commands`), which the server passes to a compile worker
+(`build_job`); the answer holds the bytes of an object or library. `flags` defines the vocabulary,
+`compiler` finds the compiler, `build_keys` derives cache keys, and `subprocess_hooks` replaces the
+places where Inductor starts programs.
 """

@@ -1,7 +1,7 @@
-"""What a compile worker runs: one request, bytes in, bytes out; then it ends.
+"""The job function of a compile worker: one request, bytes in, bytes out; then the process exits.
 
-The command line is put together here, of the server's own settings and the closed words of the
-request, which are checked once more.
+The command line is assembled here from the server's own settings and the request's closed
+vocabulary, which is checked once more.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ def run_compile_job(compiler: Compiler, confinement: Confinement, data: bytes) -
     try:
         result.output = build(job, compiler)
     except (RequestRefused, NativeSourceRefused) as refusal:
-        result.refused = str(refusal)[:_MAX_TOLD] or "the source is refused"
+        result.refused = str(refusal)[:_MAX_TOLD] or "the source was refused"
     except _CompilerError as failure:
         result.failed = str(failure)[:_MAX_TOLD]
     return result.SerializeToString()
 
 
 class _CompilerError(Exception):
-    """What the compiler said."""
+    """The compiler's output."""
 
 
 def build(job: worker.BuildJob, compiler: Compiler) -> bytes:
-    """Make what a job asks for.
+    """Run the requested compile.
 
     Returns:
-        An object or a library; nothing for a header, which stays in the job's folder.
+        An object or a library; empty for a header, which stays in the job's folder.
 
     Raises:
-        RequestRefused: The request holds something unknown.
-        NativeSourceRefused: Its source does.
-        _CompilerError: The compiler gave up; what it said.
+        RequestRefused: The request contains something unknown.
+        NativeSourceRefused: Its source does too.
+        _CompilerError: The compiler failed; with its output.
     """
     folder, request = Path(job.folder), job.request
     if request.kind == worker.BUILD_KIND_HEADER:
@@ -70,7 +70,7 @@ def build(job: worker.BuildJob, compiler: Compiler) -> bytes:
         if status != 0:
             said.seek(0)
             text = said.read(_MAX_TOLD).decode("utf-8", "replace")
-            raise _CompilerError(text or f"the compiler ended with status {status}")
+            raise _CompilerError(text or f"the compiler exited with status {status}")
     if request.kind == worker.BUILD_KIND_HEADER:
         return b""
     return (folder / _OUTPUT).read_bytes()

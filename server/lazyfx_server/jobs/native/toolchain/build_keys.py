@@ -1,4 +1,4 @@
-"""What names an object or library: the sources and words that it is made of, and by whom."""
+"""Cache keys of objects and libraries: a hash of their sources, flags and compiler."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 
 def library_key(request: worker.BuildRequest, compiler: bytes) -> bytes:
-    """SHA-256 over all that what a request makes depends on.
+    """SHA-256 over everything that the result of a request depends on.
 
-    Objects stand in it with keys of their own, so the key of a library covers every source.
+    Objects are included by their own keys, so the key of a library covers every source.
 
     Args:
         request: Checked by `flags.check_request`.
@@ -30,7 +30,7 @@ def library_key(request: worker.BuildRequest, compiler: bytes) -> bytes:
 
 
 def header_key(request: worker.BuildRequest, compiler: bytes) -> bytes:
-    """SHA-256 that names a precompiled header: which one, under which flags."""
+    """SHA-256 that identifies a precompiled header: its name and flags."""
     precompiled = worker.BuildRequest(
         kind=worker.BUILD_KIND_HEADER, flags=request.flags, header=request.header
     )

@@ -1,4 +1,4 @@
-"""A command line of Inductor's as a request: its meaning in closed words, without its paths."""
+"""Translates Inductor's command lines to requests in a closed vocabulary, without paths."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 @dataclass(frozen=True)
 class Command:
-    """What a command line asks for.
+    """A parsed command line.
 
     Attributes:
-        request: In closed words.
-        output: Where Inductor looks for the result.
+        request: The request, in the closed vocabulary.
+        output: The path at which Inductor expects the result.
     """
 
     request: worker.BuildRequest
@@ -28,16 +28,16 @@ class Command:
 def read_command(
     line: str, compiler: Compiler, headers: Mapping[str, str], objects: Mapping[str, bytes]
 ) -> Command:
-    """Read a command line.
+    """Parse a command line.
 
     Args:
-        line: As Inductor wrote it.
-        compiler: The program that it has to name, and the folders that it may.
-        headers: Precompiled headers by the paths that stand for them.
-        objects: Keys of objects that the server has made, by their paths.
+        line: The command line that Inductor wrote.
+        compiler: The program that it must name, and the folders that it may name.
+        headers: Precompiled headers by their placeholder paths.
+        objects: Keys of objects that the server has built, by their paths.
 
     Raises:
-        RequestRefused: It says something that no request can.
+        RequestRefused: It cannot be expressed as a request.
     """
     words = shlex.split(line)
     if not words or words[0] != compiler.name:
@@ -91,7 +91,7 @@ def _fill(
 ) -> None:
     if all(path.endswith(".o") for path in inputs):
         if unknown := [path for path in inputs if path not in objects]:
-            raise RequestRefused(f"the server has not made the object {unknown[0]!r}")
+            raise RequestRefused(f"the server has not built the object {unknown[0]!r}")
         request.kind = worker.BUILD_KIND_LINK
         request.objects.extend(objects[path] for path in inputs)
         return

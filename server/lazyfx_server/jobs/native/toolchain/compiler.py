@@ -1,4 +1,4 @@
-"""The C++ compiler of this server: where it is, what it says of itself, which programs it runs."""
+"""The C++ compiler of this server: its path, its identity, and the programs that it runs."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from torch.utils import cpp_extension
 from lazyfx.shared.native import torch_inductor
 
 _SECONDS: Final = 30.0
-# What Inductor asks a compiler, and what it is told without running one.
+# What Inductor asks a compiler, and is answered without running one.
 _QUESTIONS: Final = (("--version",), ("-v",), ("-dumpfullversion", "-dumpversion"))
-# How GCC names the driver that runs, also behind a wrapper.
+# How GCC names the actual driver, even behind a wrapper.
 _DRIVER: Final = re.compile(r"^COLLECT_GCC=(\S{1,4096})$", re.MULTILINE)
 _PROGRAMS: Final = ("cc1plus", "cc1", "collect2", "as", "ld", "lto-wrapper")
 
 
 class CompilerMissing(Exception):  # noqa: N818 - reads as what happened
-    """There is no C++ compiler that works; says what to do."""
+    """There is no working C++ compiler; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler that answered.
+    """A working C++ compiler.
 
     Attributes:
-        name: As Inductor knows it, e.g. "g++".
-        path: The program.
-        answers: What it says to questions of Inductor's, by its arguments.
-        programs: Itself, and every program that it runs.
-        identity: SHA-256 of all that tells compilers apart.
-        include: Folders of headers.
-        libraries: Folders of libraries to link with.
-        data: Folders of its own headers and object files.
+        name: Its name for Inductor, e.g. "g++".
+        path: Path of the program.
+        answers: Its answers to Inductor's queries, by their arguments.
+        programs: The compiler, and every program that it runs.
+        identity: SHA-256 over everything that distinguishes compilers.
+        include: Include folders.
+        libraries: Library folders.
+        data: Folders of the compiler's own headers and object files.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Compiler:
 
 
 def find_compiler() -> Compiler:
-    """Look the compiler up; Inductor's own choice is the variable CXX, or g++.
+    """Find the compiler that Inductor would use: the variable CXX, or g++.
 
     Raises:
-        CompilerMissing: There is none, or it does not answer.
+        CompilerMissing: There is none, or it does not work.
     """
     name = os.environ.get("CXX") or "g++"
     found = shutil.which(name)
@@ -75,8 +75,7 @@ def find_compiler() -> Compiler:
     }
     if not answers[("--version",)]:
         raise CompilerMissing(
-            f"the C++ compiler {path} does not answer to --version; install g++, or set CXX to "
-            "another"
+            f"the C++ compiler {path} does not answer --version; install g++, or set CXX to another"
         )
     include, libraries = _include_folders(), _library_folders()
     identity = hashlib.sha256(
@@ -109,7 +108,7 @@ def _output_of(path: str, *arguments: str) -> bytes:
 
 
 def _programs(path: str, about: bytes) -> tuple[str, ...]:
-    """The files that a compile runs: the compiler, what is behind a wrapper, and their parts."""
+    """The files that a compile executes: the compiler, also behind a wrapper, and their parts."""
     found = {path, *_interpreter(Path(path))}
     for name in _DRIVER.findall(about.decode("utf-8", "replace")):
         found.add(shutil.which(name) or path)
@@ -124,7 +123,7 @@ def _programs(path: str, about: bytes) -> tuple[str, ...]:
 
 
 def _interpreter(script: Path) -> list[str]:
-    """What the kernel starts in place of a script, and what `env` starts then."""
+    """The interpreter that the kernel starts for a script, and the one that `env` then starts."""
     try:
         with script.open("rb") as file:
             line = file.readline(256)
@@ -150,7 +149,7 @@ def _loader(program: Path) -> str | None:
 
 
 def _data(path: str) -> tuple[str, ...]:
-    """Folders that a compiler reads of its own accord: its headers, start files and plugins."""
+    """Folders that a compiler reads implicitly: its headers, start files and plugins."""
     said = _output_of(path, "-print-search-dirs").decode("utf-8", "replace")
     folders = ["/usr/include", "/usr/local/include"]
     for line in said.splitlines():
@@ -162,7 +161,7 @@ def _data(path: str) -> tuple[str, ...]:
 
 
 def _include_folders() -> tuple[str, ...]:
-    """Folders of headers that Inductor names in its command lines, in its order."""
+    """Include folders in Inductor's command lines, in its order."""
     found = [sysconfig.get_path("include"), sysconfig.get_path("include", scheme="posix_prefix")]
     found += cpp_extension.include_paths()
     if torch.cuda.is_available():
@@ -171,7 +170,7 @@ def _include_folders() -> tuple[str, ...]:
 
 
 def _library_folders() -> tuple[str, ...]:
-    """Folders of libraries that Inductor names in its command lines, in its order."""
+    """Library folders in Inductor's command lines, in its order."""
     found = [str(sysconfig.get_config_var("LIBDIR")), cpp_extension.TORCH_LIB_PATH]
     if torch.cuda.is_available():
         found += cpp_extension.library_paths("cuda")

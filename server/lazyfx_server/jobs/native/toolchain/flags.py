@@ -1,7 +1,7 @@
-"""The closed words of a request to compile: flags, libraries, headers, and lines of assembler.
+"""The closed vocabulary of build requests: flags, libraries, headers, and assembler lines.
 
-They are what torch 2.11 to 2.13 pass to g++ and clang++ on Linux. A word that is not here is
-refused, in the worker that asks, in the server, and in the worker that compiles.
+It is what torch 2.11 to 2.13 pass to g++ and clang++ on Linux. Anything else is refused: in the
+worker that asks, in the server, and in the worker that compiles.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ _ASSEMBLER: Final = re.compile(
 
 
 class RequestRefused(Exception):  # noqa: N818 - reads as what happened
-    """A request to compile that holds something else than the closed words; says what."""
+    """A build request contains something outside the vocabulary; the message names it."""
 
 
 def check_build_request(request: worker.BuildRequest) -> None:
-    """Check that a request says nothing but what the tables have.
+    """Check that a request only uses the vocabulary.
 
-    Its C++ source is checked where it is compiled, by `security.native_source`.
+    Its C++ source is checked when it is compiled, by `security.native_source`.
 
     Raises:
-        RequestRefused: Names the first word that is not known.
+        RequestRefused: Names the first unknown word.
     """
     kinds = (
         worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_LIBRARY, worker.BUILD_KIND_DATA,
@@ -84,10 +84,10 @@ def check_build_request(request: worker.BuildRequest) -> None:
     if request.header:
         _require_known([request.header], HEADERS, "header")
     if len(request.source) > MAX_SOURCE_BYTES:
-        raise RequestRefused(f"the source has {len(request.source)} bytes")
+        raise RequestRefused(f"the source is too large: {len(request.source)} bytes")
     linked = request.kind == worker.BUILD_KIND_LINK
     if linked == bool(request.source) or linked != bool(request.objects):
-        raise RequestRefused("a link takes objects, every other compile a source")
+        raise RequestRefused("a link takes objects; every other compile takes a source")
     if len(request.objects) > MAX_OBJECTS:
         raise RequestRefused(f"{len(request.objects)} objects are too many")
     if request.kind == worker.BUILD_KIND_DATA:
@@ -95,10 +95,10 @@ def check_build_request(request: worker.BuildRequest) -> None:
 
 
 def check_assembler(source: bytes) -> None:
-    """Check that assembler holds bytes under names, and no instruction.
+    """Check that assembler source contains only named data, and no instructions.
 
     Raises:
-        RequestRefused: Shows the first other line.
+        RequestRefused: Shows the first invalid line.
     """
     try:
         text = source.decode("ascii")
@@ -106,10 +106,10 @@ def check_assembler(source: bytes) -> None:
         raise RequestRefused("the assembler source is not ASCII") from error
     for line in text.split("\n"):
         if not _ASSEMBLER.fullmatch(line):
-            raise RequestRefused(f"the assembler source holds {line[:80]!r}")
+            raise RequestRefused(f"the assembler source contains {line[:80]!r}")
 
 
 def _require_known(words: Iterable[str], known: frozenset[str], what: str) -> None:
     for word in words:
         if word not in known:
-            raise RequestRefused(f"the {what} {word[:80]!r} is not known")
+            raise RequestRefused(f"the {what} {word[:80]!r} is not allowed")

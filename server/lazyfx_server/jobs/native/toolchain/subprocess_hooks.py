@@ -1,4 +1,4 @@
-"""Puts the server in the place of every program that Inductor would start in this process."""
+"""Replaces every program that Inductor would start in this process by calls to the server."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _LOADED = re.compile(r'LoadLibrary\("([^"\n]+)"\)')
 
 
 class UnsupportedCommand(Exception):  # noqa: N818 - reads as what happened
-    """Inductor asked for something that no compile of this server may do; says what.
+    """Inductor requested a command that this server does not support; the message names it.
 
     Attributes:
-        first: Text of the first of this process: what Inductor raises then says something else.
+        first: The message of the first one in this process; Inductor hides it behind its own error.
     """
 
     first = ""
@@ -36,11 +36,11 @@ class UnsupportedCommand(Exception):  # noqa: N818 - reads as what happened
 
 
 def redirect_compiles(compiler: Compiler, folder: Path) -> None:
-    """From now on Inductor's compiles in this process are calls to the server.
+    """Replace Inductor's compiles in this process by calls to the server.
 
     Args:
-        compiler: What the server compiles with.
-        folder: Of this job, for paths that stand for precompiled headers.
+        compiler: The server's compiler.
+        folder: The job's folder, for placeholder paths of precompiled headers.
     """
     places = _ServerToolchain(compiler, folder)
     replace_programs(
@@ -52,7 +52,7 @@ def redirect_compiles(compiler: Compiler, folder: Path) -> None:
 
 
 class _ServerToolchain:
-    """What paths of this process mean to the server."""
+    """Maps paths of this process to objects and headers on the server."""
 
     def __init__(self, compiler: Compiler, folder: Path) -> None:
         self._compiler = compiler
@@ -62,25 +62,27 @@ class _ServerToolchain:
         self._lock = threading.Lock()
 
     def precompile_header(self, header: str, *_: Any, **__: Any) -> str:
-        """The path that stands for a precompiled header in command lines."""
+        """The placeholder path of a precompiled header in command lines."""
         path = str(self._folder / "headers" / header)
         with self._lock:
             self._headers[path] = header
         return path
 
     def run_command(self, line: str, cwd: str) -> None:  # noqa: ARG002 - torch's signature
-        """What `cpp_builder.run_compile_cmd` does.
+        """Replaces `cpp_builder.run_compile_cmd`.
 
         Raises:
             CppCompileError: The compiler failed.
-            UnsupportedCommand: The server does not compile such a thing.
+            UnsupportedCommand: The server does not support this compile.
         """
         try:
             with self._lock:
                 command = read_command(line, self._compiler, self._headers, self._objects)
             answer = call_server(command.request.SerializeToString())
         except (RequestRefused, CallFailed) as refusal:
-            raise UnsupportedCommand(f"the server does not compile this: {refusal}") from refusal
+            raise UnsupportedCommand(
+                f"the server does not support this compile: {refusal}"
+            ) from refusal
         result = worker.BuildResult.FromString(answer)
         if result.failed:
             raise CppCompileError([self._compiler.name], result.failed)
@@ -91,7 +93,7 @@ class _ServerToolchain:
 
 
 class _SubprocessStub:
-    """Stands for the module `subprocess` in torch's files that ask compilers about themselves."""
+    """Replaces the module `subprocess` in torch's modules that query compilers."""
 
     def __init__(self, compiler: Compiler) -> None:
         self._compiler = compiler
@@ -102,7 +104,7 @@ class _SubprocessStub:
         return getattr(subprocess, name)
 
     def check_output(self, command: Sequence[str], **_: Any) -> bytes:
-        """What the compiler said when the server asked it."""
+        """The compiler's answer when the server queried it."""
         answer = b""
         if command and command[0] == self._compiler.name:
             answer = self._compiler.answers.get(tuple(command[1:]), b"")
@@ -111,7 +113,7 @@ class _SubprocessStub:
         return answer
 
     def run(self, command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        """Loads the library of a probe in this process, which ends with its job."""
+        """Load the library of a probe in this process, which exits after its job."""
         self.check_call(command)
         return subprocess.CompletedProcess(list(command), 0, b"", b"")
 

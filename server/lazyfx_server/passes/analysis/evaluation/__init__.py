@@ -1,9 +1,9 @@
-"""The one place that decides what is computed on real values.
+"""The one place that decides which operators run on real values.
 
-Fake tensors have no memory, so what runs on them cannot read or write outside of it. Whatever
-computes real values (folding, verification, arithmetic on weights) does it inside `reviewed()`:
-each operator that torch would run is looked up in a list, by name, and refused unless it is
-there; where torch's kernel trusts its operands, they are checked first.
+Fake tensors have no memory, so operators on them cannot access memory out of bounds. All
+computation on real values (folding, verification, arithmetic on weights) runs inside `reviewed()`:
+each operator that torch would run must be in a list of reviewed names. If torch's kernel does not
+validate its operands, they are checked first.
 """
 
 from __future__ import annotations

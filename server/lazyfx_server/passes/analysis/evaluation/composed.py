@@ -1,10 +1,9 @@
-"""Operators that are made of others: which of them may be computed on real values.
+"""Composite operators: which of them may run on real values.
 
-torch runs their kernels above the place where a dispatch mode looks, so that what such a kernel
-does beside calling operators is seen by nobody: some read and write through bare pointers, by
-sizes that they are given (`_sobol_engine_draw`), and some hand pointers out
-(`fbgemm_pack_gemm_matrix_fp16`). So they are a list of their own, looked at where Python calls
-into torch.
+torch runs their kernels above the level of a dispatch mode, which therefore sees only the operators
+that such a kernel calls. Some also read and write through raw pointers, with sizes from their
+arguments (`_sobol_engine_draw`), and some return pointers (`fbgemm_pack_gemm_matrix_fp16`). So they
+have their own list, which is checked where Python calls into torch.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from lazyfx_server.passes.analysis.operator_facts import words
 from lazyfx_server.passes.analysis.packed import PackedBatchError, check_not_packed
 from lazyfx_server.passes.analysis.walk import target_name
 
-# Their kernels only call operators, each of which is looked at in turn.
+# Their kernels only call other operators, each of which is checked in turn.
 COMPOSED: Final = words(
     "__and__ __iand__ __ior__ __ixor__ __or__ __xor__ _autocast_to_full_precision "
     "_autocast_to_reduced_precision _batch_norm_impl_index "
@@ -65,19 +64,19 @@ _COMPOSITE: Final = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF0
 
 
 class NotComposedError(Exception):
-    """A call that runs a kernel of which nobody knows what it does beside calling operators."""
+    """A call of a composite operator whose kernel has not been reviewed."""
 
 
 def check_composed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse a call of an operator that is made of others and was not reviewed.
+    """Refuse a call of a composite operator that was not reviewed.
 
     Args:
         func: An operator, or a function or method of torch.
-        args: What it is called with.
-        kwargs: As `args`.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
 
     Raises:
-        NotComposedError: It is none that may run.
+        NotComposedError: It may not run.
     """
     name = _unreviewed_name(func)
     if name is not None:
@@ -89,12 +88,12 @@ def check_composed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 def is_composed(operator: OpOverload[..., Any]) -> bool:
-    """Whether an operator is made of others and may run."""
+    """Whether an operator is composite and may run."""
     return _is_composite(operator) and _is_listed(operator.namespace, target_name(operator))
 
 
 def _unreviewed_name(func: Any) -> str | None:
-    """The name of an operator that is made of others and may not run; None for all else."""
+    """The name of a composite operator that may not run; None for everything else."""
     name = target_name(func)
     if isinstance(func, OpOverload):
         refused = _is_composite(func) and not _is_listed(func.namespace, name)
@@ -107,7 +106,7 @@ def _unreviewed_name(func: Any) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _is_refused(namespace: str, name: str) -> bool:
-    """Whether any overload of a name, if it is an operator's, may not run."""
+    """Whether a name is an operator's and any of its overloads may not run."""
     packet = getattr(getattr(torch.ops, namespace), name, None)
     if not isinstance(packet, OpOverloadPacket) or _is_listed(namespace, name):
         return False
@@ -115,7 +114,7 @@ def _is_refused(namespace: str, name: str) -> bool:
 
 
 def _is_listed(namespace: str, name: str) -> bool:
-    """Whether an operator, or the one whose in-place form it is, was reviewed."""
+    """Whether an operator, or its out-of-place form, was reviewed."""
     plain = name if name.endswith("__") else name.removesuffix("_")
     return namespace == "aten" and any(n in COMPOSED or n in RULES for n in (name, plain))
 
@@ -123,5 +122,5 @@ def _is_listed(namespace: str, name: str) -> bool:
 def _is_composite(operator: OpOverload[..., Any]) -> bool:
     try:
         return bool(operator.has_kernel_for_dispatch_key(_COMPOSITE))
-    except RuntimeError:  # one of TorchScript's own, which takes no tensors apart
+    except RuntimeError:  # one of TorchScript's own operators, which access no tensor data
         return False

@@ -1,4 +1,4 @@
-"""A dispatch mode under which reviewed operators run, and no others."""
+"""A dispatch mode in which only reviewed operators run."""
 
 # ruff: noqa: SLF001 - schemas, dispatch keys and the switch of a library have no public spelling
 
@@ -25,7 +25,7 @@ from lazyfx_server.passes.analysis.evaluation.reviewed_operators import FRESH, r
 
 
 class UnreviewedError(RuntimeError):
-    """An operator that is not computed on real values, or not with these operands.
+    """An operator may not run on real values, or not with these operands.
 
     Attributes:
         operator: Its name.
@@ -38,12 +38,12 @@ class UnreviewedError(RuntimeError):
 
 @contextmanager
 def reviewed() -> Iterator[None]:
-    """Computes real values inside: reviewed operators run, anything else raises.
+    """Inside, only reviewed operators run on real values; anything else raises.
 
     Raises:
-        UnreviewedError: From the call of the operator that may not run.
+        UnreviewedError: Raised by the call of the operator that may not run.
     """
-    # Recurrent layers in parts, and no library's own kernels.
+    # Decompose recurrent layers, and use no library's kernels.
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
@@ -54,7 +54,7 @@ def reviewed() -> Iterator[None]:
 
 
 class _Composed(TorchFunctionMode):
-    """Sees what Python calls, before torch takes it apart."""
+    """Intercepts calls from Python, before torch decomposes them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -67,14 +67,14 @@ class _Composed(TorchFunctionMode):
 
 
 class _ReviewedOnly(TorchDispatchMode):
-    """Sees each operator below autograd, where composed ones are in parts already."""
+    """Intercepts each operator below autograd, where composite ones are already decomposed."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         if not isinstance(func, OpOverload):
-            raise UnreviewedError(str(func), "only operators are")
+            raise UnreviewedError(str(func), "only operators have been reviewed")
         rule = rule_of(func)
         if rule is None:
             composed = _in_parts(self, func, args, kwargs)
@@ -91,7 +91,7 @@ class _ReviewedOnly(TorchDispatchMode):
             raise UnreviewedError(func.name(), "its operands could not be checked") from error
         result = func(*args, **kwargs)
         if facts(func).operator.name in FRESH:
-            # Memory as it was found is another's.
+            # Uninitialized memory may contain another job's data.
             for leaf in tree_leaves(result):
                 if isinstance(leaf, torch.Tensor):
                     leaf.zero_()
@@ -99,7 +99,7 @@ class _ReviewedOnly(TorchDispatchMode):
 
 
 def _in_parts(mode: TorchDispatchMode, func: OpOverload[..., Any], args: Any, kwargs: Any) -> Any:
-    """Runs an operator that is made of others as these; NotImplemented if it is none."""
+    """Runs a composite operator decomposed; NotImplemented if it is not composite."""
     if not is_composed(func):
         return NotImplemented
     with mode:
@@ -107,7 +107,7 @@ def _in_parts(mode: TorchDispatchMode, func: OpOverload[..., Any], args: Any, kw
 
 
 def _check_tensors(func: OpOverload[..., Any], args: Any, kwargs: Any) -> None:
-    """Plain dense tensors of the processor only: other kinds have kernels of their own."""
+    """Require plain dense CPU tensors: other kinds have their own kernels."""
     for leaf in tree_leaves((args, kwargs)):
         if isinstance(leaf, torch.Tensor) and (
             leaf.layout is not torch.strided or leaf.is_quantized or leaf.is_nested

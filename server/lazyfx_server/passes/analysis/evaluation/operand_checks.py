@@ -1,4 +1,4 @@
-"""What is looked at before a kernel runs that takes some of its operands on trust."""
+"""Checks of operands that a kernel does not validate itself."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Bound = Callable[["Call"], int]
 
 
 class OutsideError(Exception):
-    """The call would read or write outside of its operands, or end the process."""
+    """The call would access memory out of bounds, or crash the process."""
 
 
 class Call:
-    """An operator and what it is called with, by the names of its schema."""
+    """An operator and its arguments, by the names of its schema."""
 
     def __init__(
         self, func: OpOverload[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Call:
         return value
 
     def values(self) -> list[Any]:
-        """All operands."""
+        """All operands by name."""
         return list(self._given.values())
 
 
@@ -60,7 +60,7 @@ def size(name: str, dim: int) -> Bound:
 
 
 def size_at(name: str, dim: str) -> Bound:
-    """The size of the dimension that another operand names; of a number it is 1."""
+    """The size of the dimension that another operand gives; 1 for a zero-dimensional tensor."""
 
     def bound(call: Call) -> int:
         shape = call.tensor(name).shape
@@ -70,12 +70,12 @@ def size_at(name: str, dim: str) -> Bound:
 
 
 def elements(name: str) -> Bound:
-    """The number of elements."""
+    """The number of elements of an operand."""
     return lambda call: call.tensor(name).numel()
 
 
 def indices(name: str, bound: Bound, *, negative: bool) -> Check:
-    """Each index is one of a dimension's."""
+    """Check that each index is valid for a dimension."""
 
     def check(call: Call) -> None:
         _within(call.tensor(name), bound(call), negative=negative)
@@ -87,10 +87,11 @@ def _within(index: torch.Tensor, count: int, *, negative: bool) -> None:
     if index.numel() == 0:
         return
     _must(
-        not index.dtype.is_floating_point and not index.dtype.is_complex, "an index is a fraction"
+        not index.dtype.is_floating_point and not index.dtype.is_complex,
+        "an index is not an integer",
     )
     least, most = (int(value) for value in torch.aminmax(index))
-    _must(least >= (-count if negative else 0) and most < count, "an index is outside")
+    _must(least >= (-count if negative else 0) and most < count, "an index is out of bounds")
 
 
 def _is_integral(tensor: torch.Tensor) -> bool:
@@ -98,7 +99,7 @@ def _is_integral(tensor: torch.Tensor) -> bool:
 
 
 def indices_of_each_dimension(name: str) -> Check:
-    """Index tensors, one for each leading dimension or None; truth values stand for places."""
+    """Check index tensors, one or None for each leading dimension; masks select positions."""
 
     def check(call: Call) -> None:
         shape = call.tensor("self").shape
@@ -107,7 +108,9 @@ def indices_of_each_dimension(name: str) -> Check:
             if index is None:
                 place += 1
             elif index.dtype in (torch.bool, torch.uint8):
-                _must(index.shape == shape[place : place + index.ndim], "a mask of another shape")
+                _must(
+                    index.shape == shape[place : place + index.ndim], "a mask with the wrong shape"
+                )
                 place += index.ndim
             else:
                 _must(place < len(shape), "more indices than dimensions")
@@ -118,79 +121,85 @@ def indices_of_each_dimension(name: str) -> Check:
 
 
 def embedding_backward(call: Call) -> None:
-    """Rows of the gradient exist, and each index has one."""
+    """Check that the gradient has a row for each index."""
     index, gradient = call.tensor("indices"), call.tensor("grad_output")
     count = int(call["num_weights"])
     _within(index, count, negative=False)
-    _must(gradient.shape[:-1] == index.shape, "a gradient of another shape")
+    _must(gradient.shape[:-1] == index.shape, "a gradient with the wrong shape")
 
 
 def targets(call: Call) -> None:
-    """Each class is one of the scores', or the one to ignore."""
+    """Check that each class has a score or is ignored."""
     scores, target = call.tensor("self"), call.tensor("target")
-    _must(scores.ndim in (1, 2) and target.ndim < 2, "scores of another shape")
-    _must(scores.ndim == 1 or target.shape == scores.shape[:1], "targets of another shape")
+    _must(scores.ndim in (1, 2) and target.ndim < 2, "scores with the wrong shape")
+    _must(scores.ndim == 1 or target.shape == scores.shape[:1], "targets with the wrong shape")
     taken = target[target != int(call["ignore_index"])]
     _within(taken, scores.shape[-1], negative=False)
     if "weight" in call:
-        _must(call.tensor("weight").shape == scores.shape[-1:], "weights of another shape")
+        _must(call.tensor("weight").shape == scores.shape[-1:], "weights with the wrong shape")
     if "total_weight" in call:
-        _must(call.tensor("total_weight").numel() == 1, "a total weight that is not one number")
+        _must(
+            call.tensor("total_weight").numel() == 1, "a total weight that is not a single number"
+        )
         reduced = int(call["reduction"]) != 0
         shape = () if reduced else target.shape
-        _must(call.tensor("grad_output").shape == shape, "a gradient of another shape")
+        _must(call.tensor("grad_output").shape == shape, "a gradient with the wrong shape")
 
 
 def pooled_indices(dimensions: int) -> Check:
-    """Each place that a maximum was at is one of its plane's."""
+    """Check that each index of a maximum lies in its plane."""
 
     def check(call: Call) -> None:
         operand, index = call.tensor("self"), call.tensor("indices")
         gradient = call.tensor("grad_output")
-        _must(operand.ndim in (dimensions + 1, dimensions + 2), "another number of dimensions")
+        _must(operand.ndim in (dimensions + 1, dimensions + 2), "the wrong number of dimensions")
         leading = operand.ndim - dimensions
-        _must(gradient.shape == index.shape, "a gradient of another shape")
-        _must(index.shape[:leading] == operand.shape[:leading], "indices of another shape")
+        _must(gradient.shape == index.shape, "a gradient with the wrong shape")
+        _must(index.shape[:leading] == operand.shape[:leading], "indices with the wrong shape")
         _within(index, math.prod(operand.shape[leading:]), negative=False)
 
     return check
 
 
 def pooled_gradient(call: Call) -> None:
-    """A gradient has the planes of what was pooled."""
+    """Check that the gradient has the planes of the pooled input."""
     operand, gradient = call.tensor("self"), call.tensor("grad_output")
-    _must(operand.ndim in (3, 4) and gradient.ndim == operand.ndim, "another number of dimensions")
-    _must(gradient.shape[:-2] == operand.shape[:-2], "a gradient of another shape")
+    _must(
+        operand.ndim in (3, 4) and gradient.ndim == operand.ndim, "the wrong number of dimensions"
+    )
+    _must(gradient.shape[:-2] == operand.shape[:-2], "a gradient with the wrong shape")
     _must(0 not in operand.shape + gradient.shape, "an empty operand")
 
 
 def inside_storage(call: Call) -> None:
-    """Sizes, strides and offset lie within the storage of what is viewed."""
+    """Check that sizes, strides and offset stay within the storage of the viewed tensor."""
     operand = call.tensor("self")
     sizes, strides = ([int(n) for n in call[name]] for name in ("size", "stride"))
     offset = operand.storage_offset()
     if "storage_offset" in call:
         offset = int(call["storage_offset"])
-    _must(len(sizes) == len(strides), "not one stride for each size")
+    _must(len(sizes) == len(strides), "the numbers of sizes and strides differ")
     _must(min([*sizes, *strides, offset], default=0) >= 0, "a negative size, stride or offset")
     last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     held = operand.untyped_storage().nbytes() // operand.element_size()
-    _must(0 in sizes or last < held, "it would lie outside of its storage")
+    _must(0 in sizes or last < held, "the view would exceed its storage")
 
 
 def no_lowest_integer(call: Call) -> None:
-    """No operand has the lowest integer, which has no negative."""
+    """Check that no operand is the lowest integer, whose negative overflows."""
     for value in call.values():
         if isinstance(value, torch.Tensor) and value.numel():
             if value.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
                 lowest = torch.iinfo(value.dtype).min
-                _must(int(value.min()) > lowest, "the lowest integer has no negative")
+                _must(int(value.min()) > lowest, "the negative of the lowest integer overflows")
         elif type(value) is int:
-            _must(value > -(2**31), "an integer that may be the lowest one, which has no negative")
+            _must(
+                value > -(2**31), "an integer that may be the lowest one, whose negative overflows"
+            )
 
 
 def same_shape(*names: str) -> Check:
-    """Some operands have one shape."""
+    """Check that some operands have the same shape."""
 
     def check(call: Call) -> None:
         shapes = {call.tensor(name).shape for name in names}
@@ -200,100 +209,110 @@ def same_shape(*names: str) -> Check:
 
 
 def normalized_channels(call: Call) -> None:
-    """Statistics and weights have one element for each channel, where they are given."""
+    """Check that statistics and weights, if given, have one element per channel."""
     operand = call.tensor("input")
     _must(operand.ndim >= 2, "no channels")
     channels = operand.shape[1:2]
-    # What is given is read, also if it is empty; evaluation alone saves empty statistics.
+    # Kernels read every tensor that is given, even an empty one; only evaluation saves empty
+    # statistics.
     unread = () if "grad_out" not in call or call["train"] else ("save_mean", "save_invstd")
     for name in ("weight", "bias", "running_mean", "running_var", "save_mean", "save_invstd"):
         if name in call and not (name in unread and call.tensor(name).numel() == 0):
-            _must(call.tensor(name).shape == channels, f"{name} is of another length")
+            _must(call.tensor(name).shape == channels, f"{name} has the wrong length")
     if "grad_out" in call:
-        _must(call.tensor("grad_out").shape == operand.shape, "a gradient of another shape")
+        _must(call.tensor("grad_out").shape == operand.shape, "a gradient with the wrong shape")
         saved = ("save_mean", "save_invstd") if call["train"] else ("running_mean", "running_var")
         _must(all(n in call for n in saved), "no statistics")
 
 
 def normalized_shape(call: Call) -> None:
-    """Weights, statistics and gradient have the shapes that follow from the operand's."""
+    """Check that weights, statistics and gradient have the shapes implied by the operand."""
     operand = call.tensor("input")
     shape = torch.Size([int(n) for n in call["normalized_shape"]])
-    _must(0 < len(shape) <= operand.ndim, "another number of dimensions")
+    _must(0 < len(shape) <= operand.ndim, "the wrong number of dimensions")
     outer = operand.shape[: operand.ndim - len(shape)]
-    _must(operand.shape == outer + shape, "an operand of another shape")
+    _must(operand.shape == outer + shape, "an operand with the wrong shape")
     for name in ("weight", "bias"):
         if name in call:
-            _must(call.tensor(name).shape == shape, f"{name} is of another shape")
+            _must(call.tensor(name).shape == shape, f"{name} has the wrong shape")
     for name in ("mean", "rstd"):
         if name in call:
-            _must(call.tensor(name).numel() == math.prod(outer), f"{name} is of another shape")
+            _must(call.tensor(name).numel() == math.prod(outer), f"{name} has the wrong shape")
     if "grad_out" in call:
-        _must(call.tensor("grad_out").shape == operand.shape, "a gradient of another shape")
+        _must(call.tensor("grad_out").shape == operand.shape, "a gradient with the wrong shape")
 
 
 def grouped(call: Call) -> None:
-    """The sizes that are given are the operand's, and groups are whole."""
+    """Check that the given sizes are the operand's, and divisible into groups."""
     operand = call.tensor("input")
     batch, channels, rest, groups = (int(call[name]) for name in ("N", "C", "HxW", "group"))
     _must(min(batch, channels, rest) >= 0 < groups, "a negative size")
-    _must(operand.ndim >= 2 and operand.shape[:2] == (batch, channels), "sizes of another operand")
-    _must(operand.numel() == batch * channels * rest, "sizes of another operand")
-    _must(channels % groups == 0, "a group that is not whole")
+    _must(
+        operand.ndim >= 2 and operand.shape[:2] == (batch, channels),
+        "sizes that are not the operand's",
+    )
+    _must(operand.numel() == batch * channels * rest, "sizes that are not the operand's")
+    _must(channels % groups == 0, "channels that are not divisible into groups")
     for name in ("weight", "bias"):
         if name in call:
-            _must(call.tensor(name).shape == (channels,), f"{name} is of another length")
+            _must(call.tensor(name).shape == (channels,), f"{name} has the wrong length")
     for name in ("mean", "rstd"):
         if name in call:
-            _must(call.tensor(name).numel() == batch * groups, f"{name} is of another length")
+            _must(call.tensor(name).numel() == batch * groups, f"{name} has the wrong length")
     if "grad_out" in call:
-        _must(call.tensor("grad_out").shape == operand.shape, "a gradient of another shape")
+        _must(call.tensor("grad_out").shape == operand.shape, "a gradient with the wrong shape")
 
 
 def attention(call: Call) -> None:
-    """Queries, keys and values belong together."""
+    """Check that queries, keys and values fit together."""
     query, key, value = (call.tensor(name) for name in ("query", "key", "value"))
-    _must(query.ndim == key.ndim == value.ndim == 4, "another number of dimensions")
-    _must(query.dtype == key.dtype == value.dtype, "operands of several types")
-    _must(query.shape[:2] == key.shape[:2] and key.shape == value.shape, "operands of other shapes")
-    _must(query.shape[3] == key.shape[3] and 0 not in query.shape + key.shape, "other sizes")
+    _must(query.ndim == key.ndim == value.ndim == 4, "the wrong number of dimensions")
+    _must(query.dtype == key.dtype == value.dtype, "operands with different dtypes")
+    _must(
+        query.shape[:2] == key.shape[:2] and key.shape == value.shape,
+        "operands with different shapes",
+    )
+    _must(query.shape[3] == key.shape[3] and 0 not in query.shape + key.shape, "incompatible sizes")
     _must(all(t.stride(3) == 1 for t in (query, key, value)), "operands that are not contiguous")
     if "attn_mask" in call:
         mask = call.tensor("attn_mask")
-        _must(mask.ndim in (2, 4), "a mask of another number of dimensions")
+        _must(mask.ndim in (2, 4), "a mask with the wrong number of dimensions")
         whole = torch.Size([*query.shape[:3], key.shape[2]])
         pairs = zip(reversed(mask.shape), reversed(whole), strict=False)
-        _must(all(a in (1, b) for a, b in pairs), "a mask of another shape")
+        _must(all(a in (1, b) for a, b in pairs), "a mask with the wrong shape")
 
 
 def attention_backward(call: Call) -> None:
-    """What the forward gave has the shapes that it gives."""
+    """Check that saved results of the forward have the shapes it produces."""
     attention(call)
     query = call.tensor("query")
     for name in ("grad_out", "out"):
-        _must(call.tensor(name).shape == query.shape, f"{name} is of another shape")
-        _must(call.tensor(name).dtype == query.dtype, f"{name} is of another type")
-    _must(call.tensor("logsumexp").shape == query.shape[:3], "logsumexp is of another shape")
+        _must(call.tensor(name).shape == query.shape, f"{name} has the wrong shape")
+        _must(call.tensor(name).dtype == query.dtype, f"{name} has the wrong dtype")
+    _must(call.tensor("logsumexp").shape == query.shape[:3], "logsumexp has the wrong shape")
 
 
 def repeats(call: Call) -> None:
-    """Counts are not negative, and make as many elements as are said to come out."""
+    """Check that counts are not negative, and add up to the given output size."""
     counts = call.tensor("repeats")
-    _must(counts.ndim <= 1, "counts of another shape")
+    _must(counts.ndim <= 1, "counts with the wrong shape")
     _must(_is_integral(counts), "a fraction")
     if counts.numel():
         _must(int(counts.min()) >= 0 and int(counts.max()) < 2**24, "an invalid count")
     if "output_size" in call:
-        _must(int(counts.sum()) == int(call["output_size"]), "another size than the counts make")
+        _must(
+            int(counts.sum()) == int(call["output_size"]),
+            "an output size that differs from the sum of the counts",
+        )
 
 
 def plain_scales(call: Call) -> None:
-    """Scales that are given lie between a thousandth and a thousand."""
+    """Check that given scales lie between 0.001 and 1000."""
     given: list[Any] = []
     for name in ("scale_factors", "scales", "scales_d", "scales_h", "scales_w"):
         if name in call:
             value = call[name]
             given += list(value) if isinstance(value, list | tuple) else [value]
     _must(
-        all(1e-3 <= float(scale) <= 1e3 for scale in given), "a scale that does not fit the sizes"
+        all(1e-3 <= float(scale) <= 1e3 for scale in given), "a scale that does not match the sizes"
     )

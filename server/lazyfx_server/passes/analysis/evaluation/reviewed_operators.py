@@ -1,8 +1,8 @@
-"""The operators that may be computed on real values, and what is checked before each.
+"""The operators that may run on real values, and the checks before each.
 
-Whatever is not named here is not computed. A name stands for all overloads of the aten operator
-except those with `out`, and for its in-place form. Reasons come with each group; where a group
-has checks, torch's own kernel takes something on trust that the checks look at.
+No other operator runs. A name stands for all overloads of the aten operator except those with
+`out`, and for its in-place form. Each group has a reason; if a group has checks, torch's kernel
+does not validate something that the checks do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lazyfx_server.passes.analysis.operator_facts import words
 
 Rule = tuple[Callable[[Call], None], ...]
 
-# TensorIterator compares and broadcasts all shapes, and computes element by element.
+# TensorIterator checks and broadcasts all shapes, and computes element by element.
 POINTWISE = words(
     "abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and "
     "bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp "
@@ -39,16 +39,16 @@ POINTWISE = words(
     "_prelu_kernel _prelu_kernel_backward mse_loss mse_loss_backward smooth_l1_loss huber_loss "
     "binary_cross_entropy binary_cross_entropy_with_logits isin"
 )
-# As pointwise ones; of integers the processor traps for the lowest one by -1.
+# Like pointwise ones; but the CPU traps on the lowest integer divided by -1.
 DIVISIONS = words("div floor_divide fmod remainder gcd lcm __irshift__")
-# Each dimension that is named is checked, and the result has a size of torch's own.
+# Each named dimension is checked, and torch itself computes the result's size.
 REDUCTIONS = words(
     "all amax amin any argmax argmin count_nonzero cumprod cumsum linalg_vector_norm logsumexp "
     "logcumsumexp max mean min norm prod std std_mean sum var var_mean nansum _softmax "
     "_log_softmax _safe_softmax sort topk median nanmedian kthvalue aminmax _is_all_true "
     "_is_any_true equal"
 )
-# A view within what it views, each size and place checked by torch; or a copy of such a view.
+# A view within its base, each size and position checked by torch; or a copy of such a view.
 VIEWS = words(
     "alias detach diagonal expand permute select slice split split_with_sizes squeeze t transpose "
     "unbind unfold unsqueeze view view_as_complex view_as_real _unsafe_view _neg_view _conj "
@@ -56,28 +56,28 @@ VIEWS = words(
     "split_copy split_with_sizes_copy squeeze_copy t_copy transpose_copy unbind_copy "
     "unsqueeze_copy view_copy unsafe_split unsafe_split_with_sizes lift lift_fresh lift_fresh_copy"
 )
-# Sizes, strides and offset are taken as they are given.
+# Sizes, strides and offset are not validated.
 STRIDED = words("as_strided as_strided_copy _reshape_alias _reshape_alias_copy")
-# Memory of their own, all of it written.
+# New memory, all of it written.
 CREATIONS = words(
     "arange eye full full_like linspace logspace new_full new_ones new_zeros ones ones_like "
     "scalar_tensor tril triu tril_indices triu_indices zeros zeros_like fill zero copy copy_ "
     "_to_copy hann_window hamming_window blackman_window bartlett_window"
 )
-# Memory of their own as it was found: it is filled with zeros before anybody sees it.
+# New uninitialized memory: it is filled with zeros before anything reads it.
 FRESH = words("empty empty_like empty_strided empty_permuted new_empty new_empty_strided")
-# Every operand's shape is compared with the result's.
+# Every operand's shape is checked against the result's.
 JOINING = words(
     "cat stack repeat roll flip constant_pad_nd block_diag rot90 diag_embed trace pixel_shuffle "
     "pixel_unshuffle channel_shuffle slice_backward select_backward diagonal_backward "
     "slice_scatter select_scatter diagonal_scatter"
 )
-# Sizes are compared before a library for linear algebra sees them.
+# Sizes are checked before they reach a linear algebra library.
 PRODUCTS = words(
     "addbmm addmm addmv addr baddbmm bmm dot linear mm mv vdot convolution convolution_backward "
     "_euclidean_dist linalg_cross linalg_inv_ex _linalg_det _linalg_slogdet linalg_cholesky_ex"
 )
-# They look at their indices themselves; so does the check, whose errors come sooner.
+# They check their indices themselves; so does our check, which fails earlier.
 INDEXING = {
     "embedding": operand_checks.indices(
         "indices", operand_checks.size("weight", 0), negative=False
@@ -119,7 +119,7 @@ INDEXING = {
     "max_pool2d_with_indices_backward": operand_checks.pooled_indices(2),
     "max_pool3d_with_indices_backward": operand_checks.pooled_indices(3),
 }
-# Some of the sizes that accompany the operands are not checked by the kernel.
+# The kernel does not check some of the sizes passed along with the operands.
 SIZED = {
     "native_batch_norm": operand_checks.normalized_channels,
     "_native_batch_norm_legit": operand_checks.normalized_channels,
@@ -137,25 +137,25 @@ SIZED = {
     "avg_pool2d_backward": operand_checks.pooled_gradient,
     "_adaptive_avg_pool2d_backward": operand_checks.pooled_gradient,
 }
-# The size of the result follows from the operand's, and torch compares the one with the other.
+# The result's size follows from the operand's, and torch checks one against the other.
 POOLING = words(
     "avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices _adaptive_avg_pool2d "
     "_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d "
     "reflection_pad1d reflection_pad2d replication_pad1d "
     "replication_pad2d masked_select nonzero"
 )
-# A scale that accompanies the sizes decides which element is read.
+# A scale passed along with the sizes decides which element is read.
 RESAMPLING = words(
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
     "upsample_trilinear3d upsample_bicubic2d"
 )
-# They draw numbers: nothing that is folded may, but a graph that is run and thrown away.
+# They draw random numbers: allowed in verification runs, but never folded.
 RANDOM = words(
     "bernoulli exponential multinomial native_dropout normal normal_functional rand rand_like "
     "randint randint_like randn randn_like random randperm uniform rrelu_with_noise"
 )
-# They look at what they are given, compute nothing, and have no memory to leave.
+# They only inspect their operands; they compute nothing and access no data.
 ASKING = words(
     "_local_scalar_dense is_same_size sym_size sym_stride sym_numel sym_storage_offset size stride "
     "numel storage_offset dim is_contiguous is_nonzero item _assert_async _assert_scalar "
@@ -165,13 +165,13 @@ ASKING = words(
 
 
 def is_reviewed(operator: OpOverload[..., Any]) -> bool:
-    """Whether an operator may be computed on real values, if its operands are in order."""
+    """Whether an operator may run on real values, if its operands pass the checks."""
     return rule_of(operator) is not None
 
 
 @lru_cache(maxsize=4096)
 def rule_of(operator: OpOverload[..., Any]) -> Rule | None:
-    """What is checked before an operator runs; None where it does not."""
+    """The checks before an operator runs; None if it may not run."""
     namespace, name, _ = facts(operator).operator
     if namespace not in ("aten", "prims") or any(
         argument.is_out

@@ -1,9 +1,9 @@
-"""Has torch compute nothing real while it runs on fake tensors.
+"""Prevents torch from computing real values while it runs on fake tensors.
 
-Fake tensors of one element remember their value when it is a constant, and torch computes
-operators on such values for real; of operators that have no rule for fake tensors it runs the
-kernel on zeros. Both would run unreviewed operators, on unchecked operands.
-torch's private names are used here only; a test fails where they are gone.
+Fake tensors with one constant element store their value, and torch computes operators on such
+values for real. For operators without a fake implementation, it runs the kernel on zeros. Both
+would run unreviewed operators on unchecked operands. torch's private names for this are used only
+here; a test fails if they are gone.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NONE = -1
 
 @contextmanager
 def without_real_constants() -> Iterator[None]:
-    """Inside, fake tensors have no values and unknown operators no fallback.
+    """Within the block, fake tensors store no values and unknown operators have no fallback.
 
-    For the whole process: jobs run one at a time.
+    Process-wide: jobs run one at a time.
     """
     limits = fake_tensor.CONSTANT_NUMEL_LIMIT, proxy_tensor.CONSTANT_NUMEL_LIMIT
     fallback = fake_tensor.FakeTensorMode.can_run_unsafe_fallback

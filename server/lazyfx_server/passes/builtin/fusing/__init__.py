@@ -1,1 +1,1 @@
-"""Passes that put one call in place of several."""
+"""Passes that replace several calls by one."""

@@ -1,4 +1,4 @@
-"""Passes that make one call of many alike: linear layers, normalizations, activations."""
+"""Passes that batch similar calls into one: linear layers, normalizations, activations."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class BatchFusion(Pass):
 
     By torch's group_batch_fusion: linear layers and products of the same sizes become one batched
     product, layer normalizations and element-wise calls one call over a stack. It pays where
-    there are many small ones: recommenders, mixtures of experts. Graphs that write stay as they
-    are.
+    there are many small ones: recommenders, mixtures of experts. Graphs that write to tensors are
+        left unchanged.
     """
 
     name: ClassVar[str] = "batch_fusion"
@@ -41,16 +41,16 @@ class BatchFusion(Pass):
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in BATCHED]
         if unknown or not self.kinds:
-            raise ValueError(f"kinds takes some of {', '.join(BATCHED)}")
+            raise ValueError(f"kinds must be some of {', '.join(BATCHED)}")
         if self.at_least < 2:
             raise ValueError("at_least must be 2 or more")
 
     def fingerprint(self) -> str:
-        """The fusions are torch's."""
+        """The version of torch, which does the fusion."""
         return torch.__version__
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Fuses in place, in the GraphModules inside too."""
+        """Fuses in place, including in nested GraphModules."""
         aten = any(_is_aten(part) for part in graph_modules(module))
         steps = []
         for kind in self.kinds:

@@ -1,4 +1,4 @@
-"""Passes that find attention: products, scale, mask and softmax become one call."""
+"""Passes that fuse attention: products, scale, mask and softmax become one call."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from lazyfx_server.passes.patterns.attentions import attention_at
 class FuseAttention(Pass):
     """Replaces softmax(q @ k.T * scale + mask) @ v with scaled_dot_product_attention.
 
-    In any spelling of the captures: with a scale (numbers, or tensors of no dimensions, on the
-    product or on the query), with summands and conditions that hide scores, with views, copies
-    and casts of a softmax in float32 on the way. Attention with dropout that is on, or whose
-    parts something else reads, stays.
+    In any form that captures produce: with a scale (numbers or zero-dimensional tensors, on the
+        product or on the query), with additive and boolean masks, with views, copies and the casts
+        of a softmax in float32. Attention with active dropout, or with intermediate values that are
+        used elsewhere, is left unchanged.
     """
 
     name: ClassVar[str] = "fuse_attention"
@@ -44,7 +44,7 @@ class FuseAttention(Pass):
     tolerance: ClassVar[float] = 1e-2
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Replaces in place, in the GraphModules inside too."""
+        """Replaces in place, including in nested GraphModules."""
         return apply_to_each_graph(module, _fuse_all, "{} attentions fused")
 
 
@@ -60,7 +60,7 @@ def _fuse_all(module: GraphModule, known: KnownValues) -> int:
 
 
 class _Fusion:
-    """Builds the call in the spelling of the graph around the last product of an attention."""
+    """Builds the call in the style of the graph around the last product of an attention."""
 
     def __init__(self, node: Node, known: KnownValues, storage: StorageMap) -> None:
         self._node = node
@@ -68,7 +68,7 @@ class _Fusion:
         self._storage = storage
 
     def fuse(self, found: Attention) -> None:
-        """Puts the call in the product's place, and takes out what it makes needless."""
+        """Replaces the last product by the call, and removes what becomes unused."""
         node, graph = self._node, self._node.graph
         *lead, rows, columns = found.shape
         query, value = self._known.tensor(found.query), self._known.tensor(found.value)
@@ -112,7 +112,7 @@ class _Fusion:
         return query
 
     def _key(self, node: Node, shape: tuple[int, ...]) -> Node:
-        """The key as it was before it was transposed, or transposed back."""
+        """The key before its transpose, or transposed back."""
         above: Node | None = node
         while above is not None:
             source = transposed(above, self._known)
@@ -123,7 +123,7 @@ class _Fusion:
         return self._node.graph.call_function(self._named("transpose", "int"), (back, -2, -1))
 
     def _shaped(self, node: Node, shape: tuple[int, ...]) -> Node:
-        """A value in other batches: that which it is a view of, or a view or spread of it."""
+        """A value with other batch dimensions: the base of its view, or a view of it."""
         above: Node | None = node
         while above is not None and not self._storage.written(above):
             value = self._known.tensor(above)
@@ -140,7 +140,7 @@ class _Fusion:
         return graph.call_method("expand", (node, *shape))
 
     def _summand(self, mask: Mask, shape: tuple[int, ...], dtype: torch.dtype) -> Node:
-        """A mask as what is added to the scores of the softmax."""
+        """A mask in additive form."""
         graph, node = self._node.graph, mask.node
         if mask.fill is not None:
             hidden = node
@@ -154,7 +154,7 @@ class _Fusion:
         return self._regrouped(node, mask, shape)
 
     def _regrouped(self, node: Node, mask: Mask, shape: tuple[int, ...]) -> Node:
-        """A summand of scores in other batches, spread over them first."""
+        """An additive mask with other batch dimensions, expanded first."""
         graph = self._node.graph
         if isinstance(self._node.target, OpOverload):
             node = graph.call_function(torch.ops.aten.expand.default, (node, list(mask.shape)))
@@ -163,9 +163,9 @@ class _Fusion:
         return graph.call_function(self._named("reshape"), (node, list(shape)))
 
     def _laid_out(self, result: Node, shape: tuple[int, ...]) -> Node:
-        """The result with the sizes of the product, and where a view may need it its strides.
+        """The result with the sizes of the product, and its strides if a later view may need them.
 
-        Fused kernels lay results out as their operands are.
+        Fused kernels give results the layout of their operands.
         """
         node, graph = self._node, self._node.graph
         before = self._known.tensor(node)
@@ -182,7 +182,7 @@ class _Fusion:
 
 
 def _takes_any_strides(user: Node) -> bool:
-    """Whether what a node hands on is laid out the same, however its operand is."""
+    """Whether a node's result has the same layout for any layout of its operand."""
     if operator_name(user) in {"transpose", "permute"}:
         return bool(readers(user)) and all(_copies(each) for each in readers(user))
     return _copies(user)

@@ -1,4 +1,4 @@
-"""Passes that make one operation of several: a layer and the batch normalization behind it."""
+"""Passes that fold batch normalization into the preceding layer."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class FuseConvBn(Pass):
 
     Works on module calls and on functional and aten graphs whose weights are
     attributes. The new weights are tensor attributes `_fused_weight_<i>` and
-    `_fused_bias_<i>`; they cannot be trained. A convolution whose result something
-    else reads too, or whose normalization is in training, stays.
+    `_fused_bias_<i>`; they cannot be trained. A convolution whose result is used elsewhere too, or
+    whose normalization is in training mode, is left unchanged.
     """
 
     name: ClassVar[str] = "fuse_conv_bn"
@@ -45,7 +45,7 @@ class FuseConvBn(Pass):
         return frozenset(path for pair in self._pairs(module) for path in pair.paths())
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:
-        """Fuses the pairs of the root in place; GraphModules inside stay as they are.
+        """Fuses the pairs of the root in place; nested GraphModules are left unchanged.
 
         Raises:
             PassError: The new weights have more than `max_folded_bytes` bytes (kind "limit").
@@ -55,10 +55,10 @@ class FuseConvBn(Pass):
         if pairs and not ready:
             return PassResult(module, False, "skipped: values not available")
         size = sum(pair.bytes(module) for pair in ready)
-        if size > context.limits.max_folded_bytes:
+        most = context.limits.bound("max_folded_bytes")
+        if size > most.most:
             raise PassError(
-                f"the fused weights would have {size} bytes; the limit is "
-                f"{context.limits.max_folded_bytes}",
+                f"the fused weights would have {size} bytes; the limit is {most.most}{most}",
                 kind="limit",
             )
         for pair in ready:
@@ -80,9 +80,8 @@ class FuseConvBn(Pass):
 class FuseLinearBn(FuseConvBn):
     """Folds batch normalization in evaluation mode into the preceding linear layer.
 
-    As fuse_conv_bn does for convolutions, and under the same conditions. Only for values of
-    two dimensions, whose shape is known: with more, the normalization's channels are not the
-    layer's outputs.
+    Like fuse_conv_bn for convolutions, with the same conditions. Only for two-dimensional values of
+    known shape: with more dimensions, the normalization's channels are not the layer's outputs.
     """
 
     name: ClassVar[str] = "fuse_linear_bn"
@@ -137,7 +136,7 @@ def _pairs(
 
 
 def _fits(module: GraphModule, pair: _Pair) -> bool:
-    """Whether the tensors have the shapes and types of one fusable layer."""
+    """Whether the tensors have the shapes and dtypes of one fusable layer."""
     convolution, normalization = pair.convolution, pair.normalization
     weight = attribute_at(module, convolution.weight)
     mean = attribute_at(module, normalization.mean)
@@ -181,7 +180,7 @@ def _fuse(module: GraphModule, pair: _Pair) -> None:
 
 
 def _take_place(normalization: Normalization, replacement: Node) -> None:
-    """Lets the convolution stand where the normalization's result stood."""
+    """Replaces the normalization's result by the convolution."""
     node = normalization.node
     results = [node]
     if normalization.gives_statistics:

@@ -1,4 +1,4 @@
-"""The graph passes of Inductor, step by step: before autograd, on joint graphs, and after."""
+"""Inductor's graph passes, step by step: before autograd, on joint graphs, and after."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lazyfx_server.passes.torch_steps.torch_inductor_passes import STEPS, Stage,
 
 @dataclass(frozen=True)
 class _InductorPass(Pass):
-    """What the three stages share."""
+    """Code shared by the three stages."""
 
     version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
     stage: ClassVar[Stage]
-    # Where the stage's steps look for values.
+    # Where the steps of the stage look for values.
     key: ClassVar[str] = "val"
-    # Steps that run when they are named, not by themselves.
+    # Steps that run only if named.
     on_request: ClassVar[frozenset[str]] = frozenset()
 
     steps: tuple[str, ...] = field(
@@ -39,11 +39,11 @@ class _InductorPass(Pass):
             raise ValueError(f"no step is named {unknown[0]!r}; there are {', '.join(known)}")
 
     def fingerprint(self) -> str:
-        """The steps are torch's."""
+        """The version of torch, whose steps they are."""
         return torch.__version__
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Runs the steps in place, in the GraphModules inside too."""
+        """Runs the steps in place, including in nested GraphModules."""
         names = [
             name
             for name in STEPS[self.stage]
@@ -66,9 +66,9 @@ _WRITING = frozenset({"reinplace_inplaceable_ops"})
 class InductorPreGrad(_InductorPass):
     """Runs Inductor's passes before autograd, for graphs of torch functions.
 
-    Splits, concatenations, stacks and unbinds that undo each other, and concatenations moved
-    behind element-wise calls. For graphs of dynamo and symbolic_trace; on aten graphs most steps
-    find nothing.
+    Cancels splits, concatenations, stacks and unbinds that undo each other, and moves
+    concatenations after element-wise calls. For graphs of dynamo and symbolic_trace; on aten graphs
+    most steps find nothing.
     """
 
     name: ClassVar[str] = "inductor_pre_grad"
@@ -92,8 +92,8 @@ class InductorJointGraph(_InductorPass):
 class InductorPostGrad(_InductorPass):
     """Runs Inductor's passes after autograd: no-ops, splits of concatenations, bias into addmm.
 
-    For aten graphs of AOTAutograd. `reinplace_inplaceable_ops`, which writes over values that
-    are not read again, runs only when it is named, and only where no tensor requires grad.
+    For aten graphs of AOTAutograd. `reinplace_inplaceable_ops`, which overwrites values that are
+    not read again, runs only if named, and only if no tensor requires grad.
     """
 
     name: ClassVar[str] = "inductor_post_grad"

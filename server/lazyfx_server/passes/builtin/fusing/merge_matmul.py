@@ -1,4 +1,4 @@
-"""Passes that make one matrix product of several that read the same operand."""
+"""Passes that merge matrix products with a common operand."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lazyfx_server.passes.analysis.called_operators import (
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 
-# Operator -> place of the bias, of the left and of the right operand, and the dimension of the
-# right operand that counts the results' columns.
+# Operator -> positions of the bias, the left and the right operand, and the dimension of the right
+# operand that is the number of result columns.
 _PRODUCTS = {
     "mm": (None, 0, 1, 1),
     "matmul": (None, 0, 1, 1),
@@ -35,10 +35,10 @@ _PRODUCTS = {
 class MergeMatmul(Pass):
     """Merges matrix products with the same left operand: x @ a and x @ b become x @ [a, b].
 
-    One large product in place of several small ones: the projections of attention, as mm,
-    addmm, matmul or linear. The right operands exist before the first product and are
-    matrices; biases are vectors, and all products have one or none has. Products whose
-    results are written to, or handed to the caller, stay apart.
+    One large product instead of several small ones: the projections of attention, as mm, addmm,
+        matmul or linear. The right operands must be available before the first product and be
+        matrices; biases must be vectors, and either all products have one or none does. Products
+        whose results are written to, or returned to the caller, are not merged.
     """
 
     name: ClassVar[str] = "merge_matmul"
@@ -51,7 +51,7 @@ class MergeMatmul(Pass):
             raise ValueError("at_least must be 2 or more")
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Merges in place, in the GraphModules inside too."""
+        """Merges in place, including in nested GraphModules."""
 
         def merge(part: GraphModule, known: KnownValues) -> int:
             return _merge(part, known, self.at_least)
@@ -122,7 +122,7 @@ def _is_private(product: _Product, storage: StorageMap) -> bool:
 
 
 def _shared(product: _Product, known: KnownValues) -> tuple[object, ...]:
-    """What products must share to be merged."""
+    """What products must have in common to be merged."""
     right = known.tensor(product.right)
     assert right is not None
     has_bias = product.bias is not None
@@ -131,7 +131,7 @@ def _shared(product: _Product, known: KnownValues) -> tuple[object, ...]:
 
 
 def _ready_together(group: Sequence[_Product], storage: StorageMap) -> list[_Product]:
-    """Those products whose other operands exist before the first of them."""
+    """The products whose other operands are available before the first product."""
     first = storage.position[group[0].node]
 
     def exists(product: _Product) -> bool:
@@ -157,7 +157,7 @@ def _merge_group(module: GraphModule, group: Sequence[_Product]) -> None:
         pieces = graph.call_function(split, (product, [p.columns for p in group], -1))
         for place, each in enumerate(group):
             piece = graph.call_function(operator.getitem, (pieces, place))
-            # The results had memory of their own, and views of them may rely on its order.
+            # The results had separate memory, and views of them may depend on its layout.
             options: dict[str, Any] = {"memory_format": torch.contiguous_format}
             whole = graph.call_function(spelled_like(node, "clone"), (piece,), options)
             whole.meta = dict(each.node.meta)

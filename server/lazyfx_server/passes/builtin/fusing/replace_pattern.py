@@ -1,4 +1,4 @@
-"""Passes that put one subgraph in another's place."""
+"""Passes that replace one subgraph by another."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 from lazyfx_server.passes.analysis.called_operators import KnownValues
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import attribute_at, graph_modules, unused_name
-from lazyfx_server.passes.base import Pass, PassContext, PassLimits, PassResult, Rewrite
+from lazyfx_server.passes.base import Pass, PassContext, PassResult, Rewrite
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.patterns.guards import check_guards, holds
+from lazyfx_server.settings.limits import PassLimits
+from lazyfx_server.settings.part import Bound
 
 
 @dataclass(frozen=True)
 class ReplacePattern(Pass):
     """Replaces every match of a pattern graph with a replacement graph.
 
-    Inputs of a pattern match anything. Each rewrite goes over the graph once, in
-    the order given, so one whose output matches its own pattern ends too. A place
-    is left alone where moving its nodes together would cross a write to their
-    inputs. New nodes carry no shapes; run shape_propagation after it to have them.
+    Inputs of a pattern match anything. Each rewrite goes over the graph once, in the given order,
+    so it terminates even if its replacement matches its pattern. A match is skipped if moving its
+    nodes together would cross a write to their inputs. New nodes have no shapes; run
+    shape_propagation afterwards to compute them.
     """
 
     name: ClassVar[str] = "replace_pattern"
     only_reads_rewrites: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:
-        """Applies the rewrites of the request, in the GraphModules inside too.
+        """Applies the rewrites of the request, including in nested GraphModules.
 
         Raises:
             PassError: A rewrite cannot be applied ("rewrites[i].pattern" or
@@ -57,7 +59,7 @@ class ReplacePattern(Pass):
 def _rewrite(
     module: GraphModule, rewrite: Rewrite, limits: PassLimits, earlier: int, place: int
 ) -> int:
-    guard = _Guard(module, rewrite, limits.max_matches, earlier, place)
+    guard = _Guard(module, rewrite, limits.bound("max_matches"), earlier, place)
     template = _template(module, rewrite.replacement, guard)
     try:
         found = replace_pattern_with_filters(
@@ -76,10 +78,10 @@ def _rewrite(
 
 
 class _Guard:
-    """Says of each match whether it may be replaced."""
+    """Decides for each match whether it may be replaced."""
 
     def __init__(
-        self, module: GraphModule, rewrite: Rewrite, allowed: int, earlier: int, place: int
+        self, module: GraphModule, rewrite: Rewrite, allowed: Bound, earlier: int, place: int
     ) -> None:
         replacement = rewrite.replacement
         self.accepted = earlier
@@ -102,9 +104,9 @@ class _Guard:
         if not self._is_safe(match):
             return False
         self.accepted += 1
-        if self.accepted > self._allowed:
+        if self.accepted > self._allowed.most:
             raise PassError(
-                f"the pattern matches at more than {self._allowed} places",
+                f"the pattern matches at more than {self._allowed.most} places{self._allowed}",
                 kind="limit",
                 field=f"rewrites[{self._place}].pattern",
             )
@@ -112,12 +114,12 @@ class _Guard:
         return True
 
     def add_attributes(self) -> None:
-        """Gives the module the tensors that the replacement reads."""
+        """Adds the tensors that the replacement reads to the module."""
         for name, value in self.attributes.items():
             setattr(self._module, name, value)
 
-    # Both are made for the first match: most patterns match nowhere. Matches are
-    # judged before the first is replaced, so positions stay what they are.
+    # Both are created at the first match: most patterns match nowhere. All matches are checked
+    # before the first is replaced, so positions do not change.
     @cached_property
     def _known(self) -> KnownValues:
         return KnownValues(self._module)
@@ -134,11 +136,11 @@ class _Guard:
     def _is_safe(self, match: InternalMatch) -> bool:
         positions = self._storage.position
         if any(not isinstance(match.placeholder_nodes[i], Node) for i in self._handed_through):
-            return False  # a literal cannot take a node's place
+            return False  # a literal cannot replace a node
         inside = [n for p, n in match.nodes_map.items() if p.op not in {"placeholder", "output"}]
         places = frozenset(positions[node] for node in inside)
         users = [positions[user] for node in match.returning_nodes for user in node.users]
-        # Where torch puts the replacement: before the first user of a result.
+        # Where torch inserts the replacement: before the first user of a result.
         target = min(users, default=max(places) + 1)
         operands = [node for node in match.placeholder_nodes if isinstance(node, Node)]
         if len(match.returning_nodes) > 1 and any(
@@ -154,7 +156,7 @@ class _Guard:
 
 
 def _template(module: GraphModule, replacement: GraphModule, guard: _Guard) -> Graph:
-    """The replacement without its names and metadata, its attributes under free names."""
+    """The replacement without its names and metadata, its attributes under unused names."""
     template = Graph()
     made: dict[Node, Node] = {}
     paths: dict[str, str] = {}
@@ -187,7 +189,7 @@ def _free_name(module: GraphModule, guard: _Guard) -> str:
 
 
 def _check(pattern: GraphModule, replacement: GraphModule, where: str) -> None:
-    """Refuses rewrites that mean nothing, or nothing that a server can know."""
+    """Refuses invalid rewrites, and those that a server cannot check."""
     _check_calls(pattern, f"{where}.pattern", allow_values=False)
     _check_calls(replacement, f"{where}.replacement", allow_values=True)
     returned = _check_results(pattern, f"{where}.pattern")
@@ -232,11 +234,11 @@ def _check_results(pattern: GraphModule, field: str) -> int:
 
 
 class _Search:
-    """Bounds what looking for patterns may cost, before it begins.
+    """Bounds the cost of pattern matching, before it starts.
 
     torch's matcher tries every node that may be the end of a pattern; from each it goes over the
-    pattern once, and for each node of it over those found so far. A pattern with several results
-    tries all combinations of places.
+    pattern once, and for each pattern node over those matched so far. For a pattern with several
+    results it tries all combinations of end nodes.
     """
 
     def __init__(self, limits: PassLimits) -> None:
@@ -244,32 +246,31 @@ class _Search:
         self._steps = 0
 
     def begin(self, module: GraphModule, pattern: GraphModule, place: int) -> None:
-        """Take the steps of one search off what is left.
+        """Deduct the steps of one search from the remaining budget.
 
         Raises:
-            PassError: There are more than may be (kind "limit").
+            PassError: The budget is exceeded (kind "limit").
         """
         combinations = _combinations(module, pattern)
-        most = self._limits.max_matches
+        places, steps = self._limits.bound("max_matches"), self._limits.bound("max_match_steps")
         self._steps += combinations * len(pattern.graph.nodes) ** 2
         reason = ""
-        if combinations > max(most, len(module.graph.nodes)):
+        if combinations > max(places.most, len(module.graph.nodes)):
             reason = (
-                f"the results of the pattern may be at {combinations} combinations of places, "
-                f"the limit is {most}; return fewer results"
+                f"the results of the pattern may match {combinations} combinations of nodes; the "
+                f"limit is {places.most}{places}; return fewer results"
             )
-        elif self._steps > self._limits.max_match_steps:
+        elif self._steps > steps.most:
             reason = (
-                f"looking for the patterns may take {self._steps} steps, the limit is "
-                f"{self._limits.max_match_steps} (setting max_match_steps); use smaller patterns, "
-                "or ones that end in a rarer call"
+                f"matching the patterns may take {self._steps} steps; the limit is "
+                f"{steps.most}{steps}; use smaller patterns, or ones that end in a rarer call"
             )
         if reason:
             raise PassError(reason, kind="limit", field=f"rewrites[{place}].pattern")
 
 
 def _combinations(module: GraphModule, pattern: GraphModule) -> int:
-    """Combinations of nodes that the results of a pattern may be."""
+    """Number of combinations of nodes that the results of a pattern may match."""
     output = pattern.graph.output_node()
     combinations = 1
     for anchor in output.all_input_nodes:

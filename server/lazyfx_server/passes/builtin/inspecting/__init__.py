@@ -1,1 +1,1 @@
-"""Passes that only look."""
+"""Passes that only inspect the graph."""

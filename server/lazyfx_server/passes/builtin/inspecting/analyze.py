@@ -1,4 +1,4 @@
-"""Passes that look and change nothing: work, memory and parameters, as data in the report."""
+"""Passes that report work, memory and parameters as data, without changing the graph."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx_server.passes.analysis.called_operators import operator_name
-from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, in_fresh_thread
+from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 
@@ -22,11 +23,11 @@ from lazyfx_server.passes.base import Pass, PassContext, PassResult
 class Analyze(Pass):
     """Counts floating-point operations, memory and parameters; leaves the graph unchanged.
 
-    The report's data says: `flops` in all and by operator, as torch.utils.flop_counter counts
-    them (matrix work only); `parameters` and their bytes; `peak_bytes`, the most that values
-    of the graph take at one time when each is freed after its last use, with the node where
-    that is; `unknown`, calls whose shape is not known and which are left out. Sizes that are
-    symbolic count as in the example that was captured.
+    The report's data contains: `flops` in total and by operator, as counted by
+    torch.utils.flop_counter (matrix operations only); `parameters` and their bytes; `peak_bytes`,
+    the peak memory of the graph's values if each is freed after its last use, and the node at the
+    peak; `unknown`, calls of unknown shape, which are not counted. Symbolic sizes count as in the
+    captured example.
     """
 
     name: ClassVar[str] = "analyze"
@@ -36,7 +37,7 @@ class Analyze(Pass):
     top: int = field(default=10, metadata={"help": "Maximum number of operators listed."})
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Computes on fake tensors; nothing is changed."""
+        """Computes on fake tensors; changes nothing."""
         run = FakeRun(module, enter_bodies=True)
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
         if inputs and not any(run.is_known(node) for node in inputs):
@@ -81,7 +82,7 @@ def _parameters(module: GraphModule) -> Mapping[str, int]:
 
 
 def _peak(module: GraphModule, run: FakeRun) -> Mapping[str, Any]:
-    """The most bytes that values take at one time; views cost nothing and keep their base alive."""
+    """The peak bytes of the values; views cost nothing and keep their base alive."""
     storage = StorageMap(module.graph)
     last: dict[Node, int] = {}
     for node, place in storage.position.items():
@@ -117,9 +118,9 @@ def _bytes(value: Any) -> int:
 
 
 def _number(count: int | torch.SymInt) -> int | None:
-    """A count as a number, symbolic sizes as in the example; None where there is none to tell."""
+    """A count as a number, with symbolic sizes as in the example; None if it is unknown."""
     if isinstance(count, torch.SymInt):
         hint = count.node.hint if count.node.has_hint() else None
         count = hint if isinstance(hint, int) else -1
-    # Sizes that a stranger made up give numbers that no report can hold.
+    # Made-up sizes may give numbers that do not fit into a report.
     return count if 0 <= count < 2**63 else None

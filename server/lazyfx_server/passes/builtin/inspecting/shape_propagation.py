@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx_server.passes.analysis import operator_facts
-from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, in_fresh_thread, same_metadata
+from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, same_metadata
 from lazyfx_server.passes.analysis.walk import graph_modules
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 
@@ -21,11 +22,10 @@ from lazyfx_server.passes.base import Pass, PassContext, PassResult
 class ShapePropagation(Pass):
     """Computes shape, dtype, stride and device of every value with fake tensors.
 
-    Starts from the metadata of the inputs and writes `meta["val"]` where nothing or
-    something else was known. Computes what is not known (nodes that passes made) and
-    what that changes; the rest is what the capture saw. No kernel runs, so a graph for
-    CUDA works on any host. Values that cannot be computed keep what was known of them.
-    GraphModules inside start from what is known of their own inputs.
+    Starts from the metadata of the inputs and sets `meta["val"]` where it was missing or different.
+    Computes unknown values (of nodes that passes created) and what depends on them; the rest is as
+    captured. No kernel runs, so a graph for CUDA works on any host. Values that cannot be computed
+    keep their metadata. Nested GraphModules start from the metadata of their own inputs.
     """
 
     name: ClassVar[str] = "shape_propagation"
@@ -37,7 +37,7 @@ class ShapePropagation(Pass):
     )
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Propagates from the inputs; the graph itself stays as it is."""
+        """Propagates from the inputs; the graph itself is not changed."""
         root = self._propagated(module)
         inside = [self._propagated(part) for part in graph_modules(module)[1:]]
         changed = root.changed or any(result.changed for result in inside)
@@ -61,7 +61,7 @@ class ShapePropagation(Pass):
         return PassResult(module, changed > 0, ", ".join(notes))
 
 
-# Calls after which the metadata of their operands is not what was recorded before.
+# Calls that change the metadata of their operands.
 _HIDING = operator_facts.words(
     "t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ resize_ resize_as_ as_strided_ set_ "
     "data _add_batch_dim _remove_batch_dim _vmap_increment_nesting"
@@ -83,7 +83,7 @@ def _is_settled(run: FakeRun, node: Node) -> bool:
 
 
 def _propagate(module: GraphModule, run: FakeRun, *, every: bool) -> tuple[int, int]:
-    """Writes what is new; returns how many nodes changed and how many stay unknown."""
+    """Sets new metadata; returns how many nodes changed and how many are still unknown."""
     moved: set[Node] = set()
     before = {node: run.known(node) for node in module.graph.nodes} if every else {}
     changed = unknown = 0
@@ -108,7 +108,7 @@ def _propagate(module: GraphModule, run: FakeRun, *, every: bool) -> tuple[int, 
 
 
 def _is_described(value: Any) -> bool:
-    """Whether metadata can hold the value: tensors, numbers, and sequences of those and None."""
+    """Whether metadata can represent the value: tensors, numbers, None, and sequences of those."""
     if value is None:
         return False
     leaves = tree_leaves(value)
@@ -117,7 +117,7 @@ def _is_described(value: Any) -> bool:
 
 
 def _write(node: Node, value: Any) -> None:
-    # A later in-place operation may change the value; the metadata stays.
+    # A later in-place operation may change the value, but must not change this metadata.
     node.meta["val"] = tree_map(
         lambda leaf: leaf.detach() if isinstance(leaf, FakeTensor) else leaf, value
     )

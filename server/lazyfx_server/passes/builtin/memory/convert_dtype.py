@@ -1,4 +1,4 @@
-"""Passes that change precision: matrix work in bfloat16 or float16."""
+"""Passes that change precision: matrix operations in bfloat16 or float16."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class ConvertDtype(Pass):
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype takes one of {', '.join(sorted(_DTYPES))}")
+            raise ValueError(f"dtype must be one of {', '.join(sorted(_DTYPES))}")
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Inserts the casts, in the GraphModules inside too."""
+        """Inserts the casts, including in nested GraphModules."""
 
         def convert(part: GraphModule, known: KnownValues) -> int:
             return _convert(part, known, _DTYPES[self.dtype])

@@ -1,4 +1,4 @@
-"""Passes that keep weights in fewer bits: int8, and with torchao int4 in groups."""
+"""Passes that quantize weights: int8, and with torchao int4 in groups."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SCHEMES = ("int8", "torchao_int8", "torchao_int4")
 class QuantizeWeights(Pass):
     """Stores the weights of linear layers as int8 and dequantizes them where they are used.
 
-    Each output has a scale of its own (symmetric, no zero point), as torchao's int8 weight-only
-    scheme has. The new attributes are `_int8_weight_<i>` and `_int8_scale_<i>`: a quarter of the
-    memory and of the download. With torchao installed there, the server quantizes by its
-    arithmetic: `torchao_int8`, or `torchao_int4`, two values a byte, a scale and a zero point for
-    each `group_size` values. For inference: quantized weights cannot be trained. Layers whose
-    weight is an input of the graph, or has fewer than `min_elements`, stay.
+    Each output has its own scale (symmetric, no zero point), as in torchao's int8 weight-only
+    scheme. The new attributes are `_int8_weight_<i>` and `_int8_scale_<i>`: a quarter of the memory
+    and of the download. If torchao is installed on the server, its arithmetic is available:
+    `torchao_int8`, or `torchao_int4`, with two values per byte, and a scale and a zero point per
+    `group_size` values. For inference: quantized weights cannot be trained. Layers whose weight is
+    an input of the graph, or has fewer than `min_elements` elements, are left unchanged.
     """
 
     name: ClassVar[str] = "quantize_weights"
@@ -51,7 +51,7 @@ class QuantizeWeights(Pass):
 
     def __post_init__(self) -> None:
         if self.scheme not in _SCHEMES:
-            raise ValueError(f"scheme takes one of {', '.join(_SCHEMES)}")
+            raise ValueError(f"scheme must be one of {', '.join(_SCHEMES)}")
         if self.group_size < 2 or self.group_size % 2:
             raise ValueError("group_size must be even and positive")
         if self._by_torchao and not torchao_names.is_installed():
@@ -65,7 +65,7 @@ class QuantizeWeights(Pass):
         return self.scheme.startswith("torchao")
 
     def fingerprint(self) -> str:
-        """The version of torchao where its arithmetic is used."""
+        """The version of torchao if its arithmetic is used."""
         return torchao_names.torchao_version() if self._by_torchao else ""
 
     def values_read(self, module: GraphModule) -> frozenset[str]:
@@ -73,7 +73,7 @@ class QuantizeWeights(Pass):
         return frozenset(layer.weight for layer in self._layers(module))
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Quantizes the layers of the root in place; GraphModules inside stay as they are."""
+        """Quantizes the layers of the root in place; nested GraphModules are left unchanged."""
         layers = list(self._layers(module))
         made: dict[str, _Quantized] = {}
         done = 0
@@ -175,7 +175,7 @@ def _use(module: GraphModule, layer: Convolution, quantized: _Quantized) -> None
 
 
 def _dequantized(near: Node, quantized: _Quantized) -> Node:
-    """The weight in float32, computed where a node is, in its spelling."""
+    """The weight in float32, computed at a node, in the style of its graph."""
     graph, aten = near.graph, isinstance(near.target, OpOverload)
     call: Any = graph.call_function
     ops = torch.ops.aten

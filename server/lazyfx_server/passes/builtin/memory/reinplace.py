@@ -1,4 +1,4 @@
-"""Passes that save memory: results overwrite operands that are not read again."""
+"""Passes that save memory by overwriting operands that are not read again."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _POINTWISE = words(
 class Reinplace(Pass):
     """Lets element-wise aten calls overwrite operands that are not read again.
 
-    For graphs without gradients only: autograd keeps operands for the backward, so a graph
-    with any tensor that requires grad stays as it is. The operand must be a value of the graph's
-    own, with one reader and memory of its own, of the result's shape and dtype.
+    Only for graphs without gradients: autograd saves operands for the backward, so a graph with any
+        tensor that requires grad is left unchanged. The operand must be an intermediate value with
+        one user and its own memory, and have the result's shape and dtype.
     """
 
     name: ClassVar[str] = "reinplace"
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Changes the calls in place, in the GraphModules inside too."""
+        """Changes the calls in place, including in nested GraphModules."""
         parts = [(part, KnownValues(part)) for part in graph_modules(module)]
         if not any(known.any_known for _, known in parts):
             return PassResult(module, False, NO_SHAPES)
@@ -63,7 +63,7 @@ def _reinplace(module: GraphModule, known: KnownValues) -> int:
 
 
 def _in_place_overload(node: Node) -> OpOverload[..., Any] | None:
-    """The overload that writes over its first operand, with the same parameters."""
+    """The in-place overload with the same parameters."""
     target: Any = node.target
     if not isinstance(target, OpOverload) or target.namespace != "aten":
         return None

@@ -1,1 +1,1 @@
-"""Passes that take away or rewrite single nodes."""
+"""Passes that remove or rewrite single nodes."""

@@ -1,4 +1,4 @@
-"""Passes that compute a value once: common subexpressions."""
+"""Passes that compute equal values once: common subexpressions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from lazyfx_server.passes.base import Pass, PassContext, PassResult
 class CommonSubexpressionElimination(Pass):
     """Computes equal values once: merges nodes with the same target and operands.
 
-    Never merges random draws or anything with an effect, values whose storage is
-    written between or after them, values on two sides of a context switch
-    (autocast, grad mode, vmap), nor two values that the caller is handed. Literals
-    are compared with their types: 1, True and 1.0 differ. The first node stays,
-    with its name and metadata.
+    Never merges random draws or anything with a side effect, values whose storage is written
+    between or after them, values on different sides of a context switch (autocast, grad mode,
+    vmap), or two values that are returned to the caller. Literals are compared with their types: 1,
+    True and 1.0 differ. The first node is kept, with its name and metadata.
     """
 
     name: ClassVar[str] = "common_subexpression_elimination"
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002
-        """Merges equal nodes in place, in the GraphModules inside too."""
+        """Merges equal nodes in place, including in nested GraphModules."""
         merged = sum(_merge_equal(part) for part in graph_modules(module))
         return PassResult(module, merged > 0, f"{merged} nodes merged" if merged else "")
 
@@ -61,11 +60,11 @@ def _merge_equal(module: GraphModule) -> int:
 
 
 def _key(node: Node, storage: StorageMap) -> Hashable:
-    """What two nodes must share to be equal, the state of their operands' storage included."""
+    """A key that equal nodes share; includes the state of their operands' storage."""
     position = storage.position[node]
     epochs = tuple(storage.writes_before(operand, position) for operand in node.all_input_nodes)
     if node.op == "get_attr":
-        # A read of an attribute sees the writes to it.
+        # Reading an attribute sees earlier writes to it.
         epochs = (storage.writes_before(node, position),)
     kwargs = tuple((name, _literal(node.kwargs[name])) for name in sorted(node.kwargs))
     target: Hashable = node.target if isinstance(node.target, str) else id(node.target)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
+from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx_server.passes.analysis.constants import (
     ConstantNodes,
     ConstantRules,
@@ -15,7 +16,6 @@ from lazyfx_server.passes.analysis.constants import (
     find_constants,
     may_read_tensors,
 )
-from lazyfx_server.passes.analysis.fake_run import in_fresh_thread
 from lazyfx_server.passes.analysis.walk import attribute_at, unused_name
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.errors import PassError
@@ -25,11 +25,10 @@ from lazyfx_server.passes.errors import PassError
 class ConstantFold(Pass):
     """Folds expressions that depend only on literals and constant tensors.
 
-    Results become tensor attributes `_folded_<i>` of the root. Folds creation
-    operators (arange, full, zeros, ...), buffers and lifted constants whose values
-    were given; trained parameters only on request. Leaves random draws, effects,
-    anything that is written later or handed to the caller, and large values alone,
-    and the GraphModules inside. Buffers are taken as they are now.
+    Results become tensor attributes `_folded_<i>` of the root. Folds creation operators (arange,
+    full, zeros, ...), buffers and lifted constants with known values; trained parameters only on
+    request. Does not fold random draws, side effects, values that are written later or returned to
+    the caller, large values, or nested GraphModules. Buffers are folded with their current values.
     """
 
     name: ClassVar[str] = "constant_fold"
@@ -68,11 +67,11 @@ class ConstantFold(Pass):
         found = find_constants(module, self._rules(need_values=True))
         if not found.results:
             return PassResult(module, False)
-        size = found.bytes()
-        if size > context.limits.max_folded_bytes:
+        size, most = found.bytes(), context.limits.bound("max_folded_bytes")
+        if size > most.most:
             raise PassError(
                 f"the folded constants would have {size} bytes; the limit is "
-                f"{context.limits.max_folded_bytes}; lower max_bytes",
+                f"{most.most}{most}; lower max_bytes",
                 kind="limit",
                 field="options.max_bytes",
             )
@@ -110,7 +109,7 @@ def _tensors_read(module: GraphModule, found: ConstantNodes) -> frozenset[str]:
 
 
 def _put(module: GraphModule, node: Node, value: Any) -> bool:
-    """Puts an attribute in a node's place; False when the value is not the one foreseen."""
+    """Replaces a node by an attribute; False if the value is not as predicted."""
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
         return False
     name = unused_name(module, "_folded_")

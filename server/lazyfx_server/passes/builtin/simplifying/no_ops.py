@@ -1,4 +1,4 @@
-"""Passes that take away what changes nothing: no-ops, casts there and back."""
+"""Passes that remove no-ops and redundant casts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lazyfx_server.passes.analysis.operator_facts import words
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 
-# Hand back their operand, or a view of it that differs in its sizes only.
+# These may return their operand, or a view that differs only in its sizes.
 _VIEWS = words(
     "view reshape expand permute transpose t squeeze unsqueeze flatten slice narrow contiguous "
     "to alias view_as reshape_as expand_as swapaxes movedim unflatten"
 )
-# The operand that makes them hand back a copy of the other: name -> that operand.
+# The operand that makes them return a copy of the other one: name -> that operand.
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "true_divide": 1, "pow": 1}
 _COPIES = words("clone _to_copy")
-# Hand on the values of their operand, all or some, in another shape or order.
+# These return all or some values of their operand, in another shape or order.
 _MOVING = _VIEWS - {"to", "view_as", "reshape_as", "expand_as"} | {"clone"}
 _CASTS = words("to _to_copy type float half bfloat16 double")
 
@@ -38,9 +38,9 @@ _CASTS = words("to _to_copy type float half bfloat16 double")
 class NoOpElimination(Pass):
     """Removes calls that return their operand unchanged.
 
-    Views with the sizes and strides of their operand, casts to its own dtype, `x + 0`,
-    `x * 1`, `x / 1`, `x ** 1`, copies. Stays: what is written to, what the caller is
-    handed, and anything whose shape is not known.
+    Views with the sizes and strides of their operand, casts to its own dtype, `x + 0`, `x * 1`, `x
+    / 1`, `x ** 1`, and copies. Keeps values that are written to or returned to the caller, and
+    anything of unknown shape.
     """
 
     name: ClassVar[str] = "no_op_elimination"
@@ -55,9 +55,9 @@ class NoOpElimination(Pass):
 class RemoveDuplicateCasts(Pass):
     """Removes the first of two consecutive casts if no precision is lost.
 
-    A cast to a type that holds every value of the one before is skipped by the cast after it;
-    if that goes back to the first type, both go: bfloat16 to float32 to bfloat16. Views and
-    copies between the two, which nothing else reads, are made of the first type's values then.
+    A cast to a dtype that represents every value of the previous one is bypassed by the next cast;
+    if that returns to the first dtype, both are removed: bfloat16 to float32 to bfloat16. Views and
+    copies between the two, if nothing else reads them, then use the first dtype.
     """
 
     name: ClassVar[str] = "remove_duplicate_casts"
@@ -90,7 +90,7 @@ def _remove_no_ops(module: GraphModule, known: KnownValues) -> int:
 
 
 def _handed_back(node: Node) -> Node | None:
-    """The operand that a call may hand back, by its name and its literals."""
+    """The operand that a call may return unchanged, by its name and its literals."""
     name = operator_name(node)
     operand = first_operand(node)
     if not isinstance(operand, Node):
@@ -116,7 +116,7 @@ def _may_go(node: Node, storage: StorageMap) -> bool:
 
 
 def _is_private(node: Node, operand: Node, storage: StorageMap) -> bool:
-    """Whether copy and original are indistinguishable: neither is written or handed out."""
+    """Whether copy and original are indistinguishable: neither is written or returned."""
     return not (storage.written(operand) or storage.escapes(node))
 
 
@@ -131,7 +131,7 @@ def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _remove_casts(module: GraphModule, known: KnownValues) -> int:
     storage = StorageMap(module.graph)
-    # What was changed here is of another dtype than what is known of it.
+    # Nodes changed here no longer have the dtype in their metadata.
     changed: set[Node] = set()
     skipped = 0
     for node in list(module.graph.nodes):
@@ -156,7 +156,7 @@ def _skip(
     known: KnownValues,
     storage: StorageMap,
 ) -> bool:
-    """Takes a cast out of the way to another; False where that is not the same."""
+    """Bypasses a cast before another one; False if the result would differ."""
     before, after = known.tensor(source), known.tensor(node)
     assert before is not None
     assert after is not None
@@ -178,7 +178,7 @@ def _skip(
 
 
 def _before_views(node: object, known: KnownValues) -> tuple[Node | None, list[Node]]:
-    """What views and copies with one reader are made of, and these, the last first."""
+    """The source of a chain of views and copies with one user, and the chain, last first."""
     views: list[Node] = []
     while isinstance(node, Node) and operator_name(node) in _MOVING and len(node.users) == 1:
         source = first_operand(node)
@@ -191,7 +191,7 @@ def _before_views(node: object, known: KnownValues) -> tuple[Node | None, list[N
 
 
 def _cast_operand(node: Node, known: KnownValues) -> Node | None:
-    """What a call casts, if it does nothing else."""
+    """The operand that a call casts, if it does nothing else."""
     if operator_name(node) not in _CASTS:
         return None
     operand = first_operand(node)
@@ -211,5 +211,5 @@ def _loses_nothing(source: Node, middle: Node, known: KnownValues) -> bool:
         return False
     try:
         return torch.promote_types(before.dtype, after.dtype) == after.dtype
-    except RuntimeError:  # torch promotes no types of 8 bits and fewer
+    except RuntimeError:  # torch does not promote dtypes of 8 bits or fewer
         return False

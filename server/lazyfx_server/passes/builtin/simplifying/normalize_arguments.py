@@ -1,4 +1,4 @@
-"""Passes that give calls one spelling: arguments by name."""
+"""Passes that give calls a uniform style: keyword arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lazyfx_server.passes.analysis import operator_facts
 from lazyfx_server.passes.analysis.walk import graph_modules
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 
-# Their schemas are TorchScript's own, whose argument names Python does not take.
+# Their schemas are TorchScript's own; Python does not accept the argument names.
 _SCRIPT_NAMES = (torch.tensor, torch.as_tensor)
 
 
@@ -25,9 +25,8 @@ _SCRIPT_NAMES = (torch.tensor, torch.as_tensor)
 class NormalizeArguments(Pass):
     """Passes every argument of a function call by keyword, including defaults.
 
-    Two calls that mean the same are then written the same. Knows aten operators and
-    torch's own functions; calls whose signature is not certain stay as they are, and
-    so do methods, modules and Python's operators.
+    Equivalent calls are then written identically. Handles aten operators and torch's own functions;
+    calls with an ambiguous signature, methods, modules and Python's operators are left unchanged.
     """
 
     name: ClassVar[str] = "normalize_arguments"
@@ -38,7 +37,7 @@ class NormalizeArguments(Pass):
     )
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Rewrites the arguments in place, in the GraphModules inside too."""
+        """Rewrites the arguments in place, including in nested GraphModules."""
         changed = sum(self._normalize(part) for part in graph_modules(module))
         return PassResult(module, changed > 0, f"{changed} calls normalized" if changed else "")
 
@@ -110,13 +109,13 @@ def _of_function(node: Node) -> dict[str, Any] | None:
         return None
     if found is None:
         return None
-    # An overload was chosen by its schema; arguments that are absent stay absent.
+    # The overload was selected by its schema; absent arguments stay absent.
     given = set(list(found.kwargs)[: len(node.args)]) | set(node.kwargs)
     if not set(node.kwargs) <= set(found.kwargs):
         return None
     written_in_python = hasattr(target, "__code__")
     if not written_in_python and _type_of(found.kwargs.get("input")) not in (None, torch.Tensor):
-        return None  # pow(2, x): torch calls the operand "input" where it is a tensor only
+        return None  # pow(2, x): torch calls the operand "input" only if it is a tensor
     return {
         name: value
         for name, value in found.kwargs.items()
@@ -125,7 +124,7 @@ def _of_function(node: Node) -> dict[str, Any] | None:
 
 
 def _type_of(value: Any) -> Any:
-    """The type that an argument will have when the graph runs; None when it is not known."""
+    """The type that an argument will have when the graph runs; None if unknown."""
     if isinstance(value, list | tuple):
         inner = [_type_of(item) for item in value]
         return None if None in inner else type(value)(inner)
@@ -142,7 +141,7 @@ def _type_of(value: Any) -> Any:
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two sets of keyword arguments are written the same, types included."""
+    """Whether two sets of keyword arguments are identical, including types."""
     return list(one) == list(other) and all(_equal(one[name], other[name]) for name in one)
 
 

@@ -1,4 +1,4 @@
-"""Passes that take nodes away: dead code, dropout that drops nothing."""
+"""Passes that remove nodes: dead code, inactive dropout."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from lazyfx_server.passes.base import Pass, PassContext, PassResult
 class DeadCodeElimination(Pass):
     """Removes nodes whose result is unused and that have no side effects.
 
-    Keeps what changes its operands or the world: in-place methods, functions and
-    operators, `out=`, running statistics of normalizations in training, random
-    draws, assertions, context switches, collectives, and every callable that is
-    not known to be pure. Also cleans the GraphModules inside.
+    Keeps everything with side effects: in-place methods, functions and operators, `out=`, running
+        statistics of normalizations in training mode, random draws, assertions, context switches,
+        collectives, and every callable that is not known to be pure. Also cleans nested
+        GraphModules.
     """
 
     name: ClassVar[str] = "dead_code_elimination"
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002
-        """Removes dead nodes; the inputs and their order stay."""
+        """Removes dead nodes; inputs and their order are kept."""
         removed = 0
-        # Innermost first: what makes a body pure may make its caller dead.
+        # Innermost first: a body that becomes pure may make its caller dead.
         for part in reversed(graph_modules(module)):
             here = 0
             for node in reversed(part.graph.nodes):
@@ -51,14 +51,14 @@ class DeadCodeElimination(Pass):
 class RemoveDropout(Pass):
     """Removes inactive dropout: in evaluation mode or with probability zero.
 
-    Knows dropout modules, torch.nn.functional, torch and aten, in all their shapes
-    (feature, alpha, in place). Dropout that is switched on stays, with its draws.
+    Handles dropout modules, torch.nn.functional, torch and aten, in all variants (feature, alpha,
+    in-place). Active dropout is kept, with its draws.
     """
 
     name: ClassVar[str] = "remove_dropout"
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Replaces each such node by its input, in the GraphModules inside too."""
+        """Replaces each such node by its input, including in nested GraphModules."""
         removed = sum(_remove_dropout(part) for part in graph_modules(module))
         return PassResult(module, removed > 0, f"{removed} dropouts removed" if removed else "")
 
@@ -100,7 +100,7 @@ def _remove_dropout(module: GraphModule) -> int:
 
 
 def _of_module(node: Node, owner: GraphModule) -> Node | None:
-    """The input of a dropout module that hands it through, else None."""
+    """The input of an inactive dropout module, else None."""
     called = owner.get_submodule(str(node.target))
     if not isinstance(called, _DropoutNd) or not _is_torchs_own(called):
         return None
@@ -137,7 +137,7 @@ def _is_native(node: Node) -> bool:
 
 
 def _of_native(node: Node, storage: StorageMap) -> Node | None:
-    """native_dropout gives (a copy, a mask): the copy may go if that cannot be observed."""
+    """native_dropout returns (a copy, a mask); the copy may go if that cannot be observed."""
     passed = _input(node)
     only_copy = all(
         user.target is operator.getitem and user.args[1] == 0 and not storage.escapes(user)

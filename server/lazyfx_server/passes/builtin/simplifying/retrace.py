@@ -1,4 +1,4 @@
-"""Passes that rewrite a graph in aten operators: functionalize, decompose."""
+"""Passes that rewrite a graph into aten operators: functionalize, decompose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule
 
-from lazyfx_server.passes.analysis.fake_run import in_fresh_thread
+from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx_server.passes.analysis.operator_facts import is_tagged_random
 from lazyfx_server.passes.analysis.retracing import CannotRetrace, Retraced, retrace
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
@@ -23,10 +23,10 @@ Table = Mapping[OpOverload[..., Any], Callable[..., Any]]
 class Functionalize(Pass):
     """Rewrites the graph in aten operators without side effects.
 
-    In-place calls become calls that give a new value; what the graph wrote to its inputs and
-    buffers it writes at its end, by `copy_`. Torch functions and modules become aten operators
-    on the way. Graphs that switch grad mode, hold nested graphs or have symbolic sizes stay
-    as they are, and so do graphs whose result could not be differentiated as before.
+    In-place calls become calls that return a new value; writes to inputs and buffers become `copy_`
+    calls at the end of the graph. Torch functions and modules become aten operators. Graphs that
+    switch grad mode, contain nested graphs or have symbolic sizes are left unchanged, and so are
+    graphs whose result would no longer be differentiable.
     """
 
     name: ClassVar[str] = "functionalize"
@@ -42,10 +42,10 @@ class Functionalize(Pass):
 class Decompose(Pass):
     """Decomposes the graph into core aten operators, with torch.export's decomposition table.
 
-    Random operators are left whole, so that draws stay what they were, and `detach`, so that
-    gradients do. With `operators`, only those are taken apart, by name ("aten.gelu" or
-    "aten.gelu.default"). The graph is functionalized on the way; what functionalize leaves alone,
-    this leaves alone.
+    Random operators are not decomposed, to keep the same draws, nor is `detach`, to keep the same
+    gradients. With `operators`, only those are decomposed, by name ("aten.gelu" or
+    "aten.gelu.default"). The graph is also functionalized; graphs that functionalize leaves
+    unchanged are left unchanged here too.
     """
 
     name: ClassVar[str] = "decompose"
@@ -75,7 +75,7 @@ def _retraced(module: GraphModule, table: Table, *, functional: bool) -> PassRes
     changed = _text(module) != before
     if changed:
         module.recompile()
-    else:  # what the capture knew of the values stays
+    else:  # keep the captured metadata of the values
         module._graph = graph  # noqa: SLF001 - the setter would ask for a recompile
     return PassResult(module, changed)
 
@@ -87,7 +87,7 @@ def _text(module: GraphModule) -> list[str]:
 def _table(names: tuple[str, ...]) -> Table:
     known = torch.export.default_decompositions()
     table = {op: rule for op, rule in known.items() if not is_tagged_random(op)}
-    # What it is taken apart into does not keep gradients from what is in front of it.
+    # Its decomposition does not stop gradients.
     table.pop(torch.ops.aten.detach.default, None)
     if not names:
         return table

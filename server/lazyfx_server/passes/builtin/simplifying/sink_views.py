@@ -1,4 +1,4 @@
-"""Passes that move views: transposes and reshapes behind element-wise calls."""
+"""Passes that move views: transposes and reshapes after element-wise calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lazyfx_server.passes.analysis.operator_facts import words
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 
-# One operand, element by element, and the same for any shape.
+# Element-wise calls with one operand, independent of its shape.
 _POINTWISE = words(
     "relu sigmoid tanh gelu silu exp log sqrt rsqrt neg abs sin cos erf square reciprocal "
     "leaky_relu elu softplus hardswish hardtanh mish relu6 sign floor ceil"
@@ -32,16 +32,16 @@ _RESHAPING = words("view reshape")
 class SinkViews(Pass):
     """Moves transposes and reshapes after element-wise calls and merges adjacent ones.
 
-    relu(transpose(x)) becomes transpose(relu(x)); a transpose of a transpose becomes one
-    permute, or nothing where they cancel; a reshape of a reshape becomes one. Values that
-    are written to, that have other readers, or that the caller is handed stay.
+    relu(transpose(x)) becomes transpose(relu(x)); a transpose of a transpose becomes one permute,
+    or nothing if they cancel; a reshape of a reshape becomes one. Values that are written to, have
+    other users or are returned to the caller are left unchanged.
     """
 
     name: ClassVar[str] = "sink_views"
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Moves and merges in place, in the GraphModules inside too."""
+        """Moves and merges in place, including in nested GraphModules."""
         return apply_to_each_graph(module, _sink_views, "{} views moved or merged")
 
 
@@ -79,12 +79,12 @@ def _sinks(node: Node, view: Node, known: KnownValues) -> bool:
     after = known.tensor(node)
     if before is None or after is None or before.dtype != after.dtype:
         return False
-    # Element-wise results have their operand's strides only where memory has no holes.
+    # Element-wise results have their operand's strides only if its memory is dense.
     return before.dtype.is_floating_point and before.is_contiguous()
 
 
 def _has_partner(node: Node) -> bool:
-    """Whether a view waits further down the chain of element-wise calls."""
+    """Whether there is another view further down the chain of element-wise calls."""
     while len(node.users) == 1:
         (node,) = node.users
         if _is_view(node):
@@ -95,7 +95,7 @@ def _has_partner(node: Node) -> bool:
 
 
 def _swap(node: Node, view: Node) -> None:
-    """f(view(x)) becomes view(f(x)); each node keeps its name and gets the other's place."""
+    """f(view(x)) becomes view(f(x)); each node keeps its name and takes the other's position."""
     source = view.all_input_nodes[0]
     users = list(node.users)
     node.replace_input_with(view, source)
@@ -110,7 +110,7 @@ def _swap(node: Node, view: Node) -> None:
 
 
 def _merges(node: Node, view: Node, known: KnownValues) -> bool:
-    """Makes one view of two, if they are of a kind."""
+    """Merges two views into one, if they are of the same kind."""
     source = first_operand(view)
     after, before = known.tensor(node), known.tensor(source)
     if after is None or before is None or not isinstance(source, Node):
@@ -143,7 +143,7 @@ def _replace(node: Node, view: Node, source: Node, name: str, sizes: list[int]) 
 
 
 def _order(node: Node, dims: int) -> list[int] | None:
-    """The dimensions of a view's operand in the order in which the view has them."""
+    """The permutation of dimensions that a view applies."""
     name, args = operator_name(node), list(node.args[1:])
     if node.kwargs or not all(_is_ints(arg) for arg in args):
         return None

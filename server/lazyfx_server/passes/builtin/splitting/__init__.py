@@ -1,1 +1,1 @@
-"""Passes that cut a graph into parts."""
+"""Passes that split a graph into parts."""

@@ -1,4 +1,4 @@
-"""Passes that cut a joint graph into forward and backward, computing again what is cheap."""
+"""Passes that partition a joint graph into forward and backward, recomputing cheap values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx.shared.native.setting_types import Float
 from lazyfx_server.passes.analysis.effects import effects_of
-from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, in_fresh_thread
+from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.torch_steps.torch_partitioner import partition
@@ -22,10 +23,10 @@ from lazyfx_server.passes.torch_steps.torch_partitioner import partition
 class PartitionMinCut(Pass):
     """Partitions a joint graph of AOTAutograd into `forward_part` and `backward_part`.
 
-    By torch's min-cut partitioner: values that are cheap to compute again are not kept for the
-    backward, so that the fewest bytes cross. The joint graph takes primals, then `num_tangents`
-    tangents, and returns `num_outputs` outputs, then gradients; the result does too, by calling
-    the two parts. The report's data says what crosses.
+    Uses torch's min-cut partitioner: values that are cheap to recompute are not saved for the
+    backward, to minimize the saved bytes. The joint graph takes primals, then `num_tangents`
+    tangents, and returns `num_outputs` outputs, then gradients; so does the result, which calls the
+    two parts. The report's data lists the saved values.
     """
 
     name: ClassVar[str] = "partition_min_cut"
@@ -47,10 +48,10 @@ class PartitionMinCut(Pass):
 
     def __post_init__(self) -> None:
         if self.num_outputs < 0 or self.num_tangents < 0 or not 0 <= self.memory_budget <= 1:
-            raise ValueError("counts are not negative, memory_budget is from 0 to 1")
+            raise ValueError("counts must not be negative, and memory_budget must be from 0 to 1")
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
-        """Gives the module a graph that calls the two parts.
+        """Gives the module a new graph that calls the two parts.
 
         Raises:
             PassError: The counts do not fit the graph.
@@ -72,7 +73,7 @@ class PartitionMinCut(Pass):
             return PassResult(module, False, "skipped: not every value has a concrete shape")
         try:
             forward, backward = partition(joint, self.num_outputs, self.memory_budget)
-        except AssertionError as error:  # how torch says that it is not a joint graph
+        except AssertionError as error:  # what torch raises if it is not a joint graph
             return PassResult(module, False, f"skipped: torch's partitioner failed: {error}")
         crossing = _put_together(module, forward, backward, self.num_outputs, tangents)
         module.recompile()
@@ -91,7 +92,7 @@ def _unfit(module: GraphModule) -> str:
 
 
 def _named_joint(module: GraphModule, primals: int) -> GraphModule | None:
-    """A copy with the names that the partitioner goes by, and all metadata."""
+    """A copy with the names that the partitioner expects, and all metadata."""
     run = FakeRun(module)
     graph = Graph()
     made: dict[Node, Node] = {}
@@ -120,7 +121,7 @@ def _named_joint(module: GraphModule, primals: int) -> GraphModule | None:
 def _put_together(
     module: GraphModule, forward: GraphModule, backward: GraphModule, outputs: int, tangents: int
 ) -> list[Node]:
-    """Makes the module call forward and backward; returns the forward's nodes that cross."""
+    """Makes the module call forward and backward; returns the forward's saved nodes."""
     old = module.graph
     inputs = [node for node in old.nodes if node.op == "placeholder"]
     graph = Graph(owning_module=module)

@@ -1,4 +1,4 @@
-"""Passes that cut a graph into modules: by size, at given nodes, by operator support."""
+"""Passes that split a graph into modules: by size, at given nodes, by operator support."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _CALLS = ("call_function", "call_method", "call_module")
 class SplitModule(Pass):
     """Splits the graph into modules `submod_<i>` that run one after the other.
 
-    Every `max_nodes` calls, or at the nodes of `at`, which are numbers of nodes in the graph
-    that was sent, 0 the first. Parts are runs of the graph in its own order, so writes stay in
-    order; switches of grad mode, autocast and vmap are not torn apart. Parts are lazy modules.
+    Every `max_nodes` calls, or at the nodes in `at`: indices of nodes in the graph that was sent,
+    starting at 0. Parts are consecutive runs of the graph, so writes stay in order; regions of grad
+    mode, autocast and vmap are not split. Parts are lazy modules.
     """
 
     name: ClassVar[str] = "split_module"
@@ -42,7 +42,7 @@ class SplitModule(Pass):
         if self.max_nodes < 0 or min(self.at, default=0) < 0:
             raise ValueError("max_nodes and at must not be negative")
         if bool(self.max_nodes) == bool(self.at):
-            raise ValueError("give max_nodes or at, not both and not neither")
+            raise ValueError("give exactly one of max_nodes and at")
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Gives a new module whose graph calls the parts."""
@@ -67,7 +67,7 @@ class SplitModule(Pass):
 
 
 def _number_when_sent(node: Node, place: int) -> int:
-    """The number of a node in the graph that was sent; -1 for one that a pass made."""
+    """The index of a node in the graph that was sent; -1 for one that a pass created."""
     in_worker = next(iter(node.graph.nodes)).name == "n0"
     if not in_worker:
         return place
@@ -78,9 +78,9 @@ def _number_when_sent(node: Node, place: int) -> int:
 class PartitionBySupport(Pass):
     """Partitions the graph into modules of supported and of unsupported calls.
 
-    `supported` names operators ("linear", "relu"; "nn.Linear" for modules) in any spelling of the
-    captures. Parts are runs of the graph in its own order; runs of fewer than `at_least` supported
-    calls are not worth a part and stay with their neighbours. The report's data lists the parts.
+    `supported` names operators ("linear", "relu"; "nn.Linear" for modules) in any form that
+    captures produce. Parts are consecutive runs of the graph; runs of fewer than `at_least`
+    supported calls are merged with their neighbours. The report's data lists the parts.
     """
 
     name: ClassVar[str] = "partition_by_support"
@@ -120,7 +120,7 @@ def _is_supported(node: Node, module: GraphModule, wanted: frozenset[str]) -> bo
 def _runs(
     nodes: Sequence[Node], is_supported: Sequence[bool], at_least: int
 ) -> tuple[dict[Node, int], Mapping[int, bool]]:
-    """The part of each node, and of each part whether it is supported."""
+    """The part of each node, and for each part whether it is supported."""
     open_switches = _open_switches(nodes)
     calls = [(n, s) for n, s in zip(nodes, is_supported, strict=True) if n.op in _CALLS]
     lengths: list[list[Node]] = []
@@ -149,10 +149,10 @@ def _runs(
 
 
 def _open_switches(nodes: Sequence[Node]) -> list[bool]:
-    """Whether a switch of the state in which nodes run is on at a place.
+    """For each position, whether it is in a region of grad mode, autocast or vmap.
 
-    Switches come in pairs; one that is not known may be either, so from the first to the last
-    switch of a graph nothing is cut.
+    Switches come in pairs; an unknown one may be either of a pair, so nothing is split between the
+    first and the last switch of a graph.
     """
     places = [i for i, n in enumerate(nodes) if n.op in _CALLS and effects_of(n).state]
     first, last = (places[0], places[-1]) if places else (len(nodes), -1)
@@ -160,7 +160,7 @@ def _open_switches(nodes: Sequence[Node]) -> list[bool]:
 
 
 class _Returned(str):
-    """Stands for an attribute that a graph returns as it is, while torch splits the graph."""
+    """Stands for an attribute that a graph returns directly, while torch splits the graph."""
 
     __slots__ = ()
 
@@ -169,7 +169,7 @@ def _split(module: GraphModule, numbers: Mapping[Node, int]) -> PassResult:
     calls = {number for node, number in numbers.items() if node.op in _CALLS}
     if len(calls) < 2:
         return PassResult(module, False, "one part")
-    # torch gives parts what they compute; an attribute that no part reads it has nowhere.
+    # torch assigns attributes to the parts that read them; one that no part reads would be lost.
     output = module.graph.output_node()
     output.args = torch.fx.node.map_arg(
         output.args, lambda n: _Returned(n.target) if n.op == "get_attr" else n
@@ -181,7 +181,7 @@ def _split(module: GraphModule, numbers: Mapping[Node, int]) -> PassResult:
 
 
 def _return_attributes(module: GraphModule, split: GraphModule) -> None:
-    """Has the root read what it returns as it is."""
+    """Lets the root read the attributes that it returns directly."""
     output = split.graph.output_node()
     reads: dict[str, Node] = {}
 
@@ -198,7 +198,7 @@ def _return_attributes(module: GraphModule, split: GraphModule) -> None:
 
 
 def _keep(split: GraphModule, path: str, value: object) -> str:
-    """Puts an attribute of the root where the root of the parts has none yet."""
+    """Copies an attribute to the new root if it has none there yet."""
     name = path.replace(".", "_")
     while hasattr(split, name):
         name = f"{name}_"

@@ -14,13 +14,13 @@ from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from lazyfx.shared.pass_spelling import PLUGIN_GROUP
 from lazyfx.shared.suggesting import did_you_mean
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import read_keys
 from lazyfx_server.settings.model import Settings
-
-_PLUGINS = "lazyfx.passes"
+from lazyfx_server.settings.service_settings import CallerSettings
 
 
 class SetupError(Exception):
@@ -33,22 +33,24 @@ def check_setup(settings: Settings) -> None:
     Raises:
         SetupError: One of them cannot be used.
     """
-    host, _, port = settings.listen.rpartition(":")
-    _check_address(f"--listen {settings.listen}", host.strip("[]"), int(port))
-    flag = f"--metrics-host {settings.metrics_host} --metrics-port {settings.metrics_port}"
-    _check_address(flag, settings.metrics_host, settings.metrics_port)
-    if settings.store_path is not None:
-        _check_folder(settings.store_path)
-    for name in ("server_certificate", "server_key", "client_ca", "tokens", "allow_targets"):
-        path = getattr(settings, name)
-        if path is not None:
+    addresses, callers, passes = settings.addresses, settings.callers, settings.passes
+    host, _, port = addresses.listen.rpartition(":")
+    _check_address(f"--listen {addresses.listen}", host.strip("[]"), int(port))
+    flag = f"--metrics-host {addresses.metrics_host} --metrics-port {addresses.metrics_port}"
+    _check_address(flag, addresses.metrics_host, addresses.metrics_port)
+    if settings.store.store_path is not None:
+        _check_folder(settings.store.store_path)
+    for name in ("server_certificate", "server_key", "client_ca", "tokens"):
+        if (path := getattr(callers, name)) is not None:
             _check_file(_flag(name), path)
-    if settings.native == "on":
+    if passes.allow_targets is not None:
+        _check_file("--allow-targets", passes.allow_targets)
+    if settings.native.native == "on":
         _check_compiler(os.environ.get("CXX") or "g++")
-    _check_certificates(settings)
+    _check_certificates(callers)
     _check_secrets(settings)
-    _check_plugins(settings.pass_plugins)
-    for name in settings.operator_modules:
+    _check_plugins(passes.pass_plugins)
+    for name in passes.operator_modules:
         if not _is_module(name):
             raise SetupError(f"--operator-modules {name}: there is no such module")
 
@@ -63,10 +65,11 @@ def _check_compiler(name: str) -> None:
 
 def _check_secrets(settings: Settings) -> None:
     """Read what holds tokens and keys, as the server will; what is not there yet it makes."""
+    tokens = settings.callers.tokens
     readers: list[tuple[str, Path | None, Callable[[Path], object]]] = [
-        ("tokens", settings.tokens, TokenFile),
-        ("signing_key", settings.signing_key, read_keys),
-        ("tenant_secret", settings.tenant_secret, secret_of),
+        ("tokens", tokens, TokenFile),
+        ("signing_key", settings.signing.signing_key, read_keys),
+        ("tenant_secret", settings.callers.tenant_secret, secret_of),
     ]
     for name, path, read in readers:
         if path is None:
@@ -79,21 +82,21 @@ def _check_secrets(settings: Settings) -> None:
             raise SetupError(f"{_flag(name)}{named}: {error}") from error
         except OSError as error:
             raise SetupError(f"{_flag(name)} {path}: {error.strerror}") from error
-    if settings.tokens is not None and not settings.tokens.stat().st_size:
+    if tokens is not None and not tokens.stat().st_size:
         raise SetupError(
-            f"--tokens {settings.tokens}: is empty, so nobody could call; "
-            f"`lazyfx token TENANT --file {settings.tokens}` adds a token"
+            f"--tokens {tokens}: is empty, so nobody could call; "
+            f"`lazyfx token TENANT --file {tokens}` adds a token"
         )
 
 
 def _check_plugins(names: Sequence[str]) -> None:
-    offered = {entry.name for entry in entry_points(group=_PLUGINS)}
+    offered = {entry.name for entry in entry_points(group=PLUGIN_GROUP)}
     for name in names:
         if name not in offered:
             what = did_you_mean(name, sorted(offered)) if offered else "; none is installed"
             raise SetupError(
                 f"--pass-plugins {name}: no installed package offers passes of this name "
-                f"(entry points of the group {_PLUGINS}){what}"
+                f"(entry points of the group {PLUGIN_GROUP}){what}"
             )
 
 
@@ -159,7 +162,7 @@ def _check_file(flag: str, path: Path) -> None:
         raise SetupError(f"{flag} {path}: {_reason(error)}") from error
 
 
-def _check_certificates(settings: Settings) -> None:
+def _check_certificates(settings: CallerSettings) -> None:
     certificate, key = settings.server_certificate, settings.server_key
     if certificate is None or key is None:
         return

@@ -1,0 +1,114 @@
+"""Makes the parts of a server that take more than their settings as they are."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+import torch
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.dispatch.builds import Builds
+from lazyfx_server.compiling.dispatch.crashes import CrashTracker
+from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.ledger_file import LedgerFile
+from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
+from lazyfx_server.compiling.tenants import Tenants
+from lazyfx_server.execution import OnRestart
+from lazyfx_server.jobs.native.work_area import WorkArea
+from lazyfx_server.rpc.authentication import Authenticator
+from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
+from lazyfx_server.security.secret_file import SecretFileError, secret_of
+from lazyfx_server.security.signing import Builder, KeyRing, Signer
+from lazyfx_server.settings.model import Settings
+from lazyfx_server.telemetry import Observer
+from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
+
+_DAY = 86_400.0
+
+
+def artifact_signer(settings: Settings) -> Signer:
+    """What signs artifacts, with the key that the settings name.
+
+    Raises:
+        OSError: The key file cannot be used.
+    """
+    try:
+        ring = KeyRing(settings.signing_key_file)
+    except SecretFileError as error:
+        raise OSError(str(error)) from error
+    signing = settings.signing
+    builder = Builder(
+        signing.server_name, version("lazyfx"), torch.__version__, platform.python_version()
+    )
+    return Signer(ring, builder, signing.signature_days * _DAY)
+
+
+def native_compiles(
+    settings: Settings,
+    sources: Sources,
+    crashes: CrashTracker,
+    observer: Observer,
+    on_restart: OnRestart,
+) -> NativeCompiles:
+    """What makes native artifacts.
+
+    Args:
+        settings: All settings.
+        sources: Where workers come from.
+        crashes: Remembers graphs on which workers died.
+        observer: Is told of each compile.
+        on_restart: Told of each worker that is replaced.
+
+    Raises:
+        OSError: They cannot be made, and are required.
+    """
+    native = settings.native
+    admission = Admission(native.native_workers, settings.calls)
+    required = native.native == "on"
+    try:
+        pools = native_pools(native, sources, on_restart)
+    except NativeUnavailable as error:
+        if required:
+            raise OSError(f"--native: {error}") from error
+        unavailable = NativeCompiles(None, admission, observer)
+        unavailable.disable(str(error))
+        return unavailable
+    if pools is None:
+        return NativeCompiles(None, admission, observer)
+    timeout, area, protection = native.native_timeout, WorkArea(), pools.protection
+    workers = NativeWorkers(
+        (pools.jobs, pools.builds),
+        Jobs(pools.jobs, timeout, crashes, setting="native_timeout", observer=observer),
+        Builds(pools.builds, pools.compiler, timeout, area, observer, pools.owner),
+        area,
+        pools.owner,
+        native.native_compile_threads,
+        pb.SandboxStatus(layers=protection.layers, missing=protection.missing),
+    )
+    return NativeCompiles(workers, admission, observer, required=required)
+
+
+def authenticator(settings: Settings) -> Authenticator:
+    """What tells whose a call is.
+
+    Raises:
+        OSError: A file of secrets or tokens cannot be used.
+    """
+    callers = settings.callers
+    try:
+        tenants = Tenants(secret_of(settings.tenant_secret_file))
+        tokens = TokenFile(callers.tokens) if callers.tokens is not None else None
+    except (SecretFileError, TokenFileError) as error:
+        raise OSError(str(error)) from error
+    certificates = callers.client_ca is not None
+    return Authenticator(tenants, tokens, certificates, frozenset(callers.client_names))
+
+
+def ledger_file(settings: Settings) -> LedgerFile | None:
+    """Where the ledger is kept between starts; None without a store on disk."""
+    folder = settings.store.store_path
+    if folder is None:
+        return None
+    return LedgerFile(folder / ".ledger" / "counts.json")

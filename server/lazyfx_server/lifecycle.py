@@ -1,0 +1,47 @@
+"""Helpers for the life of a server: what runs again and again, and what a signal ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+
+def stop_signals() -> asyncio.Event:
+    """Set when this process gets SIGTERM or SIGINT; call it in the event loop."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def finishes_before(stop: asyncio.Event, work: Coroutine[object, object, None]) -> bool:
+    """Run `work`, and tell whether it was done before `stop` was set; then it is cancelled."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        return False
+    await working
+    return True
+
+
+@asynccontextmanager
+async def repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Call `work` every so many seconds inside the block."""
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await work()
+
+    task = asyncio.ensure_future(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,122 @@
+"""The gRPC server: its options and services, its port, and how its connections end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
+from lazyfx_server.rpc.interceptors import CallInterceptor
+from lazyfx_server.rpc.service import GraphCompilerService
+from lazyfx_server.rpc.tcp_connections import drop_connections, refuse_connections
+from lazyfx_server.rpc.tls import TlsFiles, server_credentials
+
+SERVICE_NAME: Final = "lazyfx.v1.GraphCompiler"
+KEEPALIVE: Final[Sequence[tuple[str, int]]] = (
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Two servers on one port would each answer half of the calls from caches of their own.
+    ("grpc.so_reuseport", 0),
+)
+# Answers are the server's own: what clients take is less.
+_MAX_SENT_BYTES: Final = 64 * 2**20
+# Between the last answer, which may be on its way, and the end of the connections.
+_FLUSH_SECONDS: Final = 0.2
+# How long handlers may take to notice that their connections have ended.
+_STOP_SECONDS: Final = 1.0
+
+
+class GrpcServer:
+    """Listens, lets calls in when it is told to, and ends.
+
+    Args:
+        service: Answers the calls of lazyfx.
+        interceptor: Refuses them before `open` and after `refuse_calls`.
+        max_message_bytes: Longest request.
+        max_streams: Most calls at a time on one connection.
+        max_metadata_bytes: Most metadata of a call.
+        with_reflection: Offer the service by which tools list methods.
+
+    Attributes:
+        port: That it listens on; 0 before `bind`.
+    """
+
+    def __init__(
+        self,
+        service: GraphCompilerService,
+        interceptor: CallInterceptor,
+        *,
+        max_message_bytes: int,
+        max_streams: int,
+        max_metadata_bytes: int,
+        with_reflection: bool,
+    ) -> None:
+        self.port = 0
+        self._interceptor = interceptor
+        self._health = HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=[interceptor],
+            options=[
+                *KEEPALIVE,
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", _MAX_SENT_BYTES),
+                ("grpc.max_concurrent_streams", max_streams),
+                ("grpc.max_metadata_size", max_metadata_bytes),
+                ("grpc.absolute_max_metadata_size", max_metadata_bytes),
+            ],
+        )
+        add_GraphCompilerServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if with_reflection:
+            names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+
+    def bind(self, address: str, tls: TlsFiles | None) -> None:
+        """Take the port, with TLS if there are files for it.
+
+        Raises:
+            OSError: The address cannot be listened on, or a file cannot be read.
+        """
+        try:
+            if tls is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, server_credentials(tls))
+        except RuntimeError as error:
+            raise OSError(
+                f"--listen {address}: cannot listen there; is another server running? ({error})"
+            ) from error
+
+    async def start(self) -> None:
+        """Listen; calls are refused, and health checks answered with NOT_SERVING."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+
+    async def open(self) -> None:
+        """Let calls in."""
+        self._interceptor.open()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def refuse_calls(self) -> None:
+        """Let no more calls in; those that are under way go on."""
+        await self._health.enter_graceful_shutdown()
+        self._interceptor.close()
+
+    async def stop(self) -> None:
+        """End the connections, and the calls that are still under way."""
+        refuse_connections(self.port)
+        await asyncio.sleep(_FLUSH_SECONDS)
+        drop_connections(self.port)
+        await self._server.stop(_STOP_SECONDS)
+
+    async def _set_health(self, status: int) -> None:
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)

@@ -1,0 +1,274 @@
+"""A process that programs are forked from: `python nursery_process.py KIND ADDRESS OWNER`.
+
+It has imported what they need, but has started no thread and has not used gRPC, so that its forks
+can. `nursery.py` describes the use, and makes the requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import logging
+import multiprocessing.resource_tracker
+import multiprocessing.util
+import os
+import random
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import types
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# What of this module a server and its fork server are not to find configured; both import it anew.
+_CONFIGURING = ("lazyfx_server.__main__", "lazyfx_server.jobs.preload")
+_SERVER = (*_CONFIGURING, "lazyfx_server.app")
+_IMPORTED = {
+    "torch": ("torch",),
+    "inductor": ("torch._inductor.compile_fx", "torch._inductor.standalone_compile"),
+    "server": _SERVER,
+    "native_server": (*_SERVER, "lazyfx_server.jobs.native.inductor_preload"),
+}
+# As a server sets them before it imports anything, or else Inductor would start processes.
+_VARIABLES = {
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "TORCH_WARM_POOL": "0",
+}
+_SWITCH_SECONDS = sys.getswitchinterval()
+_STREAMS = 3
+
+
+@dataclass
+class Request:
+    """One program that is wanted.
+
+    Attributes:
+        connection: To who wants it; closed by it when the program is not needed any more.
+        arguments: Of the interpreter.
+        environment: All its variables.
+        folder: Its current folder.
+        streams: Its standard streams.
+    """
+
+    connection: socket.socket
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: str
+    streams: list[int]
+
+
+@dataclass
+class Nursery:
+    """Forks programs and tells of their ends.
+
+    Args:
+        listener: Takes connections; each is one program.
+        owner: The nursery ends with this process, and its programs with it.
+    """
+
+    listener: socket.socket
+    owner: int
+    _running: dict[int, socket.socket] = field(default_factory=dict)
+    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+
+    def serve(self) -> Request | None:
+        """Run until a fork has a program to be, which it returns; None when the owner has ended."""
+        signals, wakeup = socket.socketpair()
+        wakeup.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        ended = os.pidfd_open(self.owner)
+        for source in (self.listener, signals, ended):
+            self._selector.register(source, selectors.EVENT_READ)
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self.listener:
+                    request = _read(self.listener.accept()[0])
+                    if request is not None and self._fork(request) == 0:
+                        return request
+                elif key.fileobj is signals:
+                    signals.recv(4096)
+                    self._reap()
+                elif key.fileobj == ended:
+                    for pid in self._running:
+                        os.kill(pid, signal.SIGKILL)
+                    return None
+                elif key.data in self._running:
+                    # Nobody holds the program any more.
+                    os.kill(key.data, signal.SIGKILL)
+                    self._selector.unregister(key.fileobj)
+
+    def _fork(self, request: Request) -> int:
+        pid = os.fork()
+        if pid:
+            self._running[pid] = request.connection
+            self._selector.register(request.connection, selectors.EVENT_READ, pid)
+            _send(request.connection, {"pid": pid})
+            for stream in request.streams:
+                os.close(stream)
+        return pid
+
+    def _reap(self) -> None:
+        while self._running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            connection = self._running.pop(pid)
+            with contextlib.suppress(KeyError):  # let go of, above
+                self._selector.unregister(connection)
+            _send(connection, {"status": os.waitstatus_to_exitcode(status)})
+            connection.close()
+
+
+def _read(connection: socket.socket) -> Request | None:
+    size, streams, _, _ = socket.recv_fds(connection, 4, _STREAMS)
+    if len(size) < 4:
+        return None
+    data = connection.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
+    return Request(connection, **json.loads(data), streams=streams)
+
+
+def _send(connection: socket.socket, message: object) -> None:
+    data = json.dumps(message).encode()
+    # Who wanted it may have ended.
+    with contextlib.suppress(OSError):
+        connection.sendall(len(data).to_bytes(4, "big") + data)
+
+
+def _become(request: Request) -> None:
+    """Make this fork what a new interpreter would be."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, stream in enumerate(request.streams):
+        os.dup2(stream, number)
+    request.connection.detach()
+    os.closerange(_STREAMS, os.sysconf("SC_OPEN_MAX"))
+    os.chdir(request.folder)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    importlib.invalidate_caches()
+    random.seed()
+    _set_threads()
+    multiprocessing.util.spawnv_passfds = _fork_server_by_fork(multiprocessing.util.spawnv_passfds)
+
+
+def _set_threads() -> None:
+    """As if the variable had been there when torch was imported."""
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        import torch
+
+        torch.set_num_threads(int(threads))
+
+
+def _run(words: list[str]) -> None:
+    """Run what an interpreter with these arguments would."""
+    words, isolated = list(words), False
+    while words[0] in ("-I", "-W"):
+        option = words.pop(0)
+        isolated |= option == "-I"
+        if option == "-W":
+            warnings.simplefilter(words.pop(0))  # type: ignore[arg-type]
+    paths = [] if isolated else [p for p in os.environ.get("PYTHONPATH", "").split(":") if p]
+    sys.path[:0] = paths
+    option = words[0]
+    if option == "-c":
+        code = words[1]
+        sys.argv = ["-c", *words[2:]]
+        sys.path[:0] = [] if isolated else [""]
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), module.__dict__)
+    elif option == "-m":
+        sys.argv = words[1:]
+        sys.path[:0] = [] if isolated else [str(Path.cwd())]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path[:0] = [] if isolated else [str(Path(option).resolve().parent)]
+        code = Path(option).read_text("utf-8")
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        module.__dict__["__file__"] = option
+        exec(compile(code, option, "exec"), module.__dict__)
+
+
+def _fork_server_by_fork(start: Any) -> Any:
+    """Starts helper processes of multiprocessing; its fork server as a fork of this process."""
+
+    def spawnv_passfds(path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
+        if "lazyfx_server" not in str(arguments[-1]) or "forkserver" not in str(arguments[-1]):
+            return int(start(path, arguments, descriptors))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _be_fork_server(str(arguments[-1]), descriptors)
+            finally:
+                os._exit(1)
+        return pid
+
+    return spawnv_passfds
+
+
+def _be_fork_server(program: str, descriptors: Sequence[int]) -> None:
+    kept = {0, 1, 2, *descriptors}
+    for entry in Path("/proc/self/fd").iterdir():
+        if int(entry.name) not in kept:
+            # That of this loop is closed already.
+            with contextlib.suppress(OSError):
+                os.close(int(entry.name))
+    multiprocessing.resource_tracker._resource_tracker._fd = None
+    _forget_configuration()
+    _set_threads()
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        exec(program, {"__name__": "__main__"})
+    except SystemExit as ended:
+        os._exit(ended.code if isinstance(ended.code, int) else 0)
+
+
+def _forget_configuration() -> None:
+    """Undo what modules have set that are imported again, and what a server's program has."""
+    sys.stderr = sys.__stderr__
+    logging.captureWarnings(False)
+    logging.basicConfig(level="WARNING", handlers=[], force=True)
+    warnings.formatwarning = _formatwarning
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    for name in _CONFIGURING:
+        sys.modules.pop(name, None)
+
+
+_formatwarning = warnings.formatwarning
+
+
+def main(kind: str, address: str, owner: int) -> None:
+    """Serve until the owner ends; a fork goes on as a program."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    del sys.path[0]  # this folder
+    os.environ.update(_VARIABLES)
+    for module in _IMPORTED[kind]:
+        importlib.import_module(module)
+    _forget_configuration()
+    gc.collect()
+    gc.freeze()
+    with socket.socket(socket.AF_UNIX) as listener:
+        made = f"{address}.made"
+        listener.bind(made)
+        listener.listen(64)
+        Path(made).rename(address)
+        request = Nursery(listener, owner).serve()
+        if request is None:
+            os._exit(0)
+        listener.detach()
+    _become(request)
+    _run(request.arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
