@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from lazyfx_server.assembling import (
     authenticator,
     ledger_file,
     native_compiles,
+    shared_store,
 )
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
@@ -48,13 +49,14 @@ from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import StoreSettings
-from lazyfx_server.store import Store, open_store
+from lazyfx_server.store import SkippedError, Store, StoreError, StoreHooks, open_store
 from lazyfx_server.telemetry import (
     DeferredObserver,
     EntryCorrupt,
     Gauges,
     Observers,
     StoreFailed,
+    StoreSkipped,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
@@ -101,8 +103,10 @@ class App:
         ledger = self._ledger = ServerLedger(ledger_file(settings))
         costs = CodegenCosts()
         metrics = new_registry()
-        self._store = self._open_store(settings.store)
         signer = self._signer = artifact_signer(settings)
+        hooks = self._store_hooks()
+        self._shared_store = shared_store(settings, signer, hooks)
+        self._store = self._open_store(settings.store, hooks)
         quotas = Quotas(settings.quotas)
         callers = authenticator(settings)
         confined = protection(settings.workers)
@@ -119,6 +123,7 @@ class App:
         self._devices = Devices(Jobs(device_executor or self._executor, job_timeout))
         gauges = Gauges(
             store=self._store.tiers,
+            stores_in_use=self._stores_in_use,
             in_flight=self._in_flight,
             workers=lambda: len(self._executor.pids),
             devices=self._devices.memory,
@@ -243,6 +248,8 @@ class App:
         parts.callback(_log.info, "stopped")
         parts.callback(self._ledger.close)
         parts.push_async_callback(self._store.close)
+        if self._shared_store is not None:
+            await self._shared_store.connect()
         self._server.bind(self._settings.addresses.listen, self._tls_files())
         await self._start_telemetry()
         parts.push_async_callback(self._telemetry.stop)
@@ -319,11 +326,19 @@ class App:
             return None
         return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
 
-    def _open_store(self, settings: StoreSettings) -> Store:
+    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> Store:
         return open_store(
             settings.store_path,
             memory_bytes=settings.store_memory_bytes,
             disk_bytes=settings.store_disk_bytes,
+            shared=self._shared_store,
+            on_error=hooks.on_error,
+            on_recovered=hooks.on_recovered,
+            on_corrupt=hooks.on_corrupt,
+        )
+
+    def _store_hooks(self) -> StoreHooks:
+        return StoreHooks(
             on_error=lambda tier, operation, _key, error: self._store_failed(
                 tier, operation, error
             ),
@@ -331,9 +346,16 @@ class App:
                 f"store: {operation} of {tier}"
             ),
             on_corrupt=self._entry_corrupt,
+            on_change=_log_change,
         )
 
+    def _stores_in_use(self) -> Mapping[str, bool]:
+        return {} if self._shared_store is None else self._shared_store.available()
+
     def _store_failed(self, tier: str, operation: str, error: Exception) -> None:
+        if isinstance(error, SkippedError):
+            self._observers.observe(StoreSkipped(tier, operation))
+            return
         self._outages.failed(f"store: {operation} of {tier}", error)
         self._observers.observe(StoreFailed(tier, operation))
 
@@ -344,3 +366,10 @@ class App:
 
     def _in_flight(self) -> dict[str, int]:
         return {"compile": self._compiler.in_flight, "render": self._artifacts.in_flight}
+
+
+def _log_change(tier: str, problem: StoreError | None) -> None:
+    if problem is None:
+        _log.info("store: %s is used from now on", tier)
+    else:
+        _log.warning("store: %s is not used for now: %s", tier, problem)

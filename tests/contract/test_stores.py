@@ -23,6 +23,7 @@ from lazyfx_server.store import (
     SharedStore,
     SharedStoreSettings,
     Store,
+    StoreHooks,
     TieredStore,
     VerifiedStore,
     open_shared_store,
@@ -62,7 +63,7 @@ def shared_store(root: Path, *, blobs: bool = True) -> SharedStore:
         ttl_seconds=600,
     )
     with store_servers.s3_environment(store_servers.running("moto")) if blobs else nullcontext():
-        return open_shared_store(settings, identity)
+        return open_shared_store(settings, identity, StoreHooks())
 
 
 LOCAL: dict[str, Callable[[Path], Store]] = {

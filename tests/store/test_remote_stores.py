@@ -24,6 +24,7 @@ from lazyfx_server.store import (
     SharedStoreSettings,
     SkippedError,
     StoreError,
+    StoreHooks,
     UnreachableError,
     open_shared_store,
     open_store,
@@ -92,9 +93,13 @@ async def opened(
     shared = open_shared_store(
         settings,
         own or identity(),
-        on_error=lambda tier, operation, _key, error: told.errors.append((tier, operation, error)),
-        on_corrupt=lambda tier, name: told.corrupt.append((tier, name)),
-        on_change=lambda tier, available: told.changes.append((tier, available)),
+        StoreHooks(
+            on_error=lambda tier, operation, _key, error: told.errors.append(
+                (tier, operation, error)
+            ),
+            on_corrupt=lambda tier, name: told.corrupt.append((tier, name)),
+            on_change=lambda tier, problem: told.changes.append((tier, problem is None)),
+        ),
     )
     if connect:
         await shared.connect()

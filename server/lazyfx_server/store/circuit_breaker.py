@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Any, Final, TypeVar
 
 from lazyfx_server.store.contract import (
+    OnChange,
     RemoteStore,
     SkippedError,
     StoreError,
@@ -41,9 +42,6 @@ T = TypeVar("T")
 
 Probe = Callable[[], Awaitable[None]]
 """Whether a store may be used. Raises UnreachableError, or another StoreError if it must not."""
-
-OnChange = Callable[[str, bool], None]
-"""Told when a breaker opens (False) or closes (True), with the store's name."""
 
 
 class CircuitBreaker:
@@ -75,7 +73,7 @@ class CircuitBreaker:
         self._room = asyncio.Semaphore(_MAX_AT_ONCE)
         self._work: set[asyncio.Future[Any]] = set()
         self._probing: asyncio.Task[None] | None = None
-        self._problem: StoreError = UnreachableError("not connected yet")
+        self._problem = StoreError("it is not connected yet")
 
     @property
     def name(self) -> str:
@@ -150,7 +148,8 @@ class CircuitBreaker:
             await asyncio.wait({self._probing})
         if self._work:
             await asyncio.wait(self._work, timeout=_CLOSE_SECONDS)
-        self._open(UnreachableError("closed"))
+        self._on_change = None
+        self._open(UnreachableError("it is closed"))
         await self._inner.close()
 
     @contextlib.asynccontextmanager
@@ -199,7 +198,7 @@ class CircuitBreaker:
         if task.done():
             return task.result()
         if given_up is not None and given_up.is_set():
-            raise self._problem
+            raise UnreachableError(f"{self.name} is given up: {self._problem}")
         raise UnreachableError(f"{self.name} did not answer within {seconds:.2g} s")
 
     def _forget(self, task: asyncio.Future[Any]) -> None:
@@ -208,12 +207,12 @@ class CircuitBreaker:
             task.exception()  # whoever waited for it may have left
 
     def _open(self, problem: StoreError) -> None:
+        told = type(problem) is type(self._problem) and not self.available
         self._problem = problem
-        if self._closed.is_set():
-            self._closed.clear()
-            self._opened.set()
-            if self._on_change is not None:
-                self._on_change(self.name, False)
+        self._closed.clear()
+        self._opened.set()
+        if not told and self._on_change is not None:
+            self._on_change(self.name, problem)
 
     async def _probe_once(self) -> None:
         try:
@@ -227,7 +226,7 @@ class CircuitBreaker:
                 self._opened.clear()
                 self._closed.set()
                 if self._on_change is not None:
-                    self._on_change(self.name, True)
+                    self._on_change(self.name, None)
 
     async def _keep_probing(self) -> None:
         retry = _FIRST_RETRY_SECONDS

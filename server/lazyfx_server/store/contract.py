@@ -38,6 +38,28 @@ OnCorrupt = Callable[[str, str], None]
 """Called for a corrupt entry that was quarantined: tier, key."""
 
 
+OnChange = Callable[[str, "StoreError | None"], None]
+"""Called when a remote store is left alone from now on, with its tier and the reason, and with
+None when it is used."""
+
+
+@dataclass(frozen=True)
+class StoreHooks:
+    """What is called when something happens in a store.
+
+    Attributes:
+        on_error: For each failed operation, which was answered as a miss.
+        on_recovered: For each success of an operation that has failed before.
+        on_corrupt: For each corrupt entry that was quarantined.
+        on_change: When a remote store is left alone, and when it is used again.
+    """
+
+    on_error: OnError | None = None
+    on_recovered: OnRecovered | None = None
+    on_corrupt: OnCorrupt | None = None
+    on_change: OnChange | None = None
+
+
 def checked_key(key: str) -> tuple[str, str]:
     """Splits a key into its space and its 64 hex digits.
 

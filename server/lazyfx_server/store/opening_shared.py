@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from lazyfx_server.store.circuit_breaker import CircuitBreaker, OnChange
-from lazyfx_server.store.contract import OnCorrupt, OnError, OnRecovered, RemoteStore, Store
+from lazyfx_server.store.circuit_breaker import CircuitBreaker
+from lazyfx_server.store.contract import RemoteStore, Store, StoreHooks
 from lazyfx_server.store.disk_store import DiskStore
 from lazyfx_server.store.shared_identity import SharedIdentity
 from lazyfx_server.store.shared_store import LARGE_BYTES, SharedStore
@@ -50,21 +50,14 @@ class SharedStoreSettings:
 def open_shared_store(
     settings: SharedStoreSettings,
     identity: SharedIdentity,
-    *,
-    on_error: OnError | None = None,
-    on_recovered: OnRecovered | None = None,
-    on_corrupt: OnCorrupt | None = None,
-    on_change: OnChange | None = None,
+    hooks: StoreHooks,
 ) -> SharedStore:
     """The store of several servers; call `connect` before it is used.
 
     Args:
         settings: What it is made of.
         identity: What the servers have in common.
-        on_error: Told of each operation that failed and was answered as a miss.
-        on_recovered: Told of each success of an operation that has failed before.
-        on_corrupt: Told of each damaged or forged entry that was quarantined.
-        on_change: Told when a remote store is left alone, and when it is used again.
+        hooks: What is called when something happens in it.
 
     Raises:
         SharedStoreError: A URL cannot be used, or a package is missing.
@@ -77,10 +70,10 @@ def open_shared_store(
             return identity.check(remote)
 
         breaker = CircuitBreaker(
-            remote, wait_seconds=settings.wait_seconds, probe=probe, on_change=on_change
+            remote, wait_seconds=settings.wait_seconds, probe=probe, on_change=hooks.on_change
         )
         remotes.append(breaker)
-        return VerifiedStore(breaker, secret=identity.entry_secret, on_corrupt=on_corrupt)
+        return VerifiedStore(breaker, secret=identity.entry_secret, on_corrupt=hooks.on_corrupt)
 
     small = guarded(open_remote(settings.store, settings.ttl_seconds))
     large: Store | None = None
@@ -88,8 +81,10 @@ def open_shared_store(
         large = guarded(open_remote(settings.blobs, settings.ttl_seconds))
     elif settings.folder is not None and settings.store.partition(":")[0] in REDIS_SCHEMES:
         disk = DiskStore(settings.folder, settings.folder_bytes)
-        large = VerifiedStore(disk, on_corrupt=on_corrupt)
-    return SharedStore(small, large, remotes, on_error=on_error, on_recovered=on_recovered)
+        large = VerifiedStore(disk, on_corrupt=hooks.on_corrupt)
+    return SharedStore(
+        small, large, remotes, on_error=hooks.on_error, on_recovered=hooks.on_recovered
+    )
 
 
 def open_remote(url: str, ttl_seconds: int) -> RemoteStore:

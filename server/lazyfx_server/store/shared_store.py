@@ -54,8 +54,8 @@ class SharedStore:
 
     @property
     def name(self) -> str:
-        """Both names."""
-        return self._small.name + (f"+{self._large.name}" if self._large is not None else "")
+        """The name of the small one, which decides."""
+        return self._small.name
 
     def available(self) -> Mapping[str, bool]:
         """Whether each remote store is asked at present, by its name."""
