@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -28,20 +29,19 @@ from torch import nn
 import lazyfx
 from lazyfx.v1 import compiler_pb2 as pb
 
-
 FOLD = lazyfx.pass_spec("constant_fold", max_bytes=8 << 20)
 
 
-class Folded(nn.Module):
-    """A constant of 2 MB, once it is folded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.register_buffer("weight", torch.randn(700, 700))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ (self.weight + self.weight)
+def foldable() -> torch.fx.GraphModule:
+    """A graph with a constant of 2 MB, once it is folded."""
+    torch.manual_seed(0)
+    graph = torch.fx.Graph()
+    x, weight = graph.placeholder("x"), graph.get_attr("weight")
+    doubled = graph.call_function(operator.add, (weight, weight))
+    graph.output(graph.call_function(operator.matmul, (x, doubled)))
+    root = nn.Module()
+    root.register_buffer("weight", torch.randn(700, 700))
+    return torch.fx.GraphModule(root, graph)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_second_server_serves_what_the_first_has_compiled(pair, redis_server):
 
 def test_large_constants_come_from_the_bucket(pair, redis_server):
     first, second = pair
-    model, x = torch.fx.symbolic_trace(Folded()), torch.randn(2, 700)
+    model, x = foldable(), torch.randn(2, 700)
     notes = written(redis_server, "large/*")
     with lazyfx.connect(first.address) as client:
         compiled = client.compile(model, passes=[FOLD])
