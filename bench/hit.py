@@ -46,8 +46,10 @@ async def measure(case: Case, servers: Servers, rounds: int, calls: int) -> list
                 handle = await client.compile(case.module, passes)
             if handle.cache.status != "hit":
                 raise RuntimeError(f"a {handle.cache.status} where a hit was due")
-            request_bytes = client._compile_caller.first_request(handle._prepared).ByteSize()
-            response_bytes = handle._artifacts.response.ByteSize()
+            request_bytes = client._flows.compile_caller.first_request(
+                handle._flows.prepared
+            ).ByteSize()
+            response_bytes = handle._flows.artifacts.response.ByteSize()
             data = payload(request_bytes, response_bytes)
 
             async def hit(passes: list[str | PassSpec] = passes) -> object:
@@ -100,9 +102,9 @@ def measure_blocking(case: Case, servers: Servers, rounds: int, calls: int) -> l
         channel = stack.enter_context(grpc.insecure_channel(servers.echo, options=_OPTIONS))
         call: Call = channel.unary_unary(METHOD)  # type: ignore[assignment]
         for _ in range(_UNTIL_SHORT):
-            remote = client.compile(case.module, PLAIN)._remote
-        request_bytes = client._client._compile_caller.first_request(remote._prepared).ByteSize()
-        data = payload(request_bytes, remote._artifacts.response.ByteSize())
+            made = client.compile(case.module, PLAIN)._flows
+        request_bytes = client._flows.compile_caller.first_request(made.prepared).ByteSize()
+        data = payload(request_bytes, made.artifacts.response.ByteSize())
         ours, theirs = timed_calls(
             [lambda: client.compile(case.module, PLAIN), lambda: call(data)], rounds, calls
         )

@@ -1,14 +1,14 @@
-"""Take torch's own databases of operators and modules through a server.
+"""Run torch's own databases of operators and modules through a server.
 
     python -m conformance [PATTERN ...] [--ways make_fx,export,...] [--calls 2]
                           [--dtypes float32,int64,bool] [--seconds 60]
                           [--seconds-in-all 5400] [--json FILE]
 
-Each case (`op abs`, `module nn.Linear`) is captured in each way; each graph goes through the wire,
-the checks of a server that is started for it, and the passes of the pipeline `inference`, and
-computes what the same graph computes here under the same seed. Prints a table of what came
-through, and what was refused, by reason. Exits with 1 when something differs, failed without a
-reason, or was refused for a reason that docs/coverage.md does not list.
+Each case (`op abs`, `module nn.Linear`) is captured in each way. Each graph is sent to a temporary
+server, goes through its checks and the passes of the pipeline `inference`, and must compute the
+same as the original graph under the same seed. Prints a table of the graphs that passed, and
+refusals by reason. Exits with 1 if something differs, failed without a reason, or was refused for a
+reason that docs/coverage.md does not list.
 """
 
 from __future__ import annotations
@@ -37,15 +37,21 @@ _CALLS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; 0 when everything came through or is refused for a reason that is listed."""
+    """Run; 0 if everything passed or was refused for a listed reason."""
     parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__)
-    parser.add_argument("patterns", nargs="*", help="names of cases with *; all when left out")
+    parser.add_argument("patterns", nargs="*", help="names of cases, with *; all by default")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--calls", type=int, default=_CALLS, help="calls of each case")
-    parser.add_argument("--dtypes", default=",".join(DTYPES), help="the first that a case supports")
-    parser.add_argument("--seconds", type=float, default=60.0, help="that a case may take")
+    parser.add_argument("--calls", type=int, default=_CALLS, help="calls per case")
+    parser.add_argument(
+        "--dtypes",
+        default=",".join(DTYPES),
+        help="dtypes; the first one that a case supports is used",
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit per case")
     parser.add_argument("--seconds-in-all", type=float, default=5400.0)
-    parser.add_argument("--json", type=Path, help="add findings, and leave out cases found there")
+    parser.add_argument(
+        "--json", type=Path, help="append findings, and skip cases already in the file"
+    )
     options = parser.parse_args(argv)
     console = Console(stderr=True)
     found = _read(options.json)
@@ -65,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 with options.json.open("a") as stream:
                     stream.writelines(json.dumps(asdict(each)) + "\n" for each in made)
             if time.monotonic() > end:
-                console.print(f"the time is over after {name}")
+                console.print(f"out of time after {name}")
                 break
     found = [each for each in found if each.case in set(names)]
-    # With another choice, some of what is listed is not tried.
+    # With other arguments, some listed cases are not tried.
     chosen = (options.ways, options.dtypes, options.calls)
     whole = not options.patterns and chosen == (",".join(WAYS), ",".join(DTYPES), _CALLS)
     whole = whole and {each.case for each in found} == {case.name for case in every_case()}
@@ -108,7 +114,7 @@ def _conclude(console: Console, found: Sequence[Finding], *, whole: bool) -> int
         console.print(f"refused, not listed: {each.case} {each.way}: {each.note}", markup=False)
     old = reasons.outdated(found, known) if whole else []
     for reason in old:
-        console.print(f"listed, and not refused: {reason}", markup=False)
+        console.print(f"listed, but not refused: {reason}", markup=False)
     bad = [each for each in found if each.outcome in BAD]
     _say(console, bad)
     return 1 if unlisted or old or bad else 0

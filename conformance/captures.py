@@ -35,13 +35,13 @@ class Captured:
 
 
 def captured(way: str, call: Call) -> Captured | None:
-    """A graph of a call, or None where torch itself cannot capture one."""
+    """A graph of a call, or None if torch itself cannot capture it."""
     function, given = call.function, copy.deepcopy(call.tensors)
     if isinstance(function, nn.Module):
         function = copy.deepcopy(function)
     torch.manual_seed(0)
     try:
-        # torch prints at length what it cannot export.
+        # torch prints long messages about failed exports.
         said = io.StringIO()
         with (
             warnings.catch_warnings(),
@@ -75,7 +75,7 @@ def _export(
 
 
 def _export_dynamic(function: Callable[..., Any], tensors: list[Any]) -> Captured:
-    """With every size symbolic that torch can keep so."""
+    """Export with as many symbolic sizes as torch supports."""
     sizes = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in tensors)
     return _export(function, tensors, (sizes,))
 

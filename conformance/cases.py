@@ -1,4 +1,4 @@
-"""Calls out of torch's own tables of operators and modules, as functions of tensors."""
+"""Calls from torch's own databases of operators and modules, as functions of tensors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch.utils import _pytree as pytree
 
 # An entry is tried with the first of these that it supports, else with its own first.
 DTYPES = ("float32", "int64", "bool")
-# Samples are chosen among so many: the first, and others at equal distances.
+# Samples are chosen from this many: the first one, and others at equal distances.
 _LOOKED_AT = 48
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call with tensors alone.
+    """A call that takes only tensors.
 
     Attributes:
-        function: Takes the tensors by place; a module, where there is state.
-        tensors: What it takes.
+        function: Takes the tensors positionally; a module if there is state.
+        tensors: Its arguments.
     """
 
     function: Callable[..., Any]
@@ -34,18 +34,18 @@ class Call:
 
 @dataclass(frozen=True)
 class Case:
-    """An entry of one of torch's tables.
+    """An entry of one of torch's databases.
 
     Attributes:
-        name: As the table has it, "op abs" or "module Linear".
-        make: Gives so many of its calls, in the first of these dtypes that it supports.
+        name: Its name, "op abs" or "module Linear".
+        make: Returns a number of its calls, in the first of these dtypes that it supports.
     """
 
     name: str
     make: Callable[[int, Sequence[str]], list[Call]]
 
     def calls(self, at_most: int = 1, dtypes: Sequence[str] = DTYPES) -> list[Call]:
-        """Calls with dense tensors; none where torch lacks something that the entry needs."""
+        """Calls with dense tensors; none if torch lacks something that the entry needs."""
         torch.manual_seed(0)
         try:
             made = self.make(at_most, dtypes)
@@ -56,7 +56,7 @@ class Case:
 
 
 def operators(start: int = 0, step: int = 1) -> list[Case]:
-    """The operators of torch's table that the CPU has, by name."""
+    """The operators in torch's database that the CPU supports, by name."""
     from torch.testing._internal.common_methods_invocations import op_db
 
     by_name = sorted(op_db, key=lambda op: op.formatted_name)[start::step]
@@ -64,7 +64,7 @@ def operators(start: int = 0, step: int = 1) -> list[Case]:
 
 
 def modules(start: int = 0, step: int = 1) -> list[Case]:
-    """The modules of torch's table, by name."""
+    """The modules in torch's database, by name."""
     from torch.testing._internal.common_modules import module_db
 
     by_name = sorted(module_db, key=lambda info: info.name)[start::step]
@@ -97,7 +97,7 @@ def _of_module(info: Any, at_most: int, dtypes: Sequence[str]) -> list[Call]:
             if given is None:
                 continue
             module = info.module_cls(*made.args, **made.kwargs).to(dtype)
-            # Lazy modules take their shapes from the first call.
+            # Lazy modules get their shapes from the first call.
             module(*copy.deepcopy(given.args), **copy.deepcopy(given.kwargs))
             module.train(training)
             calls.append(_call(module, given.args, given.kwargs))
@@ -130,7 +130,7 @@ class Called(nn.Module):
         return self.calling(self.called, *tensors)
 
     def calling(self, what: Callable[..., Any], *tensors: Any) -> Any:
-        """Call something as the module is called, with anything in the places of tensors."""
+        """Call something like the module, with anything instead of tensors."""
         return self._function(what, *tensors)
 
 

@@ -1,4 +1,4 @@
-"""Whether two results are the same."""
+"""Compares two results."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.utils import _pytree as pytree
 
 
 def unlike(one: Any, other: Any, rtol: float | None = None, atol: float | None = None) -> str:
-    """Why two structures are not the same, down to dtypes and values; "" where they are.
+    """Why two structures differ, including dtypes and values; "" if they do not.
 
     Args:
-        one: What was found.
-        other: What was expected.
+        one: The actual result.
+        other: The expected result.
         rtol: Relative tolerance; what `torch.testing.assert_close` takes for the dtype.
         atol: Absolute tolerance; the same.
     """

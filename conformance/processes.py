@@ -1,4 +1,4 @@
-"""Cases one after another in a process of their own, which is replaced if one hangs or dies."""
+"""Runs cases one after another in a separate process, which is replaced if it hangs or dies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import lazyfx
 from conformance.cases import DTYPES, Case, modules, operators
 from conformance.run import Finding, findings, prepare
 
-# Captures leave much behind in a process (dynamo's and torch.fx's caches).
+# Captures leave much state in a process (dynamo's and torch.fx's caches).
 _CASES_A_PROCESS = 100
 _START_SECONDS = 120.0
 
@@ -22,11 +22,11 @@ class Asked:
     """How cases are tried.
 
     Attributes:
-        address: Of the server.
+        address: Address of the server.
         ways: Captures.
-        calls: At most so many of each case.
-        seconds: That a case may take.
-        dtypes: The first of these that a case supports is taken.
+        calls: Maximum calls per case.
+        seconds: Time limit per case.
+        dtypes: The first of these that a case supports is used.
     """
 
     address: str
@@ -37,7 +37,7 @@ class Asked:
 
 
 def every_case() -> list[Case]:
-    """Both tables."""
+    """The cases of both databases."""
     return [*operators(), *modules()]
 
 

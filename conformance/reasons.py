@@ -1,4 +1,4 @@
-"""What of torch's tables is refused for a reason, as docs/coverage.md tells it."""
+"""The refusals of entries in torch's databases that docs/coverage.md lists."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from conformance.run import Finding
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
-_HEADING = "## Refused of torch's own tables"
+_HEADING = "## Entries of torch's databases that are refused"
 
 
 @dataclass(frozen=True)
 class Reason:
-    """A row of the page.
+    """A row of the table in the page.
 
     Attributes:
         names: Patterns of names of cases, with `*` for anything.
         ways: Captures in which they are refused.
-        words: What is in the error.
+        words: Text that the error contains.
     """
 
     names: tuple[str, ...]
@@ -29,7 +29,7 @@ class Reason:
     words: str
 
     def explains(self, finding: Finding) -> bool:
-        """Whether this is why something was refused."""
+        """Whether this is the reason for a finding."""
         return (
             finding.outcome == "refused"
             and finding.way in self.ways
@@ -46,7 +46,7 @@ def read(page: Path = PAGE) -> list[Reason]:
 
 
 def unexplained(found: Iterable[Finding], reasons: Sequence[Reason]) -> list[Finding]:
-    """What was refused and is in no row."""
+    """Refusals that no row explains."""
     return [
         each
         for each in found
@@ -55,7 +55,7 @@ def unexplained(found: Iterable[Finding], reasons: Sequence[Reason]) -> list[Fin
 
 
 def outdated(found: Sequence[Finding], reasons: Sequence[Reason]) -> list[Reason]:
-    """Rows that nothing needs, after both tables ran as a whole."""
+    """Rows that are not needed, after both databases ran completely."""
     return [reason for reason in reasons if not any(map(reason.explains, found))]
 
 

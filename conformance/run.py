@@ -1,4 +1,4 @@
-"""Takes the graphs of one case through a server, and compares what comes back."""
+"""Sends the graphs of one case through a server, and compares the results."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from conformance.cases import DTYPES, Case
 from conformance.comparing import unlike
 from lazyfx.errors import LazyfxError, ServerFaultError
 
-# "carried": it went through, and has no value to compare with (fresh memory; torch itself raises).
-# "fault": neither a result nor a refusal with a reason.
+# "carried": it passed, but has no value to compare with (uninitialized memory; torch itself
+# raises). "fault": neither a result nor a refusal with a reason.
 Outcome = Literal["same", "carried", "refused", "wrong", "fault", "no capture", "no sample", "slow"]
 BAD: tuple[Outcome, ...] = ("wrong", "fault", "slow")
 
-# No passes: the wire and the server's checks. And those that rewrite most.
+# No passes: only the wire and the server's checks. And the passes that rewrite most.
 PIPELINES: tuple[tuple[str, ...], ...] = ((), ("inference",))
-# What rounds otherwise may be so far off: folded weights, reordered sums.
+# Tolerance for different rounding: folded weights, reordered sums.
 _RTOL, _ATOL = 1e-3, 1e-4
 _LONGEST_NOTE = 600
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one graph.
+    """The result for one graph.
 
     Attributes:
-        case: Name of the entry in torch's table.
+        case: Name of the entry in torch's database.
         way: How it was captured.
         call: Which of the case's calls.
-        passes: What ran over it; "" for the wire and the checks alone.
+        passes: The passes that ran over it; "" for the wire and the checks alone.
         outcome: What happened.
-        note: The words of the error, or what differs.
+        note: The error, or what differs.
     """
 
     case: str
@@ -66,14 +66,14 @@ def findings(
     at_most: int = 1,
     dtypes: Sequence[str] = DTYPES,
 ) -> Iterator[Finding]:
-    """What comes of a case in each way of capturing.
+    """The findings of a case for each way of capturing.
 
     Args:
-        case: An entry of one of torch's tables.
+        case: An entry of one of torch's databases.
         ways: Of `conformance.captures.WAYS`.
-        client: Of the server that is asked.
-        at_most: How many of its calls are tried.
-        dtypes: The first of these that the case supports is taken.
+        client: A client of the server.
+        at_most: Maximum number of its calls to try.
+        dtypes: The first of these that the case supports is used.
     """
     calls = case.calls(at_most, dtypes)
     if not calls:
@@ -93,7 +93,7 @@ def findings(
 
 
 def _expected(capture: Captured) -> list[Any] | None:
-    """What the graph computes here; None if it raises, or another thing each time."""
+    """The result of the graph here; None if it raises or is not deterministic."""
     results = []
     for _ in range(2):
         fresh = copy.deepcopy(capture.module)
@@ -142,7 +142,7 @@ def _called(function: Callable[..., Any], owner: GraphModule, inputs: list[Any])
 
 @contextmanager
 def _filling_fresh_memory() -> Iterator[None]:
-    """In which torch fills memory that nobody writes, so that it has a value to compare."""
+    """Make torch fill uninitialized memory, so that it has a value to compare."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

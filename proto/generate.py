@@ -1,7 +1,7 @@
-"""Write the Python stubs of every .proto file beside the package that uses them.
+"""Write the Python stubs of every .proto file into the package that uses them.
 
-Run through `make proto`. With --check DIR nothing is changed: the stubs are written
-to DIR and compared with the committed ones; exit status 1 when any differs.
+Run through `make proto`. With --check nothing is changed: the stubs are compared with the committed
+ones; exit status 1 if any differs.
 """
 
 from __future__ import annotations

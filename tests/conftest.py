@@ -32,6 +32,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(run.close)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spare `make test-long` the imports of files that have no long test."""
+    if collection_path.suffix != ".py" or not config.option.markexpr.startswith("long"):
+        return None
+    text = collection_path.read_text("utf-8")
+    return None if "mark.long" in text or "native_server" in text else True
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:

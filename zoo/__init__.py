@@ -1,7 +1,7 @@
 """The zoo: real architectures with random weights, captured in every way torch has.
 
-Each capture goes through the wire and comes back; `python -m zoo` prints a table of what
-happened. The configurations are tiny, the kinds of layers are all there.
+Each capture is encoded and decoded; `python -m zoo` prints a table of the results. The
+configurations are tiny, but have every kind of layer.
 """
 
 from zoo import audio, multimodal, series, sparse_text, text, vision

@@ -1,10 +1,10 @@
-"""Take every architecture of the zoo through the wire, in every capture.
+"""Encode and decode every architecture of the zoo, in every capture.
 
     python -m zoo [NAME ...] [--ways symbolic,export,dynamo,dynamic,aot] [--write docs/zoo.md]
                   [--processes 2]
 
-Prints a table model x capture: graphs, nodes and bytes of what came through, or why the
-capture itself failed. Exits with 1 when something that was captured did not come through.
+Prints a table model x capture: graphs, nodes and bytes that passed, or why the capture itself
+    failed. Exits with 1 if a captured graph did not pass.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from zoo import captures
 from zoo.run import Cell, prepare, run_named
 from zoo.table import markdown, plain
 
-# Captures leave much behind in a process (dynamo's and torch.fx's caches).
+# Captures leave much state in a process (dynamo's and torch.fx's caches).
 _MODELS_A_PROCESS = 8
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the zoo; 0 when all that was captured came through."""
+    """Run the zoo; 0 if all captured graphs passed."""
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
-    parser.add_argument("names", nargs="*", help="architectures; all of them when left out")
+    parser.add_argument("names", nargs="*", help="architectures; all by default")
     parser.add_argument("--ways", default=",".join(captures.WAYS))
-    parser.add_argument("--write", type=Path, help="write the table as Markdown, model by model")
+    parser.add_argument("--write", type=Path, help="write the table as Markdown, after each model")
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 4))
     options = parser.parse_args(argv)
     console = Console(stderr=True)
@@ -45,13 +45,13 @@ def main(argv: list[str] | None = None) -> int:
             rows[name] = row
             console.print(plain(name, row), highlight=False, soft_wrap=True)
             if options.write:
-                # After each model: a run that is stopped leaves what it found.
+                # After each model, so that an interrupted run keeps its results.
                 options.write.write_text(markdown(rows, ways))
         pool.close()
         pool.join()
     failed = sum(cell.broken for row in rows.values() for cell in row.values())
     through = sum(cell.came_through for row in rows.values() for cell in row.values())
-    console.print(f"{through} captures came through, {failed} did not")
+    console.print(f"{through} captures passed, {failed} failed")
     return 1 if failed else 0
 
 

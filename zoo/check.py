@@ -1,4 +1,4 @@
-"""What the wire owes to every capture: the same bytes again, and the same computation."""
+"""Checks that a capture survives the wire: the same bytes again, and the same computation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zoo.captures import Capture
 
 
 class BrokenRoundTripError(AssertionError):
-    """A graph came back as another one."""
+    """A graph changed in a round trip."""
 
 
 _MAX_NODES = 1_000_000
@@ -27,7 +27,7 @@ _MAX_NODES = 1_000_000
 
 @dataclass(frozen=True)
 class Passage:
-    """A capture that came through.
+    """A capture that passed.
 
     Attributes:
         nodes: Nodes of all its graphs.
@@ -49,7 +49,7 @@ def pass_through(capture: Capture) -> Passage:
     """
     module = capture.module
     encoded = wire.encode(module)
-    # The server's own check: what the zoo holds must not be refused.
+    # The server's own checks must not refuse graphs of the zoo.
     check(
         encoded.body,
         limits=GraphLimits(max_nodes=_MAX_NODES),
@@ -58,13 +58,13 @@ def pass_through(capture: Capture) -> Passage:
     )
     anonymous = wire.decode(encoded.body, module_class=_LazyGraphModule)
     if wire.encode(anonymous).body != encoded.body:
-        raise BrokenRoundTripError("another body after a round trip without names")
+        raise BrokenRoundTripError("a different body after a round trip without names")
     rebound = decode_bound(encoded)
     again = wire.encode(rebound)
     if again.body != encoded.body:
         raise BrokenRoundTripError("another body after a round trip")
     if again.presentation.graphs != encoded.presentation.graphs:
-        raise BrokenRoundTripError("other names after a round trip")
+        raise BrokenRoundTripError("different names after a round trip")
     compared = _compare(capture, rebound)
     nodes = sum(len(m.graph.nodes) for m in module.modules() if isinstance(m, GraphModule))
     return Passage(nodes, len(encoded.body), compared)
@@ -105,7 +105,7 @@ def compare(capture: Capture, other: Callable[..., Any], args: Sequence[Any] | N
     else:
         ours = _run(other, args, {}, capture)
     if len(ours) != len(theirs):
-        raise BrokenRoundTripError(f"{len(ours)} results in place of {len(theirs)}")
+        raise BrokenRoundTripError(f"{len(ours)} results instead of {len(theirs)}")
     compared = 0
     for i, (actual, expected) in enumerate(zip(ours, theirs, strict=True)):
         if isinstance(expected, Tensor):
@@ -115,7 +115,7 @@ def compare(capture: Capture, other: Callable[..., Any], args: Sequence[Any] | N
                 raise BrokenRoundTripError(f"result {i}: {error}") from error
             compared += 1
         elif actual != expected:
-            raise BrokenRoundTripError(f"result {i}: {actual!r} in place of {expected!r}")
+            raise BrokenRoundTripError(f"result {i}: {actual!r} instead of {expected!r}")
     return compared
 
 

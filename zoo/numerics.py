@@ -6,8 +6,8 @@
 Each architecture is captured in several ways, with the model in evaluation and in training.
 Each pass runs alone over each graph, as a worker has it; then results, gradients, and what the
 step wrote to inputs, parameters and buffers are compared with those of the graph before it.
-What is in the file of --json already is not run again, so that a run can be cut short and go on.
-Exits with 1 when a pass raised, generated code, or changed what a graph computes.
+Findings that are already in the file of --json are not run again, so that an interrupted run can
+resume. Exits with 1 when a pass raised, generated code, or changed what a graph computes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def train(model: nn.Module, example: Example) -> list[Capture]:
 
 
 def written_out(model: nn.Module, example: Example) -> list[Capture]:
-    """Attention as products and softmax: exported in evaluation, dynamo's graphs in training."""
+    """Eager attention: exported in evaluation mode, dynamo's graphs in training mode."""
     given = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -73,17 +73,17 @@ def findings(
 ) -> list[Finding]:
     """Passes of the suite over every graph of one capture.
 
-    What is further off than it may be is run again in float64, and that is what counts: batch
-    statistics of two values, as small models have them, make any size of rounding.
+    Runs that exceed the tolerance are repeated in float64, and that result counts: with batch
+        statistics of two values, as in small models, rounding is unbounded.
 
     Args:
         architecture: What is captured.
         way: How.
-        names: Of the suite; all that suits the way when left out.
+        names: Names in the suite; by default all that suit the capture.
 
     Returns:
-        One finding "no capture", with no name of a pass, for what torch could not capture and
-        for each graph that the wire refuses.
+        One finding "no capture", without the name of a pass, for each failed capture and each graph
+        that the wire refuses.
     """
     made = _findings(architecture, way, names, torch.float32)
     far = {each.name for each in made if each.outcome == "wrong" and 0 < each.difference < 1e300}
@@ -129,7 +129,7 @@ def _findings(
 
 
 class _Bench:
-    """One graph, its step, and the runs over it; what several runs need is made once.
+    """One graph, its step, and the runs over it; shared parts are computed once.
 
     Raises:
         UnsupportedGraphError: The wire refuses the graph.
@@ -140,13 +140,13 @@ class _Bench:
         self._encoded = wire.encode(capture.module)
         self._fresh: Subject | None = None
         first = self._subject()
-        # Without tensors of its own a graph is its body: those that are equal leave the same.
+        # Without tensor attributes, a graph is just its body: equal bodies have equal results.
         self._has_tensors = bool(first.tensors)
         self._expected = self._step(first)
         self._left: dict[bytes, Left] = {}
 
     def run(self, wanted: Task) -> tuple[str, float, str]:
-        """The outcome of one run, the largest difference, and where it is or what was said."""
+        """The outcome of one run, the largest difference, and its location or a note."""
         ledger = RecompileLedger()
         given = self._subject()
         self._fresh = None
@@ -161,7 +161,7 @@ class _Bench:
         note = "; ".join(run.note for run in outcome.runs if run.note.startswith("skipped"))
         if not any(run.changed for run in outcome.runs):
             if after.body != self._encoded.body:
-                return "wrong", 0.0, "it changed the graph and does not say so"
+                return "wrong", 0.0, "it changed the graph without reporting a change"
             self._fresh = given
             return ("skipped" if note else "same"), 0.0, note
         try:
@@ -193,12 +193,12 @@ def _one_line(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; 0 when every pass kept what every graph computes."""
+    """Run; 0 if every pass preserved the results of every graph."""
     parser = argparse.ArgumentParser(prog="python -m zoo.numerics", description=__doc__)
-    parser.add_argument("names", nargs="*", help="architectures; all of them when left out")
+    parser.add_argument("names", nargs="*", help="architectures; all by default")
     parser.add_argument("--ways", default=",".join(WAYS))
-    parser.add_argument("--passes", help="some of the suite, separated by commas")
-    parser.add_argument("--json", type=Path, help="add the findings to this file, one a line")
+    parser.add_argument("--passes", help="names in the suite, separated by commas")
+    parser.add_argument("--json", type=Path, help="append the findings to this file, one per line")
     parser.add_argument("--write", type=Path, help="write the table as Markdown, from --json")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
@@ -225,10 +225,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _missing(every: Sequence[Finding], name: str, way: str, passes: str | None) -> list[str]:
-    """What of the suite was not run over a capture yet."""
+    """Names in the suite that have not been run over a capture yet."""
     here = [each for each in every if (each.model, each.way) == (name, way)]
     known = {each.name for each in here}
-    if known == {""}:  # torch cannot capture it, or the wire carries none of its graphs
+    if known == {""}:  # torch cannot capture it, or the wire refuses all of its graphs
         return []
     wanted = passes.split(",") if passes else SUITE
     return [each for each in names_for(way) if each in wanted and each not in known]
@@ -252,7 +252,7 @@ def _append(file: Path, made: Sequence[Finding]) -> None:
 
 
 def _read(file: Path) -> list[Finding]:
-    """The findings of a file; of two about the same graph and pass the later."""
+    """The findings in a file; of two about the same graph and pass, the later one."""
     latest: dict[tuple[Any, ...], Finding] = {}
     for line in file.read_text().splitlines():
         each = Finding(**json.loads(line))

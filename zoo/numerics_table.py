@@ -42,39 +42,38 @@ _HEADINGS = {
     "dynamo": "dynamo",
     "train": "dynamo, in training",
     "aot": "AOTAutograd: joint, forward, backward",
-    "eager": "attention written out",
+    "eager": "eager attention",
 }
 _INTRODUCTION = """\
 # Passes over the zoo
 
-Every pass, alone, over every graph of the architectures of [zoo.md](zoo.md); then one step of
-each graph as it was and as the pass left it, on the same inputs and the same random numbers.
-Compared are results, gradients of a random sum of the results, and what is in inputs, parameters
-and buffers after the step. No pass may generate code on the way.
+Every pass runs alone over every graph of the architectures of [zoo.md](zoo.md); then one step of
+each graph before and after the pass runs on the same inputs and random numbers. The comparison
+covers results, gradients of a random sum of the results, and the inputs, parameters and buffers
+after the step. No pass may generate code.
 
 Written by `make zoo-passes ARGS="--json FILE --write docs/passes_zoo.md"` on {date}: torch {torch},
 transformers {transformers}, Python {python}. {models} architectures, {graphs} graphs, {findings}
-runs of a pass: {changed} changed the graph and kept what it computes, {wrong} did not keep it. Of
-the {every} architectures of the zoo were run:
+runs of a pass: {changed} changed the graph and preserved its results, {wrong} did not. Of the
+{every} architectures of the zoo, these were run:
 {reached}.
 CI runs a sample (`tests/passes/test_zoo.py`).
 
-A cell says on how many of the graphs the pass changed something, and the largest difference, of
-the largest value of its tensor. (For gradients, and for the results of joint and backward graphs,
-of a thousandth of the largest gradient of the step if that is more: what is zero but for rounding
-differs by any factor.) Allowed is 1e-3, and for passes that change precision what they declare.
-What is not zero and not declared is addition in another order: where equal values become one,
-autograd adds their gradients before it goes on, and not behind it. What is further off is run
-again in float64, and that is what the table says.
+A cell shows how many graphs the pass changed, and the largest difference relative to the largest
+value of its tensor. (For gradients, and for the results of joint and backward graphs, relative to a
+thousandth of the largest gradient of the step if that is larger, because values that are zero
+except for rounding differ by any factor.) 1e-3 is allowed; passes that change precision declare
+their own tolerance. Other nonzero differences come from a different order of additions: when equal
+values are merged, autograd adds their gradients earlier. Runs that exceed the tolerance are
+repeated in float64, and the table shows that result.
 
-`replace_pattern` runs seven rewrites that keep values (`zoo/suite.py`), `bfloat16` is
+`replace_pattern` runs seven rewrites that preserve values (`zoo/suite.py`); `bfloat16` is
 `convert_dtype,remove_duplicate_casts,shape_propagation`. For `convert_dtype` and `bfloat16`,
-gradients are compared all together, by the length of their difference; graphs that normalize by
-the statistics of their batch are left out in training (of two values these make any size of
-rounding), and so are graphs whose results are gradients, and graphs that return the numbers of what
-they chose (dac's codes). "Attention written out" is
-`attn_implementation="eager"`, exported in evaluation and by dynamo in training, for the passes
-that look for attention.
+gradients are compared together, by the norm of their difference. Excluded are graphs that normalize
+by batch statistics in training (with two values per batch, rounding is unbounded), graphs whose
+results are gradients, and graphs that return indices of discrete choices (dac's codes). "Eager
+attention" is `attn_implementation="eager"`, exported in evaluation mode and captured by dynamo in
+training mode, for the passes that fuse attention.
 
 """
 
@@ -104,13 +103,13 @@ def markdown(findings: Sequence[Finding]) -> str:
         rows = [[e for e in captured if (e.name, e.way) == (name, way)] for way in ways]
         lines.append(_line([f"`{name}`", *map(_cell, rows)]))
     wrong = [each for each in captured if each.outcome == "wrong"]
-    lines += ["", "What was not kept:", ""] if wrong else []
+    lines += ["", "Not preserved:", ""] if wrong else []
     lines += [
         f"- `{e.name}` on {e.model} ({e.way}, {e.graph}): {e.difference:.2g} {e.note}"
         for e in wrong
     ]
     missing = sorted({(e.model, e.way, e.note) for e in findings if not e.name})
-    lines += ["", "What was not captured, or not carried:", ""] if missing else []
+    lines += ["", "Not captured, or refused:", ""] if missing else []
     lines += [f"- {model} ({way}): {note}" for model, way, note in missing]
     return text + "\n".join(lines) + "\n"
 

@@ -19,12 +19,12 @@ _LONGEST_REASON = 160
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one capture of one model.
+    """The result of one capture of one model.
 
     Attributes:
-        passages: The graphs that came through.
-        refusal: Why the wire did not carry a graph that was captured; empty if it did.
-        capture_error: Why there is nothing to carry: torch could not capture the model.
+        passages: The graphs that passed.
+        refusal: Why the wire refused a captured graph; empty if it did not.
+        capture_error: Why torch could not capture the model; empty if it could.
     """
 
     passages: tuple[Passage, ...] = ()
@@ -33,16 +33,16 @@ class Cell:
 
     @property
     def broken(self) -> bool:
-        """Whether something that was captured did not come through."""
+        """Whether a captured graph did not pass."""
         return bool(self.refusal)
 
     @property
     def came_through(self) -> bool:
-        """Whether all that was captured came through."""
+        """Whether all captured graphs passed."""
         return bool(self.passages) and not self.refusal
 
     def __str__(self) -> str:
-        """The cell as the table shows it."""
+        """The text of the cell in the table."""
         if self.refusal:
             return f"REFUSED: {self.refusal}"
         if self.capture_error:
@@ -78,7 +78,7 @@ def _cell(architecture: Architecture, way: str) -> Cell:
     except Exception as error:  # noqa: BLE001 - captures raise what they like
         return Cell(capture_error=_reason(error))
     if not found:
-        return Cell(capture_error="no graph came of it")
+        return Cell(capture_error="the capture has no graph")
     passages = []
     for capture in found:
         try:

@@ -26,20 +26,19 @@ _INTRODUCTION = """\
 # The zoo
 
 Real architectures of transformers with random weights, each captured in every way that torch
-has. The configurations are tiny; the kinds of layers are all there. What torch captures must come
-through the wire: encode, decode and encode again give the same bytes and names, and the decoded
-graph computes the same outputs, and the same gradients where the capture is differentiable. The
-server's checks (`security/checked_graph.py`: reviewed targets, schemas, signatures, bounds) must
-take it.
+supports. The configurations are tiny, but have every kind of layer. Every captured graph must pass:
+encoding, decoding and encoding again give the same bytes and names, and the decoded graph computes
+the same outputs, and the same gradients if the capture is differentiable. The server's checks
+(`security/checked_graph.py`: reviewed targets, schemas, signatures, bounds) must accept it.
 
 Written by `make zoo ARGS="--write docs/zoo.md"` on {date}: torch {torch}, transformers
 {transformers}, Python {python}, lazyfx {lazyfx}. CI runs a sample (`tests/wire/test_zoo.py`).
 
-A cell shows the graphs (more than one where a model breaks into several, and in training), their
-nodes, and the bytes of their bodies. A number in brackets says why torch itself could not capture
-the model in that way; the reasons are below the table.
+A cell shows the number of graphs (several if the model has graph breaks, and in training), their
+nodes, and the bytes of their bodies. A number in brackets refers to the reason why torch itself
+could not capture the model; the reasons are below the table.
 
-{models} models, {graphs} graphs; {through} captures came through, {failed} did not.
+{models} models, {graphs} graphs; {through} captures passed, {failed} failed.
 
 """
 

@@ -1,53 +1,21 @@
-"""Handles to compiled modules: nothing is generated or sent until it is used."""
+"""The asynchronous handle of a compiled module: nothing is generated or sent until it is used."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 
-from lazyfx.answers.compiled_graphs import CheckedCompiledGraph, check_compiled_graph
 from lazyfx.answers.downloads import OnProgress
-from lazyfx.answers.pictures import sanitize_picture
-from lazyfx.answers.responses import read_message, read_text
-from lazyfx.artifacts.aot_packages import write_package
-from lazyfx.artifacts.fetching import ArtifactClient, ArtifactFetcher
-from lazyfx.artifacts.native_answers import read_artifact
-from lazyfx.artifacts.python_files import PythonFile, python_file
-from lazyfx.artifacts.rebuilding import checked_source, rebuild, rebuild_canonical
-from lazyfx.capture.preparing import Prepared
-from lazyfx.errors import LazyfxError
-from lazyfx.report import Cache, Report, cache_of, report_of
-from lazyfx.shared.formats.exported_program import export_module
-from lazyfx.shared.formats.pickling import package_module, pickle_module
-from lazyfx.shared.formats.torchscript import eager_copy, script_module
-from lazyfx.shared.native.graph_tensors import own_tensors
-from lazyfx.shared.native.native_request import native_request
-from lazyfx.shared.native.text_tokens import restoring_texts, texts_of
-from lazyfx.shared.printable import printable
+from lazyfx.artifacts.python_files import PythonFile
+from lazyfx.calls.async_driver import AsyncDriver
+from lazyfx.module_flows import ModuleFlows
+from lazyfx.report import Cache, Report
 from lazyfx.shared.source.assembly import GeneratedSource
-from lazyfx.shared.torch_lazy_class import LazyGraphModule
-from lazyfx.shared.wire.reading.decode import read_devices
 from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.v1 import graph_pb2
-
-# Kinds that depend on more than the module: provenance describes the one fetched last.
-_NATIVE = (pb.ARTIFACT_KIND_INDUCTOR, pb.ARTIFACT_KIND_AOT_INDUCTOR)
-# Built by this client from the graph, and not signed by the server.
-_CLIENT_KINDS = (
-    pb.ARTIFACT_KIND_PICKLE,
-    pb.ARTIFACT_KIND_PACKAGE,
-    pb.ARTIFACT_KIND_TORCHSCRIPT,
-    pb.ARTIFACT_KIND_EXPORTED_PROGRAM,
-)
 
 
 class AsyncRemoteModule:
@@ -58,36 +26,29 @@ class AsyncRemoteModule:
         cache: Hit, miss or joined, and why.
     """
 
-    def __init__(
-        self, fetcher: ArtifactClient, prepared: Prepared, response: pb.CompileResponse
-    ) -> None:
-        self._fetcher = fetcher
-        self._prepared = prepared
-        self._cache = cache_of(response.cache)
-        self._artifacts = ArtifactFetcher(fetcher, prepared, response)
-        self._performed_here = 0
-        self._callable: GraphModule | None = None
-        self._compiled: CheckedCompiledGraph | None = None
+    def __init__(self, driver: AsyncDriver, flows: ModuleFlows) -> None:
+        self._run = driver.run
+        self._flows = flows
 
     @property
     def key(self) -> str:
         """Hex of the module's key."""
-        return self._artifacts.response.module_key.hex()
+        return self._flows.key
 
     @property
     def digest(self) -> str:
         """Hex of the digest of the graph that was sent."""
-        return self._prepared.encoded.digest.hex()
+        return self._flows.digest
 
     @property
     def cache(self) -> Cache:
         """Hit, miss or joined, and why."""
-        return self._cache
+        return self._flows.cache
 
     @property
     def report(self) -> Report:
         """What the compile did, including recompiles that later fetches caused."""
-        return report_of(self._artifacts.report, performed_here=self._performed_here)
+        return self._flows.report
 
     async def code(self) -> str:
         """The generated Python source, with the caller's own names, for people to read.
@@ -96,9 +57,7 @@ class AsyncRemoteModule:
             DecodeError: The server sent something other than text.
             ServiceError: The server cannot render it.
         """
-        with self._fetcher.refusals.counted():
-            text = read_text(await self._artifacts.get(pb.ARTIFACT_KIND_CODE))
-            return printable(text, len(text))
+        return await self._run(self._flows.code())
 
     async def picture(self) -> str:
         """A drawing of the graph: SVG text without scripts and external references.
@@ -107,8 +66,7 @@ class AsyncRemoteModule:
             DecodeError: The server sent something else.
             ServiceError: The server cannot draw it.
         """
-        with self._fetcher.refusals.counted():
-            return sanitize_picture(await self._artifacts.get(pb.ARTIFACT_KIND_PICTURE))
+        return await self._run(self._flows.picture())
 
     async def graph_module(self) -> GraphModule:
         """A new GraphModule built from graph data, with the caller's own parameters.
@@ -119,21 +77,16 @@ class AsyncRemoteModule:
             DecodeError: The server sent something that is not a graph.
             ServiceError: The server cannot send it.
         """
-        rebuilt = self._rebuild(await self._compiled_graph(), GraphModule)
-        self._prepared.captured.apply_input_checks(rebuilt)
-        self._performed_here += _graph_modules(rebuilt)
-        return rebuilt
+        return await self._run(self._flows.graph_module())
 
     @property
     def built(self) -> GraphModule | None:
         """The module that this handle calls, or None before the first call."""
-        return self._callable
+        return self._flows.built
 
     async def callable_module(self) -> GraphModule:
         """The module that this handle calls, built on first use."""
-        if self._callable is None:
-            self._callable = await self.graph_module()
-        return self._callable
+        return await self._run(self._flows.callable_module())
 
     async def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the module with the inputs that the caller's own graph takes."""
@@ -151,16 +104,14 @@ class AsyncRemoteModule:
             DecodeError: The server sent something that is not a graph.
             ServiceError: The server cannot send the graph.
         """
-        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
-        return await asyncio.to_thread(pickle_module, rebuilt)
+        return await self._run(self._flows.pickle())
 
     async def package(self) -> bytes:
         """The module as a torch.package archive; see `pickle` for its content.
 
         `PackageImporter(path).load_pickle("module", "module.pkl")` of torch.package reads it.
         """
-        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
-        return await asyncio.to_thread(package_module, rebuilt)
+        return await self._run(self._flows.package())
 
     async def torchscript(self) -> bytes:
         """The module as a TorchScript archive for `torch.jit.load`, scripted here.
@@ -172,13 +123,11 @@ class AsyncRemoteModule:
             UnsupportedGraphError: The graph, or its result, cannot be expressed in TorchScript;
                 names the node or the type.
         """
-        rebuilt = self._rebuild(await self._compiled_graph(), LazyGraphModule)
-        self._performed_here += _graph_modules(rebuilt)
-        return script_module(eager_copy(rebuilt))
+        return await self._run(self._flows.torchscript())
 
     async def save_torchscript(self, path: str | Path) -> Path:
         """Write `torchscript()` to a file, for `torch.jit.load`, and return its path."""
-        return await asyncio.to_thread(_write, Path(path), await self.torchscript())
+        return await self._run(self._flows.save(path, self._flows.torchscript()))
 
     async def exported_program(self) -> bytes:
         """The module as an ExportedProgram, as torch.export.save writes it.
@@ -189,13 +138,11 @@ class AsyncRemoteModule:
         Raises:
             UnsupportedGraphError: torch.export cannot express the graph; says why.
         """
-        compiled = await self._compiled_graph()
-        self._performed_here += 1
-        return await asyncio.to_thread(lambda: export_module(self._rebuild(compiled, GraphModule)))
+        return await self._run(self._flows.exported_program())
 
     async def save_exported_program(self, path: str | Path) -> Path:
         """Write `exported_program()` to a file, for `torch.export.load`, and return its path."""
-        return await asyncio.to_thread(_write, Path(path), await self.exported_program())
+        return await self._run(self._flows.save(path, self._flows.exported_program()))
 
     def aot_request(
         self, *, mode: str | None = None, options: Mapping[str, Any] | None = None
@@ -209,10 +156,7 @@ class AsyncRemoteModule:
         Raises:
             LazyfxError: A setting cannot be sent to a server; names it.
         """
-        encoded = self._prepared.encoded
-        body = graph_pb2.GraphBody.FromString(encoded.body)
-        with torch.no_grad():
-            return native_request(read_devices(body, encoded.presentation), mode, options or {})
+        return self._flows.aot_request(mode, options)
 
     async def save_aot_inductor(
         self,
@@ -240,18 +184,10 @@ class AsyncRemoteModule:
             UntrustedArtifactError: It is not signed with a trusted key.
             ServiceError: A subclass, by the status that the server returned.
         """
-        _require_folder(Path(path))
-        request = request or self.aot_request()
-        wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_AOT_INDUCTOR, native=request)
-        texts = texts_of(self._prepared.encoded.body)
-        with restoring_texts(texts):
-            data = await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
-        package = read_artifact(pb.AotPackage, data, request)
-        canonical = rebuild_canonical(
-            await self._compiled_graph(), self._prepared, self._artifacts.constants
+        flow = self._flows.save_aot_inductor(
+            path, request or self.aot_request(), timeout=timeout, on_progress=on_progress
         )
-        tensors = own_tensors(canonical)
-        return await asyncio.to_thread(write_package, package, tensors, Path(path), texts)
+        return await self._run(flow)
 
     async def native(
         self,
@@ -272,16 +208,16 @@ class AsyncRemoteModule:
             UntrustedArtifactError: It is not signed with a trusted key.
             ServiceError: A subclass, by the status that the server returned.
         """
-        wanted = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_INDUCTOR, native=request)
-        return await self._artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
+        flow = self._flows.native(request, timeout=timeout, on_progress=on_progress)
+        return await self._run(flow)
 
     async def save_pickle(self, path: str | Path) -> Path:
         """Write `pickle()` to a file, for `pickle.load`, and return its path."""
-        return await asyncio.to_thread(_write, Path(path), await self.pickle())
+        return await self._run(self._flows.save(path, self._flows.pickle()))
 
     async def save_package(self, path: str | Path) -> Path:
         """Write `package()` to a file and return its path."""
-        return await asyncio.to_thread(_write, Path(path), await self.package())
+        return await self._run(self._flows.save(path, self._flows.package()))
 
     async def python_file(self, name: str = "model.py") -> PythonFile:
         """The module as a Python file that needs only torch, checked against the graph.
@@ -297,10 +233,7 @@ class AsyncRemoteModule:
             ArtifactError: The server's source does not match the graph.
             ServiceError: The server cannot generate it.
         """
-        source = await self.source()
-        module = self._rebuild(await self._compiled_graph(), LazyGraphModule)
-        original = self._prepared.captured.module
-        return await asyncio.to_thread(python_file, module, source, original, name)
+        return await self._run(self._flows.python_file(name))
 
     async def save_code(self, path: str | Path) -> Path:
         """Write `python_file()` to a file, and return its path.
@@ -308,10 +241,7 @@ class AsyncRemoteModule:
         Constants that are in no state_dict are written to a second file: `model.constants.pt` for
         `model.py`.
         """
-        path = Path(path)
-        file = await self.python_file(path.name)
-        await asyncio.to_thread(file.save, path)
-        return path
+        return await self._run(self._flows.save_code(path))
 
     async def provenance(self, kind: str = "graph") -> Provenance:
         """The verified provenance of an artifact: passes, versions, server and dates.
@@ -330,17 +260,7 @@ class AsyncRemoteModule:
             LazyfxError: Unknown kind.
             ServiceError: The server cannot build it.
         """
-        value = pb.ArtifactKind.DESCRIPTOR.values_by_name.get(f"ARTIFACT_KIND_{kind.upper()}")
-        if value is None or value.number in (0, pb.ARTIFACT_KIND_CONSTANT):
-            raise LazyfxError(f"{kind!r} is not a kind of artifact, e.g. 'graph' or 'code'")
-        wanted = pb.ArtifactKind.Value(value.name)
-        if wanted in _CLIENT_KINDS:
-            await self._artifacts.get(pb.ARTIFACT_KIND_GRAPH)
-            found = await self._artifacts.verify_provenance(pb.ARTIFACT_KIND_GRAPH)
-            return replace(found, made_into=kind.lower())
-        if wanted not in _NATIVE:
-            await self._artifacts.get(wanted)
-        return await self._artifacts.verify_provenance(wanted)
+        return await self._run(self._flows.provenance(kind))
 
     async def source(self) -> GeneratedSource:
         """The source that the server generated, including nested graphs, checked against the graph.
@@ -350,53 +270,4 @@ class AsyncRemoteModule:
             ArtifactError: The server's source does not match the graph.
             ServiceError: The server cannot generate it.
         """
-        data = await self._artifacts.get(pb.ARTIFACT_KIND_SOURCE)
-        module = self._rebuild(await self._compiled_graph(), LazyGraphModule)
-        with self._fetcher.refusals.counted():
-            return checked_source(read_message(pb.GeneratedSource, data), module)
-
-    async def _compiled_graph(self) -> CheckedCompiledGraph:
-        if self._compiled is None:
-            data = await self._artifacts.graph_and_constants()
-            prepared = self._prepared
-            with self._fetcher.refusals.counted():
-                self._compiled = check_compiled_graph(
-                    data,
-                    graph_pb2.GraphBody.FromString(prepared.encoded.body),
-                    prepared.requests.whole.passes,
-                    self._fetcher.bounds,
-                )
-        return self._compiled
-
-    def _rebuild(
-        self, compiled: CheckedCompiledGraph, module_class: type[GraphModule]
-    ) -> GraphModule:
-        with self._fetcher.refusals.counted():
-            return rebuild(
-                compiled,
-                self._prepared,
-                self._artifacts.constants,
-                module_class,
-                self._fetcher.bounds.max_seconds,
-            )
-
-
-def _graph_modules(module: GraphModule) -> int:
-    return sum(isinstance(part, GraphModule) for part in module.modules())
-
-
-def _require_folder(path: Path) -> None:
-    """Find out before a long compile that its result could not be written.
-
-    Raises:
-        OSError: The path is a folder, or its folder is not there.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
-
-
-def _write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
+        return await self._run(self._flows.source())

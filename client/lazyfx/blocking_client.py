@@ -1,32 +1,25 @@
-"""The blocking client: the same calls, on an event loop in a thread of its own."""
+"""The blocking client."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar
 
 from typing_extensions import Self
 
 from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
-from lazyfx.async_client import AsyncClient, Job
-from lazyfx.async_module import AsyncRemoteModule
 from lazyfx.blocking_module import RemoteModule
-from lazyfx.calls.event_loop import LoopThread
+from lazyfx.calls.blocking_driver import BlockingDriver
+from lazyfx.calls.many_compiles import ManyCompiles
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
-from lazyfx.capture.preparing import Prepared
+from lazyfx.client_flows import ClientFlows, Job
 from lazyfx.errors import ForkedProcessError, LazyfxError
-from lazyfx.shared.addresses import server_address
-from lazyfx.shared.pass_specs import Modes, Passes, normalize
+from lazyfx.shared.pass_specs import Modes, Passes
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
-
-Answer = TypeVar("Answer")
-
-_CLOSE_SECONDS = 5.0
 
 
 class Client:
@@ -57,32 +50,27 @@ class Client:
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     ) -> None:
-        address = server_address(address)
-        self._loop = LoopThread()
-        self._preparing = threading.Lock()
-
-        async def open_client() -> AsyncClient:
-            return AsyncClient(
-                address,
-                timeout=timeout,
-                on_upload=on_upload,
-                token=token,
-                tls=tls,
-                verify_keys=verify_keys,
-                answer_bounds=answer_bounds,
-            )
-
-        self._client = self._loop.run(open_client())
+        self._flows = ClientFlows(
+            threading.Lock,
+            address,
+            timeout=timeout,
+            on_upload=on_upload,
+            token=token,
+            tls=tls,
+            verify_keys=verify_keys,
+            answer_bounds=answer_bounds,
+        )
+        self._driver = BlockingDriver(self.address, self._flows.access)
 
     @property
     def address(self) -> str:
         """Address of the server."""
-        return self._client.address
+        return self._flows.calls.address
 
     @property
     def refused(self) -> dict[str, int]:
         """Counts of the server's answers that were refused, by the name of the error class."""
-        return self._client.refused
+        return self._flows.refusals.counts()
 
     def __enter__(self) -> Self:
         return self
@@ -100,14 +88,12 @@ class Client:
     def close(self) -> None:
         """Close the connection; pending calls in other threads raise ClosedError at once.
 
-        Handles of this client cannot fetch anything afterwards. A connection that does not close
-        within a few seconds is abandoned, so that the process can exit.
+        Handles of this client cannot fetch anything afterwards.
 
         Raises:
             ForkedProcessError: The client was opened in the process that this one was forked from.
         """
-        if self._loop.close():
-            self._loop.finish(self._client.close(), _CLOSE_SECONDS)
+        self._driver.close()
 
     def compile(
         self,
@@ -122,83 +108,56 @@ class Client:
         send_values: bool = False,
     ) -> RemoteModule:
         """Compile a graph on the server; see `AsyncClient.compile`."""
-        self._loop.require_open()
-        # Capturing and encoding happen in the caller's thread, whose grad mode, autocast
-        # and default device they must see.
-        wanted, modes = normalize(passes), Modes(eager, verify)
-        with self._preparing:
-            prepared = self._client.prepare(
-                what, wanted, example_inputs, modes=modes, send_values=send_values
-            )
-        if prepared.is_unchanged is not None and not skip_cache_lookup:
-            answer = self._loop.run(self._client.compile_if_unchanged(prepared, timeout))
-            if answer is not None:
-                return self._handle(prepared, answer)
-            with self._preparing:
-                prepared = self._client.prepare(
-                    what,
-                    wanted,
-                    example_inputs,
-                    modes=modes,
-                    fresh=True,
-                    send_values=send_values,
-                )
-        answer = self._loop.run(
-            self._client.ask(prepared, timeout, skip_cache_lookup=skip_cache_lookup)
+        flow = self._flows.compile(
+            what,
+            passes,
+            example_inputs,
+            modes=Modes(eager, verify),
+            skip_cache_lookup=skip_cache_lookup,
+            timeout=timeout,
+            send_values=send_values,
         )
-        return self._handle(prepared, answer)
-
-    def _handle(self, prepared: Prepared, response: pb.CompileResponse) -> RemoteModule:
-        return RemoteModule(self._loop, self._client.handle(prepared, response))
+        return RemoteModule(self._driver, self._driver.run(flow))
 
     def compile_many(
         self, jobs: Sequence[Job], *, send_values: bool = False
     ) -> Iterator[tuple[int, RemoteModule | LazyfxError]]:
         """Compile many graphs over one stream; see `AsyncClient.compile_many`."""
-        self._loop.require_open()
-        # Captured at once and in the caller's thread, as `compile` does.
-        with self._preparing:
-            prepared = self._client.prepare_many(jobs, send_values=send_values)
-        return self._results(prepared)
+        self._driver.require_open()
+        return self._results(self._flows.compile_many(jobs, send_values=send_values))
 
-    def _results(
-        self, prepared: Sequence[Prepared]
-    ) -> Iterator[tuple[int, RemoteModule | LazyfxError]]:
-        answers = self._client.compile_prepared(prepared)
-        while (answer := self._loop.run(_next(answers))) is not None:
-            i, result = answer
-            if isinstance(result, AsyncRemoteModule):
-                yield i, RemoteModule(self._loop, result)
-            else:
-                yield i, result
+    def _results(self, many: ManyCompiles) -> Iterator[tuple[int, RemoteModule | LazyfxError]]:
+        with contextlib.closing(many):
+            while (found := self._driver.run(self._flows.next_of_many(many))) is not None:
+                i, result = found
+                if isinstance(result, LazyfxError):
+                    yield i, result
+                else:
+                    yield i, RemoteModule(self._driver, result)
 
     def passes(self) -> list[pb.PassDescription]:
         """The passes that the server runs, by name."""
-        return self._loop.run(self._client.passes())
+        return self._driver.run(self._flows.passes())
 
     def pipelines(self) -> dict[str, str]:
         """The named pipelines, and the passes of each."""
-        return self._loop.run(self._client.pipelines())
+        return self._driver.run(self._flows.pipelines())
 
     def server_info(self) -> pb.GetServerInfoResponse:
         """Versions, devices, limits and artifact kinds of the server."""
-        return self._loop.run(self._client.server_info())
+        return self._driver.run(self._flows.calls.server_info())
 
     def is_ready(self, seconds: float = 1.0) -> bool:
         """Whether a connection to the server can be established within that many seconds."""
-        return self._loop.run(self._client.is_ready(seconds))
+        return self._driver.is_ready(seconds)
 
     def require_trusted(self) -> None:
         """Check that artifacts which can hold code would be opened; see `AsyncClient`."""
-        self._loop.run(self._client.require_trusted())
+        self._driver.run(self._flows.verifier.require_trusted())
 
     def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""
-        return self._loop.run(self._client.stats())
-
-
-async def _next(answers: AsyncIterator[Answer]) -> Answer | None:
-    return await anext(answers, None)
+        return self._driver.run(self._flows.calls.stats())
 
 
 def connect(

@@ -10,8 +10,8 @@ from torch.fx import GraphModule
 
 from lazyfx.answers.downloads import OnProgress
 from lazyfx.artifacts.python_files import PythonFile
-from lazyfx.async_module import AsyncRemoteModule
-from lazyfx.calls.event_loop import LoopThread
+from lazyfx.calls.blocking_driver import BlockingDriver
+from lazyfx.module_flows import ModuleFlows
 from lazyfx.report import Cache, Report
 from lazyfx.shared.picture import Picture
 from lazyfx.shared.source.assembly import GeneratedSource
@@ -29,9 +29,9 @@ class RemoteModule:
         report: What the compile did, including recompiles that later fetches caused.
     """
 
-    def __init__(self, loop: LoopThread, remote: AsyncRemoteModule) -> None:
-        self._loop = loop
-        self._remote = remote
+    def __init__(self, driver: BlockingDriver, flows: ModuleFlows) -> None:
+        self._run = driver.run
+        self._flows = flows
 
     def __repr__(self) -> str:
         report = self.report
@@ -44,43 +44,41 @@ class RemoteModule:
     @property
     def key(self) -> str:
         """Hex of the module's key."""
-        return self._remote.key
+        return self._flows.key
 
     @property
     def digest(self) -> str:
         """Hex of the digest of the graph that was sent."""
-        return self._remote.digest
+        return self._flows.digest
 
     @property
     def cache(self) -> Cache:
         """Hit, miss or joined, and why."""
-        return self._remote.cache
+        return self._flows.cache
 
     @property
     def report(self) -> Report:
         """What the compile did, including recompiles that later fetches caused."""
-        return self._remote.report
+        return self._flows.report
 
     @property
     def code(self) -> str:
         """The generated Python source, in the caller's own names. See `AsyncRemoteModule.code`."""
-        return self._loop.run(self._remote.code())
+        return self._run(self._flows.code())
 
     def graph_module(self) -> GraphModule:
         """A new GraphModule from graph data; see `AsyncRemoteModule.graph_module`."""
-        return self._loop.run(self._remote.graph_module())
+        return self._run(self._flows.graph_module())
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the module, in this thread, with the inputs that the caller's graph takes."""
         # What was built needs no client: it also runs after `close`, and in a forked process.
-        built = self._remote.built
-        if built is None:
-            built = self._loop.run(self._remote.callable_module())
+        built = self._flows.built or self._run(self._flows.callable_module())
         return built(*inputs, **kwargs)
 
     def picture(self) -> Picture:
         """A drawing of the graph; displays itself in a notebook."""
-        return Picture(self._loop.run(self._remote.picture()))
+        return Picture(self._run(self._flows.picture()))
 
     def native(
         self,
@@ -89,45 +87,40 @@ class RemoteModule:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> bytes:
-        """The native artifact; see `AsyncRemoteModule.native`.
-
-        `on_progress` is called in another thread.
-        """
-        return self._loop.run(
-            self._remote.native(request, timeout=timeout, on_progress=on_progress)
-        )
+        """The native artifact; see `AsyncRemoteModule.native`."""
+        return self._run(self._flows.native(request, timeout=timeout, on_progress=on_progress))
 
     def source(self) -> GeneratedSource:
         """The generated source, checked against the graph; see `AsyncRemoteModule.source`."""
-        return self._loop.run(self._remote.source())
+        return self._run(self._flows.source())
 
     def python_file(self, name: str = "model.py") -> PythonFile:
         """A Python file that needs only torch; see `AsyncRemoteModule.python_file`."""
-        return self._loop.run(self._remote.python_file(name))
+        return self._run(self._flows.python_file(name))
 
     def save_code(self, path: str | Path) -> Path:
         """Write a Python file and its constants; see `AsyncRemoteModule.save_code`."""
-        return self._loop.run(self._remote.save_code(path))
+        return self._run(self._flows.save_code(path))
 
     def save_pickle(self, path: str | Path) -> Path:
         """Write a file for `pickle.load` that needs only torch; see `AsyncRemoteModule.pickle`."""
-        return self._loop.run(self._remote.save_pickle(path))
+        return self._run(self._flows.save(path, self._flows.pickle()))
 
     def save_package(self, path: str | Path) -> Path:
         """Write a file for `torch.package.PackageImporter`; see `AsyncRemoteModule.package`."""
-        return self._loop.run(self._remote.save_package(path))
+        return self._run(self._flows.save(path, self._flows.package()))
 
     def provenance(self, kind: str = "graph") -> Provenance:
         """The verified provenance of an artifact; see `AsyncRemoteModule.provenance`."""
-        return self._loop.run(self._remote.provenance(kind))
+        return self._run(self._flows.provenance(kind))
 
     def save_torchscript(self, path: str | Path) -> Path:
         """Write a file for `torch.jit.load`; see `AsyncRemoteModule.torchscript`."""
-        return self._loop.run(self._remote.save_torchscript(path))
+        return self._run(self._flows.save(path, self._flows.torchscript()))
 
     def save_exported_program(self, path: str | Path) -> Path:
         """Write a file for `torch.export.load`; see `AsyncRemoteModule.exported_program`."""
-        return self._loop.run(self._remote.save_exported_program(path))
+        return self._run(self._flows.save(path, self._flows.exported_program()))
 
     def save_aot_inductor(
         self,
@@ -140,9 +133,10 @@ class RemoteModule:
     ) -> Path:
         """Write a package for serving; see `AsyncRemoteModule.save_aot_inductor`.
 
-        `mode` and `options` are those of torch.compile. `on_progress` is called in another thread.
+        `mode` and `options` are those of torch.compile.
         """
-        request = self._remote.aot_request(mode=mode, options=options)
-        return self._loop.run(
-            self._remote.save_aot_inductor(path, request, timeout=timeout, on_progress=on_progress)
+        request = self._flows.aot_request(mode, options)
+        flow = self._flows.save_aot_inductor(
+            path, request, timeout=timeout, on_progress=on_progress
         )
+        return self._run(flow)

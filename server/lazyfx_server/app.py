@@ -175,6 +175,7 @@ class App:
             costs=costs,
             max_source_bytes=settings.requests.max_source_bytes,
         )
+        pacing = RefusalPacing(settings.calls.max_refused_rate)
         blobs = Blobs(self._store, settings.uploads)
         service = GraphCompilerService(
             compiler=self._compiler,
@@ -199,13 +200,10 @@ class App:
                 lambda: self._native.status,
             ),
             store_stats=self._store.stats,
-            quotas=quotas,
+            pacing=pacing,
         )
         self._interceptor = CallInterceptor(
-            callers,
-            deferred,
-            settings.calls.max_call_seconds,
-            RefusalPacing(settings.calls.max_refused_rate),
+            callers, quotas, deferred, settings.calls.max_call_seconds, pacing
         )
         self._server = GrpcServer(
             service,

@@ -87,7 +87,7 @@ def native_compiles(
     timeout, area, protection = native.native_timeout, WorkArea(), pools.protection
     workers = NativeWorkers(
         (pools.jobs, pools.builds),
-        Jobs(pools.jobs, timeout, crashes, setting="native_timeout", observer=observer),
+        Jobs(pools.jobs, timeout, crashes, bounds="native", observer=observer),
         Builds(pools.builds, pools.compiler, timeout, area, observer, pools.owner),
         area,
         pools.owner,

@@ -343,7 +343,19 @@ ROLES: dict[str, tuple[Lies, str]] = {
         answers(report=pb.CompileReport(seconds=float("nan"))),
         "compile",
     ),
+    "reports passes without end": (
+        answers(report=pb.CompileReport(passes=[pb.PassReport(name="x")] * 200_000)),
+        "compile",
+    ),
+    "reports modules without end": (
+        answers(report=pb.CompileReport(modules=[pb.ModuleReport(path="x")] * 200_000)),
+        "compile",
+    ),
     "fails with details that are none": (fails(unreadable_details()), "compile"),
+    "asks to come back at once, for ever": (
+        fails(rich_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "later", retry_after=0.0)),
+        "slow",
+    ),
     "fails and asks to wait": (
         fails(rich_status(grpc.StatusCode.RESOURCE_EXHAUSTED, CONTROL, retry_after=1e9)),
         "compile",

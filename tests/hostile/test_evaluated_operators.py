@@ -22,14 +22,14 @@ from hostile.fitting_calls import CALLS
 from hostile.wild_operators import operators
 
 from lazyfx_server.passes.analysis.evaluation import is_reviewed
-from lazyfx_server.passes.analysis.evaluation.composed import is_composed
+from lazyfx_server.passes.analysis.evaluation.composite_operators import is_reviewed_composite
 
 _PROGRAM = Path(__file__).with_name("evaluating.py")
 _SEED = 14
 # glibc fills memory with these, also what it would give out again as it is.
 _FILLS = (0x5A, 0xC3)
 _TOGETHER = 8
-_REVIEWED = [str(o) for o in operators() if is_reviewed(o) or is_composed(o)]
+_REVIEWED = [str(o) for o in operators() if is_reviewed(o) or is_reviewed_composite(o)]
 
 
 def _groups(names: list[str]) -> list[list[str]]:

@@ -43,7 +43,7 @@ def touch(client: lazyfx.Client, what: str, folder: Path) -> None:
     elif what == "package":
         module.save_package(folder / "file")
     elif what == "source":
-        module._loop.run(module._remote.source())
+        module.source()
     elif what == "picture":
         module.picture()
     elif what == "code":

@@ -149,7 +149,9 @@ def test_tokens_come_and_go_without_a_restart_and_are_written_nowhere(
     with lazyfx.connect(server.address, token=token) as client:
         assert client.stats() is not None
     token_file.write_text(kept)
-    wait_until(lambda: any("not 'id sha256 tenant'" in line for line in server.log), "a log line")
+    wait_until(
+        lambda: any("expected 'id sha256 tenant'" in line for line in server.log), "a log line"
+    )
     assert token_file.stat().st_mode & 0o077 == 0
     for secret in (token, second):
         assert secret not in token_file.read_text()

@@ -383,7 +383,7 @@ def test_calls_that_no_import_finds_are_made_again(kind: str, assemble: Assemble
     from torch import _numpy as arrays
     from torch._dynamo import utils
 
-    from lazyfx.shared.wire.targets.twins import lower_version_count_by_1
+    from lazyfx.shared.wire.targets.canonical_callables import lower_version_count_by_1
 
     graph = torch.fx.Graph()
     x = graph.placeholder("x")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import models
 import pytest
+from torch import Tensor, nn
 from wire import captures
 from wire.captures import Capture
 
@@ -23,20 +26,34 @@ KINDS = (
 )
 
 
+WAYS = {
+    "symbolic": captures.symbolic,
+    "export": captures.exported,
+    "dynamo": captures.dynamo,
+    "forward": captures.aot,
+    "backward": captures.aot,
+}
+
+
+@cache
+def _model(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    found: tuple[nn.Module, dict[str, Tensor]] = getattr(models, name)()
+    return found
+
+
+class _Captured(dict[str, Capture]):
+    def __missing__(self, key: str) -> Capture:
+        name, _, kind = key.partition("-")
+        for capture in reversed(WAYS[kind](*_model(name))):
+            self[f"{name}-{capture.label.rstrip('0123456789')}"] = capture
+        assert key in self, "this way gives no such graph"
+        return self[key]
+
+
 @pytest.fixture(scope="session")
 def captured() -> dict[str, Capture]:
-    """Captures by "<model>-<kind>"; copy a module before changing it."""
-    found: dict[str, Capture] = {}
-    for name in ("gpt2", "bert", "resnet50"):
-        model, example = getattr(models, name)()
-        made = [*captures.exported(model, example), *captures.dynamo(model, example)]
-        if name != "bert":
-            made += captures.aot(model, example)
-        if name == "resnet50":
-            made += captures.symbolic(model, example)
-        for capture in made:
-            found.setdefault(f"{name}-{capture.label.rstrip('0123456789')}", capture)
-    return found
+    """Captures by "<model>-<kind>", each made when it is asked for; copy a module to change it."""
+    return _Captured()
 
 
 @pytest.fixture(params=KINDS)

@@ -166,7 +166,7 @@ def test_the_sum_of_all_results_is_bounded() -> None:
             x = g.call_function(torch.add, (x, g.call_function(torch.ones, ((8,),))))
         return x
 
-    with pytest.raises(PassError) as caught:
+    with pytest.raises(PassError, match="setting max_folded_bytes") as caught:
         run(graph(build), fold, limits=PassLimits(max_folded_bytes=127))
     assert caught.value.kind == "limit"
     assert caught.value.pass_name == "constant_fold"

@@ -23,10 +23,10 @@ from lazyfx_server.passes.analysis.evaluation import (
     without_real_constants,
 )
 from lazyfx_server.passes.analysis.evaluation import reviewed_operators as rules
-from lazyfx_server.passes.analysis.evaluation.composed import (
-    COMPOSED,
-    NotComposedError,
-    check_composed,
+from lazyfx_server.passes.analysis.evaluation.composite_operators import (
+    REVIEWED_COMPOSITES,
+    UnreviewedCompositeError,
+    check_composite,
 )
 from lazyfx_server.passes.analysis.fake_run import FakeRun
 from lazyfx_server.passes.verify import NumericVerifier
@@ -173,11 +173,13 @@ def test_what_is_made_of_others_runs_only_if_it_was_reviewed() -> None:
             if not operator.has_kernel_for_dispatch_key(_COMPOSITE):
                 continue
             plain = name if name.endswith("__") else name.removesuffix("_")
-            known = space == "aten" and not {name, plain}.isdisjoint(COMPOSED | rules.RULES.keys())
+            known = space == "aten" and not {name, plain}.isdisjoint(
+                REVIEWED_COMPOSITES | rules.RULES.keys()
+            )
             listed += known
             for called in (operator, packet):
-                with contextlib.nullcontext() if known else pytest.raises(NotComposedError):
-                    check_composed(called, (), {})
+                with contextlib.nullcontext() if known else pytest.raises(UnreviewedCompositeError):
+                    check_composite(called, (), {})
     assert listed > 250
 
 

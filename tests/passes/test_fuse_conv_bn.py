@@ -153,7 +153,7 @@ def test_statistics_that_are_inputs_are_told_of() -> None:
 
 
 def test_new_weights_are_bounded() -> None:
-    with pytest.raises(PassError) as caught:
+    with pytest.raises(PassError, match="setting max_folded_bytes") as caught:
         run(symbolic_trace(trained(*_plain())), fuse, limits=PassLimits(max_folded_bytes=8))
     assert caught.value.kind == "limit"
 

@@ -47,7 +47,7 @@ def test_the_limit_is_raised_or_told(soft: int, hard: int, *, warns: bool) -> No
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert int(run.stdout) == hard
-    assert ("file descriptors" in run.stderr) is warns
+    assert ("limit on open files" in run.stderr) is warns
 
 
 def test_a_server_without_descriptors_says_so_and_lives(launch) -> None:

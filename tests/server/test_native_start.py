@@ -32,7 +32,7 @@ Launch = Callable[..., "RunningServer"]
     ],
 )  # fmt: skip
 def test_native_was_a_switch_and_still_is_one(given: list[str], meant: str) -> None:
-    assert load(given).native == meant
+    assert load(given).native.native == meant
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_native_was_a_switch_and_still_is_one(given: list[str], meant: str) -> N
 )
 def test_native_in_the_environment(value: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAZYFX_NATIVE", value)
-    assert load([]).native == meant
+    assert load([]).native.native == meant
 
 
 def broken_compiler(folder: Path) -> str:
@@ -80,8 +80,8 @@ def test_optional_starts_and_says_why_there_are_none(launch: Launch) -> None:
 def test_a_kernel_that_lacks_a_layer_asks_for_unconfined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "available", lambda: ("privileges", "limits"))
     with pytest.raises(pools.NativeUnavailable, match=r"landlock, seccomp.*--native-unconfined"):
-        pools.native_protection(load(["--native"]))
-    held = pools.native_protection(load(["--native", "--native-unconfined"]))
+        pools.native_protection(load(["--native"]).native)
+    held = pools.native_protection(load(["--native", "--native-unconfined"]).native)
     assert held.layers == ()
     assert {"landlock", "seccomp"} <= set(held.missing)
 
@@ -89,9 +89,9 @@ def test_a_kernel_that_lacks_a_layer_asks_for_unconfined(monkeypatch: pytest.Mon
 def test_another_user_is_taken_where_python_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "available", lambda: pools.LAYERS)
     monkeypatch.setattr(pools, "other_user", lambda: (4711, ""))
-    assert pools.native_protection(load(["--native"])).layers[-1] == "user"
+    assert pools.native_protection(load(["--native"]).native).layers[-1] == "user"
     monkeypatch.setattr(pools, "other_user", lambda: (None, "/root is readable by root only"))
-    assert pools.native_protection(load(["--native"])).missing == ("user",)
+    assert pools.native_protection(load(["--native"]).native).missing == ("user",)
     assert os.geteuid() >= 0
 
 

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
 
-from lazyfx_server.rpc.interceptors import _forget_frames
+from in_process import compiling_parts
+from inline_executor import InlineExecutor
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.limits.quotas import Quotas
+from lazyfx_server.jobs.graph_job import run_job
+from lazyfx_server.rpc.caller import Caller, enter
+from lazyfx_server.rpc.interceptors import forget_frames
 from lazyfx_server.rpc.pacing import MAX_SECONDS, UNCOUNTED_BYTES, RefusalPacing
+from lazyfx_server.rpc.service import GraphCompilerService
+from lazyfx_server.settings.limits import CallLimits, QuotaLimits
 
 MB = 2**20
 
@@ -71,7 +83,34 @@ def test_a_refusal_that_is_kept_keeps_no_request() -> None:
             kept = error
         del large
         assert gone() is not None, "the frames hold it"
-        _forget_frames(kept)
+        forget_frames(kept)
         assert gone() is None
     finally:
         gc.enable()
+
+
+async def test_refused_requests_of_a_batch_are_refused_bytes_of_their_connection(
+    tmp_path: Path,
+) -> None:
+    """And those that are served, or told to send more, are not."""
+    wrong = pb.CompileBatchRequest(request_id=1, request=pb.CompileRequest(verify=True))
+    missing = pb.CompileBatchRequest(
+        request_id=2, request=pb.CompileRequest(graph_digest={"sha256": bytes(32)})
+    )
+    pacing = RefusalPacing(MB, _Clock())
+
+    async def requests() -> AsyncIterator[bytes]:
+        for message in (wrong, missing, wrong):
+            yield message.SerializeToString()
+
+    async with compiling_parts(tmp_path, InlineExecutor(run_job)) as parts:
+        service = GraphCompilerService(
+            compiler=parts.compiler, artifacts=parts.artifacts, decoder=parts.decoder,
+            limits=CallLimits(), pacing=pacing, blobs=None, ledger=None, registry=None,
+            named=None, facts=None, store_stats=None,
+        )  # fmt: skip
+        enter(Caller(parts.tenant, Quotas(QuotaLimits())))
+        context = SimpleNamespace(peer=lambda: "ipv4:127.0.0.1:1")
+        codes = {a.error.code async for a in service.CompileBatch(requests(), context)}
+    assert codes == {3, 9}
+    assert pacing._debts["ipv4:127.0.0.1:1"][0] == 2 * wrong.ByteSize()

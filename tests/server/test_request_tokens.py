@@ -75,7 +75,9 @@ def test_the_third_compile_sends_a_token_only(server):
     module = graph_of(4.0)
     with lazyfx.connect(server.address) as client:
         statuses = [client.compile(module, [DCE]).cache.status for _ in range(4)]
-        sent = client._client._compile_caller.first_request(client._client.prepare(module, [DCE]))
+        sent = client._flows.compile_caller.first_request(
+            client._flows.preparer.prepare(module, [DCE])
+        )
     assert statuses == ["miss", "hit", "hit", "hit"]
     assert sent.ByteSize() == 34
 

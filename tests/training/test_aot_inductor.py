@@ -132,7 +132,7 @@ def sent_by(server: Any, remote: lazyfx.RemoteModule) -> bytes:
     wanted = pb.GetArtifactRequest(
         module_key=bytes.fromhex(remote.key),
         kind=pb.ARTIFACT_KIND_AOT_INDUCTOR,
-        native=remote._remote.aot_request(),
+        native=remote._flows.aot_request(None, None),
     )
     with connected(server.address) as stub:
         return b"".join(part.chunk.data for part in stub.GetArtifact(wanted))
@@ -198,7 +198,7 @@ def test_it_is_there_for_the_tenant_alone_that_asked(
         wanted = pb.GetArtifactRequest(
             module_key=bytes.fromhex(made.key),
             kind=pb.ARTIFACT_KIND_AOT_INDUCTOR,
-            native=made._remote.aot_request(),
+            native=made._flows.aot_request(None, None),
         )
     with connected(server.address) as stub:
         shown = [("authorization", f"Bearer {bob}")]

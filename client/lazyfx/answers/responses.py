@@ -16,13 +16,16 @@ Read = TypeVar("Read", bound=Message)
 
 _KEY_BYTES: Final = 32
 _MAX_CONSTANTS: Final = 200_000
+# Of a report, which is shown as a whole; a request has 64 passes unless its server allows more.
+_MAX_REPORTED = {"passes": 4096, "modules": 100_000}
 
 
 def check_response(response: pb.CompileResponse, bounds: AnswerBounds) -> None:
     """Check the answer to a compile.
 
     Raises:
-        ProtocolError: A key or a digest is malformed, or the constants are too many or large.
+        ProtocolError: A key or a digest is malformed, the report is too long, or the constants are
+            too many or large.
     """
     if len(response.module_key) != _KEY_BYTES:
         raise ProtocolError("must be 32 bytes long", field="module_key")
@@ -32,6 +35,12 @@ def check_response(response: pb.CompileResponse, bounds: AnswerBounds) -> None:
     seconds = (report.seconds, report.pass_seconds, report.queue_seconds, report.saved_seconds)
     if not all(map(math.isfinite, seconds)):
         raise ProtocolError("invalid duration", field="report")
+    for part, most in _MAX_REPORTED.items():
+        found = len(getattr(report, part))
+        if found > most:
+            raise ProtocolError(
+                f"has {found} entries; at most {most} are allowed", field=f"report.{part}"
+            )
     if not response.constants:
         return
     if len(response.constants) > _MAX_CONSTANTS:

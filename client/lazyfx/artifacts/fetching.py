@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Protocol
 
@@ -11,7 +10,8 @@ from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.capture.preparing import Prepared
 from lazyfx.errors import LazyfxError, NotFoundError
-from lazyfx.trust.verifying import Provenance
+from lazyfx.flows import Flow, Lock, Locked
+from lazyfx.trust.verifying import Provenance, Verifier
 from lazyfx.v1 import compiler_pb2 as pb
 
 _MAX_RENEWALS = 3
@@ -23,26 +23,23 @@ class ArtifactClient(Protocol):
     Attributes:
         bounds: Bounds on answers of the server.
         refusals: Counts refused answers.
+        verifier: Checks signatures.
     """
 
     bounds: AnswerBounds
     refusals: Refusals
+    verifier: Verifier
 
-    async def fetch(
+    def fetch(
         self,
         request: pb.GetArtifactRequest,
         *,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-    ) -> tuple[bytes, pb.ArtifactTrailer]:
+    ) -> Flow[tuple[bytes, pb.ArtifactTrailer]]:
         """Fetch a complete artifact and check its signature."""
 
-    async def verify_provenance(
-        self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
-    ) -> Provenance:
-        """The signed provenance of an artifact."""
-
-    async def recompile(self, prepared: Prepared) -> pb.CompileResponse:
+    def recompile(self, prepared: Prepared) -> Flow[pb.CompileResponse]:
         """Recompile a module that the server evicted."""
 
 
@@ -56,7 +53,7 @@ class ArtifactFetcher:
     """
 
     def __init__(
-        self, fetcher: ArtifactClient, prepared: Prepared, response: pb.CompileResponse
+        self, fetcher: ArtifactClient, prepared: Prepared, response: pb.CompileResponse, lock: Lock
     ) -> None:
         self._fetcher = fetcher
         self._prepared = prepared
@@ -65,56 +62,62 @@ class ArtifactFetcher:
         self.constants: dict[bytes, bytes] = {}
         self._fetched: dict[int, bytes] = {}
         self._trailers: dict[int, pb.ArtifactTrailer] = {}
-        self._lock = asyncio.Lock()
+        self._lock = lock
 
     @property
     def response(self) -> pb.CompileResponse:
         """The server's latest response: a new one after a recompile."""
         return self._response
 
-    async def get(
+    def get(
         self,
         kind: pb.ArtifactKind.ValueType,
         purpose: pb.ArtifactKind.ValueType = pb.ARTIFACT_KIND_UNSPECIFIED,
-    ) -> bytes:
+    ) -> Flow[bytes]:
         """An artifact of this module, fetched once."""
-        async with self._lock:
-            if kind not in self._fetched:
-                request = pb.GetArtifactRequest(kind=kind, purpose=purpose)
-                if kind != pb.ARTIFACT_KIND_GRAPH:
-                    request.presentation.CopyFrom(self._prepared.encoded.presentation)
-                data = await self.fetch(request)
-                self._fetched[kind] = data
-            return self._fetched[kind]
+        data: bytes = yield Locked(self._lock, self._get(kind, purpose))
+        return data
 
-    async def graph_and_constants(self) -> bytes:
+    def _get(
+        self, kind: pb.ArtifactKind.ValueType, purpose: pb.ArtifactKind.ValueType
+    ) -> Flow[bytes]:
+        if kind not in self._fetched:
+            request = pb.GetArtifactRequest(kind=kind, purpose=purpose)
+            if kind != pb.ARTIFACT_KIND_GRAPH:
+                request.presentation.CopyFrom(self._prepared.encoded.presentation)
+            data = yield from self.fetch(request)
+            self._fetched[kind] = data
+        return self._fetched[kind]
+
+    def graph_and_constants(self) -> Flow[bytes]:
         """Graph data of this module; also fetches the passes' constants, into `constants`.
 
         Raises:
             ServiceError: The server cannot send them, or repeatedly evicts the module.
         """
         for _ in range(_MAX_RENEWALS):
-            data = await self.get(pb.ARTIFACT_KIND_GRAPH)
-            async with self._lock:
-                response = self._response
-                for digest in response.constants:
-                    if digest.sha256 not in self.constants:
-                        request = pb.GetArtifactRequest(
-                            kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest
-                        )
-                        self.constants[digest.sha256] = await self.fetch(request)
-                # If it was recompiled meanwhile, it may have other constants.
-                if response.module_key == self._response.module_key:
-                    return data
+            data = yield from self.get(pb.ARTIFACT_KIND_GRAPH)
+            # If it was recompiled meanwhile, it may have other constants.
+            if (yield Locked(self._lock, self._fetch_constants())):
+                return data
         raise NotFoundError("the server repeatedly evicted the module", code="NOT_FOUND")
 
-    async def fetch(
+    def _fetch_constants(self) -> Flow[bool]:
+        """Fetch the constants; False if the module was compiled under another key meanwhile."""
+        response = self._response
+        for digest in response.constants:
+            if digest.sha256 not in self.constants:
+                request = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest)
+                self.constants[digest.sha256] = yield from self.fetch(request)
+        return response.module_key == self._response.module_key
+
+    def fetch(
         self,
         request: pb.GetArtifactRequest,
         *,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
-    ) -> bytes:
+    ) -> Flow[bytes]:
         """Fetch an artifact; the module key of the request is filled in here.
 
         If the server has evicted the module, it is recompiled once, from the same encoded graph and
@@ -128,12 +131,12 @@ class ArtifactFetcher:
         fetch = partial(self._fetcher.fetch, timeout=timeout, on_progress=on_progress)
         asked = request.module_key = self._response.module_key
         try:
-            data, trailer = await fetch(request)
+            data, trailer = yield from fetch(request)
         except NotFoundError:
             if self._response.module_key == asked:
-                self._adopt_recompiled(await self._fetcher.recompile(self._prepared))
+                self._adopt_recompiled((yield from self._fetcher.recompile(self._prepared)))
             request.module_key = self._response.module_key
-            data, trailer = await fetch(request)
+            data, trailer = yield from fetch(request)
         self._trailers[request.kind] = trailer
         recompiles = self.report.recompiles
         if trailer.recompiles.performed > recompiles.performed:
@@ -156,7 +159,7 @@ class ArtifactFetcher:
             self.report = response.report
         self._response = response
 
-    async def verify_provenance(self, kind: pb.ArtifactKind.ValueType) -> Provenance:
+    def verify_provenance(self, kind: pb.ArtifactKind.ValueType) -> Flow[Provenance]:
         """The signed provenance of a fetched artifact.
 
         Raises:
@@ -165,4 +168,4 @@ class ArtifactFetcher:
         if kind not in self._trailers:
             raise LazyfxError("this artifact has not been fetched yet")
         request = pb.GetArtifactRequest(module_key=self._response.module_key, kind=kind)
-        return await self._fetcher.verify_provenance(request, self._trailers[kind])
+        return (yield from self._fetcher.verifier.verify_provenance(request, self._trailers[kind]))

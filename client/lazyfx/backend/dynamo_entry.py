@@ -15,12 +15,12 @@ from lazyfx.backend.agreement import DisagreementError, RankStatus, agree
 from lazyfx.backend.fallback_report import Outcome, records
 from lazyfx.backend.local import compile_locally
 from lazyfx.backend.options import BackendOptions, read_options
+from lazyfx.backend.progress_display import show_progress
 from lazyfx.backend.recording import record
 from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, ask, make_request
 from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.symbolic_floats import InitialFloats, specialize_inputs, specialize_unsent
 from lazyfx.backend.waiting.swapping import DeferredGraph
-from lazyfx.backend.watching import showing_progress
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
 
@@ -90,7 +90,7 @@ class _Graph:
             if not self.options.wait:
                 return self._deferred(session, graph_request)
             self.digest = graph_request.digest()
-            with showing_progress(len(self.module.graph.nodes)) as notice:
+            with show_progress(len(self.module.graph.nodes)) as notice:
                 answer = _request(session, graph_request, notice)
             if not answer.fixed_inputs:
                 answer.enforce()

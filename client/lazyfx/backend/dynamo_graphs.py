@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lazyfx.backend.writes import writes_into_inputs
+from lazyfx.backend.input_mutation import mutates_inputs
 from lazyfx.errors import UnsupportedGraphError
 
 
@@ -114,7 +114,7 @@ def _check_inputs(module: GraphModule, inputs: Sequence[Any]) -> None:
         other = storages.setdefault(storage._cdata, number)  # noqa: SLF001 - storages have no other identity
         if other != number:
             shared = shared or (other, number)
-    if shared and writes_into_inputs(module, inputs):
+    if shared and mutates_inputs(module, inputs):
         raise UnsupportedGraphError(
             f"inputs {shared[0]} and {shared[1]} share memory, and one of them is written to",
             remedy="pass copies of them, or compile the code that makes them too",

@@ -1,15 +1,20 @@
-"""The gRPC channel to a server: what is tried again by gRPC itself, and how it stays alive."""
+"""The gRPC channels to a server: what is tried again by gRPC itself, and how they stay alive."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
+from grpc.experimental import ChannelOptions
 
 from lazyfx.trust.access import Tls
 from lazyfx.trust.credentials import read_file
+from lazyfx.v1 import compiler_pb2 as pb
+
+CLOSED_MEANWHILE = "the client was closed while this call was waiting"
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 # No answer is one large message: artifacts come in chunks.
@@ -53,8 +58,28 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
 )
 
 
-def open_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
-    """A channel to one server; nothing is sent before the first call.
+# The thread that waits for an answer reads it from gRPC itself: no thread is started for a call.
+_IN_ONE_THREAD = (ChannelOptions.SingleThreadedUnaryStream, 1)
+
+
+def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Any]:
+    """The multi-callables of the service by method name; they take and return bytes.
+
+    Args:
+        channel: Of `grpc` or of `grpc.aio`.
+        streams: Take a single answer as a stream of one, which is the same on the wire.
+    """
+    methods = {}
+    for method in pb.DESCRIPTOR.services_by_name["GraphCompiler"].methods:
+        asks = "stream" if method.client_streaming else "unary"
+        one_answer = not method.server_streaming and (method.client_streaming or not streams)
+        multi_callable = getattr(channel, f"{asks}_{'unary' if one_answer else 'stream'}")
+        methods[method.name] = multi_callable(f"/{_SERVICE}/{method.name}")
+    return methods
+
+
+def open_async_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
+    """A channel of an event loop to one server; nothing is sent before the first call.
 
     Args:
         address: "host:port".
@@ -65,6 +90,19 @@ def open_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
     """
     if tls is None:
         return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    credentials, options = _secured(tls)
+    return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def open_blocking_channel(address: str, tls: Tls | None) -> grpc.Channel:
+    """The same for calls that block, of any thread; see `open_async_channel`."""
+    if tls is None:
+        return grpc.insecure_channel(address, options=[*_OPTIONS, _IN_ONE_THREAD])
+    credentials, options = _secured(tls)
+    return grpc.secure_channel(address, credentials, options=[*options, _IN_ONE_THREAD])
+
+
+def _secured(tls: Tls) -> tuple[grpc.ChannelCredentials, Sequence[tuple[str, str | int]]]:
     credentials = grpc.ssl_channel_credentials(
         root_certificates=read_file(tls.ca, "Tls(ca=...)") if tls.ca else None,
         private_key=read_file(tls.key, "Tls(key=...)") if tls.key else None,
@@ -72,7 +110,6 @@ def open_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
         if tls.certificate
         else None,
     )
-    options = list(_OPTIONS)
-    if tls.server_name:
-        options.append(("grpc.ssl_target_name_override", tls.server_name))
-    return grpc.aio.secure_channel(address, credentials, options=options)
+    if not tls.server_name:
+        return credentials, _OPTIONS
+    return credentials, (*_OPTIONS, ("grpc.ssl_target_name_override", tls.server_name))

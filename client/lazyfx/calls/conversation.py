@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from lazyfx.calls.connection import CompileCall, Connection
+from lazyfx.calls.service_calls import CompileCall, ServiceCalls
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.preparing import INLINE_BYTES, Prepared, Preparer
 from lazyfx.errors import MissingBlobsError
+from lazyfx.flows import Flow, Pause
 from lazyfx.shared.missing import BLOB_SUBJECT, VALUE_SUBJECT
 from lazyfx.v1 import compiler_pb2 as pb
 
@@ -20,15 +19,15 @@ class CompileCaller:
     """Asks one server, and remembers what it has.
 
     Args:
-        connection: To the server.
+        calls: Of the server.
         preparer: Supplies what the server says it lacks.
         on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
     """
 
     def __init__(
-        self, connection: Connection, preparer: Preparer, on_upload: Progress | None = None
+        self, calls: ServiceCalls, preparer: Preparer, on_upload: Progress | None = None
     ) -> None:
-        self._connection = connection
+        self._calls = calls
         self._preparer = preparer
         self._on_upload = on_upload
         # Digests that the server is known to have: their graphs need not go along.
@@ -48,9 +47,9 @@ class CompileCaller:
         subjects = [f"{BLOB_SUBJECT}{encoded.digest.hex()}"]
         return self._preparer.provide_missing(prepared, requests.whole, subjects)[0]
 
-    async def compile_if_unchanged(
+    def compile_if_unchanged(
         self, prepared: Prepared, timeout: float | None = None
-    ) -> pb.CompileResponse | None:
+    ) -> Flow[pb.CompileResponse | None]:
         """Ask by the remembered digest, and find out meanwhile whether it still holds.
 
         Args:
@@ -64,18 +63,18 @@ class CompileCaller:
             ServiceError: A subclass, by the status that the server returned.
         """
         request = self.first_request(prepared)
-        call = self._connection.start_compile(request, timeout)
+        call = yield from self._calls.start_compile(request, timeout)
         try:
-            await asyncio.sleep(0)  # here the call is sent
+            yield Pause(0)
             if prepared.is_unchanged is not None and not prepared.is_unchanged():
                 return None
-            return await self._finish(prepared, timeout, request, call)
+            return (yield from self._finish(prepared, timeout, request, call))
         finally:
-            call.cancel()
+            call.first.cancel()
 
-    async def ask(
+    def ask(
         self, prepared: Prepared, timeout: float | None = None, *, skip_cache_lookup: bool = False
-    ) -> pb.CompileResponse:
+    ) -> Flow[pb.CompileResponse]:
         """Send a prepared request, and whatever the server then says it lacks.
 
         Args:
@@ -94,22 +93,22 @@ class CompileCaller:
             request.skip_cache_lookup = True
         else:
             request = self.first_request(prepared)
-        call = self._connection.start_compile(request, timeout)
-        return await self._finish(prepared, timeout, request, call)
+        call = yield from self._calls.start_compile(request, timeout)
+        return (yield from self._finish(prepared, timeout, request, call))
 
-    async def _finish(
+    def _finish(
         self,
         prepared: Prepared,
         timeout: float | None,
         request: pb.CompileRequest,
         call: CompileCall,
-    ) -> pb.CompileResponse:
+    ) -> Flow[pb.CompileResponse]:
         """Finish a call, and make others with what the server says it lacks."""
         requests = prepared.requests
         tries_left = _MAX_TRIES
         while True:
             try:
-                response = await self._connection.finish_compile(call)
+                response = yield from self._calls.finish_compile(call)
             except MissingBlobsError as missing:
                 tries_left -= 1
                 if not tries_left:
@@ -117,17 +116,17 @@ class CompileCaller:
                 if request.request_token:
                     requests.short, request = None, requests.whole
                 else:
-                    request = await self._with_missing(prepared, request, missing)
-                call = self._connection.start_compile(request, timeout)
+                    request = yield from self._with_missing(prepared, request, missing)
+                call = yield from self._calls.start_compile(request, timeout)
             else:
                 self._sent.add(prepared.encoded.digest)
                 if response.request_token and request is requests.whole:
                     requests.short = pb.CompileRequest(request_token=response.request_token)
                 return response
 
-    async def _with_missing(
+    def _with_missing(
         self, prepared: Prepared, request: pb.CompileRequest, missing: MissingBlobsError
-    ) -> pb.CompileRequest:
+    ) -> Flow[pb.CompileRequest]:
         """The request with what was missing; blobs that it names have been uploaded."""
         request, blobs = self._preparer.provide_missing(prepared, request, missing.subjects)
         values = [subject for subject in missing.subjects if subject.startswith(VALUE_SUBJECT)]
@@ -135,5 +134,5 @@ class CompileCaller:
             # Bound at once the next time, which spares a round trip.
             prepared.requests.reads = tuple(values)
         if blobs:
-            await self._connection.upload(blobs, self._on_upload)
+            yield from self._calls.upload(blobs, self._on_upload)
         return request

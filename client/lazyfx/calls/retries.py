@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import random
 import time
 from typing import Final
 
 from lazyfx.errors import OverloadedError, UnavailableError
+from lazyfx.flows import Flow, Pause
 
 # Between tries at least this much, doubled each time: a server may name any number.
 _FIRST_PAUSE_SECONDS: Final = 0.05
@@ -22,19 +21,17 @@ class RetryBudget:
 
     Args:
         seconds: That the call may take in all.
-        closing: Set when the client closes, which ends every wait.
     """
 
-    def __init__(self, seconds: float, closing: asyncio.Event) -> None:
+    def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
-        self._closing = closing
         self._pause = _FIRST_PAUSE_SECONDS
 
     def left(self) -> float:
         """Seconds that are left, never less than none."""
         return max(0.0, self._deadline - time.monotonic())
 
-    async def wait(self, refusal: OverloadedError | UnavailableError) -> None:
+    def wait(self, refusal: OverloadedError | UnavailableError) -> Flow[None]:
         """Wait as long as the server asks.
 
         Raises:
@@ -50,5 +47,4 @@ class RetryBudget:
             raise refusal
         # Half of what is to spare stays for the try itself.
         pause += min(pause * _SPREAD, spare / 2) * random.random()  # noqa: S311 - spreads load only
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), pause)
+        yield Pause(pause)

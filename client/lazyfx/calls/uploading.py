@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from lazyfx.capture.blob import Blob
@@ -15,14 +14,15 @@ from lazyfx.errors import (
     TimedOutError,
     UnavailableError,
 )
+from lazyfx.flows import Flow, Pause
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
 # Called with bytes that the server has, and bytes in all.
 Progress: TypeAlias = Callable[[int, int], None]
-Find: TypeAlias = Callable[[Sequence[graph_pb2.Digest]], Awaitable[pb.FindMissingBlobsResponse]]
-Send: TypeAlias = Callable[[AsyncIterator[pb.UploadBlobsRequest]], Awaitable[object]]
-OnRefused: TypeAlias = Callable[[OverloadedError], Awaitable[None]]
+Find: TypeAlias = Callable[[Sequence[graph_pb2.Digest]], Flow[pb.FindMissingBlobsResponse]]
+Upload: TypeAlias = Callable[[Iterator[bytes]], Flow[object]]
+OnRefused: TypeAlias = Callable[[OverloadedError], Flow[None]]
 
 CHUNK_BYTES = 512 * 1024
 # Servers bound how many one request may ask for (max_digests).
@@ -32,14 +32,14 @@ _MAX_FRUITLESS = 4
 _PAUSE_SECONDS = 0.2
 
 
-async def upload(
+def upload(
     blobs: Sequence[Blob],
     find: Find,
-    send: Send,
+    send: Upload,
     on_progress: Progress | None = None,
     *,
     on_refused: OnRefused,
-) -> None:
+) -> Flow[None]:
     """Send the blobs that a server lacks, chunk by chunk.
 
     When the stream breaks off, the server is asked what has come, and the rest is sent; blobs
@@ -57,26 +57,26 @@ async def upload(
             several times in a row without bringing anything.
     """
     wanted = {blob.digest.sha256: blob for blob in blobs}
-    missing = await _missing(find, wanted)
+    missing = yield from _missing(find, wanted)
     total = sum(blob.digest.size_bytes for blob, _ in missing)
     fruitless = 0
     while missing:
         left = sum(blob.digest.size_bytes - offset for blob, offset in missing)
         try:
-            await send(_chunks(missing, total - left, total, on_progress))
+            yield from send(_chunks(missing, total - left, total, on_progress))
         except InvalidRequestError:
             # What was left of a stream was not what it should have been: from the beginning.
             if not any(offset for _, offset in missing):
                 raise
             missing = [(blob, 0) for blob, _ in missing]
         except OverloadedError as refusal:
-            await on_refused(refusal)
-            missing = await _missing(find, wanted)
+            yield from on_refused(refusal)
+            missing = yield from _missing(find, wanted)
         except (UnavailableError, TimedOutError, ServerFaultError):
             # INTERNAL is gRPC's word for a connection that broke while it wrote. The server has
             # to notice too, before it knows what has come.
-            await asyncio.sleep(_PAUSE_SECONDS * (1 + fruitless))
-            missing = await _missing(find, wanted)
+            yield Pause(_PAUSE_SECONDS * (1 + fruitless))
+            missing = yield from _missing(find, wanted)
             brought = left - sum(blob.digest.size_bytes - offset for blob, offset in missing)
             fruitless = 0 if brought > 0 else fruitless + 1
             if fruitless >= _MAX_FRUITLESS:
@@ -85,13 +85,14 @@ async def upload(
             return
 
 
-async def _missing(find: Find, wanted: dict[bytes, Blob]) -> list[tuple[Blob, int]]:
+def _missing(find: Find, wanted: dict[bytes, Blob]) -> Flow[list[tuple[Blob, int]]]:
     """The blobs that the server lacks, and how much of each it has."""
     digests = [blob.digest for blob in wanted.values()]
     missing: list[tuple[Blob, int]] = []
     for start in range(0, len(digests), DIGESTS_AT_A_TIME):
         some = digests[start : start + DIGESTS_AT_A_TIME]
-        missing += _answered(await find(some), {d.sha256: wanted[d.sha256] for d in some})
+        answer = yield from find(some)
+        missing += _answered(answer, {d.sha256: wanted[d.sha256] for d in some})
     return missing
 
 
@@ -114,18 +115,17 @@ def _answered(
     return missing
 
 
-async def _chunks(
+def _chunks(
     missing: Sequence[tuple[Blob, int]], sent: int, total: int, on_progress: Progress | None
-) -> AsyncIterator[pb.UploadBlobsRequest]:
+) -> Iterator[bytes]:
     if on_progress:
         on_progress(sent, total)
     for blob, start in missing:
         data = blob.read()
         for offset in range(start, max(1, len(data)), CHUNK_BYTES):
             chunk = bytes(data[offset : offset + CHUNK_BYTES])
-            yield pb.UploadBlobsRequest(digest=blob.digest, offset=offset, data=chunk)
+            request = pb.UploadBlobsRequest(digest=blob.digest, offset=offset, data=chunk)
+            yield request.SerializeToString()
             sent += len(chunk)
             if on_progress:
                 on_progress(sent, total)
-            # Lets the loop write what was yielded before more is read.
-            await asyncio.sleep(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -62,7 +63,7 @@ class Prepared:
 
 
 class Preparer:
-    """Captures, encodes and caches graphs; one per client.
+    """Captures, encodes and caches graphs; one per client. Threads may share it.
 
     Args:
         bounds: Bounds on the values that a server may request.
@@ -71,11 +72,15 @@ class Preparer:
     def __init__(self, bounds: AnswerBounds = DEFAULT_BOUNDS) -> None:
         self._bounds = bounds
         self._captures = GraphCapturer()
+        # Torch itself breaks when two threads trace at a time. A graph that is captured may be a
+        # handle, whose client may need this one.
+        self._capturing = threading.RLock()
         self._passes = PassListCache()
         # By identity: tensors compare by value.
         self._digests: MutableMapping[torch.Tensor, tuple[tuple[object, ...], graph_pb2.Digest]] = (
             WeakIdKeyDictionary()
         )
+        self._digests_lock = threading.Lock()
 
     def prepare(
         self,
@@ -102,15 +107,16 @@ class Preparer:
             UnsupportedGraphError: The format does not support the graph; names the node.
             LazyfxError: It cannot be captured, or a pass is malformed.
         """
-        captured = self._captures.capture(what, example_inputs)
-        module = captured.module
-        remembered = None if fresh else remembering.cached_encoding(module)
-        requests_of = self._passes.get(normalize(passes), modes).requests
-        if remembered is None:
-            encoded, is_unchanged = remembering.encode(module), None
-        else:
-            encoded, is_unchanged = remembered.encoded, remembered.is_unchanged
-        requests = requests_of(encoded)
+        with self._capturing:
+            captured = self._captures.capture(what, example_inputs)
+            module = captured.module
+            remembered = None if fresh else remembering.cached_encoding(module)
+            requests_of = self._passes.get(normalize(passes), modes).requests
+            if remembered is None:
+                encoded, is_unchanged = remembering.encode(module), None
+            else:
+                encoded, is_unchanged = remembered.encoded, remembered.is_unchanged
+            requests = requests_of(encoded)
         return self.with_values(Prepared(captured, encoded, requests, is_unchanged, send_values))
 
     def with_values(self, prepared: Prepared) -> Prepared:
@@ -199,10 +205,12 @@ class Preparer:
         if tensor.is_inference():  # such a tensor has no version counter
             return wire.content_digest(tensor)
         looks = (tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype)  # noqa: SLF001
-        known = self._digests.get(tensor)
+        with self._digests_lock:
+            known = self._digests.get(tensor)
         if known is None or known[0] != looks:
             known = (looks, wire.content_digest(tensor))
-            self._digests[tensor] = known
+            with self._digests_lock:
+                self._digests[tensor] = known
         return known[1]
 
     @staticmethod

@@ -23,14 +23,14 @@ def in_fresh_thread(work: Callable[[], T]) -> T:
     Graphs switch these; the switches are thread-local and end with the thread, even if the work
     fails. The caller's context variables are copied.
     """
-    _guard_devices()
+    guard_devices()
     pool = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-graph")
-    with forward_level_left(), pool:
+    with restored_forward_level(), pool:
         return pool.submit(copy_context().run, work).result()
 
 
 @functools.lru_cache(maxsize=1)
-def _guard_devices() -> None:
+def guard_devices() -> None:
     """Create the first fake mode of this process in a long-lived thread.
 
     The first one sets up device guards. In torch 2.11 with CUDA but without a device, they end with
@@ -41,7 +41,7 @@ def _guard_devices() -> None:
 
 
 @contextmanager
-def forward_level_left() -> Iterator[None]:
+def restored_forward_level() -> Iterator[None]:
     """Exit the forward-mode AD level that a graph enters in the block without exiting it.
 
     A process has only one such level, shared by all threads. If it stayed entered, all later

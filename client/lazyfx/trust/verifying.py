@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lazyfx.errors import LazyfxError, UntrustedArtifactError, UntrustedServerError
+from lazyfx.flows import Flow
 from lazyfx.shared.printable import make_printable
 from lazyfx.shared.signing_keys import KEY_BYTES, SIGNED_PREFIX, fingerprint, key_id
 from lazyfx.v1 import compiler_pb2 as pb
@@ -78,7 +79,7 @@ class Verifier:
         *,
         address: str,
         trusts_connection: bool,
-        ask: Callable[[], Awaitable[pb.GetServerInfoResponse]],
+        ask: Callable[[], Flow[pb.GetServerInfoResponse]],
     ) -> None:
         self._pinned = pinned is not None
         self._address = address
@@ -94,7 +95,7 @@ class Verifier:
         """Whether everything must be signed with keys known in advance."""
         return self._pinned
 
-    async def require_trusted(self) -> None:
+    def require_trusted(self) -> Flow[None]:
         """Check, before the server builds anything, that artifacts it signs would be opened.
 
         Raises:
@@ -106,8 +107,8 @@ class Verifier:
         if not self._pinned and not self._trusts_connection:
             raise UntrustedServerError(self._unauthenticated())
         if self._pinned:
-            published = (await self._ask()).verify_keys
-            in_use = published[0].public_key if published else b""
+            info = yield from self._ask()
+            in_use = info.verify_keys[0].public_key if info.verify_keys else b""
             if in_use not in self._keys.values():
                 raise UntrustedServerError(self._changed(in_use))
         self._is_checked = True
@@ -132,9 +133,9 @@ class Verifier:
             f"run `lazyfx trust --replace {self._address}`, or change LAZYFX_VERIFY_KEYS"
         )
 
-    async def check(
+    def check(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
-    ) -> Provenance | None:
+    ) -> Flow[Provenance | None]:
         """Verify a received artifact whose bytes match the digest in its trailer.
 
         Returns:
@@ -145,17 +146,17 @@ class Verifier:
         """
         if request.kind in DATA_KINDS and not self._pinned:
             return None
-        return await self.verify_provenance(request, trailer)
+        return (yield from self.verify_provenance(request, trailer))
 
-    async def verify_provenance(
+    def verify_provenance(
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
-    ) -> Provenance:
+    ) -> Flow[Provenance]:
         """Verify a signature, whatever the kind of artifact; see `check`."""
         name = pb.ArtifactKind.Name(request.kind).removeprefix("ARTIFACT_KIND_").lower()
         signature = trailer.signature
         if not signature.signature:
             raise UntrustedArtifactError(f"the {name} is not signed and was not opened")
-        public_key = await self._key(signature.key_id, name)
+        public_key = yield from self._key(signature.key_id, name)
         try:
             Ed25519PublicKey.from_public_bytes(public_key).verify(
                 signature.signature, SIGNED_PREFIX + signature.statement
@@ -174,9 +175,9 @@ class Verifier:
                 f"the signature of the {name} has invalid dates; it was not opened"
             ) from error
 
-    async def _key(self, wanted: bytes, name: str) -> bytes:
+    def _key(self, wanted: bytes, name: str) -> Flow[bytes]:
         if wanted not in self._keys and not self._pinned:
-            await self._fetch_keys(name)
+            yield from self._fetch_keys(name)
         found = self._keys.get(wanted)
         if found is None:
             known = "pinned key" if self._pinned else "trusted key of the server"
@@ -187,11 +188,12 @@ class Verifier:
             )
         return found
 
-    async def _fetch_keys(self, name: str) -> None:
+    def _fetch_keys(self, name: str) -> Flow[None]:
         """Fetch the keys that the server publishes: at first use, or to add to a known one."""
         if not self._trusts_connection:
             raise UntrustedServerError(f"the {name} was not opened: {self._unauthenticated()}")
-        published = [key.public_key for key in (await self._ask()).verify_keys]
+        info = yield from self._ask()
+        published = [key.public_key for key in info.verify_keys]
         named = {key_id(raw): raw for raw in published if len(raw) == KEY_BYTES}
         if not self._keys or self._keys.keys() & named.keys():
             self._keys = named

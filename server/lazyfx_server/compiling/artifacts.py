@@ -198,7 +198,7 @@ class Artifacts:
         module, kind = resolved.module, resolved.message.kind
         if found := await self._stored.find(resolved.place(kind), module, kind):
             return _Found(found)
-        graph = graph_pb2.CompiledGraph.FromString((await self._stored.graph(module)).data)
+        graph = graph_pb2.CompiledGraph.FromString(await self._stored.graph(module))
         if resolved.kind.maker == "native":
             return await self._make_native(resolved, graph, flight)
         return await self._render(resolved, graph, flight)
@@ -244,7 +244,7 @@ class Artifacts:
                 job.source.ParseFromString(source.data)
         if resolved.kind.holds_constants:
             for digest in module.record.constants:
-                data = (await self._stored.constant(module, digest)).data
+                data = await self._stored.constant(module, digest)
                 job.constants.add(digest=digest, data=data)
         async with self._admission.slot(module.tenant.name):
             flight.mark_running()

@@ -139,7 +139,7 @@ class Compiler:
         self._observer.observe(LookupMade("hit", tenant=whose))
         self._observer.observe(Reused(module.report.seconds, whose))
         self._observer.observe(OverheadSpent("key", spent, whose))
-        # Who asked by the token has it.
+        # A caller that sent the token already has it.
         return module.hit if incoming.request.request_token else module.hit_with(resolved.token)
 
     def _on_abandoned(self, outcome: Outcome) -> None:

@@ -50,7 +50,11 @@ class Pipelines:
         self._lock = threading.Lock()
 
     def expand(self, specs: Sequence[pb.PassSpec]) -> list[pb.PassSpec]:
-        """The passes of a request that was resolved, pipelines' names replaced by passes."""
+        """The passes of a request for a job, names of pipelines replaced by passes.
+
+        Only looks names up: `resolve` has read the list, once for all requests that have it, and
+        remembers what it is called and no message. The worker, another process, reads its own.
+        """
         return self._named.expand(specs)
 
     def resolve(

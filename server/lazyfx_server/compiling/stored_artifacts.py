@@ -71,8 +71,7 @@ class StoredArtifacts:
         if not media_type:
             raise InternalError("the worker rendered an artifact without a media type")
         digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
-        record = worker.ArtifactRecord(data=data, digest=digest, media_type=media_type)
-        self._sign(record, module, kind)
+        record = self._signed(data, digest, media_type, module, kind)
         await self._store.put(f"artifacts/{place.hex()}", record.SerializeToString())
         return record
 
@@ -86,14 +85,14 @@ class StoredArtifacts:
             ModuleNotFoundInCacheError: It was evicted.
         """
         if request.kind == pb.ARTIFACT_KIND_CONSTANT:
-            record = await self.constant(module, request.constant)
+            digest, data = request.constant, await self.constant(module, request.constant)
         else:
-            record = await self.graph(module)
-        self._sign(record, module, request.kind)
-        return record
+            digest, data = module.record.compiled_graph, await self.graph(module)
+        media_type = ARTIFACT_KINDS[request.kind].media_type
+        return self._signed(data, digest, media_type, module, request.kind)
 
-    async def graph(self, module: CompiledModule) -> worker.ArtifactRecord:
-        """The compiled graph of a module, without a signature.
+    async def graph(self, module: CompiledModule) -> bytes:
+        """The serialized CompiledGraph of a module.
 
         Raises:
             ModuleNotFoundInCacheError: It was evicted.
@@ -103,13 +102,10 @@ class StoredArtifacts:
         if data is None:
             self._catalog.forget(module)
             raise ModuleNotFoundInCacheError("the compiled graph was evicted; compile again")
-        media_type = ARTIFACT_KINDS[pb.ARTIFACT_KIND_GRAPH].media_type
-        return worker.ArtifactRecord(data=data, digest=content, media_type=media_type)
+        return data
 
-    async def constant(
-        self, module: CompiledModule, digest: graph_pb2.Digest
-    ) -> worker.ArtifactRecord:
-        """A constant that passes made, without a signature.
+    async def constant(self, module: CompiledModule, digest: graph_pb2.Digest) -> bytes:
+        """A constant that passes made.
 
         Raises:
             InvalidRequestError: The module has no such constant.
@@ -124,16 +120,20 @@ class StoredArtifacts:
         if data is None:
             self._catalog.forget(module)
             raise ModuleNotFoundInCacheError("a constant was evicted; compile again")
-        media_type = ARTIFACT_KINDS[pb.ARTIFACT_KIND_CONSTANT].media_type
-        return worker.ArtifactRecord(data=data, digest=digest, media_type=media_type)
+        return data
 
-    def _sign(
+    def _signed(
         self,
-        record: worker.ArtifactRecord,
+        data: bytes,
+        digest: graph_pb2.Digest,
+        media_type: str,
         module: CompiledModule,
         kind: pb.ArtifactKind.ValueType,
-    ) -> None:
-        record.signature.CopyFrom(self._signer.sign(record.digest, _facts(module, kind)))
+    ) -> worker.ArtifactRecord:
+        signature = self._signer.sign(digest, _facts(module, kind))
+        return worker.ArtifactRecord(
+            data=data, digest=digest, media_type=media_type, signature=signature
+        )
 
 
 def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> StatementFacts:

@@ -203,7 +203,7 @@ def _encode(
     checked: CheckedGraph, module: GraphModule, moved: wire.Origins, result: worker.CompileResult
 ) -> int:
     """Write the module into `result`; return its nodes."""
-    _unregister_made(module, moved)
+    _unregister_created(module, moved)
     encoded = wire.encode(module)
     body = graph_pb2.GraphBody.FromString(encoded.body)
     origins = wire.provenance(checked.body, encoded, moved)
@@ -220,7 +220,7 @@ def _encode(
     return encoded.nodes
 
 
-def _unregister_made(module: GraphModule, moved: wire.Origins) -> None:
+def _unregister_created(module: GraphModule, moved: wire.Origins) -> None:
     """Turn tensors created by passes into plain attributes, wherever they were moved.
 
     torch registers a tensor that it moves into a submodule as a buffer. Values of buffers belong to

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,19 +16,6 @@ Identification = Literal["open", "tokens", "certificates"]
 Metadata = Iterable[tuple[str, str | bytes]]
 
 _BEARER = "bearer "
-_CALLER: ContextVar[Tenant] = ContextVar("lazyfx_caller")
-"""The tenant of the call that this task serves; each call has a task of its own."""
-
-
-def caller() -> Tenant:
-    """The tenant of the call that is being served."""
-    return _CALLER.get()
-
-
-def caller_name() -> str:
-    """The name of the tenant of the call that is being served; empty before it is known."""
-    tenant = _CALLER.get(None)
-    return "" if tenant is None else tenant.name
 
 
 @dataclass(frozen=True)
@@ -55,32 +41,35 @@ class Authenticator:
             return "tokens"
         return "certificates" if self.certificates else "open"
 
-    def check_token(self, metadata: Metadata) -> None:
-        """Check what can be known before the first byte of the request is read.
+    def identify(self, metadata: Metadata) -> Tenant | None:
+        """Whose a call is, found out before the first byte of the request is read.
+
+        Returns:
+            The tenant; None if the certificate names it, which gRPC tells handlers only: see
+            `certified`.
 
         Raises:
             UnauthenticatedError: The token is missing or unknown.
         """
         if self.tokens is not None:
-            self._token_tenant(self.tokens, metadata)
+            return self.tenants.named(self._token_tenant(self.tokens, metadata))
+        return None if self.certificates else self.tenants.named(ANONYMOUS)
 
-    def enter(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Find out whose a call is, for `caller`.
+    def certified(
+        self, tenant: Tenant | None, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Tenant:
+        """The identified tenant, or the one that the certificate names, which must be accepted.
 
         Raises:
             UnauthenticatedError: The caller cannot be identified.
             PermissionDeniedError: The certificate's name cannot be a tenant.
         """
-        name = ANONYMOUS
-        if self.tokens is not None:
-            name = self._token_tenant(self.tokens, context.invocation_metadata() or ())
-        elif self.certificates:
-            name = _certificate_name(context.auth_context())
-        if self.certificates and self.names:
-            shown = _certificate_name(context.auth_context())
-            if shown not in self.names:
-                raise PermissionDeniedError(f"certificates for {shown!r} are not accepted here")
-        _CALLER.set(self.tenants.named(name))
+        if tenant is not None and not (self.certificates and self.names):
+            return tenant
+        name = _certificate_name(context.auth_context())
+        if self.names and name not in self.names:
+            raise PermissionDeniedError(f"certificates for {name!r} are not accepted here")
+        return tenant or self.tenants.named(name)
 
     @staticmethod
     def _token_tenant(tokens: TokenFile, metadata: Metadata) -> str:

@@ -7,13 +7,17 @@ import secrets
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from typing_extensions import Self
 
+from lazyfx_server.compiling.limits.quotas import Quotas
+from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import (
     DrainingError,
     MissingInputsError,
@@ -24,11 +28,12 @@ from lazyfx_server.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from lazyfx_server.rpc.authentication import Authenticator, caller_name
+from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_caller
+from lazyfx_server.rpc.caller import Caller, caller_name, enter
 from lazyfx_server.rpc.error_statuses import CODE_NAMES, status_of
 from lazyfx_server.rpc.file_descriptors import FileDescriptorGuard
-from lazyfx_server.rpc.pacing import RefusalPacing, count_received
+from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.standard_services import HANDLER_MAKERS, small_requests
 from lazyfx_server.telemetry import Observer, RequestHandled
 
@@ -40,13 +45,18 @@ _SERVICE = "/lazyfx.v1.GraphCompiler/"
 # Probes ask without showing who they are, and learn only whether the server serves.
 _HEALTH = "/grpc.health.v1.Health/"
 _INVALID_ARGUMENT: Final[int] = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+_IDENTIFIED: ContextVar[Tenant | None] = ContextVar("lazyfx_identified")
+"""From the interceptor to the handler, which runs in the same task."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Asks who calls, counts calls, refuses new ones while starting and draining, maps errors.
+    """Identifies and charges callers, counts calls, refuses them while starting and draining.
+
+    Errors become statuses.
 
     Args:
         authenticator: Tells whose a call is.
+        quotas: What each tenant may use.
         observer: Is told of each call that ends.
         most_seconds: How long any call may take, whatever its caller allows.
         pacing: Delays the refusals of callers that have too much refused.
@@ -55,11 +65,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(
         self,
         authenticator: Authenticator,
+        quotas: Quotas,
         observer: Observer,
         most_seconds: float,
         pacing: RefusalPacing,
     ) -> None:
         self._authenticator = authenticator
+        self._quotas = quotas
         self.most_seconds = most_seconds
         self.pacing = pacing
         self._observer = observer
@@ -99,7 +111,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return self._bound_small(method, await continuation(handler_call_details))
         try:
             self._descriptors.check()
-            self._authenticator.check_token(handler_call_details.invocation_metadata or ())
+            metadata = handler_call_details.invocation_metadata or ()
+            _IDENTIFIED.set(self._authenticator.identify(metadata))
         except RequestError as error:
             return self._refusing_handler(method, error)
         if (wrapped := self._wrapped.get(method)) is not None:
@@ -145,19 +158,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             or handler.unary_unary
         )
 
-        # Neither keeps the request: see `_forget_frames`.
+        # Neither keeps the request: see `forget_frames`.
         async def answer(request: Any, context: Context) -> Any:
             once = [request]
             del request
-            async with _Call(self, method, context):
-                self._authenticator.enter(context)
+            async with _Call(self, method, context) as call:
+                once = [call.admit(once.pop())]
                 return await inner(once.pop(), context)
 
         async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
             once = [request]
             del request
-            async with _Call(self, method, context):
-                self._authenticator.enter(context)
+            async with _Call(self, method, context) as call:
+                once = [call.admit(once.pop())]
                 async for item in inner(once.pop(), context):
                     yield item
 
@@ -169,6 +182,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
+
+    def identify(self, context: Context) -> Caller:
+        """The caller of a call that was let in.
+
+        Raises:
+            UnauthenticatedError, PermissionDeniedError: The certificate names no tenant.
+        """
+        tenant = self._authenticator.certified(_IDENTIFIED.get(), context)
+        caller = Caller(tenant, self._quotas)
+        enter(caller)
+        return caller
 
     def enter(self) -> None:
         """Let a call in.
@@ -202,9 +226,9 @@ class _Call:
         self._entered = False
         self._overran = False
         self._alarm: asyncio.TimerHandle | None = None
-        self._received = count_received()
+        self.received = 0
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         try:
             self._interceptor.enter()
         except UnavailableError as error:
@@ -219,6 +243,27 @@ class _Call:
 
         loop = asyncio.get_running_loop()
         self._alarm = loop.call_later(self._interceptor.most_seconds, overrun)
+        return self
+
+    def admit(self, request: Any) -> Any:
+        """Identify and charge the caller; count the bytes that arrive.
+
+        Args:
+            request: The request, or the stream of requests.
+
+        Returns:
+            The same.
+
+        Raises:
+            RequestError: The caller is not identified, or a quota is exceeded.
+        """
+        caller = self._interceptor.identify(self._context)
+        if not isinstance(request, bytes):
+            caller.charge_call(self._method, 0)
+            return _Counted(self, request)
+        self.received = len(request)
+        caller.charge_call(self._method, len(request))
+        return request
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._alarm is not None:
@@ -239,12 +284,12 @@ class _Call:
 
     async def _refuse(self, error: Exception) -> NoReturn:
         status = status_of(error)
-        _forget_frames(error)
+        forget_frames(error)
         status.details.add().Pack(error_details_pb2.RequestInfo(request_id=self._id))
         code = CODE_NAMES[status.code]
         try:
             if status.code == _INVALID_ARGUMENT:
-                await self._interceptor.pacing.wait(self._context.peer(), self._received.bytes)
+                await self._interceptor.pacing.wait(self._context.peer(), self.received)
         finally:
             self._log(error, code, status.message)
             self._leave(code)
@@ -266,7 +311,23 @@ class _Call:
         self._interceptor.leave(self._method, code, seconds, entered=self._entered)
 
 
-def _forget_frames(error: BaseException) -> None:
+class _Counted:
+    """The stream of requests of a call, of which it counts the bytes and keeps none."""
+
+    def __init__(self, call: _Call, requests: AsyncIterator[bytes]) -> None:
+        self._call = call
+        self._requests = requests
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        request = await self._requests.__anext__()
+        self._call.received += len(request)
+        return request
+
+
+def forget_frames(error: BaseException) -> None:
     """Let go of what the frames hold that an error and its causes have passed.
 
     They hold the request, and grpc.aio's AbortError is part of a cycle with the error in it:

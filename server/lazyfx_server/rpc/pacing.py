@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Final
 
 from cachetools import LRUCache
@@ -19,32 +18,6 @@ from cachetools import LRUCache
 UNCOUNTED_BYTES: Final = 64 * 2**20
 MAX_SECONDS: Final = 5.0
 _CONNECTIONS: Final = 4096
-
-
-class Received:
-    """Number of bytes that a call has received."""
-
-    __slots__ = ("bytes",)
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-
-_RECEIVED: ContextVar[Received | None] = ContextVar("lazyfx_received", default=None)
-
-
-def count_received() -> Received:
-    """Start counting the bytes that this call receives."""
-    received = Received()
-    _RECEIVED.set(received)
-    return received
-
-
-def add_received(size: int) -> None:
-    """Add to the received bytes of this call."""
-    received = _RECEIVED.get()
-    if received is not None:
-        received.bytes += size
 
 
 class RefusalPacing:

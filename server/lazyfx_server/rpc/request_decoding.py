@@ -14,7 +14,6 @@ from lazyfx_server.compiling.off_loop import compute
 from lazyfx_server.compiling.request import IncomingCompile
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
-from lazyfx_server.rpc.pacing import add_received
 from lazyfx_server.security.scanning import (
     FieldBounds,
     Marked,
@@ -65,7 +64,6 @@ class Decoder:
                 field and the bound.
             OverloadedError: Requests that are under way hold too many bytes.
         """
-        add_received(len(data))
         with self._held.hold(tenant.name, len(data)) as hold:
             # Of an upload nearly all is one field, which is skipped.
             read = 0 if method == "UploadBlobs" else len(data)

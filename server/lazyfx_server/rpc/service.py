@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -21,17 +21,18 @@ from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.compile import Compiler
-from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError, TimedOutError
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, is_native
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.passes.named_pipelines import NamedPipelines
-from lazyfx_server.rpc.authentication import Identification, caller, caller_name
+from lazyfx_server.rpc.authentication import Identification
 from lazyfx_server.rpc.call_log import log_failure
+from lazyfx_server.rpc.caller import Caller, caller_name, current_caller
 from lazyfx_server.rpc.error_statuses import CODE_NAMES, status_of
-from lazyfx_server.rpc.interceptors import Context
+from lazyfx_server.rpc.interceptors import Context, forget_frames
+from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.request_decoding import Decoder, request_id
 from lazyfx_server.security import allowed
 from lazyfx_server.security.signing import Signer
@@ -41,6 +42,7 @@ from lazyfx_server.store import StoreStats
 CHUNK_BYTES = 512 * 1024
 # How often a caller hears how far a native artifact is.
 PROGRESS_SECONDS = 0.5
+_INVALID_ARGUMENT: Final[int] = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class GraphCompilerService(GraphCompilerServicer):
         limits: CallLimits,
         decoder: Decoder,
         facts: ServerFacts,
-        quotas: Quotas,
+        pacing: RefusalPacing,
         store_stats: Callable[[], StoreStats],
     ) -> None:
         self._compiler = compiler
@@ -95,7 +97,7 @@ class GraphCompilerService(GraphCompilerServicer):
         self._limits = limits
         self._decoder = decoder
         self._facts = facts
-        self._quotas = quotas
+        self._pacing = pacing
         self._store_stats = store_stats
         self._started = time.monotonic()
 
@@ -103,7 +105,7 @@ class GraphCompilerService(GraphCompilerServicer):
 
     async def Compile(self, request: Any, context: Context) -> pb.CompileResponse:
         """See compiler.proto."""
-        tenant = self._charge(request)
+        tenant = current_caller().tenant
         async with self._decoder.reading("Compile", request, tenant) as incoming:
             return await self._compiler.compile(incoming, tenant)
 
@@ -130,7 +132,7 @@ class GraphCompilerService(GraphCompilerServicer):
                     if (request := reading.result()) is None:
                         open_ended = False
                     else:
-                        under_way.add(asyncio.ensure_future(self._one_of_batch(request)))
+                        under_way.add(asyncio.ensure_future(self._one_of_batch(request, context)))
                         reading = asyncio.ensure_future(anext(request_iterator, None))
                 for task in [task for task in under_way if task.done()]:
                     under_way.discard(task)
@@ -140,15 +142,17 @@ class GraphCompilerService(GraphCompilerServicer):
             for task in under_way:
                 task.cancel()
 
-    async def _one_of_batch(self, request: bytes) -> pb.CompileBatchResponse:
+    async def _one_of_batch(self, request: bytes, context: Context) -> pb.CompileBatchResponse:
         response = pb.CompileBatchResponse(request_id=request_id(request))
-        started = time.perf_counter()
+        started, size = time.perf_counter(), len(request)
         try:
-            tenant = self._charge(request)
-            async with self._decoder.reading("CompileBatch", request, tenant) as incoming:
-                response.response.CopyFrom(await self._compiler.compile(incoming, tenant))
+            caller = current_caller()
+            caller.charge_batched(size)
+            async with self._decoder.reading("CompileBatch", request, caller.tenant) as incoming:
+                response.response.CopyFrom(await self._compiler.compile(incoming, caller.tenant))
         except Exception as error:  # noqa: BLE001 - one failed request does not end the stream
             response.error.CopyFrom(status_of(error))
+            forget_frames(error)
             if not isinstance(error, MissingInputsError):
                 log_failure(
                     str(response.request_id),
@@ -158,20 +162,17 @@ class GraphCompilerService(GraphCompilerServicer):
                     caller_name(),
                     response.error.message,
                 )
+        if response.error.code == _INVALID_ARGUMENT:
+            # As the interceptor does for calls; the batch reads no more while too many wait.
+            del request
+            await self._pacing.wait(context.peer(), size)
         return response
-
-    def _charge(self, request: bytes) -> Tenant:
-        """Whose the request is, on whose quotas it goes."""
-        tenant = caller()
-        self._quotas.charge_request(tenant)
-        self._quotas.charge_bytes(tenant, len(request))
-        return tenant
 
     async def GetArtifact(
         self, request: Any, context: Context
     ) -> AsyncIterator[pb.GetArtifactResponse]:
         """See compiler.proto."""
-        tenant = self._charge(request)
+        tenant = current_caller().tenant
         async with self._decoder.reading("GetArtifact", request, tenant) as message:
             async for part in self._artifact(message, tenant):
                 yield part
@@ -216,8 +217,7 @@ class GraphCompilerService(GraphCompilerServicer):
 
     async def FindMissingBlobs(self, request: Any, context: Context) -> pb.FindMissingBlobsResponse:
         """See compiler.proto."""
-        tenant = caller()
-        self._quotas.charge_request(tenant)
+        tenant = current_caller().tenant
         async with self._decoder.reading("FindMissingBlobs", request, tenant) as message:
             missing = await self._blobs.missing(message.digests, tenant)
         return pb.FindMissingBlobsResponse(
@@ -226,19 +226,18 @@ class GraphCompilerService(GraphCompilerServicer):
 
     async def UploadBlobs(self, request_iterator: Any, context: Context) -> pb.UploadBlobsResponse:
         """See compiler.proto."""
-        tenant = caller()
-        self._quotas.charge_request(tenant)
+        caller = current_caller()
         # Closed at once, so that the bytes of a chunk that was refused are counted no longer.
-        async with aclosing(self._chunks(request_iterator, tenant)) as chunks:
-            stored, stored_bytes = await self._blobs.upload(chunks, tenant)
+        async with aclosing(self._chunks(request_iterator, caller)) as chunks:
+            stored, stored_bytes = await self._blobs.upload(chunks, caller.tenant)
         return pb.UploadBlobsResponse(stored=stored, stored_bytes=stored_bytes)
 
     async def _chunks(
-        self, chunks: AsyncIterator[bytes], tenant: Tenant
+        self, chunks: AsyncIterator[bytes], caller: Caller
     ) -> AsyncGenerator[pb.UploadBlobsRequest]:
         async for data in chunks:
-            async with self._decoder.reading("UploadBlobs", data, tenant) as chunk:
-                self._quotas.charge_bytes(tenant, len(chunk.data))
+            async with self._decoder.reading("UploadBlobs", data, caller.tenant) as chunk:
+                caller.charge_chunk(len(chunk.data))
                 yield chunk
 
     async def ListPasses(self, request: Any, context: Context) -> pb.ListPassesResponse:
@@ -276,11 +275,11 @@ class GraphCompilerService(GraphCompilerServicer):
     async def GetStats(self, request: Any, context: Context) -> pb.GetStatsResponse:
         """See compiler.proto."""
         await self._read_empty("GetStats", request)
-        return self._ledger.stats(self._store_stats(), caller().name)
+        return self._ledger.stats(self._store_stats(), current_caller().tenant.name)
 
     async def _read_empty(self, method: str, request: bytes) -> None:
         """Refuse a request that should say nothing and says much."""
-        async with self._decoder.reading(method, request, caller()):
+        async with self._decoder.reading(method, request, current_caller().tenant):
             pass
 
 

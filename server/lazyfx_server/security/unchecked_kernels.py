@@ -44,7 +44,7 @@ _NEEDS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[pb.Argument], bool]
     "native_group_norm_backward": {"group": _POSITIVE},
     "quantized_lstm_cell": {"hx": _of_length(2)},
 }
-_AS_LONG_AS_EACH_OTHER: Final = {"_foreach_copy": ("self", "src")}
+_EQUAL_LENGTHS: Final = {"_foreach_copy": ("self", "src")}
 
 
 def unsafe_reason(
@@ -62,7 +62,7 @@ def unsafe_reason(
     if kind in (pb.TARGET_KIND_OPERATOR, pb.TARGET_KIND_OPERATOR_PACKET):
         name = name.partition("::")[2].partition(".")[0]
     name = name.rpartition(".")[2]
-    needs, paired = _NEEDS.get(name, {}), _AS_LONG_AS_EACH_OTHER.get(name, ())
+    needs, paired = _NEEDS.get(name, {}), _EQUAL_LENGTHS.get(name, ())
     for signature in signatures if needs or paired else ():
         given = signature.given(call, strings)
         for argument, (needed, fits) in needs.items():

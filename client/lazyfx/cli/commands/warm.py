@@ -58,8 +58,8 @@ def warm(
 def _warm_recorded(recording: Path, address: str, timeout: float, *, send_values: bool) -> None:
     # Importing torch is slow; --help does not need it.
     import lazyfx
+    from lazyfx.backend.progress_display import show_progress
     from lazyfx.backend.recording import read_recording
-    from lazyfx.backend.watching import showing_progress
 
     count = 0
     with lazyfx.connect(address, timeout=timeout) as client:
@@ -67,7 +67,7 @@ def _warm_recorded(recording: Path, address: str, timeout: float, *, send_values
             nodes = len(recorded.graph.graph.nodes)
             remote = client.compile(recorded.graph, recorded.passes, send_values=send_values)
             if recorded.native is not None:
-                with showing_progress(nodes) as notice:
+                with show_progress(nodes) as notice:
                     remote.native(recorded.native, timeout=timeout, on_progress=notice)
             typer.echo(f"{count}: {nodes} nodes, graph {remote.digest[:12]}: compiled")
     if not count:

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from lazyfx.shared.wire.targets import allow_table, numpy_twins, twins
+from lazyfx.shared.wire.targets import allow_table, canonical_callables, numpy_wrappers
 from lazyfx.v1 import graph_pb2 as pb
 
 _METHOD = "torch.Tensor."
@@ -38,11 +38,10 @@ def definitions(names: Mapping[str, object]) -> dict[str, str]:
 def _statements(name: str, value: Any) -> str | None:
     if not callable(value):
         return None
-    if value is twins.lower_version_count_by_1:
-        return (
-            f"{inspect.getsource(twins.lower_version_count_by_1)}{name} = lower_version_count_by_1"
-        )
-    wrapper = numpy_twins.expression(value)
+    if value is canonical_callables.lower_version_count_by_1:
+        source = inspect.getsource(canonical_callables.lower_version_count_by_1)
+        return f"{source}{name} = lower_version_count_by_1"
+    wrapper = numpy_wrappers.expression(value)
     if wrapper is not None:
         return (
             f"import operator\nimport torch._numpy\nimport torch._dynamo.utils\n{name} = {wrapper}"

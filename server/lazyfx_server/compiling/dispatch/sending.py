@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from google.protobuf.message import DecodeError
 
@@ -43,7 +44,7 @@ class Jobs:
         executor: Runs the bytes of a job in a worker.
         timeout: Seconds that one job may take.
         crashes: Remembers graphs on which workers died; nothing does when left out.
-        setting: What the timeout is called among the settings.
+        bounds: Which settings bound them: `job` for job_timeout and job_cpu_seconds, or `native`.
         observer: Is told of sources that differed from their graphs, of retries and refusals.
     """
 
@@ -52,14 +53,14 @@ class Jobs:
         executor: Executor,
         timeout: float,
         crashes: CrashTracker | None = None,
-        setting: str = "job_timeout",
+        bounds: Literal["job", "native"] = "job",
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer
         self._crashes = CrashTracker(0.0) if crashes is None else crashes
         self._executor = executor
         self._timeout = timeout
-        self._setting = setting
+        self._bounds = bounds
 
     async def compile(
         self, job: CompileParts, owner: str, subject: Subject
@@ -127,12 +128,12 @@ class Jobs:
         except WorkerOutOfCpu as error:
             raise TimedOutError(
                 f"the job used more than {error.seconds:g} CPU seconds and was stopped; send "
-                "a smaller graph or fewer passes, or raise job_cpu_seconds"
+                f"a smaller graph or fewer passes, or raise {self._bounds}_cpu_seconds"
             ) from error
         except WorkerTimedOut as error:
             raise TimedOutError(
                 f"the job took longer than {self._timeout:g} s and was stopped; send a smaller "
-                f"graph or fewer passes, or raise {self._setting}"
+                f"graph or fewer passes, or raise {self._bounds}_timeout"
             ) from error
         except NoWorker as error:
             raise UnavailableError("no worker process took the job; try again") from error

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lazyfx.shared.wire.targets import allow_table
-from lazyfx.shared.wire.targets.numpy_twins import tensors as _tensors
+from lazyfx.shared.wire.targets.numpy_wrappers import tensors as _tensors
 from lazyfx_server.security.signatures import reviewed
 from lazyfx_server.security.signatures.annotations import of_python, of_stub
 from lazyfx_server.security.signatures.kinds import written_type

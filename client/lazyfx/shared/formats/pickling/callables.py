@@ -13,14 +13,19 @@ import torch
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.formats.pickling import torch_rebuild
-from lazyfx.shared.formats.pickling.made import (
+from lazyfx.shared.formats.pickling.deferred_calls import (
     DeferredCall,
     after_calls,
     by_dotted_name,
     dotted_name_of,
     resolve,
 )
-from lazyfx.shared.wire.targets import allow_table, numpy_twins, target_lists, twins
+from lazyfx.shared.wire.targets import (
+    allow_table,
+    canonical_callables,
+    numpy_wrappers,
+    target_lists,
+)
 from lazyfx.shared.wire.targets.operator_schemas import operator_of
 from lazyfx.v1 import graph_pb2 as pb
 
@@ -64,9 +69,9 @@ def _reduce(target: Any) -> DeferredCall:
         place = dotted_name_of(target)
         if place is not None:
             return by_dotted_name(place)
-    elif target is twins.lower_version_count_by_1:
-        return _of_source(twins.lower_version_count_by_1)
-    elif (wrapped := numpy_twins.wrapper_name(target)) is not None:
+    elif target is canonical_callables.lower_version_count_by_1:
+        return _of_source(canonical_callables.lower_version_count_by_1)
+    elif (wrapped := numpy_wrappers.wrapper_name(target)) is not None:
         return _numpy_wrapper(target, wrapped)
     else:
         kind, name = allow_table.name_of(target) or (0, "")

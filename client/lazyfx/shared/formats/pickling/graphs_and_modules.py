@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.formats.pickling import torch_rebuild
 from lazyfx.shared.formats.pickling.callables import CallableReducer
-from lazyfx.shared.formats.pickling.made import DeferredCall, after_calls, by_dotted_name
+from lazyfx.shared.formats.pickling.deferred_calls import DeferredCall, after_calls, by_dotted_name
 
 # Attributes of a GraphModule in addition to its graph and state. The constructor sets them, so
 # writing them would only add things that may not pickle.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lazyfx.shared.formats.pickling import torch_rebuild
-from lazyfx.shared.formats.pickling.made import DeferredCall
+from lazyfx.shared.formats.pickling.deferred_calls import DeferredCall
 from lazyfx.shared.wire.values.tensors import storage_key
 
 

@@ -23,7 +23,12 @@ import torch._higher_order_ops  # registers the higher-order operators
 import torch.overrides
 
 from lazyfx.errors import DecodeError
-from lazyfx.shared.wire.targets import added_targets, autograd_functions, operator_schemas, twins
+from lazyfx.shared.wire.targets import (
+    added_targets,
+    autograd_functions,
+    canonical_callables,
+    operator_schemas,
+)
 from lazyfx.shared.wire.targets import target_lists as lists
 from lazyfx.v1 import graph_pb2 as pb
 
@@ -52,7 +57,7 @@ def functions() -> dict[str, Callable[..., Any]]:
         value = getattr(torch.Tensor, name, None)
         if value is not None and name not in lists.OTHER_METHODS:
             table.setdefault(f"torch.Tensor.{name}", value)
-    table.update(twins.table())
+    table.update(canonical_callables.table())
     for name in lists.DENIED_FUNCTIONS:
         table.pop(name, None)
     table.update(added_targets.FUNCTIONS)
@@ -273,7 +278,7 @@ def name_of(target: object) -> Key | None:
         # For some static methods, torch returns a new bound builtin at each access.
         function = _bound_builtin_name(target)
     if function is None:
-        function = twins.canonical_name(target)
+        function = canonical_callables.canonical_name(target)
     return None if function is None else (pb.TARGET_KIND_FUNCTION, function)
 
 

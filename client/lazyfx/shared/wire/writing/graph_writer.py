@@ -16,7 +16,7 @@ from lazyfx.shared.wire.format import OPCODES
 from lazyfx.shared.wire.node_factory import given_arguments
 from lazyfx.shared.wire.targets import allow_table
 from lazyfx.shared.wire.values.descriptions import META_KEY
-from lazyfx.shared.wire.writing import arguments, row_memory
+from lazyfx.shared.wire.writing import arguments, row_cache
 from lazyfx.shared.wire.writing.attributes import AttributeWriter
 from lazyfx.shared.wire.writing.message_tables import Tables
 from lazyfx.v1 import graph_pb2 as pb
@@ -159,7 +159,7 @@ class GraphWriter:
             rows.add(opcode=OPCODES[op])
         elif op == "call_function":
             tail = key[1:]
-            known = None if allow_table.is_lookup(node.target) else row_memory.CALLS.get(tail)
+            known = None if allow_table.is_lookup(node.target) else row_cache.CALLS.get(tail)
             row = rows.add()
             if known is not None:
                 row.ParseFromString(known)
@@ -169,7 +169,7 @@ class GraphWriter:
             self._write_arguments(node, row)
             if arguments.is_closed(tail):
                 target, row.target = row.target, 0
-                row_memory.CALLS.put(tail, row.SerializeToString())
+                row_cache.CALLS.put(tail, row.SerializeToString())
                 row.target = target
         else:
             self._write_arguments(node, rows.add(opcode=OPCODES[op]))

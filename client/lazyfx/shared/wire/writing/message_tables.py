@@ -16,7 +16,7 @@ from lazyfx.shared.wire.targets import allow_table, unknown_targets
 from lazyfx.shared.wire.values.descriptions import LazyValue, ValueTables
 from lazyfx.shared.wire.values.symbolic import ExpressionWriter, float_key
 from lazyfx.shared.wire.values.tensors import contiguous_strides
-from lazyfx.shared.wire.writing import row_memory
+from lazyfx.shared.wire.writing import row_cache
 from lazyfx.shared.wire.writing.transfer import Transfer
 from lazyfx.v1 import graph_pb2 as pb
 
@@ -148,7 +148,7 @@ class Tables:
 
     def _known_tensor(self, key: tuple[Any, ...], device: torch.device) -> int | None:
         """Index of a description that some graph had before; None where none had."""
-        known = row_memory.TENSORS.get(key)
+        known = row_cache.TENSORS.get(key)
         if known is None:
             return None
         number = self.device(device)
@@ -281,7 +281,7 @@ class Tables:
 def _remember(key: tuple[Any, ...], row: pb.TensorDescription) -> None:
     """Keep a static description for later graphs; of which device it is they say themselves."""
     device, row.device = row.device, 0
-    row_memory.TENSORS.put(key, row.SerializeToString())
+    row_cache.TENSORS.put(key, row.SerializeToString())
     row.device = device
 
 

@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lazyfx.shared.wire.targets.operator_schemas import facts
-from lazyfx_server.passes.analysis.evaluation.composed import (
-    NotComposedError,
-    check_composed,
-    is_composed,
+from lazyfx_server.passes.analysis.evaluation.composite_operators import (
+    UnreviewedCompositeError,
+    check_composite,
+    is_reviewed_composite,
 )
-from lazyfx_server.passes.analysis.evaluation.operand_checks import Call, OutsideError
+from lazyfx_server.passes.analysis.evaluation.operand_checks import Call, UnsafeOperandsError
 from lazyfx_server.passes.analysis.evaluation.reviewed_operators import FRESH, rule_of
 
 
@@ -60,8 +60,8 @@ class _Composed(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         try:
-            check_composed(func, args, kwargs or {})
-        except NotComposedError as error:
+            check_composite(func, args, kwargs or {})
+        except UnreviewedCompositeError as error:
             raise UnreviewedError(str(error), "its kernel has not been reviewed") from None
         return func(*args, **(kwargs or {}))
 
@@ -85,7 +85,7 @@ class _ReviewedOnly(TorchDispatchMode):
         try:
             for check in rule:
                 check(Call(func, args, kwargs))
-        except OutsideError as error:
+        except UnsafeOperandsError as error:
             raise UnreviewedError(func.name(), str(error)) from None
         except (TypeError, ValueError, IndexError, AttributeError) as error:
             raise UnreviewedError(func.name(), "its operands could not be checked") from error
@@ -100,7 +100,7 @@ class _ReviewedOnly(TorchDispatchMode):
 
 def _in_parts(mode: TorchDispatchMode, func: OpOverload[..., Any], args: Any, kwargs: Any) -> Any:
     """Runs a composite operator decomposed; NotImplemented if it is not composite."""
-    if not is_composed(func):
+    if not is_reviewed_composite(func):
         return NotImplemented
     with mode:
         return func.decompose(*args, **kwargs)

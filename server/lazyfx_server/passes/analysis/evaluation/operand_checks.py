@@ -13,7 +13,7 @@ Check = Callable[["Call"], None]
 Bound = Callable[["Call"], int]
 
 
-class OutsideError(Exception):
+class UnsafeOperandsError(Exception):
     """The call would access memory out of bounds, or crash the process."""
 
 
@@ -41,7 +41,7 @@ class Call:
         """An operand that is a tensor."""
         value = self._given[name]
         if not isinstance(value, torch.Tensor):
-            raise OutsideError(f"{name} is not a tensor")
+            raise UnsafeOperandsError(f"{name} is not a tensor")
         return value
 
     def values(self) -> list[Any]:
@@ -51,7 +51,7 @@ class Call:
 
 def _must(holds: bool, reason: str) -> None:
     if not holds:
-        raise OutsideError(reason)
+        raise UnsafeOperandsError(reason)
 
 
 def size(name: str, dim: int) -> Bound:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def writes_into_inputs(module: GraphModule, inputs: Sequence[Any]) -> bool:
+def mutates_inputs(module: GraphModule, inputs: Sequence[Any]) -> bool:
     """Whether a call of a graph with these inputs would modify one of them.
 
     Args:

@@ -19,7 +19,7 @@ _LOG_SECONDS: Final = 10.0
 
 
 @contextmanager
-def showing_progress(nodes: int) -> Iterator[OnProgress]:
+def show_progress(nodes: int) -> Iterator[OnProgress]:
     """Show the progress of the compile of one graph.
 
     With several ranks, only the first shows it. On a terminal it is one line that is redrawn;

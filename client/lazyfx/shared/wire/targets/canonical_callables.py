@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lazyfx.shared.wire.targets import numpy_twins
+from lazyfx.shared.wire.targets import numpy_wrappers
 
 
 def lower_version_count_by_1(x: torch.Tensor) -> torch.Tensor:
@@ -29,13 +29,13 @@ def table() -> dict[str, Callable[..., Any]]:
     """The canonical callables by wire name."""
     return {
         "torch._dynamo.variables.builtin._lower_version_count_by_1": lower_version_count_by_1,
-        **numpy_twins.wrappers(),
+        **numpy_wrappers.wrappers(),
     }
 
 
 def canonical_name(target: object) -> str | None:
     """The wire name of a callable that dynamo created in a trace, if it has a canonical one."""
-    wrapped = numpy_twins.wrapper_name(target)
+    wrapped = numpy_wrappers.wrapper_name(target)
     if wrapped is not None:
         return wrapped if wrapped in table() else None
     if not isinstance(target, types.FunctionType) or target.__closure__ is not None:

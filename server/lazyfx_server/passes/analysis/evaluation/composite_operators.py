@@ -21,7 +21,7 @@ from lazyfx_server.passes.analysis.packed import PackedBatchError, check_not_pac
 from lazyfx_server.passes.analysis.walk import target_name
 
 # Their kernels only call other operators, each of which is checked in turn.
-COMPOSED: Final = words(
+REVIEWED_COMPOSITES: Final = words(
     "__and__ __iand__ __ior__ __ixor__ __or__ __xor__ _autocast_to_full_precision "
     "_autocast_to_reduced_precision _batch_norm_impl_index "
     "_cast_Byte _cast_Char _cast_Double _cast_Float _cast_Half _cast_Int _cast_Long _cast_Short "
@@ -63,11 +63,11 @@ COMPOSED: Final = words(
 _COMPOSITE: Final = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001 - torch's own name
 
 
-class NotComposedError(Exception):
+class UnreviewedCompositeError(Exception):
     """A call of a composite operator whose kernel has not been reviewed."""
 
 
-def check_composed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_composite(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse a call of a composite operator that was not reviewed.
 
     Args:
@@ -76,18 +76,18 @@ def check_composed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         kwargs: Its keyword arguments.
 
     Raises:
-        NotComposedError: It may not run.
+        UnreviewedCompositeError: It may not run.
     """
     name = _unreviewed_name(func)
     if name is not None:
-        raise NotComposedError(name)
+        raise UnreviewedCompositeError(name)
     try:
         check_not_packed(func, args, kwargs)
     except PackedBatchError as error:
-        raise NotComposedError(target_name(func)) from error
+        raise UnreviewedCompositeError(target_name(func)) from error
 
 
-def is_composed(operator: OpOverload[..., Any]) -> bool:
+def is_reviewed_composite(operator: OpOverload[..., Any]) -> bool:
     """Whether an operator is composite and may run."""
     return _is_composite(operator) and _is_listed(operator.namespace, target_name(operator))
 
@@ -116,7 +116,9 @@ def _is_refused(namespace: str, name: str) -> bool:
 def _is_listed(namespace: str, name: str) -> bool:
     """Whether an operator, or its out-of-place form, was reviewed."""
     plain = name if name.endswith("__") else name.removesuffix("_")
-    return namespace == "aten" and any(n in COMPOSED or n in RULES for n in (name, plain))
+    return namespace == "aten" and any(
+        n in REVIEWED_COMPOSITES or n in RULES for n in (name, plain)
+    )
 
 
 def _is_composite(operator: OpOverload[..., Any]) -> bool:

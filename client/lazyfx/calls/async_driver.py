@@ -1,0 +1,173 @@
+"""Does the steps of flows in an event loop, over grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from lazyfx.calls import forking
+from lazyfx.calls.channel import CLOSED_MEANWHILE, methods_of, open_async_channel
+from lazyfx.errors import ClosedError
+from lazyfx.flows import Finish, Flow, Locked, Next, Offload, Open, Pause, Result, Send, Start, Step
+from lazyfx.trust.access import Access
+
+
+class AsyncDriver:
+    """A channel to one server. Belongs to the event loop in which it was made.
+
+    Args:
+        address: "host:port".
+        access: What to show, and whom to believe.
+
+    Raises:
+        ForkedProcessError: This process was forked after a client had been opened in its parent.
+        LazyfxError: A certificate cannot be read, or a token would travel in the clear.
+    """
+
+    def __init__(self, address: str, access: Access) -> None:
+        forking.mark_grpc_used()
+        self._metadata = access.metadata(address)
+        self._channel = open_async_channel(address, access.tls)
+        self._methods = methods_of(self._channel)
+        self._closing = asyncio.Event()
+        forking.leak_in_children(self)
+
+    async def close(self) -> None:
+        """Close the channel; flows that wait raise ClosedError.
+
+        Raises:
+            ForkedProcessError: It belongs to the process that this one was forked from.
+        """
+        forking.require_not_forked()
+        if not self._closing.is_set():
+            self._closing.set()
+            await self._channel.close()
+
+    async def is_ready(self, seconds: float) -> bool:
+        """Whether a connection to the server can be established within that many seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while True:
+            self._require_open()
+            state = self._channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                return True
+            change = self._channel.wait_for_state_change(state)
+            try:
+                await asyncio.wait_for(change, max(0.0, end - loop.time()))
+            except asyncio.TimeoutError:
+                return False
+
+    async def run(self, flow: Flow[Result]) -> Result:
+        """Do what a flow asks for, to its end.
+
+        Raises:
+            ClosedError: The channel was closed, before or meanwhile.
+            ForkedProcessError: It belongs to the process that this one was forked from.
+        """
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    reply = await self._do(step)
+                except BaseException as error:  # noqa: BLE001 - the flow decides
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(reply)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def _do(self, step: Step) -> Any:
+        try:
+            return await self._perform(step)
+        except grpc.RpcError:
+            if self._closing.is_set():
+                raise ClosedError(CLOSED_MEANWHILE) from None
+            raise
+        except asyncio.CancelledError:
+            # The channel cancels its calls when it closes; their callers did not cancel anything.
+            if self._closing.is_set() and not _is_being_cancelled():
+                raise ClosedError(CLOSED_MEANWHILE) from None
+            raise
+
+    async def _perform(self, step: Step) -> Any:
+        match step:
+            case Start(method, request, seconds):
+                return self._call(method, request, seconds)
+            case Finish(call):
+                return await cast("Awaitable[bytes | None]", call)
+            case Open(method, requests, seconds):
+                paced = requests if isinstance(requests, bytes) else _paced(requests, [])
+                return _Stream(self._call(method, paced, seconds))
+            case Next(call):
+                return await cast("_Stream", call).read()
+            case Send():
+                return await self._send(step)
+            case Pause(seconds):
+                return await self._pause(seconds)
+            case Offload(work):
+                return await asyncio.to_thread(work)
+            case Locked(lock, flow):
+                async with cast("asyncio.Lock", lock):
+                    return await self.run(flow)
+
+    def _call(self, method: str, requests: object, seconds: float) -> Any:
+        self._require_open()
+        call = self._methods[method](requests, timeout=seconds, metadata=self._metadata)
+        forking.leak_in_children(call)
+        return call
+
+    async def _send(self, step: Send) -> bytes | None:
+        failures: list[Exception] = []
+        try:
+            call = self._call(step.method, _paced(step.requests, failures), step.seconds)
+            return cast("bytes | None", await call)
+        except asyncio.CancelledError:
+            if failures:  # gRPC cancels a call whose requests end with an error
+                raise failures[0] from None
+            raise
+
+    async def _pause(self, seconds: float) -> None:
+        if not seconds:
+            await asyncio.sleep(0)
+            return
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+
+    def _require_open(self) -> None:
+        forking.require_not_forked()
+        if self._closing.is_set():
+            raise ClosedError
+
+
+class _Stream:
+    """A call whose answers are read one by one."""
+
+    def __init__(self, call: Any) -> None:
+        self._answers: AsyncIterator[bytes] = call.__aiter__()
+        self.cancel: Callable[[], object] = call.cancel
+
+    async def read(self) -> bytes | None:
+        return await anext(self._answers, None)
+
+
+async def _paced(requests: Iterator[bytes], failures: list[Exception]) -> AsyncIterator[bytes]:
+    """Requests of a stream, one for each turn of the loop, which writes it; keeps what fails."""
+    try:
+        for request in requests:
+            yield request
+            await asyncio.sleep(0)
+    except Exception as error:
+        failures.append(error)
+        raise
+
+
+def _is_being_cancelled() -> bool:
+    """Whether the current task is being cancelled; False on Python 3.10, which cannot tell."""
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)
+    return cancelling is not None and cancelling() > 0

@@ -1,0 +1,258 @@
+"""Does the steps of flows in the thread that calls, over a channel that blocks.
+
+No thread waits for a call on behalf of its caller, but for uploads and streams of compiles, for
+which gRPC has threads of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextvars import copy_context
+from functools import partial
+from typing import Any, Final, cast
+
+import grpc
+
+from lazyfx.calls import forking
+from lazyfx.calls.channel import CLOSED_MEANWHILE, methods_of, open_blocking_channel
+from lazyfx.errors import ClosedError, LazyfxError
+from lazyfx.flows import Finish, Flow, Locked, Next, Offload, Open, Pause, Result, Send, Start, Step
+from lazyfx.trust.access import Access
+
+# gRPC tells of a connection that is made, and not of a channel that closes.
+_LOOK_SECONDS: Final = 0.1
+
+
+class BlockingDriver:
+    """A channel to one server. Threads may share it.
+
+    The channel is closed when nothing refers to the driver any more.
+
+    Args:
+        address: "host:port".
+        access: What to show, and whom to believe.
+
+    Raises:
+        ForkedProcessError: This process was forked after a client had been opened in its parent.
+        LazyfxError: A certificate cannot be read, or a token would travel in the clear.
+    """
+
+    def __init__(self, address: str, access: Access) -> None:
+        forking.mark_grpc_used()
+        self._metadata = access.metadata(address)
+        self._channel = open_blocking_channel(address, access.tls)
+        self._methods = methods_of(self._channel, streams=True)
+        self._closing = threading.Event()
+        self._close = weakref.finalize(self, self._channel.close)
+        self._close.atexit = False  # the channel ends with the process
+        forking.leak_in_children(self)
+
+    def close(self) -> None:
+        """Close the channel; flows that wait in other threads raise ClosedError.
+
+        Raises:
+            ForkedProcessError: It belongs to the process that this one was forked from.
+        """
+        forking.require_not_forked()
+        self._closing.set()
+        self._close()
+
+    def require_open(self) -> None:
+        """Fail at once where nothing can be done.
+
+        Raises:
+            ClosedError: The channel was closed.
+            ForkedProcessError: It belongs to the process that this one was forked from.
+            LazyfxError: This is a thread that sends for a flow, which would wait for itself.
+        """
+        forking.require_not_forked()
+        if self._closing.is_set():
+            raise ClosedError
+        if getattr(_sending, "is_on", False):
+            raise LazyfxError(
+                "the client cannot be called from its own callbacks (on_upload): the call would "
+                "wait for itself"
+            )
+
+    def is_ready(self, seconds: float) -> bool:
+        """Whether a connection to the server can be established within that many seconds."""
+        self.require_open()
+        end = time.monotonic() + seconds
+        ready = grpc.channel_ready_future(self._channel)
+        try:
+            while (left := end - time.monotonic()) > 0:
+                try:
+                    ready.result(min(left, _LOOK_SECONDS))
+                except grpc.FutureTimeoutError:
+                    self.require_open()
+                else:
+                    return True
+        finally:
+            ready.cancel()
+        return False
+
+    def run(self, flow: Flow[Result]) -> Result:
+        """Do what a flow asks for, to its end, in this thread.
+
+        Raises:
+            ClosedError: The channel was closed, before or meanwhile.
+            ForkedProcessError: It belongs to the process that this one was forked from.
+        """
+        self.require_open()
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    reply = self._do(step)
+                except BaseException as error:  # noqa: BLE001 - the flow decides, also on Ctrl-C
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(reply)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def _do(self, step: Step) -> Any:
+        try:
+            match step:
+                case Start(method, request, seconds):
+                    return _Call(self._begin(self._methods[method], request, seconds))
+                case Finish(call):
+                    return cast("_Call", call).finish()
+                case Open(method, requests, seconds):
+                    return _Call(self._begin(self._methods[method], requests, seconds))
+                case Next(call):
+                    return cast("_Call", call).read()
+                case Send():
+                    return self._send(step)
+                case Pause(seconds):
+                    self._closing.wait(seconds)
+                case Offload(work):
+                    return _in_thread(work)
+                case Locked(lock, flow):
+                    with cast("threading.Lock", lock):
+                        return self.run(flow)
+        except grpc.RpcError:
+            if self._closing.is_set():
+                raise ClosedError(CLOSED_MEANWHILE) from None
+            raise
+
+    def _begin(self, method: Any, requests: object, seconds: float) -> Any:
+        self.require_open()
+        try:
+            call = method(requests, timeout=seconds, metadata=self._metadata)
+        except ValueError:
+            if self._closing.is_set():  # since a moment ago
+                raise ClosedError(CLOSED_MEANWHILE) from None
+            raise
+        forking.leak_in_children(call)
+        return call
+
+    def _send(self, step: Send) -> bytes | None:
+        failures: list[Exception] = []
+        requests = _kept(step.requests, failures)
+        call = self._begin(self._methods[step.method].future, requests, step.seconds)
+        try:
+            return cast("bytes | None", call.result())
+        except grpc.RpcError as error:
+            if failures:  # gRPC ends a call whose requests end with an error
+                raise failures[0] from None
+            raise _Failure(error) from None
+        finally:
+            call.cancel()
+
+
+class _Call:
+    """A call under way, which the thread that waits for it carries on by itself."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._is_released = False
+
+    def read(self) -> bytes | None:
+        """The next answer; None at the end."""
+        try:
+            return cast("bytes | None", next(self._call, None))
+        except grpc.RpcError as error:
+            raise _Failure(error) from None
+        except BaseException:  # Ctrl-C: gRPC has released the call
+            self._is_released = True
+            raise
+
+    def finish(self) -> bytes | None:
+        """The one answer; None where there is none, or where there are several."""
+        try:
+            answer = self.read()
+            return answer if self.read() is None else None
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End it, if it has not ended, and let go of what belongs to it."""
+        self._call.cancel()
+        is_released, self._is_released = self._is_released, True
+        if is_released:
+            return
+        # gRPC keeps a call of one thread until somebody has read what became of all its parts.
+        read = getattr(self._call, "_consume_next_event", None)
+        while read is not None and self._call._state.due:  # noqa: SLF001 - it has no public name
+            read()
+
+
+class _Failure(grpc.RpcError):
+    """What a call failed with. gRPC raises the call itself, which refers to all who waited."""
+
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self._code, self._details = call.code(), call.details()
+        self._trailing_metadata = call.trailing_metadata()
+        call.__traceback__ = None
+
+    def code(self) -> grpc.StatusCode:
+        """The status."""
+        return cast("grpc.StatusCode", self._code)
+
+    def details(self) -> str | None:
+        """What was said with it."""
+        return cast("str | None", self._details)
+
+    def trailing_metadata(self) -> Any:
+        """What came with it."""
+        return self._trailing_metadata
+
+
+_sending = threading.local()
+
+
+def _kept(requests: Iterator[bytes], failures: list[Exception]) -> Iterator[bytes]:
+    """Requests that gRPC takes in a thread of its own; keeps what fails there."""
+    _sending.is_on = True
+    try:
+        yield from requests
+    except Exception as error:
+        failures.append(error)
+        raise
+    finally:
+        _sending.is_on = False
+
+
+def _in_thread(work: Callable[[], Any]) -> Any:
+    future: Future[Any] = Future()
+    args = (partial(copy_context().run, work), future)
+    threading.Thread(target=_fulfil, args=args, name="lazyfx-work", daemon=True).start()
+    try:
+        return future.result()
+    finally:
+        del args, future  # an error would refer to itself through them
+
+
+def _fulfil(work: Callable[[], Any], future: Future[Any]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        future.set_exception(error)
+    finally:
+        del future

@@ -1,0 +1,122 @@
+"""Many compiles over one stream, and one by one where the stream does not do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lazyfx.calls.conversation import CompileCaller
+from lazyfx.calls.service_calls import ServiceCalls
+from lazyfx.capture.preparing import Prepared
+from lazyfx.errors import (
+    LazyfxError,
+    MissingBlobsError,
+    OverloadedError,
+    ProtocolError,
+    ServerFaultError,
+)
+from lazyfx.flows import Call, Flow
+from lazyfx.shared.grpc_status import is_from_server, status_to_error
+from lazyfx.v1 import compiler_pb2 as pb
+
+
+class ManyCompiles:
+    """The compiles of many prepared requests; `close` it in the end.
+
+    Args:
+        calls: Of the server.
+        caller: Asks for a single compile.
+        prepared: What to compile.
+
+    Attributes:
+        prepared: The same.
+    """
+
+    def __init__(
+        self, calls: ServiceCalls, caller: CompileCaller, prepared: Sequence[Prepared]
+    ) -> None:
+        self._calls = calls
+        self._caller = caller
+        self.prepared = prepared
+        self._due = set(range(len(prepared)))
+        self._in_stream = {i for i, job in enumerate(prepared) if job.fits_one_message}
+        self._stream: Call | None = None
+        self._is_streaming = True
+
+    def next(self) -> Flow[tuple[int, pb.CompileResponse | LazyfxError] | None]:
+        """The index of the next request and what became of it; None when all are done.
+
+        Raises:
+            ServiceError: The stream as a whole failed.
+            ProtocolError: An answer is malformed, to another request, or a second one.
+        """
+        if self._is_streaming:
+            answer = yield from self._streamed()
+            if answer is not None:
+                i = answer.request_id
+                self._due.discard(i)
+                return i, (yield from self._result(self.prepared[i], answer))
+            self._is_streaming = False
+            self.close()
+        if not self._due:
+            return None
+        # One by one: requests that are too large for the stream and, if the stream was refused for
+        # now, all others, each after the server's retry delay.
+        i = min(self._due)
+        self._due.discard(i)
+        return i, (yield from self._alone(self.prepared[i]))
+
+    def close(self) -> None:
+        """End the stream, if it has not ended."""
+        if self._stream is not None:
+            self._stream.cancel()
+
+    def _streamed(self) -> Flow[pb.CompileBatchResponse | None]:
+        """The next answer of the stream; None at its end, or where it was refused for now."""
+        due = self._due & self._in_stream
+        try:
+            if self._stream is None:
+                self._stream = yield from self._calls.open_batch(self._requests(), len(due))
+            answer = yield from self._calls.next_of_batch(self._stream)
+        except OverloadedError as refusal:
+            if refusal.retry_after is None:
+                raise
+            return None
+        except ServerFaultError as error:
+            # If a server ends a stream while the client is writing, gRPC loses its status and
+            # reports an internal error instead (grpc/grpc issue 36066).
+            if is_from_server(error.__cause__):
+                raise
+            return None
+        if answer is None and due:
+            raise ProtocolError(
+                f"the stream ended with {len(due)} of {len(self._in_stream)} answers outstanding"
+            )
+        if answer is not None and answer.request_id not in due:
+            raise ProtocolError("an answer to an unknown request", field="request_id")
+        return answer
+
+    def _requests(self) -> Iterator[bytes]:
+        for i in sorted(self._in_stream):
+            job = self.prepared[i]
+            request = pb.CompileBatchRequest(request_id=i, request=job.requests.whole)
+            request.request.graph.CopyFrom(job.encoded.message())
+            yield request.SerializeToString()
+
+    def _result(
+        self, job: Prepared, answer: pb.CompileBatchResponse
+    ) -> Flow[pb.CompileResponse | LazyfxError]:
+        if answer.HasField("response"):
+            return answer.response
+        error: LazyfxError = status_to_error(answer.error)
+        refused_for_now = isinstance(error, OverloadedError) and error.retry_after is not None
+        if isinstance(error, MissingBlobsError) or refused_for_now:
+            # Values that a pass reads are sent outside the stream, and requests refused for now are
+            # retried.
+            return (yield from self._alone(job))
+        return error
+
+    def _alone(self, job: Prepared) -> Flow[pb.CompileResponse | LazyfxError]:
+        try:
+            return (yield from self._caller.ask(job))
+        except LazyfxError as error:
+            return error

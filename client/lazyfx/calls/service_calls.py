@@ -1,0 +1,290 @@
+"""The calls of the service, as flows: statuses become errors, streams become bytes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Final, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError as ProtobufError
+from google.protobuf.message import Message
+
+from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
+from lazyfx.answers.downloads import Download, OnProgress
+from lazyfx.answers.responses import check_response
+from lazyfx.calls.diagnosing import diagnose, not_a_server
+from lazyfx.calls.retries import RetryBudget
+from lazyfx.calls.uploading import Progress, upload
+from lazyfx.capture.blob import Blob
+from lazyfx.errors import (
+    OverloadedError,
+    ProtocolError,
+    ServiceError,
+    TimedOutError,
+    UnavailableError,
+)
+from lazyfx.flows import Call, Finish, Flow, Next, Offload, Open, Send, Start
+from lazyfx.shared import grpc_status
+from lazyfx.shared.printable import make_printable, printable
+from lazyfx.trust.access import Tls
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+
+Answer = TypeVar("Answer", bound=Message)
+
+# Characters of one text in an answer about the server.
+_MAX_TEXT: Final = 65_536
+# Answers of a stream of compiles may be as far apart as one compile is long; uploads have this
+# many bytes a second at least.
+_SLOWEST_UPLOAD: Final = 128 * 1024
+
+
+class CompileCall:
+    """A compile under way: its first try.
+
+    Attributes:
+        request: What is asked for.
+        retry_budget: For all tries together.
+        first: The first.
+    """
+
+    def __init__(self, request: bytes, retry_budget: RetryBudget, first: Call) -> None:
+        self.request = request
+        self.retry_budget = retry_budget
+        self.first = first
+
+
+class ServiceCalls:
+    """What one server can be asked.
+
+    A call that the server refuses for now is made again when the server says, within its timeout.
+
+    Args:
+        address: "host:port".
+        timeout: Default timeout of a call, in seconds.
+        tls: How the connection is encrypted.
+        bounds: How much of an answer is taken.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float,
+        tls: Tls | None,
+        bounds: AnswerBounds = DEFAULT_BOUNDS,
+    ) -> None:
+        self._bounds = bounds
+        self.address = address
+        self.timeout = timeout
+        self._tls = tls
+
+    def start_compile(
+        self, request: pb.CompileRequest, timeout: float | None = None
+    ) -> Flow[CompileCall]:
+        """Start one compile: it is on its way after the next pause."""
+        data, retry_budget = request.SerializeToString(), RetryBudget(timeout or self.timeout)
+        first = yield Start("Compile", data, retry_budget.left())
+        return CompileCall(data, retry_budget, first)
+
+    def finish_compile(self, call: CompileCall) -> Flow[pb.CompileResponse]:
+        """Wait for the answer to a compile.
+
+        Raises:
+            ClosedError: The client was closed meanwhile.
+            ServiceError: A subclass, by the status that the server returned.
+            ProtocolError: The answer is malformed.
+        """
+        response = yield from self._retried(
+            "Compile", call.request, pb.CompileResponse, call.retry_budget, first=call.first
+        )
+        check_response(response, self._bounds)
+        return response
+
+    def open_batch(self, requests: Iterator[bytes], count: int) -> Flow[Call]:
+        """Start a stream of compiles, each of which may take as long as a call."""
+        call: Call = yield Open("CompileBatch", requests, self.timeout * max(1, count))
+        return call
+
+    def next_of_batch(self, call: Call) -> Flow[pb.CompileBatchResponse | None]:
+        """The next answer of a stream of compiles; None at its end.
+
+        Raises:
+            ServiceError: The stream as a whole failed.
+            ProtocolError: An answer is malformed.
+        """
+        with self._errors():
+            data = yield Next(call)
+        if data is None:
+            return None
+        response = _parsed(pb.CompileBatchResponse, data)
+        if response.HasField("response"):
+            check_response(response.response, self._bounds)
+        return response
+
+    def artifact(
+        self,
+        request: pb.GetArtifactRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Flow[tuple[bytes, pb.ArtifactTrailer]]:
+        """Fetch one artifact whole; a download that breaks off is resumed once where it stopped.
+
+        Args:
+            request: Which one.
+            timeout: Seconds that each attempt may take, and waits between attempts together.
+            on_progress: Told how far a native artifact is while it is being made.
+
+        Raises:
+            ArtifactError: What arrived is not what the server announced.
+            ProtocolError: It is more than is taken, or its parts are out of order.
+            ServiceError: A subclass, by the status that the server returned.
+        """
+        download = Download(request, self._bounds, on_progress)
+        retry_budget = RetryBudget(timeout or self.timeout)
+        resumed = False
+        while True:
+            try:
+                yield from self._download(request, download, timeout or self.timeout)
+            except OverloadedError as refusal:
+                yield from retry_budget.wait(refusal)
+            except UnavailableError as error:
+                if error.retry_after is not None and not download.received:
+                    yield from retry_budget.wait(error)
+                    continue
+                if resumed or not download.received:
+                    yield from self._raise_with_diagnosis(error)
+                resumed = True
+            else:
+                return download.finish()
+
+    def _download(
+        self, request: pb.GetArtifactRequest, download: Download, seconds: float
+    ) -> Flow[None]:
+        wanted = pb.GetArtifactRequest()
+        wanted.CopyFrom(request)
+        wanted.offset = download.received
+        call: Call = yield Open("GetArtifact", wanted.SerializeToString(), seconds)
+        download.begin()
+        try:
+            with self._errors():
+                while (part := (yield Next(call))) is not None:
+                    download.take(_parsed(pb.GetArtifactResponse, part))
+        finally:
+            call.cancel()  # a server that sends too much is not listened to any longer
+
+    def upload(self, blobs: Sequence[Blob], on_progress: Progress | None = None) -> Flow[None]:
+        """Send the blobs that the server lacks; see `uploading.upload`.
+
+        Raises:
+            ServiceError: A subclass, by the status that the server returned.
+        """
+
+        def find(digests: Sequence[graph_pb2.Digest]) -> Flow[pb.FindMissingBlobsResponse]:
+            request = pb.FindMissingBlobsRequest(digests=digests)
+            return self._ask("FindMissingBlobs", request, pb.FindMissingBlobsResponse)
+
+        def send(chunks: Iterator[bytes]) -> Flow[pb.UploadBlobsResponse]:
+            with self._errors():
+                data = yield Send("UploadBlobs", chunks, seconds)
+            return _parsed(pb.UploadBlobsResponse, data)
+
+        size = sum(blob.digest.size_bytes for blob in blobs)
+        seconds = self.timeout + size / _SLOWEST_UPLOAD
+        retry_budget = RetryBudget(self.timeout)
+        yield from upload(blobs, find, send, on_progress, on_refused=retry_budget.wait)
+
+    def passes(self) -> Flow[pb.ListPassesResponse]:
+        """The passes that the server runs."""
+        return self._describe("ListPasses", pb.ListPassesRequest(), pb.ListPassesResponse)
+
+    def server_info(self) -> Flow[pb.GetServerInfoResponse]:
+        """Versions, devices, limits."""
+        return self._describe("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
+
+    def stats(self) -> Flow[pb.GetStatsResponse]:
+        """The server's ledger."""
+        return self._describe("GetStats", pb.GetStatsRequest(), pb.GetStatsResponse)
+
+    def _describe(self, method: str, request: Message, kind: type[Answer]) -> Flow[Answer]:
+        """An answer for people to read, its texts made safe to show."""
+        answer = yield from self._ask(method, request, kind)
+        make_printable(answer, _MAX_TEXT)
+        return answer
+
+    def _ask(self, method: str, request: Message, kind: type[Answer]) -> Flow[Answer]:
+        data, retry_budget = request.SerializeToString(), RetryBudget(self.timeout)
+        return self._retried(method, data, kind, retry_budget)
+
+    def _retried(
+        self,
+        method: str,
+        request: bytes,
+        kind: type[Answer],
+        retry_budget: RetryBudget,
+        first: Call | None = None,
+    ) -> Flow[Answer]:
+        """The answer to a call, made again as often as the server refuses it for now."""
+        call = first
+        while True:
+            try:
+                with self._errors():
+                    if call is None:
+                        call = yield Start(method, request, retry_budget.left())
+                    data = yield Finish(call)
+                return _parsed(kind, data)
+            except (OverloadedError, UnavailableError) as refusal:
+                if isinstance(refusal, UnavailableError) and refusal.retry_after is None:
+                    yield from self._raise_with_diagnosis(refusal)
+                # A server that is starting or stopping says when to come back.
+                call = None
+                yield from retry_budget.wait(refusal)
+
+    def _raise_with_diagnosis(self, error: UnavailableError) -> Flow[NoReturn]:
+        """Raise the error, with the reason why no call gets through where one can be found."""
+        cause = error.__cause__
+        details = (cause.details() or "") if isinstance(cause, grpc.RpcError) else ""
+        told = not_a_server(self.address, printable(details)) is not None
+        if told or grpc_status.is_from_server(cause) or error.code != "UNAVAILABLE":
+            raise error
+        reason = yield Offload(partial(diagnose, self.address, self._tls))
+        if reason is None:
+            reason = (
+                f"the connection to {self.address} broke off or was not made in time, and the "
+                f"server can be reached now; try again (details: {error.reason})"
+            )
+        raise UnavailableError(reason, code=error.code) from error
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What a call raises becomes what this package raises."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._in_our_words(error) from error
+
+    def _in_our_words(self, error: grpc.RpcError) -> ServiceError:
+        """What a server answered; of gRPC's own errors, the sentence that says what to do."""
+        code, details = error.code(), error.details() or ""
+        if grpc_status.is_from_server(error):
+            return grpc_status.to_error(error)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            told = (
+                f"the server at {self.address} gave no answer in the time that the call may take; "
+                "allow more with timeout= (--timeout, LAZYFX_TIMEOUT)"
+            )
+            return TimedOutError(told, code=code.name)
+        if other := not_a_server(self.address, printable(details)):
+            return UnavailableError(other, code=code.name)
+        return grpc_status.to_error(error)
+
+
+def _parsed(kind: type[Answer], data: bytes | None) -> Answer:
+    """An answer, which may be nonsense or missing."""
+    if data is not None:
+        with contextlib.suppress(ProtobufError, UnicodeDecodeError, RecursionError):
+            return kind.FromString(data)
+    raise ProtocolError("the server's answer cannot be parsed")

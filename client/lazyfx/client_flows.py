@@ -1,0 +1,174 @@
+"""What both clients do: the flows of one client, which each runs with its own driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+from lazyfx.answers.answer_bounds import AnswerBounds
+from lazyfx.answers.downloads import OnProgress
+from lazyfx.answers.refusals import Refusals
+from lazyfx.calls.conversation import CompileCaller
+from lazyfx.calls.many_compiles import ManyCompiles
+from lazyfx.calls.service_calls import ServiceCalls
+from lazyfx.calls.uploading import Progress
+from lazyfx.capture.capturing import Compilable, ExampleInputs
+from lazyfx.capture.preparing import Prepared, Preparer
+from lazyfx.errors import LazyfxError
+from lazyfx.flows import Flow, Lock
+from lazyfx.module_flows import ModuleFlows
+from lazyfx.shared.addresses import server_address
+from lazyfx.shared.environment import warn_of_misspelled
+from lazyfx.shared.pass_specs import Modes, Passes, normalize
+from lazyfx.trust.access import Access, Tls, access
+from lazyfx.trust.verifying import DATA_KINDS, Verifier
+from lazyfx.v1 import compiler_pb2 as pb
+
+Job: TypeAlias = "tuple[Compilable, Passes] | tuple[Compilable, Passes, ExampleInputs]"
+
+
+class ClientFlows:
+    """The flows of one client; see `AsyncClient` for the other arguments.
+
+    Args:
+        new_lock: Makes locks of the driver's kind.
+
+    Attributes:
+        access: What to show to the server, and whom to believe.
+        bounds: Bounds on answers of the server.
+        refusals: Counts refused answers.
+        calls: What the server can be asked.
+        verifier: Checks signatures.
+        preparer: Captures and encodes.
+        compile_caller: Asks for compiles.
+    """
+
+    def __init__(
+        self,
+        new_lock: Callable[[], Lock],
+        address: str | None,
+        *,
+        timeout: float,
+        on_upload: Progress | None,
+        token: str | None,
+        tls: Tls | bool | None,
+        verify_keys: Sequence[str] | str | None,
+        answer_bounds: AnswerBounds,
+    ) -> None:
+        warn_of_misspelled()
+        address = server_address(address)
+        if not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise LazyfxError(
+                f"timeout must be a number of seconds greater than 0, not {timeout!r}"
+            )
+        self._new_lock = new_lock
+        self.access: Access = access(token=token, tls=tls, verify_keys=verify_keys)
+        self.bounds = answer_bounds
+        self.refusals = Refusals(address)
+        self.calls = ServiceCalls(
+            address, timeout=timeout, tls=self.access.tls, bounds=answer_bounds
+        )
+        self.verifier = Verifier(
+            self.access.pinned_keys(address),
+            address=address,
+            trusts_connection=self.access.is_trusted(address),
+            ask=self.calls.server_info,
+        )
+        self.preparer = Preparer(answer_bounds)
+        self.compile_caller = CompileCaller(self.calls, self.preparer, on_upload)
+
+    def compile(
+        self,
+        what: Compilable,
+        passes: Passes,
+        example_inputs: ExampleInputs,
+        *,
+        modes: Modes,
+        skip_cache_lookup: bool,
+        timeout: float | None,
+        send_values: bool,
+    ) -> Flow[ModuleFlows]:
+        """Compile a graph, captured here and now; see `AsyncClient.compile`."""
+        prepare = partial(
+            self.preparer.prepare,
+            what,
+            normalize(passes),
+            example_inputs,
+            modes=modes,
+            send_values=send_values,
+        )
+        prepared = prepare()
+        if prepared.is_unchanged is not None and not skip_cache_lookup:
+            with self.refusals.counted():
+                answer = yield from self.compile_caller.compile_if_unchanged(prepared, timeout)
+            if answer is not None:
+                return self._module(prepared, answer)
+            prepared = prepare(fresh=True)
+        with self.refusals.counted():
+            response = yield from self.compile_caller.ask(
+                prepared, timeout, skip_cache_lookup=skip_cache_lookup
+            )
+        return self._module(prepared, response)
+
+    def compile_many(self, jobs: Sequence[Job], *, send_values: bool) -> ManyCompiles:
+        """Capture and encode many graphs, without any I/O; see `AsyncClient.compile_many`."""
+        prepared = [
+            self.preparer.prepare(*job, fresh=True, send_values=send_values) for job in jobs
+        ]
+        return ManyCompiles(self.calls, self.compile_caller, prepared)
+
+    def next_of_many(
+        self, many: ManyCompiles
+    ) -> Flow[tuple[int, ModuleFlows | LazyfxError] | None]:
+        """The next that is done of many graphs, by its index; None after the last."""
+        with self.refusals.counted():
+            found = yield from many.next()
+        if found is None:
+            return None
+        i, result = found
+        if isinstance(result, LazyfxError):
+            return i, result
+        return i, self._module(many.prepared[i], result)
+
+    def _module(self, prepared: Prepared, response: pb.CompileResponse) -> ModuleFlows:
+        prepared = self.preparer.with_values(prepared)
+        return ModuleFlows(self, prepared, response, self._new_lock)
+
+    def passes(self) -> Flow[list[pb.PassDescription]]:
+        """The passes that the server runs, by name."""
+        return list((yield from self.calls.passes()).passes)
+
+    def pipelines(self) -> Flow[dict[str, str]]:
+        """The named pipelines, and the passes of each."""
+        found = (yield from self.calls.passes()).pipelines
+        return {pipeline.name: pipeline.spelling for pipeline in found}
+
+    def fetch(
+        self,
+        request: pb.GetArtifactRequest,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Flow[tuple[bytes, pb.ArtifactTrailer]]:
+        """Fetch a complete artifact and check its signature.
+
+        Raises:
+            UntrustedServerError: Artifacts of this server would not be opened; none was requested.
+            UntrustedArtifactError: It is not signed with a trusted key.
+            ServiceError: A subclass, by the status that the server returned.
+        """
+        with self.refusals.counted():
+            if request.kind not in DATA_KINDS or self.verifier.has_pinned_keys:
+                yield from self.verifier.require_trusted()
+            data, trailer = yield from self.calls.artifact(
+                request, timeout=timeout, on_progress=on_progress
+            )
+            yield from self.verifier.check(request, trailer)
+        return data, trailer
+
+    def recompile(self, prepared: Prepared) -> Flow[pb.CompileResponse]:
+        """Recompile a module that the server evicted."""
+        self.compile_caller.forget(prepared)
+        with self.refusals.counted():
+            return (yield from self.compile_caller.ask(prepared))
