@@ -72,7 +72,7 @@ class RemoteModule:
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the module, in this thread, with the inputs that the caller's graph takes."""
-        # What was built needs no client: it also runs after `close`, and in a forked process.
+        # A module that has been built needs no client: it also runs after `close`, and in a fork.
         built = self._flows.built or self._run(self._flows.callable_module())
         return built(*inputs, **kwargs)
 

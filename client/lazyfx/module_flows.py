@@ -1,4 +1,4 @@
-"""What both handles do: the flows of one compiled module, which each runs with its own driver."""
+"""The flows of a compiled module, which the asynchronous and the blocking handle both run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from lazyfx.v1 import graph_pb2
 
 Built = TypeVar("Built")
 
-# Kinds that depend on more than the module: provenance describes the one fetched last.
+# Artifacts that depend on more than the module: provenance describes the latest fetched.
 _NATIVE = (pb.ARTIFACT_KIND_INDUCTOR, pb.ARTIFACT_KIND_AOT_INDUCTOR)
 # Built by this client from the graph, and not signed by the server.
 _CLIENT_KINDS = (
@@ -53,18 +53,18 @@ _CLIENT_KINDS = (
     pb.ARTIFACT_KIND_TORCHSCRIPT,
     pb.ARTIFACT_KIND_EXPORTED_PROGRAM,
 )
-# torch rebuilds and scripts modules with tables that threads share.
+# torch rebuilds and scripts modules with global tables.
 _building = threading.Lock()
 
 
 class ModuleFlows:
-    """The flows of one compiled module; see `AsyncRemoteModule` for what they are for.
+    """The flows of one compiled module; `AsyncRemoteModule` documents each.
 
     Args:
-        client: Fetches what the server has of it.
-        prepared: What was asked for.
-        response: What the server answered.
-        new_lock: Makes locks of the driver's kind.
+        client: Fetches artifacts.
+        prepared: The request.
+        response: The server's response.
+        new_lock: Creates a lock of the driver's kind.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class ModuleFlows:
         return data
 
     def aot_request(self, mode: str | None, options: Mapping[str, Any] | None) -> pb.NativeRequest:
-        """What a package for serving depends on besides the module."""
+        """The options of a package for serving."""
         encoded = self.prepared.encoded
         body = graph_pb2.GraphBody.FromString(encoded.body)
         with torch.no_grad():
@@ -192,7 +192,7 @@ class ModuleFlows:
         return self.artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
 
     def save(self, path: str | Path, data: Flow[bytes]) -> Flow[Path]:
-        """Write what another flow returns to a file."""
+        """Write the result of another flow to a file."""
         written: Path = yield Offload(partial(_write, Path(path), (yield from data)))
         return written
 
@@ -255,7 +255,7 @@ class ModuleFlows:
         )
 
     def _build(self, work: Callable[[], Built]) -> Flow[Built]:
-        """Make something of what the server sent; what is refused is counted."""
+        """Build something from what the server sent, and count refusals."""
         guard_devices()
         with self._client.refusals.counted():
             built: Built = yield Offload(partial(_alone, work))
@@ -272,10 +272,10 @@ def _graph_modules(module: GraphModule) -> int:
 
 
 def _require_folder(path: Path) -> None:
-    """Find out before a long compile that its result could not be written.
+    """Check before a long compile that its result can be written.
 
     Raises:
-        OSError: The path is a folder, or its folder is not there.
+        OSError: The path is a folder, or its folder does not exist.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

@@ -83,11 +83,11 @@ class App:
 
     Args:
         settings: All settings; each package gets its part here.
-        sources: Where workers come from; the fork server is started, before gRPC was used.
+        sources: Start worker processes; the fork server was started before gRPC was used.
 
     Raises:
-        PluginError: A plugin that is enabled cannot be used.
-        ValueError: A pipeline of the settings names no passes.
+        PluginError: An enabled plugin cannot be used.
+        ValueError: A pipeline in the settings is invalid.
     """
 
     def __init__(self, settings: Settings, sources: Sources) -> None:
@@ -226,11 +226,11 @@ class App:
         """Serve until `stop` is set, then drain.
 
         Args:
-            stop: Also ends a start that is under way.
+            stop: Also interrupts startup.
             on_ready: Called once with the gRPC address and the metrics URL.
 
         Raises:
-            OSError: An address cannot be listened on.
+            OSError: An address cannot be bound.
         """
         async with AsyncExitStack() as parts:
             if await finishes_before(stop, self._start(parts)):
@@ -239,9 +239,9 @@ class App:
                 await stop.wait()
 
     async def _start(self, parts: AsyncExitStack) -> None:
-        """Start the parts, each after those that it uses. They end in the reverse order.
+        """Start the parts, each after those that it uses. They stop in reverse order.
 
-        The port is listened on at once, and calls are let in when all that they need is there.
+        The port is bound at once; calls are admitted when everything that they need is ready.
         """
         parts.callback(_log.info, "stopped")
         parts.callback(self._ledger.close)
@@ -251,7 +251,7 @@ class App:
         self._server.bind(self._settings.addresses.listen, self._tls_files())
         await self._start_telemetry()
         parts.push_async_callback(self._telemetry.stop)
-        # Calls use workers, so these end after the last call. They take seconds to start.
+        # Calls use workers, so workers stop after the last call. They take seconds to start.
         parts.push_async_callback(self._native.close)
         for executor in self._executors:
             parts.push_async_callback(executor.close)
@@ -285,7 +285,7 @@ class App:
             ) from error
 
     async def _drain(self) -> None:
-        """Stop serving: say so first, then let calls under way finish."""
+        """Stop serving: report it first, then let running calls finish."""
         seconds = self._settings.stopping.drain_seconds
         _log.info("draining: no new requests; %g s for requests in flight", seconds)
         self._serving = False
@@ -358,7 +358,7 @@ class App:
         self._observers.observe(StoreFailed(tier, operation))
 
     def _entry_corrupt(self, tier: str, key: str) -> None:
-        _log.warning("store: quarantined a damaged entry in %s: %s", tier, key)
+        _log.warning("store: quarantined a corrupt entry in %s: %s", tier, key)
         self._catalog.record_damage(key)
         self._observers.observe(EntryCorrupt(tier))
 

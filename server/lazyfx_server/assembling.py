@@ -1,4 +1,4 @@
-"""Makes the parts of a server that take more than their settings as they are."""
+"""Builds the parts of a server that need more than their settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DAY = 86_400.0
 
 
 def artifact_signer(settings: Settings) -> Signer:
-    """What signs artifacts, with the key that the settings name.
+    """The signer of artifacts, with the key from the settings.
 
     Raises:
         OSError: The key file cannot be used.
@@ -59,17 +59,17 @@ def native_compiles(
     observer: Observer,
     on_restart: OnRestart,
 ) -> NativeCompiles:
-    """What makes native artifacts.
+    """The compiler of native artifacts.
 
     Args:
         settings: All settings.
-        sources: Where workers come from.
+        sources: Start worker processes.
         crashes: Remembers graphs on which workers died.
-        observer: Is told of each compile.
-        on_restart: Told of each worker that is replaced.
+        observer: Notified of each compile.
+        on_restart: Called for each replaced worker.
 
     Raises:
-        OSError: They cannot be made, and are required.
+        OSError: Native artifacts are required but cannot be built.
     """
     native = settings.native
     admission = Admission(native.native_workers, settings.calls)
@@ -98,7 +98,7 @@ def native_compiles(
 
 
 def authenticator(settings: Settings) -> Authenticator:
-    """What tells whose a call is.
+    """The authenticator of calls.
 
     Raises:
         OSError: A file of secrets or tokens cannot be used.
@@ -150,7 +150,7 @@ def shared_store(settings: Settings, signer: Signer, hooks: StoreHooks) -> Share
 
 
 def ledger_file(settings: Settings) -> LedgerFile | None:
-    """Where the ledger is kept between starts; None without a store on disk."""
+    """The file of the ledger; None without a store on disk."""
     folder = settings.store.store_path
     if folder is None:
         return None

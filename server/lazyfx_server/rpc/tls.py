@@ -1,4 +1,4 @@
-"""Certificates of the server, read again when they change."""
+"""The server's certificates, reloaded when they change."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _Fingerprint = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files of a server.
+    """The PEM files of a server.
 
     Attributes:
         certificate: The server's chain.
         key: Its private key.
-        client_ca: Authorities whose certificates callers must show; None asks for none.
+        client_ca: Authorities of the certificates that callers must present; None requires none.
     """
 
     certificate: Path
@@ -33,7 +33,7 @@ class TlsFiles:
         return paths if self.client_ca is None else [*paths, self.client_ca]
 
     def stat_fingerprint(self) -> _Fingerprint:
-        """What changes when a file does.
+        """A value that changes when a file does.
 
         Raises:
             OSError: One cannot be read.
@@ -42,7 +42,7 @@ class TlsFiles:
         return tuple((status.st_mtime_ns, status.st_ino) for status in found)
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """What gRPC makes of the files as they are.
+        """The current files in gRPC's form.
 
         Raises:
             OSError: One cannot be read.
@@ -53,7 +53,7 @@ class TlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow their files; each handshake looks whether they changed.
+    """Credentials that follow their files; each handshake checks for changes.
 
     Raises:
         OSError: A file cannot be read.

@@ -1,4 +1,4 @@
-"""Settings of how a server is reached, run and watched."""
+"""Settings of addresses, callers, processes, storage and logging."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _default_store() -> Path:
 
 
 class AddressSettings(Part):
-    """Where the server listens."""
+    """Addresses on which the server listens."""
 
     group = "addresses"
 
@@ -57,9 +57,11 @@ class AddressSettings(Part):
     def _is_address(cls, value: str) -> str:
         host, separator, port = value.rpartition(":")
         if not separator or not host or not port.isdecimal() or int(port) > 65535:
-            raise ValueError(f"takes HOST:PORT, e.g. 127.0.0.1:8700 or [::1]:8700, not {value!r}")
+            raise ValueError(f"must be HOST:PORT, e.g. 127.0.0.1:8700 or [::1]:8700, not {value!r}")
         if "/" in host or "@" in host:
-            raise ValueError(f"takes HOST:PORT, not a URL: write {host.rpartition('/')[2]}:{port}")
+            raise ValueError(
+                f"must be HOST:PORT, not a URL: write {host.rpartition('/')[2]}:{port}"
+            )
         return value
 
     @property
@@ -69,7 +71,7 @@ class AddressSettings(Part):
 
 
 class CallerSettings(Part):
-    """How traffic is encrypted and callers are identified."""
+    """Encryption, and identification of callers."""
 
     group = "callers and encryption"
 
@@ -136,7 +138,7 @@ class WorkerSettings(Part):
 
 
 class StoreSettings(Part):
-    """Where results are kept."""
+    """Storage of results."""
 
     group = "store"
 
@@ -193,14 +195,14 @@ class StoreSettings(Part):
         return self
 
     def beside_keys(self, given: Path | None, name: str) -> Path | None:
-        """The file that was given, else one of this name in the store; None without a store."""
+        """The given file, else one of this name in the store; None without a store."""
         if given is None and self.store_path is not None:
             return self.store_path / ".keys" / name
         return given
 
 
 class SigningSettings(Part):
-    """What artifacts are signed with."""
+    """Signing of artifacts."""
 
     group = "signatures"
 
@@ -217,7 +219,7 @@ class SigningSettings(Part):
 
 
 class StoppingSettings(Part):
-    """How the server stops."""
+    """Shutdown of the server."""
 
     group = "stopping"
 
@@ -226,7 +228,7 @@ class StoppingSettings(Part):
 
 
 class LogSettings(Part):
-    """What is logged, and how."""
+    """Logging."""
 
     group = "logs"
 
