@@ -49,18 +49,15 @@ from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import StoreSettings
-from lazyfx_server.store import SkippedError, Store, StoreError, StoreHooks, open_store
+from lazyfx_server.store import Store, StoreHooks, open_store
+from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
-    EntryCorrupt,
     Gauges,
     Observers,
-    StoreFailed,
-    StoreSkipped,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
-from lazyfx_server.telemetry.outages import Outages
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
 from lazyfx_server.workers.devices import Devices
 from lazyfx_server.workers.pools import (
@@ -93,7 +90,6 @@ class App:
     def __init__(self, settings: Settings, sources: Sources) -> None:
         self._settings = settings
         self._serving = False
-        self._outages = Outages()
         plugins = load_plugins(settings.passes.pass_plugins)
         registry = registry_with(plugins)
         try:
@@ -104,7 +100,10 @@ class App:
         costs = CodegenCosts()
         metrics = new_registry()
         signer = self._signer = artifact_signer(settings)
-        hooks = self._store_hooks()
+        hooks = store_hooks(
+            lambda event: self._observers.observe(event),
+            lambda key: self._catalog.record_damage(key),
+        )
         self._shared_store = shared_store(settings, signer, hooks)
         self._store = self._open_store(settings.store, hooks)
         quotas = Quotas(settings.quotas)
@@ -335,39 +334,8 @@ class App:
             on_corrupt=hooks.on_corrupt,
         )
 
-    def _store_hooks(self) -> StoreHooks:
-        return StoreHooks(
-            on_error=lambda tier, operation, _key, error: self._store_failed(
-                tier, operation, error
-            ),
-            on_recovered=lambda tier, operation: self._outages.recovered(
-                f"store: {operation} of {tier}"
-            ),
-            on_corrupt=self._entry_corrupt,
-            on_change=_log_change,
-        )
-
     def _stores_in_use(self) -> Mapping[str, bool]:
         return {} if self._shared_store is None else self._shared_store.available()
 
-    def _store_failed(self, tier: str, operation: str, error: Exception) -> None:
-        if isinstance(error, SkippedError):
-            self._observers.observe(StoreSkipped(tier, operation))
-            return
-        self._outages.failed(f"store: {operation} of {tier}", error)
-        self._observers.observe(StoreFailed(tier, operation))
-
-    def _entry_corrupt(self, tier: str, key: str) -> None:
-        _log.warning("store: quarantined a corrupt entry in %s: %s", tier, key)
-        self._catalog.record_damage(key)
-        self._observers.observe(EntryCorrupt(tier))
-
     def _in_flight(self) -> dict[str, int]:
         return {"compile": self._compiler.in_flight, "render": self._artifacts.in_flight}
-
-
-def _log_change(tier: str, problem: StoreError | None) -> None:
-    if problem is None:
-        _log.info("store: %s is used from now on", tier)
-    else:
-        _log.warning("store: %s is not used for now: %s", tier, problem)
