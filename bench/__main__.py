@@ -1,4 +1,4 @@
-"""`python -m bench`: what the service costs and saves, beside its peers, as one table."""
+"""`python -m bench`: what the service costs and saves compared with its peers, as one table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS = ("hit", "passes", "miss", "wire")
 
 @dataclass(frozen=True)
 class Effort:
-    """How often each comparison is made."""
+    """How often each comparison is repeated."""
 
     rounds: int
     calls: int
@@ -39,11 +39,15 @@ FULL = Effort(rounds=25, calls=120, slow_rounds=9)
 
 
 def main() -> None:
-    """Measure, print the table, write the numbers where asked."""
+    """Measure, print the table, and optionally write the numbers to a file."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: a minute, more noise")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
-    parser.add_argument("--only", choices=PARTS, action="append", help="this part only")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds: takes a minute, with more noise"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers to this file"
+    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this part")
     options = parser.parse_args()
     effort = QUICK if options.quick else FULL
     rows = measure(effort, options.only or PARTS)

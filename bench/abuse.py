@@ -1,18 +1,18 @@
-"""20 hostile callers beside a good one: how late its hits are, and what the server grows by.
+"""20 hostile callers next to a well-behaved one: its latency, and the server's memory growth.
 
     python -m bench.abuse [--seconds 120] [--abuse NAME ...] [--json FILE]
 
-Windows take turns, quiet and abused, on one server. In an abused window each of 20 callers, with a
-connection of its own, sends every abuse of `bench.abuses` in an order of its own, again and again;
-in all of them together each caller goes through the whole list, or the result says so. Printed
-are the good caller's median and 99th percentile, for each window and as quartiles over windows,
-the growth of the server's memory (the most that was seen at any time, beyond the most of the first
-quiet window), and the slowest answer of /healthz. At the end 200 slow connections are
-opened to the metrics port, and /healthz is asked beside them.
+Quiet and abused windows alternate on one server. In an abused window, each of 20 callers, with its
+own connection, repeatedly sends every abuse of `bench.abuses` in its own order. Over all windows,
+each caller completes the whole list at least once, or the result says that it did not. The output
+has the good caller's median and 99th percentile, per window and as quartiles over windows, the
+growth of the server's memory (its peak, minus the peak of the first quiet window), and the slowest
+response of /healthz. At the end, 200 slow connections are opened to the metrics port while /healthz
+is probed.
 
-The hostile callers stand in for callers on other machines. Here they share the server's
-processors, so they run in one process of low priority (nice 10): what they take is mostly what the
-server and the good caller leave. What remains of their work is part of the numbers.
+The hostile callers represent callers on other machines. Here they share the server's processors, so
+they run in one process with low priority (nice 10) and mostly use what the server and the good
+caller leave idle. The rest of their work is included in the numbers.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _PRIORITY = 10
 
 @dataclass
 class Window:
-    """What the good caller and the probe saw in one window."""
+    """The measurements of the good caller and of the probe in one window."""
 
     hits: list[float] = field(default_factory=list)
     probes: list[float] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Window:
 
 
 class Callers:
-    """The hostile callers, in a process of their own that pauses between windows."""
+    """The hostile callers, in a separate process that pauses between windows."""
 
     def __init__(self, address: str, names: Sequence[str]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -94,7 +94,7 @@ class Callers:
 
     @contextlib.contextmanager
     def attacking(self) -> Any:
-        """Let them send until the end of the block, and what was begun end."""
+        """Let them send until the end of the block, and let calls in progress finish."""
         self._go.set()
         try:
             yield
@@ -105,7 +105,7 @@ class Callers:
                 time.sleep(0.1)
 
     def stop(self) -> tuple[list[int], Counter[str]]:
-        """End them; how many abuses each has finished, and how calls ended, by status."""
+        """Stop them. Returns each one's number of finished abuses, and the calls by status."""
         self._end.set()
         self._go.set()
         kinds, statuses = self._sent.get(timeout=120)
@@ -123,7 +123,7 @@ def _attack(
     sent: Any,
 ) -> None:
     os.nice(_PRIORITY)
-    # Built once: building them is the callers' work, not the server's.
+    # Built once: building them costs the callers, not the server.
     made = [(name, ABUSES[name], ABUSES[name].make()) for name in names]
     statuses: Counter[str] = Counter()
     kinds: list[set[str]] = [set() for _ in range(CALLERS)]
@@ -159,12 +159,12 @@ def _attack(
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process in memory."""
+    """The resident memory of a process, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * 4096
 
 
 def probe(url: str) -> float:
-    """Seconds until /healthz has answered."""
+    """Seconds until /healthz answers."""
     begin = time.perf_counter()
     with urllib.request.urlopen(url, timeout=60) as answer:
         answer.read()
@@ -172,8 +172,8 @@ def probe(url: str) -> float:
 
 
 async def watch(server: Lazyfx, health: str, seconds: float) -> Window:
-    """Make hits, one after the other, and ask /healthz now and then."""
-    # Not at the top: the process of the hostile callers needs neither.
+    """Make hits one after the other, and probe /healthz now and then."""
+    # Imported here: the process of the hostile callers needs neither.
     import torch
     from torch.fx import symbolic_trace
 
@@ -203,7 +203,7 @@ async def watch(server: Lazyfx, health: str, seconds: float) -> Window:
 
 
 def slow_connections(health: str) -> float:
-    """The slowest of ten probes beside 200 connections that never finish their requests."""
+    """The slowest of ten probes while 200 connections never finish their requests."""
     host, _, port = health.removeprefix("http://").partition("/")[0].rpartition(":")
     with contextlib.ExitStack() as held:
         for _ in range(SLOW_CONNECTIONS):
@@ -213,7 +213,7 @@ def slow_connections(health: str) -> float:
 
 
 def measure(server: Lazyfx, seconds: float, names: Sequence[str]) -> dict[str, Any]:
-    """Let windows take turns; what they saw."""
+    """Alternate the windows. Returns their measurements."""
     health = server.metrics.replace("/metrics", "/healthz")
     each = seconds / WINDOWS / 4
     quiet, abused = [asyncio.run(watch(server, health, each))], []
@@ -243,10 +243,10 @@ def measure(server: Lazyfx, seconds: float, names: Sequence[str]) -> dict[str, A
 
 
 def main() -> None:
-    """Measure, print, and say whether the targets are met."""
+    """Measure, and print the results and whether the targets are met."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=120.0, help="of all windows together")
-    parser.add_argument("--abuse", action="append", choices=list(ABUSES), help="only this one")
+    parser.add_argument("--seconds", type=float, default=120.0, help="total seconds of all windows")
+    parser.add_argument("--abuse", action="append", choices=list(ABUSES), help="only this abuse")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     load = os.getloadavg()
@@ -258,10 +258,14 @@ def main() -> None:
     for name, value in seen.items():
         sys.stdout.write(f"{name:28} {_shown(value)}\n")
     for name, value, target in (
-        ("p99 under attack, of quiet", seen["ratio"][2], TARGET_RATIO),
+        ("p99 under attack / quiet", seen["ratio"][2], TARGET_RATIO),
         ("MB of growth", seen["growth_mb"], TARGET_GROWTH / MB),
         ("seconds of /healthz", seen["healthz_s"], TARGET_HEALTH_SECONDS),
-        ("and beside slow ones", seen["slow_connections_healthz_s"], TARGET_HEALTH_SECONDS),
+        (
+            "the same, with slow connections",
+            seen["slow_connections_healthz_s"],
+            TARGET_HEALTH_SECONDS,
+        ),
         ("kinds that a caller missed", seen["kinds"] - seen["kinds_of_each_caller"][0], 0),
     ):
         verdict = "met" if value <= target else "missed"

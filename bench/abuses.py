@@ -1,7 +1,8 @@
-"""Ways to cost a server much for little, as bytes on the wire: what `bench.abuse` sends.
+"""Cheap requests that are expensive for a server, as bytes on the wire; sent by `bench.abuse`.
 
-Most once held a server for seconds. Those that fill a message have just under the default of
-`max_message_bytes`, which is what a server has to read; those over it end at their first bytes.
+Most of these once blocked a server for seconds. Those that fill a message stay just below the
+default of `max_message_bytes`, so that the server must read them; larger ones are refused at their
+first bytes.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ class Abuse:
 
     Attributes:
         method: Name of a method of the service, or the path of another one.
-        make: Makes the messages of one call: one, or those of a stream.
+        make: Creates the messages of one call: one, or those of a stream.
         field: The field that a refusal names; "" for the message itself.
-        code: Status of the answer.
-        metadata: What goes along as headers.
-        seconds: After which the caller gives up; the status is CANCELLED then.
+        code: Status of the response.
+        metadata: Headers to send.
+        seconds: When the caller gives up, with the status CANCELLED.
         compressed: Send the messages compressed.
-        blob: Uploaded before, unless the server has it.
+        blob: Uploaded first, unless the server has it.
     """
 
     method: str
@@ -73,7 +74,7 @@ class Abuse:
 
     @property
     def answers_stream(self) -> bool:
-        """Whether answers are a stream."""
+        """Whether responses are a stream."""
         return self.method in ("CompileBatch", "GetArtifact")
 
 
@@ -92,7 +93,7 @@ def compile_body(body: bytes, passes: bytes = b"") -> bytes:
 
 
 def fresh(size: int) -> bytes:
-    """Bytes that are no graph, and others in each process and call."""
+    """Bytes that are not a graph, different in each process and call."""
     return b"\xff" * (size - 32) + hashlib.sha256(b"%d" % next(_NUMBERS)).digest()
 
 
@@ -102,7 +103,7 @@ def upload(data: bytes, whole: bytes, offset: int = 0) -> bytes:
 
 
 def chain(calls: int, argument: graph_pb2.Argument | None = None) -> bytes:
-    """The body of a graph of as many equal calls of torch.neg; or one with an argument more."""
+    """A graph with this many equal calls of torch.neg, optionally with an extra argument."""
     body = graph_pb2.GraphBody()
     body.targets.add(kind=graph_pb2.TARGET_KIND_FUNCTION, name="torch.neg")
     operand = graph_pb2.Argument(operand=graph_pb2.Empty())
@@ -115,7 +116,7 @@ def chain(calls: int, argument: graph_pb2.Argument | None = None) -> bytes:
 
 
 def nested(depth: int) -> bytes:
-    """A graph whose call holds lists in lists, deeper than protobuf's own writer goes."""
+    """A graph whose call contains lists nested deeper than protobuf's own writer supports."""
     marker = graph_pb2.Argument(text=123_456)
     body = graph_pb2.GraphBody.FromString(chain(1, marker))
     row = graph_pb2.Argument(none=graph_pb2.Empty()).SerializeToString()
@@ -144,9 +145,9 @@ def _over(method: str, field_number: int = 1) -> Abuse:
 
 _LISTS = "passes[0].options[0].value.list.items"
 
-# What the scan of a message's bytes refuses, before anything is made of them.
+# Refused by the scan of a message's bytes, before any object is created.
 OVER_A_BOUND: Final[Mapping[str, Abuse]] = {
-    # Many parts of a request, each of which becomes an object.
+    # Many parts of a request, each of which would become an object.
     "empty passes": _compile("passes", lambda: b"\x1a\x00" * (FULL // 2)),
     "empty options": _compile("passes[0].options", lambda: inside(PASS, b"\x12\x00" * (FULL // 2))),
     "empty rewrites": _compile(
@@ -184,7 +185,7 @@ OVER_A_BOUND: Final[Mapping[str, Abuse]] = {
         "native.target.cpu_flags",
     ),
     "fields of an empty request": Abuse("GetStats", lambda: [b"\x0a\x00" * (FULL // 2)]),
-    # Few parts, and long ones.
+    # Few but long parts.
     "a long name of a pass": _compile(
         "passes[0].name", lambda: inside(PASS, inside(1, b"a" * FULL))
     ),
@@ -296,6 +297,6 @@ def _provide(channel: grpc.Channel, blob: bytes) -> None:
 
 
 def kinds() -> Iterator[tuple[str, Abuse, Sequence[bytes]]]:
-    """Each abuse with its messages, made now."""
+    """Each abuse with newly created messages."""
     for name, abuse in ABUSES.items():
         yield name, abuse, abuse.make()

@@ -15,9 +15,9 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        title: Above it.
-        across: What the horizontal axis says.
-        lines: Points of each line by its label; all numbers above zero.
+        title: Shown above it.
+        across: Label of the horizontal axis.
+        lines: Points of each line, by its label; all numbers are positive.
     """
 
     title: str

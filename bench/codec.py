@@ -1,4 +1,4 @@
-"""(d) The wire format beside torch's GraphPickler; `bench/wire.py` compares more."""
+"""(d) The wire format compared with torch's GraphPickler; `bench/wire.py` compares more."""
 
 from __future__ import annotations
 

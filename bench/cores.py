@@ -1,8 +1,8 @@
 """Keeps the servers off the client's core while single calls are timed.
 
-A call is answered in a fraction of a millisecond, and the kernel likes to wake a server on
-the core of the client that has just written to it. Client and server then take turns on
-one core, and what they could do at the same time adds up, by luck of the moment.
+A call takes a fraction of a millisecond, and the kernel tends to wake a server on the core of the
+client that has just written to it. Client and server then randomly share one core, and work that
+could overlap is done sequentially.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def apart(servers: Sequence[int]) -> Iterator[None]:
-    """Give the servers one core and this process the others, inside the block.
+    """Within the block, give the servers one core and this process the others.
 
     Args:
         servers: Process ids. Nothing happens with a single core, or outside of Linux.

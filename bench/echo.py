@@ -1,8 +1,8 @@
-"""A bare grpc.aio echo in a process of its own: what a call costs without a service behind it.
+"""A bare grpc.aio echo in its own process: the cost of a call without a service behind it.
 
-The server takes bytes and answers with bytes of the size that the first four bytes of the
-request name; there is no message class, no interceptor and no handler code worth a mention.
-`python -m bench.echo` runs it and prints its address.
+The server responds with as many bytes as the first four bytes of the request say. There are no
+message classes, no interceptors and almost no handler code. `python -m bench.echo` runs it and
+prints its address.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADER_BYTES = 4
 
 
 def payload(request_bytes: int, response_bytes: int) -> bytes:
-    """A request of `request_bytes` bytes that asks for an answer of `response_bytes` bytes."""
+    """A request of `request_bytes` bytes for a response of `response_bytes` bytes."""
     header = response_bytes.to_bytes(_HEADER_BYTES, "little")
     return header.ljust(max(request_bytes, _HEADER_BYTES), b"x")
 
@@ -57,7 +57,7 @@ async def _serve() -> None:
 
 
 def start_echo() -> tuple[subprocess.Popen[str], str]:
-    """Start the server in a process of its own; returns the process and its address."""
+    """Start the server in its own process; returns the process and its address."""
     command = [sys.executable, "-m", "bench.echo"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -1,16 +1,16 @@
-"""The least that reading a graph can cost: making its nodes, from what is in memory already.
+"""The minimum cost of reading a graph: creating its nodes from objects already in memory.
 
 Two ways, both with torch's `Node` constructor and the bookkeeping that makes a graph
 usable (names, lookup table, length), without a message, checks, values or a module:
 
-- in a loop over rows, arguments put in by `map_arg`: what a reader has to do at least;
-- as straight-line code written for this one graph, everything in local variables: what no
-  reader can do.
+- in a loop over rows, with arguments inserted by `map_arg`: the least that a reader must do;
+- as straight-line code generated for one graph, with everything in local variables: faster than any
+reader can be.
 
-`public` makes the same nodes by `Graph.create_node`, as code that builds a graph does.
+`public` creates the same nodes with `Graph.create_node`, as ordinary code does.
 
-`whole` adds what a reader also has to deliver: a value in the metadata of each node that has
-one, and a module around the graph.
+`whole` adds what a reader must also produce: the values in the nodes' metadata, and a module around
+the graph.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.fx.node import map_arg
 
 
 def looped(module: GraphModule) -> Callable[[], Graph]:
-    """Makes the nodes of a graph in a loop."""
+    """Create the nodes of a graph in a loop."""
     rows = [(n.name, n.op, n.target, n.args, n.kwargs) for n in module.graph.nodes]
     olds = list(module.graph.nodes)
 
@@ -44,7 +44,7 @@ def looped(module: GraphModule) -> Callable[[], Graph]:
 
 
 def public(module: GraphModule) -> Callable[[], Graph]:
-    """Makes the nodes of a graph in a loop, each by `Graph.create_node`."""
+    """Create the nodes of a graph in a loop with `Graph.create_node`."""
     olds = list(module.graph.nodes)
 
     def make() -> Graph:
@@ -60,7 +60,7 @@ def public(module: GraphModule) -> Callable[[], Graph]:
 
 
 def whole(module: GraphModule) -> Callable[[], GraphModule]:
-    """Makes the nodes in a loop, gives them values, and puts a module around them."""
+    """Create the nodes in a loop with their values, and a module around them."""
     loop = looped(module)
     values = [node.meta.get("val") for node in module.graph.nodes]
 
@@ -75,7 +75,7 @@ def whole(module: GraphModule) -> Callable[[], GraphModule]:
 
 
 def straight(module: GraphModule) -> Callable[[], Graph]:
-    """Makes the nodes of a graph in code that was written for it."""
+    """Create the nodes of a graph with code generated for it."""
     numbers = {node: i for i, node in enumerate(module.graph.nodes)}
     constants: list[Any] = []
 
@@ -107,7 +107,7 @@ def straight(module: GraphModule) -> Callable[[], Graph]:
 
 
 def _enter(graph: Any, node: Any, name: str) -> None:
-    """What `Graph.create_node` does beside making a node and its name."""
+    """What `Graph.create_node` does besides creating a node and its name."""
     graph._insert(node)
     graph._len += 1
     graph._graph_namespace._used_names.add(name)

@@ -1,4 +1,4 @@
-"""(a) A hit with a remembered digest, beside a bare echo of the same size."""
+"""(a) A hit with a cached digest, compared with a bare echo of the same size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAIN: list[str | PassSpec] = [
 
 
 async def measure(case: Case, servers: Servers, rounds: int, calls: int) -> list[Row]:
-    """Hits of the asynchronous client, of few and of many passes, and 64 in flight."""
+    """Hits of the asynchronous client: with few passes, with many, and 64 in flight."""
     rows: list[Row] = []
     async with (
         lazyfx.connect_async(servers.lazyfx) as client,
@@ -96,7 +96,7 @@ async def _in_flight(
 
 
 def measure_blocking(case: Case, servers: Servers, rounds: int, calls: int) -> list[Row]:
-    """Hits of the blocking client beside a blocking echo."""
+    """Hits of the blocking client compared with a blocking echo."""
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(lazyfx.connect(servers.lazyfx))
         channel = stack.enter_context(grpc.insecure_channel(servers.echo, options=_OPTIONS))
@@ -115,7 +115,7 @@ def measure_blocking(case: Case, servers: Servers, rounds: int, calls: int) -> l
 
 
 def check_seconds(case: Case, repeats: int = 50) -> float:
-    """Median seconds of finding out that a remembered graph has not changed."""
+    """Median seconds to find out that a cached graph has not changed."""
     from lazyfx.capture import remembering
 
     remembering.encode(case.module)

@@ -1,9 +1,9 @@
 """Laziness: a pipeline on plain modules, under torch's own lazy flag, and as the service runs it.
 
 `python -m bench.lazy [--quick] [--json FILE] [--models bert,gpt2]`. Each round runs the three
-ways on the same graph, in turns, and compares them within the round. The passes are the
-service's own, which ask for a recompile only where they changed something, torch's CSEPass,
-which gives back a plain module, and thirty of torch's pattern rewrites.
+ways on the same graph, in turns, and compares them within the round. The passes are the service's
+own, which request a recompile only if they changed something; torch's CSEPass, which returns a
+plain module; and thirty of torch's pattern rewrites.
 """
 
 from __future__ import annotations
@@ -52,11 +52,15 @@ Work = Callable[[GraphModule], GraphModule]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(prog="python -m bench.lazy", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three rounds in place of seven")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
-    parser.add_argument("--models", default=",".join(MODELS), help="some of the models")
+    parser.add_argument("--quick", action="store_true", help="three rounds instead of seven")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers to this file"
+    )
+    parser.add_argument(
+        "--models", default=",".join(MODELS), help="only these models, e.g. bert,gpt2"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     results = []
@@ -74,7 +78,7 @@ def main() -> None:
 
 
 def measure(label: str, module: GraphModule, rounds: int) -> Result:
-    """The three ways on one graph, in turns; who begins changes each round."""
+    """The three ways on one graph, in turns; a different one begins each round."""
     pipeline = _Pipeline(_patterns(module), _can_merge(module))
     ways: dict[str, Callable[[], float]] = {
         "plain": lambda: _plain(module, pipeline),
@@ -114,13 +118,13 @@ Patterns = Sequence[tuple[Graph, Graph]]
 
 @dataclass(frozen=True)
 class _Pipeline:
-    """The passes: the service's own, torch's CSEPass where it can be, thirty patterns."""
+    """The passes: the service's own, torch's CSEPass where it works, and thirty patterns."""
 
     patterns: Patterns
     with_cse: bool
 
     def run(self, module: GraphModule, again: Work) -> None:
-        """Run it; `again` is what the driver does with the result of each pass."""
+        """Run it; `again` does what the driver does with the result of each pass."""
         context = PassContext()
         for name in ("remove_dropout", "dead_code_elimination"):
             module = again(_REGISTRY.create(name).run(module, context).module)
@@ -128,7 +132,7 @@ class _Pipeline:
             module = again(CSEPass()(module).graph_module)
         module = again(_REGISTRY.create("constant_fold").run(module, context).module)
         for pattern, replacement in self.patterns:
-            # Made by torch's own maker, which the flag concerns too.
+            # Created by torch's own constructor, which the flag affects too.
             sides = [_make_graph_module(torch.nn.Module(), side) for side in (pattern, replacement)]
             replace_pattern(module, sides[0], sides[1])
             module = again(module)
@@ -177,7 +181,7 @@ def _decoded(module: GraphModule, *, lazily: bool = False) -> GraphModule:
 
 
 def _can_merge(module: GraphModule) -> bool:
-    """Whether CSEPass can look at the graph: it raises on slices before Python 3.12."""
+    """Whether CSEPass can process the graph: it raises on slices before Python 3.12."""
     try:
         CSEPass()(_decoded(module))
     except Exception:  # noqa: BLE001 - whatever it raises, it cannot be part of the pipeline
@@ -200,7 +204,7 @@ def _captures(name: str) -> Iterator[Capture]:
             exported = torch.export.export(model, (), kwargs=example, strict=False)
             program = exported.run_decompositions()
         yield Capture("decomposed", program.module(check_guards=False), (), example)
-    except ValueError as error:  # fused attention gives other strides than its decomposition
+    except ValueError as error:  # fused attention returns other strides than its decomposition
         print(f"{name} decomposed: torch cannot: {str(error)[:80]}", file=sys.stderr)
     yield from captures.dynamo(model, example)
     yield from captures.aot(model, example)
@@ -210,7 +214,7 @@ def _captures(name: str) -> Iterator[Capture]:
 
 @contextmanager
 def _counting() -> Iterator[list[int]]:
-    """Counts generations of Python code in the block, copies of the graph left out."""
+    """Counts generations of Python code in the block, except for copies of the graph."""
     original = GraphModule.recompile
     count = [0]
 

@@ -1,4 +1,4 @@
-"""What bench/lazy.py measured, as a table."""
+"""The measurements of bench/lazy.py as a table."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Result:
 
     Attributes:
         graph: Model and capture.
-        nodes: Of the graph.
-        cse_changed: CSEPass changed the graph, and returned a plain module.
+        nodes: Number of nodes.
+        cse_changed: Whether CSEPass changed the graph and returned a plain module.
         plain, flag, ours: Samples of the three ways.
-        asked, done: Recompiles of our way.
+        asked, done: Requested and performed recompiles of our way.
         plain_done, flag_done: Recompiles of the others.
     """
 
@@ -45,7 +45,7 @@ class Result:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """One row a graph; milliseconds of CPU time, medians."""
+    """One row per graph; medians in milliseconds of CPU time."""
     made = Table(title="milliseconds of CPU time, medians; ratios within rounds")
     for heading in ("graph", "nodes", "CSE changed", "plain", "flag", "ours", "recompiles plain",
                     "flag", "ours: done/asked", "plain/ours", "flag/ours"):  # fmt: skip
@@ -66,7 +66,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def summary(results: Sequence[Result]) -> list[str]:
-    """The sums that the targets speak of."""
+    """The totals to which the targets refer."""
     plain = sorted(r.against_plain for r in results)
     changed = sorted(r.against_flag for r in results if r.cse_changed)
     asked, done = sum(r.asked for r in results), sum(r.done for r in results)

@@ -1,4 +1,4 @@
-"""(c) A miss, client to answer, beside the same lazy pipeline run in the client's process."""
+"""(c) A miss, seen by the client, compared with the same lazy pipeline in the client's process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TARGET = 1.25
 
 
 def measure(case: Case, server: str, rounds: int) -> list[Row]:
-    """A graph that the server has never seen, each round another one; and the local run."""
+    """A different, new graph in each round, and the local run."""
     local = LocalPipeline(case)
     change = _changes(case.module)
     section = f"(c) miss, {case.name}"
@@ -35,7 +35,7 @@ def measure(case: Case, server: str, rounds: int) -> list[Row]:
             overhead.append(seconds - handle.report.pass_seconds)
             return seconds
 
-        # Any of the workers may be new: let each do the job before anything counts.
+        # Warm up: any worker may be new, so each runs the job first.
         for _ in range(4):
             miss()
         in_passes, ours = take_turns([local.lazily, miss], rounds)
@@ -48,7 +48,7 @@ def measure(case: Case, server: str, rounds: int) -> list[Row]:
 
 
 def _changes(module: GraphModule) -> Iterator[None]:
-    """Changes a literal of the graph at each step, to a value that it never had."""
+    """At each step, changes a literal of the graph to a new value."""
     node, place = next(
         (node, i)
         for node in module.graph.nodes

@@ -1,4 +1,4 @@
-"""(b) The pipeline as the service runs it, beside the same passes with every recompile done."""
+"""(b) The pipeline as the service runs it, compared with performing every recompile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from bench.graphs import Case
 from bench.rounds import Row, take_turns
 from lazyfx.shared import wire
-from lazyfx.shared.pass_specs import messages
+from lazyfx.shared.pass_specs import messages, normalize
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import PassLimits, Pipeline, Registry, Rewrites
 from lazyfx_server.passes.base import PassContext
@@ -21,10 +21,10 @@ TARGET = 1 / 3
 
 
 class LocalPipeline:
-    """A case's passes, run in this process over a module decoded anew each time."""
+    """A case's passes, run in this process on a newly decoded module each time."""
 
     def __init__(self, case: Case) -> None:
-        self._specs = messages(case.passes)
+        self._specs = messages(normalize(case.passes))
         self._body = wire.encode(case.module).body
         self._pipeline: Pipeline = pipeline_of(Registry(), self._specs)
         self.ledger = RecompileLedger()
@@ -61,7 +61,7 @@ class LocalPipeline:
         return perf_counter() - started
 
     def recompiles_when_plain(self) -> int:
-        """How many recompiles the plain run does."""
+        """How many recompiles the plain run performs."""
         with _counted() as count:
             self.recompiling()
         return count[0]
@@ -83,7 +83,7 @@ def measure(case: Case, rounds: int) -> list[Row]:
 
 @contextmanager
 def _counted() -> Iterator[list[int]]:
-    """Counts recompiles of plain modules in the block, leaving out those of decoding."""
+    """Counts recompiles of plain modules in the block, except those of decoding."""
     original = GraphModule.recompile
     count = [0]
 

@@ -1,4 +1,4 @@
-"""CPU seconds of a process and of all that it started, those that have ended included."""
+"""CPU seconds of a process and of all its descendants, including those that have ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def tree_seconds(pid: int) -> float:
-    """CPU seconds of a process, of its descendants, and of those they have waited for."""
+    """CPU seconds of a process, its descendants, and their ended and reaped children."""
     children: dict[int, list[int]] = {}
     ticks: dict[int, int] = {}
     for entry in Path("/proc").iterdir():

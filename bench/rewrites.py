@@ -1,8 +1,8 @@
-"""Thirty rewrites that a library of fusions for language models would hold.
+"""Thirty rewrites, as in a library of fusions for language models.
 
-Each is a pattern and what to put in its place, written once against a few operators that
-are spelt as torch.export writes them (`aten`) or as dynamo does (`torch`). A GPT-2 holds the
-first few; the others are looked for, as a library's rewrites are, and not found.
+Each is a pattern and its replacement, written once in terms of a few operators, which are spelled
+as torch.export writes them (`aten`) or as dynamo does (`torch`). A GPT-2 contains the first few;
+the others are searched for but not found, as is typical for a library.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def rewrites(  # noqa: C901 - a list
 
 
 def pipeline(o: Aten | Torch, sizes: Sequence[int]) -> list[str | PassSpec]:
-    """The passes that the bench runs: the rewrites between clean-up and shapes."""
+    """The passes that the benchmark runs: the rewrites between cleanup and shapes."""
     batch, length, width, head = sizes
     return [
         "dead_code_elimination",

@@ -1,8 +1,8 @@
-"""Peers that take turns, and what their seconds say.
+"""Runs peers in turns, and compares their times.
 
-The machine is never quiet. So the peers of a comparison take turns within a round, the
-order turns from round to round, and a ratio is taken within each round; the median of
-those ratios is the result.
+The machine is never idle. So the peers of a comparison take turns within a round, in an order that
+rotates from round to round. A ratio is computed within each round; the median of these ratios is
+the result.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Row:
         samples: One value for each round.
         unit: Of the samples: "ms" or "calls/s".
         against: The peer's samples, round by round.
-        target: What the ratio should not exceed, or with `at_least` not fall below.
-        note: Something a reader should know.
+        target: Maximum of the ratio; with `at_least`, the minimum.
+        note: A remark for readers.
     """
 
     section: str
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """Samples by the peer's, round by round; the peer's by ours for `at_least`."""
+        """Our samples divided by the peer's, round by round; the inverse for `at_least`."""
         pairs = zip(self.samples, self.against, strict=False)
         return [b / a if self.at_least else a / b for a, b in pairs]
 
@@ -52,7 +52,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """ "met", "missed", or nothing where there is no target."""
+        """The verdict: "met", "missed", or empty if there is no target."""
         if self.target is None or self.ratio is None:
             return ""
         met = self.ratio >= self.target if self.at_least else self.ratio <= self.target
@@ -85,10 +85,10 @@ def spread(values: Sequence[float]) -> tuple[float, float, float, float]:
 def take_turns(
     peers: Sequence[Callable[[], float]], rounds: int, *, warmup: int = 1
 ) -> list[Seconds]:
-    """Let each peer measure itself once in each round.
+    """Measure each peer once in each round.
 
     Args:
-        peers: Each does its work once and returns what it measured.
+        peers: Each does its work once and returns its measurement.
         rounds: Rounds that count.
         warmup: Rounds before those.
     """
@@ -105,7 +105,7 @@ def take_turns(
 async def take_turns_calling(
     peers: Sequence[Callable[[], Awaitable[object]]], rounds: int, calls: int
 ) -> list[Seconds]:
-    """The median seconds of `calls` calls of each peer, for each round.
+    """For each round, the median seconds of `calls` calls of each peer.
 
     Peers take turns call by call, one call in flight. The first round does not count.
     """
@@ -125,7 +125,7 @@ async def take_turns_calling(
 
 
 def timed_calls(peers: Sequence[Callable[[], object]], rounds: int, calls: int) -> list[Seconds]:
-    """As `take_turns_calling`, for calls that block."""
+    """As `take_turns_calling`, for blocking calls."""
     taken: list[Seconds] = [[] for _ in peers]
     for number in range(1 + rounds):
         burst: list[Seconds] = [[] for _ in peers]

@@ -1,10 +1,10 @@
-"""How the wire format grows: graphs of 1,000 to 100,000 nodes.
+"""How the wire format scales: graphs of 1,000 to 100,000 nodes.
 
     python -m bench.scale [--svg FILE] [--json FILE] [--sizes 1000,3000,...]
 
-The graphs are layers of a transformer, repeated; each node has a value. Times are CPU
-time of the working thread, the median of some runs that take turns over the sizes; memory
-is what the largest moment of one run in a process of its own takes beyond its beginning.
+The graphs are layers of a transformer, repeated; each node has a value. Times are CPU times of the
+working thread, as medians of several runs that alternate between the sizes. Memory is the peak of
+one run in its own process, minus its start.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def cpu_seconds(operation: Callable[[], object]) -> float:
 
 
 def peak_bytes(operation: Callable[[], object]) -> int:
-    """Memory that an operation takes at its largest moment, measured in a child process."""
+    """Peak memory of an operation, measured in a child process."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -140,7 +140,7 @@ def measure(sizes: list[int], repeats: int) -> list[dict[str, float]]:
 
 
 def table(rows: list[dict[str, float]]) -> Table:
-    """The rows as a table, times by 1,000 nodes beside them."""
+    """The rows as a table, with times per 1,000 nodes."""
     result = Table(title="the wire format by size of the graph")
     for heading in (
         "nodes", "body bytes", "encode ms", "per 1,000", "decode ms", "per 1,000",
@@ -171,7 +171,7 @@ def picture(rows: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Measure, print one table, and write what was asked for."""
+    """Measure, print one table, and write the requested files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", default=SIZES)
     parser.add_argument("--repeats", type=int, default=5)

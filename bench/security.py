@@ -1,4 +1,4 @@
-"""What safety costs: checks beside decoding, and confined workers beside free ones.
+"""The cost of security: checks relative to decoding, and confined workers relative to unconfined.
 
 python -m bench.security
 """
@@ -29,7 +29,7 @@ _CHECKS_TARGET, _START_TARGET = 0.15, 30.0
 
 
 def checking() -> list[tuple[str, list[float]]]:
-    """Seconds of the checks by seconds of decoding, a ratio for each round."""
+    """For each round, the time of the checks divided by the time of decoding."""
     rows = []
     for case in gpt2_cases():
         encoded = wire.encode(case.module)
@@ -54,7 +54,7 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 async def starting() -> list[float]:
-    """Milliseconds that a confined worker takes longer to start than a free one."""
+    """How many milliseconds longer a confined worker takes to start than an unconfined one."""
     forkserver = start_forkserver(["lazyfx_server.jobs.preload"])
     policy = Policy(available(), 8 * 2**30, readable_paths())
     await _start(forkserver, None)  # the first one waits for the imports

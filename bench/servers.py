@@ -1,4 +1,4 @@
-"""The servers that the bench talks to, each in a process of its own."""
+"""The servers of the benchmark, each in its own process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Lazyfx:
 
 @contextlib.contextmanager
 def running_lazyfx(store: Path) -> Iterator[Lazyfx]:
-    """Run `lazyfx serve` on a store of its own."""
+    """Run `lazyfx serve` with its own store."""
     command = [
         sys.executable, "-m", "lazyfx_server", "--listen", "127.0.0.1:0",
         "--metrics-port", "0", "--store-path", str(store),
@@ -56,7 +56,7 @@ def running_lazyfx(store: Path) -> Iterator[Lazyfx]:
 
 @contextlib.contextmanager
 def running(store: Path) -> Iterator[Servers]:
-    """Run `lazyfx serve` on a store of its own, and an echo."""
+    """Run `lazyfx serve` with its own store, and an echo."""
     with running_lazyfx(store) as server:
         echo, echo_address = start_echo()
         try:

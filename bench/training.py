@@ -1,12 +1,12 @@
-"""`python -m bench.training`: time to the first training step for N ranks, six ways.
+"""`python -m bench.training`: time to the first training step of N ranks, in six ways.
 
-Every way starts each rank with an empty disk, except the one that is about a warm disk. CPU
-seconds are of all ranks and, for lazyfx, of the server too, from the model to the end of the
-first step. All compilers run one at a time in each process.
+Each rank starts with an empty disk, except in the way that measures a warm disk. CPU seconds are
+totals of all ranks and, for lazyfx, of the server, from building the model to the end of the first
+step. In each process, compilers run one at a time.
 
-The ways take turns: for each number of ranks all of them run, the warm ones several times by
-turns, before the next number has its turn; `--rounds` repeats the whole. With `--json FILE` what
-was measured is kept, and a run that was cut off goes on with the next number of ranks.
+For each number of ranks, all ways run in turn, the warm ones several times; `--rounds` repeats
+everything. With `--json FILE`, results are saved, and an interrupted run resumes with the next
+number of ranks.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ Peers = tuple[Path, dict[str, str]]
 
 
 class Bench:
-    """Runs ranks in folders of their own.
+    """Runs ranks in their own folders.
 
     Args:
-        folder: For everything; removed by the caller.
+        folder: For all files; removed by the caller.
         model: Name in tests/models.py.
-        layers: Of the model.
+        layers: Number of layers.
     """
 
     def __init__(self, folder: Path, model: str, layers: int) -> None:
@@ -70,7 +70,7 @@ class Bench:
         env: dict[str, str] | None = None,
         **job: Any,
     ) -> tuple[float, float]:
-        """Run ranks at the same time; median seconds and all CPU seconds of their first step."""
+        """Run ranks in parallel; returns median seconds and total CPU seconds of the first step."""
         self._runs += 1
         base = folder or self.folder / f"run{self._runs}"
         processes = [self._start(base / str(i), env or {}, job) for i in range(ranks)]
@@ -102,7 +102,7 @@ class Bench:
             env={
                 **os.environ,
                 "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-                # Inductor keeps precompiled headers in the user's temporary folder.
+                # Inductor stores precompiled headers in the user's temporary folder.
                 "TMPDIR": str(folder / "tmp"),
                 "TORCHINDUCTOR_COMPILE_THREADS": "1",
                 "OMP_NUM_THREADS": "1",
@@ -116,7 +116,7 @@ class Bench:
 
 @contextlib.contextmanager
 def filled_peers(bench: Bench) -> Iterator[Peers]:
-    """A mega-cache file and a Redis, both filled by one local run; yields file and variables."""
+    """A mega-cache file and a Redis server, filled by one local run; yields file and variables."""
     with redis_server() as env:
         mega = bench.folder / "mega"
         bench.run(1, backend="inductor", env=env, save=str(mega))
@@ -125,10 +125,10 @@ def filled_peers(bench: Bench) -> Iterator[Peers]:
 
 @contextlib.contextmanager
 def redis_server() -> Iterator[dict[str, str]]:
-    """A real Redis, empty; yields what tells torch to use it."""
+    """A real, empty Redis server; yields the variables that make torch use it."""
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
-        raise RuntimeError("no redis-server here: apt-get install redis-server")
+        raise RuntimeError("redis-server is not installed: apt-get install redis-server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -173,11 +173,11 @@ def measure(
 
 
 class Kept:
-    """Samples in a file, by round and number of ranks, for a run that is cut off.
+    """Samples saved to a file, by round and number of ranks, so that an interrupted run can resume.
 
     Args:
-        path: The file; None keeps them in memory alone.
-        conditions: What was measured; a file about something else is an error.
+        path: The file; None keeps them only in memory.
+        conditions: What is measured; a file with other conditions is an error.
     """
 
     def __init__(self, path: Path | None, conditions: dict[str, Any]) -> None:
@@ -186,14 +186,16 @@ class Kept:
         if path is not None and path.exists():
             found = json.loads(path.read_text())
             if found.get("conditions") != conditions:
-                raise SystemExit(f"{path} is about {found.get('conditions')}; give another file")
+                raise SystemExit(
+                    f"{path} has samples of {found.get('conditions')}; use another file"
+                )
             self._told = found
 
     def __contains__(self, block: str) -> bool:
         return block in self._told["samples"]
 
     def add(self, block: str, samples: list[Sample]) -> None:
-        """Keep what one round measured with one number of ranks."""
+        """Save the samples of one round with one number of ranks."""
         self._told["samples"][block] = [asdict(sample) for sample in samples]
         if self._path is not None:
             temporary = self._path.with_suffix(".part")
@@ -201,20 +203,22 @@ class Kept:
             temporary.replace(self._path)
 
     def samples(self) -> Samples:
-        """All of them."""
+        """All samples."""
         return Samples([Sample(**s) for block in self._told["samples"].values() for s in block])
 
 
 def main() -> None:
-    """Measure, print the table and the goals, write the numbers where asked."""
+    """Measure, print the table and the goals, and optionally write the numbers to a file."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks, e.g. 1,4")
     parser.add_argument("--model", default="bert", help="a model of tests/models.py")
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=1, help="how often all of it is run")
-    parser.add_argument("--warm-runs", type=int, default=3, help="runs of what is warm, by turns")
-    parser.add_argument("--only", choices=WAYS, action="append", help="this way only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the numbers; go on there")
+    parser.add_argument("--rounds", type=int, default=1, help="how often everything is repeated")
+    parser.add_argument("--warm-runs", type=int, default=3, help="runs of each warm way")
+    parser.add_argument("--only", choices=WAYS, action="append", help="only this way")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="save the numbers here; resume from it"
+    )
     chosen = parser.parse_args()
     ways = set(chosen.only or WAYS)
     conditions = {"model": chosen.model, "layers": chosen.layers, "ways": sorted(ways)}

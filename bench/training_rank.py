@@ -1,6 +1,6 @@
-"""One rank's first training step, as a process of its own; prints what it took as JSON.
+"""One rank's first training step in its own process; prints its times as JSON.
 
-Each rank stands for a node: it has its own cache folder and shares nothing with the others.
+Each rank represents a node: it has its own cache folder and shares nothing with the others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Train one step as the first argument says, a JSON object."""
+    """Train one step, configured by the first argument, a JSON object."""
     wanted = json.loads(sys.argv[1])
     started = time.perf_counter(), _cpu()
     import torch

@@ -1,4 +1,4 @@
-"""A server with native workers, for the bench of training."""
+"""A server with native workers, for the training benchmark."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NativeServer:
 
 @contextlib.contextmanager
 def native_server(store: Path) -> Iterator[NativeServer]:
-    """Run a server on a store of its own, and wait until it serves."""
+    """Run a server with its own store, and wait until it serves."""
     command = [
         sys.executable, "-m", "lazyfx_server", "--native", "--workers", "1",
         "--listen", "127.0.0.1:0", "--metrics-port", "0", "--store-path", str(store),

@@ -1,4 +1,4 @@
-"""What bench/training.py measured: its samples, one table of them, and the goals."""
+"""The results of bench/training.py: samples, a table of them, and the goals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Sample:
 
     Attributes:
         way: One of `WAYS`.
-        ranks: Processes at a time.
+        ranks: Number of parallel processes.
         first_step: Median seconds of the ranks to the end of the first step.
         cpu: CPU seconds of all ranks.
         server_cpu: CPU seconds of the server and its workers.
@@ -53,11 +53,11 @@ class Samples:
         return sorted({ranks for ranks, _ in self._found})
 
     def of(self, way: str, ranks: int) -> list[Sample]:
-        """The runs of one way with so many ranks."""
+        """The runs of one way with that many ranks."""
         return self._found.get((ranks, way), [])
 
     def median(self, way: str, ranks: int, number: Callable[[Sample], float]) -> float | None:
-        """The median of one number; None where nothing was measured."""
+        """The median of one number; None if nothing was measured."""
         runs = self.of(way, ranks)
         return statistics.median(map(number, runs)) if runs else None
 
@@ -67,7 +67,7 @@ class Samples:
         under: tuple[str, int],
         number: Callable[[Sample], float],
     ) -> float | None:
-        """One median by another, each of a way and a number of ranks."""
+        """One median divided by another, each of a way and a number of ranks."""
         above, below = self.median(*over, number), self.median(*under, number)
         return above / below if above is not None and below else None
 
@@ -75,8 +75,8 @@ class Samples:
 def table(samples: Samples, title: str) -> Table:
     """One line for each way and number of ranks.
 
-    Seconds to the first step are compared with a local cold run of as many ranks, CPU seconds
-    with that of a single rank.
+    Seconds to the first step are relative to a local cold run with as many ranks, CPU seconds to
+    that of a single rank.
     """
     made = Table(title=title, title_justify="left")
     for heading in (
@@ -107,9 +107,9 @@ def _row(samples: Samples, way: str, ranks: int, runs: Sequence[Sample]) -> list
 
 
 def goals(samples: Samples) -> list[str]:
-    """What was aimed at, what was measured, and whether that is enough.
+    """The goals, the measurements, and whether the goals are met.
 
-    Goals whose parts were not all measured are left out.
+    Goals whose parts were not all measured are omitted.
     """
     lines = []
     most = max(samples.ranks, default=1)

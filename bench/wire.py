@@ -1,15 +1,15 @@
-"""The wire format beside torch's own ways of writing a graph.
+"""The wire format compared with torch's own serializations of a graph.
 
     python -m bench.wire [--models gpt2,bert,...] [--repeats N] [--least] [--json FILE]
 
-Each model is exported and decomposed; formats take turns within a round, so that a
-slow moment of the machine falls on all of them. Times are CPU time of the one thread that
-works. The table shows medians and, behind +-, half the distance between the quartiles; with
---least the quickest call of all, and the ratios of these: on a machine that others use, the
-neighbours are in the medians. What Python's garbage collector does now and then is not in it.
-"floor" is what making the nodes costs that are in memory already, see `bench/floor.py`.
-"body checked before" leaves the check of the canonical form out of decoding: a server reads a body
-once, holds it against its rules, and builds the graph from what it has read.
+Each model is exported and decomposed. Formats take turns within a round, so that slow phases of the
+machine affect all of them. Times are CPU times of the working thread. The table shows medians and,
+behind +-, half the distance between the quartiles; with
+--least the quickest call of all, and the ratios of these: on a shared machine, medians include the
+neighbours' effect. Python's garbage collector is off. "floor" is the cost of creating the nodes
+from objects in memory, see `bench/floor.py`. "body checked before" leaves the check of the
+canonical form out of decoding: a server reads a body once, holds it against its rules, and builds
+the graph from what it has read.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LAYERS = {"gpt2": 12, "bert": 12, "t5": 6, "llama": 16}
 
 @dataclass(frozen=True)
 class Format:
-    """A way to write a graph and to read it again."""
+    """A serialization of graphs."""
 
     name: str
     write: Callable[[], bytes] | None
@@ -63,7 +63,7 @@ class Format:
 
 @dataclass
 class Measurement:
-    """Seconds of each round, and the size; `error` when the format cannot do it."""
+    """Seconds of each round, and the size; `error` if the format cannot represent the graph."""
 
     model: str
     nodes: int
@@ -75,14 +75,14 @@ class Measurement:
 
 
 def capture(name: str) -> tuple[torch.export.ExportedProgram, GraphModule]:
-    """Export and decompose a model with all its layers, small in width."""
+    """Export and decompose a model with all its layers, at a small width."""
     layers = {"layers": LAYERS[name]} if name in LAYERS else {}
     model, example = getattr(models, name)(**layers)
     with torch.no_grad():
         program = torch.export.export(model, (), kwargs=example, strict=False)
         program = program.run_decompositions({})
     module = program.graph_module
-    # What a compile service sends: values, but no stack traces and module paths.
+    # As a compile service sends it: with values, but without stack traces and module paths.
     for node in module.graph.nodes:
         node.meta = {key: value for key, value in node.meta.items() if key == "val"}
     return program, module
@@ -145,16 +145,16 @@ def formats(program: torch.export.ExportedProgram, module: GraphModule) -> list[
 
 
 def measure(name: str, repeats: int, *, least: bool = False) -> list[Measurement]:
-    """Time all formats on one model, taking turns; the mean of a round, or its least call."""
+    """Time all formats on one model, in turns; a sample is a round's mean, or its fastest call."""
     program, module = capture(name)
     rows = [(each, Measurement(name, len(module.graph.nodes), each.name))
             for each in formats(program, module)]  # fmt: skip
-    # The models and the imports are not to be searched for garbage again and again.
+    # Keep the collector from traversing models and imports again and again.
     gc.collect()
     gc.freeze()
     try:
         for round_number in range(repeats + 1):
-            # Nobody always comes behind the same neighbour.
+            # No format always follows the same one.
             first = round_number % len(rows)
             for each, row in rows[first:] + rows[:first]:
                 if not row.error:
@@ -182,10 +182,10 @@ def _time(
 
 
 def _seconds(operation: Callable[[], Any]) -> list[float]:
-    """CPU seconds of calls, of as many as fill the shortest time worth reading.
+    """CPU seconds of each call, over enough calls to fill the shortest time worth measuring.
 
-    No garbage is looked for meanwhile, as in a worker, and as `timeit` does: a graph is a cycle,
-    and what one format left behind would be searched at the cost of the next.
+    The garbage collector is off, as in a worker and in `timeit`: graphs are cyclic, and garbage of
+    one format would be collected at the cost of the next.
     """
     calls: list[float] = []
     gc.collect()
@@ -203,7 +203,7 @@ def _seconds(operation: Callable[[], Any]) -> list[float]:
 
 
 def table(rows: list[Measurement], *, least: bool = False) -> Table:
-    """The measurements beside GraphPickler's and the floor."""
+    """The measurements, relative to GraphPickler's and to the floor."""
     kind = "least" if least else "medians of"
     result = Table(
         title=f"wire format ({kind} CPU time; x: times better than GraphPickler with val)"
@@ -238,7 +238,7 @@ def table(rows: list[Measurement], *, least: bool = False) -> Table:
 
 
 def _only_least(row: Measurement) -> Measurement:
-    """A measurement with its quickest round alone."""
+    """A measurement with only its fastest round."""
     return replace(
         row,
         write_seconds=sorted(row.write_seconds)[:1],
@@ -258,7 +258,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _ratios(peer: list[float], own: list[float], digits: int = 1) -> str:
-    """The median of the ratios of each round."""
+    """The median of the rounds' ratios."""
     pairs = [a / b for a, b in zip(peer, own, strict=False) if a and b]
     return f"{statistics.median(pairs):.{digits}f}" if pairs else ""
 
@@ -268,11 +268,11 @@ def _ratio(peer: float, own: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print one table, and write the numbers where asked."""
+    """Measure, print one table, and optionally write the numbers to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", default="gpt2,bert,t5,llama,resnet50")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--least", action="store_true", help="the quickest call, not the median")
+    parser.add_argument("--least", action="store_true", help="the fastest call, not the median")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")

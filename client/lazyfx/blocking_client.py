@@ -81,7 +81,7 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A child that was forked in the block has nothing to close, and leaves as it would.
+        # A child forked within the block has nothing to close, and must exit normally.
         with contextlib.suppress(ForkedProcessError):
             self.close()
 

@@ -1,4 +1,4 @@
-"""What both clients do: the flows of one client, which each runs with its own driver."""
+"""The flows of a client, which the asynchronous and the blocking client both run."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class ClientFlows:
     """The flows of one client; see `AsyncClient` for the other arguments.
 
     Args:
-        new_lock: Makes locks of the driver's kind.
+        new_lock: Creates a lock of the driver's kind.
 
     Attributes:
-        access: What to show to the server, and whom to believe.
+        access: Credentials to send, and keys to trust.
         bounds: Bounds on answers of the server.
         refusals: Counts refused answers.
-        calls: What the server can be asked.
+        calls: The calls to the server.
         verifier: Checks signatures.
         preparer: Captures and encodes.
-        compile_caller: Asks for compiles.
+        compile_caller: Sends compile requests.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ClientFlows:
         timeout: float | None,
         send_values: bool,
     ) -> Flow[ModuleFlows]:
-        """Compile a graph, captured here and now; see `AsyncClient.compile`."""
+        """Capture and compile a graph; see `AsyncClient.compile`."""
         prepare = partial(
             self.preparer.prepare,
             what,
@@ -114,14 +114,17 @@ class ClientFlows:
     def compile_many(self, jobs: Sequence[Job], *, send_values: bool) -> ManyCompiles:
         """Capture and encode many graphs, without any I/O; see `AsyncClient.compile_many`."""
         prepared = [
-            self.preparer.prepare(*job, fresh=True, send_values=send_values) for job in jobs
+            self.preparer.prepare(
+                what, normalize(passes), *inputs, fresh=True, send_values=send_values
+            )
+            for what, passes, *inputs in jobs
         ]
         return ManyCompiles(self.calls, self.compile_caller, prepared)
 
     def next_of_many(
         self, many: ManyCompiles
     ) -> Flow[tuple[int, ModuleFlows | LazyfxError] | None]:
-        """The next that is done of many graphs, by its index; None after the last."""
+        """The index and handle of the next compiled graph; None after the last."""
         with self.refusals.counted():
             found = yield from many.next()
         if found is None:

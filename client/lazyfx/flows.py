@@ -1,8 +1,8 @@
-"""Flows: what a client does, as generators without I/O.
+"""Flows: the client's operations as generators without I/O.
 
-A flow yields a step wherever something has to be waited for, and takes what came of it. Two drivers
-do the steps: `calls.async_driver` in an event loop, over grpc.aio, and `calls.blocking_driver` in
-the thread of the caller, over a channel that blocks. So each conversation is written once.
+A flow yields a step wherever it must wait, and receives the step's result. Two drivers perform the
+steps: `calls.async_driver` in an event loop, over grpc.aio, and `calls.blocking_driver` in the
+caller's thread, over a blocking channel. Each operation is thus written once for both clients.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ Lock: TypeAlias = "asyncio.Lock | threading.Lock"
 
 
 class Call(Protocol):
-    """A call under way."""
+    """A call in progress."""
 
     def cancel(self) -> object:
-        """End it, if it has not ended, and let go of what belongs to it."""
+        """Cancel the call unless it has ended, and release its resources."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a call that has one answer; the reply is the `Call`.
+    """Start a call with one response; the result is the `Call`.
 
     Attributes:
         method: Name of the service's method.
-        request: Bytes of the message.
-        seconds: That it may take.
+        request: The serialized message.
+        seconds: Timeout.
     """
 
     method: str
@@ -41,19 +41,19 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Wait for the answer to a call that `Start` has started; the reply is its bytes, if any."""
+    """Wait for the response of a call that `Start` started; the result is its bytes, if any."""
 
     call: Call
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Start a call that has a stream of answers; the reply is the `Call`, to be cancelled.
+    """Start a call with a stream of responses; the result is the `Call`, which must be cancelled.
 
     Attributes:
         method: Name of the service's method.
-        requests: Bytes of the message; for a method that takes a stream, of each.
-        seconds: That it may take.
+        requests: The serialized message, or each message of a stream.
+        seconds: Timeout.
     """
 
     method: str
@@ -63,20 +63,20 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """Wait for the next answer of a stream; the reply is its bytes, or None at the end."""
+    """Wait for the next response of a stream; the result is its bytes, or None at the end."""
 
     call: Call
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a stream of messages; the reply is the bytes of the one answer, if any.
+    """Send a stream of messages; the result is the bytes of the only response, if any.
 
     Attributes:
         method: Name of the service's method.
-        requests: Bytes of each; taken while they are sent, by the blocking driver in a thread of
-            gRPC's.
-        seconds: That the call may take.
+        requests: The serialized messages, produced while they are sent; with the blocking driver,
+            in a gRPC thread.
+        seconds: Timeout.
     """
 
     method: str
@@ -86,9 +86,9 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait for so many seconds, or until the client is closed.
+    """Wait for some seconds, or until the client is closed.
 
-    After a pause of no seconds, calls that were started are on their way.
+    A pause of 0 seconds lets started calls be sent.
     """
 
     seconds: float
@@ -96,9 +96,9 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """Run work that takes its time in a thread of its own; the reply is what it returns.
+    """Run slow work in another thread; the result is its return value.
 
-    The modes of the caller's thread (grad, autocast ...) are not in force there.
+    The caller's thread-local modes (grad, autocast ...) are not active there.
     """
 
     work: Callable[[], Any]
@@ -106,7 +106,7 @@ class Offload:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """Run a flow while nobody else holds a lock of the driver's kind; the reply is its result."""
+    """Run a flow under a lock of the driver's kind; the result is the flow's."""
 
     lock: Lock
     flow: Flow[Any]

@@ -1,4 +1,4 @@
-"""Makes the parts of a server that take more than their settings as they are."""
+"""Builds the parts of a server that need more than their settings."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
+from lazyfx_server.store import (
+    SharedIdentity,
+    SharedStore,
+    SharedStoreSettings,
+    StoreHooks,
+    open_shared_store,
+)
 from lazyfx_server.telemetry import Observer
 from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
 
@@ -29,7 +36,7 @@ _DAY = 86_400.0
 
 
 def artifact_signer(settings: Settings) -> Signer:
-    """What signs artifacts, with the key that the settings name.
+    """The signer of artifacts, with the key from the settings.
 
     Raises:
         OSError: The key file cannot be used.
@@ -52,17 +59,17 @@ def native_compiles(
     observer: Observer,
     on_restart: OnRestart,
 ) -> NativeCompiles:
-    """What makes native artifacts.
+    """The compiler of native artifacts.
 
     Args:
         settings: All settings.
-        sources: Where workers come from.
+        sources: Start worker processes.
         crashes: Remembers graphs on which workers died.
-        observer: Is told of each compile.
-        on_restart: Told of each worker that is replaced.
+        observer: Notified of each compile.
+        on_restart: Called for each replaced worker.
 
     Raises:
-        OSError: They cannot be made, and are required.
+        OSError: Native artifacts are required but cannot be built.
     """
     native = settings.native
     admission = Admission(native.native_workers, settings.calls)
@@ -91,7 +98,7 @@ def native_compiles(
 
 
 def authenticator(settings: Settings) -> Authenticator:
-    """What tells whose a call is.
+    """The authenticator of calls.
 
     Raises:
         OSError: A file of secrets or tokens cannot be used.
@@ -106,8 +113,44 @@ def authenticator(settings: Settings) -> Authenticator:
     return Authenticator(tenants, tokens, certificates, frozenset(callers.client_names))
 
 
+def shared_store(settings: Settings, signer: Signer, hooks: StoreHooks) -> SharedStore | None:
+    """The store that this server shares with others; None without one.
+
+    Raises:
+        OSError: The file of the tenants' secret cannot be used.
+        SharedStoreError: The URL of a store cannot be used.
+        StoreError: The folder of large entries cannot be used.
+    """
+    store = settings.store
+    if store.store is None:
+        return None
+    try:
+        secret = secret_of(settings.tenant_secret_file)
+    except SecretFileError as error:
+        raise OSError(str(error)) from error
+    otherwise = "or name another store: another database, bucket or prefix"
+    identity = SharedIdentity(
+        secret,
+        lambda: [key.public_key for key in signer.verify_keys],
+        f"copy their file of --tenant-secret to {settings.tenant_secret_file}, {otherwise}",
+        f"copy their file of --signing-key to {settings.signing_key_file}, {otherwise}",
+    )
+    return open_shared_store(
+        SharedStoreSettings(
+            store.store,
+            store.blobs,
+            store.store_path,
+            store.store_disk_bytes,
+            store.store_wait_seconds,
+            int(store.store_ttl_days * _DAY),
+        ),
+        identity,
+        hooks,
+    )
+
+
 def ledger_file(settings: Settings) -> LedgerFile | None:
-    """Where the ledger is kept between starts; None without a store on disk."""
+    """The file of the ledger; None without a store on disk."""
     folder = settings.store.store_path
     if folder is None:
         return None

@@ -1,4 +1,4 @@
-"""Helpers for the life of a server: what runs again and again, and what a signal ends."""
+"""Helpers for a server's lifecycle: periodic tasks, and stopping on signals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 
 def stop_signals() -> asyncio.Event:
-    """Set when this process gets SIGTERM or SIGINT; call it in the event loop."""
+    """An event that is set on SIGTERM or SIGINT; call it in the event loop."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -17,7 +17,7 @@ def stop_signals() -> asyncio.Event:
 
 
 async def finishes_before(stop: asyncio.Event, work: Coroutine[object, object, None]) -> bool:
-    """Run `work`, and tell whether it was done before `stop` was set; then it is cancelled."""
+    """Run `work` until `stop` is set, which cancels it; returns whether it finished first."""
     working = asyncio.ensure_future(work)
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -32,7 +32,7 @@ async def finishes_before(stop: asyncio.Event, work: Coroutine[object, object, N
 
 @asynccontextmanager
 async def repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Call `work` every so many seconds inside the block."""
+    """Call `work` periodically within the block."""
 
     async def repeat() -> None:
         while True:

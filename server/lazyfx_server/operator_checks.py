@@ -1,4 +1,4 @@
-"""What an operator can get wrong, found in a moment: before torch is imported and workers start."""
+"""Quick checks for configuration errors, before torch is imported and workers start."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import read_keys
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import CallerSettings
+from lazyfx_server.store.opening_shared import SharedStoreError, open_remote
 
 
 class SetupError(Exception):
-    """The server cannot run as it is set up; names the flag and the reason."""
+    """The server cannot run with this configuration; names the flag and the reason."""
 
 
 def check_setup(settings: Settings) -> None:
-    """Look at the addresses, files and folders that the settings name.
+    """Check the addresses, files and folders in the settings.
 
     Raises:
         SetupError: One of them cannot be used.
@@ -40,6 +41,7 @@ def check_setup(settings: Settings) -> None:
     _check_address(flag, addresses.metrics_host, addresses.metrics_port)
     if settings.store.store_path is not None:
         _check_folder(settings.store.store_path)
+    _check_shared_store(settings)
     for name in ("server_certificate", "server_key", "client_ca", "tokens"):
         if (path := getattr(callers, name)) is not None:
             _check_file(_flag(name), path)
@@ -56,7 +58,7 @@ def check_setup(settings: Settings) -> None:
 
 
 def _check_compiler(name: str) -> None:
-    """Look for the program alone; whether it works is asked when workers start."""
+    """Only look for the program; whether it works is checked when workers start."""
     if shutil.which(name) is None:
         raise SetupError(
             f"--native: there is no C++ compiler {name!r} here; install g++, or set CXX to one"
@@ -64,7 +66,7 @@ def _check_compiler(name: str) -> None:
 
 
 def _check_secrets(settings: Settings) -> None:
-    """Read what holds tokens and keys, as the server will; what is not there yet it makes."""
+    """Read the files of tokens and keys like the server, which creates missing ones."""
     tokens = settings.callers.tokens
     readers: list[tuple[str, Path | None, Callable[[Path], object]]] = [
         ("tokens", tokens, TokenFile),
@@ -84,7 +86,7 @@ def _check_secrets(settings: Settings) -> None:
             raise SetupError(f"{_flag(name)} {path}: {error.strerror}") from error
     if tokens is not None and not tokens.stat().st_size:
         raise SetupError(
-            f"--tokens {tokens}: is empty, so nobody could call; "
+            f"--tokens {tokens}: is empty, so no caller would be accepted; "
             f"`lazyfx token TENANT --file {tokens}` adds a token"
         )
 
@@ -95,13 +97,13 @@ def _check_plugins(names: Sequence[str]) -> None:
         if name not in offered:
             what = did_you_mean(name, sorted(offered)) if offered else "; none is installed"
             raise SetupError(
-                f"--pass-plugins {name}: no installed package offers passes of this name "
+                f"--pass-plugins {name}: no installed package provides passes of this name "
                 f"(entry points of the group {PLUGIN_GROUP}){what}"
             )
 
 
 def _is_module(name: str) -> bool:
-    """Whether there is such a module; what it is in is not imported here."""
+    """Whether there is such a module; its parent packages are not imported here."""
     top, *inner = name.split(".")
     try:
         found = importlib.util.find_spec(top)
@@ -129,14 +131,14 @@ def _check_address(flag: str, host: str, port: int) -> None:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
-                # Two sockets may be bound to one address; only one of them may listen.
+                # Two sockets may be bound to the same address, but only one of them may listen.
                 probe.listen(1)
         except OSError as error:
             if error.errno == errno.EAFNOSUPPORT:
                 continue
             hint = ""
             if error.errno == errno.EADDRINUSE:
-                hint = "; stop what listens there, or name another port (0 picks a free one)"
+                hint = "; stop what listens there, or choose another port (0 picks a free one)"
             raise SetupError(f"{flag}: cannot listen there: {_reason(error)}{hint}") from error
 
 
@@ -150,6 +152,27 @@ def _check_folder(folder: Path) -> None:
         raise SetupError(f"{flag}: is not a folder") from error
     except OSError as error:
         raise SetupError(f"{flag}: cannot be used as a store: {_reason(error)}") from error
+
+
+def _check_shared_store(settings: Settings) -> None:
+    """Look at the URLs and secrets; whether the stores answer is asked when the server starts."""
+    if settings.store.store is None:
+        return
+    for name in ("store", "blobs"):
+        if (url := getattr(settings.store, name)) is not None:
+            try:
+                open_remote(url, ttl_seconds=1)
+            except SharedStoreError as error:
+                raise SetupError(f"{_flag(name)}: {error}") from error
+    for name, path in (
+        ("tenant_secret", settings.tenant_secret_file),
+        ("signing_key", settings.signing_key_file),
+    ):
+        if path is None:
+            raise SetupError(
+                f"--store requires {_flag(name)}, or a --store-path to keep it in: servers that "
+                "share a store must share it"
+            )
 
 
 def _check_file(flag: str, path: Path) -> None:
@@ -179,7 +202,7 @@ def _check_certificates(settings: CallerSettings) -> None:
             context.load_verify_locations(settings.client_ca)
         except (OSError, ValueError) as error:
             raise SetupError(
-                f"--client-ca {settings.client_ca}: holds no PEM certificates: {_reason(error)}"
+                f"--client-ca {settings.client_ca}: contains no PEM certificates: {_reason(error)}"
             ) from error
 
 

@@ -34,6 +34,8 @@ def _told(result: Result, status: int) -> str:
         (b'workers = "many"\n', ": workers: must be an integer, not 'many'"),
         (b"workers = 0\n", ": workers: must be at least 1, not 0"),
         (b"a = " + b"[" * 5000, "is not valid TOML"),
+        (b"max_nodes = " + b"9" * 5000, "a number has too many digits"),
+        (b'store_path = "\\u0000"\n', "store_path: contains a NUL character"),
     ],
 )
 def test_a_wrong_settings_file_is_named(run, tmp_path, monkeypatch, content, expected) -> None:
@@ -168,7 +170,11 @@ def test_completion_can_be_shown() -> None:
 
 FILES_OF_SECRETS = {
     "invalid tokens": ("--tokens", "banana\n", "line 1: expected 'id sha256 tenant'"),
-    "no tokens": ("--tokens", "", "is empty, so nobody could call; `lazyfx token TENANT --file"),
+    "no tokens": (
+        "--tokens",
+        "",
+        "is empty, so no caller would be accepted; `lazyfx token TENANT --file",
+    ),
     "a key that is none": ("--signing-key", "banana\n", "contains no private key"),
     "a secret that is none": ("--tenant-secret", "banana\n", "does not hold 32 bytes"),
 }
@@ -191,7 +197,7 @@ def test_modules_and_plugins_that_are_not_there(run) -> None:
         told = _told(run("serve", "--operator-modules", name, *_HERE), 2)
         assert f"--operator-modules {name}: there is no such module" in told
     told = _told(run("serve", "--pass-plugins", "nothing", *_HERE), 2)
-    assert "--pass-plugins nothing: no installed package offers passes of this name" in told
+    assert "--pass-plugins nothing: no installed package provides passes of this name" in told
     assert _is_module("torch.nn.functional")
     assert _is_module("json.decoder")
 

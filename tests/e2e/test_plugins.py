@@ -137,7 +137,9 @@ def test_a_plugin_that_cannot_be_used_is_told_apart(
 
 def test_a_plugin_that_cannot_be_used_stops_the_start(launch) -> None:
     told = refused_start(launch, "--pass-plugins", "no_such_plugin", environment={})
-    assert "lazyfx serve: --pass-plugins no_such_plugin: no installed package offers passes" in told
+    assert (
+        "lazyfx serve: --pass-plugins no_such_plugin: no installed package provides passes" in told
+    )
 
 
 def test_pipelines_have_names(plugged) -> None:

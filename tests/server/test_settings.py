@@ -118,14 +118,23 @@ SENTENCES = {
         ["--log-level", "warn"],
         "--log-level: must be debug, info, warning or error, not 'warn'; did you mean 'warning'?",
     ),
+    "no file": (["--config"], "argument --config: expected one argument"),
+    "names that are no JSON": (
+        ["--pass-plugins", "[a"],
+        "--pass-plugins: must be comma-separated names, not '[a'",
+    ),
+    "a switch with a value": (
+        ["--insecure=maybe"],
+        "--insecure/--no-insecure takes no value, not 'maybe'",
+    ),
     "a switch": (["--native", "ture"], "--native: must be off, on or optional, not 'ture'"),
     "a pipeline without passes": (
         ["--pipelines", "tidy"],
-        "--pipelines: takes NAME=PASSES; NAME=PASSES, and 'tidy' is not NAME=PASSES",
+        "--pipelines: must be NAME=PASSES; NAME=PASSES, but 'tidy' is not NAME=PASSES",
     ),
     "a URL": (
         ["--listen", "http://127.0.0.1:1"],
-        "--listen: takes HOST:PORT, not a URL: write 127.0.0.1:1",
+        "--listen: must be HOST:PORT, not a URL: write 127.0.0.1:1",
     ),
     "half of two": (
         ["--server-key", "k"],

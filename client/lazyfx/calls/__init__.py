@@ -1,1 +1,1 @@
-"""Talking to a server: the channel, the calls, what is tried again."""
+"""Communication with a server: channels, calls and retries."""

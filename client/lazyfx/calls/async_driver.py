@@ -1,4 +1,4 @@
-"""Does the steps of flows in an event loop, over grpc.aio."""
+"""Runs flows in an event loop, over grpc.aio."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class AsyncDriver:
 
     Args:
         address: "host:port".
-        access: What to show, and whom to believe.
+        access: Credentials to send, and keys to trust.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened in its parent.
-        LazyfxError: A certificate cannot be read, or a token would travel in the clear.
+        LazyfxError: A certificate cannot be read, or a token would be sent unencrypted.
     """
 
     def __init__(self, address: str, access: Access) -> None:
@@ -38,7 +38,7 @@ class AsyncDriver:
         forking.leak_in_children(self)
 
     async def close(self) -> None:
-        """Close the channel; flows that wait raise ClosedError.
+        """Close the channel; waiting flows raise ClosedError.
 
         Raises:
             ForkedProcessError: It belongs to the process that this one was forked from.
@@ -64,7 +64,7 @@ class AsyncDriver:
                 return False
 
     async def run(self, flow: Flow[Result]) -> Result:
-        """Do what a flow asks for, to its end.
+        """Run a flow to its end.
 
         Raises:
             ClosedError: The channel was closed, before or meanwhile.
@@ -146,7 +146,7 @@ class AsyncDriver:
 
 
 class _Stream:
-    """A call whose answers are read one by one."""
+    """A call with a stream of responses."""
 
     def __init__(self, call: Any) -> None:
         self._answers: AsyncIterator[bytes] = call.__aiter__()
@@ -157,7 +157,7 @@ class _Stream:
 
 
 async def _paced(requests: Iterator[bytes], failures: list[Exception]) -> AsyncIterator[bytes]:
-    """Requests of a stream, one for each turn of the loop, which writes it; keeps what fails."""
+    """The requests of a stream, one per loop iteration so that it is written; collects failures."""
     try:
         for request in requests:
             yield request

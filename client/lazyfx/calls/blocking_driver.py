@@ -1,7 +1,7 @@
-"""Does the steps of flows in the thread that calls, over a channel that blocks.
+"""Runs flows in the caller's thread, over a blocking channel.
 
-No thread waits for a call on behalf of its caller, but for uploads and streams of compiles, for
-which gRPC has threads of its own.
+Calls need no extra thread, except for uploads and streams of compiles, for which gRPC starts its
+own.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from lazyfx.errors import ClosedError, LazyfxError
 from lazyfx.flows import Finish, Flow, Locked, Next, Offload, Open, Pause, Result, Send, Start, Step
 from lazyfx.trust.access import Access
 
-# gRPC tells of a connection that is made, and not of a channel that closes.
+# gRPC reports an established connection, but not a closed channel.
 _LOOK_SECONDS: Final = 0.1
 
 
 class BlockingDriver:
     """A channel to one server. Threads may share it.
 
-    The channel is closed when nothing refers to the driver any more.
+    The channel is closed when the driver is garbage-collected.
 
     Args:
         address: "host:port".
-        access: What to show, and whom to believe.
+        access: Credentials to send, and keys to trust.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened in its parent.
-        LazyfxError: A certificate cannot be read, or a token would travel in the clear.
+        LazyfxError: A certificate cannot be read, or a token would be sent unencrypted.
     """
 
     def __init__(self, address: str, access: Access) -> None:
@@ -52,7 +52,7 @@ class BlockingDriver:
         forking.leak_in_children(self)
 
     def close(self) -> None:
-        """Close the channel; flows that wait in other threads raise ClosedError.
+        """Close the channel; flows waiting in other threads raise ClosedError.
 
         Raises:
             ForkedProcessError: It belongs to the process that this one was forked from.
@@ -62,12 +62,12 @@ class BlockingDriver:
         self._close()
 
     def require_open(self) -> None:
-        """Fail at once where nothing can be done.
+        """Raise an error if no call can be made from here.
 
         Raises:
             ClosedError: The channel was closed.
             ForkedProcessError: It belongs to the process that this one was forked from.
-            LazyfxError: This is a thread that sends for a flow, which would wait for itself.
+            LazyfxError: This thread sends the requests of a flow, and would wait for itself.
         """
         forking.require_not_forked()
         if self._closing.is_set():
@@ -96,7 +96,7 @@ class BlockingDriver:
         return False
 
     def run(self, flow: Flow[Result]) -> Result:
-        """Do what a flow asks for, to its end, in this thread.
+        """Run a flow to its end, in this thread.
 
         Raises:
             ClosedError: The channel was closed, before or meanwhile.
@@ -145,7 +145,7 @@ class BlockingDriver:
         try:
             call = method(requests, timeout=seconds, metadata=self._metadata)
         except ValueError:
-            if self._closing.is_set():  # since a moment ago
+            if self._closing.is_set():  # closed a moment ago
                 raise ClosedError(CLOSED_MEANWHILE) from None
             raise
         forking.leak_in_children(call)
@@ -153,7 +153,7 @@ class BlockingDriver:
 
     def _send(self, step: Send) -> bytes | None:
         failures: list[Exception] = []
-        requests = _kept(step.requests, failures)
+        requests = _collect_failures(step.requests, failures)
         call = self._begin(self._methods[step.method].future, requests, step.seconds)
         try:
             return cast("bytes | None", call.result())
@@ -166,14 +166,14 @@ class BlockingDriver:
 
 
 class _Call:
-    """A call under way, which the thread that waits for it carries on by itself."""
+    """A call in progress, driven by the thread that waits for it."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
         self._is_released = False
 
     def read(self) -> bytes | None:
-        """The next answer; None at the end."""
+        """The next response; None at the end."""
         try:
             return cast("bytes | None", next(self._call, None))
         except grpc.RpcError as error:
@@ -183,7 +183,7 @@ class _Call:
             raise
 
     def finish(self) -> bytes | None:
-        """The one answer; None where there is none, or where there are several."""
+        """The only response; None if there are none or several."""
         try:
             answer = self.read()
             return answer if self.read() is None else None
@@ -191,19 +191,19 @@ class _Call:
             self.cancel()
 
     def cancel(self) -> None:
-        """End it, if it has not ended, and let go of what belongs to it."""
+        """Cancel the call unless it has ended, and release its resources."""
         self._call.cancel()
         is_released, self._is_released = self._is_released, True
         if is_released:
             return
-        # gRPC keeps a call of one thread until somebody has read what became of all its parts.
+        # gRPC keeps a single-threaded call until all its events have been read.
         read = getattr(self._call, "_consume_next_event", None)
         while read is not None and self._call._state.due:  # noqa: SLF001 - it has no public name
             read()
 
 
 class _Failure(grpc.RpcError):
-    """What a call failed with. gRPC raises the call itself, which refers to all who waited."""
+    """The failure of a call. gRPC raises the call object itself, which references its waiters."""
 
     def __init__(self, call: Any) -> None:
         super().__init__()
@@ -212,23 +212,23 @@ class _Failure(grpc.RpcError):
         call.__traceback__ = None
 
     def code(self) -> grpc.StatusCode:
-        """The status."""
+        """The status code."""
         return cast("grpc.StatusCode", self._code)
 
     def details(self) -> str | None:
-        """What was said with it."""
+        """The message of the status."""
         return cast("str | None", self._details)
 
     def trailing_metadata(self) -> Any:
-        """What came with it."""
+        """The trailing metadata."""
         return self._trailing_metadata
 
 
 _sending = threading.local()
 
 
-def _kept(requests: Iterator[bytes], failures: list[Exception]) -> Iterator[bytes]:
-    """Requests that gRPC takes in a thread of its own; keeps what fails there."""
+def _collect_failures(requests: Iterator[bytes], failures: list[Exception]) -> Iterator[bytes]:
+    """The requests, which gRPC consumes in its own thread; collects failures there."""
     _sending.is_on = True
     try:
         yield from requests
@@ -246,7 +246,7 @@ def _in_thread(work: Callable[[], Any]) -> Any:
     try:
         return future.result()
     finally:
-        del args, future  # an error would refer to itself through them
+        del args, future  # otherwise the error would reference itself
 
 
 def _fulfil(work: Callable[[], Any], future: Future[Any]) -> None:

@@ -1,4 +1,4 @@
-"""The gRPC channels to a server: what is tried again by gRPC itself, and how they stay alive."""
+"""The gRPC channels to a server: their retry policy and keepalive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 CLOSED_MEANWHILE = "the client was closed while this call was waiting"
 
 MAX_MESSAGE_BYTES = 64 * 2**20
-# No answer is one large message: artifacts come in chunks.
+# No response is one large message: artifacts are streamed in chunks.
 MAX_ANSWER_BYTES = 16 * 2**20
 _SERVICE = "lazyfx.v1.GraphCompiler"
 
@@ -32,7 +32,7 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "2s",
                 "backoffMultiplier": 2,
-                # A server that stops answers what arrives in that moment with CANCELLED.
+                # A stopping server answers calls that arrive at that moment with CANCELLED.
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
@@ -43,22 +43,22 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-    # A server that comes back is found within about two seconds, however long it was away.
+    # A restarted server is found within about two seconds, however long it was down.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # So long may one try to connect take: packets that vanish are sent again after 1, 3 and 7 s.
+    # Limit for one connection attempt: lost packets are sent again after 1, 3 and 7 s.
     ("grpc.min_reconnect_backoff_ms", 10_000),
-    # A peer that vanished without a word is noticed within a minute, also between calls.
+    # A dead peer is noticed within a minute, also between calls.
     ("grpc.keepalive_time_ms", 40_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # Connections of one process to one server are shared unless told otherwise.
+    # By default, channels of one process to one server share their connections.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
 
-# The thread that waits for an answer reads it from gRPC itself: no thread is started for a call.
+# The waiting thread polls gRPC itself: no thread is started for a call.
 _IN_ONE_THREAD = (ChannelOptions.SingleThreadedUnaryStream, 1)
 
 
@@ -66,8 +66,8 @@ def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Any]:
     """The multi-callables of the service by method name; they take and return bytes.
 
     Args:
-        channel: Of `grpc` or of `grpc.aio`.
-        streams: Take a single answer as a stream of one, which is the same on the wire.
+        channel: A channel of `grpc` or `grpc.aio`.
+        streams: Read a single response as a stream of one, which is identical on the wire.
     """
     methods = {}
     for method in pb.DESCRIPTOR.services_by_name["GraphCompiler"].methods:
@@ -79,11 +79,11 @@ def methods_of(channel: Any, *, streams: bool = False) -> dict[str, Any]:
 
 
 def open_async_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
-    """A channel of an event loop to one server; nothing is sent before the first call.
+    """An asynchronous channel to one server; nothing is sent before the first call.
 
     Args:
         address: "host:port".
-        tls: How to encrypt; None for not at all.
+        tls: How to encrypt; None for plaintext.
 
     Raises:
         LazyfxError: A certificate cannot be read.
@@ -95,7 +95,7 @@ def open_async_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
 
 
 def open_blocking_channel(address: str, tls: Tls | None) -> grpc.Channel:
-    """The same for calls that block, of any thread; see `open_async_channel`."""
+    """A blocking channel, for any thread; see `open_async_channel`."""
     if tls is None:
         return grpc.insecure_channel(address, options=[*_OPTIONS, _IN_ONE_THREAD])
     credentials, options = _secured(tls)

@@ -1,4 +1,4 @@
-"""Asking a server for a compile: by token, by digest, with the graph, with values, as it needs."""
+"""Compile requests: by token, by digest, with the graph or with values, as the server needs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lazyfx.flows import Flow, Pause
 from lazyfx.shared.missing import BLOB_SUBJECT, VALUE_SUBJECT
 from lazyfx.v1 import compiler_pb2 as pb
 
-# A first try by token, then by digest, with the graph, with values, one for luck: a server that
-# still misses something after these misbehaves.
+# By token, by digest, with the graph, with values, and one spare: a server that still lacks
+# something then misbehaves.
 _MAX_TRIES = 5
 
 
 class CompileCaller:
-    """Asks one server, and remembers what it has.
+    """Sends compile requests to one server, and remembers which graphs it has.
 
     Args:
-        calls: Of the server.
+        calls: The calls of that server.
         preparer: Supplies what the server says it lacks.
         on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
     """
@@ -30,15 +30,15 @@ class CompileCaller:
         self._calls = calls
         self._preparer = preparer
         self._on_upload = on_upload
-        # Digests that the server is known to have: their graphs need not go along.
+        # Digests of graphs that the server is known to have, which need not be sent.
         self._sent: set[bytes] = set()
 
     def forget(self, prepared: Prepared) -> None:
-        """Forget what the server is known to have of this graph."""
+        """Forget that the server has this graph."""
         self._sent.discard(prepared.encoded.digest)
 
     def first_request(self, prepared: Prepared) -> pb.CompileRequest:
-        """By token if there is one; with the graph if the server is not known to have it."""
+        """The first request: by token if there is one; with the graph if the server may lack it."""
         encoded, requests = prepared.encoded, prepared.requests
         if encoded.digest in self._sent:
             return requests.short or requests.whole
@@ -50,7 +50,7 @@ class CompileCaller:
     def compile_if_unchanged(
         self, prepared: Prepared, timeout: float | None = None
     ) -> Flow[pb.CompileResponse | None]:
-        """Ask by the remembered digest, and find out meanwhile whether it still holds.
+        """Send the cached digest, and check during the call whether the graph still has it.
 
         Args:
             prepared: The request, with `is_unchanged`.
@@ -75,7 +75,7 @@ class CompileCaller:
     def ask(
         self, prepared: Prepared, timeout: float | None = None, *, skip_cache_lookup: bool = False
     ) -> Flow[pb.CompileResponse]:
-        """Send a prepared request, and whatever the server then says it lacks.
+        """Send a prepared request, and then whatever the server lacks.
 
         Args:
             prepared: The request.
@@ -85,7 +85,7 @@ class CompileCaller:
         Raises:
             ServiceError: A subclass, by the status that the server returned.
             ValuesRefusedError: The server requests values that no pass of the request reads.
-            ProtocolError: It asks for what the graph does not have, or answers nonsense.
+            ProtocolError: It requests what the graph does not have, or its answer is malformed.
         """
         if skip_cache_lookup:
             request = pb.CompileRequest()
@@ -103,7 +103,7 @@ class CompileCaller:
         request: pb.CompileRequest,
         call: CompileCall,
     ) -> Flow[pb.CompileResponse]:
-        """Finish a call, and make others with what the server says it lacks."""
+        """Finish a call, and make others with what the server lacks."""
         requests = prepared.requests
         tries_left = _MAX_TRIES
         while True:
@@ -127,11 +127,11 @@ class CompileCaller:
     def _with_missing(
         self, prepared: Prepared, request: pb.CompileRequest, missing: MissingBlobsError
     ) -> Flow[pb.CompileRequest]:
-        """The request with what was missing; blobs that it names have been uploaded."""
+        """The request with what was missing; uploads the blobs that it names."""
         request, blobs = self._preparer.provide_missing(prepared, request, missing.subjects)
         values = [subject for subject in missing.subjects if subject.startswith(VALUE_SUBJECT)]
         if values:
-            # Bound at once the next time, which spares a round trip.
+            # The next request includes the values at once, which saves a round trip.
             prepared.requests.reads = tuple(values)
         if blobs:
             yield from self._calls.upload(blobs, self._on_upload)

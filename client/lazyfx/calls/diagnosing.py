@@ -1,9 +1,9 @@
-"""Why a server cannot be reached, in one sentence: looked into when a call has failed, not before.
+"""Explains in one sentence why a server cannot be reached, after a call has failed.
 
 gRPC says "failed to connect to all addresses" for a server that is not there, for one that speaks
 TLS to a client that does not, for a certificate that is not accepted, and for the port of another
-program. A connection or two of our own tell them apart; nothing but a greeting (HTTP/2, TLS) is
-sent on them.
+program. One or two probe connections tell these apart; only a greeting (HTTP/2, TLS) is sent on
+them.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from typing import Final
 from lazyfx.trust.access import Tls
 
 _SECONDS: Final = 1.0
-# How a client of HTTP/2 begins: the preface, and settings that change nothing.
+# The start of an HTTP/2 connection: the preface, and an empty settings frame.
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _SETTINGS_FRAME: Final = 4
 _TLS_ALERT: Final = b"\x15\x03"
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 _RESOLVERS = ("dns:", "ipv4:", "ipv6:")
-_START = "start one with `lazyfx serve`, or name another address (LAZYFX_ADDRESS, --address)"
+_START = "start one with `lazyfx serve`, or set another address (LAZYFX_ADDRESS, --address)"
 _USE_TLS = "connect with tls=lazyfx.Tls(ca=...) or tls=True (LAZYFX_CA)"
 
 
 def diagnose(address: str, tls: Tls | None) -> str | None:
-    """Find out why no call gets through to a server; takes about a second at most.
+    """Find out why no call reaches a server.
+
+    Each attempt to connect takes a second at most; to resolve a name may take longer.
 
     Args:
         address: As `addresses.read_address` returns it.
         tls: How the client encrypts.
 
     Returns:
-        A sentence with what to do; None when a connection shows nothing wrong.
+        A sentence that says what to do; None if the probes find nothing wrong.
     """
     if address.startswith("unix:"):
         return _through_a_file(address)
@@ -65,11 +67,11 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
 
 
 def not_a_server(address: str, details: str) -> str | None:
-    """The sentence for a call that something else than a lazyfx server has answered.
+    """The message for a call that was answered by something other than a lazyfx server.
 
     Args:
-        address: Of the server.
-        details: What gRPC says of the call, which has no status of the server's.
+        address: Address of the server.
+        details: gRPC's message; the call has no status from the server.
     """
     if details.startswith("Received http2"):
         through = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
@@ -78,7 +80,8 @@ def not_a_server(address: str, details: str) -> str | None:
     if details == "Method not found!":
         return (
             f"the server at {address} does not know this method: it is not a lazyfx server, or it "
-            "is of another version; check the address, or use the same release on both sides"
+            f"has "
+            "another version; check the address, or use the same release on both sides"
         )
     return None
 
@@ -95,7 +98,7 @@ def _through_a_file(address: str) -> str | None:
 
 
 def _greeted(connection: socket.socket) -> bytes:
-    """The first bytes of the answer to a client of HTTP/2; none when there is no answer."""
+    """The first bytes of the answer to an HTTP/2 client; empty if there is no answer."""
     try:
         connection.sendall(_GREETING)
         return connection.recv(16)
@@ -105,7 +108,7 @@ def _greeted(connection: socket.socket) -> bytes:
 
 def _speaks_tls(host: str, port: int) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Whoever it is, nothing is told to it: the question is whether TLS is spoken at all.
+    # The peer is not verified, because nothing is sent: this only tests for TLS.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -145,7 +148,7 @@ def _diagnose_tls(connection: socket.socket, address: str, host: str, tls: Tls) 
         with context.wrap_socket(connection, server_hostname=tls.server_name or host) as secured:
             if secured.selected_alpn_protocol() != "h2":
                 return _another_program(address)
-            # A server that wants a certificate says so after the greeting.
+            # A server that requires a client certificate says so after the handshake.
             secured.recv(1)
     except ssl.SSLCertVerificationError as error:
         return _refused_certificate(error, address)
@@ -153,7 +156,7 @@ def _diagnose_tls(connection: socket.socket, address: str, host: str, tls: Tls) 
         if "CERTIFICATE" in (error.reason or "").upper():
             return (
                 f"the server at {address} rejected the certificate of this client "
-                f"({_reason(error)}); name one with tls=lazyfx.Tls(certificate=..., key=...) "
+                f"({_reason(error)}); set one with tls=lazyfx.Tls(certificate=..., key=...) "
                 "(LAZYFX_CLIENT_CERTIFICATE, LAZYFX_CLIENT_KEY)"
             )
         return (
@@ -171,12 +174,12 @@ def _diagnose_tls(connection: socket.socket, address: str, host: str, tls: Tls) 
 def _refused_certificate(error: ssl.SSLCertVerificationError, address: str) -> str:
     told = error.verify_message or _reason(error)
     if "mismatch" in told.lower() or "not valid for" in told.lower():
-        remedy = "connect by a name that is in it, or give such a name as server_name= "
+        remedy = "connect by a name that it contains, or pass such a name as server_name=  "
         remedy += "(LAZYFX_SERVER_HOST)"
     elif "expired" in told or "not yet valid" in told:
         remedy = "its operator must renew it; also compare the clocks"
     else:
-        remedy = "name the authority that issued it with tls=lazyfx.Tls(ca=...) (LAZYFX_CA)"
+        remedy = "set the authority that issued it with tls=lazyfx.Tls(ca=...) (LAZYFX_CA)"
     return f"the certificate of the server at {address} is not accepted: {told}; {remedy}"
 
 

@@ -1,8 +1,8 @@
-"""What a fork does to clients: gRPC does not survive one, so a child is told and touches nothing.
+"""Forks: gRPC does not survive one, so a forked child refuses to use its clients.
 
-gRPC's threads do not exist in a forked child while its locks and queues are as they were: a call
-there hangs or crashes, and so does the destructor of a channel. A process that was forked after a
-client had been opened in its parent therefore opens none, and never lets go of what it inherited.
+gRPC's threads do not exist in a forked child, but its locks and queues do: a call there hangs or
+crashes, and so does the destructor of a channel. A process forked after its parent opened a client
+therefore cannot open one, and never releases what it inherited.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from lazyfx.errors import ForkedProcessError
 
 
 class _Process:
-    """What this process knows about itself.
+    """The fork state of this process.
 
     Attributes:
-        uses_grpc: Whether a client was opened here, closed since or not.
-        is_forked: Whether the process that this one was forked from had opened a client.
+        uses_grpc: Whether a client was ever opened in this process.
+        is_forked: Whether the parent process had opened a client before the fork.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class _Process:
         self.inherited: weakref.WeakSet[object] = weakref.WeakSet()
 
     def after_fork(self) -> None:
-        """Runs in a child before anything else does."""
+        """Runs first in a forked child."""
         if not self.uses_grpc:
             return
         self.is_forked = True
         for thing in list(self.inherited):
-            # Not a reference of Python's own, which the end of the interpreter would drop.
+            # A raw reference count: the interpreter drops ordinary references at exit.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
@@ -48,7 +48,7 @@ def is_forked() -> bool:
 
 
 def require_not_forked() -> None:
-    """Fail at once in a process that cannot use clients.
+    """Raise an error in a process that cannot use clients.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened in its parent.
@@ -58,15 +58,15 @@ def require_not_forked() -> None:
 
 
 def mark_grpc_used() -> None:
-    """Announce that this process is about to use gRPC.
+    """Record that this process is about to use gRPC.
 
     Raises:
-        ForkedProcessError: It cannot.
+        ForkedProcessError: It was forked after a client had been opened in its parent.
     """
     require_not_forked()
     _process.uses_grpc = True
 
 
 def leak_in_children(thing: object) -> None:
-    """Have forked children never release an object that gRPC's threads work with."""
+    """Keep forked children from ever releasing an object that gRPC's threads use."""
     _process.inherited.add(thing)

@@ -1,4 +1,4 @@
-"""Many compiles over one stream, and one by one where the stream does not do."""
+"""Many compiles over one stream, or individually where the stream cannot be used."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lazyfx.v1 import compiler_pb2 as pb
 
 
 class ManyCompiles:
-    """The compiles of many prepared requests; `close` it in the end.
+    """The compiles of many prepared requests; must be closed.
 
     Args:
-        calls: Of the server.
-        caller: Asks for a single compile.
+        calls: The calls of the server.
+        caller: Sends individual compile requests.
         prepared: What to compile.
 
     Attributes:
-        prepared: The same.
+        prepared: What to compile.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class ManyCompiles:
         self._is_streaming = True
 
     def next(self) -> Flow[tuple[int, pb.CompileResponse | LazyfxError] | None]:
-        """The index of the next request and what became of it; None when all are done.
+        """The index and result of the next finished request; None when all are done.
 
         Raises:
             ServiceError: The stream as a whole failed.
-            ProtocolError: An answer is malformed, to another request, or a second one.
+            ProtocolError: An answer is malformed, is for another request, or is repeated.
         """
         if self._is_streaming:
             answer = yield from self._streamed()
@@ -59,19 +59,19 @@ class ManyCompiles:
             self.close()
         if not self._due:
             return None
-        # One by one: requests that are too large for the stream and, if the stream was refused for
-        # now, all others, each after the server's retry delay.
+        # Sent individually: requests that are too large for the stream and, if the server refused
+        # the stream for now, all others, each after its retry delay.
         i = min(self._due)
         self._due.discard(i)
         return i, (yield from self._alone(self.prepared[i]))
 
     def close(self) -> None:
-        """End the stream, if it has not ended."""
+        """Cancel the stream, unless it has ended."""
         if self._stream is not None:
             self._stream.cancel()
 
     def _streamed(self) -> Flow[pb.CompileBatchResponse | None]:
-        """The next answer of the stream; None at its end, or where it was refused for now."""
+        """The next answer of the stream; None at its end, or if it was refused for now."""
         due = self._due & self._in_stream
         try:
             if self._stream is None:
@@ -110,7 +110,7 @@ class ManyCompiles:
         error: LazyfxError = status_to_error(answer.error)
         refused_for_now = isinstance(error, OverloadedError) and error.retry_after is not None
         if isinstance(error, MissingBlobsError) or refused_for_now:
-            # Values that a pass reads are sent outside the stream, and requests refused for now are
+            # Values that passes read are sent outside the stream. Requests refused for now are
             # retried.
             return (yield from self._alone(job))
         return error

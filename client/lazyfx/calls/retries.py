@@ -1,4 +1,4 @@
-"""Trying again where a server refused a call for now and said when to come back."""
+"""Retries of calls that a server refused for now, after the delay that it asked for."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Final
 from lazyfx.errors import OverloadedError, UnavailableError
 from lazyfx.flows import Flow, Pause
 
-# Between tries at least this much, doubled each time: a server may name any number.
+# The minimum delay between tries, doubled each time: a server may ask for any delay.
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_OWN_PAUSE_SECONDS: Final = 5.0
-# Many clients are refused at once; they come back spread over this part of what they were told.
+# Clients that are refused together retry at random times within this fraction of the delay.
 _SPREAD: Final = 0.2
 
 
 class RetryBudget:
-    """What is left of the time that one call may take, with its waits.
+    """The remaining time of one call, including its retries and waits.
 
     Args:
-        seconds: That the call may take in all.
+        seconds: Total seconds that the call may take.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -28,15 +28,15 @@ class RetryBudget:
         self._pause = _FIRST_PAUSE_SECONDS
 
     def left(self) -> float:
-        """Seconds that are left, never less than none."""
+        """The seconds left, never negative."""
         return max(0.0, self._deadline - time.monotonic())
 
     def wait(self, refusal: OverloadedError | UnavailableError) -> Flow[None]:
-        """Wait as long as the server asks.
+        """Wait for the server's retry delay.
 
         Raises:
-            OverloadedError, UnavailableError: The refusal, when it does not say when to come back,
-                or when that is later than the call may take.
+            OverloadedError, UnavailableError: The refusal, if it has no retry delay or one that
+                exceeds the time left.
         """
         if refusal.retry_after is None:
             raise refusal
@@ -45,6 +45,6 @@ class RetryBudget:
         spare = self.left() - pause
         if spare <= 0:
             raise refusal
-        # Half of what is to spare stays for the try itself.
+        # Half of the spare time is left for the try itself.
         pause += min(pause * _SPREAD, spare / 2) * random.random()  # noqa: S311 - spreads load only
         yield Pause(pause)

@@ -1,4 +1,4 @@
-"""The calls of the service, as flows: statuses become errors, streams become bytes."""
+"""The service's methods as flows: statuses become errors, streams become bytes."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from lazyfx.v1 import graph_pb2
 
 Answer = TypeVar("Answer", bound=Message)
 
-# Characters of one text in an answer about the server.
+# Maximum length of one text in an answer about the server.
 _MAX_TEXT: Final = 65_536
-# Answers of a stream of compiles may be as far apart as one compile is long; uploads have this
-# many bytes a second at least.
+# Between two answers of a stream, one whole compile may pass; uploads are expected to send at least
+# this many bytes a second.
 _SLOWEST_UPLOAD: Final = 128 * 1024
 
 
 class CompileCall:
-    """A compile under way: its first try.
+    """A compile in progress.
 
     Attributes:
-        request: What is asked for.
-        retry_budget: For all tries together.
-        first: The first.
+        request: The request.
+        retry_budget: Time for all tries together.
+        first: The call of the first try.
     """
 
     def __init__(self, request: bytes, retry_budget: RetryBudget, first: Call) -> None:
@@ -57,15 +57,15 @@ class CompileCall:
 
 
 class ServiceCalls:
-    """What one server can be asked.
+    """The calls to one server.
 
-    A call that the server refuses for now is made again when the server says, within its timeout.
+    A call that the server refuses for now is retried after the server's delay, within its timeout.
 
     Args:
         address: "host:port".
         timeout: Default timeout of a call, in seconds.
         tls: How the connection is encrypted.
-        bounds: How much of an answer is taken.
+        bounds: Bounds on answers of the server.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ServiceCalls:
     def start_compile(
         self, request: pb.CompileRequest, timeout: float | None = None
     ) -> Flow[CompileCall]:
-        """Start one compile: it is on its way after the next pause."""
+        """Start one compile; the request is sent during the next pause."""
         data, retry_budget = request.SerializeToString(), RetryBudget(timeout or self.timeout)
         first = yield Start("Compile", data, retry_budget.left())
         return CompileCall(data, retry_budget, first)
@@ -104,7 +104,7 @@ class ServiceCalls:
         return response
 
     def open_batch(self, requests: Iterator[bytes], count: int) -> Flow[Call]:
-        """Start a stream of compiles, each of which may take as long as a call."""
+        """Start a stream of compiles; each may take as long as a single call."""
         call: Call = yield Open("CompileBatch", requests, self.timeout * max(1, count))
         return call
 
@@ -131,16 +131,16 @@ class ServiceCalls:
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Flow[tuple[bytes, pb.ArtifactTrailer]]:
-        """Fetch one artifact whole; a download that breaks off is resumed once where it stopped.
+        """Fetch one complete artifact; an interrupted download is resumed once where it stopped.
 
         Args:
-            request: Which one.
-            timeout: Seconds that each attempt may take, and waits between attempts together.
-            on_progress: Told how far a native artifact is while it is being made.
+            request: Names the artifact.
+            timeout: Seconds that each attempt may take, and all waits between attempts together.
+            on_progress: Called with the progress while a native artifact is built.
 
         Raises:
-            ArtifactError: What arrived is not what the server announced.
-            ProtocolError: It is more than is taken, or its parts are out of order.
+            ArtifactError: The received bytes are not what the server announced.
+            ProtocolError: It is larger than the bounds allow, or its chunks are out of order.
             ServiceError: A subclass, by the status that the server returned.
         """
         download = Download(request, self._bounds, on_progress)
@@ -174,7 +174,7 @@ class ServiceCalls:
                 while (part := (yield Next(call))) is not None:
                     download.take(_parsed(pb.GetArtifactResponse, part))
         finally:
-            call.cancel()  # a server that sends too much is not listened to any longer
+            call.cancel()  # stop reading from a server that sends too much
 
     def upload(self, blobs: Sequence[Blob], on_progress: Progress | None = None) -> Flow[None]:
         """Send the blobs that the server lacks; see `uploading.upload`.
@@ -206,11 +206,11 @@ class ServiceCalls:
         return self._describe("GetServerInfo", pb.GetServerInfoRequest(), pb.GetServerInfoResponse)
 
     def stats(self) -> Flow[pb.GetStatsResponse]:
-        """The server's ledger."""
+        """The server's statistics."""
         return self._describe("GetStats", pb.GetStatsRequest(), pb.GetStatsResponse)
 
     def _describe(self, method: str, request: Message, kind: type[Answer]) -> Flow[Answer]:
-        """An answer for people to read, its texts made safe to show."""
+        """An answer for people to read; its texts are made safe to print."""
         answer = yield from self._ask(method, request, kind)
         make_printable(answer, _MAX_TEXT)
         return answer
@@ -227,7 +227,7 @@ class ServiceCalls:
         retry_budget: RetryBudget,
         first: Call | None = None,
     ) -> Flow[Answer]:
-        """The answer to a call, made again as often as the server refuses it for now."""
+        """The answer to a call, which is retried while the server refuses it for now."""
         call = first
         while True:
             try:
@@ -239,12 +239,12 @@ class ServiceCalls:
             except (OverloadedError, UnavailableError) as refusal:
                 if isinstance(refusal, UnavailableError) and refusal.retry_after is None:
                     yield from self._raise_with_diagnosis(refusal)
-                # A server that is starting or stopping says when to come back.
+                # A starting or stopping server sends a retry delay.
                 call = None
                 yield from retry_budget.wait(refusal)
 
     def _raise_with_diagnosis(self, error: UnavailableError) -> Flow[NoReturn]:
-        """Raise the error, with the reason why no call gets through where one can be found."""
+        """Raise the error, with the reason why no call reaches the server if it can be found."""
         cause = error.__cause__
         details = (cause.details() or "") if isinstance(cause, grpc.RpcError) else ""
         told = not_a_server(self.address, printable(details)) is not None
@@ -253,27 +253,27 @@ class ServiceCalls:
         reason = yield Offload(partial(diagnose, self.address, self._tls))
         if reason is None:
             reason = (
-                f"the connection to {self.address} broke off or was not made in time, and the "
+                f"the connection to {self.address} broke or was not established in time, but the "
                 f"server can be reached now; try again (details: {error.reason})"
             )
         raise UnavailableError(reason, code=error.code) from error
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """What a call raises becomes what this package raises."""
+        """Converts gRPC's errors into this package's errors."""
         try:
             yield
         except grpc.RpcError as error:
-            raise self._in_our_words(error) from error
+            raise self._service_error(error) from error
 
-    def _in_our_words(self, error: grpc.RpcError) -> ServiceError:
-        """What a server answered; of gRPC's own errors, the sentence that says what to do."""
+    def _service_error(self, error: grpc.RpcError) -> ServiceError:
+        """The server's error; for gRPC's own errors, with a message that says what to do."""
         code, details = error.code(), error.details() or ""
         if grpc_status.is_from_server(error):
             return grpc_status.to_error(error)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             told = (
-                f"the server at {self.address} gave no answer in the time that the call may take; "
+                f"the server at {self.address} did not answer within the timeout of the call; "
                 "allow more with timeout= (--timeout, LAZYFX_TIMEOUT)"
             )
             return TimedOutError(told, code=code.name)
@@ -283,7 +283,7 @@ class ServiceCalls:
 
 
 def _parsed(kind: type[Answer], data: bytes | None) -> Answer:
-    """An answer, which may be nonsense or missing."""
+    """Parse an answer, which may be malformed or missing."""
     if data is not None:
         with contextlib.suppress(ProtobufError, UnicodeDecodeError, RecursionError):
             return kind.FromString(data)

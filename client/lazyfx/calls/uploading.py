@@ -1,4 +1,4 @@
-"""Uploads: only what the server lacks, and on from where a stream broke off."""
+"""Uploads what the server lacks, and resumes where a stream broke."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lazyfx.flows import Flow, Pause
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
-# Called with bytes that the server has, and bytes in all.
+# Called with the bytes that the server has, and the total bytes.
 Progress: TypeAlias = Callable[[int, int], None]
 Find: TypeAlias = Callable[[Sequence[graph_pb2.Digest]], Flow[pb.FindMissingBlobsResponse]]
 Upload: TypeAlias = Callable[[Iterator[bytes]], Flow[object]]
 OnRefused: TypeAlias = Callable[[OverloadedError], Flow[None]]
 
 CHUNK_BYTES = 512 * 1024
-# Servers bound how many one request may ask for (max_digests).
+# Servers limit the number of digests in one request (max_digests).
 DIGESTS_AT_A_TIME = 512
-# Streams that may break off without having brought anything, and seconds between them.
+# How many streams may break without progress, and the seconds between them.
 _MAX_FRUITLESS = 4
 _PAUSE_SECONDS = 0.2
 
@@ -42,19 +42,19 @@ def upload(
 ) -> Flow[None]:
     """Send the blobs that a server lacks, chunk by chunk.
 
-    When the stream breaks off, the server is asked what has come, and the rest is sent; blobs
-    that were sent, by anybody, are not sent again.
+    If the stream breaks, the server is asked what it has received, and the rest is sent. Blobs that
+    any client has already sent are not sent again.
 
     Args:
-        blobs: What the server should have.
-        find: FindMissingBlobs.
-        send: UploadBlobs.
-        on_progress: Told how far the upload is, once at its start and with each chunk.
-        on_refused: Waits as long as a server that refused for now asks, or raises the refusal.
+        blobs: The blobs that the server should have.
+        find: Calls FindMissingBlobs.
+        send: Calls UploadBlobs.
+        on_progress: Called with the progress, at the start and with each chunk.
+        on_refused: Waits for the retry delay of a refusal, or raises the refusal.
 
     Raises:
-        ServiceError: One of its kinds, by the status; UnavailableError when streams broke off
-            several times in a row without bringing anything.
+        ServiceError: One of its kinds, by the status; UnavailableError if several streams in a row
+            broke without progress.
     """
     wanted = {blob.digest.sha256: blob for blob in blobs}
     missing = yield from _missing(find, wanted)
@@ -65,7 +65,7 @@ def upload(
         try:
             yield from send(_chunks(missing, total - left, total, on_progress))
         except InvalidRequestError:
-            # What was left of a stream was not what it should have been: from the beginning.
+            # A partially received blob was corrupt: start it again.
             if not any(offset for _, offset in missing):
                 raise
             missing = [(blob, 0) for blob, _ in missing]
@@ -73,8 +73,8 @@ def upload(
             yield from on_refused(refusal)
             missing = yield from _missing(find, wanted)
         except (UnavailableError, TimedOutError, ServerFaultError):
-            # INTERNAL is gRPC's word for a connection that broke while it wrote. The server has
-            # to notice too, before it knows what has come.
+            # gRPC reports a connection that broke during a write as INTERNAL. The server must
+            # notice it too before it can say what it received.
             yield Pause(_PAUSE_SECONDS * (1 + fruitless))
             missing = yield from _missing(find, wanted)
             brought = left - sum(blob.digest.size_bytes - offset for blob, offset in missing)
@@ -86,7 +86,7 @@ def upload(
 
 
 def _missing(find: Find, wanted: dict[bytes, Blob]) -> Flow[list[tuple[Blob, int]]]:
-    """The blobs that the server lacks, and how much of each it has."""
+    """The blobs that the server lacks, and how many bytes of each it has."""
     digests = [blob.digest for blob in wanted.values()]
     missing: list[tuple[Blob, int]] = []
     for start in range(0, len(digests), DIGESTS_AT_A_TIME):
@@ -99,8 +99,8 @@ def _missing(find: Find, wanted: dict[bytes, Blob]) -> Flow[list[tuple[Blob, int
 def _answered(
     answer: pb.FindMissingBlobsResponse, offered: dict[bytes, Blob]
 ) -> list[tuple[Blob, int]]:
-    """The blobs of an answer, and how much of each the server has."""
-    # A server of an earlier release does not say what it has received.
+    """The blobs of an answer, and how many bytes of each the server has."""
+    # Servers of earlier releases do not report what they have received.
     received = list(answer.received) or [0] * len(answer.missing)
     asked = [digest.sha256 for digest in answer.missing]
     if (

@@ -1,1 +1,1 @@
-"""What a request asks for: compiling a graph, rendering an artifact, taking in blobs."""
+"""Serves requests: compiling graphs, rendering artifacts, storing blobs."""

@@ -1,4 +1,4 @@
-"""Rendering on demand: each artifact once, for each set of names, then from the store."""
+"""Renders artifacts on demand: each once per set of names, then from the store."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An artifact, and how many seconds it took unless it was in the store."""
+    """An artifact, and the seconds that rendering took unless it was in the store."""
 
     record: worker.ArtifactRecord
     seconds: float | None = None
@@ -54,14 +54,14 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _ResolvedRequest:
-    """What a request asks for.
+    """A resolved request.
 
     Attributes:
         message: The request.
-        module: The module that it is about.
+        module: The compiled module.
         kind: The row of its kind.
-        variant: Tells artifacts of this kind of the module apart: a digest of the asker's names,
-            or of the asker's machine and settings.
+        variant: Distinguishes artifacts of this kind of the module: a digest of the caller's names,
+            or of the caller's machine and settings.
     """
 
     message: pb.GetArtifactRequest
@@ -70,7 +70,7 @@ class _ResolvedRequest:
     variant: bytes
 
     def place(self, kind: pb.ArtifactKind.ValueType) -> bytes:
-        """Where the artifact of a kind is stored, for the same asker."""
+        """The store key of an artifact of a kind, for the same caller."""
         return artifact_digest(self.module.key, kind, self.variant)
 
 
@@ -80,13 +80,13 @@ class Artifacts:
     Args:
         catalog: Compiled modules by key.
         store: Artifacts, compiled graphs and constants.
-        jobs: Renders in worker processes.
+        jobs: Runs jobs in worker processes.
         admission: Bounds that work.
-        observer: Is told what happened.
-        signer: States what each artifact is.
-        native: Makes native artifacts.
-        quotas: What each tenant may use.
-        costs: Learns what generating code for a graph costs.
+        observer: Receives events.
+        signer: Signs artifacts.
+        native: Compiles native artifacts.
+        quotas: Quotas of tenants.
+        costs: Records the cost of code generation per graph.
         max_source_bytes: Bound on the source of a module.
     """
 
@@ -117,11 +117,11 @@ class Artifacts:
 
     @property
     def in_flight(self) -> int:
-        """Distinct renderings under way."""
+        """Number of distinct renderings in flight."""
         return len(self._flights)
 
     async def drain(self) -> None:
-        """Wait until nothing is being rendered."""
+        """Wait until no rendering is in flight."""
         await self._flights.drain()
 
     async def get(self, request: pb.GetArtifactRequest, tenant: Tenant) -> Artifact:
@@ -129,7 +129,7 @@ class Artifacts:
 
         Raises:
             InvalidRequestError: A field is wrong.
-            ModuleNotFoundInCacheError: The module, or its graph, is not there any more.
+            ModuleNotFoundInCacheError: The module, or its graph, is no longer cached.
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
         if len(request.module_key) != hashlib.sha256().digest_size:
@@ -139,7 +139,7 @@ class Artifacts:
         kind = ARTIFACT_KINDS.get(request.kind)
         if kind is None:
             raise InvalidRequestError.of_field(
-                "kind", f"{request.kind} is not known; GetServerInfo lists the artifact kinds"
+                "kind", f"{request.kind} is unknown; GetServerInfo lists the artifact kinds"
             )
         module = await self._catalog.find(tenant, request.module_key)
         if not isinstance(module, CompiledModule):
@@ -187,7 +187,7 @@ class Artifacts:
         )
 
     def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
-        """How far a native artifact is that `get` is waiting for."""
+        """The progress of a native artifact that `get` is waiting for."""
         variant = self._native.variant(request)
         return self._native.progress(artifact_digest(request.module_key, request.kind, variant))
 
@@ -229,7 +229,7 @@ class Artifacts:
         request, module = resolved.message, resolved.module
         source_kind = pb.ARTIFACT_KIND_SOURCE
         source_place = resolved.place(source_kind)
-        # Source itself is rendered only if it is not there.
+        # Source itself is rendered only if it is not stored.
         shares_source = resolved.kind.write is not None and request.kind != source_kind
         job = worker.RenderJob(
             kind=request.kind,

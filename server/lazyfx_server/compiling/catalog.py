@@ -1,7 +1,7 @@
-"""The compiled modules that this server knows, by key.
+"""The compiled modules of this server, by key.
 
-Records live in the store; recent ones are also kept here, read and ready to answer with,
-because a hit must cost a dictionary lookup.
+Records are in the store; recent ones are also kept here, parsed and ready to send, because a hit
+must be just a dictionary lookup.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.store import Store
 from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
 
-# A record in memory answers for this long before the store is asked again whether its
-# blobs are still there (which also tells the store that they are in use).
+# How long a record in memory is used before the store is asked again whether its blobs still exist
+# (which also marks them as used).
 _FRESH_SECONDS = 30.0
-# Bytes of records that are kept ready in memory.
+# Maximum bytes of records in memory.
 _MAX_RECORD_BYTES = 64 * 2**20
-# Overhead of a record besides its bytes.
+# Overhead of a record in addition to its bytes.
 _RECORD_OVERHEAD = 2048
 
 
 @dataclass(slots=True)
 class CompiledModule:
-    """A compiled module: whose it is, its key, its record, and the answer to a hit."""
+    """A compiled module: its tenant, key, record, and prepared response for hits."""
 
     tenant: Tenant
     key: bytes
@@ -42,7 +42,7 @@ class CompiledModule:
 
     @property
     def report(self) -> pb.CompileReport:
-        """What the compile did, recompiles by later touches included."""
+        """What the compile did, including recompiles that later requests caused."""
         return self.record.report
 
     @property
@@ -52,13 +52,13 @@ class CompiledModule:
 
     @property
     def hit(self) -> pb.CompileResponse:
-        """The answer to a hit; shared by all who get it, so never changed in place."""
+        """The response for a hit; it is shared, so never changed in place."""
         if self._hit is None:
             self._hit = self.answer(pb.CACHE_STATUS_HIT, None)
         return self._hit
 
     def hit_with(self, token: bytes) -> pb.CompileResponse:
-        """The answer to a hit, with the token of the request if it has one."""
+        """The response for a hit, with the request's token if it has one."""
         if not token:
             return self.hit
         response = pb.CompileResponse(request_token=token)
@@ -66,7 +66,7 @@ class CompiledModule:
         return response
 
     def answer(self, status: pb.CacheStatus.ValueType, miss: Miss | None) -> pb.CompileResponse:
-        """Build an answer about this module."""
+        """Build a response about this module."""
         cache = pb.CacheResult(status=status)
         if miss:
             cache.miss_reason = miss.reason
@@ -86,7 +86,7 @@ class CompiledModule:
             self._hit = None
 
     def record_recompiles(self, performed: int, seconds: float) -> None:
-        """Add recompiles that rendering performed, and the seconds that they took."""
+        """Add recompiles that rendering performed, and their seconds."""
         recompiles = self.record.report.recompiles
         recompiles.performed += performed
         recompiles.saved = max(0, recompiles.requested - recompiles.performed)
@@ -99,7 +99,7 @@ class CompiledModule:
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """No module has the key; `damaged` when there was one that could not be read."""
+    """No module has the key; `damaged` if there was one that could not be read."""
 
     damaged: bool = False
 
@@ -114,8 +114,8 @@ class Catalog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._recent: LRUCache[str, CompiledModule] = LRUCache(_MAX_RECORD_BYTES, getsizeof=_size)
-        # Store keys of entries that were found damaged: to the store they are gone by the
-        # time that it answers, but the caller is told why.
+        # Store keys of corrupt entries: the store has already removed them when it answers, but the
+        # caller is told why.
         self._damaged: LRUCache[str, bool] = LRUCache(4096)
 
     def record_damage(self, store_key: str) -> None:
@@ -123,19 +123,19 @@ class Catalog:
         self._damaged[store_key] = True
 
     def recent(self, tenant: Tenant, key: bytes) -> CompiledModule | None:
-        """A tenant's module, if memory has it and it has lately been seen in the store."""
+        """A tenant's module, if it is in memory and was recently confirmed by the store."""
         module: CompiledModule | None = self._recent.get(tenant.module(key))
         if module is not None and time.monotonic() - module.checked < _FRESH_SECONDS:
             return module
         return None
 
     async def find(self, tenant: Tenant, key: bytes) -> CompiledModule | NotFound:
-        """Look a tenant's module up by the digest of its key, in the store too."""
+        """Look up a tenant's module by the digest of its key, in memory and in the store."""
         if (module := self.recent(tenant, key)) is not None:
             return module
         now = time.monotonic()
         found = await self._find_stored(tenant, key)
-        # It may have been added while the store was read.
+        # It may have been added during the read.
         if (module := self.recent(tenant, key)) is not None:
             return module
         place = tenant.module(key)
@@ -164,7 +164,7 @@ class Catalog:
     async def add(
         self, tenant: Tenant, digest: bytes, key: ModuleKey, result: CompileResult
     ) -> CompiledModule:
-        """Store what a compile made, and return it as a module."""
+        """Store the result of a compile, and return it as a module."""
         for constant in result.constants:
             await self._store.put(tenant.blob(constant.digest.sha256), constant.data)
         graph = result.graph.SerializeToString(deterministic=True)
@@ -194,12 +194,12 @@ class Catalog:
         await self._store.put(place, module.tenant.seal(place, record))
 
     def forget(self, module: CompiledModule) -> None:
-        """Drop a module whose blobs are gone; the next request for it is a miss."""
+        """Drop a module whose blobs are missing; the next request for it is a miss."""
         place = module.tenant.module(module.key)
         if self._recent.get(place) is module:
             self._recent.pop(place, None)
 
 
 def _size(module: CompiledModule) -> int:
-    # Twice: the answer to a hit holds the report once more.
+    # Twice: the response for a hit contains the report again.
     return 2 * module.record.ByteSize() + _RECORD_OVERHEAD

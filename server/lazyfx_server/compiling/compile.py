@@ -1,4 +1,4 @@
-"""The whole story of a compile: key, lookup, flight, work, answer."""
+"""Serves compiles: key, lookup, flight, work, response."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _FlightResult:
-    """A module, and why it had to be compiled unless it was found."""
+    """A module, and the reason for the miss unless it was found."""
 
     module: CompiledModule
     miss: Miss | None
 
 
 class Compiler:
-    """Compiles graphs, each distinct request once.
+    """Compiles graphs, once per distinct request.
 
     Args:
         catalog: Compiled modules by key.
         store: Graph bodies and tensor values by digest.
         jobs: Runs work in worker processes.
         admission: Bounds that work.
-        pipelines: Reads pass lists.
-        observer: Is told what happened.
-        limits: Bounds of requests and jobs.
-        quotas: What each tenant may use.
-        costs: What generating code for a graph was measured to cost.
-        plugins: Where workers find passes of plugins.
+        pipelines: Resolves pass lists.
+        observer: Receives events.
+        limits: Bounds on requests and jobs.
+        quotas: Quotas of tenants.
+        costs: Measured costs of code generation per graph.
+        plugins: Object references by which workers find plugins.
     """
 
     def __init__(
@@ -100,15 +100,15 @@ class Compiler:
 
     @property
     def in_flight(self) -> int:
-        """Distinct compiles under way."""
+        """Number of distinct compiles in flight."""
         return len(self._flights)
 
     async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> pb.CompileResponse:
-        """Answer one request of a tenant.
+        """Serve one request of a tenant.
 
         Raises:
             InvalidRequestError: A field is wrong.
-            MissingInputsError: The graph, or values that a pass reads, must be sent first.
+            MissingInputsError: The graph, or values that a pass reads, must be uploaded first.
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
         request = incoming.request
@@ -146,7 +146,7 @@ class Compiler:
         self._observer.observe(FlightAbandoned("compile", outcome))
 
     async def drain(self) -> None:
-        """Wait until no compile is under way."""
+        """Wait until no compile is in flight."""
         await self._flights.drain()
 
     async def _find_or_make(
@@ -164,7 +164,7 @@ class Compiler:
             if request.request_token:
                 raise unknown_token(request.request_token)
             damaged = found.damaged
-        # The flight uses the request until its end, even if no caller waits any more.
+        # The flight uses the request until it ends, even if no caller waits any more.
         with incoming.hold:
             miss = await self._explainer.explain(
                 resolved.key,
@@ -185,10 +185,10 @@ class Compiler:
         await self._require_blobs(request, tenant)
         async with self._admission.slot(tenant.name) as queued:
             flight.mark_running()
-            # Made only now, so that a job that waits costs no more than its request.
+            # Created only now, so that a queued job costs no more than its request.
             job = await self._job(incoming, tenant)
-            # Only a miss that is worked on counts as one: a digest whose graph had to be
-            # sent first is asked for again at once.
+            # Only a miss that is compiled counts: a digest whose graph is missing is requested
+            # again immediately.
             reason = pb.MissReason.Name(miss.reason)
             self._observer.observe(LookupMade("miss", reason, tenant.name))
             with self._quotas.charge_work(tenant):
@@ -205,7 +205,7 @@ class Compiler:
         return module
 
     async def _require_blobs(self, request: pb.CompileRequest, tenant: Tenant) -> None:
-        """Say at once what is missing, before anything is waited for.
+        """Report missing blobs at once, before waiting for anything.
 
         Raises:
             MissingInputsError: Names the blobs.
@@ -220,10 +220,10 @@ class Compiler:
         missing = sorted(digest for place, digest in places.items() if place not in present)
         if missing:
             subjects = [f"blobs/{digest.hex()}" for digest in missing]
-            raise MissingInputsError("send these blobs and try again", subjects)
+            raise MissingInputsError("upload these blobs and try again", subjects)
 
     async def _job(self, incoming: IncomingCompile, tenant: Tenant) -> CompileParts:
-        """Gather what the worker needs, or say what is missing."""
+        """Collect what the worker needs, or report what is missing."""
         request = incoming.request
         missing: list[str] = []
         body: Buffer | None = incoming.body
@@ -243,7 +243,7 @@ class Compiler:
             else:
                 values.append((binding.graph, binding.attribute, data))
         if missing or body is None:
-            raise MissingInputsError("send these blobs and try again", missing)
+            raise MissingInputsError("upload these blobs and try again", missing)
         measured = self._costs.of(tenant.tag, request.graph_digest.sha256)
         job = worker.CompileJob(
             passes=self._pipelines.expand(request.passes),
@@ -297,11 +297,11 @@ class Compiler:
 
 
 def _fares_better_alone(request: pb.CompileRequest, landing: Landing[_FlightResult]) -> bool:
-    """Whether a request would get more from a flight that it leads than from the one it joined.
+    """Whether a request should retry in a flight of its own instead of sharing this landing.
 
-    If blobs or the request were missing, the leader held a token, or only a digest: who has more
-    leads the next flight; who has as little would fare the same. A token that led elsewhere is
-    answered by a flight of its own.
+    If blobs or the request were missing, the leader had only a token or a digest. A request that
+    contains more leads the next flight; one that does not would fail the same way. A token that
+    resolved to another request needs its own flight.
     """
     error = landing.error
     if error is None:

@@ -1,4 +1,4 @@
-"""What generating code for a graph was measured to cost, for estimates of what was saved."""
+"""Measured costs of code generation per graph, for estimates of savings."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ _MAX_GRAPHS = 16_384
 
 
 class CodegenCosts:
-    """Seconds for each node of a full recompile, by graph, as renderings measured them."""
+    """Seconds per node of a full recompile, by graph, measured during rendering."""
 
     def __init__(self) -> None:
         self._known: LRUCache[bytes, float] = LRUCache(_MAX_GRAPHS)
 
     def of(self, tenant: bytes, graph: bytes) -> float:
-        """Seconds per node of a tenant's graph; 0 when nothing of it was rendered yet."""
+        """Seconds per node of a tenant's graph; 0 if none of it was rendered yet."""
         return float(self._known.get(tenant + graph, 0.0))
 
     def record(self, tenant: bytes, graph: bytes, seconds_per_node: float) -> None:
-        """Record a measurement; the last one counts."""
+        """Record a measurement, replacing the previous one."""
         if seconds_per_node > 0:
             self._known[tenant + graph] = seconds_per_node

@@ -1,4 +1,4 @@
-"""What a compiled module depends on, as named components, and the key made of them."""
+"""The key of a compiled module: named components for everything that it depends on."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from lazyfx_server.security import allowed
 class ModuleKey:
     """The components of a module's key; each has 32 bytes.
 
-    They stay apart so that a miss can be explained by the first one that is new. `tenant` is
-    the tenant's tag.
+    They are separate so that a miss can be explained by the first new one. `tenant` is the tenant's
+    tag.
     """
 
     tenant: bytes
@@ -32,14 +32,14 @@ class ModuleKey:
 
     @property
     def digest(self) -> bytes:
-        """The key, 32 bytes. Components have one length, so joining them is unambiguous."""
+        """The key, 32 bytes. Components have a fixed length, so joining them is unambiguous."""
         joined = self.graph + self.pipeline + self.values + self.environment
         return hmac.digest(self.tenant, b"lazyfx module key 2" + joined, "sha256")
 
 
 @lru_cache(maxsize=1)
 def environment_digest() -> bytes:
-    """Digest of whatever else results depend on: torch, our version, what the operator added."""
+    """Digest of everything else that results depend on: torch, lazyfx, added targets."""
     parts = ["lazyfx", version("lazyfx"), "torch", torch.__version__, platform.python_version()]
     parts += allowed.user_target_names()
     return hashlib.sha256("\0".join(parts).encode()).digest()
@@ -55,7 +55,7 @@ def values_digest(values: Sequence[compiler_pb2.ValueBinding]) -> bytes:
 
 
 def artifact_digest(module_key: bytes, kind: int, presentation: bytes) -> bytes:
-    """Key of an artifact: the module, the kind, and the names that it is shown with.
+    """Key of an artifact: the module, the kind, and the caller's names.
 
     Args:
         module_key: 32 bytes.

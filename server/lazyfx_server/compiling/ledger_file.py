@@ -1,4 +1,4 @@
-"""The ledger's file: written whole, by one server at a time."""
+"""The ledger's file: written atomically, by one server at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lazyfx_server.store.safe_folder import Folder, open_plain
 _log = logging.getLogger(__name__)
 
 
-# Far more than a server with many tenants ever counts.
+# Far more than a server with many tenants ever needs.
 _MAX_BYTES = 32 * 2**20
 _MAX_WORDS = 8
 _MAX_CHARACTERS = 256
@@ -25,12 +25,12 @@ Counts = Mapping[tuple[str, ...], float]
 
 
 class LedgerFile:
-    """Counts between two starts of a server.
+    """The counts of a server, kept across restarts.
 
-    A server that finds the file in use by another keeps its counts in memory only.
+    If another server uses the file, counts are kept in memory only.
 
     Args:
-        path: The file; its folder is made. A lock file is next to it.
+        path: The file; its folder is created. A lock file is next to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +40,7 @@ class LedgerFile:
         self._lock = _locked(path.with_suffix(".lock"))
 
     def read(self) -> dict[tuple[str, ...], float]:
-        """The counts; none when there is no file, or one that cannot be read."""
+        """The counts; none if the file is missing or cannot be read."""
         if self._lock is None:
             return {}
         try:
@@ -48,44 +48,44 @@ class LedgerFile:
             return {} if data is None else _counts(json.loads(data))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             _log.warning(
-                "the ledger in %s cannot be read, and counting starts again: %s", self._path, error
+                "cannot read the ledger in %s; counts start from zero: %s", self._path, error
             )
             return {}
 
     def write(self, counts: Counts) -> bool:
-        """Put counts in the file's place, whole or not at all; tells whether it did."""
+        """Atomically replace the file; returns whether it succeeded."""
         if self._lock is None:
             return False
         part = f"{self._path.name}.part"
         rows = [[list(key), value] for key, value in sorted(counts.items())]
         data = json.dumps(rows, separators=(",", ":")).encode()
         try:
-            self._folder.remove(part)  # of a server that was killed; or a link, never followed
+            self._folder.remove(part)  # left by a killed server; or a link, which is never followed
             with os.fdopen(self._folder.create(part), "wb") as file:
                 file.write(data)
             self._folder.replace((part,), (self._path.name,))
         except OSError as error:
             if not self._broken:
-                _log.warning("the ledger cannot be written to %s: %s", self._path, error)
+                _log.warning("cannot write the ledger to %s: %s", self._path, error)
             self._broken = True
             return False
         if self._broken:
-            _log.info("the ledger is written again")
+            _log.info("the ledger can be written again")
         self._broken = False
         return True
 
     def close(self) -> None:
-        """Let another server have the file."""
+        """Release the file for another server."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
 
 def _counts(rows: object) -> dict[tuple[str, ...], float]:
-    """The counts that a file holds.
+    """Parse the counts in a file.
 
     Raises:
-        TypeError, ValueError: It holds something else.
+        TypeError, ValueError: It is malformed.
     """
     if not isinstance(rows, list):
         raise TypeError("not a list of counts")

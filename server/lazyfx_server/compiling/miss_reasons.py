@@ -1,8 +1,7 @@
 """Why a lookup missed: which component of the key is new.
 
-Each graph has a history of what was compiled from it. Histories live in the store, so
-that reasons stay true over a restart; recent ones are kept in memory, which is what
-makes adding to one atomic.
+Each graph has a history of its compiles. Histories are in the store, so that reasons stay correct
+across restarts; recent ones are kept in memory, which makes additions atomic.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ _TEXTS: dict[int, str] = {
     pb.MISS_REASON_NEW_GRAPH: "nothing has been compiled from this graph yet",
     pb.MISS_REASON_NEW_PIPELINE: "the graph is known, but this pipeline is new for it: {pipeline}",
     pb.MISS_REASON_NEW_VALUES: "graph and pipeline are known, but the tensor values are new",
-    pb.MISS_REASON_NEW_ENVIRONMENT: "the stored result was made by different versions",
-    pb.MISS_REASON_EVICTED: "the result was stored and has been evicted",
-    pb.MISS_REASON_CORRUPT: "the stored result was damaged and has been quarantined",
-    pb.MISS_REASON_SKIPPED: "the request asked to skip the lookup",
+    pb.MISS_REASON_NEW_ENVIRONMENT: "the stored result was built by different versions",
+    pb.MISS_REASON_EVICTED: "the result was stored but has been evicted",
+    pb.MISS_REASON_CORRUPT: "the stored result was corrupt and has been quarantined",
+    pb.MISS_REASON_SKIPPED: "the request skipped the lookup",
 }
 
-# Compiles remembered for one graph; the oldest are forgotten.
+# Maximum compiles in the history of a graph; the oldest are dropped.
 _HISTORY_LENGTH = 256
-# Histories kept in memory.
+# Maximum histories in memory.
 _MAX_HISTORIES = 10_000
 
 
@@ -46,10 +45,10 @@ class Miss:
 
 
 class Explainer:
-    """Tells why keys miss, and remembers what was compiled.
+    """Explains misses, and records compiles.
 
     Args:
-        store: Where histories are kept.
+        store: The store of histories.
     """
 
     def __init__(self, store: Store) -> None:
@@ -57,13 +56,13 @@ class Explainer:
         self._recent: LRUCache[bytes, list[GraphHistoryEntry]] = LRUCache(_MAX_HISTORIES)
 
     async def explain(self, key: ModuleKey, pipeline: str, *, skipped: bool, damaged: bool) -> Miss:
-        """Say why `key` was not found.
+        """Explain why `key` was not found.
 
         Args:
-            key: What was looked up.
-            pipeline: Its pipeline's spelling.
-            skipped: The request asked to skip the lookup.
-            damaged: The store found the entry damaged.
+            key: The key.
+            pipeline: The spelling of its pipeline.
+            skipped: The request skipped the lookup.
+            damaged: The stored entry was corrupt.
         """
         reason: Reason
         if skipped:
@@ -94,7 +93,7 @@ class Explainer:
                 loaded = list(GraphHistory.FromString(stored).entries) if stored else []
             except DecodeError:
                 loaded = []
-            # Another request may have loaded it meanwhile; theirs may already have grown.
+            # Another request may have loaded it meanwhile, and already added to it.
             history = self._recent.setdefault(place, loaded)
         return history
 

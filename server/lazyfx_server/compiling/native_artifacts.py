@@ -1,4 +1,4 @@
-"""Native artifacts: which one a request means, whether it can be made here, and how far it is."""
+"""Native artifacts: identifies them, checks whether they can be built, and compiles them."""
 
 from __future__ import annotations
 
@@ -38,21 +38,22 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
 
-# A compile that has run for less is not worth finishing when no caller waits for it.
+# A compile that has run for less than this is not worth finishing without a waiting caller.
 _WORTH_KEEPING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class NativeWorkers:
-    """What native compiles run in.
+    """The workers of native compiles.
 
     Attributes:
         executors: The processes.
         jobs: Sends jobs to those that run Inductor.
-        builds: Answers what these jobs ask, with those that run the C++ compiler.
-        area: Where both have their folders.
-        owner: User that folders of jobs belong to; None for the server's own.
-        compile_threads: C++ compilers that one job may run at a time.
+        builds: Serves the build requests of these jobs with the processes that run the C++
+            compiler.
+        area: The parent of the folders of both.
+        owner: The user that owns the folders of jobs; None for the server's user.
+        compile_threads: C++ compilers that one job may run concurrently.
         sandbox: How the processes are confined.
     """
 
@@ -66,17 +67,17 @@ class NativeWorkers:
 
 
 class NativeCompiles:
-    """Runs native compiles in workers of their own.
+    """Runs native compiles in separate workers.
 
     Args:
-        workers: The workers; None when no native artifacts can be made here, or none are wanted.
+        workers: The workers; None if native artifacts cannot be built or are turned off.
         admission: Bounds that work.
-        observer: Is told of each compile.
-        required: A server that cannot make native artifacts must not start.
+        observer: Notified of each compile.
+        required: Whether the server must not start without native artifacts.
 
     Attributes:
-        target: Where artifacts of this server run; None before it is known, and when none are made.
-        problem: Why none can be made here; empty when there is no problem.
+        target: The target machine of artifacts; None before it is known, and if none are built.
+        problem: Why none can be built here; empty if they can.
     """
 
     def __init__(
@@ -97,25 +98,25 @@ class NativeCompiles:
 
     @property
     def layers(self) -> Sequence[str]:
-        """Layers of the sandbox of the workers; none without workers."""
+        """Active layers of the workers' sandbox; empty without workers."""
         return () if self._workers is None else self._workers.sandbox.layers
 
     @property
     def status(self) -> pb.NativeStatus:
-        """How native compiles are confined, or why there are none."""
+        """How native compiles are confined, or why they are unavailable."""
         if self._workers is None or self.target is None:
             return pb.NativeStatus(unavailable=self._unavailable)
         return pb.NativeStatus(sandbox=self._workers.sandbox)
 
     @property
     def _unavailable(self) -> str:
-        return self.problem or "this server makes no native artifacts; start it with --native"
+        return self.problem or "this server builds no native artifacts; start it with --native"
 
     async def start(self) -> None:
-        """Start the workers, and find out where their artifacts run, which takes some seconds.
+        """Start the workers, and determine the target of their artifacts, which takes seconds.
 
         Raises:
-            OSError: They cannot be made, and are required.
+            OSError: They are required but cannot be built.
         """
         workers = self._workers
         if workers is None:
@@ -136,29 +137,29 @@ class NativeCompiles:
             await asyncio.to_thread(remove, folder)
 
     def disable(self, reason: str) -> None:
-        """No native artifacts are made from now on."""
-        self.problem = f"this server cannot make native artifacts: {reason}"
+        """Turn native artifacts off from now on."""
+        self.problem = f"this server cannot build native artifacts: {reason}"
         _log.warning("%s", self.problem)
 
     async def close(self) -> None:
-        """End the workers, and remove what they kept."""
+        """Stop the workers, and remove their files."""
         if self._workers is not None:
             await asyncio.gather(*(executor.close() for executor in self._workers.executors))
             self._workers.area.close()
 
     def variant(self, request: pb.GetArtifactRequest) -> bytes:
-        """What tells native artifacts of one module apart, 32 bytes.
+        """A digest that distinguishes native artifacts of one module, 32 bytes.
 
-        Machines that run what is made here share an artifact, whatever else they can do.
+        All machines that can run this server's artifacts share one, whatever their other features.
 
         Raises:
-            InvalidRequestError: The request does not say where the artifact will run, or has a
-                setting or state that is not taken.
-            FailedPreconditionError: What is made here does not run there; says why.
+            InvalidRequestError: The request does not say where the artifact will run, or has an
+                invalid setting or state.
+            FailedPreconditionError: This server's artifacts do not run there; says why.
         """
         if not request.HasField("native"):
             raise InvalidRequestError.of_field(
-                "native", "is missing; say where the artifact will run and under which settings"
+                "native", "is missing; specify where the artifact will run and with which settings"
             )
         if self.target is None:
             raise FailedPreconditionError(self._unavailable)
@@ -187,20 +188,20 @@ class NativeCompiles:
         subject: Subject,
         flight: Flight[Any],
     ) -> worker.NativeResult:
-        """Make one artifact.
+        """Compile one artifact.
 
         Args:
-            place: Names the artifact.
+            place: The store key of the artifact.
             graph: The compiled graph.
             request: Checked by `variant`.
-            tenant: Whose it is, to be fair between them.
-            subject: What it is about.
-            flight: Told when the compile begins.
+            tenant: The tenant, for fair queueing.
+            subject: The subject of the job.
+            flight: Notified when the compile begins.
 
         Raises:
-            RequestError: One of its kinds, by what the worker answered.
+            RequestError: A subclass, depending on the worker's answer.
         """
-        assert self._workers is not None, "variant refuses before"
+        assert self._workers is not None, "refused by `variant`"
         folder = self._workers.area.folder("jobs", place.hex(), owner=self._workers.owner)
         job = worker.NativeJob(
             kind=request.kind,
@@ -230,13 +231,13 @@ class NativeCompiles:
         finally:
             if flight.begun or ended != "stopped":
                 self._observer.observe(NativeCompiled(ended))
-            # Also what a job that was killed has left behind.
+            # Also removes what a killed job left behind.
             await asyncio.to_thread(remove, folder)
 
     def _check_libraries(
         self, kind: int, result: worker.NativeResult, session: BuildSession
     ) -> None:
-        """Check that each library of a bundle was compiled here, of a source that was read.
+        """Check that each library of a bundle was compiled here, from checked source.
 
         Raises:
             InternalError: One was not, or the bundle cannot be read.
@@ -250,12 +251,12 @@ class NativeCompiles:
         if not all(session.has_made(kernel.library) for kernel in kernels):
             self._observer.observe(SourceRefused("native"))
             _log.error("a native job returned a library that was not compiled here")
-            raise InternalError("the artifact holds a library that this server did not compile")
+            raise InternalError("the artifact contains a library that this server did not compile")
 
     def _grace_period(self, kind: int, started: float) -> float:
-        """How long an abandoned compile goes on: to its end, when it is nearly done.
+        """How long an abandoned compile continues: to its end, if it is nearly done.
 
-        That is when it has run for some time, and for half of what such compiles usually take.
+        That is if it has run for some time, and for half of the usual duration.
         """
         spent = time.monotonic() - started
         usual = self._usual_seconds.get(kind)
@@ -268,9 +269,9 @@ class NativeCompiles:
         self._usual_seconds[kind] = usual + 0.2 * (seconds - usual)
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
-        """How far the making of an artifact is."""
+        """The progress of a native compile."""
         return read_progress(self._progress_file(place))
 
     def _progress_file(self, place: bytes) -> Path:
-        assert self._workers is not None, "variant refuses before"
+        assert self._workers is not None, "refused by `variant`"
         return self._workers.area.root / "jobs" / place.hex() / "progress"

@@ -1,7 +1,7 @@
-"""Work that would hold the event loop for more than a few milliseconds, in a thread.
+"""Runs work in a thread that would block the event loop for more than a few milliseconds.
 
-One thread for all of it: Python runs one thread at a time, and with several that compute the
-event loop would wait for each of them in turn.
+A single thread: Python runs one thread at a time, so with several the event loop would wait for
+    each of them in turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-# Reading messages of this size takes less than a millisecond.
+# Parsing messages of this size takes less than a millisecond.
 _ON_LOOP_BYTES: Final = 16 * 1024
 _HASH_ON_LOOP_BYTES: Final = 2**20
 
@@ -22,12 +22,12 @@ _THREAD = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-large")
 
 
 async def compute(size: int, work: Callable[..., T], *arguments: Any) -> T:
-    """Call `work`, in the thread for long computations unless it reads few bytes.
+    """Call `work`, in the thread unless it processes few bytes.
 
     Args:
-        size: Bytes that it reads.
-        work: What is called.
-        arguments: What it is called with.
+        size: Bytes that it processes.
+        work: The function to call.
+        arguments: Its arguments.
     """
     if size <= _ON_LOOP_BYTES:
         return work(*arguments)
@@ -35,8 +35,8 @@ async def compute(size: int, work: Callable[..., T], *arguments: Any) -> T:
 
 
 async def sha256(data: bytes | memoryview) -> bytes:
-    """The SHA-256 of bytes, computed in a thread when they are many."""
+    """The SHA-256 of bytes, computed in a thread if there are many."""
     if len(data) <= _HASH_ON_LOOP_BYTES:
         return hashlib.sha256(data).digest()
-    # hashlib lets other threads run meanwhile.
+    # hashlib releases the GIL.
     return await asyncio.to_thread(lambda: hashlib.sha256(data).digest())

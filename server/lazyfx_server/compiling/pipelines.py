@@ -1,4 +1,4 @@
-"""Pass lists, read once each."""
+"""Resolves pass lists, and caches them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lazyfx_server.passes.pass_requests import pipeline_of
 
 _MAX_REMEMBERED = 1024
 MAX_REMEMBERED = 8192
-"""Longest spelling, in characters, of a pipeline that is remembered."""
+"""Maximum characters of the spelling of a cached pipeline."""
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineName:
-    """What a pipeline is in a key and to people.
+    """A pipeline's fingerprint for keys, and its spelling for people.
 
     Attributes:
-        fingerprint: 32 bytes that change whenever results may.
+        fingerprint: 32 bytes that change whenever results may change.
         spelling: Canonical text.
     """
 
@@ -35,43 +35,43 @@ class PipelineName:
 
 
 class Pipelines:
-    """Names pipelines, remembering recent ones by the bytes of their messages.
+    """Resolves pipelines, caching recent ones by the bytes of their messages.
 
     Args:
-        registry: The passes that there are.
-        named: Pipelines that have names.
+        registry: The available passes.
+        named: Named pipelines.
     """
 
     def __init__(self, registry: Registry, named: NamedPipelines) -> None:
         self._registry = registry
         self._named = named
         self._known: LRUCache[bytes, PipelineName] = LRUCache(_MAX_REMEMBERED)
-        # Large requests are read in a thread of their own.
+        # Large requests are resolved in a separate thread.
         self._lock = threading.Lock()
 
     def expand(self, specs: Sequence[pb.PassSpec]) -> list[pb.PassSpec]:
-        """The passes of a request for a job, names of pipelines replaced by passes.
+        """The passes of a request for a job, with pipeline names replaced by their passes.
 
-        Only looks names up: `resolve` has read the list, once for all requests that have it, and
-        remembers what it is called and no message. The worker, another process, reads its own.
+        Only looks names up: `resolve` has validated the list, once for all requests that have it,
+        and keeps a digest of it, not the message. The worker, another process, validates its own.
         """
         return self._named.expand(specs)
 
     def resolve(
         self, specs: Sequence[pb.PassSpec], *, eager: bool = False, verify: bool = False
     ) -> PipelineName:
-        """Name the pipeline of a request.
+        """Resolve the pipeline of a request.
 
         Args:
             specs: Its passes.
-            eager: They run on eager modules.
-            verify: Their results are compared with those before them.
+            eager: Whether they run on eager modules.
+            verify: Whether results are compared before and after each pass.
 
         Raises:
             InvalidRequestError: A pass or an option is unknown or has the wrong type.
         """
         modes = b"eager" * eager + b"verify" * verify
-        # Its digest: rewrites may hold megabytes, and what is remembered is kept.
+        # Its digest, because rewrites may have megabytes, and cache entries are kept.
         written = hashlib.sha256(modes)
         for spec in specs:
             data = spec.SerializeToString(deterministic=True)

@@ -1,4 +1,4 @@
-"""Compile requests, read: whose, under which key; and the tokens that stand for known ones."""
+"""Resolves compile requests to tenant and key, and issues tokens for known requests."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError
 from lazyfx_server.settings.limits import RequestLimits
 
-# Requests by digest that are remembered as read and found to be well formed.
+# Maximum resolved requests without a graph in the cache.
 _KNOWN_REQUESTS = 4096
 _TOKEN_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class IncomingCompile:
-    """A compile request as it came.
+    """A compile request as received.
 
     Attributes:
         request: The message, without the body of its graph.
-        body: The body of its graph, in the very bytes that came: whoever waits holds it once.
-        size: Bytes of all of it.
-        hold: Counts them while they are used.
-        arrived: When it came, by `time.perf_counter`.
+        body: The body of its graph, in the received bytes, without a copy.
+        size: Its total size in bytes.
+        hold: Counts these bytes while they are in use.
+        arrived: When it arrived, by `time.perf_counter`.
     """
 
     request: pb.CompileRequest
@@ -44,14 +44,14 @@ class IncomingCompile:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRequest:
-    """What a request asks for; equal requests share one.
+    """A resolved request; equal requests share one.
 
     Attributes:
-        tenant: Whose it is.
-        key: What its result depends on.
+        tenant: Its tenant.
+        key: The key of its result.
         digest: The key, 32 bytes.
-        pipeline: The name of its passes.
-        token: Stands for the request from now on; empty if it cannot have one.
+        pipeline: Its pipeline.
+        token: Represents the request from now on; empty if it cannot have one.
     """
 
     tenant: Tenant
@@ -62,11 +62,11 @@ class ResolvedRequest:
 
 
 class RequestReader:
-    """Reads compile requests, and remembers those that hold no graph.
+    """Resolves compile requests, and caches those without a graph.
 
     Args:
-        limits: Bounds of requests.
-        pipelines: Reads pass lists.
+        limits: Bounds on requests.
+        pipelines: Resolves pass lists.
     """
 
     def __init__(self, limits: RequestLimits, pipelines: Pipelines) -> None:
@@ -79,14 +79,14 @@ class RequestReader:
 
         Raises:
             InvalidRequestError: A field is wrong.
-            MissingInputsError: The token stands for nothing.
+            MissingInputsError: The token is unknown.
         """
         request = incoming.request
         if request.request_token:
             return self._recall(request, tenant)
         if request.HasField("graph"):
             return await compute(incoming.size, self._resolve, incoming, tenant, b"")
-        # Without a graph a request says little, and says the same when it is a hit again.
+        # Requests without a graph are small, and are repeated for every hit.
         token = await sha256(tenant.tag + request.SerializeToString())
         known: ResolvedRequest | None = self._known.get(token)
         if known is None:
@@ -131,7 +131,7 @@ class RequestReader:
 
 
 def unknown_token(token: bytes) -> MissingInputsError:
-    """What is told to whoever asks by a token that stands for nothing."""
+    """The error for an unknown token."""
     return MissingInputsError(
         "the token is unknown or has expired; send the full request",
         [f"requests/{token.hex()}"],

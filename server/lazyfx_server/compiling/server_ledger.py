@@ -1,6 +1,6 @@
-"""The whole server's ledger: what was asked for, done and saved, over all of its starts.
+"""The server's ledger: work requested, performed and saved, across restarts.
 
-It hears the same events as the metrics and adds the same counts, so that both tell the same.
+It receives the same events as the metrics and adds the same counts, so that both agree.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from lazyfx_server.store import StoreStats
 from lazyfx_server.telemetry import Event, counting
 from lazyfx_server.telemetry.counting import Key, counts_of
 
-# Beside the counts of events: how often the server started, and the first time.
+# In addition to the counts of events: the number of server starts, and the first one.
 _STARTS = ("starts",)
 _SINCE = ("since",)
 _TENANT = "tenant"
-# What a server without identities calls its one tenant.
+# The name of the only tenant of a server without identities.
 _OPEN = "open"
 
 
 class ServerLedger:
-    """Adds events up; `stats` tells the sums.
+    """Adds up events; `stats` returns the totals.
 
     Args:
-        file: Where the sums are kept between starts; None to start from zero each time.
+        file: Stores the totals across restarts; None to start from zero.
     """
 
     def __init__(self, file: LedgerFile | None = None) -> None:
@@ -42,7 +42,7 @@ class ServerLedger:
 
     @property
     def restored(self) -> Mapping[Key, float]:
-        """The counts of events so far, for exporters that begin with them."""
+        """The counts of events so far, for exporters that start with them."""
         return {
             key: value
             for key, value in self._counts.items()
@@ -58,23 +58,23 @@ class ServerLedger:
                 self._counts[(_TENANT, tenant, *_for_tenant(key))] += amount
 
     def save(self) -> None:
-        """Write the sums to their file, if they changed."""
+        """Write the totals to their file, if they changed."""
         now = dict(self._counts)
         if self._file is not None and now != self._written and self._file.write(now):
             self._written = now
 
     def close(self) -> None:
-        """Save, and let another server have the file."""
+        """Save, and release the file for another server."""
         self.save()
         if self._file is not None:
             self._file.close()
 
     def stats(self, store: StoreStats, tenant: str = "") -> pb.GetStatsResponse:
-        """The sums, with what the store holds now.
+        """The totals, with current statistics of the store.
 
         Args:
-            store: What the store holds.
-            tenant: Who asks: of the tenants they see themselves only.
+            store: Statistics of the store.
+            tenant: The caller, which sees only its own tenant.
         """
         saved = self._sum(counting.SAVED_SECONDS)
         reused = self._sum(counting.REUSED_SECONDS)
@@ -160,7 +160,7 @@ class ServerLedger:
 
 
 def _for_tenant(key: Key) -> Key:
-    """Tenants' counts are kept without labels, but for lookups."""
+    """Counts of tenants are kept without labels, except for lookups."""
     return key if key[0] == counting.LOOKUPS else key[:1]
 
 

@@ -1,7 +1,7 @@
-"""One flight per key: identical requests share one lookup and one piece of work.
+"""Single flight: identical requests share one lookup and one execution.
 
-The lookup of a tier that has to be awaited belongs into the flight as well: between a lookup
-that found nothing and a flight that starts, another one could end.
+An asynchronous lookup must be part of the flight as well: otherwise another flight could end
+    between a failed lookup and the start of a flight.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Final, Generic, Literal, TypeAlias, TypeVar
 Result = TypeVar("Result")
 
 STOP_SECONDS: Final = 0.1
-"""How long a running job may go on when no caller waits for it any more."""
+"""How long a running job may continue when no caller waits for it any more."""
 
 Outcome: TypeAlias = Literal["dropped", "stopped", "continued"]
-"""What became of an abandoned flight: it had not begun, it was stopped, it goes on."""
+"""What happens to an abandoned flight: it had not begun, it is stopped, or it continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class Landing(Generic[Result]):
-    """How a flight ended, for one of those who waited for it.
+    """How a flight ended, for one of its waiters.
 
     Attributes:
-        led: Whether they started it; all others joined it.
-        task: The work; it has ended.
+        led: Whether this waiter started the flight; all others joined it.
+        task: The finished work.
     """
 
     led: bool
@@ -36,27 +36,28 @@ class Landing(Generic[Result]):
 
     @property
     def error(self) -> BaseException | None:
-        """What the work raised, if it did."""
+        """The exception that the work raised, if any."""
         return self.task.exception()
 
     def result(self) -> Result:
-        """What the work returned.
+        """The result of the work.
 
         Raises:
-            Exception: Whatever it raised; all who waited get it.
+            Exception: Whatever the work raised; all waiters get it.
         """
         return self.task.result()
 
 
 class Flight(Generic[Result]):
-    """One piece of work and those who wait for it.
+    """One execution and its waiters.
 
-    The work says how far it is. That decides what happens when its last waiter leaves: what has
-    not begun is dropped, what runs is stopped soon, what is finished but for storing it goes on.
+    The work reports its phase, which decides what happens when the last waiter leaves: if it has
+        not begun, it is dropped; if it is running, it is stopped soon; if it only has to store its
+        result, it continues.
 
     Args:
         work: Called with the flight.
-        after: What has to end first.
+        after: A task that must end first.
     """
 
     def __init__(
@@ -79,38 +80,38 @@ class Flight(Generic[Result]):
         return await work(self)
 
     def mark_running(self, grace_period: Callable[[], float] = lambda: STOP_SECONDS) -> None:
-        """The work has begun.
+        """Mark the work as running.
 
         Args:
-            grace_period: Asked when the last waiter leaves: for how many seconds the work goes on
-                without any; infinity to finish it.
+            grace_period: Called when the last waiter leaves: returns for how many seconds the work
+                continues without waiters; infinity to finish it.
         """
         self.begun = True
         self._grace_period = grace_period
 
     def mark_finishing(self) -> None:
-        """What remains is quick and worth doing for whoever asks next."""
+        """Mark the work as nearly done: the rest is quick and useful for the next caller."""
         self.mark_running(lambda: math.inf)
 
     def grace_period(self) -> float:
-        """For how many seconds the work would go on without waiters."""
+        """For how many seconds the work would continue without waiters."""
         return self._grace_period()
 
 
 class SingleFlight(Generic[Result]):
-    """Runs work once for each key that is in flight.
+    """Runs work once per key in flight.
 
-    A waiter that leaves (its call was cancelled or timed out) ends the flight only when it was
-    the last one; see `Flight`.
+    A waiter that leaves (its call was cancelled or timed out) ends the flight only if it was the
+    last one; see `Flight`.
 
     Args:
-        on_abandoned: Told what becomes of each flight whose last waiter has left.
+        on_abandoned: Called with the outcome of each flight whose last waiter has left.
     """
 
     def __init__(self, on_abandoned: Callable[[Outcome], None]) -> None:
         self._on_abandoned = on_abandoned
         self._flights: dict[bytes, Flight[Result]] = {}
-        # Cancelled, but not ended yet: these must not be joined.
+        # Cancelled but not yet finished: these must not be joined.
         self._ending: dict[bytes, set[asyncio.Task[Result]]] = {}
 
     def __len__(self) -> int:
@@ -119,15 +120,15 @@ class SingleFlight(Generic[Result]):
     async def join(
         self, key: bytes, work: Callable[[Flight[Result]], Awaitable[Result]]
     ) -> Landing[Result]:
-        """Wait for the flight of `key` to end, starting it with `work` when there is none.
+        """Wait for the flight of `key` to end, starting it with `work` if there is none.
 
-        There is no await between the call and joining or leading.
+        There is no await before it joins or starts the flight.
         """
         flight = self._flights.get(key)
-        # A flight that has ended may not have been cleared away yet.
+        # A finished flight may not have been removed yet.
         led = flight is None or flight.task.done()
         if flight is None or led:
-            # What an earlier flight of the key still cleans up must not be in the way.
+            # The cleanup of an earlier flight of the key must finish first.
             flight = Flight(work, after=tuple(self._ending.get(key, ())))
             self._flights[key] = flight
             flight.task.add_done_callback(partial(self._clear, key, flight))
@@ -152,9 +153,9 @@ class SingleFlight(Generic[Result]):
 
     def _stop(self, key: bytes, flight: Flight[Result]) -> None:
         if flight.waiters or flight.task.done() or self._flights.get(key) is not flight:
-            return  # a waiter came back, or it has ended
+            return  # a new waiter joined, or it has ended
         if flight.grace_period() == math.inf:
-            return  # it has come far enough in the meantime
+            return  # it has progressed far enough in the meantime
         del self._flights[key]
         self._ending.setdefault(key, set()).add(flight.task)
         flight.task.cancel()
@@ -168,7 +169,7 @@ class SingleFlight(Generic[Result]):
             if not ending:
                 del self._ending[key]
         if not task.cancelled():
-            # Mark the exception as seen even when every waiter has left.
+            # Mark the exception as retrieved even if every waiter has left.
             task.exception()
 
     async def drain(self) -> None:

@@ -1,4 +1,4 @@
-"""Artifacts in the store: what compiles made, and what was rendered, each under a signature."""
+"""Artifacts in the store: outputs of compiles and rendered ones, each with a signature."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _log = logging.getLogger(__name__)
 
 
 class StoredArtifacts:
-    """Finds and keeps the artifacts of compiled modules.
+    """Finds and stores the artifacts of compiled modules.
 
     Args:
         store: Artifacts, compiled graphs and constants.
-        catalog: Told of modules whose blobs are gone.
-        signer: States what each artifact is.
+        catalog: Notified of modules whose blobs are missing.
+        signer: Signs artifacts.
     """
 
     def __init__(self, store: Store, catalog: Catalog, signer: Signer) -> None:
@@ -37,7 +37,7 @@ class StoredArtifacts:
     async def find(
         self, place: bytes, module: CompiledModule, kind: pb.ArtifactKind.ValueType
     ) -> worker.ArtifactRecord | None:
-        """The artifact at a place, if this server's own signature is on it."""
+        """The artifact under a store key, if this server signed it."""
         stored = await self._store.get(f"artifacts/{place.hex()}")
         if stored is None:
             return None
@@ -63,10 +63,10 @@ class StoredArtifacts:
         module: CompiledModule,
         kind: pb.ArtifactKind.ValueType,
     ) -> worker.ArtifactRecord:
-        """Sign what a worker made and store it at a place.
+        """Sign a worker's result and store it under a key.
 
         Raises:
-            InternalError: The worker did not say what it is.
+            InternalError: The worker returned no media type.
         """
         if not media_type:
             raise InternalError("the worker rendered an artifact without a media type")
@@ -78,7 +78,7 @@ class StoredArtifacts:
     async def made_by_compile(
         self, module: CompiledModule, request: pb.GetArtifactRequest
     ) -> worker.ArtifactRecord:
-        """What the compile of a module made and a request names, signed.
+        """An artifact that the compile itself created, signed.
 
         Raises:
             InvalidRequestError: The module has no such constant.

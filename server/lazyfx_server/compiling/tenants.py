@@ -1,4 +1,4 @@
-"""Tenants: the tenant is part of every key, so that no tenant can find another's entries."""
+"""Tenants: the tenant is part of every key, so that no tenant can access another's entries."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MAC_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant: its graphs and results are kept apart from those of all others.
+    """A tenant: its graphs and results are isolated from those of all others.
 
-    Another tenant's key is looked up under a name that does not exist, so that it is answered like
-    an unknown key, in the same steps.
+    Another tenant's key is looked up under a name that does not exist, so it is answered like an
+    unknown key, in the same steps.
 
     Attributes:
         name: For people and quotas; not in metrics.
-        tag: HMAC of the name, 32 bytes; stands for the tenant in keys and statements.
+        tag: HMAC of the name, 32 bytes; represents the tenant in keys and statements.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Tenant:
         return f"modules/{_opaque_key(self.tag, b'module', key)}"
 
     def seal(self, place: str, record: bytes) -> bytes:
-        """A record as it is stored under `place`, with a MAC that only this server can make."""
+        """A record to store under `place`, with a MAC that only this server can compute."""
         return self._mac(place, record) + record
 
     def unseal(self, place: str, stored: bytes) -> bytes | None:
-        """The record, or None when it was not sealed for this tenant and place."""
+        """The record, or None if it was not sealed for this tenant and place."""
         mark, record = stored[:_MAC_BYTES], stored[_MAC_BYTES:]
         return record if hmac.compare_digest(mark, self._mac(place, record)) else None
 
@@ -51,18 +51,18 @@ class Tenant:
         return hmac.digest(self.tag, b"record\0" + place.encode() + b"\0" + record, "sha256")
 
 
-# A hit asks for the same name again. What one tenant asked for tells another one nothing:
-# the tag is part of what is looked up.
+# Hits look up the same names repeatedly. The cache reveals nothing across tenants, because the tag
+# is part of its key.
 @lru_cache(maxsize=2 * _MAX_REMEMBERED)
 def _opaque_key(tag: bytes, kind: bytes, value: bytes) -> str:
     return hmac.digest(tag, kind + b"\0" + value, "sha256").hex()
 
 
 class Tenants:
-    """Makes tenants of names.
+    """Creates tenants by name.
 
     Args:
-        secret: What tags are made with; whoever knows it can tell names by trying them.
+        secret: The key of the tags; with it, names can be guessed from tags.
     """
 
     def __init__(self, secret: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The kinds of artifact, one row each, and how a worker makes those that it renders."""
+"""The kinds of artifact, one row each, and how a worker renders them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class ArtifactKind:
     """One kind of artifact.
 
     Attributes:
-        media_type: What its bytes are.
-        maker: What makes it: the compile itself, whose results are stored; a job that renders it
-            with the asker's names; or a native job, for the asker's machine and settings.
-        render: For those that a job renders from the module.
-        write: For those that a job renders from the module and its generated source, which is kept
-            for the others of one set of names.
-        trigger: What the source is generated for, in the ledger.
-        metadata: The metadata of nodes that rendering reads.
-        holds_constants: It holds the constants that passes made.
-        is_text: Its bytes are UTF-8.
+        media_type: Its media type.
+        maker: What creates it: the compile itself, whose results are stored; a job that renders it
+            with the caller's names; or a native job, for the caller's machine and settings.
+        render: Renders it from the module.
+        write: Renders it from the module and its generated source, which is kept for other
+            artifacts with the same names.
+        trigger: The trigger of code generation in the ledger.
+        metadata: The node metadata that rendering reads.
+        holds_constants: Whether it contains the constants that passes created.
+        is_text: Whether its bytes are UTF-8.
     """
 
     media_type: str
@@ -98,7 +98,7 @@ def _require_local_values(module: GraphModule, remedy: str) -> None:
 
 
 def source_message(source: GeneratedSource) -> pb.GeneratedSource:
-    """Generated source as it is sent and stored."""
+    """Generated source as a message."""
     children = [
         pb.GeneratedSourceChild(path=path, source=source_message(child))
         for path, child in sorted(source.children.items())
@@ -145,7 +145,7 @@ ARTIFACT_KINDS: Final[Mapping[pb.ArtifactKind.ValueType, ArtifactKind]] = Mappin
         pb.ARTIFACT_KIND_TORCHSCRIPT: ArtifactKind(
             _ZIP, render=render_torchscript, holds_constants=True
         ),
-        # Their makers are in `native.making`, which only native workers load.
+        # They are compiled by `native.making`, which only native workers import.
         pb.ARTIFACT_KIND_INDUCTOR: ArtifactKind(_MESSAGE, "native"),
         pb.ARTIFACT_KIND_AOT_INDUCTOR: ArtifactKind(_MESSAGE, "native"),
         pb.ARTIFACT_KIND_EXPORTED_PROGRAM: ArtifactKind(
@@ -156,11 +156,11 @@ ARTIFACT_KINDS: Final[Mapping[pb.ArtifactKind.ValueType, ArtifactKind]] = Mappin
 
 
 def is_native(kind: pb.ArtifactKind.ValueType) -> bool:
-    """Whether a kind, which may be unknown, is made by native jobs."""
+    """Whether a kind, which may be unknown, is built by native jobs."""
     row = ARTIFACT_KINDS.get(kind)
     return row is not None and row.maker == "native"
 
 
 def kind_name(kind: pb.ArtifactKind.ValueType) -> str:
-    """What a kind of the table is called in metrics and logs."""
+    """The name of a kind in metrics and logs."""
     return pb.ArtifactKind.Name(kind).removeprefix("ARTIFACT_KIND_").lower()

@@ -37,7 +37,7 @@ def render(job: worker.RenderJob) -> worker.RenderResult:
             result.source.CopyFrom(source_message(source))
         result.data = kind.write(module, source)
     else:
-        assert kind.render is not None, "workers are asked for what they render"
+        assert kind.render is not None, "workers get only kinds that they render"
         result.data = kind.render(module, ledger)
     result.performed.extend(performed(ledger))
     result.seconds_per_node = ledger.cost.seconds_per_node if ledger.cost.measured else 0.0

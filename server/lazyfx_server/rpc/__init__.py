@@ -1,1 +1,1 @@
-"""gRPC: decodes a request, makes one call into `compiling`, encodes the answer."""
+"""gRPC: decodes a request, makes one call into `compiling`, encodes the response."""

@@ -1,4 +1,4 @@
-"""Who calls: found out from tokens and certificates, before anything that was sent is read."""
+"""Authenticates callers by tokens and certificates, before any request bytes are read."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _BEARER = "bearer "
 
 @dataclass(frozen=True)
 class Authenticator:
-    """Tells whose a call is.
+    """Determines the tenant of a call.
 
     Attributes:
-        tenants: Makes tenants of names.
-        tokens: Whose tokens are whose; None when tokens are not asked for.
-        certificates: Callers show a certificate, whose common name is the tenant.
-        names: The only common names that are served; empty for all.
+        tenants: Creates tenants by name.
+        tokens: The file of tokens; None if tokens are not required.
+        certificates: Whether callers present a certificate, whose common name is the tenant.
+        names: The accepted common names; empty for all.
     """
 
     tenants: Tenants
@@ -42,10 +42,10 @@ class Authenticator:
         return "certificates" if self.certificates else "open"
 
     def identify(self, metadata: Metadata) -> Tenant | None:
-        """Whose a call is, found out before the first byte of the request is read.
+        """Identify the tenant of a call, before the first byte of the request is read.
 
         Returns:
-            The tenant; None if the certificate names it, which gRPC tells handlers only: see
+            The tenant; None if the certificate names it, which gRPC exposes only to handlers: see
             `certified`.
 
         Raises:
@@ -58,11 +58,11 @@ class Authenticator:
     def certified(
         self, tenant: Tenant | None, context: grpc.aio.ServicerContext[Any, Any]
     ) -> Tenant:
-        """The identified tenant, or the one that the certificate names, which must be accepted.
+        """The identified tenant, or the one that an accepted certificate names.
 
         Raises:
             UnauthenticatedError: The caller cannot be identified.
-            PermissionDeniedError: The certificate's name cannot be a tenant.
+            PermissionDeniedError: The certificate's name is not a valid tenant name.
         """
         if tenant is not None and not (self.certificates and self.names):
             return tenant

@@ -1,4 +1,4 @@
-"""Log lines about calls: each failed one, and each caller who was not let in; bounded in rate."""
+"""Logs failed calls and refused callers, with a rate limit."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _WARNED: Final = frozenset(
 
 
 class RateLimit(logging.Filter):
-    """Lets so many lines of each kind through; the next one says how many were left out.
+    """Limits the rate of each kind of line; the next line says how many were suppressed.
 
-    A kind is a format string, so that callers cannot make new ones.
+    A kind is a format string, so callers cannot create new ones.
 
     Args:
-        clock: Seconds that never go back.
+        clock: A monotonic clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,7 +58,7 @@ _log.addFilter(RateLimit())
 
 
 def log_refused_caller(method: str, peer: str, reason: str) -> None:
-    """A caller was not let in. What it showed is not logged."""
+    """Log a refused caller, without its credentials."""
     _log.warning("refused a caller: method=%s peer=%s reason=%s", method, peer, reason)
 
 
@@ -68,12 +68,12 @@ def log_failure(
     """A call failed.
 
     Args:
-        request_id: Of the call; callers get it with their error.
-        method: Its name.
+        request_id: Id of the call; callers get it with their error.
+        method: Its method.
         code: Name of the status code.
-        seconds: How long it took.
-        tenant: Whose it was, if that was known.
-        message: What the caller was told; may hold words of the caller's.
+        seconds: Its duration.
+        tenant: Its tenant, if known.
+        message: The error message, which may contain text from the caller.
     """
     level = logging.WARNING if code in _WARNED else logging.INFO
     _log.log(
@@ -89,7 +89,7 @@ def log_failure(
 
 
 def log_missing(request_id: str, method: str, seconds: float, tenant: str) -> None:
-    """A call was answered with what it must send first, which is a step and not a failure."""
+    """Log a call that must upload something first, which is a step and not a failure."""
     _log.debug(
         "request must send more: id=%s method=%s seconds=%.3f tenant=%s",
         request_id,

@@ -1,4 +1,4 @@
-"""Errors of requests as google.rpc.Status."""
+"""Converts request errors to google.rpc.Status."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lazyfx_server.telemetry.plain_text import escaped
 
 _log = logging.getLogger(__name__)
 
-# Statuses travel as metadata, which gRPC bounds at 8 KiB; a caller's own words may be longer.
+# Statuses are sent as metadata, which gRPC limits to 8 KiB; text from the caller may be longer.
 _MAX_CHARACTERS = 700
 _MAX_VIOLATIONS = 3
 
 CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
-"""Names of status codes by their numbers."""
+"""Names of status codes by number."""
 
 
 def _bounded(text: str) -> str:
-    """The text, its middle left out when it is long, and on one line."""
+    """The text on one line, with its middle omitted if it is long."""
     text = escaped(text)
     if len(text) <= _MAX_CHARACTERS:
         return text
@@ -39,7 +39,7 @@ def _violations(error: errors.RequestError) -> list[FieldViolation]:
 
 
 def status_of(error: BaseException) -> status_pb2.Status:
-    """The status that tells a caller about an error; defects are logged, not shown."""
+    """The status for an error; bugs are logged, not shown."""
     code, message = grpc.StatusCode, _bounded(str(error))
     violations = _violations(error) if isinstance(error, errors.RequestError) else ()
     if isinstance(error, errors.InvalidRequestError):

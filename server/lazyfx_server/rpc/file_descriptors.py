@@ -1,7 +1,7 @@
-"""File descriptors: calls are refused before the last one is gone.
+"""Refuses calls before file descriptors run out.
 
 A server without descriptors cannot read its store, start a worker or accept a probe. gRPC accepts
-connections by itself; what can be refused are calls.
+connections itself, so only calls can be refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class FileDescriptorGuard:
     """Refuses calls while few file descriptors are left.
 
     Args:
-        count: Tells how many are open.
-        limit: Tells how many may be.
-        clock: Seconds that never go back.
+        count: Returns how many are open.
+        limit: Returns how many may be open.
+        clock: A monotonic clock in seconds.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class FileDescriptorGuard:
         self._told = False
 
     def check(self) -> None:
-        """Refuse a call when descriptors are short.
+        """Refuse a call if few descriptors are left.
 
         Raises:
-            OverloadedError: They are; says when to try again.
+            OverloadedError: Few are left; says when to retry.
         """
         now = self._clock()
         if now - self._sampled >= _SAMPLE_SECONDS:
@@ -62,20 +62,20 @@ class FileDescriptorGuard:
 
     def _sample(self) -> None:
         used, limit = self._count(), self._limit()
-        # For the store, workers and probes.
+        # Reserved for the store, workers and probes.
         reserve = max(32, min(limit // 10, 256))
         self._short = (used, limit) if used + reserve > limit else None
         if self._short is not None and not self._told:
             _log.warning("%d of %d file descriptors are open: calls are refused", used, limit)
         elif self._short is None and self._told:
-            _log.warning("file descriptors are free again: calls are served")
+            _log.warning("file descriptors are available again: calls are served")
         self._told = self._short is not None
 
 
 def _open_now() -> int:
     try:
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names only
-    except FileNotFoundError:  # no Linux
+    except FileNotFoundError:  # not Linux
         return 0
-    except OSError:  # there is none left to look with
+    except OSError:  # no descriptor is left to count them
         return file_limit()

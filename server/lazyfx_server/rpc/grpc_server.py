@@ -23,30 +23,30 @@ KEEPALIVE: Final[Sequence[tuple[str, int]]] = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    # Two servers on one port would each answer half of the calls from caches of their own.
+    # Two servers on one port would each answer half of the calls from separate caches.
     ("grpc.so_reuseport", 0),
 )
-# Answers are the server's own: what clients take is less.
+# Responses are the server's own; clients accept less.
 _MAX_SENT_BYTES: Final = 64 * 2**20
-# Between the last answer, which may be on its way, and the end of the connections.
+# Between the last response, which may still be in flight, and closing the connections.
 _FLUSH_SECONDS: Final = 0.2
-# How long handlers may take to notice that their connections have ended.
+# How long handlers may take to notice that their connections are closed.
 _STOP_SECONDS: Final = 1.0
 
 
 class GrpcServer:
-    """Listens, lets calls in when it is told to, and ends.
+    """Binds a port, admits calls once opened, and stops.
 
     Args:
-        service: Answers the calls of lazyfx.
-        interceptor: Refuses them before `open` and after `refuse_calls`.
-        max_message_bytes: Longest request.
-        max_streams: Most calls at a time on one connection.
-        max_metadata_bytes: Most metadata of a call.
-        with_reflection: Offer the service by which tools list methods.
+        service: The lazyfx service.
+        interceptor: Refuses calls before `open` and after `refuse_calls`.
+        max_message_bytes: Maximum size of a request.
+        max_streams: Maximum concurrent calls per connection.
+        max_metadata_bytes: Maximum size of a call's metadata.
+        with_reflection: Enable server reflection.
 
     Attributes:
-        port: That it listens on; 0 before `bind`.
+        port: The port; 0 before `bind`.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class GrpcServer:
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
 
     def bind(self, address: str, tls: TlsFiles | None) -> None:
-        """Take the port, with TLS if there are files for it.
+        """Bind the port, with TLS if there are files for it.
 
         Raises:
-            OSError: The address cannot be listened on, or a file cannot be read.
+            OSError: The address cannot be bound, or a file cannot be read.
         """
         try:
             if tls is None:
@@ -96,22 +96,22 @@ class GrpcServer:
             ) from error
 
     async def start(self) -> None:
-        """Listen; calls are refused, and health checks answered with NOT_SERVING."""
+        """Start listening; calls are refused, and health checks return NOT_SERVING."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
 
     async def open(self) -> None:
-        """Let calls in."""
+        """Admit calls."""
         self._interceptor.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def refuse_calls(self) -> None:
-        """Let no more calls in; those that are under way go on."""
+        """Refuse new calls; running ones continue."""
         await self._health.enter_graceful_shutdown()
         self._interceptor.close()
 
     async def stop(self) -> None:
-        """End the connections, and the calls that are still under way."""
+        """Close the connections, and cancel calls that are still running."""
         refuse_connections(self.port)
         await asyncio.sleep(_FLUSH_SECONDS)
         drop_connections(self.port)

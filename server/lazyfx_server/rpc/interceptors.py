@@ -1,4 +1,4 @@
-"""What every call goes through: identity, readiness, counting, logging, errors to statuses."""
+"""Intercepts every call: authentication, readiness, counting, logging, error statuses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _SERVICE = "/lazyfx.v1.GraphCompiler/"
-# Probes ask without showing who they are, and learn only whether the server serves.
+# Probes are not authenticated, and only learn whether the server serves.
 _HEALTH = "/grpc.health.v1.Health/"
 _INVALID_ARGUMENT: Final[int] = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 _IDENTIFIED: ContextVar[Tenant | None] = ContextVar("lazyfx_identified")
@@ -50,16 +50,16 @@ _IDENTIFIED: ContextVar[Tenant | None] = ContextVar("lazyfx_identified")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Identifies and charges callers, counts calls, refuses them while starting and draining.
+    """Identifies and charges callers, counts calls, refuses them while starting or draining.
 
     Errors become statuses.
 
     Args:
-        authenticator: Tells whose a call is.
-        quotas: What each tenant may use.
-        observer: Is told of each call that ends.
-        most_seconds: How long any call may take, whatever its caller allows.
-        pacing: Delays the refusals of callers that have too much refused.
+        authenticator: Determines the tenant of a call.
+        quotas: Quotas of tenants.
+        observer: Notified of each finished call.
+        most_seconds: Maximum duration of any call, whatever its deadline.
+        pacing: Delays refusals to connections with too many refused bytes.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._refusal: Callable[[], UnavailableError] | None = _starting
 
     def open(self) -> None:
-        """From now on let calls in; until then they are refused with UNAVAILABLE."""
+        """Admit calls from now on; before this they are refused with UNAVAILABLE."""
         self._refusal = None
 
     def close(self) -> None:
-        """From now on refuse calls with UNAVAILABLE."""
+        """Refuse calls with UNAVAILABLE from now on."""
         self._refusal = _draining
 
     async def wait_until_idle(self) -> None:
-        """Wait until no call is under way."""
+        """Wait until no call is running."""
         await self._idle.wait()
 
     async def intercept_service(
@@ -101,10 +101,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler of a method, once; health checks pass as they are.
+        """Wrap the handler of a method, once; health checks are not wrapped.
 
-        A call without the right token, or for which there are no file descriptors, gets a
-        handler that refuses before it reads anything.
+        A call without a valid token, or for which no file descriptors are left, gets a handler that
+        refuses it before reading anything.
         """
         method = handler_call_details.method
         if method.startswith(_HEALTH):
@@ -127,7 +127,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _bound_small(
         self, method: str, handler: grpc.RpcMethodHandler[Any, Any] | None
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of another service, which takes small requests only."""
+        """The handler of another service, which accepts only small requests."""
         if handler is None:
             return None
         if method not in self._wrapped:
@@ -158,7 +158,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             or handler.unary_unary
         )
 
-        # Neither keeps the request: see `forget_frames`.
+        # Neither keeps a reference to the request: see `forget_frames`.
         async def answer(request: Any, context: Context) -> Any:
             once = [request]
             del request
@@ -178,7 +178,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         behaviour: Any = answers if streams_out else answer
         return make(
             behaviour,
-            # The service reads bytes: bounded, and large ones off the event loop.
+            # The service gets bytes, and parses them itself: bounded, and large ones off the event
+            # loop.
             request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
@@ -195,7 +196,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return caller
 
     def enter(self) -> None:
-        """Let a call in.
+        """Admit a call.
 
         Raises:
             UnavailableError: The server is starting or shutting down.
@@ -206,7 +207,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._idle.clear()
 
     def leave(self, method: str, code: str, seconds: float, *, entered: bool) -> None:
-        """Let a call out."""
+        """Finish a call."""
         if entered:
             self._under_way -= 1
             if not self._under_way:
@@ -215,7 +216,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 class _Call:
-    """One call on its way through the interceptor."""
+    """One call in the interceptor."""
 
     def __init__(self, interceptor: CallInterceptor, method: str, context: Context) -> None:
         self._interceptor = interceptor
@@ -235,7 +236,7 @@ class _Call:
             await self._refuse(error)
         self._entered = True
         task = asyncio.current_task()
-        assert task is not None, "calls are served in tasks"
+        assert task is not None, "calls run in tasks"
 
         def overrun() -> None:
             self._overran = True
@@ -328,10 +329,10 @@ class _Counted:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of what the frames hold that an error and its causes have passed.
+    """Clear the frames in the tracebacks of an error and its causes.
 
-    They hold the request, and grpc.aio's AbortError is part of a cycle with the error in it:
-    megabytes would wait for the garbage collector, which counts objects.
+    They reference the request, and grpc.aio's AbortError forms a cycle with the error, so megabytes
+    would wait for the garbage collector, which only counts objects.
     """
     seen: BaseException | None = error
     while seen is not None:

@@ -1,6 +1,6 @@
-"""Bounds of the requests of `lazyfx.v1.GraphCompiler`, field by field.
+"""Bounds on the requests of `lazyfx.v1.GraphCompiler`, field by field.
 
-Every repeated field and every string has one; a test walks the descriptors.
+Every repeated field and every string has one; a test checks all descriptors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lazyfx_server.security.scanning import FieldBounds, MessageBounds
 from lazyfx_server.settings.limits import CallLimits, RequestLimits, UploadLimits
 from lazyfx_server.settings.part import Bound
 
-# What is checked in detail when it is read: lengths of digests, names of dtypes.
+# Fields that are checked in detail when they are read: lengths of digests, names of dtypes.
 _SMALL = Bound(1024)
 _NAME = Bound(MAX_NAME_BYTES, "")
 _LIST = Bound(MAX_LIST_ITEMS, "")
@@ -26,7 +26,7 @@ _OPTIONS = Bound(MAX_OPTIONS, "")
 def request_bounds(
     limits: RequestLimits, calls: CallLimits, uploads: UploadLimits
 ) -> Mapping[str, MessageBounds]:
-    """The bounds of the request of each method, by the method's name."""
+    """The bounds on the request of each method, by method name."""
     digest = MessageBounds({1: FieldBounds("sha256", _SMALL), 2: FieldBounds("size_bytes")})
     graph = _graph(limits, body=True)
     option = _option(limits)
@@ -102,7 +102,7 @@ def _graph(limits: RequestLimits, *, body: bool) -> MessageBounds:
 
 def _presentation(limits: RequestLimits) -> FieldBounds:
     text = limits.bound("max_string_bytes")
-    # Names of nodes of all graphs; packed numbers take up to five bytes each.
+    # Node names of all graphs; packed numbers take up to five bytes each.
     names = limits.bound("max_nodes")
     column = Bound(5 * limits.max_nodes, "max_nodes")
     target = MessageBounds({1: FieldBounds("node"), 2: FieldBounds("target", text)})
@@ -134,7 +134,7 @@ def _presentation(limits: RequestLimits) -> FieldBounds:
 
 
 def _option(limits: RequestLimits) -> MessageBounds:
-    """Bounds of a PassOption. Values nest; what reads them takes one level of lists."""
+    """Bounds on a PassOption. Values can nest; the reader accepts one level of lists."""
     text = limits.bound("max_option_bytes")
     value = MessageBounds()
     items = MessageBounds({1: FieldBounds("items", text, _LIST, value, total=_LIST)})

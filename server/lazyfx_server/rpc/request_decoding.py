@@ -1,4 +1,4 @@
-"""From the bytes of a request to its message: bounded first, large ones off the event loop."""
+"""Decodes requests: checks bounds on the bytes first, and parses large ones off the event loop."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _BATCH_FIELDS: Final = MessageBounds(
 
 
 class Decoder:
-    """Reads requests.
+    """Decodes requests.
 
     Args:
-        bounds: Bounds of the request of each method, by its name.
-        held: Bounds the bytes of all of them.
+        bounds: Bounds on the request of each method, by method name.
+        held: Bounds their total bytes.
     """
 
     def __init__(self, bounds: Mapping[str, MessageBounds], held: RequestMemory) -> None:
@@ -49,23 +49,23 @@ class Decoder:
 
     @asynccontextmanager
     async def reading(self, method: str, data: bytes, tenant: Tenant) -> AsyncIterator[Any]:
-        """Read a request, whose bytes count until the end of the block.
+        """Decode a request, whose bytes count until the end of the block.
 
         Args:
             method: Name of the method.
-            data: What came.
-            tenant: Whose it is.
+            data: The received bytes.
+            tenant: Its tenant.
 
         Yields:
-            An IncomingCompile for Compile and CompileBatch, else the message of the method.
+            An IncomingCompile for Compile and CompileBatch, else the method's request message.
 
         Raises:
-            InvalidRequestError: It is malformed, or something is over its bound; names the
-                field and the bound.
-            OverloadedError: Requests that are under way hold too many bytes.
+            InvalidRequestError: It is malformed, or something exceeds its bound; names the field
+                and the bound.
+            OverloadedError: Requests in flight hold too many bytes.
         """
         with self._held.hold(tenant.name, len(data)) as hold:
-            # Of an upload nearly all is one field, which is skipped.
+            # Nearly all of an upload is one field, which is skipped.
             read = 0 if method == "UploadBlobs" else len(data)
             yield await compute(read, self._decode, method, data, hold)
 
@@ -79,7 +79,7 @@ class Decoder:
                 return _incoming(data, request, marked, hold, "request.")
             return _MESSAGES[method].FromString(data)
         except OverBoundError as error:
-            # In a batch, fields are named as in the request that they are in.
+            # In a batch, field paths are relative to the compile request.
             field = error.field.removeprefix("request.") or "request"
             raise InvalidRequestError.of_field(field, error.reason) from None
         except (DecodeError, UnicodeDecodeError) as error:
@@ -87,7 +87,7 @@ class Decoder:
 
 
 def request_id(data: bytes) -> int:
-    """The number of a request of a batch, also when the rest cannot be read; 0 for none."""
+    """The id of a request in a batch, even if the rest cannot be parsed; 0 if there is none."""
     try:
         found = scan(data, _BATCH_FIELDS).get("request_id")
         if found is None:
@@ -100,7 +100,7 @@ def request_id(data: bytes) -> int:
 def _incoming(
     data: bytes, where: Marked, marked: Mapping[str, Marked], hold: MemoryHold, path: str = ""
 ) -> IncomingCompile:
-    """A compile request, its graph's body left where it came: it is large, and only passed on."""
+    """A compile request; the body of its graph stays in the received bytes, without a copy."""
     graph, body = marked.get(f"{path}graph"), marked.get(f"{path}graph.body")
     view = memoryview(data)
     if graph is None:

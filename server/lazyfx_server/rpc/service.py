@@ -40,24 +40,24 @@ from lazyfx_server.settings.limits import CallLimits
 from lazyfx_server.store import StoreStats
 
 CHUNK_BYTES = 512 * 1024
-# How often a caller hears how far a native artifact is.
+# How often a caller gets the progress of a native artifact.
 PROGRESS_SECONDS = 0.5
 _INVALID_ARGUMENT: Final[int] = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What GetServerInfo returns of how the server is set up.
+    """What GetServerInfo returns about the server's configuration.
 
     Attributes:
         workers: Worker processes.
         limits: All bounds.
         devices: Devices that workers see, queried each time.
-        signer: Knows the public keys.
-        native: Where native artifacts run; None when none are made.
+        signer: Has the public keys.
+        native: The target machine of native artifacts; None if none are built.
         identification: How callers are identified.
         sandbox: How workers are confined.
-        native_status: How native compiles are confined, or why there are none.
+        native_status: How native compiles are confined, or why they are unavailable.
     """
 
     workers: int
@@ -101,7 +101,7 @@ class GraphCompilerService(GraphCompilerServicer):
         self._store_stats = store_stats
         self._started = time.monotonic()
 
-    # Requests come as bytes: see `Decoder`. Typed so, they would not be what stubs expect.
+    # Requests are bytes: see `Decoder`. The stubs expect other types.
 
     async def Compile(self, request: Any, context: Context) -> pb.CompileResponse:
         """See compiler.proto."""
@@ -188,7 +188,7 @@ class GraphCompilerService(GraphCompilerServicer):
                     yield pb.GetArtifactResponse(progress=progress)
             artifact = await finding
         finally:
-            # What is being made belongs to all who wait for it, and goes on.
+            # The work belongs to all waiters, and continues.
             finding.cancel()
         size = len(artifact.data)
         if request.offset > size:
@@ -227,7 +227,7 @@ class GraphCompilerService(GraphCompilerServicer):
     async def UploadBlobs(self, request_iterator: Any, context: Context) -> pb.UploadBlobsResponse:
         """See compiler.proto."""
         caller = current_caller()
-        # Closed at once, so that the bytes of a chunk that was refused are counted no longer.
+        # Close it at once, so that the bytes of a refused chunk no longer count.
         async with aclosing(self._chunks(request_iterator, caller)) as chunks:
             stored, stored_bytes = await self._blobs.upload(chunks, caller.tenant)
         return pb.UploadBlobsResponse(stored=stored, stored_bytes=stored_bytes)
@@ -278,7 +278,7 @@ class GraphCompilerService(GraphCompilerServicer):
         return self._ledger.stats(self._store_stats(), current_caller().tenant.name)
 
     async def _read_empty(self, method: str, request: bytes) -> None:
-        """Refuse a request that should say nothing and says much."""
+        """Refuse a large request of a method whose request is empty."""
         async with self._decoder.reading(method, request, current_caller().tenant):
             pass
 

@@ -1,4 +1,4 @@
-"""Bounds the requests of the services that are not ours: health and reflection."""
+"""Bounds the requests of standard services: health and reflection."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, Final
 import grpc
 
 MAX_SMALL_BYTES: Final = 4096
-"""Names of services and symbols are shorter."""
+"""Names of services and symbols are shorter than this."""
 
-# A request of either service that asks for "?", of which neither knows anything.
+# A request of either service for "?", which neither knows.
 _UNKNOWN: Final = b"\n\x01?"
 
 HANDLER_MAKERS: Final = {
@@ -18,13 +18,13 @@ HANDLER_MAKERS: Final = {
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
-"""What makes a handler, by whether its requests and its responses are streams."""
+"""The handler constructor, by whether requests and responses are streams."""
 
 
 def small_requests(handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    """The handler, for which a large request is one for something that is not there."""
+    """A handler that treats a large request as one for an unknown name."""
     deserialize = handler.request_deserializer
-    assert deserialize is not None, "generated code gives one"
+    assert deserialize is not None, "generated code defines one"
 
     def small(data: bytes) -> Any:
         return deserialize(data if len(data) <= MAX_SMALL_BYTES else _UNKNOWN)

@@ -1,4 +1,4 @@
-"""The TCP connections of a server that is about to stop."""
+"""Closes the TCP connections of a stopping server."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from pathlib import Path
 from typing import Final
 
 _OPEN_FILES: Final = Path("/dev/fd")
-# Linux's name for "look at packets with this program"; Python has none.
+# Attaches a packet filter on Linux; Python does not define it.
 _SO_ATTACH_FILTER: Final = 26
-# One instruction of the packet filter: take nothing of any packet.
+# A packet filter of one instruction that drops every packet.
 _DROP: Final = struct.pack("@HBBI", 0x06, 0, 0, 0)
 
 
 def refuse_connections(port: int) -> None:
-    """Let no new connection to a port of this process come about.
+    """Refuse new connections to a port of this process.
 
-    gRPC stops to listen only when it also ends the calls that are under way.
+    gRPC stops listening only when it also cancels running calls.
 
     Args:
-        port: That the server listens on.
+        port: The server's port.
     """
     program = ctypes.create_string_buffer(_DROP, len(_DROP))
     attached = struct.pack("@HP", 1, ctypes.addressof(program))
     for found in _sockets_on(port, listening=True):
-        with contextlib.suppress(OSError):  # another system than Linux
+        with contextlib.suppress(OSError):  # not Linux
             found.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
 
 
 def drop_connections(port: int) -> int:
-    """End the connections to a port of this process, as a network would.
+    """Close the connections to a port of this process, like a network failure.
 
-    gRPC answers calls that arrive while it shuts down with CANCELLED, which looks as if the caller
-    had given up. Calls on a connection that ends fail with UNAVAILABLE, and clients try again.
-    What was written before still arrives.
+    gRPC answers calls that arrive during shutdown with CANCELLED, as if the caller had given up.
+    Calls on a closed connection fail with UNAVAILABLE, and clients retry. Data written before still
+    arrives.
 
     Args:
-        port: That the server listens on.
+        port: The server's port.
 
     Returns:
-        How many connections there were; 0 also where open files cannot be listed.
+        The number of connections; also 0 if open files cannot be listed.
     """
     count = 0
     for found in _sockets_on(port, listening=False):
@@ -55,7 +55,7 @@ def drop_connections(port: int) -> int:
 
 
 def _sockets_on(port: int, *, listening: bool) -> Iterator[socket.socket]:
-    """Second handles on the TCP sockets of this process that have this port."""
+    """Duplicated handles of this process's TCP sockets with this port."""
     try:
         numbers = [int(path.name) for path in _OPEN_FILES.iterdir()]
     except OSError:
@@ -72,10 +72,10 @@ def _sockets_on(port: int, *, listening: bool) -> Iterator[socket.socket]:
 
 
 def _socket_of(number: int) -> socket.socket:
-    """A second handle on an open file, if it is a socket.
+    """A duplicated handle of an open file, if it is a socket.
 
     Raises:
-        OSError: It is not, or it has just been closed.
+        OSError: It is not, or it was just closed.
     """
     copy = os.dup(number)
     try:

@@ -1,4 +1,4 @@
-"""Certificates of the server, read again when they change."""
+"""The server's certificates, reloaded when they change."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 import grpc
 
-_log = logging.getLogger(__name__)
+from lazyfx_server.security.stat_fingerprint import StatFingerprint, stat_fingerprint
 
-_Fingerprint = tuple[tuple[int, int], ...]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files of a server.
+    """The PEM files of a server.
 
     Attributes:
         certificate: The server's chain.
         key: Its private key.
-        client_ca: Authorities whose certificates callers must show; None asks for none.
+        client_ca: Authorities of the certificates that callers must present; None requires none.
     """
 
     certificate: Path
@@ -32,17 +32,16 @@ class TlsFiles:
         paths = [self.certificate, self.key]
         return paths if self.client_ca is None else [*paths, self.client_ca]
 
-    def stat_fingerprint(self) -> _Fingerprint:
-        """What changes when a file does.
+    def fingerprint(self) -> tuple[StatFingerprint, ...]:
+        """A value that changes when a file does.
 
         Raises:
             OSError: One cannot be read.
         """
-        found = (path.stat() for path in self._paths())
-        return tuple((status.st_mtime_ns, status.st_ino) for status in found)
+        return tuple(map(stat_fingerprint, self._paths()))
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """What gRPC makes of the files as they are.
+        """The current files in gRPC's form.
 
         Raises:
             OSError: One cannot be read.
@@ -53,24 +52,24 @@ class TlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow their files; each handshake looks whether they changed.
+    """Credentials that follow their files; each handshake checks for changes.
 
     Raises:
         OSError: A file cannot be read.
     """
-    seen = files.stat_fingerprint()
+    seen = files.fingerprint()
 
     def changed() -> Any:
         nonlocal seen
         try:
-            stat_fingerprint = files.stat_fingerprint()
-            if stat_fingerprint == seen:
+            found = files.fingerprint()
+            if found == seen:
                 return None
             configuration = files.read()
         except OSError as error:
             _log.error("keeping the previous certificates: %s", error)
             return None
-        seen = stat_fingerprint
+        seen = found
         _log.info("the server's certificates changed")
         return configuration
 

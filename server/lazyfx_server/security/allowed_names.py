@@ -62,7 +62,7 @@ def _check_arguments(
         if body.calls[call].opcode == graph_pb2.OPCODE_PLACEHOLDER:
             name = targets.get(i, nodes[i])
             if name in taken:
-                raise DecodeError(f"two arguments are called {name!r}", field=field, node=i)
+                raise DecodeError(f"two arguments have the name {name!r}", field=field, node=i)
             taken.add(name)
 
 

@@ -1,6 +1,6 @@
-"""What kernels take for granted, those for fake tensors too, and end the process without.
+"""Checks what some kernels, even for fake tensors, assume; they crash the process otherwise.
 
-They look into a list without a look at its length, or divide by a number without a look at it.
+They access a list without checking its length, or divide by a number without checking it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _of_length(count: int, *, or_more: bool = False) -> tuple[str, Callable[[pb.
     def fits(argument: pb.Argument) -> bool:
         kind = argument.WhichOneof("kind")
         if kind == "integer":
-            return True  # torch makes a list of it
+            return True  # torch converts it to a list
         if kind not in _LISTS:
             return False
         found = len(getattr(argument, kind).items)
@@ -35,7 +35,7 @@ _POSITIVE = ("a positive number written in the call", _is_positive)
 _POOLED: Final = {
     number: dict.fromkeys(("kernel_size", "output_size"), _of_length(number)) for number in (2, 3)
 }
-# By the name that overloads and functions share.
+# By the name shared by overloads and functions.
 _NEEDS: Final[Mapping[str, Mapping[str, tuple[str, Callable[[pb.Argument], bool]]]]] = {
     "_stack": {"tensors": _of_length(1, or_more=True)},
     "fractional_max_pool2d_backward": _POOLED[2],
@@ -50,13 +50,13 @@ _EQUAL_LENGTHS: Final = {"_foreach_copy": ("self", "src")}
 def unsafe_reason(
     call: pb.Call, kind: int, name: str, signatures: Sequence[Signature], strings: Sequence[str]
 ) -> str | None:
-    """Why a call could end the process that makes it, if so.
+    """Why a call could crash its process, if so.
 
     Args:
-        call: A call that fits one of the signatures.
-        kind: Of the target.
-        name: Of the target, on the wire.
-        signatures: The target's.
+        call: A call that matches one of the signatures.
+        kind: Kind of the target.
+        name: Wire name of the target.
+        signatures: The target's signatures.
         strings: The strings of the message.
     """
     if kind in (pb.TARGET_KIND_OPERATOR, pb.TARGET_KIND_OPERATOR_PACKET):

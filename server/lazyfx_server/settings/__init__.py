@@ -1,1 +1,1 @@
-"""What an operator can set, where it is read from, and whether this machine can run with it."""
+"""The server's settings, and how they are loaded."""

@@ -1,4 +1,4 @@
-"""Bounds and quotas: the objects that hold requests, jobs and tenants to them."""
+"""Bounds and quotas on requests, jobs and tenants."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lazyfx_server.settings.part import GIB, MIB, Limits, Part
 
 
 class GraphLimits(Limits):
-    """Bounds of one graph."""
+    """Bounds on one graph."""
 
     group = "bounds of graphs"
 
@@ -51,7 +51,7 @@ DEFAULT_GRAPH_LIMITS = GraphLimits()
 
 
 class PassLimits(GraphLimits):
-    """Bounds that passes keep to: those of graphs, and those of what passes do to them."""
+    """Bounds on passes: those on graphs, and those on what passes do to them."""
 
     group = "bounds of jobs"
 
@@ -71,7 +71,7 @@ class PassLimits(GraphLimits):
 
 
 class RequestLimits(PassLimits):
-    """Bounds of one compile request, and of the graph and the passes in it."""
+    """Bounds on one compile request, and on its graph and passes."""
 
     group = "bounds of jobs"
 
@@ -89,7 +89,7 @@ class RequestLimits(PassLimits):
 
 
 class WorkerLimits(Limits):
-    """Bounds of the process that runs one job."""
+    """Bounds on the process that runs one job."""
 
     group = "bounds of jobs"
 
@@ -104,7 +104,7 @@ class WorkerLimits(Limits):
 
 
 class CallLimits(Limits):
-    """Bounds of calls, connections, and of what waits in memory."""
+    """Bounds on calls, connections, and data in memory."""
 
     group = "bounds of calls"
 
@@ -144,12 +144,12 @@ class CallLimits(Limits):
 
 
 class UploadLimits(Limits):
-    """Bounds of tensors that are sent, and of asking for them."""
+    """Bounds on uploads of tensors, and on requests for them."""
 
     group = "bounds of calls"
 
     max_digests: int = Field(default=1024, ge=1)
-    """Maximum number of blobs that one FindMissingBlobs may ask for."""
+    """Maximum number of blobs in one FindMissingBlobs request."""
 
     max_blob_bytes: ByteSize = ByteSize(4 * GIB)
     """Maximum size of a tensor sent with UploadBlobs."""
@@ -169,7 +169,7 @@ class UploadLimits(Limits):
 
 
 class QuotaLimits(Part):
-    """What one tenant may use over time; None is without bound."""
+    """What one tenant may use over time; None means unlimited."""
 
     group = "quotas of a tenant"
 

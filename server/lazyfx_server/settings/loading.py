@@ -35,7 +35,7 @@ __all__ = ["Settings", "load"]
 
 
 def _schema(path: Path | None) -> type[BaseSettings]:
-    """All settings side by side, as they are written; a TOML file comes below the environment."""
+    """All settings as one flat model; a TOML file ranks below the environment."""
 
     class Sources(BaseSettings):
         model_config = SettingsConfigDict(
@@ -61,7 +61,7 @@ def _schema(path: Path | None) -> type[BaseSettings]:
                 return init_settings, env_settings
             return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
 
-    # Fields of the bases come in the order of the parts.
+    # Fields of the base classes are in the order of the parts.
     bases: Any = (Sources, *reversed(PARTS))
     schema: type[BaseSettings] = create_model(
         "Settings", __base__=bases, __doc__="Settings of `lazyfx serve`."
@@ -71,12 +71,13 @@ def _schema(path: Path | None) -> type[BaseSettings]:
 
 def _config_file(arguments: Sequence[str]) -> Path | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", default=os.environ.get("LAZYFX_CONFIG"))
+    # Without a value it is refused where all flags are read.
+    parser.add_argument("--config", nargs="?", default=os.environ.get("LAZYFX_CONFIG"))
     named = parser.parse_known_args(list(arguments))[0].config
     return Path(named) if named else None
 
 
-# What the parser would show of types and defaults, which are those of the code.
+# The parser's own types and defaults, which are in code notation.
 _METAVARS = {
     "Path": "PATH",
     "str": "TEXT",
@@ -85,17 +86,18 @@ _METAVARS = {
     "ByteSize": "BYTES",
     "list[str]": "NAME,...",
 }
+_VALUE_OF_SWITCH = re.compile(r"argument (\S+): ignored explicit argument (.*)")
 _NO_DEFAULT = re.compile(r" \(default(?:: (?:None|\[\])?| factory: \w+)\)\Z")
 
 
 class _Groups:
-    """Shows the flags of a parser in groups by purpose, in words of a command line."""
+    """Shows the flags of a parser in groups by purpose, in command-line notation."""
 
     def __init__(self) -> None:
         self._groups: dict[str, Any] = {}
 
     def add_argument(self, parser: Any, *names: str, **options: Any) -> Any:
-        """As ArgumentParser.add_argument."""
+        """See `ArgumentParser.add_argument`."""
         parser.usage = "lazyfx serve [FLAG [VALUE]]..."
         if "metavar" in options:
             options["metavar"] = _METAVARS.get(options["metavar"], options["metavar"])
@@ -114,9 +116,9 @@ def _written_in(
     path: Path | None,
     in_file: Mapping[str, object],
 ) -> str:
-    """What the operator wrote a setting in: a flag, a variable, or the file."""
+    """Where the operator specified a setting: a flag, a variable, or the file."""
     if not location:
-        return ""  # the error names those that do not go together
+        return ""  # the error names the conflicting settings
     name = str(location[0])
     flag, variable = f"--{name.replace('_', '-')}", f"LAZYFX_{name.upper()}"
     if not any(given == flag or given.startswith(f"{flag}=") for given in arguments):
@@ -133,14 +135,14 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def flags() -> list[str]:
-    """All flags, as they are written."""
+    """All flags."""
     names = {name: name.replace("_", "-") for name in FIELDS}
     switches = [f"--no-{names[name]}" for name, field in FIELDS.items() if field.annotation is bool]
     return ["--help", *(f"--{name}" for name in names.values()), *switches]
 
 
 def _parsed(schema: type[BaseSettings], arguments: Sequence[str]) -> CliSettingsSource[object]:
-    """The flags; a mistake ends with one line, which argparse would put under all of its usage."""
+    """Parse the flags; an error is reported on one line, without argparse's usage text."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -154,6 +156,8 @@ def _parsed(schema: type[BaseSettings], arguments: Sequence[str]) -> CliSettings
         if not ended.code:
             raise
         reason = told.getvalue().rstrip().rpartition("lazyfx serve: error: ")[2]
+    if switch := _VALUE_OF_SWITCH.fullmatch(reason):
+        _refuse(f"{switch[1]} takes no value, not {switch[2]}")
     unknown = reason.removeprefix("unrecognized arguments: ")
     if unknown == reason:
         _refuse(reason)
@@ -164,7 +168,7 @@ def _parsed(schema: type[BaseSettings], arguments: Sequence[str]) -> CliSettings
 
 
 def _expand_switches(arguments: Sequence[str]) -> list[str]:
-    """`--native` alone, and its opposite, as the words that they stand for."""
+    """Replace `--native` alone, and `--no-native`, by explicit values."""
     given = list(arguments)
     for place, word in enumerate(given):
         following = given[place + 1] if place + 1 < len(given) else "-"
@@ -176,14 +180,14 @@ def _expand_switches(arguments: Sequence[str]) -> list[str]:
 
 
 def load(arguments: Sequence[str]) -> Settings:
-    """Read the settings.
+    """Load the settings.
 
     Args:
         arguments: Command-line flags, without the program's name.
 
     Raises:
-        SystemExit: With status 2 and the reason on standard error when a setting is
-            wrong, with status 0 after --help.
+        SystemExit: With status 2 and the reason on standard error if a setting is invalid, with
+            status 0 after --help.
     """
     arguments = _expand_switches(arguments)
     path = _config_file(arguments)

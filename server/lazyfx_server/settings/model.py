@@ -30,7 +30,7 @@ from lazyfx_server.settings.service_settings import (
 
 
 class Settings(BaseModel):
-    """Settings of `lazyfx serve`; each part is what one package of the server is given."""
+    """The settings of `lazyfx serve`; each part is passed to one package of the server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,12 +51,12 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, flat: Any) -> Settings:
-        """The settings of an object that has each as an attribute."""
+        """Create the settings from an object that has each as an attribute."""
         return cls.model_validate({name: part.of(flat) for name, part in _PARTS.items()})
 
     @property
     def limits(self) -> Iterator[tuple[str, Any]]:
-        """Each bound by its name."""
+        """All bounds by name."""
         for name, part in _PARTS.items():
             if issubclass(part, Limits):
                 yield from getattr(self, name)
@@ -68,12 +68,12 @@ class Settings(BaseModel):
 
     @property
     def tenant_secret_file(self) -> Path | None:
-        """Where the tenants' secret is kept; None when in memory only."""
+        """The file of the tenants' secret; None if it is only in memory."""
         return self.store.beside_keys(self.callers.tenant_secret, "tenants.key")
 
     @property
     def signing_key_file(self) -> Path | None:
-        """Where the signing key is kept; None when in memory only."""
+        """The file of the signing key; None if it is only in memory."""
         return self.store.beside_keys(self.signing.signing_key, "signing.pem")
 
 
@@ -87,7 +87,7 @@ PARTS: Final = tuple(_PARTS.values())
 FIELDS: Final[Mapping[str, FieldInfo]] = {
     name: field for part in PARTS for name, field in part.model_fields.items()
 }
-"""Each setting by its name: type, default and help."""
+"""All settings by name: type, default and help."""
 
 _GROUPS: Final[dict[str, str]] = {}
 for _part in PARTS:
@@ -99,5 +99,5 @@ for _part in PARTS:
 
 
 def group_of(setting: str) -> str:
-    """The title that a setting is shown under in `lazyfx serve --help`."""
+    """The title of a setting's group in `lazyfx serve --help`."""
     return _GROUPS[setting]

@@ -10,7 +10,7 @@ from pydantic_settings import NoDecode
 
 
 def _names(given: Any) -> Any:
-    """What a variable or a flag holds, as a list: names with commas between them, or JSON."""
+    """Parse the value of a variable or flag: comma-separated names, or JSON."""
     if isinstance(given, str):
         text = given.strip()
         if not text.startswith("["):
@@ -18,7 +18,7 @@ def _names(given: Any) -> Any:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            return given  # which is refused as it stands
+            return given  # which is refused unchanged
     return _split(given) if isinstance(given, list) else given
 
 
@@ -28,5 +28,5 @@ def _split(texts: list[Any]) -> list[Any]:
     return [name.strip() for text in texts for name in text.split(",") if name.strip()]
 
 
-# Not decoded by the sources: that of the environment knows JSON alone.
+# Not decoded by pydantic's sources: the environment source only supports JSON.
 Names = Annotated[list[str], NoDecode, BeforeValidator(_names)]

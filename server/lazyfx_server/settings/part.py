@@ -1,4 +1,4 @@
-"""A part of the settings: what one package is given, and one group of `lazyfx serve --help`."""
+"""A part of the settings: those of one package, and one group of `lazyfx serve --help`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PartType = TypeVar("PartType", bound="Part")
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How large a number may be, and which setting says so ("" for the format)."""
+    """A bound, and the setting that defines it ("" if the format does)."""
 
     most: int
     setting: str = ""
@@ -26,14 +26,14 @@ class Bound:
 
     @property
     def allowed(self) -> str:
-        """In the words of a refusal: "at most 64 are allowed (setting max_passes)"."""
+        """Text for an error: "at most 64 are allowed (setting max_passes)"."""
         return f"at most {self.most} are allowed{self}"
 
 
 class Part(BaseModel):
-    """Settings about one thing: their names, defaults, bounds and help, and nothing else.
+    """Settings of one area: names, defaults, bounds and help.
 
-    A field has the name of the setting, on the command line, in the environment and in files.
+    Field names are the names of the settings on the command line, in the environment and in files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -42,12 +42,12 @@ class Part(BaseModel):
     """Title of these settings in `lazyfx serve --help`."""
 
     def bound(self, name: str) -> Bound:
-        """A setting that is a bound, with its name for whoever exceeds it."""
+        """A setting as a bound, with its name for error messages."""
         return Bound(getattr(self, name), name)
 
     @classmethod
     def of(cls, source: Any) -> Self:
-        """The part of an object that has an attribute of the name of each of its settings.
+        """Create the part from an object that has each of its settings as an attribute.
 
         Args:
             source: All settings, or a message of the protocol between server and workers.
@@ -56,7 +56,7 @@ class Part(BaseModel):
 
 
 class Limits(Part):
-    """Bounds of what callers send and of what is done for them.
+    """Bounds on requests and on the work for them.
 
-    GetServerInfo and docs/bounds.md list each. What is done with a bound is where it is kept.
+    GetServerInfo and docs/bounds.md list each. They are enforced where they are used.
     """

@@ -12,7 +12,7 @@ from lazyfx_server.settings.part import GIB, Part
 
 
 class PassSettings(Part):
-    """Which passes there are, and what graphs may call."""
+    """The available passes, and what graphs may call."""
 
     group = "passes and targets"
 
@@ -22,7 +22,7 @@ class PassSettings(Part):
 
     pipelines: str = ""
     """Additional named pipelines: NAME=PASSES; NAME=PASSES, e.g.
-    tidy=dead_code_elimination,constant_fold. A TOML file may hold a table of them. Built in:
+    tidy=dead_code_elimination,constant_fold. A TOML file may contain a table of them. Built in:
     default, inference and training."""
 
     operator_modules: Names = []
@@ -46,19 +46,19 @@ class PassSettings(Part):
             name, equals, passes = entry.partition("=")
             if not (name.strip().isidentifier() and equals and passes.strip()):
                 raise ValueError(
-                    f"takes NAME=PASSES; NAME=PASSES, and {entry!r} is not NAME=PASSES"
+                    f"must be NAME=PASSES; NAME=PASSES, but {entry!r} is not NAME=PASSES"
                 )
         return value
 
     @property
     def named_pipelines(self) -> dict[str, str]:
-        """The spelling of each pipeline by its name."""
+        """The spellings of pipelines by name."""
         entries = (entry.partition("=") for entry in self.pipelines.split(";") if entry.strip())
         return {name.strip(): spelling.strip() for name, _, spelling in entries}
 
 
 class NativeSettings(Part):
-    """Native artifacts, and the processes that make them."""
+    """Native artifacts, and the processes that build them."""
 
     group = "native artifacts"
 
@@ -68,7 +68,7 @@ class NativeSettings(Part):
     optional starts without native artifacts instead."""
 
     native_workers: int = Field(default=1, ge=1, le=64)
-    """Native compiles to run in parallel, each in a process of its own that ends afterwards."""
+    """Native compiles to run in parallel, each in its own process, which exits afterwards."""
 
     native_unconfined: bool = False
     """Run native compiles without a complete sandbox, if the kernel lacks a layer or a GPU driver
@@ -95,7 +95,7 @@ class NativeSettings(Part):
     @field_validator("native", mode="before")
     @classmethod
     def _switch_is_word(cls, value: object) -> object:
-        """It was a switch once, and still is where it stands alone."""
+        """It used to be a switch, and still works without a value."""
         word = str(value).strip().lower()
         if word in ("1", "true", "yes", "t", "y", ""):
             return "on" if word else "off"

@@ -1,4 +1,4 @@
-"""The TOML file of settings: read, with its mistakes told by file and key."""
+"""Reads the TOML file of settings, and reports errors by file and key."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MAX_BYTES = 2**20
 
 
 class SettingsFileError(Exception):
-    """The file cannot be used; says why, and where."""
+    """The file cannot be used; says why and where."""
 
 
 def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
-    """The settings that a file holds.
+    """Read the settings in a file.
 
     Args:
         path: The file.
@@ -37,7 +37,7 @@ def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
                 f"{path}: {'is not a file' if path.exists() else 'no such file'}"
             )
         if path.stat().st_size > _MAX_BYTES:
-            raise SettingsFileError(f"{path}: too large for a file of settings")
+            raise SettingsFileError(f"{path}: too large for a settings file")
         text = path.read_bytes().decode("utf-8")
         settings = tomllib.loads(text)
     except OSError as error:
@@ -46,10 +46,16 @@ def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
         raise SettingsFileError(f"{path}: is not a text file in UTF-8") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsFileError(f"{path}: is not valid TOML: {error or 'too deep'}") from error
+    except ValueError as error:
+        # Of `int`, which bounds the digits.
+        raise SettingsFileError(f"{path}: a number has too many digits") from error
     names = sorted(known)
     if unknown := [key for key in settings if key not in names]:
         lines = [f"{path}: {_unknown(key, names)}" for key in unknown]
         raise SettingsFileError("\n".join(lines))
+    for key, value in settings.items():
+        if isinstance(value, str) and "\0" in value:
+            raise SettingsFileError(f"{path}: {key}: contains a NUL character")
     return settings
 
 

@@ -1,4 +1,4 @@
-"""The devices that workers see: asked for again and again, because their memory changes."""
+"""The devices that workers see, queried periodically, because their free memory changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Devices:
     """The latest device report of the workers.
 
     Args:
-        jobs: Asks a worker that sees them.
+        jobs: Queries a worker that sees them.
 
     Attributes:
         infos: The devices; empty before the first `refresh`.
@@ -28,7 +28,7 @@ class Devices:
         self.infos: Sequence[pb.DeviceInfo] = ()
 
     async def refresh(self) -> None:
-        """Ask again; what was said last stays if no worker answers."""
+        """Query again; the last report is kept if no worker answers."""
         try:
             self.infos = tuple((await self._jobs.describe()).devices)
         except RequestError as error:

@@ -1,1 +1,1 @@
-"""Bytes that clients upload."""
+"""Blobs that clients upload."""

@@ -1,4 +1,4 @@
-"""Whether stored bytes are those that a digest names: the store is not trusted to say so."""
+"""Verifies stored bytes against their digest, since the store is not trusted."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import hashlib
 
 from lazyfx_server.store import Store
 
-# Hashing so much takes about a millisecond, for which the event loop can wait.
+# Hashing this much takes about a millisecond, which is acceptable on the event loop.
 _ON_LOOP_BYTES = 2**20
 
 
 async def stored_content(store: Store, place: str, sha256: bytes) -> bytes | None:
-    """The bytes under a key, or None when there are none or they have another digest.
+    """The bytes under a key, or None if there are none or their digest differs.
 
     Args:
-        store: Where to look.
+        store: The store.
         place: The key.
-        sha256: What the bytes must hash to.
+        sha256: The expected digest.
     """
     data = await store.get(place)
     if data is None:

@@ -1,4 +1,4 @@
-"""Blobs that clients send: which are missing, and taking them in."""
+"""Receives blobs from clients, and reports which are missing."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from lazyfx_server.errors import InvalidRequestError, OverloadedError, TimedOutE
 from lazyfx_server.settings.limits import UploadLimits
 from lazyfx_server.store import Store
 
-# Digests that are looked up before the event loop may do something else.
+# Digests that are looked up before yielding to the event loop.
 _DIGESTS_AT_ONCE = 64
 _LARGE_BYTES = 2**20
 
 
 class Blobs:
-    """Takes in content-addressed bytes.
+    """Receives content-addressed bytes.
 
     Args:
-        store: Where blobs are kept.
-        limits: Bounds of uploads.
+        store: The store of blobs.
+        limits: Bounds on uploads.
     """
 
     def __init__(self, store: Store, limits: UploadLimits) -> None:
         self._store = store
         self._limits = limits
-        # Uploads arrive in files; of large ones one at a time is in memory, for the store.
+        # Uploads go to files; only one large one at a time is read into memory, for the store.
         self._one_large = asyncio.Lock()
         self._unfinished = UnfinishedUploads(limits)
 
     async def missing(
         self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
     ) -> list[tuple[graph_pb2.Digest, int]]:
-        """The digests whose blobs the tenant has not sent, in the order asked.
+        """The digests of blobs that the tenant has not sent, in request order.
 
-        With each come the bytes of it that are here, from an upload that broke off.
+        Each comes with the number of bytes received in an interrupted upload.
 
         Raises:
             InvalidRequestError: A digest is malformed, or there are too many.
@@ -65,7 +65,7 @@ class Blobs:
             check_digest(f"digests[{i}]", digest)
         places = [tenant.blob(digest.sha256) for digest in some]
         present = await self._store.contains(places)
-        # A store in memory answers without a pause.
+        # A store in memory never yields to the event loop.
         await asyncio.sleep(0)
         return [
             (digest, self._unfinished.received(tenant.name, digest.sha256))
@@ -76,17 +76,17 @@ class Blobs:
     async def upload(
         self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant
     ) -> tuple[int, int]:
-        """Take in a stream of chunks.
+        """Receive a stream of chunks.
 
-        A blob is stored when its last byte has arrived and its digest is right. What came
-        of one whose stream broke off is kept for a while, so that another can go on.
+        A blob is stored when all bytes have arrived and the digest matches. If its stream breaks
+        off, the received part is kept for a while, so that another upload can resume.
 
         Returns:
-            Blobs stored and their bytes.
+            The number of stored blobs and their bytes.
 
         Raises:
-            InvalidRequestError: A chunk is out of order, too long, or a digest is wrong.
-            TimedOutError: No chunk came for too long, or chunks come too slowly.
+            InvalidRequestError: A chunk is out of order or too long, or a digest does not match.
+            TimedOutError: No chunk arrived for too long, or the upload is too slow.
             OverloadedError: The tenant has too many unfinished uploads.
         """
         upload = _Upload(self._unfinished, tenant.name)
@@ -122,7 +122,7 @@ class Blobs:
                 upload.end(keep=False)
         if upload.blob is not None:
             arrived, size = upload.blob.received, upload.blob.size
-            # A connection that broke looks like this too.
+            # A broken connection looks the same.
             upload.end(keep=True)
             raise InvalidRequestError.of_field(
                 "data", f"the stream ended after {arrived} of {size} bytes"
@@ -131,7 +131,7 @@ class Blobs:
 
 
 class _Upload:
-    """One stream of chunks: the blob that is arriving, and the bytes that count for it."""
+    """One stream of chunks: the current blob, and its counted bytes."""
 
     def __init__(self, unfinished: UnfinishedUploads, tenant: str) -> None:
         self._unfinished = unfinished
@@ -140,7 +140,7 @@ class _Upload:
         self.blob: StagedBlob | None = None
 
     async def add(self, chunk: pb.UploadBlobsRequest) -> StagedBlob:
-        """Take in a chunk, the first of a blob or the next one."""
+        """Add a chunk, the first of a blob or the next one."""
         if self.blob is None:
             left = self._unfinished.take(self._tenant, chunk.digest.sha256)
             again = left is None or not chunk.offset or left.size != chunk.digest.size_bytes
@@ -155,7 +155,7 @@ class _Upload:
         self._bytes += size
 
     def end(self, *, keep: bool) -> None:
-        """Count the blob no longer; keep what came of it if it may go on."""
+        """Stop counting the blob; keep the received part if the upload may be resumed."""
         self._unfinished.remove(self._tenant, self._bytes)
         if self.blob is not None and not (keep and self._unfinished.keep(self._tenant, self.blob)):
             self.blob.close()
@@ -165,7 +165,7 @@ class _Upload:
 async def _within(
     chunks: AsyncIterator[pb.UploadBlobsRequest], seconds: float, rate: int
 ) -> AsyncIterator[pb.UploadBlobsRequest]:
-    """The chunks, each within `seconds` of the one before, and together not too slow."""
+    """The chunks, each within `seconds` of the previous one, and overall not too slow."""
     started, received = time.monotonic(), 0
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Uploads: what has arrived of a blob, and what is left of those that broke off."""
+"""Partially received blobs, and those kept from interrupted uploads."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from lazyfx_server.compiling.limits.held_bytes import TenantBytes
 from lazyfx_server.errors import InvalidRequestError, OverloadedError
 from lazyfx_server.settings.limits import UploadLimits
 
-# Larger uploads are kept in files while they arrive.
+# Larger uploads are written to files as they arrive.
 _IN_MEMORY_BYTES = 256 * 1024
-# Each of those that broke off is an open file.
+# Each interrupted upload is an open file.
 _MAX_KEPT = 128
-# Seconds for which an upload that broke off may go on.
+# Seconds for which an interrupted upload may be resumed.
 _KEEP_SECONDS = 120.0
 
 
 class StagedBlob:
-    """A blob that is arriving."""
+    """A partially received blob."""
 
     def __init__(self, digest: graph_pb2.Digest) -> None:
         self.sha256 = digest.sha256
         self.size = digest.size_bytes
-        # In memory while it is small, then in a file that has no name.
+        # In memory while it is small, then in an unnamed file.
         self._file = SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 - closed by `close`
         self.received = 0
         self._hash = hashlib.sha256()
 
     def add(self, chunk: pb.UploadBlobsRequest) -> None:
-        """Take in the next chunk.
+        """Add the next chunk.
 
         Raises:
             InvalidRequestError: It is not the next chunk of this blob.
@@ -51,7 +51,7 @@ class StagedBlob:
                 "data", f"runs past the {self.size} bytes that digest.size_bytes announced"
             )
         if not chunk.data and self.size:
-            raise InvalidRequestError.of_field("data", "is empty; every chunk carries bytes")
+            raise InvalidRequestError.of_field("data", "is empty; every chunk must contain bytes")
         data = chunk.data
         try:
             self._file.write(data)
@@ -71,27 +71,27 @@ class StagedBlob:
         """The bytes.
 
         Raises:
-            InvalidRequestError: They do not have the digest.
+            InvalidRequestError: They do not match the digest.
         """
         if self._hash.digest() != self.sha256:
             raise InvalidRequestError.of_field(
-                "digest.sha256", "does not match the bytes that arrived; send the blob again"
+                "digest.sha256", "does not match the received bytes; send the blob again"
             )
         self._file.seek(0)
         return self._file.read()
 
     def close(self) -> None:
-        """Let go of the bytes. May be called twice."""
+        """Release the bytes. May be called twice."""
         self._file.close()
 
 
 class UnfinishedUploads:
-    """Counts the bytes that are not stored yet, by tenant, and keeps what broke off.
+    """Counts the bytes of unfinished uploads by tenant, and keeps interrupted ones.
 
-    Kept bytes count like those that are arriving; they make room when there is none.
+    Kept bytes count too, but are dropped when space is needed.
 
     Args:
-        limits: Bounds of uploads.
+        limits: Bounds on uploads.
     """
 
     def __init__(self, limits: UploadLimits) -> None:
@@ -102,10 +102,10 @@ class UnfinishedUploads:
         self._kept: dict[tuple[str, bytes], StagedBlob] = {}
 
     def add(self, tenant: str, size: int) -> None:
-        """Count bytes that have come.
+        """Count received bytes.
 
         Raises:
-            OverloadedError: There is no room for them.
+            OverloadedError: They exceed a bound.
         """
         while self._bytes.of(tenant) + size > self._of_one.most and self._drop_oldest(tenant):
             pass
@@ -123,13 +123,13 @@ class UnfinishedUploads:
         self._bytes.add(tenant, size)
 
     def remove(self, tenant: str, size: int) -> None:
-        """Count bytes no longer."""
+        """Stop counting bytes."""
         self._bytes.remove(tenant, size)
 
     def keep(self, tenant: str, staged: StagedBlob) -> bool:
-        """Keep an upload that broke off, whose bytes are counted no longer; not for ever.
+        """Keep an interrupted upload, whose bytes no longer count, for a limited time.
 
-        What is in memory is sent again in less time than it is worth holding it.
+        Uploads in memory are so small that sending them again is cheaper than keeping them.
 
         Returns:
             Whether it is kept.
@@ -147,7 +147,7 @@ class UnfinishedUploads:
         return True
 
     def take(self, tenant: str, sha256: bytes) -> StagedBlob | None:
-        """What was kept of a blob; it is kept no longer."""
+        """Take the kept part of a blob out."""
         staged = self._kept.pop((tenant, sha256), None)
         if staged is not None:
             self.remove(tenant, staged.received)

@@ -1,1 +1,1 @@
-"""Jobs on their way to worker processes and back."""
+"""Dispatches jobs to worker processes, and checks their results."""

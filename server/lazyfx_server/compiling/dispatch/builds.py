@@ -1,8 +1,9 @@
-"""Compiles that native jobs ask for: checked, given to compile workers, and answered.
+"""Serves the build requests of native jobs: checks them and runs them in compile workers.
 
 A native worker holds a graph and may be compromised; a compile worker sees only sources. This
-module mediates between them: it accepts only closed words, keeps the objects of a job so that a
-job links only what the server has built, and names each object by what it was built from.
+module mediates between them: it accepts only a closed vocabulary, keeps the objects of a job so
+    that a job links only what the server has built, and identifies each object by what it was built
+    from.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
 
-# A precompiled header takes some 100 MB; callers' settings choose the flags.
+# A precompiled header takes about 100 MB, and its flags depend on callers' settings.
 _MAX_HEADERS: Final = 8
 _MAX_OBJECT_BYTES: Final = 512 << 20
 
 
 class Builds:
-    """Runs compiles in workers of their own.
+    """Runs builds in separate workers.
 
     Args:
-        executor: Runs serialized BuildJobs, each in a process that ends afterwards.
-        compiler: What those compile with.
-        timeout: Seconds that one compile may take.
-        area: Where compiles have their folders.
-        observer: Is told of requests that hold something unknown.
-        owner: User that folders of compiles belong to; None for the server's own.
+        executor: Runs serialized BuildJobs, each in a process that exits afterwards.
+        compiler: Their C++ compiler.
+        timeout: Time limit of one build in seconds.
+        area: The parent of the builds' folders.
+        observer: Notified of requests that contain something unknown.
+        owner: The user that owns the builds' folders; None for the server's user.
     """
 
     def __init__(
@@ -63,14 +64,14 @@ class Builds:
         self._headers: dict[bytes, asyncio.Future[str]] = {}
 
     def session(self) -> BuildSession:
-        """What answers the calls of one native job."""
+        """A session that answers the calls of one native job."""
         return BuildSession(self)
 
     async def build(self, request: worker.BuildRequest, objects: list[bytes]) -> worker.BuildResult:
         """Compile or link.
 
         Raises:
-            CallRefused: The request is not one that a native job makes.
+            CallRefused: The request is not a valid build request.
         """
         try:
             check_build_request(request)
@@ -107,7 +108,7 @@ class Builds:
         return self._area.folder("builds", str(next(self._numbers)), owner=self._owner)
 
     async def _header(self, request: worker.BuildRequest) -> str:
-        """The path of a precompiled header, made when it is first wanted; "" when there is none."""
+        """The path of a precompiled header, built on first use; "" if there is none."""
         key = header_key(request, self._compiler.identity)
         found = self._headers.get(key)
         if found is None:
@@ -126,11 +127,11 @@ class Builds:
             result = await self._run(worker.BuildJob(request=wanted), folder)
             failed = result.failed or result.refused
         except (CallRefused, OSError) as failure:
-            # Its worker was ended, or the disk is full: the next one may do better.
+            # Its worker was killed, or the disk is full: the next attempt may succeed.
             failed, for_good = str(failure), False
         if not failed:
             return str(folder / HEADER)
-        _log.warning("a header could not be precompiled: %s", failed)
+        _log.warning("cannot precompile a header: %s", failed)
         await asyncio.to_thread(remove, self._area.root / "headers" / key.hex())
         if not for_good:
             self._headers.pop(key, None)
@@ -138,7 +139,7 @@ class Builds:
 
 
 class BuildSession:
-    """The compiles of one native job.
+    """The builds of one native job.
 
     Args:
         builds: Runs them.
@@ -155,12 +156,12 @@ class BuildSession:
         """Answer one call.
 
         Raises:
-            CallRefused: It is not a request that a native job makes.
+            CallRefused: It is not a valid build request.
         """
         try:
             request = worker.BuildRequest.FromString(question)
         except DecodeError as error:
-            raise CallRefused("the request cannot be read") from error
+            raise CallRefused("the request cannot be parsed") from error
         missing = [key for key in request.objects if key not in self._objects]
         if missing:
             raise CallRefused("an object to link was not built for this job")
@@ -179,7 +180,7 @@ class BuildSession:
         return result.SerializeToString()
 
     def has_made(self, library: bytes) -> bool:
-        """Whether these are the bytes of a library that was compiled for this job."""
+        """Whether these are the bytes of a library that was built for this job."""
         return hashlib.sha256(library).digest() in self._libraries
 
     def _keep(self, result: worker.BuildResult) -> None:

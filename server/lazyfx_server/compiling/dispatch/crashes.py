@@ -1,4 +1,4 @@
-"""Graphs on which workers die: tried on another worker once, then refused for a while."""
+"""Tracks graphs on which workers die: they are retried once, then refused for a while."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lazyfx_server.errors import CrashingGraphError
 _log = logging.getLogger(__name__)
 
 MAX_DEATHS: Final = 2
-"""Workers that may die on a graph before it is refused."""
+"""Number of worker deaths after which a graph is refused."""
 _MAX_GRAPHS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a job is about.
+    """The subject of a job.
 
     Attributes:
-        tenant: Tag of whose it is: no graph is refused because of another tenant's.
+        tenant: Tag of the tenant: a graph is never refused because of another tenant's jobs.
         graph: Digest of the graph.
     """
 
@@ -36,8 +36,8 @@ class CrashTracker:
     """Remembers graphs on which workers have died, by tenant and kind of job.
 
     Args:
-        seconds: For how long a graph is remembered after the last death; 0 for not at all.
-        clock: Seconds that never go back.
+        seconds: How long a graph is remembered after the last death; 0 disables this.
+        clock: A monotonic clock in seconds.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,7 +55,7 @@ class CrashTracker:
 
         Args:
             job: The kind of job: "compile", "render", "native".
-            subject: What it is about.
+            subject: Its subject.
 
         Raises:
             CrashingGraphError: Names the graph and says for how long it is refused.
@@ -65,19 +65,19 @@ class CrashTracker:
             raise self.refusal(job, subject, self._seconds - (self._clock() - last))
 
     def record_death(self, job: str, subject: Subject, how: str) -> None:
-        """A worker died on a job about this."""
+        """Record that a worker died on a job about this subject."""
         count = self._deaths.get((job, subject), (0, 0.0))[0] + 1
         self._deaths[job, subject] = (count, self._clock())
         _log.warning("a worker died on a %s job of graph %s: %s", job, subject.graph.hex(), how)
 
     def record_survival(self, job: str, subject: Subject) -> None:
-        """A job about this ended, so that earlier deaths were not its doing."""
+        """Record that a job about this subject finished, so it did not cause earlier deaths."""
         self._deaths.pop((job, subject), None)
 
     def refusal(
         self, job: str, subject: Subject, seconds: float | None = None
     ) -> CrashingGraphError:
-        """What callers are told of a graph on which workers die."""
+        """The error for a graph on which workers die."""
         left = self._seconds if seconds is None else seconds
         return CrashingGraphError(
             f"worker processes died on {MAX_DEATHS} attempts to run a {job} job of graph "

@@ -1,4 +1,4 @@
-"""A compile job as a worker reads it, without a copy of what is large in it."""
+"""Serializes a compile job without copying its large parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CompileParts:
     """A compile job in parts.
 
     Attributes:
-        job: All of it but the body and the values.
+        job: Everything but the body and the values.
         body: The graph.
         values: Tensors that passes read: graph, attribute, bytes.
     """
@@ -31,11 +31,11 @@ class CompileParts:
     values: Sequence[tuple[int, int, Buffer]] = ()
 
     def serialized(self) -> list[Buffer]:
-        """The bytes of a `worker.Job`, in parts whose sum is the message.
+        """The bytes of a `worker.Job`, in parts that concatenate to the message.
 
-        Fields of a protobuf message may come in any order, and a submessage is its length and its
-        fields: so the large ones can stand beside the others as they lie in memory. With protobuf
-        one body of 32 MB would be copied three times, each time while the event loop waits.
+        Fields of a protobuf message may be in any order, and a submessage is its length and its
+        fields, so large fields can be passed as they are in memory. protobuf would copy a body of
+        32 MB three times, blocking the event loop each time.
         """
         parts: list[Buffer] = [self.job.SerializeToString()]
         parts += [_head(_COMPILE["body"].number, len(self.body)), self.body]

@@ -1,6 +1,6 @@
-"""What a worker answered, checked before it is kept, signed or sent.
+"""Checks a worker's answer before it is stored, signed or sent.
 
-A worker may have been made to lie by what it was given.
+A worker may have been compromised by its input.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 _MAX_REPORT_BYTES = 4 * 2**20
 _MAX_MEDIA_TYPE = 100
-# Checking a body of this size takes about a millisecond, for which the event loop can wait.
+# Checking a body of this size takes about a millisecond, acceptable on the event loop.
 _ON_LOOP_BYTES = 8 * 1024
 
 
 async def check_compile_result(result: worker.CompileResult) -> None:
-    """Check the outcome of a compile.
+    """Check the result of a compile.
 
     Raises:
-        InternalError: It is not what a worker may answer.
+        InternalError: It is not a valid answer.
     """
     if len(result.graph.graph.body) <= _ON_LOOP_BYTES:
         _check_compiled(result)
@@ -67,10 +67,10 @@ def _check_report(report: pb.CompileReport) -> None:
 
 
 def check_render_result(job: worker.RenderJob, result: worker.RenderResult) -> None:
-    """Check the outcome of a rendering.
+    """Check the result of a rendering.
 
     Raises:
-        InternalError: It is not what a worker may answer.
+        InternalError: It is not a valid answer.
     """
     media = result.media_type
     if not media.isascii() or not media.isprintable() or not 0 < len(media) <= _MAX_MEDIA_TYPE:

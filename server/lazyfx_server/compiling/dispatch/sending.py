@@ -1,4 +1,4 @@
-"""Sends jobs to worker processes and turns what comes back into results or errors."""
+"""Sends jobs to worker processes, and turns their answers into results or errors."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Jobs:
     Args:
         executor: Runs the bytes of a job in a worker.
         timeout: Seconds that one job may take.
-        crashes: Remembers graphs on which workers died; nothing does when left out.
+        crashes: Remembers graphs on which workers died; optional.
         bounds: Which settings bound them: `job` for job_timeout and job_cpu_seconds, or `native`.
-        observer: Is told of sources that differed from their graphs, of retries and refusals.
+        observer: Notified of sources that differed from their graphs, of retries and of refusals.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Jobs:
         """Run passes over a graph of this owner.
 
         Raises:
-            RequestError: One of its kinds, by what the worker answered.
+            RequestError: A subclass, depending on the worker's answer.
         """
         result = (await self._run("compile", job.serialized(), owner, subject)).compile
         await check_compile_result(result)
@@ -80,7 +80,7 @@ class Jobs:
         """Render one artifact of this owner.
 
         Raises:
-            RequestError: One of its kinds, by what the worker answered.
+            RequestError: A subclass, depending on the worker's answer.
         """
         data = worker.Job(render=job).SerializeToString()
         result = (await self._run("render", data, owner, subject)).render
@@ -88,7 +88,7 @@ class Jobs:
         return result
 
     async def describe(self) -> worker.DescribeResult:
-        """Ask what devices workers see."""
+        """Query the devices that workers see."""
         data = worker.Job(describe=worker.DescribeJob()).SerializeToString()
         return (await self._run("describe", data)).describe
 
@@ -98,7 +98,7 @@ class Jobs:
         """Compile one graph to native code; `on_call` compiles C++ for it.
 
         Raises:
-            RequestError: One of its kinds, by what the worker answered.
+            RequestError: A subclass, depending on the worker's answer.
         """
         data = worker.Job(native=job).SerializeToString()
         return (await self._run("native", data, subject=subject, on_call=on_call)).native
@@ -106,10 +106,10 @@ class Jobs:
     async def describe_native(
         self, job: worker.DescribeNativeJob, on_call: OnCall
     ) -> worker.DescribeNativeResult:
-        """Ask where native artifacts run.
+        """Query the target machine of native artifacts.
 
         Raises:
-            RequestError: They cannot be made; says why.
+            RequestError: They cannot be built; says why.
         """
         data = worker.Job(describe_native=job).SerializeToString()
         return (await self._run("describe_native", data, on_call=on_call)).describe_native
@@ -161,14 +161,14 @@ class Jobs:
         subject: Subject | None,
         on_call: OnCall | None,
     ) -> bytes:
-        """Run a job; when its worker dies and it is about a graph, once more on another one.
+        """Run a job; if it is about a graph and its worker dies, retry it once on another worker.
 
-        A job that used up its processor seconds would do so again: it is told at once, and
-        counts as a death. One that ran out of time may have been on a busy machine, and does not.
+        A job that used up its CPU time would do so again: it fails at once, and counts as a death.
+            One that exceeded its time limit may have been on a busy machine, and does not count.
 
         Raises:
             CrashingGraphError: Workers have died on its graph.
-            ExecutionError: As `Executor.run`.
+            ExecutionError: As in `Executor.run`.
         """
         run = partial(self._executor.run, job, timeout=self._timeout, owner=owner, on_call=on_call)
         if subject is None:

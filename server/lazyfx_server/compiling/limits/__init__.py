@@ -1,1 +1,1 @@
-"""What one request, one tenant and all requests together may take."""
+"""Limits of one request, of one tenant, and of all requests together."""

@@ -13,20 +13,20 @@ from lazyfx_server.settings.limits import CallLimits
 
 
 class Admission:
-    """Lets `slots` jobs run and `max_queue` more wait; refuses the rest at once.
+    """Lets `slots` jobs run and `max_queue` more wait; refuses all others at once.
 
-    Tenants take turns: whoever has many jobs waiting delays their own. When the queue is full,
-    a tenant with fewer jobs in it takes the place of the last one of the tenant with most.
+    Tenants take turns: a tenant with many waiting jobs delays only its own. When the queue is full,
+        a new job of a tenant with fewer jobs displaces the last job of the tenant with the most.
 
     Args:
-        slots: Jobs that run at a time.
-        limits: Bounds of calls.
+        slots: Number of concurrent jobs.
+        limits: Bounds on calls.
     """
 
     def __init__(self, slots: int, limits: CallLimits) -> None:
         self._free = slots
         self._queue = limits.bound("max_queue")
-        # Whose turn it is comes first.
+        # The next tenant is first.
         self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         self._waiting = 0
         self._recent_seconds = 0.1
@@ -34,13 +34,13 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self, tenant: str) -> AsyncIterator[float]:
-        """Hold a slot; yields the seconds that were spent waiting for it.
+        """Hold a slot; yields the seconds spent waiting for it.
 
         Args:
-            tenant: Whose job it is.
+            tenant: The tenant of the job.
 
         Raises:
-            OverloadedError: The queue is full; says when to try again.
+            OverloadedError: The queue is full; says when to retry.
         """
         arrived = time.perf_counter()
         if self._free:
@@ -52,7 +52,7 @@ class Admission:
             yield started - arrived
         finally:
             self._release()
-            # A short memory of how long jobs take, for the advice given to refused callers.
+            # A moving average of job durations, for the retry delay of refused callers.
             self._recent_seconds += 0.2 * (time.perf_counter() - started - self._recent_seconds)
 
     async def _wait(self, tenant: str) -> None:
@@ -71,7 +71,7 @@ class Admission:
             raise
 
     def _release(self) -> None:
-        """Give the slot to the first job of the tenant whose turn it is."""
+        """Give the slot to the first job of the next tenant."""
         while self._lines:
             tenant, line = next(iter(self._lines.items()))
             turn = line[0]
@@ -84,7 +84,7 @@ class Admission:
         self._free += 1
 
     def _make_room(self, tenant: str) -> None:
-        """Refuse the newcomer, or the last job of a tenant that has more of them."""
+        """Refuse the new job, or the last job of a tenant that has more."""
         refusal = self._refusal()
         longest = max(self._lines, key=lambda name: len(self._lines[name]), default=None)
         own = len(self._lines.get(tenant, ()))
@@ -107,6 +107,6 @@ class Admission:
     def _refusal(self) -> OverloadedError:
         delay = max(0.1, self._recent_seconds * (self._waiting + 1) / self._count)
         return OverloadedError(
-            f"{self._waiting} jobs already wait for a worker{self._queue}",
+            f"{self._waiting} jobs are already waiting for a worker{self._queue}",
             retry_after=round(delay, 3),
         )

@@ -1,4 +1,4 @@
-"""How many bytes of requests are in memory, of all tenants and of each."""
+"""Bounds the bytes of requests in memory, in total and per tenant."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing_extensions import Self
 from lazyfx_server.errors import OverloadedError
 from lazyfx_server.settings.limits import CallLimits
 
-# Requests up to this size are not counted: when others fill the memory, hits still get in.
+# Requests up to this size are not counted: hits are admitted even if others fill the memory.
 UNCOUNTED_BYTES = 16 * 1024
 _RETRY_SECONDS = 1.0
 
 
 class TenantBytes:
-    """Bytes of all tenants, and of each that has any."""
+    """Byte counts in total and per tenant."""
 
     def __init__(self) -> None:
         self.all = 0
@@ -32,7 +32,7 @@ class TenantBytes:
         self._by_tenant[tenant] += size
 
     def remove(self, tenant: str, size: int) -> None:
-        """Count bytes no longer."""
+        """Stop counting bytes."""
         self.all -= size
         self._by_tenant[tenant] -= size
         if not self._by_tenant[tenant]:
@@ -40,10 +40,10 @@ class TenantBytes:
 
 
 class MemoryHold:
-    """Counts the bytes of one request while anybody uses it.
+    """Counts the bytes of one request while it is in use.
 
-    Each use is a `with` block; uses may overlap, and the last to end lets go of the bytes. A
-    flight goes on when the call that began it has been cancelled, and uses them until its end.
+    Each use is a `with` block; uses may overlap, and the last one releases the bytes. A flight
+    continues after the call that started it is cancelled, and uses them until it ends.
     """
 
     __slots__ = ("_bytes", "_held", "_tenant", "_uses")
@@ -72,10 +72,10 @@ class MemoryHold:
 
 
 class RequestMemory:
-    """Bounds the bytes of requests that wait or are worked on.
+    """Bounds the bytes of queued and running requests.
 
     Args:
-        limits: Bounds of calls.
+        limits: Bounds on calls.
     """
 
     def __init__(self, limits: CallLimits) -> None:
@@ -85,18 +85,18 @@ class RequestMemory:
 
     @property
     def bytes(self) -> int:
-        """Bytes held now."""
+        """Bytes currently held."""
         return self._counted.all
 
     def hold(self, tenant: str, size: int) -> MemoryHold:
-        """What counts a request of this size; nothing is counted before it is entered."""
+        """A hold for a request of this size; nothing is counted before it is entered."""
         return MemoryHold(self, tenant, 0 if size <= UNCOUNTED_BYTES else size)
 
     def add(self, tenant: str, size: int) -> None:
         """Count bytes.
 
         Raises:
-            OverloadedError: There is no room for them; says when to try again.
+            OverloadedError: They exceed a bound; says when to retry.
         """
         if not size:
             return
@@ -104,7 +104,7 @@ class RequestMemory:
             (self._counted.of(tenant), self._of_one),
             (self._counted.all, self._of_all),
         ):
-            # One request alone is taken whatever its size: max_message_bytes bounds it.
+            # A single request is admitted whatever its size: max_message_bytes bounds it.
             if held and held + size > bound.most:
                 raise OverloadedError(
                     f"requests in flight hold {held} bytes; {size} more would exceed "
@@ -114,6 +114,6 @@ class RequestMemory:
         self._counted.add(tenant, size)
 
     def remove(self, tenant: str, size: int) -> None:
-        """Count bytes no longer."""
+        """Stop counting bytes."""
         if size:
             self._counted.remove(tenant, size)

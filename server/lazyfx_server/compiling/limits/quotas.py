@@ -17,7 +17,7 @@ _MAX_TENANTS = 65_536
 
 
 class _Bucket:
-    """Fills at a steady rate up to what may be used in one period."""
+    """A token bucket that fills at a steady rate up to the quota of one period."""
 
     def __init__(self, size: float, period: float, now: float) -> None:
         self._size = size
@@ -26,16 +26,16 @@ class _Bucket:
         self._filled = now
 
     def wait(self, amount: float, now: float) -> float:
-        """Seconds until this much may be taken; 0 when it may now.
+        """Seconds until this amount may be taken; 0 if now.
 
-        More than a whole period's worth may be taken when the bucket is full: then it is
-        empty for a while.
+        More than the quota of a period may be taken if the bucket is full; then it is empty for
+        longer.
         """
         self._fill(now)
         return max(0.0, (min(amount, self._size) - self._level) / self._rate)
 
     def take(self, amount: float, now: float) -> None:
-        """Take so much, whether it is there or not."""
+        """Take an amount, even if it exceeds the level."""
         self._fill(now)
         self._level -= amount
 
@@ -45,11 +45,11 @@ class _Bucket:
 
 
 class Quotas:
-    """Holds tenants to their share.
+    """Enforces the quotas of tenants.
 
     Args:
-        limits: What each one may use.
-        clock: Seconds that never go back.
+        limits: The quotas.
+        clock: A monotonic clock in seconds.
     """
 
     def __init__(self, limits: QuotaLimits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,24 +61,24 @@ class Quotas:
         """Count a request.
 
         Raises:
-            OverloadedError: It is one too many; says when there may be another.
+            OverloadedError: The quota is exceeded; says when to retry.
         """
         self._use(tenant, "requests", self._limits.quota_requests, _MINUTE, 1.0, "per minute")
 
     def charge_bytes(self, tenant: Tenant, size: int) -> None:
-        """Count bytes that arrived.
+        """Count received bytes.
 
         Raises:
-            OverloadedError: They are too many; says when so many may be sent.
+            OverloadedError: The quota is exceeded; says when to retry.
         """
         self._use(tenant, "bytes", self._limits.quota_bytes, _HOUR, float(size), "per hour")
 
     @contextmanager
     def charge_work(self, tenant: Tenant) -> Iterator[None]:
-        """Count the seconds of the work inside the block; what goes over is owed.
+        """Count the seconds of the block; the excess is deducted later.
 
         Raises:
-            OverloadedError: No seconds are left; says when some will be.
+            OverloadedError: The quota is used up; says when to retry.
         """
         limit = self._limits.quota_compile_seconds
         self._use(tenant, "compile_seconds", limit, _HOUR, 0.0, "per hour")

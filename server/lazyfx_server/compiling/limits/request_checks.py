@@ -1,4 +1,4 @@
-"""Holds requests to their bounds before anything is done for them."""
+"""Checks requests against their bounds before any work is done."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lazyfx_server.settings.part import Bound
 
 _DIGEST_BYTES = 32
 
-# Bounds that belong to the format; a setting for them would serve no purpose.
+# Bounds of the format, for which a setting would serve no purpose.
 MAX_NAME_BYTES = 256
-"""Longest name of a pass, an option, a dtype or a feature."""
+"""Maximum length of the name of a pass, an option, a dtype or a feature."""
 MAX_OPTIONS = 64
-"""Most options of one pass."""
+"""Maximum options of one pass."""
 MAX_LIST_ITEMS = 16_384
-"""Most items of the lists in one request, of each kind: options, guards, constants."""
+"""Maximum items in the lists of one request, per kind: options, guards, constants."""
 
 
 MAX_SPELLING = 2**18
-"""Longest spelling of the passes of a request, in characters; reports and records hold it."""
+"""Maximum characters of the spelling of a request's passes, which reports and records contain."""
 
 FORMAT_BOUNDS = {
     "max_nesting": MAX_DEPTH,
@@ -36,11 +36,11 @@ FORMAT_BOUNDS = {
     "max_list_items": MAX_LIST_ITEMS,
     "max_spelling": MAX_SPELLING,
 }
-"""Those that no setting changes, by the names that GetServerInfo tells."""
+"""Bounds without a setting, by their names in GetServerInfo."""
 
 
 def described(limits: Iterable[tuple[str, float]]) -> Iterator[pb.Limit]:
-    """Bounds by name, and those of the format, for GetServerInfo."""
+    """All bounds by name, including those of the format, for GetServerInfo."""
     units = {
         "bytes": "bytes", "timeout": "seconds", "nodes": "nodes", "seconds": "seconds",
         "rate": "bytes/s",
@@ -52,12 +52,12 @@ def described(limits: Iterable[tuple[str, float]]) -> Iterator[pb.Limit]:
 
 
 def check_compile(request: pb.CompileRequest, body: memoryview, limits: RequestLimits) -> None:
-    """Refuse a compile request whose shape is wrong or too large.
+    """Refuse a compile request that is malformed or too large.
 
     Args:
-        request: The request; the body of its graph may have been left out.
+        request: The request, possibly without the body of its graph.
         body: The body of its graph.
-        limits: How large it may be.
+        limits: The bounds.
 
     Raises:
         InvalidRequestError: Names the field and the bound.
@@ -83,7 +83,7 @@ def check_compile(request: pb.CompileRequest, body: memoryview, limits: RequestL
 
 
 def _check_graph(field: str, graph: graph_pb2.Graph, limits: GraphLimits) -> None:
-    """Refuse a graph message whose envelope is wrong or too large."""
+    """Refuse a graph message whose envelope is invalid or too large."""
     try:
         check_envelope(graph)
     except DecodeError as error:
@@ -92,7 +92,7 @@ def _check_graph(field: str, graph: graph_pb2.Graph, limits: GraphLimits) -> Non
 
 
 def check_body(field: str, body: bytes | memoryview, limits: GraphLimits) -> None:
-    """Refuse a graph body that is too large, however it came in.
+    """Refuse a graph body that is too large, however it was sent.
 
     Raises:
         InvalidRequestError: Names the field and the bound.
@@ -106,7 +106,7 @@ def _check_count(field: str, what: str, count: int, bound: Bound) -> None:
 
 
 def check_digest(field: str, digest: graph_pb2.Digest) -> None:
-    """Refuse anything but a SHA-256.
+    """Refuse a digest that is not a SHA-256.
 
     Raises:
         InvalidRequestError: Names the field.

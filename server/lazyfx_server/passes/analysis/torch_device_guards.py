@@ -1,9 +1,9 @@
-"""Graphs of devices that this torch was not built for.
+"""Registers guards for devices that this torch was not built for.
 
-autograd asks for the guard of a tensor's device as soon as an operator is given a tensor that
-requires a gradient, a fake one too, and a torch without that guard ends the process. Where torch
-is built for CUDA and finds no device, it puts a guard there that does nothing; where it was built
-without, it puts none. torch has such a guard for the meta device, in a table of its library.
+autograd requires the guard of a tensor's device as soon as an operator gets a tensor that requires
+grad, even a fake one, and torch aborts the process without that guard. If torch is built for CUDA
+but finds no device, it registers a guard that does nothing; if it is built without CUDA, it
+registers none. torch has such a guard for the meta device, in a table of its library.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import torch
 _log = logging.getLogger(__name__)
 
 _TABLE = "_ZN3c104impl26device_guard_impl_registryE"
-# `c10::DeviceType`; the table has one more place than the last of them.
+# `c10::DeviceType`; the table has one more entry than the last of them.
 _CPU, _META, _COUNT = 0, 14, 21
 _LIBRARIES = ("libc10.so", "libc10.dylib")
 
 
 @functools.lru_cache(maxsize=1)
 def guard_absent_devices() -> bool:
-    """Have the guard of the meta device stand in for those that this torch lacks.
+    """Use the guard of the meta device for devices that this torch lacks.
 
-    It only adds to an empty place, and only to a table that looks as it should.
+    It only fills empty entries, and only in a table that looks as expected.
 
     Returns:
         Whether all devices have a guard now.
     """
     table = _table()
     if table is None:
-        _log.warning("graphs of devices that torch %s lacks may end workers", torch.__version__)
+        _log.warning("graphs for devices that torch %s lacks may crash workers", torch.__version__)
         return False
     for place in range(_COUNT):
         if not table[place]:

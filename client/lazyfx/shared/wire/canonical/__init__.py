@@ -1,1 +1,1 @@
-"""The one form in which a graph body is written, checked."""
+"""Checks that a graph body is in canonical form."""

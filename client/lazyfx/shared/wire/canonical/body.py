@@ -1,8 +1,8 @@
 """Checks that bytes are a graph body in canonical form.
 
-Equal graphs must have equal bytes, so that the digest means something, and a
-reader must never meet an index that points nowhere. One walk over the columns
-checks both: tables are read in the order in which their rows are first used.
+Equal graphs must have equal bytes, so that equal digests mean equal graphs, and a reader must never
+meet a dangling index. One walk over the columns checks both: tables are read in the order in which
+their rows are first used.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class CanonicalBody(NamedTuple):
     """A graph body in canonical form.
 
     Attributes:
-        message: What the bytes say.
-        calls: One a row of `calls`; None for what is not to be remembered.
+        message: The parsed body.
+        calls: One per row of `calls`; None for rows that are not cached.
         graphs: The columns of each graph.
     """
 
@@ -46,10 +46,9 @@ def read_canonical(body: bytes) -> CanonicalBody:
     Time and memory are linear in the size of `body`.
 
     Raises:
-        DecodeError: The bytes do not parse, hold unknown or doubled fields, have
-            a table out of first-use order, unused or doubled rows, an index out of
-            range, or not exactly one output at the end of each graph. The error
-            names the field and the node.
+        DecodeError: The bytes do not parse, contain unknown or repeated fields, a table out of
+            first-use order, unused or duplicate rows, or an index out of range, or a graph does not
+            end with its only output. The error names the field and the node.
     """
     message = pb.GraphBody()
     try:
@@ -72,10 +71,10 @@ def read_canonical(body: bytes) -> CanonicalBody:
 
 
 def check_graphs(message: pb.GraphBody, rows: RowChecker) -> tuple[GraphReading, ...]:
-    """Check the columns of all graphs, and with `rows` each row where it is first used.
+    """Check the columns of all graphs, and with `rows` each row at its first use.
 
     Raises:
-        DecodeError: Something is wrong; names the field, the graph and the node.
+        DecodeError: A check failed; names the field, the graph and the node.
     """
     children = _Children(len(message.graphs))
     graphs = []
@@ -95,7 +94,7 @@ class _Children:
         self._next = 1
 
     def enter(self, index: int) -> None:
-        """Begin with the graph `index`, which an earlier one must have named."""
+        """Start graph `index`, which an earlier graph must have referenced."""
         if index >= self._next and index:
             raise DecodeError("no earlier graph refers to this one", field=f"graphs[{index}]")
         self._current = index
@@ -107,7 +106,7 @@ class _Children:
         self._next = max(self._next, index + 1)
 
     def finish(self) -> None:
-        """Check that each graph was named."""
+        """Check that each graph was referenced."""
         if self._next != self._count:
             raise DecodeError("a graph that nothing refers to", field="graphs")
 
@@ -132,7 +131,7 @@ def _check_graph(
     try:
         reading = walk.run()
     except DecodeError as error:
-        # Rows of tables have a field of their own.
+        # Errors in table rows already name their field.
         outer = "" if error.field else field
         raise error.within(outer, node=walk.node, graph=number) from None
     except IndexError:
@@ -144,7 +143,7 @@ def _check_graph(
 
 
 class _NodeWalk:
-    """Walks the columns of one graph; `node` is where it is."""
+    """Walks the columns of one graph; `node` is its position."""
 
     def __init__(
         self, columns: pb.GraphColumns, field: str, rows: RowChecker, attributes: _Attributes
@@ -156,7 +155,7 @@ class _NodeWalk:
         self.node = 0
 
     def run(self) -> GraphReading:
-        """Check every node; raises DecodeError, or IndexError when operands run out."""
+        """Check every node. Raises DecodeError, or IndexError if there are too few operands."""
         rows = self._rows
         calls, operands = column(self._columns.calls), column(self._columns.operands)
         kinds = self._kinds(calls)
@@ -168,7 +167,7 @@ class _NodeWalk:
             events |= fresh
         else:
             values = fresh = np.zeros(len(calls), np.int64)
-        # Nearly all nodes say what another one said before.
+        # Nearly all nodes use rows that were used before.
         places = np.flatnonzero(events)
         numbers: list[int] = calls.tolist()
         self._use(numbers, operands.tolist() if reads.any() else [], zip(
@@ -179,7 +178,7 @@ class _NodeWalk:
         return read_operands(numbers, operands, holes, readers, f"{self._field}.operands")
 
     def _kinds(self, calls: Column) -> Column:
-        """The opcode of each node, of which the last is the output and no other is."""
+        """The opcode of each node; checks that the last node, and no other, is an output."""
         opcodes, field = self._rows.opcodes, f"{self._field}.calls"
         if len(calls) and calls.max() >= len(opcodes):
             self.node = int(np.flatnonzero(calls >= len(opcodes))[0])
@@ -197,7 +196,7 @@ class _NodeWalk:
     def _use(
         self, calls: list[int], operands: list[int], events: Iterable[tuple[int, bool, int]]
     ) -> None:
-        """Check rows at the nodes that use one first, and attributes at those that name one."""
+        """Check rows at their first use, and attributes at the nodes that read or call them."""
         rows, known = self._rows, self._rows.call_shapes
         position = done = 0
         for number, reads, value in events:
@@ -214,7 +213,7 @@ class _NodeWalk:
                 rows.use_value(value - 1)
 
 
-# By opcode; an invalid number is refused where its row is checked.
+# By opcode; an invalid number is refused when its row is checked.
 _TAKES_ATTRIBUTE = np.zeros(8, np.bool_)
 _TAKES_ATTRIBUTE[[pb.OPCODE_GET_ATTR, pb.OPCODE_CALL_MODULE]] = True
 
@@ -228,12 +227,12 @@ class _Attributes:
         self._checker = checker
         self._children = children
         self._next = 0
-        # The first use tells what an attribute is for; a module cannot be read by GET_ATTR
-        # in one place and called in another under one number.
+        # The opcode of the first use: one attribute cannot be read by GET_ATTR in one place and
+        # called in another.
         self._opcodes: dict[int, int] = {}
 
     def use(self, index: int, opcode: int) -> None:
-        """Check a reference to an attribute, and the attribute at its first use."""
+        """Check a reference to an attribute, and the attribute itself at its first use."""
         if index in self._opcodes:
             if self._opcodes[index] != opcode:
                 raise DecodeError(f"attribute {index} is both read and called", field=self._field)
@@ -272,7 +271,7 @@ class _Attributes:
             if row.WhichOneof("kind") != "tensor":
                 raise DecodeError("its tensors do not follow it", field=f"{field}.tensors")
             self._checker.use_tensor_attribute(row.tensor, f"{self._field}[{self._next}]")
-            # Not reachable by a node of its own.
+            # No node refers to these directly.
             self._opcodes[self._next] = pb.OPCODE_UNSPECIFIED
             self._next += 1
 

@@ -44,7 +44,7 @@ class ExpressionChecker:
         self._constant: list[bool] = []
 
     def use(self, index: int, depth: int = 0) -> None:
-        """Check a reference to an expression; operands come before it."""
+        """Check a reference to an expression; its operands precede it."""
         if index < self._next:
             return
         field = f"expressions[{index}]"
@@ -61,7 +61,7 @@ class ExpressionChecker:
         self._measure(row, field)
 
     def use_argument(self, index: int, field: str) -> None:
-        """Check a reference to an expression that is the argument of a call."""
+        """Check a reference to an expression that is an argument of a call."""
         self.use(index)
         if self._constant[index]:
             raise DecodeError("constants must be literals, not expressions", field=field)
@@ -108,7 +108,7 @@ class ExpressionChecker:
             self.use(operand, depth + 1)
 
     def _measure(self, row: pb.SymbolicExpression, field: str) -> None:
-        """Bound the tree that a row stands for, and the numbers that can come out of it."""
+        """Bound the size of a row's tree, and of the numbers that it can yield."""
         tree, bits = 1, 64
         if row.operands and row.operator != pb.SYMBOLIC_OPERATOR_SYMBOL:
             tree = 1 + sum(self._trees[operand] for operand in row.operands)

@@ -1,4 +1,4 @@
-"""Where in a graph something of its tables is used, so that an error can name the node."""
+"""Finds the node that first uses a table row, so that an error can name it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lazyfx.v1 import graph_pb2 as pb
 
 
 def first_use(body: pb.GraphBody, table: str, row: int) -> tuple[int, int] | None:
-    """The first node that uses a row of a table, by itself or by way of other rows.
+    """The first node that uses a row of a table, directly or through other rows.
 
-    Takes as long as checking the body did.
+    Takes as long as checking the body.
 
     Args:
         body: A body in canonical form, in which nothing is unused.
@@ -19,7 +19,7 @@ def first_use(body: pb.GraphBody, table: str, row: int) -> tuple[int, int] | Non
         row: Index into it.
 
     Returns:
-        The index of a graph and of a node in it; None where no node uses the row.
+        The index of a graph and of a node in it; None if no node uses the row.
     """
     try:
         check_graphs(body, _Finder(body, table, row))
@@ -31,7 +31,7 @@ def first_use(body: pb.GraphBody, table: str, row: int) -> tuple[int, int] | Non
 
 
 def refused_row(reason: str, body: pb.GraphBody, table: str, row: int) -> DecodeError:
-    """The error about a row of a table, which names the first node that uses it."""
+    """An error about a row of a table, which names the first node that uses it."""
     graph, node = first_use(body, table, row) or (None, None)
     return DecodeError(reason, field=f"{table}[{row}]", node=node, graph=graph)
 
@@ -39,7 +39,7 @@ def refused_row(reason: str, body: pb.GraphBody, table: str, row: int) -> Decode
 def refused_target(
     reason: str, body: pb.GraphBody, target: int, kind: type[DecodeError] = DecodeError
 ) -> DecodeError:
-    """The error about a target, placed at the first node that calls it or has it as an argument."""
+    """An error about a target, which names the first node that uses it."""
     use = first_use(body, "targets", target)
     if use is None:
         return kind(reason, field=f"targets[{target}]")
@@ -48,7 +48,7 @@ def refused_target(
 
 
 def refused_call(reason: str, body: pb.GraphBody, call: int) -> DecodeError:
-    """The error about a distinct call, placed at the first node that makes it."""
+    """An error about a row of `calls`, which names the first node with that call."""
     graph, node = next(
         (g, list(c.calls).index(call)) for g, c in enumerate(body.graphs) if call in c.calls
     )
@@ -56,11 +56,11 @@ def refused_call(reason: str, body: pb.GraphBody, call: int) -> DecodeError:
 
 
 class _ReachedError(DecodeError):
-    """The row was reached; whoever walks over the nodes adds where that was."""
+    """The row was reached; the walk over the nodes adds the position."""
 
 
 class _Finder(RowChecker):
-    """Walks over rows in the order of their first use, as far as one of them."""
+    """Walks over rows in first-use order until it reaches one of them."""
 
     def __init__(self, body: pb.GraphBody, table: str, row: int) -> None:
         super().__init__(body, body.SerializeToString(deterministic=True))

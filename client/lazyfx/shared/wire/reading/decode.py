@@ -43,24 +43,24 @@ def decode(
 ) -> GraphModule:
     """Read a graph.
 
-    Nothing in the message is executed: targets are looked up in the allow-table, modules
-    are made from their options on the meta device, values stay descriptions until
-    `materialize` is asked for them.
+    Nothing in the message is executed: targets are looked up in the table of allowed callables,
+        modules are built from their options on the meta device, and values stay descriptions until
+        `materialize` is called.
 
     Args:
-        body: Canonical GraphBody bytes, or what `read_canonical` made of them; a message from
-            a caller that has checked it.
-        presentation: Names and device indices. Without it node i is called "n<i>" and
-            attribute i "a<i>".
-        bind: Gives the tensor of a tensor attribute from the indices of its graph and
-            itself; None from it means a tensor on the meta device that stands in.
-        module_class: Makes each GraphModule from its root, graph and class name.
-        on_root: Called with the root graph before its module is made.
+        body: Canonical GraphBody bytes, or the result of `read_canonical`; or a message that the
+            caller has checked.
+        presentation: Names and device indices. Without it, node i is called "n<i>" and attribute i
+            "a<i>".
+        bind: Returns the tensor of a tensor attribute, given the indices of its graph and of the
+            attribute; None stands for a placeholder tensor on the meta device.
+        module_class: Creates each GraphModule from its root, graph and class name.
+        on_root: Called with the root graph before its module is created.
         metadata: "lazy" keeps value descriptions with the nodes, "none" drops them.
 
     Raises:
-        DecodeError: The message is not a graph in canonical form, or the names do not fit
-            it; names the field and the node.
+        DecodeError: The message is not a graph in canonical form, or the names do not fit the
+            graph; names the field and the node.
     """
     if isinstance(body, bytes):
         body = read_canonical(body)
@@ -104,7 +104,7 @@ class _Decoder:
 
     def module(self) -> GraphModule:
         modules: dict[int, GraphModule] = {}
-        # Children have greater numbers than the graphs that name them.
+        # Children have greater numbers than the graphs that refer to them.
         for number in reversed(range(len(self._body.graphs))):
             try:
                 modules[number] = self._one(number, modules)
@@ -161,7 +161,7 @@ class _Decoder:
         return plan, reading
 
     def _read_templates(self, calls: Sequence[int]) -> dict[int, Template]:
-        """The templates of one graph by number of the call."""
+        """The templates of one graph, by the index of the call."""
         found = {}
         for call in dict.fromkeys(calls):
             if call not in self._templates:
@@ -189,7 +189,7 @@ class _Decoder:
             raise DecodeError("an index out of range of values", field="values")
         if not self._keeps_values:
             return
-        # Nothing stands for number 0, and has no place to be kept in.
+        # Number 0 means no value, which is not stored.
         lazy = [None, *map(LazyValue, repeat(self._tables), range(most))]
         numbers: list[int] = values.tolist()
         described = compress(nodes, numbers)
@@ -201,14 +201,14 @@ class _Decoder:
 def _read_operands(
     columns: pb.GraphColumns, calls: list[int], templates: Mapping[int, Template]
 ) -> GraphReading:
-    """The columns of a graph that `read_canonical` did not read just now."""
+    """The columns of a graph, if `read_canonical` has not already read them."""
     holes = [templates[call].shape.holes for call in calls]
     readers = [node for node, call in enumerate(calls) if templates[call].reads_attribute]
     return read_operands(calls, column(columns.operands), column(holes), column(readers))
 
 
 def _node_names(given: pb.GraphNames | None, count: int) -> tuple[list[str], dict[str, int]]:
-    """The names of all nodes, and the greatest number behind each stem."""
+    """The names of all nodes, and the greatest suffix of each stem."""
     if given is None:
         return [f"n{i}" for i in range(count)], {}
     return names.count_names(given, count)
@@ -235,30 +235,30 @@ def _name_targets(
     """Fill in the targets of placeholders.
 
     Args:
-        targets: One a node.
-        own: The placeholders, and the stars before each.
-        node_names: One a node.
-        arguments: Names of placeholders that are not called like their nodes.
+        targets: One per node.
+        own: Index of each placeholder, and the stars before its name.
+        node_names: One per node.
+        arguments: Names of placeholders that differ from their nodes' names.
     """
     for node, stars in own:
         targets[node] = stars + arguments.get(node, node_names[node])
-    # Names of nodes are distinct already.
+    # Node names are already known to be distinct.
     if arguments:
         _check_distinct(targets, own)
 
 
 def _check_distinct(targets: Sequence[str], own: Sequence[tuple[int, str]]) -> None:
-    """Refuse two arguments of one name."""
+    """Refuse duplicate argument names."""
     taken: set[str] = set()
     for node, stars in own:
         name = targets[node].removeprefix(stars)
         if name in taken:
-            raise DecodeError(f"two arguments are called {name!r}", node=node)
+            raise DecodeError(f"two arguments have the name {name!r}", node=node)
         taken.add(name)
 
 
 def read_devices(body: pb.GraphBody, presentation: pb.Presentation | None) -> list[torch.device]:
-    """The devices of a message, with the presentation's indices or with their slots."""
+    """The devices of a message, with the indices of the presentation or with slot numbers."""
     indices: Sequence[int] | None = presentation.device_indices if presentation else None
     if indices is not None and len(indices) != len(body.devices):
         raise DecodeError("must have one entry per device", field="presentation.device_indices")

@@ -22,14 +22,14 @@ from lazyfx.v1 import graph_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class EncodedGraph:
-    """A graph on the wire, and the caller's objects that it refers to.
+    """An encoded graph, and the caller's objects that it refers to.
 
     Attributes:
         body: Canonical GraphBody bytes: what the graph computes.
         presentation: Names and device indices.
         digest: SHA-256 of `body`, 32 bytes.
-        attributes: For each graph, for each of its attributes: the tensor, module,
-            GraphModule or literal of the caller.
+        attributes: For each graph and each of its attributes: the caller's tensor, module,
+            GraphModule or literal.
         nodes: Number of nodes of the root graph.
     """
 
@@ -40,30 +40,30 @@ class EncodedGraph:
     nodes: int
 
     def message(self) -> pb.Graph:
-        """The graph as the service takes it."""
+        """The graph as a message of the service."""
         return pb.Graph(
             format_version=FORMAT_VERSION, body=self.body, presentation=self.presentation
         )
 
 
 def encode(module: GraphModule) -> EncodedGraph:
-    """Write a graph in the wire format.
+    """Encode a graph in the wire format.
 
-    Tensors that the graph reads by get_attr are described, not sent: parameters
-    and registered buffers by their metadata, other tensors (lifted constants) by
-    the digest of their bytes too. Metadata of nodes comes from `meta["val"]`,
-    else `meta["example_value"]`, else from what the graph was decoded from.
+    Tensors that the graph reads by get_attr are described, not sent: parameters and registered
+        buffers by their metadata, other tensors (lifted constants) also by the digest of their
+        bytes. Metadata of nodes comes from `meta["val"]`, `meta["example_value"]` or the message
+        that the graph was decoded from, in this order.
 
     Args:
-        module: A graph of any torch.fx capture; it is not changed.
+        module: A graph from any torch.fx tracer; it is not modified.
 
     Raises:
-        UnsupportedGraphError: The graph holds something that the format cannot
-            carry; the error names the node and the remedy.
+        UnsupportedGraphError: The graph contains something that the format cannot represent; the
+            error names the node and the remedy.
     """
     calling_convention.check_root(module)
-    # Reading a tensor's metadata takes half the time where torch does not look for
-    # overrides first; classes that have some are refused.
+    # Skipping torch's check for overrides halves the time to read a tensor's metadata; classes with
+    # overrides are refused.
     with torch._C.DisableTorchFunctionSubclass():
         return _encode(module)
 
@@ -74,7 +74,7 @@ def _encode(module: GraphModule) -> EncodedGraph:
     presentation = pb.Presentation()
     objects: list[tuple[object, ...]] = []
     calls: dict[tuple[Any, ...], int] = {}
-    # The list grows while it is walked: children are numbered when first reached.
+    # The list grows during the walk: children are numbered when first reached.
     for index, graph_module in enumerate(children.modules):
         columns = tables.body.graphs.add()
         attributes = AttributeWriter(graph_module, index, columns, tables, storages, children)
@@ -97,7 +97,7 @@ def _encode(module: GraphModule) -> EncodedGraph:
 
 
 def digest(module: GraphModule) -> str:
-    """Hex SHA-256 of what a graph computes; names, kwarg order and source lines do not count.
+    """Hex SHA-256 of what a graph computes, regardless of names, kwarg order and source lines.
 
     Raises:
         UnsupportedGraphError: As `encode` does.

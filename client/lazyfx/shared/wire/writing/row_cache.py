@@ -1,9 +1,8 @@
-"""Serialized rows by what they are made from, remembered from graph to graph.
+"""Caches serialized rows across graphs, by what they are built from.
 
-Calls like `view(x, [2, 64, 768])` and tensor descriptions come again in every graph of a
-model, and in every model of a family. Only rows that name no other table are kept, so that
-they mean the same in any message; the index that such a row does have (its target, its
-device) is filled in by whoever uses it.
+Calls like `view(x, [2, 64, 768])` and tensor descriptions recur in every graph of a model and in
+every model of a family. Only rows that refer to no other table are kept, so that they mean the same
+in any message; users of a row fill in its one index (its target or its device).
 """
 
 from __future__ import annotations
@@ -11,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final
 
-# Together some 4 MB at most.
+# About 4 MB at most.
 _MAX_ROWS = 4096
 _LONGEST_ROW = 256
 
 
 class RowCache:
-    """A bounded table of serialized rows. Keys hold literals only, nothing of a graph."""
+    """A bounded table of serialized rows. Keys contain only literals, no parts of a graph."""
 
     def __init__(self) -> None:
         self._rows: dict[Hashable, bytes] = {}
 
     def get(self, key: Hashable) -> bytes | None:
-        """The row of a key, if it is known."""
+        """The row of a key, if it is cached."""
         return self._rows.get(key)
 
     def put(self, key: Hashable, row: bytes) -> None:
-        """Remember a row. When there are too many, all are forgotten."""
+        """Cache a row. A full cache is cleared first."""
         if len(row) > _LONGEST_ROW:
             return
         if len(self._rows) >= _MAX_ROWS:

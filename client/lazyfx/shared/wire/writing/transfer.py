@@ -1,7 +1,7 @@
 """Copies descriptions from a decoded message into one under construction.
 
-Encoding a decoded graph again must give the same rows without building a tensor
-or an expression, so rows are carried over with their indices translated.
+Encoding a decoded graph again must give the same rows without building tensors or expressions, so
+rows are copied with their indices translated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Transfer:
         self._values: dict[int, int] = {}
 
     def symbol(self, index: int) -> int:
-        """Index of a symbol; the one that values were built with, if they were."""
+        """Index of a symbol: the symbol that values were built with, if any were."""
         built = self._source.latest_symbols()
         key: Any = (id(self._source), index)
         if built is not None:
