@@ -260,6 +260,7 @@ def _be_fork_server(server: socket.socket) -> None:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(told["variables"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _set_threads()
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
