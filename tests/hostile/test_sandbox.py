@@ -220,8 +220,8 @@ def test_a_server_that_requires_more_than_there_is_does_not_start(
 ) -> None:
     monkeypatch.setattr(pools, "available", lambda: ("privileges", "limits"))
     with pytest.raises(OSError, match="lacks landlock, seccomp"):
-        pools.protection(load(["--sandbox", "required"]))
-    assert pools.protection(load([])).missing == ("landlock", "seccomp")
+        pools.protection(load(["--sandbox", "required"]).workers)
+    assert pools.protection(load([]).workers).missing == ("landlock", "seccomp")
 
 
 def test_a_job_that_needs_too_much_memory_fails_alone(launch: Callable[..., RunningServer]) -> None:
