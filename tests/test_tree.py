@@ -73,7 +73,7 @@ def test_the_linter_forbids_the_server_everything_of_the_client_that_is_not_shar
     (contract,) = (
         each
         for each in contracts["contracts"]
-        if each["name"] == "Of the client's package the server imports what is shared"
+        if each["name"] == "The server imports only the shared part of the client"
     )
     children = {path.stem for path in PACKAGES["lazyfx"].iterdir() if _is_module(path)}
     assert set(contract["forbidden_modules"]) == {

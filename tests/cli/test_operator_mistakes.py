@@ -34,6 +34,8 @@ def _told(result: Result, status: int) -> str:
         (b'workers = "many"\n', ": workers: must be an integer, not 'many'"),
         (b"workers = 0\n", ": workers: must be at least 1, not 0"),
         (b"a = " + b"[" * 5000, "is not valid TOML"),
+        (b"max_nodes = " + b"9" * 5000, "a number has too many digits"),
+        (b'store_path = "\\u0000"\n', "store_path: contains a NUL character"),
     ],
 )
 def test_a_wrong_settings_file_is_named(run, tmp_path, monkeypatch, content, expected) -> None:

@@ -38,7 +38,7 @@ def test_a_token_that_cannot_be_sent(token: str, monkeypatch: pytest.MonkeyPatch
     assert token not in told
     if "\0" not in token:
         monkeypatch.setenv("LAZYFX_TOKEN", token)
-        assert refusal().startswith("LAZYFX_TOKEN has characters")
+        assert refusal().startswith("LAZYFX_TOKEN contains characters")
 
 
 def test_a_token_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_a_token_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path.touch()
     assert f"LAZYFX_TOKEN_FILE: {path} is empty" in refusal()
     path.write_bytes(b"\x80\x04junk")
-    assert f"LAZYFX_TOKEN_FILE: {path} has characters" in refusal()
+    assert f"LAZYFX_TOKEN_FILE: {path} contains characters" in refusal()
 
 
 def test_a_token_with_a_line_feed_is_that_token(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_token_with_a_line_feed_is_that_token(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keys", ["abc", ["00"], "0" * 63, [3]])
 def test_keys_that_are_none(keys: Any) -> None:
-    assert "verify_keys (LAZYFX_VERIFY_KEYS) takes public keys of 64 hex" in refusal(
+    assert "verify_keys (LAZYFX_VERIFY_KEYS) must be public keys of 64 hex" in refusal(
         verify_keys=keys
     )
 
@@ -74,7 +74,7 @@ def test_files_of_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     junk.write_text("junk")
     assert "tls must be True or lazyfx.Tls(ca=...)" in refusal(tls=str(authority.file))
     assert f"cannot read {tmp_path}: Is a directory" in refusal(tls=lazyfx.Tls(ca=tmp_path))
-    assert f"{junk} holds no certificates" in refusal(tls=lazyfx.Tls(ca=junk))
+    assert f"{junk} contains no certificates" in refusal(tls=lazyfx.Tls(ca=junk))
     for half in (lazyfx.Tls(certificate=certificate), lazyfx.Tls(key=key)):
         assert "a certificate requires its key" in refusal(tls=half)
     for pair in ((certificate, other), (junk, key), (certificate, junk), (key, certificate)):

@@ -118,6 +118,15 @@ SENTENCES = {
         ["--log-level", "warn"],
         "--log-level: must be debug, info, warning or error, not 'warn'; did you mean 'warning'?",
     ),
+    "no file": (["--config"], "argument --config: expected one argument"),
+    "names that are no JSON": (
+        ["--pass-plugins", "[a"],
+        "--pass-plugins: must be comma-separated names, not '[a'",
+    ),
+    "a switch with a value": (
+        ["--insecure=maybe"],
+        "--insecure/--no-insecure takes no value, not 'maybe'",
+    ),
     "a switch": (["--native", "ture"], "--native: must be off, on or optional, not 'ture'"),
     "a pipeline without passes": (
         ["--pipelines", "tidy"],

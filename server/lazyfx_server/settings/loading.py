@@ -71,7 +71,8 @@ def _schema(path: Path | None) -> type[BaseSettings]:
 
 def _config_file(arguments: Sequence[str]) -> Path | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", default=os.environ.get("LAZYFX_CONFIG"))
+    # Without a value it is refused where all flags are read.
+    parser.add_argument("--config", nargs="?", default=os.environ.get("LAZYFX_CONFIG"))
     named = parser.parse_known_args(list(arguments))[0].config
     return Path(named) if named else None
 
@@ -85,6 +86,7 @@ _METAVARS = {
     "ByteSize": "BYTES",
     "list[str]": "NAME,...",
 }
+_VALUE_OF_SWITCH = re.compile(r"argument (\S+): ignored explicit argument (.*)")
 _NO_DEFAULT = re.compile(r" \(default(?:: (?:None|\[\])?| factory: \w+)\)\Z")
 
 
@@ -154,6 +156,8 @@ def _parsed(schema: type[BaseSettings], arguments: Sequence[str]) -> CliSettings
         if not ended.code:
             raise
         reason = told.getvalue().rstrip().rpartition("lazyfx serve: error: ")[2]
+    if switch := _VALUE_OF_SWITCH.fullmatch(reason):
+        _refuse(f"{switch[1]} takes no value, not {switch[2]}")
     unknown = reason.removeprefix("unrecognized arguments: ")
     if unknown == reason:
         _refuse(reason)

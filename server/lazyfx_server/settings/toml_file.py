@@ -46,10 +46,16 @@ def read_settings_file(path: Path, known: Iterable[str]) -> Mapping[str, Any]:
         raise SettingsFileError(f"{path}: is not a text file in UTF-8") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsFileError(f"{path}: is not valid TOML: {error or 'too deep'}") from error
+    except ValueError as error:
+        # Of `int`, which bounds the digits.
+        raise SettingsFileError(f"{path}: a number has too many digits") from error
     names = sorted(known)
     if unknown := [key for key in settings if key not in names]:
         lines = [f"{path}: {_unknown(key, names)}" for key in unknown]
         raise SettingsFileError("\n".join(lines))
+    for key, value in settings.items():
+        if isinstance(value, str) and "\0" in value:
+            raise SettingsFileError(f"{path}: {key}: contains a NUL character")
     return settings
 
 
