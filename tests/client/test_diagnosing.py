@@ -1,4 +1,4 @@
-"""Each way not to reach a server has a sentence of its own, the same in Python and in commands."""
+"""Each reason why a server is unreachable has its own message, in Python and on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller gets back, for each thing that can be compiled."""
+"""The handles of each kind of input that can be compiled."""
 
 from __future__ import annotations
 

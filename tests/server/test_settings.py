@@ -1,4 +1,4 @@
-"""Settings as a person gives them: flags, environment, file; and what they refuse."""
+"""Settings from flags, environment and file, and the values that they refuse."""
 
 from __future__ import annotations
 
