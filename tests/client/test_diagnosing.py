@@ -213,5 +213,5 @@ def test_a_status_that_no_server_of_ours_gave() -> None:
     assert "is not a lazyfx server" in said
     said = not_a_server("cache:8700", "Method not found!")
     assert said is not None
-    assert "of another version" in said
+    assert "has another version" in said
     assert not_a_server("cache:8700", "anything else") is None
