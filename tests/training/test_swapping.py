@@ -129,6 +129,36 @@ def test_a_call_without_gradients_between_forward_and_backward() -> None:
     assert not answers.errors
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_a_checkpoint_is_computed_again_as_it_was_while_graphs_change(
+    order: tuple[int, ...],
+) -> None:
+    model, eager, compiled, answers = pair()
+
+    def step(call: Callable[..., torch.Tensor]) -> None:
+        pending = []
+        for number in range(2):
+            x = batch(number).requires_grad_()
+            pending.append(checkpoint(call, x, use_reentrant=False))
+        pending.append(call(batch(2)))
+        for y in pending:
+            y.square().mean().backward()
+
+    steps = 1
+    step(compiled)
+    for number in order:
+        if number < len(answers.graphs):
+            answers.let_in(number)
+        for _ in range(2):
+            step(compiled)
+            steps += 1
+    for _ in range(steps):
+        step(eager)
+    assert_same(model, eager)
+    assert answers.swapped == len(answers.graphs)
+    assert not answers.errors
+
+
 ACTIONS = (
     "forward", "forward", "backward", "backward", "no_grad", "evaluate", "evaluate_with_grad",
     "accumulate", "checkpoint", "reentrant", "retain", "let_in", "let_in", "zero",

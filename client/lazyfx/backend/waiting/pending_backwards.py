@@ -56,7 +56,7 @@ class _PendingCalls:
         }
         if not nodes:
             return
-        memory = _memory(inputs)
+        memory = buffer_memory(inputs)
         for node in nodes.values():
             backward = _PendingBackward(owner, memory)
             node.register_hook(backward)
@@ -73,7 +73,7 @@ class _PendingCalls:
             waiting = list(self._waiting)
         if not waiting:
             return False
-        memory = _memory(inputs)
+        memory = buffer_memory(inputs)
         return any(each.owner() is owner or memory & each.memory for each in waiting)
 
 
@@ -106,7 +106,7 @@ def has_pending_call(owner: object, inputs: Sequence[Any]) -> bool:
     return _calls.has_pending(owner, inputs)
 
 
-def _memory(inputs: Sequence[Any]) -> frozenset[int]:
+def buffer_memory(inputs: Sequence[Any]) -> frozenset[int]:
     """Addresses of buffers: graphs do not write to parameters and activations."""
     return frozenset(
         value.untyped_storage()._cdata  # noqa: SLF001 - storages have no other identity
@@ -119,4 +119,4 @@ def _has_storage(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and type(tensor) in (torch.Tensor, torch.nn.Buffer)
 
 
-__all__ = ["has_pending_call", "in_backward", "record_call"]
+__all__ = ["buffer_memory", "has_pending_call", "in_backward", "record_call"]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.fx import GraphModule
 
 from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable
-from lazyfx.backend.waiting.pending_backwards import has_pending_call, in_backward, record_call
+from lazyfx.backend.waiting.pending_backwards import (
+    buffer_memory,
+    has_pending_call,
+    in_backward,
+    record_call,
+)
 from lazyfx.backend.waiting.random_draws import generator_state, last_draw_was_compiled, record_draw
 from lazyfx.shared.native.shape_guards import Conditions
 
@@ -20,7 +26,8 @@ class DeferredGraph:
 
     The result is loaded in the thread of the next call and used for calls whose sizes fit. No call
     uses it while the backward pass of a related uncompiled call is pending: see
-    `pending_backwards`.
+    `pending_backwards`. Graphs that share buffers are swapped together: otherwise, whether a call
+    runs compiled depends on the calls of the others, and a recomputed checkpoint differs.
 
     If a graph draws random numbers, a recomputed checkpoint runs the same code as the first time:
         see `random_draws`. Reentrant checkpoints run one graph without gradients and then another
@@ -54,7 +61,9 @@ class DeferredGraph:
         self._compiled: Runnable | None = None
         self._conditions: Conditions | None = None
         self._draws: bool | None = None
+        self._memory: frozenset[int] = frozenset()
         self._thread = threading.Thread(target=self._wait, name="lazyfx-wait", daemon=True)
+        _graphs.add(self)
         self._thread.start()
 
     def __call__(self, *inputs: Any) -> Any:
@@ -66,6 +75,7 @@ class DeferredGraph:
             return self._compiled(*inputs)
         self._record_draw(state, compiled=False)
         outputs = self._as_it_is(*inputs)
+        self._memory = buffer_memory(inputs)
         record_call(self, inputs, outputs)
         if self._draws is None and not _has_empty_tensor(inputs):
             self._draws = generator_state(inputs) != state
@@ -82,12 +92,21 @@ class DeferredGraph:
             return self._compiled is not None and last_draw_was_compiled(state)
         if self._draws and not torch.is_grad_enabled():
             return False
+        if in_backward():
+            # A checkpoint is recomputed by the same code as the first time: torch compares the
+            # tensors that both save.
+            return self._compiled is not None and not has_pending_call(self, ())
         if has_pending_call(self, inputs):
             return False
-        if self._compiled is None and self._answer is not None and not in_backward():
-            # Within a backward pass, a checkpoint is recomputed by the same code as the first time.
+        if self._compiled is None and self._answer is not None and self._others_are_done(inputs):
             self._swap(self._answer)
         return self._compiled is not None
+
+    def _others_are_done(self, inputs: Sequence[Any]) -> bool:
+        """Whether all graphs that share buffers with this one have their results, or none."""
+        memory = buffer_memory(inputs)
+        others = [other for other in list(_graphs) if other is not self]
+        return all(other.wait(0) for other in others if other._memory & memory)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until there is a result or an error; returns whether there is one."""
@@ -115,6 +134,10 @@ class DeferredGraph:
 
     def _fits(self, inputs: Sequence[Any]) -> bool:
         return self._conditions is None or self._conditions.hold(inputs)
+
+
+# Those of this process; graphs of one model share its buffers.
+_graphs: Final[weakref.WeakSet[DeferredGraph]] = weakref.WeakSet()
 
 
 def _has_empty_tensor(inputs: Sequence[Any]) -> bool:
