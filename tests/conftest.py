@@ -17,7 +17,7 @@ from servers import RunningServer, start_server
 import lazyfx
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# What the user who runs the tests trusts is nothing to them.
+# The tests ignore the trusted servers of the user who runs them.
 os.environ["LAZYFX_KNOWN_SERVERS"] = os.devnull
 # Jobs of a shell in the background ignore Ctrl-C, and all that they start does too; some tests
 # press it.

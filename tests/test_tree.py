@@ -1,4 +1,4 @@
-"""The shape of the tree: small folders, names that mean one thing, and what is shared is shared."""
+"""The source tree: small folders, unambiguous names, and shared modules that both sides use."""
 
 from __future__ import annotations
 

@@ -197,6 +197,7 @@ STORE_ROW = (
         "Errors",
         PER_SECOND,
         Query(rate("lazyfx_store_errors_total", by="tier, operation"), "{{tier}} {{operation}}"),
+        Query(rate("lazyfx_store_skipped_total", by="tier"), "{{tier}} not asked"),
         explanation="An error here is a miss for the caller, never a failure.",
     ),
     curves(

@@ -1,4 +1,4 @@
-"""What an operator gets wrong is told in a line that names the flag or the file: no traceback."""
+"""Mistakes of operators are reported in one line that names the flag or the file, without traceback."""
 
 from __future__ import annotations
 
@@ -218,5 +218,6 @@ def test_native_artifacts_without_a_compiler(run, monkeypatch, tmp_path) -> None
     monkeypatch.setenv("PATH", str(tmp_path))
     told = _told(run("serve", "--native", *_HERE), 2)
     assert told == (
-        "lazyfx serve: --native: there is no C++ compiler 'g++' here; install g++, or set CXX to one"
+        "lazyfx serve: --native: there is no C++ compiler 'g++' here; install g++, or set CXX to "
+        "one"
     )

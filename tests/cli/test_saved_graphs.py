@@ -1,4 +1,4 @@
-"""Files that lazyfx itself writes go into every command that takes a model."""
+"""Every command that takes a model accepts files that lazyfx writes."""
 
 from __future__ import annotations
 

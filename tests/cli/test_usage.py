@@ -1,4 +1,4 @@
-"""Wrong usage of a command is told in words of a command line."""
+"""Usage errors are reported in terms of the command line."""
 
 from __future__ import annotations
 

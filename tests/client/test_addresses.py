@@ -1,4 +1,4 @@
-"""What people write as the address of a server."""
+"""Spellings of server addresses that users write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The asynchronous twin, method by method, and the errors that both raise."""
+"""The asynchronous client, method by method, and the errors that both clients raise."""
 
 from __future__ import annotations
 

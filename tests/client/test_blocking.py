@@ -1,4 +1,4 @@
-"""Calls in the caller's own thread: cut short, made by many threads at once, failing in callbacks."""
+"""Calls in the caller's thread: interrupted, concurrent, and failing in callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens, certificates and keys that cannot be used are refused by name, before gRPC has them."""
+"""Unusable tokens, certificates and keys are refused by name, before gRPC sees them."""
 
 from __future__ import annotations
 

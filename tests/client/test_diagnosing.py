@@ -1,4 +1,4 @@
-"""Each way not to reach a server has a sentence of its own, the same in Python and in commands."""
+"""Each reason why a server is unreachable has its own message, in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -213,5 +213,5 @@ def test_a_status_that_no_server_of_ours_gave() -> None:
     assert "is not a lazyfx server" in said
     said = not_a_server("cache:8700", "Method not found!")
     assert said is not None
-    assert "of another version" in said
+    assert "has another version" in said
     assert not_a_server("cache:8700", "anything else") is None

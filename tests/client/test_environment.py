@@ -1,4 +1,4 @@
-"""A variable whose name is misspelled is told; what other programs read is not."""
+"""Misspelled variables are reported; variables of other programs are not."""
 
 from __future__ import annotations
 

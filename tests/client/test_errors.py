@@ -1,4 +1,4 @@
-"""What an error says is in its attributes, wherever it goes."""
+"""Errors keep their attributes when pickled, copied or raised elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that were forked with a client open: told at once, never hanging, never crashing."""
+"""Processes forked while a client is open get an error at once, and never hang or crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller gets back, for each thing that can be compiled."""
+"""The handles of each kind of input that can be compiled."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_every_kind_that_needs_no_machine_is_made_and_saved_by_its_name(client, 
             assert remote.save(path, kind.name) == path
             assert path.stat().st_size
         else:
-            with pytest.raises(LazyfxError, match="is not saved as a file"):
+            with pytest.raises(LazyfxError, match="cannot be saved as a file"):
                 remote.save(path, kind.name)
     with pytest.raises(LazyfxError, match="'constant' is not a kind of artifact"):
         remote.artifact("constant")

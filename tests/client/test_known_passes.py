@@ -1,4 +1,4 @@
-"""What a client knows of passes is what the server's registry says of them."""
+"""The client's table of passes matches the server's registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which servers a user trusts, and what the command that writes it down shows and refuses."""
+"""The servers that a user trusts, and what `lazyfx trust` shows and refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handles whose module the server has lost, and clients whose server was away."""
+"""Handles whose module the server has lost, and clients whose server was down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph that has not changed is not encoded again; one that has never goes by its old digest."""
+"""An unchanged graph is not encoded again; a changed one never uses its old digest."""
 
 from __future__ import annotations
 

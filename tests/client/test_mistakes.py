@@ -1,4 +1,4 @@
-"""What a newcomer hands over by mistake is refused in a sentence that says what to hand over."""
+"""Common mistakes in arguments are refused with a message that says what to pass instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modes of the caller's thread reach a capture, however many graphs are compiled at once."""
+"""Thread-local modes of the caller apply to captures, also when many graphs are compiled at once."""
 
 from __future__ import annotations
 

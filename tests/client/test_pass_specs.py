@@ -1,4 +1,4 @@
-"""A PassSpec is a value: what it stands for is settled when it is made."""
+"""A PassSpec is a value: later changes of its arguments do not affect it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that a server refuses for now: made again when it says, within their timeout."""
+"""Calls that a server refuses for now are retried after its delay, within their timeout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was probably meant: passes by their short names, pipelines, options of the backend."""
+"""Suggestions for misspelled passes, pipelines and backend options."""
 
 from __future__ import annotations
 

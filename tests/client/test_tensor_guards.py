@@ -1,4 +1,4 @@
-"""The check that torch makes for Dynamo sees what the digest sees of tensors."""
+"""Dynamo's tensor guards detect every change of a tensor that changes the digest."""
 
 from __future__ import annotations
 

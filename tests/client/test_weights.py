@@ -1,4 +1,4 @@
-"""Weights stay home: what is really sent, counted on the socket."""
+"""Weights are not sent: the bytes on the socket are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every executor does, whatever it is made of."""
+"""The contract of every executor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The committed dashboard is the one its script makes, and it can be read."""
+"""The committed dashboard is the output of its script, and readable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every expression of dashboards and rules parses and names what lazyfx exports."""
+"""Every expression of dashboards and rules parses and uses only metrics that lazyfx exports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Dockerfile: lint, and the promises that a linter does not know."""
+"""The Dockerfile: lint, and properties that a linter does not check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prometheus' own tool reads its configuration and tries the alerts."""
+"""promtool accepts the configuration and runs the tests of the alerts."""
 
 from __future__ import annotations
 

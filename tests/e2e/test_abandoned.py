@@ -1,4 +1,4 @@
-"""Work that nobody waits for any more makes room for work that somebody waits for."""
+"""Abandoned work is cancelled to make room for other work."""
 
 from __future__ import annotations
 

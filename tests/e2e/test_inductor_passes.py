@@ -1,4 +1,4 @@
-"""Inductor's passes in the confined workers of a real server: nothing there may compile or open."""
+"""Inductor's passes in the confined workers of a real server, which may not compile or open files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One known workload, counted by hand, by reports, by GetStats, by `lazyfx stats` and at /metrics."""
+"""A known workload has the same counts in reports, GetStats, `lazyfx stats` and /metrics."""
 
 from __future__ import annotations
 

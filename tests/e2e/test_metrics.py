@@ -1,4 +1,4 @@
-"""Metrics after a load with every kind of touch: documented, emitted, and in agreement."""
+"""Metrics after a load of every kind are documented, emitted and consistent."""
 
 from __future__ import annotations
 

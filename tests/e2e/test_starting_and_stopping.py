@@ -1,4 +1,4 @@
-"""No caller is left hanging by a server that starts, and none is cut off by one that stops."""
+"""A starting server leaves no caller hanging, and a stopping one cuts none off."""
 
 from __future__ import annotations
 

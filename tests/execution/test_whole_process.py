@@ -1,4 +1,4 @@
-"""What only shows in a process of its own: its main script, its environment, its death."""
+"""Behaviour that needs a separate process: its main script, its environment, its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mutates valid answers of a server, and hands them to what a client reads them with."""
+"""Mutates valid answers of a server, and passes them to the client's readers."""
 
 from __future__ import annotations
 

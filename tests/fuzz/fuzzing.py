@@ -2,14 +2,14 @@
 
     python tests/fuzz/fuzzing.py --cases 200000 --seed 1
 
-Each case takes a graph of the golden files and spoils it: bytes changed, cut, doubled or mixed
-with those of another graph; or, one floor higher, fields of the message set, swapped, doubled
-or removed, which gets past the first checks. It then goes the way of a request, and of a file:
-envelope, canonical form, names, decoding. Whatever comes out must be one of lazyfx's own
-errors, or a graph that encodes to the very bytes that were read.
+Each case takes a graph of the golden files and mutates it: bytes changed, cut, duplicated or mixed
+with those of another graph; or, at the message level, fields set, swapped, duplicated
+or removed, which passes the first checks. It is then processed as a request and as a file:
+envelope, canonical form, names, decoding. The outcome must be one of lazyfx's own
+errors, or a graph that encodes to the same bytes.
 
-Time and memory: a case that takes longer than `HANG_SECONDS` of CPU, or that cannot do with
-`MEMORY_BYTES` more than the process had at its start, is a failure.
+A case also fails if it takes longer than `HANG_SECONDS` of CPU, or needs more than
+`MEMORY_BYTES` beyond the memory of the process at its start.
 """
 
 # ruff: noqa: T201 - a script that says what it did
@@ -78,14 +78,14 @@ def corpus() -> list[pb.Graph]:
 
 
 class Mutator:
-    """Spoils graphs; the seed decides how."""
+    """Mutates graphs, depending on a seed."""
 
     def __init__(self, seed: int, graphs: list[pb.Graph]) -> None:
         self.random = random.Random(seed)
         self._graphs = graphs
 
     def case(self) -> bytes:
-        """A graph message, spoiled."""
+        """A mutated graph message."""
         graph = pb.Graph()
         graph.CopyFrom(self.random.choice(self._graphs))
         way = self.random.random()
@@ -200,7 +200,7 @@ class Mutator:
 
 
 def read(data: bytes) -> bool:
-    """Go the way of a request and of a file; whether there was a graph.
+    """Process the bytes as a request and as a file; returns whether they were a graph.
 
     Raises:
         DecodeError: There was none. Nothing else may be raised.
@@ -220,7 +220,7 @@ def read(data: bytes) -> bool:
 
 
 def one(data: bytes, report: Report) -> None:
-    """Run one case and note what became of it."""
+    """Run one case and record its outcome."""
     report.cases += 1
     began = time.process_time()
     try:

@@ -1,4 +1,4 @@
-"""Messages of earlier days and other torches are read, and have the digest that they had."""
+"""Messages of earlier releases and other torch versions are readable, and keep their digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that lies: honest by default, with a hook at each thing that it says."""
+"""A fake server: honest by default, with a hook to change each of its answers."""
 
 from __future__ import annotations
 

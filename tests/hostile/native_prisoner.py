@@ -1,4 +1,4 @@
-"""What code would try that has taken over a native worker. Workers import this module by name.
+"""What malicious code in a native worker would try. Workers import this module by name.
 
 Unlike in a worker that runs passes, it may write to its folder and load what it has written.
 """

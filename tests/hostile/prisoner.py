@@ -1,4 +1,4 @@
-"""What code would try that has taken over a worker. Workers import this module by name."""
+"""What malicious code in a worker would try. Workers import this module by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Somebody between client and server, who may change what passes through."""
+"""A relay between client and server, which may change what it forwards."""
 
 from __future__ import annotations
 

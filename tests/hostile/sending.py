@@ -1,4 +1,4 @@
-"""What the hostile cases that are no graphs are sent with."""
+"""Helpers that send the hostile cases other than graphs."""
 
 from __future__ import annotations
 

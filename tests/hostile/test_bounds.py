@@ -1,4 +1,4 @@
-"""Each bound of a graph: one over it is refused with the setting's name, at it nothing is."""
+"""Each bound of a graph: a graph at the bound is accepted, one above it is refused by setting name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each bound of a request and of a job: one over it is refused with the setting's name."""
+"""Each bound of a request and of a job: one above it is refused with the setting's name."""
 
 from __future__ import annotations
 

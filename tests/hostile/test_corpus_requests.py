@@ -1,4 +1,4 @@
-"""The cases of the hostile corpus that are no graphs: fields, bytes, tensors, transport."""
+"""The cases of the hostile corpus other than graphs: fields, bytes, tensors, transport."""
 
 from __future__ import annotations
 

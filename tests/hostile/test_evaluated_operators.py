@@ -1,4 +1,4 @@
-"""Every operator that may be computed on real values, called wildly: no crash, no foreign memory.
+"""Random calls of every operator that may run on real values: no crash, no out-of-bounds memory.
 
 Each operator is evaluated by the passes twice, in processes of its own, over memory that malloc
 has filled with another byte each time. A process that dies has read or written outside of its

@@ -1,4 +1,4 @@
-"""A client believes nobody: each part that a hostile server plays ends in an error of lazyfx."""
+"""Each attack by a hostile server ends in an error of lazyfx."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may call: tokens and certificates, asked for before anything that was sent is read."""
+"""Authentication: tokens and certificates are checked before anything else is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets that an operator adds: what is taken, what is refused at the start, and who is told."""
+"""Targets that an operator adds: which are accepted, which are refused at startup, and the messages."""
 
 from __future__ import annotations
 

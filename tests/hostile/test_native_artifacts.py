@@ -1,4 +1,4 @@
-"""Native artifacts that somebody changed, signed, swapped or kept: none of them is opened."""
+"""Native artifacts that were tampered with, re-signed, swapped or replayed are never opened."""
 
 from __future__ import annotations
 

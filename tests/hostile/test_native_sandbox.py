@@ -1,4 +1,4 @@
-"""What a native worker that was taken over can reach: its folder, and a compiler of closed words."""
+"""A compromised native worker can only reach its folder and a compiler with a closed vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of generated native source: what Inductor writes is taken, what breaks out is not."""
+"""Checks of generated native source: Inductor's output is accepted, breakouts are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts and settings of a caller never become code: not on the server, not on the client."""
+"""A caller's texts and settings never become code, neither on the server nor on the client."""
 
 from __future__ import annotations
 

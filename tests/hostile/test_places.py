@@ -1,4 +1,4 @@
-"""Every refusal of a graph says where: the field, and the node in its sender's words."""
+"""Every refusal of a graph names the field and the node, by its caller's name."""
 
 from __future__ import annotations
 

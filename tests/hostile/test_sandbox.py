@@ -1,4 +1,4 @@
-"""What a worker that was taken over can reach: its job, and nothing else."""
+"""A compromised worker can reach its job and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Artifacts that somebody changed, forged, swapped, kept too long or put into the store."""
+"""Artifacts that were changed, forged, swapped, expired or planted in the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token files, key files and ledgers that are broken, half written, too large, or no files."""
+"""Token files, key files and ledgers that are corrupt, truncated, too large or not files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tenants: nobody finds, learns of, or crowds out what is another's."""
+"""Tenants cannot find, detect or evict each other's entries."""
 
 from __future__ import annotations
 

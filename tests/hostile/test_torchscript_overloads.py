@@ -1,4 +1,4 @@
-"""Packets with overloads of TorchScript's own, which torch picks when it is given no tensor.
+"""Operator packets with TorchScript-only overloads, which torch selects without tensor arguments.
 
 Those divide and look into lists without a look. Every packet that graphs may call is called with
 numbers, texts and lists in a process that may die.

@@ -1,4 +1,4 @@
-"""Attacks on the transport: slowness, silence, size, storms. Others must not notice."""
+"""Attacks on the transport: slow, silent, large or many calls. Other callers must not notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that fit their schemas and end the process, on fake tensors too, are refused before."""
+"""Calls that fit their schemas but would crash the process, even on fake tensors, are refused."""
 
 from __future__ import annotations
 

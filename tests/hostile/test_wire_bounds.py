@@ -1,4 +1,4 @@
-"""Requests are held to bounds on their bytes, before anything is made of them."""
+"""Requests are checked against bounds on their bytes before they are parsed."""
 
 from __future__ import annotations
 

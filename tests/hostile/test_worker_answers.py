@@ -1,4 +1,4 @@
-"""Workers that were taken over and lie about what they did."""
+"""Compromised workers that return false results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated source is held against its graph; what differs is counted and never served."""
+"""Generated source is compared with its graph; differences are counted and never served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs written as files of Python run in a process with torch alone."""
+"""Graphs written as Python files run in a process that has only torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of a running server share: raw calls, metrics, and a hand on its processes."""
+"""Helpers for tests of a running server: raw calls, metrics, and control of its processes."""
 
 from __future__ import annotations
 

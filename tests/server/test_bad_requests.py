@@ -1,4 +1,4 @@
-"""Requests that can never be served: what is wrong and where is told, and nothing else happens."""
+"""Invalid requests are refused with the reason and the field, without side effects."""
 
 from __future__ import annotations
 

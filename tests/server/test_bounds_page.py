@@ -1,4 +1,4 @@
-"""docs/bounds.md is what the settings say; SECURITY.md names tests that there are."""
+"""docs/bounds.md matches the settings; SECURITY.md refers to existing tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiles for native jobs: what fails for a moment does not fail for good."""
+"""C++ compiles for native jobs: transient failures are not permanent."""
 
 from __future__ import annotations
 

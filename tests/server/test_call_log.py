@@ -1,4 +1,4 @@
-"""What the log says of failed calls and of callers who were not let in."""
+"""Log lines of failed calls and of rejected callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compile, seen from outside: hits, misses and why, joins, names, reports."""
+"""Compile over gRPC: hits, misses and their reasons, joins, names, reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A custom operator is compiled where the server has it registered, and named where not."""
+"""A custom operator is compiled if the server has registered it; otherwise the error names it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A caller that sends its graph is not told to send it, whoever it flies with."""
+"""A caller that sends its graph is not asked for it, even if it joins a request without one."""
 
 from __future__ import annotations
 

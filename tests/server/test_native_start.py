@@ -1,4 +1,4 @@
-"""A server that is to make native artifacts and cannot: it says so, and does not pretend."""
+"""A server that cannot build the native artifacts that it is configured for says so."""
 
 from __future__ import annotations
 

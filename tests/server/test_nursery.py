@@ -1,4 +1,4 @@
-"""What the tests fork from a nursery is as what a user starts."""
+"""Programs that the tests fork from a nursery behave like freshly started ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What refusals cost the caller in time, and the server in memory: bounded, both."""
+"""Refusals cost bounded time for the caller and bounded memory for the server."""
 
 from __future__ import annotations
 

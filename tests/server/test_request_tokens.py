@@ -1,4 +1,4 @@
-"""A request that was answered before is asked for again by its token."""
+"""A repeated request is sent as its token."""
 
 from __future__ import annotations
 

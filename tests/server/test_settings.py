@@ -1,4 +1,4 @@
-"""Settings as a person gives them: flags, environment, file; and what they refuse."""
+"""Settings from flags, environment and file, and the values that they refuse."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from harness import connected
 
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.operator_checks import SetupError, check_setup
 from lazyfx_server.settings.limits import RequestLimits
 from lazyfx_server.settings.loading import load
 from lazyfx_server.settings.model import FIELDS
@@ -136,6 +137,18 @@ SENTENCES = {
         ["--listen", "http://127.0.0.1:1"],
         "--listen: must be HOST:PORT, not a URL: write 127.0.0.1:1",
     ),
+    "a URL of no store, which may hold a password": (
+        ["--store", "http://user:hunter2@host"],
+        "--store: must begin with redis://, rediss://, unix://, s3://",
+    ),
+    "a bucket that is none": (
+        ["--store", "redis://host", "--blobs", "/folder"],
+        "--blobs: must begin with s3://",
+    ),
+    "a bucket without a Redis": (
+        ["--blobs", "s3://bucket"],
+        "--blobs requires a Redis as --store; --store s3:// needs no --blobs",
+    ),
     "half of two": (
         ["--server-key", "k"],
         "--server-certificate and --server-key must be set together",
@@ -150,6 +163,25 @@ def test_a_wrong_setting_is_told_in_one_sentence(case, capsys):
         load(flags)
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"lazyfx serve: {sentence}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--store", "redis://:hunter2@host:port"], "--store: redis://host:port: "),
+        (
+            ["--store", "redis://:hunter2@host", "--store-path", ""],
+            "--store requires --tenant-secret",
+        ),
+    ],
+    ids=["a wrong port", "a secret in memory only"],
+)
+def test_a_shared_store_that_cannot_be_used_is_refused(flags, reason, tmp_path):
+    place = [] if "--store-path" in flags else ["--store-path", str(tmp_path)]
+    with pytest.raises(SetupError) as caught:
+        check_setup(load(["--listen", "127.0.0.1:0", "--metrics-port", "0", *place, *flags]))
+    assert str(caught.value).startswith(reason)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_variable_is_named_where_it_is_wrong(capsys, monkeypatch):

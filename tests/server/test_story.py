@@ -1,4 +1,4 @@
-"""The walk in ARCHITECTURE.md is what a miss really does: in that order, with nothing in between."""
+"""A traced miss calls the functions listed in ARCHITECTURE.md, in that order."""
 
 from __future__ import annotations
 

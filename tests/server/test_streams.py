@@ -1,4 +1,4 @@
-"""CompileBatch, GetArtifact, FindMissingBlobs and UploadBlobs, from outside."""
+"""CompileBatch, GetArtifact, FindMissingBlobs and UploadBlobs over gRPC."""
 
 from __future__ import annotations
 

@@ -45,6 +45,10 @@ class SlowStore:
         await self._enter("put")
         await self.inner.put(key, value)
 
+    async def put_if_absent(self, key: str, value: bytes) -> bool:
+        await self._enter("put_if_absent")
+        return await self.inner.put_if_absent(key, value)
+
     async def contains(self, keys: Iterable[str]) -> set[str]:
         await self._enter("contains")
         return await self.inner.contains(keys)
@@ -172,6 +176,38 @@ async def test_writers_wait_when_too_much_is_pending() -> None:
     assert not second.done()
     lower.gate.set()
     await second
+    await store.close()
+
+
+async def test_writers_that_never_wait_leave_a_full_lower_tier_out() -> None:
+    lower = SlowStore()
+    lower.gate.clear()
+    told: list[tuple[str, str]] = []
+    store = TieredStore(
+        MemoryStore(LIMIT),
+        lower,
+        on_error=lambda tier, operation, _key, _error: told.append((tier, operation)),
+        max_pending_bytes=1000,
+        waits_when_full=False,
+    )
+    for name in "abc":
+        await store.put(key(name), bytes(900))
+        assert await store.get(key(name)) == bytes(900)
+    assert told == [("slow", "put")]
+    lower.gate.set()
+    await store.close()
+    assert await lower.inner.contains([key(name) for name in "abc"]) == {key("a"), key("b")}
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_lower_tier_decides_who_puts_first_unless_it_is_away(away: bool) -> None:
+    lower, upper = SlowStore(), MemoryStore(LIMIT)
+    await lower.inner.put(key("a"), b"of another server")
+    if away:
+        lower.error = StoreError("away")
+    store = TieredStore(upper, lower)
+    assert await store.put_if_absent(key("a"), b"own") == away
+    assert await store.get(key("a")) == (b"own" if away else b"of another server")
     await store.close()
 
 

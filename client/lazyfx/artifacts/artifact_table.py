@@ -1,8 +1,8 @@
-"""What a compiled module can become on the client: one row for each kind of artifact.
+"""The kinds of artifacts on the client, one row each.
 
-A row says what is fetched from the server and how the result is made of it. Handles fetch, and
-the command line chooses and names files, by this table. It loads torch only when a row is used, so
-that `lazyfx --help` does without.
+A row says what is fetched from the server and how the result is built from it. Handles use this
+table to fetch artifacts, and the command line to select formats and name files. Only using a row
+loads torch, so that `lazyfx --help` does not.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _building: Final = threading.Lock()
 
 @dataclass(frozen=True)
 class Received:
-    """What came from the server for one artifact, and what it is put together with.
+    """The server's data for one artifact, and what it is combined with.
 
     Attributes:
         prepared: What was compiled: names, tensors, calling convention.
         max_seconds: How long building a module may take.
-        data: The artifact as it was fetched; empty for what is made from the graph alone.
+        data: The fetched artifact; empty for artifacts built from the graph alone.
         compiled: The compiled graph, for rows that need it.
-        constants: Bytes of the constants that passes made, by SHA-256.
-        request: What was asked for, of a native artifact.
+        constants: Bytes of the constants that passes created, by SHA-256.
+        request: The request of a native artifact.
     """
 
     prepared: Prepared
@@ -75,11 +75,12 @@ class Received:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an artifact, or its file, is made.
+    """How an artifact, or its file, is built.
 
     Attributes:
-        make: Makes it of what was received. That of a file is given its path too, and writes it.
-        fetch: The server's artifact that it is made of; unspecified for the graph alone.
+        make: Builds it from the received data. For a file, it also takes the path and writes the
+            file.
+        fetch: The server's artifact that it needs; unspecified if it needs only the graph.
         graph: Whether it needs the compiled graph.
         generates: Whether it generates Python code of every graph in the module.
     """
@@ -96,13 +97,13 @@ class ArtifactKind:
 
     Attributes:
         name: Its name in the service, in provenance and on the command line.
-        value: How the artifact is made.
-        file: How its file is made; None for a file that holds the artifact as it is.
-        suffix: Of its files; empty where there are none.
-        holds_values: Whether the values of parameters are in it.
+        value: How the artifact is built.
+        file: How its file is built; None if the file contains the artifact unchanged.
+        suffix: Suffix of its files; empty if there are none.
+        holds_values: Whether it contains the values of parameters.
         is_text: Whether it can be printed.
         made_here: Whether this client builds it from the graph; the server has signed the graph.
-        native: Whether it depends on a machine and its settings besides the module.
+        native: Whether it also depends on a machine and its settings.
     """
 
     name: str
@@ -116,18 +117,20 @@ class ArtifactKind:
 
     @property
     def number(self) -> pb.ArtifactKind.ValueType:
-        """The kind in the service."""
+        """Its number in the service."""
         return pb.ArtifactKind.Value(f"ARTIFACT_KIND_{self.name.upper()}")
 
     @property
     def to_file(self) -> Recipe:
-        """How its file is made.
+        """How its file is built.
 
         Raises:
-            LazyfxError: There are no such files.
+            LazyfxError: This kind has no files.
         """
         if not self.suffix:
-            raise LazyfxError(f"{self.name!r} is not saved as a file, e.g. 'pickle' or 'code' is")
+            raise LazyfxError(
+                f"{self.name!r} cannot be saved as a file; 'pickle' and 'code' can, for example"
+            )
         return self.file or replace(self.value, make=partial(_write_made, self.value.make))
 
 
@@ -137,10 +140,10 @@ def _write_made(make: Callable[[Received], bytes | str], received: Received, pat
 
 
 def find_kind(name: str) -> ArtifactKind:
-    """A kind of artifact by its name.
+    """Find a kind of artifact by name.
 
     Raises:
-        LazyfxError: There is none.
+        LazyfxError: There is no such kind.
     """
     kind = ARTIFACT_KINDS.get(name.lower())
     if kind is None:
@@ -169,7 +172,7 @@ def _source_and_module(received: Received) -> tuple[GeneratedSource, GraphModule
 
 
 def make_python_file(received: Received, path: Path) -> PythonFile:
-    """A file of Python for a compiled graph; its constants are loaded from the same folder."""
+    """A Python file for a compiled graph, which loads its constants from the same folder."""
     from lazyfx.artifacts.python_files import python_file
 
     source, module = _source_and_module(received)

@@ -174,7 +174,7 @@ def _diagnose_tls(connection: socket.socket, address: str, host: str, tls: Tls) 
 def _refused_certificate(error: ssl.SSLCertVerificationError, address: str) -> str:
     told = error.verify_message or _reason(error)
     if "mismatch" in told.lower() or "not valid for" in told.lower():
-        remedy = "connect by a name that it contains, or pass such a name as server_name=  "
+        remedy = "connect by a name that it contains, or pass such a name as server_name= "
         remedy += "(LAZYFX_SERVER_HOST)"
     elif "expired" in told or "not yet valid" in told:
         remedy = "its operator must renew it; also compare the clocks"

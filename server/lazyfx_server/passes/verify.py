@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx.shared.wire.values.descriptions import fake_tensor, materialize
 from lazyfx.shared.wire.values.tensors import stand_in_of
 from lazyfx_server.passes.analysis.evaluation import UnreviewedError, reviewed
+from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
 from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
 from lazyfx_server.passes.base import Pass
 from lazyfx_server.passes.errors import PassError

@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx_server.passes.analysis.evaluation import reviewed
 from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, same_metadata
+from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
 from lazyfx_server.passes.analysis.output_counts import check_outputs
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import attribute_at

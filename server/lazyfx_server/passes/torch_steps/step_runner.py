@@ -15,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx.shared.wire.targets.allow_table import name_of
 from lazyfx_server.passes.analysis.called_operators import NO_SHAPES, KnownValues, requires_grad
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, same_metadata
+from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
 from lazyfx_server.passes.analysis.walk import graph_modules
 from lazyfx_server.passes.base import PassResult
 

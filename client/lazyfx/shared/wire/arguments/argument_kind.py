@@ -1,4 +1,4 @@
-"""What there is to know of one kind of argument, and the way to the kind of an argument.
+"""Defines the properties of a kind of argument, and finds the kind of an argument.
 
 A key is a flat list of types and values, cheap to build and to look up, that tells templates of
 calls apart; the message of a template is built only the first time that its key appears.
@@ -38,7 +38,7 @@ class WritingTables(Protocol):
 
 
 class ReadingTables(Protocol):
-    """Tables of a message that is read; see `templates.TemplateReader`."""
+    """Tables of a message being read; see `templates.TemplateReader`."""
 
     def text(self, index: int) -> str: ...  # noqa: D102
     def target(self, index: int) -> Any: ...  # noqa: D102
@@ -48,7 +48,7 @@ class ReadingTables(Protocol):
 
 
 class CheckingTables(Protocol):
-    """Tables of a message whose form is checked; see `argument_rules.ArgumentChecker`."""
+    """Tables of a message being checked; see `argument_rules.ArgumentChecker`."""
 
     sorts: bool
     spells: bool
@@ -73,15 +73,15 @@ class ArgumentKind:
 
     Attributes:
         field: Its field in the message.
-        types: The Python types whose values are written as it.
-        walk: Appends what tells a value from others to a key, and its nodes to the holes.
-        write: Fills a message with a value that `walk` has accepted; a node becomes a hole.
-        read: The value that a message stands for, or a `Part` where operands go in.
-        check: Checks that a message is in canonical form; the number of its holes.
-        children: The arguments inside a message.
+        types: The Python types of its values.
+        walk: Appends what distinguishes a value to a key, and its nodes to the holes.
+        write: Fills a message with a value that `walk` accepted; a node becomes a hole.
+        read: Returns the value of a message, or a `Part` if it contains operands.
+        check: Checks that a message is in canonical form; returns the number of its holes.
+        children: Returns the arguments inside a message.
         names: The table that its field is an index of, if any: "strings", "devices" or "other".
-        open_keys: What stands in keys of it, as a value or as the type of one, if its message
-            depends on more than the key: on the tables of its message, or on what is called.
+        open_keys: Values, or types of values, in its keys that make its message depend on more than
+            the key: on the tables of the message, or on the called target.
     """
 
     field: str
@@ -118,7 +118,7 @@ def register(kinds: Iterable[ArgumentKind]) -> None:
 def walk_items(
     items: Iterable[Any], key: Key, holes: list[Node], tables: WritingTables, depth: int = 0
 ) -> None:
-    """`walk` for each of some arguments; the commonest types are met here, without a call."""
+    """`walk` for each of several arguments; handles the commonest types inline."""
     for item in items:
         kind = type(item)
         if kind is Node:
@@ -132,7 +132,7 @@ def walk_items(
 
 
 def walk(argument: Any, key: Key, holes: list[Node], tables: WritingTables, depth: int = 0) -> None:
-    """Append what tells this argument from others to `key`, and its nodes to `holes`.
+    """Append what distinguishes this argument to `key`, and its nodes to `holes`.
 
     Raises:
         UnsupportedGraphError: The format does not support it.
@@ -141,15 +141,15 @@ def walk(argument: Any, key: Key, holes: list[Node], tables: WritingTables, dept
 
 
 def write(argument: Any, message: pb.Argument, tables: WritingTables) -> None:
-    """Fill `message` with an argument that `walk` has accepted; a node becomes a hole."""
+    """Fill `message` with an argument that `walk` accepted; a node becomes a hole."""
     (_WRITES.get(type(argument)) or _kind_of(argument).write)(argument, message, tables)
 
 
 def read(message: pb.Argument, tables: ReadingTables, holes: Holes, depth: int = 0) -> Any:
-    """A literal as it is, or a `Part` where operands go in.
+    """A literal, or a `Part` if the argument contains operands.
 
     Raises:
-        DecodeError: It has no kind, or one of its rows is not there.
+        DecodeError: It has no kind, or refers to a missing row.
     """
     kind = _READS.get(message.WhichOneof("kind"))
     if kind is None:
@@ -158,7 +158,7 @@ def read(message: pb.Argument, tables: ReadingTables, holes: Holes, depth: int =
 
 
 def check(message: pb.Argument, tables: CheckingTables, field: str, depth: int = 0) -> int:
-    """Check that an argument is in canonical form; the number of its holes.
+    """Check that an argument is in canonical form; returns the number of its holes.
 
     Raises:
         DecodeError: It is not.
@@ -170,13 +170,13 @@ def check(message: pb.Argument, tables: CheckingTables, field: str, depth: int =
 
 
 def children(message: pb.Argument) -> Sequence[pb.Argument]:
-    """The arguments inside an argument, keys of dictionaries included."""
+    """The arguments inside an argument, including keys of dictionaries."""
     kind = KINDS.get(message.WhichOneof("kind") or "")
     return kind.children(message) if kind is not None else ()
 
 
 def is_closed(key: Iterable[Any]) -> bool:
-    """Whether the message of a key has no index of any table in it, and no dictionary."""
+    """Whether the message of a key contains no table index and no dictionary."""
     return not any(part in _OPEN_KEYS or type(part) in _OPEN_KEYS for part in key)
 
 
@@ -186,7 +186,7 @@ def unknown(kind: str | None) -> DecodeError:
 
 
 def _kind_of(argument: Any) -> ArgumentKind:
-    """The kind of a value whose type alone does not tell."""
+    """The kind of a value whose type does not determine it."""
     if isinstance(argument, Node):
         return KINDS["operand"]
     if callable(argument) and allow_table.name_of(argument) is not None:

@@ -1,4 +1,4 @@
-"""Arguments that hold arguments."""
+"""Arguments that contain arguments."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _write_dictionary(value: dict[Any, Any], message: pb.Argument, tables: Writi
 
 
 def _ordered(dictionary: dict[Any, Any], *, sort: bool) -> list[Any]:
-    """Keys in canonical order, or in their own.
+    """Keys in canonical order, or in the dictionary's own order.
 
     Raises:
         UnsupportedGraphError: A key of another type.

@@ -1,4 +1,4 @@
-"""Arguments with holes: literals made once for a call, operands put in for each node."""
+"""Arguments with holes: literals are built once per call, operands are inserted for each node."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Holes:
         self.count = 0
 
     def next(self) -> Part:
-        """One more hole."""
+        """The next hole."""
         place = self.count
         self.count += 1
         return Part(itemgetter(place), place)
 
 
 class Part(NamedTuple):
-    """Something made from operands; `place` is set for a bare hole."""
+    """A value built from operands; `place` is set for a bare hole."""
 
     build: Build
     place: int | None = None
 
 
 def sequence(items: list[Any], make: Callable[[list[Any]], Any]) -> Any:
-    """`make` of the items at once, or for each node if there are parts among them."""
+    """Apply `make` to the items at once, or for each node if some of them are parts."""
     if not any(type(item) is Part for item in items):
         return make(items)
     fill = _filler(items)
@@ -54,7 +54,7 @@ def _filler(items: list[Any]) -> Callable[[Operands], list[Any]]:
 
 
 def positional(args: list[Any], holes: int) -> tuple[Any, ...] | Build:
-    """Makes the positional arguments; a tuple where it only comes behind the operands."""
+    """Builds the positional arguments; a tuple if the operands only precede it."""
     leading = 0
     while leading < len(args) and type(args[leading]) is Part and args[leading].place is not None:
         leading += 1
@@ -62,12 +62,12 @@ def positional(args: list[Any], holes: int) -> tuple[Any, ...] | Build:
     if any(type(item) is Part for item in rest):
         fill = _filler(args)
         return lambda operands: tuple(fill(operands))
-    # Nearly all calls: operands first, then literals.
+    # Nearly all calls have operands first, then literals.
     return rest if leading == holes else lambda operands: operands[:leading] + rest
 
 
 def keywords(kwargs: dict[str, Any]) -> Build | None:
-    """Makes the keyword arguments; None where there are none."""
+    """Builds the keyword arguments; None if there are none."""
     if not kwargs:
         return None
     names, fill = list(kwargs), _filler(list(kwargs.values()))

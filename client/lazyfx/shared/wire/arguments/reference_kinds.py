@@ -1,4 +1,4 @@
-"""Arguments that name something outside of them: an operand, or a row of a table."""
+"""Arguments that refer to something else: an operand, or a row of a table."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _read_symbolic(message: pb.Argument, tables: ReadingTables, *_: object) -> A
 
 
 def _walk_target(value: Any, key: Key, *_: object) -> None:
-    # By name: its row comes behind that of what is called.
+    # By name: its row follows the row of the called target.
     key += Callable, allow_table.name_of(value)
 
 
@@ -168,7 +168,7 @@ REFERENCES = (
         names="other",
         open_keys=(GroupName,),
     ),
-    # One whose symbols are all known is a plain number.
+    # An expression whose symbols are all known is a plain number.
     ArgumentKind(
         "expression",
         _SYMBOLIC,
@@ -179,7 +179,7 @@ REFERENCES = (
         names="other",
         open_keys=_SYMBOLIC,
     ),
-    # A callable of the allow-table, whose type does not tell.
+    # An allowed callable, whose type does not determine its kind.
     ArgumentKind(
         "target",
         (),

@@ -43,13 +43,13 @@ def canonical_float(value: float) -> float:
 
 
 def check_float(value: float, field: str) -> None:
-    """Refuse every NaN but the quiet one."""
+    """Refuse every NaN except the quiet one."""
     if math.isnan(value) and struct.unpack("<Q", struct.pack("<d", value))[0] != QUIET_NAN_BITS:
         raise DecodeError("a NaN that is not the quiet NaN", field=field)
 
 
 def by_value(value: Any, key: Key, *_: object) -> None:
-    """The way into keys of values that are equal to none of another kind."""
+    """Append a value that never equals a value of another kind to a key."""
     key.append(value)
 
 
@@ -112,7 +112,7 @@ def _plain(field: str) -> Read:
 
 
 def _enum(field: str, python_type: type, numbers: Mapping[Any, int]) -> ArgumentKind:
-    """An enum of torch, of which this torch or the format may lack values."""
+    """The kind of a torch enum, some of whose values this torch or the format may lack."""
     values = {number: value for value, number in numbers.items()}
     number_of = attrgetter(field)
 

@@ -1,4 +1,4 @@
-"""Checks the arguments of calls: how they are spelled, and in which order they name rows."""
+"""Checks the arguments of calls: their encoding, and the order in which they refer to rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lazyfx.v1 import graph_pb2 as pb
 
 
 class ArgumentChecker(ABC):
-    """Checks calls and literals; whoever has the tables follows what they name.
+    """Checks calls and literals; subclasses with the tables follow the references.
 
     Attributes:
         sorts: Whether the call takes dictionaries sorted by key.
         spells: Whether it takes text such as "cuda:0" for a device.
-        in_call: Whether it is a call at all.
+        in_call: Whether the arguments belong to a call.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class ArgumentChecker(ABC):
         """Check a reference to a process group."""
 
     def call(self, row: pb.Call, target: pb.Target | None, field: str) -> int:
-        """Check how a call, its target and its arguments fit each other; the number of holes."""
+        """Check that a call, its target and its arguments fit; returns the number of holes."""
         method = row.opcode == pb.OPCODE_CALL_METHOD
         if target is not None and (target.kind == pb.TARGET_KIND_METHOD) != method:
             raise DecodeError("the target does not fit the opcode", field=f"{field}.target")
@@ -59,7 +59,7 @@ class ArgumentChecker(ABC):
         return self.arguments(row, field)
 
     def arguments(self, row: pb.Call, field: str) -> int:
-        """Check the arguments of a call; the number of their holes."""
+        """Check the arguments of a call; returns the number of their holes."""
         check_shape(row, field)
         self.in_call = True
         holes, previous = 0, ""
@@ -76,14 +76,14 @@ class ArgumentChecker(ABC):
         return holes
 
     def literal(self, argument: pb.Argument, field: str) -> None:
-        """Check an argument that may hold no operands."""
+        """Check an argument that may not contain operands."""
         self.sorts = self.spells = self.in_call = False
         if check(argument, self, field):
             raise DecodeError("an operand where only literals are allowed", field=field)
 
 
 class _StandaloneCallChecker(ArgumentChecker):
-    """Checks one call without a message: its texts are given, and others check its devices."""
+    """Checks one call without a message: texts are given, devices are checked elsewhere."""
 
     def __init__(self, texts: dict[int, str]) -> None:
         super().__init__()
@@ -107,9 +107,9 @@ class _StandaloneCallChecker(ArgumentChecker):
 
 @lru_cache(maxsize=MAX_ROWS)
 def known_call(key: CallKey) -> int | None:
-    """The number of holes of a call that is right wherever it names these rows.
+    """The number of holes of a call that is valid in any message where it refers to these rows.
 
-    None where something is wrong, which the message's own checker tells with its place.
+    None if a check failed; the message's own checker then reports the error with its place.
     """
     call, references = pb.Call.FromString(key.call), call_references(key.call)
     texts = references.texts if references else ()

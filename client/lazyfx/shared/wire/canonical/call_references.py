@@ -1,8 +1,7 @@
-"""What a row of `calls` names in other tables.
+"""Finds the rows of other tables to which a row of `calls` refers.
 
-Calls come again in every graph of a model, and in every model of a family. What was found out
-about one is remembered by its bytes together with the rows that they name, so that it means the
-same in any message.
+Calls recur in every graph of a model and in every model of a family. Check results are cached by a
+call's bytes together with the rows that it refers to, so that they are valid in any message.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ Rows: TypeAlias = Mapping[str, Sequence[bytes]]
 
 
 class CallReferences(NamedTuple):
-    """The rows that a call names.
+    """The rows to which a call refers.
 
     Attributes:
-        target: 1 + its row of `targets`; 0 where it has none.
-        texts: Rows of `strings`, in the order in which they are used; some may be there twice.
+        target: 1 + its row of `targets`; 0 if it has none.
+        texts: Rows of `strings`, in the order of their use, possibly with repetitions.
         devices: Rows of `devices`, likewise.
     """
 
@@ -34,12 +33,12 @@ class CallReferences(NamedTuple):
 
 
 class CallKey(NamedTuple):
-    """A call and what it names: equal for calls that mean the same, but for their devices.
+    """A call and its rows: equal for calls that mean the same, except for devices.
 
     Attributes:
         call: Serialized.
-        target: The row of `targets`, serialized; empty where there is none.
-        texts: The rows of `strings` in UTF-8, in the order in which they are used.
+        target: The row of `targets`, serialized; empty if there is none.
+        texts: The rows of `strings` in UTF-8, in the order of their use.
     """
 
     call: bytes
@@ -48,7 +47,7 @@ class CallKey(NamedTuple):
 
 
 class NamedCall(NamedTuple):
-    """A row of `calls` together with the rows that it names."""
+    """A row of `calls` with the rows to which it refers."""
 
     key: CallKey
     references: CallReferences
@@ -56,10 +55,10 @@ class NamedCall(NamedTuple):
 
 
 def named_calls(rows: Rows) -> list[NamedCall | None]:
-    """What tells each row of `calls` from calls that mean something else, and what it names.
+    """The key of each row of `calls`, and the rows to which it refers.
 
-    None for what is too long to be remembered, names rows that are not there, or names rows of
-    other tables too: symbolic expressions, callables among the arguments, process groups,
+    None for calls that are too long to be cached, refer to missing rows, or refer to rows of other
+        tables too: symbolic expressions, callables among the arguments, process groups,
     spelled devices.
     """
     targets, strings = [b"", *rows["targets"]], rows["strings"]
@@ -90,7 +89,7 @@ def _named_call(call: bytes, target: bytes, texts: tuple[bytes, ...]) -> NamedCa
 
 @lru_cache(maxsize=MAX_ROWS)
 def call_references(serialized: bytes) -> CallReferences | None:
-    """The rows that a serialized call names; None where it names rows of other tables too."""
+    """The rows to which a serialized call refers; None if it also refers to other tables."""
     call = pb.Call.FromString(serialized)
     texts: list[int] = []
     devices: list[int] = []
@@ -102,7 +101,7 @@ def call_references(serialized: bytes) -> CallReferences | None:
 
 
 def _collect(argument: pb.Argument, texts: list[int], devices: list[int]) -> bool:
-    """Add what an argument names; False where it names something else."""
+    """Add the rows to which an argument refers; False if it refers to something else."""
     kind = KINDS.get(argument.WhichOneof("kind") or "")
     if kind is None:
         return True

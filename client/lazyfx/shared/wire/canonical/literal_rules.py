@@ -1,7 +1,7 @@
-"""Checks what a row says by itself, whatever message it is in.
+"""Checks of rows that do not depend on the message.
 
-Rows of this kind come again and again, in every graph of a model and in every pattern:
-that one was found right is remembered by its bytes.
+Such rows recur in every graph of a model and in every pattern, so valid ones are cached by their
+bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lazyfx.shared.wire.format import (
 )
 from lazyfx.v1 import graph_pb2 as pb
 
-# Rows remembered, and the longest of them: some 2 MB in all.
+# Maximum number and length of cached rows: about 2 MB in total.
 MAX_ROWS = 4096
 LONGEST_ROW = 256
 _WITH_GRADIENTS = frozenset(
@@ -29,7 +29,7 @@ _WITH_GRADIENTS = frozenset(
 
 
 class TensorIndices(NamedTuple):
-    """What a tensor description refers to."""
+    """The rows to which a tensor description refers."""
 
     device: int
     expressions: tuple[int, ...]
@@ -37,7 +37,7 @@ class TensorIndices(NamedTuple):
 
 @lru_cache(maxsize=MAX_ROWS)
 def known_tensor(serialized: bytes) -> TensorIndices | None:
-    """What a serialized row refers to; None where something is wrong with it."""
+    """The rows to which a serialized row refers; None if the row is invalid."""
     try:
         return read_tensor(pb.TensorDescription.FromString(serialized), "")
     except DecodeError:
@@ -45,7 +45,7 @@ def known_tensor(serialized: bytes) -> TensorIndices | None:
 
 
 def read_tensor(row: pb.TensorDescription, field: str) -> TensorIndices:
-    """Check a tensor description and say what it refers to."""
+    """Check a tensor description, and return the rows to which it refers."""
     check_tensor(row, field)
     offset = row.symbolic_storage_offset
     expressions = *row.symbolic_shape, *row.symbolic_stride, *((offset - 1,) if offset else ())
@@ -53,7 +53,7 @@ def read_tensor(row: pb.TensorDescription, field: str) -> TensorIndices:
 
 
 def check_tensor(row: pb.TensorDescription, field: str) -> None:
-    """Check a tensor description, its indices left out."""
+    """Check a tensor description, except for its indices."""
     if not row.dtype or row.layout == pb.LAYOUT_STRIDED:
         raise DecodeError("no dtype, or an explicit strided layout", field=field)
     if row.dtype not in DTYPE_OBJECTS:
@@ -67,7 +67,7 @@ def check_tensor(row: pb.TensorDescription, field: str) -> None:
             raise DecodeError("both static and symbolic sizes", field=field)
         if row.symbolic_stride and len(row.symbolic_stride) != len(row.symbolic_shape):
             raise DecodeError("must have one stride per dimension", field=field)
-    # Of a number out of a tensor of symbolic size only the place in memory is symbolic.
+    # A scalar taken from a tensor of symbolic size has only a symbolic storage offset.
     elif row.symbolic_stride or (
         row.symbolic_storage_offset and (row.shape or row.stride or row.storage_offset)
     ):

@@ -37,16 +37,17 @@ class RowChecker(ArgumentChecker):
     """Follows the references into the tables of one body.
 
     Attributes:
-        calls: The rows of `calls`, with what they name; None for what is not to be remembered.
+        calls: The rows of `calls`, with the rows to which they refer; None for calls that are not
+            cached.
         call_shapes: Number of operand holes of each row of `calls` seen so far.
         rows: The rows of the body's tables, serialized.
-        opcodes: Opcode of each row of `calls`; 0 and 7 for what is none.
+        opcodes: Opcode of each row of `calls`; 0 and 7 are invalid.
     """
 
     def __init__(self, body: pb.GraphBody, data: bytes) -> None:
         super().__init__()
         self._body = body
-        # Serialized rows tell doubles apart, and name what is remembered of them.
+        # Serialized rows are used to find duplicates, and as cache keys.
         self.rows: Rows = split_rows(data)
         self._sizes = {name: len(self.rows[name]) for name in _TABLES}
         self._next = dict.fromkeys(_TABLES, 0)
@@ -71,7 +72,7 @@ class RowChecker(ArgumentChecker):
         return self._next["values"]
 
     def finish(self) -> None:
-        """Check that all rows were used, and none is there twice."""
+        """Check that all rows were used, and that there are no duplicates."""
         for table in _TABLES:
             if self._next[table] != self._sizes[table]:
                 raise DecodeError(f"row {self._next[table]} is never used", field=table)
@@ -104,7 +105,7 @@ class RowChecker(ArgumentChecker):
         self.call_shapes.append(holes)
 
     def _use_references(self, references: CallReferences) -> None:
-        """Check the references of a call that is right by itself."""
+        """Check the references of a call that is otherwise valid."""
         target, texts, devices = references
         if target > self._next["targets"]:
             self.use_target(target - 1)
@@ -114,7 +115,7 @@ class RowChecker(ArgumentChecker):
             self.use_device(device)
 
     def _use_new(self, index: int) -> int:
-        """Check a call, and say how many holes it has."""
+        """Check a call, and return the number of its holes."""
         row, field = self._body.calls[index], f"calls[{index}]"
         check_target(row, field)
         if row.target:
@@ -122,7 +123,7 @@ class RowChecker(ArgumentChecker):
         return self.call(row, self._body.targets[row.target - 1] if row.target else None, field)
 
     def text(self, index: int) -> str:
-        """Check a reference to a string, and read it."""
+        """Check a reference to a string, and return the string."""
         self._first("strings", index)
         return self._body.strings[index]
 
@@ -134,7 +135,7 @@ class RowChecker(ArgumentChecker):
                 raise DecodeError("a target without kind or name", field=f"targets[{index}]")
 
     def use_device(self, index: int) -> int:
-        """Check a reference to a device; its slot."""
+        """Check a reference to a device; returns its slot."""
         first = self._first("devices", index)
         row = self._body.devices[index]
         if first:
@@ -188,7 +189,7 @@ class RowChecker(ArgumentChecker):
             self.use_tree_spec(child, field, depth + 1)
 
     def use_value(self, index: int, depth: int = 0) -> None:
-        """Check a reference to a value description; rows inside come before it."""
+        """Check a reference to a value description; rows inside it precede it."""
         following = self._next
         if index < following["values"]:
             return
@@ -218,6 +219,6 @@ class RowChecker(ArgumentChecker):
 
 @lru_cache(maxsize=MAX_ROWS)
 def _tensor_of(serialized: bytes) -> int | None:
-    """The tensor of a value that is one; None for other values."""
+    """The tensor of a tensor value; None for other values."""
     row = pb.ValueDescription.FromString(serialized)
     return row.tensor if row.WhichOneof("kind") == "tensor" else None

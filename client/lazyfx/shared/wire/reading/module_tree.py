@@ -1,4 +1,4 @@
-"""Attributes on the way in: the module that a decoded graph reads from and calls into."""
+"""Decodes attributes: builds the module from which a decoded graph reads and calls."""
 
 # ruff: noqa: SLF001 - modules and buffers are placed in nn.Module's own tables
 
@@ -57,12 +57,12 @@ class AttributeReader:
 
         Args:
             number: The graph.
-            paths: Where each attribute is.
-            modules: The graphs inside of it.
-            uses: Nodes with the attribute that each reads, so that errors name one.
+            paths: The path of each attribute.
+            modules: Its nested graphs.
+            uses: Nodes with the attribute that each reads, for error messages.
 
         Raises:
-            DecodeError: An attribute makes no sense, or two paths get in each other's way.
+            DecodeError: An attribute is invalid, or two paths conflict.
         """
         rows = self._body.graphs[number].attributes
         root = nn.Module()
@@ -88,7 +88,7 @@ class AttributeReader:
         return root
 
     def keep_constants(self, module: GraphModule, number: int, paths: Sequence[str]) -> None:
-        """Make constants plain attributes again: a GraphModule registers them as buffers."""
+        """Turn constants back into plain attributes: GraphModule registers them as buffers."""
         for row, path in zip(self._body.graphs[number].attributes, paths, strict=True):
             if row.tensor.role == pb.TENSOR_ROLE_CONSTANT:
                 parent, _, name = path.rpartition(".")
@@ -106,7 +106,7 @@ class AttributeReader:
         is_parameter = row.tensor.role == pb.TENSOR_ROLE_PARAMETER
         tensor = self._bind(graph, number, row) if self._bind else None
         if tensor is None:
-            # Tied tensors are one tensor again.
+            # Tied tensors become one tensor again.
             key = (row.tensor.storage, row.tensor.tensor, row.tensor.role)
             if key not in self._stand_ins:
                 self._stand_ins[key] = self._stand_in(row.tensor, description, is_parameter)
@@ -187,7 +187,7 @@ class AttributeReader:
 
 
 def _check_spelling(template: nn.Module, given: Mapping[str, Any]) -> None:
-    """Refuse options that are not those which are read back from the module made of them."""
+    """Refuse options that differ from those of the module built from them."""
     try:
         found = {name: _key(value) for name, value in leaf_classes.options(template).items()}
     except UnsupportedGraphError as error:
@@ -211,7 +211,7 @@ _ROLES = frozenset({pb.TENSOR_ROLE_PARAMETER, pb.TENSOR_ROLE_BUFFER, pb.TENSOR_R
 
 
 def _placing_order(rows: Sequence[pb.Attribute], paths: Sequence[str]) -> list[int]:
-    """Modules before what is read from within them, outer ones first.
+    """An order in which modules precede what is read from within them, outer modules first.
 
     A graph may read a tensor of a leaf module before it calls the module, and call a part
     before the whole.
@@ -226,7 +226,7 @@ def _placing_order(rows: Sequence[pb.Attribute], paths: Sequence[str]) -> list[i
 
 
 def _place(root: nn.Module, path: str, value: Any, role: int) -> None:
-    """Put a value at a dotted path, making plain modules on the way."""
+    """Set a value at a dotted path, creating plain modules on the way."""
     *parents, name = path.split(".")
     owner = root
     for parent in parents:
@@ -239,8 +239,8 @@ def _place(root: nn.Module, path: str, value: Any, role: int) -> None:
         owner = child
     present = getattr(owner, name, None)
     if present is not None:
-        # The same tensor read by get_attr and held by a leaf module, or the same leaf module
-        # read, called, or part of another: any other second value would be a lie.
+        # Allowed: the same tensor both read by get_attr and held by a leaf module, or the same leaf
+        # module read, called, or part of another. Any other second value is a conflict.
         if _is_same(present, value):
             return
         raise DecodeError(f"two attributes have the path {path!r}")
@@ -265,7 +265,7 @@ def _is_same(present: object, value: Any) -> bool:
 
 
 def _alike(present: torch.Tensor, value: Any) -> bool:
-    """Whether both stand in for one tensor of the caller."""
+    """Whether both represent the same tensor of the caller."""
     ours = getattr(present, "lazyfx_stand_in", None)
     theirs = getattr(value, "lazyfx_stand_in", None)
     return (

@@ -1,4 +1,4 @@
-"""Argument templates on the way in: each distinct call becomes a builder once."""
+"""Decodes argument templates: each distinct call becomes a builder once."""
 # ruff: noqa: SLF001 - private parts of our own class
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from lazyfx.v1 import graph_pb2 as pb
 
 
 class Template(NamedTuple):
-    """A call, ready to be filled in.
+    """A call whose operands are filled in for each node.
 
     Attributes:
         shape: What its nodes have in common.
         stars: For placeholders.
-        reads_attribute: Whether an attribute index stands before the operands.
+        reads_attribute: Whether an attribute index precedes the operands.
     """
 
     shape: CallShape
@@ -43,7 +43,7 @@ class TemplateReader:
 
     Args:
         tables: The message and its devices.
-        calls: Its rows of `calls`, with what they name.
+        calls: Its rows of `calls`, with the rows to which they refer.
     """
 
     def __init__(self, tables: ValueTables, calls: Sequence[NamedCall | None]) -> None:
@@ -58,7 +58,7 @@ class TemplateReader:
         """The template of a row of `body.calls`.
 
         Raises:
-            DecodeError: The row makes no sense; names the field.
+            DecodeError: The row is invalid; names the field.
         """
         try:
             known = self._known(number)
@@ -67,7 +67,7 @@ class TemplateReader:
             raise error.within(f"calls[{number}]") from None
 
     def _known(self, number: int) -> Template | None:
-        """A template that was read before, for a call that names equal rows."""
+        """A template that was read before, for a call that refers to equal rows."""
         call = self._calls[number]
         if call is None:
             return None
@@ -96,7 +96,7 @@ class TemplateReader:
         return Template(shape, "*" * call.stars, op in _READERS)
 
     def _arguments(self, call: pb.Call) -> tuple[list[Any], dict[str, Any], int]:
-        """Arguments with parts where operands go in, and the number of these."""
+        """The arguments, with parts for operands, and the number of operands."""
         holes = Holes()
         with _Field("args"):
             args = [read(argument, self, holes) for argument in call.args]
@@ -145,12 +145,12 @@ class TemplateReader:
         env = self._tables.argument_env()
         try:
             return symbols.scalar(self._body, index, env, self._tables.symbols(env))
-        except DecodeError as error:  # its place is where it is an argument
+        except DecodeError as error:  # the node is the one with the argument
             raise DecodeError(error.reason) from None
 
 
 class _Field:
-    """Places what is refused inside in a field of the call; entered for each distinct call."""
+    """Adds a field of the call to errors inside the block; entered for each distinct call."""
 
     __slots__ = ("_field",)
 
@@ -184,7 +184,7 @@ def _check_shape(call: pb.Call, op: str) -> None:
 
 @lru_cache(maxsize=MAX_ROWS)
 def _known_template(key: CallKey, devices: tuple[torch.device, ...]) -> Template | None:
-    """The template of a call in any message where it names these rows; None where it is wrong."""
+    """The template of a call in any message with the same rows; None if it is invalid."""
     call, references = pb.Call.FromString(key.call), call_references(key.call)
     if references is None:
         return None

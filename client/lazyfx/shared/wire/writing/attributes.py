@@ -1,4 +1,4 @@
-"""Attributes on the way out: what GET_ATTR and CALL_MODULE nodes refer to."""
+"""Encodes attributes, to which GET_ATTR and CALL_MODULE nodes refer."""
 
 # ruff: noqa: SLF001 - which tensors are buffers is only seen in nn.Module's own table
 
@@ -40,9 +40,9 @@ class Children:
         self._numbers: dict[int, int] = {id(root): 0}
 
     def number(self, module: GraphModule, parent: int) -> int:
-        """Graph index of `module`, greater than that of the graph that names it.
+        """Graph index of `module`, greater than that of the graph that refers to it.
 
-        A module that is reached again from a graph behind it is written again.
+        A module that is reached again from a later graph is written again.
         """
         found = self._numbers.get(id(module))
         if found is None or found <= parent:
@@ -75,7 +75,7 @@ class AttributeWriter:
         self._verified: set[bytes] = set()
 
     def number(self, node: Node) -> int:
-        """Attribute index of what a GET_ATTR or CALL_MODULE node refers to."""
+        """The index of the attribute to which a GET_ATTR or CALL_MODULE node refers."""
         path = str(node.target)
         called = node.op == "call_module"
         found = self._numbers.get((path, called))

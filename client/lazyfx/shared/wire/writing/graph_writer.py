@@ -1,4 +1,4 @@
-"""One graph as columns, on the way out."""
+"""Encodes one graph as columns."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class GraphWriter:
 
     Args:
         module: Holds the graph.
-        columns: Where they are written.
-        attributes: Writes what the graph refers to.
+        columns: The columns to fill.
+        attributes: Writes the attributes of the graph.
         tables: Tables of the message.
-        calls: Rows of `calls` by what tells calls apart, of the whole message.
+        calls: Rows of `calls` of the whole message, by key.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class GraphWriter:
             calls.append(call)
             value = node.meta.get("val", _ABSENT)
             if op == "output":
-                # What it gives is described at its operands. torch.export.load describes it
-                # again, and a program must not be another for having been saved.
+                # Its result is described at its operands. torch.export.load adds a second
+                # description, but saving a program must not change its digest.
                 values.append(0)
             elif type(value) is FakeTensor:
-                # Nearly all nodes. Only of inputs it is told whether they are parameters.
+                # Nearly all nodes. Only inputs are marked as parameters.
                 parameter = op == "placeholder" and vars(value).get("_is_param", False)
                 values.append(1 + tables.fake_value(value, parameter))
             else:
@@ -123,7 +123,7 @@ class GraphWriter:
             numbers[node] = number
 
     def _begin(self, node: Node, op: str, number: int) -> list[Any]:
-        """The key of a node that calls no function, without its arguments."""
+        """The key, without arguments, of a node that does not call a function."""
         if op == "get_attr" or op == "call_module":
             self._operand_column.append(self._attributes.number(node))
             return [op]
@@ -147,7 +147,7 @@ class GraphWriter:
             argument_kind.walk(kwargs[name], key, holes, self._tables)
 
     def _given(self, node: Node) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """Arguments of a node, the name of its process group marked as one."""
+        """Arguments of a node, with the name of its process group marked as such."""
         place = self._group_places.get(self._target_ids.get(id(node.target), -1))
         if place is None:
             return node.args, node.kwargs
@@ -229,7 +229,7 @@ class GraphWriter:
 
 
 def _check_ordered(kwargs: Mapping[str, Any]) -> None:
-    """Keywords are sorted on the wire; of a dictionary made of them the order would be another."""
+    """Refuse a dict built from keywords: sorting these on the wire would change its order."""
     if [*kwargs] != sorted(kwargs):
         raise UnsupportedGraphError(
             "a dictionary made of keyword arguments, whose order would be lost",

@@ -21,12 +21,12 @@ from lazyfx.shared.wire.writing import row_cache
 from lazyfx.shared.wire.writing.transfer import Transfer
 from lazyfx.v1 import graph_pb2 as pb
 
-# Only these can be conjugated.
+# Only these dtypes can be conjugated.
 _COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
-# Classes all of whose meaning the format describes; another class with the same sizes may
-# compute something else.
+# Classes that the format describes completely; another class with the same sizes may compute
+# something else.
 _CLASSES = frozenset({torch.Tensor, FakeTensor, torch.nn.Parameter})
-# Of a blocked or hybrid sparse tensor the sizes do not tell the layout.
+# Sizes do not determine the layout of a blocked or hybrid sparse tensor.
 _DESCRIBED_LAYOUTS = frozenset({torch.sparse_coo, torch.sparse_csr, torch.sparse_csc})
 
 
@@ -36,9 +36,9 @@ class Tables:
     Attributes:
         body: The message so far.
         device_indices: Real index of each row of `body.devices`.
-        target_ids: Indices of the targets met so far, by identity of the callable.
-        groups: The process groups met so far.
-        sorting: Whether the call that is being written takes dictionaries sorted by key.
+        target_ids: Indices of the targets so far, by identity of the callable.
+        groups: The process groups so far.
+        sorting: Whether the call being written takes dictionaries sorted by key.
         spelling: Whether it takes text such as "cuda:0" for a device.
     """
 
@@ -72,7 +72,7 @@ class Tables:
         return found
 
     def target(self, target: Any) -> int:
-        """Index of a callable of the allow-table."""
+        """Index of an allowed callable."""
         found = self.target_ids.get(id(target))
         if found is None:
             key = allow_table.name_of(target)
@@ -94,7 +94,7 @@ class Tables:
         """Whether a call sorts the dictionaries among its arguments.
 
         Args:
-            target: Index of a function; or an opcode, of which none does.
+            target: Index of a function; or an opcode, for which the answer is no.
         """
         return type(target) is int and allow_table.sorts_dictionaries(self.body.targets[target])
 
@@ -148,7 +148,7 @@ class Tables:
         return found
 
     def _known_tensor(self, key: tuple[Any, ...], device: torch.device) -> int | None:
-        """Index of a description that some graph had before; None where none had."""
+        """Index of a cached description; None if there is none."""
         known = row_cache.TENSORS.get(key)
         if known is None:
             return None
@@ -190,11 +190,11 @@ class Tables:
         return row
 
     def add_tensor(self, row: pb.TensorDescription) -> int:
-        """Intern a description whose indices are of this message already."""
+        """Intern a description whose indices already refer to this message."""
         return self._intern(self.body.tensors, row)
 
     def add_value(self, row: pb.ValueDescription) -> int:
-        """Intern a value description whose indices are of this message already."""
+        """Intern a value description whose indices already refer to this message."""
         return self._intern(self.body.values, row)
 
     def _intern(self, rows: Any, row: Any) -> int:
@@ -207,7 +207,7 @@ class Tables:
         return found
 
     def value(self, value: Any, *, parameter: bool = False, depth: int = 0) -> int | None:
-        """Index of the description of a node's value; None where the format has none."""
+        """Index of the description of a node's value; None if the format has none."""
         if type(value) is FakeTensor:
             return self.fake_value(value, parameter)
         if isinstance(value, torch.Tensor):
@@ -239,7 +239,7 @@ class Tables:
         return self.add_value(description)
 
     def fake_value(self, tensor: FakeTensor, parameter: bool = False) -> int:
-        """`value` of the commonest kind: nearly all nodes have static fake tensors."""
+        """`value` for the commonest case: nearly all nodes have static fake tensors."""
         if tensor._has_symbolic_sizes_strides or tensor.layout is not torch.strided:
             return self._tensor_value(tensor, parameter)
         dtype = tensor.dtype
@@ -268,7 +268,7 @@ class Tables:
         return found
 
     def lazy_value(self, value: LazyValue) -> int:
-        """Index of a description that another message holds."""
+        """Index of a description from another message."""
         return self.transfer(value.tables).value(value.index)
 
     def transfer(self, source: ValueTables) -> Transfer:
@@ -280,7 +280,7 @@ class Tables:
 
 
 def _remember(key: tuple[Any, ...], row: pb.TensorDescription) -> None:
-    """Keep a static description for later graphs; of which device it is they say themselves."""
+    """Cache a static description, without its device, for later graphs."""
     device, row.device = row.device, 0
     row_cache.TENSORS.put(key, row.SerializeToString())
     row.device = device
@@ -301,7 +301,7 @@ def _refuse(tensor: torch.Tensor) -> UnsupportedGraphError:
 
 
 def _is_contiguous_symbolic(tensor: torch.Tensor) -> bool:
-    """Whether symbolic strides are, as expressions, the products of the sizes behind them."""
+    """Whether symbolic strides equal, as expressions, the products of the later sizes."""
     expected: Any = 1
     for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
         if _expression(stride) != expected:

@@ -26,7 +26,7 @@ def is_tree_spec(value: object) -> bool:
 
 
 def write(spec: Any, message: pb.TreeSpec, tables: Tables, depth: int = 0) -> None:
-    """Fill `message` with a structure of tuples, lists and dicts, or a call by name.
+    """Fill `message` with a structure of tuples, lists and dicts, or an autograd function's.
 
     Raises:
         UnsupportedGraphError: A node of another type, or nesting that is too deep.
@@ -60,8 +60,8 @@ def read(message: pb.TreeSpec, body: pb.GraphBody, depth: int = 0) -> pytree.Tre
     """The structure that a message describes.
 
     Raises:
-        DecodeError: An unknown kind, a key that is not text or an integer, as many
-            keys as children missed, or nesting that is too deep.
+        DecodeError: An unknown kind, a key that is neither text nor an integer, a wrong number of
+            keys, or nesting that is too deep.
     """
     if depth >= MAX_DEPTH:
         raise DecodeError("nested too deeply", field="tree_spec")

@@ -12,9 +12,9 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx_server.passes.analysis.called_operators import operator_name
 from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun
+from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx_server.passes.analysis.constants import (
     ConstantNodes,
     ConstantRules,
@@ -16,6 +15,7 @@ from lazyfx_server.passes.analysis.constants import (
     find_constants,
     may_read_tensors,
 )
+from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
 from lazyfx_server.passes.analysis.walk import attribute_at, unused_name
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.errors import PassError

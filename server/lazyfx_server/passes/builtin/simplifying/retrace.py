@@ -10,7 +10,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule
 
-from lazyfx.shared.forward_levels import in_fresh_thread
+from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
 from lazyfx_server.passes.analysis.operator_facts import is_tagged_random
 from lazyfx_server.passes.analysis.retracing import CannotRetrace, Retraced, retrace
 from lazyfx_server.passes.base import Pass, PassContext, PassResult

@@ -10,10 +10,10 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx.shared.native.setting_types import Float
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun
+from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.torch_steps.torch_partitioner import partition
