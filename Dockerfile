@@ -39,7 +39,7 @@ RUN /opt/lazyfx/bin/pip install --constraint constraints.txt torch numpy
 COPY pyproject.toml README.md LICENSE ./
 COPY client client
 COPY server server
-RUN /opt/lazyfx/bin/pip install --constraint constraints.txt ".[server]" && \
+RUN /opt/lazyfx/bin/pip install --constraint constraints.txt ".[server,redis,s3]" && \
     /opt/lazyfx/bin/pip check
 
 # ---- The runtime image. ----

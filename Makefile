@@ -30,9 +30,9 @@ $(PROTO_VENV)/.installed:
 demo: $(STAMP) ## Set up, then run the main use case on this machine: server, real model, report, hit
 	$(BIN)/lazyfx demo
 
-# Tests start hundreds of processes. If Python may not write bytecode, each of them would compile
-# the package again.
 # One more than CI has cores: many tests wait, for a server that drains or a call that times out.
+# They start hundreds of processes. If Python may not write bytecode, each of them would compile
+# the package again, so it is compiled first.
 WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=20 --durations-min=1
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from bench.graphs import Case
 from bench.rounds import Row, take_turns
 from lazyfx.shared import wire
-from lazyfx.shared.pass_specs import messages
+from lazyfx.shared.pass_specs import messages, normalize
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import PassLimits, Pipeline, Registry, Rewrites
 from lazyfx_server.passes.base import PassContext
@@ -24,7 +24,7 @@ class LocalPipeline:
     """A case's passes, run in this process on a newly decoded module each time."""
 
     def __init__(self, case: Case) -> None:
-        self._specs = messages(case.passes)
+        self._specs = messages(normalize(case.passes))
         self._body = wire.encode(case.module).body
         self._pipeline: Pipeline = pipeline_of(Registry(), self._specs)
         self.ledger = RecompileLedger()

@@ -107,7 +107,7 @@ class Nursery:
                     self._selector.unregister(key.fileobj)
 
     def _fork(self, request: Request) -> int:
-        pid = os.fork()
+        pid = _fork()
         if pid:
             self._running[pid] = request.connection
             self._selector.register(request.connection, selectors.EVENT_READ, pid)
@@ -126,6 +126,13 @@ class Nursery:
                 self._selector.unregister(connection)
             _send(connection, {"status": os.waitstatus_to_exitcode(status)})
             connection.close()
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python 3.12 warns if there are other threads; OpenBLAS has some, and sets them up anew.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def _read(connection: socket.socket) -> Request | None:
@@ -205,7 +212,7 @@ def _fork_server_by_fork(start: Any) -> Any:
     def spawnv_passfds(path: str, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
         if "lazyfx_server" not in str(arguments[-1]) or "forkserver" not in str(arguments[-1]):
             return int(start(path, arguments, descriptors))
-        pid = os.fork()
+        pid = _fork()
         if pid == 0:
             try:
                 _be_fork_server(str(arguments[-1]), descriptors)

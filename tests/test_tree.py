@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,20 @@ def test_what_is_called_shared_is_used_by_the_server() -> None:
             rest += (imported(known[name], known) | parents) & known.keys() - {"lazyfx"}
     unused = {name for name in known if name.startswith("lazyfx.shared")} - reached
     assert not unused
+
+
+def test_the_table_of_changes_names_few_files_and_they_are_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    table = text.partition("## Where to change what")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 15
+    roots = [ROOT, *PACKAGES.values(), ROOT / "client", ROOT / "server"]
+    roots += [ROOT / "proto/lazyfx/v1", ROOT / "proto/lazyfx_server/v1"]
+    for row in rows:
+        named = [re.findall(r"`([\w./-]+(?:/|\.(?:py|proto|md|toml)|/\w+))`", cell) for cell in row]
+        for name in chain(*named):
+            assert any((root / name).exists() for root in roots), name
+        assert len([name for name in named[1] if not name.endswith(".proto")]) <= 3, row[0]
 
 
 def _is_module(path: Path) -> bool:

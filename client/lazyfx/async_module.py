@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.fx import GraphModule
 
@@ -13,6 +13,7 @@ from lazyfx.artifacts.python_files import PythonFile
 from lazyfx.calls.async_driver import AsyncDriver
 from lazyfx.module_flows import ModuleFlows
 from lazyfx.report import Cache, Report
+from lazyfx.shared.picture import Picture
 from lazyfx.shared.source.assembly import GeneratedSource
 from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
@@ -50,6 +51,57 @@ class AsyncRemoteModule:
         """What the compile did, including recompiles that later fetches caused."""
         return self._flows.report
 
+    async def artifact(
+        self,
+        kind: str,
+        request: pb.NativeRequest | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
+        """What this module becomes, e.g. "graph" or "pickle"; each has a method of its own too.
+
+        Args:
+            kind: "code", "source", "picture", "graph", "pickle", "package", "torchscript",
+                "exported_program", "inductor" or "aot_inductor".
+            request: For native artifacts, from `aot_request`. Default: this machine and its
+                settings.
+            timeout: Timeout of a native compile, in seconds.
+            on_progress: Called with the progress of a native compile.
+
+        Returns:
+            What the method of the kind returns; bytes of a package for serving.
+
+        Raises:
+            LazyfxError: There is no such kind.
+            ServiceError: The server cannot make it.
+        """
+        return await self._run(
+            self._flows.artifact(kind, request, timeout=timeout, on_progress=on_progress)
+        )
+
+    async def save(
+        self,
+        path: str | Path,
+        kind: str,
+        request: pb.NativeRequest | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
+        """Write what this module becomes to a file, and return its path; see `artifact`.
+
+        A graph is written as a serialized `lazyfx.v1.Graph`, and code as a file that runs.
+
+        Raises:
+            LazyfxError: There is no such kind, or it is not saved as a file.
+            OSError: The file cannot be written; if its folder does not exist, at once.
+            ServiceError: The server cannot make it.
+        """
+        return await self._run(
+            self._flows.save(path, kind, request, timeout=timeout, on_progress=on_progress)
+        )
+
     async def code(self) -> str:
         """The generated Python source, with the caller's own names, for people to read.
 
@@ -57,16 +109,16 @@ class AsyncRemoteModule:
             DecodeError: The server sent something other than text.
             ServiceError: The server cannot render it.
         """
-        return await self._run(self._flows.code())
+        return cast("str", await self.artifact("code"))
 
-    async def picture(self) -> str:
+    async def picture(self) -> Picture:
         """A drawing of the graph: SVG text without scripts and external references.
 
         Raises:
             DecodeError: The server sent something else.
             ServiceError: The server cannot draw it.
         """
-        return await self._run(self._flows.picture())
+        return cast("Picture", await self.artifact("picture"))
 
     async def graph_module(self) -> GraphModule:
         """A new GraphModule built from graph data, with the caller's own parameters.
@@ -77,7 +129,7 @@ class AsyncRemoteModule:
             DecodeError: The server sent something that is not a graph.
             ServiceError: The server cannot send it.
         """
-        return await self._run(self._flows.graph_module())
+        return cast("GraphModule", await self.artifact("graph"))
 
     @property
     def built(self) -> GraphModule | None:
@@ -104,14 +156,14 @@ class AsyncRemoteModule:
             DecodeError: The server sent something that is not a graph.
             ServiceError: The server cannot send the graph.
         """
-        return await self._run(self._flows.pickle())
+        return cast("bytes", await self.artifact("pickle"))
 
     async def package(self) -> bytes:
         """The module as a torch.package archive; see `pickle` for its content.
 
         `PackageImporter(path).load_pickle("module", "module.pkl")` of torch.package reads it.
         """
-        return await self._run(self._flows.package())
+        return cast("bytes", await self.artifact("package"))
 
     async def torchscript(self) -> bytes:
         """The module as a TorchScript archive for `torch.jit.load`, scripted here.
@@ -123,11 +175,11 @@ class AsyncRemoteModule:
             UnsupportedGraphError: The graph, or its result, cannot be expressed in TorchScript;
                 names the node or the type.
         """
-        return await self._run(self._flows.torchscript())
+        return cast("bytes", await self.artifact("torchscript"))
 
     async def save_torchscript(self, path: str | Path) -> Path:
         """Write `torchscript()` to a file, for `torch.jit.load`, and return its path."""
-        return await self._run(self._flows.save(path, self._flows.torchscript()))
+        return await self.save(path, "torchscript")
 
     async def exported_program(self) -> bytes:
         """The module as an ExportedProgram, as torch.export.save writes it.
@@ -138,11 +190,11 @@ class AsyncRemoteModule:
         Raises:
             UnsupportedGraphError: torch.export cannot express the graph; says why.
         """
-        return await self._run(self._flows.exported_program())
+        return cast("bytes", await self.artifact("exported_program"))
 
     async def save_exported_program(self, path: str | Path) -> Path:
         """Write `exported_program()` to a file, for `torch.export.load`, and return its path."""
-        return await self._run(self._flows.save(path, self._flows.exported_program()))
+        return await self.save(path, "exported_program")
 
     def aot_request(
         self, *, mode: str | None = None, options: Mapping[str, Any] | None = None
@@ -163,6 +215,8 @@ class AsyncRemoteModule:
         path: str | Path,
         request: pb.NativeRequest | None = None,
         *,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Path:
@@ -174,7 +228,9 @@ class AsyncRemoteModule:
 
         Args:
             path: The file; its name should end in .pt2, as torch requires.
-            request: From `aot_request`, for custom settings.
+            request: From `aot_request`. Default: of this mode and these options.
+            mode: A mode of torch.compile.
+            options: Settings of Inductor.
             timeout: Timeout of the server, in seconds.
             on_progress: Called with the progress of the compile.
 
@@ -184,10 +240,10 @@ class AsyncRemoteModule:
             UntrustedArtifactError: It is not signed with a trusted key.
             ServiceError: A subclass, by the status that the server returned.
         """
-        flow = self._flows.save_aot_inductor(
-            path, request or self.aot_request(), timeout=timeout, on_progress=on_progress
+        request = request or self.aot_request(mode=mode, options=options)
+        return await self.save(
+            path, "aot_inductor", request, timeout=timeout, on_progress=on_progress
         )
-        return await self._run(flow)
 
     async def native(
         self,
@@ -208,16 +264,16 @@ class AsyncRemoteModule:
             UntrustedArtifactError: It is not signed with a trusted key.
             ServiceError: A subclass, by the status that the server returned.
         """
-        flow = self._flows.native(request, timeout=timeout, on_progress=on_progress)
-        return await self._run(flow)
+        made = await self.artifact("inductor", request, timeout=timeout, on_progress=on_progress)
+        return cast("bytes", made)
 
     async def save_pickle(self, path: str | Path) -> Path:
         """Write `pickle()` to a file, for `pickle.load`, and return its path."""
-        return await self._run(self._flows.save(path, self._flows.pickle()))
+        return await self.save(path, "pickle")
 
     async def save_package(self, path: str | Path) -> Path:
         """Write `package()` to a file and return its path."""
-        return await self._run(self._flows.save(path, self._flows.package()))
+        return await self.save(path, "package")
 
     async def python_file(self, name: str = "model.py") -> PythonFile:
         """The module as a Python file that needs only torch, checked against the graph.
@@ -241,7 +297,7 @@ class AsyncRemoteModule:
         Constants that are in no state_dict are written to a second file: `model.constants.pt` for
         `model.py`.
         """
-        return await self._run(self._flows.save_code(path))
+        return await self.save(path, "code")
 
     async def provenance(self, kind: str = "graph") -> Provenance:
         """The verified provenance of an artifact: passes, versions, server and dates.
@@ -270,4 +326,4 @@ class AsyncRemoteModule:
             ArtifactError: The server's source does not match the graph.
             ServiceError: The server cannot generate it.
         """
-        return await self._run(self._flows.source())
+        return cast("GeneratedSource", await self.artifact("source"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.fx import GraphModule
 
@@ -61,14 +61,41 @@ class RemoteModule:
         """What the compile did, including recompiles that later fetches caused."""
         return self._flows.report
 
+    def artifact(
+        self,
+        kind: str,
+        request: pb.NativeRequest | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
+        """What this module becomes, e.g. "graph"; see `AsyncRemoteModule.artifact`."""
+        return self._run(
+            self._flows.artifact(kind, request, timeout=timeout, on_progress=on_progress)
+        )
+
+    def save(
+        self,
+        path: str | Path,
+        kind: str,
+        request: pb.NativeRequest | None = None,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
+        """Write what this module becomes to a file; see `AsyncRemoteModule.save`."""
+        return self._run(
+            self._flows.save(path, kind, request, timeout=timeout, on_progress=on_progress)
+        )
+
     @property
     def code(self) -> str:
         """The generated Python source, in the caller's own names. See `AsyncRemoteModule.code`."""
-        return self._run(self._flows.code())
+        return cast("str", self.artifact("code"))
 
     def graph_module(self) -> GraphModule:
         """A new GraphModule from graph data; see `AsyncRemoteModule.graph_module`."""
-        return self._run(self._flows.graph_module())
+        return cast("GraphModule", self.artifact("graph"))
 
     def __call__(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the module, in this thread, with the inputs that the caller's graph takes."""
@@ -78,7 +105,23 @@ class RemoteModule:
 
     def picture(self) -> Picture:
         """A drawing of the graph; displays itself in a notebook."""
-        return Picture(self._run(self._flows.picture()))
+        return cast("Picture", self.artifact("picture"))
+
+    def pickle(self) -> bytes:
+        """The module as a pickle that loads with torch alone; see `AsyncRemoteModule.pickle`."""
+        return cast("bytes", self.artifact("pickle"))
+
+    def package(self) -> bytes:
+        """The module as a torch.package archive; see `AsyncRemoteModule.package`."""
+        return cast("bytes", self.artifact("package"))
+
+    def torchscript(self) -> bytes:
+        """The module as a TorchScript archive; see `AsyncRemoteModule.torchscript`."""
+        return cast("bytes", self.artifact("torchscript"))
+
+    def exported_program(self) -> bytes:
+        """The module as an ExportedProgram; see `AsyncRemoteModule.exported_program`."""
+        return cast("bytes", self.artifact("exported_program"))
 
     def native(
         self,
@@ -88,11 +131,12 @@ class RemoteModule:
         on_progress: OnProgress | None = None,
     ) -> bytes:
         """The native artifact; see `AsyncRemoteModule.native`."""
-        return self._run(self._flows.native(request, timeout=timeout, on_progress=on_progress))
+        made = self.artifact("inductor", request, timeout=timeout, on_progress=on_progress)
+        return cast("bytes", made)
 
     def source(self) -> GeneratedSource:
         """The generated source, checked against the graph; see `AsyncRemoteModule.source`."""
-        return self._run(self._flows.source())
+        return cast("GeneratedSource", self.artifact("source"))
 
     def python_file(self, name: str = "model.py") -> PythonFile:
         """A Python file that needs only torch; see `AsyncRemoteModule.python_file`."""
@@ -100,15 +144,15 @@ class RemoteModule:
 
     def save_code(self, path: str | Path) -> Path:
         """Write a Python file and its constants; see `AsyncRemoteModule.save_code`."""
-        return self._run(self._flows.save_code(path))
+        return self.save(path, "code")
 
     def save_pickle(self, path: str | Path) -> Path:
         """Write a file for `pickle.load` that needs only torch; see `AsyncRemoteModule.pickle`."""
-        return self._run(self._flows.save(path, self._flows.pickle()))
+        return self.save(path, "pickle")
 
     def save_package(self, path: str | Path) -> Path:
         """Write a file for `torch.package.PackageImporter`; see `AsyncRemoteModule.package`."""
-        return self._run(self._flows.save(path, self._flows.package()))
+        return self.save(path, "package")
 
     def provenance(self, kind: str = "graph") -> Provenance:
         """The verified provenance of an artifact; see `AsyncRemoteModule.provenance`."""
@@ -116,27 +160,28 @@ class RemoteModule:
 
     def save_torchscript(self, path: str | Path) -> Path:
         """Write a file for `torch.jit.load`; see `AsyncRemoteModule.torchscript`."""
-        return self._run(self._flows.save(path, self._flows.torchscript()))
+        return self.save(path, "torchscript")
 
     def save_exported_program(self, path: str | Path) -> Path:
         """Write a file for `torch.export.load`; see `AsyncRemoteModule.exported_program`."""
-        return self._run(self._flows.save(path, self._flows.exported_program()))
+        return self.save(path, "exported_program")
+
+    def aot_request(
+        self, *, mode: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> pb.NativeRequest:
+        """This machine and its settings; see `AsyncRemoteModule.aot_request`."""
+        return self._flows.aot_request(mode, options)
 
     def save_aot_inductor(
         self,
         path: str | Path,
+        request: pb.NativeRequest | None = None,
         *,
         mode: str | None = None,
         options: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Path:
-        """Write a package for serving; see `AsyncRemoteModule.save_aot_inductor`.
-
-        `mode` and `options` are those of torch.compile.
-        """
-        request = self._flows.aot_request(mode, options)
-        flow = self._flows.save_aot_inductor(
-            path, request, timeout=timeout, on_progress=on_progress
-        )
-        return self._run(flow)
+        """Write a package for serving; see `AsyncRemoteModule.save_aot_inductor`."""
+        request = request or self.aot_request(mode=mode, options=options)
+        return self.save(path, "aot_inductor", request, timeout=timeout, on_progress=on_progress)

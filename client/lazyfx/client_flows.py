@@ -114,7 +114,10 @@ class ClientFlows:
     def compile_many(self, jobs: Sequence[Job], *, send_values: bool) -> ManyCompiles:
         """Capture and encode many graphs, without any I/O; see `AsyncClient.compile_many`."""
         prepared = [
-            self.preparer.prepare(*job, fresh=True, send_values=send_values) for job in jobs
+            self.preparer.prepare(
+                what, normalize(passes), *inputs, fresh=True, send_values=send_values
+            )
+            for what, passes, *inputs in jobs
         ]
         return ManyCompiles(self.calls, self.compile_caller, prepared)
 

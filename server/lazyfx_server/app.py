@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from lazyfx_server.assembling import (
     authenticator,
     ledger_file,
     native_compiles,
+    shared_store,
 )
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
@@ -48,17 +49,15 @@ from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import StoreSettings
-from lazyfx_server.store import Store, open_store
+from lazyfx_server.store import Store, StoreHooks, open_store
+from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
-    EntryCorrupt,
     Gauges,
     Observers,
-    StoreFailed,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
-from lazyfx_server.telemetry.outages import Outages
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
 from lazyfx_server.workers.devices import Devices
 from lazyfx_server.workers.pools import (
@@ -91,7 +90,6 @@ class App:
     def __init__(self, settings: Settings, sources: Sources) -> None:
         self._settings = settings
         self._serving = False
-        self._outages = Outages()
         plugins = load_plugins(settings.passes.pass_plugins)
         registry = registry_with(plugins)
         try:
@@ -101,8 +99,13 @@ class App:
         ledger = self._ledger = ServerLedger(ledger_file(settings))
         costs = CodegenCosts()
         metrics = new_registry()
-        self._store = self._open_store(settings.store)
         signer = self._signer = artifact_signer(settings)
+        hooks = store_hooks(
+            lambda event: self._observers.observe(event),
+            lambda key: self._catalog.record_damage(key),
+        )
+        self._shared_store = shared_store(settings, signer, hooks)
+        self._store = self._open_store(settings.store, hooks)
         quotas = Quotas(settings.quotas)
         callers = authenticator(settings)
         confined = protection(settings.workers)
@@ -119,6 +122,7 @@ class App:
         self._devices = Devices(Jobs(device_executor or self._executor, job_timeout))
         gauges = Gauges(
             store=self._store.tiers,
+            stores_in_use=self._stores_in_use,
             in_flight=self._in_flight,
             workers=lambda: len(self._executor.pids),
             devices=self._devices.memory,
@@ -241,6 +245,8 @@ class App:
         parts.callback(_log.info, "stopped")
         parts.callback(self._ledger.close)
         parts.push_async_callback(self._store.close)
+        if self._shared_store is not None:
+            await self._shared_store.connect()
         self._server.bind(self._settings.addresses.listen, self._tls_files())
         await self._start_telemetry()
         parts.push_async_callback(self._telemetry.stop)
@@ -317,28 +323,19 @@ class App:
             return None
         return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
 
-    def _open_store(self, settings: StoreSettings) -> Store:
+    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> Store:
         return open_store(
             settings.store_path,
             memory_bytes=settings.store_memory_bytes,
             disk_bytes=settings.store_disk_bytes,
-            on_error=lambda tier, operation, _key, error: self._store_failed(
-                tier, operation, error
-            ),
-            on_recovered=lambda tier, operation: self._outages.recovered(
-                f"store: {operation} of {tier}"
-            ),
-            on_corrupt=self._entry_corrupt,
+            shared=self._shared_store,
+            on_error=hooks.on_error,
+            on_recovered=hooks.on_recovered,
+            on_corrupt=hooks.on_corrupt,
         )
 
-    def _store_failed(self, tier: str, operation: str, error: Exception) -> None:
-        self._outages.failed(f"store: {operation} of {tier}", error)
-        self._observers.observe(StoreFailed(tier, operation))
-
-    def _entry_corrupt(self, tier: str, key: str) -> None:
-        _log.warning("store: quarantined a corrupt entry in %s: %s", tier, key)
-        self._catalog.record_damage(key)
-        self._observers.observe(EntryCorrupt(tier))
+    def _stores_in_use(self) -> Mapping[str, bool]:
+        return {} if self._shared_store is None else self._shared_store.available()
 
     def _in_flight(self) -> dict[str, int]:
         return {"compile": self._compiler.in_flight, "render": self._artifacts.in_flight}

@@ -22,6 +22,13 @@ from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
+from lazyfx_server.store import (
+    SharedIdentity,
+    SharedStore,
+    SharedStoreSettings,
+    StoreHooks,
+    open_shared_store,
+)
 from lazyfx_server.telemetry import Observer
 from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
 
@@ -104,6 +111,42 @@ def authenticator(settings: Settings) -> Authenticator:
         raise OSError(str(error)) from error
     certificates = callers.client_ca is not None
     return Authenticator(tenants, tokens, certificates, frozenset(callers.client_names))
+
+
+def shared_store(settings: Settings, signer: Signer, hooks: StoreHooks) -> SharedStore | None:
+    """The store that this server shares with others; None without one.
+
+    Raises:
+        OSError: The file of the tenants' secret cannot be used.
+        SharedStoreError: The URL of a store cannot be used.
+        StoreError: The folder of large entries cannot be used.
+    """
+    store = settings.store
+    if store.store is None:
+        return None
+    try:
+        secret = secret_of(settings.tenant_secret_file)
+    except SecretFileError as error:
+        raise OSError(str(error)) from error
+    otherwise = "or name another store: another database, bucket or prefix"
+    identity = SharedIdentity(
+        secret,
+        lambda: [key.public_key for key in signer.verify_keys],
+        f"copy their file of --tenant-secret to {settings.tenant_secret_file}, {otherwise}",
+        f"copy their file of --signing-key to {settings.signing_key_file}, {otherwise}",
+    )
+    return open_shared_store(
+        SharedStoreSettings(
+            store.store,
+            store.blobs,
+            store.store_path,
+            store.store_disk_bytes,
+            store.store_wait_seconds,
+            int(store.store_ttl_days * _DAY),
+        ),
+        identity,
+        hooks,
+    )
 
 
 def ledger_file(settings: Settings) -> LedgerFile | None:

@@ -21,6 +21,7 @@ from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import read_keys
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import CallerSettings
+from lazyfx_server.store.opening_shared import SharedStoreError, open_remote
 
 
 class SetupError(Exception):
@@ -40,6 +41,7 @@ def check_setup(settings: Settings) -> None:
     _check_address(flag, addresses.metrics_host, addresses.metrics_port)
     if settings.store.store_path is not None:
         _check_folder(settings.store.store_path)
+    _check_shared_store(settings)
     for name in ("server_certificate", "server_key", "client_ca", "tokens"):
         if (path := getattr(callers, name)) is not None:
             _check_file(_flag(name), path)
@@ -150,6 +152,27 @@ def _check_folder(folder: Path) -> None:
         raise SetupError(f"{flag}: is not a folder") from error
     except OSError as error:
         raise SetupError(f"{flag}: cannot be used as a store: {_reason(error)}") from error
+
+
+def _check_shared_store(settings: Settings) -> None:
+    """Look at the URLs and secrets; whether the stores answer is asked when the server starts."""
+    if settings.store.store is None:
+        return
+    for name in ("store", "blobs"):
+        if (url := getattr(settings.store, name)) is not None:
+            try:
+                open_remote(url, ttl_seconds=1)
+            except SharedStoreError as error:
+                raise SetupError(f"{_flag(name)}: {error}") from error
+    for name, path in (
+        ("tenant_secret", settings.tenant_secret_file),
+        ("signing_key", settings.signing_key_file),
+    ):
+        if path is None:
+            raise SetupError(
+                f"--store requires {_flag(name)}, or a --store-path to keep it in: servers that "
+                "share a store must share it"
+            )
 
 
 def _check_file(flag: str, path: Path) -> None:

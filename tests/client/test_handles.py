@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 
 import lazyfx
+from lazyfx.artifacts.artifact_table import ARTIFACT_KINDS
 from lazyfx.errors import LazyfxError
 
 
@@ -283,3 +285,36 @@ def test_values_are_sent_when_a_pass_reads_them(server):
         other = client.compile(program, ["constant_fold"])
         assert (other.cache.status, other.cache.reason) == ("miss", "NEW_VALUES")
         assert torch.allclose(other(x), program.module()(x))
+
+
+def test_both_handles_have_the_same_methods_with_the_same_signatures():
+    def signatures(handle):
+        return {
+            name: list(inspect.signature(value).parameters.values())
+            for name, value in vars(handle).items()
+            if callable(value) and not name.startswith("_")
+        }
+
+    blocking, asynchronous = signatures(lazyfx.RemoteModule), signatures(lazyfx.AsyncRemoteModule)
+    # A property of the blocking handle, and what that handle itself calls.
+    for name in ("code", "callable_module"):
+        del asynchronous[name]
+    assert blocking == asynchronous
+
+
+def test_every_kind_that_needs_no_machine_is_made_and_saved_by_its_name(client, tmp_path):
+    program = torch.export.export(nn.Linear(4, 4), (torch.ones(2, 4),))
+    remote = client.compile(program, [DCE])
+    for kind in ARTIFACT_KINDS.values():
+        if kind.native:
+            continue
+        assert remote.artifact(kind.name)
+        path = tmp_path / f"model{kind.suffix}"
+        if kind.suffix:
+            assert remote.save(path, kind.name) == path
+            assert path.stat().st_size
+        else:
+            with pytest.raises(LazyfxError, match="is not saved as a file"):
+                remote.save(path, kind.name)
+    with pytest.raises(LazyfxError, match="'constant' is not a kind of artifact"):
+        remote.artifact("constant")

@@ -71,3 +71,11 @@ def test_passes_are_spelled_as_text_too(client):
     assert alone.key != text.key
     with pytest.raises(LazyfxError, match="constant_fold"):
         client.compile(module, "constant_fold{max_bytes")
+
+
+def test_a_pair_may_be_a_list():
+    spec = lazyfx.replace_pattern([added, multiplied])
+    assert spec.identity == lazyfx.replace_pattern((added, multiplied)).identity
+    for wrong in ([added], [(added, multiplied)] * 2, (1, 2), 3):
+        with pytest.raises(LazyfxError, match="takes pairs"):
+            lazyfx.replace_pattern(wrong)

@@ -197,7 +197,7 @@ def test_your_word_is_never_asked_for_without_the_words_beside_it(root: Path) ->
                 value = line + (lines[number + 1] if "name:" in line else "")
                 if "true" in value:
                     above = " ".join(lines[max(0, number - 5) : number])
-                    assert "your word that the network itself is closed" in above, path
+                    assert "asserts that the network itself is closed" in above, path
                     assert "identified" in above, path
 
 

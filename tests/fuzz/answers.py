@@ -20,6 +20,7 @@ from lazyfx.capture.preparing import Prepared, Preparer
 from lazyfx.report import cache_of, report_of
 from lazyfx.shared import wire
 from lazyfx.shared.grpc_status import rich_status, status_to_error
+from lazyfx.shared.pass_specs import normalize
 from lazyfx.shared.printable import make_printable
 from lazyfx.shared.source.assembly import generate
 from lazyfx.shared.torch_lazy_class import LazyGraphModule
@@ -59,7 +60,7 @@ class Sample:
 def samples() -> dict[str, Sample]:
     """One for each kind of answer that has a structure of its own."""
     module = symbolic_trace(Net())
-    prepared = Preparer().prepare(module, "constant_fold")
+    prepared = Preparer().prepare(module, normalize("constant_fold"))
     sent = graph_pb2.GraphBody.FromString(prepared.encoded.body)
     decoded = wire.decode(prepared.encoded.body, module_class=LazyGraphModule)
     encoded = wire.encode(decoded)

@@ -9,6 +9,7 @@ import torch
 from harness import CSE, DCE, compile_request, connected, graph_of, refused
 
 import lazyfx
+from lazyfx.shared.pass_specs import normalize
 from lazyfx.v1 import compiler_pb2 as pb
 
 UNKNOWN = bytes(32)
@@ -76,7 +77,7 @@ def test_the_third_compile_sends_a_token_only(server):
     with lazyfx.connect(server.address) as client:
         statuses = [client.compile(module, [DCE]).cache.status for _ in range(4)]
         sent = client._flows.compile_caller.first_request(
-            client._flows.preparer.prepare(module, [DCE])
+            client._flows.preparer.prepare(module, normalize([DCE]))
         )
     assert statuses == ["miss", "hit", "hit", "hit"]
     assert sent.ByteSize() == 34

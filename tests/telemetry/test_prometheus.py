@@ -35,6 +35,7 @@ from lazyfx_server.telemetry import (
     Reused,
     SourceRefused,
     StoreFailed,
+    StoreSkipped,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition
@@ -83,6 +84,7 @@ EVENTS: list[Event] = [
     JobRetried("render"),
     GraphRefused("native"),
     StoreFailed("disk", "put"),
+    StoreSkipped("redis", "get"),
     EntryCorrupt("disk"),
     WorkerRestarted("crash"),
     RequestHandled("Compile", "OK", 0.01),
@@ -100,6 +102,7 @@ def observer(registry: CollectorRegistry, gauges: Gauges | None = None) -> Prome
         gauges=gauges
         or Gauges(
             store=lambda: {"memory": Levels(), "disk": Levels(bytes=4000)},
+            stores_in_use=lambda: {"redis": True, "s3": False},
             in_flight=lambda: {"compile": 2},
             workers=lambda: 4,
             devices=lambda: [DeviceMemory("cuda:0", 80_000, 60_000)],
@@ -236,6 +239,7 @@ def test_labels_are_bounded(registry: CollectorRegistry) -> None:
             ArtifactServed(wild, wild, 1, 1.0),
             ArtifactServed(wild, "rendered", 1, 1.0),
             StoreFailed(wild, wild),
+            StoreSkipped(wild, wild),
             EntryCorrupt(wild),
             FlightAbandoned(wild, wild),
             JobRetried(wild),

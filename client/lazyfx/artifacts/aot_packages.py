@@ -27,15 +27,15 @@ TEXTS: Final = "extra/lazyfx_texts.json"
 def write_package(
     package: pb.AotPackage,
     tensors: Mapping[str, torch.Tensor],
-    path: Path,
+    file: Path | IO[bytes],
     texts: Mapping[str, str] = _NONE,
-) -> Path:
+) -> None:
     """Write a package with its values, for `torch._inductor.aoti_load_package`.
 
     Args:
         package: From `read_artifact`.
         tensors: The graph's tensors by canonical path.
-        path: The file; its name should end in .pt2, or torch warns when it loads it.
+        file: The file, or its path, which should end in .pt2, or torch warns when it loads it.
         texts: The graph's strings by token; those whose tokens occur in the package are added to
             it, for people who see a token in an error.
 
@@ -48,7 +48,7 @@ def write_package(
     except zipfile.BadZipFile as error:
         raise ArtifactError("the package is not an archive") from error
     _check_members(given, len(package.archive))
-    with given, zipfile.ZipFile(path, "w") as whole:
+    with given, zipfile.ZipFile(file, "w") as whole:
         known: dict[str, str] = {}
         for name in given.namelist():
             data = given.read(name)
@@ -61,7 +61,6 @@ def write_package(
         if known:
             root = given.namelist()[0].partition("/")[0]
             whole.writestr(f"{root}/{TEXTS}", json.dumps(known, indent=1))
-    return path
 
 
 def _check_members(archive: zipfile.ZipFile, length: int) -> None:

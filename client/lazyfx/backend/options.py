@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, get_args
 
-from lazyfx.errors import AddressError
+from lazyfx.errors import AddressError, LazyfxError
 from lazyfx.shared.addresses import DEFAULT_ADDRESS, read_address
 from lazyfx.shared.native.torch_inductor import has_setting
-from lazyfx.shared.pass_specs import PassSpec, normalize
-from lazyfx.shared.pass_spelling import SpellingError
+from lazyfx.shared.pass_specs import PassTuple, normalize
 from lazyfx.shared.printable import shown
 from lazyfx.shared.suggesting import closest
 
@@ -47,7 +46,7 @@ class BackendOptions:
     """
 
     address: str = DEFAULT_ADDRESS
-    passes: tuple[str | PassSpec, ...] = ()
+    passes: PassTuple = ()
     compile: Compile = "inductor"
     on_error: OnError = "local"
     wait: bool = True
@@ -121,14 +120,11 @@ def _address(where: str, value: Any) -> str:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _passes(where: str, value: Any) -> tuple[str | PassSpec, ...]:
+def _passes(where: str, value: Any) -> PassTuple:
     try:
-        passes = normalize(value)
-    except SpellingError as error:
+        return normalize(value)
+    except LazyfxError as error:
         raise ValueError(f"{where}: {error}") from error
-    if all(isinstance(item, (str, PassSpec)) for item in passes):
-        return passes
-    raise ValueError(f"{where} must contain pass names and PassSpecs (lazyfx.pass_spec)")
 
 
 def _flag(where: str, value: Any) -> bool:

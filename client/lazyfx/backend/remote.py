@@ -21,7 +21,7 @@ from lazyfx.errors import ArtifactError, IncompatibleError
 from lazyfx.shared.native import shape_guards
 from lazyfx.shared.native.machine import mismatch
 from lazyfx.shared.native.native_request import native_request
-from lazyfx.shared.native.text_tokens import restoring_texts, texts_of
+from lazyfx.shared.native.text_tokens import texts_of
 from lazyfx.v1 import compiler_pb2 as pb
 
 Runnable: TypeAlias = Callable[..., Any]
@@ -131,9 +131,8 @@ def ask(
     if request is None or graph_request.flat is None:
         rebuilt = remote.graph_module()
         return GraphResult(lambda: rebuilt.forward, remote.digest, remote.cache.status)
+    data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
     texts = texts_of(remembering.encode(graph_request.graph).body)
-    with restoring_texts(texts):
-        data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
     bundle = read_artifact(pb.NativeBundle, data, request)
     symbols = _symbols(graph_request.flat, bundle)
     return GraphResult(

@@ -28,7 +28,9 @@ _USE_TLS = "connect with tls=lazyfx.Tls(ca=...) or tls=True (LAZYFX_CA)"
 
 
 def diagnose(address: str, tls: Tls | None) -> str | None:
-    """Find out why no call reaches a server; takes about a second at most.
+    """Find out why no call reaches a server.
+
+    Each attempt to connect takes a second at most; to resolve a name may take longer.
 
     Args:
         address: As `addresses.read_address` returns it.

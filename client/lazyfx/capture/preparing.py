@@ -20,7 +20,7 @@ from lazyfx.capture.remembered_passes import PassListCache, RequestForms
 from lazyfx.errors import LazyfxError, ProtocolError, ValuesRefusedError
 from lazyfx.shared import wire
 from lazyfx.shared.missing import BLOB_SUBJECT, VALUE_SUBJECT
-from lazyfx.shared.pass_specs import DEFAULT_MODES, Modes, Passes, normalize
+from lazyfx.shared.pass_specs import DEFAULT_MODES, Modes, PassTuple
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
@@ -85,7 +85,7 @@ class Preparer:
     def prepare(
         self,
         what: Compilable,
-        passes: Passes = (),
+        passes: PassTuple = (),
         example_inputs: ExampleInputs = None,
         *,
         modes: Modes = DEFAULT_MODES,
@@ -96,7 +96,7 @@ class Preparer:
 
         Args:
             what: A GraphModule, an ExportedProgram, or a Module with example inputs.
-            passes: Passes to run, in order, or their spelling.
+            passes: Passes to run, in order, as `normalize` returns them.
             example_inputs: For a Module.
             modes: Modes in which the passes run.
             fresh: Encode again even if the graph was encoded before. Otherwise the cached digest is
@@ -105,13 +105,13 @@ class Preparer:
 
         Raises:
             UnsupportedGraphError: The format does not support the graph; names the node.
-            LazyfxError: It cannot be captured, or a pass is malformed.
+            LazyfxError: It cannot be captured.
         """
         with self._capturing:
             captured = self._captures.capture(what, example_inputs)
             module = captured.module
             remembered = None if fresh else remembering.cached_encoding(module)
-            requests_of = self._passes.get(normalize(passes), modes).requests
+            requests_of = self._passes.get(passes, modes).requests
             if remembered is None:
                 encoded, is_unchanged = remembering.encode(module), None
             else:

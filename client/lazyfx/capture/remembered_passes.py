@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lazyfx.shared import wire
-from lazyfx.shared.pass_specs import DEFAULT_MODES, Modes, PassSpec, PassTuple, messages
+from lazyfx.shared.pass_specs import DEFAULT_MODES, Modes, PassTuple, messages
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
@@ -33,11 +33,8 @@ class PassList:
     """Passes as messages.
 
     Args:
-        passes: Names and specs.
+        passes: As `normalize` returns them.
         modes: Modes in which they run.
-
-    Raises:
-        LazyfxError: An entry is neither a string nor a PassSpec.
     """
 
     def __init__(self, passes: PassTuple, modes: Modes = DEFAULT_MODES) -> None:
@@ -65,19 +62,16 @@ class PassListCache:
     """Creates and caches PassLists."""
 
     def __init__(self) -> None:
-        self._lists: dict[tuple[str | bytes | Modes, ...], PassList] = {}
+        self._lists: dict[tuple[bytes | Modes, ...], PassList] = {}
 
     def get(self, passes: PassTuple, modes: Modes = DEFAULT_MODES) -> PassList:
         """The PassList of these passes.
 
         Args:
-            passes: Names and specs.
+            passes: As `normalize` returns them.
             modes: Modes in which they run.
-
-        Raises:
-            LazyfxError: An entry is neither a string nor a PassSpec.
         """
-        key = (modes, *(p.identity if isinstance(p, PassSpec) else p for p in passes))
+        key: tuple[bytes | Modes, ...] = (modes, *(spec.identity for spec in passes))
         known = self._lists.get(key)
         if known is None:
             known = PassList(passes, modes)

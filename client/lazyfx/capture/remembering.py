@@ -23,6 +23,7 @@ from torch.utils._pytree import TreeSpec
 
 from lazyfx.capture.tensor_guards import tensor_check
 from lazyfx.shared import wire
+from lazyfx.shared.wire.calling_convention import HOOKS
 
 # The cached encoding is an attribute of the graph, so it dies with the graph. In a separate table,
 # even a weak one, it would keep the graph alive, because it refers to every part of it.
@@ -42,7 +43,6 @@ _VALUE_KEYS = ("val", "example_value", wire.META_KEY)
 _INTERNALS = frozenset(vars(torch.nn.Module()))
 # A module without these, such as a ScriptModule, stores them where changes cannot be detected.
 _ORDINARY = {"training", "_modules", "_parameters", "_buffers"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 # Constants up to this size are compared by value: some writes do not increase torch's version
 # counter.
@@ -87,7 +87,7 @@ class CachedEncoding:
         self._extra_names = [name for _, name in extras]
         self._extra_values = [vars(owner)[name] for owner, name in extras]
         inner = [owner for owner in owners[1:] if isinstance(owner, GraphModule)]
-        self._hooks = [vars(part)[name] for part in (*called, *inner) for name in _HOOKS]
+        self._hooks = [vars(part)[name] for part in (*called, *inner) for name in HOOKS]
         nodes = list(_nodes(self._graphs))
         self._nodes = [(*_PARTS(node), *_value(node)) for node in nodes]
         # Dynamo's nodes have no "val"; getting one is a change.

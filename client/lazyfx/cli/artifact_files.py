@@ -3,72 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lazyfx.cli.common_options import Kind
-
 if TYPE_CHECKING:
+    from lazyfx.artifacts.artifact_table import ArtifactKind
     from lazyfx.blocking_module import RemoteModule
 
-SUFFIXES: Mapping[Kind, str] = {
-    Kind.CODE: ".py",
-    Kind.GRAPH: ".graph",
-    Kind.PICKLE: ".pkl",
-    Kind.PACKAGE: ".package.pt",
-    Kind.PICTURE: ".svg",
-    Kind.TORCHSCRIPT: ".ts",
-    Kind.EXPORTED_PROGRAM: ".exported.pt2",
-    Kind.AOT_INDUCTOR: ".aot.pt2",
-}
 
-
-def text_of(remote: RemoteModule, kind: Kind) -> str | None:
-    """A compiled module as text; None if the kind is not text.
-
-    Raises:
-        ServiceError: The server cannot render it.
-    """
-    if kind is Kind.CODE:
-        return remote.code
-    return str(remote.picture()) if kind is Kind.PICTURE else None
-
-
-def write_artifact(remote: RemoteModule, kind: Kind, target: Path) -> None:
-    """Atomically write a compiled module to a file.
+def write_artifact(remote: RemoteModule, kind: ArtifactKind, target: Path) -> None:
+    """Write a compiled module to a file, whole or not at all.
 
     Args:
         remote: The module.
-        kind: What to write. A graph is a serialized lazyfx.v1.Graph with the caller's names; code
-            is a Python file, with its constants, if any, in a second file next to it.
-        target: The file; replaced if it exists. Its folder is created.
+        kind: What to write. The constants of code, if any, go into a second file next to it.
+        target: Replaced if it exists; its folder is made.
 
     Raises:
         ServiceError: The server cannot render it.
         OSError: The file cannot be written.
     """
-    if kind is Kind.PICKLE:
-        replace_file(target, lambda temporary: remote.save_pickle(temporary))
-    elif kind is Kind.PACKAGE:
-        replace_file(target, lambda temporary: remote.save_package(temporary))
-    elif kind is Kind.TORCHSCRIPT:
-        replace_file(target, lambda temporary: remote.save_torchscript(temporary))
-    elif kind is Kind.EXPORTED_PROGRAM:
-        replace_file(target, lambda temporary: remote.save_exported_program(temporary))
-    elif kind is Kind.AOT_INDUCTOR:
-        replace_file(target, lambda temporary: remote.save_aot_inductor(temporary))
-    elif kind is Kind.GRAPH:
-        from lazyfx.shared import wire
-
-        data = wire.encode(remote.graph_module()).message().SerializeToString(deterministic=True)
-        replace_file(target, lambda temporary: temporary.write_bytes(data))
-    elif kind is Kind.CODE:
+    if kind.name == "code":
         _write_code(remote, target)
     else:
-        text = str(remote.picture())
-        replace_file(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        replace_file(target, lambda temporary: remote.save(temporary, kind.name))
 
 
 def _write_code(remote: RemoteModule, target: Path) -> None:
@@ -82,9 +42,9 @@ def _write_code(remote: RemoteModule, target: Path) -> None:
     replace_file(target, lambda temporary: temporary.write_text(file.text, encoding="utf-8"))
 
 
-def is_written(target: Path, kind: Kind) -> bool:
-    """Whether a file exists, with the constants file that code may need."""
-    if not target.is_file() or kind is not Kind.CODE:
+def is_written(target: Path, kind: ArtifactKind) -> bool:
+    """Whether a file is there, with the constants file that code may need."""
+    if not target.is_file() or kind.name != "code":
         return target.is_file()
     from lazyfx.artifacts.python_files import constants_path
 

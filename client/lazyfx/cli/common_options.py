@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from lazyfx.artifacts.artifact_table import ARTIFACT_KINDS, ArtifactKind
 from lazyfx.errors import AddressError
 from lazyfx.shared.addresses import read_address
-from lazyfx.shared.pass_spelling import SpellingError, parse
+from lazyfx.shared.pass_spelling import SpellingError
 
 if TYPE_CHECKING:
     from lazyfx.shared.pass_specs import PassSpec
@@ -19,22 +20,15 @@ GRAPH_SUFFIX = ".lazyfx"
 MODEL_SUFFIXES = (".pt2", GRAPH_SUFFIX)
 
 
-class Kind(str, Enum):
-    """The formats in which a compiled module can be written."""
+if TYPE_CHECKING:
+    Emit: TypeAlias = Enum
+else:
+    Emit = Enum("Emit", {name: name for name, kind in ARTIFACT_KINDS.items() if kind.suffix})
 
-    CODE = "code"
-    GRAPH = "graph"
-    PICKLE = "pickle"
-    PACKAGE = "package"
-    PICTURE = "picture"
-    TORCHSCRIPT = "torchscript"
-    EXPORTED_PROGRAM = "exported_program"
-    AOT_INDUCTOR = "aot_inductor"
 
-    @property
-    def holds_values(self) -> bool:
-        """Whether it contains the values of parameters."""
-        return self not in (Kind.CODE, Kind.GRAPH, Kind.PICTURE)
+def emitted_kind(emit: Emit | None) -> ArtifactKind | None:
+    """The kind of artifact that --emit selects."""
+    return None if emit is None else ARTIFACT_KINDS[emit.value]
 
 
 def _checked_address(address: str) -> str:
@@ -51,10 +45,10 @@ def read_passes(text: str) -> list[PassSpec]:
         typer.BadParameter: The text is not a pipeline.
     """
     # `passes` imports torch, which is slow; --help does not need it.
-    from lazyfx.shared.pass_specs import spec_of
+    from lazyfx.shared.pass_specs import normalize
 
     try:
-        return [spec_of(each) for each in parse(text)]
+        return [*normalize(text)]
     except SpellingError as error:
         raise typer.BadParameter(str(error), param_hint="--passes") from error
 

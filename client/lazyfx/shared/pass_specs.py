@@ -142,7 +142,7 @@ DEFAULT_MODES = Modes()
 
 # Names and specs in execution order, a single one, or the spelling of a pipeline.
 Passes: TypeAlias = "str | PassSpec | Iterable[str | PassSpec]"
-PassTuple: TypeAlias = "tuple[str | PassSpec, ...]"
+PassTuple: TypeAlias = "tuple[PassSpec, ...]"
 
 
 def pass_spec(name: str, /, **options: Option) -> PassSpec:
@@ -157,8 +157,9 @@ def until_stable(*passes: str | PassSpec, at_most: int = 8) -> PassSpec:
         passes: Names and specs, in execution order.
         at_most: The maximum number of rounds.
     """
-    inner = tuple(PassSpec(each) if isinstance(each, str) else each for each in passes)
-    return PassSpec(UNTIL_STABLE, MappingProxyType({"at_most": at_most}), passes=inner)
+    return PassSpec(
+        UNTIL_STABLE, MappingProxyType({"at_most": at_most}), passes=tuple(map(_spec, passes))
+    )
 
 
 def spec_of(spelled: Spelled) -> PassSpec:
@@ -168,7 +169,7 @@ def spec_of(spelled: Spelled) -> PassSpec:
 
 
 def normalize(passes: Passes) -> PassTuple:
-    """Normalize passes given in any form to a list.
+    """Normalize passes given in any form; each request does so once.
 
     Raises:
         SpellingError: The text is not a valid pipeline; says what was expected where.
@@ -182,7 +183,23 @@ def normalize(passes: Passes) -> PassTuple:
         raise LazyfxError(
             f"passes must be a list of names and results of lazyfx.pass_spec, not {passes!r}"
         )
-    return tuple(passes)
+    return tuple(map(_spec, passes))
+
+
+def _spec(given: object) -> PassSpec:
+    if isinstance(given, PassSpec):
+        return given
+    if isinstance(given, str):
+        return _named(given)
+    raise LazyfxError(
+        f"passes: {given!r} is neither a pass name nor a PassSpec; "
+        "use lazyfx.pass_spec(name, option=value)"
+    )
+
+
+@lru_cache(maxsize=256)
+def _named(name: str) -> PassSpec:
+    return PassSpec(name)
 
 
 @lru_cache(maxsize=256)
@@ -216,7 +233,8 @@ def replace_pattern(
         LazyfxError: One is not a pair.
     """
     for given in rewrites:
-        if not (isinstance(given, tuple) and len(given) >= 2):
+        sides = given[:2] if isinstance(given, (tuple, list)) else ()
+        if len(sides) < 2 or not all(map(callable, sides)):
             raise LazyfxError(
                 f"replace_pattern takes pairs (pattern, replacement) of functions, not {given!r}"
             )
@@ -224,24 +242,9 @@ def replace_pattern(
     return PassSpec("replace_pattern", MappingProxyType(dict(options)), pairs)
 
 
-def messages(passes: Iterable[str | PassSpec]) -> list[pb.PassSpec]:
-    """Passes as messages; a string is the name of a pass with default options.
-
-    Raises:
-        LazyfxError: An entry is neither a string nor a PassSpec.
-    """
-    specs = []
-    for given in passes:
-        if isinstance(given, str):
-            specs.append(pb.PassSpec(name=given))
-        elif isinstance(given, PassSpec):
-            specs.append(given.message())
-        else:
-            raise LazyfxError(
-                f"passes: {given!r} is neither a pass name nor a PassSpec; "
-                "use lazyfx.pass_spec(name, option=value)"
-            )
-    return specs
+def messages(passes: PassTuple) -> list[pb.PassSpec]:
+    """Passes as messages."""
+    return [spec.message() for spec in passes]
 
 
 def _graph(traceable: Traceable | GraphModule) -> GraphModule:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from lazyfx.errors import LazyfxError
-from lazyfx.shared.pass_specs import spec_of
-from lazyfx.shared.pass_spelling import UNTIL_STABLE, parse
+from lazyfx.shared.pass_specs import messages, normalize
+from lazyfx.shared.pass_spelling import UNTIL_STABLE
 from lazyfx.shared.printable import shown
 from lazyfx.shared.suggesting import SHORT_NAMES, did_you_mean
 from lazyfx.v1 import compiler_pb2 as pb
@@ -51,7 +51,7 @@ class NamedPipelines:
             if name in known:
                 raise ValueError(f"pipeline {name!r}: a pass has this name")
             try:
-                specs = [spec_of(each).message() for each in parse(spelling)]
+                specs = messages(normalize(spelling))
                 self._spellings[name] = pipeline_of(registry, specs).spelling
             except (LazyfxError, PassError) as error:
                 raise ValueError(f"pipeline {name!r}: {error}") from error

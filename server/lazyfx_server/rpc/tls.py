@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 
-_log = logging.getLogger(__name__)
+from lazyfx_server.security.stat_fingerprint import StatFingerprint, stat_fingerprint
 
-_Fingerprint = tuple[tuple[int, int], ...]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,13 @@ class TlsFiles:
         paths = [self.certificate, self.key]
         return paths if self.client_ca is None else [*paths, self.client_ca]
 
-    def stat_fingerprint(self) -> _Fingerprint:
+    def fingerprint(self) -> tuple[StatFingerprint, ...]:
         """A value that changes when a file does.
 
         Raises:
             OSError: One cannot be read.
         """
-        found = (path.stat() for path in self._paths())
-        return tuple((status.st_mtime_ns, status.st_ino) for status in found)
+        return tuple(map(stat_fingerprint, self._paths()))
 
     def read(self) -> grpc.ServerCertificateConfiguration:
         """The current files in gRPC's form.
@@ -58,19 +57,19 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     Raises:
         OSError: A file cannot be read.
     """
-    seen = files.stat_fingerprint()
+    seen = files.fingerprint()
 
     def changed() -> Any:
         nonlocal seen
         try:
-            stat_fingerprint = files.stat_fingerprint()
-            if stat_fingerprint == seen:
+            found = files.fingerprint()
+            if found == seen:
                 return None
             configuration = files.read()
         except OSError as error:
             _log.error("keeping the previous certificates: %s", error)
             return None
-        seen = stat_fingerprint
+        seen = found
         _log.info("the server's certificates changed")
         return configuration
 

@@ -19,6 +19,7 @@ import secrets
 from pathlib import Path
 
 from lazyfx_server.security.secret_file import read_regular
+from lazyfx_server.security.stat_fingerprint import known_fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = _stat_fingerprint(path)
+        self._seen = known_fingerprint(path)
         self._known = _read(path) or {}
 
     def tenant_of(self, token: str) -> str | None:
@@ -63,7 +64,7 @@ class TokenFile:
         return tenant if same else None
 
     def _refresh(self) -> None:
-        looks = _stat_fingerprint(self._path)
+        looks = known_fingerprint(self._path)
         if looks == self._seen:
             return
         self._seen = looks
@@ -134,11 +135,3 @@ def _read(path: Path) -> dict[str, tuple[bytes, str]] | None:
             )
         known[fields[0]] = (bytes.fromhex(fields[1]), fields[2])
     return known
-
-
-def _stat_fingerprint(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

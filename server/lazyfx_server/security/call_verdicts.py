@@ -11,7 +11,8 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lazyfx.shared.source.writable import characters, items_of, unwritable_reason
+from lazyfx.shared.source.writable import characters, unwritable_reason
+from lazyfx.shared.wire.arguments.argument_kind import children
 from lazyfx.shared.wire.canonical.literal_rules import LONGEST_ROW, MAX_ROWS
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.call_schemas import mismatch_reason, module_mismatch_reason
@@ -107,5 +108,5 @@ def _verdict(
 def count(arguments: Sequence[graph_pb2.Argument]) -> int:
     """The number of arguments, including those inside lists and dictionaries."""
     return len(arguments) + sum(
-        count(items) for argument in arguments if (items := items_of(argument))
+        count(children(argument)) for argument in arguments if not argument.HasField("slice")
     )

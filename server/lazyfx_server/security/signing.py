@@ -24,6 +24,7 @@ from lazyfx.shared.signing_keys import SIGNED_PREFIX, key_id
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.security.secret_file import SecretFileError, read_private, write_private
+from lazyfx_server.security.stat_fingerprint import StatFingerprint, known_fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class KeyRing:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._seen: tuple[int, int] | None = None
+        self._seen: StatFingerprint | None = None
         self._keys: tuple[Ed25519PrivateKey, ...] = ()
         if path is None:
             self._keys = (Ed25519PrivateKey.generate(),)
@@ -89,7 +90,7 @@ class KeyRing:
         Raises:
             SecretFileError: The changed file is not a key file.
         """
-        if self._path is not None and (looks := _stat_fingerprint(self._path)) != self._seen:
+        if self._path is not None and (looks := known_fingerprint(self._path)) != self._seen:
             if looks is None:
                 # The keys in memory are still valid; a server keeps running without its store's
                 # folder.
@@ -100,7 +101,7 @@ class KeyRing:
         return self._keys
 
     def _read(self, path: Path) -> None:
-        self._seen = _stat_fingerprint(path)
+        self._seen = known_fingerprint(path)
         self._keys = read_keys(path)
 
 
@@ -267,11 +268,3 @@ def _holds(key: Ed25519PrivateKey, signature: pb.ArtifactSignature) -> bool:
     except InvalidSignature:
         return False
     return True
-
-
-def _stat_fingerprint(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino

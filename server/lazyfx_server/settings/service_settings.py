@@ -14,6 +14,8 @@ from lazyfx.shared.addresses import is_loopback
 from lazyfx_server.settings.name_lists import Names
 from lazyfx_server.settings.part import GIB, MIB, Part
 
+_STORE_SCHEMES = ("redis", "rediss", "unix", "s3")
+
 
 def _default_workers() -> int:
     return max(1, min(8, (os.cpu_count() or 2) - 1))
@@ -150,10 +152,47 @@ class StoreSettings(Part):
     store_disk_bytes: ByteSize = ByteSize(4 * GIB)
     """Maximum size of the disk store; the least recently used entries are evicted first."""
 
-    @field_validator("store_path", mode="before")
+    store: str | None = None
+    """URL of a store that servers share: redis://HOST:PORT/DB (rediss:// for TLS; Valkey, too) or
+    s3://BUCKET/PREFIX. Its servers must share --tenant-secret and --signing-key. Write passwords
+    into LAZYFX_STORE or a settings file: flags are visible to other users."""
+
+    blobs: str | None = None
+    """URL of a bucket, s3://BUCKET/PREFIX, for entries over 1 MiB; requires a Redis as --store.
+    Default: such entries stay in this server's folder, and are not shared."""
+
+    store_wait_seconds: float = Field(default=0.05, gt=0, le=60)
+    """Seconds that a request waits for --store or --blobs to begin an answer; a store that takes
+    longer is not used until it is fast again."""
+
+    store_ttl_days: float = Field(default=7.0, gt=0, le=3650)
+    """Days after which an unused entry leaves a Redis."""
+
+    @field_validator("store_path", "store", "blobs", mode="before")
     @classmethod
-    def _empty_path_is_none(cls, value: object) -> object:
+    def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+    # Their values are not shown: they may hold passwords.
+    @field_validator("store")
+    @classmethod
+    def _store_is_url(cls, value: str | None) -> str | None:
+        if value is not None and value.partition("://")[0] not in _STORE_SCHEMES:
+            raise ValueError(f"must begin with {'://, '.join(_STORE_SCHEMES)}://")
+        return value
+
+    @field_validator("blobs")
+    @classmethod
+    def _blobs_is_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("s3://"):
+            raise ValueError("must begin with s3://")
+        return value
+
+    @model_validator(mode="after")
+    def _blobs_beside_redis(self) -> Self:
+        if self.blobs is not None and (self.store is None or self.store.startswith("s3://")):
+            raise ValueError("--blobs requires a Redis as --store; --store s3:// needs no --blobs")
+        return self
 
     def beside_keys(self, given: Path | None, name: str) -> Path | None:
         """The given file, else one of this name in the store; None without a store."""

@@ -10,13 +10,23 @@ from lazyfx_server.store.contract import (
     OnError,
     OnRecovered,
     Operation,
+    SkippedError,
     Store,
     StoreError,
+    StoreHooks,
     StoreStats,
+    UnreachableError,
     checked_key,
 )
 from lazyfx_server.store.disk_store import DiskStore
 from lazyfx_server.store.memory_store import MemoryStore
+from lazyfx_server.store.opening_shared import (
+    SharedStoreError,
+    SharedStoreSettings,
+    open_shared_store,
+)
+from lazyfx_server.store.shared_identity import OtherIdentityError, SharedIdentity
+from lazyfx_server.store.shared_store import SharedStore
 from lazyfx_server.store.tiered_store import TieredStore
 from lazyfx_server.store.verified_store import VerifiedStore
 
@@ -28,12 +38,21 @@ __all__ = [
     "OnError",
     "OnRecovered",
     "Operation",
+    "OtherIdentityError",
+    "SharedIdentity",
+    "SharedStore",
+    "SharedStoreError",
+    "SharedStoreSettings",
+    "SkippedError",
     "Store",
     "StoreError",
+    "StoreHooks",
     "StoreStats",
     "TieredStore",
+    "UnreachableError",
     "VerifiedStore",
     "checked_key",
+    "open_shared_store",
     "open_store",
 ]
 
@@ -43,6 +62,7 @@ def open_store(
     *,
     memory_bytes: int,
     disk_bytes: int,
+    shared: Store | None = None,
     on_error: OnError | None = None,
     on_recovered: OnRecovered | None = None,
     on_corrupt: OnCorrupt | None = None,
@@ -56,6 +76,7 @@ def open_store(
         memory_bytes: Bound on memory. With a folder, which holds larger entries, one entry may take
             a quarter of it.
         disk_bytes: Bound on the folder.
+        shared: What several servers share; takes the place of the folder.
         on_error: Called for each failed operation, which was answered as a miss.
         on_recovered: Called for each success of an operation that has failed before.
         on_corrupt: Called for each corrupt entry that was quarantined.
@@ -66,6 +87,14 @@ def open_store(
     Raises:
         StoreError: The folder cannot be used.
     """
+    if shared is not None:
+        return TieredStore(
+            MemoryStore(memory_bytes, max_entry_bytes=memory_bytes // 4),
+            shared,
+            on_error=on_error,
+            on_recovered=on_recovered,
+            waits_when_full=False,
+        )
     if root is None:
         return MemoryStore(memory_bytes)
     return TieredStore(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -13,7 +13,15 @@ Operation = Literal["get", "put", "contains", "delete"]
 
 
 class StoreError(Exception):
-    """A store operation failed: a full disk, a broken connection."""
+    """A store could not do what it was asked to: a full disk, a refused write."""
+
+
+class UnreachableError(StoreError):
+    """A store did not answer, or not in time."""
+
+
+class SkippedError(StoreError):
+    """A store was not asked, because it does not answer at present."""
 
 
 class InvalidKeyError(ValueError):
@@ -28,6 +36,28 @@ OnRecovered = Callable[[str, Operation], None]
 
 OnCorrupt = Callable[[str, str], None]
 """Called for a corrupt entry that was quarantined: tier, key."""
+
+
+OnChange = Callable[[str, "StoreError | None"], None]
+"""Called when a remote store is left alone from now on, with its tier and the reason, and with
+None when it is used."""
+
+
+@dataclass(frozen=True)
+class StoreHooks:
+    """What is called when something happens in a store.
+
+    Attributes:
+        on_error: For each failed operation, which was answered as a miss.
+        on_recovered: For each success of an operation that has failed before.
+        on_corrupt: For each corrupt entry that was quarantined.
+        on_change: When a remote store is left alone, and when it is used again.
+    """
+
+    on_error: OnError | None = None
+    on_recovered: OnRecovered | None = None
+    on_corrupt: OnCorrupt | None = None
+    on_change: OnChange | None = None
 
 
 def checked_key(key: str) -> tuple[str, str]:
@@ -79,6 +109,13 @@ class Store(Protocol):
     async def put(self, key: str, value: bytes) -> None:
         """Store a value. A value larger than the whole bound is not kept."""
 
+    async def put_if_absent(self, key: str, value: bytes) -> bool:
+        """Stores a value unless there is one; exactly one of those who try at once does.
+
+        Returns:
+            Whether this value was stored. One that is larger than the whole bound is not.
+        """
+
     async def contains(self, keys: Iterable[str]) -> set[str]:
         """The keys that have a value. Counts as a use of them."""
 
@@ -100,3 +137,29 @@ class QuarantiningStore(Store, Protocol):
 
     async def quarantine(self, key: str) -> None:
         """Move the entry out of the store without destroying it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A value that a remote store has begun to send.
+
+    Attributes:
+        size: Its length in bytes.
+        rest: Waits for all of it.
+    """
+
+    size: int
+    rest: Callable[[], Awaitable[bytes]]
+
+
+class RemoteStore(QuarantiningStore, Protocol):
+    """A store on another machine, which may be slow, frozen or away.
+
+    Its methods raise UnreachableError if it did not answer, StoreError if it refused.
+    """
+
+    async def begin_get(self, key: str) -> Reading | None:
+        """`get` in two steps: the answer has begun, the value has arrived."""
+
+    async def refresh(self) -> None:
+        """Asks for what `stats` tells; the least that shows whether the store answers."""

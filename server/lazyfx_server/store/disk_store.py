@@ -89,7 +89,12 @@ class DiskStore:
     async def put(self, key: str, value: bytes) -> None:
         """See `Store.put`."""
         path = self._path(key)
-        await self._in_thread(lambda: self._write(path, value))
+        await self._in_thread(lambda: self._write(path, value, only_new=False))
+
+    async def put_if_absent(self, key: str, value: bytes) -> bool:
+        """See `Store.put_if_absent`."""
+        path = self._path(key)
+        return await self._in_thread(lambda: self._write(path, value, only_new=True))
 
     async def contains(self, keys: Iterable[str]) -> set[str]:
         """See `Store.contains`."""
@@ -142,16 +147,22 @@ class DiskStore:
         except OSError as error:
             raise StoreError(f"disk store: {error}") from error
 
-    def _write(self, path: tuple[str, ...], value: bytes) -> None:
+    def _write(self, path: tuple[str, ...], value: bytes, *, only_new: bool) -> bool:
+        """Write an entry, and tell whether this one is there now."""
         size = len(value)
+        if only_new and (size > self._limit or self._size(path) is not None):
+            return False
         if size > self._limit:
             self._remove(path)
-            return
+            return False
         staged = (_STAGING, f"{os.getpid()}-{time.time_ns()}-{next(self._serial)}")
         try:
             self._stage(staged, value)
             with self._locked():
                 before = self._size(path)
+                if only_new and before is not None:
+                    self._folder.remove(*staged)
+                    return False
                 added = size - (before or 0)
                 if self._usage.read()[1] + added > self._limit:
                     self._evict(int(self._limit * LOW_WATERMARK) - size)
@@ -163,6 +174,7 @@ class DiskStore:
             with contextlib.suppress(OSError):
                 self._folder.remove(*staged)
             raise
+        return True
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

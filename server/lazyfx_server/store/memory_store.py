@@ -45,6 +45,14 @@ class MemoryStore:
         else:
             self._entries[key] = value
 
+    async def put_if_absent(self, key: str, value: bytes) -> bool:
+        """See `Store.put_if_absent`."""
+        checked_key(key)
+        if self._entries.get(key) is not None:
+            return False
+        await self.put(key, value)  # does not wait
+        return key in self._entries
+
     async def contains(self, keys: Iterable[str]) -> set[str]:
         """See `Store.contains`."""
         found = set()

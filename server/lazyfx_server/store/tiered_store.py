@@ -7,23 +7,22 @@ counts as a miss: a cache must never fail a request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from lazyfx_server.store.contract import (
     OnError,
     OnRecovered,
-    Operation,
     Store,
+    StoreError,
     StoreStats,
     checked_key,
 )
+from lazyfx_server.store.reported_failures import ReportedFailures
 
 REFRESH_EVERY: Final = 64
 """After this many hits in the fast tier, the entry is touched in the durable one;
 otherwise the hottest entries would look like the oldest there."""
-
-T = TypeVar("T")
 
 
 class TieredStore:
@@ -34,8 +33,9 @@ class TieredStore:
         lower: The durable store.
         on_error: Called for each failed operation of a tier.
         on_recovered: Called for each success of an operation that has failed before.
-        max_pending_bytes: Bytes of values that may be waiting to be written to the lower tier;
-            further puts block.
+        max_pending_bytes: Bytes of values that may be waiting to be written to the lower tier.
+        waits_when_full: Whether further puts block; otherwise they leave the lower tier out, and
+            are reported as failed there.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class TieredStore:
         on_error: OnError | None = None,
         on_recovered: OnRecovered | None = None,
         max_pending_bytes: int = 64 << 20,
+        waits_when_full: bool = True,
     ) -> None:
         self._upper = upper
         self._lower = lower
-        self._on_error = on_error
-        self._on_recovered = on_recovered
-        self._failed: set[tuple[str, Operation]] = set()
+        self._failures = ReportedFailures(on_error, on_recovered)
         self._max_pending_bytes = max_pending_bytes
+        self._waits_when_full = waits_when_full
         self._pending: dict[str, tuple[bytes | None, asyncio.Task[None]]] = {}
         self._pending_bytes = 0
         self._refreshing: set[asyncio.Task[None]] = set()
@@ -67,25 +67,48 @@ class TieredStore:
     async def get(self, key: str) -> bytes | None:
         """See `Store.get`."""
         checked_key(key)
-        value = await self._try(self._upper, "get", key, self._upper.get(key))
+        value = await self._failures.result(self._upper, "get", key, self._upper.get(key))
         if value is not None:
             self._refresh(key)
             return value
         if key in self._pending:  # still being written: the lower tier may hold an older value
             return self._pending[key][0]
         changes = self._changes
-        value = await self._try(self._lower, "get", key, self._lower.get(key))
+        value = await self._failures.result(self._lower, "get", key, self._lower.get(key))
         if value is not None and changes == self._changes:  # else it may be outdated by now
-            await self._try(self._upper, "put", key, self._upper.put(key, value))
+            await self._failures.result(self._upper, "put", key, self._upper.put(key, value))
         return value
 
     async def put(self, key: str, value: bytes) -> None:
         """See `Store.put`. Returns once the upper tier has it and the write queue has room."""
         checked_key(key)
+        if not self._waits_when_full and self._pending_bytes > self._max_pending_bytes:
+            full = StoreError("too many bytes wait to be written")
+            self._failures.report(self._lower, "put", key, full)
+            await self._failures.result(self._upper, "put", key, self._upper.put(key, value))
+            return
         task = self._write_behind(key, value)
-        await self._try(self._upper, "put", key, self._upper.put(key, value))
-        if self._pending_bytes > self._max_pending_bytes:
+        await self._failures.result(self._upper, "put", key, self._upper.put(key, value))
+        if self._waits_when_full and self._pending_bytes > self._max_pending_bytes:
             await asyncio.wait({task})
+
+    async def put_if_absent(self, key: str, value: bytes) -> bool:
+        """See `Store.put_if_absent`. The lower tier decides; if it fails, the upper one does."""
+        checked_key(key)
+        if key in self._pending:
+            await asyncio.wait({self._pending[key][1]})
+        self._changes += 1
+        decided = await self._failures.result(
+            self._lower, "put", key, self._lower.put_if_absent(key, value)
+        )
+        self._changes += 1
+        if decided is None:
+            decided = await self._failures.result(
+                self._upper, "put", key, self._upper.put_if_absent(key, value)
+            )
+        elif decided:
+            await self._failures.result(self._upper, "put", key, self._upper.put(key, value))
+        return bool(decided)
 
     async def contains(self, keys: Iterable[str]) -> set[str]:
         """See `Store.contains`."""
@@ -99,7 +122,7 @@ class TieredStore:
         found = {key for key in wanted if key in self._pending} - deleted
         # Ask both tiers for all keys: a lookup counts as a use and keeps an entry alive.
         for tier in (self._upper, self._lower):
-            answer = await self._try(tier, "contains", some, tier.contains(wanted))
+            answer = await self._failures.result(tier, "contains", some, tier.contains(wanted))
             found |= answer or set()
         return found - deleted
 
@@ -107,7 +130,7 @@ class TieredStore:
         """See `Store.delete`. Returns once both tiers have deleted it."""
         checked_key(key)
         task = self._write_behind(key, None)
-        await self._try(self._upper, "delete", key, self._upper.delete(key))
+        await self._failures.result(self._upper, "delete", key, self._upper.delete(key))
         await asyncio.wait({task})
 
     def stats(self) -> StoreStats:
@@ -139,9 +162,9 @@ class TieredStore:
             if after is not None:
                 await asyncio.wait({after})
             if value is None:
-                await self._try(self._lower, "delete", key, self._lower.delete(key))
+                await self._failures.result(self._lower, "delete", key, self._lower.delete(key))
             else:
-                await self._try(self._lower, "put", key, self._lower.put(key, value))
+                await self._failures.result(self._lower, "put", key, self._lower.put(key, value))
         finally:
             self._changes += 1
             self._pending_bytes -= len(value or b"")
@@ -156,22 +179,4 @@ class TieredStore:
             task.add_done_callback(self._refreshing.discard)
 
     async def _touch_lower(self, key: str) -> None:
-        await self._try(self._lower, "contains", key, self._lower.contains([key]))
-
-    async def _try(
-        self, tier: Store, operation: Operation, key: str, work: Awaitable[T]
-    ) -> T | None:
-        try:
-            result = await work
-        except Exception as error:  # noqa: BLE001 - whatever a tier does, it is only a miss
-            self._failed.add((tier.name, operation))
-            if self._on_error is not None:
-                self._on_error(tier.name, operation, key, error)
-            return None
-        if (
-            self._failed
-            and self._on_recovered is not None
-            and (tier.name, operation) in self._failed
-        ):
-            self._on_recovered(tier.name, operation)
-        return result
+        await self._failures.result(self._lower, "contains", key, self._lower.contains([key]))

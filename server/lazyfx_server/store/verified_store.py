@@ -5,13 +5,15 @@
     8 bytes magic | 8 bytes length of the value | 32 bytes SHA-256 of key and value | value
 
 A torn, truncated or altered value, or one stored under another key, is quarantined, reported and
-answered as a miss.
+answered as a miss. With a secret, HMAC-SHA-256 takes the place of SHA-256: then whoever can write
+to the store cannot make an entry that is accepted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -25,6 +27,7 @@ from lazyfx_server.store.contract import (
 
 _HEADER: Final = struct.Struct("<8sQ32s")
 _MAGIC: Final = b"lazyfx\x001"
+_MAGIC_WITH_SECRET: Final = b"lazyfx\x00m"
 _LARGE: Final = 1 << 18
 """From this size on, hashing (0.5 ms per MiB) runs in a thread."""
 
@@ -35,32 +38,37 @@ class CorruptEntryError(ValueError):
     """The bytes are not an intact envelope."""
 
 
-def seal(key: str, value: bytes) -> bytes:
+def seal(key: str, value: bytes, secret: bytes = b"") -> bytes:
     """Wrap a value in an envelope that `unseal` can check."""
-    return _HEADER.pack(_MAGIC, len(value), _digest(key, value)) + value
+    return _HEADER.pack(_magic(secret), len(value), _digest(key, value, secret)) + value
 
 
-def unseal(key: str, sealed: bytes) -> bytes:
+def unseal(key: str, sealed: bytes, secret: bytes = b"") -> bytes:
     """The value in an envelope.
 
     Raises:
-        CorruptEntryError: The envelope is damaged, or was sealed for another key.
+        CorruptEntryError: The envelope is damaged, or was sealed for another key or secret.
     """
     if len(sealed) < ENVELOPE_BYTES:
         raise CorruptEntryError(f"{len(sealed)} bytes are too few for an envelope")
     magic, length, digest = _HEADER.unpack_from(sealed)
-    if magic != _MAGIC:
+    if magic != _magic(secret):
         raise CorruptEntryError("wrong magic")
     if length != len(sealed) - ENVELOPE_BYTES:
         raise CorruptEntryError(f"{len(sealed) - ENVELOPE_BYTES} bytes instead of {length}")
     value = sealed[ENVELOPE_BYTES:]
-    if digest != _digest(key, value):
-        raise CorruptEntryError("wrong SHA-256")
+    if not hmac.compare_digest(digest, _digest(key, value, secret)):
+        raise CorruptEntryError("wrong digest")
     return value
 
 
-def _digest(key: str, value: bytes) -> bytes:
-    digest = hashlib.sha256(key.encode("ascii"))
+def _magic(secret: bytes) -> bytes:
+    return _MAGIC_WITH_SECRET if secret else _MAGIC
+
+
+def _digest(key: str, value: bytes, secret: bytes) -> bytes:
+    digest = hmac.new(secret, digestmod="sha256") if secret else hashlib.sha256()
+    digest.update(key.encode("ascii"))  # a space, a slash and 64 digits: where it ends is known
     digest.update(value)
     return digest.digest()
 
@@ -70,11 +78,19 @@ class VerifiedStore:
 
     Args:
         inner: Holds the envelopes.
+        secret: Authenticates entries; without one they are only checked for damage.
         on_corrupt: Called for each corrupt entry, before the miss is answered.
     """
 
-    def __init__(self, inner: QuarantiningStore, *, on_corrupt: OnCorrupt | None = None) -> None:
+    def __init__(
+        self,
+        inner: QuarantiningStore,
+        *,
+        secret: bytes = b"",
+        on_corrupt: OnCorrupt | None = None,
+    ) -> None:
         self._inner = inner
+        self._secret = secret
         self._on_corrupt = on_corrupt
 
     @property
@@ -89,8 +105,8 @@ class VerifiedStore:
             return None
         try:
             if len(sealed) < _LARGE:
-                return unseal(key, sealed)
-            return await asyncio.to_thread(unseal, key, sealed)
+                return unseal(key, sealed, self._secret)
+            return await asyncio.to_thread(unseal, key, sealed, self._secret)
         except CorruptEntryError:
             if self._on_corrupt is not None:
                 self._on_corrupt(self.name, key)
@@ -99,12 +115,11 @@ class VerifiedStore:
 
     async def put(self, key: str, value: bytes) -> None:
         """See `Store.put`."""
-        checked_key(key)
-        if len(value) < _LARGE:
-            sealed = seal(key, value)
-        else:
-            sealed = await asyncio.to_thread(seal, key, value)
-        await self._inner.put(key, sealed)
+        await self._inner.put(key, await self._sealed(key, value))
+
+    async def put_if_absent(self, key: str, value: bytes) -> bool:
+        """See `Store.put_if_absent`. A damaged entry is one, too, until it is read."""
+        return await self._inner.put_if_absent(key, await self._sealed(key, value))
 
     async def contains(self, keys: Iterable[str]) -> set[str]:
         """See `Store.contains`. Does not look at the values."""
@@ -125,3 +140,9 @@ class VerifiedStore:
     async def close(self) -> None:
         """Closes the inner store."""
         await self._inner.close()
+
+    async def _sealed(self, key: str, value: bytes) -> bytes:
+        checked_key(key)
+        if len(value) < _LARGE:
+            return seal(key, value, self._secret)
+        return await asyncio.to_thread(seal, key, value, self._secret)

@@ -24,6 +24,7 @@ from lazyfx_server.telemetry.events import (
     Reused,
     SourceRefused,
     StoreFailed,
+    StoreSkipped,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
@@ -50,5 +51,6 @@ __all__ = [
     "Reused",
     "SourceRefused",
     "StoreFailed",
+    "StoreSkipped",
     "WorkerRestarted",
 ]

@@ -219,6 +219,19 @@ class StoreFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreSkipped:
+    """A tier of the store was not asked, because it does not answer at present.
+
+    Attributes:
+        tier: "redis" or "s3".
+        operation: "get", "put", "contains" or "delete".
+    """
+
+    tier: str
+    operation: str
+
+
+@dataclass(frozen=True, slots=True)
 class EntryCorrupt:
     """A corrupt entry was found and quarantined.
 
@@ -268,6 +281,7 @@ Event: TypeAlias = (
     | JobRetried
     | GraphRefused
     | StoreFailed
+    | StoreSkipped
     | EntryCorrupt
     | WorkerRestarted
     | RequestHandled

@@ -48,6 +48,7 @@ class Gauges:
 
     Attributes:
         store: Statistics of each tier by name.
+        stores_in_use: Whether each remote tier is asked at present, by name.
         in_flight: Running jobs by stage, "compile" and "render".
         workers: Worker processes.
         devices: Memory of the devices that workers see.
@@ -56,6 +57,7 @@ class Gauges:
     """
 
     store: Callable[[], Mapping[str, TierLevels]] = dict
+    stores_in_use: Callable[[], Mapping[str, bool]] = dict
     in_flight: Callable[[], Mapping[str, int]] = dict
     workers: Callable[[], int] = int
     devices: Callable[[], Iterable[DeviceMemory]] = tuple

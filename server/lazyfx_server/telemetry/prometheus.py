@@ -34,6 +34,7 @@ from lazyfx_server.telemetry.labels import (
     JOBS,
     METHODS,
     OTHER,
+    REMOTE_TIERS,
     RESTART_REASONS,
     SANDBOX_LAYERS,
     STAGES,
@@ -122,6 +123,11 @@ class PrometheusObserver:
             "Failed store operations, answered as misses",
             {"tier": TIERS, "operation": STORE_OPERATIONS},
         )
+        self._store_skipped = make.counter(
+            "store_skipped",
+            "Store operations left out because the store does not answer in time",
+            {"tier": REMOTE_TIERS, "operation": STORE_OPERATIONS},
+        )
         self._store_corrupt = make.counter(
             "store_corrupt", "Corrupt entries quarantined", {"tier": TIERS}
         )
@@ -151,6 +157,9 @@ class PrometheusObserver:
             events.JobRetried: lambda event: self._job_retries.of(event.job).inc(),
             events.GraphRefused: lambda event: self._graphs_refused.of(event.job).inc(),
             events.StoreFailed: self._store_failed,
+            events.StoreSkipped: lambda event: self._store_skipped.of(
+                event.tier, event.operation
+            ).inc(),
             events.EntryCorrupt: self._entry_corrupt,
             events.WorkerRestarted: self._worker_restarted,
             events.RequestHandled: self._request_handled,
@@ -308,4 +317,9 @@ class _Levels(Collector):
                 size.add_metric([tier], levels.bytes)
                 limit.add_metric([tier], levels.limit_bytes)
                 evictions.add_metric([tier], levels.evictions)
-        yield from (entries, size, limit, evictions)
+        in_use = GaugeMetricFamily(
+            "lazyfx_store_in_use", "1 if this remote store is asked at present", labels=["tier"]
+        )
+        for tier, asked in self._gauges.stores_in_use().items():
+            in_use.add_metric([tier], float(asked))
+        yield from (entries, size, limit, evictions, in_use)

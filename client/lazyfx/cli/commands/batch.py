@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import lazyfx
-from lazyfx.cli.artifact_files import SUFFIXES, is_written, remove_leftovers, write_artifact
+from lazyfx.cli.artifact_files import is_written, remove_leftovers, write_artifact
 from lazyfx.cli.batch_records import (
     Record,
     file_digest,
@@ -27,11 +27,12 @@ from lazyfx.cli.common_options import (
     GRAPH_SUFFIX,
     MODEL_SUFFIXES,
     Address,
-    Kind,
+    Emit,
     Passes,
     Rewrites,
     SendValues,
     Timeout,
+    emitted_kind,
     read_passes,
 )
 from lazyfx.cli.failing import describe_error, fail, reporting_errors
@@ -42,6 +43,7 @@ from lazyfx.report import Recompiles
 from lazyfx.shared.addresses import DEFAULT_ADDRESS
 
 if TYPE_CHECKING:
+    from lazyfx.artifacts.artifact_table import ArtifactKind
     from lazyfx.shared.pass_specs import PassSpec
 
 
@@ -60,7 +62,7 @@ class _Batch:
         source: Path,
         target: Path,
         specs: Sequence[PassSpec],
-        emit: Kind | None,
+        emit: ArtifactKind | None,
         *,
         send_values: bool = False,
     ) -> None:
@@ -78,7 +80,7 @@ class _Batch:
     def run(self, path: Path) -> _Outcome:
         """Compile one file, unless it is already done."""
         file = path.relative_to(self._source)
-        record = Record(str(file), "", self._identity, self._emit.value if self._emit else "")
+        record = Record(str(file), "", self._identity, self._emit.name if self._emit else "")
         started = time.perf_counter()
         try:
             record = replace(record, digest=file_digest(path))
@@ -123,10 +125,10 @@ class _Batch:
     def _record_of(self, file: Path) -> Path:
         return self._target / file.with_name(file.name + ".json")
 
-    def _output_of(self, file: Path, kind: Kind) -> Path:
+    def _output_of(self, file: Path, kind: ArtifactKind) -> Path:
         if file.suffix == GRAPH_SUFFIX:  # programs may differ only in their suffix
-            return self._target / file.with_name(file.name + SUFFIXES[kind])
-        return self._target / file.with_suffix(SUFFIXES[kind])
+            return self._target / file.with_name(file.name + kind.suffix)
+        return self._target / file.with_suffix(kind.suffix)
 
     def _is_written(self, file: Path) -> bool:
         return self._emit is None or is_written(self._output_of(file, self._emit), self._emit)
@@ -163,7 +165,7 @@ def batch(
         int, typer.Option("--jobs", "-j", min=1, help="Files to process in parallel.")
     ] = 4,
     emit: Annotated[
-        Kind | None,
+        Emit | None,
         typer.Option("--emit", help="Artifact to write for each file. Default: records only."),
     ] = None,
     send_values: SendValues = False,
@@ -186,7 +188,7 @@ def batch(
         # Without a server, or with a misspelled pass, every file would fail separately and slowly.
         require_available(client, specs)
         remove_leftovers(output)
-        work = _Batch(client, folder, output, specs, emit, send_values=send_values)
+        work = _Batch(client, folder, output, specs, emitted_kind(emit), send_values=send_values)
         outcomes = _run_all(work, files, jobs)
     console().print(_summary(outcomes))
     failed = sum(bool(outcome.record.error) for outcome in outcomes)

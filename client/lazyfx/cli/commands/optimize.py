@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import lazyfx
-from lazyfx.cli.artifact_files import text_of, write_artifact
+from lazyfx.cli.artifact_files import write_artifact
 from lazyfx.cli.common_options import (
     GRAPH_SUFFIX,
     MODEL_SUFFIXES,
     Address,
-    Kind,
+    Emit,
     Passes,
     Rewrites,
     SendValues,
     Timeout,
+    emitted_kind,
     read_passes,
 )
 from lazyfx.cli.failing import reporting_errors
@@ -28,6 +29,7 @@ from lazyfx.errors import LazyfxError
 from lazyfx.shared.addresses import DEFAULT_ADDRESS
 
 if TYPE_CHECKING:
+    from lazyfx.artifacts.artifact_table import ArtifactKind
     from lazyfx.blocking_module import RemoteModule
     from lazyfx.capture.capturing import ExampleInputs
     from lazyfx.cli.model_sources import Model
@@ -50,7 +52,7 @@ def optimize(
     passes: Passes = "",
     rewrite: Rewrites = None,
     emit: Annotated[
-        Kind | None,
+        Emit | None,
         typer.Option(
             "--emit", help="Artifact to write to --output. Default: print the report only."
         ),
@@ -78,8 +80,9 @@ def optimize(
     timeout: Timeout = 120.0,
 ) -> None:
     """Compile one model on the server and print a report."""
-    _check_output(emit, output)
-    _check_source(model, emit)
+    kind = emitted_kind(emit)
+    _check_output(kind, output)
+    _check_source(model, kind)
     # These import torch, which is slow; --help does not need it.
     from lazyfx.cli.model_sources import add_rewrites
 
@@ -94,15 +97,15 @@ def optimize(
             require_available(client, specs)
             what, inputs = _read(model, examples)
             remote = client.compile(what, specs, inputs, send_values=send_values)
-            if emit is not None and output is not None:
-                _write(remote, emit, output)
+            if kind is not None and output is not None:
+                _write(remote, kind, output)
     # The report must not mix with the artifact on standard output.
     out = console(stderr=output == _STANDARD_OUTPUT)
     out.print(summary_table(remote.report, remote.cache, remote.key))
     if remote.report.passes:
         out.print(pass_table(remote.report))
-    if emit is not None and output not in (None, _STANDARD_OUTPUT):
-        out.print(f"{emit.value} written to {output}", markup=False)
+    if kind is not None and output not in (None, _STANDARD_OUTPUT):
+        out.print(f"{kind.name} written to {output}", markup=False)
 
 
 def _read(model: str, examples: ExampleInputs) -> Model:
@@ -113,18 +116,18 @@ def _read(model: str, examples: ExampleInputs) -> Model:
     return call_factory(model, examples)
 
 
-def _write(remote: RemoteModule, kind: Kind, output: Path) -> None:
+def _write(remote: RemoteModule, kind: ArtifactKind, output: Path) -> None:
     if output == _STANDARD_OUTPUT:
-        typer.echo(text_of(remote, kind))
+        typer.echo(remote.artifact(kind.name))
     else:
         write_artifact(remote, kind, output)
 
 
-def _check_source(model: str, emit: Kind | None) -> None:
+def _check_source(model: str, kind: ArtifactKind | None) -> None:
     if model.endswith(MODEL_SUFFIXES):
         if not Path(model).is_file():
             raise typer.BadParameter(f"{model}: no such file", param_hint="MODEL")
-        if model.endswith(GRAPH_SUFFIX) and emit is not None and emit.holds_values:
+        if model.endswith(GRAPH_SUFFIX) and kind is not None and kind.holds_values:
             raise typer.BadParameter(
                 f"{model} holds a graph without parameter values; choose code, graph "
                 "or picture, or start from a .pt2 file",
@@ -137,12 +140,12 @@ def _check_source(model: str, emit: Kind | None) -> None:
         )
 
 
-def _check_output(emit: Kind | None, output: Path | None) -> None:
-    if emit is None and output is not None:
+def _check_output(kind: ArtifactKind | None, output: Path | None) -> None:
+    if kind is None and output is not None:
         raise typer.BadParameter("select an artifact with --emit", param_hint="--output")
-    if emit is not None and output is None:
+    if kind is not None and output is None:
         raise typer.BadParameter("name a file with --output FILE", param_hint="--emit")
-    if output == _STANDARD_OUTPUT and emit not in (Kind.CODE, Kind.PICTURE):
+    if output == _STANDARD_OUTPUT and kind is not None and not kind.is_text:
         raise typer.BadParameter("only code and pictures can be printed", param_hint="--output")
 
 

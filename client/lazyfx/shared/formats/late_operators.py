@@ -1,14 +1,12 @@
 """Operators of torch that are registered only when some module of torch is imported."""
 
-# ruff: noqa: SLF001 - operators have no public class
-
 from __future__ import annotations
 
-import torch
 from torch.fx import GraphModule
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.wire.targets import target_lists
+from lazyfx.shared.wire.targets.operator_schemas import operator_of
 
 
 def refuse_late_operators(module: GraphModule) -> None:
@@ -20,17 +18,12 @@ def refuse_late_operators(module: GraphModule) -> None:
     """
     for part in module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
-            target = node.target
-            if isinstance(target, torch._ops.OpOverload):
-                target = target.overloadpacket
-            if not isinstance(target, torch._ops.OpOverloadPacket):
-                continue
-            namespace = target._qualified_op_name.partition("::")[0]
-            registered_by = target_lists.LATE_NAMESPACES.get(namespace)
-            if registered_by is not None:
+            operator = operator_of(node.target)
+            registered_by = operator and target_lists.LATE_NAMESPACES.get(operator.namespace)
+            if operator and registered_by:
                 raise UnsupportedGraphError(
-                    f"{target} is registered only when {registered_by} is imported, but loading "
-                    "such a file does not import it",
+                    f"{operator.namespace}.{operator.name} is registered only when {registered_by} "
+                    "is imported, but loading such a file does not import it",
                     node=node.name,
                     remedy="use save_pickle, save_package or save_code, which import it",
                 )

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch.fx.graph import inplace_methods, magic_methods
 
 from lazyfx.errors import DecodeError
+from lazyfx.shared.wire.arguments.argument_kind import children
 from lazyfx.shared.wire.names import MAX_NAME
 from lazyfx.v1 import graph_pb2
 
@@ -91,27 +92,10 @@ def _arguments(call: graph_pb2.Call) -> Iterator[graph_pb2.Argument]:
         yield row.value
 
 
-def items_of(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
-    """The items of a list, a tuple, a size or a dictionary; empty for other arguments."""
-    kind = argument.WhichOneof("kind")
-    if kind in ("list", "tuple", "size"):
-        items: Sequence[graph_pb2.Argument] = getattr(argument, kind).items
-        return items
-    if kind == "dictionary":
-        return [part for entry in argument.dictionary.entries for part in (entry.key, entry.value)]
-    return ()
-
-
-def _children(argument: graph_pb2.Argument) -> Sequence[graph_pb2.Argument]:
-    if argument.HasField("slice"):
-        return [argument.slice.start, argument.slice.stop, argument.slice.step]
-    return items_of(argument)
-
-
 def _weight(strings: Sequence[str], argument: graph_pb2.Argument) -> int:
     text = argument.WhichOneof("kind") == "text"
     own = len(strings[argument.text]) if text else 0
-    return own + _PUNCTUATION + sum(_weight(strings, child) for child in _children(argument))
+    return own + _PUNCTUATION + sum(_weight(strings, child) for child in children(argument))
 
 
 def unwritable_reason(
@@ -166,7 +150,7 @@ def _unwritable_literal(strings: Sequence[str], argument: graph_pb2.Argument) ->
             "a string with '# COUNTER: <number>' in it, which torch.fx interprets as its own "
             "marker and removes; change the string"
         )
-    reasons = (_unwritable_literal(strings, child) for child in _children(argument))
+    reasons = (_unwritable_literal(strings, child) for child in children(argument))
     return next((reason for reason in reasons if reason), None)
 
 

@@ -51,9 +51,14 @@ def check_child(module: GraphModule, path: str) -> None:
         )
 
 
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether a call of this module, or its backward pass, runs hooks."""
+    return any(getattr(module, hooks, None) for hooks in HOOKS)
+
+
 def has_own_call(module: torch.nn.Module) -> bool:
     """Whether calling this module runs hooks, or instance methods that override its class's."""
-    if any(getattr(module, hooks, None) for hooks in HOOKS):
+    if has_hooks(module):
         return True
     cls = type(module)
     return any(callable(value) and callable(getattr(cls, name, None))

@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from lazyfx.shared.wire.calling_convention import has_hooks
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleEffects:
@@ -31,7 +33,6 @@ _MAY_RETURN_INPUT = (
     GraphModule,
     nn.MultiheadAttention,
 )
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def module_effects(
@@ -64,7 +65,7 @@ def module_effects(
 
 
 def _keeps_state(module: nn.Module) -> bool:
-    if any(getattr(module, hooks, None) for hooks in _HOOKS):
+    if has_hooks(module):
         return True
     if isinstance(module, _InstanceNorm | _NormBase):
         return module.training and bool(module.track_running_stats)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from lazyfx.shared.wire.targets.operator_schemas import facts
+from lazyfx_server.passes.analysis.walk import target_name
 
 
 def words(text: str) -> frozenset[str]:
@@ -223,13 +223,8 @@ def returns_alias(op: OpOverload[..., Any]) -> bool:
         return True
     maybe = getattr(torch.Tag, "maybe_aliasing_or_mutating", None)
     # Normalizations are tagged because of the statistics that they write; their results are fresh.
-    tagged = maybe in op.tags and base_name(op) not in NORMALIZATIONS
-    return tagged or base_name(op) in MAY_RETURN_OPERAND
-
-
-def base_name(op: OpOverload[..., Any]) -> str:
-    """The operator's name without namespace and overload: "add" for aten::add.Tensor."""
-    return facts(op).operator.name
+    tagged = maybe in op.tags and target_name(op) not in NORMALIZATIONS
+    return tagged or target_name(op) in MAY_RETURN_OPERAND
 
 
 @cache

@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph
 
 from lazyfx_server.passes.analysis import operator_facts as known
+from lazyfx_server.passes.analysis.walk import target_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class OverloadFacts:
 def overload_facts(op: OpOverload[..., Any]) -> OverloadFacts:
     """Reads an operator's schema, tags and registrations."""
     schema = op._schema  # noqa: SLF001 - torch's own way to a schema
-    name = known.base_name(op)
+    name = target_name(op)
     infos = [r.alias_info for r in schema.returns]
     aliased = {storage for info in infos if info for storage in info.before_set}
     parameters = [

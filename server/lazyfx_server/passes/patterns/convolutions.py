@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from lazyfx.shared.wire.calling_convention import has_hooks
 from lazyfx_server.passes.analysis.called_operators import operator_name
 from lazyfx_server.passes.analysis.effects import argument
 
@@ -24,7 +25,6 @@ _MODULES: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.ConvTranspose3d: torch.conv_transpose3d,
 }
 _NORMALIZATION_MODULES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 # Operators -> index of `groups`.
 _PLAIN = {"conv1d": 6, "conv2d": 6, "conv3d": 6}
@@ -145,7 +145,7 @@ def linear_of(node: Node, owner: GraphModule) -> Convolution | None:
     if node.op == "call_module":
         called: Any = owner.get_submodule(str(node.target))
         one_operand = len(node.args) + len(node.kwargs) == 1
-        if type(called) is not nn.Linear or not one_operand or _has_hooks(called):
+        if type(called) is not nn.Linear or not one_operand or has_hooks(called):
             return None
         bias = None if called.bias is None else f"{node.target}.bias"
         return Convolution(node, f"{node.target}.weight", bias, False, 1, called)
@@ -213,7 +213,7 @@ def has_lifted_statistics(node: Node) -> bool:
 def _convolution_module(node: Node, owner: GraphModule) -> Convolution | None:
     called: Any = owner.get_submodule(str(node.target))
     one_operand = len(node.args) + len(node.kwargs) == 1
-    if type(called) not in _MODULES or not one_operand or _has_hooks(called):
+    if type(called) not in _MODULES or not one_operand or has_hooks(called):
         return None
     if called.padding_mode != "zeros":
         return None
@@ -231,7 +231,7 @@ def _convolution_module(node: Node, owner: GraphModule) -> Convolution | None:
 def _normalization_module(node: Node, owner: GraphModule) -> Normalization | None:
     called: Any = owner.get_submodule(str(node.target))
     operand = argument(node, 0, "input")
-    if type(called) not in _NORMALIZATION_MODULES or _has_hooks(called) or called.training:
+    if type(called) not in _NORMALIZATION_MODULES or has_hooks(called) or called.training:
         return None
     if called.running_mean is None or called.running_var is None or not isinstance(operand, Node):
         return None
@@ -258,7 +258,3 @@ def _path(value: object) -> str | None:
 
 def _only_first_is_used(node: Node) -> bool:
     return all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, hooks, None) for hooks in _HOOKS)

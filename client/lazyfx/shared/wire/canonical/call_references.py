@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
+from lazyfx.shared.wire.arguments.argument_kind import KINDS
 from lazyfx.shared.wire.canonical.literal_rules import LONGEST_ROW, MAX_ROWS
 from lazyfx.v1 import graph_pb2 as pb
 
@@ -102,23 +103,13 @@ def call_references(serialized: bytes) -> CallReferences | None:
 
 def _collect(argument: pb.Argument, texts: list[int], devices: list[int]) -> bool:
     """Add what an argument names; False where it names something else."""
-    kind = argument.WhichOneof("kind")
-    if kind == "text":
+    kind = KINDS.get(argument.WhichOneof("kind") or "")
+    if kind is None:
+        return True
+    if kind.names == "strings":
         texts.append(argument.text)
-    elif kind == "device":
+    elif kind.names == "devices":
         devices.append(argument.device)
-    elif kind in ("list", "tuple", "size"):
-        return all(_collect(item, texts, devices) for item in getattr(argument, kind).items)
-    elif kind == "slice":
-        row = argument.slice
-        return all(_collect(part, texts, devices) for part in (row.start, row.stop, row.step))
-    elif kind == "dictionary":
-        return all(
-            _collect(part, texts, devices)
-            for entry in argument.dictionary.entries
-            for part in (entry.key, entry.value)
-        )
-    return kind not in _OTHER_TABLES
-
-
-_OTHER_TABLES = frozenset({"expression", "target", "process_group", "device_text"})
+    return kind.names != "other" and all(
+        _collect(part, texts, devices) for part in kind.children(argument)
+    )

@@ -6,18 +6,15 @@ that one was found right is remembered by its bytes.
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lazyfx.errors import DecodeError
 from lazyfx.shared.wire.format import (
     DTYPE_OBJECTS,
     LAYOUT_OBJECTS,
     MAX_DIMENSIONS,
-    QUIET_NAN_BITS,
 )
 from lazyfx.v1 import graph_pb2 as pb
 
@@ -29,12 +26,6 @@ _WITH_GRADIENTS = frozenset(
     for name, number in pb.Dtype.items()
     if name.startswith(("DTYPE_FLOAT", "DTYPE_BFLOAT", "DTYPE_COMPLEX"))
 )
-
-
-def check_float(value: float, field: str) -> None:
-    """Refuse every NaN but the quiet one."""
-    if math.isnan(value) and struct.unpack("<Q", struct.pack("<d", value))[0] != QUIET_NAN_BITS:
-        raise DecodeError("a NaN that is not the quiet NaN", field=field)
 
 
 class TensorIndices(NamedTuple):
@@ -122,14 +113,6 @@ def check_tensor_attribute(
         raise DecodeError("an attribute must not have a symbolic size", field=f"{field}.tensor")
     if description.is_parameter != (row.role == pb.TENSOR_ROLE_PARAMETER):
         raise DecodeError("the role does not fit the description", field=f"{field}.role")
-
-
-def check_keys(keys: Sequence[tuple[int, Any]], field: str, *, sort: bool) -> None:
-    """Refuse keys of a dictionary that are there twice, or not sorted where they must be."""
-    if len({value for _, value in keys}) != len(keys):
-        raise DecodeError("a duplicate key", field=field)
-    if sort and [*keys] != sorted(keys):
-        raise DecodeError("not sorted by key", field=field)
 
 
 def check_target(row: pb.Call, field: str) -> None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from lazyfx.errors import DecodeError
+from lazyfx.shared.wire.arguments.scalar_kinds import check_float
 from lazyfx.shared.wire.canonical.argument_rules import ArgumentChecker, known_call
 from lazyfx.shared.wire.canonical.call_references import (
     CallReferences,
@@ -19,7 +20,6 @@ from lazyfx.shared.wire.canonical.expression_rules import ExpressionChecker
 from lazyfx.shared.wire.canonical.literal_rules import (
     LONGEST_ROW,
     MAX_ROWS,
-    check_float,
     check_target,
     check_tensor_attribute,
     known_tensor,

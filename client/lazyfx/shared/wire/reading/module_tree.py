@@ -12,13 +12,14 @@ from torch import nn
 from torch.fx import GraphModule
 
 from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.shared.wire.arguments import argument_kind
 from lazyfx.shared.wire.format import DTYPE_OBJECTS, LAYOUT_OBJECTS
 from lazyfx.shared.wire.leaf_modules import leaf_classes
 from lazyfx.shared.wire.names import MAX_NAME
 from lazyfx.shared.wire.reading.templates import TemplateReader
 from lazyfx.shared.wire.values.descriptions import ValueTables, meta_tensor
 from lazyfx.shared.wire.values.tensors import StandIn, contiguous_strides
-from lazyfx.shared.wire.writing import arguments, tree_specs
+from lazyfx.shared.wire.writing import tree_specs
 from lazyfx.shared.wire.writing.message_tables import Tables
 from lazyfx.v1 import graph_pb2 as pb
 
@@ -202,7 +203,7 @@ def _check_spelling(template: nn.Module, given: Mapping[str, Any]) -> None:
 
 def _key(option: object) -> list[Any]:
     key: list[Any] = []
-    arguments.walk(option, key, [], Tables())
+    argument_kind.walk(option, key, [], Tables())
     return key
 
 

@@ -9,24 +9,18 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from lazyfx.errors import DecodeError
+from lazyfx.shared.wire.arguments.argument_kind import read
+from lazyfx.shared.wire.arguments.filling import Holes, keywords, positional
 from lazyfx.shared.wire.canonical.call_references import CallKey, NamedCall, call_references
 from lazyfx.shared.wire.canonical.literal_rules import MAX_ROWS
-from lazyfx.shared.wire.format import (
-    DTYPE_OBJECTS,
-    LAYOUT_OBJECTS,
-    MAX_DEPTH,
-    MEMORY_FORMAT_OBJECTS,
-    OPCODE_NAMES,
-)
+from lazyfx.shared.wire.format import OPCODE_NAMES
 from lazyfx.shared.wire.node_factory import CallShape
-from lazyfx.shared.wire.reading.filling import Holes, keywords, positional, sequence
 from lazyfx.shared.wire.targets import allow_table
 from lazyfx.shared.wire.values import symbols
 from lazyfx.shared.wire.values.descriptions import ValueTables
-from lazyfx.shared.wire.values.exact_literals import exact_complex, with_exact_base
+from lazyfx.shared.wire.values.exact_literals import with_exact_base
 from lazyfx.v1 import graph_pb2 as pb
 
 
@@ -77,7 +71,7 @@ class TemplateReader:
         call = self._calls[number]
         if call is None:
             return None
-        return _known_template(call.key, tuple(map(self._device, call.references.devices)))
+        return _known_template(call.key, tuple(map(self.device, call.references.devices)))
 
     def _read(self, call: pb.Call) -> Template:
         op = OPCODE_NAMES.get(call.opcode)
@@ -105,17 +99,15 @@ class TemplateReader:
         """Arguments with parts where operands go in, and the number of these."""
         holes = Holes()
         with _Field("args"):
-            args = [self._argument(argument, holes, 0) for argument in call.args]
+            args = [read(argument, self, holes) for argument in call.args]
         with _Field("kwargs"):
-            kwargs = {
-                self.text(row.name): self._argument(row.value, holes, 0) for row in call.kwargs
-            }
+            kwargs = {self.text(row.name): read(row.value, self, holes) for row in call.kwargs}
         return args, kwargs, holes.count
 
     def literal(self, argument: pb.Argument) -> Any:
         """An argument without holes."""
         holes = Holes()
-        value = self._argument(argument, holes, 0)
+        value = read(argument, self, holes)
         if holes.count:
             raise DecodeError("an operand where only literals are allowed")
         return value
@@ -127,8 +119,8 @@ class TemplateReader:
             found = self._texts[index] = _at(self._body.strings, index, "strings")
         return found
 
-    def _device(self, index: int) -> torch.device:
-        """The device of a row of `body.devices`."""
+    def device(self, index: int) -> torch.device:
+        """A row of `body.devices`."""
         found = self._devices.get(index)
         if found is None:
             raise DecodeError(f"index {index} is out of range of devices")
@@ -142,78 +134,19 @@ class TemplateReader:
             found = self._targets[index] = allow_table.find(row.kind, row.name)
         return found
 
-    def _argument(self, argument: pb.Argument, holes: Holes, depth: int) -> Any:
-        """A literal as it is, or a `Part` where operands go in."""
-        kind = argument.WhichOneof("kind")
-        if kind == "operand":
-            return holes.next()
-        if kind in _PLAIN:
-            return getattr(argument, kind)
-        if depth >= MAX_DEPTH:
-            raise DecodeError("arguments are nested too deeply")
-        if kind in ("list", "tuple", "size"):
-            items = [self._argument(i, holes, depth + 1) for i in getattr(argument, kind).items]
-            return sequence(
-                items, {"list": immutable_list, "tuple": tuple, "size": torch.Size}[kind]
-            )
-        if kind == "dictionary":
-            return self._dictionary(argument.dictionary, holes, depth)
-        if kind == "slice":
-            row = argument.slice
-            parts = [self._argument(p, holes, depth + 1) for p in (row.start, row.stop, row.step)]
-            return sequence(parts, lambda items: slice(*items))
-        return self._leaf(argument, kind)
+    def process_group(self, number: int) -> str:
+        """The name of a process group."""
+        name: str = _at(self._tables.process_groups, number, "process_groups")
+        return name
 
-    def _leaf(self, argument: pb.Argument, kind: str | None) -> Any:
-        if kind == "none":
-            return None
-        if kind == "ellipsis":
-            return ...
-        if kind == "text":
-            return self.text(argument.text)
-        if kind == "process_group":
-            return _at(self._tables.process_groups, argument.process_group, "process_groups")
-        if kind == "device_text":
-            return str(self._device(argument.device_text))
-        if kind == "device":
-            return self._device(argument.device)
-        if kind == "complex":
-            return exact_complex(argument.complex.real, argument.complex.imaginary)
-        if kind == "expression":
-            _at(self._body.expressions, argument.expression, "expressions")
-            return self._expression(argument.expression)
-        if kind == "target":
-            target = self.target(argument.target)
-            if isinstance(target, str):
-                raise DecodeError("a method cannot be an argument")
-            return target
-        enum = _ENUMS.get(kind or "")
-        found = enum.get(getattr(argument, kind)) if enum and kind else None
-        if found is None:
-            raise DecodeError(f"an argument of unknown kind or value ({kind})")
-        return found
-
-    def _expression(self, index: int) -> Any:
+    def expression(self, index: int) -> Any:
+        """The number of a row of `body.expressions`."""
+        _at(self._body.expressions, index, "expressions")
         env = self._tables.argument_env()
         try:
-            number = symbols.scalar(self._body, index, env, self._tables.symbols(env))
+            return symbols.scalar(self._body, index, env, self._tables.symbols(env))
         except DecodeError as error:  # its place is where it is an argument
             raise DecodeError(error.reason) from None
-        if type(number) in (int, float, bool):
-            raise DecodeError("constants must be literals, not expressions")
-        return number
-
-    def _dictionary(self, row: pb.Dictionary, holes: Holes, depth: int) -> Any:
-        keys = []
-        for entry in row.entries:
-            kind = entry.key.WhichOneof("kind")
-            if kind not in ("text", "integer", "boolean"):
-                raise DecodeError("a dictionary key is neither text, integer nor boolean")
-            keys.append(self._argument(entry.key, holes, depth + 1))
-        values = [self._argument(entry.value, holes, depth + 1) for entry in row.entries]
-        if len(set(keys)) != len(keys):
-            raise DecodeError("a dictionary key is given twice")
-        return sequence(values, lambda items: immutable_dict(zip(keys, items, strict=True)))
 
 
 class _Field:
@@ -268,12 +201,6 @@ def _known_template(key: CallKey, devices: tuple[torch.device, ...]) -> Template
 
 
 _READERS = frozenset({"get_attr", "call_module"})
-_PLAIN = frozenset({"boolean", "integer", "floating"})
-_ENUMS: dict[str, dict[int, Any]] = {
-    "dtype": dict(DTYPE_OBJECTS),
-    "layout": dict(LAYOUT_OBJECTS),
-    "memory_format": dict(MEMORY_FORMAT_OBJECTS),
-}
 
 
 def _at(rows: Sequence[Any], index: int, table: str) -> Any:

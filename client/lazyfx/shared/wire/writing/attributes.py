@@ -11,9 +11,10 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.wire import calling_convention, names
+from lazyfx.shared.wire.arguments import argument_kind
 from lazyfx.shared.wire.leaf_modules import leaf_classes, leaf_parametrizations
 from lazyfx.shared.wire.values.tensors import content_digest, stand_in_of, storage_key
-from lazyfx.shared.wire.writing import arguments, tree_specs
+from lazyfx.shared.wire.writing import tree_specs
 from lazyfx.shared.wire.writing.message_tables import Tables
 from lazyfx.v1 import graph_pb2 as pb
 
@@ -143,8 +144,8 @@ class AttributeWriter:
         options = leaf_classes.options(module)
         for name, value in options.items():
             option = row.options.add(name=name)
-            arguments.walk(value, [], [], self._tables)
-            arguments.write(value, option.value, self._tables)
+            argument_kind.walk(value, [], [], self._tables)
+            argument_kind.write(value, option.value, self._tables)
         configuration = row.SerializeToString(deterministic=True)
         if configuration not in self._verified:
             leaf_classes.verify(module, options)
@@ -162,10 +163,10 @@ class AttributeWriter:
     def _write_literal(self, row: pb.Argument, value: object, path: str) -> None:
         holes: list[Node] = []
         try:
-            arguments.walk(value, [], holes, self._tables)
+            argument_kind.walk(value, [], holes, self._tables)
         except UnsupportedGraphError as error:
             raise error.within(attribute=path) from None
-        arguments.write(value, row, self._tables)
+        argument_kind.write(value, row, self._tables)
 
 
 def _resolve(owner: torch.nn.Module, path: str) -> tuple[object, object]:

@@ -12,11 +12,12 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.wire import names, process_groups
+from lazyfx.shared.wire.arguments import argument_kind
 from lazyfx.shared.wire.format import OPCODES
 from lazyfx.shared.wire.node_factory import given_arguments
 from lazyfx.shared.wire.targets import allow_table
 from lazyfx.shared.wire.values.descriptions import META_KEY
-from lazyfx.shared.wire.writing import arguments, row_cache
+from lazyfx.shared.wire.writing import row_cache
 from lazyfx.shared.wire.writing.attributes import AttributeWriter
 from lazyfx.shared.wire.writing.message_tables import Tables
 from lazyfx.v1 import graph_pb2 as pb
@@ -85,7 +86,7 @@ class GraphWriter:
     def _write_nodes(self, nodes: Sequence[Node]) -> None:
         numbers, tables, rows = self._numbers, self._tables, self._calls
         target_ids, group_places = self._target_ids, self._group_places
-        walk, operands = arguments.walk_items, self._operand_column
+        walk, operands = argument_kind.walk_items, self._operand_column
         calls, values = self._call_column, self._value_column
         for number, (node, args, kwargs) in enumerate(given_arguments(nodes)):
             op = node.op
@@ -143,7 +144,7 @@ class GraphWriter:
             _check_ordered(kwargs)
         for name in sorted(kwargs) if len(kwargs) > 1 else kwargs:
             key.append(name)
-            arguments.walk(kwargs[name], key, holes, self._tables)
+            argument_kind.walk(kwargs[name], key, holes, self._tables)
 
     def _given(self, node: Node) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Arguments of a node, the name of its process group marked as one."""
@@ -167,7 +168,7 @@ class GraphWriter:
                 return
             row.opcode = OPCODES[op]
             self._write_arguments(node, row)
-            if arguments.is_closed(tail):
+            if argument_kind.is_closed(tail):
                 target, row.target = row.target, 0
                 row_cache.CALLS.put(tail, row.SerializeToString())
                 row.target = target
@@ -199,10 +200,10 @@ class GraphWriter:
         tables.spelling = tables.sorting or op == "call_method"
         args, kwargs = self._given(node)
         for argument in args:
-            arguments.write(argument, row.args.add(), tables)
+            argument_kind.write(argument, row.args.add(), tables)
         for name in sorted(kwargs):
             keyword = row.kwargs.add(name=tables.text(name))
-            arguments.write(kwargs[name], keyword.value, tables)
+            argument_kind.write(kwargs[name], keyword.value, tables)
         tables.sorting = tables.spelling = False
 
     def _value(self, node: Node, op: str, value: object) -> int:

@@ -10,11 +10,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.shared.wire.arguments.scalar_kinds import canonical_float
 from lazyfx.shared.wire.format import DEVICE_TYPES, DTYPES, LAYOUTS, MAX_DEPTH, MAX_INT64, MIN_INT64
 from lazyfx.shared.wire.process_groups import Groups
 from lazyfx.shared.wire.targets import allow_table, unknown_targets
 from lazyfx.shared.wire.values.descriptions import LazyValue, ValueTables
-from lazyfx.shared.wire.values.symbolic import ExpressionWriter, float_key
+from lazyfx.shared.wire.values.symbolic import ExpressionWriter
 from lazyfx.shared.wire.values.tensors import contiguous_strides
 from lazyfx.shared.wire.writing import row_cache
 from lazyfx.shared.wire.writing.transfer import Transfer
@@ -297,11 +298,6 @@ def _refuse(tensor: torch.Tensor) -> UnsupportedGraphError:
         f"a tensor of dtype {tensor.dtype} and {layout} layout is not supported by the format",
         remedy="use dense tensors of plain dtypes, or sparse ones without dense parts or blocks",
     )
-
-
-def canonical_float(value: float) -> float:
-    """The same number; any NaN becomes the quiet NaN."""
-    return float("nan") if float_key(value)[0] == float_key(float("nan"))[0] else value
 
 
 def _is_contiguous_symbolic(tensor: torch.Tensor) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils import _pytree as pytree
 
 from lazyfx.errors import DecodeError, UnsupportedGraphError
+from lazyfx.shared.wire.arguments import argument_kind
 from lazyfx.shared.wire.format import MAX_DEPTH
 from lazyfx.shared.wire.targets import autograd_functions
 from lazyfx.shared.wire.writing.message_tables import Tables
@@ -30,8 +31,6 @@ def write(spec: Any, message: pb.TreeSpec, tables: Tables, depth: int = 0) -> No
     Raises:
         UnsupportedGraphError: A node of another type, or nesting that is too deep.
     """
-    from lazyfx.shared.wire.writing import arguments
-
     if depth >= MAX_DEPTH:
         raise UnsupportedGraphError("a pytree structure is nested too deeply")
     if spec.is_leaf():
@@ -52,7 +51,7 @@ def write(spec: Any, message: pb.TreeSpec, tables: Tables, depth: int = 0) -> No
         for key in spec.context:
             if type(key) not in (str, int):
                 raise UnsupportedGraphError(f"a pytree key of type {type(key).__name__}")
-            arguments.write(key, message.keys.add(), tables)
+            argument_kind.write(key, message.keys.add(), tables)
     for child in spec.children():
         write(child, message.children.add(), tables, depth + 1)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
+from lazyfx.shared.wire.targets.operator_schemas import operator_of
 from lazyfx_server.passes.analysis.evaluation.reviewed_operators import RULES
 from lazyfx_server.passes.analysis.operator_facts import words
 from lazyfx_server.passes.analysis.packed import PackedBatchError, check_not_packed
@@ -94,13 +95,11 @@ def is_reviewed_composite(operator: OpOverload[..., Any]) -> bool:
 
 def _unreviewed_name(func: Any) -> str | None:
     """The name of a composite operator that may not run; None for everything else."""
-    name = target_name(func)
     if isinstance(func, OpOverload):
-        refused = _is_composite(func) and not _is_listed(func.namespace, name)
+        refused = _is_composite(func) and not is_reviewed_composite(func)
         return func.name() if refused else None
-    namespace = "aten"
-    if isinstance(func, OpOverloadPacket):
-        namespace = func._qualified_op_name.partition("::")[0]  # noqa: SLF001 - no public way
+    packet = operator_of(func)
+    namespace, name = packet[:2] if packet else ("aten", target_name(func))
     return f"{namespace}::{name}" if _is_refused(namespace, name) else None
 
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lazyfx.shared.forward_levels import in_fresh_thread
 from lazyfx_server.passes.analysis import operator_facts
 from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, same_metadata
-from lazyfx_server.passes.analysis.walk import graph_modules
+from lazyfx_server.passes.analysis.walk import graph_modules, target_name
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 
 
@@ -71,7 +71,7 @@ _HIDING = operator_facts.words(
 def _hides_metadata(node: Node) -> bool:
     target: Any = node.target
     if isinstance(target, OpOverload):
-        return operator_facts.base_name(target) in _HIDING
+        return target_name(target) in _HIDING
     return (target if isinstance(target, str) else getattr(target, "__name__", "")) in _HIDING
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.modules.dropout import _DropoutNd
 
+from lazyfx.shared.wire.calling_convention import has_hooks
 from lazyfx_server.passes.analysis import operator_facts
 from lazyfx_server.passes.analysis.called_operators import operator_name
 from lazyfx_server.passes.analysis.effects import argument, draws_random, effects_of
@@ -110,11 +111,7 @@ def _of_module(node: Node, owner: GraphModule) -> Node | None:
 
 
 def _is_torchs_own(module: nn.Module) -> bool:
-    hooked = any(
-        getattr(module, hooks, None)
-        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-    )
-    return type(module).__module__.startswith("torch.nn.modules.") and not hooked
+    return type(module).__module__.startswith("torch.nn.modules.") and not has_hooks(module)
 
 
 def _of_function(node: Node, storage: StorageMap) -> Node | None:
