@@ -11,6 +11,7 @@ import pytest
 import torch
 from passes.running import decoded
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from wire import captures
 from wire.captures import Capture
@@ -132,6 +133,17 @@ def test_inputs_need_shapes() -> None:
     with pytest.raises(PassError, match="input has none") as caught:
         verified(decoded(module))
     assert (caught.value.field, caught.value.kind) == ("verify", "precondition")
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "xpu", "mps"])
+def test_a_device_that_the_server_lacks_is_named(device: str) -> None:
+    with FakeTensorMode():
+        x = torch.empty(2, 3, device=device)
+    module = torch.fx.symbolic_trace(lambda x: torch.sin(x))
+    next(iter(module.graph.nodes)).meta["val"] = x
+    with pytest.raises(PassError, match=device) as caught:
+        NumericVerifier(PassLimits()).start(module)
+    assert (caught.value.kind, caught.value.field) == ("precondition", "verify")
 
 
 def test_tensors_are_bounded(step: Capture) -> None:

@@ -23,6 +23,7 @@ from lazyfx.shared.wire.targets.user_targets import parse
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.graph_job import run_job
 from lazyfx_server.passes import PassLimits
+from lazyfx_server.passes.analysis.torch_device_guards import guard_absent_devices
 from lazyfx_server.security import allowed
 from lazyfx_server.telemetry.plain_text import LOG_FORMAT_VARIABLE, PlainStream, log_to
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -58,5 +59,6 @@ allow_table.functions()
 allow_table.register_late()
 warm_up()
 # These objects live until the end: a worker's garbage collector need not traverse them again.
+guard_absent_devices()
 gc.collect()
 gc.freeze()

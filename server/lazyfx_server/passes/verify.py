@@ -271,7 +271,18 @@ def _random(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         base = torch.randint(0, 2, shape, generator=generator)
     device = like.device if like.device.type != "meta" else torch.device("cpu")
     made = torch.empty_strided(shape, [int(s) for s in like.stride()], dtype=like.dtype)
-    return made.copy_(base).to(device).detach()
+    made.copy_(base)
+    if device.type == "cpu":
+        return made.detach()
+    try:
+        return made.to(device).detach()
+    except (AssertionError, AttributeError, ImportError, RuntimeError) as error:
+        raise PassError(
+            f"verify runs the graph, which needs {device}, and this server does not have that "
+            f"device ({_one_line(error)}); leave verify out",
+            kind="precondition",
+            field="verify",
+        ) from error
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor | None) -> float:

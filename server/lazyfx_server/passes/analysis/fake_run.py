@@ -23,6 +23,7 @@ from lazyfx_server.passes.analysis.evaluation import without_real_constants
 from lazyfx_server.passes.analysis.large_numbers import check_numbers
 from lazyfx_server.passes.analysis.output_counts import check_outputs
 from lazyfx_server.passes.analysis.packed import check_not_packed
+from lazyfx_server.passes.analysis.torch_device_guards import guard_absent_devices
 from lazyfx_server.passes.analysis.walk import attribute_at
 from lazyfx_server.passes.errors import PassError
 
@@ -99,6 +100,7 @@ class FakeRun:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within the block, compute on fake tensors; real kernels are refused."""
+        guard_absent_devices()
         kept = self.mode.allow_fallback_kernels, self.mode.allow_non_fake_inputs
         self.mode.allow_fallback_kernels, self.mode.allow_non_fake_inputs = False, True
         try:
