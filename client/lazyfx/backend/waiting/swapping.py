@@ -61,7 +61,7 @@ class DeferredGraph:
         self._compiled: Runnable | None = None
         self._conditions: Conditions | None = None
         self._draws: bool | None = None
-        self._memory: frozenset[int] = frozenset()
+        self.memory: frozenset[int] = frozenset()
         self._thread = threading.Thread(target=self._wait, name="lazyfx-wait", daemon=True)
         _graphs.add(self)
         self._thread.start()
@@ -75,7 +75,7 @@ class DeferredGraph:
             return self._compiled(*inputs)
         self._record_draw(state, compiled=False)
         outputs = self._as_it_is(*inputs)
-        self._memory = buffer_memory(inputs)
+        self.memory = buffer_memory(inputs)
         record_call(self, inputs, outputs)
         if self._draws is None and not _has_empty_tensor(inputs):
             self._draws = generator_state(inputs) != state
@@ -106,7 +106,7 @@ class DeferredGraph:
         """Whether all graphs that share buffers with this one have their results, or none."""
         memory = buffer_memory(inputs)
         others = [other for other in list(_graphs) if other is not self]
-        return all(other.wait(0) for other in others if other._memory & memory)
+        return all(other.wait(0) for other in others if other.memory & memory)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until there is a result or an error; returns whether there is one."""
