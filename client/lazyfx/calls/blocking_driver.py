@@ -196,9 +196,11 @@ class _Call:
         is_released, self._is_released = self._is_released, True
         if is_released:
             return
-        # gRPC keeps a single-threaded call until all its events have been read.
+        # gRPC keeps a single-threaded call until all its events have been read. Neither name is
+        # public; a gRPC without them keeps 22 KiB of each abandoned call.
         read = getattr(self._call, "_consume_next_event", None)
-        while read is not None and self._call._state.due:  # noqa: SLF001 - it has no public name
+        state = getattr(self._call, "_state", None)
+        while read is not None and getattr(state, "due", None):
             read()
 
 
