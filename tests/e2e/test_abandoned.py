@@ -70,6 +70,9 @@ def test_a_flood_that_nobody_waits_for_costs_nothing(server):
     assert total(after, compiled) == total(before, compiled) + 1
 
 
+SERVED = (pb.CACHE_STATUS_MISS, pb.CACHE_STATUS_JOINED, pb.CACHE_STATUS_HIT)
+
+
 def test_who_asks_again_while_the_first_is_being_stopped_is_served(server):
     request = compile_request(graph_of(3.0), DCE)
     with connected(server.address) as stub:
@@ -79,4 +82,5 @@ def test_who_asks_again_while_the_first_is_being_stopped_is_served(server):
             first.cancel()
             second = stub.Compile.future(request)
         answer = second.result(PATIENCE)
-        assert answer.cache.status in (pb.CACHE_STATUS_MISS, pb.CACHE_STATUS_JOINED)
+        # A hit, if the worker has answered the first before it was stopped.
+        assert answer.cache.status in SERVED

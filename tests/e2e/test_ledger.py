@@ -167,4 +167,4 @@ def test_a_damaged_ledger_begins_anew(launch, tmp_path):
     (folder / "counts.json").write_text("{]")
     server = launch(store=tmp_path / "store")
     assert stats_of(server.address).starts == 1
-    assert any("counting starts again" in line for line in server.log)
+    assert any("counts start from zero" in line for line in server.log)

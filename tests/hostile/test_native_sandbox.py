@@ -90,8 +90,7 @@ def tried(
             partial(run_compile_job, compiler, build_confinement(available(), MEMORY, None, compiler)),
             processes=forked, workers=1, max_jobs=1,
         )  # fmt: skip
-        builds = Builds(compilers, compiler, 120, Observers())
-        builds.open(area)
+        builds = Builds(compilers, compiler, 120, area, Observers())
         try:
             await workers.start()
             await compilers.start()
@@ -317,7 +316,7 @@ def test_a_flood_of_compiles_ends_the_job(compiler: Compiler, area: WorkArea) ->
         {"do": "ask_bytes", "size": 1 << 21}
     ]
     told = tried(orders, compiler, area, CallBounds(calls=1, bytes=1 << 20))
-    assert all("known" in answer for answer in told[:3])
+    assert all("not allowed" in answer for answer in told[:3])
     assert told[3].startswith(WorkerCrashed.__name__)
 
 
@@ -331,8 +330,7 @@ def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: WorkArea) 
     async def run() -> None:
         executor = InlineExecutor(partial(run_compile_job, compiler, Confinement(None)))
         await executor.start()
-        builds = Builds(executor, compiler, 120, Observers())
-        builds.open(area)
+        builds = Builds(executor, compiler, 120, area, Observers())
         one, two = builds.session(), builds.session()
         source = b'extern "C" int f() { return 1; }'
         request = worker.BuildRequest(

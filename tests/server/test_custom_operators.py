@@ -52,7 +52,9 @@ def graph() -> torch.fx.GraphModule:
 
 def test_an_operator_of_a_named_module(shop: Path, launch: Callable[..., Any]) -> None:
     path = os.pathsep.join([str(shop), os.environ.get("PYTHONPATH", "")])
-    server = launch("--operator-modules", "lazyfx_shop", environment={"PYTHONPATH": path})
+    server = launch(
+        "--operator-modules", "lazyfx_shop", environment={"PYTHONPATH": path}, own_interpreter=True
+    )
     with lazyfx.connect(server.address) as client:
         passes = ["dead_code_elimination", "shape_propagation"]
         module = client.compile(graph(), passes=passes)
