@@ -244,6 +244,9 @@ class App:
         """
         parts.callback(_log.info, "stopped")
         parts.callback(self._ledger.close)
+        await parts.enter_async_context(
+            repeating(_LEDGER_SECONDS, partial(asyncio.to_thread, self._ledger.save))
+        )
         parts.push_async_callback(self._store.close)
         if self._shared_store is not None:
             await self._shared_store.connect()
@@ -269,9 +272,6 @@ class App:
         await self._server.open()
         self._serving = True
         await parts.enter_async_context(repeating(_DEVICE_SECONDS, self._devices.refresh))
-        await parts.enter_async_context(
-            repeating(_LEDGER_SECONDS, partial(asyncio.to_thread, self._ledger.save))
-        )
 
     async def _start_telemetry(self) -> None:
         try:

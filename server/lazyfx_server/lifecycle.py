@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+
+_log = logging.getLogger("lazyfx_server")
 
 
 def stop_signals() -> asyncio.Event:
@@ -37,7 +40,10 @@ async def repeating(seconds: float, work: Callable[[], Awaitable[None]]) -> Asyn
     async def repeat() -> None:
         while True:
             await asyncio.sleep(seconds)
-            await work()
+            try:
+                await work()
+            except Exception:  # noqa: BLE001 - devices and ledger are tried again
+                _log.exception("a periodic task failed; it goes on")
 
     task = asyncio.ensure_future(repeat())
     try:

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import redis
@@ -29,9 +29,13 @@ from lazyfx_server.store import (
     open_shared_store,
     open_store,
 )
+from lazyfx_server.store.circuit_breaker import CircuitBreaker
 from lazyfx_server.store.opening_shared import open_remote, shown
 from lazyfx_server.store.shared_store import LARGE_BYTES
 from lazyfx_server.store.verified_store import seal
+
+if TYPE_CHECKING:
+    from lazyfx_server.store.contract import RemoteStore
 
 SECRET = b"a secret of thirty-two bytes ..."
 LARGE = bytes(LARGE_BYTES + 1)
@@ -523,6 +527,70 @@ async def until_told(store: SharedStore) -> None:
         await asyncio.sleep(0.02)
 
 
+class CountedStore:
+    """A bucket that takes a while for each of its keys, at most 32 at a time."""
+
+    name = "counted"
+
+    def __init__(self) -> None:
+        self.room = asyncio.Semaphore(32)
+        self.fails: Exception | None = None
+
+    async def contains(self, keys: Any) -> set[str]:
+        async def there(name: str) -> str:
+            async with self.room:
+                await asyncio.sleep(0.02)
+            return name
+
+        return set(await asyncio.gather(*map(there, keys)))
+
+    async def refresh(self) -> None:
+        if self.fails is not None:
+            raise self.fails
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_many_keys_have_more_time_than_one() -> None:
+    breaker = CircuitBreaker(cast("RemoteStore", CountedStore()))
+    await breaker.connect()
+    wanted = {key(number) for number in range(200)}
+    assert await breaker.contains(wanted) == wanted
+    assert breaker.available
+    await breaker.close()
+
+
+async def test_probing_survives_any_error() -> None:
+    inner = CountedStore()
+    inner.fails = RuntimeError("of a library")
+    breaker = CircuitBreaker(cast("RemoteStore", inner))
+    with pytest.raises(StoreError, match="of a library"):
+        await breaker.connect()
+    inner.fails = None
+    await until(lambda: breaker.available)
+    await breaker.close()
+
+
+async def test_a_bucket_that_is_not_there_is_told_so(bucket: str) -> None:
+    store = open_remote(bucket.replace("shared", "absent"), 600)
+    with pytest.raises(StoreError, match="no such bucket"):
+        await store.put(key("a"), b"value")
+    with pytest.raises(StoreError, match="no such bucket"):
+        await store.put_if_absent(key("a"), b"value")
+    await store.close()
+
+
+async def test_a_wrong_password_is_no_outage(server: store_servers.Server) -> None:
+    with redis.Redis(port=server.port) as admin:
+        admin.config_set("requirepass", "right")
+    store = open_remote(f"redis://:wrong@127.0.0.1:{server.port}/0", 600)
+    with pytest.raises(StoreError) as caught:
+        await store.get(key("a"))
+    assert not isinstance(caught.value, UnreachableError)
+    await store.close()
+
+
 # URLs
 
 
@@ -540,3 +608,14 @@ def test_urls_are_shown_without_secrets() -> None:
     with pytest.raises(SharedStoreError) as caught:
         open_remote("redis://user:password@host:port/0", 600)
     assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place", ["user:hid/den", ":12/hidden", ":hid?den", ":hid#den", "hid@d/en"]
+)
+def test_characters_of_a_password_must_be_encoded(place: str) -> None:
+    where = f"redis://{place}@host:6379/0"
+    assert "hid" not in shown(where)
+    with pytest.raises(SharedStoreError, match="percent-encode") as caught:
+        open_remote(where, 600)
+    assert "hid" not in str(caught.value)

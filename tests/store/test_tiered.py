@@ -85,6 +85,21 @@ async def test_put_returns_before_the_lower_tier_has_it() -> None:
     assert lower.asked == ["put", "close"]
 
 
+async def test_a_reader_puts_no_old_value_over_a_put_that_left_the_lower_tier_out() -> None:
+    lower, upper = SlowStore(), MemoryStore(LIMIT)
+    await lower.inner.put(key("a"), b"old")
+    store = TieredStore(upper, lower, max_pending_bytes=10, waits_when_full=False)
+    lower.gate.clear()
+    await store.put(key("b"), bytes(100))  # fills the queue
+    reading = asyncio.ensure_future(store.get(key("a")))
+    await settle()
+    await store.put(key("a"), b"new")
+    lower.gate.set()
+    await reading
+    assert await upper.get(key("a")) == b"new"
+    await store.close()
+
+
 async def test_entry_on_its_way_down_is_found_though_memory_has_no_room() -> None:
     lower = SlowStore()
     lower.gate.clear()

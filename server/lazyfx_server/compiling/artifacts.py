@@ -211,10 +211,10 @@ class Artifacts:
     ) -> _Found:
         request, module = resolved.message, resolved.module
         place = resolved.place(request.kind)
-        with self._quotas.charge_work(module.tenant):
-            result = await self._native.make(
-                place, graph, request, module.tenant.name, _subject(module), flight
-            )
+        charge = self._quotas.charge_work(module.tenant)
+        result = await self._native.make(
+            place, graph, request, module.tenant.name, _subject(module), flight, charge
+        )
         flight.mark_finishing()
         record = await self._stored.add(place, result.data, result.media_type, module, request.kind)
         module.record_rendering(request.kind)

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,7 @@ class NativeCompiles:
         tenant: str,
         subject: Subject,
         flight: Flight[Any],
+        charge: AbstractContextManager[None],
     ) -> worker.NativeResult:
         """Compile one artifact.
 
@@ -197,6 +199,7 @@ class NativeCompiles:
             tenant: The tenant, for fair queueing.
             subject: The subject of the job.
             flight: Notified when the compile begins.
+            charge: Charges the tenant for the time within it; the wait for a slot is not charged.
 
         Raises:
             RequestError: A subclass, depending on the worker's answer.
@@ -218,7 +221,8 @@ class NativeCompiles:
                 started = time.monotonic()
                 flight.mark_running(lambda: self._grace_period(request.kind, started))
                 session = self._workers.builds.session()
-                result = await self._workers.jobs.native(job, subject, session)
+                with charge:
+                    result = await self._workers.jobs.native(job, subject, session)
                 await asyncio.to_thread(self._check_libraries, request.kind, result, session)
         except asyncio.CancelledError:
             ended = "stopped"

@@ -120,8 +120,11 @@ class CircuitBreaker:
 
     async def contains(self, keys: Iterable[str]) -> set[str]:
         """See `Store.contains`."""
+        wanted = list(keys)
+        turns = -(-len(wanted) // _MAX_AT_ONCE)  # a bucket is asked for each key
+        seconds = self._wait_seconds * max(1, turns)
         async with self._asking():
-            return await self._within(self._wait_seconds, self._inner.contains(keys))
+            return await self._within(seconds, self._inner.contains(wanted))
 
     async def delete(self, key: str) -> None:
         """See `Store.delete`."""
@@ -208,7 +211,8 @@ class CircuitBreaker:
 
     def _open(self, problem: StoreError) -> None:
         told = type(problem) is type(self._problem) and not self.available
-        self._problem = problem
+        # A copy: the traceback of the original holds the value of a failed write.
+        self._problem = type(problem)(str(problem))
         self._closed.clear()
         self._opened.set()
         if not told and self._on_change is not None:
@@ -221,6 +225,8 @@ class CircuitBreaker:
             await self._answer(self._wait_seconds, self._inner.refresh())
         except StoreError as error:
             self._open(error)
+        except Exception as error:  # noqa: BLE001 - whatever a library raises, probing goes on
+            self._open(StoreError(f"{self.name}: {type(error).__name__}: {error}"))
         else:
             if not self.available:
                 self._opened.clear()

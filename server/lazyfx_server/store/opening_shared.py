@@ -95,6 +95,7 @@ def open_remote(url: str, ttl_seconds: int) -> RemoteStore:
     """
     scheme = url.partition(":")[0]
     try:
+        _require_encoded(url)
         if scheme in REDIS_SCHEMES:
             return _redis(url, ttl_seconds)
         if scheme in S3_SCHEMES:
@@ -115,9 +116,22 @@ def shown(url: str) -> str:
     """A URL for people and logs: without user, password and query."""
     try:
         parts = urlsplit(url)
+        if _ends_early(url):
+            return f"{parts.scheme}://..."
     except ValueError:
         return "the URL"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _ends_early(url: str) -> bool:
+    """Whether an unescaped character of a password has ended the host's part, and is shown."""
+    parts = urlsplit(url)
+    return "@" in parts.path + parts.query + parts.fragment
+
+
+def _require_encoded(url: str) -> None:
+    if _ends_early(url):
+        raise ValueError("percent-encode the characters / ? # @ in user and password")
 
 
 def _redis(url: str, ttl_seconds: int) -> RemoteStore:

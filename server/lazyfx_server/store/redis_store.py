@@ -31,7 +31,7 @@ STORE_VERSION: Final = 1
 # No caller waits so long (see circuit_breaker.py): it ends calls that were given up. Short limits
 # would blame the server for what this process is slow at, such as opening many connections.
 _SOCKET_SECONDS: Final = 2.0
-_CONNECTIONS: Final = 16
+_CONNECTIONS: Final = 32
 _QUARANTINED_SECONDS: Final = 86_400
 
 T = TypeVar("T")
@@ -176,7 +176,10 @@ async def _answer(asking: Awaitable[T]) -> T:
 
 
 def _translated(error: Exception) -> StoreError:
-    # A server that answers with an error does answer.
+    # A server that answers with an error does answer; redis-py's class for a wrong password is one
+    # of connections.
+    if isinstance(error, exceptions.AuthenticationError):
+        return StoreError(f"redis: {error}")
     unreachable = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
     kind = UnreachableError if isinstance(error, unreachable) else StoreError
     return kind(f"redis: {type(error).__name__}: {error}")

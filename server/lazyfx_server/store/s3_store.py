@@ -13,7 +13,7 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -122,9 +122,7 @@ class S3Store:
         if len(value) > self._most:
             await self.delete(key)
         else:
-            await self._answer(
-                lambda: obstore.put_async(self._bucket, key, value, use_multipart=False)
-            )
+            await self._put(key, value, "overwrite")
 
     async def put_if_absent(self, key: str, value: bytes) -> bool:
         """See `Store.put_if_absent`."""
@@ -132,11 +130,7 @@ class S3Store:
         if len(value) > self._most:
             return False
         try:
-            await self._answer(
-                lambda: obstore.put_async(
-                    self._bucket, key, value, use_multipart=False, mode="create"
-                )
-            )
+            await self._put(key, value, "create")
         except FileExistsError:
             return False
         return True
@@ -190,6 +184,14 @@ class S3Store:
         Connections end by themselves. The entries stay.
         """
         await asyncio.sleep(_LET_GO_SECONDS)
+
+    async def _put(self, key: str, value: bytes, mode: Literal["create", "overwrite"]) -> None:
+        try:
+            await self._answer(
+                lambda: obstore.put_async(self._bucket, key, value, use_multipart=False, mode=mode)
+            )
+        except FileNotFoundError as error:
+            raise StoreError("s3: there is no such bucket") from error
 
     async def _answer(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What S3 answers.

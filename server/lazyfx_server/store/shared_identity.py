@@ -61,14 +61,15 @@ class SharedIdentity:
             "signing_keys": sorted(key.hex() for key in self.signing_keys()),
         }
         mark = json.dumps(own).encode()
-        try:
-            # Also when there is one, so that the store does not evict it as unused.
-            await store.put_if_absent(_PLACE, mark)
-        except UnreachableError:
-            raise
-        except StoreError:
-            pass  # it cannot be written to, perhaps read
         found = await store.begin_get(_PLACE)
+        if found is None:
+            try:
+                await store.put_if_absent(_PLACE, mark)
+            except UnreachableError:
+                raise
+            except StoreError:
+                pass  # it cannot be written to, perhaps read
+            found = await store.begin_get(_PLACE)  # another server may have been first
         if found is None:
             return
         stored = _parsed(await found.rest()) if found.size <= _MAX_BYTES else None
@@ -103,5 +104,5 @@ def _parsed(mark: bytes) -> tuple[str, set[str]] | None:
     try:
         read = json.loads(mark)
         return str(read["tenant_secret"]), {str(key) for key in read["signing_keys"]}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None  # damaged: it is made again

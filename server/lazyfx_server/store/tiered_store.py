@@ -85,7 +85,10 @@ class TieredStore:
         if not self._waits_when_full and self._pending_bytes > self._max_pending_bytes:
             full = StoreError("too many bytes wait to be written")
             self._failures.report(self._lower, "put", key, full)
+            # Counted before and after, so that no reader puts the lower tier's value back.
+            self._changes += 1
             await self._failures.result(self._upper, "put", key, self._upper.put(key, value))
+            self._changes += 1
             return
         task = self._write_behind(key, value)
         await self._failures.result(self._upper, "put", key, self._upper.put(key, value))
