@@ -142,7 +142,7 @@ def shared_store(settings: Settings, signer: Signer, hooks: StoreHooks) -> Share
             store.store_path,
             store.store_disk_bytes,
             store.store_wait_seconds,
-            int(store.store_ttl_days * _DAY),
+            max(1, int(store.store_ttl_days * _DAY)),
         ),
         identity,
         hooks,
