@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.jobs.graph_job import run_job
+from lazyfx_server.settings.limits import PassLimits
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _PIPELINES = (
@@ -66,9 +67,10 @@ def _compile(graph: graph_pb2.Graph, passes: tuple[str, ...], verify: bool) -> w
     job.compile.body = graph.body
     if graph.HasField("presentation"):
         job.compile.presentation.CopyFrom(graph.presentation)
-    limits = job.compile.limits
-    limits.max_nodes, limits.max_folded_bytes, limits.max_matches = MAX_NODES, 2**24, 100
-    limits.pass_seconds = 5
+    limits = PassLimits(
+        max_nodes=MAX_NODES, max_folded_bytes=2**24, max_matches=100, max_pass_seconds=5
+    )
+    job.compile.limits.CopyFrom(worker.JobLimits(**dict(limits)))
     for name in passes:
         spec = job.compile.passes.add(name=name)
         if name == "split_module":
