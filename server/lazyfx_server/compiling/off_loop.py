@@ -1,7 +1,7 @@
 """Runs work in a thread that would block the event loop for more than a few milliseconds.
 
 A single thread: Python runs one thread at a time, so with several the event loop would wait for
-    each of them in turn.
+each of them in turn.
 """
 
 from __future__ import annotations

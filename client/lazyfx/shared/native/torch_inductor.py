@@ -1,7 +1,7 @@
 """All private names of torch's Inductor that both sides use; imported only here.
 
 Imported lazily: it imports dynamo, which takes seconds, and a server whose workers compile does not
-    use it itself.
+use it itself.
 """
 
 from __future__ import annotations
