@@ -54,6 +54,9 @@ class Process:
         stdout: What it writes, if that was to be a pipe.
         stderr: The same of standard error.
         returncode: As `Popen.returncode`.
+
+    Raises:
+        RuntimeError: The nursery is gone.
     """
 
     def __init__(
@@ -64,6 +67,11 @@ class Process:
         self.stdout = stdout
         self.stderr = stderr
         self.returncode: int | None = None
+        if self.pid < 1:  # a signal to -1 would go to every process
+            for each in (connection, stdout, stderr):
+                if each is not None:
+                    each.close()
+            raise RuntimeError("the process that programs are forked from has ended")
 
     def poll(self) -> int | None:
         """The exit status, negative for a signal; None while it runs."""
@@ -89,7 +97,7 @@ class Process:
         """What it has written to its pipes, when it has ended.
 
         Raises:
-            subprocess.TimeoutExpired: It has not.
+            subprocess.TimeoutExpired: It has not, or a process that it left behind may still write.
         """
         written: dict[int, str] = {}
 
@@ -103,6 +111,8 @@ class Process:
         self.wait(timeout)
         for reader in readers:
             reader.join(timeout)
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired("a program of a nursery", timeout or 0.0)
         return written.get(0, ""), written.get(1, "")
 
     def send_signal(self, number: int) -> None:

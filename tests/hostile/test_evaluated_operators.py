@@ -21,15 +21,15 @@ from hostile.evaluating import CONTROLS
 from hostile.fitting_calls import CALLS
 from hostile.wild_operators import operators
 
-from lazyfx_server.passes.analysis.evaluation import is_reviewed
 from lazyfx_server.passes.analysis.evaluation.composite_operators import is_reviewed_composite
+from lazyfx_server.passes.analysis.evaluation.reviewed_operators import rule_of
 
 _PROGRAM = Path(__file__).with_name("evaluating.py")
 _SEED = 14
 # glibc fills memory with these, also what it would give out again as it is.
 _FILLS = (0x5A, 0xC3)
 _TOGETHER = 8
-_REVIEWED = [str(o) for o in operators() if is_reviewed(o) or is_reviewed_composite(o)]
+_REVIEWED = [str(o) for o in operators() if rule_of(o) is not None or is_reviewed_composite(o)]
 
 
 def _groups(names: list[str]) -> list[list[str]]:

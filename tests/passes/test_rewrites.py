@@ -90,8 +90,9 @@ def test_graphs_with_attributes_are_not_shared() -> None:
     assert found[0][1] is not found[1][1]
 
 
-def test_only_so_many_are_kept() -> None:
-    reader = RewriteReader(most=2)
+def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazyfx_server.passes.rewrites._MOST_KEPT", 2)
+    reader = RewriteReader()
     specs = spec((sum_of_squares, other_sum))
     first = reader.read(specs, [ReplacePattern()])
     reader.read(spec((lambda a: torch.sin(a), lambda a: torch.cos(a))), [ReplacePattern()])

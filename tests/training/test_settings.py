@@ -38,12 +38,19 @@ def good_values(expected: ValueType) -> list[Any]:
     return [expected.minimum, expected.maximum]
 
 
+def torch_type(name: str) -> Any:
+    """The type of a setting in torch."""
+    if name.startswith("functorch."):
+        return torch_inductor.functorch_config.get_type(name.removeprefix("functorch."))
+    return torch_inductor.inductor_config.get_type(name)
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_a_type_is_that_of_torch(name: str) -> None:
     """torch's own default and its own type agree with the table, so no honest value is refused."""
     expected, default = SETTINGS[name], torch_inductor.default_setting(name)
     assert default is None or mismatch_reason(default, expected) == ""
-    given = torch_inductor.setting_type(name)
+    given = torch_type(name)
     accepted = set(typing.get_args(given)) or {given}
     if typing.get_origin(given) is typing.Literal:
         accepted = {type(word) for word in accepted}

@@ -1,7 +1,7 @@
 """Sanitizes pictures from a server: rewrites them with the few elements that drawings need.
 
 SVG is a web format: it can contain scripts, forms, links, other documents, and styles that fetch
-    resources. A notebook shows it next to the reader's credentials.
+resources. A notebook shows it next to the reader's credentials.
 """
 
 from __future__ import annotations

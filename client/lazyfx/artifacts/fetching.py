@@ -69,20 +69,14 @@ class ArtifactFetcher:
         """The server's latest response: a new one after a recompile."""
         return self._response
 
-    def get(
-        self,
-        kind: pb.ArtifactKind.ValueType,
-        purpose: pb.ArtifactKind.ValueType = pb.ARTIFACT_KIND_UNSPECIFIED,
-    ) -> Flow[bytes]:
+    def get(self, kind: pb.ArtifactKind.ValueType) -> Flow[bytes]:
         """An artifact of this module, fetched once."""
-        data: bytes = yield Locked(self._lock, self._get(kind, purpose))
+        data: bytes = yield Locked(self._lock, self._get(kind))
         return data
 
-    def _get(
-        self, kind: pb.ArtifactKind.ValueType, purpose: pb.ArtifactKind.ValueType
-    ) -> Flow[bytes]:
+    def _get(self, kind: pb.ArtifactKind.ValueType) -> Flow[bytes]:
         if kind not in self._fetched:
-            request = pb.GetArtifactRequest(kind=kind, purpose=purpose)
+            request = pb.GetArtifactRequest(kind=kind)
             if kind != pb.ARTIFACT_KIND_GRAPH:
                 request.presentation.CopyFrom(self._prepared.encoded.presentation)
             data = yield from self.fetch(request)

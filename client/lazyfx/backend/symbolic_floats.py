@@ -29,8 +29,8 @@ class InitialFloats:
     """Remembers the floats of graphs at their first compile.
 
     For callers who do not wait: the server's answer comes too late for dynamo to trace again. Most
-        symbolic floats never change (with `dynamic=True` even an epsilon is one), so all of them
-        are constants at first; if a graph comes back with another value, its floats stay symbolic.
+    symbolic floats never change (with `dynamic=True` even an epsilon is one), so all of them are
+    constants at first; if a graph comes back with another value, its floats stay symbolic.
     """
 
     def __init__(self) -> None:

@@ -102,8 +102,9 @@ class AsyncDriver:
             case Finish(call):
                 return await cast("Awaitable[bytes | None]", call)
             case Open(method, requests, seconds):
-                paced = requests if isinstance(requests, bytes) else _paced(requests, [])
-                return _Stream(self._call(method, paced, seconds))
+                failures: list[Exception] = []
+                paced = requests if isinstance(requests, bytes) else _paced(requests, failures)
+                return _Stream(self._call(method, paced, seconds), failures)
             case Next(call):
                 return await cast("_Stream", call).read()
             case Send():
@@ -146,14 +147,25 @@ class AsyncDriver:
 
 
 class _Stream:
-    """A call with a stream of responses."""
+    """A call with a stream of responses.
 
-    def __init__(self, call: Any) -> None:
+    Args:
+        call: The call.
+        failures: Receives the exception that its requests end with, if any.
+    """
+
+    def __init__(self, call: Any, failures: list[Exception]) -> None:
         self._answers: AsyncIterator[bytes] = call.__aiter__()
+        self._failures = failures
         self.cancel: Callable[[], object] = call.cancel
 
     async def read(self) -> bytes | None:
-        return await anext(self._answers, None)
+        try:
+            return await anext(self._answers, None)
+        except asyncio.CancelledError:
+            if self._failures:  # gRPC cancels a call whose requests end with an error
+                raise self._failures.pop() from None
+            raise
 
 
 async def _paced(requests: Iterator[bytes], failures: list[Exception]) -> AsyncIterator[bytes]:

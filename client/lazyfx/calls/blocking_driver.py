@@ -119,11 +119,11 @@ class BlockingDriver:
         try:
             match step:
                 case Start(method, request, seconds):
-                    return _Call(self._begin(self._methods[method], request, seconds))
+                    return self._open(method, request, seconds)
                 case Finish(call):
                     return cast("_Call", call).finish()
                 case Open(method, requests, seconds):
-                    return _Call(self._begin(self._methods[method], requests, seconds))
+                    return self._open(method, requests, seconds)
                 case Next(call):
                     return cast("_Call", call).read()
                 case Send():
@@ -151,6 +151,12 @@ class BlockingDriver:
         forking.leak_in_children(call)
         return call
 
+    def _open(self, method: str, requests: bytes | Iterator[bytes], seconds: float) -> _Call:
+        failures: list[Exception] = []
+        if not isinstance(requests, bytes):
+            requests = _collect_failures(requests, failures)
+        return _Call(self._begin(self._methods[method], requests, seconds), failures)
+
     def _send(self, step: Send) -> bytes | None:
         failures: list[Exception] = []
         requests = _collect_failures(step.requests, failures)
@@ -166,10 +172,16 @@ class BlockingDriver:
 
 
 class _Call:
-    """A call in progress, driven by the thread that waits for it."""
+    """A call in progress, driven by the thread that waits for it.
 
-    def __init__(self, call: Any) -> None:
+    Args:
+        call: The call.
+        failures: Receives the exception that its requests end with, if any.
+    """
+
+    def __init__(self, call: Any, failures: list[Exception]) -> None:
         self._call = call
+        self._failures = failures
         self._is_released = False
 
     def read(self) -> bytes | None:
@@ -177,6 +189,8 @@ class _Call:
         try:
             return cast("bytes | None", next(self._call, None))
         except grpc.RpcError as error:
+            if self._failures:  # gRPC ends a call whose requests end with an error
+                raise self._failures.pop() from None
             raise _Failure(error) from None
         except BaseException:  # Ctrl-C: gRPC has released the call
             self._is_released = True

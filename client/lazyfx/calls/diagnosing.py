@@ -80,8 +80,7 @@ def not_a_server(address: str, details: str) -> str | None:
     if details == "Method not found!":
         return (
             f"the server at {address} does not know this method: it is not a lazyfx server, or it "
-            f"has "
-            "another version; check the address, or use the same release on both sides"
+            "has another version; check the address, or use the same release on both sides"
         )
     return None
 

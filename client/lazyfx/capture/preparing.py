@@ -196,8 +196,7 @@ class Preparer:
         if size > self._bounds.max_value_bytes:
             raise ProtocolError(
                 f"the server asks for {size} bytes of tensors; at most "
-                f"{self._bounds.max_value_bytes} "
-                "are allowed (max_value_bytes)"
+                f"{self._bounds.max_value_bytes} are allowed (max_value_bytes)"
             )
 
     def content_digest(self, tensor: torch.Tensor) -> graph_pb2.Digest:

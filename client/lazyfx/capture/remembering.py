@@ -281,7 +281,7 @@ def _addresses(tensors: Sequence[torch.Tensor]) -> list[object]:
     """The addresses of tensors; an address implies a device.
 
     If no tensor moves, the same tensors share memory as before: to share memory with another one, a
-        tensor has to move. This is cheaper than reading storages.
+    tensor has to move. This is cheaper than reading storages.
     """
     return list(map(torch.Tensor.data_ptr, tensors))
 

@@ -1,7 +1,7 @@
 """Where to split a graph, by metadata of its capture: annotations and modules.
 
 The server sees neither: they stay on the client with the rest of `node.meta`. So the split points
-    are determined here, and sent as node indices in the option `at` of the pass split_module.
+are determined here, and sent as node indices in the option `at` of the pass split_module.
 """
 
 from __future__ import annotations

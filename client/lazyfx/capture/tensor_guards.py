@@ -19,7 +19,7 @@ def tensor_check(tensors: Sequence[torch.Tensor]) -> Check:
     """A function of the same tensors that returns whether their metadata is unchanged.
 
     It also returns False in another thread mode, such as autocast: if in doubt, it counts as
-        changed.
+    changed.
 
     Args:
         tensors: The tensors, without duplicates.

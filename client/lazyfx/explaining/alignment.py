@@ -1,9 +1,9 @@
 """Aligns the nodes of two graphs.
 
 Nodes are matched in passes, each less strict than the previous one: first nodes that compute the
-    same from the same operands, recursively up to the inputs; then nodes with equal fields; then
-    nodes with the same target; finally nodes with the same opcode. Later passes only search between
-    earlier matches, so matches never cross.
+same from the same operands, recursively up to the inputs; then nodes with equal fields; then nodes
+with the same target; finally nodes with the same opcode. Later passes only search between earlier
+matches, so matches never cross.
 """
 
 from __future__ import annotations

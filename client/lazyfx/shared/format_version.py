@@ -21,7 +21,7 @@ def check_envelope(graph: pb.Graph) -> None:
     """Refuse a graph that this version of lazyfx would misread.
 
     Unknown fields alone are accepted: anything a reader must support has a name in
-        `required_features`.
+    `required_features`.
 
     Raises:
         DecodeError: Another format version, or an unknown required feature; the error names the

@@ -57,7 +57,7 @@ class PassSpec:
     """A pass to run on the server.
 
     An immutable value: it captures its options and graphs on construction. Changing a pattern later
-        does not change the spec, so a spec that is used again need not be compared.
+    does not change the spec, so a spec that is used again need not be compared.
 
     Attributes:
         name: A name listed by `client.passes()`.

@@ -2,7 +2,7 @@
 
 Values are `true`, `false`, numbers, double-quoted strings (JSON) and `[lists]` of those.
 Passes that run until the graph is stable are in parentheses after that word:
-    `until_stable{at_most=4}(name,name)`. `parse` is the inverse of `spell`.
+`until_stable{at_most=4}(name,name)`. `parse` is the inverse of `spell`.
 """
 
 from __future__ import annotations

@@ -127,10 +127,9 @@ class Verifier:
         return (
             f"THE KEY OF {self._address} IS NOT THE ONE THAT YOU TRUST: it signs with {now}, and "
             f"the trusted key is {trusted}. Either the server has a new key, or another "
-            f"server answers at "
-            "this address; no artifact was requested. If its operator confirms the new "
-            "fingerprint, "
-            f"run `lazyfx trust --replace {self._address}`, or change LAZYFX_VERIFY_KEYS"
+            "server answers at this address; no artifact was requested. If its operator confirms "
+            f"the new fingerprint, run `lazyfx trust --replace {self._address}`, or change "
+            "LAZYFX_VERIFY_KEYS"
         )
 
     def check(

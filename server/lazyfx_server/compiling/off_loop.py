@@ -1,7 +1,7 @@
 """Runs work in a thread that would block the event loop for more than a few milliseconds.
 
 A single thread: Python runs one thread at a time, so with several the event loop would wait for
-    each of them in turn.
+each of them in turn.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 # Parsing messages of this size takes less than a millisecond.
 _ON_LOOP_BYTES: Final = 16 * 1024
+# Hashing this much takes about a millisecond.
 _HASH_ON_LOOP_BYTES: Final = 2**20
 
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="lazyfx-large")

@@ -1,7 +1,7 @@
 """Single flight: identical requests share one lookup and one execution.
 
 An asynchronous lookup must be part of the flight as well: otherwise another flight could end
-    between a failed lookup and the start of a flight.
+between a failed lookup and the start of a flight.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class Flight(Generic[Result]):
     """One execution and its waiters.
 
     The work reports its phase, which decides what happens when the last waiter leaves: if it has
-        not begun, it is dropped; if it is running, it is stopped soon; if it only has to store its
-        result, it continues.
+    not begun, it is dropped; if it is running, it is stopped soon; if it only has to store its
+    result, it continues.
 
     Args:
         work: Called with the flight.
-        after: A task that must end first.
+        after: Tasks that must end before the work starts.
     """
 
     def __init__(

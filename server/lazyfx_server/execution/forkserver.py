@@ -25,7 +25,7 @@ class ForkServer:
     """Forks processes with modules already imported.
 
     Python keeps one fork server per process: the first `ForkServer` started decides what is
-        imported.
+    imported.
 
     Args:
         preload: Modules to import once, in the fork server.

@@ -1,7 +1,7 @@
 """The executor for untrusted jobs: each job runs alone in a process that can be killed.
 
 N workers, each a process with its own socket, rather than a pool with shared queues: if one
-    crashes, hangs or is killed, only its job fails, and a new process replaces it in milliseconds.
+crashes, hangs or is killed, only its job fails, and a new process replaces it in milliseconds.
 """
 
 from __future__ import annotations

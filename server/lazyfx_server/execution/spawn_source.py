@@ -1,7 +1,7 @@
 """Worker processes with a new interpreter, for libraries that do not survive a fork.
 
 CUDA is one: a process cannot use it if its parent queried devices before the fork, and torch
-    queries them when it creates its first fake tensor.
+queries them when it creates its first fake tensor.
 """
 
 from __future__ import annotations

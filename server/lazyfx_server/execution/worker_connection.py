@@ -1,7 +1,7 @@
 """The worker's side of the connection: jobs come in, results and calls go out.
 
 Any thread that waits for a frame reads the connection for all threads, so no separate reader thread
-    is needed: a confined worker creates no threads.
+is needed: a confined worker creates no threads.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Worker(asyncio.Protocol):
     """A process that runs one job at a time.
 
     It is dead when the fork server says so, not when the socket closes: a process that a job left
-        behind may keep the socket open.
+    behind may keep the socket open.
 
     Attributes:
         pid: Its process id, which is also its process group id.

@@ -124,8 +124,7 @@ def make_lazy(module: GraphModule, ledger: RecompileLedger, *, eager: bool = Fal
     """Makes a module lazy, and every GraphModule inside it; returns the same object.
 
     Nothing is copied and no recompile is counted: the objects change their class, so attributes,
-        aliases and references are preserved. Code that a plain module had generated is marked as
-        stale.
+    aliases and references are preserved. Code that a plain module had generated is marked as stale.
 
     Args:
         module: Any GraphModule. One that already records in `ledger` is left unchanged.

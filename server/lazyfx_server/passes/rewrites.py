@@ -25,6 +25,7 @@ _Key: TypeAlias = "tuple[bytes, bytes, GraphLimits]"
 
 # Maximum bytes of a cached body: patterns have a few nodes, and most take less than 300 bytes.
 _LONGEST_KEPT = 4096
+_MOST_KEPT = 1024
 
 
 class RewriteReader:
@@ -33,13 +34,10 @@ class RewriteReader:
     A library of rewrites is sent with every graph, and decoding it costs more than decoding the
     graph. So decoded graphs are cached by their bytes, for passes that declare that they only read
     them. Graphs with anything besides nodes are not cached.
-
-    Args:
-        most: How many graphs are cached.
     """
 
-    def __init__(self, most: int = 1024) -> None:
-        self._kept: MutableMapping[_Key, GraphModule] = LRUCache(most)
+    def __init__(self) -> None:
+        self._kept: MutableMapping[_Key, GraphModule] = LRUCache(_MOST_KEPT)
 
     def read(
         self,

@@ -1,9 +1,9 @@
 """Compares the results of a graph before and after a pass, on random inputs.
 
 Nothing from the caller is needed: inputs are generated from the metadata, and tensors without
-    values are random too, the same before and after. The graph runs node by node, so no code is
-    generated for it. Operators that may not run on real values (`passes/analysis/evaluation`) end
-    the verification.
+values are random too, the same before and after. The graph runs node by node, so no code is
+generated for it. Operators that may not run on real values (`passes/analysis/evaluation`) end the
+verification.
 """
 
 from __future__ import annotations

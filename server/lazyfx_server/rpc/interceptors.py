@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 import grpc
 import grpc.aio
@@ -37,8 +37,6 @@ from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.standard_services import HANDLER_MAKERS, small_requests
 from lazyfx_server.telemetry import Observer, RequestHandled
 
-Request = TypeVar("Request")
-Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _SERVICE = "/lazyfx.v1.GraphCompiler/"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self
 
 MIB = 2**20
 GIB = 2**30
-
-PartType = TypeVar("PartType", bound="Part")
 
 
 @dataclass(frozen=True, slots=True)

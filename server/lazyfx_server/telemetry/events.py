@@ -1,7 +1,7 @@
 """Events as data. Packages emit them; exporters turn them into metrics and traces.
 
 Events carry no digests or keys: they are counted, not searched. They carry the tenant's name for
-    the ledger; exporters omit it.
+the ledger; exporters omit it.
 """
 
 from __future__ import annotations

@@ -30,10 +30,10 @@ class DeferredGraph:
     runs compiled depends on the calls of the others, and a recomputed checkpoint differs.
 
     If a graph draws random numbers, a recomputed checkpoint runs the same code as the first time:
-        see `random_draws`. Reentrant checkpoints run one graph without gradients and then another
-        one with them, whose result may not have arrived; so without gradients such a graph stays
-        uncompiled. The first call always runs uncompiled, which shows whether the graph draws
-        random numbers.
+    see `random_draws`. Reentrant checkpoints run one graph without gradients and then another one
+    with them, whose result may not have arrived; so without gradients such a graph stays
+    uncompiled. The first call always runs uncompiled, which shows whether the graph draws random
+    numbers.
 
     Args:
         module: The graph.

@@ -1,7 +1,7 @@
 """The closed types of values sent with a graph, and why a value does not have its type.
 
 Each value reaches a compiler: in its command line, in generated source, or in a decision. So none
-    is free text: strings are from a list, and numbers have bounds.
+is free text: strings are from a list, and numbers have bounds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """All private names of torch's Inductor that both sides use; imported only here.
 
 Imported lazily: it imports dynamo, which takes seconds, and a server whose workers compile does not
-    use it itself.
+use it itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ __all__ = [
     "modes",
     "pick_vec_isa",
     "portable_configuration",
-    "setting_type",
     "supported_vec_isa_list",
     "symbol_is_type",
     "torch_key",
@@ -128,12 +127,6 @@ def default_setting(name: str) -> Any:
     """The default of a setting, without patches."""
     config, own = _place(name)
     return getattr(config, "_config")[own].default  # noqa: B009 - made at run time
-
-
-def setting_type(name: str) -> Any:
-    """The type of a setting in torch."""
-    config, own = _place(name)
-    return config.get_type(own)
 
 
 def _place(name: str) -> tuple[Any, str]:

@@ -63,9 +63,6 @@ MEMORY_FORMATS: Final[dict[torch.memory_format, pb.MemoryFormat.ValueType]] = {
     torch.channels_last_3d: pb.MEMORY_FORMAT_CHANNELS_LAST_3D,
     torch.preserve_format: pb.MEMORY_FORMAT_PRESERVE,
 }
-MEMORY_FORMAT_OBJECTS: Final[dict[int, torch.memory_format]] = {
-    n: v for v, n in MEMORY_FORMATS.items()
-}
 
 DEVICE_TYPES: Final[dict[str, pb.DeviceType.ValueType]] = {
     "cpu": pb.DEVICE_TYPE_CPU,

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-
+from lazyfx_server.compiling import off_loop
 from lazyfx_server.store import Store
-
-# Hashing this much takes about a millisecond, which is acceptable on the event loop.
-_ON_LOOP_BYTES = 2**20
 
 
 async def stored_content(store: Store, place: str, sha256: bytes) -> bytes | None:
@@ -22,11 +17,7 @@ async def stored_content(store: Store, place: str, sha256: bytes) -> bytes | Non
     data = await store.get(place)
     if data is None:
         return None
-    if len(data) <= _ON_LOOP_BYTES:
-        found = hashlib.sha256(data).digest()
-    else:
-        found = (await asyncio.to_thread(hashlib.sha256, data)).digest()
-    if found == sha256:
+    if await off_loop.sha256(data) == sha256:
         return data
     await store.delete(place)
     return None

@@ -2,8 +2,8 @@
 
 A native worker holds a graph and may be compromised; a compile worker sees only sources. This
 module mediates between them: it accepts only a closed vocabulary, keeps the objects of a job so
-    that a job links only what the server has built, and identifies each object by what it was built
-    from.
+that a job links only what the server has built, and identifies each object by what it was built
+from.
 """
 
 from __future__ import annotations

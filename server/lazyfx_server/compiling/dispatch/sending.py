@@ -164,7 +164,7 @@ class Jobs:
         """Run a job; if it is about a graph and its worker dies, retry it once on another worker.
 
         A job that used up its CPU time would do so again: it fails at once, and counts as a death.
-            One that exceeded its time limit may have been on a busy machine, and does not count.
+        One that exceeded its time limit may have been on a busy machine, and does not count.
 
         Raises:
             CrashingGraphError: Workers have died on its graph.

@@ -16,7 +16,7 @@ class Admission:
     """Lets `slots` jobs run and `max_queue` more wait; refuses all others at once.
 
     Tenants take turns: a tenant with many waiting jobs delays only its own. When the queue is full,
-        a new job of a tenant with fewer jobs displaces the last job of the tenant with the most.
+    a new job of a tenant with fewer jobs displaces the last job of the tenant with the most.
 
     Args:
         slots: Number of concurrent jobs.

@@ -24,7 +24,7 @@ class WorkArea:
     """Folders for jobs, compiles and precompiled headers, removed when the server stops.
 
     A lock shows whether the server that owns a folder is alive: the kernel releases it when the
-        process exits, for whatever reason.
+    process exits, for whatever reason.
 
     Args:
         base: The parent of the folders of this user's servers. Default: in the folder for temporary
@@ -87,7 +87,7 @@ def _empty(root: int) -> None:
     """Remove everything in an open folder.
 
     Nested folders are moved to the top before they are read: at any depth, only two are open at a
-        time, and the number of steps is linear in the number of entries.
+    time, and the number of steps is linear in the number of entries.
     """
     numbers = itertools.count()
     taken = set(os.listdir(root))

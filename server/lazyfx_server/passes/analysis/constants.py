@@ -252,7 +252,7 @@ def _agrees(module: GraphModule, node: Node, run: FakeRun, value: Any) -> bool:
     """Whether the value matches what the capture recorded, if it did.
 
     It may not: under an autocast outside the graph, or for values sent to a host without their
-        device.
+    device.
     """
     known = run.known(node)
     if known is not UNKNOWN and not same_metadata(known, value):

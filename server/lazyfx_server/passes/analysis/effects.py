@@ -1,7 +1,7 @@
 """Side effects of a node, and the operands whose storage its result may share.
 
 Conservative: an unknown callable is assumed to write to all its operands, to draw random numbers
-    and to change the state in which other nodes run.
+and to change the state in which other nodes run.
 """
 
 from __future__ import annotations

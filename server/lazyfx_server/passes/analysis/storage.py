@@ -14,7 +14,7 @@ class StorageMap:
     """The storage of a graph's values, as classes that may overlap.
 
     Inputs are one class: a caller may pass the same tensor twice. Positions are those of the nodes
-        when the map was created; removing nodes does not invalidate it.
+    when the map was created; removing nodes does not invalidate it.
     """
 
     def __init__(self, graph: Graph) -> None:

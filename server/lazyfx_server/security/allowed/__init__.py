@@ -7,7 +7,7 @@ table, for review of its diff. `signatures.json` has the signatures of targets w
 functions, methods and higher-order operators.
 
 Operators of other libraries are not in the table: they exist only because the server's operator
-    installed and imported the library that registers them.
+installed and imported the library that registers them.
 """
 
 from __future__ import annotations

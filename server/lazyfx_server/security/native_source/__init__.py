@@ -1,10 +1,10 @@
 """Checks that generated native source contains only what Inductor's templates write.
 
 Inductor turns graphs into source: C++ kernels and wrappers, and the Python that calls them. It
-    should contain no text of a caller (`jobs/native/tokenized_graph.py` takes care of that). This
-    package checks the source again before a compiler or interpreter gets it: no assembly, only
-    known attributes, includes and pragmas, no name that gives access to the system, and no strings
-    but plain words and sentences.
+should contain no text of a caller (`jobs/native/tokenized_graph.py` takes care of that). This
+package checks the source again before a compiler or interpreter gets it: no assembly, only known
+attributes, includes and pragmas, no name that gives access to the system, and no strings but plain
+words and sentences.
 
 The checks take linear time and use only the standard library.
 """

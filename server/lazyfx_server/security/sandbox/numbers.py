@@ -1,7 +1,7 @@
 """Numbers of the system calls that workers may make, per known architecture.
 
 There are three lists, each a superset of the previous one: for passes; for native jobs, which write
-    files and load libraries; and for compilers, which are programs.
+files and load libraries; and for compilers, which are programs.
 
 From the kernel's `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`.
 All other calls are refused.

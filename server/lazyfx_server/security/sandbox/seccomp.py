@@ -1,7 +1,7 @@
 """seccomp: a filter in the kernel that restricts which system calls a process may make.
 
 The filter is classic BPF, written by hand: it is just a list and a few comparisons, not worth a
-    dependency on libseccomp.
+dependency on libseccomp.
 """
 
 from __future__ import annotations

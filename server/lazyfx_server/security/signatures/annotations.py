@@ -109,7 +109,7 @@ def of_python(function: Any) -> str:
     """The signature of a Python function.
 
     Its annotations are documentation and narrower than what it accepts: None, or a list instead of
-        a number.
+    a number.
     """
     parameters = inspect.signature(function).parameters.values()
     words: list[str] = []

@@ -1,7 +1,7 @@
 """Collects the signatures of the installed torch, for review.
 
 Sources, in this order: hand-written ones (`reviewed`), torch's stub files, the schemas of operators
-    with the same name as a builtin, and the annotations of Python functions.
+with the same name as a builtin, and the annotations of Python functions.
 """
 
 # ruff: noqa: SLF001 - torch's builtins are in private modules

@@ -1,7 +1,7 @@
 """Checks whether an argument can have the type that a signature or schema gives it.
 
 Types are written as in Python: "int | list[int] | None". The value of a hole (an operand) or of a
-    symbolic number is not known here and fits every type; torch checks it at run time.
+symbolic number is not known here and fits every type; torch checks it at run time.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def named_calls(rows: Rows) -> list[NamedCall | None]:
     """The key of each row of `calls`, and the rows to which it refers.
 
     None for calls that are too long to be cached, refer to missing rows, or refer to rows of other
-        tables too: symbolic expressions, callables among the arguments, process groups,
-    spelled devices.
+    tables too: symbolic expressions, callables among the arguments, process groups, spelled
+    devices.
     """
     targets, strings = [b"", *rows["targets"]], rows["strings"]
     found: list[NamedCall | None] = []

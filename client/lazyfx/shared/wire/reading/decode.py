@@ -44,8 +44,8 @@ def decode(
     """Read a graph.
 
     Nothing in the message is executed: targets are looked up in the table of allowed callables,
-        modules are built from their options on the meta device, and values stay descriptions until
-        `materialize` is called.
+    modules are built from their options on the meta device, and values stay descriptions until
+    `materialize` is called.
 
     Args:
         body: Canonical GraphBody bytes, or the result of `read_canonical`; or a message that the

@@ -215,8 +215,8 @@ def is_dispatched(packet: str, overload: str) -> bool:
     """Whether the dispatcher has an operator, not only TorchScript's interpreter.
 
     Operators that only the interpreter has are never captured, and do not validate their operands:
-        arithmetic traps, strings and lists grow without bound, and instructions (`prim`) read a
-        program that does not exist.
+    arithmetic traps, strings and lists grow without bound, and instructions (`prim`) read a program
+    that does not exist.
     """
     if packet.partition("::")[0] not in ("aten", "prim"):
         return True

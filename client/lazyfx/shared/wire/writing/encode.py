@@ -50,9 +50,9 @@ def encode(module: GraphModule) -> EncodedGraph:
     """Encode a graph in the wire format.
 
     Tensors that the graph reads by get_attr are described, not sent: parameters and registered
-        buffers by their metadata, other tensors (lifted constants) also by the digest of their
-        bytes. Metadata of nodes comes from `meta["val"]`, `meta["example_value"]` or the message
-        that the graph was decoded from, in this order.
+    buffers by their metadata, other tensors (lifted constants) also by the digest of their bytes.
+    Metadata of nodes comes from `meta["val"]`, `meta["example_value"]` or the message that the
+    graph was decoded from, in this order.
 
     Args:
         module: A graph from any torch.fx tracer; it is not modified.

@@ -9,7 +9,6 @@ validate its operands, they are checked first.
 from __future__ import annotations
 
 from lazyfx_server.passes.analysis.evaluation.mode import UnreviewedError, reviewed
-from lazyfx_server.passes.analysis.evaluation.reviewed_operators import is_reviewed
 from lazyfx_server.passes.analysis.evaluation.tracing import without_real_constants
 
-__all__ = ["UnreviewedError", "is_reviewed", "reviewed", "without_real_constants"]
+__all__ = ["UnreviewedError", "reviewed", "without_real_constants"]

@@ -164,11 +164,6 @@ ASKING = words(
 )
 
 
-def is_reviewed(operator: OpOverload[..., Any]) -> bool:
-    """Whether an operator may run on real values, if its operands pass the checks."""
-    return rule_of(operator) is not None
-
-
 @lru_cache(maxsize=4096)
 def rule_of(operator: OpOverload[..., Any]) -> Rule | None:
     """The checks before an operator runs; None if it may not run."""

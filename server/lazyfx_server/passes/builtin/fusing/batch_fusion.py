@@ -23,9 +23,9 @@ class BatchFusion(Pass):
     """Fuses similar, independent calls into one call over stacked operands.
 
     By torch's group_batch_fusion: linear layers and products of the same sizes become one batched
-    product, layer normalizations and element-wise calls one call over a stack. It pays where
-    there are many small ones: recommenders, mixtures of experts. Graphs that write to tensors are
-        left unchanged.
+    product, layer normalizations and element-wise calls one call over a stack. It pays where there
+    are many small ones: recommenders, mixtures of experts. Graphs that write to tensors are left
+    unchanged.
     """
 
     name: ClassVar[str] = "batch_fusion"

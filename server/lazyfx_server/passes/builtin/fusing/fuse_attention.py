@@ -33,9 +33,9 @@ class FuseAttention(Pass):
     """Replaces softmax(q @ k.T * scale + mask) @ v with scaled_dot_product_attention.
 
     In any form that captures produce: with a scale (numbers or zero-dimensional tensors, on the
-        product or on the query), with additive and boolean masks, with views, copies and the casts
-        of a softmax in float32. Attention with active dropout, or with intermediate values that are
-        used elsewhere, is left unchanged.
+    product or on the query), with additive and boolean masks, with views, copies and the casts of a
+    softmax in float32. Attention with active dropout, or with intermediate values that are used
+    elsewhere, is left unchanged.
     """
 
     name: ClassVar[str] = "fuse_attention"

@@ -36,9 +36,9 @@ class MergeMatmul(Pass):
     """Merges matrix products with the same left operand: x @ a and x @ b become x @ [a, b].
 
     One large product instead of several small ones: the projections of attention, as mm, addmm,
-        matmul or linear. The right operands must be available before the first product and be
-        matrices; biases must be vectors, and either all products have one or none does. Products
-        whose results are written to, or returned to the caller, are not merged.
+    matmul or linear. The right operands must be available before the first product and be matrices;
+    biases must be vectors, and either all products have one or none does. Products whose results
+    are written to, or returned to the caller, are not merged.
     """
 
     name: ClassVar[str] = "merge_matmul"

@@ -27,8 +27,8 @@ class Reinplace(Pass):
     """Lets element-wise aten calls overwrite operands that are not read again.
 
     Only for graphs without gradients: autograd saves operands for the backward, so a graph with any
-        tensor that requires grad is left unchanged. The operand must be an intermediate value with
-        one user and its own memory, and have the result's shape and dtype.
+    tensor that requires grad is left unchanged. The operand must be an intermediate value with one
+    user and its own memory, and have the result's shape and dtype.
     """
 
     name: ClassVar[str] = "reinplace"

@@ -25,9 +25,8 @@ class DeadCodeElimination(Pass):
     """Removes nodes whose result is unused and that have no side effects.
 
     Keeps everything with side effects: in-place methods, functions and operators, `out=`, running
-        statistics of normalizations in training mode, random draws, assertions, context switches,
-        collectives, and every callable that is not known to be pure. Also cleans nested
-        GraphModules.
+    statistics of normalizations in training mode, random draws, assertions, context switches,
+    collectives, and every callable that is not known to be pure. Also cleans nested GraphModules.
     """
 
     name: ClassVar[str] = "dead_code_elimination"
