@@ -87,7 +87,7 @@ def _as_decode_errors() -> Iterator[None]:
         yield
     except LazyfxError:
         raise
-    except Exception as error:
+    except Exception as error:  # constructors of torch raise errors of every kind
         raise DecodeError(
             f"cannot build a module from it: {type(error).__name__}: {printable(str(error), 500)}"
         ) from error

@@ -174,7 +174,7 @@ async def _paced(requests: Iterator[bytes], failures: list[Exception]) -> AsyncI
         for request in requests:
             yield request
             await asyncio.sleep(0)
-    except Exception as error:
+    except Exception as error:  # whatever the caller's graphs raise; the reader raises it again
         failures.append(error)
         raise
 

@@ -248,7 +248,7 @@ def _collect_failures(requests: Iterator[bytes], failures: list[Exception]) -> I
     _sending.is_on = True
     try:
         yield from requests
-    except Exception as error:
+    except Exception as error:  # whatever the caller's graphs raise; the waiting thread does too
         failures.append(error)
         raise
     finally:

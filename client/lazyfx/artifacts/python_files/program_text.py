@@ -34,6 +34,7 @@ _CALLING: Final = frozenset(
 # torch.fx uses these marks for tracing, and the file is not traced.
 _WRAPPED: Final = re.compile(r"^torch\.fx\.wrap\('\w+'\)$", re.MULTILINE)
 
+# The `torch.load` in it reads the user's own file, of tensors only (the default since torch 2.6).
 _HEAD: Final = '''"""A graph that lazyfx compiled, for torch {version} alone.
 
     import torch
