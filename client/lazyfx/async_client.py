@@ -9,7 +9,6 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.async_module import AsyncRemoteModule
 from lazyfx.calls.async_driver import AsyncDriver
 from lazyfx.calls.many_compiles import ManyCompiles
@@ -17,6 +16,7 @@ from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
 from lazyfx.client_flows import ClientFlows, Job
 from lazyfx.errors import ForkedProcessError, LazyfxError
+from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.shared.pass_specs import Modes, Passes
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb

@@ -20,6 +20,8 @@ from lazyfx_server.assembling import (
     ledger_file,
     native_compiles,
     shared_store,
+    upstream_calls,
+    upstream_keys,
 )
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
@@ -27,6 +29,8 @@ from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.forwarding.forwarding import Forwarding
+from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
@@ -54,11 +58,13 @@ from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
     Gauges,
+    Observer,
     Observers,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
+from lazyfx_server.upstream.route import Routes
 from lazyfx_server.workers.devices import Devices
 from lazyfx_server.workers.pools import (
     Sources,
@@ -128,6 +134,7 @@ class App:
             devices=self._devices.memory,
             sandbox=lambda: confined.layers,
             native_sandbox=lambda: self._native.layers,
+            upstream_in_use=self._upstream_in_use,
         )
         observers = Observers(
             ledger,
@@ -149,6 +156,8 @@ class App:
         jobs = Jobs(self._executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(settings.workers.workers, settings.calls)
+        routes = Routes()
+        self._forwarding = self._open_upstream(routes, jobs, admission, observers)
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,
@@ -161,6 +170,7 @@ class App:
             quotas=quotas,
             costs=costs,
             plugins=tuple(plugin.target for plugin in plugins),
+            forwarding=self._forwarding,
         )
         self._artifacts = Artifacts(
             catalog=catalog,
@@ -173,6 +183,7 @@ class App:
             quotas=quotas,
             costs=costs,
             max_source_bytes=settings.requests.max_source_bytes,
+            forwarding=self._forwarding,
         )
         pacing = RefusalPacing(settings.calls.max_refused_rate)
         blobs = Blobs(self._store, settings.uploads)
@@ -197,12 +208,18 @@ class App:
                 callers.identification,
                 pb.SandboxStatus(layers=confined.layers, missing=confined.missing),
                 lambda: self._native.status,
+                self._forwarding,
             ),
             store_stats=self._store.stats,
             pacing=pacing,
         )
         self._interceptor = CallInterceptor(
-            callers, quotas, deferred, settings.calls.max_call_seconds, pacing
+            callers,
+            quotas,
+            deferred,
+            settings.calls.max_call_seconds,
+            pacing,
+            None if self._forwarding is None else routes,
         )
         self._server = GrpcServer(
             service,
@@ -268,6 +285,9 @@ class App:
             await executor.start()
         await self._devices.refresh()
         await self._native.start()
+        if self._forwarding is not None:
+            parts.push_async_callback(self._forwarding.close)
+            await self._forwarding.start()
         parts.push_async_callback(self._drain)
         await self._server.open()
         self._serving = True
@@ -333,6 +353,27 @@ class App:
             on_recovered=hooks.on_recovered,
             on_corrupt=hooks.on_corrupt,
         )
+
+    def _open_upstream(
+        self, routes: Routes, jobs: Jobs, admission: Admission, observer: Observer
+    ) -> Forwarding | None:
+        settings = self._settings
+        calls = upstream_calls(settings, routes.own_id, observer)
+        if calls is None:
+            return None
+        seconds = settings.upstream.upstream_wait_seconds
+        return Forwarding(
+            calls=calls,
+            link=UpstreamLink(calls.address, calls.is_serving, seconds),
+            keys=upstream_keys(settings),
+            jobs=jobs,
+            admission=admission,
+            observer=observer,
+            limits=settings.requests,
+        )
+
+    def _upstream_in_use(self) -> bool | None:
+        return None if self._forwarding is None else self._forwarding.in_use
 
     def _stores_in_use(self) -> Mapping[str, bool]:
         return {} if self._shared_store is None else self._shared_store.available()

@@ -11,6 +11,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.forwarding.keys import UpstreamKeys
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
@@ -22,6 +23,7 @@ from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.upstream_settings import SYSTEM
 from lazyfx_server.store import (
     SharedIdentity,
     SharedStore,
@@ -29,7 +31,9 @@ from lazyfx_server.store import (
     StoreHooks,
     open_shared_store,
 )
-from lazyfx_server.telemetry import Observer
+from lazyfx_server.telemetry import Observer, UpstreamTransferred
+from lazyfx_server.upstream.calls import GrpcUpstreamCalls, UpstreamAddress
+from lazyfx_server.upstream.own_token import OwnToken
 from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
 
 _DAY = 86_400.0
@@ -73,17 +77,17 @@ def native_compiles(
     """
     native = settings.native
     admission = Admission(native.native_workers, settings.calls)
-    required = native.native == "on"
+    required, forwards = native.native == "on", settings.upstream.upstream is not None
     try:
         pools = native_pools(native, sources, on_restart)
     except NativeUnavailable as error:
         if required:
             raise OSError(f"--native: {error}") from error
-        unavailable = NativeCompiles(None, admission, observer)
+        unavailable = NativeCompiles(None, admission, observer, forwards=forwards)
         unavailable.disable(str(error))
         return unavailable
     if pools is None:
-        return NativeCompiles(None, admission, observer)
+        return NativeCompiles(None, admission, observer, forwards=forwards)
     timeout, area, protection = native.native_timeout, WorkArea(), pools.protection
     workers = NativeWorkers(
         (pools.jobs, pools.builds),
@@ -94,7 +98,33 @@ def native_compiles(
         native.native_compile_threads,
         pb.SandboxStatus(layers=protection.layers, missing=protection.missing),
     )
-    return NativeCompiles(workers, admission, observer, required=required)
+    return NativeCompiles(workers, admission, observer, required=required, forwards=forwards)
+
+
+def upstream_calls(settings: Settings, own_id: str, observer: Observer) -> GrpcUpstreamCalls | None:
+    """The calls to the upstream; None without one.
+
+    Raises:
+        OSError: The file of its authorities or of the token cannot be read.
+    """
+    upstream, ca = settings.upstream, settings.upstream.upstream_ca
+    if upstream.upstream is None:
+        return None
+    roots = None if ca is None or ca == SYSTEM else ca.read_bytes()
+    token = None if upstream.upstream_token is None else OwnToken(upstream.upstream_token)
+    return GrpcUpstreamCalls(
+        UpstreamAddress(upstream.upstream, roots, ca is not None),
+        own_id=own_id,
+        own_authorization=None if token is None else token.authorization,
+        shows_callers=settings.callers.tokens is not None,
+        on_bytes=lambda sent, received: observer.observe(UpstreamTransferred(sent, received)),
+    )
+
+
+def upstream_keys(settings: Settings) -> UpstreamKeys:
+    """The keys that may sign the upstream's artifacts."""
+    pinned = [bytes.fromhex(key) for key in settings.upstream.upstream_verify_keys]
+    return UpstreamKeys(pinned or None)
 
 
 def authenticator(settings: Settings) -> Authenticator:

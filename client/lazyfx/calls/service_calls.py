@@ -11,9 +11,6 @@ import grpc
 from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message
 
-from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
-from lazyfx.answers.downloads import Download, OnProgress
-from lazyfx.answers.responses import check_response
 from lazyfx.calls.diagnosing import diagnose, not_a_server
 from lazyfx.calls.retries import RetryBudget
 from lazyfx.calls.uploading import Progress, upload
@@ -27,6 +24,9 @@ from lazyfx.errors import (
 )
 from lazyfx.flows import Call, Finish, Flow, Next, Offload, Open, Send, Start
 from lazyfx.shared import grpc_status
+from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
+from lazyfx.shared.answers.downloads import Download, OnProgress
+from lazyfx.shared.answers.responses import check_response
 from lazyfx.shared.printable import make_printable, printable
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb

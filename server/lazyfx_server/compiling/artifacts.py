@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,12 +13,14 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.forwarding.answers import is_about_leader
+from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
-from lazyfx_server.compiling.single_flight import Flight, Outcome, SingleFlight
+from lazyfx_server.compiling.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, ModuleNotFoundInCacheError
@@ -88,6 +91,7 @@ class Artifacts:
         quotas: Quotas of tenants.
         costs: Records the cost of code generation per graph.
         max_source_bytes: Bound on the source of a module.
+        forwarding: Asks the upstream before anything is made here; None without one.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class Artifacts:
         quotas: Quotas,
         costs: CodegenCosts,
         max_source_bytes: int,
+        forwarding: Forwarding | None = None,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
@@ -113,6 +118,9 @@ class Artifacts:
         self._quotas = quotas
         self._costs = costs
         self._max_source_bytes = max_source_bytes
+        self._forwarding = forwarding
+        # Of native artifacts that the upstream compiles, by place.
+        self._progress: dict[bytes, pb.ArtifactProgress] = {}
         self._flights: SingleFlight[_Found] = SingleFlight(self._on_abandoned)
 
     @property
@@ -153,9 +161,7 @@ class Artifacts:
             native = kind.maker == "native"
             variant = self._native.variant(request) if native else _names(request.presentation)
             resolved = _ResolvedRequest(request, module, kind, variant)
-            landing = await self._flights.join(
-                resolved.place(request.kind), partial(self._find_or_make, resolved)
-            )
+            landing = await self._join(resolved)
             record = landing.result().record
             seconds = landing.result().seconds if landing.led else None
         name = kind_name(request.kind)
@@ -183,13 +189,34 @@ class Artifacts:
             rendered=seconds is not None,
             render_seconds=seconds or 0.0,
             recompiles=module.report.recompiles,
-            signature=record.signature,
+            signature=self._signature(record, module, request.kind),
         )
+
+    async def _join(self, resolved: _ResolvedRequest) -> Landing[_Found]:
+        """The flight of an artifact; another one if the first failed only for who began it."""
+        while True:
+            landing = await self._flights.join(
+                resolved.place(resolved.message.kind), partial(self._find_or_make, resolved)
+            )
+            error = landing.error
+            if landing.led or error is None or not is_about_leader(error):
+                return landing
+
+    def _signature(
+        self, record: worker.ArtifactRecord, module: CompiledModule, kind: int
+    ) -> pb.ArtifactSignature:
+        """The signature of the upstream while it is valid, for callers who know only its key."""
+        if self._forwarding is not None and record.HasField("upstream"):
+            keys, digest = self._forwarding.keys, record.digest.sha256
+            if keys.is_current(record.upstream, digest, module.key, kind):
+                return record.upstream
+        return record.signature
 
     def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
         """The progress of a native artifact that `get` is waiting for."""
         variant = self._native.variant(request)
-        return self._native.progress(artifact_digest(request.module_key, request.kind, variant))
+        place = artifact_digest(request.module_key, request.kind, variant)
+        return self._progress.get(place) or self._native.progress(place)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("render", outcome))
@@ -198,10 +225,50 @@ class Artifacts:
         module, kind = resolved.module, resolved.message.kind
         if found := await self._stored.find(resolved.place(kind), module, kind):
             return _Found(found)
+        if made := await self._ask_upstream(resolved, flight):
+            return made
         graph = graph_pb2.CompiledGraph.FromString(await self._stored.graph(module))
         if resolved.kind.maker == "native":
             return await self._make_native(resolved, graph, flight)
         return await self._render(resolved, graph, flight)
+
+    async def _ask_upstream(
+        self, resolved: _ResolvedRequest, flight: Flight[_Found]
+    ) -> _Found | None:
+        """The artifact as the upstream has or makes it; None to make it here.
+
+        Raises:
+            ModuleNotFoundInCacheError: The upstream has no module for it, but may compile it again,
+                and this server cannot build the artifact.
+        """
+        forwarding, module, request = self._forwarding, resolved.module, resolved.message
+        if forwarding is None or not forwarding.in_use:
+            return None
+        place = resolved.place(request.kind)
+        flight.mark_running()
+        found = None
+        started = time.monotonic()
+        if module.record.HasField("upstream"):
+            try:
+                found = await forwarding.artifact(
+                    request, module.report.pipeline, partial(self._progress.__setitem__, place)
+                )
+            finally:
+                self._progress.pop(place, None)
+        if found is None:
+            if resolved.kind.maker == "native" and self._native.target is None:
+                await self._catalog.remove(module)
+                raise ModuleNotFoundInCacheError(
+                    "the module is not at the upstream (any more); compile again"
+                )
+            return None
+        data, signature = found
+        flight.mark_finishing()
+        record = await self._stored.add(
+            place, data, resolved.kind.media_type, module, request.kind, signature
+        )
+        module.record_rendering(request.kind)
+        return _Found(record, time.monotonic() - started)
 
     async def _make_native(
         self,
@@ -210,6 +277,7 @@ class Artifacts:
         flight: Flight[_Found],
     ) -> _Found:
         request, module = resolved.message, resolved.module
+        self._native.require_buildable(request)
         place = resolved.place(request.kind)
         charge = self._quotas.charge_work(module.tenant)
         result = await self._native.make(

@@ -14,6 +14,8 @@ from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.forwarding.answers import is_about_leader
+from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
@@ -67,6 +69,7 @@ class Compiler:
         quotas: Quotas of tenants.
         costs: Measured costs of code generation per graph.
         plugins: Object references by which workers find plugins.
+        forwarding: Asks the upstream before anything is compiled here; None without one.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Compiler:
         quotas: Quotas,
         costs: CodegenCosts,
         plugins: Sequence[str] = (),
+        forwarding: Forwarding | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -95,6 +99,7 @@ class Compiler:
         self._quotas = quotas
         self._costs = costs
         self._plugins = plugins
+        self._forwarding = forwarding
         self._flights: SingleFlight[_FlightResult] = SingleFlight(self._on_abandoned)
         self._reader = RequestReader(limits, pipelines)
 
@@ -172,7 +177,42 @@ class Compiler:
                 skipped=request.skip_cache_lookup,
                 damaged=damaged,
             )
+            await self._require_blobs(request, resolved.tenant)
+            if self._forwarding is not None:
+                found = await self._ask_upstream(self._forwarding, incoming, resolved, miss, flight)
+                if found is not None:
+                    return found
             return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
+
+    async def _ask_upstream(
+        self,
+        forwarding: Forwarding,
+        incoming: IncomingCompile,
+        resolved: ResolvedRequest,
+        miss: Miss,
+        flight: Flight[_FlightResult],
+    ) -> _FlightResult | None:
+        """The module as the upstream has or makes it; None if it cannot serve it."""
+        tenant, key = resolved.tenant, resolved.key
+
+        async def read(sha256: bytes) -> Buffer | None:
+            return await stored_content(self._store, tenant.blob(sha256), sha256)
+
+        flight.mark_running()
+        passes = self._pipelines.expand(incoming.request.passes)
+        answer = await forwarding.compile(resolved, incoming.request, passes, incoming.body, read)
+        if answer is None:
+            return None
+        flight.mark_finishing()
+        if incoming.request.HasField("graph"):
+            await self._store.put(tenant.blob(key.graph), bytes(incoming.body))
+        module = await self._catalog.add(tenant, resolved.digest, key, answer.result, answer.origin)
+        await self._explainer.remember(key)
+        if answer.cache.status == pb.CACHE_STATUS_HIT:
+            return _FlightResult(module, None)
+        reason = pb.MissReason.Name(miss.reason)
+        self._observer.observe(LookupMade("miss", reason, tenant.name))
+        return _FlightResult(module, miss)
 
     async def _make(
         self,
@@ -182,7 +222,6 @@ class Compiler:
         flight: Flight[_FlightResult],
     ) -> CompiledModule:
         request, key, tenant = incoming.request, resolved.key, resolved.tenant
-        await self._require_blobs(request, tenant)
         async with self._admission.slot(tenant.name) as queued:
             flight.mark_running()
             # Created only now, so that a queued job costs no more than its request.
@@ -306,6 +345,8 @@ def _fares_better_alone(request: pb.CompileRequest, landing: Landing[_FlightResu
     error = landing.error
     if error is None:
         return request.skip_cache_lookup and landing.result().miss is None
+    if is_about_leader(error):
+        return True
     if not isinstance(error, MissingInputsError):
         return False
     asked_for_request = error.subjects[0].startswith("requests/")

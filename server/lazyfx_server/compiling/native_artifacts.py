@@ -75,6 +75,7 @@ class NativeCompiles:
         admission: Bounds that work.
         observer: Notified of each compile.
         required: Whether the server must not start without native artifacts.
+        forwards: Whether there is an upstream that may build what this server cannot.
 
     Attributes:
         target: The target machine of artifacts; None before it is known, and if none are built.
@@ -88,11 +89,13 @@ class NativeCompiles:
         observer: Observer,
         *,
         required: bool = False,
+        forwards: bool = False,
     ) -> None:
         self._workers = workers
         self._observer = observer
         self._admission = admission
         self._required = required
+        self._forwards = forwards
         self._usual_seconds: dict[int, float] = {}
         self.target: pb.NativeTarget | None = None
         self.problem = ""
@@ -152,6 +155,7 @@ class NativeCompiles:
         """A digest that distinguishes native artifacts of one module, 32 bytes.
 
         All machines that can run this server's artifacts share one, whatever their other features.
+        With an upstream, which may be another machine, each kind of machine has its own.
 
         Raises:
             InvalidRequestError: The request does not say where the artifact will run, or has an
@@ -162,23 +166,35 @@ class NativeCompiles:
             raise InvalidRequestError.of_field(
                 "native", "is missing; specify where the artifact will run and with which settings"
             )
-        if self.target is None:
+        if self.target is None and not self._forwards:
             raise FailedPreconditionError(self._unavailable)
         try:
             check_request(request.native)
         except NamedValueError as error:
             raise InvalidRequestError.of_field(error.field, error.reason) from error
-        wanted = request.native.target
-        if why := mismatch(self.target, wanted):
-            raise FailedPreconditionError(
-                f"a native artifact of this server would not run there: {why}"
-            )
+        if not self._forwards:
+            self.require_buildable(request)
         made = pb.NativeTarget()
-        made.CopyFrom(self.target)
-        made.accelerator = wanted.accelerator
+        made.CopyFrom(request.native.target)
+        if not self._forwards and self.target is not None:
+            made.CopyFrom(self.target)
+            made.accelerator = request.native.target.accelerator
         digest = hashlib.sha256(made.SerializeToString(deterministic=True))
         digest.update(conditions_digest(request.native))
         return digest.digest()
+
+    def require_buildable(self, request: pb.GetArtifactRequest) -> None:
+        """Check that this server itself can build an artifact that runs where it is requested.
+
+        Raises:
+            FailedPreconditionError: It cannot; says why.
+        """
+        if self.target is None:
+            raise FailedPreconditionError(self._unavailable)
+        if why := mismatch(self.target, request.native.target):
+            raise FailedPreconditionError(
+                f"a native artifact of this server would not run there: {why}"
+            )
 
     async def make(
         self,
@@ -190,7 +206,7 @@ class NativeCompiles:
         flight: Flight[Any],
         charge: AbstractContextManager[None],
     ) -> worker.NativeResult:
-        """Compile one artifact.
+        """Compile one artifact; see `require_buildable`.
 
         Args:
             place: The store key of the artifact.
@@ -273,7 +289,9 @@ class NativeCompiles:
         self._usual_seconds[kind] = usual + 0.2 * (seconds - usual)
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
-        """The progress of a native compile."""
+        """The progress of a native compile of this server."""
+        if self._workers is None:
+            return pb.ArtifactProgress(stage="waiting")
         return read_progress(self._progress_file(place))
 
     def _progress_file(self, place: bytes) -> Path:

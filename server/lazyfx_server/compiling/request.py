@@ -15,12 +15,20 @@ from lazyfx_server.compiling.limits.request_checks import check_compile
 from lazyfx_server.compiling.off_loop import compute, sha256
 from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, MissingInputsError
+from lazyfx_server.errors import (
+    FailedPreconditionError,
+    InvalidRequestError,
+    MissingInputsError,
+)
 from lazyfx_server.settings.limits import RequestLimits
 
 # Maximum resolved requests without a graph in the cache.
 _KNOWN_REQUESTS = 4096
 _TOKEN_BYTES = 32
+
+ENVIRONMENT_FIELD = "expected.environment"
+PIPELINE_FIELD = "expected.pipeline"
+"""The fields that are named to a server whose results would differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +133,30 @@ class RequestReader:
             values=values_digest(request.values),
             environment=environment_digest(),
         )
+        if request.HasField("expected"):
+            _check_expected(request.expected, key)
         if len(pipeline.spelling) > MAX_REMEMBERED:
             token = b""
         return ResolvedRequest(tenant, key, key.digest, pipeline, token)
+
+
+def _check_expected(expected: pb.Fingerprints, key: ModuleKey) -> None:
+    """Check that another server, which forwards the request, would compile the same here.
+
+    Raises:
+        FailedPreconditionError: It would not.
+    """
+    if expected.environment != key.environment:
+        raise FailedPreconditionError.of_field(
+            ENVIRONMENT_FIELD,
+            "the servers have other versions of lazyfx, torch or Python, or other added targets; "
+            "install the same on both",
+        )
+    if expected.pipeline != key.pipeline:
+        raise FailedPreconditionError.of_field(
+            PIPELINE_FIELD,
+            "the servers have other versions of a requested pass; install the same plugins on both",
+        )
 
 
 def unknown_token(token: bytes) -> MissingInputsError:

@@ -21,6 +21,7 @@ from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.compile import Compiler
+from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError, TimedOutError
@@ -58,6 +59,7 @@ class ServerFacts:
         identification: How callers are identified.
         sandbox: How workers are confined.
         native_status: How native compiles are confined, or why they are unavailable.
+        upstream: Asks the upstream; None without one.
     """
 
     workers: int
@@ -68,6 +70,20 @@ class ServerFacts:
     identification: Identification
     sandbox: pb.SandboxStatus
     native_status: Callable[[], pb.NativeStatus]
+    upstream: Forwarding | None = None
+
+    async def native_target(self) -> pb.NativeTarget | None:
+        """Where native artifacts run: those of the upstream, while it builds any."""
+        theirs = None if self.upstream is None else await self.upstream.native_target()
+        return theirs or self.native()
+
+    def verify_keys(self) -> list[pb.VerifyKey]:
+        """The keys that sign artifacts; those of the upstream first, whose artifacts are passed on.
+
+        So a caller who knows only the upstream's key finds it where a server names the key in use.
+        """
+        theirs = [] if self.upstream is None else self.upstream.keys.verify_keys
+        return [*theirs, *self.signer.verify_keys]
 
 
 class GraphCompilerService(GraphCompilerServicer):
@@ -251,6 +267,7 @@ class GraphCompilerService(GraphCompilerServicer):
     async def GetServerInfo(self, request: Any, context: Context) -> pb.GetServerInfoResponse:
         """See compiler.proto."""
         await self._read_empty("GetServerInfo", request)
+        native = await self._facts.native_target()
         response = pb.GetServerInfoResponse(
             lazyfx_version=version("lazyfx"),
             torch_version=torch.__version__,
@@ -261,8 +278,8 @@ class GraphCompilerService(GraphCompilerServicer):
             limits=self._facts.limits,
             artifact_kinds=sorted(ARTIFACT_KINDS),
             workers=self._facts.workers,
-            native=self._facts.native(),
-            verify_keys=self._facts.signer.verify_keys,
+            native=native,
+            verify_keys=self._facts.verify_keys(),
             builder=self._facts.signer.builder,
             identification=self._facts.identification,
             sandbox=self._facts.sandbox,

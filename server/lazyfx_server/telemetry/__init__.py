@@ -25,6 +25,8 @@ from lazyfx_server.telemetry.events import (
     SourceRefused,
     StoreFailed,
     StoreSkipped,
+    UpstreamAsked,
+    UpstreamTransferred,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
@@ -52,5 +54,7 @@ __all__ = [
     "SourceRefused",
     "StoreFailed",
     "StoreSkipped",
+    "UpstreamAsked",
+    "UpstreamTransferred",
     "WorkerRestarted",
 ]

@@ -54,6 +54,7 @@ class Gauges:
         devices: Memory of the devices that workers see.
         sandbox: Active layers of the workers' sandbox.
         native_sandbox: Active layers around native compiles; empty if native compiles are off.
+        upstream_in_use: Whether the upstream is asked at present; None without one.
     """
 
     store: Callable[[], Mapping[str, TierLevels]] = dict
@@ -63,3 +64,4 @@ class Gauges:
     devices: Callable[[], Iterable[DeviceMemory]] = tuple
     sandbox: Callable[[], Collection[str]] = tuple
     native_sandbox: Callable[[], Collection[str]] = tuple
+    upstream_in_use: Callable[[], bool | None] = lambda: None

@@ -48,9 +48,19 @@ TRIGGERS: Final = (
 )
 SANDBOX_LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")
-JOBS: Final = ("compile", "render", "native")
+JOBS: Final = ("compile", "render", "native", "check")
 STAGES: Final = ("compile", "render")
 TIERS: Final = ("memory", "disk", "redis", "s3")
 REMOTE_TIERS: Final = ("redis", "s3")
 STORE_OPERATIONS: Final = ("get", "put", "contains", "delete")
 OVERHEAD_STAGES: Final = ("codec", "key", "queue")
+UPSTREAM_OUTCOMES: Final = (
+    "answered",
+    "refused",
+    "left",
+    "unreachable",
+    "denied",
+    "incompatible",
+    "failed",
+    "invalid",
+)
