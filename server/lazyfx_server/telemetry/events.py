@@ -274,8 +274,9 @@ class UpstreamAsked:
 
     Attributes:
         what: "compile" or "artifact".
-        outcome: "answered"; "refused" (the caller is told), "left" (the caller left); or why the
-            work was done here: "unreachable", "denied", "incompatible", "failed", "invalid".
+        outcome: "answered"; "refused" (the caller is told); "left" (the caller left); "values" (the
+            caller is asked for values); or why the work was done here: "unreachable", "denied",
+            "incompatible", "failed", "invalid".
     """
 
     what: str

@@ -58,6 +58,7 @@ UPSTREAM_OUTCOMES: Final = (
     "answered",
     "refused",
     "left",
+    "values",
     "unreachable",
     "denied",
     "incompatible",

@@ -12,8 +12,8 @@ from lazyfx_server.compiling.request import ENVIRONMENT_FIELD, PIPELINE_FIELD
 VIA_FIELD: Final = "metadata.lazyfx-via"
 """The field that a server names when a request has come through it before."""
 
-# What only an operator can repair need not be tried with each request.
-_PAUSE_SECONDS: Final = 60.0
+PAUSE_SECONDS: Final = 60.0
+"""What only an operator can repair need not be tried with each request."""
 
 
 def meaning_of(
@@ -21,9 +21,9 @@ def meaning_of(
 ) -> errors.RequestError | UpstreamFailureError:
     """The error for the caller, or the reason to go on without the upstream.
 
-    The caller is told what only the caller can change: missing values, a refused token, a quota, a
-    deadline. All else is this server's own affair: it does the work, and an invalid request fails
-    here as it would have failed there.
+    The caller is told what only the caller can change: a refused token, a quota, a deadline. All
+    else is this server's own affair: it does the work, and an invalid request fails here as it
+    would have failed there.
 
     Args:
         error: From a call.
@@ -57,7 +57,7 @@ def _denied(
             f"it refuses this server: {error.reason}; set --upstream-token, or --tokens so that "
             "callers show their own",
             "denied",
-            _PAUSE_SECONDS,
+            PAUSE_SECONDS,
         )
     if error.code == "UNAUTHENTICATED":
         return errors.UnauthenticatedError(f"the upstream: {error.reason}")
@@ -68,11 +68,11 @@ def _unfit(error: received.PreconditionError) -> UpstreamFailureError:
     fields = {violation.field for violation in error.violations}
     if VIA_FIELD in fields:
         return UpstreamFailureError(
-            f"requests come back from it: {error.reason}", "incompatible", _PAUSE_SECONDS
+            f"requests come back from it: {error.reason}", "incompatible", PAUSE_SECONDS
         )
     if ENVIRONMENT_FIELD in fields:
-        return UpstreamFailureError(error.reason, "incompatible", _PAUSE_SECONDS)
-    if PIPELINE_FIELD in fields:
+        return UpstreamFailureError(error.reason, "incompatible", PAUSE_SECONDS)
+    if names_pipeline(error):
         return UpstreamFailureError(error.reason, "incompatible")
     return UpstreamFailureError(error.reason, "failed")
 
@@ -83,3 +83,8 @@ def is_about_leader(error: BaseException) -> bool:
         error,
         (errors.UnauthenticatedError, errors.PermissionDeniedError, errors.LeaderTimedOutError),
     )
+
+
+def names_pipeline(error: received.PreconditionError) -> bool:
+    """Whether the upstream refuses a request because its versions of the passes differ."""
+    return any(violation.field == PIPELINE_FIELD for violation in error.violations)

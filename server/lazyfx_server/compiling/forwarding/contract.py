@@ -10,10 +10,19 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
 Outcome: TypeAlias = Literal[
-    "answered", "refused", "left", "unreachable", "denied", "incompatible", "failed", "invalid"
+    "answered",
+    "refused",
+    "left",
+    "values",
+    "unreachable",
+    "denied",
+    "incompatible",
+    "failed",
+    "invalid",
 ]
 """How asking the upstream ended: it answered; it refused, and the caller is told; the caller left;
-or it could not serve, for this reason, and the work is done here."""
+it lacks values, for which the caller is asked; or it could not serve, for this reason, and the work
+is done here."""
 
 
 class UpstreamFailureError(Exception):

@@ -11,14 +11,14 @@ from typing import Any, Final, Literal, TypeVar
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError as ProtobufError
 
-from lazyfx.errors import LazyfxError, MissingBlobsError
+from lazyfx.errors import LazyfxError, MissingBlobsError, PreconditionError
 from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS
 from lazyfx.shared.answers.responses import check_response
 from lazyfx.shared.format_version import FORMAT_VERSION
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.result_checks import check_compile_result
 from lazyfx_server.compiling.dispatch.sending import Jobs
-from lazyfx_server.compiling.forwarding.answers import meaning_of
+from lazyfx_server.compiling.forwarding.answers import meaning_of, names_pipeline
 from lazyfx_server.compiling.forwarding.contract import (
     Outcome,
     UpstreamCalls,
@@ -30,7 +30,7 @@ from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.forwarding.uploading_blobs import Buffer, ReadBlob, upload_missing
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.request import ResolvedRequest
-from lazyfx_server.errors import MissingInputsError, OverloadedError, RequestError
+from lazyfx_server.errors import OverloadedError, RequestError
 from lazyfx_server.settings.limits import PassLimits
 from lazyfx_server.telemetry import Observer, UpstreamAsked
 from lazyfx_server.telemetry.outages import Outages
@@ -159,12 +159,7 @@ class Forwarding:
                 pipeline=resolved.key.pipeline, environment=resolved.key.environment
             ),
         )
-        pipeline = escaped(resolved.pipeline.spelling)
-        try:
-            return await self._ask("compile", self._compile(forwarded, pipeline, body, read))
-        except _PipelineDiffersError:
-            self._foreign[resolved.pipeline.fingerprint] = self._link.generation
-            return None
+        return await self._ask("compile", self._compile(resolved, forwarded, body, read))
 
     async def artifact(
         self,
@@ -219,9 +214,7 @@ class Forwarding:
             outcome[0] = failure.outcome
             if failure.outcome == "unreachable" or failure.pause:
                 self._link.give_up(str(failure), failure.pause)
-            elif failure.outcome == "incompatible":
-                raise _PipelineDiffersError from failure
-            else:
+            elif failure.outcome != "values":
                 self._outages.failed(f"upstream: {what}", failure)
         except RequestError:
             outcome[0] = "refused"
@@ -245,10 +238,20 @@ class Forwarding:
         self._native = info.native if info.HasField("native") else None
 
     async def _compile(
-        self, request: pb.CompileRequest, pipeline: str, body: Buffer, read: ReadBlob
+        self,
+        resolved: ResolvedRequest,
+        request: pb.CompileRequest,
+        body: Buffer,
+        read: ReadBlob,
     ) -> ForwardedCompile:
         await self._describe()
-        response = await self._converse(request, body, read)
+        pipeline = escaped(resolved.pipeline.spelling)
+        try:
+            response = await self._converse(request, body, read)
+        except PreconditionError as error:
+            if names_pipeline(error):
+                self._foreign[resolved.pipeline.fingerprint] = self._link.generation
+            raise
         check_response(response, DEFAULT_BOUNDS)
         key = response.module_key
         wanted = pb.GetArtifactRequest(module_key=key, kind=pb.ARTIFACT_KIND_GRAPH)
@@ -288,7 +291,8 @@ class Forwarding:
                 return await self._calls.compile(sent)
             except MissingBlobsError as error:
                 if all(subject.startswith("values/") for subject in error.subjects):
-                    raise MissingInputsError(error.reason, error.subjects) from error
+                    # The caller is asked for those that a pass really reads: by this server.
+                    raise UpstreamFailureError("it lacks values of tensors", "values") from error
                 if f"blobs/{sha256.hex()}" in error.subjects:
                     whole = await read_any(sha256)
                     sizes[sha256] = 0 if whole is None else len(whole)
@@ -310,7 +314,3 @@ class Forwarding:
             raise
         except RequestError as error:
             raise UpstreamFailureError(f"its answer was refused: {error}", "invalid") from error
-
-
-class _PipelineDiffersError(Exception):
-    """The upstream has other versions of the requested passes."""

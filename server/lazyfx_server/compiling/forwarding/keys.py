@@ -13,6 +13,7 @@ from lazyfx.errors import UntrustedArtifactError
 from lazyfx.shared.artifact_statements import verified_statement
 from lazyfx.shared.signing_keys import KEY_BYTES, key_id
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.forwarding.answers import PAUSE_SECONDS
 from lazyfx_server.compiling.forwarding.contract import UpstreamFailureError
 
 # A server has a few: the one in use, and those that are being added or retired.
@@ -97,7 +98,7 @@ class UpstreamKeys:
         ours = (version("lazyfx"), torch.__version__, platform.python_version())
         if made != ours:
             raise UpstreamFailureError(
-                "it has other versions of lazyfx, torch or Python", "incompatible"
+                "it has other versions of lazyfx, torch or Python", "incompatible", PAUSE_SECONDS
             )
         if statement.pipeline != pipeline:
             raise UpstreamFailureError("it ran other passes than those requested", "invalid")
