@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from lazyfx.calls.replicas import Route
 from lazyfx.calls.service_calls import CompileCall, ServiceCalls
 from lazyfx.calls.uploading import Progress
@@ -69,7 +71,8 @@ class CompileCaller:
         """
         route = self._route(prepared)
         request = self.first_request(prepared, route.place.replica)
-        call = yield from self._calls.start_compile(request, route, timeout)
+        second = partial(self.first_request, prepared)
+        call = yield from self._calls.start_compile(request, route, timeout, second)
         try:
             yield Pause(0)
             if prepared.is_unchanged is not None and not prepared.is_unchanged():
@@ -100,7 +103,8 @@ class CompileCaller:
             request.skip_cache_lookup = True
         else:
             request = self.first_request(prepared, route.place.replica)
-        call = yield from self._calls.start_compile(request, route, timeout)
+        second = None if skip_cache_lookup else partial(self.first_request, prepared)
+        call = yield from self._calls.start_compile(request, route, timeout, second)
         return (yield from self._finish(prepared, timeout, request, call))
 
     def _finish(

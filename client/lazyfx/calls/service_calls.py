@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError as ProtobufError
@@ -34,6 +34,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
 Answer = TypeVar("Answer", bound=Message)
+RequestFor: TypeAlias = Callable[[int], pb.CompileRequest]
 
 # Maximum length of one text in an answer about the server.
 _MAX_TEXT: Final = 65_536
@@ -60,7 +61,8 @@ class CompileCall:
         retry_budget: Time for all tries together.
         route: The replicas to which it goes.
         first: The call of the first try.
-        is_raced: A second replica is asked if the first is slow.
+        second_request: The request for another replica, by its index, which is asked if the first
+            is slow; None if none is.
     """
 
     def __init__(
@@ -69,14 +71,13 @@ class CompileCall:
         retry_budget: RetryBudget,
         route: Route,
         first: Call,
-        *,
-        is_raced: bool = False,
+        second_request: RequestFor | None = None,
     ) -> None:
         self.request = request
         self.retry_budget = retry_budget
         self.route = route
         self.first = first
-        self.is_raced = is_raced
+        self.second_request = second_request
 
 
 class ServiceCalls:
@@ -115,13 +116,26 @@ class ServiceCalls:
         return ",".join(self.replicas.addresses)
 
     def start_compile(
-        self, request: pb.CompileRequest, route: Route, timeout: float | None = None
+        self,
+        request: pb.CompileRequest,
+        route: Route,
+        timeout: float | None = None,
+        second_request: RequestFor | None = None,
     ) -> Flow[CompileCall]:
-        """Start one compile; the request is sent during the next pause."""
+        """Start one compile; the request is sent during the next pause.
+
+        Args:
+            request: The request.
+            route: Where it goes.
+            timeout: Seconds that it may take.
+            second_request: The request for another replica; None if only this one is to be asked.
+        """
         data, retry_budget = request.SerializeToString(), RetryBudget(timeout or self.timeout)
-        is_raced = self._hedge_after is not None and _may_be_hit(request)
+        if self._hedge_after is None or not _may_be_hit(request):
+            second_request = None
+        is_raced = second_request is not None
         first = yield Start("Compile", data, retry_budget.left(), route.place, is_raced)
-        return CompileCall(data, retry_budget, route, first, is_raced=is_raced)
+        return CompileCall(data, retry_budget, route, first, second_request)
 
     def finish_compile(self, call: CompileCall) -> Flow[pb.CompileResponse]:
         """Wait for the answer to a compile.
@@ -131,8 +145,8 @@ class ServiceCalls:
             ServiceError: A subclass, by the status that the server returned.
             ProtocolError: The answer is malformed.
         """
-        if call.is_raced:
-            yield from self._race(call)
+        if call.second_request is not None:
+            yield from self._race(call, call.second_request)
         response = yield from self._retried(
             "Compile", call.request, pb.CompileResponse, call.retry_budget, call.route, call.first
         )
@@ -140,7 +154,7 @@ class ServiceCalls:
         self.replicas.remember_home(response.module_key, call.route.place)
         return response
 
-    def _race(self, call: CompileCall) -> Flow[None]:
+    def _race(self, call: CompileCall, second_request: RequestFor) -> Flow[None]:
         """Wait for the call; if it is slow, ask another replica, and go on with the first answer.
 
         The idea is the hedged request of Dean and Barroso, "The Tail at Scale" (2013).
@@ -148,8 +162,8 @@ class ServiceCalls:
         place = call.route.other()
         if place is None or (yield First([call.first], self._hedge_after)) is not None:
             return
-        left = call.retry_budget.left()
-        slower = second = yield Start("Compile", call.request, left, place, is_raced=True)
+        data, left = second_request(place.replica).SerializeToString(), call.retry_budget.left()
+        slower = second = yield Start("Compile", data, left, place, is_raced=True)
         try:
             if (yield First([call.first, second], None)) == 1:
                 # A replica that lacks the graph, or breaks, has not answered: the first one may.
@@ -373,7 +387,7 @@ class ServiceCalls:
 
 def _may_be_hit(request: pb.CompileRequest) -> bool:
     """Whether a request only names its graph, as one does that was answered before."""
-    return not (request.HasField("graph") or request.values or request.skip_cache_lookup)
+    return not (request.HasField("graph") or request.values)
 
 
 def _parsed(kind: type[Answer], data: bytes | None) -> Answer:

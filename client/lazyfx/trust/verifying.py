@@ -117,8 +117,8 @@ class Verifier:
     def _unauthenticated(self) -> str:
         return (
             "artifacts of this server can contain executable code, and this plaintext connection "
-            f"does not authenticate {self._untrusted}; run `lazyfx trust {self._untrusted}` once and "
-            "compare the fingerprint with the one in the server's log, or pin its key "
+            f"does not authenticate {self._untrusted}; run `lazyfx trust {self._untrusted}` once "
+            "and compare the fingerprint with the one in the server's log, or pin its key "
             "(LAZYFX_VERIFY_KEYS, verify_keys=), or use TLS (LAZYFX_CA, tls=)"
         )
 
