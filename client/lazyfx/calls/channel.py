@@ -54,7 +54,7 @@ _SERVERS_OF_A_NAME: Final = {
 # gRPC reads the header only if this is set; it is read when a channel is opened.
 _RING_HASH_VARIABLE: Final = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
 
-_OPTIONS: Sequence[tuple[str, str | int]] = (
+_SHARED: Sequence[tuple[str, str | int]] = (
     ("grpc.enable_retries", 1),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
@@ -66,7 +66,10 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
     # By default, channels of one process to one server share their connections.
     ("grpc.use_local_subchannel_pool", 1),
 )
-_PATIENT: Final = (
+# The options for one server.
+_OPTIONS: Sequence[tuple[str, str | int]] = (
+    *_SHARED,
+    ("grpc.service_config", json.dumps(_ONE_SERVER)),
     # Limit for one connection attempt: lost packets are sent again after 1, 3 and 7 s.
     ("grpc.min_reconnect_backoff_ms", 10_000),
     # A dead peer is noticed within a minute, also between calls.
@@ -74,7 +77,8 @@ _PATIENT: Final = (
     ("grpc.keepalive_timeout_ms", 10_000),
 )
 # Another replica can answer, so one that does not is given up earlier.
-_IMPATIENT: Final = (
+_OF_REPLICAS: Sequence[tuple[str, str | int]] = (
+    *_SHARED,
     ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -133,13 +137,14 @@ def open_blocking_channel(
 
 
 def _options(address: str, is_replica: bool) -> list[tuple[str, str | int]]:
+    if not is_replica:
+        return [*_OPTIONS]
+    config = _REPLICA
     if is_balanced_name(address):
-        is_hashed = os.environ.setdefault(_RING_HASH_VARIABLE, "true").lower() in {"true", "1"}
-        config: object = _SERVERS_OF_A_NAME if is_hashed else _REPLICA
-    else:
-        config = _REPLICA if is_replica else _ONE_SERVER
-    waiting = _IMPATIENT if is_replica else _PATIENT
-    return [*_OPTIONS, *waiting, ("grpc.service_config", json.dumps(config))]
+        # gRPC refuses calls of this policy if the variable has another value.
+        is_hashed = os.environ.setdefault(_RING_HASH_VARIABLE, "true").lower() == "true"
+        config = _SERVERS_OF_A_NAME if is_hashed else _REPLICA
+    return [*_OF_REPLICAS, ("grpc.service_config", json.dumps(config))]
 
 
 def _secured(tls: Tls) -> tuple[grpc.ChannelCredentials, Sequence[tuple[str, str]]]:
