@@ -171,7 +171,7 @@ def _become(request: Request) -> None:
     random.seed()
     _set_threads()
     if "lazyfx_server.app" in sys.modules:
-        _have_fork_server_ready()
+        _prepare_fork_server()
 
 
 def _set_threads() -> None:
@@ -212,7 +212,7 @@ def _run(words: list[str]) -> None:
         exec(compile(code, option, "exec"), module.__dict__)
 
 
-def _have_fork_server_ready() -> None:
+def _prepare_fork_server() -> None:
     """Fork what will be this server's fork server, before this process is configured as a server.
 
     It waits until multiprocessing would start a new interpreter for it.
@@ -223,7 +223,7 @@ def _have_fork_server_ready() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         ours.close()
         try:
-            _be_fork_server(theirs)
+            _run_fork_server(theirs)
         except BaseException:  # noqa: BLE001 - this is a process's end
             traceback.print_exc()
         finally:
@@ -245,7 +245,7 @@ def _have_fork_server_ready() -> None:
     multiprocessing.util.spawnv_passfds = spawnv_passfds
 
 
-def _be_fork_server(server: socket.socket) -> None:
+def _run_fork_server(server: socket.socket) -> None:
     size, received, _, _ = socket.recv_fds(server, 4, _MOST_DESCRIPTORS)
     if len(size) < 4:
         os._exit(0)  # the server has ended without one

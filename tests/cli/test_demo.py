@@ -45,7 +45,7 @@ def test_the_demo_runs_the_main_job_and_leaves_nothing_behind(tmp_path) -> None:
     assert not list(tmp_path.glob("lazyfx-*"))
 
 
-def test_a_demo_that_is_told_to_end_stops_its_server(tmp_path) -> None:
+def test_a_terminated_demo_stops_its_server(tmp_path) -> None:
     with subprocess.Popen(
         DEMO, env=_environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -47,12 +47,12 @@ def test_a_wrong_settings_file_is_named(run, tmp_path, monkeypatch, content, exp
     assert expected in told
 
 
-def test_a_settings_file_that_is_not_there_or_a_folder(run, tmp_path) -> None:
+def test_a_settings_file_that_is_missing_or_a_folder(run, tmp_path) -> None:
     assert "no such file" in _told(run("serve", "--config", str(tmp_path / "none")), 2)
     assert "is not a file" in _told(run("serve", "--config", str(tmp_path)), 2)
 
 
-def test_where_a_wrong_value_came_from(run, monkeypatch) -> None:
+def test_the_source_of_a_wrong_value_is_named(run, monkeypatch) -> None:
     assert "--workers: must be an integer" in _told(run("serve", "--workers", "many"), 2)
     monkeypatch.setenv("LAZYFX_WORKERS", "many")
     assert "LAZYFX_WORKERS: must be an integer" in _told(run("serve"), 2)
@@ -100,7 +100,7 @@ def test_a_file_that_is_missing_is_named(run, tmp_path, flag) -> None:
     assert "is not a file" in told
 
 
-def test_a_certificate_that_is_none(run, tmp_path) -> None:
+def test_an_invalid_certificate(run, tmp_path) -> None:
     junk = tmp_path / "junk.pem"
     junk.write_bytes(b"\x00\x01")
     files = ("--server-certificate", str(junk), "--server-key", str(junk))
@@ -115,7 +115,7 @@ def _junk(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["optimize", "explain"])
-def test_graph_files_that_are_none(run, tmp_path, command) -> None:
+def test_invalid_graph_files(run, tmp_path, command) -> None:
     for path in (tmp_path / "missing.pt2", tmp_path / "folder.pt2", _junk(tmp_path)):
         if path.name == "folder.pt2":
             path.mkdir()
@@ -192,7 +192,7 @@ def test_a_file_of_secrets_that_cannot_be_used(case, run, tmp_path) -> None:
     assert expected in told
 
 
-def test_modules_and_plugins_that_are_not_there(run) -> None:
+def test_modules_and_plugins_that_do_not_exist(run) -> None:
     for name in ("no_such_module", "lazyfx.no_such_module", "torch.nn.functional.nothing"):
         told = _told(run("serve", "--operator-modules", name, *_HERE), 2)
         assert f"--operator-modules {name}: there is no such module" in told
@@ -202,7 +202,7 @@ def test_modules_and_plugins_that_are_not_there(run) -> None:
     assert _is_module("json.decoder")
 
 
-def test_further_targets_that_cannot_be_read(tmp_path) -> None:
+def test_additional_targets_that_cannot_be_read(tmp_path) -> None:
     path = tmp_path / "targets.json"
     path.write_text("{")
     # In a process of its own: by then the server has its log and its allocator as it wants them.

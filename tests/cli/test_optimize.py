@@ -37,7 +37,7 @@ def test_options_of_passes_reach_the_server(run, at, program) -> None:
     assert "constant_fold{max_bytes=64}" in result.stdout
 
 
-def test_code_on_standard_output_stands_alone(run, at, program) -> None:
+def test_nothing_but_code_is_on_standard_output(run, at, program) -> None:
     result = run("optimize", program, "--passes", PASSES, "--emit", "code", "-o", "-", *at)
     assert result.exit_code == 0, result.output
     compile(result.stdout, "emitted", "exec")
@@ -97,7 +97,7 @@ def run_alone(file, program, inputs) -> list[object]:
     return found
 
 
-def test_code_that_needs_constants_finds_them_beside_it(run, at, tmp_path) -> None:
+def test_code_that_needs_constants_finds_them_next_to_it(run, at, tmp_path) -> None:
     class Folding(torch.nn.Module):
         def forward(self, x):
             return x + torch.arange(4.0).sin()
@@ -149,7 +149,7 @@ def test_a_bad_factory_fails_in_one_line(run, at, factories, factory, expected) 
     _assert_one_line(result, expected)
 
 
-def test_an_unknown_pass_is_named_with_what_was_meant(run, at, program) -> None:
+def test_an_unknown_pass_is_named_with_a_suggestion(run, at, program) -> None:
     _assert_one_line(
         run("optimize", program, "--passes", "dead_code_eliminatoin", *at), "dead_code_elimination"
     )

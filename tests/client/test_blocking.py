@@ -65,7 +65,7 @@ def _kib() -> int:
 
 
 @pytest.mark.parametrize("step", [Start, Open])
-def test_calls_that_are_left_leave_nothing(client: lazyfx.Client, step: Any) -> None:
+def test_abandoned_calls_leave_nothing_behind(client: lazyfx.Client, step: Any) -> None:
     def left() -> Flow[None]:
         method = "GetStats" if step is Start else "GetArtifact"
         call = yield step(method, b"", 10.0)

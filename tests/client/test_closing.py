@@ -55,7 +55,7 @@ def outcomes(works: list[Callable[[], object]], meanwhile: Callable[[], object])
     return [each for each in found if isinstance(each, BaseException)]
 
 
-def test_threads_that_wait_are_told(silent: str) -> None:
+def test_waiting_threads_get_an_error(silent: str) -> None:
     for i in range(5):
         client = lazyfx.connect(silent, timeout=600)
 
@@ -71,7 +71,7 @@ def test_threads_that_wait_are_told(silent: str) -> None:
         assert all(isinstance(end, LazyfxError) for end in ends)
 
 
-def test_threads_that_compile_are_told(server: Any) -> None:
+def test_compiling_threads_get_an_error(server: Any) -> None:
     # Traced in this thread: torch itself breaks when two threads trace at a time.
     graphs = [graph_of(float(n)) for n in range(9)]
     for i in range(5):

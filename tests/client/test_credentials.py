@@ -41,7 +41,7 @@ def test_a_token_that_cannot_be_sent(token: str, monkeypatch: pytest.MonkeyPatch
         assert refusal().startswith("LAZYFX_TOKEN contains characters")
 
 
-def test_a_token_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "token is empty" in refusal(token=" \n")
     assert "token must be a string, not an object of type int" in refusal(token=3)
     path = tmp_path / "token"
@@ -60,7 +60,7 @@ def test_a_token_with_a_line_feed_is_that_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keys", ["abc", ["00"], "0" * 63, [3]])
-def test_keys_that_are_none(keys: Any) -> None:
+def test_invalid_keys(keys: Any) -> None:
     assert "verify_keys (LAZYFX_VERIFY_KEYS) must be public keys of 64 hex" in refusal(
         verify_keys=keys
     )

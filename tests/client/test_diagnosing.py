@@ -132,7 +132,7 @@ def test_a_wrong_token(
     assert "token is unknown or was revoked" in said
 
 
-def test_what_listens_and_is_no_server_is_bounded_in_time(silent: str) -> None:
+def test_diagnosing_a_silent_listener_is_bounded_in_time(silent: str) -> None:
     started = time.monotonic()
     with lazyfx.connect(silent, timeout=3) as client, pytest.raises(TimedOutError) as failed:
         client.server_info()
@@ -184,14 +184,14 @@ def test_another_program(answer: bytes) -> None:
         assert "does not speak TLS" in said
 
 
-def test_what_takes_connections_and_is_silent(silent: str) -> None:
+def test_a_listener_that_never_answers(silent: str) -> None:
     for tls in (None, lazyfx.Tls()):
         said = diagnose(silent, tls)
         assert said is not None
         assert said.startswith(f"{silent} accepts connections but does not answer")
 
 
-def test_what_closes_connections_at_once() -> None:
+def test_a_listener_that_closes_connections_at_once() -> None:
     for address in answering():
         said = diagnose(address, None)
         assert said is not None
@@ -207,7 +207,7 @@ def test_a_server_shows_nothing_wrong(server: RunningServer) -> None:
     assert diagnose(server.address, None) is None
 
 
-def test_a_status_that_no_server_of_ours_gave() -> None:
+def test_a_status_of_another_kind_of_server() -> None:
     said = not_a_server("cache:8700", "Received http2 header with status: 404")
     assert said is not None
     assert "is not a lazyfx server" in said

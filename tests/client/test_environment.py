@@ -35,7 +35,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("variable", SLIPS)
-def test_a_slip_of_the_pen(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelled_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     meant = SLIPS[variable]
     monkeypatch.setenv(variable, "x")
     told = list(misspelled())
@@ -45,7 +45,9 @@ def test_a_slip_of_the_pen(variable: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert told == [f"{variable} is set, but lazyfx does not read it; did you mean {meant}?"]
 
 
-def test_no_setting_of_a_server_is_a_slip_of_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_server_are_not_taken_for_misspellings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in FIELDS:
         monkeypatch.setenv(f"LAZYFX_{name.upper()}", "x")
     assert list(misspelled()) == []

@@ -118,7 +118,7 @@ def test_a_module_that_cannot_be_exported_says_why(client):
         client.compile(Untraceable(), [DCE], (torch.ones(2),))
 
 
-def test_what_is_no_graph_is_refused(client):
+def test_an_argument_that_is_not_a_graph_is_refused(client):
     with pytest.raises(LazyfxError, match="cannot compile an object of type int"):
         client.compile(5)
     with pytest.raises(LazyfxError, match="pass_spec"):

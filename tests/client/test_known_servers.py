@@ -79,7 +79,7 @@ def test_a_line_that_cannot_be_read_is_named_and_nothing_is_trusted(known: Path,
         access().pinned_keys("host:1")
 
 
-def test_keys_that_were_given_count_more_than_known_ones() -> None:
+def test_explicit_keys_override_known_ones() -> None:
     trust("a:1", [ONE])
     assert access(verify_keys=TWO).pinned_keys("a:1") == (TWO,)
     assert access().pinned_keys("a:1") == (ONE,)
@@ -138,7 +138,7 @@ def test_a_changed_key_is_refused_loudly_everywhere(
     assert known_keys(elsewhere) == (in_use(server).hex(),)
 
 
-def test_a_fingerprint_is_compared_and_without_one_somebody_must_answer(
+def test_a_fingerprint_is_compared_and_without_one_the_user_must_confirm(
     server: RunningServer, elsewhere: str
 ) -> None:
     right = fingerprint(in_use(server))
@@ -152,7 +152,7 @@ def test_a_fingerprint_is_compared_and_without_one_somebody_must_answer(
     assert known_keys(elsewhere) == (in_use(server).hex(),)
 
 
-def test_the_command_refuses_what_is_no_address_and_a_server_that_is_away() -> None:
+def test_the_command_refuses_an_invalid_address_and_an_unreachable_server() -> None:
     assert run("http://a:1").exit_code == 2
     away = run("127.0.0.1:1", "--yes", "--timeout", "5")
     assert away.exit_code == 1

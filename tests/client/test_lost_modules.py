@@ -93,7 +93,7 @@ def test_handles_compile_again_what_was_lost(
         assert len({remote.key for remote in handles.values()}) == 1
 
 
-def test_values_that_have_changed_since_are_not_put_in_silently(
+def test_values_that_changed_since_are_not_used_silently(
     launch: Any, address: str, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"

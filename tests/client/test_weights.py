@@ -67,7 +67,7 @@ FOLD = "constant_fold"
 LARGE_FOLD = lazyfx.pass_spec("constant_fold", max_bytes=2**24)
 
 
-def test_a_gibibyte_of_parameters_stays_home(server):
+def test_a_gibibyte_of_parameters_is_not_sent(server):
     module = symbolic_trace(Large())
     assert sum(p.nbytes for p in module.parameters()) >= GIB
     with proxied(server.address) as proxy, lazyfx.connect(proxy.address) as client:
@@ -102,7 +102,7 @@ def test_what_a_pass_reads_is_sent_once_for_a_server(server):
             assert all(total == 0 for _, total in told)
 
 
-def test_an_upload_that_breaks_off_goes_on(server):
+def test_an_interrupted_upload_resumes(server):
     program, read = reading(4096, 0.25)
     told: list[tuple[int, int]] = []
     with (

@@ -161,7 +161,7 @@ def test_a_killed_server_forgets_seconds_not_days(launch, tmp_path):
     assert stats_of(again.address).misses == 1
 
 
-def test_a_damaged_ledger_begins_anew(launch, tmp_path):
+def test_a_damaged_ledger_starts_over(launch, tmp_path):
     folder = tmp_path / "store/.ledger"
     folder.mkdir(parents=True)
     (folder / "counts.json").write_text("{]")

@@ -162,7 +162,7 @@ def single(launch_for_file):
     return launch_for_file("--workers", "1", "--max-queue", "1")
 
 
-def test_a_worker_that_dies_before_it_began_costs_nothing(single):
+def test_a_worker_that_dies_before_its_job_begins_costs_nothing(single):
     server = single
     with connected(server.address) as stub:
         with paused_workers(server.pid) as pids:
@@ -186,7 +186,7 @@ def test_a_job_that_overruns_is_stopped(launch):
     assert total(samples, "lazyfx_worker_restarts_total", reason="timeout") == 1
 
 
-def test_more_jobs_than_may_wait_are_turned_away(single):
+def test_more_jobs_than_may_wait_are_rejected(single):
     server = single
     with connected(server.address) as stub:
         with paused_workers(server.pid):

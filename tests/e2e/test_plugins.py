@@ -104,7 +104,7 @@ def test_a_changed_plugin_is_another_key(launch, site: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("problem", ["missing", "twice", "name", "broken", "other"])
-def test_a_plugin_that_cannot_be_used_is_told_apart(
+def test_each_defect_of_a_plugin_has_its_own_message(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:
     copy = shutil.copytree(site, tmp_path / "copy")
@@ -169,7 +169,7 @@ def test_the_built_in_pipelines_keep_results(plugged, name: str) -> None:
         torch.testing.assert_close(module(x), model(x))
 
 
-def test_a_wrong_pipeline_is_told_apart() -> None:
+def test_each_defect_of_a_pipeline_has_its_own_message() -> None:
     registry = Registry()
     for own, told in (
         ({"tidy": "no_such_pass"}, "pipeline 'tidy': .*no pass is named 'no_such_pass'"),

@@ -90,7 +90,7 @@ async def test_crash_fails_its_job_only(start: Start, job: str, ending: str) -> 
     assert reasons == ["crash"]
 
 
-async def test_ending_is_told_of_a_worker_that_is_not_quite_dead_yet(start: Start) -> None:
+async def test_ending_is_known_of_a_worker_that_is_not_quite_dead_yet(start: Start) -> None:
     executor = await start(workers=1)
     for _ in range(5):
         with pytest.raises(WorkerCrashed, match="killed by SIGKILL"):

@@ -141,7 +141,7 @@ def test_the_reviewed_table_is_that_of_this_torch() -> None:
     assert done.returncode == 0, f"review these (make targets ARGS=--write): {done.stdout[-2000:]}"
 
 
-def test_a_target_that_nobody_reviewed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreviewed_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from lazyfx_server.security import allowed
 
     table = allowed.reviewed()

@@ -64,7 +64,7 @@ WHAT = (
 )
 
 
-def test_an_honest_server_is_believed(liar: HostileServer, tmp_path: Path) -> None:
+def test_an_honest_server_is_accepted(liar: HostileServer, tmp_path: Path) -> None:
     liar.reset()
     with lazyfx.connect(liar.address) as client:
         for what in WHAT:

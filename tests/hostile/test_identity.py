@@ -84,7 +84,7 @@ SHOWN = {
 @pytest.mark.parametrize(
     "method", [*METHODS, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
 )
-def test_every_method_asks_who_calls_before_it_reads(server: RunningServer, method: str) -> None:
+def test_every_method_authenticates_before_it_reads(server: RunningServer, method: str) -> None:
     # The bytes are no message at all: whoever reads them fails in another way.
     for what, shown in SHOWN.items():
         told = refused(lambda shown=shown: raw_call(server.address, method, b"\xff" * 64, shown))
@@ -92,13 +92,13 @@ def test_every_method_asks_who_calls_before_it_reads(server: RunningServer, meth
         assert "token" in told.message
 
 
-def test_a_right_id_with_another_secret_is_nobody(server: RunningServer, token: str) -> None:
+def test_a_valid_id_with_another_secret_is_refused(server: RunningServer, token: str) -> None:
     for wrong in (token[:-1] + ("A" if token[-1] != "A" else "B"), token + "A", token.upper()):
         with lazyfx.connect(server.address, token=wrong) as client, pytest.raises(DeniedError):
             client.stats()
 
 
-def test_a_refused_caller_is_logged_without_what_it_showed(server: RunningServer) -> None:
+def test_a_refused_caller_is_logged_without_its_credentials(server: RunningServer) -> None:
     shown = "lazyfx_0123456789abcdef_" + "B" * 43
     with pytest.raises(grpc.RpcError):
         raw_call(server.address, "Compile", b"", [("authorization", f"Bearer {shown}")])
@@ -189,7 +189,7 @@ def mutual(launch_for_file: Callable[..., RunningServer], authority: Authority) 
     )  # fmt: skip
 
 
-def test_mutual_tls_tells_who_calls(
+def test_mutual_tls_identifies_the_caller(
     mutual: RunningServer, authority: Authority, tmp_path: Path
 ) -> None:
     certificate, key = authority.issue("trainer")

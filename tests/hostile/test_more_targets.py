@@ -68,7 +68,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
-def test_what_an_operator_adds_is_compiled_and_told(
+def test_what_an_operator_adds_is_compiled_and_listed(
     norms: Path, launch: Callable[..., RunningServer]
 ) -> None:
     path = written(norms, GOOD)

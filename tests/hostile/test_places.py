@@ -232,7 +232,7 @@ def test_random_damage_is_placed_too(server: RunningServer, encoded: wire.Encode
     assert refused > 50
 
 
-def test_bytes_that_are_no_request_name_the_request(server: RunningServer) -> None:
+def test_bytes_that_are_not_a_request_name_the_request(server: RunningServer) -> None:
     method = "/lazyfx.v1.GraphCompiler/Compile"
     for data in (b"\x0a\x05", b"\xff" * 20, b"\x0b"):
         with grpc.insecure_channel(server.address) as channel:

@@ -142,7 +142,7 @@ def test_pinned_keys_hold_for_graph_data_too(
             client.compile(graph_of(3.0)).graph_module()
 
 
-def test_a_forger_s_key_is_not_believed(relay: tuple[Relay, str], tmp_path: Path) -> None:
+def test_a_forger_s_key_is_not_trusted(relay: tuple[Relay, str], tmp_path: Path) -> None:
     forger = Ed25519PrivateKey.generate()
     raw = forger.public_key().public_bytes_raw()
     own = pb.VerifyKey(key_id=hashlib.sha256(raw).digest()[:8], public_key=raw)

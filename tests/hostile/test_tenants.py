@@ -100,7 +100,7 @@ def test_another_tenant_s_graph_is_unknown_and_compiling_it_is_a_miss(
     assert own.module_key != made.module_key
 
 
-def test_another_tenant_s_request_token_stands_for_nothing(alice: Caller, bob: Caller) -> None:
+def test_another_tenant_s_request_token_is_unknown(alice: Caller, bob: Caller) -> None:
     alice.Compile(compile_request(graph_of(2.75), DCE))
     known = alice.Compile(compile_request(graph_of(2.75), DCE, inline=False))
     token = pb.CompileRequest(request_token=known.request_token)
@@ -121,7 +121,7 @@ def test_another_tenant_s_values_are_missing(alice: Caller, bob: Caller) -> None
     assert refused(lambda: bob.Compile(request)).missing == (f"blobs/{digest.sha256.hex()}",)
 
 
-def test_a_key_of_another_s_takes_the_same_steps_as_one_of_nobody_s() -> None:
+def test_a_key_of_another_tenant_takes_the_same_steps_as_an_unknown_one() -> None:
     class Watched(MemoryStore):
         def __init__(self) -> None:
             super().__init__(2**20)
@@ -152,7 +152,7 @@ class _Key:
     digest = b"k" * 32
 
 
-def test_a_record_that_was_written_into_the_store_is_not_believed() -> None:
+def test_a_record_that_was_written_into_the_store_is_not_trusted() -> None:
     async def found(tamper: Callable[[bytes], bytes]) -> object:
         store, alice = MemoryStore(2**20), Tenants(b"s" * 32).named("alice")
         key = _Key()
@@ -171,7 +171,7 @@ def test_a_record_that_was_written_into_the_store_is_not_believed() -> None:
     assert asyncio.run(found(lambda stored: stored[:32] + forged)) == NotFound(damaged=True)
 
 
-def test_quotas_end_with_when_to_try_again() -> None:
+def test_a_quota_refusal_says_when_to_retry() -> None:
     now = 0.0
     quotas = Quotas(
         QuotaLimits(quota_requests=2, quota_bytes=100, quota_compile_seconds=10), lambda: now

@@ -208,7 +208,7 @@ def test_a_storm_of_connections(server: RunningServer) -> None:
             attempt.exception()  # connections may be refused; nothing else may happen
 
 
-def test_streams_over_the_bound_wait_and_hold_up_nobody_else(
+def test_streams_over_the_bound_wait_and_delay_no_other_call(
     server: RunningServer, stub: GraphCompilerStub
 ) -> None:
     release = threading.Event()

@@ -92,7 +92,7 @@ def digest_of_many() -> str:
     return together.hexdigest()
 
 
-def test_another_process_and_hash_seed_tell_the_same() -> None:
+def test_digests_do_not_depend_on_process_or_hash_seed() -> None:
     script = "import test_digest_truth; print(test_digest_truth.digest_of_many())"
     path = os.pathsep.join([str(_HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     found = {digest_of_many()}

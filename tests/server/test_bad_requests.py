@@ -117,7 +117,7 @@ def test_bad_passes(stub, request_of_dce, case):
         assert word in told.message
 
 
-def test_an_option_of_another_type_is_told_apart(stub, request_of_dce):
+def test_an_option_of_another_type_is_refused(stub, request_of_dce):
     wrong = {
         "bool": pb.OptionValue(text="yes"),
         "int": pb.OptionValue(text="5"),
@@ -271,7 +271,7 @@ def test_too_many_rewrites(stub, request_of_dce):
     assert "4" in told.message
 
 
-def test_values_for_what_is_no_tensor(stub, request_of_dce):
+def test_values_for_what_is_not_a_tensor(stub, request_of_dce):
     digest = graph_pb2.Digest(sha256=sha256(b"\0\0\0\0").digest(), size_bytes=4)
     request_of_dce.values.add(graph=0, attribute=0, content=digest)
     told = refused(lambda: stub.Compile(request_of_dce))
@@ -289,7 +289,7 @@ def _named(target: str) -> tuple[bytes, graph_pb2.Presentation]:
     return body.SerializeToString(deterministic=True), encoded.presentation
 
 
-def test_a_node_is_named_in_the_callers_words(stub):
+def test_a_node_has_the_callers_name_in_an_error(stub):
     body, names = _named("os.system")
     told = refused(lambda: stub.Compile(request_of_body(body, names, DCE, CSE)))
     assert told.code == "INVALID_ARGUMENT"
@@ -299,7 +299,7 @@ def test_a_node_is_named_in_the_callers_words(stub):
     assert "calls[" in told.message
 
 
-def test_without_names_a_node_is_told_by_its_place(stub):
+def test_without_names_a_node_is_identified_by_its_number(stub):
     body, _ = _named("os.system")
     told = refused(lambda: stub.Compile(request_of_body(body, None, DCE)))
     assert told.code == "INVALID_ARGUMENT"

@@ -34,7 +34,7 @@ def test_calls_are_refused_while_descriptors_are_short(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize(("soft", "hard", "warns"), [(64, 8192, False), (64, 256, True)])
-def test_the_limit_is_raised_or_told(soft: int, hard: int, *, warns: bool) -> None:
+def test_the_limit_is_raised_or_a_warning_is_logged(soft: int, hard: int, *, warns: bool) -> None:
     program = (
         "import logging, resource; logging.basicConfig()\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"

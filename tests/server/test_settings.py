@@ -157,7 +157,7 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("case", SENTENCES)
-def test_a_wrong_setting_is_told_in_one_sentence(case, capsys):
+def test_a_wrong_setting_is_reported_in_one_sentence(case, capsys):
     flags, sentence = SENTENCES[case]
     with pytest.raises(SystemExit) as ended:
         load(flags)
@@ -300,7 +300,7 @@ def test_passes_are_listed_with_their_options(configured):
     assert by_name["shape_propagation"].needs_shapes
 
 
-def test_health_is_told_for_the_server_and_the_service(configured):
+def test_health_is_reported_for_the_server_and_the_service(configured):
     with grpc.insecure_channel(configured.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", "lazyfx.v1.GraphCompiler"):

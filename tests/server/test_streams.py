@@ -181,7 +181,7 @@ class TestGetArtifact:
         assert told.code == "INVALID_ARGUMENT"
         assert "offset" in told.fields
 
-    def test_many_askers_at_once_get_one_rendering(self, server, stub, fresh):
+    def test_concurrent_callers_share_one_rendering(self, server, stub, fresh):
         key = stub.Compile(compile_request(fresh, DCE, CSE)).module_key
         before = metrics(server.metrics_url)
         with ThreadPoolExecutor(8) as threads:
@@ -343,7 +343,7 @@ class TestBlobs:
         assert told.code == "DEADLINE_EXCEEDED"
         assert "upload_idle_timeout" in told.message
 
-    def test_idle_uploads_hold_up_nobody(self, stub, fresh):
+    def test_idle_uploads_delay_no_other_call(self, stub, fresh):
         streams = [Sending() for _ in range(50)]
         calls = []
         for i, sending in enumerate(streams):

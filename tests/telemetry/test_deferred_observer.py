@@ -18,7 +18,7 @@ class Recorder:
         self.events.append(event)
 
 
-def test_events_are_told_in_order_when_the_caller_is_done() -> None:
+def test_events_are_delivered_in_order_when_the_caller_is_done() -> None:
     async def main() -> None:
         recorder = Recorder()
         later = DeferredObserver(recorder)

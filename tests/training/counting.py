@@ -16,7 +16,9 @@ def native_compiles(server: Any) -> int:
     return int(total(samples, "lazyfx_native_compiles_total", result="made"))
 
 
-def run_with_diary(program: str, folder: Path, **environment: str) -> tuple[str, list[str]]:
+def run_with_logging_compiler(
+    program: str, folder: Path, **environment: str
+) -> tuple[str, list[str]]:
     """Run a Python program where every C++ compiler writes its call down and then fails.
 
     Returns:

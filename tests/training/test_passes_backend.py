@@ -97,7 +97,7 @@ def test_on_error_raise_raises() -> None:
         torch.compile(Net(), backend="lazyfx", options=nobody)(batches()[0])
 
 
-def test_an_unknown_pass_is_told_with_its_name(server: Any) -> None:
+def test_an_unknown_pass_is_reported_by_its_name(server: Any) -> None:
     compiled = torch.compile(
         Net(), backend="lazyfx", options=options(server, passes=["no_such_pass"])
     )

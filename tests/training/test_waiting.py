@@ -64,7 +64,7 @@ def captured(width: int) -> tuple[torch.fx.GraphModule, Any]:
     return graph, request
 
 
-def test_who_leaves_does_not_end_the_compile_of_who_stays_and_finds_it_later(
+def test_a_caller_that_leaves_does_not_end_the_compile_of_others_and_finds_it_later(
     native_server: Any,
 ) -> None:
     graph, request = captured(width=56)

@@ -29,7 +29,7 @@ print(targets.find(pb.TARGET_KIND_OPERATOR, "torch_nn::_linear_cross_entropy_bat
 @pytest.mark.skipif(
     not hasattr(torch.nn, "LinearCrossEntropyLoss"), reason="this torch lacks the operator"
 )
-def test_a_process_that_hears_of_one_first_from_the_wire_has_torch_register_it() -> None:
+def test_a_process_that_first_reads_one_from_the_wire_has_torch_register_it() -> None:
     said = nursery.run("torch", ["-W", "ignore", "-c", _NAMES_FIRST], check=True).stdout
     assert "_linear_cross_entropy_batch_chunked" in said
 
