@@ -34,7 +34,7 @@ demo: $(STAMP) ## Set up, then run the main use case on this machine: server, re
 # They start hundreds of processes. If Python may not write bytecode, each of them would compile
 # the package again, so it is compiled first.
 WORKERS ?= 3
-PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=20 --durations-min=1
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --durations=20 --durations-min=1
 
 test: $(STAMP) ## Set up, then run all tests but the long ones, and list the slowest 20; ARGS=path runs all of those
 	$(BIN)/python -m compileall -q client server

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nursery
 import pytest
 from click.testing import Result
 
@@ -205,9 +206,9 @@ def test_modules_and_plugins_that_do_not_exist(run) -> None:
 def test_additional_targets_that_cannot_be_read(tmp_path) -> None:
     path = tmp_path / "targets.json"
     path.write_text("{")
-    # In a process of its own: by then the server has its log and its allocator as it wants them.
-    command = [sys.executable, "-m", "lazyfx_server", "--allow-targets", str(path), *_HERE]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    # In another process, because by then the server has configured its log and its allocator.
+    command = ["-m", "lazyfx_server", "--allow-targets", str(path), *_HERE]
+    ran = nursery.run("server", command, timeout=120)
     assert ran.returncode == 2
     assert f"lazyfx serve: --allow-targets {path}: is not JSON" in ran.stderr
     assert "Traceback" not in ran.stderr

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import subprocess
-import sys
 from xml.etree import ElementTree as ET
 
+import nursery
 import pytest
 import torch
 from harness import CSE, DCE, graph_of
@@ -203,10 +202,7 @@ def test_saved_modules_load_with_torch_alone(client, tmp_path, kind, parameters)
                                "__import__('pickle').load(open(path, 'rb'))")  # fmt: skip
     else:
         script = _LOAD
-    ran = subprocess.run(
-        [sys.executable, "-I", "-c", script, kind, str(path)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    ran = nursery.run("torch", ["-I", "-c", script, kind, str(path)], timeout=120)
     assert ran.returncode == 0, ran.stderr
     expected = traced(torch.ones(2, 3)).flatten().tolist()
     assert eval(ran.stdout) == pytest.approx(expected)

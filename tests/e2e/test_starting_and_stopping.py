@@ -8,14 +8,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import grpc.aio
+import nursery
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import (
@@ -48,15 +47,15 @@ class StartingServer:
     def __init__(self, folder: Path) -> None:
         self._gate = folder / "gate"
         (folder / "slow_to_import.py").write_text(_SLOW_MODULE.format(gate=str(self._gate)))
-        self.process = subprocess.Popen(
+        self.process = nursery.start(
+            "server",
             [
-                sys.executable, "-m", "lazyfx_server", "--listen", "127.0.0.1:0",
+                "-m", "lazyfx_server", "--listen", "127.0.0.1:0",
                 "--metrics-port", "0", "--workers", "1", "--store-path", str(folder / "store"),
                 "--operator-modules", "slow_to_import",
             ],
-            stderr=subprocess.PIPE,
-            text=True,
             env={**os.environ, "PYTHONPATH": str(folder)},
+            stdout=None,
         )  # fmt: skip
         self.log: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()

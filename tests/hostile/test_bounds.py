@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import nursery
 import pytest
 import torch
 from server.harness import connected, refused, request_of_body
@@ -135,9 +134,8 @@ def test_the_reviewed_table_is_that_of_this_torch() -> None:
 
     if allowed.reviewed() is None:
         pytest.skip("the table was reviewed for another torch; there all that torch has counts")
-    # In a process of its own: tests register operators of theirs, and Inductor registers some.
-    command = [sys.executable, "-m", "lazyfx_server.security.allowed"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # In another process: tests register their own operators, and Inductor registers some.
+    done = nursery.run("torch", ["-m", "lazyfx_server.security.allowed"])
     assert done.returncode == 0, f"review these (make targets ARGS=--write): {done.stdout[-2000:]}"
 
 

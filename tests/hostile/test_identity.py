@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+import nursery
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile.certificates import Authority
@@ -279,10 +278,8 @@ def test_other_machines_are_served_only_with_tls_and_identity(
     certificate, key = authority.issue("exposed")
     places = {"tokens": token_file, "cert": certificate, "key": key}
     flags = [flag.format(**places) for flag in EXPOSED[case]]
-    ran = subprocess.run(
-        [sys.executable, "-m", "lazyfx_server", "--listen", "0.0.0.0:0", *flags],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    command = ["-m", "lazyfx_server", "--listen", "0.0.0.0:0", *flags]
+    ran = nursery.run("server", command, timeout=60)
     assert ran.returncode == 2
     assert "--insecure" in ran.stderr
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import grpc
+import nursery
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -228,10 +227,7 @@ def test_other_machines_may_be_allowed():
 
 
 def test_help_explains_each_setting_with_its_default():
-    ran = subprocess.run(
-        [sys.executable, "-m", "lazyfx_server", "--help"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
+    ran = nursery.run("server", ["-m", "lazyfx_server", "--help"], check=True, timeout=60)
     for name, field in FIELDS.items():
         assert f"--{name.replace('_', '-')}" in ran.stdout
         assert field.description
@@ -321,10 +317,7 @@ def test_reflection_when_asked_for(configured):
 
 
 def test_a_port_that_is_taken_is_refused(configured):
-    ran = subprocess.run(
-        [sys.executable, "-m", "lazyfx_server", "--listen", configured.address,
-         "--metrics-port", "0", "--store-path", ""],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    flags = ("--listen", configured.address, "--metrics-port", "0", "--store-path", "")
+    ran = nursery.run("server", ["-m", "lazyfx_server", *flags], timeout=120)
     assert ran.returncode == 2
     assert f"--listen {configured.address}: cannot listen there" in ran.stderr
