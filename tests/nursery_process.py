@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# What of this module a server and its fork server are not to find configured; both import it anew.
+# Modules that a server and its fork server must find unconfigured, so both import them again.
 _CONFIGURING = ("lazyfx_server.__main__", "lazyfx_server.jobs.preload")
 _SERVER = (*_CONFIGURING, "lazyfx_server.app")
 _IMPORTED = {
@@ -47,15 +47,15 @@ _VARIABLES = {
 _SWITCH_SECONDS = sys.getswitchinterval()
 _STREAMS = 3
 _MOST_DESCRIPTORS = 8
-_ASIDE = 500
+_TEMPORARY = 500
 
 
 @dataclass
 class Request:
-    """One program that is wanted.
+    """A request for one program.
 
     Attributes:
-        connection: To who wants it; closed by it when the program is not needed any more.
+        connection: To the requester, which closes it when it no longer needs the program.
         arguments: Of the interpreter.
         environment: All its variables.
         folder: Its current folder.
@@ -71,7 +71,7 @@ class Request:
 
 @dataclass
 class Nursery:
-    """Forks programs and tells of their ends.
+    """Forks programs and reports how they end.
 
     Args:
         listener: Takes connections; each is one program.
@@ -84,7 +84,7 @@ class Nursery:
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def serve(self) -> Request | None:
-        """Run until a fork has a program to be, which it returns; None when the owner has ended."""
+        """Run until the owner has ended. In each fork, return the request for its program."""
         signals, wakeup = socket.socketpair()
         wakeup.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -107,7 +107,7 @@ class Nursery:
                         os.kill(pid, signal.SIGKILL)
                     return None
                 elif key.data in self._running:
-                    # Nobody holds the program any more.
+                    # The requester has dropped the program.
                     os.kill(key.data, signal.SIGKILL)
                     self._selector.unregister(key.fileobj)
 
@@ -127,7 +127,7 @@ class Nursery:
             if not pid:
                 return
             connection = self._running.pop(pid)
-            with contextlib.suppress(KeyError):  # let go of, above
+            with contextlib.suppress(KeyError):  # unregistered above
                 self._selector.unregister(connection)
             _send(connection, {"status": os.waitstatus_to_exitcode(status)})
             connection.close()
@@ -135,7 +135,7 @@ class Nursery:
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Python 3.12 warns if there are other threads; OpenBLAS has some, and sets them up anew.
+        # Python 3.12 warns if there are other threads; OpenBLAS has some, and restarts them.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
@@ -150,7 +150,7 @@ def _read(connection: socket.socket) -> Request | None:
 
 def _send(connection: socket.socket, message: object) -> None:
     data = json.dumps(message).encode()
-    # Who wanted it may have ended.
+    # The requester may have ended.
     with contextlib.suppress(OSError):
         connection.sendall(len(data).to_bytes(4, "big") + data)
 
@@ -236,7 +236,7 @@ def _run_to_end(words: list[str]) -> None:
 
 
 def _prepare_fork_server() -> None:
-    """Fork what will be this server's fork server, before this process is configured as a server.
+    """Fork this server's future fork server, before this process is configured as a server.
 
     It waits until multiprocessing would start a new interpreter for it.
     """
@@ -258,8 +258,8 @@ def _prepare_fork_server() -> None:
         program = str(arguments[-1])
         if "multiprocessing.forkserver" not in program or ours.fileno() < 0:
             return int(start(path, arguments, descriptors))
-        told = {"program": program, "numbers": [*descriptors], "variables": dict(os.environ)}
-        data = json.dumps(told).encode()
+        request = {"program": program, "numbers": [*descriptors], "variables": dict(os.environ)}
+        data = json.dumps(request).encode()
         socket.send_fds(ours, [len(data).to_bytes(4, "big")], descriptors)
         ours.sendall(data)
         ours.close()
@@ -272,22 +272,22 @@ def _run_fork_server(server: socket.socket) -> None:
     size, received, _, _ = socket.recv_fds(server, 4, _MOST_DESCRIPTORS)
     if len(size) < 4:
         os._exit(0)  # the server has ended without one
-    told = json.loads(server.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+    start = json.loads(server.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
     server.close()
     # Its program names them by their numbers; none of these is in the way of another.
-    aside = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _ASIDE) for descriptor in received]
+    temporary = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _TEMPORARY) for descriptor in received]
     for descriptor in received:
         os.close(descriptor)
-    for descriptor, number in zip(aside, told["numbers"], strict=True):
+    for descriptor, number in zip(temporary, start["numbers"], strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.clear()
-    os.environ.update(told["variables"])
+    os.environ.update(start["variables"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _set_threads()
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
-        exec(told["program"], {"__name__": "__main__"})
+        exec(start["program"], {"__name__": "__main__"})
     except SystemExit as ended:
         os._exit(ended.code if isinstance(ended.code, int) else 0)
 

@@ -1,4 +1,4 @@
-"""batch against a real server: records, going on, failures."""
+"""batch against a real server: records, resuming, failures."""
 
 from __future__ import annotations
 
@@ -137,9 +137,9 @@ def test_an_interrupted_run_resumes(run, at, server, tmp_path) -> None:
     while not list(out.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "run the same command again" in told
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "run the same command again" in stderr
     done = len(list(out.glob("*.json")))
     assert 0 < done < 60
     assert _files(out) == sorted(

@@ -93,12 +93,12 @@ async def test_concurrent_touches_fetch_once(connected_client):
 
 
 def test_a_server_that_is_not_there(client):
-    with lazyfx.connect("127.0.0.1:1", timeout=20) as nobody:
+    with lazyfx.connect("127.0.0.1:1", timeout=20) as absent:
         with pytest.raises(errors.UnavailableError) as caught:
-            nobody.compile(graph_of(), [DCE])
+            absent.compile(graph_of(), [DCE])
         assert caught.value.code == "UNAVAILABLE"
         with pytest.raises(errors.UnavailableError):
-            nobody.passes()
+            absent.passes()
 
 
 def test_a_server_that_went_away(launch):

@@ -126,11 +126,11 @@ def test_who_waits_for_a_connection_is_told() -> None:
         port = listener.getsockname()[1]
     client = lazyfx.connect(f"127.0.0.1:{port}")
     with ThreadPoolExecutor(1) as pool:
-        told = pool.submit(client.is_ready, 60.0)
+        ready = pool.submit(client.is_ready, 60.0)
         time.sleep(0.5)
         client.close()
         with pytest.raises(ClosedError):
-            told.result(30)
+            ready.result(30)
 
 
 def test_no_thread_is_behind_a_client(server: Any) -> None:

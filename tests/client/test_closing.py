@@ -29,13 +29,13 @@ def server(launch_for_file):
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """An address where connections are taken and nothing is ever said."""
+    """An address that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def outcomes(works: list[Callable[[], object]], meanwhile: Callable[[], object]) -> list[Any]:
-    """What threads end with, while something else is done here."""
+    """How threads end while something else is done here."""
     found: list[Any] = []
 
     def run(work: Callable[[], object]) -> None:
@@ -226,14 +226,14 @@ class Folded(torch.nn.Module):
 
 
 def test_a_call_from_the_clients_own_thread_is_refused(server: Any) -> None:
-    told: list[LazyfxError] = []
+    errors: list[LazyfxError] = []
 
     def use(_sent: int, _total: int) -> None:
         with pytest.raises(LazyfxError, match="own callbacks") as caught:
             client.passes()
-        told.append(caught.value)
+        errors.append(caught.value)
 
     with lazyfx.connect(server.address, on_upload=use) as client:
         program = torch.export.export(Folded(), (torch.ones(4, 4),))
         client.compile(program, ["constant_fold"])
-    assert told
+    assert errors

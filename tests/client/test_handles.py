@@ -83,7 +83,7 @@ BAD_CALLS = {
 
 @pytest.mark.parametrize("case", BAD_CALLS)
 def test_wrong_inputs_raise_what_the_programs_module_raises(client, program, inputs, case):
-    # Its guards as code of their own are left out: the checks of its inputs find the same.
+    # Its guards are not kept as separate code: the checks of its inputs find the same.
     remote, local = client.compile(program, [DCE]), program.module(check_guards=False)
     with pytest.raises(Exception):  # noqa: B017, PT011 - whatever torch raises
         BAD_CALLS[case](program.module(), inputs)

@@ -35,7 +35,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(server: RunningServer, named_host: str) -> str:
-    """The server by a name that says nothing of this machine, so that nothing proves who it is."""
+    """The server by a name that does not reveal that it is local, so that nothing authenticates it."""
     return f"{named_host}:{server.address.rpartition(':')[2]}"
 
 
@@ -94,7 +94,7 @@ def test_a_server_that_proves_nothing_is_refused_until_it_is_trusted(
         with pytest.raises(UntrustedServerError, match=f"`lazyfx trust {elsewhere}`") as refused:
             module.code  # noqa: B018 - it is fetched
         assert "does not authenticate" in str(refused.value)
-        # What the client makes itself, from graph data, holds nothing of the server's.
+        # What the client builds itself from graph data holds no code of the server's.
         assert module.save_pickle(tmp_path / "own.pkl").exists()
     shown = run(elsewhere, "--yes")
     assert shown.exit_code == 0, shown.output

@@ -54,11 +54,11 @@ def test_what_is_not_a_graph(case: str, client: lazyfx.Client) -> None:
 def test_code_that_depends_on_values(client: lazyfx.Client) -> None:
     with pytest.raises(LazyfxError) as failed:
         client.compile(Branching(), example_inputs=(torch.ones(2),))
-    told = str(failed.value)
-    assert "\n" not in told
-    assert f"at {__file__}, line " in told
-    assert "torch.cond" in told
-    assert 'backend="lazyfx"' in told
+    message = str(failed.value)
+    assert "\n" not in message
+    assert f"at {__file__}, line " in message
+    assert "torch.cond" in message
+    assert 'backend="lazyfx"' in message
 
 
 @pytest.mark.parametrize("passes", [3, 2.5, object()])

@@ -28,9 +28,9 @@ def test_a_pattern_that_changes_later_changes_no_spec(client):
     after = client.compile(module, [spec])
     assert (after.cache.status, after.key) == ("hit", before.key)
     assert torch.equal(after(x, y), x * y)
-    anew = client.compile(module, [lazyfx.replace_pattern((pattern, replacement))])
-    assert anew.key != before.key
-    assert torch.equal(anew(x, y), x - y)
+    recompiled = client.compile(module, [lazyfx.replace_pattern((pattern, replacement))])
+    assert recompiled.key != before.key
+    assert torch.equal(recompiled(x, y), x - y)
 
 
 def test_options_that_change_later_change_no_spec():

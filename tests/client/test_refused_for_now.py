@@ -28,7 +28,7 @@ def server(launch_for_file):
 
 
 class Busy:
-    """A server before the real one that refuses the first calls of each method."""
+    """A proxy in front of the real server that refuses the first calls of each method."""
 
     def __init__(self, target: str) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -70,7 +70,7 @@ def busy(server: Any) -> Iterator[tuple[Busy, str]]:
 
 
 class Table(torch.nn.Module):
-    """Something to fold, whose values travel."""
+    """Has something to fold, so its values are sent."""
 
     def __init__(self, seed: float) -> None:
         super().__init__()

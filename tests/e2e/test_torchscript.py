@@ -40,9 +40,9 @@ def test_the_server_scripts_no_graph_whose_weights_are_elsewhere(server):
     with connected(server.address) as stub:
         linear = symbolic_trace(nn.Linear(2, 2))
         key = stub.Compile(compile_request(linear, DCE)).module_key
-        told = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_TORCHSCRIPT))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "save_torchscript" in told.message
+        refusal = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_TORCHSCRIPT))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "save_torchscript" in refusal.message
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "exported", "dynamo", "aot"])

@@ -82,10 +82,10 @@ async def pid_of(executor: ProcessExecutor) -> int:
 async def test_crash_fails_its_job_only(start: Start, job: str, ending: str) -> None:
     reasons: list[str] = []
     executor = await start(on_restart=reasons.append)
-    beside = asyncio.ensure_future(executor.run(order("sleep", seconds=0.3), timeout=30))
+    other = asyncio.ensure_future(executor.run(order("sleep", seconds=0.3), timeout=30))
     with pytest.raises(WorkerCrashed, match=ending):
         await executor.run(order(job), timeout=30)
-    assert await beside == b"slept"
+    assert await other == b"slept"
     await until(lambda: len(executor.pids) == 2)
     assert reasons == ["crash"]
 

@@ -90,7 +90,7 @@ def test_an_inserted_and_an_erased_node_are_named(gpt2: GraphModule) -> None:
     removed = [d for d in found.differences if d.kind == "removed"]
     assert [(d.first, d.second) for d in removed] == [("extra", None)]
     assert "- extra = call_function aten::neg.default(%add)" in str(found)
-    # Who reads another node now says so; nobody behind does.
+    # Nodes that now read another node are marked; those behind them are not.
     readers = {d.second for d in found.differences if d.kind == "changed"}
     assert readers == {user.name for user in more_users(more)}
 
@@ -235,9 +235,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert differs.exit_code == 1
     assert "add_tensor: args[1]: 1 (int) -> 1.0 (float)" in differs.stdout
     assert ET.fromstring(picture.read_text()).tag.endswith("svg")
-    told = json.loads(run(first, second, "--json").stdout)
-    assert told["same"] is False
-    assert told["differences"][0]["field"] == "args[1]"
+    explanation = json.loads(run(first, second, "--json").stdout)
+    assert explanation["same"] is False
+    assert explanation["differences"][0]["field"] == "args[1]"
     missing = run(first, tmp_path / "nowhere.lazyfx")
     assert missing.exit_code == 2
     assert "nowhere.lazyfx" in missing.stderr

@@ -62,7 +62,7 @@ def test_a_graph_of_another_torch_is_the_same_graph_where_the_capture_was(path: 
     if path.stem in ("literals", "constants"):
         digests = {recorded(folder / path.name)["digest"] for folder in FOLDERS}
         assert digests == {recorded(path)["digest"]}
-    # A file explains itself beside its twin of this torch, whatever the capture changed.
+    # A file explains itself against its twin of this torch, whatever the capture changed.
     found = lazyfx.explain(path, FOLDERS[-1] / path.name)
     assert found.same == (not found.differences)
 

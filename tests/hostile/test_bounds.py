@@ -71,9 +71,9 @@ def server(launch_for_file: Callable[..., RunningServer]) -> RunningServer:
 @pytest.mark.parametrize("name", OVER)
 def test_a_server_holds_graphs_to_its_settings(server: RunningServer, name: str) -> None:
     with connected(server.address) as stub:
-        told = refused(lambda: stub.Compile(request_of_body(OVER[name][1])))
-        assert told.code == "INVALID_ARGUMENT"
-        assert told.fields
+        refusal = refused(lambda: stub.Compile(request_of_body(OVER[name][1])))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert refusal.fields
         limits = {x.name: x.value for x in stub.GetServerInfo(pb.GetServerInfoRequest()).limits}
     assert limits[name] == OVER[name][0]
     assert {"max_nesting", "max_source_bytes", "job_cpu_seconds", "max_streams"} <= limits.keys()
@@ -109,8 +109,8 @@ MISFITS = {
 
 @pytest.mark.parametrize("case", MISFITS)
 def test_arguments_must_fit_the_operator_s_schema(case: str) -> None:
-    body, told = MISFITS[case]
-    with pytest.raises(DecodeError, match=told) as refusal:
+    body, expected = MISFITS[case]
+    with pytest.raises(DecodeError, match=expected) as refusal:
         check(body)
     assert refusal.value.node == 1
 

@@ -71,7 +71,7 @@ def raw_call(address: str, method: str, data: bytes, shown: list[tuple[str, str]
 SHOWN = {
     "nothing": [],
     "an empty token": [("authorization", "Bearer ")],
-    "somebody else's scheme": [("authorization", "Basic dXNlcjpwYXNz")],
+    "another scheme": [("authorization", "Basic dXNlcjpwYXNz")],
     "a made-up token": [("authorization", "Bearer lazyfx_0123456789abcdef_" + "A" * 43)],
     "a JWT that says it needs no signature": [
         ("authorization", "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJtbC10ZWFtIn0.")
@@ -84,11 +84,11 @@ SHOWN = {
     "method", [*METHODS, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
 )
 def test_every_method_authenticates_before_it_reads(server: RunningServer, method: str) -> None:
-    # The bytes are no message at all: whoever reads them fails in another way.
+    # The bytes are not a message: reading them would fail with another status.
     for what, shown in SHOWN.items():
-        told = refused(lambda shown=shown: raw_call(server.address, method, b"\xff" * 64, shown))
-        assert told.code == "UNAUTHENTICATED", what
-        assert "token" in told.message
+        refusal = refused(lambda shown=shown: raw_call(server.address, method, b"\xff" * 64, shown))
+        assert refusal.code == "UNAUTHENTICATED", what
+        assert "token" in refusal.message
 
 
 def test_a_valid_id_with_another_secret_is_refused(server: RunningServer, token: str) -> None:
@@ -142,7 +142,7 @@ def test_tokens_come_and_go_without_a_restart_and_are_written_nowhere(
         token_file.write_text("\n".join(line for line in lines if "guests" not in line) + "\n")
         with pytest.raises(DeniedError):
             client.stats()
-    # A broken file lets nobody new in, and locks nobody out.
+    # A broken file admits no new callers, and locks none out.
     kept = token_file.read_text()
     token_file.write_text(kept + "not a line\n")
     with lazyfx.connect(server.address, token=token) as client:
@@ -197,7 +197,7 @@ def test_mutual_tls_identifies_the_caller(
         assert client.server_info().identification == "certificates"
         module = client.compile(graph_of())
         assert module.save_pickle(tmp_path / "m.pkl").exists()
-    other, other_key = authority.issue("somebody else")  # a space: cannot be a tenant
+    other, other_key = authority.issue("another service")  # a space: cannot be a tenant
     with (
         lazyfx.connect(mutual.address, tls=lazyfx.Tls(authority.file, other, other_key)) as client,
         pytest.raises(DeniedError, match="common name"),
@@ -265,7 +265,7 @@ def test_a_certificate_of_another_service_is_refused(
 EXPOSED = {
     "nothing": [],
     "tokens in the clear": ["--tokens", "{tokens}"],
-    "TLS, but nobody is asked who they are": [
+    "TLS without identification of callers": [
         "--server-certificate", "{cert}", "--server-key", "{key}",
     ],
 }  # fmt: skip

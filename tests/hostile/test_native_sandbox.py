@@ -74,7 +74,7 @@ def area(tmp_path: Path) -> Iterator[WorkArea]:
 def tried(
     orders: list[Order], compiler: Compiler, area: WorkArea, bounds: CallBounds | None = None
 ) -> list[str]:
-    """What a confined native worker could do of these."""
+    """The answers of a confined native worker to these orders."""
     folder = area.folder("jobs", "prisoner")
     jobs = job_confinement(available(), MEMORY, None, compiler)
 
@@ -95,15 +95,15 @@ def tried(
             await workers.start()
             await compilers.start()
             session = builds.session()
-            told = []
+            answers = []
             for order in orders:
                 job = json.dumps(order).encode()
                 try:
                     answer = await workers.run(job, timeout=120, on_call=session)
                 except ExecutionError as error:
                     answer = f"{type(error).__name__}: {error}".encode()
-                told.append(answer.decode())
-            return told
+                answers.append(answer.decode())
+            return answers
         finally:
             await workers.close()
             await compilers.close()
@@ -193,7 +193,7 @@ def processes_and_sockets(port: int) -> list[Order]:
         for number, arguments in kernel.values()
     ]
     if os.uname().machine != "x86_64":
-        calls = []  # their numbers are others; `test_filter.py` has those
+        calls = []  # their numbers differ; `test_filter.py` has those
     return [
         *calls,
         {"do": "fork"}, {"do": "vfork"}, {"do": "a_process_by_clone"},
@@ -267,11 +267,11 @@ def test_a_native_worker_reaches_nothing_but_its_folder(
             *processes_and_sockets(listening.getsockname()[1]),
             *compiles(secret),
         ]
-        told = tried(orders, compiler, area)
+        answers = tried(orders, compiler, area)
     assert len(orders) >= 80
     reached = [
         (order, answer)
-        for order, answer in zip(orders, told, strict=True)
+        for order, answer in zip(orders, answers, strict=True)
         if answer.startswith("done") or "a_secret" in answer or "root:" in answer
     ]
     assert reached == []
@@ -315,9 +315,9 @@ def test_a_flood_of_compiles_ends_the_job(compiler: Compiler, area: WorkArea) ->
     orders: list[Order] = [{"do": "ask", "flags": ["-x"]}] * 3 + [
         {"do": "ask_bytes", "size": 1 << 21}
     ]
-    told = tried(orders, compiler, area, CallBounds(calls=1, bytes=1 << 20))
-    assert all("not allowed" in answer for answer in told[:3])
-    assert told[3].startswith(WorkerCrashed.__name__)
+    answers = tried(orders, compiler, area, CallBounds(calls=1, bytes=1 << 20))
+    assert all("not allowed" in answer for answer in answers[:3])
+    assert answers[3].startswith(WorkerCrashed.__name__)
 
 
 def test_a_job_s_objects_are_no_other_job_s(compiler: Compiler, area: WorkArea) -> None:

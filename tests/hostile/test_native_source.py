@@ -316,7 +316,7 @@ SEEDS: tuple[Callable[..., Any], ...] = (asynchronous, scalar, profiled, words, 
 def test_source_that_is_not_inductors_is_an_internal_error_and_not_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were a text to reach Inductor after all, nothing is compiled of it."""
+    """If a text did reach Inductor after all, nothing of it would be compiled."""
     monkeypatch.setattr(making, "without_texts", lambda body: body)
     # What a job changes for good in its process, it does not change in this one.
     monkeypatch.setattr(native_job, "redirect_compiles", lambda *_: None)

@@ -1,4 +1,4 @@
-"""Which nodes do something beside computing, and whose storage they share."""
+"""Which nodes do something besides computing, and whose storage they share."""
 
 import operator
 from collections.abc import Callable

@@ -81,9 +81,9 @@ def test_a_report_tells_each_pass_and_what_laziness_saved(stub, fresh):
 
 def test_an_unknown_digest_says_what_to_send(stub, fresh):
     request = compile_request(fresh, DCE, inline=False)
-    told = refused(lambda: stub.Compile(request))
-    assert told.code == "FAILED_PRECONDITION"
-    assert told.missing == (f"blobs/{request.graph_digest.sha256.hex()}",)
+    refusal = refused(lambda: stub.Compile(request))
+    assert refusal.code == "FAILED_PRECONDITION"
+    assert refusal.missing == (f"blobs/{request.graph_digest.sha256.hex()}",)
 
 
 def test_a_digest_is_enough_once_the_graph_is_known(stub, fresh):

@@ -22,7 +22,7 @@ _DIES = WorkerCrashed("was killed by SIGSEGV")
 
 
 class Scripted:
-    """An executor that ends jobs as it is told; None is success."""
+    """An executor that ends jobs as scripted; None is success."""
 
     workers = 1
 
@@ -118,15 +118,16 @@ def test_deaths_of_several_requests_add_up_and_success_clears_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "told"), [(NoWorker("none"), UnavailableError), (WorkerTimedOut(1.0), TimedOutError)]
+    ("ending", "expected"),
+    [(NoWorker("none"), UnavailableError), (WorkerTimedOut(1.0), TimedOutError)],
 )
 def test_failures_that_the_graph_did_not_cause_do_not_count(
-    ending: Exception, told: type[RequestError]
+    ending: Exception, expected: type[RequestError]
 ) -> None:
     crashes = CrashTracker(600.0)
     endings: Sequence[Exception] = [ending] * 3
     for each in endings:
-        with pytest.raises(told):
+        with pytest.raises(expected):
             run(Scripted(each), crashes=crashes)
     run(Scripted(None), crashes=crashes)
 

@@ -123,6 +123,6 @@ def test_ctrl_c_ends_a_program_as_it_ends_any() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(60)
+    _, stderr = process.communicate(60)
     assert process.returncode == -signal.SIGINT
-    assert "KeyboardInterrupt" in told
+    assert "KeyboardInterrupt" in stderr

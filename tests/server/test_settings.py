@@ -90,8 +90,8 @@ def test_wrong_settings_end_with_the_reason(case, capsys):
     with pytest.raises(SystemExit) as ended:
         load(flags)
     assert ended.value.code not in (0, None)
-    told = capsys.readouterr().err + str(ended.value.code)
-    assert word in told
+    message = capsys.readouterr().err + str(ended.value.code)
+    assert word in message
 
 
 SENTENCES = {
@@ -197,8 +197,8 @@ def test_no_setting_is_refused_in_the_words_of_a_library(name, capsys):
         try:
             load([f"{flag}={given}"])
         except SystemExit:
-            told = capsys.readouterr().err
-            assert told.count("\n") == 1
+            message = capsys.readouterr().err
+            assert message.count("\n") == 1
             for words in (
                 "Input should",
                 "Value error",
@@ -206,7 +206,7 @@ def test_no_setting_is_refused_in_the_words_of_a_library(name, capsys):
                 "usage:",
                 "byte string",
             ):
-                assert words not in told
+                assert words not in message
 
 
 def test_a_wrong_key_in_the_file_is_refused(tmp_path, capsys):

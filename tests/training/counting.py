@@ -1,4 +1,4 @@
-"""What a server did, by its metrics; what a process started, by a compiler that keeps a diary."""
+"""What a server did, by its metrics; what a process started, by a compiler that logs its calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def native_compiles(server: Any) -> int:
 def run_with_logging_compiler(
     program: str, folder: Path, **environment: str
 ) -> tuple[str, list[str]]:
-    """Run a Python program where every C++ compiler writes its call down and then fails.
+    """Run a Python program where every C++ compiler logs its call and then fails.
 
     Returns:
         What the program printed, and the calls.

@@ -1,4 +1,4 @@
-"""Graphs that nobody can compile are in the report."""
+"""Graphs that neither side can compile are in the report."""
 
 from __future__ import annotations
 

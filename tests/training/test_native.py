@@ -72,7 +72,7 @@ def test_workers_that_are_not_forked_compile_too(launch: Any, needs_gxx: None) -
 
 
 def test_guards_of_the_servers_compile_hold_on_the_client(native_server: Any) -> None:
-    """Inductor assumes that a batch norm's batch is small; a larger one is compiled anew."""
+    """Inductor assumes that a batch norm's batch is small; a larger one is compiled again."""
     model = Net()
     compiled = torch.compile(model, backend="lazyfx", options=remote_options(native_server))
     inputs = batches((6, 9, 5000))

@@ -172,7 +172,7 @@ def test_progress_is_a_line_on_a_terminal_and_log_lines_elsewhere() -> None:
     os.close(ours)
     assert terminal.wait(100) == 0
     assert b"compiling, 7 kernels, 2 s" in shown
-    assert b"\x1b[2K" in shown, "the line is drawn anew"
+    assert b"\x1b[2K" in shown, "the line is redrawn"
     assert b"INFO" not in shown
 
 

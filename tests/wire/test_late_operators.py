@@ -1,4 +1,4 @@
-"""Operators of torch that are registered when somebody first needs them."""
+"""Operators of torch that are registered when they are first needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REGISTERS = re.compile(
     r'^(?:@|\w+ = ).*(?:(?:custom_op|triton_op)\(\s*"(\w+)::|Library\(\s*"(\w+)", "(?:DEF|FRAGMENT)")',
     re.MULTILINE,
 )
-# They say what a compiler of distributed programs does between its own steps, or need a mesh.
+# Internal steps of a compiler of distributed programs, or operators that need a mesh.
 _OF_COMPILERS = {"ao", "bucketing", "cplib", "device_mesh"}
 _NAMES_FIRST = """
 from lazyfx.v1 import graph_pb2 as pb
