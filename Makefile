@@ -11,10 +11,12 @@ PROTOS := $(shell find proto -name '*.proto')
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
+# pip would compile on one core, for a minute. Some files are templates or for other Pythons.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --constraint constraints.txt --group dev --editable '.[demo]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --group dev --editable '.[demo]'
+	-$(BIN)/python -m compileall -q -j 2 $(VENV)/lib >/dev/null
 	touch $@
 
 proto: $(PROTO_VENV)/.installed ## Regenerate the protobuf stubs
