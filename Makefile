@@ -53,7 +53,7 @@ numerics: $(STAMP) ## Train real models remotely and locally, compare every grad
 	$(BIN)/python -m pytest -m slow
 
 fuzz-native: $(STAMP) ## Pass 2,000 graphs with hostile text through Inductor, up to the compiler (slow)
-	$(BIN)/python -m pytest -m slow tests/hostile/test_native_source.py
+	$(BIN)/python -m pytest -m slow tests/hostile/test_native_lowering.py
 
 check: $(STAMP) proto-check ## Check format, lint, types, import direction, protos
 	$(BIN)/ruff format --check .
