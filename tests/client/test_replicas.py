@@ -22,9 +22,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from harness import DCE, connected, graph_of
 from servers import RunningServer
 from torch import nn
+from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.errors import LazyfxError, UnavailableError, UntrustedServerError
+from lazyfx.cli.application import app
+from lazyfx.errors import (
+    LazyfxError,
+    UnavailableError,
+    UntrustedArtifactError,
+    UntrustedServerError,
+)
+from lazyfx.trust.known_servers import known_keys
 from lazyfx.v1 import compiler_pb2 as pb
 
 X = torch.ones(2)
@@ -158,6 +166,7 @@ def test_a_replica_that_ends_costs_no_error(
             wrong.append(error)
 
     with lazyfx.connect(joined(pair)) as client:
+        untouched = [client.compile(graph_of(i + 10_000), [DCE]) for i in range(4)]
         threads = [threading.Thread(target=work, args=(i, client)) for i in range(2)]
         for thread in threads:
             thread.start()
@@ -168,21 +177,16 @@ def test_a_replica_that_ends_costs_no_error(
         ending.set()
         for thread in threads:
             thread.join(120)
-        # What the lost replica had is compiled again.
-        assert torch.equal(client.compile(graph_of(0), [DCE])(X), X * 0)
+        # Handles of the lost replica compile again.
+        for i, remote in enumerate(untouched):
+            assert torch.equal(remote(X), X * 2 * (i + 10_000))
     assert not wrong
 
 
-def test_handles_of_a_lost_replica_compile_again(pair: list[RunningServer]) -> None:
-    with lazyfx.connect(joined(pair)) as client:
-        remotes = [client.compile(graph_of(i + 1), [DCE]) for i in range(4)]
-        os.kill(pair[1].pid, signal.SIGKILL)
-        for i, remote in enumerate(remotes):
-            assert torch.equal(remote(X), X * 2 * (i + 1))
-
-
-def test_a_frozen_replica_costs_a_hit_the_time_of_the_hedge(pair: list[RunningServer]) -> None:
-    graph = graph_of(7)
+def test_a_frozen_replica_costs_a_hit_the_time_of_the_hedge(
+    replicas: list[RunningServer],
+) -> None:
+    graph, pair = graph_of(7), replicas[:2]
     with lazyfx.connect(joined(pair), hedge_after=0.05, timeout=20) as client:
         for _ in range(4):
             client.compile(graph, [DCE])
@@ -194,8 +198,8 @@ def test_a_frozen_replica_costs_a_hit_the_time_of_the_hedge(pair: list[RunningSe
     assert found == ["hit"] * 6
 
 
-async def test_the_asynchronous_client_hedges_too(pair: list[RunningServer]) -> None:
-    graph = graph_of(8)
+async def test_the_asynchronous_client_hedges_too(replicas: list[RunningServer]) -> None:
+    graph, pair = graph_of(8), replicas[:2]
     async with lazyfx.connect_async(joined(pair), hedge_after=0.05, timeout=20) as client:
         assert await client.is_ready(60)
         for _ in range(4):
@@ -245,6 +249,26 @@ def test_a_list_is_trusted_as_little_as_the_least_of_it(
         remote = client.compile(graph_of(300), [DCE])
         with pytest.raises(UntrustedServerError, match=f"lazyfx trust {named_host}:{port}`"):
             _ = remote.code
+
+
+def test_replicas_with_other_signing_keys_are_told_apart(
+    replicas: list[RunningServer], launch: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("LAZYFX_KNOWN_SERVERS", str(tmp_path / "known"))
+    stranger = launch("--workers", "1")
+    both = f"{replicas[0].address},{stranger.address}"
+    with lazyfx.connect(both) as client:
+        one, other = (client.compile(graph_of(400 + i), [DCE]) for i in range(2))
+        assert one.code
+        with pytest.raises(UntrustedArtifactError, match="replicas must share their signing keys"):
+            _ = other.code
+    refused = CliRunner().invoke(app, ["trust", "--yes", both])
+    assert refused.exit_code == 1
+    assert f"{stranger.address} signs with another key" in refused.output
+    assert not known_keys(stranger.address)
+    accepted = CliRunner().invoke(app, ["trust", "--yes", joined(replicas)])
+    assert accepted.exit_code == 0, accepted.output
+    assert len({known_keys(server.address) for server in replicas}) == 1
 
 
 @pytest.mark.parametrize(("option", "value"), [("balance", "random"), ("hedge_after", 0)])

@@ -18,6 +18,8 @@ from torch import nn
 import lazyfx
 from lazyfx.v1 import compiler_pb2 as pb
 
+pytestmark = pytest.mark.long
+
 X = torch.ones(2)
 
 
