@@ -9,18 +9,35 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Final, cast
 
 import grpc
 
 from lazyfx.calls import forking
-from lazyfx.calls.channel import CLOSED_MEANWHILE, methods_of, open_blocking_channel
+from lazyfx.calls.channel import CLOSED_MEANWHILE, open_blocking_channel
+from lazyfx.calls.connections import Connections
 from lazyfx.errors import ClosedError, LazyfxError
-from lazyfx.flows import Finish, Flow, Locked, Next, Offload, Open, Pause, Result, Send, Start, Step
+from lazyfx.flows import (
+    Finish,
+    First,
+    Flow,
+    Locked,
+    Next,
+    Offload,
+    Open,
+    Pause,
+    Place,
+    Result,
+    Send,
+    Start,
+    Step,
+)
 from lazyfx.trust.access import Access
 
 # gRPC reports an established connection, but not a closed channel.
@@ -28,12 +45,12 @@ _LOOK_SECONDS: Final = 0.1
 
 
 class BlockingDriver:
-    """A channel to one server. Threads may share it.
+    """Channels to a server or its replicas. Threads may share it.
 
-    The channel is closed when the driver is garbage-collected.
+    The channels are closed when the driver is garbage-collected.
 
     Args:
-        address: "host:port".
+        address: "host:port", or several joined by commas.
         access: Credentials to send, and keys to trust.
 
     Raises:
@@ -42,17 +59,14 @@ class BlockingDriver:
     """
 
     def __init__(self, address: str, access: Access) -> None:
-        forking.mark_grpc_used()
-        self._metadata = access.metadata(address)
-        self._channel = open_blocking_channel(address, access.tls)
-        self._methods = methods_of(self._channel, streams=True)
+        self._connections = Connections(address, access, open_blocking_channel, streams=True)
         self._closing = threading.Event()
-        self._close = weakref.finalize(self, self._channel.close)
-        self._close.atexit = False  # the channel ends with the process
+        self._close = weakref.finalize(self, _close_all, self._connections.channels)
+        self._close.atexit = False  # the channels end with the process
         forking.leak_in_children(self)
 
     def close(self) -> None:
-        """Close the channel; flows waiting in other threads raise ClosedError.
+        """Close the channels; flows waiting in other threads raise ClosedError.
 
         Raises:
             ForkedProcessError: It belongs to the process that this one was forked from.
@@ -82,18 +96,18 @@ class BlockingDriver:
         """Whether a connection to the server can be established within that many seconds."""
         self.require_open()
         end = time.monotonic() + seconds
-        ready = grpc.channel_ready_future(self._channel)
+        ready = [grpc.channel_ready_future(channel) for channel in self._connections.channels]
         try:
             while (left := end - time.monotonic()) > 0:
-                try:
-                    ready.result(min(left, _LOOK_SECONDS))
-                except grpc.FutureTimeoutError:
-                    self.require_open()
-                else:
+                if any(future.done() for future in ready):
                     return True
+                with suppress(grpc.FutureTimeoutError):
+                    ready[0].result(min(left, _LOOK_SECONDS / (1 if len(ready) == 1 else 5)))
+                self.require_open()
+            return any(future.done() for future in ready)
         finally:
-            ready.cancel()
-        return False
+            for future in ready:
+                future.cancel()
 
     def run(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end, in this thread.
@@ -117,33 +131,41 @@ class BlockingDriver:
 
     def _do(self, step: Step) -> Any:
         try:
-            match step:
-                case Start(method, request, seconds):
-                    return self._open(method, request, seconds)
-                case Finish(call):
-                    return cast("_Call", call).finish()
-                case Open(method, requests, seconds):
-                    return self._open(method, requests, seconds)
-                case Next(call):
-                    return cast("_Call", call).read()
-                case Send():
-                    return self._send(step)
-                case Pause(seconds):
-                    self._closing.wait(seconds)
-                case Offload(work):
-                    return _in_thread(work)
-                case Locked(lock, flow):
-                    with cast("threading.Lock", lock):
-                        return self.run(flow)
+            return self._perform(step)
         except grpc.RpcError:
             if self._closing.is_set():
                 raise ClosedError(CLOSED_MEANWHILE) from None
             raise
 
-    def _begin(self, method: Any, requests: object, seconds: float) -> Any:
+    def _perform(self, step: Step) -> Any:
+        match step:
+            case Start(is_raced=True):
+                return self._start_raced(step)
+            case Start(method, request, seconds, place):
+                return self._open(method, request, seconds, place)
+            case Finish(call):
+                return cast("_Call | _RacedCall", call).finish()
+            case First(calls, seconds):
+                return _first_done(cast("Sequence[_RacedCall]", calls), seconds)
+            case Open(method, requests, seconds, place):
+                return self._open(method, requests, seconds, place)
+            case Next(call):
+                return cast("_Call", call).read()
+            case Send():
+                return self._send(step)
+            case Pause(seconds):
+                self._closing.wait(seconds)
+            case Offload(work):
+                return _in_thread(work)
+            case Locked(lock, flow):
+                with cast("threading.Lock", lock):
+                    return self.run(flow)
+        return None
+
+    def _begin(self, method: Any, requests: object, seconds: float, place: Place) -> Any:
         self.require_open()
         try:
-            call = method(requests, timeout=seconds, metadata=self._metadata)
+            call = method(requests, timeout=seconds, metadata=self._connections.metadata(place))
         except ValueError:
             if self._closing.is_set():  # closed a moment ago
                 raise ClosedError(CLOSED_MEANWHILE) from None
@@ -151,24 +173,70 @@ class BlockingDriver:
         forking.leak_in_children(call)
         return call
 
-    def _open(self, method: str, requests: bytes | Iterator[bytes], seconds: float) -> _Call:
+    def _open(
+        self, method: str, requests: bytes | Iterator[bytes], seconds: float, place: Place
+    ) -> _Call:
         failures: list[Exception] = []
         if not isinstance(requests, bytes):
             requests = _collect_failures(requests, failures)
-        return _Call(self._begin(self._methods[method], requests, seconds), failures)
+        start = self._connections.method(method, place)
+        return _Call(self._begin(start, requests, seconds, place), failures)
+
+    def _start_raced(self, step: Start) -> _RacedCall:
+        start = self._connections.unary_method(step.method, step.place).future
+        return _RacedCall(self._begin(start, step.request, step.seconds, step.place))
 
     def _send(self, step: Send) -> bytes | None:
         failures: list[Exception] = []
         requests = _collect_failures(step.requests, failures)
-        call = self._begin(self._methods[step.method].future, requests, step.seconds)
+        start = self._connections.method(step.method, step.place).future
+        call = self._begin(start, requests, step.seconds, step.place)
         try:
             return cast("bytes | None", call.result())
-        except grpc.RpcError as error:
+        except (grpc.RpcError, grpc.FutureCancelledError):
             if failures:  # gRPC ends a call whose requests end with an error
-                raise failures[0] from None
-            raise _Failure(error) from None
+                raise failures.pop() from None
+            raise _Failure(call) from None
         finally:
             call.cancel()
+
+
+class _RacedCall:
+    """A call that a thread of gRPC completes, so that several can be waited for at a time.
+
+    Args:
+        call: The call, which is also a future.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.cancel: Callable[[], object] = call.cancel
+
+    def when_done(self, act: Callable[[], None]) -> None:
+        """Act once the call has ended."""
+        self._call.add_done_callback(lambda _: act())
+
+    def finish(self) -> bytes | None:
+        """The response."""
+        try:
+            return cast("bytes | None", self._call.result())
+        except (grpc.RpcError, grpc.FutureCancelledError):  # the latter for the status CANCELLED
+            raise _Failure(self._call) from None
+
+
+def _first_done(calls: Sequence[_RacedCall], seconds: float | None) -> int | None:
+    """The index of the first call that has ended; None if none has after these seconds."""
+    ended: SimpleQueue[int] = SimpleQueue()
+    for i, call in enumerate(calls):
+        call.when_done(partial(ended.put, i))
+    with suppress(Empty):
+        return ended.get(timeout=seconds)
+    return None
+
+
+def _close_all(channels: Sequence[grpc.Channel]) -> None:
+    for channel in channels:
+        channel.close()
 
 
 class _Call:
