@@ -37,7 +37,8 @@ class AsyncClient:
             the server publishes at first use, if it is on this machine or authenticated by TLS.
         answer_bounds: Bounds on what the server may send.
         balance: "round_robin": each compile goes to the next replica; "ring_hash": compiles of one
-            graph go to the same replica, from all clients (LAZYFX_BALANCE).
+            graph go to the same replica, from all clients; "in_order": to the first that answers,
+            e.g. a server on this node before a central one (LAZYFX_BALANCE).
         hedge_after: Seconds after which a second replica is asked too, if the first has not
             answered a compile that only names its graph; the first answer counts. None for never
             (LAZYFX_HEDGE_AFTER).
