@@ -20,8 +20,7 @@ from lazyfx_server.assembling import (
     ledger_file,
     native_compiles,
     shared_store,
-    upstream_calls,
-    upstream_keys,
+    upstream,
 )
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
@@ -29,8 +28,6 @@ from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
-from lazyfx_server.compiling.forwarding.forwarding import Forwarding
-from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
@@ -58,13 +55,11 @@ from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
     Gauges,
-    Observer,
     Observers,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.http import TelemetryServer
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
-from lazyfx_server.upstream.route import Routes
 from lazyfx_server.workers.devices import Devices
 from lazyfx_server.workers.pools import (
     Sources,
@@ -156,8 +151,7 @@ class App:
         jobs = Jobs(self._executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(settings.workers.workers, settings.calls)
-        routes = Routes()
-        self._forwarding = self._open_upstream(routes, jobs, admission, observers)
+        routes, self._forwarding = upstream(settings, jobs, admission, observers)
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,
@@ -219,7 +213,7 @@ class App:
             deferred,
             settings.calls.max_call_seconds,
             pacing,
-            None if self._forwarding is None else routes,
+            routes,
         )
         self._server = GrpcServer(
             service,
@@ -352,24 +346,6 @@ class App:
             on_error=hooks.on_error,
             on_recovered=hooks.on_recovered,
             on_corrupt=hooks.on_corrupt,
-        )
-
-    def _open_upstream(
-        self, routes: Routes, jobs: Jobs, admission: Admission, observer: Observer
-    ) -> Forwarding | None:
-        settings = self._settings
-        calls = upstream_calls(settings, routes.own_id, observer)
-        if calls is None:
-            return None
-        seconds = settings.upstream.upstream_wait_seconds
-        return Forwarding(
-            calls=calls,
-            link=UpstreamLink(calls.address, calls.is_serving, seconds),
-            keys=upstream_keys(settings),
-            jobs=jobs,
-            admission=admission,
-            observer=observer,
-            limits=settings.requests,
         )
 
     def _upstream_in_use(self) -> bool | None:

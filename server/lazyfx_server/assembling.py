@@ -11,7 +11,9 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.forwarding.keys import UpstreamKeys
+from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
@@ -34,6 +36,7 @@ from lazyfx_server.store import (
 from lazyfx_server.telemetry import Observer, UpstreamTransferred
 from lazyfx_server.upstream.calls import GrpcUpstreamCalls, UpstreamAddress
 from lazyfx_server.upstream.own_token import OwnToken
+from lazyfx_server.upstream.route import Routes
 from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
 
 _DAY = 86_400.0
@@ -101,30 +104,43 @@ def native_compiles(
     return NativeCompiles(workers, admission, observer, required=required, forwards=forwards)
 
 
-def upstream_calls(settings: Settings, own_id: str, observer: Observer) -> GrpcUpstreamCalls | None:
-    """The calls to the upstream; None without one.
+def upstream(
+    settings: Settings, jobs: Jobs, admission: Admission, observer: Observer
+) -> tuple[Routes | None, Forwarding | None]:
+    """What reads the routes of calls, and what forwards them; None for each without an upstream.
+
+    Args:
+        settings: All settings.
+        jobs: Checks graphs in worker processes.
+        admission: Bounds that work.
+        observer: Told of what is forwarded.
 
     Raises:
         OSError: The file of its authorities or of the token cannot be read.
     """
-    upstream, ca = settings.upstream, settings.upstream.upstream_ca
-    if upstream.upstream is None:
-        return None
+    given, ca = settings.upstream, settings.upstream.upstream_ca
+    if given.upstream is None:
+        return None, None
     roots = None if ca is None or ca == SYSTEM else ca.read_bytes()
-    token = None if upstream.upstream_token is None else OwnToken(upstream.upstream_token)
-    return GrpcUpstreamCalls(
-        UpstreamAddress(upstream.upstream, roots, ca is not None),
-        own_id=own_id,
+    token = None if given.upstream_token is None else OwnToken(given.upstream_token)
+    pinned = [bytes.fromhex(key) for key in given.upstream_verify_keys]
+    routes = Routes()
+    calls = GrpcUpstreamCalls(
+        UpstreamAddress(given.upstream, roots, ca is not None),
+        own_id=routes.own_id,
         own_authorization=None if token is None else token.authorization,
         shows_callers=settings.callers.tokens is not None,
         on_bytes=lambda sent, received: observer.observe(UpstreamTransferred(sent, received)),
     )
-
-
-def upstream_keys(settings: Settings) -> UpstreamKeys:
-    """The keys that may sign the upstream's artifacts."""
-    pinned = [bytes.fromhex(key) for key in settings.upstream.upstream_verify_keys]
-    return UpstreamKeys(pinned or None)
+    return routes, Forwarding(
+        calls=calls,
+        link=UpstreamLink(calls.address, calls.is_serving, given.upstream_wait_seconds),
+        keys=UpstreamKeys(pinned or None),
+        jobs=jobs,
+        admission=admission,
+        observer=observer,
+        limits=settings.requests,
+    )
 
 
 def authenticator(settings: Settings) -> Authenticator:

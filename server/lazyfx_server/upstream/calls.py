@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -16,7 +15,6 @@ from grpc_health.v1 import health_pb2
 
 from lazyfx.errors import ProtocolError, TimedOutError, UnavailableError
 from lazyfx.shared import grpc_status
-from lazyfx.shared.addresses import is_loopback
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.forwarding.contract import DeadlinePassedError
@@ -60,11 +58,6 @@ class UpstreamAddress:
     address: str
     roots: bytes | None = None
     with_tls: bool = False
-
-    @property
-    def is_authenticated(self) -> bool:
-        """Whether the connection authenticates the upstream."""
-        return self.with_tls or is_loopback(self.address)
 
 
 class GrpcUpstreamCalls:
@@ -198,11 +191,6 @@ class GrpcUpstreamCalls:
         if self.forwards_callers and route.authorization:
             return ("authorization", route.authorization), via
         return (via,)
-
-
-def roots_of(path: Path | None) -> bytes | None:
-    """The authorities in a PEM file; None for those of the system."""
-    return None if path is None else path.read_bytes()
 
 
 @contextmanager
