@@ -15,6 +15,7 @@ from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.forwarding.answers import is_about_leader
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
+from lazyfx_server.compiling.forwarding.keys import has_expired
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.limits.admission import Admission
@@ -74,7 +75,7 @@ class _ResolvedRequest:
 
     def place(self, kind: pb.ArtifactKind.ValueType) -> bytes:
         """The store key of an artifact of a kind, for the same caller."""
-        return artifact_digest(self.module.key, kind, self.variant)
+        return artifact_digest(self.module.own_digest, kind, self.variant)
 
 
 class Artifacts:
@@ -212,10 +213,12 @@ class Artifacts:
                 return record.upstream
         return record.signature
 
-    def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
+    def progress(self, request: pb.GetArtifactRequest, tenant: Tenant) -> pb.ArtifactProgress:
         """The progress of a native artifact that `get` is waiting for."""
         variant = self._native.variant(request)
-        place = artifact_digest(request.module_key, request.kind, variant)
+        module = self._catalog.recent(tenant, request.module_key)
+        key = request.module_key if module is None else module.own_digest
+        place = artifact_digest(key, request.kind, variant)
         return self._progress.get(place) or self._native.progress(place)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
@@ -223,14 +226,24 @@ class Artifacts:
 
     async def _find_or_make(self, resolved: _ResolvedRequest, flight: Flight[_Found]) -> _Found:
         module, kind = resolved.module, resolved.message.kind
-        if found := await self._stored.find(resolved.place(kind), module, kind):
+        found = await self._stored.find(resolved.place(kind), module, kind)
+        if found is not None and not self._is_outdated(found):
             return _Found(found)
         if made := await self._ask_upstream(resolved, flight):
             return made
+        if found is not None:
+            return _Found(found)
         graph = graph_pb2.CompiledGraph.FromString(await self._stored.graph(module))
         if resolved.kind.maker == "native":
             return await self._make_native(resolved, graph, flight)
         return await self._render(resolved, graph, flight)
+
+    def _is_outdated(self, record: worker.ArtifactRecord) -> bool:
+        """Whether what the upstream signed of an artifact has expired, and it can sign it again."""
+        forwarding = self._forwarding
+        if forwarding is None or not forwarding.in_use or not record.HasField("upstream"):
+            return False
+        return has_expired(record.upstream)
 
     async def _ask_upstream(
         self, resolved: _ResolvedRequest, flight: Flight[_Found]

@@ -52,6 +52,8 @@ class CompiledModule:
     def own_digest(self) -> bytes:
         """The digest of this server's own key; differs from `key` if the upstream compiled it."""
         record = self.record
+        if not record.HasField("upstream"):
+            return self.key
         return ModuleKey(
             self.tenant.tag,
             record.graph_digest,

@@ -16,6 +16,7 @@ from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.forwarding.answers import is_about_leader
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
+from lazyfx_server.compiling.forwarding.keys import has_expired
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
@@ -161,14 +162,17 @@ class Compiler:
         flight: Flight[_FlightResult],
     ) -> _FlightResult:
         request = incoming.request
-        damaged = False
+        damaged, outdated = False, None
         if not request.skip_cache_lookup:
             found = await self._catalog.find(resolved.tenant, resolved.digest)
-            if isinstance(found, CompiledModule):
+            if isinstance(found, CompiledModule) and not self._is_outdated(found):
                 return _FlightResult(found, None)
             if request.request_token:
                 raise unknown_token(request.request_token)
-            damaged = found.damaged
+            if isinstance(found, CompiledModule):
+                outdated = found
+            else:
+                damaged = found.damaged
         # The flight uses the request until it ends, even if no caller waits any more.
         with incoming.hold:
             miss = await self._explainer.explain(
@@ -182,7 +186,16 @@ class Compiler:
                 found = await self._ask_upstream(self._forwarding, incoming, resolved, miss, flight)
                 if found is not None:
                     return found
+            if outdated is not None:
+                return _FlightResult(outdated, None)
             return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
+
+    def _is_outdated(self, module: CompiledModule) -> bool:
+        """Whether what the upstream signed of a module has expired, and it can sign it again."""
+        forwarding, record = self._forwarding, module.record
+        if forwarding is None or not forwarding.in_use or not record.HasField("upstream"):
+            return False
+        return has_expired(record.upstream.graph)
 
     async def _ask_upstream(
         self,

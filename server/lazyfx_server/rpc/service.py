@@ -200,7 +200,7 @@ class GraphCompilerService(GraphCompilerServicer):
         try:
             if is_native(request.kind):
                 while not (await asyncio.wait({finding}, timeout=PROGRESS_SECONDS))[0]:
-                    progress = self._artifacts.progress(request)
+                    progress = self._artifacts.progress(request, tenant)
                     yield pb.GetArtifactResponse(progress=progress)
             artifact = await finding
         finally:

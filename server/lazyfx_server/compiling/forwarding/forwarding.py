@@ -188,6 +188,9 @@ class Forwarding:
 
     async def _ask(self, what: What, work: Coroutine[Any, Any, T]) -> T | None:
         """What the upstream answers; None if it cannot serve this, which is counted and logged."""
+        if not self._link.in_use:
+            work.close()
+            return None
         with self._counted(what) as ended:
             try:
                 answer = await self._link.ask(work)
@@ -228,13 +231,12 @@ class Forwarding:
             generation = self._link.generation
             if self._described == generation:
                 return
-            self.keys.forget()
-            await self._learn()
+            await self._learn(connected_anew=True)
             self._described = generation
 
-    async def _learn(self) -> None:
+    async def _learn(self, *, connected_anew: bool = False) -> None:
         info = await self._calls.server_info()
-        self.keys.learn(info)
+        self.keys.learn(info, connected_anew=connected_anew)
         self._native = info.native if info.HasField("native") else None
 
     async def _compile(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Final
 
 import torch
+from google.protobuf.message import DecodeError
 
 from lazyfx.errors import UntrustedArtifactError
 from lazyfx.shared.artifact_statements import verified_statement
@@ -32,26 +34,21 @@ class UpstreamKeys:
         self._pinned = pinned is not None
         self._keys: dict[bytes, bytes] = {key_id(raw): raw for raw in pinned or ()}
 
-    def forget(self) -> None:
-        """Forget the keys that are not pinned: another server may have come up in its place."""
-        if not self._pinned:
-            self._keys = {}
-
     def knows(self, name: bytes) -> bool:
         """Whether it has a key of this id."""
         return name in self._keys
 
-    def learn(self, info: pb.GetServerInfoResponse) -> None:
+    def learn(self, info: pb.GetServerInfoResponse, *, connected_anew: bool) -> None:
         """Adopt the keys that the upstream publishes, unless they are pinned.
 
         A server that replaces its key keeps the last one for a while, so known keys are replaced
-        only by keys that include one of them.
+        only by keys that include one of them; but after a new connection, it may be another server.
         """
         if self._pinned:
             return
         published = [key.public_key for key in info.verify_keys[:_MAX_KEYS]]
         named = {key_id(raw): raw for raw in published if len(raw) == KEY_BYTES}
-        if not self._keys or self._keys.keys() & named.keys():
+        if connected_anew or self._keys.keys() & named.keys():
             self._keys = named
 
     @property
@@ -124,3 +121,12 @@ class UpstreamKeys:
         except UntrustedArtifactError:
             return False
         return True
+
+
+def has_expired(signature: pb.ArtifactSignature) -> bool:
+    """Whether callers refuse a stored signature by its date, so that a new one is to be fetched."""
+    try:
+        statement = pb.ArtifactStatement.FromString(signature.statement)
+    except (DecodeError, UnicodeDecodeError):
+        return True
+    return statement.expires.seconds < time.time()

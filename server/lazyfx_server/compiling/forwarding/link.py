@@ -105,9 +105,10 @@ class UpstreamLink:
             reason: For the log.
             pause: Seconds until it is checked again.
         """
-        self._paused_until = time.monotonic() + pause
-        self._stop(reason)
-        self._changed.set()
+        if self._in_use:
+            self._paused_until = time.monotonic() + pause
+            self._stop(reason)
+            self._changed.set()
 
     def _stop(self, reason: str, *, quiet: bool = False) -> None:
         self._in_use = False
