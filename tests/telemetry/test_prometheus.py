@@ -36,6 +36,8 @@ from lazyfx_server.telemetry import (
     SourceRefused,
     StoreFailed,
     StoreSkipped,
+    UpstreamAsked,
+    UpstreamTransferred,
     WorkerRestarted,
 )
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition
@@ -88,6 +90,8 @@ EVENTS: list[Event] = [
     EntryCorrupt("disk"),
     WorkerRestarted("crash"),
     RequestHandled("Compile", "OK", 0.01),
+    UpstreamAsked("artifact", "answered"),
+    UpstreamTransferred(100, 2000),
 ]
 
 
@@ -105,6 +109,7 @@ def observer(registry: CollectorRegistry, gauges: Gauges | None = None) -> Prome
             stores_in_use=lambda: {"redis": True, "s3": False},
             in_flight=lambda: {"compile": 2},
             workers=lambda: 4,
+            upstream_in_use=lambda: True,
             devices=lambda: [DeviceMemory("cuda:0", 80_000, 60_000)],
         ),
     )

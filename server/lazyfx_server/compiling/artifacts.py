@@ -216,7 +216,7 @@ class Artifacts:
     def progress(self, request: pb.GetArtifactRequest, tenant: Tenant) -> pb.ArtifactProgress:
         """The progress of a native artifact that `get` is waiting for."""
         variant = self._native.variant(request)
-        module = self._catalog.recent(tenant, request.module_key)
+        module = self._catalog.in_memory(tenant, request.module_key)
         key = request.module_key if module is None else module.own_digest
         place = artifact_digest(key, request.kind, variant)
         return self._progress.get(place) or self._native.progress(place)

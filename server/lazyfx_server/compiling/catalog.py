@@ -158,6 +158,11 @@ class Catalog:
             return module
         return None
 
+    def in_memory(self, tenant: Tenant, key: bytes) -> CompiledModule | None:
+        """A tenant's module, if it is in memory, however long ago the store was asked for it."""
+        module: CompiledModule | None = self._recent.get(tenant.module(key))
+        return module
+
     async def find(self, tenant: Tenant, key: bytes) -> CompiledModule | NotFound:
         """Look up a tenant's module by the digest of its key, in memory and in the store."""
         if (module := self.recent(tenant, key)) is not None:
