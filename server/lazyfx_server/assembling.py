@@ -12,8 +12,8 @@ from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
-from lazyfx_server.compiling.forwarding.keys import UpstreamKeys
 from lazyfx_server.compiling.forwarding.link import UpstreamLink
+from lazyfx_server.compiling.forwarding.upstream_keys import UpstreamKeys
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers

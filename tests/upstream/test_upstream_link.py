@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from lazyfx_server.compiling.forwarding import link as module
-from lazyfx_server.compiling.forwarding.contract import UpstreamFailureError
 from lazyfx_server.compiling.forwarding.link import UpstreamLink
+from lazyfx_server.compiling.forwarding.upstream_calls import UpstreamFailureError
 from lazyfx_server.errors import FailedPreconditionError
 from lazyfx_server.upstream.route import VIA, Routes, current_route
 

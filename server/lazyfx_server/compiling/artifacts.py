@@ -15,7 +15,7 @@ from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.forwarding.answers import is_about_leader
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
-from lazyfx_server.compiling.forwarding.keys import has_expired
+from lazyfx_server.compiling.forwarding.upstream_keys import has_expired
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.limits.admission import Admission
@@ -208,7 +208,7 @@ class Artifacts:
     ) -> pb.ArtifactSignature:
         """The signature of the upstream while it is valid, for callers who know only its key."""
         if self._forwarding is not None and record.HasField("upstream"):
-            keys, digest = self._forwarding.keys, record.digest.sha256
+            keys, digest = self._forwarding.upstream_keys, record.digest.sha256
             if keys.is_current(record.upstream, digest, module.key, kind):
                 return record.upstream
         return record.signature

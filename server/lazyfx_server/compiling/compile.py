@@ -16,7 +16,7 @@ from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.forwarding.answers import is_about_leader
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
-from lazyfx_server.compiling.forwarding.keys import has_expired
+from lazyfx_server.compiling.forwarding.upstream_keys import has_expired
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas

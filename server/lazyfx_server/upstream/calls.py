@@ -17,7 +17,7 @@ from lazyfx.errors import ProtocolError, TimedOutError, UnavailableError
 from lazyfx.shared import grpc_status
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.forwarding.contract import DeadlinePassedError
+from lazyfx_server.compiling.forwarding.upstream_calls import DeadlinePassedError
 from lazyfx_server.upstream.route import VIA, current_route
 
 _SERVICE: Final = "/lazyfx.v1.GraphCompiler/"

@@ -6,7 +6,10 @@ from typing import Final
 
 from lazyfx import errors as received
 from lazyfx_server import errors
-from lazyfx_server.compiling.forwarding.contract import DeadlinePassedError, UpstreamFailureError
+from lazyfx_server.compiling.forwarding.upstream_calls import (
+    DeadlinePassedError,
+    UpstreamFailureError,
+)
 from lazyfx_server.compiling.request import ENVIRONMENT_FIELD, PIPELINE_FIELD
 
 VIA_FIELD: Final = "metadata.lazyfx-via"

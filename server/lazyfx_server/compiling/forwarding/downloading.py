@@ -11,8 +11,8 @@ from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS
 from lazyfx.shared.answers.downloads import Download
 from lazyfx.shared.native.native_answers import read_artifact
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.forwarding.contract import UpstreamCalls, UpstreamFailureError
-from lazyfx_server.compiling.forwarding.keys import UpstreamKeys
+from lazyfx_server.compiling.forwarding.upstream_calls import UpstreamCalls, UpstreamFailureError
+from lazyfx_server.compiling.forwarding.upstream_keys import UpstreamKeys
 from lazyfx_server.compiling.off_loop import compute
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS
 

@@ -19,15 +19,15 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.result_checks import check_compile_result
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.forwarding.answers import meaning_of, names_pipeline
-from lazyfx_server.compiling.forwarding.contract import (
+from lazyfx_server.compiling.forwarding.downloading import Downloads, OnProgress
+from lazyfx_server.compiling.forwarding.link import UpstreamLink
+from lazyfx_server.compiling.forwarding.uploading_blobs import Buffer, ReadBlob, upload_missing
+from lazyfx_server.compiling.forwarding.upstream_calls import (
     Outcome,
     UpstreamCalls,
     UpstreamFailureError,
 )
-from lazyfx_server.compiling.forwarding.downloading import Downloads, OnProgress
-from lazyfx_server.compiling.forwarding.keys import UpstreamKeys
-from lazyfx_server.compiling.forwarding.link import UpstreamLink
-from lazyfx_server.compiling.forwarding.uploading_blobs import Buffer, ReadBlob, upload_missing
+from lazyfx_server.compiling.forwarding.upstream_keys import UpstreamKeys
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.request import ResolvedRequest
 from lazyfx_server.errors import OverloadedError, RequestError

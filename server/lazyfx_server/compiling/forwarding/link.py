@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from lazyfx_server.compiling.forwarding.contract import UpstreamFailureError
+from lazyfx_server.compiling.forwarding.upstream_calls import UpstreamFailureError
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.forwarding.contract import UpstreamCalls, UpstreamFailureError
+from lazyfx_server.compiling.forwarding.upstream_calls import UpstreamCalls, UpstreamFailureError
 
 _CHUNK_BYTES: Final = 512 * 1024
 _DIGESTS_AT_A_TIME: Final = 512

@@ -16,7 +16,7 @@ from lazyfx.shared.artifact_statements import verified_statement
 from lazyfx.shared.signing_keys import KEY_BYTES, key_id
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.forwarding.answers import PAUSE_SECONDS
-from lazyfx_server.compiling.forwarding.contract import UpstreamFailureError
+from lazyfx_server.compiling.forwarding.upstream_calls import UpstreamFailureError
 
 # A server has a few: the one in use, and those that are being added or retired.
 _MAX_KEYS: Final = 16
