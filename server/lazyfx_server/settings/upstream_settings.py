@@ -46,14 +46,15 @@ class UpstreamSettings(Part):
     """Seconds in which the upstream must answer a health check. While requests wait for it, it is
     checked every second; one that is late is not asked until it is in time again."""
 
+    # The settings as a whole inherit from each part, so validators have names of their own.
     @field_validator("upstream", "upstream_ca", "upstream_token", mode="before")
     @classmethod
-    def _empty_is_none(cls, value: object) -> object:
+    def _empty_upstream_is_none(cls, value: object) -> object:
         return None if value == "" else value
 
     @field_validator("upstream")
     @classmethod
-    def _is_address(cls, value: str | None) -> str | None:
+    def _upstream_is_address(cls, value: str | None) -> str | None:
         try:
             return None if value is None else read_address(value)
         except AddressError as error:
@@ -61,7 +62,7 @@ class UpstreamSettings(Part):
 
     @field_validator("upstream_verify_keys")
     @classmethod
-    def _are_keys(cls, keys: list[str]) -> list[str]:
+    def _are_upstream_keys(cls, keys: list[str]) -> list[str]:
         for key in keys:
             try:
                 raw = bytes.fromhex(key)
@@ -74,8 +75,7 @@ class UpstreamSettings(Part):
         return keys
 
     @model_validator(mode="after")
-    def _belong_to_upstream(self) -> Self:
-        # Of this class alone: the settings as a whole inherit from each part.
+    def _belongs_to_upstream(self) -> Self:
         names = [name for name in UpstreamSettings.model_fields if name != "upstream_wait_seconds"]
         stray = [name for name in names if getattr(self, name)]
         if self.upstream is None and stray:
