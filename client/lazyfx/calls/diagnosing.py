@@ -33,14 +33,18 @@ _START = "start one with `lazyfx serve`, or set another address (LAZYFX_ADDRESS,
 _USE_TLS = "connect with tls=lazyfx.Tls(ca=...) or tls=True (LAZYFX_CA)"
 
 
-def diagnose_each(addresses: Sequence[str], tls: Tls | None) -> str | None:
-    """Find out why no call reaches any of these servers, in one sentence; see `diagnose`."""
+def diagnose_each(addresses: Sequence[str], tls: Tls | None) -> list[str | None]:
+    """Find out why no call reaches each of these servers; see `diagnose`."""
     if len(addresses) == 1:
-        return diagnose(addresses[0], tls)
+        return [diagnose(addresses[0], tls)]
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
-        reasons = list(threads.map(partial(diagnose, tls=tls), addresses))
-    if not any(reasons):
-        return None
+        return list(threads.map(partial(diagnose, tls=tls), addresses))
+
+
+def in_one_sentence(addresses: Sequence[str], reasons: Sequence[str | None]) -> str | None:
+    """What `diagnose_each` found; None if nothing is wrong with any."""
+    if len(addresses) == 1 or not any(reasons):
+        return reasons[0]
     shown = [
         f"{address}: {reason or 'can be reached now'}"
         for address, reason in zip(addresses, reasons, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, NoReturn, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError as ProtobufError
@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
-from lazyfx.calls.diagnosing import diagnose_each, not_a_server
+from lazyfx.calls.diagnosing import diagnose_each, in_one_sentence, not_a_server
 from lazyfx.calls.replicas import Replicas, Route
 from lazyfx.calls.retries import RetryBudget
 from lazyfx.calls.uploading import Progress, upload
@@ -340,10 +340,16 @@ class ServiceCalls:
         elif (pause := route.next_round()) is not None and pause < retry_budget.left():
             yield Pause(pause)
         else:
-            yield from self._raise_with_diagnosis(error)
+            yield from self._diagnose(error, retry_budget, route)
 
-    def _raise_with_diagnosis(self, error: UnavailableError) -> Flow[NoReturn]:
-        """Raise the error, with the reason why no call reaches the server if it can be found."""
+    def _diagnose(
+        self, error: UnavailableError, retry_budget: RetryBudget, route: Route
+    ) -> Flow[None]:
+        """Find out why no call reaches a server; return if one can be reached again.
+
+        Raises:
+            UnavailableError: None can; says why, if that can be found.
+        """
         cause = error.__cause__
         addresses = self.replicas.addresses
         if not self.replicas.are_several:
@@ -351,7 +357,12 @@ class ServiceCalls:
             is_explained = not_a_server(self.address, printable(details)) is not None
             if is_explained or grpc_status.is_from_server(cause) or error.code != "UNAVAILABLE":
                 raise error
-        reason = yield Offload(partial(diagnose_each, addresses, self._tls))
+        reasons = yield Offload(partial(diagnose_each, addresses, self._tls))
+        if None in reasons and (pause := route.extra_round()) and pause < retry_budget.left():
+            # It has just come back, and gRPC will notice when it next connects.
+            yield Pause(pause)
+            return
+        reason = in_one_sentence(addresses, reasons)
         if reason is None:
             reason = (
                 f"the connection to {self.address} broke or was not established in time, but the "
