@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
+import grpc
 import pytest
+import redis
 import store_servers
 from harness import (
     CSE,
@@ -18,54 +24,93 @@ from harness import (
     connected,
     graph_of,
     metrics,
+    paused_workers,
     total,
+    wait_until,
 )
 from servers import RunningServer
 
 from lazyfx.v1 import compiler_pb2 as pb
 
+HIT, MISS, JOINED = pb.CACHE_STATUS_HIT, pb.CACHE_STATUS_MISS, pb.CACHE_STATUS_JOINED
 Start = Callable[..., RunningServer]
 
 
-@pytest.fixture
+@dataclass
+class Fleet:
+    """Servers on one Redis."""
+
+    servers: Sequence[RunningServer]
+    store: store_servers.Server
+
+    def sum(self, name: str, **labels: str) -> float:
+        return sum(total(metrics(each.metrics_url), name, **labels) for each in self.servers)
+
+    @property
+    def compiles(self) -> float:
+        return self.sum("lazyfx_compile_seconds_count")
+
+    def flights(self, outcome: str, stage: str = "compile") -> float:
+        return self.sum("lazyfx_fleet_flights_total", stage=stage, outcome=outcome)
+
+    @property
+    def leases(self) -> int:
+        """Leases that are held at present."""
+        return len(redis.Redis(port=self.store.port).keys("lazyfx:1:lease:*"))
+
+
+@pytest.fixture(scope="module")
 def redis_server() -> Iterator[store_servers.Server]:
     server = store_servers.redis()
     yield server
     server.kill()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def replica(
-    redis_server: store_servers.Server, tmp_path: Path, launch: Start
-) -> Callable[..., RunningServer]:
+    redis_server: store_servers.Server,
+    tmp_path_factory: pytest.TempPathFactory,
+    launch_for_file: Start,
+) -> Start:
     """Starts a server of the fleet, with a folder of its own."""
-    count = iter(range(100))
+    keys = tmp_path_factory.mktemp("keys")
 
     def start(*flags: str) -> RunningServer:
-        return launch(
+        return launch_for_file(
             "--workers", "1",
             "--store", f"redis://127.0.0.1:{redis_server.port}/0",
-            "--store-wait-seconds", "5",
-            "--tenant-secret", str(tmp_path / "tenants.key"),
-            "--signing-key", str(tmp_path / "signing.pem"),
+            "--store-wait-seconds", "1",
+            "--tenant-secret", str(keys / "tenants.key"),
+            "--signing-key", str(keys / "signing.pem"),
             *flags,
-            store=tmp_path / f"store{next(count)}",
         )  # fmt: skip
 
     return start
 
 
-def fleet_sum(servers: Sequence[RunningServer], name: str, **labels: str) -> float:
-    return sum(total(metrics(server.metrics_url), name, **labels) for server in servers)
+@pytest.fixture(scope="module")
+def patient(replica: Start, redis_server: store_servers.Server) -> Fleet:
+    """Three servers that wait for each other for longer than the test lasts."""
+    flags = ("--store-lease-seconds", "60", "--store-hedge-seconds", "600")
+    return Fleet([replica(*flags) for _ in range(3)], redis_server)
 
 
-def compiles(servers: Sequence[RunningServer]) -> float:
-    return fleet_sum(servers, "lazyfx_compile_seconds_count")
+@pytest.fixture(scope="module")
+def hasty(replica: Start, redis_server: store_servers.Server) -> Fleet:
+    """Two servers that soon lose patience."""
+    flags = ("--store-lease-seconds", "1", "--store-hedge-seconds", "2")
+    return Fleet([replica(*flags) for _ in range(2)], redis_server)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as pool:
+        yield pool
 
 
 def all_at_once(
-    servers: Sequence[RunningServer], clients: int, call: Callable[[object], object]
-) -> list[object]:
+    servers: Sequence[RunningServer], clients: int, call: Callable[[Any], object]
+) -> list[Any]:
     """What as many clients get, each on a connection of its own, spread over the servers."""
     start = threading.Barrier(clients)
 
@@ -74,21 +119,159 @@ def all_at_once(
             start.wait()
             return call(stub)
 
-    with ThreadPoolExecutor(clients) as threads:
-        return list(threads.map(one, range(clients)))
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(one, range(clients)))
 
 
-def test_crowd_of_clients_over_three_servers_costs_one_compile(replica):
-    servers = [replica("--store-lease-seconds", "20") for _ in range(3)]
-    request = compile_request(graph_of(), CSE, DCE)
+def compile_of(number: float) -> Callable[[Any], pb.CompileResponse]:
+    request = compile_request(graph_of(number), CSE, DCE)
+    return lambda stub: stub.Compile(request, timeout=PATIENCE)
 
+
+@contextlib.contextmanager
+def calling(server: RunningServer, number: float) -> Iterator[grpc.Future]:
+    """A compile that is under way."""
+    with connected(server.address) as stub:
+        yield stub.Compile.future(compile_request(graph_of(number), CSE, DCE), timeout=PATIENCE)
+
+
+def resume(workers: Sequence[int]) -> None:
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+
+
+def waits_for_another(server: RunningServer) -> bool:
+    """Whether a server has a flight; its own workers are idle, so it waits."""
+    return total(metrics(server.metrics_url), "lazyfx_in_flight") > 0
+
+
+def test_crowd_of_clients_over_three_servers_costs_one_compile(patient):
     def call(stub):
-        response = stub.Compile(request, timeout=PATIENCE)
+        response = compile_of(1.0)(stub)
         return response, artifact(stub, response.module_key, pb.ARTIFACT_KIND_CODE).data
 
-    answers = all_at_once(servers, 60, call)
+    compiles, led = patient.compiles, patient.flights("led")
+    rendered = patient.sum("lazyfx_artifacts_total", source="rendered")
+    answers = all_at_once(patient.servers, 60, call)
     assert len({(response.module_key, code) for response, code in answers}) == 1
-    assert compiles(servers) == 1
-    assert fleet_sum(servers, "lazyfx_artifacts_total", source="rendered") == 1
-    assert fleet_sum(servers, "lazyfx_fleet_flights_total", stage="compile", outcome="led") == 1
-    assert [response.cache.status for response, _ in answers].count(pb.CACHE_STATUS_MISS) == 1
+    assert patient.compiles == compiles + 1
+    assert patient.flights("led") == led + 1
+    assert patient.sum("lazyfx_artifacts_total", source="rendered") == rendered + 1
+    assert [response.cache.status for response, _ in answers].count(MISS) == 1
+    wait_until(lambda: patient.leases == 0, "all leases ended")
+
+
+def test_waiter_that_leaves_does_not_end_the_flight(patient):
+    one, two, _ = patient.servers
+    with paused_workers(one.pid) as pids, calling(one, 2.0) as first:
+        wait_until(lambda: patient.leases, "a lease")
+        with calling(two, 2.0) as second, calling(two, 2.0) as third:
+            wait_until(lambda: waits_for_another(two), "a flight that waits")
+            second.cancel()
+            with connected(two.address) as stub, pytest.raises(grpc.RpcError) as caught:
+                stub.Compile(compile_request(graph_of(2.0), CSE, DCE), timeout=0.3)
+            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            third.cancel()
+        wait_until(lambda: not waits_for_another(two), "its end on the second server")
+        assert patient.leases == 1
+        with calling(two, 2.0) as late:
+            wait_until(lambda: waits_for_another(two), "a flight that waits")
+            assert not first.done()
+            resume(pids)
+            assert first.result().cache.status == MISS
+            assert late.result().cache.status == JOINED
+
+
+def test_lease_ends_at_once_when_the_last_waiter_leaves(patient):
+    one, two, _ = patient.servers
+    taken_over = patient.flights("taken_over")
+    with paused_workers(one.pid), calling(one, 3.0) as first:
+        wait_until(lambda: patient.leases, "a lease")
+        with calling(two, 3.0) as second:
+            wait_until(lambda: waits_for_another(two), "a flight that waits")
+            first.cancel()
+            # The lease of 60 seconds would have lasted longer than this call may.
+            assert second.result().cache.status == MISS
+    assert patient.flights("taken_over") == taken_over + 1
+
+
+def test_holder_that_fails_leaves_it_to_another(patient):
+    one, two, _ = patient.servers
+    with paused_workers(one.pid) as pids, calling(one, 4.0) as first:
+        wait_until(lambda: patient.leases, "a lease")
+        with calling(two, 4.0) as second:
+            wait_until(lambda: waits_for_another(two), "a flight that waits")
+            for _ in range(2):  # a job is tried twice
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            assert second.result().module_key
+            assert first.result().module_key == second.result().module_key
+
+
+def test_slow_flight_is_hedged_and_the_first_result_serves_all(hasty):
+    one, two = hasty.servers
+    hedged, outrun = hasty.flights("hedged"), hasty.flights("outrun")
+    with paused_workers(one.pid), calling(one, 5.0) as first:
+        wait_until(lambda: hasty.leases, "a lease")
+        with calling(two, 5.0) as second:
+            assert second.result().cache.status == MISS
+        assert hasty.flights("hedged") == hedged + 1
+        # The workers of the first server still do nothing.
+        assert first.result().cache.status == JOINED
+        assert first.result().module_key == second.result().module_key
+    assert hasty.flights("outrun") == outrun + 1
+
+
+def test_frozen_holder_is_replaced_and_answers_when_it_is_back(hasty):
+    one, two = hasty.servers
+    taken_over = total(metrics(two.metrics_url), "lazyfx_fleet_flights_total", outcome="taken_over")
+    with paused_workers(one.pid), calling(one, 6.0) as first:
+        wait_until(lambda: hasty.leases, "a lease")
+        os.kill(one.pid, signal.SIGSTOP)
+        try:
+            with calling(two, 6.0) as second:
+                assert second.result().cache.status == MISS
+        finally:
+            os.kill(one.pid, signal.SIGCONT)
+        assert first.result().module_key == second.result().module_key
+    found = metrics(two.metrics_url)
+    assert total(found, "lazyfx_fleet_flights_total", outcome="taken_over") == taken_over + 1
+
+
+def test_killed_holder_is_replaced(hasty, replica):
+    holder = replica("--store-lease-seconds", "2.5", "--store-hedge-seconds", "600")
+    two = hasty.servers[1]
+    with paused_workers(holder.pid), calling(holder, 7.0) as first:
+        wait_until(lambda: hasty.leases, "a lease")
+        with calling(two, 7.0) as second:
+            wait_until(lambda: waits_for_another(two), "a flight that waits")
+            holder.process.kill()
+            assert second.result().cache.status == MISS
+        with pytest.raises(grpc.RpcError):
+            first.result()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_redis_that_fails_halfway_costs_one_compile_a_server(patient, number, threads):
+    graph = 100.0 + number
+    compiles, unleased = patient.compiles, patient.flights("unleased")
+    one = patient.servers[0]
+    with paused_workers(one.pid) as pids, calling(one, graph) as first:
+        wait_until(lambda: patient.leases, "a lease")
+        crowd = threads.submit(all_at_once, patient.servers, 30, compile_of(graph))
+        wait_until(lambda: all(map(waits_for_another, patient.servers)), "flights everywhere")
+        patient.store.signal(number)
+        wait_until(lambda: patient.flights("unleased") == unleased + 2, "flights without leases")
+        resume(pids)
+        keys = {answer.module_key for answer in crowd.result()}
+        assert keys == {first.result().module_key}
+    assert patient.compiles == compiles + 3
+    if number == signal.SIGKILL:
+        patient.store.kill()
+        patient.store.start()
+    else:
+        patient.store.signal(signal.SIGCONT)
+    wait_until(
+        lambda: patient.sum("lazyfx_store_in_use", tier="redis") == 3, "the store being used"
+    )

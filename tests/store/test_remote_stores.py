@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -185,9 +186,47 @@ async def test_entry_that_changes_its_size_has_one_value(
         assert await one.store.get(key("a")) == LARGE
 
 
-async def test_without_a_bucket_large_entries_stay_in_the_folder(
+async def test_without_a_bucket_large_entries_are_in_pieces(
     server: store_servers.Server, tmp_path: Path
 ) -> None:
+    value = os.urandom(3 * LARGE_BYTES + 17)
+    async with (
+        opened(url(server), folder=tmp_path / "1") as one,
+        opened(url(server)) as other,
+    ):
+        await one.store.put(key("large"), value)
+        assert await other.store.contains([key("large")]) == {key("large")}
+        assert await other.store.get(key("large")) == value
+        ask = client(server)
+        pieces = ask.keys("lazyfx:1:pieces/*")
+        assert len(pieces) == 13
+        assert max(ask.strlen(piece) for piece in pieces) < LARGE_BYTES // 2
+        # One that has lost a piece is not there, but on the server with a folder.
+        ask.delete(pieces[5])
+        assert await other.store.get(key("large")) is None
+        assert await other.store.contains([key("large")]) == set()
+        assert await one.store.get(key("large")) == value
+        await other.store.put(key("large"), value)
+        assert await other.store.get(key("large")) == value
+        assert not one.told.errors
+        assert not other.told.errors
+
+
+async def test_two_servers_write_one_large_entry(server: store_servers.Server) -> None:
+    values = [bytes([number]) * (2 * LARGE_BYTES) for number in range(4)]
+    async with opened(url(server)) as one, opened(url(server)) as other:
+        stores = [one.store, other.store] * 2
+        writes = [s.put(key("a"), value) for s, value in zip(stores, values, strict=True)]
+        await asyncio.gather(*writes)
+        assert await one.store.get(key("a")) in values
+
+
+async def test_entry_of_more_pieces_than_allowed_stays_in_the_folder(
+    server: store_servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lazyfx_server.store import pieces_store
+
+    monkeypatch.setattr(pieces_store, "MAX_PIECED_BYTES", LARGE_BYTES)
     async with (
         opened(url(server), folder=tmp_path / "1") as one,
         opened(url(server), folder=tmp_path / "2") as other,
@@ -196,6 +235,7 @@ async def test_without_a_bucket_large_entries_stay_in_the_folder(
         assert await one.store.get(key("large")) == LARGE
         assert await other.store.get(key("large")) is None
         assert await other.store.contains([key("large")]) == set()
+        assert not client(server).keys("lazyfx:1:pieces/*")
 
 
 async def test_uses_renew_the_time_to_live(server: store_servers.Server) -> None:

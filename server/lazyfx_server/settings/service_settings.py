@@ -159,7 +159,7 @@ class StoreSettings(Part):
 
     blobs: str | None = None
     """URL of a bucket, s3://BUCKET/PREFIX, for entries over 1 MiB; requires a Redis as --store.
-    Default: such entries stay in this server's folder, and are not shared."""
+    Default: such entries are in the Redis, in pieces, up to 64 MiB, and in this server's folder."""
 
     store_wait_seconds: float = Field(default=0.05, gt=0, le=60)
     """Seconds that a request waits for --store or --blobs to begin an answer; a store that takes

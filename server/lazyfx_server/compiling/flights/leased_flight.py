@@ -25,7 +25,7 @@ _RENEWALS: Final = 3
 _FIRST_POLL_SECONDS: Final = 0.02
 _LAST_POLL_SECONDS: Final = 0.25
 # Work of this length is worth a look whether another server, which did not wait, was faster.
-_LONG_SECONDS: Final = 5.0
+_LONG_SECONDS: Final = 2.0
 # Seconds for which a lease outlives the work until the result is in the shared store.
 _PUBLISH_SECONDS: Final = 30.0
 
