@@ -179,7 +179,7 @@ class App:
             max_source_bytes=settings.requests.max_source_bytes,
         )
         pacing = RefusalPacing(settings.calls.max_refused_rate)
-        blobs = Blobs(self._store, settings.uploads)
+        blobs = Blobs(self._store, settings.uploads, fleet)
         service = GraphCompilerService(
             compiler=self._compiler,
             artifacts=self._artifacts,

@@ -20,10 +20,11 @@ from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
-from lazyfx_server.compiling.stored_artifacts import StoredArtifacts
+from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, ModuleNotFoundInCacheError
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
+from lazyfx_server.jobs.native.progress import progress_of
 from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import ArtifactServed, FlightAbandoned, Observer, RecompilesPerformed
@@ -198,7 +199,11 @@ class Artifacts:
     def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
         """The progress of a native artifact that `get` is waiting for."""
         variant = self._native.variant(request)
-        return self._native.progress(artifact_digest(request.module_key, request.kind, variant))
+        place = artifact_digest(request.module_key, request.kind, variant)
+        # Made here, or on a server that this one waits for.
+        if note := self._fleet.note(artifact_key(place)):
+            return progress_of(note)
+        return self._native.progress(place)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("render", outcome))
@@ -210,11 +215,12 @@ class Artifacts:
         if found := await find():
             return _Found(found)
         work = Work(
-            f"artifacts/{place.hex()}",
+            artifact_key(place),
             "render",
             kind_name(kind),
             find,
-            usual_seconds=_USUAL_NATIVE_SECONDS if native else _USUAL_SECONDS,
+            _USUAL_NATIVE_SECONDS if native else _USUAL_SECONDS,
+            lambda: self._native.progress(place).SerializeToString() if native else b"",
         )
         async with self._fleet.flight(work, flight) as ours:
             if ours.found is None:

@@ -106,7 +106,7 @@ class Compiler:
         self._fleet = fleet
         self._plugins = plugins
         self._flights: SingleFlight[_FlightResult] = SingleFlight(self._on_abandoned)
-        self._reader = RequestReader(limits, pipelines)
+        self._reader = RequestReader(limits, pipelines, store if fleet.shares else None)
 
     @property
     def in_flight(self) -> int:
@@ -126,7 +126,7 @@ class Compiler:
         if not request.skip_cache_lookup:
             module = self._catalog.recent(tenant, resolved.digest)
             if module is not None:
-                return self._hit(module, incoming, resolved)
+                return await self._hit(module, incoming, resolved)
         while True:
             landing = await self._flights.join(
                 resolved.digest, partial(self._find_or_make, incoming, resolved)
@@ -135,22 +135,24 @@ class Compiler:
                 break
         found = landing.result()
         if found.miss is None and not found.joined:
-            return self._hit(found.module, incoming, resolved)
+            return await self._hit(found.module, incoming, resolved)
         if landing.led and not found.joined:
             return found.module.answer(pb.CACHE_STATUS_MISS, found.miss)
         self._observer.observe(LookupMade("joined", tenant=tenant.name))
         self._observer.observe(Reused(found.module.report.seconds, tenant.name))
         return found.module.answer(pb.CACHE_STATUS_JOINED, found.miss)
 
-    def _hit(
+    async def _hit(
         self, module: CompiledModule, incoming: IncomingCompile, resolved: ResolvedRequest
     ) -> pb.CompileResponse:
         whose, spent = module.tenant.name, time.perf_counter() - incoming.arrived
         self._observer.observe(LookupMade("hit", tenant=whose))
         self._observer.observe(Reused(module.report.seconds, whose))
         self._observer.observe(OverheadSpent("key", spent, whose))
-        # A caller that sent the token already has it.
-        return module.hit if incoming.request.request_token else module.hit_with(resolved.token)
+        if incoming.request.request_token:
+            return module.hit  # its caller has the token already
+        await self._reader.keep(incoming, resolved)
+        return module.hit_with(resolved.token)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("compile", outcome))

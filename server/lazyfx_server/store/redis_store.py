@@ -158,7 +158,7 @@ class RedisStore:
 
     async def renew_lease(self, key: str, token: bytes, value: bytes, seconds: float) -> bool:
         """See `LeasingStore.renew_lease`."""
-        arguments = [token, value, int(seconds * 1000)]
+        arguments: list[bytes | int] = [token, value, int(seconds * 1000)]
         return bool(await _answer(self._renew([self._lease_name(key)], arguments)))
 
     async def release_lease(self, key: str, token: bytes) -> None:

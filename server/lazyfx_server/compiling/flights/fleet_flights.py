@@ -57,6 +57,11 @@ class FleetFlights:
         self._settings = settings
         self._usual_seconds: dict[str, float] = {}
 
+    @property
+    def shares(self) -> bool:
+        """Whether this server shares a store that keeps leases."""
+        return self._shared is not None
+
     def flight(self, work: Work[Result] | None, flight: Flight[Any]) -> LoneFlight[Result]:
         """The part that this server takes in making a result; all of it without `work`."""
         if self._shared is None or work is None:
