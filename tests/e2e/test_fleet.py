@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import grpc.aio
 import pytest
 import redis
 import store_servers
@@ -37,6 +40,7 @@ from lazyfx.capture.blob import Blob
 from lazyfx.errors import InvalidRequestError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 
 HIT, MISS, JOINED = pb.CACHE_STATUS_HIT, pb.CACHE_STATUS_MISS, pb.CACHE_STATUS_JOINED
 Start = Callable[..., RunningServer]
@@ -352,6 +356,42 @@ def test_client_begins_again_where_an_upload_was_not_begun(patient):
         ask = pb.FindMissingBlobsRequest(digests=[digest])
         assert not one.FindMissingBlobs(ask).missing
     assert [offsets[0] for offsets in sent] == [CHUNK_BYTES * 3, 0]
+
+
+async def many_compiles(servers: Sequence[RunningServer], clients: int, number: float) -> list[Any]:
+    """What as many clients get, each on a connection of its own that is there before the call."""
+    request = compile_request(graph_of(number), CSE, DCE)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(
+                grpc.aio.insecure_channel(servers[n % len(servers)].address, options)
+            )
+            for n in range(clients)
+        ]
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        calls = [GraphCompilerStub(each).Compile(request, timeout=PATIENCE) for each in channels]
+        return list(await asyncio.gather(*calls))
+
+
+@pytest.mark.long
+def test_two_hundred_clients_over_three_servers_cost_one_compile(patient):
+    compiles = patient.compiles
+    answers = asyncio.run(many_compiles(patient.servers, 200, 10.0))
+    assert len({answer.module_key for answer in answers}) == 1
+    assert patient.compiles == compiles + 1
+
+
+@pytest.mark.long
+def test_thousand_connections_to_one_server_cost_one_compile(launch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    server = launch("--workers", "1")
+    answers = asyncio.run(many_compiles([server], 1000, 11.0))
+    assert len({answer.module_key for answer in answers}) == 1
+    found = metrics(server.metrics_url)
+    assert total(found, "lazyfx_compile_seconds_count") == 1
+    assert total(found, "lazyfx_requests_total", method="Compile", code="OK") == 1000
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
