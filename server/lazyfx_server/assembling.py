@@ -169,8 +169,8 @@ def fleet_flights(
     """
     over_shared = store if shared is not None and isinstance(store, TieredStore) else None
     leases = None if shared is None else shared.leases
-    hedging = FleetSettings(settings.store.store_hedge_seconds)
-    return FleetFlights(leases, over_shared, observer, hedging)
+    waits = FleetSettings(settings.store.store_hedge_seconds, settings.store.store_wait_seconds)
+    return FleetFlights(leases, over_shared, observer, waits)
 
 
 def ledger_file(settings: Settings) -> LedgerFile | None:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import resource
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-import redis
-import store_servers
 from harness import (
     CSE,
     DCE,
@@ -29,130 +24,20 @@ from harness import (
     graph_of,
     metrics,
     paused_workers,
-    refused,
     total,
     wait_until,
 )
+from replicas import JOINED, MISS, all_at_once, calling, compile_of, resume, waits_for_another
 from servers import RunningServer
 
-from lazyfx.calls.uploading import CHUNK_BYTES, upload
-from lazyfx.capture.blob import Blob
-from lazyfx.errors import InvalidRequestError
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
-
-HIT, MISS, JOINED = pb.CACHE_STATUS_HIT, pb.CACHE_STATUS_MISS, pb.CACHE_STATUS_JOINED
-Start = Callable[..., RunningServer]
-
-
-@dataclass
-class Fleet:
-    """Servers on one Redis."""
-
-    servers: Sequence[RunningServer]
-    store: store_servers.Server
-
-    def sum(self, name: str, **labels: str) -> float:
-        return sum(total(metrics(each.metrics_url), name, **labels) for each in self.servers)
-
-    @property
-    def compiles(self) -> float:
-        return self.sum("lazyfx_compile_seconds_count")
-
-    def flights(self, outcome: str, stage: str = "compile") -> float:
-        return self.sum("lazyfx_fleet_flights_total", stage=stage, outcome=outcome)
-
-    @property
-    def leases(self) -> int:
-        """Leases that are held at present."""
-        return len(redis.Redis(port=self.store.port).keys("lazyfx:1:lease:*"))
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[store_servers.Server]:
-    server = store_servers.redis()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="module")
-def replica(
-    redis_server: store_servers.Server,
-    tmp_path_factory: pytest.TempPathFactory,
-    launch_for_file: Start,
-) -> Start:
-    """Starts a server of the fleet, with a folder of its own."""
-    keys = tmp_path_factory.mktemp("keys")
-
-    def start(*flags: str) -> RunningServer:
-        return launch_for_file(
-            "--workers", "1",
-            "--store", f"redis://127.0.0.1:{redis_server.port}/0",
-            "--store-wait-seconds", "1",
-            "--tenant-secret", str(keys / "tenants.key"),
-            "--signing-key", str(keys / "signing.pem"),
-            *flags,
-        )  # fmt: skip
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def patient(replica: Start, redis_server: store_servers.Server) -> Fleet:
-    """Three servers that wait for each other for longer than the test lasts."""
-    flags = ("--store-lease-seconds", "60", "--store-hedge-seconds", "600")
-    return Fleet([replica(*flags) for _ in range(3)], redis_server)
-
-
-@pytest.fixture(scope="module")
-def hasty(replica: Start, redis_server: store_servers.Server) -> Fleet:
-    """Two servers that soon lose patience."""
-    flags = ("--store-lease-seconds", "1", "--store-hedge-seconds", "2")
-    return Fleet([replica(*flags) for _ in range(2)], redis_server)
 
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(16) as pool:
         yield pool
-
-
-def all_at_once(
-    servers: Sequence[RunningServer], clients: int, call: Callable[[Any], object]
-) -> list[Any]:
-    """What as many clients get, each on a connection of its own, spread over the servers."""
-    start = threading.Barrier(clients)
-
-    def one(number: int) -> object:
-        with connected(servers[number % len(servers)].address) as stub:
-            start.wait()
-            return call(stub)
-
-    with ThreadPoolExecutor(clients) as pool:
-        return list(pool.map(one, range(clients)))
-
-
-def compile_of(number: float) -> Callable[[Any], pb.CompileResponse]:
-    request = compile_request(graph_of(number), CSE, DCE)
-    return lambda stub: stub.Compile(request, timeout=PATIENCE)
-
-
-@contextlib.contextmanager
-def calling(server: RunningServer, number: float) -> Iterator[grpc.Future]:
-    """A compile that is under way."""
-    with connected(server.address) as stub:
-        yield stub.Compile.future(compile_request(graph_of(number), CSE, DCE), timeout=PATIENCE)
-
-
-def resume(workers: Sequence[int]) -> None:
-    for pid in workers:
-        os.kill(pid, signal.SIGCONT)
-
-
-def waits_for_another(server: RunningServer) -> bool:
-    """Whether a server has a flight; its own workers are idle, so it waits."""
-    return total(metrics(server.metrics_url), "lazyfx_in_flight") > 0
 
 
 def test_crowd_of_clients_over_three_servers_costs_one_compile(patient):
@@ -260,102 +145,6 @@ def test_killed_holder_is_replaced(hasty, replica):
             assert second.result().cache.status == MISS
         with pytest.raises(grpc.RpcError):
             first.result()
-
-
-def test_token_of_one_server_is_known_to_all(patient):
-    one, two, three = patient.servers
-    with connected(one.address) as stub:
-        compile_of(8.0)(stub)
-        whole = compile_request(graph_of(8.0), CSE, DCE, inline=False)
-        hit = stub.Compile(whole)
-        assert hit.cache.status == HIT
-        short = pb.CompileRequest(request_token=hit.request_token)
-        assert stub.Compile(short).module_key == hit.module_key
-    for server in (two, three):
-        with connected(server.address) as stub:
-            wait_until(lambda s=stub: answers_hit(s, short), "the token on another server")
-            assert stub.Compile(short).module_key == hit.module_key
-            # What it stands for is known there as well.
-            assert stub.Compile(whole).request_token == hit.request_token
-
-
-def answers_hit(stub: Any, request: pb.CompileRequest) -> bool:
-    try:
-        return stub.Compile(request).cache.status == HIT
-    except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.FAILED_PRECONDITION:
-            return False
-        raise
-
-
-def test_who_can_write_to_redis_cannot_give_tokens(patient):
-    """A token is the digest of its request, and an entry is authenticated."""
-    one, two, _ = patient.servers
-    with connected(one.address) as stub:
-        compile_of(9.0)(stub)
-        token = stub.Compile(compile_request(graph_of(9.0), CSE, DCE, inline=False)).request_token
-    client = redis.Redis(port=patient.store.port)
-    wait_until(lambda: len(client.keys("lazyfx:1:requests/*")) > 1, "stored requests")
-    names = client.keys("lazyfx:1:requests/*")
-    values = [client.get(name) for name in names]
-    for name, value in zip(names, values[1:] + values[:1], strict=True):
-        client.set(name, value)
-    with connected(two.address) as stub:
-        told = refused(lambda: stub.Compile(pb.CompileRequest(request_token=token)))
-        assert told.missing == (f"requests/{token.hex()}",)
-
-
-def test_upload_that_goes_on_at_another_server_begins_again(patient):
-    """Every call goes to the next server, as behind a load balancer."""
-    one, two, three = patient.servers
-    data = os.urandom(3_000_000)
-    digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
-    ask = pb.FindMissingBlobsRequest(digests=[digest])
-
-    def chunks(*, until: int) -> Iterator[pb.UploadBlobsRequest]:
-        for offset in range(0, until, 500_000):
-            part = data[offset : offset + 500_000]
-            yield pb.UploadBlobsRequest(digest=digest, offset=offset, data=part)
-
-    with connected(one.address) as stub:
-        refused(lambda: stub.UploadBlobs(chunks(until=1_500_000)))
-        assert list(stub.FindMissingBlobs(ask).received) == [1_500_000]
-    with connected(two.address) as stub:
-        assert list(stub.FindMissingBlobs(ask).received) == [0]
-        assert stub.UploadBlobs(chunks(until=len(data))).stored == 1
-    # At once: it was told to be stored when all servers could find it.
-    for server in (three, one):
-        with connected(server.address) as stub:
-            assert not stub.FindMissingBlobs(ask).missing
-
-
-def test_client_begins_again_where_an_upload_was_not_begun(patient):
-    """It is told by one server how much there is, and sends the rest to another one."""
-    data = os.urandom(3_000_000)
-    digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
-    sent: list[list[int]] = []
-    with connected(patient.servers[0].address) as one, connected(patient.servers[1].address) as two:
-
-        def find(digests):
-            return one.FindMissingBlobs(pb.FindMissingBlobsRequest(digests=digests))
-            yield
-
-        def send(chunks):
-            parts = [pb.UploadBlobsRequest.FromString(chunk) for chunk in chunks]
-            sent.append([part.offset for part in parts])
-            try:
-                return two.UploadBlobs(iter(parts))
-            except grpc.RpcError as error:
-                raise InvalidRequestError(error.details(), code=error.code().name) from error
-            yield
-
-        part = pb.UploadBlobsRequest(digest=digest, data=data[: CHUNK_BYTES * 3])
-        refused(lambda: one.UploadBlobs(iter([part])))
-        blob = Blob(digest, lambda: memoryview(data))
-        assert [*upload([blob], find, send, on_refused=pytest.fail)] == []
-        ask = pb.FindMissingBlobsRequest(digests=[digest])
-        assert not one.FindMissingBlobs(ask).missing
-    assert [offsets[0] for offsets in sent] == [CHUNK_BYTES * 3, 0]
 
 
 async def many_compiles(servers: Sequence[RunningServer], clients: int, number: float) -> list[Any]:

@@ -154,6 +154,28 @@ async def test_redis_keeps_its_own_bound(request: pytest.FixtureRequest) -> None
         await remote.close()
 
 
+async def test_rights_of_a_user_that_the_docs_name_suffice(server: store_servers.Server) -> None:
+    docs = (Path(__file__).parents[2] / "docs/stores.md").read_text("utf-8")
+    rights = docs.partition("A user with an ACL needs `")[2].partition("`")[0].split()
+    assert rights
+    client(server).execute_command("ACL", "SETUSER", "fleet", "on", ">word", "~lazyfx:*", *rights)
+    async with opened(f"redis://fleet:word@127.0.0.1:{server.port}/0") as one:
+        assert one.store.available() == {"redis": True}
+        await one.store.put(key("a"), b"value")
+        await one.store.put(key("large"), LARGE)
+        assert await one.store.get(key("a")) == b"value"
+        client(server).set(stored(server, "a"), b"damaged")
+        assert await one.store.get(key("a")) is None
+        await one.store.delete(key("large"))
+        assert one.store.leases is not None
+        lease = await one.store.leases.take(key("b"))
+        assert lease is not None
+        assert await one.store.leases.renew(lease, b"note")
+        assert await one.store.leases.holder(key("b")) == b"note"
+        await one.store.leases.release(lease)
+        assert not one.told.errors
+
+
 def _certificate(folder: Path) -> None:
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",

@@ -71,13 +71,15 @@ async def test_stranger_whose_store_was_away_at_its_start_never_uses_it(
     async with opened(url(server)) as owner:
         await owner.store.put(key("a"), b"value")
         where = f"redis://127.0.0.1:{port}/0"
-        async with opened(where, own=identity(b"another")) as stranger:
-            async with forwarding(server.port, port=port):
-                told = await until_told(stranger.store)
-                assert "another tenant secret" in told
-                assert stranger.store.available() == {"redis": False}
-                assert await stranger.store.get(key("a")) is None
-                await stranger.store.put(key("a"), b"from the stranger")
+        async with (
+            opened(where, own=identity(b"another")) as stranger,
+            forwarding(server.port, port=port),
+        ):
+            told = await until_told(stranger.store)
+            assert "another tenant secret" in told
+            assert stranger.store.available() == {"redis": False}
+            assert await stranger.store.get(key("a")) is None
+            await stranger.store.put(key("a"), b"from the stranger")
         assert await owner.store.get(key("a")) == b"value"
         assert not owner.told.corrupt
 

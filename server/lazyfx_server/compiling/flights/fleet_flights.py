@@ -30,9 +30,11 @@ class FleetSettings:
 
     Attributes:
         hedge_seconds: How long a server waits at least before it makes a result as well.
+        publish_seconds: For how long an answer waits until other servers can find the result.
     """
 
     hedge_seconds: float = 10.0
+    publish_seconds: float = 0.05
 
 
 class FleetFlights:
@@ -52,7 +54,9 @@ class FleetFlights:
         observer: Observer,
         settings: FleetSettings,
     ) -> None:
-        self._shared = None if leases is None or store is None else Shared(leases, store)
+        self._shared = None
+        if leases is not None and store is not None:
+            self._shared = Shared(leases, store, settings.publish_seconds)
         self._observer = observer
         self._settings = settings
         self._usual_seconds: dict[str, float] = {}

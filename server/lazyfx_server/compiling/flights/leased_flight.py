@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -57,14 +58,16 @@ class Shared:
     Args:
         leases: The leases of all servers.
         store: The store of results, over the shared one.
+        publish_seconds: For how long an answer waits until other servers can find the result.
 
     Attributes:
         notes: What other servers tell about results that this one waits for, by place.
         ending: Ends leases.
     """
 
-    def __init__(self, leases: Leases, store: TieredStore) -> None:
+    def __init__(self, leases: Leases, store: TieredStore, publish_seconds: float) -> None:
         self.leases = leases
+        self.publish_seconds = publish_seconds
         self.store = store
         self.notes: dict[str, bytes] = {}
         self.ending: set[asyncio.Task[None]] = set()
@@ -131,6 +134,7 @@ class LeasedFlight(LoneFlight[Result]):
         self._started = 0.0
         self._lease: Lease | None = None
         self._over = False
+        self._published = asyncio.Event()
         self._left = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
 
@@ -165,6 +169,9 @@ class LeasedFlight(LoneFlight[Result]):
         if kind is None or outrun:
             spent = time.monotonic() - self._started if made else None
             self._record(self._work, self._outcome, spent)
+        if made:
+            # So that the caller, who may go on with another server, finds it there.
+            await _happens_within(self._published, self._shared.publish_seconds)
         return outrun
 
     async def _take_turn(self) -> str:
@@ -188,10 +195,17 @@ class LeasedFlight(LoneFlight[Result]):
             elif await self._take_lease():
                 return "taken_over" if self.found is None else "joined"
             waited = time.monotonic() - began
-            if waited > self._patience:
+            if waited > self._patience and await self._may_hedge(waited):
                 return "hedged"
             pause = min(max(_FIRST_POLL_SECONDS, waited / 5), _LAST_POLL_SECONDS)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+    async def _may_hedge(self, waited: float) -> bool:
+        """Whether to make the result as well: one of the servers that wait does, later all do."""
+        if self._lease is None:
+            place = f"hedges/{hashlib.sha256(self._work.place.encode()).hexdigest()}"
+            self._lease = await self._shared.leases.take(place)
+        return self._lease is not None or waited > 2 * self._patience
 
     async def _take_lease(self) -> bool:
         """Take the lease, and look again: its last holder may have made the result since."""
@@ -204,7 +218,7 @@ class LeasedFlight(LoneFlight[Result]):
     async def _watch(self, worker: asyncio.Task[Any] | None) -> None:
         """Renew the lease while the work is under way, and notice when another server was first."""
         began = time.monotonic()
-        while not await self._leaves_within(self._shared.leases.seconds / _RENEWALS):
+        while not await _happens_within(self._left, self._shared.leases.seconds / _RENEWALS):
             alone = self._lease is not None
             if self._lease is not None:
                 try:
@@ -223,14 +237,6 @@ class LeasedFlight(LoneFlight[Result]):
                 worker.cancel()
             return
 
-    async def _leaves_within(self, seconds: float) -> bool:
-        leaving = asyncio.ensure_future(self._left.wait())
-        try:
-            done, _ = await asyncio.wait({leaving}, timeout=seconds)
-        finally:
-            leaving.cancel()
-        return bool(done)
-
     def _end_lease(self, *, publish: bool) -> None:
         """End the lease in the background; after the result has reached the shared store."""
         if self._lease is None and self._watching is None:
@@ -240,11 +246,22 @@ class LeasedFlight(LoneFlight[Result]):
         ending.add_done_callback(self._shared.ending.discard)
 
     async def _ended(self, lease: Lease | None, *, publish: bool) -> None:
-        if publish and lease is not None:
+        if publish:
             await self._shared.publish()
+            self._published.set()
         self._left.set()
         if self._watching is not None:
             await asyncio.wait({self._watching})
         if lease is not None:
             with contextlib.suppress(StoreError):  # it ends by itself
                 await self._shared.leases.release(lease)
+
+
+async def _happens_within(event: asyncio.Event, seconds: float) -> bool:
+    """Whether an event is set in time."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        done, _ = await asyncio.wait({waiting}, timeout=seconds)
+    finally:
+        waiting.cancel()
+    return bool(done)
