@@ -77,7 +77,7 @@ def test_what_is_loaded_can_be_wrapped() -> None:
     assert "self.current_callable =" in source
 
 
-def test_vector_instructions_are_told_without_a_compiler() -> None:
+def test_vector_instructions_are_found_without_a_compiler() -> None:
     assert isinstance(torch_inductor.x86_isa_checker(), list)
     assert all(isa.bit_width() > 0 for isa in torch_inductor.supported_vec_isa_list)
     assert len(torch_inductor.torch_key()) == 32
@@ -104,7 +104,7 @@ def test_dynamo_can_be_asked_to_fix_floats() -> None:
     assert not torch_inductor.backed_values(torch.fx.experimental.symbolic_shapes.ShapeEnv())
 
 
-def test_a_backward_pass_can_be_told_from_outside() -> None:
+def test_a_backward_pass_can_be_detected_from_outside() -> None:
     seen: list[bool] = []
     x = torch.ones(2, requires_grad=True)
     y = (x * 2).sum()
@@ -116,7 +116,7 @@ def test_a_backward_pass_can_be_told_from_outside() -> None:
     assert not backend_names.in_backward()
 
 
-def test_a_checkpoint_and_its_recomputations_can_be_told_from_within() -> None:
+def test_a_checkpoint_and_its_recomputations_can_be_detected_from_within() -> None:
     runs: list[backend_names.CheckpointRun | None] = []
 
     def region(x: torch.Tensor) -> torch.Tensor:
