@@ -138,7 +138,7 @@ def test_diagnosing_a_silent_listener(
     silent: str, monkeypatch: pytest.MonkeyPatch, authority: Authority
 ) -> None:
     for tls in (None, lazyfx.Tls(ca=authority.file)):
-        said = told(silent, monkeypatch, UnavailableError, tls=tls)
+        said = reported(silent, monkeypatch, UnavailableError, tls=tls)
         assert said.startswith(f"{silent} accepts connections but does not answer")
 
 
