@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
@@ -20,10 +20,11 @@ from typing import Any, Final, cast
 import grpc
 
 from lazyfx.calls import forking
-from lazyfx.calls.channel import CLOSED_MEANWHILE, open_blocking_channel
+from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_blocking_channel
 from lazyfx.calls.connections import Connections
 from lazyfx.errors import ClosedError, LazyfxError
 from lazyfx.flows import (
+    AwaitConnection,
     Finish,
     First,
     Flow,
@@ -93,21 +94,36 @@ class BlockingDriver:
             )
 
     def is_ready(self, seconds: float) -> bool:
-        """Whether a connection to the server can be established within that many seconds."""
+        """Whether a connection to a server can be established within that many seconds."""
+        states = (grpc.ChannelConnectivity.READY,)
+        return self._reach(self._connections.channels, states, seconds)
+
+    def _reach(
+        self,
+        channels: Sequence[grpc.Channel],
+        states: Collection[grpc.ChannelConnectivity],
+        seconds: float,
+    ) -> bool:
+        """Whether one of the channels is in one of the states within that many seconds."""
         self.require_open()
         end = time.monotonic() + seconds
-        ready = [grpc.channel_ready_future(channel) for channel in self._connections.channels]
+        reached = threading.Event()
+
+        def note(state: grpc.ChannelConnectivity) -> None:
+            if state in states:
+                reached.set()
+
+        for channel in channels:
+            channel.subscribe(note, try_to_connect=True)
         try:
-            while (left := end - time.monotonic()) > 0:
-                if any(future.done() for future in ready):
-                    return True
-                with suppress(grpc.FutureTimeoutError):
-                    ready[0].result(min(left, _LOOK_SECONDS / (1 if len(ready) == 1 else 5)))
+            while not reached.wait(max(0.0, min(end - time.monotonic(), _LOOK_SECONDS))):
+                if time.monotonic() >= end:
+                    return False
                 self.require_open()
-            return any(future.done() for future in ready)
         finally:
-            for future in ready:
-                future.cancel()
+            for channel in channels:
+                channel.unsubscribe(note)
+        return True
 
     def run(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end, in this thread.
@@ -157,6 +173,9 @@ class BlockingDriver:
                 self._closing.wait(seconds)
             case Offload(work):
                 return _in_thread(work)
+            case AwaitConnection(seconds, place):
+                channel = self._connections.channels[place.replica]
+                return self._reach([channel], CONNECTED_OR_FAILED, seconds)
             case Locked(lock, flow):
                 with cast("threading.Lock", lock):
                     return self.run(flow)

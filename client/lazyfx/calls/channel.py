@@ -16,6 +16,11 @@ from lazyfx.trust.access import Tls
 from lazyfx.trust.credentials import read_file
 from lazyfx.v1 import compiler_pb2 as pb
 
+CONNECTED_OR_FAILED: Final = (
+    grpc.ChannelConnectivity.READY,
+    grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+    grpc.ChannelConnectivity.SHUTDOWN,
+)
 CLOSED_MEANWHILE = "the client was closed while this call was waiting"
 
 MAX_MESSAGE_BYTES = 64 * 2**20

@@ -14,7 +14,13 @@ from google.protobuf.message import Message
 from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
-from lazyfx.calls.diagnosing import diagnose_each, in_one_sentence, not_a_server
+from lazyfx.calls.diagnosing import (
+    diagnose,
+    diagnose_each,
+    in_one_sentence,
+    is_through_a_proxy,
+    not_a_server,
+)
 from lazyfx.calls.replicas import Replicas, Route
 from lazyfx.calls.retries import RetryBudget
 from lazyfx.calls.uploading import Progress, upload
@@ -26,7 +32,7 @@ from lazyfx.errors import (
     TimedOutError,
     UnavailableError,
 )
-from lazyfx.flows import Call, Finish, First, Flow, Next, Offload, Open, Pause, Send, Start
+from lazyfx.flows import AwaitConnection, Call, Finish, First, Flow, Next, Offload, Open, Pause, Send, Start
 from lazyfx.shared import grpc_status
 from lazyfx.shared.printable import make_printable, printable
 from lazyfx.trust.access import Tls
@@ -41,6 +47,8 @@ _MAX_TEXT: Final = 65_536
 # Between two answers of a stream, one whole compile may pass; uploads are expected to send at least
 # this many bytes a second.
 _SLOWEST_UPLOAD: Final = 128 * 1024
+# A first connection takes a few round trips. After this time, another connection is tried.
+_SILENT_SECONDS: Final = 0.8
 # What gRPC itself says of a server that dies or stops while it answers. Every call is safe to
 # repeat: compiles are keyed by content, uploads by digest.
 _BROKEN: Final = frozenset(
@@ -109,6 +117,8 @@ class ServiceCalls:
         self.replicas = replicas
         self.timeout = timeout
         self._tls = tls
+        # Replicas that have answered a connection attempt.
+        self._known: set[int] = set()
 
     @property
     def address(self) -> str:
@@ -134,6 +144,7 @@ class ServiceCalls:
         if self._hedge_after is None or not _may_be_hit(request):
             second_request = None
         is_raced = second_request is not None
+        yield from self._refuse_silence(route)
         first = yield Start("Compile", data, retry_budget.left(), route.place, is_raced)
         return CompileCall(data, retry_budget, route, first, second_request)
 
@@ -177,6 +188,7 @@ class ServiceCalls:
     def open_batch(self, requests: Iterator[bytes], count: int, route: Route) -> Flow[Call]:
         """Start a stream of compiles; each may take as long as a single call."""
         seconds = self.timeout * max(1, count)
+        yield from self._refuse_silence(route)
         call: Call = yield Open("CompileBatch", requests, seconds, route.place)
         return call
 
@@ -309,6 +321,8 @@ class ServiceCalls:
     ) -> Flow[Answer]:
         """The answer to a call, which is retried while the server refuses it for now."""
         call = first
+        if call is None:
+            yield from self._refuse_silence(route)
         while True:
             try:
                 with self._errors(route):
@@ -322,6 +336,26 @@ class ServiceCalls:
             except UnavailableError as error:
                 yield from self._find_another(error, retry_budget, route)
             call = None
+
+    def _refuse_silence(self, route: Route) -> Flow[None]:
+        """Before the first call to a server that does not answer a connection attempt.
+
+        gRPC would wait for the end of the attempt, see `channel`. Another replica is chosen.
+
+        Raises:
+            UnavailableError: There is no other server; says why this one does not answer.
+        """
+        while route.place.replica not in self._known:
+            is_reached = yield AwaitConnection(_SILENT_SECONDS, route.place)
+            if not is_reached and not is_through_a_proxy():
+                if route.move():
+                    continue
+                if self.replicas.are_several:
+                    return  # the call itself finds out
+                reason = yield Offload(partial(diagnose, self.address, self._tls))
+                if reason is not None:
+                    raise UnavailableError(reason, code="UNAVAILABLE")
+            self._known.add(route.place.replica)
 
     def _find_another(
         self, error: UnavailableError, retry_budget: RetryBudget, route: Route
