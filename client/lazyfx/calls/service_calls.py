@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 import grpc
@@ -14,13 +13,7 @@ from google.protobuf.message import Message
 from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
-from lazyfx.calls.diagnosing import (
-    diagnose,
-    diagnose_each,
-    in_one_sentence,
-    is_through_a_proxy,
-    not_a_server,
-)
+from lazyfx.calls.failover import Failover
 from lazyfx.calls.replicas import Replicas, Route
 from lazyfx.calls.retries import RetryBudget
 from lazyfx.calls.uploading import Progress, upload
@@ -28,13 +21,19 @@ from lazyfx.capture.blob import Blob
 from lazyfx.errors import (
     OverloadedError,
     ProtocolError,
-    ServiceError,
-    TimedOutError,
     UnavailableError,
 )
-from lazyfx.flows import AwaitConnection, Call, Finish, First, Flow, Next, Offload, Open, Pause, Send, Start
-from lazyfx.shared import grpc_status
-from lazyfx.shared.printable import make_printable, printable
+from lazyfx.flows import (
+    Call,
+    Finish,
+    First,
+    Flow,
+    Next,
+    Open,
+    Send,
+    Start,
+)
+from lazyfx.shared.printable import make_printable
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -47,18 +46,6 @@ _MAX_TEXT: Final = 65_536
 # Between two answers of a stream, one whole compile may pass; uploads are expected to send at least
 # this many bytes a second.
 _SLOWEST_UPLOAD: Final = 128 * 1024
-# A first connection takes a few round trips. After this time, another connection is tried.
-_SILENT_SECONDS: Final = 0.8
-# What gRPC itself says of a server that dies or stops while it answers. Every call is safe to
-# repeat: compiles are keyed by content, uploads by digest.
-_BROKEN: Final = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
 
 
 class CompileCall:
@@ -116,9 +103,7 @@ class ServiceCalls:
         self._bounds = bounds
         self.replicas = replicas
         self.timeout = timeout
-        self._tls = tls
-        # Replicas that have answered a connection attempt.
-        self._known: set[int] = set()
+        self._failover = Failover(replicas, tls)
 
     @property
     def address(self) -> str:
@@ -144,7 +129,7 @@ class ServiceCalls:
         if self._hedge_after is None or not _may_be_hit(request):
             second_request = None
         is_raced = second_request is not None
-        yield from self._refuse_silence(route)
+        yield from self._failover.refuse_silence(route)
         first = yield Start("Compile", data, retry_budget.left(), route.place, is_raced)
         return CompileCall(data, retry_budget, route, first, second_request)
 
@@ -188,7 +173,7 @@ class ServiceCalls:
     def open_batch(self, requests: Iterator[bytes], count: int, route: Route) -> Flow[Call]:
         """Start a stream of compiles; each may take as long as a single call."""
         seconds = self.timeout * max(1, count)
-        yield from self._refuse_silence(route)
+        yield from self._failover.refuse_silence(route)
         call: Call = yield Open("CompileBatch", requests, seconds, route.place)
         return call
 
@@ -199,7 +184,7 @@ class ServiceCalls:
             ServiceError: The stream as a whole failed.
             ProtocolError: An answer is malformed.
         """
-        with self._errors(route):
+        with self._failover.errors(route):
             data = yield Next(call)
         if data is None:
             return None
@@ -241,7 +226,7 @@ class ServiceCalls:
                 if download.received and not resumed and error.retry_after is None:
                     resumed = True
                     continue
-                yield from self._find_another(error, retry_budget, route)
+                yield from self._failover.find_another(error, retry_budget, route)
                 # Another replica may have built it itself, into other bytes.
                 if self.replicas.are_several:
                     download, resumed = Download(request, self._bounds, on_progress), False
@@ -257,7 +242,7 @@ class ServiceCalls:
         call: Call = yield Open("GetArtifact", wanted.SerializeToString(), seconds, route.place)
         download.begin()
         try:
-            with self._errors(route):
+            with self._failover.errors(route):
                 while (part := (yield Next(call))) is not None:
                     download.take(_parsed(pb.GetArtifactResponse, part))
         finally:
@@ -277,7 +262,7 @@ class ServiceCalls:
             return self._ask("FindMissingBlobs", request, pb.FindMissingBlobsResponse, route)
 
         def send(chunks: Iterator[bytes]) -> Flow[pb.UploadBlobsResponse]:
-            with self._errors(route):
+            with self._failover.errors(route):
                 data = yield Send("UploadBlobs", chunks, seconds, route.place)
             return _parsed(pb.UploadBlobsResponse, data)
 
@@ -322,10 +307,10 @@ class ServiceCalls:
         """The answer to a call, which is retried while the server refuses it for now."""
         call = first
         if call is None:
-            yield from self._refuse_silence(route)
+            yield from self._failover.refuse_silence(route)
         while True:
             try:
-                with self._errors(route):
+                with self._failover.errors(route):
                     if call is None:
                         call = yield Start(method, request, retry_budget.left(), route.place)
                     data = yield Finish(call)
@@ -334,100 +319,8 @@ class ServiceCalls:
             except OverloadedError as refusal:
                 yield from retry_budget.wait(refusal)
             except UnavailableError as error:
-                yield from self._find_another(error, retry_budget, route)
+                yield from self._failover.find_another(error, retry_budget, route)
             call = None
-
-    def _refuse_silence(self, route: Route) -> Flow[None]:
-        """Before the first call to a server that does not answer a connection attempt.
-
-        gRPC would wait for the end of the attempt, see `channel`. Another replica is chosen.
-
-        Raises:
-            UnavailableError: There is no other server; says why this one does not answer.
-        """
-        while route.place.replica not in self._known:
-            is_reached = yield AwaitConnection(_SILENT_SECONDS, route.place)
-            if not is_reached and not is_through_a_proxy():
-                if route.move():
-                    continue
-                if self.replicas.are_several:
-                    return  # the call itself finds out
-                reason = yield Offload(partial(diagnose, self.address, self._tls))
-                if reason is not None:
-                    raise UnavailableError(reason, code="UNAVAILABLE")
-            self._known.add(route.place.replica)
-
-    def _find_another(
-        self, error: UnavailableError, retry_budget: RetryBudget, route: Route
-    ) -> Flow[None]:
-        """Choose where a call goes next after a replica failed, or wait for one.
-
-        Raises:
-            UnavailableError: No replica answers.
-        """
-        if retry_budget.left() and route.move():
-            return
-        if error.retry_after is not None:
-            # A starting or stopping server sends a retry delay.
-            yield from retry_budget.wait(error)
-            route.start_over()
-        elif (pause := route.next_round()) is not None and pause < retry_budget.left():
-            yield Pause(pause)
-        else:
-            yield from self._diagnose(error, retry_budget, route)
-
-    def _diagnose(
-        self, error: UnavailableError, retry_budget: RetryBudget, route: Route
-    ) -> Flow[None]:
-        """Find out why no call reaches a server; return if one can be reached again.
-
-        Raises:
-            UnavailableError: None can; says why, if that can be found.
-        """
-        cause = error.__cause__
-        addresses = self.replicas.addresses
-        if not self.replicas.are_several:
-            details = (cause.details() or "") if isinstance(cause, grpc.RpcError) else ""
-            is_explained = not_a_server(self.address, printable(details)) is not None
-            if is_explained or grpc_status.is_from_server(cause) or error.code != "UNAVAILABLE":
-                raise error
-        reasons = yield Offload(partial(diagnose_each, addresses, self._tls))
-        if None in reasons and (pause := route.extra_round()) and pause < retry_budget.left():
-            # It has just come back, and gRPC will notice when it next connects.
-            yield Pause(pause)
-            return
-        reason = in_one_sentence(addresses, reasons)
-        if reason is None:
-            reason = (
-                f"the connection to {self.address} broke or was not established in time, but the "
-                f"server can be reached now; try again (details: {error.reason})"
-            )
-        raise UnavailableError(reason, code=error.code) from error
-
-    @contextlib.contextmanager
-    def _errors(self, route: Route) -> Iterator[None]:
-        """Converts gRPC's errors into this package's errors."""
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise self._service_error(error, route.address) from error
-
-    def _service_error(self, error: grpc.RpcError, address: str) -> ServiceError:
-        """The server's error; for gRPC's own errors, with a message that says what to do."""
-        code, details = error.code(), error.details() or ""
-        if grpc_status.is_from_server(error):
-            return grpc_status.to_error(error)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            message = (
-                f"the server at {address} did not answer within the timeout of the call; "
-                "allow more with timeout= (--timeout, LAZYFX_TIMEOUT)"
-            )
-            return TimedOutError(message, code=code.name)
-        if other := not_a_server(address, printable(details)):
-            return UnavailableError(other, code=code.name)
-        if code in _BROKEN and self.replicas.are_several:
-            return UnavailableError(printable(details), code=code.name)
-        return grpc_status.to_error(error)
 
 
 def _may_be_hit(request: pb.CompileRequest) -> bool:
