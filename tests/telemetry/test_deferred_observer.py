@@ -1,10 +1,18 @@
-"""What happened is told after the answer, in order, and never lost."""
+"""What happened is told after the answer, merged where only sums count, and never lost."""
 
 from __future__ import annotations
 
 import asyncio
 
-from lazyfx_server.telemetry import DeferredObserver, Event, LookupMade, Observers, Reused
+from lazyfx_server.telemetry import (
+    DeferredObserver,
+    Event,
+    LookupMade,
+    Observers,
+    OverheadSpent,
+    RequestHandled,
+    Reused,
+)
 
 
 class Recorder:
@@ -12,25 +20,69 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.heard = asyncio.Event()
 
     def observe(self, event: Event) -> None:
         """Keep it."""
         self.events.append(event)
+        self.heard.set()
 
 
-def test_events_are_told_in_order_when_the_caller_is_done() -> None:
+def test_events_are_told_when_the_caller_is_done() -> None:
     async def main() -> None:
         recorder = Recorder()
         later = DeferredObserver(recorder)
-        told: list[Event] = [LookupMade("hit"), Reused(1.0), LookupMade("hit")]
-        for event in told:
-            later.observe(event)
+        later.observe(LookupMade("hit"))
         assert recorder.events == []
-        await asyncio.sleep(0)
-        assert recorder.events == told
-        later.observe(told[0])
-        await asyncio.sleep(0)
-        assert recorder.events == [*told, told[0]]
+        await asyncio.wait_for(recorder.heard.wait(), 60)
+        recorder.heard.clear()
+        later.observe(LookupMade("joined"))
+        await asyncio.wait_for(recorder.heard.wait(), 60)
+        assert recorder.events == [LookupMade("hit"), LookupMade("joined")]
+
+    asyncio.run(main())
+
+
+def test_whoever_reads_the_counts_has_all_events_told_first_and_each_once() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        later = DeferredObserver(recorder)
+        later.observe(LookupMade("hit"))
+        later.settle()
+        assert recorder.events == [LookupMade("hit")]
+        later.settle()
+        await asyncio.sleep(0.1)
+        assert recorder.events == [LookupMade("hit")]
+
+    asyncio.run(main())
+
+
+def test_only_events_that_add_to_the_same_sums_are_merged() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        later = DeferredObserver(recorder)
+        for tenant in ("a", "b", "a"):
+            later.observe(LookupMade("hit", tenant=tenant))
+            later.observe(Reused(0.5, tenant))
+            later.observe(OverheadSpent("key", 0.25, tenant))
+            later.observe(RequestHandled("Compile", "OK", 0.125))
+        later.observe(LookupMade("miss", "new_graph", "a"))
+        later.settle()
+        assert sorted(map(repr, recorder.events)) == sorted(
+            map(
+                repr,
+                [
+                    LookupMade("hit", tenant="a", count=2),
+                    LookupMade("hit", tenant="b"),
+                    LookupMade("miss", "new_graph", "a"),
+                    Reused(1.0, "a"),
+                    Reused(0.5, "b"),
+                    OverheadSpent("key", 0.5, "a"),
+                    OverheadSpent("key", 0.25, "b"),
+                    *[RequestHandled("Compile", "OK", 0.125)] * 3,
+                ],
+            )
+        )
 
     asyncio.run(main())
 
@@ -46,7 +98,7 @@ def test_an_observer_that_fails_takes_nothing_from_the_others() -> None:
         later = DeferredObserver(Observers(Failing(), recorder))
         later.observe(LookupMade("hit"))
         later.observe(LookupMade("joined"))
-        await asyncio.sleep(0)
+        later.settle()
         assert recorder.events == [LookupMade("hit"), LookupMade("joined")]
 
     asyncio.run(main())

@@ -20,7 +20,7 @@ from lazyfx_server.settings.limits import RequestLimits
 
 # Maximum resolved requests without a graph in the cache.
 _KNOWN_REQUESTS = 4096
-_TOKEN_BYTES = 32
+TOKEN_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,10 @@ class RequestReader:
         return known
 
     def _recall(self, request: pb.CompileRequest, tenant: Tenant) -> ResolvedRequest:
-        if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
+        if len(request.ListFields()) != 1 or len(request.request_token) != TOKEN_BYTES:
             raise InvalidRequestError.of_field(
                 "request_token",
-                f"must have {_TOKEN_BYTES} bytes, and replaces the whole request; "
+                f"must have {TOKEN_BYTES} bytes, and replaces the whole request; "
                 "leave every other field unset",
             )
         known: ResolvedRequest | None = self._known.get(request.request_token)
