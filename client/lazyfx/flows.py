@@ -140,6 +140,19 @@ class Offload:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitConnection:
+    """Wait until the connection is established or has failed; the result is whether either was.
+
+    Attributes:
+        seconds: How long to wait.
+        place: The replica.
+    """
+
+    seconds: float
+    place: Place = ONLY_PLACE
+
+
+@dataclass(frozen=True, slots=True)
 class Locked:
     """Run a flow under a lock of the driver's kind; the result is the flow's."""
 
@@ -147,5 +160,7 @@ class Locked:
     flow: Flow[Any]
 
 
-Step: TypeAlias = "Start | Finish | First | Open | Next | Send | Pause | Offload | Locked"
+Step: TypeAlias = (
+    "Start | Finish | First | Open | Next | Send | Pause | Offload | AwaitConnection | Locked"
+)
 Flow: TypeAlias = Generator[Step, Any, Result]

@@ -36,7 +36,7 @@ _END_SECONDS = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a server until it is told to stop.
+    """Run a server until a signal stops it.
 
     Args:
         arguments: Command-line flags; `sys.argv` by default.

@@ -217,6 +217,13 @@ def unused_address() -> str:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.parametrize("balance", ["round_robin", "ring_hash"])
+def test_a_name_for_several_servers(replicas: list[RunningServer], balance: str) -> None:
+    port = replicas[0].address.rpartition(":")[2]
+    with lazyfx.connect(f"dns:///localhost:{port}", balance=balance) as client:
+        assert torch.equal(client.compile(graph_of(500), [DCE])(X), X * 1000)
+
+
 def test_an_absent_replica_costs_no_error(replicas: list[RunningServer]) -> None:
     with lazyfx.connect(f"{unused_address()},{replicas[0].address}") as client:
         assert client.is_ready(60)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -12,10 +12,11 @@ import grpc
 import grpc.aio
 
 from lazyfx.calls import forking
-from lazyfx.calls.channel import CLOSED_MEANWHILE, open_async_channel
+from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_async_channel
 from lazyfx.calls.connections import Connections
 from lazyfx.errors import ClosedError
 from lazyfx.flows import (
+    AwaitConnection,
     Finish,
     First,
     Flow,
@@ -63,8 +64,18 @@ class AsyncDriver:
 
     async def is_ready(self, seconds: float) -> bool:
         """Whether a connection to a server can be established within that many seconds."""
+        states = (grpc.ChannelConnectivity.READY,)
+        return await self._reach(self._connections.channels, states, seconds)
+
+    async def _reach(
+        self,
+        channels: Sequence[grpc.aio.Channel],
+        states: Collection[grpc.ChannelConnectivity],
+        seconds: float,
+    ) -> bool:
+        """Whether one of the channels is in one of the states within that many seconds."""
         self._require_open()
-        ready = [asyncio.ensure_future(_wait_until_ready(c)) for c in self._connections.channels]
+        ready = [asyncio.ensure_future(_wait_for_state(c, states)) for c in channels]
         closed = asyncio.ensure_future(self._closing.wait())
         try:
             await asyncio.wait(
@@ -130,6 +141,9 @@ class AsyncDriver:
                 return await self._pause(seconds)
             case Offload(work):
                 return await asyncio.to_thread(work)
+            case AwaitConnection(seconds, place):
+                channel = self._connections.channels[place.replica]
+                return await self._reach([channel], CONNECTED_OR_FAILED, seconds)
             case Locked(lock, flow):
                 async with cast("asyncio.Lock", lock):
                     return await self.run(flow)
@@ -198,10 +212,12 @@ async def _one_by_one(requests: Iterator[bytes], failures: list[Exception]) -> A
         raise
 
 
-async def _wait_until_ready(channel: grpc.aio.Channel) -> None:
+async def _wait_for_state(
+    channel: grpc.aio.Channel, states: Collection[grpc.ChannelConnectivity]
+) -> None:
     while True:
         state = channel.get_state(try_to_connect=True)
-        if state is grpc.ChannelConnectivity.READY:
+        if state in states:
             return
         await channel.wait_for_state_change(state)
 

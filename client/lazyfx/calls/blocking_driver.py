@@ -9,21 +9,21 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any, Final, cast
 
 import grpc
 
 from lazyfx.calls import forking
-from lazyfx.calls.channel import CLOSED_MEANWHILE, open_blocking_channel
+from lazyfx.calls.blocking_calls import BlockingCall, CallFailure, RacedCall, first_done
+from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_blocking_channel
 from lazyfx.calls.connections import Connections
 from lazyfx.errors import ClosedError, LazyfxError
 from lazyfx.flows import (
+    AwaitConnection,
     Finish,
     First,
     Flow,
@@ -93,21 +93,36 @@ class BlockingDriver:
             )
 
     def is_ready(self, seconds: float) -> bool:
-        """Whether a connection to the server can be established within that many seconds."""
+        """Whether a connection to a server can be established within that many seconds."""
+        states = (grpc.ChannelConnectivity.READY,)
+        return self._reach(self._connections.channels, states, seconds)
+
+    def _reach(
+        self,
+        channels: Sequence[grpc.Channel],
+        states: Collection[grpc.ChannelConnectivity],
+        seconds: float,
+    ) -> bool:
+        """Whether one of the channels is in one of the states within that many seconds."""
         self.require_open()
         end = time.monotonic() + seconds
-        ready = [grpc.channel_ready_future(channel) for channel in self._connections.channels]
+        reached = threading.Event()
+
+        def note(state: grpc.ChannelConnectivity) -> None:
+            if state in states:
+                reached.set()
+
+        for channel in channels:
+            channel.subscribe(note, try_to_connect=True)
         try:
-            while (left := end - time.monotonic()) > 0:
-                if any(future.done() for future in ready):
-                    return True
-                with suppress(grpc.FutureTimeoutError):
-                    ready[0].result(min(left, _LOOK_SECONDS / (1 if len(ready) == 1 else 5)))
+            while not reached.wait(max(0.0, min(end - time.monotonic(), _LOOK_SECONDS))):
+                if time.monotonic() >= end:
+                    return False
                 self.require_open()
-            return any(future.done() for future in ready)
         finally:
-            for future in ready:
-                future.cancel()
+            for channel in channels:
+                channel.unsubscribe(note)
+        return True
 
     def run(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end, in this thread.
@@ -144,19 +159,22 @@ class BlockingDriver:
             case Start(method, request, seconds, place):
                 return self._open(method, request, seconds, place)
             case Finish(call):
-                return cast("_Call | _RacedCall", call).finish()
+                return cast("BlockingCall | RacedCall", call).finish()
             case First(calls, seconds):
-                return _first_done(cast("Sequence[_RacedCall]", calls), seconds)
+                return first_done(cast("Sequence[RacedCall]", calls), seconds)
             case Open(method, requests, seconds, place):
                 return self._open(method, requests, seconds, place)
             case Next(call):
-                return cast("_Call", call).read()
+                return cast("BlockingCall", call).read()
             case Send():
                 return self._send(step)
             case Pause(seconds):
                 self._closing.wait(seconds)
             case Offload(work):
                 return _in_thread(work)
+            case AwaitConnection(seconds, place):
+                channel = self._connections.channels[place.replica]
+                return self._reach([channel], CONNECTED_OR_FAILED, seconds)
             case Locked(lock, flow):
                 with cast("threading.Lock", lock):
                     return self.run(flow)
@@ -175,16 +193,16 @@ class BlockingDriver:
 
     def _open(
         self, method: str, requests: bytes | Iterator[bytes], seconds: float, place: Place
-    ) -> _Call:
+    ) -> BlockingCall:
         failures: list[Exception] = []
         if not isinstance(requests, bytes):
             requests = _collect_failures(requests, failures)
         start = self._connections.method(method, place)
-        return _Call(self._begin(start, requests, seconds, place), failures)
+        return BlockingCall(self._begin(start, requests, seconds, place), failures)
 
-    def _start_raced(self, step: Start) -> _RacedCall:
+    def _start_raced(self, step: Start) -> RacedCall:
         start = self._connections.unary_method(step.method, step.place).future
-        return _RacedCall(self._begin(start, step.request, step.seconds, step.place))
+        return RacedCall(self._begin(start, step.request, step.seconds, step.place))
 
     def _send(self, step: Send) -> bytes | None:
         failures: list[Exception] = []
@@ -196,116 +214,14 @@ class BlockingDriver:
         except (grpc.RpcError, grpc.FutureCancelledError):
             if failures:  # gRPC ends a call whose requests end with an error
                 raise failures.pop() from None
-            raise _Failure(call) from None
+            raise CallFailure(call) from None
         finally:
             call.cancel()
-
-
-class _RacedCall:
-    """A call that a thread of gRPC completes, so that several can be waited for at a time.
-
-    Args:
-        call: The call, which is also a future.
-    """
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-        self.cancel: Callable[[], object] = call.cancel
-
-    def when_done(self, act: Callable[[], None]) -> None:
-        """Act once the call has ended."""
-        self._call.add_done_callback(lambda _: act())
-
-    def finish(self) -> bytes | None:
-        """The response."""
-        try:
-            return cast("bytes | None", self._call.result())
-        except (grpc.RpcError, grpc.FutureCancelledError):  # the latter for the status CANCELLED
-            raise _Failure(self._call) from None
-
-
-def _first_done(calls: Sequence[_RacedCall], seconds: float | None) -> int | None:
-    """The index of the first call that has ended; None if none has after these seconds."""
-    ended: SimpleQueue[int] = SimpleQueue()
-    for i, call in enumerate(calls):
-        call.when_done(partial(ended.put, i))
-    with suppress(Empty):
-        return ended.get(timeout=seconds)
-    return None
 
 
 def _close_all(channels: Sequence[grpc.Channel]) -> None:
     for channel in channels:
         channel.close()
-
-
-class _Call:
-    """A call in progress, driven by the thread that waits for it.
-
-    Args:
-        call: The call.
-        failures: Receives the exception that its requests end with, if any.
-    """
-
-    def __init__(self, call: Any, failures: list[Exception]) -> None:
-        self._call = call
-        self._failures = failures
-        self._is_released = False
-
-    def read(self) -> bytes | None:
-        """The next response; None at the end."""
-        try:
-            return cast("bytes | None", next(self._call, None))
-        except grpc.RpcError as error:
-            if self._failures:  # gRPC ends a call whose requests end with an error
-                raise self._failures.pop() from None
-            raise _Failure(error) from None
-        except BaseException:  # Ctrl-C: gRPC has released the call
-            self._is_released = True
-            raise
-
-    def finish(self) -> bytes | None:
-        """The only response; None if there are none or several."""
-        try:
-            answer = self.read()
-            return answer if self.read() is None else None
-        finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Cancel the call unless it has ended, and release its resources."""
-        self._call.cancel()
-        is_released, self._is_released = self._is_released, True
-        if is_released:
-            return
-        # gRPC keeps a single-threaded call until all its events have been read. Neither name is
-        # public; a gRPC without them keeps 22 KiB of each abandoned call.
-        read = getattr(self._call, "_consume_next_event", None)
-        state = getattr(self._call, "_state", None)
-        while read is not None and getattr(state, "due", None):
-            read()
-
-
-class _Failure(grpc.RpcError):
-    """The failure of a call. gRPC raises the call object itself, which references its waiters."""
-
-    def __init__(self, call: Any) -> None:
-        super().__init__()
-        self._code, self._details = call.code(), call.details()
-        self._trailing_metadata = call.trailing_metadata()
-        call.__traceback__ = None
-
-    def code(self) -> grpc.StatusCode:
-        """The status code."""
-        return cast("grpc.StatusCode", self._code)
-
-    def details(self) -> str | None:
-        """The message of the status."""
-        return cast("str | None", self._details)
-
-    def trailing_metadata(self) -> Any:
-        """The trailing metadata."""
-        return self._trailing_metadata
 
 
 _sending = threading.local()

@@ -16,6 +16,11 @@ from lazyfx.trust.access import Tls
 from lazyfx.trust.credentials import read_file
 from lazyfx.v1 import compiler_pb2 as pb
 
+CONNECTED_OR_FAILED: Final = (
+    grpc.ChannelConnectivity.READY,
+    grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+    grpc.ChannelConnectivity.SHUTDOWN,
+)
 CLOSED_MEANWHILE = "the client was closed while this call was waiting"
 
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -58,9 +63,6 @@ _SHARED: Sequence[tuple[str, str | int]] = (
     ("grpc.enable_retries", 1),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-    # A restarted server is found within about two seconds, however long it was down.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # By default, channels of one process to one server share their connections.
@@ -70,6 +72,9 @@ _SHARED: Sequence[tuple[str, str | int]] = (
 _OPTIONS: Sequence[tuple[str, str | int]] = (
     *_SHARED,
     ("grpc.service_config", json.dumps(_ONE_SERVER)),
+    # A restarted server is found within about two seconds, however long it was down.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     # Limit for one connection attempt: lost packets are sent again after 1, 3 and 7 s.
     ("grpc.min_reconnect_backoff_ms", 10_000),
     # A dead peer is noticed within a minute, also between calls.
@@ -79,6 +84,9 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
 # Another replica can answer, so one that does not is given up earlier.
 _OF_REPLICAS: Sequence[tuple[str, str | int]] = (
     *_SHARED,
+    # Sooner, because the next replica may be the next to restart.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 5_000),

@@ -33,14 +33,18 @@ _START = "start one with `lazyfx serve`, or set another address (LAZYFX_ADDRESS,
 _USE_TLS = "connect with tls=lazyfx.Tls(ca=...) or tls=True (LAZYFX_CA)"
 
 
-def diagnose_each(addresses: Sequence[str], tls: Tls | None) -> str | None:
-    """Find out why no call reaches any of these servers, in one sentence; see `diagnose`."""
+def diagnose_each(addresses: Sequence[str], tls: Tls | None) -> list[str | None]:
+    """Find out why no call reaches each of these servers; see `diagnose`."""
     if len(addresses) == 1:
-        return diagnose(addresses[0], tls)
+        return [diagnose(addresses[0], tls)]
     with ThreadPoolExecutor(_AT_A_TIME) as threads:
-        reasons = list(threads.map(partial(diagnose, tls=tls), addresses))
-    if not any(reasons):
-        return None
+        return list(threads.map(partial(diagnose, tls=tls), addresses))
+
+
+def in_one_sentence(addresses: Sequence[str], reasons: Sequence[str | None]) -> str | None:
+    """What `diagnose_each` found; None if nothing is wrong with any."""
+    if len(addresses) == 1 or not any(reasons):
+        return reasons[0]
     shown = [
         f"{address}: {reason or 'can be reached now'}"
         for address, reason in zip(addresses, reasons, strict=True)
@@ -81,11 +85,18 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
         if tls is not None:
             return _diagnose_tls(connection, address, host, tls)
         answer = _first_bytes(connection)
+    if answer is None:
+        return _silent(address)
     if answer[3:4] == bytes([_SETTINGS_FRAME]):
         return None
     if answer.startswith(_TLS_ALERT) or (answer == b"" and _speaks_tls(host, int(port))):
         return f"the server at {address} speaks TLS, but this client does not; {_USE_TLS}"
     return _another_program(address) if answer else _silent(address)
+
+
+def is_through_a_proxy() -> bool:
+    """Whether gRPC may connect through a proxy, which the probes do not."""
+    return any(os.environ.get(name) for name in _PROXY_VARIABLES)
 
 
 def not_a_server(address: str, details: str) -> str | None:
@@ -118,11 +129,16 @@ def _through_a_file(address: str) -> str | None:
     return None
 
 
-def _first_bytes(connection: socket.socket) -> bytes:
-    """The first bytes of the answer to an HTTP/2 client; empty if there is no answer."""
+def _first_bytes(connection: socket.socket) -> bytes | None:
+    """The first bytes of the answer to an HTTP/2 client.
+
+    Empty if the connection was closed instead; None if nothing came.
+    """
     try:
         connection.sendall(_GREETING)
         return connection.recv(16)
+    except TimeoutError:
+        return None
     except OSError:
         return b""
 

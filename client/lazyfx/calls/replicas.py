@@ -33,6 +33,10 @@ _TRIES_OF_A_NAME: Final = 3
 # How often all replicas are tried before a call fails, and the first pause between.
 _MAX_ROUNDS: Final = 4
 _FIRST_PAUSE_SECONDS: Final = 0.1
+# Further rounds while a server can be reached, and the pause before each: longer together than gRPC
+# waits before it connects again.
+_EXTRA_ROUNDS: Final = 4
+_EXTRA_PAUSE_SECONDS: Final = 0.5
 # The modules of which a client remembers the replica that compiled them.
 _MAX_HOMES: Final = 4096
 
@@ -152,6 +156,7 @@ class Route:
         self._places = places
         self._at = 0
         self._rounds_left = _MAX_ROUNDS if replicas.are_several else 0
+        self._extra_rounds_left = _EXTRA_ROUNDS if replicas.are_several else 0
         self._pause = _FIRST_PAUSE_SECONDS
         self.place = places[0]
 
@@ -191,6 +196,14 @@ class Route:
         self.start_over()
         pause, self._pause = self._pause, 2 * self._pause
         return pause * (0.8 + 0.4 * random.random())  # noqa: S311 - spreads load only
+
+    def extra_round(self) -> float | None:
+        """Begin a round because a server can be reached again; the seconds to pause, or None."""
+        if not self._extra_rounds_left:
+            return None
+        self._extra_rounds_left -= 1
+        self.start_over()
+        return _EXTRA_PAUSE_SECONDS
 
     def answered(self) -> None:
         """The replica answered."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Final, NoReturn, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message
 
-from lazyfx.calls.diagnosing import diagnose_each, not_a_server
+from lazyfx.calls.failover import Failover
 from lazyfx.calls.replicas import Replicas, Route
 from lazyfx.calls.retries import RetryBudget
 from lazyfx.calls.uploading import Progress, upload
@@ -19,16 +18,13 @@ from lazyfx.capture.blob import Blob
 from lazyfx.errors import (
     OverloadedError,
     ProtocolError,
-    ServiceError,
-    TimedOutError,
     UnavailableError,
 )
-from lazyfx.flows import Call, Finish, First, Flow, Next, Offload, Open, Pause, Send, Start
-from lazyfx.shared import grpc_status
+from lazyfx.flows import Call, Finish, First, Flow, Next, Open, Send, Start
 from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.shared.answers.downloads import Download, OnProgress
 from lazyfx.shared.answers.responses import check_response
-from lazyfx.shared.printable import make_printable, printable
+from lazyfx.shared.printable import make_printable
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
@@ -41,16 +37,6 @@ _MAX_TEXT: Final = 65_536
 # Between two answers of a stream, one whole compile may pass; uploads are expected to send at least
 # this many bytes a second.
 _SLOWEST_UPLOAD: Final = 128 * 1024
-# What gRPC itself says of a server that dies or stops while it answers. Every call is safe to
-# repeat: compiles are keyed by content, uploads by digest.
-_BROKEN: Final = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
 
 
 class CompileCall:
@@ -108,7 +94,7 @@ class ServiceCalls:
         self._bounds = bounds
         self.replicas = replicas
         self.timeout = timeout
-        self._tls = tls
+        self._failover = Failover(replicas, tls)
 
     @property
     def address(self) -> str:
@@ -134,6 +120,7 @@ class ServiceCalls:
         if self._hedge_after is None or not _may_be_hit(request):
             second_request = None
         is_raced = second_request is not None
+        yield from self._failover.refuse_silence(route)
         first = yield Start("Compile", data, retry_budget.left(), route.place, is_raced)
         return CompileCall(data, retry_budget, route, first, second_request)
 
@@ -177,6 +164,7 @@ class ServiceCalls:
     def open_batch(self, requests: Iterator[bytes], count: int, route: Route) -> Flow[Call]:
         """Start a stream of compiles; each may take as long as a single call."""
         seconds = self.timeout * max(1, count)
+        yield from self._failover.refuse_silence(route)
         call: Call = yield Open("CompileBatch", requests, seconds, route.place)
         return call
 
@@ -187,7 +175,7 @@ class ServiceCalls:
             ServiceError: The stream as a whole failed.
             ProtocolError: An answer is malformed.
         """
-        with self._errors(route):
+        with self._failover.errors(route):
             data = yield Next(call)
         if data is None:
             return None
@@ -229,7 +217,7 @@ class ServiceCalls:
                 if download.received and not resumed and error.retry_after is None:
                     resumed = True
                     continue
-                yield from self._find_another(error, retry_budget, route)
+                yield from self._failover.find_another(error, retry_budget, route)
                 # Another replica may have built it itself, into other bytes.
                 if self.replicas.are_several:
                     download, resumed = Download(request, self._bounds, on_progress), False
@@ -245,7 +233,7 @@ class ServiceCalls:
         call: Call = yield Open("GetArtifact", wanted.SerializeToString(), seconds, route.place)
         download.begin()
         try:
-            with self._errors(route):
+            with self._failover.errors(route):
                 while (part := (yield Next(call))) is not None:
                     download.take(_parsed(pb.GetArtifactResponse, part))
         finally:
@@ -265,7 +253,7 @@ class ServiceCalls:
             return self._ask("FindMissingBlobs", request, pb.FindMissingBlobsResponse, route)
 
         def send(chunks: Iterator[bytes]) -> Flow[pb.UploadBlobsResponse]:
-            with self._errors(route):
+            with self._failover.errors(route):
                 data = yield Send("UploadBlobs", chunks, seconds, route.place)
             return _parsed(pb.UploadBlobsResponse, data)
 
@@ -309,9 +297,11 @@ class ServiceCalls:
     ) -> Flow[Answer]:
         """The answer to a call, which is retried while the server refuses it for now."""
         call = first
+        if call is None:
+            yield from self._failover.refuse_silence(route)
         while True:
             try:
-                with self._errors(route):
+                with self._failover.errors(route):
                     if call is None:
                         call = yield Start(method, request, retry_budget.left(), route.place)
                     data = yield Finish(call)
@@ -320,69 +310,8 @@ class ServiceCalls:
             except OverloadedError as refusal:
                 yield from retry_budget.wait(refusal)
             except UnavailableError as error:
-                yield from self._find_another(error, retry_budget, route)
+                yield from self._failover.find_another(error, retry_budget, route)
             call = None
-
-    def _find_another(
-        self, error: UnavailableError, retry_budget: RetryBudget, route: Route
-    ) -> Flow[None]:
-        """Choose where a call goes next after a replica failed, or wait for one.
-
-        Raises:
-            UnavailableError: No replica answers.
-        """
-        if retry_budget.left() and route.move():
-            return
-        if error.retry_after is not None:
-            # A starting or stopping server sends a retry delay.
-            yield from retry_budget.wait(error)
-            route.start_over()
-        elif (pause := route.next_round()) is not None and pause < retry_budget.left():
-            yield Pause(pause)
-        else:
-            yield from self._raise_with_diagnosis(error)
-
-    def _raise_with_diagnosis(self, error: UnavailableError) -> Flow[NoReturn]:
-        """Raise the error, with the reason why no call reaches the server if it can be found."""
-        cause = error.__cause__
-        addresses = self.replicas.addresses
-        if not self.replicas.are_several:
-            details = (cause.details() or "") if isinstance(cause, grpc.RpcError) else ""
-            is_explained = not_a_server(self.address, printable(details)) is not None
-            if is_explained or grpc_status.is_from_server(cause) or error.code != "UNAVAILABLE":
-                raise error
-        reason = yield Offload(partial(diagnose_each, addresses, self._tls))
-        if reason is None:
-            reason = (
-                f"the connection to {self.address} broke or was not established in time, but the "
-                f"server can be reached now; try again (details: {error.reason})"
-            )
-        raise UnavailableError(reason, code=error.code) from error
-
-    @contextlib.contextmanager
-    def _errors(self, route: Route) -> Iterator[None]:
-        """Converts gRPC's errors into this package's errors."""
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise self._service_error(error, route.address) from error
-
-    def _service_error(self, error: grpc.RpcError, address: str) -> ServiceError:
-        """The server's error; for gRPC's own errors, with a message that says what to do."""
-        code, details = error.code(), error.details() or ""
-        if grpc_status.is_from_server(error):
-            return grpc_status.to_error(error)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            message = (
-                f"the server at {address} did not answer within the timeout of the call; "
-                "allow more with timeout= (--timeout, LAZYFX_TIMEOUT)"
-            )
-            return TimedOutError(message, code=code.name)
-        if other := not_a_server(address, printable(details)):
-            return UnavailableError(other, code=code.name)
-        if code in _BROKEN and self.replicas.are_several:
-            return UnavailableError(printable(details), code=code.name)
-        return grpc_status.to_error(error)
 
 
 def _may_be_hit(request: pb.CompileRequest) -> bool:

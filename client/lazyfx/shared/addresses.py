@@ -39,11 +39,6 @@ def server_address(given: str | None = None) -> str:
         AddressError: It is not the address of a server, nor a list of them.
     """
     if given is not None:
-        if isinstance(given, (list, tuple)):
-            raise AddressError(
-                f"{_shown(given)} is a {type(given).__name__}; write several addresses as one "
-                f"text: {_LIST_EXAMPLE}"
-            )
         if not isinstance(given, str):
             raise _invalid_address(given)
         return read_addresses(given)
@@ -164,6 +159,11 @@ def _is_ipv6(text: str) -> bool:
 
 
 def _invalid_address(text: object) -> AddressError:
+    if isinstance(text, list | tuple):
+        return AddressError(
+            f"{_shown(text)} is a {type(text).__name__}; write several addresses as one text: "
+            f"{_LIST_EXAMPLE}"
+        )
     if isinstance(text, str) and any(mark in text.strip() for mark in " ;|"):
         return AddressError(
             f"{_shown(text)} is not a server address; use {_EXAMPLES}, or several: {_LIST_EXAMPLE}"

@@ -13,6 +13,9 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
+from lazyfx_server.compiling.flights.leased_flight import Work
+from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.forwarding.answers import is_about_leader
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.forwarding.upstream_keys import has_expired
@@ -21,17 +24,21 @@ from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
-from lazyfx_server.compiling.single_flight import Flight, Landing, Outcome, SingleFlight
-from lazyfx_server.compiling.stored_artifacts import StoredArtifacts
+from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, ModuleNotFoundInCacheError
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
+from lazyfx_server.jobs.native.progress import progress_of
 from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import ArtifactServed, FlightAbandoned, Observer, RecompilesPerformed
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
+
+# Before any has been measured.
+_USUAL_SECONDS = 1.0
+_USUAL_NATIVE_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,7 @@ class Artifacts:
         native: Compiles native artifacts.
         quotas: Quotas of tenants.
         costs: Records the cost of code generation per graph.
+        fleet: Flights of the servers that share a store.
         max_source_bytes: Bound on the source of a module.
         forwarding: Asks the upstream before anything is made here; None without one.
     """
@@ -107,6 +115,7 @@ class Artifacts:
         native: NativeCompiles,
         quotas: Quotas,
         costs: CodegenCosts,
+        fleet: FleetFlights,
         max_source_bytes: int,
         forwarding: Forwarding | None = None,
     ) -> None:
@@ -118,6 +127,7 @@ class Artifacts:
         self._native = native
         self._quotas = quotas
         self._costs = costs
+        self._fleet = fleet
         self._max_source_bytes = max_source_bytes
         self._forwarding = forwarding
         # Of native artifacts that the upstream compiles, by place.
@@ -208,7 +218,7 @@ class Artifacts:
     ) -> pb.ArtifactSignature:
         """The signature of the upstream while it is valid, for callers who know only its key."""
         if self._forwarding is not None and record.HasField("upstream"):
-            keys, digest = self._forwarding.upstream_keys, record.digest.sha256
+            keys, digest = self._forwarding.keys, record.digest.sha256
             if keys.is_current(record.upstream, digest, module.key, kind):
                 return record.upstream
         return record.signature
@@ -219,24 +229,48 @@ class Artifacts:
         module = self._catalog.in_memory(tenant, request.module_key)
         key = request.module_key if module is None else module.own_digest
         place = artifact_digest(key, request.kind, variant)
-        return self._progress.get(place) or self._native.progress(place)
+        if (told := self._progress.get(place)) is not None:
+            return told
+        # Made here, or on a server that this one waits for.
+        if note := self._fleet.note(artifact_key(place)):
+            return progress_of(note)
+        return self._native.progress(place)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("render", outcome))
 
     async def _find_or_make(self, resolved: _ResolvedRequest, flight: Flight[_Found]) -> _Found:
         module, kind = resolved.module, resolved.message.kind
-        found = await self._stored.find(resolved.place(kind), module, kind)
-        if found is not None and not self._is_outdated(found):
+        place, native = resolved.place(kind), resolved.kind.maker == "native"
+        find = partial(self._find, resolved)
+        if found := await find():
             return _Found(found)
-        if made := await self._ask_upstream(resolved, flight):
-            return made
-        if found is not None:
-            return _Found(found)
-        graph = graph_pb2.CompiledGraph.FromString(await self._stored.graph(module))
-        if resolved.kind.maker == "native":
-            return await self._make_native(resolved, graph, flight)
-        return await self._render(resolved, graph, flight)
+        work = Work(
+            artifact_key(place),
+            "render",
+            kind_name(kind),
+            find,
+            _USUAL_NATIVE_SECONDS if native else _USUAL_SECONDS,
+            lambda: self._native.progress(place).SerializeToString() if native else b"",
+        )
+        async with self._fleet.flight(work, flight) as ours:
+            if ours.found is None:
+                if asked := await self._ask_upstream(resolved, flight):
+                    return asked
+                # One that the upstream can no longer sign is better than none.
+                if found := await self._stored.find(place, module, kind):
+                    return _Found(found)
+                graph = graph_pb2.CompiledGraph.FromString(await self._stored.graph(module))
+                make = self._make_native if native else self._render
+                return await make(resolved, graph, flight)
+        assert ours.found is not None, "found, or made and returned"
+        return _Found(ours.found)
+
+    async def _find(self, resolved: _ResolvedRequest) -> worker.ArtifactRecord | None:
+        """The artifact in the store, unless the upstream has to sign it again."""
+        kind = resolved.message.kind
+        found = await self._stored.find(resolved.place(kind), resolved.module, kind)
+        return None if found is None or self._is_outdated(found) else found
 
     def _is_outdated(self, record: worker.ArtifactRecord) -> bool:
         """Whether what the upstream signed of an artifact has expired, and it can sign it again."""

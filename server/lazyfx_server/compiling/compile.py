@@ -14,6 +14,9 @@ from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
+from lazyfx_server.compiling.flights.leased_flight import Work
+from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.forwarding.answers import is_about_leader
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.forwarding.upstream_keys import has_expired
@@ -29,7 +32,6 @@ from lazyfx_server.compiling.request import (
     ResolvedRequest,
     unknown_token,
 )
-from lazyfx_server.compiling.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import MissingInputsError
 from lazyfx_server.settings.limits import PassLimits, RequestLimits
@@ -50,10 +52,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _FlightResult:
-    """A module, and the reason for the miss unless it was found."""
+    """A module, and the reason for the miss unless it was found.
+
+    Attributes:
+        joined: Another server compiled it, while this flight waited.
+    """
 
     module: CompiledModule
     miss: Miss | None
+    joined: bool = False
 
 
 class Compiler:
@@ -69,6 +76,7 @@ class Compiler:
         limits: Bounds on requests and jobs.
         quotas: Quotas of tenants.
         costs: Measured costs of code generation per graph.
+        fleet: Flights of the servers that share a store.
         plugins: Object references by which workers find plugins.
         forwarding: Asks the upstream before anything is compiled here; None without one.
     """
@@ -86,6 +94,7 @@ class Compiler:
         limits: RequestLimits,
         quotas: Quotas,
         costs: CodegenCosts,
+        fleet: FleetFlights,
         plugins: Sequence[str] = (),
         forwarding: Forwarding | None = None,
     ) -> None:
@@ -99,18 +108,22 @@ class Compiler:
         self._limits = limits
         self._quotas = quotas
         self._costs = costs
+        self._fleet = fleet
         self._plugins = plugins
         self._forwarding = forwarding
         self._flights: SingleFlight[_FlightResult] = SingleFlight(self._on_abandoned)
-        self._reader = RequestReader(limits, pipelines)
+        self._reader = RequestReader(limits, pipelines, store if fleet.shares else None)
 
     @property
     def in_flight(self) -> int:
         """Number of distinct compiles in flight."""
         return len(self._flights)
 
-    async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> pb.CompileResponse:
+    async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> bytes:
         """Serve one request of a tenant.
+
+        Returns:
+            The bytes of a CompileResponse.
 
         Raises:
             InvalidRequestError: A field is wrong.
@@ -122,7 +135,7 @@ class Compiler:
         if not request.skip_cache_lookup:
             module = self._catalog.recent(tenant, resolved.digest)
             if module is not None:
-                return self._hit(module, incoming, resolved)
+                return await self._hit(module, incoming, resolved)
         while True:
             landing = await self._flights.join(
                 resolved.digest, partial(self._find_or_make, incoming, resolved)
@@ -130,23 +143,25 @@ class Compiler:
             if landing.led or not _fares_better_alone(request, landing):
                 break
         found = landing.result()
-        if found.miss is None:
-            return self._hit(found.module, incoming, resolved)
-        if landing.led:
+        if found.miss is None and not found.joined:
+            return await self._hit(found.module, incoming, resolved)
+        if landing.led and not found.joined:
             return found.module.answer(pb.CACHE_STATUS_MISS, found.miss)
         self._observer.observe(LookupMade("joined", tenant=tenant.name))
         self._observer.observe(Reused(found.module.report.seconds, tenant.name))
         return found.module.answer(pb.CACHE_STATUS_JOINED, found.miss)
 
-    def _hit(
+    async def _hit(
         self, module: CompiledModule, incoming: IncomingCompile, resolved: ResolvedRequest
-    ) -> pb.CompileResponse:
+    ) -> bytes:
         whose, spent = module.tenant.name, time.perf_counter() - incoming.arrived
         self._observer.observe(LookupMade("hit", tenant=whose))
         self._observer.observe(Reused(module.report.seconds, whose))
         self._observer.observe(OverheadSpent("key", spent, whose))
-        # A caller that sent the token already has it.
-        return module.hit if incoming.request.request_token else module.hit_with(resolved.token)
+        if incoming.request.request_token:
+            return module.hit  # its caller has the token already
+        await self._reader.keep(incoming, resolved)
+        return module.hit_with(resolved.token)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("compile", outcome))
@@ -162,33 +177,43 @@ class Compiler:
         flight: Flight[_FlightResult],
     ) -> _FlightResult:
         request = incoming.request
-        damaged, outdated = False, None
+        damaged = False
         if not request.skip_cache_lookup:
             found = await self._catalog.find(resolved.tenant, resolved.digest)
             if isinstance(found, CompiledModule) and not self._is_outdated(found):
                 return _FlightResult(found, None)
             if request.request_token:
                 raise unknown_token(request.request_token)
-            if isinstance(found, CompiledModule):
-                outdated = found
-            else:
-                damaged = found.damaged
+            damaged = not isinstance(found, CompiledModule) and found.damaged
         # The flight uses the request until it ends, even if no caller waits any more.
         with incoming.hold:
-            miss = await self._explainer.explain(
-                resolved.key,
-                resolved.pipeline.spelling,
-                skipped=request.skip_cache_lookup,
-                damaged=damaged,
-            )
-            await self._require_blobs(request, resolved.tenant)
-            if self._forwarding is not None:
-                found = await self._ask_upstream(self._forwarding, incoming, resolved, miss, flight)
-                if found is not None:
-                    return found
-            if outdated is not None:
-                return _FlightResult(outdated, None)
-            return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
+            async with self._fleet.flight(self._work(incoming, resolved), flight) as ours:
+                if ours.found is None:
+                    miss = await self._explainer.explain(
+                        resolved.key,
+                        resolved.pipeline.spelling,
+                        skipped=request.skip_cache_lookup,
+                        damaged=damaged,
+                    )
+                    return await self._ask_or_make(incoming, resolved, miss, flight)
+            assert ours.found is not None, "found, or made and returned"
+            return _FlightResult(ours.found, None, joined=True)
+
+    def _work(
+        self, incoming: IncomingCompile, resolved: ResolvedRequest
+    ) -> Work[CompiledModule] | None:
+        """What servers that share a store make once; None for a request that wants its own."""
+        if incoming.request.skip_cache_lookup:
+            return None
+        tenant = resolved.tenant
+
+        async def find() -> CompiledModule | None:
+            found = await self._catalog.find(tenant, resolved.digest)
+            if isinstance(found, CompiledModule) and not self._is_outdated(found):
+                return found
+            return None
+
+        return Work(tenant.module(resolved.digest), "compile", "compile", find)
 
     def _is_outdated(self, module: CompiledModule) -> bool:
         """Whether what the upstream signed of a module has expired, and it can sign it again."""
@@ -196,6 +221,26 @@ class Compiler:
         if forwarding is None or not forwarding.in_use or not record.HasField("upstream"):
             return False
         return has_expired(record.upstream.graph)
+
+    async def _ask_or_make(
+        self,
+        incoming: IncomingCompile,
+        resolved: ResolvedRequest,
+        miss: Miss,
+        flight: Flight[_FlightResult],
+    ) -> _FlightResult:
+        """Have the upstream compile it, or compile it here."""
+        await self._require_blobs(incoming.request, resolved.tenant)
+        if self._forwarding is not None:
+            asked = await self._ask_upstream(self._forwarding, incoming, resolved, miss, flight)
+            if asked is not None:
+                return asked
+            # One that the upstream can no longer sign is better than none.
+            if not incoming.request.skip_cache_lookup:
+                found = await self._catalog.find(resolved.tenant, resolved.digest)
+                if isinstance(found, CompiledModule):
+                    return _FlightResult(found, None)
+        return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
 
     async def _ask_upstream(
         self,
@@ -217,6 +262,10 @@ class Compiler:
         if answer is None:
             return None
         flight.mark_finishing()
+        other = await self._catalog.find(tenant, answer.origin.module_key)
+        if isinstance(other, CompiledModule) and other.own_digest != resolved.digest:
+            _log.error("the upstream answered with the key of another module; not using it")
+            return None
         if incoming.request.HasField("graph"):
             await self._store.put(tenant.blob(key.graph), bytes(incoming.body))
         module = await self._catalog.add(tenant, resolved.digest, key, answer.result, answer.origin)
