@@ -17,8 +17,8 @@ from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
 from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.forwarding.answers import is_about_leader
+from lazyfx_server.compiling.forwarding.forwarded_artifacts import ForwardedArtifacts
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
-from lazyfx_server.compiling.forwarding.upstream_keys import has_expired
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.limits.admission import Admission
@@ -123,15 +123,13 @@ class Artifacts:
         self._jobs = jobs
         self._admission = admission
         self._observer = observer
-        self._stored = StoredArtifacts(store, catalog, signer)
+        stored = self._stored = StoredArtifacts(store, catalog, signer)
         self._native = native
         self._quotas = quotas
         self._costs = costs
         self._fleet = fleet
         self._max_source_bytes = max_source_bytes
-        self._forwarding = forwarding
-        # Of native artifacts that the upstream compiles, by place.
-        self._progress: dict[bytes, pb.ArtifactProgress] = {}
+        self._forwarding = forwarding and ForwardedArtifacts(forwarding, catalog, stored, native)
         self._flights: SingleFlight[_Found] = SingleFlight(self._on_abandoned)
 
     @property
@@ -216,12 +214,9 @@ class Artifacts:
     def _signature(
         self, record: worker.ArtifactRecord, module: CompiledModule, kind: int
     ) -> pb.ArtifactSignature:
-        """The signature of the upstream while it is valid, for callers who know only its key."""
-        if self._forwarding is not None and record.HasField("upstream"):
-            keys, digest = self._forwarding.keys, record.digest.sha256
-            if keys.is_current(record.upstream, digest, module.key, kind):
-                return record.upstream
-        return record.signature
+        if self._forwarding is None:
+            return record.signature
+        return self._forwarding.signature(record, module, kind)
 
     def progress(self, request: pb.GetArtifactRequest, tenant: Tenant) -> pb.ArtifactProgress:
         """The progress of a native artifact that `get` is waiting for."""
@@ -229,7 +224,8 @@ class Artifacts:
         module = self._catalog.in_memory(tenant, request.module_key)
         key = request.module_key if module is None else module.own_digest
         place = artifact_digest(key, request.kind, variant)
-        if (told := self._progress.get(place)) is not None:
+        told = None if self._forwarding is None else self._forwarding.progress(place)
+        if told is not None:
             return told
         # Made here, or on a server that this one waits for.
         if note := self._fleet.note(artifact_key(place)):
@@ -257,9 +253,6 @@ class Artifacts:
             if ours.found is None:
                 if asked := await self._ask_upstream(resolved, flight):
                     return asked
-                # One that the upstream can no longer sign is better than none.
-                if found := await self._stored.find(place, module, kind):
-                    return _Found(found)
                 graph = graph_pb2.CompiledGraph.FromString(await self._stored.graph(module))
                 make = self._make_native if native else self._render
                 return await make(resolved, graph, flight)
@@ -270,52 +263,28 @@ class Artifacts:
         """The artifact in the store, unless the upstream has to sign it again."""
         kind = resolved.message.kind
         found = await self._stored.find(resolved.place(kind), resolved.module, kind)
-        return None if found is None or self._is_outdated(found) else found
-
-    def _is_outdated(self, record: worker.ArtifactRecord) -> bool:
-        """Whether what the upstream signed of an artifact has expired, and it can sign it again."""
-        forwarding = self._forwarding
-        if forwarding is None or not forwarding.in_use or not record.HasField("upstream"):
-            return False
-        return has_expired(record.upstream)
+        if found is not None and self._forwarding is not None:
+            return None if self._forwarding.is_outdated(found) else found
+        return found
 
     async def _ask_upstream(
         self, resolved: _ResolvedRequest, flight: Flight[_Found]
     ) -> _Found | None:
-        """The artifact as the upstream has or makes it; None to make it here.
-
-        Raises:
-            ModuleNotFoundInCacheError: The upstream has no module for it, but may compile it again,
-                and this server cannot build the artifact.
-        """
-        forwarding, module, request = self._forwarding, resolved.module, resolved.message
-        if forwarding is None or not forwarding.in_use:
+        """The artifact as the upstream has or makes it; None to make it here."""
+        if self._forwarding is None:
             return None
-        place = resolved.place(request.kind)
-        flight.mark_running()
-        found = None
-        started = time.monotonic()
-        if module.record.HasField("upstream"):
-            try:
-                found = await forwarding.artifact(
-                    request, module.report.pipeline, partial(self._progress.__setitem__, place)
-                )
-            finally:
-                self._progress.pop(place, None)
-        if found is None:
-            if resolved.kind.maker == "native" and self._native.target is None:
-                await self._catalog.remove(module)
-                raise ModuleNotFoundInCacheError(
-                    "the module is not at the upstream (any more); compile again"
-                )
-            return None
-        data, signature = found
-        flight.mark_finishing()
-        record = await self._stored.add(
-            place, data, resolved.kind.media_type, module, request.kind, signature
+        request, module, place = (
+            resolved.message,
+            resolved.module,
+            resolved.place(resolved.message.kind),
         )
-        module.record_rendering(request.kind)
-        return _Found(record, time.monotonic() - started)
+        started = time.monotonic()
+        record = await self._forwarding.make(request, module, place, flight)
+        if record is not None:
+            return _Found(record, time.monotonic() - started)
+        # One that the upstream can no longer sign is better than none.
+        kept = await self._stored.find(place, module, request.kind)
+        return None if kept is None else _Found(kept)
 
     async def _make_native(
         self,

@@ -18,8 +18,8 @@ from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
 from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.forwarding.answers import is_about_leader
+from lazyfx_server.compiling.forwarding.forwarded_modules import ForwardedModules
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
-from lazyfx_server.compiling.forwarding.upstream_keys import has_expired
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
@@ -110,7 +110,9 @@ class Compiler:
         self._costs = costs
         self._fleet = fleet
         self._plugins = plugins
-        self._forwarding = forwarding
+        self._forwarding = forwarding and ForwardedModules(
+            forwarding, catalog, store, pipelines, explainer, observer
+        )
         self._flights: SingleFlight[_FlightResult] = SingleFlight(self._on_abandoned)
         self._reader = RequestReader(limits, pipelines, store if fleet.shares else None)
 
@@ -216,11 +218,7 @@ class Compiler:
         return Work(tenant.module(resolved.digest), "compile", "compile", find)
 
     def _is_outdated(self, module: CompiledModule) -> bool:
-        """Whether what the upstream signed of a module has expired, and it can sign it again."""
-        forwarding, record = self._forwarding, module.record
-        if forwarding is None or not forwarding.in_use or not record.HasField("upstream"):
-            return False
-        return has_expired(record.upstream.graph)
+        return self._forwarding is not None and self._forwarding.is_outdated(module)
 
     async def _ask_or_make(
         self,
@@ -232,49 +230,15 @@ class Compiler:
         """Have the upstream compile it, or compile it here."""
         await self._require_blobs(incoming.request, resolved.tenant)
         if self._forwarding is not None:
-            asked = await self._ask_upstream(self._forwarding, incoming, resolved, miss, flight)
+            asked = await self._forwarding.make(incoming, resolved, miss, flight)
             if asked is not None:
-                return asked
+                return _FlightResult(asked.module, asked.miss)
             # One that the upstream can no longer sign is better than none.
             if not incoming.request.skip_cache_lookup:
                 found = await self._catalog.find(resolved.tenant, resolved.digest)
                 if isinstance(found, CompiledModule):
                     return _FlightResult(found, None)
         return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
-
-    async def _ask_upstream(
-        self,
-        forwarding: Forwarding,
-        incoming: IncomingCompile,
-        resolved: ResolvedRequest,
-        miss: Miss,
-        flight: Flight[_FlightResult],
-    ) -> _FlightResult | None:
-        """The module as the upstream has or makes it; None if it cannot serve it."""
-        tenant, key = resolved.tenant, resolved.key
-
-        async def read(sha256: bytes) -> Buffer | None:
-            return await stored_content(self._store, tenant.blob(sha256), sha256)
-
-        flight.mark_running()
-        passes = self._pipelines.expand(incoming.request.passes)
-        answer = await forwarding.compile(resolved, incoming.request, passes, incoming.body, read)
-        if answer is None:
-            return None
-        flight.mark_finishing()
-        other = await self._catalog.find(tenant, answer.origin.module_key)
-        if isinstance(other, CompiledModule) and other.own_digest != resolved.digest:
-            _log.error("the upstream answered with the key of another module; not using it")
-            return None
-        if incoming.request.HasField("graph"):
-            await self._store.put(tenant.blob(key.graph), bytes(incoming.body))
-        module = await self._catalog.add(tenant, resolved.digest, key, answer.result, answer.origin)
-        await self._explainer.remember(key)
-        if answer.cache.status == pb.CACHE_STATUS_HIT:
-            return _FlightResult(module, None)
-        reason = pb.MissReason.Name(miss.reason)
-        self._observer.observe(LookupMade("miss", reason, tenant.name))
-        return _FlightResult(module, miss)
 
     async def _make(
         self,
