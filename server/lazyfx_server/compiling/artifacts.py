@@ -129,7 +129,9 @@ class Artifacts:
         self._costs = costs
         self._fleet = fleet
         self._max_source_bytes = max_source_bytes
-        self._forwarding = forwarding and ForwardedArtifacts(forwarding, catalog, stored, native)
+        self._forwarding: ForwardedArtifacts | None = None
+        if forwarding is not None:
+            self._forwarding = ForwardedArtifacts(forwarding, catalog, stored, native)
         self._flights: SingleFlight[_Found] = SingleFlight(self._on_abandoned)
 
     @property

@@ -110,9 +110,11 @@ class Compiler:
         self._costs = costs
         self._fleet = fleet
         self._plugins = plugins
-        self._forwarding = forwarding and ForwardedModules(
-            forwarding, catalog, store, pipelines, explainer, observer
-        )
+        self._forwarding: ForwardedModules | None = None
+        if forwarding is not None:
+            self._forwarding = ForwardedModules(
+                forwarding, catalog, store, pipelines, explainer, observer
+            )
         self._flights: SingleFlight[_FlightResult] = SingleFlight(self._on_abandoned)
         self._reader = RequestReader(limits, pipelines, store if fleet.shares else None)
 
@@ -197,7 +199,10 @@ class Compiler:
                         skipped=request.skip_cache_lookup,
                         damaged=damaged,
                     )
-                    return await self._ask_or_make(incoming, resolved, miss, flight)
+                    await self._require_blobs(request, resolved.tenant)
+                    if asked := await self._ask_upstream(incoming, resolved, miss, flight):
+                        return asked
+                    return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
             assert ours.found is not None, "found, or made and returned"
             return _FlightResult(ours.found, None, joined=True)
 
@@ -220,25 +225,24 @@ class Compiler:
     def _is_outdated(self, module: CompiledModule) -> bool:
         return self._forwarding is not None and self._forwarding.is_outdated(module)
 
-    async def _ask_or_make(
+    async def _ask_upstream(
         self,
         incoming: IncomingCompile,
         resolved: ResolvedRequest,
         miss: Miss,
         flight: Flight[_FlightResult],
-    ) -> _FlightResult:
-        """Have the upstream compile it, or compile it here."""
-        await self._require_blobs(incoming.request, resolved.tenant)
-        if self._forwarding is not None:
-            asked = await self._forwarding.make(incoming, resolved, miss, flight)
-            if asked is not None:
-                return _FlightResult(asked.module, asked.miss)
-            # One that the upstream can no longer sign is better than none.
-            if not incoming.request.skip_cache_lookup:
-                found = await self._catalog.find(resolved.tenant, resolved.digest)
-                if isinstance(found, CompiledModule):
-                    return _FlightResult(found, None)
-        return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
+    ) -> _FlightResult | None:
+        """The module as the upstream has or makes it; None to compile it here."""
+        if self._forwarding is None:
+            return None
+        asked = await self._forwarding.make(incoming, resolved, miss, flight)
+        if asked is not None:
+            return _FlightResult(asked.module, asked.miss)
+        if incoming.request.skip_cache_lookup:
+            return None
+        # One that the upstream can no longer sign is better than none.
+        kept = await self._catalog.find(resolved.tenant, resolved.digest)
+        return _FlightResult(kept, None) if isinstance(kept, CompiledModule) else None
 
     async def _make(
         self,

@@ -191,6 +191,7 @@ class Forwarding:
         if not self._link.in_use:
             work.close()
             return None
+        answer: T | None = None
         with self._counted(what) as ended:
             try:
                 answer = await self._link.ask(work)
@@ -201,8 +202,7 @@ class Forwarding:
                 raise meaning_of(error, forwards_callers=own) from error
             ended("answered")
             self._outages.recovered(f"upstream: {what}")
-            return answer
-        return None
+        return answer
 
     @contextmanager
     def _counted(self, what: What) -> Iterator[Any]:
@@ -283,7 +283,8 @@ class Forwarding:
         sent = pb.CompileRequest()
         sent.CopyFrom(request)
         if 0 < len(body) <= _INLINE_BYTES:
-            sent.graph.format_version, sent.graph.body = FORMAT_VERSION, bytes(body)
+            sent.graph.format_version = FORMAT_VERSION
+            sent.graph.body = bytes(body)
 
         async def read_any(digest: bytes) -> Buffer | None:
             return body if digest == sha256 and len(body) else await read(digest)

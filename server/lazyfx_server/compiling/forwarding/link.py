@@ -144,8 +144,7 @@ class UpstreamLink:
         while True:
             if self._in_use:
                 retry = _FIRST_RETRY_SECONDS
-                await self._sleep(_BUSY_SECONDS if self._calls else _IDLE_SECONDS)
-                if not self._in_use:
+                if not await self._stays_in_use(_BUSY_SECONDS if self._calls else _IDLE_SECONDS):
                     continue
             else:
                 pause = self._paused_until - time.monotonic()
@@ -154,16 +153,17 @@ class UpstreamLink:
                 retry = min(retry * 2, _LAST_RETRY_SECONDS)
             await self._check()
 
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep, but begin again when a call begins or the link is given up."""
-        idle = not self._calls
+    async def _stays_in_use(self, seconds: float) -> bool:
+        """Wait for the next check, which is earlier if a call begins; False if it is given up."""
+        was_idle = not self._calls
         self._changed.clear()
         try:
             await asyncio.wait_for(self._changed.wait(), seconds)
         except asyncio.TimeoutError:
-            return
-        if idle and self._in_use:
+            return self._in_use
+        if was_idle and self._in_use:
             await asyncio.sleep(_BUSY_SECONDS)
+        return self._in_use
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:
