@@ -98,8 +98,8 @@ class Forwarding:
         self._described = 0
         self._describing = asyncio.Lock()
         self._native: pb.NativeTarget | None = None
-        # Pipelines that the upstream would run otherwise.
-        self._foreign: LRUCache[bytes, bool] = LRUCache(_MAX_FOREIGN)
+        # Pipelines that the upstream would run otherwise, with the generation of the link.
+        self._foreign: LRUCache[bytes, int] = LRUCache(_MAX_FOREIGN)
 
     @property
     def in_use(self) -> bool:
