@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import worker_jobs
 from inline_executor import InlineExecutor
+from ray_engines import ThreadedEngine, ThreadedExecutor
 
 from lazyfx_server.execution import (
     CallRefused,
@@ -25,14 +26,30 @@ from lazyfx_server.execution import (
 LIMIT = 4 << 20
 
 
+@pytest.fixture(scope="module")
+def ray_engine() -> Iterator[ThreadedEngine]:
+    engine = ThreadedEngine(LIMIT)
+    yield engine
+    engine.close()
+
+
 def order(do: str, **arguments: object) -> bytes:
     return json.dumps({"do": do, **arguments}).encode()
 
 
-@pytest.fixture(params=["inline", "forked processes", "spawned processes"])
+@pytest.fixture(
+    params=[
+        "inline",
+        "forked processes",
+        "spawned processes",
+        pytest.param("ray", marks=pytest.mark.long),
+    ]
+)
 async def executor(request: pytest.FixtureRequest) -> AsyncIterator[Executor]:
-    if request.param == "inline":
-        made: Executor = InlineExecutor(worker_jobs.run, workers=2, max_result_bytes=LIMIT)
+    if request.param == "ray":
+        made: Executor = ThreadedExecutor(request.getfixturevalue("ray_engine"))
+    elif request.param == "inline":
+        made = InlineExecutor(worker_jobs.run, workers=2, max_result_bytes=LIMIT)
     else:
         forked = request.param == "forked processes"
         processes = start_forkserver() if forked else SpawnSource()

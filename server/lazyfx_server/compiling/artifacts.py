@@ -186,10 +186,11 @@ class Artifacts:
             signature=record.signature,
         )
 
-    def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
+    async def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
         """The progress of a native artifact that `get` is waiting for."""
         variant = self._native.variant(request)
-        return self._native.progress(artifact_digest(request.module_key, request.kind, variant))
+        place = artifact_digest(request.module_key, request.kind, variant)
+        return await self._native.progress(place)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("render", outcome))
