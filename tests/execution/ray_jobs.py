@@ -11,7 +11,7 @@ from lazyfx_server.execution.ray_engine import NodeRefused
 
 
 class Pools:
-    """Two pools: one that keeps its workers, and one whose workers run one job."""
+    """Two pools: one for most tests, and one whose jobs have a second of CPU time."""
 
     def __init__(self, limit: int, refuse: str) -> None:
         processes = start_forkserver()
@@ -19,11 +19,10 @@ class Pools:
         self.pools: dict[str, Executor] = {
             "jobs": ProcessExecutor(
                 worker_jobs.run, processes=processes, workers=2, max_result_bytes=limit,
-                cancel_grace=0.0, cpu_seconds=30.0,
+                cancel_grace=0.0,
             ),
-            "single": ProcessExecutor(
-                worker_jobs.run, processes=processes, workers=1, max_jobs=1, cancel_grace=0.0,
-                cpu_seconds=1.0,
+            "short": ProcessExecutor(
+                worker_jobs.run, processes=processes, workers=1, cancel_grace=0.0, cpu_seconds=1.0
             ),
         }  # fmt: skip
 

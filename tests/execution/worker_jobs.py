@@ -85,6 +85,11 @@ def hang_in_native_code(touch: str) -> bytes:
     return b""
 
 
+def spin() -> bytes:
+    while True:
+        pass
+
+
 def ignore_signals_and_hang() -> bytes:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -198,6 +203,7 @@ ORDERS = {
         sleep,
         hang_in_native_code,
         ignore_signals_and_hang,
+        spin,
         have_children,
         modules,
         describe,

@@ -29,7 +29,8 @@ _ANSWER_SECONDS: Final = 10.0
 """How long the head node, and a node, may take to answer that it works."""
 _PING_SECONDS: Final = 2.0
 _OPEN_SECONDS: Final = 300.0
-_RETRY_SECONDS: Final = 15.0
+_RETRY_SECONDS: Final = (1.0, 60.0)
+"""How long a node rests that has failed, at first and at most."""
 LENGTH: Final = struct.Struct("!Q")
 
 
@@ -62,6 +63,7 @@ class Bridge:
         self._writer = writer
         self._nodes: dict[str, _Node] = {}
         self._resting: set[str] = set()
+        self._rests: dict[str, float] = {}
         self._jobs: dict[int, _Node] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking = ThreadPoolExecutor(1)
@@ -121,6 +123,7 @@ class Bridge:
                 self._down(node, str(facts.get("refused") or facts.get("failed")), refused=refused)
                 return
             self._send("node_up", description, node=node.id, host=node.host, slots=facts["slots"])
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS[1], self._rests.pop, node.id, 0.0)
             while self._nodes.get(node.id) is node:
                 await asyncio.wait_for(node.handle.call("ping"), _ANSWER_SECONDS)
                 await asyncio.sleep(_PING_SECONDS)
@@ -135,8 +138,9 @@ class Bridge:
         del self._nodes[node.id]
         self._resting.add(node.id)
         if not refused:  # not at once: what ended it may still be so
-            loop = asyncio.get_running_loop()
-            loop.call_later(_RETRY_SECONDS, self._resting.discard, node.id)
+            first, most = _RETRY_SECONDS
+            rest = self._rests[node.id] = min(2 * self._rests.get(node.id, first / 2), most)
+            asyncio.get_running_loop().call_later(rest, self._resting.discard, node.id)
         for job in list(node.jobs):
             job.cancel(reason)
         if node.handle is not None:

@@ -6,26 +6,18 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from lazyfx_server.execution.executor import ExecutionError, JobBytes, NoWorker, parts_of
 from lazyfx_server.execution.job_calls import CallRefused, OnCall
+from lazyfx_server.execution.ray_engine.bridge_child import BridgeChild
 from lazyfx_server.execution.ray_engine.bridge_frames import Frame, read_frame, write_frame
 from lazyfx_server.execution.ray_engine.outcomes import unpack_outcome
 
 _log = logging.getLogger(__name__)
 
-_BRIDGE: Final = "lazyfx_server.execution.ray_engine.bridge_process"
 _CONNECT_SECONDS: Final = 90.0
 """How long the bridge may take until the head node has answered for the first time."""
 _PULSE_SECONDS: Final = 20.0
@@ -33,10 +25,6 @@ _PULSE_SECONDS: Final = 20.0
 _ASK_SECONDS: Final = 12.0
 _RETRY_SECONDS: Final = (1.0, 30.0)
 _MAX_REASON: Final = 300
-
-# Of clusters that this process starts: only this machine reaches them, with a token that only
-# this process knows.
-_LOCAL_ENVIRONMENT: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 
 
 @dataclass
@@ -226,39 +214,18 @@ class RayEngine:
 
     async def _connection(self) -> str:
         """One connection, from its start to its end; returns why it ended."""
-        ours, theirs = socket.socketpair()
-        # Ray writes logs there. The paths of its sockets are inside, so its name is short.
-        folder = tempfile.mkdtemp(prefix="lazyfx-ray-") if self._address == "local" else ""
-        with theirs:
-            process = await asyncio.to_thread(self._launch, theirs, folder)
+        bridge = BridgeChild(self._address, self._opener)
         try:
-            reader, self._writer = await asyncio.open_connection(sock=ours)
+            await asyncio.to_thread(bridge.hand_over, self._config)
+            reader, self._writer = await asyncio.open_connection(sock=bridge.connection)
             return await self._read(reader)
         finally:
             writer, self._writer = self._writer, None
             if writer is not None:
                 writer.transport.abort()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            bridge.kill()
             # To the end even if cancelled: nothing of it may be left.
-            await asyncio.shield(asyncio.to_thread(_clean_up, process, folder))
-
-    def _launch(self, connection: socket.socket, folder: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-        if folder:
-            token = secrets.token_hex(32)
-            environment |= {**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": token, "RAY_TMPDIR": folder}
-        descriptor = connection.fileno()
-        process = subprocess.Popen(  # noqa: S603 - this Python, and settings of the operator
-            [sys.executable, "-m", _BRIDGE, str(descriptor), self._address, self._opener],
-            pass_fds=[descriptor], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
-        )  # fmt: skip
-        assert process.stdin is not None, "a pipe"
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(len(self._config).to_bytes(8, "big") + self._config)
-            process.stdin.flush()
-        return process
+            await asyncio.shield(asyncio.to_thread(bridge.clean_up))
 
     async def _read(self, reader: asyncio.StreamReader) -> str:
         seconds = _CONNECT_SECONDS
@@ -385,12 +352,3 @@ def _settle(waiting: asyncio.Future[bytes], body: bytes, outcome: dict[str, Any]
         waiting.set_result(body)
     else:
         waiting.set_exception(unpack_outcome(outcome))
-
-
-def _clean_up(process: subprocess.Popen[bytes], folder: str) -> None:
-    if process.stdin is not None:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-    process.wait()
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)
