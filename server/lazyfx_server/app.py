@@ -265,7 +265,8 @@ class App:
             self._metrics_url,
         )
         if self._engine is not None:
-            await self._engine.start(self._settings.workers.executor_start_seconds)
+            if not await self._engine.start(self._settings.workers.executor_start_seconds):
+                _log.warning("serving only what is stored: %s", self._engine.status.problem)
         else:
             for executor in self._executors:
                 await executor.start()

@@ -18,7 +18,12 @@ _BRIDGE: Final = "lazyfx_server.execution.ray_engine.bridge_process"
 _FOLDER: Final = "lfxray-"
 # Of clusters that this process starts: only this machine reaches them, with a token that only
 # this process knows.
-_LOCAL_ENVIRONMENT: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+_LOCAL_ENVIRONMENT: Final = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    # When memory runs out, the kernel kills our workers, as without Ray; Ray would kill the actor.
+    "RAY_memory_monitor_refresh_ms": "0",
+}
 
 
 class BridgeChild:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from lazyfx_server.execution.ray_engine.bridge_frames import Frame, read_frame, write_frame
@@ -142,7 +143,7 @@ class Bridge:
             rest = self._rests[node.id] = min(2 * self._rests.get(node.id, first / 2), most)
             asyncio.get_running_loop().call_later(rest, self._resting.discard, node.id)
         for job in list(node.jobs):
-            job.cancel(reason)
+            job.cancel()
         if node.handle is not None:
             node.handle.kill()
         self._send("node_down", node=node.id, host=node.host, reason=reason, refused=refused)
@@ -156,28 +157,32 @@ class Bridge:
         self._jobs[number] = node
         task = asyncio.ensure_future(self._run_on(node.handle, frame))
         node.jobs.add(task)
-        task.add_done_callback(node.jobs.discard)
+        task.add_done_callback(partial(self._ended, number, node))
 
     async def _run_on(self, handle: NodeHandle, frame: Frame) -> None:
+        """Pass on the events of a job; `_down` cancels this.
+
+        Raises:
+            NodeGone: The node ended while it had the job.
+        """
         facts = frame.facts
-        number, died = facts["number"], ""
-        try:
-            text, body = await handle.call(
-                "begin", number, facts["pool"], frame.body, facts["timeout"],
-                facts["owner"] or "", facts["may_call"],
-            )  # fmt: skip
-            while "call" in (event := parse_facts(text)):
-                self._send("call", body, number=number, call=event["call"])
-                text, body = await handle.call("follow", number)
-            self._send("ended", body, number=number, outcome=event["outcome"])
-        except NodeGone as gone:
-            died = str(gone)
-        except asyncio.CancelledError:  # only `_down` cancels
-            died = "it does not answer"
-        finally:
-            self._jobs.pop(number, None)
-        if died:
-            lost = {"kind": "crashed", "message": f"the node ended while it had the job: {died}"}
+        number = facts["number"]
+        text, body = await handle.call(
+            "begin", number, facts["pool"], frame.body, facts["timeout"], facts["owner"] or "",
+            facts["may_call"],
+        )  # fmt: skip
+        while "call" in (event := parse_facts(text)):
+            self._send("call", body, number=number, call=event["call"])
+            text, body = await handle.call("follow", number)
+        self._send("ended", body, number=number, outcome=event["outcome"])
+
+    def _ended(self, number: int, node: _Node, task: asyncio.Task[None]) -> None:
+        node.jobs.discard(task)
+        self._jobs.pop(number, None)
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled() or error is not None:
+            why = str(error) if error is not None else "it does not answer"
+            lost = {"kind": "crashed", "message": f"the node ended while it had the job: {why}"}
             self._send("ended", number=number, outcome=lost)
 
     def _tell(self, number: int, method: str, *arguments: Any) -> None:

@@ -103,6 +103,8 @@ class RayExecutor:
             closing.cancel()
             if not running.done():
                 running.cancel()
+            elif not running.cancelled():
+                running.exception()  # mark it as retrieved: the caller may have gone away
             self._engine.give_back(node, self._pool)
 
     async def _take(self) -> Node:
