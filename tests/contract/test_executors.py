@@ -30,6 +30,7 @@ from lazyfx_server.execution import (
     WorkerTimedOut,
     start_forkserver,
 )
+from lazyfx_server.security.sandbox import available
 
 LIMIT = 4 << 20
 
@@ -189,7 +190,7 @@ async def pools(request: pytest.FixtureRequest) -> AsyncIterator[dict[str, Execu
     """The pools of `ray_jobs`: here, or on a node of Ray."""
     if request.param == "ray":
         engine = request.getfixturevalue("ray_engine")
-        yield {name: ThreadedExecutor(engine, name) for name in ("jobs", "short")}
+        yield {name: ThreadedExecutor(engine, name) for name in ("jobs", "confined")}
     else:
         made = ray_jobs.Pools(LIMIT, "")
         await made.start()
@@ -236,14 +237,24 @@ async def test_a_cancelled_job_is_killed(pools: dict[str, Executor], tmp_path: P
 
 async def test_a_job_that_uses_up_its_cpu_time(pools: dict[str, Executor]) -> None:
     with pytest.raises(WorkerOutOfCpu) as caught:
-        await pools["short"].run(order("spin"), timeout=60)
+        await pools["confined"].run(order("spin"), timeout=60)
     assert caught.value.seconds == 1.0
-    assert await pools["short"].run(b"", timeout=30) == b""
+    assert await pools["confined"].run(b"", timeout=30) == b""
+
+
+async def test_a_job_is_confined_where_it_runs(pools: dict[str, Executor]) -> None:
+    executor = pools["confined"]
+    assert await executor.run(order("allocate", size=1 << 20), timeout=30) == b"1048576"
+    with pytest.raises(WorkerFailed, match="MemoryError"):
+        await executor.run(order("allocate", size=8 * worker_jobs.MEMORY), timeout=30)
+    if "seccomp" in available():
+        with pytest.raises(WorkerFailed, match="PermissionError"):
+            await executor.run(order("open_socket"), timeout=30)
 
 
 async def test_no_process_runs_jobs_of_two_owners(pools: dict[str, Executor]) -> None:
     async def pid(owner: str) -> int:
-        answer = await pools["short"].run(order("describe"), timeout=30, owner=owner)
+        answer = await pools["confined"].run(order("describe"), timeout=30, owner=owner)
         return int(json.loads(answer)["pid"])
 
     one = await pid("one")

@@ -11,7 +11,7 @@ from lazyfx_server.execution.ray_engine import NodeRefused
 
 
 class Pools:
-    """Two pools: one for most tests, and one whose jobs have a second of CPU time."""
+    """Two pools: one for most tests, and one that is confined, with a second of CPU time."""
 
     def __init__(self, limit: int, refuse: str) -> None:
         processes = start_forkserver()
@@ -21,8 +21,9 @@ class Pools:
                 worker_jobs.run, processes=processes, workers=2, max_result_bytes=limit,
                 cancel_grace=0.0,
             ),
-            "short": ProcessExecutor(
-                worker_jobs.run, processes=processes, workers=1, cancel_grace=0.0, cpu_seconds=1.0
+            "confined": ProcessExecutor(
+                worker_jobs.run, processes=processes, workers=1, cancel_grace=0.0, cpu_seconds=1.0,
+                initializer=worker_jobs.confine,
             ),
         }  # fmt: skip
 

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 from lazyfx_server.execution import CallFailed, call_server
+from lazyfx_server.security.sandbox import Policy, available, enter, readable_paths
 
 
 def run(job: bytes) -> bytes:
@@ -132,6 +134,23 @@ def say(text: str) -> bytes:
     return b""
 
 
+def allocate(size: int) -> bytes:
+    return str(len(bytearray(size))).encode()
+
+
+def open_socket() -> bytes:
+    socket.socket().close()
+    return b"opened"
+
+
+def confine() -> None:
+    """As workers that run passes are, with less memory."""
+    enter(Policy(available(), MEMORY, readable_paths()))
+
+
+MEMORY = 64 << 20
+
+
 def initialize() -> None:
     os.environ["LAZYFX_TEST_INITIALIZED"] = "yes"
 
@@ -204,6 +223,8 @@ ORDERS = {
         hang_in_native_code,
         ignore_signals_and_hang,
         spin,
+        allocate,
+        open_socket,
         have_children,
         modules,
         describe,
