@@ -65,7 +65,7 @@ def _kib() -> int:
 
 
 @pytest.mark.parametrize("step", [Start, Open])
-def test_calls_that_are_left_leave_nothing(client: lazyfx.Client, step: Any) -> None:
+def test_abandoned_calls_leave_nothing_behind(client: lazyfx.Client, step: Any) -> None:
     def left() -> Flow[None]:
         method = "GetStats" if step is Start else "GetArtifact"
         call = yield step(method, b"", 10.0)
@@ -126,11 +126,11 @@ def test_who_waits_for_a_connection_is_told() -> None:
         port = listener.getsockname()[1]
     client = lazyfx.connect(f"127.0.0.1:{port}")
     with ThreadPoolExecutor(1) as pool:
-        told = pool.submit(client.is_ready, 60.0)
+        ready = pool.submit(client.is_ready, 60.0)
         time.sleep(0.5)
         client.close()
         with pytest.raises(ClosedError):
-            told.result(30)
+            ready.result(30)
 
 
 def test_no_thread_is_behind_a_client(server: Any) -> None:

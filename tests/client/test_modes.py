@@ -59,7 +59,7 @@ def _example(mode: str) -> tuple[torch.Tensor]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_many_are_captured_as_one_is(client: lazyfx.Client, mode: str) -> None:
+def test_many_graphs_are_captured_as_a_single_one_is(client: lazyfx.Client, mode: str) -> None:
     module, inputs = Traced(), _example(mode)
     plain = client.compile(module, [DCE], _example("none")).digest
     with MODES[mode]():
@@ -69,7 +69,7 @@ def test_many_are_captured_as_one_is(client: lazyfx.Client, mode: str) -> None:
     assert (alone == plain) == (mode == "none")
 
 
-def test_they_are_captured_when_they_are_given(client: lazyfx.Client) -> None:
+def test_graphs_are_captured_when_they_are_passed(client: lazyfx.Client) -> None:
     module, inputs = Traced(), _example("none")
     with torch.no_grad():
         alone = client.compile(module, [DCE], inputs).digest

@@ -19,7 +19,7 @@ from lazyfx_server.security.sandbox import Policy, available, enter, readable_pa
 
 
 def run(job: bytes) -> bytes:
-    """Does what a line of JSON says."""
+    """Does what an order in JSON says."""
     order = json.loads(job) if job else {"do": "nothing"}
     return ORDERS[order.pop("do")](**order)
 
@@ -67,7 +67,7 @@ def vanish() -> bytes:
 
 
 def let_go_and_hang() -> bytes:
-    """Closes all that its server could see the end of, and lives on."""
+    """Closes every descriptor by which its server would notice its end, and continues."""
     os.closerange(3, 1024)
     time.sleep(3600)
     return b""

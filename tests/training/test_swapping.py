@@ -1,6 +1,6 @@
-"""wait=False: code changes under a job that is in the midst of a step, and nobody notices.
+"""wait=False: code changes in the middle of a job's step, and results stay the same.
 
-The server is stood in for by AOTAutograd here, so that answers can be let in at any point of a step;
+AOTAutograd stands in for the server here, so that answers can arrive at any point of a step;
 test_waiting.py has the same with a server.
 """
 

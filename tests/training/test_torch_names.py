@@ -75,7 +75,7 @@ def test_what_is_loaded_can_be_wrapped() -> None:
     assert "self.current_callable =" in source
 
 
-def test_vector_instructions_are_told_without_a_compiler() -> None:
+def test_vector_instructions_are_found_without_a_compiler() -> None:
     assert isinstance(torch_inductor.x86_isa_checker(), list)
     assert all(isa.bit_width() > 0 for isa in torch_inductor.supported_vec_isa_list)
     assert len(torch_inductor.torch_key()) == 32
@@ -102,7 +102,7 @@ def test_dynamo_can_be_asked_to_fix_floats() -> None:
     assert not torch_inductor.backed_values(torch.fx.experimental.symbolic_shapes.ShapeEnv())
 
 
-def test_a_backward_pass_can_be_told_from_outside() -> None:
+def test_a_backward_pass_can_be_detected_from_outside() -> None:
     seen: list[tuple[bool, bool]] = []
     ended: list[bool] = []
 
