@@ -17,8 +17,8 @@ from lazyfx.shared.native.native_request import check_request, conditions_digest
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.dispatch.crashes import Subject
+from lazyfx_server.compiling.dispatch.native_builders import NativeBuilders
 from lazyfx_server.compiling.limits.admission import Admission
-from lazyfx_server.compiling.native_builders import NativeBuilders
 from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.errors import (
     FailedPreconditionError,

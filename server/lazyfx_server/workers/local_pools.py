@@ -5,9 +5,9 @@ from __future__ import annotations
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
+from lazyfx_server.compiling.dispatch.native_builders import LocalBuilders
 from lazyfx_server.compiling.dispatch.native_executor import NativeExecutor
 from lazyfx_server.compiling.dispatch.sending import Jobs
-from lazyfx_server.compiling.native_builders import LocalBuilders
 from lazyfx_server.execution import OnRestart
 from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.settings.pass_settings import NativeSettings

@@ -15,8 +15,8 @@ import torch
 from lazyfx.shared.wire.targets.user_targets import parse
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
+from lazyfx_server.compiling.dispatch.native_builders import LocalBuilders
 from lazyfx_server.compiling.key import environment_digest
-from lazyfx_server.compiling.native_builders import LocalBuilders
 from lazyfx_server.errors import RequestError
 from lazyfx_server.execution import Executor, RestartReason, SpawnSource, start_forkserver
 from lazyfx_server.execution.ray_engine import NodeRefused
