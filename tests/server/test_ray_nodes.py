@@ -87,10 +87,13 @@ async def test_a_request_finds_the_target_that_runs_where_the_caller_is() -> Non
     assert native.variant(wanted(NEW)) in keys, "what is stored is still found"
 
 
-async def test_before_the_first_node_a_request_is_told_to_come_back() -> None:
-    native = NativeCompiles(builders(Cluster([])), Admission(1, CallLimits()), Observers())
-    with pytest.raises(FailedPreconditionError, match="yet; try again"):
-        native.variant(wanted(OLD))
+async def test_without_a_target_a_request_is_told_why() -> None:
+    without = node("b")
+    without.description = worker.NodeDescription(native_problem="no g++").SerializeToString()
+    for nodes, why in (([], "not connected yet"), ([node("a"), without], "node b: no g\\+\\+")):
+        native = NativeCompiles(builders(Cluster(nodes)), Admission(1, CallLimits()), Observers())
+        with pytest.raises(FailedPreconditionError, match=why):
+            native.variant(wanted(OLD))
 
 
 async def test_a_job_without_a_node_fails_at_once() -> None:

@@ -85,7 +85,7 @@ class NativeCompiles:
     def _unavailable(self) -> str:
         if self.problem or self._builders is None:
             return self.problem or "this server builds no native artifacts; start it with --native"
-        return "this server knows no worker that builds native artifacts yet; try again later"
+        return f"this server cannot build native artifacts now: {self._builders.why_none}"
 
     async def start(self) -> None:
         """Start the workers, and determine the targets of their artifacts, which takes seconds.

@@ -112,6 +112,14 @@ class RayBuilders:
         found = [described(node.description) for node in self._engine.nodes]
         return common_sandbox([each.native_sandbox for each in found if each.HasField("native")])
 
+    @property
+    def why_none(self) -> str:
+        """See `NativeBuilders.why_none`: the reason of a node, or of the cluster."""
+        for node in self._engine.nodes:
+            if problem := described(node.description).native_problem:
+                return f"node {node.host}: {problem}"
+        return self._engine.status.problem or "no node has registered yet"
+
     async def start(self) -> None:
         """See `NativeBuilders.start`: nodes come when they come."""
 

@@ -22,6 +22,10 @@ class NativeBuilders(Protocol):
     def sandbox(self) -> pb.SandboxStatus:
         """How the processes are confined."""
 
+    @property
+    def why_none(self) -> str:
+        """Why there are no targets."""
+
     async def start(self) -> None:
         """Start the processes, and determine the targets, which takes seconds.
 
@@ -57,6 +61,11 @@ class LocalBuilders:
     def targets(self) -> Sequence[pb.NativeTarget]:
         """See `NativeBuilders.targets`."""
         return () if self._executor.target is None else (self._executor.target,)
+
+    @property
+    def why_none(self) -> str:
+        """See `NativeBuilders.why_none`."""
+        return "it has not tried to build one yet"
 
     async def start(self) -> None:
         """See `NativeBuilders.start`."""

@@ -23,7 +23,12 @@ from typing import Any, Final
 
 from lazyfx_server.execution.ray_engine.bridge_frames import Frame, read_frame, write_frame
 from lazyfx_server.execution.ray_engine.node_host import parse_facts
-from lazyfx_server.execution.ray_engine.ray_cluster import NodeGone, NodeHandle, RayCluster
+from lazyfx_server.execution.ray_engine.ray_cluster import (
+    NodeFailed,
+    NodeGone,
+    NodeHandle,
+    RayCluster,
+)
 
 _WATCH_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 10.0
@@ -128,7 +133,7 @@ class Bridge:
             while self._nodes.get(node.id) is node:
                 await asyncio.wait_for(node.handle.call("ping"), _ANSWER_SECONDS)
                 await asyncio.sleep(_PING_SECONDS)
-        except NodeGone as gone:
+        except (NodeGone, NodeFailed) as gone:
             self._down(node, str(gone))
         except asyncio.TimeoutError:
             self._down(node, "it did not answer in time")
@@ -164,6 +169,7 @@ class Bridge:
 
         Raises:
             NodeGone: The node ended while it had the job.
+            NodeFailed: There is a bug in lazyfx.
         """
         facts = frame.facts
         number = facts["number"]
@@ -179,11 +185,16 @@ class Bridge:
     def _ended(self, number: int, node: _Node, task: asyncio.Task[None]) -> None:
         node.jobs.discard(task)
         self._jobs.pop(number, None)
-        error = None if task.cancelled() else task.exception()
-        if task.cancelled() or error is not None:
-            why = str(error) if error is not None else "it does not answer"
-            lost = {"kind": "crashed", "message": f"the node ended while it had the job: {why}"}
-            self._send("ended", number=number, outcome=lost)
+        if task.cancelled():
+            why = "it does not answer"
+        elif (error := task.exception()) is None:
+            return
+        else:
+            why = str(error)
+            if not isinstance(error, NodeFailed):
+                self._down(node, why)  # first, so that the job is not sent there again
+        lost = {"kind": "crashed", "message": f"the node ended while it had the job: {why}"}
+        self._send("ended", number=number, outcome=lost)
 
     def _tell(self, number: int, method: str, *arguments: Any) -> None:
         """Call a method of the node that has a job, if it still does."""
@@ -198,7 +209,7 @@ class Bridge:
             return
         try:
             answer = await asyncio.wait_for(node.handle.call("ask", question), _ANSWER_SECONDS)
-        except (NodeGone, asyncio.TimeoutError) as error:
+        except (NodeGone, NodeFailed, asyncio.TimeoutError) as error:
             self._send("answered", number=number, error=str(error) or "no answer in time")
         else:
             self._send("answered", answer, number=number, error=None)
@@ -216,7 +227,7 @@ class Bridge:
 async def _ignore_gone(call: Coroutine[Any, Any, Any]) -> None:
     try:
         await call
-    except NodeGone:
+    except (NodeGone, NodeFailed):
         return  # whoever waits for the job hears of it
 
 

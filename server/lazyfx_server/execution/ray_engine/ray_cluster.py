@@ -25,6 +25,10 @@ class NodeGone(Exception):  # noqa: N818 - reads as what happened
     """The node, or lazyfx's actor there, has ended; the message says why."""
 
 
+class NodeFailed(Exception):  # noqa: N818 - reads as what happened
+    """A method of the actor raised, which is a bug in lazyfx; the actor works."""
+
+
 class NodeHandle:
     """The actor of one node.
 
@@ -40,12 +44,13 @@ class NodeHandle:
 
         Raises:
             NodeGone: There is no answer and will be none.
+            NodeFailed: The method raised.
         """
         try:
             answer = getattr(self._actor, method).remote(*arguments)
             return await asyncio.wrap_future(answer.future())
         except RayTaskError as error:
-            raise NodeGone(f"lazyfx failed there: {_last_line(error)}") from error
+            raise NodeFailed(f"lazyfx failed there: {_last_line(error)}") from error
         except RayActorError as error:
             raise NodeGone(_last_line(error)) from error
         except (RayError, ConnectionError, ValueError, TypeError) as error:
