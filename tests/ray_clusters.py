@@ -44,7 +44,7 @@ class RayProcess:
 
     def kill(self) -> None:
         """As when the machine loses power: each process is killed, none is asked."""
-        doomed = _tree(self._process.pid)
+        doomed = tree(self._process.pid)
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in doomed:
                 with contextlib.suppress(ProcessLookupError):
@@ -126,7 +126,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _tree(root: int) -> list[int]:
+def tree(root: int) -> list[int]:
     """A process and its descendants."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
