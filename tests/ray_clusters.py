@@ -16,6 +16,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _LOOPBACK = "127.0.0.1"
+# Ray replaces the loopback address by that of a network, unless it is told that there can be no
+# cluster. These nodes are a cluster, and nobody else is to reach them.
+_START = (
+    "from ray._private import services;"
+    "services.resolve_ip_for_localhost = lambda host: host;"
+    "from ray.scripts.scripts import main; main()"
+)
 _START_SECONDS = 120.0
 
 
@@ -29,7 +36,7 @@ class RayProcess:
 
     def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
         command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
+            sys.executable, "-c", _START, "start", "--block", "--disable-usage-stats",
             f"--node-ip-address={_LOOPBACK}", "--min-worker-port=0", "--max-worker-port=0",
             "--num-cpus=0", "--object-store-memory=100000000", *arguments,
         ]  # fmt: skip
@@ -64,7 +71,6 @@ class RayCluster:
         self._port, self._client_port = _free_port(), _free_port()
         self.environment = {
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on the loopback address
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
