@@ -114,8 +114,8 @@ class Bridge:
                 if node not in self._nodes and node not in self._resting:
                     self._nodes[node] = _Node(node, host)
                     self._background(self._keep(self._nodes[node], with_gpu))
-            for node in [node for node in self._nodes.values() if node.id not in alive]:
-                self._down(node, "it left the cluster")
+            for gone in [node for node in self._nodes.values() if node.id not in alive]:
+                self._down(gone, "it left the cluster")
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _keep(self, node: _Node, with_gpu: bool) -> None:

@@ -112,7 +112,7 @@ class RayCluster:
 
     def start(self, node: str, with_gpu: bool, opener: str, config: bytes) -> NodeHandle:
         """Start the actor of a node; it ends with this connection."""
-        made = ray.remote(NodeHost).options(  # type: ignore[attr-defined]
+        made = ray.remote(NodeHost).options(
             num_cpus=0,
             num_gpus=_GPU_SHARE if with_gpu else 0,
             resources={RESOURCE: 1},
