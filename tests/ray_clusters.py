@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _LOOPBACK = "127.0.0.1"
-# Ray replaces the loopback address by that of a network, unless it is told that there can be no
-# cluster. These nodes are a cluster, and nobody else is to reach them.
+# With RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, Ray keeps to the loopback address, as nobody else is to
+# reach these nodes; but then it does not let them be several, and not be told their address.
 _START = (
-    "from ray._private import services;"
+    "from ray._private import ray_constants, services;"
+    "ray_constants.ENABLE_RAY_CLUSTER = True;"
     "services.resolve_ip_for_localhost = lambda host: host;"
     "from ray.scripts.scripts import main; main()"
 )
@@ -71,6 +72,7 @@ class RayCluster:
         self._port, self._client_port = _free_port(), _free_port()
         self.environment = {
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }

@@ -29,10 +29,11 @@ class ThreadedEngine:
 
         async def start() -> RayEngine:
             engine = RayEngine("local", "ray_jobs:open_pools", config)
-            with _importable(Path(__file__).parent / "execution"):
-                assert await engine.start(START_SECONDS), engine.status
+            assert await engine.start(START_SECONDS), engine.status
             return engine
 
+        self._importable = _importable(Path(__file__).parent / "execution")
+        self._importable.__enter__()
         self.engine = self.wait(start())
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
@@ -46,6 +47,7 @@ class ThreadedEngine:
         self.wait(self.engine.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._importable.__exit__(None, None, None)
 
 
 class ThreadedExecutor:
