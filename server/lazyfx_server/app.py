@@ -16,6 +16,7 @@ from lazyfx.shared.signing_keys import fingerprint
 from lazyfx_server.assembling import (
     artifact_signer,
     authenticator,
+    fleet_flights,
     ledger_file,
     native_compiles,
     pass_processes,
@@ -49,7 +50,7 @@ from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import StoreSettings
-from lazyfx_server.store import Store, StoreHooks, open_store
+from lazyfx_server.store import MemoryStore, StoreHooks, TieredStore, open_store
 from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
@@ -139,7 +140,7 @@ class App:
             ),
         )
         self._observers = observers
-        deferred = DeferredObserver(observers)
+        deferred = self._deferred = DeferredObserver(observers)
         crashes = CrashTracker(settings.workers.crash_refusal_seconds)
         self._native = native_compiles(settings, sources, engine, crashes, observers, restarted)
         jobs = Jobs(passes.executor, job_timeout, crashes, observer=observers)
@@ -147,6 +148,7 @@ class App:
         admission = Admission(settings.workers.workers, settings.calls)
         if engine is not None:
             engine.listen(lambda: admission.resize(max(1, passes.count())))
+        fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,
@@ -158,6 +160,7 @@ class App:
             limits=settings.requests,
             quotas=quotas,
             costs=costs,
+            fleet=fleet,
             plugins=tuple(plugin.target for plugin in plugins),
         )
         self._artifacts = Artifacts(
@@ -170,15 +173,17 @@ class App:
             native=self._native,
             quotas=quotas,
             costs=costs,
+            fleet=fleet,
             max_source_bytes=settings.requests.max_source_bytes,
         )
         pacing = RefusalPacing(settings.calls.max_refused_rate)
-        blobs = Blobs(self._store, settings.uploads)
+        blobs = Blobs(self._store, settings.uploads, fleet)
         service = GraphCompilerService(
             compiler=self._compiler,
             artifacts=self._artifacts,
             blobs=blobs,
             ledger=ledger,
+            settle=deferred.settle,
             registry=registry,
             named=named,
             limits=settings.calls,
@@ -215,6 +220,7 @@ class App:
             healthy=lambda: True,
             ready=lambda: self._serving,
             notes=self._notes,
+            settle=deferred.settle,
             host=settings.addresses.metrics_host,
             port=settings.addresses.metrics_port,
         )
@@ -242,6 +248,7 @@ class App:
         """
         parts.callback(_log.info, "stopped")
         parts.callback(self._ledger.close)
+        parts.callback(self._deferred.settle)
         await parts.enter_async_context(
             repeating(_LEDGER_SECONDS, partial(asyncio.to_thread, self._ledger.save))
         )
@@ -302,6 +309,7 @@ class App:
         await self._interceptor.wait_until_idle()
         await self._compiler.drain()
         await self._artifacts.drain()
+        await self._fleet.drain()
 
     def _log_key(self, address: str) -> None:
         in_use = self._signer.verify_keys[0].public_key
@@ -327,7 +335,7 @@ class App:
             return None
         return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
 
-    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> Store:
+    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> MemoryStore | TieredStore:
         return open_store(
             settings.store_path,
             memory_bytes=settings.store_memory_bytes,

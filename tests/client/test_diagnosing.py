@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hostile.certificates import Authority
 from typer.testing import CliRunner
 
@@ -132,12 +134,45 @@ def test_a_wrong_token(
     assert "token is unknown or was revoked" in said
 
 
-def test_diagnosing_a_silent_listener_is_bounded_in_time(silent: str) -> None:
-    started = time.monotonic()
-    with lazyfx.connect(silent, timeout=3) as client, pytest.raises(TimedOutError) as failed:
+def test_diagnosing_a_silent_listener(
+    silent: str, monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    for tls in (None, lazyfx.Tls(ca=authority.file)):
+        said = reported(silent, monkeypatch, UnavailableError, tls=tls)
+        assert said.startswith(f"{silent} accepts connections but does not answer")
+
+
+async def test_diagnosing_a_silent_listener_of_an_asynchronous_client(silent: str) -> None:
+    async with lazyfx.connect_async(silent) as client:
+        graph = torch.fx.symbolic_trace(torch.nn.ReLU())
+        for call in (
+            client.server_info(),
+            client.compile(graph),
+            anext(aiter(client.compile_many([(graph, [])]))),
+        ):
+            with pytest.raises(UnavailableError, match="accepts connections but does not answer"):
+                await call
+
+
+def test_a_server_that_stops_answering_is_bounded_in_time(
+    launch: Callable[..., RunningServer],
+) -> None:
+    server = launch()
+    with lazyfx.connect(server.address, timeout=2) as client:
         client.server_info()
-    assert time.monotonic() - started < 60
-    assert f"the server at {silent} did not answer within the timeout" in str(failed.value)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimedOutError) as failed:
+                client.server_info()
+            with (
+                lazyfx.connect(server.address) as other,
+                pytest.raises(UnavailableError, match="the server hangs or is stopped"),
+            ):
+                other.server_info()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        client.server_info()
+    assert f"the server at {server.address} did not answer within the timeout" in str(failed.value)
     assert "timeout=" in str(failed.value)
 
 

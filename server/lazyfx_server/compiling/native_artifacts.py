@@ -18,8 +18,8 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.native_builders import NativeBuilders
+from lazyfx_server.compiling.flights.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.compiling.limits.admission import Admission
-from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.errors import (
     FailedPreconditionError,
     InvalidRequestError,
@@ -227,7 +227,7 @@ class NativeCompiles:
         usual = self._usual_seconds.get(kind, seconds)
         self._usual_seconds[kind] = usual + 0.2 * (seconds - usual)
 
-    async def progress(self, place: bytes) -> pb.ArtifactProgress:
+    def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of a native compile."""
         assert self._builders is not None, "refused by `variant`"
-        return await self._builders.progress(place)
+        return self._builders.progress(place)

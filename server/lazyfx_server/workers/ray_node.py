@@ -120,7 +120,7 @@ class RayNode:
         """The serialized ArtifactProgress of the native job with this name."""
         if self._natives is None:
             return b""
-        return (await self._natives.progress(question)).SerializeToString()
+        return self._natives.progress(question).SerializeToString()
 
     async def close(self) -> None:
         """Stop the workers."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from cachetools import TTLCache
 from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
@@ -18,6 +20,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 from lazyfx_server.workers.ray_node import NATIVE, OPENER, node_config
 
 _MAX_PROGRESS_BYTES = 1024
+_MAX_PROGRESS = 1024
 
 
 def ray_engine(settings: Settings, added_targets: str) -> RayEngine | None:
@@ -88,6 +91,8 @@ class RayBuilders:
         self._crashes = crashes
         self._observer = observer
         self._known: dict[bytes, pb.NativeTarget] = {}
+        self._progress: TTLCache[bytes, pb.ArtifactProgress] = TTLCache(_MAX_PROGRESS, ttl=60.0)
+        self._asking: dict[bytes, asyncio.Task[None]] = {}
 
     @property
     def targets(self) -> Sequence[pb.NativeTarget]:
@@ -130,8 +135,19 @@ class RayBuilders:
             executor, self._timeout, self._crashes, bounds="native", observer=self._observer
         )
 
-    async def progress(self, place: bytes) -> pb.ArtifactProgress:
-        """See `NativeBuilders.progress`."""
+    def progress(self, place: bytes) -> pb.ArtifactProgress:
+        """See `NativeBuilders.progress`: what a node said last; this has it asked again."""
+        if place not in self._asking:
+            self._asking[place] = asyncio.ensure_future(self._ask(place))
+        return self._progress.get(place, pb.ArtifactProgress(stage="waiting"))
+
+    async def _ask(self, place: bytes) -> None:
+        try:
+            self._progress[place] = await self._found(place)
+        finally:
+            del self._asking[place]
+
+    async def _found(self, place: bytes) -> pb.ArtifactProgress:
         for node in [node for node in self._engine.nodes if node.busy.get(NATIVE)]:
             try:
                 answer = await self._engine.ask(node, place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -36,8 +35,8 @@ class NativeBuilders(Protocol):
     def jobs_for(self, target: pb.NativeTarget) -> Jobs:
         """What sends jobs to the processes that build for this target."""
 
-    async def progress(self, place: bytes) -> pb.ArtifactProgress:
-        """The progress of the job with this name."""
+    def progress(self, place: bytes) -> pb.ArtifactProgress:
+        """The progress of the job with this name, as far as it is known."""
 
     async def close(self) -> None:
         """Stop the processes, and remove their files."""
@@ -77,9 +76,9 @@ class LocalBuilders:
         del target
         return self._jobs
 
-    async def progress(self, place: bytes) -> pb.ArtifactProgress:
+    def progress(self, place: bytes) -> pb.ArtifactProgress:
         """See `NativeBuilders.progress`."""
-        return await asyncio.to_thread(self._executor.progress, place)
+        return self._executor.progress(place)
 
     async def close(self) -> None:
         """See `NativeBuilders.close`."""
