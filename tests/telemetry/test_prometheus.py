@@ -103,6 +103,7 @@ def observer(registry: CollectorRegistry, gauges: Gauges | None = None) -> Prome
         or Gauges(
             store=lambda: {"memory": Levels(), "disk": Levels(bytes=4000)},
             stores_in_use=lambda: {"redis": True, "s3": False},
+            engine=lambda: {"connected": 1, "nodes": 2, "refused": 1},
             in_flight=lambda: {"compile": 2},
             workers=lambda: 4,
             devices=lambda: [DeviceMemory("cuda:0", 80_000, 60_000)],
