@@ -78,9 +78,8 @@ def run(folder: Path, seed: int, jobs: int, seconds: float, *, short: bool) -> l
                 )
             finally:
                 load.stop()
-            say(
-                f"load ends: {books.asked} jobs, {dict(books.outcomes)}, slowest {books.slowest:.1f} s"
-            )
+            say(f"load ends: {books.asked} jobs, slowest {books.slowest:.1f} s")
+            say(f"outcomes: {dict(books.outcomes)}")
             wrong = reconciling.of_books(books) + _calm(cluster.replicas, addresses, seed, say)
         finally:
             link.close()

@@ -86,7 +86,9 @@ def of_files(cluster: Cluster, flipped: set[str]) -> list[str]:
         cluster: The fleet, stopped.
         flipped: Names of the files that were damaged on purpose.
     """
-    found = [f"{path} was left behind" for path in (cluster.folder / "tmp").iterdir()]
+    # torch creates one folder for each user, and keeps it.
+    left = [path for path in (cluster.folder / "tmp").rglob("*") if path.is_file()]
+    found = [f"{path} was left behind" for path in left]
     replica = cluster.on_disk
     staged = list((replica.folder / ".staging").iterdir())
     if len(staged) > _SPARE:
