@@ -1,4 +1,4 @@
-"""What happened is told after the answer, merged where only sums count, and never lost."""
+"""Events are delivered after the answer, merged where only sums count, and never lost."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from lazyfx_server.telemetry import (
 
 
 class Recorder:
-    """Keeps what it hears."""
+    """Keeps the events that it observes."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.heard = asyncio.Event()
+        self.received = asyncio.Event()
 
     def observe(self, event: Event) -> None:
         """Keep it."""
         self.events.append(event)
-        self.heard.set()
+        self.received.set()
 
 
-def test_events_are_told_when_the_caller_is_done() -> None:
+def test_events_are_delivered_when_the_caller_is_done() -> None:
     async def main() -> None:
         recorder = Recorder()
         later = DeferredObserver(recorder)
         later.observe(LookupMade("hit"))
         assert recorder.events == []
-        await asyncio.wait_for(recorder.heard.wait(), 60)
-        recorder.heard.clear()
+        await asyncio.wait_for(recorder.received.wait(), 60)
+        recorder.received.clear()
         later.observe(LookupMade("joined"))
-        await asyncio.wait_for(recorder.heard.wait(), 60)
+        await asyncio.wait_for(recorder.received.wait(), 60)
         assert recorder.events == [LookupMade("hit"), LookupMade("joined")]
 
     asyncio.run(main())
 
 
-def test_whoever_reads_the_counts_has_all_events_told_first_and_each_once() -> None:
+def test_all_events_are_delivered_once_before_the_counts_are_read() -> None:
     async def main() -> None:
         recorder = Recorder()
         later = DeferredObserver(recorder)

@@ -51,13 +51,12 @@ def _merged(events: Iterable[Event]) -> Iterator[Event]:
     overhead: dict[tuple[str, str], float] = {}
     others: list[Event] = []
     for event in events:
-        kind = type(event)
-        if kind is LookupMade:
+        if isinstance(event, LookupMade):
             lookup = (event.result, event.miss_reason, event.tenant)
             lookups[lookup] = lookups.get(lookup, 0) + event.count
-        elif kind is Reused:
+        elif isinstance(event, Reused):
             reused[event.tenant] = reused.get(event.tenant, 0.0) + max(0.0, event.seconds)
-        elif kind is OverheadSpent:
+        elif isinstance(event, OverheadSpent):
             spent = (event.stage, event.tenant)
             overhead[spent] = overhead.get(spent, 0.0) + max(0.0, event.seconds)
         else:
