@@ -9,17 +9,27 @@ from dataclasses import dataclass
 
 import pytest
 import store_servers
-from in_process import Recorder
 from remote_stores import key, opened, until, url
 
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
 from lazyfx_server.compiling.flights.leased_flight import Work
 from lazyfx_server.compiling.flights.single_flight import Flight, SingleFlight
 from lazyfx_server.store import TieredStore, open_store
-from lazyfx_server.telemetry import FleetFlightEnded
+from lazyfx_server.telemetry import Event, FleetFlightEnded
 
 PLACE = key("the result")
 Make = Callable[[Flight[bytes]], Awaitable[bytes]]
+
+
+class Recorder:
+    """Keeps how flights have ended."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+
+    def observe(self, event: Event) -> None:
+        assert isinstance(event, FleetFlightEnded)
+        self.outcomes.append(event.outcome)
 
 
 @dataclass
@@ -31,9 +41,6 @@ class Replica:
     recorder: Recorder
     flights: SingleFlight[bytes]
     begun: int = 0
-
-    def outcomes(self) -> list[str]:
-        return [e.outcome for e in self.recorder.events if isinstance(e, FleetFlightEnded)]
 
     async def ask(self, make: Make) -> bytes:
         """The result, made by `make` if no server has made it."""
@@ -96,11 +103,12 @@ async def hangs(_: Flight[bytes]) -> bytes:
 
 
 async def fails(_: Flight[bytes]) -> bytes:
+    await asyncio.sleep(0.2)
     raise ValueError("this server cannot")
 
 
 def outcomes(servers: Sequence[Replica]) -> list[str]:
-    return sorted(outcome for server in servers for outcome in server.outcomes())
+    return sorted(outcome for server in servers for outcome in server.recorder.outcomes)
 
 
 async def begun(server: Replica) -> None:
@@ -132,6 +140,7 @@ async def test_result_is_found_elsewhere_when_it_is_answered(replica: Start) -> 
 async def test_failure_is_the_askers_own_and_another_server_tries(replica: Start) -> None:
     one, two = await replica(), await replica()
     failing = asyncio.ensure_future(one.ask(fails))
+    await begun(one)
     assert await two.ask(makes(b"value")) == b"value"
     with pytest.raises(ValueError, match="this server cannot"):
         await failing
@@ -148,7 +157,7 @@ async def test_last_waiter_that_leaves_ends_the_lease(replica: Start) -> None:
     assert two.begun == 0
     asked[1].cancel()
     assert await waits == b"value"
-    assert two.outcomes() == ["taken_over"]
+    assert two.recorder.outcomes == ["taken_over"]
 
 
 async def test_one_of_those_who_wait_hedges_and_the_first_result_counts(replica: Start) -> None:
@@ -158,7 +167,7 @@ async def test_one_of_those_who_wait_hedges_and_the_first_result_counts(replica:
     others = [server.ask(makes(b"value", 0.2)) for server in servers[1:]]
     assert await asyncio.gather(*others) == [b"value"] * 3
     assert await slow == b"value"
-    assert servers[0].outcomes() == ["outrun"]
+    assert servers[0].recorder.outcomes == ["outrun"]
     assert outcomes(servers[1:]) == ["hedged", "joined", "joined"]
 
 
@@ -173,7 +182,7 @@ async def test_finishing_flight_is_not_outrun(replica: Start) -> None:
         return b"own"
 
     assert await one.ask(finishes_late) == b"own"
-    assert one.outcomes() == ["led"]
+    assert one.recorder.outcomes == ["led"]
 
 
 async def test_without_answers_about_leases_each_server_works_alone(
