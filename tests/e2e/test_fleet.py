@@ -75,6 +75,7 @@ def test_waiter_that_leaves_does_not_end_the_flight(patient):
             resume(pids)
             assert first.result().cache.status == MISS
             assert late.result().cache.status == JOINED
+            assert "another server" in late.result().cache.explanation
 
 
 def test_lease_ends_at_once_when_the_last_waiter_leaves(patient):
