@@ -1,18 +1,11 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-# Helpers shared by the folders that talk to a running server, and the tiny models.
-_TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(_TESTS), str(_TESTS / "server")]
-
-import store_servers  # noqa: E402
-from replicas import Fleet, Start  # noqa: E402
-from servers import RunningServer  # noqa: E402
+import store_servers
+from replicas import Fleet, Start
+from servers import RunningServer
 
 
 @pytest.fixture(scope="module")
