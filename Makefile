@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-training load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-training load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,6 +45,9 @@ test: $(STAMP) ## Set up, then run all tests but the long ones, and list the slo
 test-long: $(STAMP) ## The long tests: those that compile C++, real models, very many cases
 	$(BIN)/python -m compileall -q client server
 	$(PYTEST) -m 'long and not slow' $(ARGS)
+
+ray: $(STAMP) ## Run servers on a real Ray cluster: targets, versions, the death of its head (slow)
+	$(BIN)/python -m pytest -m slow -k ray tests/training/test_ray.py tests/contract/test_executors.py $(ARGS)
 
 flaky: $(STAMP) ## Run tests three times and list those with different outcomes; ARGS="--times 5 path"
 	$(BIN)/python tests/flaky.py $(ARGS)
