@@ -43,7 +43,7 @@ class Admission:
             OverloadedError: The queue is full; says when to retry.
         """
         arrived = time.perf_counter()
-        if self._free:
+        if self._free > 0:
             self._free -= 1
         else:
             await self._wait(tenant)
@@ -54,6 +54,14 @@ class Admission:
             self._release()
             # A moving average of job durations, for the retry delay of refused callers.
             self._recent_seconds += 0.2 * (time.perf_counter() - started - self._recent_seconds)
+
+    def resize(self, slots: int) -> None:
+        """Change the number of slots; jobs that hold one keep it."""
+        self._free += slots - self._count
+        self._count = slots
+        while self._free > 0 and self._lines:
+            self._free -= 1
+            self._release()
 
     async def _wait(self, tenant: str) -> None:
         if self._waiting >= self._queue.most:
@@ -72,7 +80,7 @@ class Admission:
 
     def _release(self) -> None:
         """Give the slot to the first job of the next tenant."""
-        while self._lines:
+        while self._lines and self._free >= 0:  # below 0, there are fewer slots than before
             tenant, line = next(iter(self._lines.items()))
             turn = line[0]
             self._leave(tenant, turn)
