@@ -18,6 +18,9 @@ from lazyfx_server.store.verified_store import ENVELOPE_BYTES, VerifiedStore
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 S3_SCHEMES: Final = ("s3",)
 
+# A server that does not speak TLS waits for the end of a line.
+_NOT_TLS: Final = "; rediss:// needs a server that speaks TLS, redis:// is for others"
+
 MAX_ENTRY_BYTES: Final = 256 << 20
 """Longer entries are not shared."""
 
@@ -65,20 +68,26 @@ def open_shared_store(
     """
     remotes = []
 
-    def guarded(remote: RemoteStore) -> Store:
+    def guarded(url: str) -> Store:
+        remote = open_remote(url, settings.ttl_seconds)
+
         def probe() -> Awaitable[None]:
             return identity.check(remote)
 
         breaker = CircuitBreaker(
-            remote, wait_seconds=settings.wait_seconds, probe=probe, on_change=hooks.on_change
+            remote,
+            wait_seconds=settings.wait_seconds,
+            probe=probe,
+            on_change=hooks.on_change,
+            hint=_NOT_TLS if url.startswith("rediss:") else "",
         )
         remotes.append(breaker)
         return VerifiedStore(breaker, secret=identity.entry_secret, on_corrupt=hooks.on_corrupt)
 
-    small = guarded(open_remote(settings.store, settings.ttl_seconds))
+    small = guarded(settings.store)
     large: Store | None = None
     if settings.blobs is not None:
-        large = guarded(open_remote(settings.blobs, settings.ttl_seconds))
+        large = guarded(settings.blobs)
     elif settings.folder is not None and settings.store.partition(":")[0] in REDIS_SCHEMES:
         disk = DiskStore(settings.folder, settings.folder_bytes)
         large = VerifiedStore(disk, on_corrupt=hooks.on_corrupt)
