@@ -192,8 +192,7 @@ def _run(words: list[str]) -> None:
         isolated |= option == "-I"
         if option == "-W":
             warnings.simplefilter(words.pop(0))  # type: ignore[arg-type]
-    paths = [] if isolated else [p for p in os.environ.get("PYTHONPATH", "").split(":") if p]
-    sys.path[:0] = paths
+    sys.path[:0] = [] if isolated else _python_path()
     option = words[0]
     if option == "-c":
         code = words[1]
@@ -212,6 +211,10 @@ def _run(words: list[str]) -> None:
         module = sys.modules["__main__"] = types.ModuleType("__main__")
         module.__dict__["__file__"] = option
         exec(compile(code, option, "exec"), module.__dict__)
+
+
+def _python_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
 
 
 def _run_to_end(words: list[str]) -> None:
@@ -283,6 +286,7 @@ def _run_fork_server(server: socket.socket) -> None:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(start["variables"])
+    sys.path[:0] = _python_path()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _set_threads()
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -113,7 +113,7 @@ def test_an_error_of_a_callback_reaches_its_caller(server: Any) -> None:
         assert client.passes()
 
 
-async def test_of_the_asynchronous_client_too(server: Any) -> None:
+async def test_an_error_of_a_callback_reaches_the_asynchronous_caller(server: Any) -> None:
     program = torch.export.export(Folded(6), (torch.ones(6, 6),))
     async with lazyfx.connect_async(server.address, on_upload=_fail) as client:
         with pytest.raises(_Failing):
@@ -121,7 +121,7 @@ async def test_of_the_asynchronous_client_too(server: Any) -> None:
         assert await client.passes()
 
 
-def test_who_waits_for_a_connection_is_told() -> None:
+def test_a_caller_that_waits_for_a_connection_gets_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     client = lazyfx.connect(f"127.0.0.1:{port}")

@@ -173,7 +173,7 @@ def test_no_pickle_is_opened(client, program, inputs, monkeypatch):
 
 _LOAD = """
 import sys
-assert sys.flags.isolated and not any("lazyfx" in name for name in sys.modules)
+assert not any("lazyfx" in name for name in sys.modules)
 import torch
 kind, path = sys.argv[1:]
 if kind == "pickle":

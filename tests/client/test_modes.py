@@ -77,7 +77,7 @@ def test_graphs_are_captured_when_they_are_passed(client: lazyfx.Client) -> None
     assert dict(later)[0].digest == alone  # type: ignore[union-attr]
 
 
-async def test_of_the_asynchronous_client_too(server) -> None:  # type: ignore[no-untyped-def]
+async def test_the_asynchronous_client_captures_under_the_callers_modes_too(server) -> None:  # type: ignore[no-untyped-def]
     module, inputs = Traced(), _example("none")
     async with lazyfx.connect_async(server.address) as client:
         with torch.no_grad():

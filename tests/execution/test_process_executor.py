@@ -227,7 +227,7 @@ async def test_start_says_why_a_worker_does_not(
 async def test_jobs_are_refused_while_no_worker_can_start(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executor = await start(workers=1, initializer=worker_jobs.initialize_unless_told)
+    executor = await start(workers=1, initializer=worker_jobs.initialize_unless_refused)
     (pid,) = executor.pids
     worker_jobs.STOP_SIGN.write_text("no")
     try:

@@ -142,7 +142,7 @@ def die_at_start() -> None:
 STOP_SIGN = Path(tempfile.gettempdir()) / f"lazyfx-test-stop-sign-{os.getuid()}"
 
 
-def initialize_unless_told() -> None:
+def initialize_unless_refused() -> None:
     if STOP_SIGN.exists():
         raise RuntimeError("told not to")
 

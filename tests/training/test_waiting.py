@@ -6,7 +6,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -161,7 +160,7 @@ def test_progress_is_a_line_on_a_terminal_and_log_lines_elsewhere() -> None:
 
     ours, theirs = pty.openpty()
     terminal = subprocess.Popen(
-        [sys.executable, *command],
+        [*nursery.command("torch"), *command],
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
     )
