@@ -113,6 +113,12 @@ class ClientFlows:
 
     def compile_many(self, jobs: Sequence[Job], *, send_values: bool) -> ManyCompiles:
         """Capture and encode many graphs, without any I/O; see `AsyncClient.compile_many`."""
+        for i, job in enumerate(jobs := list(jobs)):
+            if not isinstance(job, (tuple, list)) or len(job) not in (2, 3):
+                raise LazyfxError(
+                    f"jobs[{i}] is a {type(job).__name__}, not a pair of what to compile and the "
+                    "passes for it, or these two and example inputs: [(graph, passes), ...]"
+                )
         prepared = [
             self.preparer.prepare(
                 what, normalize(passes), *inputs, fresh=True, send_values=send_values

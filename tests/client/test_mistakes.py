@@ -51,6 +51,12 @@ def test_what_is_not_a_graph(case: str, client: lazyfx.Client) -> None:
         client.compile(make())
 
 
+@pytest.mark.parametrize("job", [MODEL, (MODEL,), "model", (MODEL, [], (), 0)])
+def test_what_is_not_a_job(job: Any, client: lazyfx.Client) -> None:
+    with pytest.raises(LazyfxError, match=r"jobs\[1\] is a .*\[\(graph, passes\), ...\]"):
+        list(client.compile_many([(torch.fx.symbolic_trace(MODEL), []), job]))
+
+
 def test_code_that_depends_on_values(client: lazyfx.Client) -> None:
     with pytest.raises(LazyfxError) as failed:
         client.compile(Branching(), example_inputs=(torch.ones(2),))
