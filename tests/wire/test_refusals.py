@@ -12,8 +12,8 @@ import torch
 from graphs import LazyModule, call
 from torch import nn
 from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_functional
-from torch.nested._internal.nested_tensor import nested_view_from_values_offsets
 from torch.fx import Graph, GraphModule
+from torch.nested._internal.nested_tensor import nested_view_from_values_offsets
 from torch.testing._internal.two_tensor import TwoTensor
 
 from lazyfx.errors import UnsupportedGraphError
