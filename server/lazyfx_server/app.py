@@ -17,6 +17,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.assembling import (
     artifact_signer,
     authenticator,
+    fleet_flights,
     ledger_file,
     native_compiles,
     shared_store,
@@ -49,7 +50,7 @@ from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import StoreSettings
-from lazyfx_server.store import Store, StoreHooks, open_store
+from lazyfx_server.store import MemoryStore, StoreHooks, TieredStore, open_store
 from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
@@ -149,6 +150,7 @@ class App:
         jobs = Jobs(self._executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(settings.workers.workers, settings.calls)
+        fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,
@@ -160,6 +162,7 @@ class App:
             limits=settings.requests,
             quotas=quotas,
             costs=costs,
+            fleet=fleet,
             plugins=tuple(plugin.target for plugin in plugins),
         )
         self._artifacts = Artifacts(
@@ -172,10 +175,11 @@ class App:
             native=self._native,
             quotas=quotas,
             costs=costs,
+            fleet=fleet,
             max_source_bytes=settings.requests.max_source_bytes,
         )
         pacing = RefusalPacing(settings.calls.max_refused_rate)
-        blobs = Blobs(self._store, settings.uploads)
+        blobs = Blobs(self._store, settings.uploads, fleet)
         service = GraphCompilerService(
             compiler=self._compiler,
             artifacts=self._artifacts,
@@ -298,6 +302,7 @@ class App:
         await self._interceptor.wait_until_idle()
         await self._compiler.drain()
         await self._artifacts.drain()
+        await self._fleet.drain()
 
     def _log_key(self, address: str) -> None:
         in_use = self._signer.verify_keys[0].public_key
@@ -323,7 +328,7 @@ class App:
             return None
         return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
 
-    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> Store:
+    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> MemoryStore | TieredStore:
         return open_store(
             settings.store_path,
             memory_bytes=settings.store_memory_bytes,

@@ -11,6 +11,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
@@ -23,10 +24,12 @@ from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.store import (
+    MemoryStore,
     SharedIdentity,
     SharedStore,
     SharedStoreSettings,
     StoreHooks,
+    TieredStore,
     open_shared_store,
 )
 from lazyfx_server.telemetry import Observer
@@ -143,10 +146,31 @@ def shared_store(settings: Settings, signer: Signer, hooks: StoreHooks) -> Share
             store.store_disk_bytes,
             store.store_wait_seconds,
             max(1, int(store.store_ttl_days * _DAY)),
+            store.store_lease_seconds,
         ),
         identity,
         hooks,
     )
+
+
+def fleet_flights(
+    settings: Settings,
+    shared: SharedStore | None,
+    store: MemoryStore | TieredStore,
+    observer: Observer,
+) -> FleetFlights:
+    """The flights of the servers that share a store.
+
+    Args:
+        settings: All settings.
+        shared: What this server shares with others.
+        store: Its store, over that.
+        observer: Told how flights end.
+    """
+    over_shared = store if shared is not None and isinstance(store, TieredStore) else None
+    leases = None if shared is None else shared.leases
+    waits = FleetSettings(settings.store.store_hedge_seconds, settings.store.store_wait_seconds)
+    return FleetFlights(leases, over_shared, observer, waits)
 
 
 def ledger_file(settings: Settings) -> LedgerFile | None:

@@ -14,6 +14,9 @@ from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
+from lazyfx_server.compiling.flights.leased_flight import Work
+from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.quotas import Quotas
@@ -26,7 +29,6 @@ from lazyfx_server.compiling.request import (
     ResolvedRequest,
     unknown_token,
 )
-from lazyfx_server.compiling.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import MissingInputsError
 from lazyfx_server.settings.limits import PassLimits, RequestLimits
@@ -47,10 +49,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _FlightResult:
-    """A module, and the reason for the miss unless it was found."""
+    """A module, and the reason for the miss unless it was found.
+
+    Attributes:
+        joined: Another server compiled it, while this flight waited.
+    """
 
     module: CompiledModule
     miss: Miss | None
+    joined: bool = False
 
 
 class Compiler:
@@ -66,6 +73,7 @@ class Compiler:
         limits: Bounds on requests and jobs.
         quotas: Quotas of tenants.
         costs: Measured costs of code generation per graph.
+        fleet: Flights of the servers that share a store.
         plugins: Object references by which workers find plugins.
     """
 
@@ -82,6 +90,7 @@ class Compiler:
         limits: RequestLimits,
         quotas: Quotas,
         costs: CodegenCosts,
+        fleet: FleetFlights,
         plugins: Sequence[str] = (),
     ) -> None:
         self._catalog = catalog
@@ -94,9 +103,10 @@ class Compiler:
         self._limits = limits
         self._quotas = quotas
         self._costs = costs
+        self._fleet = fleet
         self._plugins = plugins
         self._flights: SingleFlight[_FlightResult] = SingleFlight(self._on_abandoned)
-        self._reader = RequestReader(limits, pipelines)
+        self._reader = RequestReader(limits, pipelines, store if fleet.shares else None)
 
     @property
     def in_flight(self) -> int:
@@ -116,7 +126,7 @@ class Compiler:
         if not request.skip_cache_lookup:
             module = self._catalog.recent(tenant, resolved.digest)
             if module is not None:
-                return self._hit(module, incoming, resolved)
+                return await self._hit(module, incoming, resolved)
         while True:
             landing = await self._flights.join(
                 resolved.digest, partial(self._find_or_make, incoming, resolved)
@@ -124,23 +134,25 @@ class Compiler:
             if landing.led or not _fares_better_alone(request, landing):
                 break
         found = landing.result()
-        if found.miss is None:
-            return self._hit(found.module, incoming, resolved)
-        if landing.led:
+        if found.miss is None and not found.joined:
+            return await self._hit(found.module, incoming, resolved)
+        if landing.led and not found.joined:
             return found.module.answer(pb.CACHE_STATUS_MISS, found.miss)
         self._observer.observe(LookupMade("joined", tenant=tenant.name))
         self._observer.observe(Reused(found.module.report.seconds, tenant.name))
         return found.module.answer(pb.CACHE_STATUS_JOINED, found.miss)
 
-    def _hit(
+    async def _hit(
         self, module: CompiledModule, incoming: IncomingCompile, resolved: ResolvedRequest
     ) -> pb.CompileResponse:
         whose, spent = module.tenant.name, time.perf_counter() - incoming.arrived
         self._observer.observe(LookupMade("hit", tenant=whose))
         self._observer.observe(Reused(module.report.seconds, whose))
         self._observer.observe(OverheadSpent("key", spent, whose))
-        # A caller that sent the token already has it.
-        return module.hit if incoming.request.request_token else module.hit_with(resolved.token)
+        if incoming.request.request_token:
+            return module.hit  # its caller has the token already
+        await self._reader.keep(incoming, resolved)
+        return module.hit_with(resolved.token)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("compile", outcome))
@@ -166,13 +178,31 @@ class Compiler:
             damaged = found.damaged
         # The flight uses the request until it ends, even if no caller waits any more.
         with incoming.hold:
-            miss = await self._explainer.explain(
-                resolved.key,
-                resolved.pipeline.spelling,
-                skipped=request.skip_cache_lookup,
-                damaged=damaged,
-            )
-            return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
+            async with self._fleet.flight(self._work(incoming, resolved), flight) as ours:
+                if ours.found is None:
+                    miss = await self._explainer.explain(
+                        resolved.key,
+                        resolved.pipeline.spelling,
+                        skipped=request.skip_cache_lookup,
+                        damaged=damaged,
+                    )
+                    return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
+            assert ours.found is not None, "found, or made and returned"
+            return _FlightResult(ours.found, None, joined=True)
+
+    def _work(
+        self, incoming: IncomingCompile, resolved: ResolvedRequest
+    ) -> Work[CompiledModule] | None:
+        """What servers that share a store make once; None for a request that wants its own."""
+        if incoming.request.skip_cache_lookup:
+            return None
+        tenant = resolved.tenant
+
+        async def find() -> CompiledModule | None:
+            found = await self._catalog.find(tenant, resolved.digest)
+            return found if isinstance(found, CompiledModule) else None
+
+        return Work(tenant.module(resolved.digest), "compile", "compile", find)
 
     async def _make(
         self,

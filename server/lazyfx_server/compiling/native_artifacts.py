@@ -23,8 +23,8 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.dispatch.builds import Builds, BuildSession
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.flights.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.compiling.limits.admission import Admission
-from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.errors import (
     FailedPreconditionError,
     InternalError,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cachetools import LRUCache
+from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
@@ -17,10 +18,13 @@ from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipe
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError
 from lazyfx_server.settings.limits import RequestLimits
+from lazyfx_server.store import Store
 
 # Maximum resolved requests without a graph in the cache.
 _KNOWN_REQUESTS = 4096
 _TOKEN_BYTES = 32
+# Longer requests are not kept for other servers.
+_MAX_KEPT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,14 @@ class RequestReader:
     Args:
         limits: Bounds on requests.
         pipelines: Resolves pass lists.
+        store: Where other servers find requests by their tokens; None if there are none.
     """
 
-    def __init__(self, limits: RequestLimits, pipelines: Pipelines) -> None:
+    def __init__(self, limits: RequestLimits, pipelines: Pipelines, store: Store | None) -> None:
         self._limits = limits
         self._pipelines = pipelines
+        self._store = store
+        self._kept: LRUCache[bytes, bool] = LRUCache(_KNOWN_REQUESTS)
         self._known: LRUCache[bytes, ResolvedRequest] = LRUCache(_KNOWN_REQUESTS)
 
     async def read(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
@@ -83,7 +90,7 @@ class RequestReader:
         """
         request = incoming.request
         if request.request_token:
-            return self._recall(request, tenant)
+            return await self._recall(incoming, tenant)
         if request.HasField("graph"):
             return await compute(incoming.size, self._resolve, incoming, tenant, b"")
         # Requests without a graph are small, and are repeated for every hit.
@@ -95,7 +102,18 @@ class RequestReader:
                 self._known[token] = known
         return known
 
-    def _recall(self, request: pb.CompileRequest, tenant: Tenant) -> ResolvedRequest:
+    async def keep(self, incoming: IncomingCompile, resolved: ResolvedRequest) -> None:
+        """Let other servers know a request by its token, which is being given away."""
+        token = resolved.token
+        if self._store is None or not token or token in self._kept:
+            return
+        self._kept[token] = True
+        request = incoming.request.SerializeToString()
+        if len(request) <= _MAX_KEPT_BYTES:
+            await self._store.put(resolved.tenant.request(token), request)
+
+    async def _recall(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
+        request = incoming.request
         if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
             raise InvalidRequestError.of_field(
                 "request_token",
@@ -103,9 +121,30 @@ class RequestReader:
                 "leave every other field unset",
             )
         known: ResolvedRequest | None = self._known.get(request.request_token)
+        if known is None and self._store is not None:
+            known = await self._find_kept(self._store, incoming, tenant)
         if known is None or known.tenant != tenant:
             raise unknown_token(request.request_token)
         return known
+
+    async def _find_kept(
+        self, store: Store, incoming: IncomingCompile, tenant: Tenant
+    ) -> ResolvedRequest | None:
+        """The request that another server has given this token to."""
+        token = incoming.request.request_token
+        stored = await store.get(tenant.request(token))
+        # The token is a digest of the request, so that nothing else is accepted for it.
+        if stored is None or await sha256(tenant.tag + stored) != token:
+            return None
+        try:
+            found = replace(incoming, request=pb.CompileRequest.FromString(stored))
+            known = await compute(len(stored), self._resolve, found, tenant, token)
+        except (DecodeError, InvalidRequestError):
+            return None  # that server knows passes or takes sizes that this one does not
+        if known.token:
+            self._known[token] = known
+            self._kept[token] = True
+        return known if known.token else None
 
     def _resolve(self, incoming: IncomingCompile, tenant: Tenant, token: bytes) -> ResolvedRequest:
         request, body = incoming.request, incoming.body

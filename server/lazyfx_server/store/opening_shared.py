@@ -9,8 +9,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from lazyfx_server.store.circuit_breaker import CircuitBreaker
-from lazyfx_server.store.contract import RemoteStore, Store, StoreHooks
+from lazyfx_server.store.contract import LeasingStore, RemoteStore, Store, StoreHooks
 from lazyfx_server.store.disk_store import DiskStore
+from lazyfx_server.store.leases import Leases
+from lazyfx_server.store.pieces_store import PiecesStore
 from lazyfx_server.store.shared_identity import SharedIdentity
 from lazyfx_server.store.shared_store import LARGE_BYTES, SharedStore
 from lazyfx_server.store.verified_store import ENVELOPE_BYTES, VerifiedStore
@@ -36,10 +38,11 @@ class SharedStoreSettings:
     Attributes:
         store: URL of the store; see REDIS_SCHEMES and S3_SCHEMES.
         blobs: URL of a bucket for large entries, or None.
-        folder: Where large entries are kept that a Redis is too small for, without `blobs`.
+        folder: Where large entries are kept, too, without `blobs`.
         folder_bytes: Bound on that folder.
         wait_seconds: How long a request waits for a remote store to begin its answer.
         ttl_seconds: How long an entry stays in Redis that nobody uses.
+        lease_seconds: How long a lease stays that is not renewed.
     """
 
     store: str
@@ -48,6 +51,7 @@ class SharedStoreSettings:
     folder_bytes: int
     wait_seconds: float
     ttl_seconds: int
+    lease_seconds: float = 2.5
 
 
 def open_shared_store(
@@ -66,11 +70,9 @@ def open_shared_store(
         SharedStoreError: A URL cannot be used, or a package is missing.
         StoreError: The folder cannot be used.
     """
-    remotes = []
+    remotes: list[CircuitBreaker] = []
 
-    def guarded(url: str) -> Store:
-        remote = open_remote(url, settings.ttl_seconds)
-
+    def guarded(remote: RemoteStore, hint: str = "") -> Store:
         def probe() -> Awaitable[None]:
             return identity.check(remote)
 
@@ -79,20 +81,32 @@ def open_shared_store(
             wait_seconds=settings.wait_seconds,
             probe=probe,
             on_change=hooks.on_change,
-            hint=_NOT_TLS if url.startswith("rediss:") else "",
+            hint=hint,
         )
         remotes.append(breaker)
         return VerifiedStore(breaker, secret=identity.entry_secret, on_corrupt=hooks.on_corrupt)
 
-    small = guarded(settings.store)
+    store = open_remote(settings.store, settings.ttl_seconds)
+    small = guarded(store, _NOT_TLS if settings.store.startswith("rediss:") else "")
     large: Store | None = None
     if settings.blobs is not None:
-        large = guarded(settings.blobs)
-    elif settings.folder is not None and settings.store.partition(":")[0] in REDIS_SCHEMES:
-        disk = DiskStore(settings.folder, settings.folder_bytes)
-        large = VerifiedStore(disk, on_corrupt=hooks.on_corrupt)
+        large = guarded(open_remote(settings.blobs, settings.ttl_seconds))
+    elif settings.store.partition(":")[0] in REDIS_SCHEMES:
+        folder: Store | None = None
+        if settings.folder is not None:
+            disk = DiskStore(settings.folder, settings.folder_bytes)
+            folder = VerifiedStore(disk, on_corrupt=hooks.on_corrupt)
+        large = PiecesStore(small, folder, on_error=hooks.on_error, on_recovered=hooks.on_recovered)
+    leases = None
+    if isinstance(store, LeasingStore):
+        leases = Leases(store, remotes[0], identity.entry_secret, settings.lease_seconds)
     return SharedStore(
-        small, large, remotes, on_error=hooks.on_error, on_recovered=hooks.on_recovered
+        small,
+        large,
+        remotes,
+        leases=leases,
+        on_error=hooks.on_error,
+        on_recovered=hooks.on_recovered,
     )
 
 

@@ -189,6 +189,23 @@ class FlightAbandoned:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetFlightEnded:
+    """A flight of servers that share a store ended on this one.
+
+    Attributes:
+        stage: "compile" or "render".
+        outcome: "led": made here, under the lease; "joined": another server made it; "taken_over":
+            made here, because the server that held the lease has ended, failed or stopped;
+            "hedged": made here, because another server took too long; "unleased": made here,
+            because the store of leases did not answer; "outrun": begun here, and another server was
+            first.
+    """
+
+    stage: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactServed:
     """An artifact was sent to a client.
 
@@ -278,6 +295,7 @@ Event: TypeAlias = (
     | SourceRefused
     | NativeCompiled
     | FlightAbandoned
+    | FleetFlightEnded
     | JobRetried
     | GraphRefused
     | StoreFailed

@@ -31,6 +31,7 @@ from lazyfx_server.telemetry import counting, events
 from lazyfx_server.telemetry.gauges import Gauges
 from lazyfx_server.telemetry.labels import (
     CODES,
+    FLEET_OUTCOMES,
     JOBS,
     METHODS,
     OTHER,
@@ -106,6 +107,11 @@ class PrometheusObserver:
             "Single flights whose last caller went away",
             {"stage": STAGES, "outcome": ("dropped", "stopped", "continued")},
         )
+        self._fleet_flights = make.counter(
+            "fleet_flights",
+            "Flights of servers that share a store, as they ended on this one",
+            {"stage": STAGES, "outcome": FLEET_OUTCOMES},
+        )
         self._job_retries = make.counter(
             "job_retries", "Jobs retried because their worker died", {"job": JOBS}
         )
@@ -152,6 +158,9 @@ class PrometheusObserver:
             events.SourceRefused: lambda event: self._sources_refused.of(event.job).inc(),
             events.NativeCompiled: lambda event: self._native.of(event.result).inc(),
             events.FlightAbandoned: lambda event: self._abandoned.of(
+                event.stage, event.outcome
+            ).inc(),
+            events.FleetFlightEnded: lambda event: self._fleet_flights.of(
                 event.stage, event.outcome
             ).inc(),
             events.JobRetried: lambda event: self._job_retries.of(event.job).inc(),
