@@ -41,8 +41,9 @@ from lazyfx.flows import (
 )
 from lazyfx.trust.access import Access
 
-# gRPC reports an established connection, but not a closed channel.
-_LOOK_SECONDS: Final = 0.1
+# The state of the connection is read again after the first, doubled up to the second.
+_SHORTEST_LOOK_SECONDS: Final = 0.001
+_LOOK_SECONDS: Final = 0.05
 
 
 class BlockingDriver:
@@ -101,23 +102,23 @@ class BlockingDriver:
         return self._reaches((grpc.ChannelConnectivity.READY,), seconds)
 
     def _reaches(self, states: Collection[grpc.ChannelConnectivity], seconds: float) -> bool:
-        self.require_open()
-        end = time.monotonic() + seconds
-        reached = threading.Event()
-
-        def note(state: grpc.ChannelConnectivity) -> None:
-            if state in states:
-                reached.set()
-
-        self._channel.subscribe(note, try_to_connect=True)
-        try:
-            while not reached.wait(max(0.0, min(end - time.monotonic(), _LOOK_SECONDS))):
-                if time.monotonic() >= end:
-                    return False
-                self.require_open()
-        finally:
-            self._channel.unsubscribe(note)
-        return True
+        # gRPC's own watch is a thread that prints a traceback when the channel is closed.
+        check = self._channel._channel.check_connectivity_state  # noqa: SLF001
+        reached = {state.value[0] for state in states}
+        end, pause = time.monotonic() + seconds, _SHORTEST_LOOK_SECONDS
+        while True:
+            self.require_open()
+            try:
+                if check(True) in reached:
+                    return True
+            except ValueError:
+                self.require_open()  # closed a moment ago
+                raise
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._closing.wait(min(pause, left))
+            pause = min(2 * pause, _LOOK_SECONDS)
 
     def run(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end, in this thread.

@@ -15,7 +15,7 @@ from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
 from lazyfx.calls.diagnosing import diagnose, is_through_a_proxy, not_a_server
-from lazyfx.calls.retries import RetryBudget
+from lazyfx.calls.retries import RetryBudget, timeout_seconds
 from lazyfx.calls.uploading import Progress, upload
 from lazyfx.capture.blob import Blob
 from lazyfx.errors import (
@@ -80,7 +80,7 @@ class ServiceCalls:
     ) -> None:
         self._bounds = bounds
         self.address = address
-        self.timeout = timeout
+        self.timeout = timeout_seconds(timeout, timeout)
         self._tls = tls
         self._is_known = False
 
@@ -88,7 +88,10 @@ class ServiceCalls:
         self, request: pb.CompileRequest, timeout: float | None = None
     ) -> Flow[CompileCall]:
         """Start one compile; the request is sent during the next pause."""
-        data, retry_budget = request.SerializeToString(), RetryBudget(timeout or self.timeout)
+        data, retry_budget = (
+            request.SerializeToString(),
+            RetryBudget(timeout_seconds(timeout, self.timeout)),
+        )
         yield from self._refuse_silence()
         first = yield Start("Compile", data, retry_budget.left())
         return CompileCall(data, retry_budget, first)
@@ -149,11 +152,11 @@ class ServiceCalls:
             ServiceError: A subclass, by the status that the server returned.
         """
         download = Download(request, self._bounds, on_progress)
-        retry_budget = RetryBudget(timeout or self.timeout)
+        retry_budget = RetryBudget(timeout_seconds(timeout, self.timeout))
         resumed = False
         while True:
             try:
-                yield from self._download(request, download, timeout or self.timeout)
+                yield from self._download(request, download, timeout_seconds(timeout, self.timeout))
             except OverloadedError as refusal:
                 yield from retry_budget.wait(refusal)
             except UnavailableError as error:
