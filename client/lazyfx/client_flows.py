@@ -58,10 +58,6 @@ class ClientFlows:
     ) -> None:
         warn_of_misspelled()
         address = server_address(address)
-        if not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise LazyfxError(
-                f"timeout must be a number of seconds greater than 0, not {timeout!r}"
-            )
         self._new_lock = new_lock
         self.access: Access = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds

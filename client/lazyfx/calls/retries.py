@@ -27,8 +27,8 @@ def timeout_seconds(timeout: float | None, default: float) -> float:
         LazyfxError: It is not a positive number.
     """
     seconds = default if timeout is None else timeout
-    if not seconds > 0:
-        raise LazyfxError(f"timeout must be a number of seconds greater than 0, not {seconds}")
+    if not (isinstance(seconds, (int, float)) and seconds > 0):
+        raise LazyfxError(f"timeout must be a number of seconds greater than 0, not {seconds!r}")
     return min(seconds, _LONGEST_SECONDS)
 
 
