@@ -103,7 +103,8 @@ class BlockingDriver:
 
     def _reaches(self, states: Collection[grpc.ChannelConnectivity], seconds: float) -> bool:
         # gRPC's own watch is a thread that prints a traceback when the channel is closed.
-        check = self._channel._channel.check_connectivity_state  # noqa: SLF001
+        channel: Any = self._channel
+        check = channel._channel.check_connectivity_state  # noqa: SLF001
         reached = {state.value[0] for state in states}
         end, pause = time.monotonic() + seconds, _SHORTEST_LOOK_SECONDS
         while True:
