@@ -144,7 +144,7 @@ class App:
             ),
         )
         self._observers = observers
-        deferred = DeferredObserver(observers)
+        deferred = self._deferred = DeferredObserver(observers)
         crashes = CrashTracker(settings.workers.crash_refusal_seconds)
         self._native = native_compiles(settings, sources, crashes, observers, restarted)
         jobs = Jobs(self._executor, job_timeout, crashes, observer=observers)
@@ -185,6 +185,7 @@ class App:
             artifacts=self._artifacts,
             blobs=blobs,
             ledger=ledger,
+            settle=deferred.settle,
             registry=registry,
             named=named,
             limits=settings.calls,
@@ -221,6 +222,7 @@ class App:
             healthy=lambda: True,
             ready=lambda: self._serving,
             notes=lambda: self._native.problem,
+            settle=deferred.settle,
             host=settings.addresses.metrics_host,
             port=settings.addresses.metrics_port,
         )
@@ -248,6 +250,7 @@ class App:
         """
         parts.callback(_log.info, "stopped")
         parts.callback(self._ledger.close)
+        parts.callback(self._deferred.settle)
         await parts.enter_async_context(
             repeating(_LEDGER_SECONDS, partial(asyncio.to_thread, self._ledger.save))
         )

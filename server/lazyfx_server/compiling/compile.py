@@ -113,8 +113,11 @@ class Compiler:
         """Number of distinct compiles in flight."""
         return len(self._flights)
 
-    async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> pb.CompileResponse:
+    async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> bytes:
         """Serve one request of a tenant.
+
+        Returns:
+            The bytes of a CompileResponse.
 
         Raises:
             InvalidRequestError: A field is wrong.
@@ -144,7 +147,7 @@ class Compiler:
 
     async def _hit(
         self, module: CompiledModule, incoming: IncomingCompile, resolved: ResolvedRequest
-    ) -> pb.CompileResponse:
+    ) -> bytes:
         whose, spent = module.tenant.name, time.perf_counter() - incoming.arrived
         self._observer.observe(LookupMade("hit", tenant=whose))
         self._observer.observe(Reused(module.report.seconds, whose))

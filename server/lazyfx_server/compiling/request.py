@@ -22,7 +22,7 @@ from lazyfx_server.store import Store
 
 # Maximum resolved requests without a graph in the cache.
 _KNOWN_REQUESTS = 4096
-_TOKEN_BYTES = 32
+TOKEN_BYTES = 32
 # Longer requests are not kept for other servers.
 _MAX_KEPT_BYTES = 64 * 1024
 
@@ -114,10 +114,10 @@ class RequestReader:
 
     async def _recall(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
         request = incoming.request
-        if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
+        if len(request.ListFields()) != 1 or len(request.request_token) != TOKEN_BYTES:
             raise InvalidRequestError.of_field(
                 "request_token",
-                f"must have {_TOKEN_BYTES} bytes, and replaces the whole request; "
+                f"must have {TOKEN_BYTES} bytes, and replaces the whole request; "
                 "leave every other field unset",
             )
         known: ResolvedRequest | None = self._known.get(request.request_token)

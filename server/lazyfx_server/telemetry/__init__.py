@@ -4,10 +4,10 @@ The exporters are imported from their own files (`prometheus`, `http`), so that
 packages that only emit events load nothing more.
 """
 
+from lazyfx_server.telemetry.deferring import DeferredObserver
 from lazyfx_server.telemetry.events import (
     ArtifactServed,
     CompileFinished,
-    DeferredObserver,
     EntryCorrupt,
     Event,
     FleetFlightEnded,
