@@ -253,7 +253,7 @@ def _check_differentiable(
     that device would end the process.
     """
     with mode:
-        fakes = [None if value is None else _on_cpu(value) for value in values]
+        fakes: list[Any] = [None if value is None else _on_cpu(value) for value in values]
     graph = Graph()
     graph.output(graph.graph_copy(traced.graph, {}))
     for node in graph.nodes:
