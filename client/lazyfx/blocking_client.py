@@ -23,17 +23,19 @@ from lazyfx.v1 import compiler_pb2 as pb
 
 
 class Client:
-    """A client of one server. Threads may share it.
+    """A client of one server or its replicas. Threads may share it.
 
     Args:
-        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
-            machine.
+        address: "host:port", or "host" for port 8700; several replicas: "a:8700,b:8700", or
+            one name for all of them: "dns:///name:8700". Default: LAZYFX_ADDRESS, or this machine.
         timeout: Default timeout of a call, in seconds.
         on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
+        balance: How compiles are spread over replicas; see `AsyncClient`.
+        hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
@@ -49,6 +51,8 @@ class Client:
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+        balance: str | None = None,
+        hedge_after: float | None = None,
     ) -> None:
         self._flows = ClientFlows(
             threading.Lock,
@@ -59,12 +63,14 @@ class Client:
             tls=tls,
             verify_keys=verify_keys,
             answer_bounds=answer_bounds,
+            balance=balance,
+            hedge_after=hedge_after,
         )
         self._driver = BlockingDriver(self.address, self._flows.access)
 
     @property
     def address(self) -> str:
-        """Address of the server."""
+        """Address of the server; several are joined by commas."""
         return self._flows.calls.address
 
     @property
@@ -169,18 +175,22 @@ def connect(
     tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
     answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+    balance: str | None = None,
+    hedge_after: float | None = None,
 ) -> Client:
     """Connect to a server. Nothing is sent before the first call.
 
     Args:
-        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
-            machine.
+        address: "host:port", or "host" for port 8700; several replicas: "a:8700,b:8700", or
+            one name for all of them: "dns:///name:8700". Default: LAZYFX_ADDRESS, or this machine.
         timeout: Default timeout of a call, in seconds.
         on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
+        balance: How compiles are spread over replicas; see `AsyncClient`.
+        hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
     """
     return Client(
         address,
@@ -190,4 +200,6 @@ def connect(
         tls=tls,
         verify_keys=verify_keys,
         answer_bounds=answer_bounds,
+        balance=balance,
+        hedge_after=hedge_after,
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from lazyfx.answers.answer_bounds import AnswerBounds
 from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.calls.conversation import CompileCaller
 from lazyfx.calls.many_compiles import ManyCompiles
+from lazyfx.calls.replicas import Balance, Replicas, checked_balance
 from lazyfx.calls.service_calls import ServiceCalls
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
@@ -18,14 +21,18 @@ from lazyfx.capture.preparing import Prepared, Preparer
 from lazyfx.errors import LazyfxError
 from lazyfx.flows import Flow, Lock
 from lazyfx.module_flows import ModuleFlows
-from lazyfx.shared.addresses import server_address
+from lazyfx.shared.addresses import server_address, split_addresses
 from lazyfx.shared.environment import warn_of_misspelled
 from lazyfx.shared.pass_specs import Modes, Passes, normalize
+from lazyfx.shared.printable import shown
 from lazyfx.trust.access import Access, Tls, access
 from lazyfx.trust.verifying import DATA_KINDS, Verifier
 from lazyfx.v1 import compiler_pb2 as pb
 
 Job: TypeAlias = "tuple[Compilable, Passes] | tuple[Compilable, Passes, ExampleInputs]"
+
+_BALANCE_VARIABLE: Final = "LAZYFX_BALANCE"
+_HEDGE_VARIABLE: Final = "LAZYFX_HEDGE_AFTER"
 
 
 class ClientFlows:
@@ -55,24 +62,26 @@ class ClientFlows:
         tls: Tls | bool | None,
         verify_keys: Sequence[str] | str | None,
         answer_bounds: AnswerBounds,
+        balance: str | None,
+        hedge_after: float | None,
     ) -> None:
         warn_of_misspelled()
         address = server_address(address)
-        if not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise LazyfxError(
-                f"timeout must be a number of seconds greater than 0, not {timeout!r}"
-            )
         self._new_lock = new_lock
         self.access: Access = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds
         self.refusals = Refusals(address)
         self.calls = ServiceCalls(
-            address, timeout=timeout, tls=self.access.tls, bounds=answer_bounds
+            Replicas(split_addresses(address), _balance(balance)),
+            timeout=timeout,
+            tls=self.access.tls,
+            bounds=answer_bounds,
+            hedge_after=_hedge_after(hedge_after),
         )
         self.verifier = Verifier(
             self.access.pinned_keys(address),
             address=address,
-            trusts_connection=self.access.is_trusted(address),
+            untrusted=self.access.untrusted_address(address),
             ask=self.calls.server_info,
         )
         self.preparer = Preparer(answer_bounds)
@@ -113,6 +122,12 @@ class ClientFlows:
 
     def compile_many(self, jobs: Sequence[Job], *, send_values: bool) -> ManyCompiles:
         """Capture and encode many graphs, without any I/O; see `AsyncClient.compile_many`."""
+        for i, job in enumerate(jobs := list(jobs)):
+            if not isinstance(job, (tuple, list)) or len(job) not in (2, 3):
+                raise LazyfxError(
+                    f"jobs[{i}] is a {type(job).__name__}, not a pair of what to compile and the "
+                    "passes for it, or these two and example inputs: [(graph, passes), ...]"
+                )
         prepared = [
             self.preparer.prepare(
                 what, normalize(passes), *inputs, fresh=True, send_values=send_values
@@ -175,3 +190,23 @@ class ClientFlows:
         self.compile_caller.forget(prepared)
         with self.refusals.counted():
             return (yield from self.compile_caller.ask(prepared))
+
+
+def _balance(given: str | None) -> Balance:
+    if given is not None:
+        return checked_balance(given, "balance")
+    if named := os.environ.get(_BALANCE_VARIABLE):
+        return checked_balance(named, _BALANCE_VARIABLE)
+    return "round_robin"
+
+
+def _hedge_after(given: float | str | None) -> float | None:
+    field = "hedge_after"
+    if given is None:
+        given, field = os.environ.get(_HEDGE_VARIABLE), _HEDGE_VARIABLE
+    if given is None or given == "":
+        return None
+    with contextlib.suppress(TypeError, ValueError):
+        if 0 < (seconds := float(given)) < float("inf"):
+            return seconds
+    raise LazyfxError(f"{field} must be a number of seconds greater than 0, not {shown(given)}")

@@ -15,10 +15,11 @@ from typing import NoReturn
 from lazyfx.errors import LazyfxError
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled
 from lazyfx_server.file_limit import raise_limit
+from lazyfx_server.folder_lock import FolderInUseError, FolderLock
 from lazyfx_server.memory_allocator import give_back_large_blocks
 from lazyfx_server.operator_checks import SetupError, check_setup
 from lazyfx_server.settings.loading import flags, load
-from lazyfx_server.settings.model import FIELDS
+from lazyfx_server.settings.model import FIELDS, Settings
 from lazyfx_server.settings.service_settings import LogSettings
 from lazyfx_server.telemetry.plain_text import (
     PlainStream,
@@ -30,6 +31,8 @@ from lazyfx_server.workers.starting import worker_start
 __all__ = ["flags", "main"]
 
 _SWITCH_SECONDS = 0.0005
+# What a server takes to end after it has drained.
+_END_SECONDS = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,6 +62,7 @@ def _main(arguments: Sequence[str]) -> None:
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.addresses.listen)
     for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in FIELDS}):
         log.warning(sentence)
+    folder_lock = _lock_folder(settings)
     raise_limit()
     give_back_large_blocks()
     # While a thread parses a large request, the event loop waits at most this long for the GIL.
@@ -99,6 +103,22 @@ def _main(arguments: Sequence[str]) -> None:
     finally:
         # It may still be importing, and this process would wait for it before exiting.
         forkserver.kill()
+        if folder_lock is not None:
+            folder_lock.release()
+
+
+def _lock_folder(settings: Settings) -> FolderLock | None:
+    """Lock the store folder, after a predecessor of this server has drained."""
+    store = settings.store
+    if store.store_path is None:
+        return None
+    wait_seconds = settings.stopping.drain_seconds + _END_SECONDS
+    try:
+        return FolderLock(
+            store.store_path, is_shared=store.store is not None, wait_seconds=wait_seconds
+        )
+    except FolderInUseError as error:
+        _refuse(f"--store-path: {error}")
 
 
 def _refuse(reason: str) -> NoReturn:
