@@ -36,11 +36,11 @@ class Lazyfx:
 
 
 @contextlib.contextmanager
-def running_lazyfx(store: Path) -> Iterator[Lazyfx]:
-    """Run `lazyfx serve` with its own store."""
+def running_lazyfx(store: Path, *flags: str) -> Iterator[Lazyfx]:
+    """Run `lazyfx serve` with its own store, and these flags."""
     command = [
         sys.executable, "-m", "lazyfx_server", "--listen", "127.0.0.1:0",
-        "--metrics-port", "0", "--store-path", str(store),
+        "--metrics-port", "0", "--store-path", str(store), *flags,
     ]  # fmt: skip
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

@@ -15,9 +15,10 @@ from lazyfx.calls.async_driver import AsyncDriver
 from lazyfx.calls.many_compiles import ManyCompiles
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
+from lazyfx.capture.priorities import Priority
 from lazyfx.client_flows import ClientFlows, Job
 from lazyfx.errors import ForkedProcessError, LazyfxError
-from lazyfx.shared.pass_specs import Modes, Passes
+from lazyfx.shared.pass_specs import Passes
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
 
@@ -36,6 +37,8 @@ class AsyncClient:
             Default: the keys that `lazyfx trust` stored for this server; otherwise the keys that
             the server publishes at first use, if it is on this machine or authenticated by TLS.
         answer_bounds: Bounds on what the server may send.
+        priority: How urgent the requests are, among all of this caller: "interactive", "batch" or
+            "prewarm". Hits never wait.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
@@ -53,6 +56,7 @@ class AsyncClient:
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+        priority: Priority = "interactive",
     ) -> None:
         self._flows = ClientFlows(
             asyncio.Lock,
@@ -63,6 +67,7 @@ class AsyncClient:
             tls=tls,
             verify_keys=verify_keys,
             answer_bounds=answer_bounds,
+            priority=priority,
         )
         self._driver = AsyncDriver(self.address, self._flows.access)
 
@@ -108,6 +113,7 @@ class AsyncClient:
         verify: bool = False,
         timeout: float | None = None,
         send_values: bool = False,
+        priority: Priority | None = None,
     ) -> AsyncRemoteModule:
         """Compile a graph on the server.
 
@@ -127,6 +133,7 @@ class AsyncClient:
             send_values: Send tensor values to any pass for which the server requests them. By
                 default only lazyfx's own passes that read values receive them, such as
                 constant_fold.
+            priority: How urgent it is; that of the client by default.
 
         Returns:
             A handle; nothing is generated or sent until it is used.
@@ -141,7 +148,9 @@ class AsyncClient:
             what,
             passes,
             example_inputs,
-            modes=Modes(eager, verify),
+            eager=eager,
+            verify=verify,
+            priority=priority,
             skip_cache_lookup=skip_cache_lookup,
             timeout=timeout,
             send_values=send_values,
@@ -218,6 +227,7 @@ def connect_async(
     tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
     answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+    priority: Priority = "interactive",
 ) -> AsyncClient:
     """Connect to a server, for use in the running event loop.
 
@@ -232,6 +242,7 @@ def connect_async(
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
+        priority: How urgent the requests are; see `AsyncClient`.
     """
     return AsyncClient(
         address,
@@ -241,4 +252,5 @@ def connect_async(
         tls=tls,
         verify_keys=verify_keys,
         answer_bounds=answer_bounds,
+        priority=priority,
     )

@@ -15,9 +15,10 @@ from lazyfx.calls.blocking_driver import BlockingDriver
 from lazyfx.calls.many_compiles import ManyCompiles
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
+from lazyfx.capture.priorities import Priority
 from lazyfx.client_flows import ClientFlows, Job
 from lazyfx.errors import ForkedProcessError, LazyfxError
-from lazyfx.shared.pass_specs import Modes, Passes
+from lazyfx.shared.pass_specs import Passes
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
 
@@ -34,6 +35,7 @@ class Client:
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
+        priority: How urgent the requests are; see `AsyncClient`.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
@@ -49,6 +51,7 @@ class Client:
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+        priority: Priority = "interactive",
     ) -> None:
         self._flows = ClientFlows(
             threading.Lock,
@@ -59,6 +62,7 @@ class Client:
             tls=tls,
             verify_keys=verify_keys,
             answer_bounds=answer_bounds,
+            priority=priority,
         )
         self._driver = BlockingDriver(self.address, self._flows.access)
 
@@ -106,13 +110,16 @@ class Client:
         verify: bool = False,
         timeout: float | None = None,
         send_values: bool = False,
+        priority: Priority | None = None,
     ) -> RemoteModule:
         """Compile a graph on the server; see `AsyncClient.compile`."""
         flow = self._flows.compile(
             what,
             passes,
             example_inputs,
-            modes=Modes(eager, verify),
+            eager=eager,
+            verify=verify,
+            priority=priority,
             skip_cache_lookup=skip_cache_lookup,
             timeout=timeout,
             send_values=send_values,
@@ -169,6 +176,7 @@ def connect(
     tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
     answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+    priority: Priority = "interactive",
 ) -> Client:
     """Connect to a server. Nothing is sent before the first call.
 
@@ -181,6 +189,7 @@ def connect(
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
+        priority: How urgent the requests are; see `AsyncClient`.
     """
     return Client(
         address,
@@ -190,4 +199,5 @@ def connect(
         tls=tls,
         verify_keys=verify_keys,
         answer_bounds=answer_bounds,
+        priority=priority,
     )

@@ -15,6 +15,7 @@ from lazyfx.calls.service_calls import ServiceCalls
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
 from lazyfx.capture.preparing import Prepared, Preparer
+from lazyfx.capture.priorities import Priority, priority_number
 from lazyfx.errors import LazyfxError
 from lazyfx.flows import Flow, Lock
 from lazyfx.module_flows import ModuleFlows
@@ -55,6 +56,7 @@ class ClientFlows:
         tls: Tls | bool | None,
         verify_keys: Sequence[str] | str | None,
         answer_bounds: AnswerBounds,
+        priority: Priority,
     ) -> None:
         warn_of_misspelled()
         address = server_address(address)
@@ -63,6 +65,7 @@ class ClientFlows:
                 f"timeout must be a number of seconds greater than 0, not {timeout!r}"
             )
         self._new_lock = new_lock
+        self._priority = priority_number(priority)
         self.access: Access = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds
         self.refusals = Refusals(address)
@@ -84,18 +87,21 @@ class ClientFlows:
         passes: Passes,
         example_inputs: ExampleInputs,
         *,
-        modes: Modes,
+        eager: bool,
+        verify: bool,
+        priority: Priority | None,
         skip_cache_lookup: bool,
         timeout: float | None,
         send_values: bool,
     ) -> Flow[ModuleFlows]:
         """Capture and compile a graph; see `AsyncClient.compile`."""
+        number = self._priority if priority is None else priority_number(priority)
         prepare = partial(
             self.preparer.prepare,
             what,
             normalize(passes),
             example_inputs,
-            modes=modes,
+            modes=Modes(eager, verify, number),
             send_values=send_values,
         )
         prepared = prepare()
@@ -115,7 +121,12 @@ class ClientFlows:
         """Capture and encode many graphs, without any I/O; see `AsyncClient.compile_many`."""
         prepared = [
             self.preparer.prepare(
-                what, normalize(passes), *inputs, fresh=True, send_values=send_values
+                what,
+                normalize(passes),
+                *inputs,
+                modes=Modes(priority=self._priority),
+                fresh=True,
+                send_values=send_values,
             )
             for what, passes, *inputs in jobs
         ]

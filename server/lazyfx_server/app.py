@@ -28,7 +28,7 @@ from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.generation_costs import CodegenCosts
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import PASS_POOL, Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import described
@@ -124,6 +124,10 @@ class App:
             store=self._store.tiers,
             stores_in_use=self._stores_in_use,
             in_flight=self._in_flight,
+            backlog=lambda: {
+                "pass": admission.backlog_seconds,
+                "native": self._native.backlog_seconds,
+            },
             workers=lambda: len(self._executor.pids),
             devices=self._devices.memory,
             sandbox=lambda: confined.layers,
@@ -148,7 +152,7 @@ class App:
         self._native = native_compiles(settings, sources, crashes, observers, restarted)
         jobs = Jobs(self._executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
-        admission = Admission(settings.workers.workers, settings.calls)
+        admission = Admission(settings.workers.workers, settings.calls, PASS_POOL, observers)
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,

@@ -12,7 +12,7 @@ from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.ledger_file import LedgerFile
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import NATIVE_POOL, Admission
 from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.execution import OnRestart
@@ -72,7 +72,7 @@ def native_compiles(
         OSError: Native artifacts are required but cannot be built.
     """
     native = settings.native
-    admission = Admission(native.native_workers, settings.calls)
+    admission = Admission(native.native_workers, settings.calls, NATIVE_POOL, observer)
     required = native.native == "on"
     try:
         pools = native_pools(native, sources, on_restart)

@@ -13,8 +13,8 @@ PREFIX: Final = "LAZYFX_"
 CLIENT_VARIABLES: Final = frozenset(
     {
         "ADDRESS", "AGREEMENT", "CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "COMPILE",
-        "KNOWN_SERVERS", "ON_ERROR", "PASSES", "RECORD", "SEND_VALUES", "SERVER_HOST", "TIMEOUT",
-        "TOKEN", "TOKEN_FILE", "VERIFY_KEYS", "WAIT",
+        "KNOWN_SERVERS", "ON_ERROR", "PASSES", "PRIORITY", "RECORD", "SEND_VALUES", "SERVER_HOST",
+        "TIMEOUT", "TOKEN", "TOKEN_FILE", "VERIFY_KEYS", "WAIT",
     }
 )  # fmt: skip
 """Variables that clients and the backend read, without the prefix."""

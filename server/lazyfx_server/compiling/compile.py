@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +15,12 @@ from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.generation_costs import CodegenCosts
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.key import ModuleKey
+from lazyfx_server.compiling.limits.admission import Admission, Work
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import check_body
+from lazyfx_server.compiling.limits.urgency import Urgency
 from lazyfx_server.compiling.miss_reasons import Explainer, Miss
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.request import (
@@ -28,7 +31,7 @@ from lazyfx_server.compiling.request import (
 )
 from lazyfx_server.compiling.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import MissingInputsError
+from lazyfx_server.errors import DeadlineTooShortError, MissingInputsError
 from lazyfx_server.settings.limits import PassLimits, RequestLimits
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
@@ -43,6 +46,9 @@ from lazyfx_server.telemetry import (
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
+
+# Of a graph, in bytes, for the estimate of its compile.
+_MAX_SIZE = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +109,15 @@ class Compiler:
         """Number of distinct compiles in flight."""
         return len(self._flights)
 
-    async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> pb.CompileResponse:
+    async def compile(
+        self, incoming: IncomingCompile, tenant: Tenant, time_left: Callable[[], float | None]
+    ) -> pb.CompileResponse:
         """Serve one request of a tenant.
+
+        Args:
+            incoming: The request.
+            tenant: The tenant.
+            time_left: Returns the seconds until the deadline of the call; None without one.
 
         Raises:
             InvalidRequestError: A field is wrong.
@@ -117,9 +130,10 @@ class Compiler:
             module = self._catalog.recent(tenant, resolved.digest)
             if module is not None:
                 return self._hit(module, incoming, resolved)
+        urgency = Urgency.of(request.priority, time_left)
         while True:
             landing = await self._flights.join(
-                resolved.digest, partial(self._find_or_make, incoming, resolved)
+                resolved.digest, partial(self._find_or_make, incoming, resolved), urgency
             )
             if landing.led or not _fares_better_alone(request, landing):
                 break
@@ -183,7 +197,8 @@ class Compiler:
     ) -> CompiledModule:
         request, key, tenant = incoming.request, resolved.key, resolved.tenant
         await self._require_blobs(request, tenant)
-        async with self._admission.slot(tenant.name) as queued:
+        work = Work(tenant.name, _kind_of_job(incoming, key), flight.urgency)
+        async with self._admission.slot(work) as queued:
             flight.mark_running()
             # Created only now, so that a queued job costs no more than its request.
             job = await self._job(incoming, tenant)
@@ -296,16 +311,26 @@ class Compiler:
         )
 
 
+def _kind_of_job(incoming: IncomingCompile, key: ModuleKey) -> JobKind:
+    """What the duration of a compile depends on."""
+    # Without the body this is what the caller says; it is charged for what the job really takes.
+    size = len(incoming.body) or incoming.request.graph_digest.size_bytes
+    return JobKind(key.tenant + key.graph + key.pipeline, key.pipeline, min(size, _MAX_SIZE))
+
+
 def _fares_better_alone(request: pb.CompileRequest, landing: Landing[_FlightResult]) -> bool:
     """Whether a request should retry in a flight of its own instead of sharing this landing.
 
     If blobs or the request were missing, the leader had only a token or a digest. A request that
     contains more leads the next flight; one that does not would fail the same way. A token that
-    resolved to another request needs its own flight.
+    resolved to another request needs its own flight. If the deadline of the leader was too short,
+    that of this request may not be.
     """
     error = landing.error
     if error is None:
         return request.skip_cache_lookup and landing.result().miss is None
+    if isinstance(error, DeadlineTooShortError):
+        return True
     if not isinstance(error, MissingInputsError):
         return False
     asked_for_request = error.subjects[0].startswith("requests/")

@@ -23,7 +23,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.dispatch.builds import Builds, BuildSession
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import Admission, Work
 from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.errors import (
     FailedPreconditionError,
@@ -93,7 +93,6 @@ class NativeCompiles:
         self._observer = observer
         self._admission = admission
         self._required = required
-        self._usual_seconds: dict[int, float] = {}
         self.target: pb.NativeTarget | None = None
         self.problem = ""
 
@@ -101,6 +100,11 @@ class NativeCompiles:
     def layers(self) -> Sequence[str]:
         """Active layers of the workers' sandbox; empty without workers."""
         return () if self._workers is None else self._workers.sandbox.layers
+
+    @property
+    def backlog_seconds(self) -> float:
+        """Estimated seconds in which the workers would finish what they have."""
+        return self._admission.backlog_seconds
 
     @property
     def status(self) -> pb.NativeStatus:
@@ -185,7 +189,7 @@ class NativeCompiles:
         place: bytes,
         graph: graph_pb2.CompiledGraph,
         request: pb.GetArtifactRequest,
-        tenant: str,
+        work: Work,
         subject: Subject,
         flight: Flight[Any],
         charge: AbstractContextManager[None],
@@ -196,7 +200,7 @@ class NativeCompiles:
             place: The store key of the artifact.
             graph: The compiled graph.
             request: Checked by `variant`.
-            tenant: The tenant, for fair queueing.
+            work: The job, for fair queueing.
             subject: The subject of the job.
             flight: Notified when the compile begins.
             charge: Charges the tenant for the time within it; the wait for a slot is not charged.
@@ -217,9 +221,9 @@ class NativeCompiles:
         )
         ended = "failed"
         try:
-            async with self._admission.slot(tenant):
+            async with self._admission.slot(work):
                 started = time.monotonic()
-                flight.mark_running(lambda: self._grace_period(request.kind, started))
+                flight.mark_running(lambda: self._grace_period(work, started))
                 session = self._workers.builds.session()
                 with charge:
                     result = await self._workers.jobs.native(job, subject, session)
@@ -229,8 +233,6 @@ class NativeCompiles:
             raise
         else:
             ended = "only_traced" if result.only_traced else "made"
-            if ended == "made":
-                self._record_seconds(request.kind, time.monotonic() - started)
             return result
         finally:
             if flight.begun or ended != "stopped":
@@ -257,20 +259,16 @@ class NativeCompiles:
             _log.error("a native job returned a library that was not compiled here")
             raise InternalError("the artifact contains a library that this server did not compile")
 
-    def _grace_period(self, kind: int, started: float) -> float:
+    def _grace_period(self, work: Work, started: float) -> float:
         """How long an abandoned compile continues: to its end, if it is nearly done.
 
         That is if it has run for some time, and for half of the usual duration.
         """
         spent = time.monotonic() - started
-        usual = self._usual_seconds.get(kind)
+        usual = self._admission.usual_seconds(work.kind)
         if usual is not None and spent >= max(_WORTH_KEEPING_SECONDS, usual / 2):
             return math.inf
         return STOP_SECONDS
-
-    def _record_seconds(self, kind: int, seconds: float) -> None:
-        usual = self._usual_seconds.get(kind, seconds)
-        self._usual_seconds[kind] = usual + 0.2 * (seconds - usual)
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of a native compile."""

@@ -59,7 +59,7 @@ def status_of(error: BaseException) -> status_pb2.Status:
     if isinstance(error, errors.PermissionDeniedError):
         return rich_status(code.PERMISSION_DENIED, message)
     if isinstance(error, errors.UnavailableError):
-        return rich_status(code.UNAVAILABLE, message, retry_after=1.0)
+        return rich_status(code.UNAVAILABLE, message, retry_after=error.retry_after)
     if isinstance(error, errors.TimedOutError):
         return rich_status(code.DEADLINE_EXCEEDED, message)
     if isinstance(error, errors.InternalError):

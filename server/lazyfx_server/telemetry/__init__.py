@@ -13,6 +13,7 @@ from lazyfx_server.telemetry.events import (
     FlightAbandoned,
     GraphRefused,
     JobRetried,
+    JobStarted,
     LookupMade,
     NativeCompiled,
     Observer,
@@ -26,6 +27,7 @@ from lazyfx_server.telemetry.events import (
     StoreFailed,
     StoreSkipped,
     WorkerRestarted,
+    WorkRefused,
 )
 from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
 
@@ -40,6 +42,7 @@ __all__ = [
     "Gauges",
     "GraphRefused",
     "JobRetried",
+    "JobStarted",
     "LookupMade",
     "NativeCompiled",
     "Observer",
@@ -52,5 +55,6 @@ __all__ = [
     "SourceRefused",
     "StoreFailed",
     "StoreSkipped",
+    "WorkRefused",
     "WorkerRestarted",
 ]

@@ -50,6 +50,8 @@ class Gauges:
         store: Statistics of each tier by name.
         stores_in_use: Whether each remote tier is asked at present, by name.
         in_flight: Running jobs by stage, "compile" and "render".
+        backlog: Estimated seconds in which the workers of each pool would finish what they have,
+            by the pool's name.
         workers: Worker processes.
         devices: Memory of the devices that workers see.
         sandbox: Active layers of the workers' sandbox.
@@ -59,6 +61,7 @@ class Gauges:
     store: Callable[[], Mapping[str, TierLevels]] = dict
     stores_in_use: Callable[[], Mapping[str, bool]] = dict
     in_flight: Callable[[], Mapping[str, int]] = dict
+    backlog: Callable[[], Mapping[str, float]] = dict
     workers: Callable[[], int] = int
     devices: Callable[[], Iterable[DeviceMemory]] = tuple
     sandbox: Callable[[], Collection[str]] = tuple
