@@ -18,6 +18,7 @@ from lazyfx_server.assembling import (
     artifact_signer,
     authenticator,
     ledger_file,
+    memory_guard,
     native_compiles,
     shared_store,
 )
@@ -30,6 +31,7 @@ from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import PASS_POOL, Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
+from lazyfx_server.compiling.limits.memory_guard import CHECK_SECONDS
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import described
 from lazyfx_server.compiling.miss_reasons import Explainer
@@ -49,7 +51,7 @@ from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
 from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import StoreSettings
-from lazyfx_server.store import Store, StoreHooks, open_store
+from lazyfx_server.store import MemoryStore, StoreHooks, TieredStore, open_store
 from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
@@ -128,6 +130,8 @@ class App:
                 "pass": admission.backlog_seconds,
                 "native": self._native.backlog_seconds,
             },
+            memory_used=lambda: self._memory.used_part,
+            refusing=lambda: self._memory.is_refusing,
             workers=lambda: len(self._executor.pids),
             devices=self._devices.memory,
             sandbox=lambda: confined.layers,
@@ -149,10 +153,15 @@ class App:
         self._observers = observers
         deferred = DeferredObserver(observers)
         crashes = CrashTracker(settings.workers.crash_refusal_seconds)
-        self._native = native_compiles(settings, sources, crashes, observers, restarted)
+        guard = self._memory = memory_guard(settings, self._store, self._executor)
+        self._native = native_compiles(
+            settings, sources, crashes, observers, restarted, guard.refusal
+        )
         jobs = Jobs(self._executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
-        admission = Admission(settings.workers.workers, settings.calls, PASS_POOL, observers)
+        admission = Admission(
+            settings.workers.workers, settings.calls, PASS_POOL, observers, guard.refusal
+        )
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,
@@ -276,6 +285,7 @@ class App:
         await self._server.open()
         self._serving = True
         await parts.enter_async_context(repeating(_DEVICE_SECONDS, self._devices.refresh))
+        await parts.enter_async_context(repeating(CHECK_SECONDS, self._memory.check))
 
     async def _start_telemetry(self) -> None:
         try:
@@ -327,7 +337,7 @@ class App:
             return None
         return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
 
-    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> Store:
+    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> MemoryStore | TieredStore:
         return open_store(
             settings.store_path,
             memory_bytes=settings.store_memory_bytes,

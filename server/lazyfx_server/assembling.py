@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
@@ -13,20 +14,25 @@ from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import NATIVE_POOL, Admission
+from lazyfx_server.compiling.limits.memory_guard import MemoryFiles, MemoryGuard
 from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
 from lazyfx_server.compiling.tenants import Tenants
-from lazyfx_server.execution import OnRestart
+from lazyfx_server.errors import UnavailableError
+from lazyfx_server.execution import OnRestart, ProcessExecutor
 from lazyfx_server.jobs.native.work_area import WorkArea
+from lazyfx_server.memory_allocator import give_back_free_memory
 from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.store import (
+    MemoryStore,
     SharedIdentity,
     SharedStore,
     SharedStoreSettings,
     StoreHooks,
+    TieredStore,
     open_shared_store,
 )
 from lazyfx_server.telemetry import Observer
@@ -58,6 +64,7 @@ def native_compiles(
     crashes: CrashTracker,
     observer: Observer,
     on_restart: OnRestart,
+    pressure: Callable[[], UnavailableError | None],
 ) -> NativeCompiles:
     """The compiler of native artifacts.
 
@@ -67,12 +74,13 @@ def native_compiles(
         crashes: Remembers graphs on which workers died.
         observer: Notified of each compile.
         on_restart: Called for each replaced worker.
+        pressure: Returns why no new work is accepted at present, or None.
 
     Raises:
         OSError: Native artifacts are required but cannot be built.
     """
     native = settings.native
-    admission = Admission(native.native_workers, settings.calls, NATIVE_POOL, observer)
+    admission = Admission(native.native_workers, settings.calls, NATIVE_POOL, observer, pressure)
     required = native.native == "on"
     try:
         pools = native_pools(native, sources, on_restart)
@@ -95,6 +103,19 @@ def native_compiles(
         pb.SandboxStatus(layers=protection.layers, missing=protection.missing),
     )
     return NativeCompiles(workers, admission, observer, required=required)
+
+
+def memory_guard(
+    settings: Settings, store: MemoryStore | TieredStore, executor: ProcessExecutor
+) -> MemoryGuard:
+    """What refuses new work while the memory is nearly used up, and frees memory meanwhile."""
+
+    def free_memory() -> None:
+        store.trim()
+        executor.trim()
+        give_back_free_memory()
+
+    return MemoryGuard(MemoryFiles().read, settings.workers.memory_mark, free_memory)
 
 
 def authenticator(settings: Settings) -> Authenticator:

@@ -129,6 +129,10 @@ class WorkerSettings(Part):
     worker_max_jobs: int = Field(default=1000, ge=1)
     """Jobs after which a worker process is replaced (Python never frees generated source)."""
 
+    memory_mark: float = Field(default=0.9, gt=0, le=1)
+    """Part of the memory (of the container, or else the machine) above which new compiles are
+    refused with UNAVAILABLE, but not before less than 2 GiB are left. 1 never refuses them."""
+
     sandbox: Literal["auto", "required", "off"] = "auto"
     """Sandbox of the workers that run passes. auto: every layer that the kernel supports, with a
     warning if one is missing; required: refuse to start if a layer is missing; off: no sandbox."""

@@ -66,7 +66,7 @@ def open_store(
     on_error: OnError | None = None,
     on_recovered: OnRecovered | None = None,
     on_corrupt: OnCorrupt | None = None,
-) -> Store:
+) -> MemoryStore | TieredStore:
     """Open the store of a server: memory, over a folder if one is given.
 
     Blocks during the scan of the folder.

@@ -52,6 +52,8 @@ class Gauges:
         in_flight: Running jobs by stage, "compile" and "render".
         backlog: Estimated seconds in which the workers of each pool would finish what they have,
             by the pool's name.
+        memory_used: The part of the memory that is in use.
+        refusing: Whether new work is refused because of it.
         workers: Worker processes.
         devices: Memory of the devices that workers see.
         sandbox: Active layers of the workers' sandbox.
@@ -62,6 +64,8 @@ class Gauges:
     stores_in_use: Callable[[], Mapping[str, bool]] = dict
     in_flight: Callable[[], Mapping[str, int]] = dict
     backlog: Callable[[], Mapping[str, float]] = dict
+    memory_used: Callable[[], float] = float
+    refusing: Callable[[], bool] = bool
     workers: Callable[[], int] = int
     devices: Callable[[], Iterable[DeviceMemory]] = tuple
     sandbox: Callable[[], Collection[str]] = tuple

@@ -302,6 +302,16 @@ class _Levels(Collector):
         for pool, seconds in self._gauges.backlog().items():
             backlog.add_metric([pool], seconds)
         yield backlog
+        yield GaugeMetricFamily(
+            "lazyfx_memory_used_ratio",
+            "Part of the memory of the container, or of the machine, that is in use",
+            value=self._gauges.memory_used(),
+        )
+        yield GaugeMetricFamily(
+            "lazyfx_memory_refusing",
+            "1 while new work is refused because the memory is nearly used up",
+            value=float(self._gauges.refusing()),
+        )
         yield GaugeMetricFamily("lazyfx_workers", "Worker processes", value=self._gauges.workers())
         total = GaugeMetricFamily(
             "lazyfx_device_memory_total_bytes", "Memory of a device", labels=["device"]
