@@ -21,6 +21,8 @@ from lazyfx_server.assembling import (
     memory_guard,
     native_compiles,
     shared_store,
+    store_of,
+    tls_files,
 )
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
@@ -39,7 +41,7 @@ from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.execution import RestartReason
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, kind_name
-from lazyfx_server.lifecycle import finishes_before, repeating
+from lazyfx_server.lifecycle import finishes_before, repeating, when_free
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
 from lazyfx_server.rpc.grpc_server import GrpcServer
@@ -48,10 +50,7 @@ from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
-from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.settings.model import Settings
-from lazyfx_server.settings.service_settings import StoreSettings
-from lazyfx_server.store import MemoryStore, StoreHooks, TieredStore, open_store
 from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
@@ -107,7 +106,7 @@ class App:
             lambda key: self._catalog.record_damage(key),
         )
         self._shared_store = shared_store(settings, signer, hooks)
-        self._store = self._open_store(settings.store, hooks)
+        self._store = store_of(settings.store, self._shared_store, hooks)
         quotas = Quotas(settings.quotas)
         callers = authenticator(settings)
         confined = protection(settings.workers)
@@ -263,8 +262,10 @@ class App:
         parts.push_async_callback(self._store.close)
         if self._shared_store is not None:
             await self._shared_store.connect()
-        self._server.bind(self._settings.addresses.listen, self._tls_files())
-        await self._start_telemetry()
+        addresses = self._settings.addresses
+        await when_free(self._bind, addresses.takeover_seconds, addresses.listen)
+        metrics = f"{addresses.metrics_host}:{addresses.metrics_port}"
+        await when_free(self._start_telemetry, addresses.takeover_seconds, metrics)
         parts.push_async_callback(self._telemetry.stop)
         # Calls use workers, so workers stop after the last call. They take seconds to start.
         parts.push_async_callback(self._native.close)
@@ -286,6 +287,9 @@ class App:
         self._serving = True
         await parts.enter_async_context(repeating(_DEVICE_SECONDS, self._devices.refresh))
         await parts.enter_async_context(repeating(CHECK_SECONDS, self._memory.check))
+
+    async def _bind(self) -> None:
+        self._server.bind(self._settings.addresses.listen, tls_files(self._settings.callers))
 
     async def _start_telemetry(self) -> None:
         try:
@@ -330,23 +334,6 @@ class App:
     @property
     def _metrics_url(self) -> str:
         return f"http://{self._settings.addresses.metrics_host}:{self._telemetry.port}/metrics"
-
-    def _tls_files(self) -> TlsFiles | None:
-        settings = self._settings.callers
-        if settings.server_certificate is None or settings.server_key is None:
-            return None
-        return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
-
-    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> MemoryStore | TieredStore:
-        return open_store(
-            settings.store_path,
-            memory_bytes=settings.store_memory_bytes,
-            disk_bytes=settings.store_disk_bytes,
-            shared=self._shared_store,
-            on_error=hooks.on_error,
-            on_recovered=hooks.on_recovered,
-            on_corrupt=hooks.on_corrupt,
-        )
 
     def _stores_in_use(self) -> Mapping[str, bool]:
         return {} if self._shared_store is None else self._shared_store.available()

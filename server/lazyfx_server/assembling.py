@@ -22,10 +22,12 @@ from lazyfx_server.execution import OnRestart, ProcessExecutor
 from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.memory_allocator import give_back_free_memory
 from lazyfx_server.rpc.authentication import Authenticator
+from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.service_settings import CallerSettings, StoreSettings
 from lazyfx_server.store import (
     MemoryStore,
     SharedIdentity,
@@ -34,6 +36,7 @@ from lazyfx_server.store import (
     StoreHooks,
     TieredStore,
     open_shared_store,
+    open_store,
 )
 from lazyfx_server.telemetry import Observer
 from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
@@ -168,6 +171,32 @@ def shared_store(settings: Settings, signer: Signer, hooks: StoreHooks) -> Share
         identity,
         hooks,
     )
+
+
+def store_of(
+    settings: StoreSettings, shared: SharedStore | None, hooks: StoreHooks
+) -> MemoryStore | TieredStore:
+    """The store of this server, over the one that it shares, if any.
+
+    Raises:
+        StoreError: Its folder cannot be used.
+    """
+    return open_store(
+        settings.store_path,
+        memory_bytes=settings.store_memory_bytes,
+        disk_bytes=settings.store_disk_bytes,
+        shared=shared,
+        on_error=hooks.on_error,
+        on_recovered=hooks.on_recovered,
+        on_corrupt=hooks.on_corrupt,
+    )
+
+
+def tls_files(settings: CallerSettings) -> TlsFiles | None:
+    """The files of the server's certificate; None without TLS."""
+    if settings.server_certificate is None or settings.server_key is None:
+        return None
+    return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
 
 
 def ledger_file(settings: Settings) -> LedgerFile | None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Final
 
 _log = logging.getLogger("lazyfx_server")
+
+_POLL_SECONDS: Final = 0.05
 
 
 def stop_signals() -> asyncio.Event:
@@ -31,6 +37,39 @@ async def finishes_before(stop: asyncio.Event, work: Coroutine[object, object, N
         return False
     await working
     return True
+
+
+async def when_free(listen: Callable[[], Awaitable[None]], seconds: float, address: str) -> None:
+    """Listen on an address, after another process has left it.
+
+    Args:
+        listen: Tries to listen.
+        seconds: How long the other process may take.
+        address: The address, for the log.
+
+    Raises:
+        OSError: It cannot be listened on.
+    """
+    end = time.monotonic() + seconds
+    is_waiting = False
+    while True:
+        try:
+            await listen()
+        except OSError as error:
+            if not is_in_use(error) or time.monotonic() >= end:
+                raise
+        else:
+            return
+        if not is_waiting:
+            is_waiting = True
+            _log.info("waiting up to %g s for another server to leave %s", seconds, address)
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def is_in_use(error: OSError) -> bool:
+    """Whether an address cannot be listened on because another socket does."""
+    # gRPC says why only in words.
+    return error.errno == errno.EADDRINUSE or os.strerror(errno.EADDRINUSE) in str(error)
 
 
 @asynccontextmanager

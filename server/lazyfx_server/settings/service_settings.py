@@ -49,6 +49,10 @@ class AddressSettings(Part):
     metrics_port: int = Field(default=8701, ge=0, le=65535)
     """Port for /metrics, /healthz and /readyz; 0 picks a free port."""
 
+    takeover_seconds: float = Field(default=0.0, ge=0)
+    """Seconds to wait until another server leaves these addresses. For a restart that clients do
+    not notice: start the successor with it, then stop the old server. Default: fail at once."""
+
     reflection: bool = False
     """Enable gRPC server reflection."""
 

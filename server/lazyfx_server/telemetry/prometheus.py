@@ -299,8 +299,9 @@ class _Levels(Collector):
             "Estimated seconds in which the workers would finish what waits and runs",
             labels=["pool"],
         )
-        for pool, seconds in self._gauges.backlog().items():
-            backlog.add_metric([pool], seconds)
+        seconds = self._gauges.backlog()
+        for pool in POOLS:
+            backlog.add_metric([pool], seconds.get(pool, 0.0))
         yield backlog
         yield GaugeMetricFamily(
             "lazyfx_memory_used_ratio",
