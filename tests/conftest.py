@@ -25,6 +25,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With `-n`, keep the tests of a file in one process, because they share servers."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadfile"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         run = contextlib.ExitStack()
@@ -33,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Spare `make test-long` the imports of files that have no long test."""
+    """Skip files without long tests in `make test-long`, which then does not import them."""
     if collection_path.suffix != ".py" or not config.option.markexpr.startswith("long"):
         return None
     text = collection_path.read_text("utf-8")
@@ -90,7 +97,7 @@ def launch_for_file(
 
 @pytest.fixture(scope="session")
 def named_host() -> str:
-    """A name of this machine that only resolving it tells so."""
+    """A name of this machine that does not reveal that it is local until it is resolved."""
     for name in (socket.gethostname(), "ip4-loopback", "lazyfx.localhost"):
         try:
             if name != "localhost" and socket.gethostbyname(name).startswith("127."):

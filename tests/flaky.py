@@ -22,7 +22,7 @@ SLOWEST = 20
 def run(number: int, folder: Path, arguments: list[str]) -> dict[str, tuple[str, float]]:
     """How each test ended, and its seconds."""
     report = folder / f"{number}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2"]
     subprocess.run([*command, f"--junitxml={report}", *arguments], check=False)
     if not report.exists():
         raise SystemExit("pytest wrote no report; see its output above")

@@ -89,7 +89,7 @@ class InlineExecutor:
         on_call: OnCall | None = None,
     ) -> bytes:
         """Runs one job; see `Executor.run`. A job that overruns keeps its thread until it ends."""
-        del owner  # one process, whoever asks
+        del owner  # one process for all owners
         await self._free.acquire()
         if self._closed or self._threads is None:
             self._free.release()
@@ -123,10 +123,10 @@ class InlineExecutor:
     def _release(self, future: asyncio.Future[bytes]) -> None:
         self._free.release()
         if not future.cancelled():
-            future.exception()  # marks it as seen: nobody may be waiting any more
+            future.exception()  # marks it as seen: there may be no waiter left
 
     async def close(self) -> None:
-        """Lets go of the threads; a job that still runs ends in its own time."""
+        """Releases the threads; a running job ends in its own time."""
         self._closed = True
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)

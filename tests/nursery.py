@@ -132,7 +132,7 @@ class Process:
 
 @contextlib.contextmanager
 def nurseries() -> Iterator[None]:
-    """A test run, for all that it starts."""
+    """The nurseries of a test run, for everything that it starts."""
     with tempfile.TemporaryDirectory(prefix="lazyfx-tests-") as folder:
         os.environ[VARIABLE] = f"{os.getpid()}:{folder}"
         yield

@@ -6,6 +6,7 @@ can. `nursery.py` describes the use, and makes the requests.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -20,6 +21,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import traceback
 import types
 import warnings
@@ -27,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# What of this module a server and its fork server are not to find configured; both import it anew.
+# Modules that a server and its fork server must find unconfigured, so both import them again.
 _CONFIGURING = ("lazyfx_server.__main__", "lazyfx_server.jobs.preload")
 _SERVER = (*_CONFIGURING, "lazyfx_server.app")
 _IMPORTED = {
@@ -45,15 +47,15 @@ _VARIABLES = {
 _SWITCH_SECONDS = sys.getswitchinterval()
 _STREAMS = 3
 _MOST_DESCRIPTORS = 8
-_ASIDE = 500
+_TEMPORARY = 500
 
 
 @dataclass
 class Request:
-    """One program that is wanted.
+    """A request for one program.
 
     Attributes:
-        connection: To who wants it; closed by it when the program is not needed any more.
+        connection: To the requester, which closes it when it no longer needs the program.
         arguments: Of the interpreter.
         environment: All its variables.
         folder: Its current folder.
@@ -69,7 +71,7 @@ class Request:
 
 @dataclass
 class Nursery:
-    """Forks programs and tells of their ends.
+    """Forks programs and reports how they end.
 
     Args:
         listener: Takes connections; each is one program.
@@ -82,7 +84,7 @@ class Nursery:
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def serve(self) -> Request | None:
-        """Run until a fork has a program to be, which it returns; None when the owner has ended."""
+        """Run until the owner has ended. In each fork, return the request for its program."""
         signals, wakeup = socket.socketpair()
         wakeup.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -105,7 +107,7 @@ class Nursery:
                         os.kill(pid, signal.SIGKILL)
                     return None
                 elif key.data in self._running:
-                    # Nobody holds the program any more.
+                    # The requester has dropped the program.
                     os.kill(key.data, signal.SIGKILL)
                     self._selector.unregister(key.fileobj)
 
@@ -125,7 +127,7 @@ class Nursery:
             if not pid:
                 return
             connection = self._running.pop(pid)
-            with contextlib.suppress(KeyError):  # let go of, above
+            with contextlib.suppress(KeyError):  # unregistered above
                 self._selector.unregister(connection)
             _send(connection, {"status": os.waitstatus_to_exitcode(status)})
             connection.close()
@@ -133,7 +135,7 @@ class Nursery:
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Python 3.12 warns if there are other threads; OpenBLAS has some, and sets them up anew.
+        # Python 3.12 warns if there are other threads; OpenBLAS has some, and restarts them.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
@@ -148,7 +150,7 @@ def _read(connection: socket.socket) -> Request | None:
 
 def _send(connection: socket.socket, message: object) -> None:
     data = json.dumps(message).encode()
-    # Who wanted it may have ended.
+    # The requester may have ended.
     with contextlib.suppress(OSError):
         connection.sendall(len(data).to_bytes(4, "big") + data)
 
@@ -171,7 +173,7 @@ def _become(request: Request) -> None:
     random.seed()
     _set_threads()
     if "lazyfx_server.app" in sys.modules:
-        _have_fork_server_ready()
+        _prepare_fork_server()
 
 
 def _set_threads() -> None:
@@ -190,8 +192,7 @@ def _run(words: list[str]) -> None:
         isolated |= option == "-I"
         if option == "-W":
             warnings.simplefilter(words.pop(0))  # type: ignore[arg-type]
-    paths = [] if isolated else [p for p in os.environ.get("PYTHONPATH", "").split(":") if p]
-    sys.path[:0] = paths
+    sys.path[:0] = [] if isolated else _python_path()
     option = words[0]
     if option == "-c":
         code = words[1]
@@ -212,8 +213,33 @@ def _run(words: list[str]) -> None:
         exec(compile(code, option, "exec"), module.__dict__)
 
 
-def _have_fork_server_ready() -> None:
-    """Fork what will be this server's fork server, before this process is configured as a server.
+def _python_path() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
+
+
+def _run_to_end(words: list[str]) -> None:
+    """Run a program, and end this process as the interpreter would, but without freeing memory.
+
+    Freeing each object would first copy the pages that this process shares with its nursery, which
+    takes most of a second of a core.
+    """
+    status = 0
+    try:
+        _run(words)
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise  # the interpreter prints it
+        status = ended.code or 0
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed
+            stream.flush()
+    os._exit(status & 0xFF)
+
+
+def _prepare_fork_server() -> None:
+    """Fork this server's future fork server, before this process is configured as a server.
 
     It waits until multiprocessing would start a new interpreter for it.
     """
@@ -223,7 +249,7 @@ def _have_fork_server_ready() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         ours.close()
         try:
-            _be_fork_server(theirs)
+            _run_fork_server(theirs)
         except BaseException:  # noqa: BLE001 - this is a process's end
             traceback.print_exc()
         finally:
@@ -235,8 +261,8 @@ def _have_fork_server_ready() -> None:
         program = str(arguments[-1])
         if "multiprocessing.forkserver" not in program or ours.fileno() < 0:
             return int(start(path, arguments, descriptors))
-        told = {"program": program, "numbers": [*descriptors], "variables": dict(os.environ)}
-        data = json.dumps(told).encode()
+        request = {"program": program, "numbers": [*descriptors], "variables": dict(os.environ)}
+        data = json.dumps(request).encode()
         socket.send_fds(ours, [len(data).to_bytes(4, "big")], descriptors)
         ours.sendall(data)
         ours.close()
@@ -245,26 +271,27 @@ def _have_fork_server_ready() -> None:
     multiprocessing.util.spawnv_passfds = spawnv_passfds
 
 
-def _be_fork_server(server: socket.socket) -> None:
+def _run_fork_server(server: socket.socket) -> None:
     size, received, _, _ = socket.recv_fds(server, 4, _MOST_DESCRIPTORS)
     if len(size) < 4:
         os._exit(0)  # the server has ended without one
-    told = json.loads(server.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+    start = json.loads(server.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
     server.close()
     # Its program names them by their numbers; none of these is in the way of another.
-    aside = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _ASIDE) for descriptor in received]
+    temporary = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _TEMPORARY) for descriptor in received]
     for descriptor in received:
         os.close(descriptor)
-    for descriptor, number in zip(aside, told["numbers"], strict=True):
+    for descriptor, number in zip(temporary, start["numbers"], strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.environ.clear()
-    os.environ.update(told["variables"])
+    os.environ.update(start["variables"])
+    sys.path[:0] = _python_path()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _set_threads()
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
-        exec(told["program"], {"__name__": "__main__"})
+        exec(start["program"], {"__name__": "__main__"})
     except SystemExit as ended:
         os._exit(ended.code if isinstance(ended.code, int) else 0)
 
@@ -303,7 +330,7 @@ def main(kind: str, address: str, owner: int) -> None:
             os._exit(0)
         listener.detach()
     _become(request)
-    _run(request.arguments)
+    _run_to_end(request.arguments)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def start_server(
     *flags: str,
     environment: dict[str, str] | None = None,
     own_interpreter: bool = False,
+    kind: nursery.Kind | None = None,
 ) -> RunningServer:
     """Start a server on free ports and wait until it serves.
 
@@ -54,7 +55,8 @@ def start_server(
         flags: More of its command line.
         environment: Variables that are changed for it.
         own_interpreter: Start a new interpreter, as a user does, where a fork of one that has
-            imported everything would hide something: its start, its seed of hashes.
+            imported everything would hide something: its start, its hash seed.
+        kind: What it imports before it starts; by its flags if left out.
     """
     arguments = [
         "-m", "lazyfx_server", "--listen", "127.0.0.1:0", "--metrics-port", "0",
@@ -66,7 +68,7 @@ def start_server(
         command = [sys.executable, *arguments]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
     else:
-        kind: nursery.Kind = "native_server" if "--native" in flags else "server"
+        kind = kind or ("native_server" if "--native" in flags else "server")
         process = nursery.start(kind, arguments, env=variables, stdout=None)
     log: list[str] = []
     ready = threading.Event()

@@ -105,6 +105,17 @@ class Offload:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitConnection:
+    """Wait until the connection is established or has failed; the result is whether either was.
+
+    Attributes:
+        seconds: How long to wait.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Locked:
     """Run a flow under a lock of the driver's kind; the result is the flow's."""
 
@@ -112,5 +123,5 @@ class Locked:
     flow: Flow[Any]
 
 
-Step: TypeAlias = "Start | Finish | Open | Next | Send | Pause | Offload | Locked"
+Step: TypeAlias = "Start | Finish | Open | Next | Send | Pause | Offload | AwaitConnection | Locked"
 Flow: TypeAlias = Generator[Step, Any, Result]

@@ -33,7 +33,7 @@ _SWITCH_SECONDS = 0.0005
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a server until it is told to stop.
+    """Run a server until a signal stops it.
 
     Args:
         arguments: Command-line flags; `sys.argv` by default.

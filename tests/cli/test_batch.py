@@ -1,4 +1,4 @@
-"""batch against a real server: records, going on, failures."""
+"""batch against a real server: records, resuming, failures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_file_is_done_once(run, at, models, tmp_path) -> None:
     assert json.loads((out / "deep" / "b.pt2.json").read_text()) == record
 
 
-def test_code_whose_constants_are_gone_is_written_again(run, server, tmp_path) -> None:
+def test_code_is_written_again_when_its_constants_are_missing(run, server, tmp_path) -> None:
     class Folding(torch.nn.Module):
         def forward(self, x):
             return x + torch.arange(4.0).sin()
@@ -76,7 +76,7 @@ def test_code_whose_constants_are_gone_is_written_again(run, server, tmp_path) -
     assert _files(out) == ["f.constants.pt", "f.pt2.json", "f.py"]
 
 
-def test_what_changed_is_done_again(run, at, models, tmp_path) -> None:
+def test_a_changed_file_is_done_again(run, at, models, tmp_path) -> None:
     out = tmp_path / "out"
     assert run("batch", models, "-o", out, *at).exit_code == 0
     save_program(models / "a.pt2", 0.375)
@@ -89,7 +89,7 @@ def test_what_changed_is_done_again(run, at, models, tmp_path) -> None:
     assert "1 compiled, 1 already done" in run("batch", models, "-o", out, *emitted).stdout
 
 
-def test_other_rewrites_are_other_work(run, server, models, tmp_path, factories) -> None:
+def test_a_changed_rewrite_is_done_again(run, server, models, tmp_path, factories) -> None:
     out = tmp_path / "out"
     command = ("batch", models, "-o", out, "--address", server.address,
                "--passes", "replace_pattern", "--rewrite")  # fmt: skip
@@ -111,7 +111,7 @@ def test_one_bad_file_fails_alone_and_is_tried_again(run, at, models, tmp_path) 
     assert "3 files: 1 compiled, 2 already done, 0 failed" in second.stdout
 
 
-def test_a_run_that_was_killed_leaves_nothing_that_counts(run, at, models, tmp_path) -> None:
+def test_a_killed_run_leaves_no_partial_results(run, at, models, tmp_path) -> None:
     out = tmp_path / "out"
     assert run("batch", models, "-o", out, *at).exit_code == 0
     record = out / "a.pt2.json"
@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_leaves_nothing_that_counts(run, at, models, tmp_p
     assert [path.name for path in out.glob(".*.part")] == [mine.name]
 
 
-def test_an_interrupted_run_goes_on(run, at, server, tmp_path) -> None:
+def test_an_interrupted_run_resumes(run, at, server, tmp_path) -> None:
     models, out = tmp_path / "models", tmp_path / "out"
     model = save_program(models / "000.pt2", 0.5).read_bytes()
     for i in range(1, 60):
@@ -137,9 +137,9 @@ def test_an_interrupted_run_goes_on(run, at, server, tmp_path) -> None:
     while not list(out.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "run the same command again" in told
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "run the same command again" in stderr
     done = len(list(out.glob("*.json")))
     assert 0 < done < 60
     assert _files(out) == sorted(
@@ -166,7 +166,7 @@ def test_wrong_usage_is_status_2(run, tmp_path, monkeypatch, arguments, expected
     assert expected in result.output
 
 
-def test_without_a_server_nothing_is_tried(run, models, tmp_path) -> None:
+def test_nothing_is_attempted_without_a_server(run, models, tmp_path) -> None:
     result = run("batch", models, "-o", tmp_path / "out", "--address", "127.0.0.1:1")
     assert result.exit_code == 1
     assert "no server answers" in result.stderr

@@ -4,14 +4,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import nursery
 import pytest
 
-DEMO = [sys.executable, "-m", "lazyfx.cli", "demo", "--layers", "1", "--width", "64"]
+DEMO = ["-m", "lazyfx.cli", "demo", "--layers", "1", "--width", "64"]
 
 
 def _environment(temporary: Path) -> dict[str, str]:
@@ -21,9 +20,7 @@ def _environment(temporary: Path) -> dict[str, str]:
 
 def test_the_demo_runs_the_main_job_and_leaves_nothing_behind(tmp_path) -> None:
     pytest.importorskip("transformers")
-    result = subprocess.run(
-        DEMO, env=_environment(tmp_path), capture_output=True, text=True, check=False
-    )
+    result = nursery.run("torch", DEMO, env=_environment(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
     text = result.stdout
     assert result.stderr == ""
@@ -45,18 +42,16 @@ def test_the_demo_runs_the_main_job_and_leaves_nothing_behind(tmp_path) -> None:
     assert not list(tmp_path.glob("lazyfx-*"))
 
 
-def test_a_demo_that_is_told_to_end_stops_its_server(tmp_path) -> None:
-    with subprocess.Popen(
-        DEMO, env=_environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        address = None
-        deadline = time.monotonic() + 90
-        while address is None and time.monotonic() < deadline:
-            found = re.search(r"a server on (127\.0\.0\.1:\d+)", process.stdout.readline())
-            address = found and found[1]
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+def test_a_terminated_demo_stops_its_server(tmp_path) -> None:
+    process = nursery.start("torch", DEMO, env=_environment(tmp_path))
+    assert process.stdout is not None
+    address = None
+    deadline = time.monotonic() + 90
+    while address is None and time.monotonic() < deadline:
+        found = re.search(r"a server on (127\.0\.0\.1:\d+)", process.stdout.readline())
+        address = found and found[1]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
     assert address
     assert process.returncode == 128 + signal.SIGTERM
     assert not list(tmp_path.glob("lazyfx-*"))

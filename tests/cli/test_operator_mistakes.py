@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nursery
 import pytest
 from click.testing import Result
 
@@ -17,7 +18,7 @@ from lazyfx_server.settings.model import FIELDS, group_of
 _HERE = ("--listen", "127.0.0.1:0", "--metrics-port", "0")
 
 
-def _told(result: Result, status: int) -> str:
+def _error_message(result: Result, status: int) -> str:
     assert result.exit_code == status, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
@@ -42,36 +43,36 @@ def test_a_wrong_settings_file_is_named(run, tmp_path, monkeypatch, content, exp
     monkeypatch.delenv("LAZYFX_WORKERS", raising=False)
     file = tmp_path / "settings.toml"
     file.write_bytes(content)
-    told = _told(run("serve", "--config", str(file), *_HERE), 2)
-    assert str(file) in told
-    assert expected in told
+    message = _error_message(run("serve", "--config", str(file), *_HERE), 2)
+    assert str(file) in message
+    assert expected in message
 
 
-def test_a_settings_file_that_is_not_there_or_a_folder(run, tmp_path) -> None:
-    assert "no such file" in _told(run("serve", "--config", str(tmp_path / "none")), 2)
-    assert "is not a file" in _told(run("serve", "--config", str(tmp_path)), 2)
+def test_a_settings_file_that_is_missing_or_a_folder(run, tmp_path) -> None:
+    assert "no such file" in _error_message(run("serve", "--config", str(tmp_path / "none")), 2)
+    assert "is not a file" in _error_message(run("serve", "--config", str(tmp_path)), 2)
 
 
-def test_where_a_wrong_value_came_from(run, monkeypatch) -> None:
-    assert "--workers: must be an integer" in _told(run("serve", "--workers", "many"), 2)
+def test_the_source_of_a_wrong_value_is_named(run, monkeypatch) -> None:
+    assert "--workers: must be an integer" in _error_message(run("serve", "--workers", "many"), 2)
     monkeypatch.setenv("LAZYFX_WORKERS", "many")
-    assert "LAZYFX_WORKERS: must be an integer" in _told(run("serve"), 2)
+    assert "LAZYFX_WORKERS: must be an integer" in _error_message(run("serve"), 2)
 
 
 def test_a_store_that_cannot_be_used(run, tmp_path) -> None:
     file = tmp_path / "file"
     file.touch()
     for path, expected in ((file, "is not a folder"), (file / "below", "Not a directory")):
-        told = _told(run("serve", "--store-path", str(path), *_HERE), 2)
-        assert f"--store-path {path}: " in told
-        assert expected in told
+        message = _error_message(run("serve", "--store-path", str(path), *_HERE), 2)
+        assert f"--store-path {path}: " in message
+        assert expected in message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_store_without_permission(run, tmp_path) -> None:
     tmp_path.chmod(0o500)
-    told = _told(run("serve", "--store-path", str(tmp_path / "store"), *_HERE), 2)
-    assert "Permission denied" in told
+    message = _error_message(run("serve", "--store-path", str(tmp_path / "store"), *_HERE), 2)
+    assert "Permission denied" in message
 
 
 def test_ports_that_are_taken(run) -> None:
@@ -80,32 +81,32 @@ def test_ports_that_are_taken(run) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         store = ("--store-path", "")
-        told = _told(
+        message = _error_message(
             run("serve", "--listen", f"127.0.0.1:{port}", "--metrics-port", "0", *store), 2
         )
-        assert f"--listen 127.0.0.1:{port}: " in told
-        assert "in use" in told
-        told = _told(
+        assert f"--listen 127.0.0.1:{port}: " in message
+        assert "in use" in message
+        message = _error_message(
             run("serve", "--listen", "127.0.0.1:0", "--metrics-port", str(port), *store), 2
         )
-        assert f"--metrics-port {port}: " in told
+        assert f"--metrics-port {port}: " in message
 
 
 @pytest.mark.parametrize("flag", ["--tokens", "--allow-targets"])
 def test_a_file_that_is_missing_is_named(run, tmp_path, flag) -> None:
     missing = str(tmp_path / "missing")
-    told = _told(run("serve", flag, missing, "--store-path", "", *_HERE), 2)
-    assert f"{flag} {missing}: No such file" in told
-    told = _told(run("serve", flag, str(tmp_path), "--store-path", "", *_HERE), 2)
-    assert "is not a file" in told
+    message = _error_message(run("serve", flag, missing, "--store-path", "", *_HERE), 2)
+    assert f"{flag} {missing}: No such file" in message
+    message = _error_message(run("serve", flag, str(tmp_path), "--store-path", "", *_HERE), 2)
+    assert "is not a file" in message
 
 
-def test_a_certificate_that_is_none(run, tmp_path) -> None:
+def test_an_invalid_certificate(run, tmp_path) -> None:
     junk = tmp_path / "junk.pem"
     junk.write_bytes(b"\x00\x01")
     files = ("--server-certificate", str(junk), "--server-key", str(junk))
-    told = _told(run("serve", *files, "--store-path", "", *_HERE), 2)
-    assert f"--server-certificate {junk} --server-key {junk}: " in told
+    message = _error_message(run("serve", *files, "--store-path", "", *_HERE), 2)
+    assert f"--server-certificate {junk} --server-key {junk}: " in message
 
 
 def _junk(folder: Path) -> Path:
@@ -115,14 +116,14 @@ def _junk(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["optimize", "explain"])
-def test_graph_files_that_are_none(run, tmp_path, command) -> None:
+def test_invalid_graph_files(run, tmp_path, command) -> None:
     for path in (tmp_path / "missing.pt2", tmp_path / "folder.pt2", _junk(tmp_path)):
         if path.name == "folder.pt2":
             path.mkdir()
         paths = [path] if command == "optimize" else [path, path]
         result = run(command, *paths)
         assert result.exit_code in (1, 2), result.output
-        # Without a server, that may be what is told first.
+        # Without a server, the connection may be what fails first.
         assert path.name in result.output or "no server answers" in result.output
         assert result.exception is None or isinstance(result.exception, SystemExit)
 
@@ -186,28 +187,28 @@ def test_a_file_of_secrets_that_cannot_be_used(case, run, tmp_path) -> None:
     path = tmp_path / "file"
     path.write_text(text)
     path.chmod(0o600)
-    told = _told(run("serve", flag, str(path), *_HERE), 2)
-    assert told.startswith(f"lazyfx serve: {flag}")
-    assert told.count(str(path)) == (2 if "--file" in told else 1)
-    assert expected in told
+    message = _error_message(run("serve", flag, str(path), *_HERE), 2)
+    assert message.startswith(f"lazyfx serve: {flag}")
+    assert message.count(str(path)) == (2 if "--file" in message else 1)
+    assert expected in message
 
 
-def test_modules_and_plugins_that_are_not_there(run) -> None:
+def test_modules_and_plugins_that_do_not_exist(run) -> None:
     for name in ("no_such_module", "lazyfx.no_such_module", "torch.nn.functional.nothing"):
-        told = _told(run("serve", "--operator-modules", name, *_HERE), 2)
-        assert f"--operator-modules {name}: there is no such module" in told
-    told = _told(run("serve", "--pass-plugins", "nothing", *_HERE), 2)
-    assert "--pass-plugins nothing: no installed package provides passes of this name" in told
+        message = _error_message(run("serve", "--operator-modules", name, *_HERE), 2)
+        assert f"--operator-modules {name}: there is no such module" in message
+    message = _error_message(run("serve", "--pass-plugins", "nothing", *_HERE), 2)
+    assert "--pass-plugins nothing: no installed package provides passes of this name" in message
     assert _is_module("torch.nn.functional")
     assert _is_module("json.decoder")
 
 
-def test_further_targets_that_cannot_be_read(tmp_path) -> None:
+def test_additional_targets_that_cannot_be_read(tmp_path) -> None:
     path = tmp_path / "targets.json"
     path.write_text("{")
-    # In a process of its own: by then the server has its log and its allocator as it wants them.
-    command = [sys.executable, "-m", "lazyfx_server", "--allow-targets", str(path), *_HERE]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    # In another process, because by then the server has configured its log and its allocator.
+    command = ["-m", "lazyfx_server", "--allow-targets", str(path), *_HERE]
+    ran = nursery.run("server", command, timeout=120)
     assert ran.returncode == 2
     assert f"lazyfx serve: --allow-targets {path}: is not JSON" in ran.stderr
     assert "Traceback" not in ran.stderr
@@ -216,8 +217,8 @@ def test_further_targets_that_cannot_be_read(tmp_path) -> None:
 def test_native_artifacts_without_a_compiler(run, monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    told = _told(run("serve", "--native", *_HERE), 2)
-    assert told == (
+    message = _error_message(run("serve", "--native", *_HERE), 2)
+    assert message == (
         "lazyfx serve: --native: there is no C++ compiler 'g++' here; install g++, or set CXX to "
         "one"
     )

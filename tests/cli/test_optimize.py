@@ -37,7 +37,7 @@ def test_options_of_passes_reach_the_server(run, at, program) -> None:
     assert "constant_fold{max_bytes=64}" in result.stdout
 
 
-def test_code_on_standard_output_stands_alone(run, at, program) -> None:
+def test_nothing_but_code_is_on_standard_output(run, at, program) -> None:
     result = run("optimize", program, "--passes", PASSES, "--emit", "code", "-o", "-", *at)
     assert result.exit_code == 0, result.output
     compile(result.stdout, "emitted", "exec")
@@ -86,8 +86,21 @@ with torch.no_grad():
 """
 
 
+def test_the_suffix_of_a_file_selects_the_kind_unless_emit_does(run, at, program, tmp_path) -> None:
+    picture = tmp_path / "out.svg"
+    assert "picture written to" in run("optimize", program, "-o", picture, *at).stdout
+    assert b"<svg" in picture.read_bytes()
+    assert (
+        "code written to" in run("optimize", program, "-o", picture, "--emit", "code", *at).stdout
+    )
+    assert "class Module" in picture.read_text()
+    exported = tmp_path / "out.exported.pt2"
+    assert "exported_program written to" in run("optimize", program, "-o", exported, *at).stdout
+    assert torch.export.load(exported).module()(torch.zeros(2, 4)).shape
+
+
 def run_alone(file, program, inputs) -> list[object]:
-    """Two calls of a file of code, bound to a program's state, where lazyfx is not to be had."""
+    """Two calls of a file of code, bound to a program's state, where lazyfx is missing."""
     state = file.with_suffix(".state")
     torch.save((dict(torch.export.load(program).state_dict), inputs), state)
     command = ["-W", "ignore", "-c", ALONE, str(file), str(state)]
@@ -97,7 +110,7 @@ def run_alone(file, program, inputs) -> list[object]:
     return found
 
 
-def test_code_that_needs_constants_finds_them_beside_it(run, at, tmp_path) -> None:
+def test_code_that_needs_constants_finds_them_next_to_it(run, at, tmp_path) -> None:
     class Folding(torch.nn.Module):
         def forward(self, x):
             return x + torch.arange(4.0).sin()
@@ -149,7 +162,7 @@ def test_a_bad_factory_fails_in_one_line(run, at, factories, factory, expected) 
     _assert_one_line(result, expected)
 
 
-def test_an_unknown_pass_is_named_with_what_was_meant(run, at, program) -> None:
+def test_an_unknown_pass_is_named_with_a_suggestion(run, at, program) -> None:
     _assert_one_line(
         run("optimize", program, "--passes", "dead_code_eliminatoin", *at), "dead_code_elimination"
     )
@@ -177,7 +190,8 @@ def test_a_folder_in_the_way_fails_in_one_line(run, at, program, tmp_path) -> No
         ([":factory"], "is not a .pt2 file"),
         (["m:f", "--passes", "a{"], "expected an option name before character 3"),
         (["m:f", "--emit", "code"], "--output FILE"),
-        (["m:f", "-o", "x"], "--emit"),
+        (["m:f", "-o", "-"], "select an artifact with --emit"),
+        (["m:f", "-o", "x.pt2"], "the suffix of x.pt2 selects no artifact; use .py (code), .graph"),
         (["m:f", "--emit", "pickle", "-o", "-"], "only code and pictures can be printed"),
         (["m:f", "--emit", "novel", "-o", "x"], "novel"),
         (["m:f", "--example", "float99[2]"], "float32[2,8]"),

@@ -57,7 +57,7 @@ def test_optimize_takes_them(run, server, request, which: str) -> None:
     assert not path.with_suffix(".pkl").exists()
 
 
-def test_batch_takes_them_beside_programs_of_the_same_name(
+def test_batch_takes_them_next_to_programs_of_the_same_name(
     run, server, saved: Path, program: Path, tmp_path: Path
 ) -> None:
     (saved.parent / "net.pt2").write_bytes(program.read_bytes())

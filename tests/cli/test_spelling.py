@@ -24,7 +24,7 @@ def _plain(passes: list) -> list:
 
 
 @given(_pipelines)
-def test_what_is_spelled_reads_back_as_it_was(pipeline: list) -> None:
+def test_a_spelling_parses_to_the_pipeline_it_was_made_of(pipeline: list) -> None:
     assert _plain(parse(spell(pipeline))) == _plain(pipeline)
 
 

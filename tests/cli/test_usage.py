@@ -30,10 +30,10 @@ def test_a_wrong_value(case: str) -> None:
     arguments, words = WRONG[case]
     ran = CliRunner().invoke(app, arguments)
     assert ran.exit_code == 2
-    told = " ".join(ran.output.split())
-    assert re.search(words, told)
-    assert "Input should" not in told
-    assert "Value error" not in told
+    message = " ".join(ran.output.split())
+    assert re.search(words, message)
+    assert "Input should" not in message
+    assert "Value error" not in message
 
 
 def test_the_words_of_the_validator() -> None:

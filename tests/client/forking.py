@@ -70,7 +70,7 @@ def refused(work: Callable[[], object]) -> None:
 
 
 def clients(address: str) -> None:
-    """Whatever a child does with a client or a handle, it is told at once; the parent goes on."""
+    """Any use of a client or a handle in a child is an error at once; the parent continues."""
     held: list[Any] = [lazyfx.connect(address)]
     held.append(held[0].compile(GRAPH, [DCE]))
     held.append(held[0].compile(GRAPH, [DCE]))
@@ -87,9 +87,9 @@ def clients(address: str) -> None:
         refused(lambda: remote.code)
         refused(untouched.graph_module)
         refused(lambda: untouched(X))
-        with client:  # leaving the block is no error of its own
+        with client:  # leaving the block raises no further error
             pass
-        # What was built before runs on, and what was known is still told.
+        # What was built before still runs, and what was known can still be read.
         assert torch.equal(remote(X), doubled(X))
         assert remote.key
         assert "RemoteModule" in repr(remote)
@@ -146,7 +146,7 @@ def asynchronous(address: str) -> None:
 
 
 def threads(address: str) -> None:
-    """Forks in the midst of calls of other threads."""
+    """Forks during calls of other threads."""
     client = lazyfx.connect(address)
     stop = threading.Event()
     failed: list[BaseException] = []
@@ -229,7 +229,7 @@ def loaders(address: str) -> None:
 
 
 def backend(address: str) -> None:
-    """torch.compile goes on without the server in a child, and says why."""
+    """In a child, torch.compile continues without the server and says why."""
     from lazyfx.backend import close_sessions
 
     options: dict[str, Any] = {"address": address, "compile": "eager", "on_error": "local"}

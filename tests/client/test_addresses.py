@@ -63,7 +63,7 @@ def test_anything_else_is_refused_at_once_with_the_right_form(written: str) -> N
         ("GRPCS://trainer-cache", "write 'trainer-cache'"),
     ],
 )
-def test_a_url_is_told_what_it_should_have_been(url: str, meant: str) -> None:
+def test_a_url_is_refused_with_the_address_that_was_meant(url: str, meant: str) -> None:
     with pytest.raises(AddressError, match="gRPC") as refused:
         read_address(url)
     assert meant in str(refused.value)

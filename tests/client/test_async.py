@@ -52,7 +52,7 @@ async def test_every_method_of_a_client(connected_client):
     assert connected_client.address
 
 
-async def test_compiles_at_once(connected_client):
+async def test_concurrent_compiles(connected_client):
     graphs = [graph_of(float(i) + 0.125) for i in range(8)]
     handles = await asyncio.gather(*(connected_client.compile(g, [DCE]) for g in graphs))
     assert len({h.key for h in handles}) == 8
@@ -76,7 +76,7 @@ def test_many_over_one_stream_blocking(client):
     assert all(torch.equal(found[i](torch.ones(2)), jobs[i][0](torch.ones(2))) for i in found)
 
 
-async def test_a_changed_graph_is_seen_while_its_request_is_under_way(connected_client):
+async def test_a_graph_that_changed_is_noticed_during_its_request(connected_client):
     graph = graph_of(7.75)
     first = await connected_client.compile(graph, [DCE])
     next(n for n in graph.graph.nodes if n.name == "mul").args = (
@@ -93,12 +93,12 @@ async def test_concurrent_touches_fetch_once(connected_client):
 
 
 def test_a_server_that_is_not_there(client):
-    with lazyfx.connect("127.0.0.1:1", timeout=20) as nobody:
+    with lazyfx.connect("127.0.0.1:1", timeout=20) as absent:
         with pytest.raises(errors.UnavailableError) as caught:
-            nobody.compile(graph_of(), [DCE])
+            absent.compile(graph_of(), [DCE])
         assert caught.value.code == "UNAVAILABLE"
         with pytest.raises(errors.UnavailableError):
-            nobody.passes()
+            absent.passes()
 
 
 def test_a_server_that_went_away(launch):
@@ -149,7 +149,7 @@ def test_a_compile_that_takes_too_long(server, client):
         client.compile(graph_of(4.25), [DCE], timeout=0.2)
 
 
-def test_a_closed_client_is_told_apart(server):
+def test_a_closed_client_has_its_own_error(server):
     client = lazyfx.connect(server.address)
     client.close()
     with pytest.raises(Exception, match="closed"):

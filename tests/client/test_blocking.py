@@ -65,7 +65,7 @@ def _kib() -> int:
 
 
 @pytest.mark.parametrize("step", [Start, Open])
-def test_calls_that_are_left_leave_nothing(client: lazyfx.Client, step: Any) -> None:
+def test_abandoned_calls_leave_nothing_behind(client: lazyfx.Client, step: Any) -> None:
     def left() -> Flow[None]:
         method = "GetStats" if step is Start else "GetArtifact"
         call = yield step(method, b"", 10.0)
@@ -113,7 +113,7 @@ def test_an_error_of_a_callback_reaches_its_caller(server: Any) -> None:
         assert client.passes()
 
 
-async def test_of_the_asynchronous_client_too(server: Any) -> None:
+async def test_an_error_of_a_callback_reaches_the_asynchronous_caller(server: Any) -> None:
     program = torch.export.export(Folded(6), (torch.ones(6, 6),))
     async with lazyfx.connect_async(server.address, on_upload=_fail) as client:
         with pytest.raises(_Failing):
@@ -121,16 +121,16 @@ async def test_of_the_asynchronous_client_too(server: Any) -> None:
         assert await client.passes()
 
 
-def test_who_waits_for_a_connection_is_told() -> None:
+def test_a_caller_that_waits_for_a_connection_gets_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     client = lazyfx.connect(f"127.0.0.1:{port}")
     with ThreadPoolExecutor(1) as pool:
-        told = pool.submit(client.is_ready, 60.0)
+        ready = pool.submit(client.is_ready, 60.0)
         time.sleep(0.5)
         client.close()
         with pytest.raises(ClosedError):
-            told.result(30)
+            ready.result(30)
 
 
 def test_no_thread_is_behind_a_client(server: Any) -> None:

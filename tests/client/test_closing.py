@@ -29,13 +29,13 @@ def server(launch_for_file):
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """An address where connections are taken and nothing is ever said."""
+    """An address that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def outcomes(works: list[Callable[[], object]], meanwhile: Callable[[], object]) -> list[Any]:
-    """What threads end with, while something else is done here."""
+    """How threads end while something else is done here."""
     found: list[Any] = []
 
     def run(work: Callable[[], object]) -> None:
@@ -55,7 +55,7 @@ def outcomes(works: list[Callable[[], object]], meanwhile: Callable[[], object])
     return [each for each in found if isinstance(each, BaseException)]
 
 
-def test_threads_that_wait_are_told(silent: str) -> None:
+def test_waiting_threads_get_an_error(silent: str) -> None:
     for i in range(5):
         client = lazyfx.connect(silent, timeout=600)
 
@@ -71,7 +71,7 @@ def test_threads_that_wait_are_told(silent: str) -> None:
         assert all(isinstance(end, LazyfxError) for end in ends)
 
 
-def test_threads_that_compile_are_told(server: Any) -> None:
+def test_compiling_threads_get_an_error(server: Any) -> None:
     # Traced in this thread: torch itself breaks when two threads trace at a time.
     graphs = [graph_of(float(n)) for n in range(9)]
     for i in range(5):
@@ -226,14 +226,14 @@ class Folded(torch.nn.Module):
 
 
 def test_a_call_from_the_clients_own_thread_is_refused(server: Any) -> None:
-    told: list[LazyfxError] = []
+    errors: list[LazyfxError] = []
 
     def use(_sent: int, _total: int) -> None:
         with pytest.raises(LazyfxError, match="own callbacks") as caught:
             client.passes()
-        told.append(caught.value)
+        errors.append(caught.value)
 
     with lazyfx.connect(server.address, on_upload=use) as client:
         program = torch.export.export(Folded(), (torch.ones(4, 4),))
         client.compile(program, ["constant_fold"])
-    assert told
+    assert errors

@@ -26,22 +26,22 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(**options: Any) -> str:
     with pytest.raises(LazyfxError) as failed:
         lazyfx.connect(HERE, **options)
-    told = str(failed.value)
-    assert "\n" not in told
-    return told
+    message = str(failed.value)
+    assert "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize("token", ["t\u00f6k\u00e9n", "two words", "a\nb", "a\0b", "\x7f"])
 def test_a_token_that_cannot_be_sent(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = refusal(token=token)
-    assert told.startswith("token contains characters that are not allowed")
-    assert token not in told
+    message = refusal(token=token)
+    assert message.startswith("token contains characters that are not allowed")
+    assert token not in message
     if "\0" not in token:
         monkeypatch.setenv("LAZYFX_TOKEN", token)
         assert refusal().startswith("LAZYFX_TOKEN contains characters")
 
 
-def test_a_token_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "token is empty" in refusal(token=" \n")
     assert "token must be a string, not an object of type int" in refusal(token=3)
     path = tmp_path / "token"
@@ -60,7 +60,7 @@ def test_a_token_with_a_line_feed_is_that_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keys", ["abc", ["00"], "0" * 63, [3]])
-def test_keys_that_are_none(keys: Any) -> None:
+def test_invalid_keys(keys: Any) -> None:
     assert "verify_keys (LAZYFX_VERIFY_KEYS) must be public keys of 64 hex" in refusal(
         verify_keys=keys
     )
@@ -78,8 +78,8 @@ def test_files_of_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for half in (lazyfx.Tls(certificate=certificate), lazyfx.Tls(key=key)):
         assert "a certificate requires its key" in refusal(tls=half)
     for pair in ((certificate, other), (junk, key), (certificate, junk), (key, certificate)):
-        told = refusal(tls=lazyfx.Tls(certificate=pair[0], key=pair[1]))
-        assert "are not a certificate in PEM format and its private key" in told
+        message = refusal(tls=lazyfx.Tls(certificate=pair[0], key=pair[1]))
+        assert "are not a certificate in PEM format and its private key" in message
     monkeypatch.setenv("LAZYFX_CLIENT_KEY", str(key))
     assert "LAZYFX_CLIENT_CERTIFICATE, LAZYFX_CLIENT_KEY" in refusal()
     monkeypatch.delenv("LAZYFX_CLIENT_KEY")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hostile.certificates import Authority
 from typer.testing import CliRunner
 
@@ -46,17 +48,17 @@ def encrypted(
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """Takes connections and says nothing."""
+    """Accepts connections and never answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
-def told(
+def reported(
     address: str, monkeypatch: pytest.MonkeyPatch, kind: type[ServiceError], **options: object
 ) -> str:
-    """What a call says, from Python; and that a command says the same."""
+    """The message of a failing call, after a check that a command prints the same."""
     with (
         lazyfx.connect(address, **options) as client,  # type: ignore[arg-type]
         pytest.raises(kind) as failed,
@@ -80,20 +82,20 @@ def told(
 
 
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = told("127.0.0.1:1", monkeypatch, UnavailableError)
+    said = reported("127.0.0.1:1", monkeypatch, UnavailableError)
     assert said.startswith("no server answers at 127.0.0.1:1")
     assert "lazyfx serve" in said
 
 
 def test_a_host_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = told("no-such-host.invalid:8700", monkeypatch, UnavailableError)
+    said = reported("no-such-host.invalid:8700", monkeypatch, UnavailableError)
     assert said.startswith("'no-such-host.invalid' cannot be resolved")
 
 
 def test_a_server_with_tls_reached_without(
     encrypted: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = told(encrypted.address, monkeypatch, UnavailableError)
+    said = reported(encrypted.address, monkeypatch, UnavailableError)
     assert "speaks TLS, but this client does not" in said
     assert "LAZYFX_CA" in said
 
@@ -102,7 +104,7 @@ def test_a_server_without_tls_reached_with_it(
     server: RunningServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tls = lazyfx.Tls(ca=authority.file)
-    said = told(server.address, monkeypatch, UnavailableError, tls=tls)
+    said = reported(server.address, monkeypatch, UnavailableError, tls=tls)
     assert "does not speak TLS, but this client does" in said
 
 
@@ -110,17 +112,17 @@ def test_a_certificate_of_an_unknown_authority(
     encrypted: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = lazyfx.Tls(ca=Authority(tmp_path, "other").file)
-    said = told(encrypted.address, monkeypatch, UnavailableError, tls=other)
+    said = reported(encrypted.address, monkeypatch, UnavailableError, tls=other)
     assert "is not accepted" in said
     assert "LAZYFX_CA" in said
-    assert "is not accepted" in told(encrypted.address, monkeypatch, UnavailableError, tls=True)
+    assert "is not accepted" in reported(encrypted.address, monkeypatch, UnavailableError, tls=True)
 
 
 def test_a_certificate_of_another_host(
     encrypted: RunningServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tls = lazyfx.Tls(ca=authority.file, server_name="elsewhere.example")
-    said = told(encrypted.address, monkeypatch, UnavailableError, tls=tls)
+    said = reported(encrypted.address, monkeypatch, UnavailableError, tls=tls)
     assert "LAZYFX_SERVER_HOST" in said
 
 
@@ -128,21 +130,54 @@ def test_a_wrong_token(
     encrypted: RunningServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tls = lazyfx.Tls(ca=authority.file)
-    said = told(encrypted.address, monkeypatch, DeniedError, tls=tls, token="lazyfx_wrong")
+    said = reported(encrypted.address, monkeypatch, DeniedError, tls=tls, token="lazyfx_wrong")
     assert "token is unknown or was revoked" in said
 
 
-def test_what_listens_and_is_no_server_is_bounded_in_time(silent: str) -> None:
-    started = time.monotonic()
-    with lazyfx.connect(silent, timeout=3) as client, pytest.raises(TimedOutError) as failed:
+def test_diagnosing_a_silent_listener(
+    silent: str, monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    for tls in (None, lazyfx.Tls(ca=authority.file)):
+        said = reported(silent, monkeypatch, UnavailableError, tls=tls)
+        assert said.startswith(f"{silent} accepts connections but does not answer")
+
+
+async def test_diagnosing_a_silent_listener_of_an_asynchronous_client(silent: str) -> None:
+    async with lazyfx.connect_async(silent) as client:
+        graph = torch.fx.symbolic_trace(torch.nn.ReLU())
+        for call in (
+            client.server_info(),
+            client.compile(graph),
+            anext(aiter(client.compile_many([(graph, [])]))),
+        ):
+            with pytest.raises(UnavailableError, match="accepts connections but does not answer"):
+                await call
+
+
+def test_a_server_that_stops_answering_is_bounded_in_time(
+    launch: Callable[..., RunningServer],
+) -> None:
+    server = launch()
+    with lazyfx.connect(server.address, timeout=2) as client:
         client.server_info()
-    assert time.monotonic() - started < 60
-    assert f"the server at {silent} did not answer within the timeout" in str(failed.value)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimedOutError) as failed:
+                client.server_info()
+            with (
+                lazyfx.connect(server.address) as other,
+                pytest.raises(UnavailableError, match="the server hangs or is stopped"),
+            ):
+                other.server_info()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        client.server_info()
+    assert f"the server at {server.address} did not answer within the timeout" in str(failed.value)
     assert "timeout=" in str(failed.value)
 
 
 def answering(*answers: bytes) -> Iterator[str]:
-    """A program that takes connections, says this, and closes them."""
+    """A program that accepts connections, sends this, and closes them."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -167,7 +202,7 @@ def answering(*answers: bytes) -> Iterator[str]:
 
 def test_the_port_of_the_metrics(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = server.metrics_url.removeprefix("http://").partition("/")[0]
-    said = told(metrics, monkeypatch, UnavailableError)
+    said = reported(metrics, monkeypatch, UnavailableError)
     assert said.startswith(f"the program that answers at {metrics} is not a lazyfx server")
 
 
@@ -184,14 +219,14 @@ def test_another_program(answer: bytes) -> None:
         assert "does not speak TLS" in said
 
 
-def test_what_takes_connections_and_is_silent(silent: str) -> None:
+def test_a_listener_that_never_answers(silent: str) -> None:
     for tls in (None, lazyfx.Tls()):
         said = diagnose(silent, tls)
         assert said is not None
         assert said.startswith(f"{silent} accepts connections but does not answer")
 
 
-def test_what_closes_connections_at_once() -> None:
+def test_a_listener_that_closes_connections_at_once() -> None:
     for address in answering():
         said = diagnose(address, None)
         assert said is not None
@@ -199,7 +234,7 @@ def test_what_closes_connections_at_once() -> None:
 
 
 def test_a_socket_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = told(f"unix:{tmp_path}/none", monkeypatch, UnavailableError)
+    said = reported(f"unix:{tmp_path}/none", monkeypatch, UnavailableError)
     assert said.startswith("no server answers at unix:")
 
 
@@ -207,7 +242,7 @@ def test_a_server_shows_nothing_wrong(server: RunningServer) -> None:
     assert diagnose(server.address, None) is None
 
 
-def test_a_status_that_no_server_of_ours_gave() -> None:
+def test_a_status_of_another_kind_of_server() -> None:
     said = not_a_server("cache:8700", "Received http2 header with status: 404")
     assert said is not None
     assert "is not a lazyfx server" in said

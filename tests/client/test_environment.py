@@ -15,7 +15,7 @@ from lazyfx.backend.options import BackendOptions
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled, warn_of_misspelled
 from lazyfx_server.settings.model import FIELDS
 
-SLIPS = {
+MISSPELLINGS = {
     "LAZYFX_ADRESS": "LAZYFX_ADDRESS",
     "LAZYFX_ADDR": None,
     "LAZYFX_TOKEN_FIL": "LAZYFX_TOKEN_FILE",
@@ -34,18 +34,22 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("variable", SLIPS)
-def test_a_slip_of_the_pen(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    meant = SLIPS[variable]
+@pytest.mark.parametrize("variable", MISSPELLINGS)
+def test_a_misspelled_variable(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    meant = MISSPELLINGS[variable]
     monkeypatch.setenv(variable, "x")
-    told = list(misspelled())
+    messages = list(misspelled())
     if meant is None:
-        assert told == []
+        assert messages == []
     else:
-        assert told == [f"{variable} is set, but lazyfx does not read it; did you mean {meant}?"]
+        assert messages == [
+            f"{variable} is set, but lazyfx does not read it; did you mean {meant}?"
+        ]
 
 
-def test_no_setting_of_a_server_is_a_slip_of_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_server_are_not_taken_for_misspellings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in FIELDS:
         monkeypatch.setenv(f"LAZYFX_{name.upper()}", "x")
     assert list(misspelled()) == []

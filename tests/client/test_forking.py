@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+import nursery
 import pytest
 
 _PROGRAMS = Path(__file__).with_name("forking.py")
@@ -18,13 +17,8 @@ def server(launch_for_file):
 
 
 def run(address, rounds, *programs):
-    ran = subprocess.run(
-        [sys.executable, str(_PROGRAMS), address, str(rounds), *programs],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_SECONDS,
-    )
+    command = [str(_PROGRAMS), address, str(rounds), *programs]
+    ran = nursery.run("torch", command, timeout=_SECONDS)
     assert (ran.returncode, ran.stdout.strip()) == (0, "ok"), ran.stderr
 
 

@@ -15,7 +15,7 @@ from lazyfx_server.passes.builtin import BUILTIN_PASSES
 from lazyfx_server.passes.named_pipelines import BUILTIN_PIPELINES
 
 
-def test_the_tables_are_those_of_the_server() -> None:
+def test_the_tables_match_the_server() -> None:
     assert {p.name for p in BUILTIN_PASSES} | {UNTIL_STABLE} == LAZYFX_PASSES
     assert {p.name for p in BUILTIN_PASSES if p.needs_values} == VALUE_PASSES
     assert set(BUILTIN_PIPELINES) == LAZYFX_PIPELINES

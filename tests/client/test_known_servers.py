@@ -35,7 +35,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(server: RunningServer, named_host: str) -> str:
-    """The server by a name that says nothing of this machine, so that nothing proves who it is."""
+    """The server by a name that does not reveal that it is local, so that nothing authenticates it."""
     return f"{named_host}:{server.address.rpartition(':')[2]}"
 
 
@@ -79,7 +79,7 @@ def test_a_line_that_cannot_be_read_is_named_and_nothing_is_trusted(known: Path,
         access().pinned_keys("host:1")
 
 
-def test_keys_that_were_given_count_more_than_known_ones() -> None:
+def test_explicit_keys_override_known_ones() -> None:
     trust("a:1", [ONE])
     assert access(verify_keys=TWO).pinned_keys("a:1") == (TWO,)
     assert access().pinned_keys("a:1") == (ONE,)
@@ -94,7 +94,7 @@ def test_a_server_that_proves_nothing_is_refused_until_it_is_trusted(
         with pytest.raises(UntrustedServerError, match=f"`lazyfx trust {elsewhere}`") as refused:
             module.code  # noqa: B018 - it is fetched
         assert "does not authenticate" in str(refused.value)
-        # What the client makes itself, from graph data, holds nothing of the server's.
+        # What the client builds itself from graph data holds no code of the server's.
         assert module.save_pickle(tmp_path / "own.pkl").exists()
     shown = run(elsewhere, "--yes")
     assert shown.exit_code == 0, shown.output
@@ -138,7 +138,7 @@ def test_a_changed_key_is_refused_loudly_everywhere(
     assert known_keys(elsewhere) == (in_use(server).hex(),)
 
 
-def test_a_fingerprint_is_compared_and_without_one_somebody_must_answer(
+def test_a_fingerprint_is_compared_and_without_one_the_user_must_confirm(
     server: RunningServer, elsewhere: str
 ) -> None:
     right = fingerprint(in_use(server))
@@ -152,7 +152,7 @@ def test_a_fingerprint_is_compared_and_without_one_somebody_must_answer(
     assert known_keys(elsewhere) == (in_use(server).hex(),)
 
 
-def test_the_command_refuses_what_is_no_address_and_a_server_that_is_away() -> None:
+def test_the_command_refuses_an_invalid_address_and_an_unreachable_server() -> None:
     assert run("http://a:1").exit_code == 2
     away = run("127.0.0.1:1", "--yes", "--timeout", "5")
     assert away.exit_code == 1

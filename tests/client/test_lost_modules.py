@@ -20,7 +20,7 @@ X = torch.ones(2)
 
 
 class Table(nn.Module):
-    """Something to fold, whose values travel."""
+    """Has something to fold, so its values are sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def test_handles_compile_again_what_was_lost(
         assert len({remote.key for remote in handles.values()}) == 1
 
 
-def test_values_that_have_changed_since_are_not_put_in_silently(
+def test_values_that_changed_since_are_not_used_silently(
     launch: Any, address: str, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
@@ -119,7 +119,7 @@ def test_a_server_that_comes_back_is_found_soon(launch: Any, address: str, tmp_p
         client.passes()
         server.process.kill()
         server.process.wait()
-        for _ in range(12):  # as many failures as make a backoff long
+        for _ in range(12):  # enough failures to make a backoff long
             with pytest.raises(UnavailableError):
                 client.passes()
         launch(*flags, store=tmp_path / "store")

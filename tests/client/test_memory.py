@@ -144,7 +144,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_graph_goes_by_its_new_digest(client, graph, change):
+def test_a_changed_graph_is_requested_by_its_new_digest(client, graph, change):
     before = client.compile(graph, [DCE])
     assert before.digest == lazyfx.digest(graph)
     change(graph)
@@ -164,7 +164,7 @@ def test_a_changed_graph_computes_what_it_now_says(client, graph, change):
     assert torch.equal(client.compile(graph, [DCE])(x), graph(x))
 
 
-def test_a_change_of_a_parameters_values_is_none_of_the_servers_business(client, graph):
+def test_changed_values_of_a_parameter_do_not_concern_the_server(client, graph):
     first = client.compile(graph, [DCE])
     with torch.no_grad():
         graph.scale.mul_(3)
@@ -207,7 +207,7 @@ def test_an_unchanged_graph_is_a_hit_again_and_again(client, graph):
     assert [client.compile(graph, [DCE]).cache.status for _ in range(5)] == ["hit"] * 5
 
 
-def test_a_change_back_is_the_first_digest_again(client, graph):
+def test_reverting_a_change_restores_the_first_digest(client, graph):
     first = client.compile(graph, [DCE])
     args = node(graph, "add_1").args
     _change_argument(graph)

@@ -54,15 +54,15 @@ def test_what_is_not_a_graph(case: str, client: lazyfx.Client) -> None:
 def test_code_that_depends_on_values(client: lazyfx.Client) -> None:
     with pytest.raises(LazyfxError) as failed:
         client.compile(Branching(), example_inputs=(torch.ones(2),))
-    told = str(failed.value)
-    assert "\n" not in told
-    assert f"at {__file__}, line " in told
-    assert "torch.cond" in told
-    assert 'backend="lazyfx"' in told
+    message = str(failed.value)
+    assert "\n" not in message
+    assert f"at {__file__}, line " in message
+    assert "torch.cond" in message
+    assert 'backend="lazyfx"' in message
 
 
 @pytest.mark.parametrize("passes", [3, 2.5, object()])
-def test_passes_that_are_none(passes: Any, client: lazyfx.Client) -> None:
+def test_invalid_passes(passes: Any, client: lazyfx.Client) -> None:
     with pytest.raises(LazyfxError, match="passes must be a list of names and"):
         client.compile(torch.fx.symbolic_trace(MODEL), passes)
 
@@ -80,7 +80,7 @@ def test_an_address_that_is_not_text(address: Any) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "3", float("nan"), None])
-def test_a_timeout_that_is_none(timeout: Any) -> None:
+def test_an_invalid_timeout(timeout: Any) -> None:
     with pytest.raises(
         LazyfxError, match="timeout must be a number of seconds greater than 0, not"
     ):
@@ -101,15 +101,13 @@ def test_a_digest_of_what_is_not_a_graph(what: Any) -> None:
         ("x.pt2", b"PK\x03\x04", r"x.pt2 is not a lazyfx graph file; torch.export.load reads it"),
     ],
 )
-def test_a_graph_file_that_is_none(
-    name: str, content: bytes, sentence: str, tmp_path: Path
-) -> None:
+def test_an_invalid_graph_file(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DecodeError, match=sentence):
         load_graph(tmp_path / name)
 
 
-def test_a_model_file_that_is_none_is_told_without_a_traceback(
+def test_an_invalid_model_file_is_reported_without_a_traceback(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "model.pt2"

@@ -59,7 +59,7 @@ def _example(mode: str) -> tuple[torch.Tensor]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_many_are_captured_as_one_is(client: lazyfx.Client, mode: str) -> None:
+def test_many_graphs_are_captured_as_a_single_one_is(client: lazyfx.Client, mode: str) -> None:
     module, inputs = Traced(), _example(mode)
     plain = client.compile(module, [DCE], _example("none")).digest
     with MODES[mode]():
@@ -69,7 +69,7 @@ def test_many_are_captured_as_one_is(client: lazyfx.Client, mode: str) -> None:
     assert (alone == plain) == (mode == "none")
 
 
-def test_they_are_captured_when_they_are_given(client: lazyfx.Client) -> None:
+def test_graphs_are_captured_when_they_are_passed(client: lazyfx.Client) -> None:
     module, inputs = Traced(), _example("none")
     with torch.no_grad():
         alone = client.compile(module, [DCE], inputs).digest
@@ -77,7 +77,7 @@ def test_they_are_captured_when_they_are_given(client: lazyfx.Client) -> None:
     assert dict(later)[0].digest == alone  # type: ignore[union-attr]
 
 
-async def test_of_the_asynchronous_client_too(server) -> None:  # type: ignore[no-untyped-def]
+async def test_the_asynchronous_client_captures_under_the_callers_modes_too(server) -> None:  # type: ignore[no-untyped-def]
     module, inputs = Traced(), _example("none")
     async with lazyfx.connect_async(server.address) as client:
         with torch.no_grad():

@@ -28,9 +28,9 @@ def test_a_pattern_that_changes_later_changes_no_spec(client):
     after = client.compile(module, [spec])
     assert (after.cache.status, after.key) == ("hit", before.key)
     assert torch.equal(after(x, y), x * y)
-    anew = client.compile(module, [lazyfx.replace_pattern((pattern, replacement))])
-    assert anew.key != before.key
-    assert torch.equal(anew(x, y), x - y)
+    recompiled = client.compile(module, [lazyfx.replace_pattern((pattern, replacement))])
+    assert recompiled.key != before.key
+    assert torch.equal(recompiled(x, y), x - y)
 
 
 def test_options_that_change_later_change_no_spec():
@@ -41,7 +41,7 @@ def test_options_that_change_later_change_no_spec():
     assert spec.identity == lazyfx.pass_spec("some_pass", bounds=[1, 2]).identity
 
 
-def test_equal_specs_are_asked_for_alike(client):
+def test_equal_specs_make_equal_requests(client):
     module = symbolic_trace(multiplied)
     handles = [
         client.compile(module, [lazyfx.pass_spec("constant_fold", max_bytes=4096)])
@@ -50,7 +50,7 @@ def test_equal_specs_are_asked_for_alike(client):
     assert [handle.cache.status for handle in handles] == ["miss", "hit", "hit"]
 
 
-def test_what_cannot_travel_is_refused_when_the_spec_is_made():
+def test_what_cannot_be_sent_is_refused_when_the_spec_is_made():
     graph = torch.fx.Graph()
     graph.output(graph.call_function(added, (graph.placeholder("a"),) * 2))
     pattern = torch.fx.GraphModule({}, graph)

@@ -28,7 +28,7 @@ def server(launch_for_file):
 
 
 class Busy:
-    """A server before the real one that refuses the first calls of each method."""
+    """A proxy in front of the real server that refuses the first calls of each method."""
 
     def __init__(self, target: str) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -70,7 +70,7 @@ def busy(server: Any) -> Iterator[tuple[Busy, str]]:
 
 
 class Table(torch.nn.Module):
-    """Something to fold, whose values travel."""
+    """Has something to fold, so its values are sent."""
 
     def __init__(self, seed: float) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Table(torch.nn.Module):
         return x + torch.sin(self.table) * 2
 
 
-def test_every_kind_of_call_is_made_again(busy: Any) -> None:
+def test_every_kind_of_call_is_retried(busy: Any) -> None:
     server, address = busy
     server.refusals, server.retry_after = 2, 0.01
     x = torch.ones(1000)
@@ -107,7 +107,7 @@ def test_a_stream_that_is_refused_while_it_is_written(busy: Any) -> None:
 
 
 @pytest.mark.parametrize("retry_after", [300.0, 1e9, None])
-def test_what_takes_too_long_is_told_at_once(busy: Any, retry_after: float | None) -> None:
+def test_a_delay_beyond_the_timeout_fails_at_once(busy: Any, retry_after: float | None) -> None:
     server, address = busy
     server.refusals, server.retry_after = 10**6, retry_after
     with lazyfx.connect(address, timeout=30) as client:

@@ -60,7 +60,7 @@ def test_a_long_text_is_not_compared_and_not_repeated() -> None:
     ("given", "meant"),
     [("adress", "address"), ("on_eror", "on_error"), ("pases", "passes"), ("time_out", "timeout")],
 )
-def test_a_misspelled_option_of_the_backend_is_no_setting_of_inductor(
+def test_a_misspelled_option_of_the_backend_is_not_taken_for_a_setting_of_inductor(
     given: str, meant: str
 ) -> None:
     with pytest.raises(ValueError, match=f"options has no '{given}'; did you mean '{meant}'"):
@@ -68,7 +68,7 @@ def test_a_misspelled_option_of_the_backend_is_no_setting_of_inductor(
     assert read_options({"epilogue-fusion": False}).inductor == {"epilogue_fusion": False}
 
 
-def test_no_setting_of_inductor_is_taken_for_a_slip() -> None:
+def test_no_setting_of_inductor_is_taken_for_a_misspelling() -> None:
     for name in torch._inductor.config.get_config_copy():
         if name not in {field.name for field in fields(BackendOptions)}:
             assert read_options({name: 1}).inductor == {name: 1}

@@ -25,7 +25,7 @@ def server(launch_for_file):
 
 
 class Large(nn.Module):
-    """1 GiB of parameters that nobody touches: the pages are never made."""
+    """1 GiB of parameters that nothing touches: their pages are never allocated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ FOLD = "constant_fold"
 LARGE_FOLD = lazyfx.pass_spec("constant_fold", max_bytes=2**24)
 
 
-def test_a_gibibyte_of_parameters_stays_home(server):
+def test_a_gibibyte_of_parameters_is_not_sent(server):
     module = symbolic_trace(Large())
     assert sum(p.nbytes for p in module.parameters()) >= GIB
     with proxied(server.address) as proxy, lazyfx.connect(proxy.address) as client:
@@ -79,42 +79,42 @@ def test_a_gibibyte_of_parameters_stays_home(server):
 
 def test_what_a_pass_reads_is_sent_once_for_a_server(server):
     program, read = reading(1024, 0.5)
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     with proxied(server.address) as proxy:
-        with lazyfx.connect(proxy.address, on_upload=lambda *n: told.append(n)) as client:
+        with lazyfx.connect(proxy.address, on_upload=lambda *n: progress.append(n)) as client:
             remote = client.compile(program, [FOLD])
             assert remote.report.nodes_after < remote.report.nodes_before
-            # Two tensors of a mebibyte; the third one is nobody's business.
+            # Two tensors of a mebibyte; the third one is not sent.
             assert read < proxy.sent < read + SMALL
-            assert told[0] == (0, read)
-            assert told[-1] == (read, read)
-            assert [sent for sent, _ in told] == sorted(sent for sent, _ in told)
+            assert progress[0] == (0, read)
+            assert progress[-1] == (read, read)
+            assert [sent for sent, _ in progress] == sorted(sent for sent, _ in progress)
             x = torch.ones(1024, 256)
             torch.testing.assert_close(remote(x), program.module()(x))
         for _ in range(2):
-            before, told[:] = proxy.sent, []
-            with lazyfx.connect(proxy.address, on_upload=lambda *n: told.append(n)) as another:
+            before, progress[:] = proxy.sent, []
+            with lazyfx.connect(proxy.address, on_upload=lambda *n: progress.append(n)) as another:
                 another.compile(reading(1024, 0.5)[0], [FOLD])
                 # Another pipeline, so that nothing is in the cache: the values are there.
                 again = another.compile(reading(1024, 0.5)[0], [DCE, FOLD], skip_cache_lookup=True)
                 assert again.cache.status == "miss"
             assert proxy.sent - before < SMALL
-            assert all(total == 0 for _, total in told)
+            assert all(total == 0 for _, total in progress)
 
 
-def test_an_upload_that_breaks_off_goes_on(server):
+def test_an_interrupted_upload_resumes(server):
     program, read = reading(4096, 0.25)
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     with (
         proxied(server.address) as proxy,
-        lazyfx.connect(proxy.address, on_upload=lambda *n: told.append(n)) as client,
+        lazyfx.connect(proxy.address, on_upload=lambda *n: progress.append(n)) as client,
     ):
         cut = proxy.cut_after = read * 3 // 4
         remote = client.compile(program, [LARGE_FOLD])
         assert remote.report.nodes_after < remote.report.nodes_before
-        assert told[-1] == (read, read)
-        # It went on once, and sent only what the server had not taken before the cut.
-        (resumed,) = [now for (before, _), (now, _) in pairwise(told) if now <= before]
+        assert progress[-1] == (read, read)
+        # It was resumed once, and sent only what the server had not received before the cut.
+        (resumed,) = [now for (before, _), (now, _) in pairwise(progress) if now <= before]
         assert resumed > 0
         assert proxy.sent <= cut + (read - resumed) + SMALL
     x = torch.ones(4096, 256)

@@ -63,11 +63,11 @@ def rule_expressions(rules: list[dict[str, Any]]) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def tool() -> Callable[[str], str]:
-    """The path of a program: beside this Python first, because that one is pinned."""
+    """The path of a program: next to this Python first, because that one is pinned."""
 
     def find(name: str) -> str:
-        beside = Path(sys.executable).parent / name
-        found = str(beside) if beside.exists() else shutil.which(name)
+        pinned = Path(sys.executable).parent / name
+        found = str(pinned) if pinned.exists() else shutil.which(name)
         if not found:
             pytest.skip(
                 f"the program {name} is not on this machine; .ci/run installs what it needs"

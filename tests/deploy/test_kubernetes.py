@@ -177,7 +177,7 @@ def test_the_identified_overlay_asks_for_tokens_over_tls(
     for name in ("LAZYFX_SERVER_CERTIFICATE", "LAZYFX_SERVER_KEY", "LAZYFX_TOKENS"):
         assert str(Path(environment[name]).parent) in mounts.values()
     assert {secret["defaultMode"] for secret in secrets.values()} == {0o440}
-    # The settings that these variables make need nobody's word.
+    # The settings that these variables make need no confirmation.
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = load(["--listen", "0.0.0.0:8700"])

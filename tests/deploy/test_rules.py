@@ -18,7 +18,7 @@ def test_the_configuration_and_its_rules_are_valid(root: Path, tool: Callable[[s
     promtool(tool, root, "check", "config", "deploy/prometheus/prometheus.yml")
 
 
-def test_alerts_fire_and_stay_quiet_as_told(root: Path, tool: Callable[[str], str]) -> None:
+def test_alerts_fire_and_stay_quiet_as_specified(root: Path, tool: Callable[[str], str]) -> None:
     promtool(tool, root, "test", "rules", "tests/deploy/alerts_test.yml")
 
 

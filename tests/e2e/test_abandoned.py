@@ -40,7 +40,7 @@ def _give_up(calls: list[grpc.Future]) -> None:
         call.cancel()
 
 
-def test_heavy_requests_that_were_given_up_do_not_delay_a_small_one(server):
+def test_abandoned_heavy_requests_do_not_delay_a_small_one(server):
     heavy = [request_of_body(repetitive_body(100_000 + number)) for number in range(8)]
     with connected(server.address) as stub:
         calls = [stub.Compile.future(request) for request in heavy]
@@ -55,7 +55,7 @@ def test_heavy_requests_that_were_given_up_do_not_delay_a_small_one(server):
     assert _abandoned(server, "dropped") + _abandoned(server, "stopped") == len(heavy)
 
 
-def test_a_flood_that_nobody_waits_for_costs_nothing(server):
+def test_an_abandoned_flood_costs_nothing(server):
     before = metrics(server.metrics_url)
     flood = [compile_request(graph_of(1000.0 + number), DCE) for number in range(200)]
     with connected(server.address) as stub:
@@ -73,7 +73,7 @@ def test_a_flood_that_nobody_waits_for_costs_nothing(server):
 SERVED = (pb.CACHE_STATUS_MISS, pb.CACHE_STATUS_JOINED, pb.CACHE_STATUS_HIT)
 
 
-def test_who_asks_again_while_the_first_is_being_stopped_is_served(server):
+def test_a_request_repeated_while_the_first_is_being_stopped_is_served(server):
     request = compile_request(graph_of(3.0), DCE)
     with connected(server.address) as stub:
         with paused_workers(server.pid):

@@ -45,17 +45,17 @@ def test_the_server_exports_a_graph_without_tensors(server, client, tmp_path):
     remote = client.compile(graph, [DCE])
     saved = torch.export.load(remote.save_exported_program(tmp_path / "x.pt2"))
     torch.testing.assert_close(saved.module()(x), x * 3.5 + x * 3.5)
-    told = remote.provenance("exported_program")
-    assert (told.kind, told.made_into) == ("graph", "exported_program")
+    signed = remote.provenance("exported_program")
+    assert (signed.kind, signed.made_into) == ("graph", "exported_program")
 
 
 def test_the_server_exports_no_graph_whose_weights_are_elsewhere(server):
     with connected(server.address) as stub:
         linear = with_shapes(symbolic_trace(nn.Linear(2, 2)), torch.randn(2, 2))
         key = stub.Compile(compile_request(linear, DCE)).module_key
-        told = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_EXPORTED_PROGRAM))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "save_exported_program" in told.message
+        refusal = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_EXPORTED_PROGRAM))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "save_exported_program" in refusal.message
 
 
 def test_a_graph_without_shapes_is_refused_with_the_remedy(client, tmp_path):

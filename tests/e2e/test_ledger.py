@@ -58,7 +58,7 @@ def stats_of(address: str) -> pb.GetStatsResponse:
 
 
 def agree(address: str, metrics_url: str) -> pb.GetStatsResponse:
-    """GetStats, `lazyfx stats` and /metrics tell the same, to the last count."""
+    """GetStats, `lazyfx stats` and /metrics show the same counts."""
     stats, shown, samples = stats_of(address), cli_stats(address), metrics(metrics_url)
 
     def metric(name: str, **labels: str) -> float:
@@ -70,9 +70,9 @@ def agree(address: str, metrics_url: str) -> pb.GetStatsResponse:
         metric("lookups", result="hit"), metric("lookups", result="miss"),
     )  # fmt: skip
     for name in ("saved", "saved_seconds_measured", "performed", "reused", "overhead"):
-        told = getattr(stats, name if "measured" in name else f"{name}_seconds")
+        value = getattr(stats, name if "measured" in name else f"{name}_seconds")
         exported = metric(name if "measured" in name else f"{name}_seconds")
-        assert told == pytest.approx(exported, abs=1e-9), name
+        assert value == pytest.approx(exported, abs=1e-9), name
     for row in stats.passes:
         assert row.recompiles.requested == metric("recompiles_requested", **{"pass": row.name})
         assert row.recompiles.performed == metric("recompiles_performed", **{"pass": row.name})
@@ -161,7 +161,7 @@ def test_a_killed_server_forgets_seconds_not_days(launch, tmp_path):
     assert stats_of(again.address).misses == 1
 
 
-def test_a_damaged_ledger_begins_anew(launch, tmp_path):
+def test_a_damaged_ledger_starts_over(launch, tmp_path):
     folder = tmp_path / "store/.ledger"
     folder.mkdir(parents=True)
     (folder / "counts.json").write_text("{]")

@@ -47,7 +47,7 @@ def in_flight(server, stage: str = "compile") -> float:
 
 @pytest.mark.parametrize("kind", ["compile", "render"])
 def test_draining(launch, kind):
-    """First health says no, then new requests are turned away, and what is under way finishes."""
+    """First health reports NOT_SERVING, then new requests are rejected, and requests in flight finish."""
     server = launch("--workers", "1")
     ready = server.metrics_url.replace("/metrics", "/readyz")
     assert http_status(ready) == 200
@@ -67,9 +67,9 @@ def test_draining(launch, kind):
                 health_of(server.address, "lazyfx.v1.GraphCompiler")
                 == health_pb2.HealthCheckResponse.NOT_SERVING
             )
-            told = refused(lambda: stub.Compile(compile_request(graph_of(7.0), DCE)))
-            assert told.code == "UNAVAILABLE"
-            assert told.retry_after
+            refusal = refused(lambda: stub.Compile(compile_request(graph_of(7.0), DCE)))
+            assert refusal.code == "UNAVAILABLE"
+            assert refusal.retry_after
             assert server.process.poll() is None
         done = work.result(PATIENCE)
     if kind == "compile":
@@ -148,9 +148,9 @@ def test_a_graph_on_which_two_workers_died_is_refused(launch):
             )  # fmt: skip
         with pytest.raises(grpc.RpcError) as caught:
             call.result(PATIENCE)
-        for told in (refusal_of(caught.value), refused(lambda: stub.Compile(doomed))):
-            assert told.code == "FAILED_PRECONDITION"
-            assert digest in told.message
+        for refusal in (refusal_of(caught.value), refused(lambda: stub.Compile(doomed))):
+            assert refusal.code == "FAILED_PRECONDITION"
+            assert digest in refusal.message
         assert stub.Compile(compile_request(graph_of(1.0), DCE)).module_key
     assert total(metrics(server.metrics_url), "lazyfx_graphs_refused_total", job="compile") == 2
     assert any(digest in line for line in server.log)
@@ -158,11 +158,11 @@ def test_a_graph_on_which_two_workers_died_is_refused(launch):
 
 @pytest.fixture(scope="module")
 def single(launch_for_file):
-    """One worker, for whom one job may wait."""
+    """One worker, and a queue for one job."""
     return launch_for_file("--workers", "1", "--max-queue", "1")
 
 
-def test_a_worker_that_dies_before_it_began_costs_nothing(single):
+def test_a_worker_that_dies_before_its_job_begins_costs_nothing(single):
     server = single
     with connected(server.address) as stub:
         with paused_workers(server.pid) as pids:
@@ -177,16 +177,16 @@ def test_a_job_that_overruns_is_stopped(launch):
     server = launch("--workers", "1", "--job-timeout", "1")
     with connected(server.address) as stub:
         with paused_workers(server.pid):
-            told = refused(lambda: stub.Compile(compile_request(graph_of(), DCE)))
-        assert told.code == "DEADLINE_EXCEEDED"
-        assert "job_timeout" in told.message
+            refusal = refused(lambda: stub.Compile(compile_request(graph_of(), DCE)))
+        assert refusal.code == "DEADLINE_EXCEEDED"
+        assert "job_timeout" in refusal.message
         again = stub.Compile(compile_request(graph_of(), DCE))
         assert again.cache.status == pb.CACHE_STATUS_MISS
     samples = metrics(server.metrics_url)
     assert total(samples, "lazyfx_worker_restarts_total", reason="timeout") == 1
 
 
-def test_more_jobs_than_may_wait_are_turned_away(single):
+def test_more_jobs_than_may_wait_are_rejected(single):
     server = single
     with connected(server.address) as stub:
         with paused_workers(server.pid):
@@ -194,9 +194,9 @@ def test_more_jobs_than_may_wait_are_turned_away(single):
                 stub.Compile.future(compile_request(graph_of(float(i)), DCE)) for i in range(61, 63)
             ]
             wait_until(lambda: in_flight(server) == 2, "one job that runs and one that waits")
-            told = refused(lambda: stub.Compile(compile_request(graph_of(99.0), DCE)))
-        assert told.code == "RESOURCE_EXHAUSTED"
-        assert told.retry_after
+            refusal = refused(lambda: stub.Compile(compile_request(graph_of(99.0), DCE)))
+        assert refusal.code == "RESOURCE_EXHAUSTED"
+        assert refusal.retry_after
         assert all(call.result(PATIENCE).module_key for call in calls)
 
 
@@ -208,7 +208,7 @@ def test_results_survive_a_restart(launch, tmp_path):
         first = stub.Compile(request)
         code = artifact(stub, first.module_key, pb.ARTIFACT_KIND_CODE)
     assert server.stop() == 0
-    # Of another seed of hashes.
+    # With another hash seed.
     server = launch("--workers", "1", store=store, own_interpreter=True)
     with connected(server.address) as stub:
         again = stub.Compile(compile_request(graph_of(3.0), DCE, CSE, inline=False))
@@ -249,7 +249,7 @@ def test_a_bounded_store_forgets_what_was_not_used(launch, tmp_path):
 
 
 def test_in_memory_only_an_evicted_module_is_made_again(launch, tmp_path):
-    """The handle compiles again by itself; raw callers are told NOT_FOUND."""
+    """The handle compiles again by itself; raw callers get NOT_FOUND."""
     server = launch(
         "--workers", "1", "--store-memory-bytes", "40000", "--store-path", "",
     )  # fmt: skip
@@ -260,13 +260,13 @@ def test_in_memory_only_an_evicted_module_is_made_again(launch, tmp_path):
         for i in range(40):
             other = stub.Compile(compile_request(long_graph(300 + i), DCE))
             artifact(stub, other.module_key, pb.ARTIFACT_KIND_GRAPH)
-        told = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_CODE))
-        assert told.code == "NOT_FOUND"
+        refusal = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_CODE))
+        assert refusal.code == "NOT_FOUND"
         assert "def forward(self, x)" in handle.code
         for i in range(40):
             stub.Compile(compile_request(long_graph(400 + i), DCE))
-        told = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_PICTURE))
-        assert told.code == "NOT_FOUND"
+        refusal = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_PICTURE))
+        assert refusal.code == "NOT_FOUND"
         again = stub.Compile(compile_request(graph, DCE))
         assert again.cache.status == pb.CACHE_STATUS_MISS
         assert pb.MissReason.Name(again.cache.miss_reason) == "MISS_REASON_EVICTED"

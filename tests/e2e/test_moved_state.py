@@ -29,7 +29,7 @@ class ReturnsItsState(nn.Module):
 
 
 class OnlyState(nn.Module):
-    """Some of its outputs are computed of nothing."""
+    """Some of its outputs are computed from nothing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -176,9 +176,9 @@ def test_constants_that_do_not_fit_their_replacement_are_refused(server):
         del request.passes[0].rewrites[0].constants[:]
         request.passes[0].rewrites[0].constants.extend(constants)
         with connected(server.address) as stub:
-            told = refused(lambda stub=stub: stub.Compile(request))
-        assert told.code == "INVALID_ARGUMENT"
-        assert message in told.message
+            refusal = refused(lambda stub=stub: stub.Compile(request))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert message in refusal.message
 
 
 def test_a_graph_is_cut_by_its_modules_whatever_ran_before(client: lazyfx.Client, bert):

@@ -99,12 +99,12 @@ def test_a_changed_plugin_is_another_key(launch, site: Path, tmp_path: Path) -> 
         with lazyfx.connect(server.address) as client:
             found.append(client.compile(symbolic_trace(double), ["sample_double"]).cache.reason)
         server.stop()
-    # All use one store: what other code made is no answer.
+    # All use one store: results of other code are not used.
     assert found == ["NEW_GRAPH", "", "NEW_PIPELINE"]
 
 
 @pytest.mark.parametrize("problem", ["missing", "twice", "name", "broken", "other"])
-def test_a_plugin_that_cannot_be_used_is_told_apart(
+def test_each_defect_of_a_plugin_has_its_own_message(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:
     copy = shutil.copytree(site, tmp_path / "copy")
@@ -136,9 +136,10 @@ def test_a_plugin_that_cannot_be_used_is_told_apart(
 
 
 def test_a_plugin_that_cannot_be_used_stops_the_start(launch) -> None:
-    told = refused_start(launch, "--pass-plugins", "no_such_plugin", environment={})
+    message = refused_start(launch, "--pass-plugins", "no_such_plugin", environment={})
     assert (
-        "lazyfx serve: --pass-plugins no_such_plugin: no installed package provides passes" in told
+        "lazyfx serve: --pass-plugins no_such_plugin: no installed package provides passes"
+        in message
     )
 
 
@@ -169,14 +170,14 @@ def test_the_built_in_pipelines_keep_results(plugged, name: str) -> None:
         torch.testing.assert_close(module(x), model(x))
 
 
-def test_a_wrong_pipeline_is_told_apart() -> None:
+def test_each_defect_of_a_pipeline_has_its_own_message() -> None:
     registry = Registry()
-    for own, told in (
+    for own, message in (
         ({"tidy": "no_such_pass"}, "pipeline 'tidy': .*no pass is named 'no_such_pass'"),
         ({"tidy": "a,,b"}, "pipeline 'tidy': passes: expected a pass name"),
         ({"remove_dropout": "constant_fold"}, "a pass has this name"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             NamedPipelines(registry, own)
     own = {"tidy": "constant_fold{max_bytes=1048576}"}
     described = {p.name: p.spelling for p in NamedPipelines(registry, own).describe()}

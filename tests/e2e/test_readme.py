@@ -13,7 +13,7 @@ from servers import RunningServer
 
 README = Path(__file__).parents[2] / "README.md"
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Reached with a token and a certificate that nobody here has.
+# Reached with a token and a certificate that do not exist here.
 _ELSEWHERE = "compile.example"
 
 
@@ -59,7 +59,7 @@ def run(statement: ast.stmt, names: dict[str, Any]) -> Any:
 
 
 def read_back(names: dict[str, Any], expected: torch.Tensor) -> None:
-    """Each file is read by the call that stands behind it."""
+    """Each file is read by the call in its comment."""
     (block, *_) = blocks()
     lines = [line for line in block.splitlines() if line.startswith("module.save_")]
     read = {

@@ -8,14 +8,13 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import grpc.aio
+import nursery
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import (
@@ -34,7 +33,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 
 _LISTENING = re.compile(r"listening on (\S+), metrics on (\S+); not serving yet")
-# Imported where workers come from, before they are there.
+# Imported by the fork server, before there are workers.
 _SLOW_MODULE = """
 import os, time
 while not os.path.exists({gate!r}):
@@ -43,20 +42,20 @@ while not os.path.exists({gate!r}):
 
 
 class StartingServer:
-    """A server that does not become ready before it is let."""
+    """A server that does not become ready before the test lets it."""
 
     def __init__(self, folder: Path) -> None:
         self._gate = folder / "gate"
         (folder / "slow_to_import.py").write_text(_SLOW_MODULE.format(gate=str(self._gate)))
-        self.process = subprocess.Popen(
+        self.process = nursery.start(
+            "server",
             [
-                sys.executable, "-m", "lazyfx_server", "--listen", "127.0.0.1:0",
+                "-m", "lazyfx_server", "--listen", "127.0.0.1:0",
                 "--metrics-port", "0", "--workers", "1", "--store-path", str(folder / "store"),
                 "--operator-modules", "slow_to_import",
             ],
-            stderr=subprocess.PIPE,
-            text=True,
             env={**os.environ, "PYTHONPATH": str(folder)},
+            stdout=None,
         )  # fmt: skip
         self.log: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
@@ -90,10 +89,10 @@ def test_a_server_that_starts_says_so_at_once(starting):
     assert http_status(starting.metrics_url.replace("/metrics", "/readyz")) == 503
     assert http_status(starting.metrics_url.replace("/metrics", "/healthz")) == 200
     with connected(starting.address) as stub:
-        told = refused(lambda: stub.Compile(request))
-        assert told.code == "UNAVAILABLE"
-        assert "starting" in told.message
-        assert told.retry_after
+        refusal = refused(lambda: stub.Compile(request))
+        assert refusal.code == "UNAVAILABLE"
+        assert "starting" in refusal.message
+        assert refusal.retry_after
         starting.let_start()
         wait_until(lambda: any("serving on" in line for line in starting.log), "being ready")
         assert stub.Compile(request, timeout=PATIENCE).module_key
@@ -119,7 +118,7 @@ def _free_port() -> int:
 
 
 async def _hammer(address: str, done: asyncio.Event) -> collections.Counter[str]:
-    """Call without any retries until told to stop; the codes that came back."""
+    """Call without any retries until `done` is set; count the codes."""
     codes: collections.Counter[str] = collections.Counter()
     request = compile_request(graph_of(1.0), DCE)
     options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
@@ -131,10 +130,10 @@ async def _hammer(address: str, done: asyncio.Event) -> collections.Counter[str]
                 await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=PATIENCE)
                 codes["OK"] += 2
             except grpc.aio.AioRpcError as error:
-                told = error.code().name
-                if told != "UNAVAILABLE":
-                    told += f": {error.details()}"
-                codes[told] += 1
+                outcome = error.code().name
+                if outcome != "UNAVAILABLE":
+                    outcome += f": {error.details()}"
+                codes[outcome] += 1
                 await asyncio.sleep(0.002)
 
     async def connect() -> None:

@@ -40,9 +40,9 @@ def test_the_server_scripts_no_graph_whose_weights_are_elsewhere(server):
     with connected(server.address) as stub:
         linear = symbolic_trace(nn.Linear(2, 2))
         key = stub.Compile(compile_request(linear, DCE)).module_key
-        told = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_TORCHSCRIPT))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "save_torchscript" in told.message
+        refusal = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_TORCHSCRIPT))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "save_torchscript" in refusal.message
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "exported", "dynamo", "aot"])
@@ -106,7 +106,7 @@ def test_a_structure_without_a_type_is_refused_with_formats_that_keep_it(
     assert not (tmp_path / "x.ts").exists()
 
 
-def test_what_torchscript_has_no_words_for_is_named(client: lazyfx.Client, tmp_path: Path):
+def test_what_torchscript_cannot_express_is_named(client: lazyfx.Client, tmp_path: Path):
     class Switching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -124,7 +124,7 @@ def test_what_torchscript_has_no_words_for_is_named(client: lazyfx.Client, tmp_p
     assert not (tmp_path / "x.ts").exists()
 
 
-def test_eager_is_a_module_of_its_own_and_done_at_once(client: lazyfx.Client):
+def test_eager_makes_a_separate_module_at_once(client: lazyfx.Client):
     lazy = client.compile(graph_of(7.5), [DCE])
     eager = client.compile(graph_of(7.5), [DCE], eager=True)
     assert eager.key != lazy.key

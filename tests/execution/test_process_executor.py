@@ -82,15 +82,15 @@ async def pid_of(executor: ProcessExecutor) -> int:
 async def test_crash_fails_its_job_only(start: Start, job: str, ending: str) -> None:
     reasons: list[str] = []
     executor = await start(on_restart=reasons.append)
-    beside = asyncio.ensure_future(executor.run(order("sleep", seconds=0.3), timeout=30))
+    other = asyncio.ensure_future(executor.run(order("sleep", seconds=0.3), timeout=30))
     with pytest.raises(WorkerCrashed, match=ending):
         await executor.run(order(job), timeout=30)
-    assert await beside == b"slept"
+    assert await other == b"slept"
     await until(lambda: len(executor.pids) == 2)
     assert reasons == ["crash"]
 
 
-async def test_ending_is_told_of_a_worker_that_is_not_quite_dead_yet(start: Start) -> None:
+async def test_ending_is_known_of_a_worker_that_is_not_quite_dead_yet(start: Start) -> None:
     executor = await start(workers=1)
     for _ in range(5):
         with pytest.raises(WorkerCrashed, match="killed by SIGKILL"):
@@ -227,7 +227,7 @@ async def test_start_says_why_a_worker_does_not(
 async def test_jobs_are_refused_while_no_worker_can_start(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executor = await start(workers=1, initializer=worker_jobs.initialize_unless_told)
+    executor = await start(workers=1, initializer=worker_jobs.initialize_unless_refused)
     (pid,) = executor.pids
     worker_jobs.STOP_SIGN.write_text("no")
     try:

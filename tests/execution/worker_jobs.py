@@ -17,7 +17,7 @@ from lazyfx_server.execution import CallFailed, call_server
 
 
 def run(job: bytes) -> bytes:
-    """Does what a line of JSON says."""
+    """Does what an order in JSON says."""
     order = json.loads(job) if job else {"do": "nothing"}
     return ORDERS[order.pop("do")](**order)
 
@@ -65,7 +65,7 @@ def vanish() -> bytes:
 
 
 def let_go_and_hang() -> bytes:
-    """Closes all that its server could see the end of, and lives on."""
+    """Closes every descriptor by which its server would notice its end, and continues."""
     os.closerange(3, 1024)
     time.sleep(3600)
     return b""
@@ -142,7 +142,7 @@ def die_at_start() -> None:
 STOP_SIGN = Path(tempfile.gettempdir()) / f"lazyfx-test-stop-sign-{os.getuid()}"
 
 
-def initialize_unless_told() -> None:
+def initialize_unless_refused() -> None:
     if STOP_SIGN.exists():
         raise RuntimeError("told not to")
 

@@ -53,7 +53,7 @@ def test_a_graph_is_the_same_as_its_copy(gpt2: GraphModule) -> None:
     assert found.digests == (lazyfx.digest(gpt2),) * 2
 
 
-def test_names_that_differ_are_told_and_do_not_matter(gpt2: GraphModule) -> None:
+def test_names_that_differ_are_reported_and_do_not_matter(gpt2: GraphModule) -> None:
     renamed = changed(gpt2, lambda nodes: nodes["add"]._rename("mine"))
     found = lazyfx.explain(gpt2, renamed)
     assert found.same
@@ -90,7 +90,7 @@ def test_an_inserted_and_an_erased_node_are_named(gpt2: GraphModule) -> None:
     removed = [d for d in found.differences if d.kind == "removed"]
     assert [(d.first, d.second) for d in removed] == [("extra", None)]
     assert "- extra = call_function aten::neg.default(%add)" in str(found)
-    # Who reads another node now says so; nobody behind does.
+    # Nodes that now read another node are marked; those behind them are not.
     readers = {d.second for d in found.differences if d.kind == "changed"}
     assert readers == {user.name for user in more_users(more)}
 
@@ -110,7 +110,7 @@ def test_another_batch_size_is_one_line(gpt2: GraphModule) -> None:
     assert "more nodes" in line
 
 
-def test_a_symbolic_range_is_told() -> None:
+def test_a_symbolic_range_is_shown() -> None:
     def ranged(most: int) -> GraphModule:
         batch = torch.export.Dim("batch", min=2, max=most)
         program = torch.export.export(
@@ -178,7 +178,7 @@ def test_a_picture_of_two_unlike_graphs_is_bounded(gpt2: GraphModule) -> None:
     ET.fromstring(picture)
 
 
-def test_long_graphs_are_compared_in_bearable_time() -> None:
+def test_long_graphs_are_compared_in_reasonable_time() -> None:
     def chain(place: int) -> GraphModule:
         graph = torch.fx.Graph()
         node = graph.placeholder("x")
@@ -209,7 +209,7 @@ def test_a_saved_graph_is_small_and_comes_back(tmp_path: Path, gpt2: GraphModule
     assert names == [node.name for node in gpt2.graph.nodes]
 
 
-def test_what_is_no_saved_graph_says_so(tmp_path: Path) -> None:
+def test_an_invalid_saved_graph_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "graph.lazyfx"
     path.write_bytes(b"\xff\xff garbage")
     with pytest.raises(DecodeError, match="not a lazyfx graph file"):
@@ -235,9 +235,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert differs.exit_code == 1
     assert "add_tensor: args[1]: 1 (int) -> 1.0 (float)" in differs.stdout
     assert ET.fromstring(picture.read_text()).tag.endswith("svg")
-    told = json.loads(run(first, second, "--json").stdout)
-    assert told["same"] is False
-    assert told["differences"][0]["field"] == "args[1]"
+    explanation = json.loads(run(first, second, "--json").stdout)
+    assert explanation["same"] is False
+    assert explanation["differences"][0]["field"] == "args[1]"
     missing = run(first, tmp_path / "nowhere.lazyfx")
     assert missing.exit_code == 2
     assert "nowhere.lazyfx" in missing.stderr

@@ -246,7 +246,7 @@ def fuzz(cases: int, seed: int, most_failures: int = 20) -> Report:
     graphs = corpus()
     mutator = Mutator(seed, graphs)
     report = Report()
-    for graph in graphs:  # also warms what is made once
+    for graph in graphs:  # also fills the caches
         one(graph.SerializeToString(), report)
     assert report.accepted > len(graphs) // 2, report.failures
     assert not report.failures

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import nursery
 import pytest
 
 pytestmark = pytest.mark.long
@@ -16,12 +15,8 @@ FUZZER = Path(__file__).resolve().parent / "fuzzing.py"
 
 @pytest.mark.parametrize("seed", [1001, 1002])
 def test_mutated_graphs_are_refused_with_our_own_errors_or_are_what_they_say(seed: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(FUZZER), "--cases", "4000", "--seed", str(seed)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["-W", "ignore", str(FUZZER), "--cases", "4000", "--seed", str(seed)]
+    done = nursery.run("torch", command)
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["cases"] == 4000
@@ -34,11 +29,7 @@ def test_mutated_graphs_are_refused_with_our_own_errors_or_are_what_they_say(see
 def test_what_is_taken_ends_in_no_internal_error() -> None:
     """Through passes and every artifact; `fuzzing_jobs.py` runs longer."""
     jobs = FUZZER.with_name("fuzzing_jobs.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(jobs), "--cases", "100", "--seed", "2"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["-W", "ignore", str(jobs), "--cases", "100", "--seed", "2"]
+    done = nursery.run("torch", command)
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout.splitlines()[-1])["faults"] == 0

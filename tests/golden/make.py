@@ -3,10 +3,10 @@
 Golden files are messages of today that every later version must read, and in which it must
 find the same digest. They are made once for a torch and a format, and never again: a change
 that would need another file for an old one has broken the format. Files for a new torch, or
-for a new part of the format, are added beside the old ones.
+for a new part of the format, are added next to the old ones.
 """
 
-# ruff: noqa: E402, T201 - a script that finds the tests beside it, and says what it did
+# ruff: noqa: E402, T201 - a script that finds the tests next to it, and says what it did
 
 from __future__ import annotations
 

@@ -62,12 +62,12 @@ def test_a_graph_of_another_torch_is_the_same_graph_where_the_capture_was(path: 
     if path.stem in ("literals", "constants"):
         digests = {recorded(folder / path.name)["digest"] for folder in FOLDERS}
         assert digests == {recorded(path)["digest"]}
-    # A file explains itself beside its twin of this torch, whatever the capture changed.
+    # A file explains itself against its twin of this torch, whatever the capture changed.
     found = lazyfx.explain(path, FOLDERS[-1] / path.name)
     assert found.same == (not found.differences)
 
 
-def test_the_hand_made_graphs_of_today_have_the_digests_of_then() -> None:
+def test_hand_made_graphs_still_have_their_recorded_digests() -> None:
     for name, module in (("literals", make.literals()), ("constants", make.constants())):
         assert lazyfx.digest(module) == recorded(FOLDERS[0] / f"{name}.lazyfx")["digest"]
 
@@ -80,7 +80,7 @@ def test_a_capture_of_this_torch_has_the_digest_of_its_file() -> None:
 
 
 @pytest.mark.parametrize("path", MESSAGES, ids=lambda path: path.stem)
-def test_a_message_says_what_it_said(path: Path) -> None:
+def test_a_message_keeps_its_meaning(path: Path) -> None:
     message = getattr(pb, path.stem).FromString(path.read_bytes())
     assert MessageToDict(message) == json.loads(path.with_suffix(".json").read_text())
     assert message.SerializeToString(deterministic=True) == path.read_bytes()
@@ -129,7 +129,7 @@ def test_unknown_fields_inside_of_the_body_are_refused(tmp_path: Path) -> None:
         ({"format_version": 0}, "format_version", "0", "same release"),
     ],
 )
-def test_what_must_be_known_and_is_not_is_refused(
+def test_unknown_content_that_matters_is_refused(
     tmp_path: Path, changes: dict[str, Any], field: str, named: str, remedy: str
 ) -> None:
     path = tmp_path / "later.lazyfx"

@@ -1,4 +1,4 @@
-"""Prints what the tests on a CUDA host need beside torch, which the host brings itself."""
+"""Prints what the tests on a CUDA host need besides torch, which the host brings itself."""
 
 from __future__ import annotations
 

@@ -39,15 +39,15 @@ def odd_ids(watched: Watched, case: Any) -> None:
     payload = case["payload"]
     for identity in payload.get("ids", [payload.get("id")]):
         with connected(watched.server.address) as stub:
-            told = refused(
+            refusal = refused(
                 lambda: artifact(stub, identity.encode(), pb.ARTIFACT_KIND_CODE)  # noqa: B023
             )
-            assert told.code == "INVALID_ARGUMENT"
+            assert refusal.code == "INVALID_ARGUMENT"
             digest = graph_pb2.Digest(sha256=identity.encode())
-            told = refused(
+            refusal = refused(
                 lambda: stub.FindMissingBlobs(pb.FindMissingBlobsRequest(digests=[digest]))  # noqa: B023
             )
-            assert told.code == "INVALID_ARGUMENT"
+            assert refusal.code == "INVALID_ARGUMENT"
 
 
 def keys_of(watched: Watched, graphs: list[RawGraph]) -> set[bytes]:
@@ -104,5 +104,5 @@ def no_reflection(watched: Watched, case: Any) -> None:
         for version in ("v1", "v1alpha"):
             method = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
             call = channel.stream_stream(method)
-            told = refused(lambda: list(call(iter([b""]), timeout=PATIENCE)))  # noqa: B023
-            assert told.code == "UNIMPLEMENTED"
+            refusal = refused(lambda: list(call(iter([b""]), timeout=PATIENCE)))  # noqa: B023
+            assert refusal.code == "UNIMPLEMENTED"

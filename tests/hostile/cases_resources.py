@@ -170,10 +170,10 @@ def gzip_bomb(watched: Watched, case: Any) -> None:
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(watched.server.address, options=options) as channel:
         stub = pb_stub(channel)
-        told = refused(
+        refusal = refused(
             lambda: stub.Compile(request, compression=grpc.Compression.Gzip, timeout=PATIENCE)
         )
-    assert told.code == "RESOURCE_EXHAUSTED"
+    assert refusal.code == "RESOURCE_EXHAUSTED"
 
 
 def pb_stub(channel: grpc.Channel) -> Any:
@@ -199,10 +199,10 @@ def rewrite_that_feeds_itself(watched: Watched, case: Any) -> None:
 
 def many_passes(watched: Watched, case: Any) -> None:
     entries = watched.entries()
-    told = watched.send(compile_request(graph_of(1.25), *[DCE] * 10_000))
-    assert isinstance(told, Refusal)
-    assert told.code == "INVALID_ARGUMENT"
-    assert "passes" in told.fields
+    outcome = watched.send(compile_request(graph_of(1.25), *[DCE] * 10_000))
+    assert isinstance(outcome, Refusal)
+    assert outcome.code == "INVALID_ARGUMENT"
+    assert "passes" in outcome.fields
     assert watched.entries() == entries
 
 
@@ -213,11 +213,11 @@ def odd_pass(watched: Watched, case: Any) -> None:
         request = compile_request(graph_of(1.25), name)
         for option, value in payload["options"].items():
             request.passes[0].options.add(name=option, value=pb.OptionValue(text=value))
-        told = watched.send(request)
-        assert isinstance(told, Refusal)
-        assert told.code == "INVALID_ARGUMENT"
-        assert told.fields
-        assert len(told.message) < 3000
+        outcome = watched.send(request)
+        assert isinstance(outcome, Refusal)
+        assert outcome.code == "INVALID_ARGUMENT"
+        assert outcome.fields
+        assert len(outcome.message) < 3000
     assert watched.entries() == entries
 
 
@@ -231,5 +231,5 @@ def new_labels(watched: Watched, case: Any) -> None:
 def great_metadata(watched: Watched, case: Any) -> None:
     with connected(watched.server.address) as stub:
         metadata = [("x-large", "a" * case["payload"]["metadata_bytes"])]
-        told = refused(lambda: stub.GetStats(pb.GetStatsRequest(), metadata=metadata))
-    assert told.code == "RESOURCE_EXHAUSTED"
+        refusal = refused(lambda: stub.GetStats(pb.GetStatsRequest(), metadata=metadata))
+    assert refusal.code == "RESOURCE_EXHAUSTED"

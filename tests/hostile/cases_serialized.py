@@ -83,11 +83,11 @@ def bound_values(watched: Watched, data: bytes, **tensor: Any) -> Refusal:
     entries = watched.entries()
     request = request_of_body(graph.serialized(), graph.names, "constant_fold")
     request.values.add(graph=0, attribute=0, content=digest)
-    told = watched.send(request)
-    assert isinstance(told, Refusal), told
-    assert told.code == "INVALID_ARGUMENT", told
+    outcome = watched.send(request)
+    assert isinstance(outcome, Refusal), outcome
+    assert outcome.code == "INVALID_ARGUMENT", outcome
     assert watched.entries() == entries
-    return told
+    return outcome
 
 
 def tensor_that_is_a_pickle(watched: Watched, case: Any) -> None:

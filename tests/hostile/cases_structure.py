@@ -88,8 +88,8 @@ def training_state(watched: Watched, case: Any) -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     request = compile_request(torch.fx.symbolic_trace(model), "shape_propagation", "constant_fold")
     outcome = watched.send(request)
-    told = isinstance(outcome, pb.CompileResponse) or (
+    is_refused = isinstance(outcome, pb.CompileResponse) or (
         outcome.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION")
     )
-    assert told, outcome
+    assert is_refused, outcome
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

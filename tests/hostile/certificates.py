@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and what it vouches for."""
+"""Certificates for tests: an authority, and what it signs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """Vouches for servers and callers; files go into `folder`."""
+    """Signs certificates of servers and callers; files go into `folder`."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder

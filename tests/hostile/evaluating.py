@@ -40,7 +40,7 @@ _NAMED = NamedPipelines(_REGISTRY)
 _OPERATORS = {str(operator): operator for operator in operators()}
 
 
-def told(text: str) -> str:
+def without_addresses(text: str) -> str:
     """A message without addresses."""
     return re.sub(r"0x[0-9a-f]+", "0x", text.partition(" While executing")[0])
 
@@ -65,7 +65,7 @@ def verified(module: GraphModule) -> str:
     try:
         verifier.start(module)
     except Exception as error:  # noqa: BLE001 - any refusal is one
-        return f"refused: {told(str(error))}"
+        return f"refused: {without_addresses(str(error))}"
     return "ran " + digest_of(verifier._last.values())
 
 
@@ -80,7 +80,7 @@ def passed(module: GraphModule, name: str, *, verify: bool = False) -> str:
         if verifier is not None:
             verifier.check(outcome, _REGISTRY.create(name))
     except Exception as error:  # noqa: BLE001 - any refusal is one
-        return f"refused: {told(str(error))}"
+        return f"refused: {without_addresses(str(error))}"
     held = [v for v in vars(outcome).values() if isinstance(v, torch.Tensor)]
     kept = [*held, *outcome.state_dict().values()]
     return f"{len(outcome.graph.nodes)} nodes, {len(kept)} constants {digest_of(kept)}"
@@ -135,7 +135,7 @@ def _halves(title: str, draws: list[Draw]) -> Iterator[Step]:
 
 
 def control(name: str) -> Iterator[Step]:
-    """As `steps`, of a call that nobody looked at."""
+    """As `steps`, of a call that was not reviewed."""
     outside = torch.ops.aten._reshape_alias
     reach = (4096, 1) if name == CONTROLS[0] else (2, 2**40)
 
@@ -161,7 +161,7 @@ def in_child(names: list[str], seed: int, count: int, pipe: int) -> None:
 
 
 def outcomes(names: list[str], seed: int, count: int) -> Iterator[dict[str, Any]]:
-    """What the process of some operators told, and how it ended; each by itself if it died."""
+    """What the process of some operators reported, and how it ended; each by itself if it died."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -174,7 +174,7 @@ def outcomes(names: list[str], seed: int, count: int) -> Iterator[dict[str, Any]
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading) as lines:
-        heard = [json.loads(line) for line in lines if line.endswith("\n")]
+        entries = [json.loads(line) for line in lines if line.endswith("\n")]
     _, status = os.waitpid(pid, 0)
     ended = os.waitstatus_to_exitcode(status)
     if ended and len(names) > 1:
@@ -184,8 +184,8 @@ def outcomes(names: list[str], seed: int, count: int) -> Iterator[dict[str, Any]
     yield {
         "operators": names,
         "ended": signal.Signals(-ended).name if ended < 0 else ended,
-        "last": heard[-1][0] if heard else "",
-        "told": {entry[0]: entry[1] for entry in heard if len(entry) == 2},
+        "last": entries[-1][0] if entries else "",
+        "outcomes": {entry[0]: entry[1] for entry in entries if len(entry) == 2},
     }
 
 

@@ -46,7 +46,7 @@ class Lies:
         signature: The signature.
         missing: The answer to FindMissingBlobs.
         batch: The stream of answers of a batch.
-        told: Answers about the server.
+        self_description: Answers about the server.
     """
 
     before_compile: Callable[[pb.CompileRequest, Any], Any] = lambda request, context: None
@@ -58,7 +58,7 @@ class Lies:
     signature: Callable[[pb.ArtifactSignature], pb.ArtifactSignature] = _same
     missing: Callable[[pb.FindMissingBlobsResponse], Any] = _same
     batch: Callable[[Iterator[Any]], Iterator[Any]] = _same
-    told: Callable[[Any], Any] = _same
+    self_description: Callable[[Any], Any] = _same
 
 
 @dataclass
@@ -67,7 +67,7 @@ class HostileServer:
 
     Attributes:
         address: Where it listens.
-        uploaded: Bytes of values that clients gave away.
+        uploaded: Bytes of values that clients uploaded.
     """
 
     address: str = ""
@@ -78,11 +78,11 @@ class HostileServer:
     _constants: dict[bytes, bytes] = field(default_factory=dict)
 
     def reset(self) -> None:
-        """Honest again, and nothing known."""
+        """Become honest again, and forget everything."""
         self.lies, self.uploaded = Lies(), 0
         self._bodies.clear()
 
-    # What the service promises, done by doing nothing to the graph.
+    # What the service promises, without changing the graph.
 
     def compile(self, request: pb.CompileRequest, context: Any) -> Any:
         answer = self.lies.before_compile(request, context)
@@ -166,13 +166,15 @@ class HostileServer:
     def info(self, request: Any, context: Any) -> Any:
         public = self.key.public_key().public_bytes_raw()
         key = pb.VerifyKey(key_id=key_id(public), public_key=public)
-        return self.lies.told(pb.GetServerInfoResponse(verify_keys=[key], builder="liar"))
+        return self.lies.self_description(
+            pb.GetServerInfoResponse(verify_keys=[key], builder="liar")
+        )
 
     def passes(self, request: Any, context: Any) -> Any:
-        return self.lies.told(pb.ListPassesResponse())
+        return self.lies.self_description(pb.ListPassesResponse())
 
     def stats(self, request: Any, context: Any) -> Any:
-        return self.lies.told(pb.GetStatsResponse())
+        return self.lies.self_description(pb.GetStatsResponse())
 
 
 def miss(context: Any, *subjects: str) -> None:

@@ -45,7 +45,7 @@ class Lowered:
     Attributes:
         sources: What was written, C++ and Python, as it was checked.
         refused: Why a source was not taken; it never should be.
-        said: What the caller would be told.
+        said: The message that the caller would get.
     """
 
     sources: list[str] = field(default_factory=list)

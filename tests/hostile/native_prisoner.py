@@ -290,7 +290,7 @@ def other_descriptors() -> str:
 
 
 def ask(**words: object) -> None:
-    """A compile in the words of a request."""
+    """A compile, as a valid request."""
     source = str(words.pop("source", 'extern "C" int f() { return 1; }'))
     request = worker.BuildRequest(source=source.encode(), kind=worker.BUILD_KIND_LIBRARY)
     for name, value in words.items():
@@ -313,11 +313,11 @@ def ask_bytes(size: int) -> None:
 
 # What it has to be able to do.
 def a_thread() -> str:
-    told: list[str] = []
-    thread = threading.Thread(target=lambda: told.append("ran"))
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append("ran"))
     thread.start()
     thread.join()
-    return told[0]
+    return answers[0]
 
 
 def own_files() -> str:

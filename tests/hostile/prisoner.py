@@ -119,15 +119,15 @@ def spin() -> None:
 
 
 def a_thread() -> str:
-    told: list[str] = []
-    thread = threading.Thread(target=lambda: told.append("ran"))
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append("ran"))
     thread.start()
     thread.join()
-    return told[0]
+    return answers[0]
 
 
 def import_something() -> str:
-    import colorsys  # a module in Python of the standard library that nobody has imported
+    import colorsys  # a Python module of the standard library that is not imported yet
 
     return colorsys.__name__
 

@@ -249,7 +249,7 @@ def from_corpus(
         nodes: As in the corpus, expanded.
         attrs: Paths of attributes and what they are: "tensor" or "relu".
         spelling: Which of `spellings` names the callables.
-        by_node_name: A placeholder's target goes into its node's name, not beside it.
+        by_node_name: A placeholder's target goes into its node's name, not next to it.
     """
     graph = RawGraph()
     for node in nodes:

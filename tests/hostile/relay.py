@@ -61,7 +61,7 @@ class Relay(GraphCompilerServicer):
 
 @contextlib.contextmanager
 def relayed(address: str) -> Iterator[tuple[Relay, str]]:
-    """A relay before a server; yields it and its address."""
+    """A relay in front of a server; yields it and its address."""
     with grpc.insecure_channel(address) as channel:
         relay = Relay(GraphCompilerStub(channel))
         server = grpc.server(ThreadPoolExecutor(4))

@@ -82,7 +82,7 @@ def body_edit(edit: Callable[[graph_pb2.GraphBody], None]) -> Lies:
 
 
 def graph_edit(edit: Callable[[graph_pb2.CompiledGraph], None]) -> Lies:
-    """Changes what is beside the body."""
+    """Changes what accompanies the body."""
 
     def change(compiled: graph_pb2.CompiledGraph) -> graph_pb2.CompiledGraph:
         edit(compiled)
@@ -447,8 +447,8 @@ ROLES: dict[str, tuple[Lies, str]] = {
     "draws noise": (artifact(b"\xff\xfe<svg"), "picture"),
     "draws HTML": (artifact(b"<html><body/></html>"), "picture"),
     "writes code that is no text": (artifact(b"\xff\xfe"), "code"),
-    "tells noise about itself": (Lies(told=lambda _: b"\xff\xff"), "info"),
-    "tells noise about passes": (Lies(told=lambda _: b"\xff\xff"), "passes"),
-    "tells noise about what it did": (Lies(told=lambda _: b"\xff\xff"), "stats"),
-    "tells too much": (Lies(told=lambda _: bytes(40 * 2**20)), "info"),
+    "tells noise about itself": (Lies(self_description=lambda _: b"\xff\xff"), "info"),
+    "tells noise about passes": (Lies(self_description=lambda _: b"\xff\xff"), "passes"),
+    "tells noise about what it did": (Lies(self_description=lambda _: b"\xff\xff"), "stats"),
+    "tells too much": (Lies(self_description=lambda _: bytes(40 * 2**20)), "info"),
 }

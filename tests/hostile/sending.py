@@ -43,22 +43,22 @@ def must_refuse(
     """Send bodies that are all refused as INVALID_ARGUMENT, with a field, and cached nowhere."""
     entries = watched.entries()
     for body in bodies:
-        told = watched.ask(body, None, *passes)
-        assert isinstance(told, Refusal), told
-        assert told.code in (codes or ("INVALID_ARGUMENT",)), told
-        assert told.fields, told
-        assert len(told.message) < 3000
+        outcome = watched.ask(body, None, *passes)
+        assert isinstance(outcome, Refusal), outcome
+        assert outcome.code in (codes or ("INVALID_ARGUMENT",)), outcome
+        assert outcome.fields, outcome
+        assert len(outcome.message) < 3000
     assert watched.entries() == entries
 
 
 def must_refuse_graph(watched: Watched, graph: RawGraph, *passes: str) -> Refusal:
     entries = watched.entries()
-    told = watched.ask(graph.serialized(), graph.names, *passes)
-    assert isinstance(told, Refusal), told
-    assert told.code == "INVALID_ARGUMENT", told
-    assert told.fields, told
+    outcome = watched.ask(graph.serialized(), graph.names, *passes)
+    assert isinstance(outcome, Refusal), outcome
+    assert outcome.code == "INVALID_ARGUMENT", outcome
+    assert outcome.fields, outcome
     assert watched.entries() == entries
-    return told
+    return outcome
 
 
 def unsayable(watched: Watched, case: Any) -> None:

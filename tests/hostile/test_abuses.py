@@ -1,4 +1,4 @@
-"""Small and large messages that once held a server for seconds: refused, and others are served."""
+"""Small and large messages that once blocked a server for seconds: refused, and others are served."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def test_an_abuse_is_answered_with_its_status(server: RunningServer, name: str) 
         if abuse.code == "OK":
             assert send(channel, abuse, abuse.make())
         else:
-            told = refused(lambda: send(channel, abuse, abuse.make()))
-            assert told.code == abuse.code
+            refusal = refused(lambda: send(channel, abuse, abuse.make()))
+            assert refusal.code == abuse.code
             if abuse.code == "INVALID_ARGUMENT":
-                assert list(told.fields) == [abuse.field or "request"]
+                assert list(refusal.fields) == [abuse.field or "request"]
     with connected(server.address) as stub:
         stub.Compile(compile_request(graph_of(1.0), DCE), timeout=PATIENCE)
         again = stub.Compile(compile_request(graph_of(1.0), DCE), timeout=PATIENCE)
@@ -100,9 +100,9 @@ def test_a_node_with_too_many_outputs_is_refused(
         try:
             stub.Compile(compile_request(many(f), passes), timeout=30)
         except grpc.RpcError as error:
-            told = refusal_of(error)
-            assert told.code in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
-            assert "max_outputs" in told.message
+            refusal = refusal_of(error)
+            assert refusal.code in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
+            assert "max_outputs" in refusal.message
         else:
             # Where a pass does not retrace such a graph, nothing is made of the call.
             assert passes == "functionalize"
@@ -124,12 +124,12 @@ def test_requests_that_wait_are_bounded_in_bytes(server: RunningServer) -> None:
             assert again.cache.status == pb.CACHE_STATUS_HIT
         refusals = [refusal_of(call) for call in calls if call.exception() is not None]
         assert len(refusals) == 16
-        full = [told for told in refusals if told.code == "RESOURCE_EXHAUSTED"]
+        full = [refusal for refusal in refusals if refusal.code == "RESOURCE_EXHAUSTED"]
         assert len(full) == 14
-        for told in full:
-            assert "max_held_bytes" in told.message
-            assert told.retry_after
-        assert {told.code for told in refusals} == {"RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"}
+        for refusal in full:
+            assert "max_held_bytes" in refusal.message
+            assert refusal.retry_after
+        assert {refusal.code for refusal in refusals} == {"RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"}
         # What was held is given back.
         assert refused(lambda: stub.Compile(large(99), timeout=PATIENCE)).code == "INVALID_ARGUMENT"
 
@@ -139,10 +139,10 @@ def test_probes_with_long_names_are_refused(server: RunningServer) -> None:
         health = health_pb2_grpc.HealthStub(channel)
         good = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
         assert good.status == health_pb2.HealthCheckResponse.SERVING
-        told = refused(
+        refusal = refused(
             lambda: health.Check(
                 health_pb2.HealthCheckRequest(service="a" * 1_000_000), timeout=PATIENCE
             )
         )
-        assert told.code == "NOT_FOUND"
+        assert refusal.code == "NOT_FOUND"
     assert http_status(server.metrics_url.replace("/metrics", "/healthz")) == 200

@@ -154,10 +154,10 @@ def test_everything_that_has_no_schema_has_a_signature() -> None:
 def test_a_server_names_field_node_and_what_would_fit(server: RunningServer) -> None:
     with connected(server.address) as stub:
         body = body_of(FUNCTION, "torch.nn.functional.relu", "evil")
-        told = refused(lambda: stub.Compile(request_of_body(body)))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "inplace: bool" in told.message
-    assert "node" in told.message
+        refusal = refused(lambda: stub.Compile(request_of_body(body)))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "inplace: bool" in refusal.message
+    assert "node" in refusal.message
 
 
 @pytest.mark.parametrize("kind", [torch.nn.AdaptiveMaxPool2d, torch.nn.AdaptiveMaxPool3d])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import nursery
 import pytest
 import torch
 from server.harness import connected, refused, request_of_body
@@ -72,9 +71,9 @@ def server(launch_for_file: Callable[..., RunningServer]) -> RunningServer:
 @pytest.mark.parametrize("name", OVER)
 def test_a_server_holds_graphs_to_its_settings(server: RunningServer, name: str) -> None:
     with connected(server.address) as stub:
-        told = refused(lambda: stub.Compile(request_of_body(OVER[name][1])))
-        assert told.code == "INVALID_ARGUMENT"
-        assert told.fields
+        refusal = refused(lambda: stub.Compile(request_of_body(OVER[name][1])))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert refusal.fields
         limits = {x.name: x.value for x in stub.GetServerInfo(pb.GetServerInfoRequest()).limits}
     assert limits[name] == OVER[name][0]
     assert {"max_nesting", "max_source_bytes", "job_cpu_seconds", "max_streams"} <= limits.keys()
@@ -110,8 +109,8 @@ MISFITS = {
 
 @pytest.mark.parametrize("case", MISFITS)
 def test_arguments_must_fit_the_operator_s_schema(case: str) -> None:
-    body, told = MISFITS[case]
-    with pytest.raises(DecodeError, match=told) as refusal:
+    body, expected = MISFITS[case]
+    with pytest.raises(DecodeError, match=expected) as refusal:
         check(body)
     assert refusal.value.node == 1
 
@@ -135,13 +134,12 @@ def test_the_reviewed_table_is_that_of_this_torch() -> None:
 
     if allowed.reviewed() is None:
         pytest.skip("the table was reviewed for another torch; there all that torch has counts")
-    # In a process of its own: tests register operators of theirs, and Inductor registers some.
-    command = [sys.executable, "-m", "lazyfx_server.security.allowed"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # In another process: tests register their own operators, and Inductor registers some.
+    done = nursery.run("torch", ["-m", "lazyfx_server.security.allowed"])
     assert done.returncode == 0, f"review these (make targets ARGS=--write): {done.stdout[-2000:]}"
 
 
-def test_a_target_that_nobody_reviewed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreviewed_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from lazyfx_server.security import allowed
 
     table = allowed.reviewed()

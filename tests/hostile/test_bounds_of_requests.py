@@ -45,7 +45,7 @@ def chain(length: int) -> GraphModule:
 
 
 def calls(count: int) -> GraphModule:
-    """As many different calls, beside the argument and the result."""
+    """As many different calls, besides the argument and the result."""
 
     def f(x: torch.Tensor) -> torch.Tensor:
         for i in range(count):
@@ -113,21 +113,23 @@ CASES: dict[str, tuple[Callable[[], pb.CompileRequest], Callable[[], pb.CompileR
 def test_one_over_is_refused_and_at_the_bound_is_not(server: RunningServer, name: str) -> None:
     over, within = CASES[name]
     with connected(server.address) as stub:
-        told: Refusal = refused(lambda: stub.Compile(over()))
-        assert told.code in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
-        assert told.fields or told.message.startswith("passes[0].rewrites[0].pattern")
+        refusal: Refusal = refused(lambda: stub.Compile(over()))
+        assert refusal.code in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
+        assert refusal.fields or refusal.message.startswith("passes[0].rewrites[0].pattern")
         if within is not None:
             stub.Compile(within())
 
 
 def test_the_server_tells_its_bounds(server: RunningServer) -> None:
     with connected(server.address) as stub:
-        told = {row.name: row.value for row in stub.GetServerInfo(pb.GetServerInfoRequest()).limits}
-    assert {name: told[name] for name in BOUNDS} == BOUNDS
+        listed = {
+            row.name: row.value for row in stub.GetServerInfo(pb.GetServerInfoRequest()).limits
+        }
+    assert {name: listed[name] for name in BOUNDS} == BOUNDS
     page = Path(__file__).parents[2].joinpath("docs/bounds.md").read_text("utf-8")
     bounds = page[: page.index("## Quotas")]
     written = set(re.findall(r"^\| `(\w+)`", bounds, re.MULTILINE))
-    assert written == told.keys()
+    assert written == listed.keys()
 
 
 def nested(depth: int) -> bytes:
@@ -146,8 +148,8 @@ def nested(depth: int) -> bytes:
 
 def test_nesting_is_bounded(server: RunningServer) -> None:
     with connected(server.address) as stub:
-        told = refused(lambda: stub.Compile(request_of_body(nested(MAX_DEPTH + 1))))
-        assert told.code == "INVALID_ARGUMENT"
+        refusal = refused(lambda: stub.Compile(request_of_body(nested(MAX_DEPTH + 1))))
+        assert refusal.code == "INVALID_ARGUMENT"
         stub.Compile(request_of_body(nested(MAX_DEPTH)))
 
 
@@ -168,17 +170,17 @@ def summed(operands: int) -> bytes:
 
 def test_expressions_are_bounded(server: RunningServer) -> None:
     with connected(server.address) as stub:
-        told = refused(lambda: stub.Compile(request_of_body(summed(MAX_EXPRESSION_TREE))))
-        assert told.code == "INVALID_ARGUMENT"
-        assert "too large" in told.message
+        refusal = refused(lambda: stub.Compile(request_of_body(summed(MAX_EXPRESSION_TREE))))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert "too large" in refusal.message
         stub.Compile(request_of_body(summed(MAX_EXPRESSION_TREE - 1)))
 
 
 def test_folded_bytes_are_bounded(server: RunningServer) -> None:
     with connected(server.address) as stub:
-        told = refused(lambda: stub.Compile(folding(101)))
-        assert told.code == "RESOURCE_EXHAUSTED"
-        assert "101 bytes; the limit is 100" in told.message
+        refusal = refused(lambda: stub.Compile(folding(101)))
+        assert refusal.code == "RESOURCE_EXHAUSTED"
+        assert "101 bytes; the limit is 100" in refusal.message
         assert stub.Compile(folding(100)).report.passes[0].changed
 
 
@@ -188,6 +190,6 @@ def test_a_pattern_that_is_too_deep_is_no_defect_of_ours(
     server = launch_for_file("--workers", "1")
     with connected(server.address) as stub:
         deep = rewriting(chain(501), (chain(500), cosine))
-        told = refused(lambda: stub.Compile(deep))
-    assert told.code == "RESOURCE_EXHAUSTED"
-    assert "too deep" in told.message
+        refusal = refused(lambda: stub.Compile(deep))
+    assert refusal.code == "RESOURCE_EXHAUSTED"
+    assert "too deep" in refusal.message

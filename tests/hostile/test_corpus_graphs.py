@@ -81,12 +81,12 @@ def test_graph(watched, case_id):
         return
     assert not taken
     assert watched.entries() == entries
-    for told in outcomes:
-        assert isinstance(told, Refusal)
-        assert told.code == "INVALID_ARGUMENT", told
-        assert told.fields, told
-        assert len(told.message) < 3000
-        (field,) = told.fields
+    for outcome in outcomes:
+        assert isinstance(outcome, Refusal)
+        assert outcome.code == "INVALID_ARGUMENT", outcome
+        assert outcome.fields, outcome
+        assert len(outcome.message) < 3000
+        (field,) = outcome.fields
         if field != "graph.body" and not field.startswith("graph.presentation"):
-            assert told.node, told
-            assert repr(told.node) in told.message, told
+            assert outcome.node, outcome
+            assert repr(outcome.node) in outcome.message, outcome

@@ -25,7 +25,7 @@ _OTHERS = {case["id"]: case for case in _CASES if "graph" not in case["payload"]
 # Cases about more than one message: the test that plays each of them.
 PLAYED = {
     "serial-014": "hostile.test_signatures:test_changed_bytes_are_not_opened",
-    "resource-031": "server.test_streams:TestBlobs.test_idle_uploads_hold_up_nobody",
+    "resource-031": "server.test_streams:TestBlobs.test_idle_uploads_delay_no_other_call",
     "resource-034": "hostile.test_transport:test_a_call_without_a_deadline_gets_the_server_s",
     "resource-035": "hostile.test_transport:test_uploads_that_are_cancelled_leave_nothing",
     "resource-036": "server.test_streams:TestBlobs.test_a_bad_upload_is_refused_and_leaves_nothing",
@@ -34,7 +34,7 @@ PLAYED = {
     "cache-016": "hostile.test_tenants:test_another_tenant_s_values_are_missing",
     "cache-017": "hostile.test_tenants:"
     "test_another_tenant_s_graph_is_unknown_and_compiling_it_is_a_miss",
-    "cache-020": "hostile.test_identity:test_every_method_asks_who_calls_before_it_reads",
+    "cache-020": "hostile.test_identity:test_every_method_authenticates_before_it_reads",
     "cache-021": "hostile.test_identity:test_a_certificate_of_another_service_is_refused",
     "cache-022": "hostile.test_identity:"
     "test_tokens_come_and_go_without_a_restart_and_are_written_nowhere",

@@ -62,13 +62,13 @@ def _outcomes(groups: list[list[str]], count: int) -> Iterator[list[dict[str, An
         assert [program.wait() for program in programs] == [0, 0]
         for result in results:
             result.seek(0)
-        told = [[json.loads(line) for line in result] for result in results]
+        steps = [[json.loads(line) for line in result] for result in results]
     finally:
         for program in programs:
             program.kill()
         for result in results:
             result.close()
-    by_names = [{tuple(each["operators"]): each for each in each_told} for each_told in told]
+    by_names = [{tuple(each["operators"]): each for each in each_outcome} for each_outcome in steps]
     for names in dict.fromkeys(name for each in by_names for name in each):
         yield [each[names] for each in by_names if names in each]
 
@@ -81,19 +81,19 @@ def _found(outcomes: Iterable[list[dict[str, Any]]]) -> tuple[list[str], int]:
             found.append(f"{both[0]['operators']} died over one fill only")
             continue
         found += [f"{o['operators']}: {o['ended']} in {o['last']}" for o in both if o["ended"]]
-        one, two = (each["told"] for each in both)
+        one, two = (each["outcomes"] for each in both)
         found += [
             f"{both[0]['operators']}: {step} differs: {one[step]} and {two[step]}"
             for step in one.keys() & two.keys()
             if one[step] != two[step]
         ]
-        computed += sum(told.startswith("ran") for told in one.values())
+        computed += sum(steps.startswith("ran") for steps in one.values())
     return found, computed
 
 
 @pytest.mark.long
 def test_a_sample_of_wild_calls() -> None:
-    """Beside calls that nobody looked at: the sweep must see these."""
+    """Next to calls that were not reviewed: the sweep must see these."""
     fitting = [name for name in _REVIEWED if name.removeprefix("aten.") in CALLS]
     sample = _groups([*fitting[::12], *_REVIEWED[::120]])
     outcomes = list(_outcomes([*sample, *([name] for name in CONTROLS)], 4))

@@ -25,7 +25,7 @@ def liar() -> Iterator[HostileServer]:
 
 
 def touch(client: lazyfx.Client, what: str, folder: Path) -> None:
-    """Do what a role is met with."""
+    """Do what meets an attack."""
     if what in ("info", "passes", "stats"):
         {"info": client.server_info, "passes": client.passes, "stats": client.stats}[what]()
         return
@@ -64,7 +64,7 @@ WHAT = (
 )
 
 
-def test_an_honest_server_is_believed(liar: HostileServer, tmp_path: Path) -> None:
+def test_an_honest_server_is_accepted(liar: HostileServer, tmp_path: Path) -> None:
     liar.reset()
     with lazyfx.connect(liar.address) as client:
         for what in WHAT:
@@ -148,7 +148,7 @@ def test_values_do_not_go_elsewhere(liar: HostileServer, passes: str) -> None:
 def test_text_of_a_server_is_shown_without_control_characters(liar: HostileServer) -> None:
     liar.reset()
 
-    def told(message: object) -> object:
+    def described(message: object) -> object:
         if isinstance(message, pb.GetServerInfoResponse):
             message.torch_version = CONTROL
             message.sandbox.layers.append(CONTROL)
@@ -169,7 +169,7 @@ def test_text_of_a_server_is_shown_without_control_characters(liar: HostileServe
         return data + CONTROL.encode() if kind == pb.ARTIFACT_KIND_CODE else data
 
     lies = statement(builder=CONTROL, pipeline=CONTROL)
-    lies.told, lies.response, lies.artifact = told, response, code
+    lies.self_description, lies.response, lies.artifact = described, response, code
     liar.lies = lies
     with lazyfx.connect(liar.address) as client:
         module = client.compile(net(), [DCE])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+import nursery
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hostile.certificates import Authority
@@ -72,7 +71,7 @@ def raw_call(address: str, method: str, data: bytes, shown: list[tuple[str, str]
 SHOWN = {
     "nothing": [],
     "an empty token": [("authorization", "Bearer ")],
-    "somebody else's scheme": [("authorization", "Basic dXNlcjpwYXNz")],
+    "another scheme": [("authorization", "Basic dXNlcjpwYXNz")],
     "a made-up token": [("authorization", "Bearer lazyfx_0123456789abcdef_" + "A" * 43)],
     "a JWT that says it needs no signature": [
         ("authorization", "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJtbC10ZWFtIn0.")
@@ -84,21 +83,21 @@ SHOWN = {
 @pytest.mark.parametrize(
     "method", [*METHODS, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
 )
-def test_every_method_asks_who_calls_before_it_reads(server: RunningServer, method: str) -> None:
-    # The bytes are no message at all: whoever reads them fails in another way.
+def test_every_method_authenticates_before_it_reads(server: RunningServer, method: str) -> None:
+    # The bytes are not a message: reading them would fail with another status.
     for what, shown in SHOWN.items():
-        told = refused(lambda shown=shown: raw_call(server.address, method, b"\xff" * 64, shown))
-        assert told.code == "UNAUTHENTICATED", what
-        assert "token" in told.message
+        refusal = refused(lambda shown=shown: raw_call(server.address, method, b"\xff" * 64, shown))
+        assert refusal.code == "UNAUTHENTICATED", what
+        assert "token" in refusal.message
 
 
-def test_a_right_id_with_another_secret_is_nobody(server: RunningServer, token: str) -> None:
+def test_a_valid_id_with_another_secret_is_refused(server: RunningServer, token: str) -> None:
     for wrong in (token[:-1] + ("A" if token[-1] != "A" else "B"), token + "A", token.upper()):
         with lazyfx.connect(server.address, token=wrong) as client, pytest.raises(DeniedError):
             client.stats()
 
 
-def test_a_refused_caller_is_logged_without_what_it_showed(server: RunningServer) -> None:
+def test_a_refused_caller_is_logged_without_its_credentials(server: RunningServer) -> None:
     shown = "lazyfx_0123456789abcdef_" + "B" * 43
     with pytest.raises(grpc.RpcError):
         raw_call(server.address, "Compile", b"", [("authorization", f"Bearer {shown}")])
@@ -143,7 +142,7 @@ def test_tokens_come_and_go_without_a_restart_and_are_written_nowhere(
         token_file.write_text("\n".join(line for line in lines if "guests" not in line) + "\n")
         with pytest.raises(DeniedError):
             client.stats()
-    # A broken file lets nobody new in, and locks nobody out.
+    # A broken file admits no new callers, and locks none out.
     kept = token_file.read_text()
     token_file.write_text(kept + "not a line\n")
     with lazyfx.connect(server.address, token=token) as client:
@@ -189,7 +188,7 @@ def mutual(launch_for_file: Callable[..., RunningServer], authority: Authority) 
     )  # fmt: skip
 
 
-def test_mutual_tls_tells_who_calls(
+def test_mutual_tls_identifies_the_caller(
     mutual: RunningServer, authority: Authority, tmp_path: Path
 ) -> None:
     certificate, key = authority.issue("trainer")
@@ -198,7 +197,7 @@ def test_mutual_tls_tells_who_calls(
         assert client.server_info().identification == "certificates"
         module = client.compile(graph_of())
         assert module.save_pickle(tmp_path / "m.pkl").exists()
-    other, other_key = authority.issue("somebody else")  # a space: cannot be a tenant
+    other, other_key = authority.issue("another service")  # a space: cannot be a tenant
     with (
         lazyfx.connect(mutual.address, tls=lazyfx.Tls(authority.file, other, other_key)) as client,
         pytest.raises(DeniedError, match="common name"),
@@ -266,7 +265,7 @@ def test_a_certificate_of_another_service_is_refused(
 EXPOSED = {
     "nothing": [],
     "tokens in the clear": ["--tokens", "{tokens}"],
-    "TLS, but nobody is asked who they are": [
+    "TLS without identification of callers": [
         "--server-certificate", "{cert}", "--server-key", "{key}",
     ],
 }  # fmt: skip
@@ -279,10 +278,8 @@ def test_other_machines_are_served_only_with_tls_and_identity(
     certificate, key = authority.issue("exposed")
     places = {"tokens": token_file, "cert": certificate, "key": key}
     flags = [flag.format(**places) for flag in EXPOSED[case]]
-    ran = subprocess.run(
-        [sys.executable, "-m", "lazyfx_server", "--listen", "0.0.0.0:0", *flags],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    command = ["-m", "lazyfx_server", "--listen", "0.0.0.0:0", *flags]
+    ran = nursery.run("server", command, timeout=60)
     assert ran.returncode == 2
     assert "--insecure" in ran.stderr
 

@@ -38,10 +38,10 @@ def test_a_hostile_graph_is_refused(watched, case):
         outcomes = _outcomes(watched, more_cases.REFUSED[case])
     except raw_graphs.Unsayable:
         return
-    for told in outcomes:
-        assert isinstance(told, Refusal), case
-        assert told.code == "INVALID_ARGUMENT", told
-        assert told.fields, told
+    for outcome in outcomes:
+        assert isinstance(outcome, Refusal), case
+        assert outcome.code == "INVALID_ARGUMENT", outcome
+        assert outcome.fields, outcome
     watched.check_unharmed()
     assert watched.entries() == entries
 
@@ -50,8 +50,8 @@ def test_a_hostile_graph_is_refused(watched, case):
 def test_a_bomb_goes_off_in_its_worker_or_not_at_all(watched, case):
     outcomes = _outcomes(watched, more_cases.CONTAINED[case])
     watched.check_unharmed()
-    for told in outcomes:
-        if isinstance(told, Refusal):
-            assert told.code in (
+    for outcome in outcomes:
+        if isinstance(outcome, Refusal):
+            assert outcome.code in (
                 "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"
-            ), told  # fmt: skip
+            ), outcome  # fmt: skip

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import nursery
 import pytest
 import torch
 from server.harness import connected
@@ -68,7 +68,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
-def test_what_an_operator_adds_is_compiled_and_told(
+def test_what_an_operator_adds_is_compiled_and_listed(
     norms: Path, launch: Callable[..., RunningServer]
 ) -> None:
     path = written(norms, GOOD)
@@ -135,12 +135,11 @@ def test_a_malformed_file_is_refused(norms: Path, case: str) -> None:
 
 def test_a_server_with_a_malformed_file_does_not_start(norms: Path) -> None:
     path = written(norms, BAD["a walk"])
-    command = [sys.executable, "-m", "lazyfx_server", "--allow-targets", str(path)]
-    done = subprocess.run(
-        [*command, "--listen", "127.0.0.1:0", "--metrics-port", "0", "--store-path", ""],
-        capture_output=True, text=True, check=False, timeout=60,
-        env={**os.environ, **environment(norms)},
-    )  # fmt: skip
+    command = [
+        "-m", "lazyfx_server", "--allow-targets", str(path),
+        "--listen", "127.0.0.1:0", "--metrics-port", "0", "--store-path", "",
+    ]  # fmt: skip
+    done = nursery.run("server", command, env={**os.environ, **environment(norms)}, timeout=60)
     assert done.returncode != 0
     assert "--allow-targets" in done.stderr
     assert "lazyfx_norms.os" in done.stderr

@@ -60,7 +60,7 @@ def _own_inductor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def compiled_at(address: str, **options: Any) -> torch.Tensor:
-    """The model's result by what a server made of it."""
+    """The model's result, computed by a server's artifact."""
     torch._dynamo.reset()
     reset_backend_report()
     options = {"address": address, "on_error": "raise", "timeout": 300.0, **options}
@@ -89,7 +89,7 @@ def digest(data: bytes) -> graph_pb2.Digest:
 
 
 def edits(marker: Path, own: Ed25519PrivateKey) -> dict[str, Edit]:
-    """What may happen to an artifact on its way, by name."""
+    """What may happen to an artifact in transit, by name."""
 
     def trailer_of(data: bytes, trailer: pb.ArtifactTrailer) -> pb.ArtifactTrailer:
         return pb.ArtifactTrailer(digest=digest(data), signature=trailer.signature)

@@ -72,8 +72,8 @@ def target_of(body: pb.GraphBody, node: int) -> pb.Target:
     return body.targets[call_of(body, node).target - 1]
 
 
-def told(server: RunningServer, body: bytes, names: pb.Presentation) -> errors.ServiceError:
-    """What a client of ours makes of the refusal of a graph."""
+def client_error(server: RunningServer, body: bytes, names: pb.Presentation) -> errors.ServiceError:
+    """The error that our client raises for the refusal of a graph."""
     return _refused(server, request_of_body(body, names, "shape_propagation"))
 
 
@@ -181,7 +181,7 @@ KINDS: dict[str, tuple[Edit, str, int | None]] = {
     "an argument's name": (
         lambda _, n: n.graphs[0].placeholder_targets.add(node=0, target="x y"),
         "graph.presentation.placeholder_targets", 0),
-    # What is no node's fault.
+    # Damage that belongs to no node.
     "an unused row": (lambda b, _: b.strings.append("unused"), "graph.strings", None),
     "no graph": (lambda b, _: b.ClearField("graphs"), "graph.graphs", None),
     "a name too few": (
@@ -197,7 +197,7 @@ def test_each_kind_of_refusal_names_its_place(
     body, names = pb.GraphBody.FromString(encoded.body), pb.Presentation()
     names.CopyFrom(encoded.presentation)
     edit(body, names)
-    error = told(server, body.SerializeToString(deterministic=True), names)
+    error = client_error(server, body.SerializeToString(deterministic=True), names)
     assert isinstance(error, errors.InvalidRequestError), error
     assert error.field.startswith(field), error
     if node is None:
@@ -232,7 +232,7 @@ def test_random_damage_is_placed_too(server: RunningServer, encoded: wire.Encode
     assert refused > 50
 
 
-def test_bytes_that_are_no_request_name_the_request(server: RunningServer) -> None:
+def test_bytes_that_are_not_a_request_name_the_request(server: RunningServer) -> None:
     method = "/lazyfx.v1.GraphCompiler/Compile"
     for data in (b"\x0a\x05", b"\xff" * 20, b"\x0b"):
         with grpc.insecure_channel(server.address) as channel:
@@ -297,7 +297,7 @@ def test_a_node_of_an_inner_graph_has_its_own_name(server: RunningServer) -> Non
     encoded = wire.encode(_nested(lambda depth: torch.erfinv(depth)))
     body = pb.GraphBody.FromString(encoded.body)
     next(row for row in body.targets if row.name == "torch.erfinv").name = "os.system"
-    error = told(server, body.SerializeToString(deterministic=True), encoded.presentation)
+    error = client_error(server, body.SerializeToString(deterministic=True), encoded.presentation)
     assert error.field == "graph.graphs[1].calls[1]"
     assert error.node == "erfinv"
     assert "(node 1 of graph 1, called 'erfinv')" in str(error)

@@ -53,7 +53,7 @@ def everything() -> None:
 
 
 def tried(orders: list[dict[str, object]], policy: Policy = POLICY, **options: object) -> list[str]:
-    """What a confined worker could do of these."""
+    """The answers of a confined worker to these orders."""
     from lazyfx_server.security.sandbox import enter
 
     async def run() -> list[str]:
@@ -111,8 +111,8 @@ def test_a_worker_reaches_nothing_but_its_job(tmp_path: Path) -> None:
             {"do": "raise_the_limits"},
             {"do": "take_memory", "size": 2**31},
         ]
-        told = tried(attempts)
-    for attempt, answer in zip(attempts, told, strict=True):
+        answers = tried(attempts)
+    for attempt, answer in zip(attempts, answers, strict=True):
         assert not answer.startswith("done"), attempt
     assert not (tmp_path / "marker").exists()
 
@@ -229,13 +229,13 @@ def test_a_job_that_needs_too_much_memory_fails_alone(launch: Callable[..., Runn
     with connected(server.address) as stub:
         body = request_of_body(repetitive_body(150_000), None)
         for _ in range(2):
-            told = refused(lambda: stub.Compile(body))
-            # Code in C++ that is told that there is no memory may end its process.
+            refusal = refused(lambda: stub.Compile(body))
+            # C++ code that gets no memory may end its process.
             expected = {
                 "RESOURCE_EXHAUSTED": "worker_memory_bytes",
                 "INTERNAL": "only this request",
             }
-            assert expected[told.code] in told.message
+            assert expected[refusal.code] in refusal.message
         assert stub.GetStats(pb.GetStatsRequest()) is not None
 
 

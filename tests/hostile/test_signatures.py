@@ -68,17 +68,17 @@ def test_what_a_server_signed_is_opened_and_says_where_it_comes_from(
     public = read_keys(key_file)[0].public_key().public_bytes_raw().hex()
     with lazyfx.connect(server.address, verify_keys=public) as client:
         module = client.compile(graph_of(), passes=["dead_code_elimination"])
-        told = {kind: module.provenance(kind) for kind in ("graph", "code", "picture")}
-        # What the client makes nobody signs: it is told which graph that was made of.
+        signed = {kind: module.provenance(kind) for kind in ("graph", "code", "picture")}
+        # What the client builds is not signed; its provenance names the signed graph.
         here = ("pickle", "package", "torchscript", "exported_program")
         made = {kind: module.provenance(kind) for kind in here}
         assert torch.equal(module(torch.ones(2)), torch.full((2,), 2.0))
         text = module.code
-    code = told["code"]
+    code = signed["code"]
     assert code.digest == hashlib.sha256(text.encode()).hexdigest()
     for kind, found in made.items():
-        assert found == replace(told["graph"], made_into=kind)
-    for kind, found in told.items():
+        assert found == replace(signed["graph"], made_into=kind)
+    for kind, found in signed.items():
         assert (found.kind, found.made_into) == (kind, "")
         assert found.module_key == module.key
         assert found.pipeline == module.report.pipeline == "dead_code_elimination"
@@ -142,7 +142,7 @@ def test_pinned_keys_hold_for_graph_data_too(
             client.compile(graph_of(3.0)).graph_module()
 
 
-def test_a_forger_s_key_is_not_believed(relay: tuple[Relay, str], tmp_path: Path) -> None:
+def test_a_forger_s_key_is_not_trusted(relay: tuple[Relay, str], tmp_path: Path) -> None:
     forger = Ed25519PrivateKey.generate()
     raw = forger.public_key().public_bytes_raw()
     own = pb.VerifyKey(key_id=hashlib.sha256(raw).digest()[:8], public_key=raw)
@@ -192,10 +192,10 @@ def test_a_signature_about_something_else_or_another_time_is_refused(
         return data, trailer
 
     relay[0].edit = replay
-    told = {"expired": "expired at", "future": "in the future"}.get(
+    reason = {"expired": "expired at", "future": "in the future"}.get(
         aspect, "for a different artifact"
     )
-    with pytest.raises(UntrustedArtifactError, match=told):
+    with pytest.raises(UntrustedArtifactError, match=reason):
         _save(relay[1], tmp_path / "m.pkl")
     assert not (tmp_path / "m.pkl").exists()
 
@@ -227,7 +227,7 @@ def test_keys_rotate_without_a_restart(
         assert module.provenance("code").public_key == rotated[0]
     assert runner.invoke(app, ["keys", "--address", server.address]).stdout.split() == rotated
     assert _save(server.address, tmp_path / "a.pkl", verify_keys=rotated).exists()
-    # What was signed with the key before is signed anew, not refused.
+    # What was signed with the key before is signed again, not refused.
     assert _save(server.address, tmp_path / "b.pkl", 5.0, verify_keys=rotated[0]).exists()
     with pytest.raises(UntrustedArtifactError, match="NOT THE ONE THAT YOU TRUST"):
         _save(server.address, tmp_path / "c.pkl", verify_keys=first)

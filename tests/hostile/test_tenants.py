@@ -33,7 +33,7 @@ DCE = "dead_code_elimination"
 
 
 class Caller:
-    """A raw stub that shows a token."""
+    """A raw stub that sends a token."""
 
     def __init__(self, server: RunningServer, token: str) -> None:
         self.channel = grpc.insecure_channel(server.address)
@@ -77,11 +77,11 @@ def _upload(caller: Caller, data: bytes) -> graph_pb2.Digest:
 @pytest.mark.parametrize("kind", [k for k in pb.ArtifactKind.values() if k])
 def test_another_tenant_s_module_is_not_there(alice: Caller, bob: Caller, kind: int) -> None:
     made = alice.Compile(compile_request(graph_of(1.5), DCE))
-    for key in (made.module_key, bytes(32)):  # alice's, and nobody's
+    for key in (made.module_key, bytes(32)):  # alice's, and one that no tenant has
         with pytest.raises(grpc.RpcError) as caught:
             list(bob.GetArtifact(pb.GetArtifactRequest(module_key=key, kind=kind)))
-        told = refusal_of(caught.value)
-        assert (told.code, told.message) == (
+        refusal = refusal_of(caught.value)
+        assert (refusal.code, refusal.message) == (
             "NOT_FOUND",
             "no compiled module has this key, or it was evicted; compile again",
         )
@@ -93,23 +93,23 @@ def test_another_tenant_s_graph_is_unknown_and_compiling_it_is_a_miss(
     request = compile_request(graph_of(2.5), DCE)
     made = alice.Compile(request)
     assert alice.Compile(request).cache.status == pb.CACHE_STATUS_HIT
-    told = refused(lambda: bob.Compile(compile_request(graph_of(2.5), DCE, inline=False)))
-    assert told.missing == (f"blobs/{request.graph_digest.sha256.hex()}",)
+    refusal = refused(lambda: bob.Compile(compile_request(graph_of(2.5), DCE, inline=False)))
+    assert refusal.missing == (f"blobs/{request.graph_digest.sha256.hex()}",)
     own = bob.Compile(request)
     assert own.cache.status == pb.CACHE_STATUS_MISS
     assert own.cache.miss_reason == pb.MISS_REASON_NEW_GRAPH
     assert own.module_key != made.module_key
 
 
-def test_another_tenant_s_request_token_stands_for_nothing(alice: Caller, bob: Caller) -> None:
+def test_another_tenant_s_request_token_is_unknown(alice: Caller, bob: Caller) -> None:
     alice.Compile(compile_request(graph_of(2.75), DCE))
     known = alice.Compile(compile_request(graph_of(2.75), DCE, inline=False))
     token = pb.CompileRequest(request_token=known.request_token)
     assert alice.Compile(token).cache.status == pb.CACHE_STATUS_HIT
-    told = refused(lambda: bob.Compile(token))
+    refusal = refused(lambda: bob.Compile(token))
     nobodys = refused(lambda: bob.Compile(pb.CompileRequest(request_token=bytes(32))))
-    assert told.missing == (f"requests/{known.request_token.hex()}",)
-    assert (told.code, told.message) == (nobodys.code, nobodys.message)
+    assert refusal.missing == (f"requests/{known.request_token.hex()}",)
+    assert (refusal.code, refusal.message) == (nobodys.code, nobodys.message)
 
 
 def test_another_tenant_s_values_are_missing(alice: Caller, bob: Caller) -> None:
@@ -122,7 +122,7 @@ def test_another_tenant_s_values_are_missing(alice: Caller, bob: Caller) -> None
     assert refused(lambda: bob.Compile(request)).missing == (f"blobs/{digest.sha256.hex()}",)
 
 
-def test_a_key_of_another_s_takes_the_same_steps_as_one_of_nobody_s() -> None:
+def test_a_key_of_another_tenant_takes_the_same_steps_as_an_unknown_one() -> None:
     class Watched(MemoryStore):
         def __init__(self) -> None:
             super().__init__(2**20)
@@ -153,7 +153,7 @@ class _Key:
     digest = b"k" * 32
 
 
-def test_a_record_that_was_written_into_the_store_is_not_believed() -> None:
+def test_a_record_that_was_written_into_the_store_is_not_trusted() -> None:
     async def found(tamper: Callable[[bytes], bytes]) -> object:
         store, alice = MemoryStore(2**20), Tenants(b"s" * 32).named("alice")
         key = _Key()
@@ -172,7 +172,7 @@ def test_a_record_that_was_written_into_the_store_is_not_believed() -> None:
     assert asyncio.run(found(lambda stored: stored[:32] + forged)) == NotFound(damaged=True)
 
 
-def test_quotas_end_with_when_to_try_again() -> None:
+def test_a_quota_refusal_says_when_to_retry() -> None:
     now = 0.0
     quotas = Quotas(
         QuotaLimits(quota_requests=2, quota_bytes=100, quota_compile_seconds=10), lambda: now

@@ -1,6 +1,6 @@
 """Operator packets with TorchScript-only overloads, which torch selects without tensor arguments.
 
-Those divide and look into lists without a look. Every packet that graphs may call is called with
+Those divide and index into lists without checks. Every packet that graphs may call is called with
 numbers, texts and lists in a process that may die.
 """
 
@@ -33,26 +33,26 @@ def _packets() -> list[Any]:
     return found
 
 
-def _call_all(packets: list[Any], told: Any) -> None:
+def _call_all(packets: list[Any], progress: Any) -> None:
     for packet in packets:
-        told.value = str(packet).encode()
+        progress.value = str(packet).encode()
         for one in _VALUES:
             calls = [(one,), *((one, two) for two in (0, -1, _LOWEST, 5, "", [], None))]
             for args in calls:
                 with contextlib.suppress(Exception):
                     packet(*args)
-    told.value = b""
+    progress.value = b""
 
 
 def test_no_packet_ends_the_process() -> None:
     context = multiprocessing.get_context("fork")
     packets = _packets()
     assert len(packets) > 50
-    told = context.Array("c", 200)
-    child = context.Process(target=_call_all, args=(packets, told))
+    progress = context.Array("c", 200)
+    child = context.Process(target=_call_all, args=(packets, progress))
     child.start()
     child.join(300)
-    assert (child.exitcode, told.value) == (0, b"")
+    assert (child.exitcode, progress.value) == (0, b"")
 
 
 @pytest.mark.parametrize("name", ["aten::mul", "aten::mul_"])

@@ -84,8 +84,8 @@ def test_slow_uploads_are_ended(stub: GraphCompilerStub) -> None:
             yield _chunk(b"\0", 1000, offset)
             time.sleep(0.2)
 
-    told = refused(lambda: stub.UploadBlobs(drip(), timeout=60))
-    assert (told.code, "min_upload_rate" in told.message) == ("DEADLINE_EXCEEDED", True)
+    refusal = refused(lambda: stub.UploadBlobs(drip(), timeout=60))
+    assert (refusal.code, "min_upload_rate" in refusal.message) == ("DEADLINE_EXCEEDED", True)
 
 
 def test_half_open_streams_are_ended(stub: GraphCompilerStub) -> None:
@@ -96,10 +96,10 @@ def test_half_open_streams_are_ended(stub: GraphCompilerStub) -> None:
         yield from ()
 
     try:
-        told = refused(lambda: list(stub.CompileBatch(silent(), timeout=60)))
+        refusal = refused(lambda: list(stub.CompileBatch(silent(), timeout=60)))
     finally:
         release.set()
-    assert (told.code, "stream_idle_timeout" in told.message) == ("DEADLINE_EXCEEDED", True)
+    assert (refusal.code, "stream_idle_timeout" in refusal.message) == ("DEADLINE_EXCEEDED", True)
 
 
 def test_uploads_that_are_cancelled_leave_nothing(
@@ -116,23 +116,25 @@ def test_uploads_that_are_cancelled_leave_nothing(
         time.sleep(0.01)
         call.cancel()
         release.set()
-    told = refused(lambda: stub.UploadBlobs(iter([_chunk(bytes(200_000), 200_001)]), timeout=30))
-    assert (told.code, "max_staged_bytes" in told.message) == ("RESOURCE_EXHAUSTED", True)
+    refusal = refused(lambda: stub.UploadBlobs(iter([_chunk(bytes(200_000), 200_001)]), timeout=30))
+    assert (refusal.code, "max_staged_bytes" in refusal.message) == ("RESOURCE_EXHAUSTED", True)
 
     def room() -> bool:
-        told = refused(lambda: stub.UploadBlobs(iter([_chunk(bytes(99_999), 100_001)]), timeout=30))
-        return told.code == "INVALID_ARGUMENT"  # it was taken in, and ended short
+        refusal = refused(
+            lambda: stub.UploadBlobs(iter([_chunk(bytes(99_999), 100_001)]), timeout=30)
+        )
+        return refusal.code == "INVALID_ARGUMENT"  # it was accepted, and ended early
 
     wait_until(room, "staged bytes given back")
 
 
 def test_giant_metadata_is_refused(stub: GraphCompilerStub) -> None:
     giant = [("x-giant", "a" * 100_000)]
-    told = refused(lambda: stub.GetStats(pb.GetStatsRequest(), metadata=giant, timeout=30))
-    assert told.code in ("RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE", "CANCELLED")
+    refusal = refused(lambda: stub.GetStats(pb.GetStatsRequest(), metadata=giant, timeout=30))
+    assert refusal.code in ("RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE", "CANCELLED")
     many = [(f"x-{i}", "a" * 100) for i in range(1000)]
-    told = refused(lambda: stub.GetStats(pb.GetStatsRequest(), metadata=many, timeout=30))
-    assert told.code in ("RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE", "CANCELLED")
+    refusal = refused(lambda: stub.GetStats(pb.GetStatsRequest(), metadata=many, timeout=30))
+    assert refusal.code in ("RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE", "CANCELLED")
 
 
 def test_compression_bombs_stop_at_the_bound_on_messages(server: RunningServer) -> None:
@@ -143,8 +145,8 @@ def test_compression_bombs_stop_at_the_bound_on_messages(server: RunningServer) 
         server.address, options=options, compression=grpc.Compression.Gzip
     ) as channel:
         stub = GraphCompilerStub(channel)
-        told = refused(lambda: stub.Compile(bomb, timeout=60))
-    assert told.code == "RESOURCE_EXHAUSTED"
+        refusal = refused(lambda: stub.Compile(bomb, timeout=60))
+    assert refusal.code == "RESOURCE_EXHAUSTED"
 
 
 def test_reflection_is_off(server: RunningServer) -> None:
@@ -152,8 +154,8 @@ def test_reflection_is_off(server: RunningServer) -> None:
         for version in ("v1alpha", "v1"):
             path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
             call = channel.stream_stream(path)
-            told = refused(lambda call=call: list(call(iter([b""]), timeout=30)))
-            assert told.code == "UNIMPLEMENTED"
+            refusal = refused(lambda call=call: list(call(iter([b""]), timeout=30)))
+            assert refusal.code == "UNIMPLEMENTED"
 
 
 PATHS = ["../../etc/passwd", "/etc/passwd\0", "%2e%2e/" * 8, "a" * 31, "a" * 33, ""]
@@ -174,8 +176,8 @@ def test_downloads_from_hostile_offsets(stub: GraphCompilerStub) -> None:
     assert artifact(stub, key, pb.ARTIFACT_KIND_GRAPH, offset=size).data == b""
     for offset in (size + 1, 2**31, 2**63, 2**64 - 1):
         request = pb.GetArtifactRequest(module_key=key, kind=pb.ARTIFACT_KIND_GRAPH, offset=offset)
-        told = refused(lambda request=request: list(stub.GetArtifact(request, timeout=30)))
-        assert (told.code, list(told.fields)) == ("INVALID_ARGUMENT", ["offset"])
+        refusal = refused(lambda request=request: list(stub.GetArtifact(request, timeout=30)))
+        assert (refusal.code, list(refusal.fields)) == ("INVALID_ARGUMENT", ["offset"])
 
 
 def test_an_oversized_batch_is_worked_off_within_its_bound(stub: GraphCompilerStub) -> None:
@@ -186,8 +188,8 @@ def test_an_oversized_batch_is_worked_off_within_its_bound(stub: GraphCompilerSt
     big = pb.CompileBatchRequest(
         request=pb.CompileRequest(graph=graph_pb2.Graph(body=bytes(2**21)))
     )
-    told = refused(lambda: list(stub.CompileBatch(iter([big]), timeout=30)))
-    assert told.code == "RESOURCE_EXHAUSTED"
+    refusal = refused(lambda: list(stub.CompileBatch(iter([big]), timeout=30)))
+    assert refusal.code == "RESOURCE_EXHAUSTED"
 
 
 def test_a_storm_of_connections(server: RunningServer) -> None:
@@ -208,7 +210,7 @@ def test_a_storm_of_connections(server: RunningServer) -> None:
             attempt.exception()  # connections may be refused; nothing else may happen
 
 
-def test_streams_over_the_bound_wait_and_hold_up_nobody_else(
+def test_streams_over_the_bound_wait_and_delay_no_other_call(
     server: RunningServer, stub: GraphCompilerStub
 ) -> None:
     release = threading.Event()
@@ -220,8 +222,8 @@ def test_streams_over_the_bound_wait_and_hold_up_nobody_else(
     calls = [stub.UploadBlobs.future(held(), timeout=60) for _ in range(4)]
     time.sleep(0.3)
     try:
-        told = refused(lambda: stub.GetStats(pb.GetStatsRequest(), timeout=0.3))
-        assert told.code == "DEADLINE_EXCEEDED"
+        refusal = refused(lambda: stub.GetStats(pb.GetStatsRequest(), timeout=0.3))
+        assert refusal.code == "DEADLINE_EXCEEDED"
         with connected(server.address) as other:
             assert other.GetStats(pb.GetStatsRequest(), timeout=30) is not None
     finally:
@@ -240,8 +242,8 @@ def test_a_call_without_a_deadline_gets_the_server_s(launch: Callable[..., Runni
 
     with connected(server.address) as stub:
         try:
-            told = refused(lambda: list(stub.CompileBatch(silent())))
+            refusal = refused(lambda: list(stub.CompileBatch(silent())))
         finally:
             release.set()
-        assert (told.code, "max_call_seconds" in told.message) == ("DEADLINE_EXCEEDED", True)
+        assert (refusal.code, "max_call_seconds" in refusal.message) == ("DEADLINE_EXCEEDED", True)
         assert stub.GetStats(pb.GetStatsRequest()) is not None

@@ -89,7 +89,7 @@ def test_a_lie_is_an_internal_error_and_is_not_kept(lie: str) -> None:
         )
 
 
-def test_the_truth_is_believed() -> None:
+def test_honest_results_are_accepted() -> None:
     result = asyncio.run(
         Jobs(Liar(compiled(honest())), 1.0).compile(
             CompileParts(worker.CompileJob(), b""), "alice", _SUBJECT

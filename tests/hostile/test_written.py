@@ -106,7 +106,7 @@ def test_a_difference_is_found(change: str) -> None:
         check_source(other, names, module.graph)
 
 
-def test_what_is_no_python_is_said_to_be_none() -> None:
+def test_invalid_python_is_reported_as_such() -> None:
     module = traced()
     code, names = source_of(module)
     with pytest.raises(SyntaxError):

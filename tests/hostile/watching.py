@@ -30,7 +30,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
 _GROWTH_BYTES = 64 * 2**20
-# What an accepted graph is touched as: everything that is made from generated source.
+# Fetched of each accepted graph: everything that is made from generated source.
 TOUCHED = (pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PICTURE)
 
 
@@ -50,7 +50,7 @@ class Watched:
             key = stub.Compile(compile_request(graph_of(1.25), DCE)).module_key
             for kind in TOUCHED:
                 artifact(stub, key, kind)
-            # What passes load when they first run is no growth.
+            # What passes load when they first run does not count as growth.
             for description in stub.ListPasses(pb.ListPassesRequest()).passes:
                 with contextlib.suppress(grpc.RpcError):  # some need options to be sensible
                     stub.Compile(compile_request(long_graph(500), description.name))

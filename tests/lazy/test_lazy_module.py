@@ -260,9 +260,9 @@ def test_estimates_follow_what_was_measured(ledger: RecompileLedger) -> None:
     assert ledger.cost.seconds(2000) == pytest.approx(1.0, rel=0.01), (
         "text alone is half a recompile"
     )
-    told = RecompileLedger(RecompileCost(1e-3, measured=True))
-    told.record_requested(module)
-    assert told.saved_seconds() == pytest.approx(1.0, rel=0.01)
+    given = RecompileLedger(RecompileCost(1e-3, measured=True))
+    given.record_requested(module)
+    assert given.saved_seconds() == pytest.approx(1.0, rel=0.01)
 
 
 def test_each_module_has_counts_of_its_own(ledger: RecompileLedger) -> None:

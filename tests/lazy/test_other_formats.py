@@ -49,7 +49,7 @@ def scripted(module: GraphModule) -> Callable[..., Any]:
     return torch.jit.load(io.BytesIO(script_module(eager_copy(module))))  # type: ignore[no-any-return]
 
 
-# What TorchScript has no words for.
+# What cannot be expressed in TorchScript.
 NO_SCRIPT = {
     "autocast_dynamo", "autocast_export", "branch_dynamo", "branch_export", "item", "loop",
     "no_grad_dynamo", "no_grad_export", "scan", "vmap",
@@ -163,7 +163,7 @@ def test_a_program_casts_where_its_graph_does() -> None:
 
 
 def test_a_server_writes_a_program_that_casts_under_the_names_of_the_inputs() -> None:
-    """Modules of a server are lazy: to make the switches run must not leave their code stale."""
+    """Modules of a server are lazy: running their grad-mode switches must not leave stale code."""
     graph = Graph()
     left, right = graph.placeholder("left"), graph.placeholder("right")
     entered = graph.call_function(

@@ -50,7 +50,7 @@ assert not any(name.startswith("lazyfx") for name in sys.modules)
 
 
 def run_alone(folder: Path) -> dict[str, Any]:
-    """What each file of a folder gives in two calls, bound to the state beside it."""
+    """What each file of a folder gives in two calls, bound to the state next to it."""
     nursery.run("torch", ["-I", "-W", "ignore", "-c", _RUNNER, str(folder)], check=True)
     return {
         path.stem: torch.load(path, weights_only=False) for path in sorted(folder.glob("*.out"))

@@ -42,7 +42,7 @@ def _through_the_wire(module: GraphModule) -> GraphModule | None:
 
 
 def _repeats_itself(module: GraphModule, tensors: list[Any]) -> bool:
-    """Whether two calls with one seed give the same: fresh memory that nobody fills does not."""
+    """Whether two calls with one seed give the same: fresh memory that nothing fills does not."""
     results = []
     for _ in range(2):
         torch.manual_seed(0)

@@ -13,7 +13,7 @@ from lazyfx_server.passes import Pass, PassContext, PassError, PassResult
 
 @dataclass(frozen=True)
 class Recompiling(Pass):
-    """Asks for recompiles, and calls the module when told to."""
+    """Requests recompiles, and calls the module if `call` is set."""
 
     name: ClassVar[str] = "recompiling"
 
@@ -63,7 +63,7 @@ def traced() -> GraphModule:
 
 @dataclass(frozen=True)
 class Shrinking(Pass):
-    """Takes one node of a chain away each time, slowly if told so."""
+    """Removes one node of a chain each time, slowly if `seconds` is set."""
 
     name: ClassVar[str] = "shrinking"
 

@@ -60,7 +60,7 @@ def test_names_that_are_taken_stay_theirs() -> None:
     assert torch.equal(ran.module._folded_1, torch.full((2,), 2.0))
 
 
-def test_values_that_were_not_given_are_asked_for_and_not_made_up() -> None:
+def test_missing_values_are_requested_and_not_made_up() -> None:
     module = exported(Mask(), torch.randn(4, 4))
     absent = decoded(module)
     wanted = fold.values_read(absent)
@@ -138,7 +138,7 @@ def test_a_buffer_that_is_written_is_no_constant() -> None:
     assert not run(module, fold).changed
 
 
-def test_what_the_caller_is_handed_is_made_anew_each_time() -> None:
+def test_a_returned_constant_is_created_at_each_call() -> None:
     module = graph(lambda g, x: (x, g.call_function(torch.ones, ((2,),))))
     ran = run(module, fold)
     ran.module(torch.ones(2))[1].zero_()

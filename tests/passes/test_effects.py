@@ -1,4 +1,4 @@
-"""Which nodes do something beside computing, and whose storage they share."""
+"""Which nodes do something besides computing, and whose storage they share."""
 
 import operator
 from collections.abc import Callable
@@ -209,7 +209,9 @@ def test_what_is_written(
         (getattr, ("a", "T"), True),
     ],
 )
-def test_whose_storage_a_result_may_share(target: Any, args: tuple[Any, ...], shared: bool) -> None:
+def test_the_storage_that_a_result_may_share(
+    target: Any, args: tuple[Any, ...], shared: bool
+) -> None:
     assert bool(call(target, *args).aliases) is shared
 
 

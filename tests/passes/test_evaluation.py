@@ -154,7 +154,7 @@ def test_what_is_made_of_reviewed_operators_runs() -> None:
         assert torch.quantile(x, 0.5).ndim == 0
 
 
-def test_what_nobody_reviewed_does_not_run() -> None:
+def test_unreviewed_operators_do_not_run() -> None:
     with reviewed(), pytest.raises(UnreviewedError) as caught:
         torch.bincount(torch.tensor([1, 2]))
     assert caught.value.operator == "aten::bincount"

@@ -83,7 +83,7 @@ def test_functional_calls() -> None:
     assert_same(module, ran.module, x)
 
 
-def test_values_are_asked_for_and_needed() -> None:
+def test_values_are_requested_and_needed() -> None:
     module = symbolic_trace(trained(*_plain()))
     absent = decoded(module)
     wanted = fuse.values_read(absent)
@@ -143,7 +143,7 @@ def test_pairs_that_must_stay() -> None:
         assert fuse.values_read(symbolic_trace(model)) == frozenset()
 
 
-def test_statistics_that_are_inputs_are_told_of() -> None:
+def test_statistics_that_are_inputs_are_reported() -> None:
     module = symbolic_trace(functional)
     ran = run(module, fuse)
     assert (ran.changed, ran.note) == (

@@ -1,6 +1,6 @@
 """Each pass on a small graph: what goes in and what comes out, as text.
 
-LAZYFX_WRITE_GOLDEN=1 writes the files anew; look at the difference before you commit it.
+LAZYFX_WRITE_GOLDEN=1 rewrites the files; review the difference before you commit it.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def test_values_are_written_over_where_nothing_is_trained() -> None:
 
 
 class Many(nn.Module):
-    """Six layers of a kind beside each other."""
+    """Six layers of a kind side by side."""
 
     def __init__(self) -> None:
         super().__init__()

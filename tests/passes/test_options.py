@@ -66,8 +66,8 @@ def test_an_option_takes_values_of_its_type_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [v for v in HOSTILE if isinstance(v, str)])
-def test_a_name_that_is_none_is_not_looked_for(name: str) -> None:
-    """Not even among the names that are like it: that takes seconds for a long one."""
+def test_an_invalid_name_is_not_looked_up(name: str) -> None:
+    """Not even for a suggestion: that takes seconds for a long name."""
     with pytest.raises(PassError, match="it must be a name of letters") as refused:
         Registry().create(name)
     assert len(str(refused.value)) < 300

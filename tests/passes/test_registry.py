@@ -1,4 +1,4 @@
-"""The registry describes its passes, makes them, and says what was meant."""
+"""The registry describes its passes, makes them, and suggests names."""
 
 import re
 from dataclasses import dataclass, field

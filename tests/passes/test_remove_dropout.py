@@ -116,7 +116,7 @@ def test_nested_graphs() -> None:
     assert run(GraphModule(root, graph), remove).changed
 
 
-def test_a_module_of_one_s_own_stays() -> None:
+def test_a_custom_subclass_of_dropout_stays() -> None:
     class Louder(nn.Dropout):
         def forward(self, x: Tensor) -> Tensor:
             return x * 2

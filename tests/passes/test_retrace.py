@@ -1,4 +1,4 @@
-"""Graphs written anew in aten operators train as they did."""
+"""Graphs retraced into aten operators train as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewrites are decoded once and shared by jobs, which is safe only while nobody changes them."""
+"""Rewrites are decoded once and shared by jobs, which is safe only while nothing changes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""verify=True: a pass that changes a result is refused, one that does not passes."""
+"""verify=True: a pass that changes a result is refused, one that does not is accepted."""
 
 from __future__ import annotations
 

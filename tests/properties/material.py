@@ -55,7 +55,7 @@ class Material:
         numbers: Symbolic numbers for arguments, with what makes them up.
         suffix: What names end with.
         spelled: The same devices as text.
-        turns: Whether the order of keywords, and of dictionaries for torch, is turned round.
+        turns: Whether the order of keywords, and of dictionaries for torch, is reversed.
     """
 
     devices: list[torch.device]

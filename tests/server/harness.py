@@ -131,7 +131,7 @@ def artifact(
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a failed call told."""
+    """The error of a failed call."""
 
     code: str
     message: str
@@ -165,7 +165,7 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
 
 
 def refused(call: Callable[[], object]) -> Refusal:
-    """Make a call that must fail, and return what it told."""
+    """Make a call that must fail, and return its error."""
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return refusal_of(caught.value)

@@ -41,7 +41,7 @@ from lazyfx_server.telemetry import Event
 
 
 class Recorder:
-    """Keeps the events that it hears."""
+    """Keeps the events that it observes."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []

@@ -1,4 +1,4 @@
-"""A TCP proxy before a server that counts what clients send, and can break connections."""
+"""A TCP proxy in front of a server that counts what clients send, and can break connections."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def proxied(target: str) -> Iterator[Proxy]:
-    """A proxy before a server."""
+    """A proxy in front of a server."""
     proxy = Proxy(target)
     try:
         yield proxy

@@ -110,14 +110,14 @@ def test_bad_passes(stub, request_of_dce, case):
     passes, field, words = PASSES[case]
     request_of_dce.ClearField("passes")
     request_of_dce.passes.extend(passes)
-    told = refused(lambda: stub.Compile(request_of_dce))
-    assert told.code == "INVALID_ARGUMENT"
-    assert any(name.startswith(field) for name in told.fields), told.fields
+    refusal = refused(lambda: stub.Compile(request_of_dce))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert any(name.startswith(field) for name in refusal.fields), refusal.fields
     for word in words:
-        assert word in told.message
+        assert word in refusal.message
 
 
-def test_an_option_of_another_type_is_told_apart(stub, request_of_dce):
+def test_an_option_of_another_type_is_refused(stub, request_of_dce):
     wrong = {
         "bool": pb.OptionValue(text="yes"),
         "int": pb.OptionValue(text="5"),
@@ -132,10 +132,10 @@ def test_an_option_of_another_type_is_told_apart(stub, request_of_dce):
         kind = next(kind for kind in wrong if option.type.startswith(kind))
         request_of_dce.ClearField("passes")
         request_of_dce.passes.append(spec(name, **{option.name: wrong[kind]}))
-        told = refused(lambda: stub.Compile(request_of_dce))
-        assert told.code == "INVALID_ARGUMENT"
-        assert f"passes[0].options.{option.name}" in told.fields
-        assert kind in told.message
+        refusal = refused(lambda: stub.Compile(request_of_dce))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert f"passes[0].options.{option.name}" in refusal.fields
+        assert kind in refusal.message
 
 
 def test_an_option_given_twice(stub, request_of_dce):
@@ -144,9 +144,9 @@ def test_an_option_given_twice(stub, request_of_dce):
     twice = [pb.PassOption(name=option.name, value=pb.OptionValue(boolean=True))] * 2
     request_of_dce.ClearField("passes")
     request_of_dce.passes.append(pb.PassSpec(name=name, options=twice))
-    told = refused(lambda: stub.Compile(request_of_dce))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "twice" in told.message
+    refusal = refused(lambda: stub.Compile(request_of_dce))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "twice" in refusal.message
 
 
 def _flip(body: bytes) -> bytes:
@@ -168,17 +168,17 @@ BODIES = {
 @pytest.mark.parametrize("case", BODIES)
 def test_bad_bytes(stub, case):
     body = wire.encode(graph_of(float(next(_numbers)))).body
-    told = refused(lambda: stub.Compile(request_of_body(BODIES[case](body), None, DCE)))
-    assert told.code == "INVALID_ARGUMENT"
-    assert any(field.startswith("graph") for field in told.fields)
+    refusal = refused(lambda: stub.Compile(request_of_body(BODIES[case](body), None, DCE)))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert any(field.startswith("graph") for field in refusal.fields)
 
 
 def test_every_truncation_is_refused_or_is_another_graph(stub):
     """No prefix of a body is taken for the graph, and none harms the server."""
     body = wire.encode(graph_of(7777.0)).body
     for length in range(0, len(body), 5):
-        told = refused(lambda: stub.Compile(request_of_body(body[:length], None)))  # noqa: B023
-        assert told.code == "INVALID_ARGUMENT"
+        refusal = refused(lambda: stub.Compile(request_of_body(body[:length], None)))  # noqa: B023
+        assert refusal.code == "INVALID_ARGUMENT"
 
 
 ENVELOPES = {
@@ -194,26 +194,26 @@ def test_bad_envelopes(stub, request_of_dce, case):
     if "format_version" in changes:
         request_of_dce.graph.format_version = changes["format_version"]
     request_of_dce.graph.required_features.extend(changes.get("required_features", []))
-    told = refused(lambda: stub.Compile(request_of_dce))
-    assert told.code == "INVALID_ARGUMENT"
-    assert field in told.fields
+    refusal = refused(lambda: stub.Compile(request_of_dce))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert field in refusal.fields
     for feature in changes.get("required_features", []):
-        assert feature in told.message
+        assert feature in refusal.message
 
 
 def test_a_digest_of_other_bytes(stub, request_of_dce):
     request_of_dce.graph_digest.sha256 = bytes(32)
-    told = refused(lambda: stub.Compile(request_of_dce))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "graph_digest.sha256" in told.fields
+    refusal = refused(lambda: stub.Compile(request_of_dce))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "graph_digest.sha256" in refusal.fields
 
 
 @pytest.mark.parametrize("digest", [b"", b"abc", bytes(31), bytes(33)])
 def test_a_digest_of_another_length(stub, request_of_dce, digest):
     request_of_dce.graph_digest.sha256 = digest
-    told = refused(lambda: stub.Compile(request_of_dce))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "graph_digest.sha256" in told.fields
+    refusal = refused(lambda: stub.Compile(request_of_dce))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "graph_digest.sha256" in refusal.fields
 
 
 def _chain(nodes: int) -> torch.fx.GraphModule:
@@ -226,12 +226,12 @@ def _chain(nodes: int) -> torch.fx.GraphModule:
 
 
 def test_more_nodes_than_are_taken(stub):
-    told = refused(lambda: stub.Compile(compile_request(_chain(150), DCE)))
-    assert told.code == "INVALID_ARGUMENT"
-    assert any(field.startswith("graph") for field in told.fields)
-    assert "152" in told.message
-    assert "100" in told.message
-    assert "max_nodes" in told.message
+    refusal = refused(lambda: stub.Compile(compile_request(_chain(150), DCE)))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert any(field.startswith("graph") for field in refusal.fields)
+    assert "152" in refusal.message
+    assert "100" in refusal.message
+    assert "max_nodes" in refusal.message
 
 
 def test_more_bytes_than_are_taken(stub):
@@ -240,10 +240,10 @@ def test_more_bytes_than_are_taken(stub):
             x = x + i
         return x
 
-    told = refused(lambda: stub.Compile(compile_request(torch.fx.symbolic_trace(f), DCE)))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "graph.body" in told.fields
-    assert "max_graph_bytes" in told.message
+    refusal = refused(lambda: stub.Compile(compile_request(torch.fx.symbolic_trace(f), DCE)))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "graph.body" in refusal.fields
+    assert "max_graph_bytes" in refusal.message
 
 
 def _rewrite(stub, request, pattern: graph_pb2.Graph, count: int = 1):
@@ -259,27 +259,27 @@ def _rewrite(stub, request, pattern: graph_pb2.Graph, count: int = 1):
 
 
 def test_a_bad_rewrite_is_named_by_its_place(stub, request_of_dce):
-    told = _rewrite(stub, request_of_dce, graph_pb2.Graph(format_version=1, body=b"\xff"))
-    assert told.code == "INVALID_ARGUMENT"
-    assert any(f.startswith("passes[0].rewrites[0].pattern") for f in told.fields)
+    refusal = _rewrite(stub, request_of_dce, graph_pb2.Graph(format_version=1, body=b"\xff"))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert any(f.startswith("passes[0].rewrites[0].pattern") for f in refusal.fields)
 
 
 def test_too_many_rewrites(stub, request_of_dce):
     good = compile_request(torch.fx.symbolic_trace(lambda x: x + 2)).graph
-    told = _rewrite(stub, request_of_dce, good, count=5)
-    assert told.code == "INVALID_ARGUMENT"
-    assert "4" in told.message
+    refusal = _rewrite(stub, request_of_dce, good, count=5)
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "4" in refusal.message
 
 
-def test_values_for_what_is_no_tensor(stub, request_of_dce):
+def test_values_for_what_is_not_a_tensor(stub, request_of_dce):
     digest = graph_pb2.Digest(sha256=sha256(b"\0\0\0\0").digest(), size_bytes=4)
     request_of_dce.values.add(graph=0, attribute=0, content=digest)
-    told = refused(lambda: stub.Compile(request_of_dce))
-    assert told.missing == (f"blobs/{digest.sha256.hex()}",)
+    refusal = refused(lambda: stub.Compile(request_of_dce))
+    assert refusal.missing == (f"blobs/{digest.sha256.hex()}",)
 
 
 def _named(target: str) -> tuple[bytes, graph_pb2.Presentation]:
-    """A graph that calls a function outside of the table, in its caller's own words."""
+    """A graph that calls a function outside the table, under its caller's names."""
     module = graph_of(float(next(_numbers)), argument="speed")
     encoded = wire.encode(module)
     body = graph_pb2.GraphBody.FromString(encoded.body)
@@ -289,21 +289,21 @@ def _named(target: str) -> tuple[bytes, graph_pb2.Presentation]:
     return body.SerializeToString(deterministic=True), encoded.presentation
 
 
-def test_a_node_is_named_in_the_callers_words(stub):
+def test_a_node_has_the_callers_name_in_an_error(stub):
     body, names = _named("os.system")
-    told = refused(lambda: stub.Compile(request_of_body(body, names, DCE, CSE)))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "os.system" in told.message
-    assert "'mul'" in told.message
-    assert any(field.startswith("graph") for field in told.fields)
-    assert "calls[" in told.message
+    refusal = refused(lambda: stub.Compile(request_of_body(body, names, DCE, CSE)))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "os.system" in refusal.message
+    assert "'mul'" in refusal.message
+    assert any(field.startswith("graph") for field in refusal.fields)
+    assert "calls[" in refusal.message
 
 
-def test_without_names_a_node_is_told_by_its_place(stub):
+def test_without_names_a_node_is_identified_by_its_number(stub):
     body, _ = _named("os.system")
-    told = refused(lambda: stub.Compile(request_of_body(body, None, DCE)))
-    assert told.code == "INVALID_ARGUMENT"
-    assert "node 1" in told.message
+    refusal = refused(lambda: stub.Compile(request_of_body(body, None, DCE)))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "node 1" in refusal.message
 
 
 NAMES = {
@@ -324,10 +324,10 @@ def test_names_that_source_cannot_hold(stub, case):
     encoded = wire.encode(graph_of(float(next(_numbers))))
     names = encoded.presentation
     names.graphs[0].stems[0] = NAMES[case]
-    told = refused(lambda: stub.Compile(request_of_body(encoded.body, names, DCE)))
-    assert told.code == "INVALID_ARGUMENT"
-    assert any(f.startswith("graph.presentation") for f in told.fields), told.fields
-    assert len(told.message) < 2000
+    refusal = refused(lambda: stub.Compile(request_of_body(encoded.body, names, DCE)))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert any(f.startswith("graph.presentation") for f in refusal.fields), refusal.fields
+    assert len(refusal.message) < 2000
 
 
 @pytest.fixture(scope="module")
@@ -347,9 +347,9 @@ def test_names_that_source_cannot_hold_render_nothing(rendered, stub, case):
     names = encoded.presentation
     names.graphs[0].stems[0] = NAMES[case]
     for kind in (pb.ARTIFACT_KIND_CODE, pb.ARTIFACT_KIND_PICKLE, pb.ARTIFACT_KIND_PICTURE):
-        told = refused(lambda: artifact(stub, key, kind, names))  # noqa: B023
-        assert told.code == "INVALID_ARGUMENT"
-        assert any(f.startswith("presentation") for f in told.fields), told.fields
+        refusal = refused(lambda: artifact(stub, key, kind, names))  # noqa: B023
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert any(f.startswith("presentation") for f in refusal.fields), refusal.fields
 
 
 @pytest.mark.parametrize("change", ["too few", "too many", "doubled", "out of range"])
@@ -366,6 +366,6 @@ def test_names_that_do_not_fit_the_graph(stub, change):
         row.stem[1], row.suffix[1] = row.stem[0], row.suffix[0]
     else:
         row.stem[0] = 1000
-    told = refused(lambda: stub.Compile(request_of_body(encoded.body, names, DCE)))
-    assert told.code == "INVALID_ARGUMENT"
-    assert any(f.startswith("graph.presentation") for f in told.fields), told.fields
+    refusal = refused(lambda: stub.Compile(request_of_body(encoded.body, names, DCE)))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert any(f.startswith("graph.presentation") for f in refusal.fields), refusal.fields

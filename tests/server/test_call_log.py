@@ -28,9 +28,9 @@ def test_lines_of_a_kind_are_bounded_and_those_left_out_are_counted() -> None:
 def test_a_failed_call_is_logged(launch_for_file) -> None:
     server = launch_for_file("--workers", "1", "--log-level", "debug")
     with connected(server.address) as stub:
-        told = refused(lambda: stub.Compile(request_of_body(b"\xff\xff")))
+        refusal = refused(lambda: stub.Compile(request_of_body(b"\xff\xff")))
         stub.GetServerInfo(pb.GetServerInfoRequest())
-    assert told.code == "INVALID_ARGUMENT"
+    assert refusal.code == "INVALID_ARGUMENT"
 
     def logged() -> list[str]:
         return [line for line in server.log if "request failed" in line]

@@ -81,9 +81,9 @@ def test_a_report_tells_each_pass_and_what_laziness_saved(stub, fresh):
 
 def test_an_unknown_digest_says_what_to_send(stub, fresh):
     request = compile_request(fresh, DCE, inline=False)
-    told = refused(lambda: stub.Compile(request))
-    assert told.code == "FAILED_PRECONDITION"
-    assert told.missing == (f"blobs/{request.graph_digest.sha256.hex()}",)
+    refusal = refused(lambda: stub.Compile(request))
+    assert refusal.code == "FAILED_PRECONDITION"
+    assert refusal.missing == (f"blobs/{request.graph_digest.sha256.hex()}",)
 
 
 def test_a_digest_is_enough_once_the_graph_is_known(stub, fresh):
@@ -199,7 +199,7 @@ def test_a_waiter_that_leaves_does_not_end_the_flight(server, stub, fresh):
     assert stub.Compile(request).cache.status == pb.CACHE_STATUS_HIT
 
 
-def test_a_flight_is_stopped_when_everybody_has_left(server, stub, fresh):
+def test_a_flight_is_stopped_when_all_callers_have_left(server, stub, fresh):
     request = compile_request(fresh, DCE)
     before = metrics(server.metrics_url)
     with paused_workers(server.pid):
@@ -259,7 +259,7 @@ def test_a_hit_knows_what_is_rendered(stub, fresh):
     assert not again.report.stale
 
 
-def test_what_the_passes_are_is_part_of_the_key(stub, fresh):
+def test_the_passes_are_part_of_the_key(stub, fresh):
     keys = {
         stub.Compile(compile_request(fresh, *passes)).module_key
         for passes in ((), (DCE,), (CSE,), (DCE, CSE), (CSE, DCE), (DCE, DCE))

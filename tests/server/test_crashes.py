@@ -22,7 +22,7 @@ _DIES = WorkerCrashed("was killed by SIGSEGV")
 
 
 class Scripted:
-    """An executor that ends jobs as it is told; None is success."""
+    """An executor that ends jobs as scripted; None is success."""
 
     workers = 1
 
@@ -81,7 +81,7 @@ def test_a_job_whose_worker_died_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("seconds", [600.0, 0.0])
-def test_two_deaths_are_told_with_the_graph(seconds: float) -> None:
+def test_two_deaths_are_reported_with_the_graph(seconds: float) -> None:
     executor = Scripted(_DIES, _DIES, None)
     with pytest.raises(CrashingGraphError, match=_GRAPH.hex()):
         run(executor, crashes=CrashTracker(seconds))
@@ -118,15 +118,16 @@ def test_deaths_of_several_requests_add_up_and_success_clears_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "told"), [(NoWorker("none"), UnavailableError), (WorkerTimedOut(1.0), TimedOutError)]
+    ("ending", "expected"),
+    [(NoWorker("none"), UnavailableError), (WorkerTimedOut(1.0), TimedOutError)],
 )
-def test_what_is_not_the_graphs_doing_is_not_held_against_it(
-    ending: Exception, told: type[RequestError]
+def test_failures_that_the_graph_did_not_cause_do_not_count(
+    ending: Exception, expected: type[RequestError]
 ) -> None:
     crashes = CrashTracker(600.0)
     endings: Sequence[Exception] = [ending] * 3
     for each in endings:
-        with pytest.raises(told):
+        with pytest.raises(expected):
             run(Scripted(each), crashes=crashes)
     run(Scripted(None), crashes=crashes)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nursery
 import pytest
 import torch
 
@@ -52,9 +51,7 @@ def graph() -> torch.fx.GraphModule:
 
 def test_an_operator_of_a_named_module(shop: Path, launch: Callable[..., Any]) -> None:
     path = os.pathsep.join([str(shop), os.environ.get("PYTHONPATH", "")])
-    server = launch(
-        "--operator-modules", "lazyfx_shop", environment={"PYTHONPATH": path}, own_interpreter=True
-    )
+    server = launch("--operator-modules", "lazyfx_shop", environment={"PYTHONPATH": path})
     with lazyfx.connect(server.address) as client:
         passes = ["dead_code_elimination", "shape_propagation"]
         module = client.compile(graph(), passes=passes)
@@ -76,7 +73,7 @@ def test_an_operator_that_the_server_lacks_is_named(shop: Path, launch: Callable
 
 
 def test_a_module_that_is_not_there_is_refused_at_the_start() -> None:
-    command = [sys.executable, "-m", "lazyfx_server", "--operator-modules", "no_such_module"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = ["-m", "lazyfx_server", "--operator-modules", "no_such_module"]
+    done = nursery.run("server", command, timeout=120)
     assert done.returncode
     assert "--operator-modules no_such_module: there is no such module" in done.stderr

@@ -20,7 +20,7 @@ def test_calls_are_refused_while_descriptors_are_short(caplog: pytest.LogCapture
     caplog.set_level(logging.WARNING)
     descriptors.check()
     used = 950
-    descriptors.check()  # looked at now and then only
+    descriptors.check()  # checked only now and then
     now += 1
     for _ in range(3):
         with pytest.raises(OverloadedError, match="950 of at most 1000") as caught:
@@ -34,7 +34,7 @@ def test_calls_are_refused_while_descriptors_are_short(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize(("soft", "hard", "warns"), [(64, 8192, False), (64, 256, True)])
-def test_the_limit_is_raised_or_told(soft: int, hard: int, *, warns: bool) -> None:
+def test_the_limit_is_raised_or_a_warning_is_logged(soft: int, hard: int, *, warns: bool) -> None:
     program = (
         "import logging, resource; logging.basicConfig()\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
@@ -60,14 +60,14 @@ def test_a_server_without_descriptors_says_so_and_lives(launch) -> None:
         def short() -> bool:
             try:
                 stub.Compile(compile_request(graph_of(1.0), DCE))
-            except Exception:  # noqa: BLE001 - told below
+            except Exception:  # noqa: BLE001 - checked below
                 return True
             return False
 
         wait_until(short, "calls are refused")
-        told = refused(lambda: stub.Compile(compile_request(graph_of(1.0), DCE)))
-        assert told.code == "RESOURCE_EXHAUSTED"
-        assert told.retry_after
+        refusal = refused(lambda: stub.Compile(compile_request(graph_of(1.0), DCE)))
+        assert refusal.code == "RESOURCE_EXHAUSTED"
+        assert refusal.retry_after
         samples = metrics(server.metrics_url)
         assert samples["process_max_fds", ()] == 48
         assert samples["process_open_fds", ()] > 0

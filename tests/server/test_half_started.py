@@ -60,7 +60,7 @@ def test_a_server_without_workers_lets_go_of_its_ports_and_its_store(
                 socket.create_connection((host, int(port)), timeout=10.0)
 
 
-def test_a_port_that_is_taken_is_told_and_nothing_else_was_started(
+def test_a_port_that_is_taken_is_reported_and_nothing_else_was_started(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "lazyfx_server")

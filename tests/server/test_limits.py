@@ -38,7 +38,7 @@ from lazyfx_server.settings.part import Limits
 from lazyfx_server.v1 import worker_pb2 as worker
 
 
-def test_a_worker_is_told_each_limit_under_its_name() -> None:
+def test_a_worker_gets_each_limit_under_its_name() -> None:
     fields = [field.name for field in worker.JobLimits.DESCRIPTOR.fields]
     assert fields == list(PassLimits.model_fields)
     numbers = {name: i + 2 for i, name in enumerate(fields)}

@@ -57,7 +57,7 @@ def test_without_a_compiler_it_does_not_start_and_says_why(
 ) -> None:
     name = "g++-that-is-not-there" if compiler == "none" else broken_compiler(tmp_path)
     with pytest.raises(RuntimeError) as failure:
-        launch("--native", "--workers", "1", environment={"CXX": name})
+        launch("--native", "--workers", "1", environment={"CXX": name}, kind="server")
     text = str(failure.value)
     assert "lazyfx serve: --native: " in text
     assert "install g++" in text
@@ -65,7 +65,8 @@ def test_without_a_compiler_it_does_not_start_and_says_why(
 
 
 def test_optional_starts_and_says_why_there_are_none(launch: Launch) -> None:
-    server = launch("--native", "optional", "--workers", "1", environment={"CXX": "no-such-g++"})
+    flags = ("--native", "optional", "--workers", "1")
+    server = launch(*flags, environment={"CXX": "no-such-g++"}, kind="server")
     with connected(server.address) as stub:
         info = stub.GetServerInfo(pb.GetServerInfoRequest())
     assert not info.HasField("native")

@@ -61,7 +61,7 @@ def _about(server: RunningServer) -> dict[str, object]:
     }
 
 
-def test_a_forked_server_is_as_one_with_an_interpreter_of_its_own(
+def test_a_forked_server_is_like_one_with_its_own_interpreter(
     launch: Callable[..., RunningServer], tmp_path: Path
 ) -> None:
     key = tmp_path / "key"
@@ -72,7 +72,7 @@ def test_a_forked_server_is_as_one_with_an_interpreter_of_its_own(
     assert forked.stop() == started.stop() == 0
 
 
-def test_the_end_of_a_forked_server_is_told(launch: Callable[..., RunningServer]) -> None:
+def test_the_end_of_a_forked_server_is_reported(launch: Callable[..., RunningServer]) -> None:
     server = launch("--workers", "1")
     assert server.process.poll() is None
     server.process.kill()
@@ -87,7 +87,7 @@ raise SystemExit(3)
 """
 
 
-def test_programs_of_each_form_run_as_in_an_interpreter_of_their_own(tmp_path: Path) -> None:
+def test_programs_of_each_form_run_as_in_their_own_interpreter(tmp_path: Path) -> None:
     (tmp_path / "says.py").write_text(_SAYS)
     environment = {**os.environ, "SAID": "a word", "PYTHONPATH": str(tmp_path)}
     for program in (["-c", _SAYS], ["-m", "says"], [str(tmp_path / "says.py")]):
@@ -109,7 +109,7 @@ def test_torch_alone_is_all_that_is_there() -> None:
     assert more <= sys.stdlib_module_names
 
 
-def test_a_program_of_which_nobody_holds_the_end_is_ended() -> None:
+def test_a_program_that_its_owner_dropped_is_ended() -> None:
     process = nursery.start("torch", ["-c", "import time; time.sleep(600)"])
     assert isinstance(process, nursery.Process)
     pid = process.pid
@@ -123,6 +123,6 @@ def test_ctrl_c_ends_a_program_as_it_ends_any() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(60)
+    _, stderr = process.communicate(60)
     assert process.returncode == -signal.SIGINT
-    assert "KeyboardInterrupt" in told
+    assert "KeyboardInterrupt" in stderr

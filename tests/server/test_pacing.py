@@ -92,7 +92,7 @@ def test_a_refusal_that_is_kept_keeps_no_request() -> None:
 async def test_refused_requests_of_a_batch_are_refused_bytes_of_their_connection(
     tmp_path: Path,
 ) -> None:
-    """And those that are served, or told to send more, are not."""
+    """Those that are served, or asked to send more, are not."""
     wrong = pb.CompileBatchRequest(request_id=1, request=pb.CompileRequest(verify=True))
     missing = pb.CompileBatchRequest(
         request_id=2, request=pb.CompileRequest(graph_digest={"sha256": bytes(32)})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import grpc
+import nursery
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -91,8 +90,8 @@ def test_wrong_settings_end_with_the_reason(case, capsys):
     with pytest.raises(SystemExit) as ended:
         load(flags)
     assert ended.value.code not in (0, None)
-    told = capsys.readouterr().err + str(ended.value.code)
-    assert word in told
+    message = capsys.readouterr().err + str(ended.value.code)
+    assert word in message
 
 
 SENTENCES = {
@@ -157,7 +156,7 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("case", SENTENCES)
-def test_a_wrong_setting_is_told_in_one_sentence(case, capsys):
+def test_a_wrong_setting_is_reported_in_one_sentence(case, capsys):
     flags, sentence = SENTENCES[case]
     with pytest.raises(SystemExit) as ended:
         load(flags)
@@ -198,8 +197,8 @@ def test_no_setting_is_refused_in_the_words_of_a_library(name, capsys):
         try:
             load([f"{flag}={given}"])
         except SystemExit:
-            told = capsys.readouterr().err
-            assert told.count("\n") == 1
+            message = capsys.readouterr().err
+            assert message.count("\n") == 1
             for words in (
                 "Input should",
                 "Value error",
@@ -207,7 +206,7 @@ def test_no_setting_is_refused_in_the_words_of_a_library(name, capsys):
                 "usage:",
                 "byte string",
             ):
-                assert words not in told
+                assert words not in message
 
 
 def test_a_wrong_key_in_the_file_is_refused(tmp_path, capsys):
@@ -228,10 +227,7 @@ def test_other_machines_may_be_allowed():
 
 
 def test_help_explains_each_setting_with_its_default():
-    ran = subprocess.run(
-        [sys.executable, "-m", "lazyfx_server", "--help"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
+    ran = nursery.run("server", ["-m", "lazyfx_server", "--help"], check=True, timeout=60)
     for name, field in FIELDS.items():
         assert f"--{name.replace('_', '-')}" in ran.stdout
         assert field.description
@@ -300,7 +296,7 @@ def test_passes_are_listed_with_their_options(configured):
     assert by_name["shape_propagation"].needs_shapes
 
 
-def test_health_is_told_for_the_server_and_the_service(configured):
+def test_health_is_reported_for_the_server_and_the_service(configured):
     with grpc.insecure_channel(configured.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", "lazyfx.v1.GraphCompiler"):
@@ -321,10 +317,7 @@ def test_reflection_when_asked_for(configured):
 
 
 def test_a_port_that_is_taken_is_refused(configured):
-    ran = subprocess.run(
-        [sys.executable, "-m", "lazyfx_server", "--listen", configured.address,
-         "--metrics-port", "0", "--store-path", ""],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    flags = ("--listen", configured.address, "--metrics-port", "0", "--store-path", "")
+    ran = nursery.run("server", ["-m", "lazyfx_server", *flags], timeout=120)
     assert ran.returncode == 2
     assert f"--listen {configured.address}: cannot listen there" in ran.stderr

@@ -43,12 +43,14 @@ async def _bursts(folder: Path, count: int) -> None:
         for number in range(count):
             parts.recorder.events.clear()
             await _burst(parts, compile_request(graph_of(float(number)), DCE), dice)
-            heard = parts.recorder
-            assert heard.count(CompileFinished) == 1
-            assert heard.count(ArtifactServed, source="rendered") == 1
-            misses = [e for e in heard.events if isinstance(e, LookupMade) and e.result == "miss"]
+            recorder = parts.recorder
+            assert recorder.count(CompileFinished) == 1
+            assert recorder.count(ArtifactServed, source="rendered") == 1
+            misses = [
+                e for e in recorder.events if isinstance(e, LookupMade) and e.result == "miss"
+            ]
             assert [miss.miss_reason for miss in misses] == ["MISS_REASON_NEW_GRAPH"]
-            assert heard.count(LookupMade) == _CALLERS
+            assert recorder.count(LookupMade) == _CALLERS
 
 
 def test_a_burst_of_identical_calls_costs_one_compile_and_one_rendering(tmp_path: Path) -> None:

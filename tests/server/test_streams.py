@@ -175,13 +175,13 @@ class TestGetArtifact:
 
     def test_beyond_its_end_is_refused(self, stub, large):
         key, code = large
-        told = refused(
+        refusal = refused(
             lambda: artifact(stub, key, pb.ARTIFACT_KIND_CODE, offset=len(code.data) + 1)
         )
-        assert told.code == "INVALID_ARGUMENT"
-        assert "offset" in told.fields
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert "offset" in refusal.fields
 
-    def test_many_askers_at_once_get_one_rendering(self, server, stub, fresh):
+    def test_concurrent_callers_share_one_rendering(self, server, stub, fresh):
         key = stub.Compile(compile_request(fresh, DCE, CSE)).module_key
         before = metrics(server.metrics_url)
         with ThreadPoolExecutor(8) as threads:
@@ -238,22 +238,22 @@ class TestGetArtifact:
         assert picture.header.media_type == "image/svg+xml"
 
     def test_an_unknown_key_is_not_found(self, stub):
-        told = refused(lambda: artifact(stub, bytes(32), pb.ARTIFACT_KIND_CODE))
-        assert told.code == "NOT_FOUND"
-        assert "compile again" in told.message
+        refusal = refused(lambda: artifact(stub, bytes(32), pb.ARTIFACT_KIND_CODE))
+        assert refusal.code == "NOT_FOUND"
+        assert "compile again" in refusal.message
 
     @pytest.mark.parametrize("key", [b"", b"short", bytes(33), b"../../etc/passwd"])
     def test_a_malformed_key_is_refused(self, stub, key):
-        told = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_CODE))
-        assert told.code == "INVALID_ARGUMENT"
-        assert "module_key" in told.fields
+        refusal = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_CODE))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert "module_key" in refusal.fields
 
     @pytest.mark.parametrize("kind", [0, 99])
     def test_an_unknown_kind_is_refused(self, stub, fresh, kind):
         key = stub.Compile(compile_request(fresh, DCE)).module_key
-        told = refused(lambda: artifact(stub, key, kind))
-        assert told.code == "INVALID_ARGUMENT"
-        assert "kind" in told.fields
+        refusal = refused(lambda: artifact(stub, key, kind))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert "kind" in refusal.fields
 
     def test_a_constant_that_is_not_the_modules_is_refused(self, stub, fresh):
         key = stub.Compile(compile_request(fresh, DCE)).module_key
@@ -262,9 +262,9 @@ class TestGetArtifact:
         request = pb.GetArtifactRequest(
             module_key=key, kind=pb.ARTIFACT_KIND_CONSTANT, constant=digest_of(secret)
         )
-        told = refused(lambda: list(stub.GetArtifact(request)))
-        assert told.code == "INVALID_ARGUMENT"
-        assert "constant" in told.fields
+        refusal = refused(lambda: list(stub.GetArtifact(request)))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert "constant" in refusal.fields
 
 
 def digest_of(data: bytes) -> graph_pb2.Digest:
@@ -327,9 +327,9 @@ class TestBlobs:
     def test_a_bad_upload_is_refused_and_leaves_nothing(self, stub, case):
         data = f"the bytes of case {case}".encode()
         field, make = self.BAD[case]
-        told = refused(lambda: stub.UploadBlobs(iter(make(data)), timeout=PATIENCE))
-        assert told.code == "INVALID_ARGUMENT"
-        assert field in told.fields
+        refusal = refused(lambda: stub.UploadBlobs(iter(make(data)), timeout=PATIENCE))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert field in refusal.fields
         ask = pb.FindMissingBlobsRequest(digests=[digest_of(data)])
         assert list(stub.FindMissingBlobs(ask).missing) == [digest_of(data)]
 
@@ -339,11 +339,11 @@ class TestBlobs:
         call = stub.UploadBlobs.future(iter(sending), timeout=PATIENCE)
         error = call.exception()
         sending.end()
-        told = refusal_of(error)
-        assert told.code == "DEADLINE_EXCEEDED"
-        assert "upload_idle_timeout" in told.message
+        refusal = refusal_of(error)
+        assert refusal.code == "DEADLINE_EXCEEDED"
+        assert "upload_idle_timeout" in refusal.message
 
-    def test_idle_uploads_hold_up_nobody(self, stub, fresh):
+    def test_idle_uploads_delay_no_other_call(self, stub, fresh):
         streams = [Sending() for _ in range(50)]
         calls = []
         for i, sending in enumerate(streams):
@@ -358,9 +358,9 @@ class TestBlobs:
 
     def test_a_malformed_digest_is_named_by_its_place(self, stub):
         ask = pb.FindMissingBlobsRequest(digests=[digest_of(b"x"), graph_pb2.Digest(sha256=b"y")])
-        told = refused(lambda: stub.FindMissingBlobs(ask))
-        assert told.code == "INVALID_ARGUMENT"
-        assert "digests[1].sha256" in told.fields
+        refusal = refused(lambda: stub.FindMissingBlobs(ask))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert "digests[1].sha256" in refusal.fields
 
     def test_a_graph_over_the_bound_cannot_come_in_as_a_blob(self, launch):
         server = launch("--workers", "1", "--max-graph-bytes", "300")
@@ -368,6 +368,6 @@ class TestBlobs:
         request = compile_request(long_graph(50), inline=False)
         with connected(server.address) as stub:
             stub.UploadBlobs(iter([pb.UploadBlobsRequest(digest=digest_of(body), data=body)]))
-            told = refused(lambda: stub.Compile(request))
-        assert told.code == "INVALID_ARGUMENT"
-        assert "max_graph_bytes" in told.message
+            refusal = refused(lambda: stub.Compile(request))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert "max_graph_bytes" in refusal.message

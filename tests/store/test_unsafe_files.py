@@ -1,4 +1,4 @@
-"""Somebody else can write to the store's folder: links, FIFOs, devices and swapped folders."""
+"""Another user can write to the store's folder: links, FIFOs, devices and swapped folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened is told after the answer, in order, and never lost."""
+"""Events are delivered after the answer, in order, and never lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lazyfx_server.telemetry import DeferredObserver, Event, LookupMade, Observe
 
 
 class Recorder:
-    """Keeps what it hears."""
+    """Keeps the events that it observes."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -18,19 +18,19 @@ class Recorder:
         self.events.append(event)
 
 
-def test_events_are_told_in_order_when_the_caller_is_done() -> None:
+def test_events_are_delivered_in_order_when_the_caller_is_done() -> None:
     async def main() -> None:
         recorder = Recorder()
         later = DeferredObserver(recorder)
-        told: list[Event] = [LookupMade("hit"), Reused(1.0), LookupMade("hit")]
-        for event in told:
+        sent: list[Event] = [LookupMade("hit"), Reused(1.0), LookupMade("hit")]
+        for event in sent:
             later.observe(event)
         assert recorder.events == []
         await asyncio.sleep(0)
-        assert recorder.events == told
-        later.observe(told[0])
+        assert recorder.events == sent
+        later.observe(sent[0])
         await asyncio.sleep(0)
-        assert recorder.events == [*told, told[0]]
+        assert recorder.events == [*sent, sent[0]]
 
     asyncio.run(main())
 

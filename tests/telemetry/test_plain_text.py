@@ -1,4 +1,4 @@
-"""What strangers write stays on its line, in logs and in messages."""
+"""Untrusted text stays on its line, in logs and in messages."""
 
 from __future__ import annotations
 

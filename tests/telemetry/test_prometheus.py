@@ -378,14 +378,14 @@ def test_observers_pass_events_on_whatever_one_of_them_does(
         def observe(self, event: Event) -> None:
             raise RuntimeError("exporter down")
 
-    class Noting:
+    class Recording:
         def __init__(self) -> None:
             self.events: list[Event] = []
 
         def observe(self, event: Event) -> None:
             self.events.append(event)
 
-    noting = Noting()
+    noting = Recording()
     both = Observers(Broken(), noting)
     both.observe(Reused(1.0))
     Observers().observe(Reused(1.0))

@@ -1,4 +1,4 @@
-"""What a server did, by its metrics; what a process started, by a compiler that keeps a diary."""
+"""What a server did, by its metrics; what a process started, by a compiler that logs its calls."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ def native_compiles(server: Any) -> int:
     return int(total(samples, "lazyfx_native_compiles_total", result="made"))
 
 
-def run_with_diary(program: str, folder: Path, **environment: str) -> tuple[str, list[str]]:
-    """Run a Python program where every C++ compiler writes its call down and then fails.
+def run_with_logging_compiler(
+    program: str, folder: Path, **environment: str
+) -> tuple[str, list[str]]:
+    """Run a Python program where every C++ compiler logs its call and then fails.
 
     Returns:
         What the program printed, and the calls.

@@ -50,7 +50,7 @@ def main() -> None:
     compiled = torch.compile(model, backend="lazyfx", options=options)
     done = train(model, batches(), compiled)
     report = lazyfx.backend_report()
-    told = {
+    summary = {
         "losses": [float(loss) for loss in done.losses],
         "outcomes": [graph.outcome for graph in report.graphs],
         "digests": [graph.digest for graph in report.graphs],
@@ -58,7 +58,7 @@ def main() -> None:
         "reasons": [graph.reason for graph in report.graphs],
         "divergence": [graph.divergence for graph in report.graphs],
     }
-    (folder / f"rank{rank}.json").write_text(json.dumps(told))
+    (folder / f"rank{rank}.json").write_text(json.dumps(summary))
     dist.barrier()
     # First what DDP keeps of the group: were that the last of it, the group would be taken down
     # by a thread that holds the interpreter's lock, and that may wait for one that needs it.

@@ -202,8 +202,8 @@ def test_it_is_there_for_the_tenant_alone_that_asked(
         )
     with connected(server.address) as stub:
         shown = [("authorization", f"Bearer {bob}")]
-        told = refused(lambda: list(stub.GetArtifact(wanted, metadata=shown, timeout=60)))
-    assert told.code == "NOT_FOUND"
+        refusal = refused(lambda: list(stub.GetArtifact(wanted, metadata=shown, timeout=60)))
+    assert refusal.code == "NOT_FOUND"
     assert native_compiles(server) == 1
 
 
@@ -225,9 +225,9 @@ def test_it_says_what_is_missing(native_server: Any, server: Any) -> None:
     with connected(native_server.address) as stub:
         graph = torch.fx.symbolic_trace(lambda x: x + 1)
         key = stub.Compile(compile_request(graph)).module_key
-        told = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_AOT_INDUCTOR))
-        assert told.code == "INVALID_ARGUMENT"
-        assert "native" in told.fields
+        refusal = refused(lambda: artifact(stub, key, pb.ARTIFACT_KIND_AOT_INDUCTOR))
+        assert refusal.code == "INVALID_ARGUMENT"
+        assert "native" in refusal.fields
     with lazyfx.connect(native_server.address) as client:
         remote = client.compile(graph)
         with pytest.raises(lazyfx.errors.PreconditionError, match="no shape"):

@@ -62,7 +62,7 @@ def test_a_gpu_is_wanted_only_by_graphs_that_use_one() -> None:
     assert "CPUs only" in mismatch(host(), host(accelerator=gpu))
 
 
-def test_the_words_for_a_gpu_tell_its_kind_and_not_its_index(
+def test_the_description_of_a_gpu_has_its_kind_and_not_its_index(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -119,7 +119,7 @@ def test_states_are_put_in_place_and_taken_back() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("telepathy", 1), ("threads", 0), ("grad", 3)])
-def test_a_state_that_cannot_be_is_refused_by_name(name: str, value: int) -> None:
+def test_an_impossible_state_is_refused_by_name(name: str, value: int) -> None:
     state = pb.PassOption(name=name, value=pb.OptionValue(integer=value))
     with ExitStack() as stack, pytest.raises(LazyfxError, match=name):
         tracing_state.enter_states([state], stack)
@@ -154,7 +154,7 @@ def dynamic_input(size: int) -> tuple[torch.Tensor, ShapeEnv]:
     return mode.from_tensor(torch.empty(size, 8), symbolic_context=context), env
 
 
-def test_guards_found_there_are_enforced_here() -> None:
+def test_guards_that_the_server_found_are_enforced_by_the_client() -> None:
     theirs, env = dynamic_input(6)
     symbols = shape_guards.input_symbols([theirs])
     known = len(env.guards)

@@ -160,7 +160,7 @@ def test_an_operator_that_the_server_does_not_have(native_server: Any) -> None:
 
 
 def test_a_report_of_no_graph_says_where_to_look() -> None:
-    told = str(lazyfx.BackendReport((), {}))
-    assert told.startswith("0 graphs, 0 remote\n")
-    assert "TORCH_LOGS=graph_breaks" in told
-    assert "before DistributedDataParallel wraps it" in told
+    text = str(lazyfx.BackendReport((), {}))
+    assert text.startswith("0 graphs, 0 remote\n")
+    assert "TORCH_LOGS=graph_breaks" in text
+    assert "before DistributedDataParallel wraps it" in text

@@ -1,4 +1,4 @@
-"""Graphs that nobody can compile are in the report."""
+"""Graphs that neither side can compile are in the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def forty_two(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::lazyfx.FallbackWarning")
-def test_neither_there_nor_here() -> None:
+def test_a_graph_that_neither_side_can_compile() -> None:
     options = {"address": "127.0.0.1:1", "on_error": "local"}
     # Inductor of this process does not know it.
     unknown = torch._inductor.config.patch(cpu_backend="no such backend")
@@ -25,7 +25,7 @@ def test_neither_there_nor_here() -> None:
     assert "no such backend" in graph.reason
 
 
-def test_errors_that_the_caller_wants() -> None:
+def test_errors_are_raised_if_the_caller_wants_them() -> None:
     options = {"address": "127.0.0.1:1", "on_error": "raise"}
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"127\.0\.0\.1:1"):
         torch.compile(forty_two, backend="lazyfx", options=options)(torch.ones(3))

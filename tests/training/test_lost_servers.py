@@ -46,7 +46,7 @@ def test_a_native_artifact_of_a_lost_module_is_made_again(
         assert len(data) > 10_000
         assert module.key != first, "the tenant's key is another one"
         assert set(stages) <= {"waiting", "tracing", "compiling", "packing"}
-        assert stages, "progress is told after the module was compiled again"
+        assert stages, "progress is reported after the module was compiled again"
         assert module.provenance("inductor")
 
 

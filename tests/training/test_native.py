@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from harness import metrics, total
-from training.counting import native_compiles, run_with_diary
+from training.counting import native_compiles, run_with_logging_compiler
 from training.loops import Net, assert_same, batches, train
 
 import lazyfx
@@ -50,7 +50,9 @@ def test_training_equals_local_inductor_and_the_next_process_compiles_nothing(
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert_same(remote, local)
 
-    printed, compilers = run_with_diary(PROGRAM, tmp_path, LAZYFX_ADDRESS=native_server.address)
+    printed, compilers = run_with_logging_compiler(
+        PROGRAM, tmp_path, LAZYFX_ADDRESS=native_server.address
+    )
     assert "1 graph, 1 remote" in printed
     assert "(hit)" in printed
     assert compilers == []
@@ -70,7 +72,7 @@ def test_workers_that_are_not_forked_compile_too(launch: Any, needs_gxx: None) -
 
 
 def test_guards_of_the_servers_compile_hold_on_the_client(native_server: Any) -> None:
-    """Inductor assumes that a batch norm's batch is small; a larger one is compiled anew."""
+    """Inductor assumes that a batch norm's batch is small; a larger one is compiled again."""
     model = Net()
     compiled = torch.compile(model, backend="lazyfx", options=remote_options(native_server))
     inputs = batches((6, 9, 5000))
@@ -116,7 +118,7 @@ def test_another_vector_instruction_set_is_seen_before_anything_is_sent(
         return total(samples, "lazyfx_requests_total", method="Compile")
 
     before = compiles()
-    printed, _ = run_with_diary(
+    printed, _ = run_with_logging_compiler(
         PROGRAM,
         tmp_path,
         LAZYFX_ADDRESS=native_server.address,

@@ -78,8 +78,8 @@ def test_the_second_process_hits(server: Any) -> None:
 
 def test_without_a_server_the_job_trains_on() -> None:
     model = Net()
-    nobody = {"address": "127.0.0.1:1", "passes": PASSES, "compile": "eager"}
-    compiled = torch.compile(model, backend="lazyfx", options=nobody)
+    absent = {"address": "127.0.0.1:1", "passes": PASSES, "compile": "eager"}
+    compiled = torch.compile(model, backend="lazyfx", options=absent)
     with pytest.warns(lazyfx.FallbackWarning, match=r"127\.0\.0\.1:1 could not help") as caught:
         done = train(model, batches(), compiled)
     assert len([w for w in caught if w.category is lazyfx.FallbackWarning]) == 1
@@ -92,12 +92,12 @@ def test_without_a_server_the_job_trains_on() -> None:
 
 
 def test_on_error_raise_raises() -> None:
-    nobody = {"address": "127.0.0.1:1", "compile": "eager", "on_error": "raise"}
+    absent = {"address": "127.0.0.1:1", "compile": "eager", "on_error": "raise"}
     with pytest.raises(Exception, match="UNAVAILABLE"):
-        torch.compile(Net(), backend="lazyfx", options=nobody)(batches()[0])
+        torch.compile(Net(), backend="lazyfx", options=absent)(batches()[0])
 
 
-def test_an_unknown_pass_is_told_with_its_name(server: Any) -> None:
+def test_an_unknown_pass_is_reported_by_its_name(server: Any) -> None:
     compiled = torch.compile(
         Net(), backend="lazyfx", options=options(server, passes=["no_such_pass"])
     )

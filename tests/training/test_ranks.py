@@ -21,14 +21,14 @@ def run_job(
 ) -> list[dict[str, Any]]:
     """Run one torchrun job on a port of its own; returns what each rank wrote."""
     folder.mkdir()
-    told = json.dumps({"address": address, "on_error": "eager", **options})
+    options_json = json.dumps({"address": address, "on_error": "eager", **options})
     run = nursery.run(
         "torch",
         [
             "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
             "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
             "--no-python", *nursery.command("inductor"),
-            str(_TESTS / "training" / "ranks.py"), str(folder), told,
+            str(_TESTS / "training" / "ranks.py"), str(folder), options_json,
         ],
         env={
             **os.environ,

@@ -85,11 +85,11 @@ def test_a_setting_takes_values_of_its_type_and_nothing_else(name: str) -> None:
             assert "it must be" in str(refused.value)
             assert len(str(refused.value)) < 400
         for message in sent(name, value):
-            with pytest.raises(named_values.NamedValueError) as told:
+            with pytest.raises(named_values.NamedValueError) as caught:
                 torch_settings.from_proto([message])
-            assert told.value.field == f"native.settings[{name}]"
-            assert str(expected) in told.value.reason
-            assert len(told.value.reason) < 400
+            assert caught.value.field == f"native.settings[{name}]"
+            assert str(expected) in caught.value.reason
+            assert len(caught.value.reason) < 400
 
 
 def sent(name: str, value: Any) -> Iterator[pb.PassOption]:
@@ -109,10 +109,10 @@ def test_a_state_takes_values_of_its_type_and_nothing_else(name: str) -> None:
     for value in HOSTILE:
         if not expected.accepts(value):
             for message in sent(name, value):
-                with pytest.raises(named_values.NamedValueError) as told:
+                with pytest.raises(named_values.NamedValueError) as caught:
                     tracing_state.from_proto([message])
-                assert told.value.field == f"native.states[{name}]"
-                assert len(told.value.reason) < 400
+                assert caught.value.field == f"native.states[{name}]"
+                assert len(caught.value.reason) < 400
 
 
 def test_every_state_of_a_process_is_known() -> None:

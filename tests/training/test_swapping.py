@@ -1,6 +1,6 @@
-"""wait=False: code changes under a job that is in the midst of a step, and nobody notices.
+"""wait=False: code changes in the middle of a job's step, and results stay the same.
 
-The server is stood in for by AOTAutograd here, so that answers can be let in at any point of a step;
+AOTAutograd stands in for the server here, so that answers can arrive at any point of a step;
 test_waiting.py has the same with a server.
 """
 
@@ -12,15 +12,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 from torch.utils.checkpoint import checkpoint
 
+from lazyfx.backend.dynamo_graphs import FlatGraph
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.remote import GraphRequest, GraphResult
 from lazyfx.backend.waiting.swapping import DeferredGraph
 from lazyfx.shared.native.torch_inductor import functorch_config
+
+ROWS = 6
 
 
 class Broken(nn.Module):
@@ -53,16 +57,18 @@ class Answers:
 
     def __call__(self, module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         gate = threading.Event()
+        flat = FlatGraph(module, (), tuple(inputs))
+        conditions = self.conditions(inputs)
         compiled = self.compiled(module, inputs)
 
         def ask(_: GraphRequest) -> GraphResult:
             gate.wait()
-            return GraphResult(lambda: compiled, "", "hit")
+            return GraphResult(lambda: compiled, "", "hit", conditions)
 
         def swap(_: GraphResult) -> None:
             self.swapped += 1
 
-        graph_request = GraphRequest(module, None, None, BackendOptions())
+        graph_request = GraphRequest(module, None, flat, BackendOptions())
         graph = DeferredGraph(module, graph_request, ask, on_swap=swap, on_error=self.errors.append)
         self.graphs.append(graph)
         self.gates.append(gate)
@@ -70,6 +76,11 @@ class Answers:
 
     def compiled(self, module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         return lookup_backend("aot_eager")(module, inputs)
+
+    def conditions(self, inputs: list[Any]) -> tuple[sympy.Basic, ...]:
+        """Compiled code takes six rows, if the graph takes any number."""
+        sizes = [value for value in inputs if isinstance(value, torch.SymInt)]
+        return tuple(sympy.Eq(size.node.expr, ROWS) for size in sizes[:1])
 
     def let_in(self, number: int) -> None:
         self.gates[number].set()
@@ -83,10 +94,10 @@ def _no_donated_buffers() -> Iterator[None]:
         yield
 
 
-def pair() -> tuple[Broken, Broken, Any, Answers]:
+def pair(*, dynamic: bool = False) -> tuple[Broken, Broken, Any, Answers]:
     model, eager = Broken(), Broken()
     answers = Answers()
-    return model, eager, torch.compile(model, backend=answers), answers
+    return model, eager, torch.compile(model, backend=answers, dynamic=dynamic), answers
 
 
 def assert_same(model: Broken, eager: Broken) -> None:
@@ -98,8 +109,8 @@ def assert_same(model: Broken, eager: Broken) -> None:
     torch.testing.assert_close(model.state_dict(), eager.state_dict())
 
 
-def batch(seed: int) -> torch.Tensor:
-    return torch.randn(6, 8, generator=torch.Generator().manual_seed(seed))
+def batch(seed: int, rows: int = ROWS) -> torch.Tensor:
+    return torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_call_without_gradients_between_forward_and_backward() -> None:
@@ -159,22 +170,85 @@ def test_a_checkpoint_is_computed_again_as_it_was_while_graphs_change(
     assert not answers.errors
 
 
+@pytest.mark.parametrize(
+    ("rows", "last_first"), [((6, 5), False), ((5, 6), True), ((6, 5, 6, 5), True)]
+)
+def test_checkpoints_of_sizes_that_fit_and_do_not_are_computed_again_as_they_were(
+    rows: tuple[int, ...], last_first: bool
+) -> None:
+    model, eager, compiled, answers = pair(dynamic=True)
+
+    def step(call: Callable[..., torch.Tensor]) -> None:
+        pending = []
+        for number, size in enumerate(rows):
+            x = batch(number, size).requires_grad_()
+            pending.append(checkpoint(call, x, use_reentrant=False))
+        for y in reversed(pending) if last_first else pending:
+            y.square().mean().backward()
+
+    step(compiled)
+    for number in range(len(answers.graphs)):
+        answers.let_in(number)
+    for _ in range(2):
+        step(compiled)
+    for _ in range(3):
+        step(eager)
+    assert_same(model, eager)
+    assert answers.swapped == len(answers.graphs) == 2
+    assert not answers.errors
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_calls_in_one_checkpoint_run_different_code(nested: bool) -> None:
+    model, eager, compiled, answers = pair(dynamic=True)
+
+    def step(call: Callable[..., torch.Tensor], let_in: Callable[[int], object]) -> None:
+        def region(x: torch.Tensor) -> torch.Tensor:
+            first = call(x)
+            let_in(0)
+            with torch.autograd.graph.save_on_cpu():
+                second = call(first[1:])
+            let_in(1)
+            return call(second.repeat(2, 1)[:ROWS]).square()
+
+        def outer(x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(region, x * 2, use_reentrant=False)
+
+        x = batch(1).requires_grad_()
+        loss = checkpoint(outer if nested else region, x, use_reentrant=False).mean()
+        loss.backward(retain_graph=True)
+        loss.backward()
+
+    step(compiled, lambda _: None)
+    for _ in range(2):
+        step(compiled, answers.let_in)
+    for _ in range(3):
+        step(eager, lambda _: None)
+    assert_same(model, eager)
+    assert answers.swapped == 2
+    assert not answers.errors
+
+
 ACTIONS = (
     "forward", "forward", "backward", "backward", "no_grad", "evaluate", "evaluate_with_grad",
     "accumulate", "checkpoint", "reentrant", "retain", "let_in", "let_in", "zero",
 )  # fmt: skip
 
 
+def chance_rows(seed: int) -> int:
+    return (ROWS, ROWS, 5, 7)[seed % 4]
+
+
 class Job:
     """One model under a sequence of actions."""
 
-    def __init__(self, model: nn.Module, call: Callable[..., torch.Tensor]) -> None:
-        self.model, self.call = model, call
+    def __init__(self, model: nn.Module, call: Callable[..., torch.Tensor], *, sizes: bool) -> None:
+        self.model, self.call, self.sizes = model, call, sizes
         self.losses: list[torch.Tensor] = []
         self.seen: list[torch.Tensor] = []
 
     def act(self, action: str, seed: int) -> None:
-        x = batch(seed)
+        x = batch(seed, chance_rows(seed) if self.sizes else ROWS)
         if action == "forward":
             self.losses.append(self.call(x).square().mean())
         elif action == "backward" and self.losses:
@@ -205,12 +279,18 @@ class Job:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 30))]
+    ("seed", "sizes"),
+    [(0, False), (1, True), (2, False)]
+    + [
+        pytest.param(seed, sizes, marks=pytest.mark.slow)
+        for seed in range(3, 30)
+        for sizes in (False, True)
+    ],
 )
-def test_any_order_of_calls_and_swaps(seed: int) -> None:
+def test_any_order_of_calls_and_swaps(seed: int, sizes: bool) -> None:
     chance = random.Random(seed)
-    model, eager, compiled, answers = pair()
-    ours, theirs = Job(model, compiled), Job(eager, eager)
+    model, eager, compiled, answers = pair(dynamic=sizes)
+    ours, theirs = Job(model, compiled, sizes=sizes), Job(eager, eager, sizes=sizes)
     waiting: list[int] = []
     known = 0
     for _ in range(40):
@@ -237,8 +317,8 @@ def test_any_order_of_calls_and_swaps(seed: int) -> None:
     theirs.losses.clear()
     for number in waiting:
         answers.let_in(number)
-    ours.act("forward", 5)
-    ours.act("backward", 5)
+    ours.act("forward", 4)
+    ours.act("backward", 4)
     assert answers.swapped >= 2
 
 

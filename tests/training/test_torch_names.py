@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
 import torch
 from torch._inductor import codecache, cpp_builder, cpu_vec_isa
+from torch.utils.checkpoint import checkpoint
 
 from lazyfx.backend import torch_autograd as backend_names
 from lazyfx.shared.native import torch_inductor
@@ -75,7 +77,7 @@ def test_what_is_loaded_can_be_wrapped() -> None:
     assert "self.current_callable =" in source
 
 
-def test_vector_instructions_are_told_without_a_compiler() -> None:
+def test_vector_instructions_are_found_without_a_compiler() -> None:
     assert isinstance(torch_inductor.x86_isa_checker(), list)
     assert all(isa.bit_width() > 0 for isa in torch_inductor.supported_vec_isa_list)
     assert len(torch_inductor.torch_key()) == 32
@@ -102,28 +104,53 @@ def test_dynamo_can_be_asked_to_fix_floats() -> None:
     assert not torch_inductor.backed_values(torch.fx.experimental.symbolic_shapes.ShapeEnv())
 
 
-def test_a_backward_pass_can_be_told_from_outside() -> None:
-    seen: list[tuple[bool, bool]] = []
-    ended: list[bool] = []
-
-    def note(*_: object) -> None:
-        seen.append((backend_names.in_backward(), backend_names.graph_is_kept()))
-        backend_names.after_this_backward(lambda: ended.append(True))
-        assert len(ended) < len(seen), "work waits for the end of the pass"
-
+def test_a_backward_pass_can_be_detected_from_outside() -> None:
+    seen: list[bool] = []
     x = torch.ones(2, requires_grad=True)
     y = (x * 2).sum()
     assert y.grad_fn is not None
-    y.grad_fn.register_hook(note)
+    y.grad_fn.register_hook(lambda *_: seen.append(backend_names.in_backward()))
     assert not backend_names.in_backward()
+    y.backward()
+    assert seen == [True]
+    assert not backend_names.in_backward()
+
+
+def test_a_checkpoint_and_its_recomputations_can_be_detected_from_within() -> None:
+    runs: list[backend_names.CheckpointRun | None] = []
+
+    def region(x: torch.Tensor) -> torch.Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            runs.append(backend_names.checkpoint_run())
+            y = x.sin()
+        runs.append(backend_names.checkpoint_run())
+        return y.cos()
+
+    x = torch.ones(2, requires_grad=True)
+    y = checkpoint(region, x, use_reentrant=False).sum()
+    assert runs[0] is not None
+    assert runs[0].recomputation is None
+    assert runs[1] == runs[0]
     y.backward(retain_graph=True)
     y.backward()
-    assert seen == [(True, True), (True, False)]
-    assert ended == [True, True]
-    assert not backend_names.in_backward()
+    again = [run for run in runs[2:] if run is not None]
+    assert len(again) == 4
+    assert all(run.region is runs[0].region for run in again)
+    assert again[0] == again[1] != again[2] == again[3]
+    assert None not in {run.recomputation for run in again}
+    assert backend_names.checkpoint_run() is None
+    with torch.autograd.graph.save_on_cpu():
+        assert backend_names.checkpoint_run() is None
 
 
-def test_storages_have_an_identity() -> None:
-    x = torch.ones(4)
-    assert x.untyped_storage()._cdata == x[1:].untyped_storage()._cdata
-    assert x.untyped_storage()._cdata != torch.ones(4).untyped_storage()._cdata
+def test_version_counters_can_be_kept() -> None:
+    x = torch.ones(2)
+    with backend_names.keeping_versions([x]):
+        x.add_(1)
+    assert x._version == 0
+    with pytest.raises(ZeroDivisionError), backend_names.keeping_versions([x]):
+        x.add_(1).div_(1 / 0)
+    assert x._version == 0
+    with backend_names.keeping_versions([]):
+        x.add_(1)
+    assert x._version == 1

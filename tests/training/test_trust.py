@@ -33,7 +33,7 @@ def _work(server: Any) -> tuple[float, float]:
     return total(samples, "lazyfx_requests_total", method="Compile"), native_compiles(server)
 
 
-def test_ranks_are_told_the_way_out_before_anything_is_compiled_and_then_it_works(
+def test_ranks_get_the_remedy_before_anything_is_compiled_and_then_it_works(
     native_server: Any, named_host: str, tmp_path: Path
 ) -> None:
     address = _by_name(native_server, named_host)

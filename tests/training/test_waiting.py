@@ -6,7 +6,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,7 +63,7 @@ def captured(width: int) -> tuple[torch.fx.GraphModule, Any]:
     return graph, request
 
 
-def test_who_leaves_does_not_end_the_compile_of_who_stays_and_finds_it_later(
+def test_a_caller_that_leaves_does_not_end_the_compile_of_others_and_finds_it_later(
     native_server: Any,
 ) -> None:
     graph, request = captured(width=56)
@@ -161,7 +160,7 @@ def test_progress_is_a_line_on_a_terminal_and_log_lines_elsewhere() -> None:
 
     ours, theirs = pty.openpty()
     terminal = subprocess.Popen(
-        [sys.executable, *command],
+        [*nursery.command("torch"), *command],
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
     )
@@ -172,7 +171,7 @@ def test_progress_is_a_line_on_a_terminal_and_log_lines_elsewhere() -> None:
     os.close(ours)
     assert terminal.wait(100) == 0
     assert b"compiling, 7 kernels, 2 s" in shown
-    assert b"\x1b[2K" in shown, "the line is drawn anew"
+    assert b"\x1b[2K" in shown, "the line is redrawn"
     assert b"INFO" not in shown
 
 

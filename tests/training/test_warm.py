@@ -87,7 +87,7 @@ def test_a_recording_warms_a_server_that_the_job_never_saw(
     assert native_compiles(native_server) == before + 1
 
 
-def test_what_is_no_recording_is_named(native_server: Any, tmp_path: Path) -> None:
+def test_an_invalid_recording_is_named(native_server: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.lazyfx"
     broken.write_bytes(b"not a recording")
     done = run_command(broken, native_server)
@@ -95,7 +95,7 @@ def test_what_is_no_recording_is_named(native_server: Any, tmp_path: Path) -> No
     assert "broken.lazyfx" in done.stderr
 
 
-def test_a_script_that_compiles_nothing_here_is_told(native_server: Any, tmp_path: Path) -> None:
+def test_a_script_that_compiles_nothing_is_reported(native_server: Any, tmp_path: Path) -> None:
     done = run(tmp_path, "print('hello')", native_server)
     assert done.returncode == 1
     assert "torch.compile" in done.stderr

@@ -17,7 +17,7 @@ def remote_options(server: Any) -> dict[str, object]:
 
 
 class Cube(torch.autograd.Function):
-    """Its backward is not that of its forward."""
+    """Its backward is not the derivative of its forward."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:

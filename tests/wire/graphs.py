@@ -55,7 +55,7 @@ def arguments(nodes: list[Node]) -> st.SearchStrategy[Any]:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> GraphModule:
-    """A graph that nobody could run, of every kind of argument."""
+    """A graph that cannot be run, with every kind of argument."""
     graph = Graph()
     nodes = [graph.placeholder(f"x{i}") for i in range(draw(st.integers(1, 3)))]
     for _ in range(draw(st.integers(0, 6))):

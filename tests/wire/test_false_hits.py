@@ -1,6 +1,6 @@
 """Pairs that compute different things and look alike: two digests, or a refusal.
 
-Whatever two graphs can differ in that changes what comes out belongs into one of these
+Whatever two graphs can differ in that changes what comes out belongs in one of these
 lists. A digest that two of them shared would hand one caller the other's module.
 """
 

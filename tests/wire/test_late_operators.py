@@ -1,4 +1,4 @@
-"""Operators of torch that are registered when somebody first needs them."""
+"""Operators of torch that are registered when they are first needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REGISTERS = re.compile(
     r'^(?:@|\w+ = ).*(?:(?:custom_op|triton_op)\(\s*"(\w+)::|Library\(\s*"(\w+)", "(?:DEF|FRAGMENT)")',
     re.MULTILINE,
 )
-# They say what a compiler of distributed programs does between its own steps, or need a mesh.
+# Internal steps of a compiler of distributed programs, or operators that need a mesh.
 _OF_COMPILERS = {"ao", "bucketing", "cplib", "device_mesh"}
 _NAMES_FIRST = """
 from lazyfx.v1 import graph_pb2 as pb
@@ -29,7 +29,7 @@ print(targets.find(pb.TARGET_KIND_OPERATOR, "torch_nn::_linear_cross_entropy_bat
 @pytest.mark.skipif(
     not hasattr(torch.nn, "LinearCrossEntropyLoss"), reason="this torch lacks the operator"
 )
-def test_a_process_that_hears_of_one_first_from_the_wire_has_torch_register_it() -> None:
+def test_a_process_that_first_reads_one_from_the_wire_has_torch_register_it() -> None:
     said = nursery.run("torch", ["-W", "ignore", "-c", _NAMES_FIRST], check=True).stdout
     assert "_linear_cross_entropy_batch_chunked" in said
 

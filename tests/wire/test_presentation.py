@@ -37,7 +37,7 @@ def compiled(module: torch.fx.GraphModule, **changes: object) -> tuple[object, p
     )
 
 
-def test_a_compiled_graph_comes_back_in_the_words_of_its_caller() -> None:
+def test_a_compiled_graph_comes_back_under_the_names_of_its_caller() -> None:
     (capture,) = captures.symbolic(Small(), {"images": torch.ones(4, 4)})
     encoded, graph = compiled(capture.module)
     words = wire.restore_names(graph, encoded.presentation)

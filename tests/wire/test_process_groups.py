@@ -24,7 +24,7 @@ OPERATORS = torch.ops._c10d_functional
 
 @pytest.fixture
 def rank() -> Iterator[None]:
-    """Rank 1 of four in a process group that talks to nobody."""
+    """Rank 1 of four in a process group that communicates with no one."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())

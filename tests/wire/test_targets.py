@@ -77,7 +77,7 @@ def test_what_captures_of_this_torch_write_is_listed() -> None:
         assert allow_table.name_of(function) is not None, function
 
 
-def test_what_dynamo_makes_anew_in_each_trace_has_one_name() -> None:
+def test_what_dynamo_creates_in_each_trace_has_one_name() -> None:
     from torch import _numpy as arrays
     from torch._dynamo import utils
 

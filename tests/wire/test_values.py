@@ -1,4 +1,4 @@
-"""Values of decoded nodes: nothing is built until somebody asks, and then all of it is right."""
+"""Values of decoded nodes: nothing is built until it is read, and then all of it is right."""
 
 from __future__ import annotations
 

@@ -255,6 +255,8 @@ def _write_aot_inductor(received: Received, file: Path | io.BytesIO) -> None:
     write_package(package, own_tensors(canonical), file, texts)
 
 
+_made_here: Final = partial(ArtifactKind, holds_values=True, made_here=True)
+
 PYTHON_FILE: Final = Recipe(make_python_file, pb.ARTIFACT_KIND_SOURCE)
 """How a Python file is made that holds a module's code; `save` writes it with its constants."""
 
@@ -274,39 +276,17 @@ ARTIFACT_KINDS: Final[Mapping[str, ArtifactKind]] = {
             Recipe(_write_graph, generates=True),
             suffix=".graph",
         ),
-        ArtifactKind(
-            "pickle",
-            Recipe(_pickle),
-            suffix=".pkl",
-            holds_values=True,
-            made_here=True,
-        ),
-        ArtifactKind(
-            "package",
-            Recipe(_package),
-            suffix=".package.pt",
-            holds_values=True,
-            made_here=True,
-        ),
+        _made_here("pickle", Recipe(_pickle), suffix=".pkl"),
+        _made_here("package", Recipe(_package), suffix=".package.pt"),
         ArtifactKind(
             "picture",
             Recipe(_picture, pb.ARTIFACT_KIND_PICTURE, graph=False),
             suffix=".svg",
             is_text=True,
         ),
-        ArtifactKind(
-            "torchscript",
-            Recipe(_torchscript, generates=True),
-            suffix=".ts",
-            holds_values=True,
-            made_here=True,
-        ),
-        ArtifactKind(
-            "exported_program",
-            Recipe(_exported_program, generates=True),
-            suffix=".exported.pt2",
-            holds_values=True,
-            made_here=True,
+        _made_here("torchscript", Recipe(_torchscript, generates=True), suffix=".ts"),
+        _made_here(
+            "exported_program", Recipe(_exported_program, generates=True), suffix=".exported.pt2"
         ),
         ArtifactKind(
             "aot_inductor",

@@ -53,9 +53,9 @@ class ArtifactFetcher:
     """
 
     def __init__(
-        self, fetcher: ArtifactClient, prepared: Prepared, response: pb.CompileResponse, lock: Lock
+        self, client: ArtifactClient, prepared: Prepared, response: pb.CompileResponse, lock: Lock
     ) -> None:
-        self._fetcher = fetcher
+        self._client = client
         self._prepared = prepared
         self._response = response
         self.report = response.report
@@ -122,14 +122,14 @@ class ArtifactFetcher:
             ServiceError: The server cannot build it.
             LazyfxError: The module was evicted, and values that passes read have changed since.
         """
-        fetch = partial(self._fetcher.fetch, timeout=timeout, on_progress=on_progress)
+        fetch = partial(self._client.fetch, timeout=timeout, on_progress=on_progress)
         asked = request.module_key = self._response.module_key
         request.priority = self._prepared.requests.whole.priority
         try:
             data, trailer = yield from fetch(request)
         except NotFoundError:
             if self._response.module_key == asked:
-                self._adopt_recompiled((yield from self._fetcher.recompile(self._prepared)))
+                self._adopt_recompiled((yield from self._client.recompile(self._prepared)))
             request.module_key = self._response.module_key
             data, trailer = yield from fetch(request)
         self._trailers[request.kind] = trailer
@@ -163,4 +163,4 @@ class ArtifactFetcher:
         if kind not in self._trailers:
             raise LazyfxError("this artifact has not been fetched yet")
         request = pb.GetArtifactRequest(module_key=self._response.module_key, kind=kind)
-        return (yield from self._fetcher.verifier.verify_provenance(request, self._trailers[kind]))
+        return (yield from self._client.verifier.verify_provenance(request, self._trailers[kind]))

@@ -76,9 +76,8 @@ class BackendReport:
 
 
 _NOTHING_CAPTURED = (
-    "torch.compile has passed no graph to the backend; TORCH_LOGS=graph_breaks shows why. Compile "
-    "an "
-    "nn.Sequential before DistributedDataParallel wraps it"
+    "torch.compile has passed no graph to the backend; TORCH_LOGS=graph_breaks shows why. "
+    "Compile an nn.Sequential before DistributedDataParallel wraps it"
 )
 
 

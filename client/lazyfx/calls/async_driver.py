@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any, cast
 
@@ -11,9 +11,27 @@ import grpc
 import grpc.aio
 
 from lazyfx.calls import forking
-from lazyfx.calls.channel import CLOSED_MEANWHILE, methods_of, open_async_channel
+from lazyfx.calls.channel import (
+    CLOSED_MEANWHILE,
+    CONNECTED_OR_FAILED,
+    methods_of,
+    open_async_channel,
+)
 from lazyfx.errors import ClosedError
-from lazyfx.flows import Finish, Flow, Locked, Next, Offload, Open, Pause, Result, Send, Start, Step
+from lazyfx.flows import (
+    AwaitConnection,
+    Finish,
+    Flow,
+    Locked,
+    Next,
+    Offload,
+    Open,
+    Pause,
+    Result,
+    Send,
+    Start,
+    Step,
+)
 from lazyfx.trust.access import Access
 
 
@@ -50,12 +68,15 @@ class AsyncDriver:
 
     async def is_ready(self, seconds: float) -> bool:
         """Whether a connection to the server can be established within that many seconds."""
+        return await self._reaches((grpc.ChannelConnectivity.READY,), seconds)
+
+    async def _reaches(self, states: Collection[grpc.ChannelConnectivity], seconds: float) -> bool:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while True:
             self._require_open()
             state = self._channel.get_state(try_to_connect=True)
-            if state is grpc.ChannelConnectivity.READY:
+            if state in states:
                 return True
             change = self._channel.wait_for_state_change(state)
             try:
@@ -113,6 +134,8 @@ class AsyncDriver:
                 return await self._pause(seconds)
             case Offload(work):
                 return await asyncio.to_thread(work)
+            case AwaitConnection(seconds):
+                return await self._reaches(CONNECTED_OR_FAILED, seconds)
             case Locked(lock, flow):
                 async with cast("asyncio.Lock", lock):
                     return await self.run(flow)

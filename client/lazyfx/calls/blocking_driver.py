@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
@@ -18,9 +18,27 @@ from typing import Any, Final, cast
 import grpc
 
 from lazyfx.calls import forking
-from lazyfx.calls.channel import CLOSED_MEANWHILE, methods_of, open_blocking_channel
+from lazyfx.calls.channel import (
+    CLOSED_MEANWHILE,
+    CONNECTED_OR_FAILED,
+    methods_of,
+    open_blocking_channel,
+)
 from lazyfx.errors import ClosedError, LazyfxError
-from lazyfx.flows import Finish, Flow, Locked, Next, Offload, Open, Pause, Result, Send, Start, Step
+from lazyfx.flows import (
+    AwaitConnection,
+    Finish,
+    Flow,
+    Locked,
+    Next,
+    Offload,
+    Open,
+    Pause,
+    Result,
+    Send,
+    Start,
+    Step,
+)
 from lazyfx.trust.access import Access
 
 # gRPC reports an established connection, but not a closed channel.
@@ -80,20 +98,26 @@ class BlockingDriver:
 
     def is_ready(self, seconds: float) -> bool:
         """Whether a connection to the server can be established within that many seconds."""
+        return self._reaches((grpc.ChannelConnectivity.READY,), seconds)
+
+    def _reaches(self, states: Collection[grpc.ChannelConnectivity], seconds: float) -> bool:
         self.require_open()
         end = time.monotonic() + seconds
-        ready = grpc.channel_ready_future(self._channel)
+        reached = threading.Event()
+
+        def note(state: grpc.ChannelConnectivity) -> None:
+            if state in states:
+                reached.set()
+
+        self._channel.subscribe(note, try_to_connect=True)
         try:
-            while (left := end - time.monotonic()) > 0:
-                try:
-                    ready.result(min(left, _LOOK_SECONDS))
-                except grpc.FutureTimeoutError:
-                    self.require_open()
-                else:
-                    return True
+            while not reached.wait(max(0.0, min(end - time.monotonic(), _LOOK_SECONDS))):
+                if time.monotonic() >= end:
+                    return False
+                self.require_open()
         finally:
-            ready.cancel()
-        return False
+            self._channel.unsubscribe(note)
+        return True
 
     def run(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end, in this thread.
@@ -132,6 +156,8 @@ class BlockingDriver:
                     self._closing.wait(seconds)
                 case Offload(work):
                     return _in_thread(work)
+                case AwaitConnection(seconds):
+                    return self._reaches(CONNECTED_OR_FAILED, seconds)
                 case Locked(lock, flow):
                     with cast("threading.Lock", lock):
                         return self.run(flow)

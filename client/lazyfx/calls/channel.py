@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -14,6 +14,11 @@ from lazyfx.trust.access import Tls
 from lazyfx.trust.credentials import read_file
 from lazyfx.v1 import compiler_pb2 as pb
 
+CONNECTED_OR_FAILED: Final = (
+    grpc.ChannelConnectivity.READY,
+    grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+    grpc.ChannelConnectivity.SHUTDOWN,
+)
 CLOSED_MEANWHILE = "the client was closed while this call was waiting"
 
 MAX_MESSAGE_BYTES = 64 * 2**20

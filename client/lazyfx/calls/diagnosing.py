@@ -59,11 +59,18 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
         if tls is not None:
             return _diagnose_tls(connection, address, host, tls)
         told = _greeted(connection)
+    if told is None:
+        return _silent(address)
     if told[3:4] == bytes([_SETTINGS_FRAME]):
         return None
     if told.startswith(_TLS_ALERT) or (told == b"" and _speaks_tls(host, int(port))):
         return f"the server at {address} speaks TLS, but this client does not; {_USE_TLS}"
     return _another_program(address) if told else _silent(address)
+
+
+def is_through_a_proxy() -> bool:
+    """Whether gRPC may connect through a proxy, which the probes do not."""
+    return any(os.environ.get(name) for name in _PROXY_VARIABLES)
 
 
 def not_a_server(address: str, details: str) -> str | None:
@@ -96,11 +103,16 @@ def _through_a_file(address: str) -> str | None:
     return None
 
 
-def _greeted(connection: socket.socket) -> bytes:
-    """The first bytes of the answer to an HTTP/2 client; empty if there is no answer."""
+def _greeted(connection: socket.socket) -> bytes | None:
+    """The first bytes of the answer to an HTTP/2 client.
+
+    Empty if the connection was closed instead; None if nothing came.
+    """
     try:
         connection.sendall(_GREETING)
         return connection.recv(16)
+    except TimeoutError:
+        return None
     except OSError:
         return b""
 

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
-from lazyfx.calls.diagnosing import diagnose, not_a_server
+from lazyfx.calls.diagnosing import diagnose, is_through_a_proxy, not_a_server
 from lazyfx.calls.retries import RetryBudget
 from lazyfx.calls.uploading import Progress, upload
 from lazyfx.capture.blob import Blob
@@ -25,7 +25,7 @@ from lazyfx.errors import (
     TimedOutError,
     UnavailableError,
 )
-from lazyfx.flows import Call, Finish, Flow, Next, Offload, Open, Send, Start
+from lazyfx.flows import AwaitConnection, Call, Finish, Flow, Next, Offload, Open, Send, Start
 from lazyfx.shared import grpc_status
 from lazyfx.shared.printable import make_printable, printable
 from lazyfx.trust.access import Tls
@@ -39,6 +39,8 @@ _MAX_TEXT: Final = 65_536
 # Between two answers of a stream, one whole compile may pass; uploads are expected to send at least
 # this many bytes a second.
 _SLOWEST_UPLOAD: Final = 128 * 1024
+# A first connection takes a few round trips. After this time, another connection is tried.
+_SILENT_SECONDS: Final = 0.8
 
 
 class CompileCall:
@@ -80,12 +82,14 @@ class ServiceCalls:
         self.address = address
         self.timeout = timeout
         self._tls = tls
+        self._is_known = False
 
     def start_compile(
         self, request: pb.CompileRequest, timeout: float | None = None
     ) -> Flow[CompileCall]:
         """Start one compile; the request is sent during the next pause."""
         data, retry_budget = request.SerializeToString(), RetryBudget(timeout or self.timeout)
+        yield from self._refuse_silence()
         first = yield Start("Compile", data, retry_budget.left())
         return CompileCall(data, retry_budget, first)
 
@@ -105,6 +109,7 @@ class ServiceCalls:
 
     def open_batch(self, requests: Iterator[bytes], count: int) -> Flow[Call]:
         """Start a stream of compiles; each may take as long as a single call."""
+        yield from self._refuse_silence()
         call: Call = yield Open("CompileBatch", requests, self.timeout * max(1, count))
         return call
 
@@ -229,6 +234,8 @@ class ServiceCalls:
     ) -> Flow[Answer]:
         """The answer to a call, which is retried while the server refuses it for now."""
         call = first
+        if call is None:
+            yield from self._refuse_silence()
         while True:
             try:
                 with self._errors():
@@ -242,6 +249,22 @@ class ServiceCalls:
                 # A starting or stopping server sends a retry delay.
                 call = None
                 yield from retry_budget.wait(refusal)
+
+    def _refuse_silence(self) -> Flow[None]:
+        """Before the first call: fail if the server does not answer a connection attempt.
+
+        gRPC would wait for the end of the attempt, see `channel`.
+
+        Raises:
+            UnavailableError: It does not; says why.
+        """
+        if self._is_known:
+            return
+        if not (yield AwaitConnection(_SILENT_SECONDS)) and not is_through_a_proxy():
+            reason = yield Offload(partial(diagnose, self.address, self._tls))
+            if reason is not None:
+                raise UnavailableError(reason, code="UNAVAILABLE")
+        self._is_known = True
 
     def _raise_with_diagnosis(self, error: UnavailableError) -> Flow[NoReturn]:
         """Raise the error, with the reason why no call reaches the server if it can be found."""

@@ -102,7 +102,8 @@ class GraphCapturer:
         try:
             program = torch.export.export(what, args, kwargs, strict=False)
         except Exception as error:  # export raises errors of every kind
-            raise LazyfxError(f"torch.export cannot capture this module: {_told(error)}") from error
+            reason = _reason_of(error)
+            raise LazyfxError(f"torch.export cannot capture this module: {reason}") from error
         return CapturedGraph(_module(program))
 
     def _unlift(self, program: ExportedProgram) -> CapturedGraph:
@@ -129,7 +130,7 @@ def _not_a_graph(what: object) -> str:
     )
 
 
-def _told(error: Exception) -> str:
+def _reason_of(error: Exception) -> str:
     """torch.export's message without its debugging advice, and what to do instead."""
     text = str(error)
     if "data-dependent" not in text:

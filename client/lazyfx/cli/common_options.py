@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 GRAPH_SUFFIX = ".lazyfx"
 MODEL_SUFFIXES = (".pt2", GRAPH_SUFFIX)
+FILE_KINDS = tuple(kind for kind in ARTIFACT_KINDS.values() if kind.suffix)
 
 
 if TYPE_CHECKING:
     Emit: TypeAlias = Enum
 else:
-    Emit = Enum("Emit", {name: name for name, kind in ARTIFACT_KINDS.items() if kind.suffix})
+    Emit = Enum("Emit", {kind.name: kind.name for kind in FILE_KINDS})
 
 
 def emitted_kind(emit: Emit | None) -> ArtifactKind | None:

@@ -27,8 +27,8 @@ def describe_error(error: Exception, address: str) -> str:
         address: The address of the server.
     """
     if isinstance(error, (UnavailableError, TimedOutError)):
-        told = _one_line(error.reason)
-        return told if address in told else f"{address}: {error.code}: {told}"
+        message = _one_line(error.reason)
+        return message if address in message else f"{address}: {error.code}: {message}"
     if isinstance(error, InvalidRequestError):
         # The first is the error's own field.
         more = [f"{v.field}: {v.description}" for v in error.violations[1:]]

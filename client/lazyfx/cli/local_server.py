@@ -19,7 +19,7 @@ from lazyfx.errors import LazyfxError
 _READY = re.compile(r"serving on (\S+), metrics on (\S+)")
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
-_TOLD_LINES = 5
+_LAST_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> LocalServe
         if ended:
             break
         time.sleep(0.05)
-    told = " / ".join(text.strip().splitlines()[-_TOLD_LINES:])
-    raise LazyfxError(f"the server did not start; its output: {told or 'nothing'}")
+    output = " / ".join(text.strip().splitlines()[-_LAST_LINES:])
+    raise LazyfxError(f"the server did not start; its output: {output or 'nothing'}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

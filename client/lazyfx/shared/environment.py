@@ -25,7 +25,7 @@ _OF_SERVERS: Final = frozenset({"CLIENT_CA", "CLIENT_NAMES", "SERVER_KEY", "SERV
 _CLOSE: Final = 0.8
 
 _log = logging.getLogger("lazyfx")
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def misspelled(known: Iterable[str] = CLIENT_VARIABLES | _OF_SERVERS) -> Iterator[str]:
@@ -46,6 +46,6 @@ def misspelled(known: Iterable[str] = CLIENT_VARIABLES | _OF_SERVERS) -> Iterato
 def warn_of_misspelled() -> None:
     """Log each of them as a warning, once per process."""
     for sentence in misspelled():
-        if sentence not in _told:
-            _told.add(sentence)
+        if sentence not in _warned:
+            _warned.add(sentence)
             _log.warning(sentence)

@@ -221,22 +221,22 @@ def _nodes(module: GraphModule) -> int:
     return len(module.graph.nodes)
 
 
-def _at_its_node(told: PassError, raised: BaseException, module: GraphModule) -> PassError:
+def _at_its_node(error: PassError, raised: BaseException, module: GraphModule) -> PassError:
     """An error with the graph of its node; for an unexpected error, with the node as well."""
-    node, name = _node_of(raised), told.node
-    meant = told is raised
-    if meant and (name is None or told.graph is None):
-        return told
+    node, name = _node_of(raised), error.node
+    meant = error is raised
+    if meant and (name is None or error.graph is None):
+        return error
     if not meant:
         name = node.name if node is not None else None
     parts = {p: part for p, part in module.named_modules() if isinstance(part, GraphModule)}
     if node is not None and node.name == name:
         for path, part in parts.items():
             if part.graph is node.graph:
-                return told.of_node(name, path)
+                return error.of_node(name, path)
     # A name that occurs in several graphs does not identify the graph.
     named = [path for path, part in parts.items() if any(n.name == name for n in part.graph.nodes)]
-    return told.of_node(name, named[0] if meant and len(named) == 1 else None)
+    return error.of_node(name, named[0] if meant and len(named) == 1 else None)
 
 
 def _node_of(error: BaseException) -> Node | None:

@@ -41,7 +41,7 @@ class FileDescriptorGuard:
         self._clock = clock
         self._sampled = float("-inf")
         self._short: tuple[int, int] | None = None
-        self._told = False
+        self._warned = False
 
     def check(self) -> None:
         """Refuse a call if few descriptors are left.
@@ -65,11 +65,11 @@ class FileDescriptorGuard:
         # Reserved for the store, workers and probes.
         reserve = max(32, min(limit // 10, 256))
         self._short = (used, limit) if used + reserve > limit else None
-        if self._short is not None and not self._told:
+        if self._short is not None and not self._warned:
             _log.warning("%d of %d file descriptors are open: calls are refused", used, limit)
-        elif self._short is None and self._told:
+        elif self._short is None and self._warned:
             _log.warning("file descriptors are available again: calls are served")
-        self._told = self._short is not None
+        self._warned = self._short is not None
 
 
 def _open_now() -> int:

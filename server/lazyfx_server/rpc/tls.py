@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -51,28 +50,36 @@ class TlsFiles:
         return grpc.ssl_server_certificate_configuration([pair], roots)
 
 
+@dataclass
+class _Reloading:
+    """Reads the files again, for gRPC, once they have changed."""
+
+    files: TlsFiles
+    seen: tuple[StatFingerprint, ...]
+
+    def __call__(self) -> grpc.ServerCertificateConfiguration | None:
+        """The new configuration; None to keep the current one."""
+        try:
+            found = self.files.fingerprint()
+            if found == self.seen:
+                return None
+            configuration = self.files.read()
+        except OSError as error:
+            _log.error("keeping the previous certificates: %s", error)
+            return None
+        self.seen = found
+        _log.info("the server's certificates changed")
+        return configuration
+
+
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """Credentials that follow their files; each handshake checks for changes.
 
     Raises:
         OSError: A file cannot be read.
     """
-    seen = files.fingerprint()
-
-    def changed() -> Any:
-        nonlocal seen
-        try:
-            found = files.fingerprint()
-            if found == seen:
-                return None
-            configuration = files.read()
-        except OSError as error:
-            _log.error("keeping the previous certificates: %s", error)
-            return None
-        seen = found
-        _log.info("the server's certificates changed")
-        return configuration
-
     return grpc.dynamic_ssl_server_credentials(
-        files.read(), changed, require_client_authentication=files.client_ca is not None
+        files.read(),
+        _Reloading(files, files.fingerprint()),
+        require_client_authentication=files.client_ca is not None,
     )

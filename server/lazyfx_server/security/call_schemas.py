@@ -42,8 +42,8 @@ def mismatch_reason(
     if None in reasons:
         unsafe = unsafe_reason(call, kind, name, known, strings)
         return f"the arguments of {name[:200]} {unsafe}" if unsafe else None
-    told = reasons[0] if len(reasons) == 1 else "match none of its overloads"
-    return f"the arguments of {name[:200]} {told}; {_remedy(kind, name)}"
+    reason = reasons[0] if len(reasons) == 1 else "match none of its overloads"
+    return f"the arguments of {name[:200]} {reason}; {_remedy(kind, name)}"
 
 
 def module_mismatch_reason(call: graph_pb2.Call, strings: Sequence[str]) -> str | None:

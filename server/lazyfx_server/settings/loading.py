@@ -143,9 +143,9 @@ def flags() -> list[str]:
 
 def _parsed(schema: type[BaseSettings], arguments: Sequence[str]) -> CliSettingsSource[object]:
     """Parse the flags; an error is reported on one line, without argparse's usage text."""
-    told = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(output):
             return CliSettingsSource[object](
                 schema,
                 cli_prog_name="lazyfx serve",
@@ -155,7 +155,7 @@ def _parsed(schema: type[BaseSettings], arguments: Sequence[str]) -> CliSettings
     except SystemExit as ended:
         if not ended.code:
             raise
-        reason = told.getvalue().rstrip().rpartition("lazyfx serve: error: ")[2]
+        reason = output.getvalue().rstrip().rpartition("lazyfx serve: error: ")[2]
     if switch := _VALUE_OF_SWITCH.fullmatch(reason):
         _refuse(f"{switch[1]} takes no value, not {switch[2]}")
     unknown = reason.removeprefix("unrecognized arguments: ")

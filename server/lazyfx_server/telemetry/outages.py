@@ -22,7 +22,7 @@ small entries and refuses large ones."""
 class _Outage:
     failures: int
     last: float
-    told: float
+    reported: float
 
 
 class Outages:
@@ -51,8 +51,8 @@ class Outages:
             return
         outage.failures += 1
         outage.last = now
-        if now - outage.told >= COUNT_SECONDS:
-            outage.told = now
+        if now - outage.reported >= COUNT_SECONDS:
+            outage.reported = now
             _log.warning("%s still fails: %d times so far: %s", what, outage.failures, error)
 
     def recovered(self, what: str) -> None:

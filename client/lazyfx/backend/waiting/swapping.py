@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable
-from lazyfx.backend.waiting.pending_backwards import (
-    buffer_memory,
-    has_pending_call,
-    in_backward,
-    record_call,
-)
+from lazyfx.backend.torch_autograd import checkpoint_run, in_backward, keeping_versions
+from lazyfx.backend.waiting.checkpoint_choices import CheckpointChoices
 from lazyfx.backend.waiting.random_draws import generator_state, last_draw_was_compiled, record_draw
 from lazyfx.shared.native.shape_guards import Conditions
 
@@ -24,16 +19,19 @@ from lazyfx.shared.native.shape_guards import Conditions
 class DeferredGraph:
     """A graph that is requested in a thread while calls run it uncompiled.
 
-    The result is loaded in the thread of the next call and used for calls whose sizes fit. No call
-    uses it while the backward pass of a related uncompiled call is pending: see
-    `pending_backwards`. Graphs that share buffers are swapped together: otherwise, whether a call
-    runs compiled depends on the calls of the others, and a recomputed checkpoint differs.
+    The result is loaded in the thread of the next call and used for calls whose sizes fit, so calls
+    of both kinds may be waiting for their backward passes. Three things make that safe:
 
-    If a graph draws random numbers, a recomputed checkpoint runs the same code as the first time:
-    see `random_draws`. Reentrant checkpoints run one graph without gradients and then another one
-    with them, whose result may not have arrived; so without gradients such a graph stays
-    uncompiled. The first call always runs uncompiled, which shows whether the graph draws random
-    numbers.
+    - Compiled code writes to a batch norm's buffers where autograd notices it, and uncompiled code
+      where it does not. So compiled calls leave alone the version counters that uncompiled calls
+      leave alone.
+    - A recomputed checkpoint runs the same code as the first time: see `checkpoint_choices`.
+    - If a graph draws random numbers, so does a reentrant checkpoint: see `random_draws`. It runs
+      one graph without gradients and then another one with them, whose result may not have arrived;
+      so without gradients such a graph stays uncompiled.
+
+    The first call always runs uncompiled. It shows which version counters change, and whether the
+    graph draws random numbers.
 
     Args:
         module: The graph.
@@ -41,9 +39,6 @@ class DeferredGraph:
         ask: Asks the server; called in a separate thread.
         on_swap: Called with the result when it is first used.
         on_error: Called with the error if there will be no result.
-
-    Attributes:
-        buffers: Addresses of those that the last uncompiled call was given.
     """
 
     def __init__(
@@ -64,52 +59,55 @@ class DeferredGraph:
         self._compiled: Runnable | None = None
         self._conditions: Conditions | None = None
         self._draws: bool | None = None
-        self.buffers: frozenset[int] = frozenset()
+        self._choices = CheckpointChoices()
+        self._unnoticed: tuple[int, ...] = ()
         self._thread = threading.Thread(target=self._wait, name="lazyfx-wait", daemon=True)
-        _graphs.add(self)
         self._thread.start()
 
     def __call__(self, *inputs: Any) -> Any:
-        """Run the graph, compiled if that is available, fits, and is safe for pending calls."""
+        """Run the graph, compiled if that is available, fits, and is what a checkpoint ran."""
         state = generator_state(inputs) if self._draws is not False else b""
-        if self._may_run_compiled(inputs, state) and self._fits(inputs):
-            assert self._compiled is not None, "the result is present"
-            self._record_draw(state, compiled=True)
-            return self._compiled(*inputs)
-        self._record_draw(state, compiled=False)
+        compiled = self._choose(inputs, state)
+        if self._draws is not False and not in_backward():
+            record_draw(state, compiled=compiled is not None)
+        if compiled is None:
+            return self._run_uncompiled(inputs, state)
+        unnoticed = [inputs[i] for i in self._unnoticed if not inputs[i].is_inference()]
+        with keeping_versions(unnoticed):
+            return compiled(*inputs)
+
+    def _choose(self, inputs: Sequence[Any], state: bytes) -> Runnable | None:
+        """The compiled code, if this call runs it."""
+        run = checkpoint_run()
+        if run is not None and run.recomputation is not None:
+            first = self._choices.first_choice(run)
+            if first is not None:
+                return self._compiled if first else None
+        compiled = self._compiled_for(inputs, state)
+        if run is not None and run.recomputation is None:
+            self._choices.record(run, compiled=compiled is not None)
+        return compiled
+
+    def _compiled_for(self, inputs: Sequence[Any], state: bytes) -> Runnable | None:
+        if self._draws is None:
+            return None
+        if self._draws and in_backward():
+            may_run = last_draw_was_compiled(state)
+        else:
+            may_run = not self._draws or torch.is_grad_enabled()
+        if not may_run:
+            return None
+        if self._answer is not None and not in_backward():
+            self._swap(self._answer)
+        return self._compiled if self._fits(inputs) else None
+
+    def _run_uncompiled(self, inputs: Sequence[Any], state: bytes) -> Any:
+        versions = _versions(inputs)
         outputs = self._as_it_is(*inputs)
-        self.buffers = buffer_memory(inputs)
-        record_call(self, inputs, outputs)
+        self._unnoticed = tuple(i for i, v in _versions(inputs).items() if v == versions[i])
         if self._draws is None and not _has_empty_tensor(inputs):
             self._draws = generator_state(inputs) != state
         return outputs
-
-    def _record_draw(self, state: bytes, *, compiled: bool) -> None:
-        if self._draws is not False and not in_backward():
-            record_draw(state, compiled=compiled)
-
-    def _may_run_compiled(self, inputs: Sequence[Any], state: bytes) -> bool:
-        if self._draws is None or (self._answer is None and self._compiled is None):
-            return False
-        if self._draws and in_backward():
-            return self._compiled is not None and last_draw_was_compiled(state)
-        if self._draws and not torch.is_grad_enabled():
-            return False
-        if in_backward():
-            # A checkpoint is recomputed by the same code as the first time: torch compares the
-            # tensors that both save.
-            return self._compiled is not None and not has_pending_call(self, ())
-        if has_pending_call(self, inputs):
-            return False
-        if self._compiled is None and self._answer is not None and self._others_are_done(inputs):
-            self._swap(self._answer)
-        return self._compiled is not None
-
-    def _others_are_done(self, inputs: Sequence[Any]) -> bool:
-        """Whether all graphs that share buffers with this one have their results, or none."""
-        memory = buffer_memory(inputs)
-        others = [other for other in list(_graphs) if other is not self]
-        return all(other.wait(0) for other in others if other.buffers & memory)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until there is a result or an error; returns whether there is one."""
@@ -139,8 +137,13 @@ class DeferredGraph:
         return self._conditions is None or self._conditions.hold(inputs)
 
 
-# Those of this process; graphs of one model share its buffers.
-_graphs: Final[weakref.WeakSet[DeferredGraph]] = weakref.WeakSet()
+def _versions(inputs: Sequence[Any]) -> dict[int, int]:
+    """Version counters, by the number of the input. Inference tensors have none."""
+    return {
+        i: value._version  # noqa: SLF001
+        for i, value in enumerate(inputs)
+        if isinstance(value, torch.Tensor) and not value.is_inference()
+    }
 
 
 def _has_empty_tensor(inputs: Sequence[Any]) -> bool:

@@ -154,9 +154,8 @@ def batch(
             metavar="OUTDIR",
             file_okay=False,
             help="Receives a record (.json) for each file, and the artifacts that --emit "
-            "selects. A "
-            "second run skips files that were compiled before from the same bytes, with the same "
-            "passes and --emit.",
+            "selects. A second run skips files that were compiled before from the same bytes, "
+            "with the same passes and --emit.",
         ),
     ],
     passes: Passes = "",

@@ -47,8 +47,8 @@ def explain(
             found = compare(_read(first), _read(second))
             if picture is not None:
                 found.picture().save(picture)
-    except typer.Exit as told:
-        raise typer.Exit(2) from told
+    except typer.Exit as exit_:
+        raise typer.Exit(2) from exit_
     if json:
         report = {
             "same": found.same,

@@ -10,6 +10,7 @@ import typer
 import lazyfx
 from lazyfx.cli.artifact_files import write_artifact
 from lazyfx.cli.common_options import (
+    FILE_KINDS,
     GRAPH_SUFFIX,
     MODEL_SUFFIXES,
     Address,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from lazyfx.cli.model_sources import Model
 
 _STANDARD_OUTPUT = Path("-")
+_SUFFIXES = ", ".join(f"{kind.suffix} ({kind.name})" for kind in FILE_KINDS)
 
 
 def optimize(
@@ -54,7 +56,7 @@ def optimize(
     emit: Annotated[
         Emit | None,
         typer.Option(
-            "--emit", help="Artifact to write to --output. Default: print the report only."
+            "--emit", help="Artifact to write to --output. Default: by the suffix of the file."
         ),
     ] = None,
     output: Annotated[
@@ -63,7 +65,9 @@ def optimize(
             "--output",
             "-o",
             metavar="FILE",
-            help="File to write; - prints code or a picture to standard output.",
+            help="File to write; its suffix selects the artifact unless --emit does: "
+            f"{_SUFFIXES}. - prints code or a picture to standard output. "
+            "Default: print the report only.",
         ),
     ] = None,
     example: Annotated[
@@ -80,7 +84,7 @@ def optimize(
     timeout: Timeout = 120.0,
 ) -> None:
     """Compile one model on the server and print a report."""
-    kind = emitted_kind(emit)
+    kind = _kind_of_file(output) if emit is None else emitted_kind(emit)
     _check_output(kind, output)
     _check_source(model, kind)
     # These import torch, which is slow; --help does not need it.
@@ -138,6 +142,19 @@ def _check_source(model: str, kind: ArtifactKind | None) -> None:
             f"{model!r} is not a .pt2 file, a .lazyfx file or package.module:factory",
             param_hint="MODEL",
         )
+
+
+def _kind_of_file(output: Path | None) -> ArtifactKind | None:
+    if output is None or output == _STANDARD_OUTPUT:
+        return None
+    for kind in FILE_KINDS:
+        if output.name.endswith(kind.suffix):
+            return kind
+    raise typer.BadParameter(
+        f"the suffix of {output.name} selects no artifact; use {_SUFFIXES}, or select one with "
+        "--emit",
+        param_hint="--output",
+    )
 
 
 def _check_output(kind: ArtifactKind | None, output: Path | None) -> None:

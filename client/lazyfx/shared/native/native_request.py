@@ -60,7 +60,7 @@ def check_request(request: pb.NativeRequest) -> None:
 
 def conditions_digest(request: pb.NativeRequest) -> bytes:
     """SHA-256 of what an artifact depends on in addition to its graph and the machine."""
-    told = pb.NativeRequest()
-    told.CopyFrom(request)
-    told.ClearField("target")
-    return hashlib.sha256(told.SerializeToString(deterministic=True)).digest()
+    conditions = pb.NativeRequest()
+    conditions.CopyFrom(request)
+    conditions.ClearField("target")
+    return hashlib.sha256(conditions.SerializeToString(deterministic=True)).digest()

@@ -1,7 +1,7 @@
 """Floats that vary between calls: zero-dimensional inputs, read by `item()`.
 
 torch turns computations on them into tensor operations. Where it cannot, it wants dynamo to trace
-again with them as constants. Dynamo runs at the caller, who is told which ones.
+again with them as constants. Dynamo runs at the caller, which gets the list of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Callables that dynamo creates anew in each trace, and the canonical one that represents them.
+"""Callables that dynamo creates again in each trace, and the canonical one that represents them.
 
 A nested function has no name under which it could be looked up. Those below have no closure, so all
 instances are equivalent; graphs use the canonical one.
