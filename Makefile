@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -72,6 +72,9 @@ bench: $(STAMP) ## Benchmark against alternatives, in one table; ARGS="--quick -
 
 bench-abuse: $(STAMP) ## Measure a legitimate client next to 20 hostile ones; ARGS="--seconds 60"
 	$(BIN)/python -m bench.abuse $(ARGS)
+
+bench-fairness: $(STAMP) ## Measure what a flood of one tenant costs another; ARGS="--rounds 5"
+	$(BIN)/python -m bench.fairness $(ARGS)
 
 targets: $(STAMP) ## Diff the reviewed table of targets with this torch; ARGS=--write writes it
 	$(BIN)/python -m lazyfx_server.security.allowed $(ARGS)

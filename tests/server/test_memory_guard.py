@@ -7,13 +7,19 @@ import logging
 from pathlib import Path
 
 import pytest
+from harness import DCE, compile_request, graph_of
+from in_process import Parts, compiling_parts
+from inline_executor import InlineExecutor
 
+from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.limits.memory_guard import (
     MOST_RESERVE,
     MemoryFiles,
     MemoryGuard,
     MemoryUse,
 )
+from lazyfx_server.errors import UnavailableError
+from lazyfx_server.jobs.graph_job import run_job
 from lazyfx_server.store import MemoryStore, open_store
 
 MIB = 2**20
@@ -139,5 +145,37 @@ def test_stores_in_memory_can_be_halved(tmp_path: Path) -> None:
             # The disk still has what memory has dropped.
             assert await store.contains(keys) == (set(keys[4:]) if store is alone else set(keys))
             await store.close()
+
+    asyncio.run(scenario())
+
+
+async def _compile(parts: Parts, number: float) -> pb.CompileResponse:
+    data = compile_request(graph_of(number), DCE).SerializeToString()
+    async with parts.decoder.reading("Compile", data, parts.tenant) as incoming:
+        return await parts.compiler.compile(incoming, parts.tenant, lambda: None)
+
+
+def test_hits_are_answered_while_misses_are_refused(kernel: Kernel, tmp_path: Path) -> None:
+    guard = MemoryGuard(kernel.files().read, 0.9, lambda: None)
+
+    async def scenario() -> None:
+        store, executor = tmp_path / "store", InlineExecutor(run_job)
+        async with compiling_parts(store, executor, pressure=guard.refusal) as parts:
+            kernel.group(used=500 * MIB, limit=1000 * MIB)
+            await guard.check()
+            made = await _compile(parts, 1.0)
+            kernel.group(used=990 * MIB, limit=1000 * MIB)
+            await guard.check()
+            assert (await _compile(parts, 1.0)).cache.status == pb.CACHE_STATUS_HIT
+            with pytest.raises(UnavailableError, match="setting memory_mark"):
+                await _compile(parts, 2.0)
+            # Rendering needs a worker, too.
+            code = pb.GetArtifactRequest(module_key=made.module_key, kind=pb.ARTIFACT_KIND_CODE)
+            with pytest.raises(UnavailableError):
+                await parts.artifacts.get(code, parts.tenant, lambda: None)
+            kernel.group(used=500 * MIB, limit=1000 * MIB)
+            await guard.check()
+            assert (await _compile(parts, 2.0)).cache.status == pb.CACHE_STATUS_MISS
+            assert (await parts.artifacts.get(code, parts.tenant, lambda: None)).rendered
 
     asyncio.run(scenario())
