@@ -234,7 +234,7 @@ WORKERS_ROW = (
         Query(rate("lazyfx_work_refused_total", by="pool, reason"), "{{pool}} {{reason}}"),
     ),
     curves(
-        "Memory used",
+        "Memory of the server",
         RATIO,
         Query(selected("lazyfx_memory_used_ratio"), "{{instance}}"),
         Query(selected("lazyfx_memory_refusing"), "{{instance}} refuses work"),

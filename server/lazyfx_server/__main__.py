@@ -83,7 +83,7 @@ def _main(arguments: Sequence[str]) -> None:
     # cannot use them, so it had better see none.
     forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
     from lazyfx_server.app import App
-    from lazyfx_server.lifecycle import stop_signals
+    from lazyfx_server.lifecycle import stop_signals, when_free
     from lazyfx_server.workers.pools import Sources
 
     reformat_torch_loggers()
@@ -91,6 +91,10 @@ def _main(arguments: Sequence[str]) -> None:
     sources = Sources(forkserver, SpawnSource(preload, environment))
 
     async def serve() -> None:
+        addresses = settings.addresses
+        host, _, port = addresses.listen.rpartition(":")
+        # Before the store is opened, which the other server still writes to.
+        await when_free(host.strip("[]"), int(port), addresses.takeover_seconds)
         await App(settings, sources).run(stop_signals(), _ready)
 
     try:

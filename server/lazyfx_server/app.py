@@ -41,7 +41,7 @@ from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.execution import RestartReason
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, kind_name
-from lazyfx_server.lifecycle import finishes_before, repeating, when_free
+from lazyfx_server.lifecycle import finishes_before, repeating
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
 from lazyfx_server.rpc.grpc_server import GrpcServer
@@ -255,6 +255,8 @@ class App:
         The port is bound at once; calls are admitted when everything that they need is ready.
         """
         parts.callback(_log.info, "stopped")
+        # Last, so that callers are told when to retry until a successor can have everything else.
+        parts.push_async_callback(self._server.stop)
         parts.callback(self._ledger.close)
         await parts.enter_async_context(
             repeating(_LEDGER_SECONDS, partial(asyncio.to_thread, self._ledger.save))
@@ -262,17 +264,14 @@ class App:
         parts.push_async_callback(self._store.close)
         if self._shared_store is not None:
             await self._shared_store.connect()
-        addresses = self._settings.addresses
-        await when_free(self._bind, addresses.takeover_seconds, addresses.listen)
-        metrics = f"{addresses.metrics_host}:{addresses.metrics_port}"
-        await when_free(self._start_telemetry, addresses.takeover_seconds, metrics)
+        self._server.bind(self._settings.addresses.listen, tls_files(self._settings.callers))
+        await self._start_telemetry()
         parts.push_async_callback(self._telemetry.stop)
         # Calls use workers, so workers stop after the last call. They take seconds to start.
         parts.push_async_callback(self._native.close)
         for executor in self._executors:
             parts.push_async_callback(executor.close)
         await self._server.start()
-        parts.push_async_callback(self._server.stop)
         _log.info(
             "listening on %s, metrics on %s; not serving yet: starting workers",
             self._address,
@@ -287,9 +286,6 @@ class App:
         self._serving = True
         await parts.enter_async_context(repeating(_DEVICE_SECONDS, self._devices.refresh))
         await parts.enter_async_context(repeating(CHECK_SECONDS, self._memory.check))
-
-    async def _bind(self) -> None:
-        self._server.bind(self._settings.addresses.listen, tls_files(self._settings.callers))
 
     async def _start_telemetry(self) -> None:
         try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -39,37 +39,36 @@ async def finishes_before(stop: asyncio.Event, work: Coroutine[object, object, N
     return True
 
 
-async def when_free(listen: Callable[[], Awaitable[None]], seconds: float, address: str) -> None:
-    """Listen on an address, after another process has left it.
+async def when_free(host: str, port: int, seconds: float) -> None:
+    """Wait until no other process listens on an address, or until the time is up.
 
     Args:
-        listen: Tries to listen.
-        seconds: How long the other process may take.
-        address: The address, for the log.
-
-    Raises:
-        OSError: It cannot be listened on.
+        host: Its host.
+        port: Its port.
+        seconds: How long the other process may take to end.
     """
     end = time.monotonic() + seconds
     is_waiting = False
-    while True:
-        try:
-            await listen()
-        except OSError as error:
-            if not is_in_use(error) or time.monotonic() >= end:
-                raise
-        else:
-            return
+    while port and time.monotonic() < end and is_in_use(host, port):
         if not is_waiting:
             is_waiting = True
-            _log.info("waiting up to %g s for another server to leave %s", seconds, address)
+            _log.info("waiting up to %g s for another server to leave %s:%d", seconds, host, port)
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def is_in_use(error: OSError) -> bool:
-    """Whether an address cannot be listened on because another socket does."""
-    # gRPC says why only in words.
-    return error.errno == errno.EADDRINUSE or os.strerror(errno.EADDRINUSE) in str(error)
+def is_in_use(host: str, port: int) -> bool:
+    """Whether a process listens on an address."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return True
+    return False
 
 
 @asynccontextmanager

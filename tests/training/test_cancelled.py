@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,9 +43,9 @@ def _compilers(pid: int) -> list[str]:
 class _Model(torch.nn.Module):
     """Enough kernels to be in the middle of them for a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int) -> None:
         super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(8 + i, 9 + i) for i in range(6))
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8 + i, 9 + i) for i in range(layers))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -52,26 +54,31 @@ class _Model(torch.nn.Module):
 
 
 def test_a_native_compile_that_was_given_up_is_stopped_with_its_compilers(
-    native_server: Any,
+    native_server: Any, tmp_path: Path
 ) -> None:
     ended: list[BaseException] = []
+    client = lazyfx.connect(native_server.address, timeout=600)
+    inputs = (torch.ones(4, 8),)
+    # With this one the server precompiles its header, for all.
+    client.compile(_Model(1), [], inputs).save(tmp_path / "first.pt2", "aot_inductor")
     before = metrics(native_server.metrics_url)
-    client = lazyfx.connect(native_server.address)
-    remote = client.compile(torch.fx.symbolic_trace(_Model()), [], timeout=600)
+    remote = client.compile(_Model(6), [], inputs)
 
     def build() -> None:
         try:
-            remote.aot_package("package.pt2")
+            remote.save(tmp_path / "second.pt2", "aot_inductor")
         except lazyfx.LazyfxError as error:
             ended.append(error)
 
     building = threading.Thread(target=build)
     building.start()
     wait_until(lambda: _compilers(native_server.pid), "a C++ compiler")
+    left = time.perf_counter()
     client.close()
+    wait_until(lambda: not _compilers(native_server.pid), "the end of the compilers")
+    sys.stderr.write(f"compilers ended after {time.perf_counter() - left:.3f} s\n")
     building.join()
     assert isinstance(ended[0], lazyfx.errors.ClosedError)
-    wait_until(lambda: not _compilers(native_server.pid), "the end of the compilers")
 
     def stopped() -> bool:
         samples = metrics(native_server.metrics_url)

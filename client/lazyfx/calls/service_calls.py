@@ -15,7 +15,7 @@ from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
 from lazyfx.calls.diagnosing import diagnose, is_through_a_proxy, not_a_server
-from lazyfx.calls.retries import RetryBudget
+from lazyfx.calls.retries import ExpectedReturn, RetryBudget
 from lazyfx.calls.uploading import Progress, upload
 from lazyfx.capture.blob import Blob
 from lazyfx.errors import (
@@ -82,6 +82,7 @@ class ServiceCalls:
         self.address = address
         self.timeout = timeout
         self._tls = tls
+        self._return = ExpectedReturn()
         self._is_known = False
 
     def start_compile(
@@ -157,8 +158,9 @@ class ServiceCalls:
             except OverloadedError as refusal:
                 yield from retry_budget.wait(refusal)
             except UnavailableError as error:
-                if error.retry_after is not None and not download.received:
-                    yield from retry_budget.wait(error)
+                is_restarting = error.retry_after is not None or self._return.is_expected
+                if is_restarting and not download.received:
+                    yield from self._wait_for_server(error, retry_budget)
                     continue
                 if resumed or not download.received:
                     yield from self._raise_with_diagnosis(error)
@@ -244,11 +246,11 @@ class ServiceCalls:
                     data = yield Finish(call)
                 return _parsed(kind, data)
             except (OverloadedError, UnavailableError) as refusal:
-                if isinstance(refusal, UnavailableError) and refusal.retry_after is None:
-                    yield from self._raise_with_diagnosis(refusal)
-                # A starting or stopping server sends a retry delay.
                 call = None
-                yield from retry_budget.wait(refusal)
+                if isinstance(refusal, OverloadedError):
+                    yield from retry_budget.wait(refusal)
+                else:
+                    yield from self._wait_for_server(refusal, retry_budget)
 
     def _refuse_silence(self) -> Flow[None]:
         """Before the first call: fail if the server does not answer a connection attempt.
@@ -265,6 +267,18 @@ class ServiceCalls:
             if reason is not None:
                 raise UnavailableError(reason, code="UNAVAILABLE")
         self._is_known = True
+
+    def _wait_for_server(self, error: UnavailableError, retry_budget: RetryBudget) -> Flow[None]:
+        """Wait for a server that starts, stops or is being replaced.
+
+        Raises:
+            UnavailableError: It cannot be reached, and has not said that it will be back.
+        """
+        # A starting or stopping server sends a retry delay.
+        self._return.note(error)
+        if error.retry_after is None and not self._return.is_expected:
+            yield from self._raise_with_diagnosis(error)
+        yield from retry_budget.wait(error, is_expected=True)
 
     def _raise_with_diagnosis(self, error: UnavailableError) -> Flow[NoReturn]:
         """Raise the error, with the reason why no call reaches the server if it can be found."""
