@@ -16,13 +16,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import codec, hit, miss, passes
+from bench import codec, hit, miss, passes, raw_hits
 from bench.cores import apart
 from bench.graphs import gpt2_cases
 from bench.rounds import Row, spread
 from bench.servers import running
 
 PARTS = ("hit", "passes", "miss", "wire")
+
+_RAW_CALLS = 1920
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def measure(effort: Effort, parts: tuple[str, ...] | list[str]) -> list[Row]:
             case = cases[0]
             with apart(servers.pids):
                 rows += asyncio.run(hit.measure(case, servers, effort.rounds, effort.calls))
+                rows += asyncio.run(raw_hits.measure(case, servers, effort.rounds, _RAW_CALLS))
                 rows += hit.measure_blocking(case, servers, effort.rounds, effort.calls)
                 check = hit.check_seconds(case)
             rows.append(Row("(a) hit", "of that: has the graph changed?", [check]))

@@ -25,7 +25,7 @@ Call = Callable[[bytes], Any]
 IN_FLIGHT = 64
 TARGET = 1.3
 # A miss with the graph, a hit by digest, which earns a token, and a hit by that.
-_UNTIL_SHORT = 3
+UNTIL_SHORT = 3
 PLAIN: list[str | PassSpec] = [
     "dead_code_elimination", "common_subexpression_elimination", "constant_fold",
     "shape_propagation",
@@ -42,7 +42,7 @@ async def measure(case: Case, servers: Servers, rounds: int, calls: int) -> list
         call: Call = channel.unary_unary(METHOD)  # type: ignore[assignment]
         lists = ((PLAIN, "four passes by name"), (case.passes, "with 30 rewrites"))
         for passes, what in lists:
-            for _ in range(_UNTIL_SHORT):
+            for _ in range(UNTIL_SHORT):
                 handle = await client.compile(case.module, passes)
             if handle.cache.status != "hit":
                 raise RuntimeError(f"a {handle.cache.status} where a hit was due")
@@ -101,7 +101,7 @@ def measure_blocking(case: Case, servers: Servers, rounds: int, calls: int) -> l
         client = stack.enter_context(lazyfx.connect(servers.lazyfx))
         channel = stack.enter_context(grpc.insecure_channel(servers.echo, options=_OPTIONS))
         call: Call = channel.unary_unary(METHOD)  # type: ignore[assignment]
-        for _ in range(_UNTIL_SHORT):
+        for _ in range(UNTIL_SHORT):
             made = client.compile(case.module, PLAIN)._flows
         request_bytes = client._flows.compile_caller.first_request(made.prepared).ByteSize()
         data = payload(request_bytes, made.artifacts.response.ByteSize())

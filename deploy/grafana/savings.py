@@ -263,6 +263,12 @@ WORKERS_ROW = (
         PER_SECOND,
         Query(rate("lazyfx_abandoned_total", by="stage, outcome"), "{{stage}} {{outcome}}"),
     ),
+    stack(
+        "Work shared by servers",
+        PER_SECOND,
+        Query(rate("lazyfx_fleet_flights_total", by="outcome"), "{{outcome}}"),
+        explanation="Results that servers on one Redis needed. Joined: another server made it.",
+    ),
     curves(
         "Versions",
         COUNT,

@@ -17,6 +17,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.assembling import (
     artifact_signer,
     authenticator,
+    fleet_flights,
     ledger_file,
     memory_guard,
     native_compiles,
@@ -150,7 +151,7 @@ class App:
             ),
         )
         self._observers = observers
-        deferred = DeferredObserver(observers)
+        deferred = self._deferred = DeferredObserver(observers)
         crashes = CrashTracker(settings.workers.crash_refusal_seconds)
         guard = self._memory = memory_guard(settings, self._store, self._executor)
         self._native = native_compiles(
@@ -161,6 +162,7 @@ class App:
         admission = Admission(
             settings.workers.workers, settings.calls, PASS_POOL, observers, guard.refusal
         )
+        fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,
@@ -172,6 +174,7 @@ class App:
             limits=settings.requests,
             quotas=quotas,
             costs=costs,
+            fleet=fleet,
             plugins=tuple(plugin.target for plugin in plugins),
         )
         self._artifacts = Artifacts(
@@ -184,15 +187,17 @@ class App:
             native=self._native,
             quotas=quotas,
             costs=costs,
+            fleet=fleet,
             max_source_bytes=settings.requests.max_source_bytes,
         )
         pacing = RefusalPacing(settings.calls.max_refused_rate)
-        blobs = Blobs(self._store, settings.uploads)
+        blobs = Blobs(self._store, settings.uploads, fleet)
         service = GraphCompilerService(
             compiler=self._compiler,
             artifacts=self._artifacts,
             blobs=blobs,
             ledger=ledger,
+            settle=deferred.settle,
             registry=registry,
             named=named,
             limits=settings.calls,
@@ -229,6 +234,7 @@ class App:
             healthy=lambda: True,
             ready=lambda: self._serving,
             notes=lambda: self._native.problem,
+            settle=deferred.settle,
             host=settings.addresses.metrics_host,
             port=settings.addresses.metrics_port,
         )
@@ -258,6 +264,7 @@ class App:
         # Last, so that callers are told when to retry until a successor can have everything else.
         parts.push_async_callback(self._server.stop)
         parts.callback(self._ledger.close)
+        parts.callback(self._deferred.settle)
         await parts.enter_async_context(
             repeating(_LEDGER_SECONDS, partial(asyncio.to_thread, self._ledger.save))
         )
@@ -312,6 +319,7 @@ class App:
         await self._interceptor.wait_until_idle()
         await self._compiler.drain()
         await self._artifacts.drain()
+        await self._fleet.drain()
 
     def _log_key(self, address: str) -> None:
         in_use = self._signer.verify_keys[0].public_key

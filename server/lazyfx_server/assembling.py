@@ -12,6 +12,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import NATIVE_POOL, Admission
 from lazyfx_server.compiling.limits.memory_guard import MemoryFiles, MemoryGuard
@@ -167,6 +168,7 @@ def shared_store(settings: Settings, signer: Signer, hooks: StoreHooks) -> Share
             store.store_disk_bytes,
             store.store_wait_seconds,
             max(1, int(store.store_ttl_days * _DAY)),
+            store.store_lease_seconds,
         ),
         identity,
         hooks,
@@ -197,6 +199,26 @@ def tls_files(settings: CallerSettings) -> TlsFiles | None:
     if settings.server_certificate is None or settings.server_key is None:
         return None
     return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
+
+
+def fleet_flights(
+    settings: Settings,
+    shared: SharedStore | None,
+    store: MemoryStore | TieredStore,
+    observer: Observer,
+) -> FleetFlights:
+    """The flights of the servers that share a store.
+
+    Args:
+        settings: All settings.
+        shared: What this server shares with others.
+        store: Its store, over that.
+        observer: Told how flights end.
+    """
+    over_shared = store if shared is not None and isinstance(store, TieredStore) else None
+    leases = None if shared is None else shared.leases
+    waits = FleetSettings(settings.store.store_hedge_seconds, settings.store.store_wait_seconds)
+    return FleetFlights(leases, over_shared, observer, waits)
 
 
 def ledger_file(settings: Settings) -> LedgerFile | None:

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, symbolic_trace
 
 import lazyfx
 from lazyfx.capture import remembering
+from lazyfx.shared import wire
 
 
 class Model(nn.Module):
@@ -242,4 +243,23 @@ def test_what_changes_a_call_without_changing_a_node_is_seen(change):
     remembered = remembering.cached_encoding(module)
     assert remembered.is_unchanged()
     change(module)
+    assert not remembered.is_unchanged()
+
+
+@pytest.mark.parametrize("found", ["example_value", wire.META_KEY, None])
+def test_metadata_under_a_key_that_is_looked_at_first_is_a_change(found):
+    graph = symbolic_trace(lambda x: x + 1)
+    first = next(iter(graph.graph.nodes))
+    if found is not None:
+        first.meta[found] = torch.zeros(2) if found == "example_value" else None
+    remembering.encode(graph)
+    remembered = remembering.cached_encoding(graph)
+    assert remembered is not None
+    assert remembered.is_unchanged()
+    first.meta["val"] = torch.zeros(3)
+    assert not remembered.is_unchanged()
+    del first.meta["val"]
+    assert remembered.is_unchanged()
+    last = list(graph.graph.nodes)[-2]
+    last.meta["example_value"] = torch.zeros(3)
     assert not remembered.is_unchanged()

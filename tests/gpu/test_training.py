@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training.counting import native_compiles
+from training.loops import Net, Training, assert_same, batches, train
 
 import lazyfx
 from lazyfx.backend.dynamo_graphs import FlatGraph
 from lazyfx.errors import PreconditionError
 from lazyfx.shared import wire
 from lazyfx.shared.native.native_request import native_request
-
-_TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(_TESTS), str(_TESTS / "server")]
-
-from training.counting import native_compiles  # noqa: E402
-from training.loops import Net, Training, assert_same, batches, train  # noqa: E402
 
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device; this host has none"

@@ -17,7 +17,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 from lazyfx_server.compiling.catalog import Catalog, NotFound
-from lazyfx_server.compiling.limits.admission import Admission, Work
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenants
@@ -235,7 +235,7 @@ def test_a_crowd_of_one_tenant_does_not_starve_another() -> None:
         release = asyncio.Event()
 
         async def job(tenant: str) -> None:
-            async with admission.slot(Work(tenant, JobKind(b"", b"", 0))):
+            async with admission.slot(QueuedJob(tenant, JobKind(b"", b"", 0))):
                 order.append(tenant)
                 await release.wait()
 
@@ -258,7 +258,7 @@ def test_a_full_queue_gives_way_to_a_tenant_with_less_in_it() -> None:
         release = asyncio.Event()
 
         async def job(tenant: str) -> str:
-            async with admission.slot(Work(tenant, JobKind(b"", b"", 0))):
+            async with admission.slot(QueuedJob(tenant, JobKind(b"", b"", 0))):
                 await release.wait()
                 return tenant
 

@@ -16,6 +16,7 @@ from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
@@ -87,6 +88,7 @@ async def compiling_parts(
     registry = registry_with([])
     quotas = Quotas(QuotaLimits())
     costs = CodegenCosts()
+    fleet = FleetFlights(None, None, recorder, FleetSettings())
     builder = Builder("test", version("lazyfx"), torch.__version__, platform.python_version())
     compiler = Compiler(
         catalog=catalog,
@@ -99,6 +101,7 @@ async def compiling_parts(
         limits=limits,
         quotas=quotas,
         costs=costs,
+        fleet=fleet,
     )
     artifacts = Artifacts(
         catalog=catalog,
@@ -110,6 +113,7 @@ async def compiling_parts(
         native=NativeCompiles(None, Admission(1, calls), recorder),
         quotas=quotas,
         costs=costs,
+        fleet=fleet,
         max_source_bytes=limits.max_source_bytes,
     )
     try:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from lazyfx_server.compiling.limits.admission import LONG_SECONDS, Admission, Work
+from lazyfx_server.compiling.limits.admission import LONG_SECONDS, Admission, QueuedJob
 from lazyfx_server.compiling.limits.cost_estimates import (
     PASS_JOBS,
     CostEstimates,
@@ -97,8 +97,8 @@ def _run(scenario: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(scenario)
 
 
-def _work(tenant: str = "t", same: bytes = b"", urgency: Urgency | None = None) -> Work:
-    return Work(tenant, JobKind(same, b"family", 0), JointUrgency(urgency))
+def _work(tenant: str = "t", same: bytes = b"", urgency: Urgency | None = None) -> QueuedJob:
+    return QueuedJob(tenant, JobKind(same, b"family", 0), JointUrgency(urgency))
 
 
 class _Jobs:
@@ -110,13 +110,13 @@ class _Jobs:
         self._release: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def add(self, name: str, work: Work) -> asyncio.Task[None]:
+    async def add(self, name: str, work: QueuedJob) -> asyncio.Task[None]:
         self._release[name] = asyncio.Event()
         task = self._tasks[name] = asyncio.ensure_future(self._job(name, work))
         await asyncio.sleep(0)
         return task
 
-    async def _job(self, name: str, work: Work) -> None:
+    async def _job(self, name: str, work: QueuedJob) -> None:
         async with self.admission.slot(work):
             self.order.append(name)
             await self._release[name].wait()
@@ -128,7 +128,7 @@ class _Jobs:
             await asyncio.sleep(0)
 
 
-async def _teach(admission: Admission, work: Work, seconds: float) -> None:
+async def _teach(admission: Admission, work: QueuedJob, seconds: float) -> None:
     """Let an admission see a job of this duration, without waiting that long."""
     admission._estimates.record(work.kind, seconds)
 
@@ -200,10 +200,10 @@ def test_a_job_that_alone_takes_longer_than_its_call_is_refused_without_a_delay(
 def test_nothing_is_refused_by_an_estimate_that_nothing_supports() -> None:
     async def scenario() -> list[str]:
         jobs = _Jobs(Admission(1, CallLimits()))
-        huge = Work("t", JobKind(b"new", b"new", 2**30), JointUrgency())
+        huge = QueuedJob("t", JobKind(b"new", b"new", 2**30), JointUrgency())
         await jobs.add("huge", huge)
         soon = JointUrgency(Urgency(1, time.monotonic() + 5.0))
-        await jobs.add("another", Work("t", JobKind(b"x", b"x", 2**30), soon))
+        await jobs.add("another", QueuedJob("t", JobKind(b"x", b"x", 2**30), soon))
         await jobs.end("huge", "another")
         return jobs.order
 

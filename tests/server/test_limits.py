@@ -18,7 +18,7 @@ from lazyfx.shared.source.writable import MAX_SOURCE_BYTES
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.blobs.unfinished_uploads import UnfinishedUploads
-from lazyfx_server.compiling.limits.admission import Admission, Work
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
 from lazyfx_server.compiling.limits.request_checks import described
@@ -121,7 +121,7 @@ async def _wait(count: int, **limits: float) -> None:
     admission = Admission(1, CallLimits(**limits))
 
     async def job(end: asyncio.Event) -> None:
-        async with admission.slot(Work("alice", JobKind(b"", b"", 0))):
+        async with admission.slot(QueuedJob("alice", JobKind(b"", b"", 0))):
             await end.wait()
 
     end = asyncio.Event()

@@ -27,7 +27,8 @@ async def _burst(parts: Parts, request: pb.CompileRequest, dice: random.Random) 
         for _ in range(ticks):
             await asyncio.sleep(0)
         async with parts.decoder.reading("Compile", data, parts.tenant) as incoming:
-            response = await parts.compiler.compile(incoming, parts.tenant, lambda: None)
+            answer = await parts.compiler.compile(incoming, parts.tenant, lambda: None)
+        response = pb.CompileResponse.FromString(answer)
         artifact = pb.GetArtifactRequest(module_key=response.module_key, kind=pb.ARTIFACT_KIND_CODE)
         await parts.artifacts.get(artifact, parts.tenant, lambda: None)
 

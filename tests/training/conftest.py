@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from servers import start_server
 
 from lazyfx.backend import reset_backend_report
-
-# Helpers shared by the folders that talk to a running server, and the tiny models.
-_TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(_TESTS), str(_TESTS / "server")]
-
-from servers import start_server  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ object allocations, so it visits everything only once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from operator import attrgetter, eq, getitem, is_
+from itertools import chain, compress, repeat
+from operator import attrgetter, contains, eq, getitem, is_
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -31,6 +31,7 @@ _ATTRIBUTE = "_lazyfx_remembered"
 
 _PARTS = attrgetter("name", "op", "target", "_args", "_kwargs")
 _NODES = attrgetter("nodes")
+_META = attrgetter("meta")
 _GRAPH = attrgetter("_graph", "_graph._codegen", "_graph._codegen._body_transformer")
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
 _DESCRIPTION = attrgetter("shape", "dtype", "requires_grad")
@@ -91,7 +92,8 @@ class CachedEncoding:
         nodes = list(_nodes(self._graphs))
         self._nodes = [(*_PARTS(node), *_value(node)) for node in nodes]
         # Dynamo's nodes have no "val"; getting one is a change.
-        self._without_val = [i for i, of in enumerate(self._nodes) if of[-2] != "val"]
+        lacking = [[_lacks(of[-2], key) for of in self._nodes] for key in _VALUE_KEYS]
+        self._lacking = [of for of in zip(_VALUE_KEYS, lacking, strict=True) if any(of[1])]
         registered = set(map(id, self._items))
         loose = set(map(id, self._extra_values))
         parts = list(chain.from_iterable(encoded.attributes))
@@ -175,7 +177,10 @@ class CachedEncoding:
                 or (key is not None and node.meta[key] is not value)
             ):
                 return False
-        return not any(_has_other_value(nodes[i], self._nodes[i][-2]) for i in self._without_val)
+        return not any(
+            any(map(contains, map(_META, compress(nodes, lacking)), repeat(key)))
+            for key, lacking in self._lacking
+        )
 
     def _same_tensors(self) -> bool:
         tensors = self._tensors
@@ -237,10 +242,12 @@ def _value(node: Node) -> tuple[str | None, object]:
     return None, None
 
 
-def _has_other_value(node: Node, key: str | None) -> bool:
-    """Whether the encoder would now find the metadata under another key."""
-    before = _VALUE_KEYS[: _VALUE_KEYS.index(key)] if key else _VALUE_KEYS
-    return any(each in node.meta for each in before)
+def _lacks(found: str | None, key: str) -> bool:
+    """Whether a node whose metadata was found under `found` has none under `key`, which is first.
+
+    With it, the encoder would find other metadata.
+    """
+    return found is None or _VALUE_KEYS.index(key) < _VALUE_KEYS.index(found)
 
 
 def _called(encoded: wire.EncodedGraph) -> list[torch.nn.Module]:

@@ -13,15 +13,17 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
+from lazyfx_server.compiling.flights.leased_flight import Work
+from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.key import artifact_digest
-from lazyfx_server.compiling.limits.admission import Admission, Work
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.urgency import Urgency
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
-from lazyfx_server.compiling.single_flight import Flight, Landing, Outcome, SingleFlight
-from lazyfx_server.compiling.stored_artifacts import StoredArtifacts
+from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import (
     DeadlineTooShortError,
@@ -29,12 +31,17 @@ from lazyfx_server.errors import (
     ModuleNotFoundInCacheError,
 )
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
+from lazyfx_server.jobs.native.progress import progress_of
 from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import ArtifactServed, FlightAbandoned, Observer, RecompilesPerformed
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
+
+# Before any has been measured.
+_USUAL_SECONDS = 1.0
+_USUAL_NATIVE_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,7 @@ class Artifacts:
         native: Compiles native artifacts.
         quotas: Quotas of tenants.
         costs: Records the cost of code generation per graph.
+        fleet: Flights of the servers that share a store.
         max_source_bytes: Bound on the source of a module.
     """
 
@@ -109,6 +117,7 @@ class Artifacts:
         native: NativeCompiles,
         quotas: Quotas,
         costs: CodegenCosts,
+        fleet: FleetFlights,
         max_source_bytes: int,
     ) -> None:
         self._catalog = catalog
@@ -119,6 +128,7 @@ class Artifacts:
         self._native = native
         self._quotas = quotas
         self._costs = costs
+        self._fleet = fleet
         self._max_source_bytes = max_source_bytes
         self._flights: SingleFlight[_Found] = SingleFlight(self._on_abandoned)
 
@@ -213,38 +223,52 @@ class Artifacts:
     def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
         """The progress of a native artifact that `get` is waiting for."""
         variant = self._native.variant(request)
-        return self._native.progress(artifact_digest(request.module_key, request.kind, variant))
+        place = artifact_digest(request.module_key, request.kind, variant)
+        # Made here, or on a server that this one waits for.
+        if note := self._fleet.note(artifact_key(place)):
+            return progress_of(note)
+        return self._native.progress(place)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("render", outcome))
 
     async def _find_or_make(self, resolved: _ResolvedRequest, flight: Flight[_Found]) -> _Found:
         module, kind = resolved.module, resolved.message.kind
-        if found := await self._stored.find(resolved.place(kind), module, kind):
+        place, native = resolved.place(kind), resolved.kind.maker == "native"
+        find = partial(self._stored.find, place, module, kind)
+        if found := await find():
             return _Found(found)
-        body = await self._stored.graph(module)
-        graph = graph_pb2.CompiledGraph.FromString(body)
         work = Work(
-            module.tenant.name,
-            JobKind(resolved.place(kind), kind_name(kind).encode(), len(body)),
-            flight.urgency,
+            artifact_key(place),
+            "render",
+            kind_name(kind),
+            find,
+            _USUAL_NATIVE_SECONDS if native else _USUAL_SECONDS,
+            lambda: self._native.progress(place).SerializeToString() if native else b"",
         )
-        if resolved.kind.maker == "native":
-            return await self._make_native(resolved, graph, flight, work)
-        return await self._render(resolved, graph, flight, work)
+        async with self._fleet.flight(work, flight) as ours:
+            if ours.found is None:
+                body = await self._stored.graph(module)
+                graph = graph_pb2.CompiledGraph.FromString(body)
+                cost = JobKind(place, kind_name(kind).encode(), len(body))
+                job = QueuedJob(module.tenant.name, cost, flight.urgency)
+                make = self._make_native if native else self._render
+                return await make(resolved, graph, flight, job)
+        assert ours.found is not None, "found, or made and returned"
+        return _Found(ours.found)
 
     async def _make_native(
         self,
         resolved: _ResolvedRequest,
         graph: graph_pb2.CompiledGraph,
         flight: Flight[_Found],
-        work: Work,
+        queued_job: QueuedJob,
     ) -> _Found:
         request, module = resolved.message, resolved.module
         place = resolved.place(request.kind)
         charge = self._quotas.charge_work(module.tenant)
         result = await self._native.make(
-            place, graph, request, work, _subject(module), flight, charge
+            place, graph, request, queued_job, _subject(module), flight, charge
         )
         flight.mark_finishing()
         record = await self._stored.add(place, result.data, result.media_type, module, request.kind)
@@ -256,7 +280,7 @@ class Artifacts:
         resolved: _ResolvedRequest,
         graph: graph_pb2.CompiledGraph,
         flight: Flight[_Found],
-        work: Work,
+        queued_job: QueuedJob,
     ) -> _Found:
         request, module = resolved.message, resolved.module
         source_kind = pb.ARTIFACT_KIND_SOURCE
@@ -278,7 +302,7 @@ class Artifacts:
             for digest in module.record.constants:
                 data = await self._stored.constant(module, digest)
                 job.constants.add(digest=digest, data=data)
-        async with self._admission.slot(work):
+        async with self._admission.slot(queued_job):
             flight.mark_running()
             with self._quotas.charge_work(module.tenant):
                 result = await self._jobs.render(job, module.tenant.name, _subject(module))

@@ -38,7 +38,7 @@ class CompiledModule:
     record: ModuleRecord
     rendered: set[int] = field(default_factory=set)
     checked: float = 0.0
-    _hit: pb.CompileResponse | None = None
+    _hit: bytes | None = None
 
     @property
     def report(self) -> pb.CompileReport:
@@ -51,33 +51,31 @@ class CompiledModule:
         return self.tenant.blob(self.record.compiled_graph.sha256)
 
     @property
-    def hit(self) -> pb.CompileResponse:
-        """The response for a hit; it is shared, so never changed in place."""
+    def hit(self) -> bytes:
+        """The response for a hit, serialized once."""
         if self._hit is None:
             self._hit = self.answer(pb.CACHE_STATUS_HIT, None)
         return self._hit
 
-    def hit_with(self, token: bytes) -> pb.CompileResponse:
+    def hit_with(self, token: bytes) -> bytes:
         """The response for a hit, with the request's token if it has one."""
-        if not token:
-            return self.hit
-        response = pb.CompileResponse(request_token=token)
-        response.MergeFrom(self.hit)
-        return response
+        # Messages are merged by joining their bytes.
+        return pb.CompileResponse(request_token=token).SerializeToString() + self.hit
 
-    def answer(self, status: pb.CacheStatus.ValueType, miss: Miss | None) -> pb.CompileResponse:
+    def answer(self, status: pb.CacheStatus.ValueType, miss: Miss | None) -> bytes:
         """Build a response about this module."""
         cache = pb.CacheResult(status=status)
         if miss:
             cache.miss_reason = miss.reason
             cache.explanation = miss.explanation
-        return pb.CompileResponse(
+        response = pb.CompileResponse(
             module_key=self.key,
             cache=cache,
             report=self.report,
             rendered=sorted(self.rendered),  # type: ignore[arg-type]
             constants=self.record.constants,
         )
+        return response.SerializeToString()
 
     def record_rendering(self, kind: int) -> None:
         """Record that an artifact of this kind exists."""

@@ -14,10 +14,11 @@ from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
+from lazyfx_server.compiling.flights.leased_flight import Work
+from lazyfx_server.compiling.flights.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.generation_costs import CodegenCosts
-from lazyfx_server.compiling.key import ModuleKey
-from lazyfx_server.compiling.limits.admission import Admission, Work
-from lazyfx_server.compiling.limits.cost_estimates import JobKind
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import check_body
 from lazyfx_server.compiling.limits.urgency import Urgency
@@ -27,11 +28,12 @@ from lazyfx_server.compiling.request import (
     IncomingCompile,
     RequestReader,
     ResolvedRequest,
+    fares_better_alone,
+    kind_of_job,
     unknown_token,
 )
-from lazyfx_server.compiling.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import DeadlineTooShortError, MissingInputsError
+from lazyfx_server.errors import MissingInputsError
 from lazyfx_server.settings.limits import PassLimits, RequestLimits
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
@@ -47,16 +49,18 @@ from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
 
-# Of a graph, in bytes, for the estimate of its compile.
-_MAX_SIZE = 2**30
-
 
 @dataclass(frozen=True, slots=True)
 class _FlightResult:
-    """A module, and the reason for the miss unless it was found."""
+    """A module, and the reason for the miss unless it was found.
+
+    Attributes:
+        joined: Another server compiled it, while this flight waited.
+    """
 
     module: CompiledModule
     miss: Miss | None
+    joined: bool = False
 
 
 class Compiler:
@@ -72,6 +76,7 @@ class Compiler:
         limits: Bounds on requests and jobs.
         quotas: Quotas of tenants.
         costs: Measured costs of code generation per graph.
+        fleet: Flights of the servers that share a store.
         plugins: Object references by which workers find plugins.
     """
 
@@ -88,6 +93,7 @@ class Compiler:
         limits: RequestLimits,
         quotas: Quotas,
         costs: CodegenCosts,
+        fleet: FleetFlights,
         plugins: Sequence[str] = (),
     ) -> None:
         self._catalog = catalog
@@ -100,9 +106,10 @@ class Compiler:
         self._limits = limits
         self._quotas = quotas
         self._costs = costs
+        self._fleet = fleet
         self._plugins = plugins
         self._flights: SingleFlight[_FlightResult] = SingleFlight(self._on_abandoned)
-        self._reader = RequestReader(limits, pipelines)
+        self._reader = RequestReader(limits, pipelines, store if fleet.shares else None)
 
     @property
     def in_flight(self) -> int:
@@ -111,13 +118,16 @@ class Compiler:
 
     async def compile(
         self, incoming: IncomingCompile, tenant: Tenant, time_left: Callable[[], float | None]
-    ) -> pb.CompileResponse:
+    ) -> bytes:
         """Serve one request of a tenant.
 
         Args:
             incoming: The request.
             tenant: The tenant.
             time_left: Returns the seconds until the deadline of the call; None without one.
+
+        Returns:
+            The bytes of a CompileResponse.
 
         Raises:
             InvalidRequestError: A field is wrong.
@@ -129,32 +139,34 @@ class Compiler:
         if not request.skip_cache_lookup:
             module = self._catalog.recent(tenant, resolved.digest)
             if module is not None:
-                return self._hit(module, incoming, resolved)
+                return await self._hit(module, incoming, resolved)
         urgency = Urgency.of(request.priority, time_left)
         while True:
             landing = await self._flights.join(
                 resolved.digest, partial(self._find_or_make, incoming, resolved), urgency
             )
-            if landing.led or not _fares_better_alone(request, landing):
+            if landing.led or not fares_better_alone(request, landing):
                 break
         found = landing.result()
-        if found.miss is None:
-            return self._hit(found.module, incoming, resolved)
-        if landing.led:
+        if found.miss is None and not found.joined:
+            return await self._hit(found.module, incoming, resolved)
+        if landing.led and not found.joined:
             return found.module.answer(pb.CACHE_STATUS_MISS, found.miss)
         self._observer.observe(LookupMade("joined", tenant=tenant.name))
         self._observer.observe(Reused(found.module.report.seconds, tenant.name))
         return found.module.answer(pb.CACHE_STATUS_JOINED, found.miss)
 
-    def _hit(
+    async def _hit(
         self, module: CompiledModule, incoming: IncomingCompile, resolved: ResolvedRequest
-    ) -> pb.CompileResponse:
+    ) -> bytes:
         whose, spent = module.tenant.name, time.perf_counter() - incoming.arrived
         self._observer.observe(LookupMade("hit", tenant=whose))
         self._observer.observe(Reused(module.report.seconds, whose))
         self._observer.observe(OverheadSpent("key", spent, whose))
-        # A caller that sent the token already has it.
-        return module.hit if incoming.request.request_token else module.hit_with(resolved.token)
+        if incoming.request.request_token:
+            return module.hit  # its caller has the token already
+        await self._reader.keep(incoming, resolved)
+        return module.hit_with(resolved.token)
 
     def _on_abandoned(self, outcome: Outcome) -> None:
         self._observer.observe(FlightAbandoned("compile", outcome))
@@ -180,13 +192,31 @@ class Compiler:
             damaged = found.damaged
         # The flight uses the request until it ends, even if no caller waits any more.
         with incoming.hold:
-            miss = await self._explainer.explain(
-                resolved.key,
-                resolved.pipeline.spelling,
-                skipped=request.skip_cache_lookup,
-                damaged=damaged,
-            )
-            return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
+            async with self._fleet.flight(self._work(incoming, resolved), flight) as ours:
+                if ours.found is None:
+                    miss = await self._explainer.explain(
+                        resolved.key,
+                        resolved.pipeline.spelling,
+                        skipped=request.skip_cache_lookup,
+                        damaged=damaged,
+                    )
+                    return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
+            assert ours.found is not None, "found, or made and returned"
+            return _FlightResult(ours.found, None, joined=True)
+
+    def _work(
+        self, incoming: IncomingCompile, resolved: ResolvedRequest
+    ) -> Work[CompiledModule] | None:
+        """What servers that share a store make once; None for a request that wants its own."""
+        if incoming.request.skip_cache_lookup:
+            return None
+        tenant = resolved.tenant
+
+        async def find() -> CompiledModule | None:
+            found = await self._catalog.find(tenant, resolved.digest)
+            return found if isinstance(found, CompiledModule) else None
+
+        return Work(tenant.module(resolved.digest), "compile", "compile", find)
 
     async def _make(
         self,
@@ -197,8 +227,8 @@ class Compiler:
     ) -> CompiledModule:
         request, key, tenant = incoming.request, resolved.key, resolved.tenant
         await self._require_blobs(request, tenant)
-        work = Work(tenant.name, _kind_of_job(incoming, key), flight.urgency)
-        async with self._admission.slot(work) as queued:
+        queued_job = QueuedJob(tenant.name, kind_of_job(incoming, key), flight.urgency)
+        async with self._admission.slot(queued_job) as queued:
             flight.mark_running()
             # Created only now, so that a queued job costs no more than its request.
             job = await self._job(incoming, tenant)
@@ -309,29 +339,3 @@ class Compiler:
                 tenant=resolved.tenant.name,
             )
         )
-
-
-def _kind_of_job(incoming: IncomingCompile, key: ModuleKey) -> JobKind:
-    """What the duration of a compile depends on."""
-    # Without the body this is what the caller says; it is charged for what the job really takes.
-    size = len(incoming.body) or incoming.request.graph_digest.size_bytes
-    return JobKind(key.tenant + key.graph + key.pipeline, key.pipeline, min(size, _MAX_SIZE))
-
-
-def _fares_better_alone(request: pb.CompileRequest, landing: Landing[_FlightResult]) -> bool:
-    """Whether a request should retry in a flight of its own instead of sharing this landing.
-
-    If blobs or the request were missing, the leader had only a token or a digest. A request that
-    contains more leads the next flight; one that does not would fail the same way. A token that
-    resolved to another request needs its own flight. If the deadline of the leader was too short,
-    that of this request may not be.
-    """
-    error = landing.error
-    if error is None:
-        return request.skip_cache_lookup and landing.result().miss is None
-    if isinstance(error, DeadlineTooShortError):
-        return True
-    if not isinstance(error, MissingInputsError):
-        return False
-    asked_for_request = error.subjects[0].startswith("requests/")
-    return request.HasField("graph") or bool(request.request_token) != asked_for_request

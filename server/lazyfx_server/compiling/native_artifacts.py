@@ -23,8 +23,8 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.dispatch.builds import Builds, BuildSession
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
-from lazyfx_server.compiling.limits.admission import Admission, Work
-from lazyfx_server.compiling.single_flight import STOP_SECONDS, Flight
+from lazyfx_server.compiling.flights.single_flight import STOP_SECONDS, Flight
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.errors import (
     FailedPreconditionError,
     InternalError,
@@ -189,7 +189,7 @@ class NativeCompiles:
         place: bytes,
         graph: graph_pb2.CompiledGraph,
         request: pb.GetArtifactRequest,
-        work: Work,
+        queued_job: QueuedJob,
         subject: Subject,
         flight: Flight[Any],
         charge: AbstractContextManager[None],
@@ -200,7 +200,7 @@ class NativeCompiles:
             place: The store key of the artifact.
             graph: The compiled graph.
             request: Checked by `variant`.
-            work: The job, for fair queueing.
+            queued_job: The job, for fair queueing.
             subject: The subject of the job.
             flight: Notified when the compile begins.
             charge: Charges the tenant for the time within it; the wait for a slot is not charged.
@@ -221,9 +221,9 @@ class NativeCompiles:
         )
         ended = "failed"
         try:
-            async with self._admission.slot(work):
+            async with self._admission.slot(queued_job):
                 started = time.monotonic()
-                flight.mark_running(lambda: self._grace_period(work, started))
+                flight.mark_running(lambda: self._grace_period(queued_job, started))
                 session = self._workers.builds.session()
                 with charge:
                     result = await self._workers.jobs.native(job, subject, session)
@@ -259,13 +259,13 @@ class NativeCompiles:
             _log.error("a native job returned a library that was not compiled here")
             raise InternalError("the artifact contains a library that this server did not compile")
 
-    def _grace_period(self, work: Work, started: float) -> float:
+    def _grace_period(self, queued_job: QueuedJob, started: float) -> float:
         """How long an abandoned compile continues: to its end, if it is nearly done.
 
         That is if it has run for some time, and for half of the usual duration.
         """
         spent = time.monotonic() - started
-        usual = self._admission.usual_seconds(work.kind)
+        usual = self._admission.usual_seconds(queued_job.kind)
         if usual is not None and spent >= max(_WORTH_KEEPING_SECONDS, usual / 2):
             return math.inf
         return STOP_SECONDS

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cachetools import LRUCache
+from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.flights.single_flight import Landing
 from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.held_bytes import MemoryHold
 from lazyfx_server.compiling.limits.request_checks import check_compile
 from lazyfx_server.compiling.off_loop import compute, sha256
 from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, MissingInputsError
+from lazyfx_server.errors import DeadlineTooShortError, InvalidRequestError, MissingInputsError
 from lazyfx_server.settings.limits import RequestLimits
+from lazyfx_server.store import Store
 
 # Maximum resolved requests without a graph in the cache.
 _KNOWN_REQUESTS = 4096
-_TOKEN_BYTES = 32
+TOKEN_BYTES = 32
+# Longer requests are not kept for other servers.
+_MAX_KEPT_BYTES = 64 * 1024
+# Of a graph, in bytes, for the estimate of its compile.
+_MAX_SIZE = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +76,14 @@ class RequestReader:
     Args:
         limits: Bounds on requests.
         pipelines: Resolves pass lists.
+        store: Where other servers find requests by their tokens; None if there are none.
     """
 
-    def __init__(self, limits: RequestLimits, pipelines: Pipelines) -> None:
+    def __init__(self, limits: RequestLimits, pipelines: Pipelines, store: Store | None) -> None:
         self._limits = limits
         self._pipelines = pipelines
+        self._store = store
+        self._kept: LRUCache[bytes, bool] = LRUCache(_KNOWN_REQUESTS)
         self._known: LRUCache[bytes, ResolvedRequest] = LRUCache(_KNOWN_REQUESTS)
 
     async def read(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
@@ -83,7 +95,7 @@ class RequestReader:
         """
         request = incoming.request
         if request.request_token:
-            return self._recall(request, tenant)
+            return await self._recall(incoming, tenant)
         if request.HasField("graph"):
             return await compute(incoming.size, self._resolve, incoming, tenant, b"")
         # Requests without a graph are small, and are repeated for every hit.
@@ -95,17 +107,49 @@ class RequestReader:
                 self._known[token] = known
         return known
 
-    def _recall(self, request: pb.CompileRequest, tenant: Tenant) -> ResolvedRequest:
-        if len(request.ListFields()) != 1 or len(request.request_token) != _TOKEN_BYTES:
+    async def keep(self, incoming: IncomingCompile, resolved: ResolvedRequest) -> None:
+        """Let other servers know a request by its token, which is being given away."""
+        token = resolved.token
+        if self._store is None or not token or token in self._kept:
+            return
+        self._kept[token] = True
+        request = incoming.request.SerializeToString()
+        if len(request) <= _MAX_KEPT_BYTES:
+            await self._store.put(resolved.tenant.request(token), request)
+
+    async def _recall(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
+        request = incoming.request
+        if len(request.ListFields()) != 1 or len(request.request_token) != TOKEN_BYTES:
             raise InvalidRequestError.of_field(
                 "request_token",
-                f"must have {_TOKEN_BYTES} bytes, and replaces the whole request; "
+                f"must have {TOKEN_BYTES} bytes, and replaces the whole request; "
                 "leave every other field unset",
             )
         known: ResolvedRequest | None = self._known.get(request.request_token)
+        if known is None and self._store is not None:
+            known = await self._find_kept(self._store, incoming, tenant)
         if known is None or known.tenant != tenant:
             raise unknown_token(request.request_token)
         return known
+
+    async def _find_kept(
+        self, store: Store, incoming: IncomingCompile, tenant: Tenant
+    ) -> ResolvedRequest | None:
+        """The request that another server has given this token to."""
+        token = incoming.request.request_token
+        stored = await store.get(tenant.request(token))
+        # The token is a digest of the request, so that nothing else is accepted for it.
+        if stored is None or await sha256(tenant.tag + stored) != token:
+            return None
+        try:
+            found = replace(incoming, request=pb.CompileRequest.FromString(stored))
+            known = await compute(len(stored), self._resolve, found, tenant, token)
+        except (DecodeError, InvalidRequestError):
+            return None  # that server knows passes or takes sizes that this one does not
+        if known.token:
+            self._known[token] = known
+            self._kept[token] = True
+        return known if known.token else None
 
     def _resolve(self, incoming: IncomingCompile, tenant: Tenant, token: bytes) -> ResolvedRequest:
         request, body = incoming.request, incoming.body
@@ -136,3 +180,29 @@ def unknown_token(token: bytes) -> MissingInputsError:
         "the token is unknown or has expired; send the full request",
         [f"requests/{token.hex()}"],
     )
+
+
+def kind_of_job(incoming: IncomingCompile, key: ModuleKey) -> JobKind:
+    """What the duration of a compile depends on."""
+    # Without the body this is what the caller says; it is charged for what the job really takes.
+    size = len(incoming.body) or incoming.request.graph_digest.size_bytes
+    return JobKind(key.tenant + key.graph + key.pipeline, key.pipeline, min(size, _MAX_SIZE))
+
+
+def fares_better_alone(request: pb.CompileRequest, landing: Landing[Any]) -> bool:
+    """Whether a request should retry in a flight of its own instead of sharing this landing.
+
+    If blobs or the request were missing, the leader had only a token or a digest. A request that
+    contains more leads the next flight; one that does not would fail the same way. A token that
+    resolved to another request needs its own flight. If the deadline of the leader was too short,
+    that of this request may not be.
+    """
+    error = landing.error
+    if error is None:
+        return request.skip_cache_lookup and landing.result().miss is None
+    if isinstance(error, DeadlineTooShortError):
+        return True
+    if not isinstance(error, MissingInputsError):
+        return False
+    asked_for_request = error.subjects[0].startswith("requests/")
+    return request.HasField("graph") or bool(request.request_token) != asked_for_request

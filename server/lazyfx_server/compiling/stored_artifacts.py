@@ -20,6 +20,11 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _log = logging.getLogger(__name__)
 
 
+def artifact_key(place: bytes) -> str:
+    """The store key of an artifact; see `key.artifact_digest`."""
+    return f"artifacts/{place.hex()}"
+
+
 class StoredArtifacts:
     """Finds and stores the artifacts of compiled modules.
 
@@ -38,7 +43,7 @@ class StoredArtifacts:
         self, place: bytes, module: CompiledModule, kind: pb.ArtifactKind.ValueType
     ) -> worker.ArtifactRecord | None:
         """The artifact under a store key, if this server signed it."""
-        stored = await self._store.get(f"artifacts/{place.hex()}")
+        stored = await self._store.get(artifact_key(place))
         if stored is None:
             return None
         try:
@@ -72,7 +77,7 @@ class StoredArtifacts:
             raise InternalError("the worker rendered an artifact without a media type")
         digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
         record = self._signed(data, digest, media_type, module, kind)
-        await self._store.put(f"artifacts/{place.hex()}", record.SerializeToString())
+        await self._store.put(artifact_key(place), record.SerializeToString())
         return record
 
     async def made_by_compile(

@@ -38,6 +38,10 @@ class Tenant:
         """Store key of the tenant's compiled module with this key."""
         return f"modules/{_opaque_key(self.tag, b'module', key)}"
 
+    def request(self, token: bytes) -> str:
+        """Store key of the tenant's request with this token."""
+        return f"requests/{_opaque_key(self.tag, b'request', token)}"
+
     def seal(self, place: str, record: bytes) -> bytes:
         """A record to store under `place`, with a MAC that only this server can compute."""
         return self._mac(place, record) + record

@@ -29,6 +29,7 @@ from lazyfx_server.errors import (
     UnavailableError,
 )
 from lazyfx_server.rpc.authentication import Authenticator
+from lazyfx_server.rpc.call_deadlines import Deadline, Deadlines
 from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_caller
 from lazyfx_server.rpc.caller import Caller, caller_name, enter
 from lazyfx_server.rpc.error_statuses import CODE_NAMES, status_of
@@ -75,6 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._observer = observer
         self._descriptors = FileDescriptorGuard()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self.deadlines = Deadlines(most_seconds)
         self._under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -179,7 +181,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             # The service gets bytes, and parses them itself: bounded, and large ones off the event
             # loop.
             request_deserializer=None,
-            response_serializer=handler.response_serializer,
+            response_serializer=_unless_bytes(handler.response_serializer),
         )
 
     def identify(self, context: Context) -> Caller:
@@ -220,11 +222,9 @@ class _Call:
         self._interceptor = interceptor
         self._method = method
         self._context = context
-        self._id = secrets.token_hex(6)
         self._started = time.perf_counter()
         self._entered = False
-        self._overran = False
-        self._alarm: asyncio.TimerHandle | None = None
+        self._deadline: Deadline | None = None
         self.received = 0
 
     async def __aenter__(self) -> Self:
@@ -233,15 +233,7 @@ class _Call:
         except UnavailableError as error:
             await self._refuse(error)
         self._entered = True
-        task = asyncio.current_task()
-        assert task is not None, "calls run in tasks"
-
-        def overrun() -> None:
-            self._overran = True
-            task.cancel()
-
-        loop = asyncio.get_running_loop()
-        self._alarm = loop.call_later(self._interceptor.most_seconds, overrun)
+        self._deadline = self._interceptor.deadlines.begin()
         return self
 
     def admit(self, request: Any) -> Any:
@@ -265,9 +257,10 @@ class _Call:
         return request
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        if self._overran and isinstance(error, asyncio.CancelledError):
+        deadline = self._deadline
+        if deadline is not None:
+            self._interceptor.deadlines.end(deadline)
+        if isinstance(error, asyncio.CancelledError) and deadline is not None and deadline.passed:
             most = self._interceptor.most_seconds
             error = TimedOutError(
                 f"the call took longer than {most:g} s (setting max_call_seconds)"
@@ -276,7 +269,14 @@ class _Call:
             self._leave("OK")
         elif isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             seconds = time.perf_counter() - self._started
-            log_failure(self._id, self._method, "CANCELLED", seconds, caller_name(), "caller left")
+            log_failure(
+                secrets.token_hex(6),
+                self._method,
+                "CANCELLED",
+                seconds,
+                caller_name(),
+                "caller left",
+            )
             self._leave("CANCELLED")
         elif isinstance(error, Exception):
             await self._refuse(error)
@@ -284,26 +284,27 @@ class _Call:
     async def _refuse(self, error: Exception) -> NoReturn:
         status = status_of(error)
         forget_frames(error)
-        status.details.add().Pack(error_details_pb2.RequestInfo(request_id=self._id))
+        request_id = secrets.token_hex(6)
+        status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
         code = CODE_NAMES[status.code]
         try:
             if status.code == _INVALID_ARGUMENT:
                 await self._interceptor.pacing.wait(self._context.peer(), self.received)
         finally:
-            self._log(error, code, status.message)
+            self._log(request_id, error, code, status.message)
             self._leave(code)
         await self._context.abort_with_status(rpc_status.to_status(status))
         raise AssertionError("abort_with_status returned")
 
-    def _log(self, error: Exception, code: str, message: str) -> None:
+    def _log(self, request_id: str, error: Exception, code: str, message: str) -> None:
         seconds = time.perf_counter() - self._started
         tenant = caller_name()
         if isinstance(error, MissingInputsError):
-            log_missing(self._id, self._method, seconds, tenant)
+            log_missing(request_id, self._method, seconds, tenant)
             return
         if isinstance(error, (UnauthenticatedError, PermissionDeniedError)):
             log_refused_caller(self._method, self._context.peer(), message)
-        log_failure(self._id, self._method, code, seconds, tenant, message)
+        log_failure(request_id, self._method, code, seconds, tenant, message)
 
     def _leave(self, code: str) -> None:
         seconds = time.perf_counter() - self._started
@@ -324,6 +325,17 @@ class _Counted:
         request = await self._requests.__anext__()
         self._call.received += len(request)
         return request
+
+
+def _unless_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes] | None:
+    """A serializer that sends bytes as they are: a prepared answer is not serialized again."""
+    if serialize is None:
+        return None
+
+    def serialized(answer: Any) -> bytes:
+        return answer if type(answer) is bytes else serialize(answer)
+
+    return serialized
 
 
 def forget_frames(error: BaseException) -> None:

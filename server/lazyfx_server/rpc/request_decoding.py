@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError, Message
@@ -11,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.limits.held_bytes import MemoryHold, RequestMemory
 from lazyfx_server.compiling.off_loop import compute
-from lazyfx_server.compiling.request import IncomingCompile
+from lazyfx_server.compiling.request import TOKEN_BYTES, IncomingCompile
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.security.scanning import (
@@ -33,6 +32,12 @@ _MESSAGES: Final[Mapping[str, type[Message]]] = {
 _BATCH_FIELDS: Final = MessageBounds(
     {1: FieldBounds("request_id", mark=True), 2: FieldBounds("request")}
 )
+# The tag and the length of a token: the first bytes of a request that is nothing but a token.
+_ALONE: Final = pb.CompileRequest(request_token=bytes(TOKEN_BYTES)).SerializeToString()[
+    :-TOKEN_BYTES
+]
+_ALONE_BYTES: Final = len(_ALONE) + TOKEN_BYTES
+_NO_BODY: Final = memoryview(b"")
 
 
 class Decoder:
@@ -47,30 +52,32 @@ class Decoder:
         self._bounds = bounds
         self._held = held
 
-    @asynccontextmanager
-    async def reading(self, method: str, data: bytes, tenant: Tenant) -> AsyncIterator[Any]:
-        """Decode a request, whose bytes count until the end of the block.
+    def reading(self, method: str, data: bytes, tenant: Tenant) -> _Reading:
+        """Decode a request in an `async with` block; its bytes count until the end of the block.
 
         Args:
             method: Name of the method.
             data: The received bytes.
             tenant: Its tenant.
 
-        Yields:
-            An IncomingCompile for Compile and CompileBatch, else the method's request message.
+        Returns:
+            The block, whose variable is an IncomingCompile for Compile and CompileBatch, else the
+            request message of the method.
 
         Raises:
             InvalidRequestError: It is malformed, or something exceeds its bound; names the field
                 and the bound.
             OverloadedError: Requests in flight hold too many bytes.
         """
-        with self._held.hold(tenant.name, len(data)) as hold:
-            # Nearly all of an upload is one field, which is skipped.
-            read = 0 if method == "UploadBlobs" else len(data)
-            yield await compute(read, self._decode, method, data, hold)
+        return _Reading(self, method, data, self._held.hold(tenant.name, len(data)))
 
-    def _decode(self, method: str, data: bytes, hold: MemoryHold) -> Any:
+    def decode(self, method: str, data: bytes, hold: MemoryHold) -> Any:
+        """The request in these bytes; see `reading`."""
         try:
+            if method == "Compile" and len(data) == _ALONE_BYTES and data.startswith(_ALONE):
+                # A token and nothing else, as in nearly all hits.
+                token = pb.CompileRequest(request_token=data[len(_ALONE) :])
+                return IncomingCompile(token, _NO_BODY, len(data), hold)
             marked = scan(data, self._bounds[method])
             if method == "Compile":
                 return _incoming(data, Marked(0, 0, len(data)), marked, hold)
@@ -84,6 +91,36 @@ class Decoder:
             raise InvalidRequestError.of_field(field, error.reason) from None
         except (DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequestError.of_field("request", "cannot be parsed") from error
+
+
+class _Reading:
+    """The block in which a request is in use.
+
+    A class, not a generator: every hit enters one.
+    """
+
+    __slots__ = ("_data", "_decoder", "_hold", "_method")
+
+    def __init__(self, decoder: Decoder, method: str, data: bytes, hold: MemoryHold) -> None:
+        self._decoder = decoder
+        self._method = method
+        self._data = data
+        self._hold = hold
+
+    async def __aenter__(self) -> Any:
+        method, data, hold = self._method, self._data, self._hold
+        self._data = b""  # the block alone keeps the request
+        hold.__enter__()
+        try:
+            # Nearly all of an upload is one field, which is skipped.
+            read = 0 if method == "UploadBlobs" else len(data)
+            return await compute(read, self._decoder.decode, method, data, hold)
+        except BaseException:
+            hold.__exit__(None, None, None)
+            raise
+
+    async def __aexit__(self, *outcome: object) -> None:
+        self._hold.__exit__(None, None, None)
 
 
 def request_id(data: bytes) -> int:

@@ -80,6 +80,7 @@ class GraphCompilerService(GraphCompilerServicer):
         artifacts: Artifacts,
         blobs: Blobs,
         ledger: ServerLedger,
+        settle: Callable[[], None],
         registry: Registry,
         named: NamedPipelines,
         limits: CallLimits,
@@ -92,6 +93,7 @@ class GraphCompilerService(GraphCompilerServicer):
         self._artifacts = artifacts
         self._blobs = blobs
         self._ledger = ledger
+        self._settle = settle
         self._registry = registry
         self._named = named
         self._limits = limits
@@ -103,7 +105,9 @@ class GraphCompilerService(GraphCompilerServicer):
 
     # Requests are bytes: see `Decoder`. The stubs expect other types.
 
-    async def Compile(self, request: Any, context: Context) -> pb.CompileResponse:
+    # A compiled module's answer is the bytes of a CompileResponse: see `CompiledModule.hit`.
+
+    async def Compile(self, request: Any, context: Context) -> Any:
         """See compiler.proto."""
         tenant = current_caller().tenant
         async with self._decoder.reading("Compile", request, tenant) as incoming:
@@ -152,7 +156,7 @@ class GraphCompilerService(GraphCompilerServicer):
                 answer = await self._compiler.compile(
                     incoming, caller.tenant, context.time_remaining
                 )
-                response.response.CopyFrom(answer)
+                response.response.MergeFromString(answer)
         except Exception as error:  # noqa: BLE001 - one failed request does not end the stream
             response.error.CopyFrom(status_of(error))
             forget_frames(error)
@@ -281,6 +285,7 @@ class GraphCompilerService(GraphCompilerServicer):
     async def GetStats(self, request: Any, context: Context) -> pb.GetStatsResponse:
         """See compiler.proto."""
         await self._read_empty("GetStats", request)
+        self._settle()
         return self._ledger.stats(self._store_stats(), current_caller().tenant.name)
 
     async def _read_empty(self, method: str, request: bytes) -> None:

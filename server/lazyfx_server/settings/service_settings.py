@@ -167,7 +167,7 @@ class StoreSettings(Part):
 
     blobs: str | None = None
     """URL of a bucket, s3://BUCKET/PREFIX, for entries over 1 MiB; requires a Redis as --store.
-    Default: such entries stay in this server's folder, and are not shared."""
+    Default: such entries are in the Redis, in pieces, up to 64 MiB, and in this server's folder."""
 
     store_wait_seconds: float = Field(default=0.05, gt=0, le=60)
     """Seconds that a request waits for --store or --blobs to begin an answer; a store that takes
@@ -175,6 +175,14 @@ class StoreSettings(Part):
 
     store_ttl_days: float = Field(default=7.0, gt=0, le=3650)
     """Days after which an unused entry leaves a Redis."""
+
+    store_lease_seconds: float = Field(default=2.5, ge=0.5, le=60)
+    """Of servers that share a Redis, one makes a result, and the others wait for it. Seconds after
+    which another one takes over if that one dies or freezes."""
+
+    store_hedge_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
+    """Seconds that a server waits at least for a result of another one before it makes it, too;
+    three times the usual duration of such work if that is more."""
 
     @field_validator("store_path", "store", "blobs", mode="before")
     @classmethod

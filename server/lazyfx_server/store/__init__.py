@@ -19,6 +19,7 @@ from lazyfx_server.store.contract import (
     checked_key,
 )
 from lazyfx_server.store.disk_store import DiskStore
+from lazyfx_server.store.leases import Lease, Leases
 from lazyfx_server.store.memory_store import MemoryStore
 from lazyfx_server.store.opening_shared import (
     SharedStoreError,
@@ -33,6 +34,8 @@ from lazyfx_server.store.verified_store import VerifiedStore
 __all__ = [
     "DiskStore",
     "InvalidKeyError",
+    "Lease",
+    "Leases",
     "MemoryStore",
     "OnCorrupt",
     "OnError",

@@ -136,6 +136,11 @@ class CircuitBreaker:
         async with self._asking():
             await self._within(self._wait_seconds, self._inner.quarantine(key))
 
+    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """The answer to any other question that is as small as `contains` of one key."""
+        async with self._asking():
+            return await self._within(self._wait_seconds, question())
+
     def stats(self) -> StoreStats:
         """See `Store.stats`."""
         return self._inner.stats()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, runtime_checkable
 
 _KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[0-9a-f]{64}")
 
@@ -163,3 +163,31 @@ class RemoteStore(QuarantiningStore, Protocol):
 
     async def refresh(self) -> None:
         """Asks for what `stats` tells; the least that shows whether the store answers."""
+
+
+@runtime_checkable
+class LeasingStore(RemoteStore, Protocol):
+    """A remote store that also keeps leases: short values that vanish by themselves.
+
+    Leases have names of their own, so that the entry of a key and its lease are two things.
+    """
+
+    async def take_lease(self, key: str, value: bytes, seconds: float) -> bool:
+        """Keeps a value for a time, unless there is one.
+
+        Returns:
+            Whether this one is kept.
+        """
+
+    async def renew_lease(self, key: str, token: bytes, value: bytes, seconds: float) -> bool:
+        """Replaces a value that begins with `token`, or that has vanished.
+
+        Returns:
+            Whether it did; another value stays.
+        """
+
+    async def release_lease(self, key: str, token: bytes) -> None:
+        """Removes a value that begins with `token`."""
+
+    async def read_lease(self, key: str) -> tuple[bytes, float] | None:
+        """A value, and for how many seconds it will stay; negative if it would for ever."""

@@ -9,8 +9,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from lazyfx_server.store.circuit_breaker import CircuitBreaker
-from lazyfx_server.store.contract import RemoteStore, Store, StoreHooks
+from lazyfx_server.store.contract import LeasingStore, RemoteStore, Store, StoreHooks
 from lazyfx_server.store.disk_store import DiskStore
+from lazyfx_server.store.leases import Leases
+from lazyfx_server.store.pieces_store import PiecesStore
 from lazyfx_server.store.shared_identity import SharedIdentity
 from lazyfx_server.store.shared_store import LARGE_BYTES, SharedStore
 from lazyfx_server.store.verified_store import ENVELOPE_BYTES, VerifiedStore
@@ -33,10 +35,11 @@ class SharedStoreSettings:
     Attributes:
         store: URL of the store; see REDIS_SCHEMES and S3_SCHEMES.
         blobs: URL of a bucket for large entries, or None.
-        folder: Where large entries are kept that a Redis is too small for, without `blobs`.
+        folder: Where large entries are kept, too, without `blobs`.
         folder_bytes: Bound on that folder.
         wait_seconds: How long a request waits for a remote store to begin its answer.
         ttl_seconds: How long an entry stays in Redis that nobody uses.
+        lease_seconds: How long a lease stays that is not renewed.
     """
 
     store: str
@@ -45,6 +48,7 @@ class SharedStoreSettings:
     folder_bytes: int
     wait_seconds: float
     ttl_seconds: int
+    lease_seconds: float = 2.5
 
 
 def open_shared_store(
@@ -63,7 +67,7 @@ def open_shared_store(
         SharedStoreError: A URL cannot be used, or a package is missing.
         StoreError: The folder cannot be used.
     """
-    remotes = []
+    remotes: list[CircuitBreaker] = []
 
     def guarded(remote: RemoteStore) -> Store:
         def probe() -> Awaitable[None]:
@@ -75,15 +79,27 @@ def open_shared_store(
         remotes.append(breaker)
         return VerifiedStore(breaker, secret=identity.entry_secret, on_corrupt=hooks.on_corrupt)
 
-    small = guarded(open_remote(settings.store, settings.ttl_seconds))
+    store = open_remote(settings.store, settings.ttl_seconds)
+    small = guarded(store)
     large: Store | None = None
     if settings.blobs is not None:
         large = guarded(open_remote(settings.blobs, settings.ttl_seconds))
-    elif settings.folder is not None and settings.store.partition(":")[0] in REDIS_SCHEMES:
-        disk = DiskStore(settings.folder, settings.folder_bytes)
-        large = VerifiedStore(disk, on_corrupt=hooks.on_corrupt)
+    elif settings.store.partition(":")[0] in REDIS_SCHEMES:
+        folder: Store | None = None
+        if settings.folder is not None:
+            disk = DiskStore(settings.folder, settings.folder_bytes)
+            folder = VerifiedStore(disk, on_corrupt=hooks.on_corrupt)
+        large = PiecesStore(small, folder, on_error=hooks.on_error, on_recovered=hooks.on_recovered)
+    leases = None
+    if isinstance(store, LeasingStore):
+        leases = Leases(store, remotes[0], identity.entry_secret, settings.lease_seconds)
     return SharedStore(
-        small, large, remotes, on_error=hooks.on_error, on_recovered=hooks.on_recovered
+        small,
+        large,
+        remotes,
+        leases=leases,
+        on_error=hooks.on_error,
+        on_recovered=hooks.on_recovered,
     )
 
 

@@ -33,6 +33,20 @@ STORE_VERSION: Final = 1
 _SOCKET_SECONDS: Final = 2.0
 _CONNECTIONS: Final = 32
 _QUARANTINED_SECONDS: Final = 86_400
+_LEASE_BYTES: Final = 4096
+
+# Whoever holds a lease knows the first bytes of its value. A lease that has expired is taken again.
+_RENEW: Final = """
+local found = redis.call('get', KEYS[1])
+if found and string.sub(found, 1, #ARGV[1]) ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[2], 'px', ARGV[3])
+return 1
+"""
+_RELEASE: Final = """
+local found = redis.call('get', KEYS[1])
+if found and string.sub(found, 1, #ARGV[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end
+return 0
+"""
 
 T = TypeVar("T")
 
@@ -66,6 +80,8 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),
         )
         self._redis: Redis = Redis.from_pool(pool)
+        self._renew = self._redis.register_script(_RENEW)
+        self._release = self._redis.register_script(_RELEASE)
 
     @property
     def name(self) -> str:
@@ -135,6 +151,30 @@ class RedisStore:
             if "no such key" not in str(error):  # another server was first
                 raise
 
+    async def take_lease(self, key: str, value: bytes, seconds: float) -> bool:
+        """See `LeasingStore.take_lease`."""
+        name, milliseconds = self._lease_name(key), int(seconds * 1000)
+        return bool(await _answer(self._redis.set(name, value, px=milliseconds, nx=True)))
+
+    async def renew_lease(self, key: str, token: bytes, value: bytes, seconds: float) -> bool:
+        """See `LeasingStore.renew_lease`."""
+        arguments: list[bytes | int] = [token, value, int(seconds * 1000)]
+        return bool(await _answer(self._renew([self._lease_name(key)], arguments)))
+
+    async def release_lease(self, key: str, token: bytes) -> None:
+        """See `LeasingStore.release_lease`."""
+        await _answer(self._release([self._lease_name(key)], [token]))
+
+    async def read_lease(self, key: str) -> tuple[bytes, float] | None:
+        """See `LeasingStore.read_lease`."""
+        name = self._lease_name(key)
+        asking = self._redis.pipeline(transaction=False)
+        asking.getrange(name, 0, _LEASE_BYTES)
+        asking.pttl(name)
+        value, milliseconds = await _answer(asking.execute())
+        ended = milliseconds == -2
+        return None if ended or not value else (bytes(value), milliseconds / 1000)
+
     async def refresh(self) -> None:
         """See `RemoteStore.refresh`."""
         asking = self._redis.pipeline(transaction=False)
@@ -162,6 +202,10 @@ class RedisStore:
         # They may have ended already.
         with contextlib.suppress(exceptions.RedisError, OSError):
             await self._redis.aclose(close_connection_pool=True)
+
+    def _lease_name(self, key: str) -> str:
+        checked_key(key)
+        return f"{self._names}lease:{key}"
 
     def _name(self, key: str) -> str:
         checked_key(key)

@@ -21,6 +21,7 @@ from lazyfx_server.store.contract import (
     UnreachableError,
     checked_key,
 )
+from lazyfx_server.store.leases import Leases
 from lazyfx_server.store.reported_failures import ReportedFailures
 
 LARGE_BYTES: Final = 1 << 20
@@ -34,6 +35,7 @@ class SharedStore:
         small: Holds entries of up to LARGE_BYTES, and notes of larger ones.
         large: Holds the larger ones; None when `small` is to hold everything that it takes.
         remotes: The breakers in front of these two.
+        leases: The leases of its servers; None if it cannot keep any.
         on_error: Told of each operation that failed.
         on_recovered: Told of each success of an operation that has failed at some time before.
     """
@@ -44,12 +46,14 @@ class SharedStore:
         large: Store | None,
         remotes: Sequence[CircuitBreaker],
         *,
+        leases: Leases | None = None,
         on_error: OnError | None = None,
         on_recovered: OnRecovered | None = None,
     ) -> None:
         self._small = small
         self._large = large
         self._remotes = remotes
+        self.leases = leases
         self._failures = ReportedFailures(on_error, on_recovered)
 
     @property

@@ -142,6 +142,11 @@ class TieredStore:
         await self._failures.result(self._upper, "delete", key, self._upper.delete(key))
         await asyncio.wait({task})
 
+    async def flush(self) -> None:
+        """Wait until what was put or deleted so far is in the lower tier, or has failed there."""
+        if tasks := {task for _, task in self._pending.values()}:
+            await asyncio.wait(tasks)
+
     def stats(self) -> StoreStats:
         """Those of the lower tier: it holds all entries, and only its evictions lose any."""
         return self._lower.stats()

@@ -4,12 +4,13 @@ The exporters are imported from their own files (`prometheus`, `http`), so that
 packages that only emit events load nothing more.
 """
 
+from lazyfx_server.telemetry.deferring import DeferredObserver
 from lazyfx_server.telemetry.events import (
     ArtifactServed,
     CompileFinished,
-    DeferredObserver,
     EntryCorrupt,
     Event,
+    FleetFlightEnded,
     FlightAbandoned,
     GraphRefused,
     JobRetried,
@@ -38,6 +39,7 @@ __all__ = [
     "DeviceMemory",
     "EntryCorrupt",
     "Event",
+    "FleetFlightEnded",
     "FlightAbandoned",
     "Gauges",
     "GraphRefused",

@@ -27,10 +27,10 @@ def counts_of(event: events.Event) -> Iterable[tuple[Key, float]]:
 
 
 def _of_lookup(event: events.LookupMade) -> Iterable[tuple[Key, float]]:
-    lookup = ((LOOKUPS, event.result), 1)
+    lookup = ((LOOKUPS, event.result), event.count)
     if event.result != "miss":
         return (lookup,)
-    return lookup, ((MISSES, event.miss_reason.removeprefix("MISS_REASON_").lower()), 1)
+    return lookup, ((MISSES, event.miss_reason.removeprefix("MISS_REASON_").lower()), event.count)
 
 
 def _of_reuse(event: events.Reused) -> Iterable[tuple[Key, float]]:
@@ -69,7 +69,7 @@ def _of_compile(event: events.CompileFinished) -> Iterator[tuple[Key, float]]:
     yield (SAVED, BETWEEN_PASSES), max(0, event.pipeline_requested - between)
 
 
-# Dispatch by exact class, for speed: a hit emits four events, each to two observers.
+# Dispatch by exact class, for speed.
 _COUNTED: Mapping[type, Callable[[Any], Iterable[tuple[Key, float]]]] = {
     events.LookupMade: _of_lookup,
     events.Reused: _of_reuse,

@@ -6,7 +6,6 @@ the ledger; exporters omit it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -23,11 +22,13 @@ class LookupMade:
         miss_reason: For a miss, the name of the MissReason, e.g. "new_graph"; the full name
             "MISS_REASON_NEW_GRAPH" is accepted too.
         tenant: Whose request it was.
+        count: How many such requests, if several were merged.
     """
 
     result: str
     miss_reason: str = ""
     tenant: str = ""
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Reused:
     """A hit or a join saved its caller a compile.
 
     Attributes:
-        seconds: How long that compile took.
+        seconds: How long that compile took; the sum, if several events were merged.
         tenant: Whose request it was.
     """
 
@@ -218,6 +219,23 @@ class FlightAbandoned:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetFlightEnded:
+    """A flight of servers that share a store ended on this one.
+
+    Attributes:
+        stage: "compile" or "render".
+        outcome: "led": made here, under the lease; "joined": another server made it; "taken_over":
+            made here, because the server that held the lease has ended, failed or stopped;
+            "hedged": made here, because another server took too long; "unleased": made here,
+            because the store of leases did not answer; "outrun": begun here, and another server was
+            first.
+    """
+
+    stage: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactServed:
     """An artifact was sent to a client.
 
@@ -309,6 +327,7 @@ Event: TypeAlias = (
     | JobStarted
     | WorkRefused
     | FlightAbandoned
+    | FleetFlightEnded
     | JobRetried
     | GraphRefused
     | StoreFailed
@@ -342,29 +361,3 @@ class Observers:
                 observer.observe(event)
             except Exception:  # noqa: BLE001 - telemetry must never fail what it observes
                 _log.exception("an observer failed on %s", type(event).__name__)
-
-
-class DeferredObserver:
-    """Passes events on at the next iteration of the event loop.
-
-    A request emits events when it ends, and its answer need not wait until they are counted. Events
-    keep their order.
-
-    Args:
-        observer: Receives the events.
-    """
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        self._events: list[Event] = []
-
-    def observe(self, event: Event) -> None:
-        """Queue an event; must be called in the event loop."""
-        if not self._events:
-            asyncio.get_running_loop().call_soon(self._tell)
-        self._events.append(event)
-
-    def _tell(self) -> None:
-        events, self._events = self._events, []
-        for event in events:
-            self._observer.observe(event)

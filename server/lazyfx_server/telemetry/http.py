@@ -37,6 +37,7 @@ class TelemetryServer:
         port: Port to listen on; 0 picks a free one.
         timeout: Seconds that a connection may last.
         notes: Text that /readyz appends when the server is ready.
+        settle: Called before each rendering: counts what has not been counted yet.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class TelemetryServer:
         port: int = 0,
         timeout: float = 10.0,
         notes: Callable[[], str] = str,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self._metrics = metrics
         self._probes = {"/healthz": healthy, "/readyz": ready}
@@ -56,6 +58,7 @@ class TelemetryServer:
         self._port = port
         self._timeout = timeout
         self._notes = notes
+        self._settle = settle
         self._server: asyncio.Server | None = None
         # Oldest first.
         self._connections: dict[asyncio.Task[None], None] = {}
@@ -152,6 +155,7 @@ class TelemetryServer:
         # In a thread, so that rendering hundreds of series delays no request; one at a time, so
         # that many scrapers do not take all threads.
         async with self._rendering:
+            self._settle()
             content_type, body = await asyncio.to_thread(
                 self._metrics, _header(lines[1:], "accept")
             )

@@ -31,6 +31,7 @@ from lazyfx_server.telemetry import counting, events
 from lazyfx_server.telemetry.gauges import Gauges
 from lazyfx_server.telemetry.labels import (
     CODES,
+    FLEET_OUTCOMES,
     JOBS,
     METHODS,
     OTHER,
@@ -120,6 +121,11 @@ class PrometheusObserver:
             "Single flights whose last caller went away",
             {"stage": STAGES, "outcome": ("dropped", "stopped", "continued")},
         )
+        self._fleet_flights = make.counter(
+            "fleet_flights",
+            "Flights of servers that share a store, as they ended on this one",
+            {"stage": STAGES, "outcome": FLEET_OUTCOMES},
+        )
         self._job_retries = make.counter(
             "job_retries", "Jobs retried because their worker died", {"job": JOBS}
         )
@@ -170,6 +176,9 @@ class PrometheusObserver:
             ).observe(event.waited),
             events.WorkRefused: lambda event: self._work_refused.of(event.pool, event.reason).inc(),
             events.FlightAbandoned: lambda event: self._abandoned.of(
+                event.stage, event.outcome
+            ).inc(),
+            events.FleetFlightEnded: lambda event: self._fleet_flights.of(
                 event.stage, event.outcome
             ).inc(),
             events.JobRetried: lambda event: self._job_retries.of(event.job).inc(),

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob, UnfinishedUploads
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.limits.request_checks import check_digest
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, OverloadedError, TimedOutError
@@ -27,10 +28,12 @@ class Blobs:
     Args:
         store: The store of blobs.
         limits: Bounds on uploads.
+        fleet: Servers that may be asked next for what has been uploaded here.
     """
 
-    def __init__(self, store: Store, limits: UploadLimits) -> None:
+    def __init__(self, store: Store, limits: UploadLimits, fleet: FleetFlights) -> None:
         self._store = store
+        self._fleet = fleet
         self._limits = limits
         # Uploads go to files; only one large one at a time is read into memory, for the store.
         self._one_large = asyncio.Lock()
@@ -127,6 +130,7 @@ class Blobs:
             raise InvalidRequestError.of_field(
                 "data", f"the stream ended after {arrived} of {size} bytes"
             )
+        await self._fleet.publish()
         return stored, stored_bytes
 
 

@@ -54,7 +54,7 @@ NATIVE_POOL: Final = Pool("native", NATIVE_JOBS, keeps_one_free=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class QueuedJob:
     """A job that asks for a worker.
 
     Attributes:
@@ -122,7 +122,7 @@ class Admission:
         return estimate.seconds if estimate.at_least else None
 
     @asynccontextmanager
-    async def slot(self, work: Work) -> AsyncIterator[float]:
+    async def slot(self, work: QueuedJob) -> AsyncIterator[float]:
         """Hold a slot; yields the seconds spent waiting for it.
 
         Args:
@@ -144,7 +144,7 @@ class Admission:
         finally:
             self._end(ticket, time.monotonic() - started)
 
-    async def _admit(self, work: Work) -> Ticket:
+    async def _admit(self, work: QueuedJob) -> Ticket:
         """Queue until it is the turn of a job."""
         if self._pressure is not None and (refusal := self._pressure()) is not None:
             self._refused("memory")
@@ -188,7 +188,7 @@ class Admission:
         self._queue.finish(ticket, seconds)
         self._start_waiting()
 
-    def _check_deadline(self, work: Work, estimate: Estimate) -> None:
+    def _check_deadline(self, work: QueuedJob, estimate: Estimate) -> None:
         """Refuse a job whose callers would not wait until it ends.
 
         Raises:

@@ -51,8 +51,16 @@ class Progress:
 def read_progress(path: Path) -> pb.ArtifactProgress:
     """The progress of a job; "waiting" before it has begun."""
     try:
-        return _checked(pb.ArtifactProgress.FromString(_read(path)))
-    except (OSError, ValueError, DecodeError):
+        return progress_of(_read(path))
+    except (OSError, ValueError):
+        return progress_of(b"")
+
+
+def progress_of(data: bytes) -> pb.ArtifactProgress:
+    """The progress in a file, or in the note of a server; "waiting" if it is none."""
+    try:
+        return _checked(pb.ArtifactProgress.FromString(data))
+    except (ValueError, DecodeError):
         return pb.ArtifactProgress(stage="waiting")
 
 

@@ -78,6 +78,7 @@ class Flight(Generic[Result]):
         self.waiters = 0
         self.begun = False
         self.urgency = JointUrgency(urgency)
+        self.finishing = False
         self._grace_period: Callable[[], float] = lambda: 0.0
         self.task = asyncio.ensure_future(self._run(work, after))
 
@@ -102,6 +103,7 @@ class Flight(Generic[Result]):
 
     def mark_finishing(self) -> None:
         """Mark the work as nearly done: the rest is quick and useful for the next caller."""
+        self.finishing = True
         self.mark_running(lambda: math.inf)
 
     def grace_period(self) -> float:

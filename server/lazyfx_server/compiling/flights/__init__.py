@@ -1,0 +1,1 @@
+"""One execution for identical requests, on one server and on those that share a store."""

@@ -1,9 +1,0 @@
-"""Puts the helpers of these tests and the shared models on the path."""
-
-import sys
-from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
-for folder in (HERE, HERE.parent):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
