@@ -152,7 +152,8 @@ def test_stores_in_memory_can_be_halved(tmp_path: Path) -> None:
 async def _compile(parts: Parts, number: float) -> pb.CompileResponse:
     data = compile_request(graph_of(number), DCE).SerializeToString()
     async with parts.decoder.reading("Compile", data, parts.tenant) as incoming:
-        return await parts.compiler.compile(incoming, parts.tenant, lambda: None)
+        answer = await parts.compiler.compile(incoming, parts.tenant, lambda: None)
+    return pb.CompileResponse.FromString(answer)
 
 
 def test_hits_are_answered_while_misses_are_refused(kernel: Kernel, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from lazyfx_server.store import DiskStore, StoreError, TieredStore, VerifiedStore, open_store
-from lazyfx_server.store.disk_usage import SharedUsage
-from lazyfx_server.store.use_clock import UseClock
+from lazyfx_server.store.disk_usage import SharedUsage, UseClock
 
 LIMIT = 1 << 20
 

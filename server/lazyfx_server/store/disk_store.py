@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from lazyfx_server.store.contract import StoreError, StoreStats, checked_key
-from lazyfx_server.store.disk_usage import SharedUsage
+from lazyfx_server.store.disk_usage import SharedUsage, UseClock
 from lazyfx_server.store.safe_folder import Folder
-from lazyfx_server.store.use_clock import UseClock
 
 LOW_WATERMARK: Final = 0.9
 """An eviction continues down to this fraction of the bound, so that evictions are rare."""
