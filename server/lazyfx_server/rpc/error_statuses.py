@@ -6,6 +6,7 @@ import logging
 
 import grpc
 from google.rpc import status_pb2
+from grpc_status import rpc_status
 
 from lazyfx.errors import FieldViolation
 from lazyfx.shared.grpc_status import rich_status
@@ -17,6 +18,8 @@ _log = logging.getLogger(__name__)
 # Statuses are sent as metadata, which gRPC limits to 8 KiB; text from the caller may be longer.
 _MAX_CHARACTERS = 700
 _MAX_VIOLATIONS = 3
+_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
+_NO_RETRY_BY_GRPC = ("grpc-retry-pushback-ms", "-1")
 
 CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 """Names of status codes by number."""
@@ -36,6 +39,16 @@ def _violations(error: errors.RequestError) -> list[FieldViolation]:
         FieldViolation(_bounded(v.field), _bounded(v.description), _bounded(v.node))
         for v in error.violations[:_MAX_VIOLATIONS]
     ]
+
+
+def sent_status(status: status_pb2.Status) -> grpc.Status:
+    """A status as it is sent."""
+    sent = rpc_status.to_status(status)
+    if status.code != _UNAVAILABLE:
+        return sent
+    # Clients retry after the delay in the status; gRPC would retry at once, and report only that it
+    # could not connect once this server is gone.
+    return sent._replace(trailing_metadata=(*sent.trailing_metadata, _NO_RETRY_BY_GRPC))
 
 
 def status_of(error: BaseException) -> status_pb2.Status:
