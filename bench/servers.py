@@ -37,7 +37,7 @@ class Lazyfx:
 
 @contextlib.contextmanager
 def running_lazyfx(store: Path, *flags: str) -> Iterator[Lazyfx]:
-    """Run `lazyfx serve` with its own store, and these flags."""
+    """Run `lazyfx serve` with its store, and more flags."""
     command = [
         sys.executable, "-m", "lazyfx_server", "--listen", "127.0.0.1:0",
         "--metrics-port", "0", "--store-path", str(store), *flags,

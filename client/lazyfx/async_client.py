@@ -24,11 +24,11 @@ from lazyfx.v1 import compiler_pb2 as pb
 
 
 class AsyncClient:
-    """A client of one server, for use in one event loop.
+    """A client of one server or its replicas, for use in one event loop.
 
     Args:
-        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
-            machine.
+        address: "host:port", or "host" for port 8700; several replicas: "a:8700,b:8700", or
+            one name for all of them: "dns:///name:8700". Default: LAZYFX_ADDRESS, or this machine.
         timeout: Default timeout of a call, in seconds.
         on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
         token: Bearer token, if the server requires one (LAZYFX_TOKEN, LAZYFX_TOKEN_FILE).
@@ -37,6 +37,11 @@ class AsyncClient:
             Default: the keys that `lazyfx trust` stored for this server; otherwise the keys that
             the server publishes at first use, if it is on this machine or authenticated by TLS.
         answer_bounds: Bounds on what the server may send.
+        balance: "round_robin": each compile goes to the next replica; "ring_hash": compiles of one
+            graph go to the same replica, from all clients (LAZYFX_BALANCE).
+        hedge_after: Seconds after which a second replica is asked too, if the first has not
+            answered a compile that only names its graph; the first answer counts. None for never
+            (LAZYFX_HEDGE_AFTER).
         priority: How urgent the requests are, among all of this caller: "interactive", "batch" or
             "prewarm". Hits never wait.
 
@@ -56,6 +61,8 @@ class AsyncClient:
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+        balance: str | None = None,
+        hedge_after: float | None = None,
         priority: Priority = "interactive",
     ) -> None:
         self._flows = ClientFlows(
@@ -67,13 +74,15 @@ class AsyncClient:
             tls=tls,
             verify_keys=verify_keys,
             answer_bounds=answer_bounds,
+            balance=balance,
+            hedge_after=hedge_after,
             priority=priority,
         )
         self._driver = AsyncDriver(self.address, self._flows.access)
 
     @property
     def address(self) -> str:
-        """Address of the server."""
+        """Address of the server; several are joined by commas."""
         return self._flows.calls.address
 
     @property
@@ -227,6 +236,8 @@ def connect_async(
     tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
     answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+    balance: str | None = None,
+    hedge_after: float | None = None,
     priority: Priority = "interactive",
 ) -> AsyncClient:
     """Connect to a server, for use in the running event loop.
@@ -234,14 +245,16 @@ def connect_async(
     Nothing is sent before the first call.
 
     Args:
-        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
-            machine.
+        address: "host:port", or "host" for port 8700; several replicas: "a:8700,b:8700", or
+            one name for all of them: "dns:///name:8700". Default: LAZYFX_ADDRESS, or this machine.
         timeout: Default timeout of a call, in seconds.
         on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
+        balance: How compiles are spread over replicas; see `AsyncClient`.
+        hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
         priority: How urgent the requests are; see `AsyncClient`.
     """
     return AsyncClient(
@@ -252,5 +265,7 @@ def connect_async(
         tls=tls,
         verify_keys=verify_keys,
         answer_bounds=answer_bounds,
+        balance=balance,
+        hedge_after=hedge_after,
         priority=priority,
     )

@@ -24,17 +24,19 @@ from lazyfx.v1 import compiler_pb2 as pb
 
 
 class Client:
-    """A client of one server. Threads may share it.
+    """A client of one server or its replicas. Threads may share it.
 
     Args:
-        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
-            machine.
+        address: "host:port", or "host" for port 8700; several replicas: "a:8700,b:8700", or
+            one name for all of them: "dns:///name:8700". Default: LAZYFX_ADDRESS, or this machine.
         timeout: Default timeout of a call, in seconds.
         on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
+        balance: How compiles are spread over replicas; see `AsyncClient`.
+        hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
         priority: How urgent the requests are; see `AsyncClient`.
 
     Raises:
@@ -51,6 +53,8 @@ class Client:
         tls: Tls | bool | None = None,
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+        balance: str | None = None,
+        hedge_after: float | None = None,
         priority: Priority = "interactive",
     ) -> None:
         self._flows = ClientFlows(
@@ -62,13 +66,15 @@ class Client:
             tls=tls,
             verify_keys=verify_keys,
             answer_bounds=answer_bounds,
+            balance=balance,
+            hedge_after=hedge_after,
             priority=priority,
         )
         self._driver = BlockingDriver(self.address, self._flows.access)
 
     @property
     def address(self) -> str:
-        """Address of the server."""
+        """Address of the server; several are joined by commas."""
         return self._flows.calls.address
 
     @property
@@ -176,19 +182,23 @@ def connect(
     tls: Tls | bool | None = None,
     verify_keys: Sequence[str] | str | None = None,
     answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
+    balance: str | None = None,
+    hedge_after: float | None = None,
     priority: Priority = "interactive",
 ) -> Client:
     """Connect to a server. Nothing is sent before the first call.
 
     Args:
-        address: "host:port", or "host" for port 8700. Default: LAZYFX_ADDRESS, or this
-            machine.
+        address: "host:port", or "host" for port 8700; several replicas: "a:8700,b:8700", or
+            one name for all of them: "dns:///name:8700". Default: LAZYFX_ADDRESS, or this machine.
         timeout: Default timeout of a call, in seconds.
         on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
         token: Bearer token; see `AsyncClient`.
         tls: How to encrypt; see `AsyncClient`.
         verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
+        balance: How compiles are spread over replicas; see `AsyncClient`.
+        hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
         priority: How urgent the requests are; see `AsyncClient`.
     """
     return Client(
@@ -199,5 +209,7 @@ def connect(
         tls=tls,
         verify_keys=verify_keys,
         answer_bounds=answer_bounds,
+        balance=balance,
+        hedge_after=hedge_after,
         priority=priority,
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from lazyfx.answers.answer_bounds import AnswerBounds
 from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.calls.conversation import CompileCaller
 from lazyfx.calls.many_compiles import ManyCompiles
+from lazyfx.calls.replicas import Balance, Replicas, checked_balance
 from lazyfx.calls.service_calls import ServiceCalls
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
@@ -19,14 +22,18 @@ from lazyfx.capture.priorities import Priority, priority_number
 from lazyfx.errors import LazyfxError
 from lazyfx.flows import Flow, Lock
 from lazyfx.module_flows import ModuleFlows
-from lazyfx.shared.addresses import server_address
+from lazyfx.shared.addresses import server_address, split_addresses
 from lazyfx.shared.environment import warn_of_misspelled
 from lazyfx.shared.pass_specs import Modes, Passes, normalize
+from lazyfx.shared.printable import shown
 from lazyfx.trust.access import Access, Tls, access
 from lazyfx.trust.verifying import DATA_KINDS, Verifier
 from lazyfx.v1 import compiler_pb2 as pb
 
 Job: TypeAlias = "tuple[Compilable, Passes] | tuple[Compilable, Passes, ExampleInputs]"
+
+_BALANCE_VARIABLE: Final = "LAZYFX_BALANCE"
+_HEDGE_VARIABLE: Final = "LAZYFX_HEDGE_AFTER"
 
 
 class ClientFlows:
@@ -56,6 +63,8 @@ class ClientFlows:
         tls: Tls | bool | None,
         verify_keys: Sequence[str] | str | None,
         answer_bounds: AnswerBounds,
+        balance: str | None,
+        hedge_after: float | None,
         priority: Priority,
     ) -> None:
         warn_of_misspelled()
@@ -70,12 +79,16 @@ class ClientFlows:
         self.bounds = answer_bounds
         self.refusals = Refusals(address)
         self.calls = ServiceCalls(
-            address, timeout=timeout, tls=self.access.tls, bounds=answer_bounds
+            Replicas(split_addresses(address), _balance(balance)),
+            timeout=timeout,
+            tls=self.access.tls,
+            bounds=answer_bounds,
+            hedge_after=_hedge_after(hedge_after),
         )
         self.verifier = Verifier(
             self.access.pinned_keys(address),
             address=address,
-            trusts_connection=self.access.is_trusted(address),
+            untrusted=self.access.untrusted_address(address),
             ask=self.calls.server_info,
         )
         self.preparer = Preparer(answer_bounds)
@@ -186,3 +199,23 @@ class ClientFlows:
         self.compile_caller.forget(prepared)
         with self.refusals.counted():
             return (yield from self.compile_caller.ask(prepared))
+
+
+def _balance(given: str | None) -> Balance:
+    if given is not None:
+        return checked_balance(given, "balance")
+    if named := os.environ.get(_BALANCE_VARIABLE):
+        return checked_balance(named, _BALANCE_VARIABLE)
+    return "round_robin"
+
+
+def _hedge_after(given: float | str | None) -> float | None:
+    named, field = os.environ.get(_HEDGE_VARIABLE), "hedge_after"
+    if given is None and not named:
+        return None
+    if given is None:
+        given, field = named, _HEDGE_VARIABLE
+    with contextlib.suppress(TypeError, ValueError):
+        if 0 < (seconds := float(given)) < float("inf"):
+            return seconds
+    raise LazyfxError(f"{field} must be a number of seconds greater than 0, not {shown(given)}")

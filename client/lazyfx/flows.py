@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
 Lock: TypeAlias = "asyncio.Lock | threading.Lock"
@@ -25,6 +25,22 @@ class Call(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a call goes.
+
+    Attributes:
+        replica: Index of the address.
+        key: Selects the server if the address is a name for several; "" if it is not.
+    """
+
+    replica: int = 0
+    key: str = ""
+
+
+ONLY_PLACE: Final = Place()
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Start a call with one response; the result is the `Call`.
 
@@ -32,11 +48,15 @@ class Start:
         method: Name of the service's method.
         request: The serialized message.
         seconds: Timeout.
+        place: The replica to which it goes.
+        is_raced: It is waited for with `First`.
     """
 
     method: str
     request: bytes
     seconds: float
+    place: Place = ONLY_PLACE
+    is_raced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +67,17 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class First:
+    """Wait for one of several calls that `Start` started; the result is its index.
+
+    None if no call has ended after these seconds. `Finish` then gives the response of the call.
+    """
+
+    calls: Sequence[Call]
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     """Start a call with a stream of responses; the result is the `Call`, which must be cancelled.
 
@@ -54,11 +85,13 @@ class Open:
         method: Name of the service's method.
         requests: The serialized message, or each message of a stream.
         seconds: Timeout.
+        place: The replica to which it goes.
     """
 
     method: str
     requests: bytes | Iterator[bytes]
     seconds: float
+    place: Place = ONLY_PLACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +110,13 @@ class Send:
         requests: The serialized messages, produced while they are sent; with the blocking driver,
             in a gRPC thread.
         seconds: Timeout.
+        place: The replica to which it goes.
     """
 
     method: str
     requests: Iterator[bytes]
     seconds: float
+    place: Place = ONLY_PLACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +145,11 @@ class AwaitConnection:
 
     Attributes:
         seconds: How long to wait.
+        place: The replica.
     """
 
     seconds: float
+    place: Place = ONLY_PLACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,5 +160,7 @@ class Locked:
     flow: Flow[Any]
 
 
-Step: TypeAlias = "Start | Finish | Open | Next | Send | Pause | Offload | AwaitConnection | Locked"
+Step: TypeAlias = (
+    "Start | Finish | First | Open | Next | Send | Pause | Offload | AwaitConnection | Locked"
+)
 Flow: TypeAlias = Generator[Step, Any, Result]

@@ -13,7 +13,6 @@ from importlib.metadata import version
 import torch
 
 from lazyfx.shared.signing_keys import fingerprint
-from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.assembling import (
     artifact_signer,
     authenticator,
@@ -21,6 +20,7 @@ from lazyfx_server.assembling import (
     ledger_file,
     memory_guard,
     native_compiles,
+    pass_processes,
     shared_store,
     store_of,
     tls_files,
@@ -62,12 +62,8 @@ from lazyfx_server.telemetry import (
 from lazyfx_server.telemetry.http import TelemetryServer
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
 from lazyfx_server.workers.devices import Devices
-from lazyfx_server.workers.pools import (
-    Sources,
-    device_worker,
-    pass_workers,
-    protection,
-)
+from lazyfx_server.workers.pools import Sources, device_worker
+from lazyfx_server.workers.ray_pools import ray_engine
 
 _log = logging.getLogger("lazyfx_server")
 
@@ -83,13 +79,14 @@ class App:
     Args:
         settings: All settings; each package gets its part here.
         sources: Start worker processes; the fork server was started before gRPC was used.
+        added_targets: The file of added targets; empty without one.
 
     Raises:
         PluginError: An enabled plugin cannot be used.
         ValueError: A pipeline in the settings is invalid.
     """
 
-    def __init__(self, settings: Settings, sources: Sources) -> None:
+    def __init__(self, settings: Settings, sources: Sources, added_targets: str = "") -> None:
         self._settings = settings
         self._serving = False
         plugins = load_plugins(settings.passes.pass_plugins)
@@ -110,18 +107,16 @@ class App:
         self._store = store_of(settings.store, self._shared_store, hooks)
         quotas = Quotas(settings.quotas)
         callers = authenticator(settings)
-        confined = protection(settings.workers)
+        engine = self._engine = ray_engine(settings, added_targets)
 
         def restarted(reason: RestartReason) -> None:
             observers.observe(WorkerRestarted(reason))
 
-        self._executor = pass_workers(
-            settings.workers, settings.jobs, sources, confined.layers, restarted
-        )
-        device_executor = device_worker(sources, restarted)
-        self._executors = [self._executor, *([device_executor] if device_executor else ())]
+        passes = pass_processes(settings, sources, engine, restarted)
+        devices = None if engine is not None else device_worker(sources, restarted)
+        self._executors = [passes.executor, *([devices] if devices else ())]
         job_timeout = settings.jobs.job_timeout
-        self._devices = Devices(Jobs(device_executor or self._executor, job_timeout))
+        self._devices = Devices(Jobs(devices or passes.executor, job_timeout))
         gauges = Gauges(
             store=self._store.tiers,
             stores_in_use=self._stores_in_use,
@@ -132,9 +127,10 @@ class App:
             },
             memory_used=lambda: self._memory.used_part,
             refusing=lambda: self._memory.is_refusing,
-            workers=lambda: len(self._executor.pids),
+            workers=passes.count,
             devices=self._devices.memory,
-            sandbox=lambda: confined.layers,
+            sandbox=lambda: passes.sandbox().layers,
+            engine=lambda: {} if engine is None else engine.status.levels(),
             native_sandbox=lambda: self._native.layers,
         )
         observers = Observers(
@@ -153,15 +149,17 @@ class App:
         self._observers = observers
         deferred = self._deferred = DeferredObserver(observers)
         crashes = CrashTracker(settings.workers.crash_refusal_seconds)
-        guard = self._memory = memory_guard(settings, self._store, self._executor)
+        guard = self._memory = memory_guard(settings, self._store, passes.executor)
         self._native = native_compiles(
-            settings, sources, crashes, observers, restarted, guard.refusal
+            settings, sources, engine, crashes, observers, restarted, guard.refusal
         )
-        jobs = Jobs(self._executor, job_timeout, crashes, observer=observers)
+        jobs = Jobs(passes.executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(
             settings.workers.workers, settings.calls, PASS_POOL, observers, guard.refusal
         )
+        if engine is not None:
+            engine.listen(lambda: admission.resize(max(1, passes.count())))
         fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
         self._compiler = Compiler(
             catalog=catalog,
@@ -206,13 +204,13 @@ class App:
                 RequestMemory(settings.calls),
             ),
             facts=ServerFacts(
-                settings.workers.workers,
+                passes.count if engine is not None else lambda: settings.workers.workers,
                 tuple(described(settings.limits)),
                 lambda: self._devices.infos,
                 signer,
-                lambda: self._native.target,
+                lambda: self._native.targets,
                 callers.identification,
-                pb.SandboxStatus(layers=confined.layers, missing=confined.missing),
+                passes.sandbox,
                 lambda: self._native.status,
             ),
             store_stats=self._store.stats,
@@ -233,7 +231,7 @@ class App:
             exposition(metrics),
             healthy=lambda: True,
             ready=lambda: self._serving,
-            notes=lambda: self._native.problem,
+            notes=self._notes,
             settle=deferred.settle,
             host=settings.addresses.metrics_host,
             port=settings.addresses.metrics_port,
@@ -276,6 +274,8 @@ class App:
         parts.push_async_callback(self._telemetry.stop)
         # Calls use workers, so workers stop after the last call. They take seconds to start.
         parts.push_async_callback(self._native.close)
+        if self._engine is not None:
+            parts.push_async_callback(self._engine.close)
         for executor in self._executors:
             parts.push_async_callback(executor.close)
         await self._server.start()
@@ -284,8 +284,12 @@ class App:
             self._address,
             self._metrics_url,
         )
-        for executor in self._executors:
-            await executor.start()
+        if self._engine is not None:
+            if not await self._engine.start(self._settings.workers.executor_start_seconds):
+                _log.warning("serving only what is stored: %s", self._engine.status.problem)
+        else:
+            for executor in self._executors:
+                await executor.start()
         await self._devices.refresh()
         await self._native.start()
         parts.push_async_callback(self._drain)
@@ -338,6 +342,13 @@ class App:
     @property
     def _metrics_url(self) -> str:
         return f"http://{self._settings.addresses.metrics_host}:{self._telemetry.port}/metrics"
+
+    def _notes(self) -> str:
+        """What /readyz says of a server that is ready, but cannot do everything."""
+        problem = "" if self._engine is None else self._engine.status.problem
+        return "\n".join(
+            filter(None, (self._native.problem, problem and f"no jobs run: {problem}"))
+        )
 
     def _stores_in_use(self) -> Mapping[str, bool]:
         return {} if self._shared_store is None else self._shared_store.available()

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import torch
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
-from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import NATIVE_POOL, Admission
 from lazyfx_server.compiling.limits.memory_guard import MemoryFiles, MemoryGuard
-from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
+from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.errors import UnavailableError
-from lazyfx_server.execution import OnRestart, ProcessExecutor
-from lazyfx_server.jobs.native.work_area import WorkArea
+from lazyfx_server.execution import Executor, OnRestart, ProcessExecutor
+from lazyfx_server.execution.ray_engine import RayEngine, RayExecutor
 from lazyfx_server.memory_allocator import give_back_free_memory
 from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.rpc.tls import TlsFiles
@@ -40,7 +40,10 @@ from lazyfx_server.store import (
     open_store,
 )
 from lazyfx_server.telemetry import Observer
-from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
+from lazyfx_server.workers.local_pools import local_natives
+from lazyfx_server.workers.pools import NativeUnavailable, Sources, pass_workers, protection
+from lazyfx_server.workers.ray_node import NATIVE, PASSES
+from lazyfx_server.workers.ray_pools import RayBuilders, pass_sandbox, slots_of
 
 _DAY = 86_400.0
 
@@ -65,6 +68,7 @@ def artifact_signer(settings: Settings) -> Signer:
 def native_compiles(
     settings: Settings,
     sources: Sources,
+    engine: RayEngine | None,
     crashes: CrashTracker,
     observer: Observer,
     on_restart: OnRestart,
@@ -75,6 +79,7 @@ def native_compiles(
     Args:
         settings: All settings.
         sources: Start worker processes.
+        engine: Runs jobs elsewhere; None if worker processes of this machine do.
         crashes: Remembers graphs on which workers died.
         observer: Notified of each compile.
         on_restart: Called for each replaced worker.
@@ -86,37 +91,63 @@ def native_compiles(
     native = settings.native
     admission = Admission(native.native_workers, settings.calls, NATIVE_POOL, observer, pressure)
     required = native.native == "on"
+    if engine is not None and native.native != "off":
+        engine.listen(lambda: admission.resize(max(1, slots_of(engine, NATIVE))))
+        nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
+        return NativeCompiles(nodes, admission, observer)
     try:
-        pools = native_pools(native, sources, on_restart)
+        made = local_natives(native, sources, crashes, observer, on_restart)
     except NativeUnavailable as error:
         if required:
             raise OSError(f"--native: {error}") from error
         unavailable = NativeCompiles(None, admission, observer)
         unavailable.disable(str(error))
         return unavailable
-    if pools is None:
-        return NativeCompiles(None, admission, observer)
-    timeout, area, protection = native.native_timeout, WorkArea(), pools.protection
-    workers = NativeWorkers(
-        (pools.jobs, pools.builds),
-        Jobs(pools.jobs, timeout, crashes, bounds="native", observer=observer),
-        Builds(pools.builds, pools.compiler, timeout, area, observer, pools.owner),
-        area,
-        pools.owner,
-        native.native_compile_threads,
-        pb.SandboxStatus(layers=protection.layers, missing=protection.missing),
-    )
-    return NativeCompiles(workers, admission, observer, required=required)
+    builders = None if made is None else made[0]
+    return NativeCompiles(builders, admission, observer, required=required)
+
+
+@dataclass(frozen=True)
+class PassWorkers:
+    """The workers that run passes.
+
+    Attributes:
+        executor: Sends jobs to them.
+        sandbox: How they are confined.
+        count: How many there are.
+    """
+
+    executor: Executor
+    sandbox: Callable[[], pb.SandboxStatus]
+    count: Callable[[], int]
+
+
+def pass_processes(
+    settings: Settings, sources: Sources, engine: RayEngine | None, on_restart: OnRestart
+) -> PassWorkers:
+    """The workers that run passes: processes of this machine, or of the nodes of an engine.
+
+    Raises:
+        OSError: The settings require a stricter sandbox than this kernel supports.
+    """
+    if engine is not None:
+        nodes = RayExecutor(engine, PASSES)
+        return PassWorkers(nodes, partial(pass_sandbox, engine), lambda: nodes.workers)
+    held = protection(settings.workers)
+    executor = pass_workers(settings.workers, settings.jobs, sources, held.layers, on_restart)
+    sandbox = pb.SandboxStatus(layers=held.layers, missing=held.missing)
+    return PassWorkers(executor, lambda: sandbox, lambda: len(executor.pids))
 
 
 def memory_guard(
-    settings: Settings, store: MemoryStore | TieredStore, executor: ProcessExecutor
+    settings: Settings, store: MemoryStore | TieredStore, executor: Executor
 ) -> MemoryGuard:
     """What refuses new work while the memory is nearly used up, and frees memory meanwhile."""
 
     def free_memory() -> None:
         store.trim()
-        executor.trim()
+        if isinstance(executor, ProcessExecutor):
+            executor.trim()
         give_back_free_memory()
 
     return MemoryGuard(MemoryFiles().read, settings.workers.memory_mark, free_memory)

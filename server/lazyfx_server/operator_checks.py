@@ -48,7 +48,12 @@ def check_setup(settings: Settings) -> None:
             _check_file(_flag(name), path)
     if passes.allow_targets is not None:
         _check_file("--allow-targets", passes.allow_targets)
-    if settings.native.native == "on":
+    ray = settings.workers.ray_address
+    if ray is not None and importlib.util.find_spec("ray") is None:
+        raise SetupError(
+            f"--executor {settings.workers.executor}: Ray is not installed; install lazyfx[ray]"
+        )
+    if settings.native.native == "on" and ray is None:
         _check_compiler(os.environ.get("CXX") or "g++")
     _check_certificates(callers)
     _check_secrets(settings)

@@ -7,7 +7,13 @@ import pytest
 import lazyfx
 from lazyfx.backend.options import read_options
 from lazyfx.errors import AddressError
-from lazyfx.shared.addresses import is_loopback, read_address, server_address
+from lazyfx.shared.addresses import (
+    is_loopback,
+    read_address,
+    read_addresses,
+    server_address,
+    split_addresses,
+)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +106,47 @@ def test_connect_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_only_the_text_of_an_address_says_that_it_is_this_machine(address: str, here: bool) -> None:
     assert is_loopback(address) is here
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("a", "a:8700"),
+        ("a:8700,b", "a:8700,b:8700"),
+        (" a:1 , [::1]:2 ", "a:1,[::1]:2"),
+        ("127.0.0.1,unix:/run/lazyfx.sock", "127.0.0.1:8700,unix:/run/lazyfx.sock"),
+        ("dns:///lazyfx-headless,b:1", "dns:///lazyfx-headless:8700,b:1"),
+    ],
+)
+def test_several_addresses_are_joined_by_commas(
+    monkeypatch: pytest.MonkeyPatch, written: str, read: str
+) -> None:
+    assert read_addresses(written) == read
+    assert read_addresses(read) == read
+    assert split_addresses(read) == tuple(read.split(","))
+    assert read_options({"address": written}).address == read
+    monkeypatch.setenv("LAZYFX_ADDRESS", written)
+    with lazyfx.connect() as client:
+        assert client.address == read
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("a:1,", "empty address"),
+        (",", "empty address"),
+        ("a:1,,b:1", "empty address"),
+        ("a:1 b:1", "cache-0:8700,cache-1:8700"),
+        ("a:1;b:1", "cache-0:8700,cache-1:8700"),
+        ("a:1,b:x", "'b:x' is not a server address"),
+        ("a,a:8700", "names 'a:8700' twice"),
+        ("http://a:1,b:1", "is a URL"),
+        (",".join(f"h{i}" for i in range(65)), "dns:///NAME:PORT"),
+        (["a:1", "b:1"], "write several addresses as one text"),
+    ],
+)
+def test_a_wrong_list_is_refused_with_the_right_form(written: object, told: str) -> None:
+    with pytest.raises(AddressError) as refused:
+        lazyfx.connect(written)  # type: ignore[arg-type]
+    assert told in str(refused.value)
+    assert len(str(refused.value)) < 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 import threading
 import time
@@ -156,6 +157,9 @@ async def test_a_download_that_is_cut_by_closing(server: Any) -> None:
             await asyncio.wait_for(code, _PATIENCE)
 
 
+GRAPH = graph_of(77)
+
+
 def files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -184,6 +188,45 @@ def test_clients_that_are_dropped_leave_nothing(server: Any, used: bool) -> None
         gc.collect()
         wait_until(lambda: client_threads() <= theirs, "the threads' end")
         wait_until(lambda: files() <= before + 5, "the files' end")
+
+
+def threads() -> int:
+    """All threads of this process, gRPC's own included."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.long
+def test_a_thousand_clients_of_replicas_leave_nothing(server: Any) -> None:
+    """The two addresses are of one server, which only its name tells."""
+    port = server.address.rpartition(":")[2]
+
+    async def connect_async() -> None:
+        async with lazyfx.connect_async(f"{server.address},localhost:{port}") as client:
+            await client.passes()
+
+    async def connect(count: int) -> None:
+        # The blocking client works in a thread with a running loop, too.
+        for i in range(count):
+            with lazyfx.connect(f"{server.address},localhost:{port}", hedge_after=1) as client:
+                if i % 5 == 0:
+                    client.compile(GRAPH, [DCE])
+            if i % 5 == 1:
+                await connect_async()
+
+    asyncio.run(connect(200))
+    gc.collect()
+    before = (threads(), files(), resident_bytes())
+    asyncio.run(connect(1000))
+    gc.collect()
+    wait_until(lambda: threads() <= before[0] + 5, "the threads' end")
+    wait_until(lambda: files() <= before[1] + 5, "the files' end")
+    # 1,000 channels that stay would hold more than 100 MB.
+    assert resident_bytes() < before[2] + 32 * 2**20
 
 
 def test_a_handle_keeps_its_client(server: Any) -> None:

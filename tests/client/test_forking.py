@@ -26,7 +26,9 @@ def run(address, rounds, *programs):
     "programs", [("before",), ("clients", "asynchronous", "threads", "loaders", "backend")]
 )
 def test_forks(server, programs):
-    run(server.address, 2, *programs)
+    # Two addresses, as of replicas: each has a channel of its own.
+    port = server.address.rpartition(":")[2]
+    run(f"{server.address},localhost:{port}", 2, *programs)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ def compose(root: Path) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "cuda.yaml", "identified.yaml", "native.yaml"])
+@pytest.mark.parametrize(
+    "name", ["compose.yaml", "cuda.yaml", "identified.yaml", "native.yaml", "replicas.yaml"]
+)
 def test_follows_the_specification(root: Path, name: str) -> None:
     text = (root / "deploy/compose" / name).read_text()
+    # As Compose reads it where none of the variables is set.
+    text = re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", text)
     compose_spec.PyCompose.from_yaml(text).validate()
 
 
@@ -27,7 +32,7 @@ def test_ports_are_published_on_loopback_only(compose: dict[str, Any]) -> None:
     published = [
         port for service in compose["services"].values() for port in service.get("ports", [])
     ]
-    assert sorted(published) == ["127.0.0.1:3000:3000", "127.0.0.1:8700:8700"]
+    assert sorted(published) == ["127.0.0.1:${LAZYFX_PORTS:-8700}:8700", "127.0.0.1:3000:3000"]
 
 
 def test_every_service_is_read_only_and_without_privileges(compose: dict[str, Any]) -> None:
@@ -72,10 +77,10 @@ def test_prometheus_scrapes_the_metrics_port_of_the_server(
     root: Path, compose: dict[str, Any]
 ) -> None:
     config = yaml.safe_load((root / "deploy/prometheus/prometheus.yml").read_text())
-    jobs = {
-        job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]
-    }
-    assert jobs["lazyfx"] == ["lazyfx:8701"]
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    # Each replica has an address of its own behind the name of the service.
+    (found,) = jobs["lazyfx"]["dns_sd_configs"]
+    assert found == {"names": ["lazyfx"], "type": "A", "port": 8701}
     assert "lazyfx" in compose["services"]
     networks = compose["services"]
     assert set(networks["lazyfx"]["networks"]) & set(networks["prometheus"]["networks"])
@@ -96,6 +101,23 @@ def test_the_identified_file_asks_for_tokens_over_tls(root: Path) -> None:
     named = {name: value for name, value in server["environment"].items() if value in files}
     assert set(named) == {"LAZYFX_SERVER_CERTIFICATE", "LAZYFX_SERVER_KEY", "LAZYFX_TOKENS"}
     assert server["environment"]["LAZYFX_INSECURE"] == "false"
+
+
+def test_the_replicas_share_a_store_that_nobody_else_reaches(
+    root: Path, compose: dict[str, Any]
+) -> None:
+    added = yaml.safe_load((root / "deploy/compose/replicas.yaml").read_text())
+    server, valkey = added["services"]["lazyfx"], added["services"]["valkey"]
+    assert server["environment"]["LAZYFX_STORE"] == "redis://valkey:6379/0"
+    assert server["depends_on"]["valkey"]["condition"] == "service_healthy"
+    assert server["networks"] == valkey["networks"] == ["store"]
+    assert added["networks"]["store"]["internal"] is True
+    assert "ports" not in valkey
+    assert "store:/var/lib/lazyfx" in compose["services"]["lazyfx"]["volumes"]
+    assert valkey["read_only"] is True
+    assert valkey["cap_drop"] == ["ALL"]
+    assert valkey["user"].split(":")[0] not in {"0", "root"}
+    assert "container_name" not in compose["services"]["lazyfx"]  # it would forbid --scale
 
 
 def test_the_native_file_has_a_compiler_and_may_load_what_it_made(root: Path) -> None:

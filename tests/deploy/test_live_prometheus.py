@@ -86,7 +86,7 @@ def prometheus(root: Path, tmp_path: Path, server: Any) -> Iterator[Prometheus]:
         str(root / "deploy/prometheus" / files) for files in config["rule_files"]
     ]
     config["scrape_configs"] = [
-        job | {"static_configs": [{"targets": [scraped.netloc]}]}
+        {"job_name": job["job_name"], "static_configs": [{"targets": [scraped.netloc]}]}
         for job in config["scrape_configs"]
         if job["job_name"] == "lazyfx"
     ]

@@ -12,7 +12,7 @@ import pytest
 
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError, add_token
-from lazyfx_server.security.secret_file import SecretFileError, read_private
+from lazyfx_server.security.secret_file import SecretFileError, read_private, secret_of
 from lazyfx_server.security.signing import KeyRing
 
 
@@ -87,6 +87,12 @@ def test_a_secret_is_a_plain_file(tmp_path: Path) -> None:
     for name in ("fifo", "large"):
         with pytest.raises(SecretFileError):
             read_private(tmp_path / name)
+
+
+def test_what_a_killed_server_left_does_not_hinder_its_successor(tmp_path: Path) -> None:
+    # In a container each server is process 1, so the next one has the same number.
+    (tmp_path / f".tenants.key.{os.getpid()}").touch()
+    assert secret_of(tmp_path / "tenants.key") == secret_of(tmp_path / "tenants.key")
 
 
 def test_a_key_file_that_is_gone_is_remembered(

@@ -289,3 +289,20 @@ def test_estimates_learn_from_the_same_job_and_from_its_family() -> None:
 
 def test_a_call_without_a_deadline_has_an_infinite_one() -> None:
     assert Urgency.of(0, lambda: None) == Urgency(INTERACTIVE, math.inf)
+
+
+def test_slots_that_come_and_go() -> None:
+    async def scenario() -> list[str]:
+        jobs = _Jobs(Admission(2, CallLimits()))
+        await jobs.add("first", _work())
+        await jobs.add("second", _work())
+        jobs.admission.resize(1)
+        await jobs.add("third", _work())
+        await jobs.end("first")
+        assert jobs.order == ["first", "second"], "there is one slot, and a job that holds it"
+        jobs.admission.resize(2)
+        await asyncio.sleep(0)
+        await jobs.end("second", "third")
+        return jobs.order
+
+    assert _run(scenario()) == ["first", "second", "third"]

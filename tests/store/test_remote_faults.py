@@ -112,6 +112,31 @@ async def test_large_entries_are_found_without_redis(
         assert await one.store.contains([key("large"), key("small")]) == {key("large")}
 
 
+async def test_request_waits_once_for_two_frozen_stores(
+    server: store_servers.Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    s3 = store_servers.moto()
+    request.addfinalizer(s3.kill)
+    for name, value in store_servers.s3_variables(s3).items():
+        monkeypatch.setenv(name, value)
+    async with opened(url(server), "s3://shared/frozen", wait=1.0) as one:
+        for ask, nothing in (
+            (lambda: one.store.get(key("a")), None),
+            (lambda: one.store.contains([key("a")]), set()),
+        ):
+            await until(lambda: all(one.store.available().values()))
+            for each in (server, s3):
+                each.signal(signal.SIGSTOP)
+            one.told.errors.clear()
+            assert await ask() == nothing
+            kinds = [(tier, type(error)) for tier, _, error in one.told.errors]
+            assert kinds[0] == ("redis", UnreachableError)
+            assert kinds[-1] == ("s3", SkippedError)
+            assert ("s3", UnreachableError) not in kinds
+            for each in (server, s3):
+                each.signal(signal.SIGCONT)
+
+
 async def test_slow_store_is_left_alone_until_it_is_fast(server: store_servers.Server) -> None:
     async with (
         forwarding(server.port) as way,

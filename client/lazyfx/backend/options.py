@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args
 
 from lazyfx.capture.priorities import PRIORITIES, Priority
 from lazyfx.errors import AddressError, LazyfxError
-from lazyfx.shared.addresses import DEFAULT_ADDRESS, read_address
+from lazyfx.shared.addresses import DEFAULT_ADDRESS, read_addresses
 from lazyfx.shared.native.torch_inductor import has_setting
 from lazyfx.shared.pass_specs import PassTuple, normalize
 from lazyfx.shared.printable import shown
@@ -28,7 +28,8 @@ class BackendOptions:
     """Options of the backend, from `options={...}`, then the environment, then these defaults.
 
     Attributes:
-        address: The server: "host:port", or "host" for port 8700.
+        address: The server: "host:port", or "host" for port 8700; several replicas:
+            "a:8700,b:8700" or "dns:///name:8700".
         passes: Graph passes that the server runs first, in order.
         compile: "inductor": run the native artifact that the server's Inductor compiled; "eager":
             run the graph after the passes, rebuilt from graph data.
@@ -120,7 +121,7 @@ def _one_of(name: str) -> Callable[[str, Any], str]:
 
 def _address(where: str, value: Any) -> str:
     try:
-        return read_address(str(value))
+        return read_addresses(str(value))
     except AddressError as error:
         raise ValueError(f"{where}: {error}") from error
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import grpc
 import grpc.aio
 
 from lazyfx.calls import forking
-from lazyfx.calls.channel import (
-    CLOSED_MEANWHILE,
-    CONNECTED_OR_FAILED,
-    methods_of,
-    open_async_channel,
-)
+from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_async_channel
+from lazyfx.calls.connections import Connections
 from lazyfx.errors import ClosedError
 from lazyfx.flows import (
     AwaitConnection,
     Finish,
+    First,
     Flow,
     Locked,
     Next,
     Offload,
     Open,
     Pause,
+    Place,
     Result,
     Send,
     Start,
@@ -36,10 +35,10 @@ from lazyfx.trust.access import Access
 
 
 class AsyncDriver:
-    """A channel to one server. Belongs to the event loop in which it was made.
+    """Channels to a server or its replicas. Belongs to the event loop in which it was made.
 
     Args:
-        address: "host:port".
+        address: "host:port", or several joined by commas.
         access: Credentials to send, and keys to trust.
 
     Raises:
@@ -48,15 +47,12 @@ class AsyncDriver:
     """
 
     def __init__(self, address: str, access: Access) -> None:
-        forking.mark_grpc_used()
-        self._metadata = access.metadata(address)
-        self._channel = open_async_channel(address, access.tls)
-        self._methods = methods_of(self._channel)
+        self._connections = Connections(address, access, open_async_channel)
         self._closing = asyncio.Event()
         forking.leak_in_children(self)
 
     async def close(self) -> None:
-        """Close the channel; waiting flows raise ClosedError.
+        """Close the channels; waiting flows raise ClosedError.
 
         Raises:
             ForkedProcessError: It belongs to the process that this one was forked from.
@@ -64,25 +60,32 @@ class AsyncDriver:
         forking.require_not_forked()
         if not self._closing.is_set():
             self._closing.set()
-            await self._channel.close()
+            await asyncio.gather(*(channel.close() for channel in self._connections.channels))
 
     async def is_ready(self, seconds: float) -> bool:
-        """Whether a connection to the server can be established within that many seconds."""
-        return await self._reaches((grpc.ChannelConnectivity.READY,), seconds)
+        """Whether a connection to a server can be established within that many seconds."""
+        states = (grpc.ChannelConnectivity.READY,)
+        return await self._reach(self._connections.channels, states, seconds)
 
-    async def _reaches(self, states: Collection[grpc.ChannelConnectivity], seconds: float) -> bool:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while True:
+    async def _reach(
+        self,
+        channels: Sequence[grpc.aio.Channel],
+        states: Collection[grpc.ChannelConnectivity],
+        seconds: float,
+    ) -> bool:
+        """Whether one of the channels is in one of the states within that many seconds."""
+        self._require_open()
+        ready = [asyncio.ensure_future(_wait_for_state(c, states)) for c in channels]
+        closed = asyncio.ensure_future(self._closing.wait())
+        try:
+            await asyncio.wait(
+                [*ready, closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
             self._require_open()
-            state = self._channel.get_state(try_to_connect=True)
-            if state in states:
-                return True
-            change = self._channel.wait_for_state_change(state)
-            try:
-                await asyncio.wait_for(change, max(0.0, end - loop.time()))
-            except asyncio.TimeoutError:
-                return False
+            return any(task.done() for task in ready)
+        finally:
+            for task in (*ready, closed):
+                task.cancel()
 
     async def run(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end.
@@ -118,14 +121,18 @@ class AsyncDriver:
 
     async def _perform(self, step: Step) -> Any:
         match step:
-            case Start(method, request, seconds):
-                return self._call(method, request, seconds)
+            case Start(method, request, seconds, place):
+                return self._call(method, request, seconds, place)
             case Finish(call):
                 return await cast("Awaitable[bytes | None]", call)
-            case Open(method, requests, seconds):
+            case First(calls, seconds):
+                return await _first_done(cast("Sequence[grpc.aio.Call]", calls), seconds)
+            case Open(method, requests, seconds, place):
                 failures: list[Exception] = []
-                paced = requests if isinstance(requests, bytes) else _paced(requests, failures)
-                return _Stream(self._call(method, paced, seconds), failures)
+                one_by_one = (
+                    requests if isinstance(requests, bytes) else _one_by_one(requests, failures)
+                )
+                return _Stream(self._call(method, one_by_one, seconds, place), failures)
             case Next(call):
                 return await cast("_Stream", call).read()
             case Send():
@@ -134,26 +141,29 @@ class AsyncDriver:
                 return await self._pause(seconds)
             case Offload(work):
                 return await asyncio.to_thread(work)
-            case AwaitConnection(seconds):
-                return await self._reaches(CONNECTED_OR_FAILED, seconds)
+            case AwaitConnection(seconds, place):
+                channel = self._connections.channels[place.replica]
+                return await self._reach([channel], CONNECTED_OR_FAILED, seconds)
             case Locked(lock, flow):
                 async with cast("asyncio.Lock", lock):
                     return await self.run(flow)
 
-    def _call(self, method: str, requests: object, seconds: float) -> Any:
+    def _call(self, method: str, requests: object, seconds: float, place: Place) -> Any:
         self._require_open()
-        call = self._methods[method](requests, timeout=seconds, metadata=self._metadata)
+        start = self._connections.method(method, place)
+        call = start(requests, timeout=seconds, metadata=self._connections.metadata(place))
         forking.leak_in_children(call)
         return call
 
     async def _send(self, step: Send) -> bytes | None:
         failures: list[Exception] = []
         try:
-            call = self._call(step.method, _paced(step.requests, failures), step.seconds)
+            requests = _one_by_one(step.requests, failures)
+            call = self._call(step.method, requests, step.seconds, step.place)
             return cast("bytes | None", await call)
         except asyncio.CancelledError:
             if failures:  # gRPC cancels a call whose requests end with an error
-                raise failures[0] from None
+                raise failures.pop() from None
             raise
 
     async def _pause(self, seconds: float) -> None:
@@ -191,7 +201,7 @@ class _Stream:
             raise
 
 
-async def _paced(requests: Iterator[bytes], failures: list[Exception]) -> AsyncIterator[bytes]:
+async def _one_by_one(requests: Iterator[bytes], failures: list[Exception]) -> AsyncIterator[bytes]:
     """The requests of a stream, one per loop iteration so that it is written; collects failures."""
     try:
         for request in requests:
@@ -200,6 +210,31 @@ async def _paced(requests: Iterator[bytes], failures: list[Exception]) -> AsyncI
     except Exception as error:  # whatever the caller's graphs raise; the reader raises it again
         failures.append(error)
         raise
+
+
+async def _wait_for_state(
+    channel: grpc.aio.Channel, states: Collection[grpc.ChannelConnectivity]
+) -> None:
+    while True:
+        state = channel.get_state(try_to_connect=True)
+        if state in states:
+            return
+        await channel.wait_for_state_change(state)
+
+
+async def _first_done(calls: Sequence[grpc.aio.Call], seconds: float | None) -> int | None:
+    """The index of the first call that has ended; None if none has after these seconds."""
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def end(index: int, _call: object) -> None:
+        if not ended.done():
+            ended.set_result(index)
+
+    for i, call in enumerate(calls):
+        call.add_done_callback(partial(end, i))
+    with suppress(asyncio.TimeoutError):
+        return await asyncio.wait_for(ended, seconds)
+    return None
 
 
 def _is_being_cancelled() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
@@ -18,22 +18,21 @@ from typing import Any, Final, cast
 import grpc
 
 from lazyfx.calls import forking
-from lazyfx.calls.channel import (
-    CLOSED_MEANWHILE,
-    CONNECTED_OR_FAILED,
-    methods_of,
-    open_blocking_channel,
-)
+from lazyfx.calls.blocking_calls import BlockingCall, CallFailure, RacedCall, first_done
+from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_blocking_channel
+from lazyfx.calls.connections import Connections
 from lazyfx.errors import ClosedError, LazyfxError
 from lazyfx.flows import (
     AwaitConnection,
     Finish,
+    First,
     Flow,
     Locked,
     Next,
     Offload,
     Open,
     Pause,
+    Place,
     Result,
     Send,
     Start,
@@ -46,12 +45,12 @@ _LOOK_SECONDS: Final = 0.1
 
 
 class BlockingDriver:
-    """A channel to one server. Threads may share it.
+    """Channels to a server or its replicas. Threads may share it.
 
-    The channel is closed when the driver is garbage-collected.
+    The channels are closed when the driver is garbage-collected.
 
     Args:
-        address: "host:port".
+        address: "host:port", or several joined by commas.
         access: Credentials to send, and keys to trust.
 
     Raises:
@@ -60,17 +59,14 @@ class BlockingDriver:
     """
 
     def __init__(self, address: str, access: Access) -> None:
-        forking.mark_grpc_used()
-        self._metadata = access.metadata(address)
-        self._channel = open_blocking_channel(address, access.tls)
-        self._methods = methods_of(self._channel, streams=True)
+        self._connections = Connections(address, access, open_blocking_channel, streams=True)
         self._closing = threading.Event()
-        self._close = weakref.finalize(self, self._channel.close)
-        self._close.atexit = False  # the channel ends with the process
+        self._close = weakref.finalize(self, _close_all, self._connections.channels)
+        self._close.atexit = False  # the channels end with the process
         forking.leak_in_children(self)
 
     def close(self) -> None:
-        """Close the channel; flows waiting in other threads raise ClosedError.
+        """Close the channels; flows waiting in other threads raise ClosedError.
 
         Raises:
             ForkedProcessError: It belongs to the process that this one was forked from.
@@ -97,10 +93,17 @@ class BlockingDriver:
             )
 
     def is_ready(self, seconds: float) -> bool:
-        """Whether a connection to the server can be established within that many seconds."""
-        return self._reaches((grpc.ChannelConnectivity.READY,), seconds)
+        """Whether a connection to a server can be established within that many seconds."""
+        states = (grpc.ChannelConnectivity.READY,)
+        return self._reach(self._connections.channels, states, seconds)
 
-    def _reaches(self, states: Collection[grpc.ChannelConnectivity], seconds: float) -> bool:
+    def _reach(
+        self,
+        channels: Sequence[grpc.Channel],
+        states: Collection[grpc.ChannelConnectivity],
+        seconds: float,
+    ) -> bool:
+        """Whether one of the channels is in one of the states within that many seconds."""
         self.require_open()
         end = time.monotonic() + seconds
         reached = threading.Event()
@@ -109,14 +112,16 @@ class BlockingDriver:
             if state in states:
                 reached.set()
 
-        self._channel.subscribe(note, try_to_connect=True)
+        for channel in channels:
+            channel.subscribe(note, try_to_connect=True)
         try:
             while not reached.wait(max(0.0, min(end - time.monotonic(), _LOOK_SECONDS))):
                 if time.monotonic() >= end:
                     return False
                 self.require_open()
         finally:
-            self._channel.unsubscribe(note)
+            for channel in channels:
+                channel.unsubscribe(note)
         return True
 
     def run(self, flow: Flow[Result]) -> Result:
@@ -141,35 +146,44 @@ class BlockingDriver:
 
     def _do(self, step: Step) -> Any:
         try:
-            match step:
-                case Start(method, request, seconds):
-                    return self._open(method, request, seconds)
-                case Finish(call):
-                    return cast("_Call", call).finish()
-                case Open(method, requests, seconds):
-                    return self._open(method, requests, seconds)
-                case Next(call):
-                    return cast("_Call", call).read()
-                case Send():
-                    return self._send(step)
-                case Pause(seconds):
-                    self._closing.wait(seconds)
-                case Offload(work):
-                    return _in_thread(work)
-                case AwaitConnection(seconds):
-                    return self._reaches(CONNECTED_OR_FAILED, seconds)
-                case Locked(lock, flow):
-                    with cast("threading.Lock", lock):
-                        return self.run(flow)
+            return self._perform(step)
         except grpc.RpcError:
             if self._closing.is_set():
                 raise ClosedError(CLOSED_MEANWHILE) from None
             raise
 
-    def _begin(self, method: Any, requests: object, seconds: float) -> Any:
+    def _perform(self, step: Step) -> Any:
+        match step:
+            case Start(is_raced=True):
+                return self._start_raced(step)
+            case Start(method, request, seconds, place):
+                return self._open(method, request, seconds, place)
+            case Finish(call):
+                return cast("BlockingCall | RacedCall", call).finish()
+            case First(calls, seconds):
+                return first_done(cast("Sequence[RacedCall]", calls), seconds)
+            case Open(method, requests, seconds, place):
+                return self._open(method, requests, seconds, place)
+            case Next(call):
+                return cast("BlockingCall", call).read()
+            case Send():
+                return self._send(step)
+            case Pause(seconds):
+                self._closing.wait(seconds)
+            case Offload(work):
+                return _in_thread(work)
+            case AwaitConnection(seconds, place):
+                channel = self._connections.channels[place.replica]
+                return self._reach([channel], CONNECTED_OR_FAILED, seconds)
+            case Locked(lock, flow):
+                with cast("threading.Lock", lock):
+                    return self.run(flow)
+        return None
+
+    def _begin(self, method: Any, requests: object, seconds: float, place: Place) -> Any:
         self.require_open()
         try:
-            call = method(requests, timeout=seconds, metadata=self._metadata)
+            call = method(requests, timeout=seconds, metadata=self._connections.metadata(place))
         except ValueError:
             if self._closing.is_set():  # closed a moment ago
                 raise ClosedError(CLOSED_MEANWHILE) from None
@@ -177,93 +191,37 @@ class BlockingDriver:
         forking.leak_in_children(call)
         return call
 
-    def _open(self, method: str, requests: bytes | Iterator[bytes], seconds: float) -> _Call:
+    def _open(
+        self, method: str, requests: bytes | Iterator[bytes], seconds: float, place: Place
+    ) -> BlockingCall:
         failures: list[Exception] = []
         if not isinstance(requests, bytes):
             requests = _collect_failures(requests, failures)
-        return _Call(self._begin(self._methods[method], requests, seconds), failures)
+        start = self._connections.method(method, place)
+        return BlockingCall(self._begin(start, requests, seconds, place), failures)
+
+    def _start_raced(self, step: Start) -> RacedCall:
+        start = self._connections.unary_method(step.method, step.place).future
+        return RacedCall(self._begin(start, step.request, step.seconds, step.place))
 
     def _send(self, step: Send) -> bytes | None:
         failures: list[Exception] = []
         requests = _collect_failures(step.requests, failures)
-        call = self._begin(self._methods[step.method].future, requests, step.seconds)
+        start = self._connections.method(step.method, step.place).future
+        call = self._begin(start, requests, step.seconds, step.place)
         try:
             return cast("bytes | None", call.result())
-        except grpc.RpcError as error:
+        except (grpc.RpcError, grpc.FutureCancelledError):
             if failures:  # gRPC ends a call whose requests end with an error
-                raise failures[0] from None
-            raise _Failure(error) from None
+                raise failures.pop() from None
+            raise CallFailure(call) from None
         finally:
             call.cancel()
 
 
-class _Call:
-    """A call in progress, driven by the thread that waits for it.
-
-    Args:
-        call: The call.
-        failures: Receives the exception that its requests end with, if any.
-    """
-
-    def __init__(self, call: Any, failures: list[Exception]) -> None:
-        self._call = call
-        self._failures = failures
-        self._is_released = False
-
-    def read(self) -> bytes | None:
-        """The next response; None at the end."""
-        try:
-            return cast("bytes | None", next(self._call, None))
-        except grpc.RpcError as error:
-            if self._failures:  # gRPC ends a call whose requests end with an error
-                raise self._failures.pop() from None
-            raise _Failure(error) from None
-        except BaseException:  # Ctrl-C: gRPC has released the call
-            self._is_released = True
-            raise
-
-    def finish(self) -> bytes | None:
-        """The only response; None if there are none or several."""
-        try:
-            answer = self.read()
-            return answer if self.read() is None else None
-        finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Cancel the call unless it has ended, and release its resources."""
-        self._call.cancel()
-        is_released, self._is_released = self._is_released, True
-        if is_released:
-            return
-        # gRPC keeps a single-threaded call until all its events have been read. Neither name is
-        # public; a gRPC without them keeps 22 KiB of each abandoned call.
-        read = getattr(self._call, "_consume_next_event", None)
-        state = getattr(self._call, "_state", None)
-        while read is not None and getattr(state, "due", None):
-            read()
-
-
-class _Failure(grpc.RpcError):
-    """The failure of a call. gRPC raises the call object itself, which references its waiters."""
-
-    def __init__(self, call: Any) -> None:
-        super().__init__()
-        self._code, self._details = call.code(), call.details()
-        self._trailing_metadata = call.trailing_metadata()
-        call.__traceback__ = None
-
-    def code(self) -> grpc.StatusCode:
-        """The status code."""
-        return cast("grpc.StatusCode", self._code)
-
-    def details(self) -> str | None:
-        """The message of the status."""
-        return cast("str | None", self._details)
-
-    def trailing_metadata(self) -> Any:
-        """The trailing metadata."""
-        return self._trailing_metadata
+def _close_all(channels: Sequence[grpc.Channel]) -> None:
+    for channel in channels:
+        channel.close()
 
 
 _sending = threading.local()

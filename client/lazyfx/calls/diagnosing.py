@@ -12,11 +12,17 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from lazyfx.trust.access import Tls
 
 _SECONDS: Final = 1.0
+# Servers that are probed at a time, and those that a message names.
+_AT_A_TIME: Final = 16
+_MAX_SHOWN: Final = 4
 # The start of an HTTP/2 connection: the preface, and an empty settings frame.
 _GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _SETTINGS_FRAME: Final = 4
@@ -25,6 +31,26 @@ _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 _RESOLVERS = ("dns:", "ipv4:", "ipv6:")
 _START = "start one with `lazyfx serve`, or set another address (LAZYFX_ADDRESS, --address)"
 _USE_TLS = "connect with tls=lazyfx.Tls(ca=...) or tls=True (LAZYFX_CA)"
+
+
+def diagnose_each(addresses: Sequence[str], tls: Tls | None) -> list[str | None]:
+    """Find out why no call reaches each of these servers; see `diagnose`."""
+    if len(addresses) == 1:
+        return [diagnose(addresses[0], tls)]
+    with ThreadPoolExecutor(_AT_A_TIME) as threads:
+        return list(threads.map(partial(diagnose, tls=tls), addresses))
+
+
+def in_one_sentence(addresses: Sequence[str], reasons: Sequence[str | None]) -> str | None:
+    """What `diagnose_each` found; None if nothing is wrong with any."""
+    if len(addresses) == 1 or not any(reasons):
+        return reasons[0]
+    shown = [
+        f"{address}: {reason or 'can be reached now'}"
+        for address, reason in zip(addresses, reasons, strict=True)
+    ]
+    rest = [f"and {len(shown) - _MAX_SHOWN} more"] if len(shown) > _MAX_SHOWN else []
+    return f"none of {len(shown)} servers answered: {'; '.join(shown[:_MAX_SHOWN] + rest)}"
 
 
 def diagnose(address: str, tls: Tls | None) -> str | None:
@@ -58,14 +84,14 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
         connection.settimeout(max(0.1, deadline - time.monotonic()))
         if tls is not None:
             return _diagnose_tls(connection, address, host, tls)
-        told = _greeted(connection)
-    if told is None:
+        answer = _first_bytes(connection)
+    if answer is None:
         return _silent(address)
-    if told[3:4] == bytes([_SETTINGS_FRAME]):
+    if answer[3:4] == bytes([_SETTINGS_FRAME]):
         return None
-    if told.startswith(_TLS_ALERT) or (told == b"" and _speaks_tls(host, int(port))):
+    if answer.startswith(_TLS_ALERT) or (answer == b"" and _speaks_tls(host, int(port))):
         return f"the server at {address} speaks TLS, but this client does not; {_USE_TLS}"
-    return _another_program(address) if told else _silent(address)
+    return _another_program(address) if answer else _silent(address)
 
 
 def is_through_a_proxy() -> bool:
@@ -103,7 +129,7 @@ def _through_a_file(address: str) -> str | None:
     return None
 
 
-def _greeted(connection: socket.socket) -> bytes | None:
+def _first_bytes(connection: socket.socket) -> bytes | None:
     """The first bytes of the answer to an HTTP/2 client.
 
     Empty if the connection was closed instead; None if nothing came.
@@ -183,15 +209,15 @@ def _diagnose_tls(connection: socket.socket, address: str, host: str, tls: Tls) 
 
 
 def _refused_certificate(error: ssl.SSLCertVerificationError, address: str) -> str:
-    told = error.verify_message or _reason(error)
-    if "mismatch" in told.lower() or "not valid for" in told.lower():
+    problem = error.verify_message or _reason(error)
+    if "mismatch" in problem.lower() or "not valid for" in problem.lower():
         remedy = "connect by a name that it contains, or pass such a name as server_name= "
         remedy += "(LAZYFX_SERVER_HOST)"
-    elif "expired" in told or "not yet valid" in told:
+    elif "expired" in problem or "not yet valid" in problem:
         remedy = "its operator must renew it; also compare the clocks"
     else:
         remedy = "set the authority that issued it with tls=lazyfx.Tls(ca=...) (LAZYFX_CA)"
-    return f"the certificate of the server at {address} is not accepted: {told}; {remedy}"
+    return f"the certificate of the server at {address} is not accepted: {problem}; {remedy}"
 
 
 def _reason(error: OSError) -> str:

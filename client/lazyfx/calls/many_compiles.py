@@ -13,6 +13,7 @@ from lazyfx.errors import (
     OverloadedError,
     ProtocolError,
     ServerFaultError,
+    UnavailableError,
 )
 from lazyfx.flows import Call, Flow
 from lazyfx.shared.grpc_status import is_from_server, status_to_error
@@ -40,6 +41,7 @@ class ManyCompiles:
         self._due = set(range(len(prepared)))
         self._in_stream = {i for i, job in enumerate(prepared) if job.fits_one_message}
         self._stream: Call | None = None
+        self._route = calls.replicas.route()
         self._is_streaming = True
 
     def next(self) -> Flow[tuple[int, pb.CompileResponse | LazyfxError] | None]:
@@ -75,8 +77,15 @@ class ManyCompiles:
         due = self._due & self._in_stream
         try:
             if self._stream is None:
-                self._stream = yield from self._calls.open_batch(self._requests(), len(due))
-            answer = yield from self._calls.next_of_batch(self._stream)
+                requests = self._requests(sorted(due))
+                self._stream = yield from self._calls.open_batch(requests, len(due), self._route)
+            answer = yield from self._calls.next_of_batch(self._stream, self._route)
+        except UnavailableError:
+            # Its replica stops or broke: another one gets the rest, one by one.
+            if not self._calls.replicas.are_several:
+                raise
+            self._route.move()
+            return None
         except OverloadedError as refusal:
             if refusal.retry_after is None:
                 raise
@@ -95,8 +104,8 @@ class ManyCompiles:
             raise ProtocolError("an answer to an unknown request", field="request_id")
         return answer
 
-    def _requests(self) -> Iterator[bytes]:
-        for i in sorted(self._in_stream):
+    def _requests(self, due: Sequence[int]) -> Iterator[bytes]:
+        for i in due:
             job = self.prepared[i]
             request = pb.CompileBatchRequest(request_id=i, request=job.requests.whole)
             request.request.graph.CopyFrom(job.encoded.message())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Final, NoReturn, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError as ProtobufError
@@ -14,33 +13,39 @@ from google.protobuf.message import Message
 from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
-from lazyfx.calls.diagnosing import diagnose, is_through_a_proxy, not_a_server
-from lazyfx.calls.retries import ExpectedReturn, RetryBudget
+from lazyfx.calls.failover import Failover
+from lazyfx.calls.replicas import Replicas, Route
+from lazyfx.calls.retries import RetryBudget
 from lazyfx.calls.uploading import Progress, upload
 from lazyfx.capture.blob import Blob
 from lazyfx.errors import (
     OverloadedError,
     ProtocolError,
-    ServiceError,
-    TimedOutError,
     UnavailableError,
 )
-from lazyfx.flows import AwaitConnection, Call, Finish, Flow, Next, Offload, Open, Send, Start
-from lazyfx.shared import grpc_status
-from lazyfx.shared.printable import make_printable, printable
+from lazyfx.flows import (
+    Call,
+    Finish,
+    First,
+    Flow,
+    Next,
+    Open,
+    Send,
+    Start,
+)
+from lazyfx.shared.printable import make_printable
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 
 Answer = TypeVar("Answer", bound=Message)
+RequestFor: TypeAlias = Callable[[int], pb.CompileRequest]
 
 # Maximum length of one text in an answer about the server.
 _MAX_TEXT: Final = 65_536
 # Between two answers of a stream, one whole compile may pass; uploads are expected to send at least
 # this many bytes a second.
 _SLOWEST_UPLOAD: Final = 128 * 1024
-# A first connection takes a few round trips. After this time, another connection is tried.
-_SILENT_SECONDS: Final = 0.8
 
 
 class CompileCall:
@@ -49,50 +54,84 @@ class CompileCall:
     Attributes:
         request: The request.
         retry_budget: Time for all tries together.
+        route: The replicas to which it goes.
         first: The call of the first try.
-    """
-
-    def __init__(self, request: bytes, retry_budget: RetryBudget, first: Call) -> None:
-        self.request = request
-        self.retry_budget = retry_budget
-        self.first = first
-
-
-class ServiceCalls:
-    """The calls to one server.
-
-    A call that the server refuses for now is retried after the server's delay, within its timeout.
-
-    Args:
-        address: "host:port".
-        timeout: Default timeout of a call, in seconds.
-        tls: How the connection is encrypted.
-        bounds: Bounds on answers of the server.
+        second_request: The request for another replica, by its index, which is asked if the first
+            is slow; None if none is.
     """
 
     def __init__(
         self,
-        address: str,
+        request: bytes,
+        retry_budget: RetryBudget,
+        route: Route,
+        first: Call,
+        second_request: RequestFor | None = None,
+    ) -> None:
+        self.request = request
+        self.retry_budget = retry_budget
+        self.route = route
+        self.first = first
+        self.second_request = second_request
+
+
+class ServiceCalls:
+    """The calls to a server, or to its replicas.
+
+    A call that the server refuses for now is retried after the server's delay, within its timeout.
+    If a replica stops or breaks, the call is made again to another one.
+
+    Args:
+        replicas: Where calls go.
+        timeout: Default timeout of a call, in seconds.
+        tls: How the connection is encrypted.
+        bounds: Bounds on answers of the server.
+        hedge_after: Seconds after which a second replica is asked for what may be a hit; None for
+            never.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas,
         *,
         timeout: float,
         tls: Tls | None,
         bounds: AnswerBounds = DEFAULT_BOUNDS,
+        hedge_after: float | None = None,
     ) -> None:
+        self._hedge_after = hedge_after if replicas.are_several else None
         self._bounds = bounds
-        self.address = address
+        self.replicas = replicas
         self.timeout = timeout
-        self._tls = tls
-        self._return = ExpectedReturn()
-        self._is_known = False
+        self._failover = Failover(replicas, tls)
+
+    @property
+    def address(self) -> str:
+        """The addresses, joined by commas."""
+        return ",".join(self.replicas.addresses)
 
     def start_compile(
-        self, request: pb.CompileRequest, timeout: float | None = None
+        self,
+        request: pb.CompileRequest,
+        route: Route,
+        timeout: float | None = None,
+        second_request: RequestFor | None = None,
     ) -> Flow[CompileCall]:
-        """Start one compile; the request is sent during the next pause."""
+        """Start one compile; the request is sent during the next pause.
+
+        Args:
+            request: The request.
+            route: Where it goes.
+            timeout: Seconds that it may take.
+            second_request: The request for another replica; None if only this one is to be asked.
+        """
         data, retry_budget = request.SerializeToString(), RetryBudget(timeout or self.timeout)
-        yield from self._refuse_silence()
-        first = yield Start("Compile", data, retry_budget.left())
-        return CompileCall(data, retry_budget, first)
+        if self._hedge_after is None or not _may_be_hit(request):
+            second_request = None
+        is_raced = second_request is not None
+        yield from self._failover.refuse_silence(route)
+        first = yield Start("Compile", data, retry_budget.left(), route.place, is_raced)
+        return CompileCall(data, retry_budget, route, first, second_request)
 
     def finish_compile(self, call: CompileCall) -> Flow[pb.CompileResponse]:
         """Wait for the answer to a compile.
@@ -102,32 +141,57 @@ class ServiceCalls:
             ServiceError: A subclass, by the status that the server returned.
             ProtocolError: The answer is malformed.
         """
+        if call.second_request is not None:
+            yield from self._race(call, call.second_request)
         response = yield from self._retried(
-            "Compile", call.request, pb.CompileResponse, call.retry_budget, first=call.first
+            "Compile", call.request, pb.CompileResponse, call.retry_budget, call.route, call.first
         )
         check_response(response, self._bounds)
+        self.replicas.remember_home(response.module_key, call.route.place)
         return response
 
-    def open_batch(self, requests: Iterator[bytes], count: int) -> Flow[Call]:
+    def _race(self, call: CompileCall, second_request: RequestFor) -> Flow[None]:
+        """Wait for the call; if it is slow, ask another replica, and go on with the first answer.
+
+        The idea is the hedged request of Dean and Barroso, "The Tail at Scale" (2013).
+        """
+        place = call.route.other()
+        if place is None or (yield First([call.first], self._hedge_after)) is not None:
+            return
+        data, left = second_request(place.replica).SerializeToString(), call.retry_budget.left()
+        slower = second = yield Start("Compile", data, left, place, is_raced=True)
+        try:
+            if (yield First([call.first, second], None)) == 1:
+                # A replica that lacks the graph, or breaks, has not answered: the first one may.
+                with contextlib.suppress(grpc.RpcError):
+                    yield Finish(second)
+                    slower, call.first = call.first, second
+                    call.route.move_to(place)
+        finally:
+            slower.cancel()
+
+    def open_batch(self, requests: Iterator[bytes], count: int, route: Route) -> Flow[Call]:
         """Start a stream of compiles; each may take as long as a single call."""
-        yield from self._refuse_silence()
-        call: Call = yield Open("CompileBatch", requests, self.timeout * max(1, count))
+        seconds = self.timeout * max(1, count)
+        yield from self._failover.refuse_silence(route)
+        call: Call = yield Open("CompileBatch", requests, seconds, route.place)
         return call
 
-    def next_of_batch(self, call: Call) -> Flow[pb.CompileBatchResponse | None]:
+    def next_of_batch(self, call: Call, route: Route) -> Flow[pb.CompileBatchResponse | None]:
         """The next answer of a stream of compiles; None at its end.
 
         Raises:
             ServiceError: The stream as a whole failed.
             ProtocolError: An answer is malformed.
         """
-        with self._errors():
+        with self._failover.errors(route):
             data = yield Next(call)
         if data is None:
             return None
         response = _parsed(pb.CompileBatchResponse, data)
         if response.HasField("response"):
             check_response(response.response, self._bounds)
+            self.replicas.remember_home(response.response.module_key, route.place)
         return response
 
     def artifact(
@@ -151,39 +215,42 @@ class ServiceCalls:
         """
         download = Download(request, self._bounds, on_progress)
         retry_budget = RetryBudget(timeout or self.timeout)
+        route = self.replicas.route(home=request.module_key)
         resumed = False
         while True:
             try:
-                yield from self._download(request, download, timeout or self.timeout)
+                yield from self._download(request, download, route, timeout or self.timeout)
             except OverloadedError as refusal:
                 yield from retry_budget.wait(refusal)
             except UnavailableError as error:
-                is_restarting = error.retry_after is not None or self._return.is_expected
-                if is_restarting and not download.received:
-                    yield from self._wait_for_server(error, retry_budget)
+                if download.received and not resumed and error.retry_after is None:
+                    resumed = True
                     continue
-                if resumed or not download.received:
-                    yield from self._raise_with_diagnosis(error)
-                resumed = True
+                yield from self._failover.find_another(error, retry_budget, route)
+                # Another replica may have built it itself, into other bytes.
+                if self.replicas.are_several:
+                    download, resumed = Download(request, self._bounds, on_progress), False
             else:
                 return download.finish()
 
     def _download(
-        self, request: pb.GetArtifactRequest, download: Download, seconds: float
+        self, request: pb.GetArtifactRequest, download: Download, route: Route, seconds: float
     ) -> Flow[None]:
         wanted = pb.GetArtifactRequest()
         wanted.CopyFrom(request)
         wanted.offset = download.received
-        call: Call = yield Open("GetArtifact", wanted.SerializeToString(), seconds)
+        call: Call = yield Open("GetArtifact", wanted.SerializeToString(), seconds, route.place)
         download.begin()
         try:
-            with self._errors():
+            with self._failover.errors(route):
                 while (part := (yield Next(call))) is not None:
                     download.take(_parsed(pb.GetArtifactResponse, part))
         finally:
             call.cancel()  # stop reading from a server that sends too much
 
-    def upload(self, blobs: Sequence[Blob], on_progress: Progress | None = None) -> Flow[None]:
+    def upload(
+        self, blobs: Sequence[Blob], route: Route, on_progress: Progress | None = None
+    ) -> Flow[None]:
         """Send the blobs that the server lacks; see `uploading.upload`.
 
         Raises:
@@ -192,11 +259,11 @@ class ServiceCalls:
 
         def find(digests: Sequence[graph_pb2.Digest]) -> Flow[pb.FindMissingBlobsResponse]:
             request = pb.FindMissingBlobsRequest(digests=digests)
-            return self._ask("FindMissingBlobs", request, pb.FindMissingBlobsResponse)
+            return self._ask("FindMissingBlobs", request, pb.FindMissingBlobsResponse, route)
 
         def send(chunks: Iterator[bytes]) -> Flow[pb.UploadBlobsResponse]:
-            with self._errors():
-                data = yield Send("UploadBlobs", chunks, seconds)
+            with self._failover.errors(route):
+                data = yield Send("UploadBlobs", chunks, seconds, route.place)
             return _parsed(pb.UploadBlobsResponse, data)
 
         size = sum(blob.digest.size_bytes for blob in blobs)
@@ -222,9 +289,11 @@ class ServiceCalls:
         make_printable(answer, _MAX_TEXT)
         return answer
 
-    def _ask(self, method: str, request: Message, kind: type[Answer]) -> Flow[Answer]:
+    def _ask(
+        self, method: str, request: Message, kind: type[Answer], route: Route | None = None
+    ) -> Flow[Answer]:
         data, retry_budget = request.SerializeToString(), RetryBudget(self.timeout)
-        return self._retried(method, data, kind, retry_budget)
+        return self._retried(method, data, kind, retry_budget, route or self.replicas.route())
 
     def _retried(
         self,
@@ -232,91 +301,31 @@ class ServiceCalls:
         request: bytes,
         kind: type[Answer],
         retry_budget: RetryBudget,
+        route: Route,
         first: Call | None = None,
     ) -> Flow[Answer]:
         """The answer to a call, which is retried while the server refuses it for now."""
         call = first
         if call is None:
-            yield from self._refuse_silence()
+            yield from self._failover.refuse_silence(route)
         while True:
             try:
-                with self._errors():
+                with self._failover.errors(route):
                     if call is None:
-                        call = yield Start(method, request, retry_budget.left())
+                        call = yield Start(method, request, retry_budget.left(), route.place)
                     data = yield Finish(call)
+                route.answered()
                 return _parsed(kind, data)
-            except (OverloadedError, UnavailableError) as refusal:
-                call = None
-                if isinstance(refusal, OverloadedError):
-                    yield from retry_budget.wait(refusal)
-                else:
-                    yield from self._wait_for_server(refusal, retry_budget)
+            except OverloadedError as refusal:
+                yield from retry_budget.wait(refusal)
+            except UnavailableError as error:
+                yield from self._failover.find_another(error, retry_budget, route)
+            call = None
 
-    def _refuse_silence(self) -> Flow[None]:
-        """Before the first call: fail if the server does not answer a connection attempt.
 
-        gRPC would wait for the end of the attempt, see `channel`.
-
-        Raises:
-            UnavailableError: It does not; says why.
-        """
-        if self._is_known:
-            return
-        if not (yield AwaitConnection(_SILENT_SECONDS)) and not is_through_a_proxy():
-            reason = yield Offload(partial(diagnose, self.address, self._tls))
-            if reason is not None:
-                raise UnavailableError(reason, code="UNAVAILABLE")
-        self._is_known = True
-
-    def _wait_for_server(self, error: UnavailableError, retry_budget: RetryBudget) -> Flow[None]:
-        """Wait for a server that starts, stops or is being replaced.
-
-        Raises:
-            UnavailableError: It cannot be reached, and has not said that it will be back.
-        """
-        # A starting or stopping server sends a retry delay.
-        self._return.note(error)
-        if error.retry_after is None and not self._return.is_expected:
-            yield from self._raise_with_diagnosis(error)
-        yield from retry_budget.wait(error, is_expected=True)
-
-    def _raise_with_diagnosis(self, error: UnavailableError) -> Flow[NoReturn]:
-        """Raise the error, with the reason why no call reaches the server if it can be found."""
-        cause = error.__cause__
-        details = (cause.details() or "") if isinstance(cause, grpc.RpcError) else ""
-        told = not_a_server(self.address, printable(details)) is not None
-        if told or grpc_status.is_from_server(cause) or error.code != "UNAVAILABLE":
-            raise error
-        reason = yield Offload(partial(diagnose, self.address, self._tls))
-        if reason is None:
-            reason = (
-                f"the connection to {self.address} broke or was not established in time, but the "
-                f"server can be reached now; try again (details: {error.reason})"
-            )
-        raise UnavailableError(reason, code=error.code) from error
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Converts gRPC's errors into this package's errors."""
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise self._service_error(error) from error
-
-    def _service_error(self, error: grpc.RpcError) -> ServiceError:
-        """The server's error; for gRPC's own errors, with a message that says what to do."""
-        code, details = error.code(), error.details() or ""
-        if grpc_status.is_from_server(error):
-            return grpc_status.to_error(error)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            told = (
-                f"the server at {self.address} did not answer within the timeout of the call; "
-                "allow more with timeout= (--timeout, LAZYFX_TIMEOUT)"
-            )
-            return TimedOutError(told, code=code.name)
-        if other := not_a_server(self.address, printable(details)):
-            return UnavailableError(other, code=code.name)
-        return grpc_status.to_error(error)
+def _may_be_hit(request: pb.CompileRequest) -> bool:
+    """Whether a request only names its graph, as one does that was answered before."""
+    return not (request.HasField("graph") or request.values)
 
 
 def _parsed(kind: type[Answer], data: bytes | None) -> Answer:

@@ -92,11 +92,11 @@ def _missing(find: Find, wanted: dict[bytes, Blob]) -> Flow[list[tuple[Blob, int
     for start in range(0, len(digests), DIGESTS_AT_A_TIME):
         some = digests[start : start + DIGESTS_AT_A_TIME]
         answer = yield from find(some)
-        missing += _answered(answer, {d.sha256: wanted[d.sha256] for d in some})
+        missing += _missing_of(answer, {d.sha256: wanted[d.sha256] for d in some})
     return missing
 
 
-def _answered(
+def _missing_of(
     answer: pb.FindMissingBlobsResponse, offered: dict[bytes, Blob]
 ) -> list[tuple[Blob, int]]:
     """The blobs of an answer, and how many bytes of each the server has."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lazyfx.shared import wire
 from lazyfx.shared.pass_specs import DEFAULT_MODES, Modes, PassTuple, messages
@@ -20,12 +20,12 @@ class RequestForms:
 
     Attributes:
         whole: Digest of the graph, passes, modes. Shared: copy it before changing it.
-        short: The server's token for `whole`, if it issued one.
+        short: The servers' tokens for `whole`, by the replica that issued each.
         reads: The values that the server has requested ("values/<graph>/<attribute>").
     """
 
     whole: pb.CompileRequest
-    short: pb.CompileRequest | None = None
+    short: dict[int, pb.CompileRequest] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
 
 

@@ -9,7 +9,7 @@ import typer
 
 from lazyfx.artifacts.artifact_table import ARTIFACT_KINDS, ArtifactKind
 from lazyfx.errors import AddressError
-from lazyfx.shared.addresses import read_address
+from lazyfx.shared.addresses import read_addresses
 from lazyfx.shared.pass_spelling import SpellingError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def emitted_kind(emit: Emit | None) -> ArtifactKind | None:
 
 def _checked_address(address: str) -> str:
     try:
-        return read_address(address)
+        return read_addresses(address)
     except AddressError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -59,9 +59,9 @@ Address = Annotated[
     typer.Option(
         "--address",
         envvar="LAZYFX_ADDRESS",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT,...",
         callback=_checked_address,
-        help="Address of the server.",
+        help="Address of the server, or of several replicas, joined by commas.",
     ),
 ]
 Passes = Annotated[

@@ -12,9 +12,9 @@ PREFIX: Final = "LAZYFX_"
 
 CLIENT_VARIABLES: Final = frozenset(
     {
-        "ADDRESS", "AGREEMENT", "CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "COMPILE",
-        "KNOWN_SERVERS", "ON_ERROR", "PASSES", "PRIORITY", "RECORD", "SEND_VALUES", "SERVER_HOST",
-        "TIMEOUT", "TOKEN", "TOKEN_FILE", "VERIFY_KEYS", "WAIT",
+        "ADDRESS", "AGREEMENT", "BALANCE", "CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "COMPILE",
+        "HEDGE_AFTER", "KNOWN_SERVERS", "ON_ERROR", "PASSES", "PRIORITY", "RECORD",
+        "SEND_VALUES", "SERVER_HOST", "TIMEOUT", "TOKEN", "TOKEN_FILE", "VERIFY_KEYS", "WAIT",
     }
 )  # fmt: skip
 """Variables that clients and the backend read, without the prefix."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfx.errors import LazyfxError
-from lazyfx.shared.addresses import is_loopback
+from lazyfx.shared.addresses import is_loopback, split_addresses
 from lazyfx.trust.credentials import check_certificates, checked_keys, checked_token, read_file
 from lazyfx.trust.known_servers import known_keys
 
@@ -45,19 +45,30 @@ class Access:
     tls: Tls | None = None
     verify_keys: tuple[str, ...] | None = None
 
-    def is_trusted(self, address: str) -> bool:
-        """Whether the connection authenticates the server (TLS or loopback)."""
-        return self.tls is not None or is_loopback(address)
+    def untrusted_address(self, addresses: str) -> str | None:
+        """The first address whose connection does not authenticate the server (TLS or loopback).
 
-    def pinned_keys(self, address: str) -> tuple[str, ...] | None:
-        """Public keys in hex that artifacts of this server must be signed with; None for any.
+        Several addresses are trusted as little as the least of them: any of them may answer.
+        """
+        if self.tls is not None:
+            return None
+        return next((one for one in split_addresses(addresses) if not is_loopback(one)), None)
+
+    def pinned_keys(self, addresses: str) -> tuple[str, ...] | None:
+        """Public keys in hex that artifacts of these servers must be signed with; None for any.
+
+        Replicas share their signing keys, so what the user trusts for one of them must have signed
+        the artifacts of each.
 
         Raises:
             LazyfxError: The file of trusted servers cannot be read; names the line.
         """
-        return self.verify_keys if self.verify_keys is not None else known_keys(address) or None
+        if self.verify_keys is not None:
+            return self.verify_keys
+        known = (key for one in split_addresses(addresses) for key in known_keys(one))
+        return tuple(dict.fromkeys(known)) or None
 
-    def metadata(self, address: str) -> tuple[tuple[str, str], ...]:
+    def metadata(self, addresses: str) -> tuple[tuple[str, str], ...]:
         """The metadata of every call.
 
         Raises:
@@ -65,9 +76,9 @@ class Access:
         """
         if self.token is None:
             return ()
-        if not self.is_trusted(address):
+        if untrusted := self.untrusted_address(addresses):
             raise LazyfxError(
-                f"the token would be sent to {address} in plaintext; "
+                f"the token would be sent to {untrusted} in plaintext; "
                 "connect with TLS: tls=True or tls=lazyfx.Tls(ca=...), or LAZYFX_CA"
             )
         return (("authorization", f"Bearer {self.token}"),)

@@ -65,8 +65,9 @@ class Verifier:
     Args:
         pinned: Public keys in hex. If None, the keys that the server publishes at first use are
             trusted, if the connection is.
-        address: Address of the server, for messages.
-        trusts_connection: The server is on this machine, or authenticated by TLS.
+        address: Address of the server or its replicas, for messages.
+        untrusted: The address whose server is neither on this machine nor authenticated by TLS, if
+            there is one: replicas are trusted as little as the least of them.
         ask: Fetches the server's keys.
 
     Raises:
@@ -78,12 +79,12 @@ class Verifier:
         pinned: Iterable[str] | None,
         *,
         address: str,
-        trusts_connection: bool,
+        untrusted: str | None,
         ask: Callable[[], Flow[pb.GetServerInfoResponse]],
     ) -> None:
         self._pinned = pinned is not None
         self._address = address
-        self._trusts_connection = trusts_connection
+        self._untrusted = untrusted
         self._is_checked = False
         self._ask = ask
         self._keys = {key_id(raw): raw for raw in map(_read_key, pinned or ())}
@@ -104,7 +105,7 @@ class Verifier:
         """
         if self._is_checked:
             return
-        if not self._pinned and not self._trusts_connection:
+        if not self._pinned and self._untrusted:
             raise UntrustedServerError(self._unauthenticated())
         if self._pinned:
             info = yield from self._ask()
@@ -116,8 +117,8 @@ class Verifier:
     def _unauthenticated(self) -> str:
         return (
             "artifacts of this server can contain executable code, and this plaintext connection "
-            f"does not authenticate {self._address}; run `lazyfx trust {self._address}` once and "
-            "compare the fingerprint with the one in the server's log, or pin its key "
+            f"does not authenticate {self._untrusted}; run `lazyfx trust {self._untrusted}` once "
+            "and compare the fingerprint with the one in the server's log, or pin its key "
             "(LAZYFX_VERIFY_KEYS, verify_keys=), or use TLS (LAZYFX_CA, tls=)"
         )
 
@@ -184,12 +185,13 @@ class Verifier:
                 f"the {name} is signed with key {wanted.hex()[:16]}, which is not a {known}; "
                 "it was not opened. If the server has a new key, "
                 + ("pin it too" if self._pinned else "reconnect")
+                + ("; replicas must share their signing keys" if "," in self._address else "")
             )
         return found
 
     def _fetch_keys(self, name: str) -> Flow[None]:
         """Fetch the keys that the server publishes: at first use, or to add to a known one."""
-        if not self._trusts_connection:
+        if self._untrusted:
             raise UntrustedServerError(f"the {name} was not opened: {self._unauthenticated()}")
         info = yield from self._ask()
         published = [key.public_key for key in info.verify_keys]

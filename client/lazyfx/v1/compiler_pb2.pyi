@@ -1775,6 +1775,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     VERIFY_KEYS_FIELD_NUMBER: builtins.int
     BUILDER_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
+    NATIVE_TARGETS_FIELD_NUMBER: builtins.int
     IDENTIFICATION_FIELD_NUMBER: builtins.int
     SANDBOX_FIELD_NUMBER: builtins.int
     NATIVE_STATUS_FIELD_NUMBER: builtins.int
@@ -1806,7 +1807,13 @@ class GetServerInfoResponse(google.protobuf.message.Message):
 
     @property
     def native(self) -> Global___NativeTarget:
-        """Where native artifacts of this server run; unset if it builds none."""
+        """Where native artifacts of this server run; unset if it builds none. The first of
+        native_targets.
+        """
+
+    @property
+    def native_targets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NativeTarget]:
+        """All kinds of machine that it can build native artifacts for, if it has several kinds of worker."""
 
     @property
     def sandbox(self) -> Global___SandboxStatus:
@@ -1836,13 +1843,14 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         verify_keys: collections.abc.Iterable[Global___VerifyKey] | None = ...,
         builder: builtins.str = ...,
         native: Global___NativeTarget | None = ...,
+        native_targets: collections.abc.Iterable[Global___NativeTarget] | None = ...,
         identification: builtins.str = ...,
         sandbox: Global___SandboxStatus | None = ...,
         native_status: Global___NativeStatus | None = ...,
         added_targets: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["native", b"native", "native_status", b"native_status", "sandbox", b"sandbox", "uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["added_targets", b"added_targets", "artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "native_status", b"native_status", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["added_targets", b"added_targets", "artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "native_status", b"native_status", "native_targets", b"native_targets", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
 

@@ -22,7 +22,7 @@ from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import check_body
 from lazyfx_server.compiling.limits.urgency import Urgency
-from lazyfx_server.compiling.miss_reasons import Explainer, Miss
+from lazyfx_server.compiling.miss_reasons import MADE_ELSEWHERE, Explainer, Miss
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.request import (
     IncomingCompile,
@@ -54,13 +54,15 @@ _log = logging.getLogger(__name__)
 class _FlightResult:
     """A module, and the reason for the miss unless it was found.
 
-    Attributes:
-        joined: Another server compiled it, while this flight waited.
+    It is MADE_ELSEWHERE if another server compiled it while this flight waited.
     """
 
     module: CompiledModule
     miss: Miss | None
-    joined: bool = False
+
+    @property
+    def made_here(self) -> bool:
+        return self.miss is not None and self.miss is not MADE_ELSEWHERE
 
 
 class Compiler:
@@ -148,9 +150,9 @@ class Compiler:
             if landing.led or not fares_better_alone(request, landing):
                 break
         found = landing.result()
-        if found.miss is None and not found.joined:
+        if found.miss is None:
             return await self._hit(found.module, incoming, resolved)
-        if landing.led and not found.joined:
+        if landing.led and found.made_here:
             return found.module.answer(pb.CACHE_STATUS_MISS, found.miss)
         self._observer.observe(LookupMade("joined", tenant=tenant.name))
         self._observer.observe(Reused(found.module.report.seconds, tenant.name))
@@ -202,7 +204,7 @@ class Compiler:
                     )
                     return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
             assert ours.found is not None, "found, or made and returned"
-            return _FlightResult(ours.found, None, joined=True)
+            return _FlightResult(ours.found, MADE_ELSEWHERE)
 
     def _work(
         self, incoming: IncomingCompile, resolved: ResolvedRequest

@@ -199,7 +199,7 @@ def fares_better_alone(request: pb.CompileRequest, landing: Landing[Any]) -> boo
     """
     error = landing.error
     if error is None:
-        return request.skip_cache_lookup and landing.result().miss is None
+        return request.skip_cache_lookup and not landing.result().made_here
     if isinstance(error, DeadlineTooShortError):
         return True
     if not isinstance(error, MissingInputsError):

@@ -54,19 +54,19 @@ class ServerFacts:
         limits: All bounds.
         devices: Devices that workers see, queried each time.
         signer: Has the public keys.
-        native: The target machine of native artifacts; None if none are built.
+        native: The target machines of native artifacts; empty if none are built.
         identification: How callers are identified.
         sandbox: How workers are confined.
         native_status: How native compiles are confined, or why they are unavailable.
     """
 
-    workers: int
+    workers: Callable[[], int]
     limits: Sequence[pb.Limit]
     devices: Callable[[], Sequence[pb.DeviceInfo]]
     signer: Signer
-    native: Callable[[], pb.NativeTarget | None]
+    native: Callable[[], Sequence[pb.NativeTarget]]
     identification: Identification
-    sandbox: pb.SandboxStatus
+    sandbox: Callable[[], pb.SandboxStatus]
     native_status: Callable[[], pb.NativeStatus]
 
 
@@ -261,6 +261,7 @@ class GraphCompilerService(GraphCompilerServicer):
     async def GetServerInfo(self, request: Any, context: Context) -> pb.GetServerInfoResponse:
         """See compiler.proto."""
         await self._read_empty("GetServerInfo", request)
+        targets = self._facts.native()
         response = pb.GetServerInfoResponse(
             lazyfx_version=version("lazyfx"),
             torch_version=torch.__version__,
@@ -270,12 +271,13 @@ class GraphCompilerService(GraphCompilerServicer):
             devices=self._facts.devices(),
             limits=self._facts.limits,
             artifact_kinds=sorted(ARTIFACT_KINDS),
-            workers=self._facts.workers,
-            native=self._facts.native(),
+            workers=self._facts.workers(),
+            native=targets[0] if targets else None,
+            native_targets=targets,
             verify_keys=self._facts.signer.verify_keys,
             builder=self._facts.signer.builder,
             identification=self._facts.identification,
-            sandbox=self._facts.sandbox,
+            sandbox=self._facts.sandbox(),
             native_status=self._facts.native_status(),
             added_targets=allowed.user_target_names()[:-1],
         )

@@ -28,7 +28,8 @@ def write_private(path: Path, data: bytes, *, replace: bool) -> None:
     Raises:
         SecretFileError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not by the process alone: in containers that share a folder, each server is process 1.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with os.fdopen(

@@ -58,6 +58,8 @@ class Gauges:
         devices: Memory of the devices that workers see.
         sandbox: Active layers of the workers' sandbox.
         native_sandbox: Active layers around native compiles; empty if native compiles are off.
+        engine: Of the engine that runs jobs: "connected" (0 or 1), "nodes" that run jobs, "refused"
+            nodes; empty without one.
     """
 
     store: Callable[[], Mapping[str, TierLevels]] = dict
@@ -70,3 +72,4 @@ class Gauges:
     devices: Callable[[], Iterable[DeviceMemory]] = tuple
     sandbox: Callable[[], Collection[str]] = tuple
     native_sandbox: Callable[[], Collection[str]] = tuple
+    engine: Callable[[], Mapping[str, int]] = dict

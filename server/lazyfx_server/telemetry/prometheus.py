@@ -349,6 +349,16 @@ class _Levels(Collector):
         for layer in (*SANDBOX_LAYERS, "user"):
             native.add_metric([layer], float(layer in held_native))
         yield native
+        yield from self._engine()
+
+    def _engine(self) -> Iterator[Metric]:
+        connected = GaugeMetricFamily("lazyfx_engine_connected", "1 if Ray's head node answers")
+        nodes = GaugeMetricFamily("lazyfx_engine_nodes", "Nodes of the engine", labels=["state"])
+        if levels := self._gauges.engine():
+            connected.add_metric([], levels["connected"])
+            nodes.add_metric(["used"], levels["nodes"])
+            nodes.add_metric(["refused"], levels["refused"])
+        yield from (connected, nodes)
 
     def _store(self) -> Iterator[Metric]:
         entries = GaugeMetricFamily("lazyfx_store_entries", "Entries", labels=["tier"])

@@ -11,15 +11,16 @@ import lazyfx
 from lazyfx.cli.common_options import Timeout
 from lazyfx.cli.failing import fail, reporting_errors
 from lazyfx.errors import AddressError
-from lazyfx.shared.addresses import read_address
+from lazyfx.shared.addresses import read_addresses, split_addresses
 from lazyfx.shared.signing_keys import KEY_BYTES, fingerprint
 from lazyfx.trust.known_servers import known_keys, trust
 
 Server = Annotated[
     str,
     typer.Argument(
-        metavar="HOST:PORT",
-        help="Address of the server, spelled as in your jobs: trust is stored under this text.",
+        metavar="HOST:PORT,...",
+        help="Address of the server, spelled as in your jobs: trust is stored under this text; "
+        "several replicas are joined by commas.",
         show_default=False,
     ),
 ]
@@ -56,20 +57,28 @@ def trust_server(
     LAZYFX_KNOWN_SERVERS. Servers on this machine and servers with TLS need no entry.
     """
     try:
-        address = read_address(server)
+        addresses = split_addresses(read_addresses(server))
     except AddressError as error:
         raise typer.BadParameter(str(error), param_hint="HOST:PORT") from error
-    with reporting_errors(address):
-        if forget:
-            typer.echo(f"{address} is no longer in {trust(address, ())}")
-            return
-        known = known_keys(address)
-        published = _keys_of(address, timeout)
-        for place, key in enumerate(published):
-            typer.echo(f"{address} {fingerprint(key)}{' (in use)' if place == 0 else ''}")
-        _decide(address, published, known, expected, yes, replace)
-        path = trust(address, [key.hex() for key in published])
-    typer.echo(f"trusted; written to {path}")
+    accepted: bytes | None = None
+    for address in addresses:
+        with reporting_errors(address):
+            if forget:
+                typer.echo(f"{address} is no longer in {trust(address, ())}")
+                continue
+            published = _keys_of(address, timeout)
+            for place, key in enumerate(published):
+                typer.echo(f"{address} {fingerprint(key)}{' (in use)' if place == 0 else ''}")
+            if accepted not in (None, published[0]):
+                raise fail(
+                    f"{address} signs with another key than {addresses[0]}; replicas must share "
+                    "their signing keys (--signing-key). Its key was not stored"
+                )
+            is_accepted = accepted is not None
+            _decide(address, published, known_keys(address), expected, yes or is_accepted, replace)
+            accepted = published[0]
+            path = trust(address, [key.hex() for key in published])
+            typer.echo(f"trusted; written to {path}")
 
 
 def _keys_of(address: str, timeout: float) -> list[bytes]:

@@ -144,6 +144,12 @@ class Admission:
         finally:
             self._end(ticket, time.monotonic() - started)
 
+    def resize(self, slots: int) -> None:
+        """Change the number of slots; jobs that hold one keep it."""
+        self._free += slots - self._slots  # below 0, more jobs run than there are slots
+        self._slots = slots
+        self._start_waiting()
+
     async def _admit(self, work: QueuedJob) -> Ticket:
         """Queue until it is the turn of a job."""
         if self._pressure is not None and (refusal := self._pressure()) is not None:
@@ -171,7 +177,7 @@ class Admission:
 
     def _start_waiting(self) -> None:
         """Give free slots to waiting jobs."""
-        while self._free and (ticket := self._queue.start_next(self._may_start)) is not None:
+        while self._free > 0 and (ticket := self._queue.start_next(self._may_start)) is not None:
             self._free -= 1
             self._running[ticket] = time.monotonic()
             self._turns[ticket].set_result(None)
@@ -198,7 +204,7 @@ class Admission:
         if left == math.inf:
             return
         ahead: list[Estimate] = []
-        if not self._free:
+        if self._free <= 0:
             ahead = [
                 *self._left_to_run(), *self._queue.ahead_of(work.tenant, work.urgency.rank)
             ]  # fmt: skip

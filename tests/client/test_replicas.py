@@ -1,0 +1,284 @@
+"""Clients with several addresses: balance, and replicas that stop, break or hang.
+
+The replicas share their signing key and no store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from harness import DCE, connected, graph_of
+from servers import RunningServer
+from torch import nn
+from typer.testing import CliRunner
+
+import lazyfx
+from lazyfx.cli.application import app
+from lazyfx.errors import (
+    LazyfxError,
+    UnavailableError,
+    UntrustedArtifactError,
+    UntrustedServerError,
+)
+from lazyfx.trust.known_servers import known_keys
+from lazyfx.v1 import compiler_pb2 as pb
+
+X = torch.ones(2)
+
+
+@pytest.fixture(scope="module")
+def signing_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "signing.pem"
+    key = Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture(scope="module")
+def replicas(launch_for_file: Any, signing_key: Path) -> list[RunningServer]:
+    """Three that all tests of this file share, and leave as they are."""
+    flags = ("--workers", "1", "--signing-key", str(signing_key))
+    return [launch_for_file(*flags) for _ in range(3)]
+
+
+@pytest.fixture
+def pair(launch: Any, signing_key: Path, tmp_path: Path) -> list[RunningServer]:
+    """Two of which a test may end one."""
+    flags = ("--workers", "1", "--signing-key", str(signing_key))
+    return [launch(*flags, store=tmp_path / name) for name in ("a", "b")]
+
+
+def joined(servers: Sequence[RunningServer]) -> str:
+    return ",".join(server.address for server in servers)
+
+
+def compiles(servers: Sequence[RunningServer]) -> list[int]:
+    """How many compiles each has done."""
+    found = []
+    for server in servers:
+        with connected(server.address) as stub:
+            found.append(stub.GetStats(pb.GetStatsRequest(), timeout=60).misses)
+    return found
+
+
+def difference(after: Sequence[int], before: Sequence[int]) -> list[int]:
+    return [b - a for a, b in zip(before, after, strict=True)]
+
+
+def test_compiles_go_to_the_replicas_in_turn(replicas: list[RunningServer]) -> None:
+    before = compiles(replicas)
+    with lazyfx.connect(joined(replicas)) as client:
+        assert client.address == joined(replicas)
+        assert client.is_ready(60)
+        remotes = [client.compile(graph_of(i), [DCE]) for i in range(6)]
+        # Artifacts are fetched where they are: nothing is compiled again.
+        for i, remote in enumerate(remotes):
+            assert torch.equal(remote(X), X * 2 * i)
+    assert difference(compiles(replicas), before) == [2, 2, 2]
+
+
+def test_ring_hash_sends_one_graph_to_one_replica_from_all_clients(
+    replicas: list[RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = compiles(replicas)
+    with lazyfx.connect(joined(replicas), balance="ring_hash") as client:
+        first = [client.compile(graph_of(i + 100), [DCE]) for i in range(12)]
+    assert {remote.cache.status for remote in first} == {"miss"}
+    monkeypatch.setenv("LAZYFX_BALANCE", "ring_hash")
+    with lazyfx.connect(joined(replicas[::-1])) as client:
+        second = [client.compile(graph_of(i + 100), [DCE]) for i in range(12)]
+    assert {remote.cache.status for remote in second} == {"hit"}
+    spread = difference(compiles(replicas), before)
+    assert sum(spread) == 12
+    assert max(spread) < 12
+
+
+class Folding(nn.Module):
+    """A large table whose values a pass reads, so that they are uploaded."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.full((200_000,), float(number)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.sin(self.table).sum()
+
+
+def test_what_was_uploaded_is_where_it_is_compiled(replicas: list[RunningServer]) -> None:
+    before = compiles(replicas)
+    uploads: list[int] = []
+    with lazyfx.connect(
+        joined(replicas), on_upload=lambda sent, total: uploads.append(sent == total)
+    ) as client:
+        for number in range(3):
+            model = Folding(number)
+            remote = client.compile(torch.export.export(model, (X,)), ["constant_fold"])
+            assert torch.allclose(remote(X), model(X))
+    assert sum(uploads) == 3  # each once
+    # The first one also counts the try without the values.
+    assert min(difference(compiles(replicas), before)) >= 1
+
+
+def test_a_batch_goes_on_when_its_replica_ends(pair: list[RunningServer]) -> None:
+    with lazyfx.connect(joined(pair)) as client:
+        results = client.compile_many([(graph_of(i), [DCE]) for i in range(20)])
+        done = [next(results)]
+        for server, count in zip(pair, compiles(pair), strict=True):
+            if count:
+                os.kill(server.pid, signal.SIGKILL)
+        done += results
+    assert sorted(i for i, _ in done) == list(range(20))
+    assert not [result for _, result in done if isinstance(result, LazyfxError)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_replica_that_ends_costs_no_error(
+    pair: list[RunningServer], number: signal.Signals
+) -> None:
+    wrong: list[object] = []
+    done = [0, 0]
+    ending = threading.Event()
+
+    def work(thread: int, client: lazyfx.Client) -> None:
+        try:
+            while done[thread] < 30 or not ending.is_set():
+                value = thread * 1000 + done[thread]
+                remote = client.compile(graph_of(value), [DCE])
+                if not torch.equal(remote(X), X * 2 * value):
+                    wrong.append(value)
+                done[thread] += 1
+                if ending.is_set() and done[thread] > 40:
+                    break
+        except BaseException as error:  # noqa: BLE001 - the test shows it
+            wrong.append(error)
+
+    with lazyfx.connect(joined(pair)) as client:
+        untouched = [client.compile(graph_of(i + 10_000), [DCE]) for i in range(4)]
+        threads = [threading.Thread(target=work, args=(i, client)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        while min(done) < 5 and not wrong:
+            time.sleep(0.01)
+        os.kill(pair[0].pid, number)
+        pair[0].process.wait(60)
+        ending.set()
+        for thread in threads:
+            thread.join(120)
+        # Handles of the lost replica compile again.
+        for i, remote in enumerate(untouched):
+            assert torch.equal(remote(X), X * 2 * (i + 10_000))
+    assert not wrong
+
+
+def test_a_frozen_replica_costs_a_hit_the_time_of_the_hedge(
+    replicas: list[RunningServer],
+) -> None:
+    graph, pair = graph_of(7), replicas[:2]
+    with lazyfx.connect(joined(pair), hedge_after=0.05, timeout=20) as client:
+        for _ in range(4):
+            client.compile(graph, [DCE])
+        os.kill(pair[0].pid, signal.SIGSTOP)
+        try:
+            found = [client.compile(graph, [DCE]).cache.status for _ in range(6)]
+        finally:
+            os.kill(pair[0].pid, signal.SIGCONT)
+    assert found == ["hit"] * 6
+
+
+async def test_the_asynchronous_client_hedges_too(replicas: list[RunningServer]) -> None:
+    graph, pair = graph_of(8), replicas[:2]
+    async with lazyfx.connect_async(joined(pair), hedge_after=0.05, timeout=20) as client:
+        assert await client.is_ready(60)
+        for _ in range(4):
+            await client.compile(graph, [DCE])
+        os.kill(pair[0].pid, signal.SIGSTOP)
+        try:
+            found = await asyncio.gather(*(client.compile(graph, [DCE]) for _ in range(6)))
+        finally:
+            os.kill(pair[0].pid, signal.SIGCONT)
+        assert [remote.cache.status for remote in found] == ["hit"] * 6
+
+
+def unused_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("balance", ["round_robin", "ring_hash"])
+def test_a_name_for_several_servers(replicas: list[RunningServer], balance: str) -> None:
+    port = replicas[0].address.rpartition(":")[2]
+    with lazyfx.connect(f"dns:///localhost:{port}", balance=balance) as client:
+        assert torch.equal(client.compile(graph_of(500), [DCE])(X), X * 1000)
+
+
+def test_an_absent_replica_costs_no_error(replicas: list[RunningServer]) -> None:
+    with lazyfx.connect(f"{unused_address()},{replicas[0].address}") as client:
+        assert client.is_ready(60)
+        for i in range(4):
+            client.compile(graph_of(i + 200), [DCE])
+
+
+def test_one_sentence_says_why_each_of_them_cannot_be_reached() -> None:
+    addresses = [unused_address(), unused_address()]
+    with (
+        lazyfx.connect(",".join(addresses), timeout=20) as client,
+        pytest.raises(UnavailableError) as failed,
+    ):
+        client.passes()
+    message = str(failed.value)
+    assert "none of 2 servers answered" in message
+    for address in addresses:
+        assert f"no server answers at {address}" in message
+
+
+def test_a_list_is_trusted_as_little_as_the_least_of_it(
+    replicas: list[RunningServer], named_host: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("LAZYFX_KNOWN_SERVERS", str(tmp_path / "known"))
+    port = replicas[1].address.rpartition(":")[2]
+    mixed = f"{replicas[0].address},{named_host}:{port}"
+    with pytest.raises(LazyfxError, match=f"sent to {named_host}:{port} in plaintext"):
+        lazyfx.connect(mixed, token="secret")
+    with lazyfx.connect(mixed) as client:
+        remote = client.compile(graph_of(300), [DCE])
+        with pytest.raises(UntrustedServerError, match=f"lazyfx trust {named_host}:{port}`"):
+            _ = remote.code
+
+
+def test_replicas_with_other_signing_keys_are_told_apart(
+    replicas: list[RunningServer], launch: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("LAZYFX_KNOWN_SERVERS", str(tmp_path / "known"))
+    stranger = launch("--workers", "1")
+    both = f"{replicas[0].address},{stranger.address}"
+    with lazyfx.connect(both) as client:
+        one, other = (client.compile(graph_of(400 + i), [DCE]) for i in range(2))
+        assert one.code
+        with pytest.raises(UntrustedArtifactError, match="replicas must share their signing keys"):
+            _ = other.code
+    refused = CliRunner().invoke(app, ["trust", "--yes", both])
+    assert refused.exit_code == 1
+    assert f"{stranger.address} signs with another key" in refused.output
+    assert not known_keys(stranger.address)
+    accepted = CliRunner().invoke(app, ["trust", "--yes", joined(replicas)])
+    assert accepted.exit_code == 0, accepted.output
+    assert len({known_keys(server.address) for server in replicas}) == 1
+
+
+@pytest.mark.parametrize(("option", "value"), [("balance", "random"), ("hedge_after", 0)])
+def test_wrong_options_are_refused(option: str, value: object) -> None:
+    with pytest.raises(LazyfxError, match=f"{option} (is|must)"):
+        lazyfx.connect(**{option: value})  # type: ignore[arg-type]
