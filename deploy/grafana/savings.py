@@ -217,6 +217,13 @@ WORKERS_ROW = (
         explanation="Jobs above the line of workers are waiting.",
     ),
     curves(
+        "Nodes of the engine",
+        COUNT,
+        Query(gauge("lazyfx_engine_nodes", "state"), "{{state}}"),
+        Query(gauge("lazyfx_engine_connected"), "connected"),
+        explanation="Empty without an engine: then the workers are processes of the servers.",
+    ),
+    curves(
         "Time to start, p99",
         SECONDS,
         Query(quantile(0.99, "lazyfx_queue_seconds", by="pool, priority"), "{{pool}} {{priority}}"),
