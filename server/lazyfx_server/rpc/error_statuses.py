@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import grpc
 from google.rpc import status_pb2
@@ -43,12 +44,13 @@ def _violations(error: errors.RequestError) -> list[FieldViolation]:
 
 def sent_status(status: status_pb2.Status) -> grpc.Status:
     """A status as it is sent."""
-    sent = rpc_status.to_status(status)
-    if status.code != _UNAVAILABLE:
-        return sent
-    # Clients retry after the delay in the status; gRPC would retry at once, and report only that it
-    # could not connect once this server is gone.
-    return sent._replace(trailing_metadata=(*sent.trailing_metadata, _NO_RETRY_BY_GRPC))
+    sent: Any = rpc_status.to_status(status)
+    if status.code == _UNAVAILABLE:
+        # Clients retry after the delay in the status; gRPC would retry at once, and report only
+        # that it could not connect once this server is gone.
+        sent = sent._replace(trailing_metadata=(*sent.trailing_metadata, _NO_RETRY_BY_GRPC))
+    result: grpc.Status = sent
+    return result
 
 
 def status_of(error: BaseException) -> status_pb2.Status:
