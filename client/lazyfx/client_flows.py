@@ -69,10 +69,6 @@ class ClientFlows:
     ) -> None:
         warn_of_misspelled()
         address = server_address(address)
-        if not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise LazyfxError(
-                f"timeout must be a number of seconds greater than 0, not {timeout!r}"
-            )
         self._new_lock = new_lock
         self._priority = priority_number(priority)
         self.access: Access = access(token=token, tls=tls, verify_keys=verify_keys)
@@ -132,6 +128,12 @@ class ClientFlows:
 
     def compile_many(self, jobs: Sequence[Job], *, send_values: bool) -> ManyCompiles:
         """Capture and encode many graphs, without any I/O; see `AsyncClient.compile_many`."""
+        for i, job in enumerate(jobs := list(jobs)):
+            if not isinstance(job, (tuple, list)) or len(job) not in (2, 3):
+                raise LazyfxError(
+                    f"jobs[{i}] is a {type(job).__name__}, not a pair of what to compile and the "
+                    "passes for it, or these two and example inputs: [(graph, passes), ...]"
+                )
         prepared = [
             self.preparer.prepare(
                 what,
@@ -210,11 +212,11 @@ def _balance(given: str | None) -> Balance:
 
 
 def _hedge_after(given: float | str | None) -> float | None:
-    named, field = os.environ.get(_HEDGE_VARIABLE), "hedge_after"
-    if given is None and not named:
-        return None
+    field = "hedge_after"
     if given is None:
-        given, field = named, _HEDGE_VARIABLE
+        given, field = os.environ.get(_HEDGE_VARIABLE), _HEDGE_VARIABLE
+    if given is None or given == "":
+        return None
     with contextlib.suppress(TypeError, ValueError):
         if 0 < (seconds := float(given)) < float("inf"):
             return seconds

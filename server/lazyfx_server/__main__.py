@@ -15,12 +15,12 @@ from typing import NoReturn
 from lazyfx.errors import LazyfxError
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled
 from lazyfx_server.file_limit import raise_limit
+from lazyfx_server.folder_lock import FolderInUseError, FolderLock
 from lazyfx_server.memory_allocator import give_back_large_blocks
 from lazyfx_server.operator_checks import SetupError, check_setup
 from lazyfx_server.settings.loading import flags, load
 from lazyfx_server.settings.model import FIELDS, Settings
 from lazyfx_server.settings.service_settings import LogSettings
-from lazyfx_server.store.folder_lock import FolderInUseError, FolderLock
 from lazyfx_server.telemetry.plain_text import (
     PlainStream,
     log_to,

@@ -51,6 +51,24 @@ def test_what_is_not_a_graph(case: str, client: lazyfx.Client) -> None:
         client.compile(make())
 
 
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_what_is_not_a_timeout(timeout: float, client: lazyfx.Client) -> None:
+    graph = torch.fx.symbolic_trace(MODEL)
+    with pytest.raises(LazyfxError, match="timeout must be a number of seconds greater than 0"):
+        client.compile(graph, [], timeout=timeout)
+
+
+def test_a_timeout_without_end(client: lazyfx.Client) -> None:
+    graph = torch.fx.symbolic_trace(MODEL)
+    assert client.compile(graph, [], timeout=float("inf")).code
+
+
+@pytest.mark.parametrize("job", [MODEL, (MODEL,), "model", (MODEL, [], (), 0)])
+def test_what_is_not_a_job(job: Any, client: lazyfx.Client) -> None:
+    with pytest.raises(LazyfxError, match=r"jobs\[1\] is a .*\[\(graph, passes\), ...\]"):
+        list(client.compile_many([(torch.fx.symbolic_trace(MODEL), []), job]))
+
+
 def test_code_that_depends_on_values(client: lazyfx.Client) -> None:
     with pytest.raises(LazyfxError) as failed:
         client.compile(Branching(), example_inputs=(torch.ones(2),))

@@ -6,7 +6,7 @@ import random
 import time
 from typing import Final
 
-from lazyfx.errors import OverloadedError, UnavailableError
+from lazyfx.errors import LazyfxError, OverloadedError, UnavailableError
 from lazyfx.flows import Flow, Pause
 
 # The minimum delay between tries, doubled each time: a server may ask for any delay.
@@ -17,6 +17,22 @@ _RESTART_SECONDS: Final = 10.0
 _RESTART_PAUSE_SECONDS: Final = 0.25
 # Clients that are refused together retry at random times within this fraction of the delay.
 _SPREAD: Final = 0.2
+
+
+# gRPC ends calls with longer timeouts at once.
+_LONGEST_SECONDS: Final = 30 * 86_400.0
+
+
+def timeout_seconds(timeout: float | None, default: float) -> float:
+    """The timeout of a call: the caller's, or the default if it is None.
+
+    Raises:
+        LazyfxError: It is not a positive number.
+    """
+    seconds = default if timeout is None else timeout
+    if not (isinstance(seconds, (int, float)) and seconds > 0):
+        raise LazyfxError(f"timeout must be a number of seconds greater than 0, not {seconds!r}")
+    return min(seconds, _LONGEST_SECONDS)
 
 
 class ExpectedReturn:
