@@ -18,6 +18,7 @@ from lazyfx.calls.service_calls import ServiceCalls
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
 from lazyfx.capture.preparing import Prepared, Preparer
+from lazyfx.capture.priorities import Priority, priority_number
 from lazyfx.errors import LazyfxError
 from lazyfx.flows import Flow, Lock
 from lazyfx.module_flows import ModuleFlows
@@ -64,10 +65,12 @@ class ClientFlows:
         answer_bounds: AnswerBounds,
         balance: str | None,
         hedge_after: float | None,
+        priority: Priority,
     ) -> None:
         warn_of_misspelled()
         address = server_address(address)
         self._new_lock = new_lock
+        self._priority = priority_number(priority)
         self.access: Access = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds
         self.refusals = Refusals(address)
@@ -93,18 +96,21 @@ class ClientFlows:
         passes: Passes,
         example_inputs: ExampleInputs,
         *,
-        modes: Modes,
+        eager: bool,
+        verify: bool,
+        priority: Priority | None,
         skip_cache_lookup: bool,
         timeout: float | None,
         send_values: bool,
     ) -> Flow[ModuleFlows]:
         """Capture and compile a graph; see `AsyncClient.compile`."""
+        number = self._priority if priority is None else priority_number(priority)
         prepare = partial(
             self.preparer.prepare,
             what,
             normalize(passes),
             example_inputs,
-            modes=modes,
+            modes=Modes(eager, verify, number),
             send_values=send_values,
         )
         prepared = prepare()
@@ -130,7 +136,12 @@ class ClientFlows:
                 )
         prepared = [
             self.preparer.prepare(
-                what, normalize(passes), *inputs, fresh=True, send_values=send_values
+                what,
+                normalize(passes),
+                *inputs,
+                modes=Modes(priority=self._priority),
+                fresh=True,
+                send_values=send_values,
             )
             for what, passes, *inputs in jobs
         ]
