@@ -91,10 +91,16 @@ def test_a_rewrite_that_is_not_a_pair(rewrite: Any) -> None:
         lazyfx.replace_pattern(rewrite)
 
 
-@pytest.mark.parametrize("address", [8700, ("localhost", 8700), b"localhost", 1.5])
+@pytest.mark.parametrize("address", [8700, b"localhost", 1.5])
 def test_an_address_that_is_not_text(address: Any) -> None:
     with pytest.raises(AddressError, match="is not a server address; use HOST"):
         lazyfx.connect(address)
+
+
+def test_addresses_that_are_not_one_text() -> None:
+    given: Any = ("localhost", 8700)
+    with pytest.raises(AddressError, match="write several addresses as one text: HOST:PORT,HOST"):
+        lazyfx.connect(given)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "3", float("nan"), None])
