@@ -6,6 +6,7 @@
 #     --build-arg TORCH_INDEX= .                               CUDA
 #
 # NATIVE       1 for an image that can build native artifacts (lazyfx serve --native).
+# RAY          1 for an image that can use a Ray cluster, or be a node of one (docs/scale.md).
 # BASE         any Debian or Ubuntu image; Python comes from it or from its packages.
 # TORCH_INDEX  an extra package index. The default has the small CPU build of
 #              torch; empty uses the build on PyPI, which includes CUDA.
@@ -39,7 +40,8 @@ RUN /opt/lazyfx/bin/pip install --constraint constraints.txt torch numpy
 COPY pyproject.toml README.md LICENSE ./
 COPY client client
 COPY server server
-RUN /opt/lazyfx/bin/pip install --constraint constraints.txt ".[server,redis,s3]" && \
+ARG RAY=
+RUN /opt/lazyfx/bin/pip install --constraint constraints.txt ".[server,redis,s3${RAY:+,ray}]" && \
     /opt/lazyfx/bin/pip check
 
 # ---- The runtime image. ----

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-training targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,6 +46,9 @@ test-long: $(STAMP) ## The long tests: those that compile C++, real models, very
 	$(BIN)/python -m compileall -q client server
 	$(PYTEST) -m 'long and not slow' $(ARGS)
 
+ray: $(STAMP) ## Run servers on a real Ray cluster: targets, versions, the death of its head (slow)
+	$(BIN)/python -m pytest -m slow -k ray tests/training/test_ray.py tests/contract/test_executors.py $(ARGS)
+
 flaky: $(STAMP) ## Run tests three times and list those with different outcomes; ARGS="--times 5 path"
 	$(BIN)/python tests/flaky.py $(ARGS)
 
@@ -72,6 +75,18 @@ bench: $(STAMP) ## Benchmark against alternatives, in one table; ARGS="--quick -
 
 bench-abuse: $(STAMP) ## Measure a legitimate client next to 20 hostile ones; ARGS="--seconds 60"
 	$(BIN)/python -m bench.abuse $(ARGS)
+
+bench-fairness: $(STAMP) ## Measure what a flood of one tenant costs another; ARGS="--rounds 5"
+	$(BIN)/python -m bench.fairness $(ARGS)
+
+load: $(STAMP) ## Hits, misses and both at 1 to 256 in flight beside an echo; ARGS="--hits 1000000" or "--soak 3600"
+	$(BIN)/python -m bench.load $(ARGS)
+
+fleet: $(STAMP) ## Simulate fleets of up to 100,000 ranks from measured times, checked with 200 real clients
+	$(BIN)/python -m bench.fleet $(ARGS)
+
+chaos: $(STAMP) ## Load while processes die and freeze, disks fill and links break; ARGS="--seed N --short" (10 min)
+	$(BIN)/python -m chaos $(ARGS)
 
 targets: $(STAMP) ## Diff the reviewed table of targets with this torch; ARGS=--write writes it
 	$(BIN)/python -m lazyfx_server.security.allowed $(ARGS)

@@ -73,7 +73,7 @@ async def measure(case: Case, servers: Servers, rounds: int, calls: int) -> list
         Row("(a) hit", "hit, raw client, server CPU", cpu[1], against=cpu[0], target=CPU_TARGET),
         Row("(a) hit", f"echo, raw client, {IN_FLIGHT} in flight", rates[0], unit="calls/s"),
         Row("(a) hit", f"hit, raw client, {IN_FLIGHT} in flight", rates[1], unit="calls/s",
-            against=rates[0], target=THROUGHPUT_TARGET, at_least=True),
+            against=rates[0], note=f"at least {THROUGHPUT_TARGET}"),
     ]  # fmt: skip
 
 

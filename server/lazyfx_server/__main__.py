@@ -15,18 +15,18 @@ from typing import NoReturn
 from lazyfx.errors import LazyfxError
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled
 from lazyfx_server.file_limit import raise_limit
+from lazyfx_server.folder_lock import FolderInUseError, FolderLock
 from lazyfx_server.memory_allocator import give_back_large_blocks
 from lazyfx_server.operator_checks import SetupError, check_setup
 from lazyfx_server.settings.loading import flags, load
 from lazyfx_server.settings.model import FIELDS, Settings
 from lazyfx_server.settings.service_settings import LogSettings
-from lazyfx_server.store.folder_lock import FolderInUseError, FolderLock
 from lazyfx_server.telemetry.plain_text import (
-    LOG_FORMAT_VARIABLE,
     PlainStream,
     log_to,
     reformat_torch_loggers,
 )
+from lazyfx_server.workers.starting import worker_start
 
 __all__ = ["flags", "main"]
 
@@ -62,7 +62,9 @@ def _main(arguments: Sequence[str]) -> None:
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.addresses.listen)
     for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in FIELDS}):
         log.warning(sentence)
-    folder_lock = _lock_folder(settings)
+    takes_over = settings.addresses.takeover_seconds > 0
+    # A successor waits for it as late as possible, when it has imported what it needs.
+    folder_lock = None if takes_over else _lock_folder(settings)
     raise_limit()
     give_back_large_blocks()
     # While a thread parses a large request, the event loop waits at most this long for the GIL.
@@ -70,32 +72,38 @@ def _main(arguments: Sequence[str]) -> None:
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from lazyfx_server.execution import ExecutionError, SpawnSource, start_forkserver
+    from lazyfx_server.execution import ExecutionError, ForkServer, SpawnSource
     from lazyfx_server.store import StoreError
 
-    threads = str(settings.workers.worker_threads)
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    environment[LOG_FORMAT_VARIABLE] = settings.logs.log_format
+    added_targets = ""
     if settings.passes.allow_targets is not None:
-        environment |= _user_targets(settings.passes.allow_targets)
-    preload = [*settings.passes.operator_modules, "lazyfx_server.jobs.preload"]
-    if settings.native.native != "off":
-        preload.append("lazyfx_server.jobs.native.inductor_preload")
-        # Inductor starts its own processes on import unless it is limited to one thread.
-        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        added_targets = _user_targets(settings.passes.allow_targets)
+    start = worker_start(
+        settings.workers, settings.native, settings.passes.operator_modules, added_targets,
+        settings.logs.log_format,
+    )  # fmt: skip
     # torch queries devices when it creates its first fake tensor, and a process forked after that
     # cannot use them, so it had better see none.
-    forkserver = start_forkserver(preload, {**environment, "CUDA_VISIBLE_DEVICES": ""})
+    forkserver = ForkServer(start.preload, start.without_gpus)
+    if settings.workers.ray_address is None:
+        forkserver.start()
     from lazyfx_server.app import App
-    from lazyfx_server.lifecycle import stop_signals
+    from lazyfx_server.lifecycle import stop_signals, when_free
     from lazyfx_server.workers.pools import Sources
 
     reformat_torch_loggers()
 
-    sources = Sources(forkserver, SpawnSource(preload, environment))
+    sources = Sources(forkserver, SpawnSource(start.preload, start.environment))
 
     async def serve() -> None:
-        await App(settings, sources).run(stop_signals(), _ready)
+        nonlocal folder_lock
+        if takes_over:
+            addresses = settings.addresses
+            host, _, port = addresses.listen.rpartition(":")
+            # Before the store is opened, which the other server still writes to.
+            await when_free(host.strip("[]"), int(port), addresses.takeover_seconds)
+            folder_lock = _lock_folder(settings)
+        await App(settings, sources, added_targets).run(stop_signals(), _ready)
 
     try:
         _run(serve)
@@ -127,8 +135,8 @@ def _refuse(reason: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _user_targets(path: Path) -> dict[str, str]:
-    """Allow the targets of a file here; return the environment that tells the fork server."""
+def _user_targets(path: Path) -> str:
+    """Allow the targets of a file here; return its text, for workers."""
     from lazyfx.shared.wire.targets.user_targets import parse
     from lazyfx_server.security import allowed
 
@@ -137,7 +145,7 @@ def _user_targets(path: Path) -> dict[str, str]:
         allowed.allow_user_targets(parse(text))
     except (OSError, ValueError) as error:
         _refuse(f"--allow-targets {path}: {error}")
-    return {allowed.VARIABLE: text}
+    return text
 
 
 def _run(serve: Callable[[], object]) -> None:

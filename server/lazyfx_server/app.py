@@ -13,14 +13,17 @@ from importlib.metadata import version
 import torch
 
 from lazyfx.shared.signing_keys import fingerprint
-from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.assembling import (
     artifact_signer,
     authenticator,
     fleet_flights,
     ledger_file,
+    memory_guard,
     native_compiles,
+    pass_processes,
     shared_store,
+    store_of,
+    tls_files,
     upstream,
 )
 from lazyfx_server.compiling.artifacts import Artifacts
@@ -30,8 +33,9 @@ from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.generation_costs import CodegenCosts
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import PASS_POOL, Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
+from lazyfx_server.compiling.limits.memory_guard import CHECK_SECONDS
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import described
 from lazyfx_server.compiling.miss_reasons import Explainer
@@ -48,10 +52,7 @@ from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
-from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.settings.model import Settings
-from lazyfx_server.settings.service_settings import StoreSettings
-from lazyfx_server.store import MemoryStore, StoreHooks, TieredStore, open_store
 from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
@@ -62,12 +63,8 @@ from lazyfx_server.telemetry import (
 from lazyfx_server.telemetry.http import TelemetryServer
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition, new_registry
 from lazyfx_server.workers.devices import Devices
-from lazyfx_server.workers.pools import (
-    Sources,
-    device_worker,
-    pass_workers,
-    protection,
-)
+from lazyfx_server.workers.pools import Sources, device_worker
+from lazyfx_server.workers.ray_pools import ray_engine
 
 _log = logging.getLogger("lazyfx_server")
 
@@ -83,13 +80,14 @@ class App:
     Args:
         settings: All settings; each package gets its part here.
         sources: Start worker processes; the fork server was started before gRPC was used.
+        added_targets: The file of added targets; empty without one.
 
     Raises:
         PluginError: An enabled plugin cannot be used.
         ValueError: A pipeline in the settings is invalid.
     """
 
-    def __init__(self, settings: Settings, sources: Sources) -> None:
+    def __init__(self, settings: Settings, sources: Sources, added_targets: str = "") -> None:
         self._settings = settings
         self._serving = False
         plugins = load_plugins(settings.passes.pass_plugins)
@@ -107,28 +105,33 @@ class App:
             lambda key: self._catalog.record_damage(key),
         )
         self._shared_store = shared_store(settings, signer, hooks)
-        self._store = self._open_store(settings.store, hooks)
+        self._store = store_of(settings.store, self._shared_store, hooks)
         quotas = Quotas(settings.quotas)
         callers = authenticator(settings)
-        confined = protection(settings.workers)
+        engine = self._engine = ray_engine(settings, added_targets)
 
         def restarted(reason: RestartReason) -> None:
             observers.observe(WorkerRestarted(reason))
 
-        self._executor = pass_workers(
-            settings.workers, settings.jobs, sources, confined.layers, restarted
-        )
-        device_executor = device_worker(sources, restarted)
-        self._executors = [self._executor, *([device_executor] if device_executor else ())]
+        passes = pass_processes(settings, sources, engine, restarted)
+        devices = None if engine is not None else device_worker(sources, restarted)
+        self._executors = [passes.executor, *([devices] if devices else ())]
         job_timeout = settings.jobs.job_timeout
-        self._devices = Devices(Jobs(device_executor or self._executor, job_timeout))
+        self._devices = Devices(Jobs(devices or passes.executor, job_timeout))
         gauges = Gauges(
             store=self._store.tiers,
             stores_in_use=self._stores_in_use,
             in_flight=self._in_flight,
-            workers=lambda: len(self._executor.pids),
+            backlog=lambda: {
+                "pass": admission.backlog_seconds,
+                "native": self._native.backlog_seconds,
+            },
+            memory_used=lambda: self._memory.used_part,
+            refusing=lambda: self._memory.is_refusing,
+            workers=passes.count,
             devices=self._devices.memory,
-            sandbox=lambda: confined.layers,
+            sandbox=lambda: passes.sandbox().layers,
+            engine=lambda: {} if engine is None else engine.status.levels(),
             native_sandbox=lambda: self._native.layers,
             upstream_in_use=self._upstream_in_use,
         )
@@ -148,10 +151,17 @@ class App:
         self._observers = observers
         deferred = self._deferred = DeferredObserver(observers)
         crashes = CrashTracker(settings.workers.crash_refusal_seconds)
-        self._native = native_compiles(settings, sources, crashes, observers, restarted)
-        jobs = Jobs(self._executor, job_timeout, crashes, observer=observers)
+        guard = self._memory = memory_guard(settings, self._store, passes.executor)
+        self._native = native_compiles(
+            settings, sources, engine, crashes, observers, restarted, guard.refusal
+        )
+        jobs = Jobs(passes.executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
-        admission = Admission(settings.workers.workers, settings.calls)
+        admission = Admission(
+            settings.workers.workers, settings.calls, PASS_POOL, observers, guard.refusal
+        )
+        if engine is not None:
+            engine.listen(lambda: admission.resize(max(1, passes.count())))
         routes, self._forwarding = upstream(settings, jobs, admission, observers)
         fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
         self._compiler = Compiler(
@@ -199,13 +209,13 @@ class App:
                 RequestMemory(settings.calls),
             ),
             facts=ServerFacts(
-                settings.workers.workers,
+                passes.count if engine is not None else lambda: settings.workers.workers,
                 tuple(described(settings.limits)),
                 lambda: self._devices.infos,
                 signer,
-                lambda: self._native.target,
+                lambda: self._native.targets,
                 callers.identification,
-                pb.SandboxStatus(layers=confined.layers, missing=confined.missing),
+                passes.sandbox,
                 lambda: self._native.status,
                 self._forwarding,
             ),
@@ -232,7 +242,7 @@ class App:
             exposition(metrics),
             healthy=lambda: True,
             ready=lambda: self._serving,
-            notes=lambda: self._native.problem,
+            notes=self._notes,
             settle=deferred.settle,
             host=settings.addresses.metrics_host,
             port=settings.addresses.metrics_port,
@@ -260,6 +270,8 @@ class App:
         The port is bound at once; calls are admitted when everything that they need is ready.
         """
         parts.callback(_log.info, "stopped")
+        # Last, so that callers are told when to retry until a successor can have everything else.
+        parts.push_async_callback(self._server.stop)
         parts.callback(self._ledger.close)
         parts.callback(self._deferred.settle)
         await parts.enter_async_context(
@@ -268,22 +280,27 @@ class App:
         parts.push_async_callback(self._store.close)
         if self._shared_store is not None:
             await self._shared_store.connect()
-        self._server.bind(self._settings.addresses.listen, self._tls_files())
+        self._server.bind(self._settings.addresses.listen, tls_files(self._settings.callers))
         await self._start_telemetry()
         parts.push_async_callback(self._telemetry.stop)
         # Calls use workers, so workers stop after the last call. They take seconds to start.
         parts.push_async_callback(self._native.close)
+        if self._engine is not None:
+            parts.push_async_callback(self._engine.close)
         for executor in self._executors:
             parts.push_async_callback(executor.close)
         await self._server.start()
-        parts.push_async_callback(self._server.stop)
         _log.info(
             "listening on %s, metrics on %s; not serving yet: starting workers",
             self._address,
             self._metrics_url,
         )
-        for executor in self._executors:
-            await executor.start()
+        if self._engine is not None:
+            if not await self._engine.start(self._settings.workers.executor_start_seconds):
+                _log.warning("serving only what is stored: %s", self._engine.status.problem)
+        else:
+            for executor in self._executors:
+                await executor.start()
         await self._devices.refresh()
         await self._native.start()
         if self._forwarding is not None:
@@ -293,6 +310,7 @@ class App:
         await self._server.open()
         self._serving = True
         await parts.enter_async_context(repeating(_DEVICE_SECONDS, self._devices.refresh))
+        await parts.enter_async_context(repeating(CHECK_SECONDS, self._memory.check))
 
     async def _start_telemetry(self) -> None:
         try:
@@ -339,21 +357,11 @@ class App:
     def _metrics_url(self) -> str:
         return f"http://{self._settings.addresses.metrics_host}:{self._telemetry.port}/metrics"
 
-    def _tls_files(self) -> TlsFiles | None:
-        settings = self._settings.callers
-        if settings.server_certificate is None or settings.server_key is None:
-            return None
-        return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
-
-    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> MemoryStore | TieredStore:
-        return open_store(
-            settings.store_path,
-            memory_bytes=settings.store_memory_bytes,
-            disk_bytes=settings.store_disk_bytes,
-            shared=self._shared_store,
-            on_error=hooks.on_error,
-            on_recovered=hooks.on_recovered,
-            on_corrupt=hooks.on_corrupt,
+    def _notes(self) -> str:
+        """What /readyz says of a server that is ready, but cannot do everything."""
+        problem = "" if self._engine is None else self._engine.status.problem
+        return "\n".join(
+            filter(None, (self._native.problem, problem and f"no jobs run: {problem}"))
         )
 
     def _upstream_in_use(self) -> bool | None:

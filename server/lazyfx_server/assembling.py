@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import torch
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
@@ -16,16 +18,21 @@ from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.forwarding.upstream_keys import UpstreamKeys
 from lazyfx_server.compiling.ledger_file import LedgerFile
-from lazyfx_server.compiling.limits.admission import Admission
-from lazyfx_server.compiling.native_artifacts import NativeCompiles, NativeWorkers
+from lazyfx_server.compiling.limits.admission import NATIVE_POOL, Admission
+from lazyfx_server.compiling.limits.memory_guard import MemoryFiles, MemoryGuard
+from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.tenants import Tenants
-from lazyfx_server.execution import OnRestart
-from lazyfx_server.jobs.native.work_area import WorkArea
+from lazyfx_server.errors import UnavailableError
+from lazyfx_server.execution import Executor, OnRestart, ProcessExecutor
+from lazyfx_server.execution.ray_engine import RayEngine, RayExecutor
+from lazyfx_server.memory_allocator import give_back_free_memory
 from lazyfx_server.rpc.authentication import Authenticator
+from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.service_settings import CallerSettings, StoreSettings
 from lazyfx_server.settings.upstream_settings import SYSTEM
 from lazyfx_server.store import (
     MemoryStore,
@@ -35,12 +42,16 @@ from lazyfx_server.store import (
     StoreHooks,
     TieredStore,
     open_shared_store,
+    open_store,
 )
 from lazyfx_server.telemetry import Observer, UpstreamTransferred
 from lazyfx_server.upstream.calls import GrpcUpstreamCalls, UpstreamAddress
 from lazyfx_server.upstream.own_token import OwnToken
 from lazyfx_server.upstream.route import Routes
-from lazyfx_server.workers.pools import NativeUnavailable, Sources, native_pools
+from lazyfx_server.workers.local_pools import local_natives
+from lazyfx_server.workers.pools import NativeUnavailable, Sources, pass_workers, protection
+from lazyfx_server.workers.ray_node import NATIVE, PASSES
+from lazyfx_server.workers.ray_pools import RayBuilders, pass_sandbox, slots_of
 
 _DAY = 86_400.0
 
@@ -65,46 +76,89 @@ def artifact_signer(settings: Settings) -> Signer:
 def native_compiles(
     settings: Settings,
     sources: Sources,
+    engine: RayEngine | None,
     crashes: CrashTracker,
     observer: Observer,
     on_restart: OnRestart,
+    pressure: Callable[[], UnavailableError | None],
 ) -> NativeCompiles:
     """The compiler of native artifacts.
 
     Args:
         settings: All settings.
         sources: Start worker processes.
+        engine: Runs jobs elsewhere; None if worker processes of this machine do.
         crashes: Remembers graphs on which workers died.
         observer: Notified of each compile.
         on_restart: Called for each replaced worker.
+        pressure: Returns why no new work is accepted at present, or None.
 
     Raises:
         OSError: Native artifacts are required but cannot be built.
     """
     native = settings.native
-    admission = Admission(native.native_workers, settings.calls)
+    admission = Admission(native.native_workers, settings.calls, NATIVE_POOL, observer, pressure)
     required, forwards = native.native == "on", settings.upstream.upstream is not None
+    if engine is not None and native.native != "off":
+        engine.listen(lambda: admission.resize(max(1, slots_of(engine, NATIVE))))
+        nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
+        return NativeCompiles(nodes, admission, observer, forwards=forwards)
     try:
-        pools = native_pools(native, sources, on_restart)
+        made = local_natives(native, sources, crashes, observer, on_restart)
     except NativeUnavailable as error:
         if required:
             raise OSError(f"--native: {error}") from error
         unavailable = NativeCompiles(None, admission, observer, forwards=forwards)
         unavailable.disable(str(error))
         return unavailable
-    if pools is None:
-        return NativeCompiles(None, admission, observer, forwards=forwards)
-    timeout, area, protection = native.native_timeout, WorkArea(), pools.protection
-    workers = NativeWorkers(
-        (pools.jobs, pools.builds),
-        Jobs(pools.jobs, timeout, crashes, bounds="native", observer=observer),
-        Builds(pools.builds, pools.compiler, timeout, area, observer, pools.owner),
-        area,
-        pools.owner,
-        native.native_compile_threads,
-        pb.SandboxStatus(layers=protection.layers, missing=protection.missing),
-    )
-    return NativeCompiles(workers, admission, observer, required=required, forwards=forwards)
+    builders = None if made is None else made[0]
+    return NativeCompiles(builders, admission, observer, required=required, forwards=forwards)
+
+
+@dataclass(frozen=True)
+class PassWorkers:
+    """The workers that run passes.
+
+    Attributes:
+        executor: Sends jobs to them.
+        sandbox: How they are confined.
+        count: How many there are.
+    """
+
+    executor: Executor
+    sandbox: Callable[[], pb.SandboxStatus]
+    count: Callable[[], int]
+
+
+def pass_processes(
+    settings: Settings, sources: Sources, engine: RayEngine | None, on_restart: OnRestart
+) -> PassWorkers:
+    """The workers that run passes: processes of this machine, or of the nodes of an engine.
+
+    Raises:
+        OSError: The settings require a stricter sandbox than this kernel supports.
+    """
+    if engine is not None:
+        nodes = RayExecutor(engine, PASSES)
+        return PassWorkers(nodes, partial(pass_sandbox, engine), lambda: nodes.workers)
+    held = protection(settings.workers)
+    executor = pass_workers(settings.workers, settings.jobs, sources, held.layers, on_restart)
+    sandbox = pb.SandboxStatus(layers=held.layers, missing=held.missing)
+    return PassWorkers(executor, lambda: sandbox, lambda: len(executor.pids))
+
+
+def memory_guard(
+    settings: Settings, store: MemoryStore | TieredStore, executor: Executor
+) -> MemoryGuard:
+    """What refuses new work while the memory is nearly used up, and frees memory meanwhile."""
+
+    def free_memory() -> None:
+        store.trim()
+        if isinstance(executor, ProcessExecutor):
+            executor.trim()
+        give_back_free_memory()
+
+    return MemoryGuard(MemoryFiles().read, settings.workers.memory_mark, free_memory)
 
 
 def upstream(
@@ -197,6 +251,32 @@ def shared_store(settings: Settings, signer: Signer, hooks: StoreHooks) -> Share
         identity,
         hooks,
     )
+
+
+def store_of(
+    settings: StoreSettings, shared: SharedStore | None, hooks: StoreHooks
+) -> MemoryStore | TieredStore:
+    """The store of this server, over the one that it shares, if any.
+
+    Raises:
+        StoreError: Its folder cannot be used.
+    """
+    return open_store(
+        settings.store_path,
+        memory_bytes=settings.store_memory_bytes,
+        disk_bytes=settings.store_disk_bytes,
+        shared=shared,
+        on_error=hooks.on_error,
+        on_recovered=hooks.on_recovered,
+        on_corrupt=hooks.on_corrupt,
+    )
+
+
+def tls_files(settings: CallerSettings) -> TlsFiles | None:
+    """The files of the server's certificate; None without TLS."""
+    if settings.server_certificate is None or settings.server_key is None:
+        return None
+    return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
 
 
 def fleet_flights(

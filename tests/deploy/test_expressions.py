@@ -27,6 +27,7 @@ def exported() -> Series:
         store=lambda: {"memory": tier, "disk": tier},
         devices=lambda: [DeviceMemory("cuda:0", 2, 1)],
         upstream_in_use=lambda: True,
+        engine=lambda: {"connected": 1, "nodes": 1, "refused": 0},
     )
     PrometheusObserver(
         registry,

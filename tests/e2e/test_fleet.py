@@ -75,6 +75,7 @@ def test_waiter_that_leaves_does_not_end_the_flight(patient):
             resume(pids)
             assert first.result().cache.status == MISS
             assert late.result().cache.status == JOINED
+            assert "another server" in late.result().cache.explanation
 
 
 def test_lease_ends_at_once_when_the_last_waiter_leaves(patient):
@@ -104,6 +105,7 @@ def test_holder_that_fails_leaves_it_to_another(patient):
             assert first.result().module_key == second.result().module_key
 
 
+@pytest.mark.long
 def test_slow_flight_is_hedged_and_the_first_result_serves_all(hasty):
     one, two = hasty.servers
     hedged, outrun = hasty.flights("hedged"), hasty.flights("outrun")
@@ -118,6 +120,7 @@ def test_slow_flight_is_hedged_and_the_first_result_serves_all(hasty):
     assert hasty.flights("outrun") == outrun + 1
 
 
+@pytest.mark.long
 def test_frozen_holder_is_replaced_and_answers_when_it_is_back(hasty):
     one, two = hasty.servers
     taken_over = total(metrics(two.metrics_url), "lazyfx_fleet_flights_total", outcome="taken_over")
@@ -134,11 +137,11 @@ def test_frozen_holder_is_replaced_and_answers_when_it_is_back(hasty):
     assert total(found, "lazyfx_fleet_flights_total", outcome="taken_over") == taken_over + 1
 
 
-def test_killed_holder_is_replaced(hasty, replica):
+def test_killed_holder_is_replaced(patient, replica):
     holder = replica("--store-lease-seconds", "2.5", "--store-hedge-seconds", "600")
-    two = hasty.servers[1]
+    two = patient.servers[1]
     with paused_workers(holder.pid), calling(holder, 7.0) as first:
-        wait_until(lambda: hasty.leases, "a lease")
+        wait_until(lambda: patient.leases, "a lease")
         with calling(two, 7.0) as second:
             wait_until(lambda: waits_for_another(two), "a flight that waits")
             holder.process.kill()
@@ -183,7 +186,11 @@ def test_thousand_connections_to_one_server_cost_one_compile(launch):
     assert total(found, "lazyfx_requests_total", method="Compile", code="OK") == 1000
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)],
+    ids=["killed", "frozen"],
+)
 def test_redis_that_fails_halfway_costs_one_compile_a_server(patient, number, threads):
     graph = 100.0 + number
     compiles, unleased = patient.compiles, patient.flights("unleased")

@@ -71,7 +71,7 @@ def test_replicas_find_each_others_results_small_and_large(host: list[RunningSer
 
 
 def test_a_client_goes_on_while_the_replicas_are_restarted_in_turn(
-    host: list[RunningServer], valkey: str, tmp_path: Path
+    host: list[RunningServer], valkey: str, launch: Any, tmp_path: Path
 ) -> None:
     flags = ("--workers", "1", "--store", f"{valkey}?prefix={tmp_path.name}")
     with lazyfx.connect(",".join(server.address for server in host)) as client:
@@ -81,14 +81,9 @@ def test_a_client_goes_on_while_the_replicas_are_restarted_in_turn(
             for _ in range(10):
                 assert client.compile(graph_of(3), [DCE]).cache.status == "hit"
             assert server.process.wait(60) == 0
-            again = start_server(tmp_path / "store", *flags, "--listen", server.address)
-            try:
-                assert client.compile(graph_of(3), [DCE]).cache.status == "hit"
-            finally:
-                host.append(again)
+            launch(*flags, "--listen", server.address, store=tmp_path / "store")
+            assert client.compile(graph_of(3), [DCE]).cache.status == "hit"
         assert torch.equal(kept(X), X * 6)
-    for server in host[2:]:
-        server.stop()
 
 
 def test_a_second_server_without_a_shared_store_is_refused(launch: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 from lazyfx_server.execution import CallFailed, call_server
+from lazyfx_server.security.sandbox import Policy, available, enter, readable_paths
 
 
 def run(job: bytes) -> bytes:
@@ -85,6 +87,11 @@ def hang_in_native_code(touch: str) -> bytes:
     return b""
 
 
+def spin() -> bytes:
+    while True:
+        pass
+
+
 def ignore_signals_and_hang() -> bytes:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -125,6 +132,23 @@ def say(text: str) -> bytes:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
     return b""
+
+
+def allocate(size: int) -> bytes:
+    return str(len(bytearray(size))).encode()
+
+
+def open_socket() -> bytes:
+    socket.socket().close()
+    return b"opened"
+
+
+def confine() -> None:
+    """As workers that run passes are, with less memory."""
+    enter(Policy(available(), MEMORY, readable_paths()))
+
+
+MEMORY = 64 << 20
 
 
 def initialize() -> None:
@@ -198,6 +222,9 @@ ORDERS = {
         sleep,
         hang_in_native_code,
         ignore_signals_and_hang,
+        spin,
+        allocate,
+        open_socket,
         have_children,
         modules,
         describe,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from lazyfx_server.store.folder_lock import FolderInUseError, FolderLock
+from lazyfx_server.folder_lock import FolderInUseError, FolderLock
 
 HOLDER = textwrap.dedent("""
     import sys, time
     from pathlib import Path
-    from lazyfx_server.store.folder_lock import FolderLock
+    from lazyfx_server.folder_lock import FolderLock
     lock = FolderLock(Path(sys.argv[1]), is_shared=sys.argv[2] == "shared", wait_seconds=0)
     print("locked", flush=True)
     time.sleep(600)

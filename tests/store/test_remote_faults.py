@@ -13,6 +13,7 @@ from remote_stores import (
     LARGE,
     client,
     forwarding,
+    identity,
     key,
     opened,
     until,
@@ -26,6 +27,7 @@ from lazyfx_server.store import (
     open_store,
 )
 from lazyfx_server.store.circuit_breaker import CircuitBreaker
+from lazyfx_server.store.contract import MissingStoreError
 from lazyfx_server.store.opening_shared import open_remote
 
 if TYPE_CHECKING:
@@ -110,6 +112,31 @@ async def test_large_entries_are_found_without_redis(
         server.kill()
         assert await one.store.get(key("large")) == LARGE
         assert await one.store.contains([key("large"), key("small")]) == {key("large")}
+
+
+async def test_request_waits_once_for_two_frozen_stores(
+    server: store_servers.Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    s3 = store_servers.moto()
+    request.addfinalizer(s3.kill)
+    for name, value in store_servers.s3_variables(s3).items():
+        monkeypatch.setenv(name, value)
+    async with opened(url(server), "s3://shared/frozen", wait=1.0) as one:
+        for ask, nothing in (
+            (lambda: one.store.get(key("a")), None),
+            (lambda: one.store.contains([key("a")]), set()),
+        ):
+            await until(lambda: all(one.store.available().values()))
+            for each in (server, s3):
+                each.signal(signal.SIGSTOP)
+            one.told.errors.clear()
+            assert await ask() == nothing
+            kinds = [(tier, type(error)) for tier, _, error in one.told.errors]
+            assert kinds[0] == ("redis", UnreachableError)
+            assert kinds[-1] == ("s3", SkippedError)
+            assert ("s3", UnreachableError) not in kinds
+            for each in (server, s3):
+                each.signal(signal.SIGCONT)
 
 
 async def test_slow_store_is_left_alone_until_it_is_fast(server: store_servers.Server) -> None:
@@ -197,20 +224,42 @@ async def test_probing_survives_any_error() -> None:
     await breaker.close()
 
 
-async def test_a_bucket_that_is_not_there_is_told_so(bucket: str) -> None:
-    store = open_remote(bucket.replace("shared", "absent"), 600)
-    with pytest.raises(StoreError, match="no such bucket"):
+async def test_a_missing_bucket_is_named_and_not_used(bucket: str) -> None:
+    absent = bucket.replace("shared", "absent")
+    store = open_remote(absent, 600)
+    with pytest.raises(MissingStoreError, match="there is no bucket 'absent'"):
         await store.put(key("a"), b"value")
-    with pytest.raises(StoreError, match="no such bucket"):
+    with pytest.raises(MissingStoreError, match="there is no bucket 'absent'"):
         await store.put_if_absent(key("a"), b"value")
+    with pytest.raises(MissingStoreError, match="there is no bucket 'absent'"):
+        await identity().check(store)
     await store.close()
 
 
-async def test_a_wrong_password_is_no_outage(server: store_servers.Server) -> None:
+async def test_missing_credentials_are_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    # No machine of a test has a role.
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://169.254.0.1:1")
+    store = open_remote(bucket, 600)
+    with pytest.raises(StoreError, match="no credentials; set AWS_ACCESS_KEY_ID") as caught:
+        await store.get(key("a"))
+    assert "Debug" not in str(caught.value)
+    await store.close()
+
+
+@pytest.mark.parametrize("password", ["", ":wrong@"])
+async def test_a_wrong_password_is_no_outage(server: store_servers.Server, password: str) -> None:
     with redis.Redis(port=server.port) as admin:
         admin.config_set("requirepass", "right")
-    store = open_remote(f"redis://:wrong@127.0.0.1:{server.port}/0", 600)
-    with pytest.raises(StoreError) as caught:
+    store = open_remote(f"redis://{password}127.0.0.1:{server.port}/0", 600)
+    with pytest.raises(StoreError, match="is missing or wrong; set it in the URL") as caught:
         await store.get(key("a"))
     assert not isinstance(caught.value, UnreachableError)
     await store.close()
+
+
+async def test_a_server_without_tls_is_suspected(server: store_servers.Server) -> None:
+    async with opened(f"rediss://127.0.0.1:{server.port}/0") as one:
+        assert await one.store.get(key("a")) is None
+        assert "needs a server that speaks TLS" in str(one.told.errors[0][2])

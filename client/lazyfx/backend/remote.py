@@ -127,6 +127,7 @@ def ask(
         options.passes,
         timeout=options.timeout,
         send_values=options.send_values,
+        priority=options.priority,
     )
     if request is None or graph_request.flat is None:
         rebuilt = remote.graph_module()
@@ -161,14 +162,16 @@ def _symbols(flat: FlatGraph, bundle: pb.NativeBundle) -> list[sympy.Symbol]:
 
 
 def _require_compatible(session: Session, request: pb.NativeRequest) -> None:
-    target = session.native_target()
-    if target is None:
+    targets = session.native_targets()
+    if not targets:
         raise IncompatibleError(
             "the server builds no native artifacts; start it with --native, or use the option "
             "compile='eager'"
         )
-    if why := mismatch(target, request.target):
-        raise IncompatibleError(f"artifacts from this server would not run here: {why}")
+    reasons = [mismatch(target, request.target) for target in targets]
+    if all(reasons):
+        # The first is of the kind of worker that the server prefers; it names all when asked.
+        raise IncompatibleError(f"artifacts from this server would not run here: {reasons[0]}")
 
 
 def _with_lifted(call: Runnable, flat: FlatGraph | None) -> Runnable:

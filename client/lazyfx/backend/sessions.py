@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from lazyfx.blocking_client import Client
@@ -27,15 +28,17 @@ class Session:
         self._down: LazyfxError | None = None
         self._info: pb.GetServerInfoResponse | None = None
 
-    def native_target(self) -> pb.NativeTarget | None:
-        """The target machine of the server's native artifacts; None if it builds none. Cached.
+    def native_targets(self) -> Sequence[pb.NativeTarget]:
+        """The target machines of the server's native artifacts; empty if it builds none. Cached.
 
         Raises:
             ServiceError: The server is unavailable.
         """
         if self._info is None:
             self._info = self.client.server_info()
-        return self._info.native if self._info.HasField("native") else None
+        if self._info.native_targets or not self._info.HasField("native"):
+            return self._info.native_targets
+        return (self._info.native,)  # a server of an earlier version
 
     def require_trusted(self) -> None:
         """Check that native artifacts of the server would be opened. Cached.

@@ -41,6 +41,36 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """As PRIORITY_INTERACTIVE."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody waits for the answer."""
+    PRIORITY_BATCH: _Priority.ValueType  # 2
+    """One of many, of which the last matters."""
+    PRIORITY_PREWARM: _Priority.ValueType  # 3
+    """Nobody waits yet: the result will be needed later."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """How urgent a request is. It orders the requests of one caller; callers share the workers equally,
+    whatever their priorities.
+    """
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""As PRIORITY_INTERACTIVE."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody waits for the answer."""
+PRIORITY_BATCH: Priority.ValueType  # 2
+"""One of many, of which the last matters."""
+PRIORITY_PREWARM: Priority.ValueType  # 3
+"""Nobody waits yet: the result will be needed later."""
+Global___Priority: typing_extensions.TypeAlias = Priority
+
 class _CacheStatus:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -439,6 +469,7 @@ class CompileRequest(google.protobuf.message.Message):
     EAGER_FIELD_NUMBER: builtins.int
     VERIFY_FIELD_NUMBER: builtins.int
     REQUEST_TOKEN_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     EXPECTED_FIELD_NUMBER: builtins.int
     skip_cache_lookup: builtins.bool
     """Compile even if a result is cached, and store the new one (to repair an entry)."""
@@ -457,6 +488,8 @@ class CompileRequest(google.protobuf.message.Message):
     returns FAILED_PRECONDITION with a MISSING violation ("requests/<token in hex>"); then send the
     full request.
     """
+    priority: Global___Priority.ValueType
+    """How urgent a miss is, among all requests of this caller; not part of the key. Hits do not wait."""
     @property
     def graph_digest(self) -> lazyfx.v1.graph_pb2.Digest:
         """Digest of the graph's body. Always set."""
@@ -492,10 +525,11 @@ class CompileRequest(google.protobuf.message.Message):
         eager: builtins.bool = ...,
         verify: builtins.bool = ...,
         request_token: builtins.bytes = ...,
+        priority: Global___Priority.ValueType = ...,
         expected: Global___Fingerprints | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["expected", b"expected", "graph", b"graph", "graph_digest", b"graph_digest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["eager", b"eager", "expected", b"expected", "graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "request_token", b"request_token", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values", "verify", b"verify"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["eager", b"eager", "expected", b"expected", "graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "priority", b"priority", "request_token", b"request_token", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values", "verify", b"verify"]) -> None: ...
 
 Global___CompileRequest: typing_extensions.TypeAlias = CompileRequest
 
@@ -861,6 +895,7 @@ class GetArtifactRequest(google.protobuf.message.Message):
     CONSTANT_FIELD_NUMBER: builtins.int
     PURPOSE_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     module_key: builtins.bytes
     """From CompileResponse. 32 bytes."""
     kind: Global___ArtifactKind.ValueType
@@ -868,6 +903,8 @@ class GetArtifactRequest(google.protobuf.message.Message):
     """First byte to send; to resume an interrupted download."""
     purpose: Global___ArtifactKind.ValueType
     """SOURCE only: PICKLE or PACKAGE if the source is for one of these, for the ledger."""
+    priority: Global___Priority.ValueType
+    """How urgent it is if it must be rendered or built."""
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
         """The caller's names, for CODE, PICKLE, PACKAGE and PICTURE; canonical names by default."""
@@ -890,9 +927,10 @@ class GetArtifactRequest(google.protobuf.message.Message):
         constant: lazyfx.v1.graph_pb2.Digest | None = ...,
         purpose: Global___ArtifactKind.ValueType = ...,
         native: Global___NativeRequest | None = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["constant", b"constant", "native", b"native", "presentation", b"presentation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "purpose", b"purpose"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "priority", b"priority", "purpose", b"purpose"]) -> None: ...
 
 Global___GetArtifactRequest: typing_extensions.TypeAlias = GetArtifactRequest
 
@@ -1767,6 +1805,7 @@ class GetServerInfoResponse(google.protobuf.message.Message):
     VERIFY_KEYS_FIELD_NUMBER: builtins.int
     BUILDER_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
+    NATIVE_TARGETS_FIELD_NUMBER: builtins.int
     IDENTIFICATION_FIELD_NUMBER: builtins.int
     SANDBOX_FIELD_NUMBER: builtins.int
     NATIVE_STATUS_FIELD_NUMBER: builtins.int
@@ -1798,7 +1837,13 @@ class GetServerInfoResponse(google.protobuf.message.Message):
 
     @property
     def native(self) -> Global___NativeTarget:
-        """Where native artifacts of this server run; unset if it builds none."""
+        """Where native artifacts of this server run; unset if it builds none. The first of
+        native_targets.
+        """
+
+    @property
+    def native_targets(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NativeTarget]:
+        """All kinds of machine that it can build native artifacts for, if it has several kinds of worker."""
 
     @property
     def sandbox(self) -> Global___SandboxStatus:
@@ -1828,13 +1873,14 @@ class GetServerInfoResponse(google.protobuf.message.Message):
         verify_keys: collections.abc.Iterable[Global___VerifyKey] | None = ...,
         builder: builtins.str = ...,
         native: Global___NativeTarget | None = ...,
+        native_targets: collections.abc.Iterable[Global___NativeTarget] | None = ...,
         identification: builtins.str = ...,
         sandbox: Global___SandboxStatus | None = ...,
         native_status: Global___NativeStatus | None = ...,
         added_targets: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["native", b"native", "native_status", b"native_status", "sandbox", b"sandbox", "uptime", b"uptime"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["added_targets", b"added_targets", "artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "native_status", b"native_status", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["added_targets", b"added_targets", "artifact_kinds", b"artifact_kinds", "builder", b"builder", "devices", b"devices", "format_versions", b"format_versions", "grpc_version", b"grpc_version", "identification", b"identification", "lazyfx_version", b"lazyfx_version", "limits", b"limits", "native", b"native", "native_status", b"native_status", "native_targets", b"native_targets", "python_version", b"python_version", "sandbox", b"sandbox", "torch_version", b"torch_version", "uptime", b"uptime", "verify_keys", b"verify_keys", "workers", b"workers"]) -> None: ...
 
 Global___GetServerInfoResponse: typing_extensions.TypeAlias = GetServerInfoResponse
 

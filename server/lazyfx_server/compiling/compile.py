@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,20 +16,22 @@ from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
-from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
-from lazyfx_server.compiling.forwarding.answers import is_about_leader
+from lazyfx_server.compiling.flights.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.forwarding.forwarded_modules import ForwardedModules
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.generation_costs import CodegenCosts
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import check_body
-from lazyfx_server.compiling.miss_reasons import Explainer, Miss
+from lazyfx_server.compiling.limits.urgency import Urgency
+from lazyfx_server.compiling.miss_reasons import MADE_ELSEWHERE, Explainer, Miss
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.request import (
     IncomingCompile,
     RequestReader,
     ResolvedRequest,
+    fares_better_alone,
+    kind_of_job,
     unknown_token,
 )
 from lazyfx_server.compiling.tenants import Tenant
@@ -54,13 +56,15 @@ _log = logging.getLogger(__name__)
 class _FlightResult:
     """A module, and the reason for the miss unless it was found.
 
-    Attributes:
-        joined: Another server compiled it, while this flight waited.
+    It is MADE_ELSEWHERE if another server compiled it while this flight waited.
     """
 
     module: CompiledModule
     miss: Miss | None
-    joined: bool = False
+
+    @property
+    def made_here(self) -> bool:
+        return self.miss is not None and self.miss is not MADE_ELSEWHERE
 
 
 class Compiler:
@@ -123,8 +127,15 @@ class Compiler:
         """Number of distinct compiles in flight."""
         return len(self._flights)
 
-    async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> bytes:
+    async def compile(
+        self, incoming: IncomingCompile, tenant: Tenant, time_left: Callable[[], float | None]
+    ) -> bytes:
         """Serve one request of a tenant.
+
+        Args:
+            incoming: The request.
+            tenant: The tenant.
+            time_left: Returns the seconds until the deadline of the call; None without one.
 
         Returns:
             The bytes of a CompileResponse.
@@ -140,16 +151,17 @@ class Compiler:
             module = self._catalog.recent(tenant, resolved.digest)
             if module is not None:
                 return await self._hit(module, incoming, resolved)
+        urgency = Urgency.of(request.priority, time_left)
         while True:
             landing = await self._flights.join(
-                resolved.digest, partial(self._find_or_make, incoming, resolved)
+                resolved.digest, partial(self._find_or_make, incoming, resolved), urgency
             )
-            if landing.led or not _fares_better_alone(request, landing):
+            if landing.led or not fares_better_alone(request, landing):
                 break
         found = landing.result()
-        if found.miss is None and not found.joined:
+        if found.miss is None:
             return await self._hit(found.module, incoming, resolved)
-        if landing.led and not found.joined:
+        if landing.led and found.made_here:
             return found.module.answer(pb.CACHE_STATUS_MISS, found.miss)
         self._observer.observe(LookupMade("joined", tenant=tenant.name))
         self._observer.observe(Reused(found.module.report.seconds, tenant.name))
@@ -204,7 +216,7 @@ class Compiler:
                         return asked
                     return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
             assert ours.found is not None, "found, or made and returned"
-            return _FlightResult(ours.found, None, joined=True)
+            return _FlightResult(ours.found, MADE_ELSEWHERE)
 
     def _work(
         self, incoming: IncomingCompile, resolved: ResolvedRequest
@@ -252,7 +264,8 @@ class Compiler:
         flight: Flight[_FlightResult],
     ) -> CompiledModule:
         request, key, tenant = incoming.request, resolved.key, resolved.tenant
-        async with self._admission.slot(tenant.name) as queued:
+        queued_job = QueuedJob(tenant.name, kind_of_job(incoming, key), flight.urgency)
+        async with self._admission.slot(queued_job) as queued:
             flight.mark_running()
             # Created only now, so that a queued job costs no more than its request.
             job = await self._job(incoming, tenant)
@@ -363,21 +376,3 @@ class Compiler:
                 tenant=resolved.tenant.name,
             )
         )
-
-
-def _fares_better_alone(request: pb.CompileRequest, landing: Landing[_FlightResult]) -> bool:
-    """Whether a request should retry in a flight of its own instead of sharing this landing.
-
-    If blobs or the request were missing, the leader had only a token or a digest. A request that
-    contains more leads the next flight; one that does not would fail the same way. A token that
-    resolved to another request needs its own flight.
-    """
-    error = landing.error
-    if error is None:
-        return request.skip_cache_lookup and landing.result().miss is None
-    if is_about_leader(error):
-        return True
-    if not isinstance(error, MissingInputsError):
-        return False
-    asked_for_request = error.subjects[0].startswith("requests/")
-    return request.HasField("graph") or bool(request.request_token) != asked_for_request

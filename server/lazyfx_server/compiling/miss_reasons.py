@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError
@@ -42,6 +42,12 @@ class Miss:
 
     reason: Reason
     explanation: str
+
+
+MADE_ELSEWHERE: Final = Miss(
+    pb.MISS_REASON_UNSPECIFIED, "another server with the same store compiled it meanwhile"
+)
+"""What a request is told that has waited for another server."""
 
 
 class Explainer:

@@ -55,27 +55,27 @@ class ServerFacts:
         limits: All bounds.
         devices: Devices that workers see, queried each time.
         signer: Has the public keys.
-        native: The target machine of native artifacts; None if none are built.
+        native: The target machines of native artifacts; empty if none are built.
         identification: How callers are identified.
         sandbox: How workers are confined.
         native_status: How native compiles are confined, or why they are unavailable.
         upstream: Asks the upstream; None without one.
     """
 
-    workers: int
+    workers: Callable[[], int]
     limits: Sequence[pb.Limit]
     devices: Callable[[], Sequence[pb.DeviceInfo]]
     signer: Signer
-    native: Callable[[], pb.NativeTarget | None]
+    native: Callable[[], Sequence[pb.NativeTarget]]
     identification: Identification
-    sandbox: pb.SandboxStatus
+    sandbox: Callable[[], pb.SandboxStatus]
     native_status: Callable[[], pb.NativeStatus]
     upstream: Forwarding | None = None
 
-    async def native_target(self) -> pb.NativeTarget | None:
-        """Where native artifacts run: those of the upstream, while it builds any."""
-        theirs = None if self.upstream is None else await self.upstream.native_target()
-        return theirs or self.native()
+    async def native_targets(self) -> Sequence[pb.NativeTarget]:
+        """Where native artifacts run: those of the upstream first, while it builds any."""
+        theirs = () if self.upstream is None else await self.upstream.native_targets()
+        return [*theirs, *self.native()]
 
     def verify_keys(self) -> list[pb.VerifyKey]:
         """The keys that sign artifacts; those of the upstream first, whose artifacts are passed on.
@@ -127,7 +127,7 @@ class GraphCompilerService(GraphCompilerServicer):
         """See compiler.proto."""
         tenant = current_caller().tenant
         async with self._decoder.reading("Compile", request, tenant) as incoming:
-            return await self._compiler.compile(incoming, tenant)
+            return await self._compiler.compile(incoming, tenant, context.time_remaining)
 
     async def CompileBatch(
         self, request_iterator: Any, context: Context
@@ -169,7 +169,9 @@ class GraphCompilerService(GraphCompilerServicer):
             caller = current_caller()
             caller.charge_batched(size)
             async with self._decoder.reading("CompileBatch", request, caller.tenant) as incoming:
-                answer = await self._compiler.compile(incoming, caller.tenant)
+                answer = await self._compiler.compile(
+                    incoming, caller.tenant, context.time_remaining
+                )
                 response.response.MergeFromString(answer)
         except Exception as error:  # noqa: BLE001 - one failed request does not end the stream
             response.error.CopyFrom(status_of(error))
@@ -195,13 +197,16 @@ class GraphCompilerService(GraphCompilerServicer):
         """See compiler.proto."""
         tenant = current_caller().tenant
         async with self._decoder.reading("GetArtifact", request, tenant) as message:
-            async for part in self._artifact(message, tenant):
+            async for part in self._artifact(message, tenant, context.time_remaining):
                 yield part
 
     async def _artifact(
-        self, request: pb.GetArtifactRequest, tenant: Tenant
+        self,
+        request: pb.GetArtifactRequest,
+        tenant: Tenant,
+        time_left: Callable[[], float | None],
     ) -> AsyncIterator[pb.GetArtifactResponse]:
-        finding = asyncio.ensure_future(self._artifacts.get(request, tenant))
+        finding = asyncio.ensure_future(self._artifacts.get(request, tenant, time_left))
         try:
             if is_native(request.kind):
                 while not (await asyncio.wait({finding}, timeout=PROGRESS_SECONDS))[0]:
@@ -272,7 +277,7 @@ class GraphCompilerService(GraphCompilerServicer):
     async def GetServerInfo(self, request: Any, context: Context) -> pb.GetServerInfoResponse:
         """See compiler.proto."""
         await self._read_empty("GetServerInfo", request)
-        native = await self._facts.native_target()
+        targets = await self._facts.native_targets()
         response = pb.GetServerInfoResponse(
             lazyfx_version=version("lazyfx"),
             torch_version=torch.__version__,
@@ -282,12 +287,13 @@ class GraphCompilerService(GraphCompilerServicer):
             devices=self._facts.devices(),
             limits=self._facts.limits,
             artifact_kinds=sorted(ARTIFACT_KINDS),
-            workers=self._facts.workers,
-            native=native,
+            workers=self._facts.workers(),
+            native=targets[0] if targets else None,
+            native_targets=targets,
             verify_keys=self._facts.verify_keys(),
             builder=self._facts.signer.builder,
             identification=self._facts.identification,
-            sandbox=self._facts.sandbox,
+            sandbox=self._facts.sandbox(),
             native_status=self._facts.native_status(),
             added_targets=allowed.user_target_names()[:-1],
         )

@@ -49,6 +49,10 @@ class AddressSettings(Part):
     metrics_port: int = Field(default=8701, ge=0, le=65535)
     """Port for /metrics, /healthz and /readyz; 0 picks a free port."""
 
+    takeover_seconds: float = Field(default=0.0, ge=0)
+    """Seconds to wait until another server leaves these addresses. For a restart that clients do
+    not notice: start the successor with it, then stop the old server. Default: fail at once."""
+
     reflection: bool = False
     """Enable gRPC server reflection."""
 
@@ -119,6 +123,16 @@ class WorkerSettings(Part):
 
     group = "workers"
 
+    executor: str = "local"
+    """Where jobs run. local: in worker processes on this machine. ray:local: on a Ray of its own on
+    this machine. ray://HOST:PORT: on the nodes of the Ray cluster whose client server listens there
+    (usually port 10001); --workers, --native-workers and the bounds of jobs then apply to each
+    node. Requires lazyfx[ray]; docs/scale.md says what the cluster needs."""
+
+    executor_start_seconds: float = Field(default=120.0, ge=0, le=3600)
+    """Seconds that the start waits for a first node of a Ray cluster. After that, the server serves
+    what is in its store, and all other requests when there is a node."""
+
     workers: int = Field(default=_default_workers(), ge=1, le=256)
     """Worker processes that run passes and render artifacts. Default: one less than the number of
     CPUs, at least 1 and at most 8."""
@@ -129,12 +143,33 @@ class WorkerSettings(Part):
     worker_max_jobs: int = Field(default=1000, ge=1)
     """Jobs after which a worker process is replaced (Python never frees generated source)."""
 
+    memory_mark: float = Field(default=0.9, gt=0, le=1)
+    """Part of the memory (of the container, or else the machine) above which new compiles are
+    refused with UNAVAILABLE, but not before less than 2 GiB are left. 1 never refuses them."""
+
     sandbox: Literal["auto", "required", "off"] = "auto"
     """Sandbox of the workers that run passes. auto: every layer that the kernel supports, with a
     warning if one is missing; required: refuse to start if a layer is missing; off: no sandbox."""
 
     crash_refusal_seconds: float = Field(default=600.0, ge=0)
     """Seconds for which a graph is refused after two workers died on it; 0 never refuses it."""
+
+    @field_validator("executor")
+    @classmethod
+    def _executor_is_known(cls, value: str) -> str:
+        host, separator, port = value.removeprefix("ray://").rpartition(":")
+        if value.startswith("ray://") and host and separator and port.isdecimal():
+            return value
+        if value not in ("local", "ray:local"):
+            raise ValueError(f"must be local, ray:local or ray://HOST:PORT, not {value!r}")
+        return value
+
+    @property
+    def ray_address(self) -> str | None:
+        """The Ray cluster that runs jobs, as Ray calls it; None for workers on this machine."""
+        if self.executor == "local":
+            return None
+        return self.executor.removeprefix("ray:") if self.executor == "ray:local" else self.executor
 
 
 class StoreSettings(Part):

@@ -53,6 +53,10 @@ class CircuitBreaker:
         probe: Asked before the store is used, and from time to time after that; `inner.refresh`
             when left out.
         on_change: Told when the breaker opens or closes.
+        hint: What an operator may have to change if the store does not answer; begins with "; ".
+
+    Attributes:
+        wait_seconds: As given.
     """
 
     def __init__(
@@ -62,11 +66,13 @@ class CircuitBreaker:
         wait_seconds: float = 0.05,
         probe: Probe | None = None,
         on_change: OnChange | None = None,
+        hint: str = "",
     ) -> None:
         self._inner = inner
-        self._wait_seconds = wait_seconds
+        self.wait_seconds = wait_seconds
         self._probe = probe or inner.refresh
         self._on_change = on_change
+        self._hint = hint
         self._closed = asyncio.Event()
         self._opened = asyncio.Event()
         self._opened.set()
@@ -102,10 +108,10 @@ class CircuitBreaker:
     async def get(self, key: str) -> bytes | None:
         """See `Store.get`."""
         async with self._asking():
-            reading = await self._within(self._wait_seconds, self._inner.begin_get(key))
+            reading = await self._within(self.wait_seconds, self._inner.begin_get(key))
             if reading is None:
                 return None
-            seconds = self._wait_seconds + reading.size / SLOWEST_BYTES
+            seconds = self.wait_seconds + reading.size / SLOWEST_BYTES
             return await self._within(seconds, reading.rest())
 
     async def put(self, key: str, value: bytes) -> None:
@@ -122,24 +128,24 @@ class CircuitBreaker:
         """See `Store.contains`."""
         wanted = list(keys)
         turns = -(-len(wanted) // _MAX_AT_ONCE)  # a bucket is asked for each key
-        seconds = self._wait_seconds * max(1, turns)
+        seconds = self.wait_seconds * max(1, turns)
         async with self._asking():
             return await self._within(seconds, self._inner.contains(wanted))
 
     async def delete(self, key: str) -> None:
         """See `Store.delete`."""
         async with self._asking():
-            await self._within(self._wait_seconds, self._inner.delete(key))
+            await self._within(self.wait_seconds, self._inner.delete(key))
 
     async def quarantine(self, key: str) -> None:
         """See `QuarantiningStore.quarantine`."""
         async with self._asking():
-            await self._within(self._wait_seconds, self._inner.quarantine(key))
+            await self._within(self.wait_seconds, self._inner.quarantine(key))
 
     async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
         """The answer to any other question that is as small as `contains` of one key."""
         async with self._asking():
-            return await self._within(self._wait_seconds, question())
+            return await self._within(self.wait_seconds, question())
 
     def stats(self) -> StoreStats:
         """See `Store.stats`."""
@@ -167,7 +173,7 @@ class CircuitBreaker:
             raise SkippedError(f"{self.name} is not used at present: {self._problem}")
         room = asyncio.ensure_future(self._room.acquire())
         try:
-            if not await _ends(room, seconds or self._wait_seconds):
+            if not await _ends(room, seconds or self.wait_seconds):
                 raise SkippedError(f"{self.name} has {_MAX_AT_ONCE} questions to answer")
             yield
         finally:
@@ -207,7 +213,7 @@ class CircuitBreaker:
             return task.result()
         if given_up is not None and given_up.is_set():
             raise UnreachableError(f"{self.name} is given up: {self._problem}")
-        raise UnreachableError(f"{self.name} did not answer within {seconds:.2g} s")
+        raise UnreachableError(f"{self.name} did not answer within {seconds:.2g} s{self._hint}")
 
     def _forget(self, task: asyncio.Future[Any]) -> None:
         self._work.discard(task)
@@ -227,7 +233,7 @@ class CircuitBreaker:
         try:
             await self._answer(_PROBE_SECONDS, self._probe())
             # A store that answers, but too slowly to be of use, stays as it is.
-            await self._answer(self._wait_seconds, self._inner.refresh())
+            await self._answer(self.wait_seconds, self._inner.refresh())
         except StoreError as error:
             self._open(error)
         except Exception as error:  # noqa: BLE001 - whatever a library raises, probing goes on

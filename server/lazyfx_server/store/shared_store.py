@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -16,6 +17,7 @@ from lazyfx_server.store.circuit_breaker import CircuitBreaker
 from lazyfx_server.store.contract import (
     OnError,
     OnRecovered,
+    SkippedError,
     Store,
     StoreStats,
     UnreachableError,
@@ -26,6 +28,8 @@ from lazyfx_server.store.reported_failures import ReportedFailures
 
 LARGE_BYTES: Final = 1 << 20
 """Entries that are longer are large."""
+
+_HAS_WAITED: Final = SkippedError("the request has waited long enough for the store of small ones")
 
 
 class SharedStore:
@@ -81,10 +85,14 @@ class SharedStore:
     async def get(self, key: str) -> bytes | None:
         """See `Store.get`."""
         checked_key(key)
+        began = time.monotonic()
         value = await self._failures.result(self._small, "get", key, self._small.get(key))
         if value is not None or self._large is None:
             return value
         if not await self._may_be_large(key):
+            return None
+        if self._has_waited(began):
+            self._failures.report(self._large, "get", key, _HAS_WAITED)
             return None
         return await self._failures.result(self._large, "get", key, self._large.get(key))
 
@@ -120,7 +128,7 @@ class SharedStore:
         notes = {key: _note(key) for key in keys if checked_key(key)}
         if not notes:
             return set()
-        some = next(iter(notes))
+        some, began = next(iter(notes)), time.monotonic()
         asked = [*notes] if self._large is None else [*notes, *notes.values()]
         small = await self._failures.result(
             self._small, "contains", some, self._small.contains(asked)
@@ -133,7 +141,9 @@ class SharedStore:
             for key, note in notes.items()
             if key not in found and (small is None or note in small)
         ]
-        if perhaps:
+        if perhaps and self._has_waited(began):
+            self._failures.report(self._large, "contains", some, _HAS_WAITED)
+        elif perhaps:
             large = await self._failures.result(
                 self._large, "contains", some, self._large.contains(perhaps)
             )
@@ -160,6 +170,12 @@ class SharedStore:
         await self._small.close()
         if self._large is not None:
             await self._large.close()
+
+    def _has_waited(self, began: float) -> bool:
+        """Whether a remote `small` has just used up the time that a request waits for both."""
+        if len(self._remotes) < 2 or self._remotes[0].available:
+            return False
+        return time.monotonic() - began >= self._remotes[0].wait_seconds
 
     async def _put_small(self, key: str, value: bytes) -> None:
         await self._small.put(key, value)

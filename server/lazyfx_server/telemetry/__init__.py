@@ -14,6 +14,7 @@ from lazyfx_server.telemetry.events import (
     FlightAbandoned,
     GraphRefused,
     JobRetried,
+    JobStarted,
     LookupMade,
     NativeCompiled,
     Observer,
@@ -29,6 +30,7 @@ from lazyfx_server.telemetry.events import (
     UpstreamAsked,
     UpstreamTransferred,
     WorkerRestarted,
+    WorkRefused,
 )
 from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
 
@@ -44,6 +46,7 @@ __all__ = [
     "Gauges",
     "GraphRefused",
     "JobRetried",
+    "JobStarted",
     "LookupMade",
     "NativeCompiled",
     "Observer",
@@ -58,5 +61,6 @@ __all__ = [
     "StoreSkipped",
     "UpstreamAsked",
     "UpstreamTransferred",
+    "WorkRefused",
     "WorkerRestarted",
 ]

@@ -568,6 +568,7 @@ class NativeJob(google.protobuf.message.Message):
     PROGRESS_FIELD_NUMBER: builtins.int
     COMPILE_THREADS_FIELD_NUMBER: builtins.int
     MADE_ON_FIELD_NUMBER: builtins.int
+    PLACE_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     cache: builtins.str
     """Folder of this job, for Inductor's files."""
@@ -575,6 +576,8 @@ class NativeJob(google.protobuf.message.Message):
     """File to which the worker writes its progress, as a serialized ArtifactProgress."""
     compile_threads: builtins.int
     """C++ compilers that may run concurrently."""
+    place: builtins.bytes
+    """The store key of the artifact, which names the job for its progress."""
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
@@ -593,9 +596,10 @@ class NativeJob(google.protobuf.message.Message):
         progress: builtins.str = ...,
         compile_threads: builtins.int = ...,
         made_on: lazyfx.v1.compiler_pb2.NativeTarget | None = ...,
+        place: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["graph", b"graph", "made_on", b"made_on", "request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cache", b"cache", "compile_threads", b"compile_threads", "graph", b"graph", "kind", b"kind", "made_on", b"made_on", "progress", b"progress", "request", b"request"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cache", b"cache", "compile_threads", b"compile_threads", "graph", b"graph", "kind", b"kind", "made_on", b"made_on", "place", b"place", "progress", b"progress", "request", b"request"]) -> None: ...
 
 Global___NativeJob: typing_extensions.TypeAlias = NativeJob
 
@@ -962,3 +966,87 @@ class GraphHistoryEntry(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["environment", b"environment", "pipeline", b"pipeline", "values", b"values"]) -> None: ...
 
 Global___GraphHistoryEntry: typing_extensions.TypeAlias = GraphHistoryEntry
+
+@typing.final
+class NodeConfig(google.protobuf.message.Message):
+    """What a node of a Ray cluster needs to run the jobs of a server."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAZYFX_FIELD_NUMBER: builtins.int
+    TORCH_FIELD_NUMBER: builtins.int
+    PYTHON_FIELD_NUMBER: builtins.int
+    ENVIRONMENT_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    JOBS_FIELD_NUMBER: builtins.int
+    NATIVE_FIELD_NUMBER: builtins.int
+    OPERATOR_MODULES_FIELD_NUMBER: builtins.int
+    ADDED_TARGETS_FIELD_NUMBER: builtins.int
+    LOG_FORMAT_FIELD_NUMBER: builtins.int
+    lazyfx: builtins.str
+    """Versions of the server: a node with others is not used."""
+    torch: builtins.str
+    python: builtins.str
+    environment: builtins.bytes
+    """Digest of everything that results depend on."""
+    workers: builtins.str
+    """Settings of the server by part, in JSON: WorkerSettings, WorkerLimits, NativeSettings."""
+    jobs: builtins.str
+    native: builtins.str
+    added_targets: builtins.str
+    """The file of added targets; empty without one."""
+    log_format: builtins.str
+    @property
+    def operator_modules(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        lazyfx: builtins.str = ...,
+        torch: builtins.str = ...,
+        python: builtins.str = ...,
+        environment: builtins.bytes = ...,
+        workers: builtins.str = ...,
+        jobs: builtins.str = ...,
+        native: builtins.str = ...,
+        operator_modules: collections.abc.Iterable[builtins.str] | None = ...,
+        added_targets: builtins.str = ...,
+        log_format: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["added_targets", b"added_targets", "environment", b"environment", "jobs", b"jobs", "lazyfx", b"lazyfx", "log_format", b"log_format", "native", b"native", "operator_modules", b"operator_modules", "python", b"python", "torch", b"torch", "workers", b"workers"]) -> None: ...
+
+Global___NodeConfig: typing_extensions.TypeAlias = NodeConfig
+
+@typing.final
+class NodeDescription(google.protobuf.message.Message):
+    """What a node of a Ray cluster can do."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: builtins.int
+    NATIVE_FIELD_NUMBER: builtins.int
+    NATIVE_PROBLEM_FIELD_NUMBER: builtins.int
+    NATIVE_SANDBOX_FIELD_NUMBER: builtins.int
+    native_problem: builtins.str
+    """Why it builds none."""
+    @property
+    def sandbox(self) -> lazyfx.v1.compiler_pb2.SandboxStatus:
+        """How the workers that run passes are confined."""
+
+    @property
+    def native(self) -> lazyfx.v1.compiler_pb2.NativeTarget:
+        """Where native artifacts of this node run; unset if it builds none."""
+
+    @property
+    def native_sandbox(self) -> lazyfx.v1.compiler_pb2.SandboxStatus: ...
+    def __init__(
+        self,
+        *,
+        sandbox: lazyfx.v1.compiler_pb2.SandboxStatus | None = ...,
+        native: lazyfx.v1.compiler_pb2.NativeTarget | None = ...,
+        native_problem: builtins.str = ...,
+        native_sandbox: lazyfx.v1.compiler_pb2.SandboxStatus | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["native", b"native", "native_sandbox", b"native_sandbox", "sandbox", b"sandbox"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["native", b"native", "native_problem", b"native_problem", "native_sandbox", b"native_sandbox", "sandbox", b"sandbox"]) -> None: ...
+
+Global___NodeDescription: typing_extensions.TypeAlias = NodeDescription

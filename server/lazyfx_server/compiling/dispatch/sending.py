@@ -28,7 +28,6 @@ from lazyfx_server.execution import (
     ExecutorClosed,
     JobBytes,
     NoWorker,
-    OnCall,
     WorkerCrashed,
     WorkerOutOfCpu,
     WorkerTimedOut,
@@ -100,27 +99,23 @@ class Jobs:
         data = worker.Job(describe=worker.DescribeJob()).SerializeToString()
         return (await self._run("describe", data)).describe
 
-    async def native(
-        self, job: worker.NativeJob, subject: Subject, on_call: OnCall
-    ) -> worker.NativeResult:
-        """Compile one graph to native code; `on_call` compiles C++ for it.
+    async def native(self, job: worker.NativeJob, subject: Subject) -> worker.NativeResult:
+        """Compile one graph to native code.
 
         Raises:
             RequestError: A subclass, depending on the worker's answer.
         """
         data = worker.Job(native=job).SerializeToString()
-        return (await self._run("native", data, subject=subject, on_call=on_call)).native
+        return (await self._run("native", data, subject=subject)).native
 
-    async def describe_native(
-        self, job: worker.DescribeNativeJob, on_call: OnCall
-    ) -> worker.DescribeNativeResult:
+    async def describe_native(self) -> worker.DescribeNativeResult:
         """Query the target machine of native artifacts.
 
         Raises:
             RequestError: They cannot be built; says why.
         """
-        data = worker.Job(describe_native=job).SerializeToString()
-        return (await self._run("describe_native", data, on_call=on_call)).describe_native
+        data = worker.Job(describe_native=worker.DescribeNativeJob()).SerializeToString()
+        return (await self._run("describe_native", data)).describe_native
 
     async def _run(
         self,
@@ -128,10 +123,9 @@ class Jobs:
         job: JobBytes,
         owner: str | None = None,
         subject: Subject | None = None,
-        on_call: OnCall | None = None,
     ) -> worker.JobResult:
         try:
-            answer = await self._run_on_worker(kind, job, owner, subject, on_call)
+            answer = await self._run_on_worker(kind, job, owner, subject)
             result = worker.JobResult.FromString(answer)
         except WorkerOutOfCpu as error:
             raise TimedOutError(
@@ -144,7 +138,7 @@ class Jobs:
                 f"graph or fewer passes, or raise {self._bounds}_timeout"
             ) from error
         except NoWorker as error:
-            raise UnavailableError("no worker process took the job; try again") from error
+            raise UnavailableError(f"no worker process took the job: {error}; try again") from error
         except ExecutorClosed as error:
             raise DrainingError("the server is shutting down; try again later") from error
         except ExecutionError as error:
@@ -167,7 +161,6 @@ class Jobs:
         job: JobBytes,
         owner: str | None,
         subject: Subject | None,
-        on_call: OnCall | None,
     ) -> bytes:
         """Run a job; if it is about a graph and its worker dies, retry it once on another worker.
 
@@ -178,7 +171,7 @@ class Jobs:
             CrashingGraphError: Workers have died on its graph.
             ExecutionError: As in `Executor.run`.
         """
-        run = partial(self._executor.run, job, timeout=self._timeout, owner=owner, on_call=on_call)
+        run = partial(self._executor.run, job, timeout=self._timeout, owner=owner)
         if subject is None:
             return await run()
         for is_last in (False, True):

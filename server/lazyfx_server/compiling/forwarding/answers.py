@@ -80,14 +80,6 @@ def _unfit(error: received.PreconditionError) -> UpstreamFailureError:
     return UpstreamFailureError(error.reason, "failed")
 
 
-def is_about_leader(error: BaseException) -> bool:
-    """Whether an error concerns only the caller that began a flight, and not those who joined."""
-    return isinstance(
-        error,
-        (errors.UnauthenticatedError, errors.PermissionDeniedError, errors.LeaderTimedOutError),
-    )
-
-
 def names_pipeline(error: received.PreconditionError) -> bool:
     """Whether the upstream refuses a request because its versions of the passes differ."""
     return any(violation.field == PIPELINE_FIELD for violation in error.violations)

@@ -94,7 +94,7 @@ class ForwardedArtifacts:
             finally:
                 self._progress.pop(place, None)
         if found is None:
-            if kind.maker == "native" and self._native.target is None and self._forwarding.in_use:
+            if kind.maker == "native" and not self._native.targets and self._forwarding.in_use:
                 await self._catalog.remove(module)
                 raise ModuleNotFoundInCacheError(
                     "the module is not at the upstream (any more); compile again"

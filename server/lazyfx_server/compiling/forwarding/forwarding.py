@@ -28,7 +28,8 @@ from lazyfx_server.compiling.forwarding.upstream_calls import (
     UpstreamFailureError,
 )
 from lazyfx_server.compiling.forwarding.upstream_keys import UpstreamKeys
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.request import ResolvedRequest
 from lazyfx_server.errors import OverloadedError, RequestError
 from lazyfx_server.settings.limits import PassLimits
@@ -42,6 +43,8 @@ _INLINE_BYTES: Final = 100_000
 # The graph, then values, then what was evicted in between.
 _MAX_ROUNDS: Final = 4
 _MAX_FOREIGN: Final = 1024
+# Kinds of machine for which an upstream builds native artifacts.
+_MAX_TARGETS: Final = 64
 
 What = Literal["compile", "artifact"]
 T = TypeVar("T")
@@ -97,7 +100,7 @@ class Forwarding:
         self._outages = Outages()
         self._described = 0
         self._describing = asyncio.Lock()
-        self._native: pb.NativeTarget | None = None
+        self._native: Sequence[pb.NativeTarget] = ()
         # Pipelines that the upstream would run otherwise, with the generation of the link.
         self._foreign: LRUCache[bytes, int] = LRUCache(_MAX_FOREIGN)
 
@@ -115,12 +118,12 @@ class Forwarding:
         await self._link.close()
         await self._calls.close()
 
-    async def native_target(self) -> pb.NativeTarget | None:
-        """Where native artifacts of the upstream run; None if it builds none, or is away."""
+    async def native_targets(self) -> Sequence[pb.NativeTarget]:
+        """Where native artifacts of the upstream run; none if it builds none, or is away."""
         try:
             await self._link.ask(self._describe())
         except (LazyfxError, UpstreamFailureError):
-            return None
+            return ()
         return self._native
 
     async def compile(
@@ -155,6 +158,7 @@ class Forwarding:
             skip_cache_lookup=request.skip_cache_lookup,
             eager=request.eager,
             verify=request.verify,
+            priority=request.priority,
             expected=pb.Fingerprints(
                 pipeline=resolved.key.pipeline, environment=resolved.key.environment
             ),
@@ -237,7 +241,7 @@ class Forwarding:
     async def _learn(self, *, connected_anew: bool = False) -> None:
         info = await self._calls.server_info()
         self.keys.learn(info, connected_anew=connected_anew)
-        self._native = info.native if info.HasField("native") else None
+        self._native = info.native_targets[:_MAX_TARGETS]
 
     async def _compile(
         self,
@@ -271,7 +275,7 @@ class Forwarding:
             data, signed = await self._downloads.artifact(wanted, pipeline)
             result.constants.add(digest=digest, data=data)
             origin.constants.append(signed)
-        await self._check(result, pipeline)
+        await self._check(result, pipeline, resolved.tenant.name)
         return ForwardedCompile(response.cache, result, origin)
 
     async def _converse(
@@ -302,7 +306,7 @@ class Forwarding:
                 await upload_missing(self._calls, error.subjects, sizes, read_any)
         raise UpstreamFailureError("it repeatedly asks for what it was sent", "failed")
 
-    async def _check(self, result: worker.CompileResult, pipeline: str) -> None:
+    async def _check(self, result: worker.CompileResult, pipeline: str, tenant: str) -> None:
         """Check a graph as hostile bytes: here its form, and in a worker all that it contains."""
         try:
             await check_compile_result(result)
@@ -311,7 +315,8 @@ class Forwarding:
             job = worker.CheckJob(
                 graph=result.graph, limits=worker.JobLimits(**dict(PassLimits.of(self._limits)))
             )
-            async with self._admission.slot(""):
+            kind = JobKind(b"check", b"check", len(result.graph.graph.body))
+            async with self._admission.slot(QueuedJob(tenant, kind)):
                 await self._jobs.check(job)
         except OverloadedError:  # this server's own
             raise

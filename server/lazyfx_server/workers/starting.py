@@ -1,0 +1,63 @@
+"""What worker processes import before their first job, and the environment that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lazyfx_server.settings.pass_settings import NativeSettings
+from lazyfx_server.settings.service_settings import WorkerSettings
+from lazyfx_server.telemetry.plain_text import LOG_FORMAT_VARIABLE
+
+
+@dataclass(frozen=True)
+class WorkerStart:
+    """How worker processes begin.
+
+    Attributes:
+        preload: Modules to import.
+        environment: Variables to set before.
+    """
+
+    preload: Sequence[str]
+    environment: Mapping[str, str]
+
+    @property
+    def without_gpus(self) -> Mapping[str, str]:
+        """The environment of a fork server.
+
+        torch queries devices when it creates its first fake tensor, and a process forked after that
+        cannot use them, so it had better see none.
+        """
+        return {**self.environment, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def worker_start(
+    workers: WorkerSettings,
+    native: NativeSettings,
+    operator_modules: Sequence[str],
+    added_targets: str,
+    log_format: str,
+) -> WorkerStart:
+    """How the workers of a server begin, on its machine or on another.
+
+    Args:
+        workers: Their settings.
+        native: The settings of native compiles.
+        operator_modules: Modules that register custom operators.
+        added_targets: The file of added targets; empty without one.
+        log_format: The format of log lines.
+    """
+    threads = str(workers.worker_threads)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment[LOG_FORMAT_VARIABLE] = log_format
+    if added_targets:
+        from lazyfx_server.security import allowed
+
+        environment[allowed.VARIABLE] = added_targets
+    preload = [*operator_modules, "lazyfx_server.jobs.preload"]
+    if native.native != "off":
+        preload.append("lazyfx_server.jobs.native.inductor_preload")
+        # Inductor starts its own processes on import unless it is limited to one thread.
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    return WorkerStart(preload, environment)

@@ -1,0 +1,198 @@
+"""Flights of several servers in this process, over a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+import store_servers
+from remote_stores import key, opened, until, url
+
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
+from lazyfx_server.compiling.flights.leased_flight import Work
+from lazyfx_server.compiling.flights.single_flight import Flight, SingleFlight
+from lazyfx_server.store import TieredStore, open_store
+from lazyfx_server.telemetry import Event, FleetFlightEnded
+
+PLACE = key("the result")
+Make = Callable[[Flight[bytes]], Awaitable[bytes]]
+
+
+class Recorder:
+    """Keeps how flights have ended."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+
+    def observe(self, event: Event) -> None:
+        assert isinstance(event, FleetFlightEnded)
+        self.outcomes.append(event.outcome)
+
+
+@dataclass
+class Replica:
+    """As much of a server as flights need."""
+
+    store: TieredStore
+    fleet: FleetFlights
+    recorder: Recorder
+    flights: SingleFlight[bytes]
+    begun: int = 0
+
+    async def ask(self, make: Make) -> bytes:
+        """The result, made by `make` if no server has made it."""
+
+        async def find_or_make(flight: Flight[bytes]) -> bytes:
+            if (found := await self.store.get(PLACE)) is not None:
+                return found
+            work = Work(PLACE, "compile", "compile", lambda: self.store.get(PLACE), 0.1)
+            async with self.fleet.flight(work, flight) as ours:
+                if ours.found is None:
+                    self.begun += 1
+                    flight.mark_running()
+                    made = await make(flight)
+                    flight.mark_finishing()
+                    await self.store.put(PLACE, made)
+                    return made
+            assert ours.found is not None
+            return ours.found
+
+        return (await self.flights.join(b"the result", find_or_make)).result()
+
+
+@pytest.fixture
+def redis_server() -> Iterator[store_servers.Server]:
+    server = store_servers.redis()
+    yield server
+    server.kill()
+
+
+Start = Callable[..., Awaitable[Replica]]
+
+
+@pytest.fixture
+async def replica(redis_server: store_servers.Server) -> AsyncIterator[Start]:
+    async with AsyncExitStack() as stack:
+
+        async def start(patience: float = 600.0) -> Replica:
+            shared = (await stack.enter_async_context(opened(url(redis_server)))).store
+            store = open_store(None, memory_bytes=1 << 20, disk_bytes=0, shared=shared)
+            assert isinstance(store, TieredStore)
+            recorder = Recorder()
+            fleet = FleetFlights(shared.leases, store, recorder, FleetSettings(patience, 5.0))
+            stack.push_async_callback(fleet.drain)
+            return Replica(store, fleet, recorder, SingleFlight(lambda _: None))
+
+        yield start
+
+
+def makes(value: bytes, seconds: float = 0.0) -> Make:
+    async def make(_: Flight[bytes]) -> bytes:
+        await asyncio.sleep(seconds)
+        return value
+
+    return make
+
+
+async def hangs(_: Flight[bytes]) -> bytes:
+    await asyncio.sleep(3600)
+    raise AssertionError
+
+
+async def fails(_: Flight[bytes]) -> bytes:
+    await asyncio.sleep(0.2)
+    raise ValueError("this server cannot")
+
+
+def outcomes(servers: Sequence[Replica]) -> list[str]:
+    return sorted(outcome for server in servers for outcome in server.recorder.outcomes)
+
+
+async def begun(server: Replica) -> None:
+    await until(lambda: server.begun == 1)
+
+
+async def test_one_server_makes_what_many_ask_for(replica: Start) -> None:
+    servers = [await replica() for _ in range(3)]
+    asked = [servers[n % 3].ask(makes(b"value", 0.05)) for n in range(30)]
+    assert {*await asyncio.gather(*asked)} == {b"value"}
+    assert sum(server.begun for server in servers) == 1
+    assert outcomes(servers) == ["joined", "joined", "led"]
+    # The lease has ended: another result is made at once.
+    await asyncio.gather(*(server.fleet.drain() for server in servers))
+    await servers[0].store.delete(PLACE)
+    assert await servers[0].ask(makes(b"again")) == b"again"
+
+
+async def test_result_is_found_elsewhere_when_it_is_answered(replica: Start) -> None:
+    one, two = await replica(), await replica()
+    for number in range(20):
+        await one.store.delete(PLACE)
+        value = b"%d" % number
+        assert await one.ask(makes(value)) == value
+        assert await two.store.get(PLACE) == value
+        await two.store.delete(PLACE)
+
+
+async def test_failure_is_the_askers_own_and_another_server_tries(replica: Start) -> None:
+    one, two = await replica(), await replica()
+    failing = asyncio.ensure_future(one.ask(fails))
+    await begun(one)
+    assert await two.ask(makes(b"value")) == b"value"
+    with pytest.raises(ValueError, match="this server cannot"):
+        await failing
+
+
+async def test_last_waiter_that_leaves_ends_the_lease(replica: Start) -> None:
+    one, two = await replica(), await replica()
+    asked = [asyncio.ensure_future(one.ask(hangs)) for _ in range(2)]
+    await begun(one)
+    waits = asyncio.ensure_future(two.ask(makes(b"value")))
+    asked[0].cancel()
+    await asyncio.sleep(0.5)
+    assert not waits.done()
+    assert two.begun == 0
+    asked[1].cancel()
+    assert await waits == b"value"
+    assert two.recorder.outcomes == ["taken_over"]
+
+
+async def test_one_of_those_who_wait_hedges_and_the_first_result_counts(replica: Start) -> None:
+    servers = [await replica(1.5) for _ in range(4)]
+    slow = asyncio.ensure_future(servers[0].ask(hangs))
+    await begun(servers[0])
+    others = [server.ask(makes(b"value", 0.2)) for server in servers[1:]]
+    assert await asyncio.gather(*others) == [b"value"] * 3
+    assert await slow == b"value"
+    assert servers[0].recorder.outcomes == ["outrun"]
+    assert outcomes(servers[1:]) == ["hedged", "joined", "joined"]
+
+
+async def test_finishing_flight_is_not_outrun(replica: Start) -> None:
+    one, two = await replica(), await replica()
+
+    async def finishes_late(flight: Flight[bytes]) -> bytes:
+        flight.mark_finishing()
+        await two.store.put(PLACE, b"of another")
+        await two.store.flush()
+        await asyncio.sleep(3)  # longer than it takes to look whether another one was first
+        return b"own"
+
+    assert await one.ask(finishes_late) == b"own"
+    assert one.recorder.outcomes == ["led"]
+
+
+async def test_without_answers_about_leases_each_server_works_alone(
+    replica: Start, redis_server: store_servers.Server
+) -> None:
+    servers = [await replica() for _ in range(3)]
+    first = asyncio.ensure_future(servers[0].ask(makes(b"value", 1.0)))
+    await begun(servers[0])
+    asked = [asyncio.ensure_future(server.ask(makes(b"value"))) for server in servers]
+    await asyncio.sleep(0.3)
+    redis_server.kill()
+    assert await asyncio.gather(first, *asked) == [b"value"] * 4
+    assert [server.begun for server in servers] == [1, 1, 1]
