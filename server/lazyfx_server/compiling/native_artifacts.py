@@ -64,7 +64,6 @@ class NativeCompiles:
         self._admission = admission
         self._required = required
         self._forwards = forwards
-        self.target: pb.NativeTarget | None = None
         self.problem = ""
 
     @property
