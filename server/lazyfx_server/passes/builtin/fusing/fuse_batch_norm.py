@@ -130,7 +130,9 @@ def _pairs(
             continue
         pair = _Pair(convolution, normalization)
         read = (*convolution.node.all_input_nodes, *node.all_input_nodes)
-        written = any(storage.written(n) for n in read if n.op == "get_attr")
+        written = any(storage.written(n) for n in read if n.op == "get_attr") or any(
+            map(storage.held_written, (convolution.node, node))
+        )
         if not written and _fits(module, pair):
             yield pair
 
