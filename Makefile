@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-training load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -75,6 +75,9 @@ bench: $(STAMP) ## Benchmark against alternatives, in one table; ARGS="--quick -
 
 bench-abuse: $(STAMP) ## Measure a legitimate client next to 20 hostile ones; ARGS="--seconds 60"
 	$(BIN)/python -m bench.abuse $(ARGS)
+
+bench-fairness: $(STAMP) ## Measure what a flood of one tenant costs another; ARGS="--rounds 5"
+	$(BIN)/python -m bench.fairness $(ARGS)
 
 load: $(STAMP) ## Hits, misses and both at 1 to 256 in flight beside an echo; ARGS="--hits 1000000" or "--soak 3600"
 	$(BIN)/python -m bench.load $(ARGS)

@@ -19,6 +19,8 @@ _LOOPBACK = "127.0.0.1"
 # With RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, Ray keeps to the loopback address, as nobody else is to
 # reach these nodes; but then it does not let them be several, and not be told their address.
 _START = (
+    "import ctypes, signal;"
+    "ctypes.CDLL(None).prctl(1, signal.SIGTERM);"  # ends with the test run
     "from ray._private import ray_constants, services;"
     "ray_constants.ENABLE_RAY_CLUSTER = True;"
     "services.resolve_ip_for_localhost = lambda host: host;"

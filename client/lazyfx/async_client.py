@@ -15,9 +15,10 @@ from lazyfx.calls.async_driver import AsyncDriver
 from lazyfx.calls.many_compiles import ManyCompiles
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
+from lazyfx.capture.priorities import Priority
 from lazyfx.client_flows import ClientFlows, Job
 from lazyfx.errors import ForkedProcessError, LazyfxError
-from lazyfx.shared.pass_specs import Modes, Passes
+from lazyfx.shared.pass_specs import Passes
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
 
@@ -41,6 +42,8 @@ class AsyncClient:
         hedge_after: Seconds after which a second replica is asked too, if the first has not
             answered a compile that only names its graph; the first answer counts. None for never
             (LAZYFX_HEDGE_AFTER).
+        priority: How urgent the requests are, among all of this caller: "interactive", "batch" or
+            "prewarm". Hits never wait.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
@@ -60,6 +63,7 @@ class AsyncClient:
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
         balance: str | None = None,
         hedge_after: float | None = None,
+        priority: Priority = "interactive",
     ) -> None:
         self._flows = ClientFlows(
             asyncio.Lock,
@@ -72,6 +76,7 @@ class AsyncClient:
             answer_bounds=answer_bounds,
             balance=balance,
             hedge_after=hedge_after,
+            priority=priority,
         )
         self._driver = AsyncDriver(self.address, self._flows.access)
 
@@ -117,6 +122,7 @@ class AsyncClient:
         verify: bool = False,
         timeout: float | None = None,
         send_values: bool = False,
+        priority: Priority | None = None,
     ) -> AsyncRemoteModule:
         """Compile a graph on the server.
 
@@ -136,6 +142,7 @@ class AsyncClient:
             send_values: Send tensor values to any pass for which the server requests them. By
                 default only lazyfx's own passes that read values receive them, such as
                 constant_fold.
+            priority: How urgent it is; that of the client by default.
 
         Returns:
             A handle; nothing is generated or sent until it is used.
@@ -150,7 +157,9 @@ class AsyncClient:
             what,
             passes,
             example_inputs,
-            modes=Modes(eager, verify),
+            eager=eager,
+            verify=verify,
+            priority=priority,
             skip_cache_lookup=skip_cache_lookup,
             timeout=timeout,
             send_values=send_values,
@@ -229,6 +238,7 @@ def connect_async(
     answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     balance: str | None = None,
     hedge_after: float | None = None,
+    priority: Priority = "interactive",
 ) -> AsyncClient:
     """Connect to a server, for use in the running event loop.
 
@@ -245,6 +255,7 @@ def connect_async(
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
         balance: How compiles are spread over replicas; see `AsyncClient`.
         hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
+        priority: How urgent the requests are; see `AsyncClient`.
     """
     return AsyncClient(
         address,
@@ -256,4 +267,5 @@ def connect_async(
         answer_bounds=answer_bounds,
         balance=balance,
         hedge_after=hedge_after,
+        priority=priority,
     )

@@ -15,9 +15,10 @@ from lazyfx.calls.blocking_driver import BlockingDriver
 from lazyfx.calls.many_compiles import ManyCompiles
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
+from lazyfx.capture.priorities import Priority
 from lazyfx.client_flows import ClientFlows, Job
 from lazyfx.errors import ForkedProcessError, LazyfxError
-from lazyfx.shared.pass_specs import Modes, Passes
+from lazyfx.shared.pass_specs import Passes
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
 
@@ -36,6 +37,7 @@ class Client:
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
         balance: How compiles are spread over replicas; see `AsyncClient`.
         hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
+        priority: How urgent the requests are; see `AsyncClient`.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
@@ -53,6 +55,7 @@ class Client:
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
         balance: str | None = None,
         hedge_after: float | None = None,
+        priority: Priority = "interactive",
     ) -> None:
         self._flows = ClientFlows(
             threading.Lock,
@@ -65,6 +68,7 @@ class Client:
             answer_bounds=answer_bounds,
             balance=balance,
             hedge_after=hedge_after,
+            priority=priority,
         )
         self._driver = BlockingDriver(self.address, self._flows.access)
 
@@ -112,13 +116,16 @@ class Client:
         verify: bool = False,
         timeout: float | None = None,
         send_values: bool = False,
+        priority: Priority | None = None,
     ) -> RemoteModule:
         """Compile a graph on the server; see `AsyncClient.compile`."""
         flow = self._flows.compile(
             what,
             passes,
             example_inputs,
-            modes=Modes(eager, verify),
+            eager=eager,
+            verify=verify,
+            priority=priority,
             skip_cache_lookup=skip_cache_lookup,
             timeout=timeout,
             send_values=send_values,
@@ -177,6 +184,7 @@ def connect(
     answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     balance: str | None = None,
     hedge_after: float | None = None,
+    priority: Priority = "interactive",
 ) -> Client:
     """Connect to a server. Nothing is sent before the first call.
 
@@ -191,6 +199,7 @@ def connect(
         answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
         balance: How compiles are spread over replicas; see `AsyncClient`.
         hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
+        priority: How urgent the requests are; see `AsyncClient`.
     """
     return Client(
         address,
@@ -202,4 +211,5 @@ def connect(
         answer_bounds=answer_bounds,
         balance=balance,
         hedge_after=hedge_after,
+        priority=priority,
     )

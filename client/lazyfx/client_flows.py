@@ -18,6 +18,7 @@ from lazyfx.calls.service_calls import ServiceCalls
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
 from lazyfx.capture.preparing import Prepared, Preparer
+from lazyfx.capture.priorities import Priority, priority_number
 from lazyfx.errors import LazyfxError
 from lazyfx.flows import Flow, Lock
 from lazyfx.module_flows import ModuleFlows
@@ -64,14 +65,12 @@ class ClientFlows:
         answer_bounds: AnswerBounds,
         balance: str | None,
         hedge_after: float | None,
+        priority: Priority,
     ) -> None:
         warn_of_misspelled()
         address = server_address(address)
-        if not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise LazyfxError(
-                f"timeout must be a number of seconds greater than 0, not {timeout!r}"
-            )
         self._new_lock = new_lock
+        self._priority = priority_number(priority)
         self.access: Access = access(token=token, tls=tls, verify_keys=verify_keys)
         self.bounds = answer_bounds
         self.refusals = Refusals(address)
@@ -97,18 +96,21 @@ class ClientFlows:
         passes: Passes,
         example_inputs: ExampleInputs,
         *,
-        modes: Modes,
+        eager: bool,
+        verify: bool,
+        priority: Priority | None,
         skip_cache_lookup: bool,
         timeout: float | None,
         send_values: bool,
     ) -> Flow[ModuleFlows]:
         """Capture and compile a graph; see `AsyncClient.compile`."""
+        number = self._priority if priority is None else priority_number(priority)
         prepare = partial(
             self.preparer.prepare,
             what,
             normalize(passes),
             example_inputs,
-            modes=modes,
+            modes=Modes(eager, verify, number),
             send_values=send_values,
         )
         prepared = prepare()
@@ -126,9 +128,20 @@ class ClientFlows:
 
     def compile_many(self, jobs: Sequence[Job], *, send_values: bool) -> ManyCompiles:
         """Capture and encode many graphs, without any I/O; see `AsyncClient.compile_many`."""
+        for i, job in enumerate(jobs := list(jobs)):
+            if not isinstance(job, (tuple, list)) or len(job) not in (2, 3):
+                raise LazyfxError(
+                    f"jobs[{i}] is a {type(job).__name__}, not a pair of what to compile and the "
+                    "passes for it, or these two and example inputs: [(graph, passes), ...]"
+                )
         prepared = [
             self.preparer.prepare(
-                what, normalize(passes), *inputs, fresh=True, send_values=send_values
+                what,
+                normalize(passes),
+                *inputs,
+                modes=Modes(priority=self._priority),
+                fresh=True,
+                send_values=send_values,
             )
             for what, passes, *inputs in jobs
         ]
@@ -199,11 +212,11 @@ def _balance(given: str | None) -> Balance:
 
 
 def _hedge_after(given: float | str | None) -> float | None:
-    named, field = os.environ.get(_HEDGE_VARIABLE), "hedge_after"
-    if given is None and not named:
-        return None
+    field = "hedge_after"
     if given is None:
-        given, field = named, _HEDGE_VARIABLE
+        given, field = os.environ.get(_HEDGE_VARIABLE), _HEDGE_VARIABLE
+    if given is None or given == "":
+        return None
     with contextlib.suppress(TypeError, ValueError):
         if 0 < (seconds := float(given)) < float("inf"):
             return seconds

@@ -216,6 +216,36 @@ WORKERS_ROW = (
         Query(gauge("lazyfx_workers"), "workers"),
         explanation="Jobs above the line of workers are waiting.",
     ),
+    curves(
+        "Nodes of the engine",
+        COUNT,
+        Query(gauge("lazyfx_engine_nodes", "state"), "{{state}}"),
+        Query(gauge("lazyfx_engine_connected"), "connected"),
+        explanation="Empty without an engine: then the workers are processes of the servers.",
+    ),
+    curves(
+        "Time to start, p99",
+        SECONDS,
+        Query(quantile(0.99, "lazyfx_queue_seconds", by="pool, priority"), "{{pool}} {{priority}}"),
+        explanation="How long jobs wait for a worker; hits need none. Scale by this.",
+    ),
+    curves(
+        "Time to clear the backlog",
+        SECONDS,
+        Query(f"max by (pool) ({selected('lazyfx_backlog_seconds')})", "{{pool}}"),
+        explanation="Seconds until the fullest instance would be done, as estimated.",
+    ),
+    stack(
+        "Work refused",
+        PER_SECOND,
+        Query(rate("lazyfx_work_refused_total", by="pool, reason"), "{{pool}} {{reason}}"),
+    ),
+    curves(
+        "Memory of the server",
+        RATIO,
+        Query(selected("lazyfx_memory_used_ratio"), "{{instance}}"),
+        Query(selected("lazyfx_memory_refusing"), "{{instance}} refuses work"),
+    ),
     stack(
         "Restarts",
         PER_SECOND,

@@ -62,7 +62,9 @@ def _main(arguments: Sequence[str]) -> None:
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.addresses.listen)
     for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in FIELDS}):
         log.warning(sentence)
-    folder_lock = _lock_folder(settings)
+    takes_over = settings.addresses.takeover_seconds > 0
+    # A successor waits for it as late as possible, when it has imported what it needs.
+    folder_lock = None if takes_over else _lock_folder(settings)
     raise_limit()
     give_back_large_blocks()
     # While a thread parses a large request, the event loop waits at most this long for the GIL.
@@ -86,7 +88,7 @@ def _main(arguments: Sequence[str]) -> None:
     if settings.workers.ray_address is None:
         forkserver.start()
     from lazyfx_server.app import App
-    from lazyfx_server.lifecycle import stop_signals
+    from lazyfx_server.lifecycle import stop_signals, when_free
     from lazyfx_server.workers.pools import Sources
 
     reformat_torch_loggers()
@@ -94,6 +96,13 @@ def _main(arguments: Sequence[str]) -> None:
     sources = Sources(forkserver, SpawnSource(start.preload, start.environment))
 
     async def serve() -> None:
+        nonlocal folder_lock
+        if takes_over:
+            addresses = settings.addresses
+            host, _, port = addresses.listen.rpartition(":")
+            # Before the store is opened, which the other server still writes to.
+            await when_free(host.strip("[]"), int(port), addresses.takeover_seconds)
+            folder_lock = _lock_folder(settings)
         await App(settings, sources, added_targets).run(stop_signals(), _ready)
 
     try:

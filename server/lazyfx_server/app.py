@@ -18,9 +18,12 @@ from lazyfx_server.assembling import (
     authenticator,
     fleet_flights,
     ledger_file,
+    memory_guard,
     native_compiles,
     pass_processes,
     shared_store,
+    store_of,
+    tls_files,
 )
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
@@ -29,8 +32,9 @@ from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.generation_costs import CodegenCosts
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import PASS_POOL, Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
+from lazyfx_server.compiling.limits.memory_guard import CHECK_SECONDS
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import described
 from lazyfx_server.compiling.miss_reasons import Explainer
@@ -47,10 +51,7 @@ from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
-from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.settings.model import Settings
-from lazyfx_server.settings.service_settings import StoreSettings
-from lazyfx_server.store import MemoryStore, StoreHooks, TieredStore, open_store
 from lazyfx_server.store_events import store_hooks
 from lazyfx_server.telemetry import (
     DeferredObserver,
@@ -103,7 +104,7 @@ class App:
             lambda key: self._catalog.record_damage(key),
         )
         self._shared_store = shared_store(settings, signer, hooks)
-        self._store = self._open_store(settings.store, hooks)
+        self._store = store_of(settings.store, self._shared_store, hooks)
         quotas = Quotas(settings.quotas)
         callers = authenticator(settings)
         engine = self._engine = ray_engine(settings, added_targets)
@@ -120,6 +121,12 @@ class App:
             store=self._store.tiers,
             stores_in_use=self._stores_in_use,
             in_flight=self._in_flight,
+            backlog=lambda: {
+                "pass": admission.backlog_seconds,
+                "native": self._native.backlog_seconds,
+            },
+            memory_used=lambda: self._memory.used_part,
+            refusing=lambda: self._memory.is_refusing,
             workers=passes.count,
             devices=self._devices.memory,
             sandbox=lambda: passes.sandbox().layers,
@@ -142,10 +149,15 @@ class App:
         self._observers = observers
         deferred = self._deferred = DeferredObserver(observers)
         crashes = CrashTracker(settings.workers.crash_refusal_seconds)
-        self._native = native_compiles(settings, sources, engine, crashes, observers, restarted)
+        guard = self._memory = memory_guard(settings, self._store, passes.executor)
+        self._native = native_compiles(
+            settings, sources, engine, crashes, observers, restarted, guard.refusal
+        )
         jobs = Jobs(passes.executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
-        admission = Admission(settings.workers.workers, settings.calls)
+        admission = Admission(
+            settings.workers.workers, settings.calls, PASS_POOL, observers, guard.refusal
+        )
         if engine is not None:
             engine.listen(lambda: admission.resize(max(1, passes.count())))
         fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
@@ -247,6 +259,8 @@ class App:
         The port is bound at once; calls are admitted when everything that they need is ready.
         """
         parts.callback(_log.info, "stopped")
+        # Last, so that callers are told when to retry until a successor can have everything else.
+        parts.push_async_callback(self._server.stop)
         parts.callback(self._ledger.close)
         parts.callback(self._deferred.settle)
         await parts.enter_async_context(
@@ -255,7 +269,7 @@ class App:
         parts.push_async_callback(self._store.close)
         if self._shared_store is not None:
             await self._shared_store.connect()
-        self._server.bind(self._settings.addresses.listen, self._tls_files())
+        self._server.bind(self._settings.addresses.listen, tls_files(self._settings.callers))
         await self._start_telemetry()
         parts.push_async_callback(self._telemetry.stop)
         # Calls use workers, so workers stop after the last call. They take seconds to start.
@@ -265,7 +279,6 @@ class App:
         for executor in self._executors:
             parts.push_async_callback(executor.close)
         await self._server.start()
-        parts.push_async_callback(self._server.stop)
         _log.info(
             "listening on %s, metrics on %s; not serving yet: starting workers",
             self._address,
@@ -283,6 +296,7 @@ class App:
         await self._server.open()
         self._serving = True
         await parts.enter_async_context(repeating(_DEVICE_SECONDS, self._devices.refresh))
+        await parts.enter_async_context(repeating(CHECK_SECONDS, self._memory.check))
 
     async def _start_telemetry(self) -> None:
         try:
@@ -328,23 +342,6 @@ class App:
     @property
     def _metrics_url(self) -> str:
         return f"http://{self._settings.addresses.metrics_host}:{self._telemetry.port}/metrics"
-
-    def _tls_files(self) -> TlsFiles | None:
-        settings = self._settings.callers
-        if settings.server_certificate is None or settings.server_key is None:
-            return None
-        return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
-
-    def _open_store(self, settings: StoreSettings, hooks: StoreHooks) -> MemoryStore | TieredStore:
-        return open_store(
-            settings.store_path,
-            memory_bytes=settings.store_memory_bytes,
-            disk_bytes=settings.store_disk_bytes,
-            shared=self._shared_store,
-            on_error=hooks.on_error,
-            on_recovered=hooks.on_recovered,
-            on_corrupt=hooks.on_corrupt,
-        )
 
     def _notes(self) -> str:
         """What /readyz says of a server that is ready, but cannot do everything."""

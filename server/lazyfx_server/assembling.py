@@ -14,16 +14,21 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
 from lazyfx_server.compiling.ledger_file import LedgerFile
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import NATIVE_POOL, Admission
+from lazyfx_server.compiling.limits.memory_guard import MemoryFiles, MemoryGuard
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.tenants import Tenants
-from lazyfx_server.execution import Executor, OnRestart
+from lazyfx_server.errors import UnavailableError
+from lazyfx_server.execution import Executor, OnRestart, ProcessExecutor
 from lazyfx_server.execution.ray_engine import RayEngine, RayExecutor
+from lazyfx_server.memory_allocator import give_back_free_memory
 from lazyfx_server.rpc.authentication import Authenticator
+from lazyfx_server.rpc.tls import TlsFiles
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
+from lazyfx_server.settings.service_settings import CallerSettings, StoreSettings
 from lazyfx_server.store import (
     MemoryStore,
     SharedIdentity,
@@ -32,6 +37,7 @@ from lazyfx_server.store import (
     StoreHooks,
     TieredStore,
     open_shared_store,
+    open_store,
 )
 from lazyfx_server.telemetry import Observer
 from lazyfx_server.workers.local_pools import local_natives
@@ -66,6 +72,7 @@ def native_compiles(
     crashes: CrashTracker,
     observer: Observer,
     on_restart: OnRestart,
+    pressure: Callable[[], UnavailableError | None],
 ) -> NativeCompiles:
     """The compiler of native artifacts.
 
@@ -76,12 +83,13 @@ def native_compiles(
         crashes: Remembers graphs on which workers died.
         observer: Notified of each compile.
         on_restart: Called for each replaced worker.
+        pressure: Returns why no new work is accepted at present, or None.
 
     Raises:
         OSError: Native artifacts are required but cannot be built.
     """
     native = settings.native
-    admission = Admission(native.native_workers, settings.calls)
+    admission = Admission(native.native_workers, settings.calls, NATIVE_POOL, observer, pressure)
     required = native.native == "on"
     if engine is not None and native.native != "off":
         engine.listen(lambda: admission.resize(max(1, slots_of(engine, NATIVE))))
@@ -129,6 +137,20 @@ def pass_processes(
     executor = pass_workers(settings.workers, settings.jobs, sources, held.layers, on_restart)
     sandbox = pb.SandboxStatus(layers=held.layers, missing=held.missing)
     return PassWorkers(executor, lambda: sandbox, lambda: len(executor.pids))
+
+
+def memory_guard(
+    settings: Settings, store: MemoryStore | TieredStore, executor: Executor
+) -> MemoryGuard:
+    """What refuses new work while the memory is nearly used up, and frees memory meanwhile."""
+
+    def free_memory() -> None:
+        store.trim()
+        if isinstance(executor, ProcessExecutor):
+            executor.trim()
+        give_back_free_memory()
+
+    return MemoryGuard(MemoryFiles().read, settings.workers.memory_mark, free_memory)
 
 
 def authenticator(settings: Settings) -> Authenticator:
@@ -182,6 +204,32 @@ def shared_store(settings: Settings, signer: Signer, hooks: StoreHooks) -> Share
         identity,
         hooks,
     )
+
+
+def store_of(
+    settings: StoreSettings, shared: SharedStore | None, hooks: StoreHooks
+) -> MemoryStore | TieredStore:
+    """The store of this server, over the one that it shares, if any.
+
+    Raises:
+        StoreError: Its folder cannot be used.
+    """
+    return open_store(
+        settings.store_path,
+        memory_bytes=settings.store_memory_bytes,
+        disk_bytes=settings.store_disk_bytes,
+        shared=shared,
+        on_error=hooks.on_error,
+        on_recovered=hooks.on_recovered,
+        on_corrupt=hooks.on_corrupt,
+    )
+
+
+def tls_files(settings: CallerSettings) -> TlsFiles | None:
+    """The files of the server's certificate; None without TLS."""
+    if settings.server_certificate is None or settings.server_key is None:
+        return None
+    return TlsFiles(settings.server_certificate, settings.server_key, settings.client_ca)
 
 
 def fleet_flights(

@@ -64,6 +64,10 @@ class OverloadedError(RequestError):
         self.retry_after = retry_after
 
 
+class DeadlineTooShortError(OverloadedError):
+    """The work would not end before the deadline of its caller, so it was not begun."""
+
+
 class UnauthenticatedError(RequestError):
     """The caller is not authenticated."""
 
@@ -74,6 +78,10 @@ class PermissionDeniedError(RequestError):
 
 class UnavailableError(RequestError):
     """The server cannot serve this now but may soon; nothing was done."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StartingError(UnavailableError):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Final
 
 _log = logging.getLogger("lazyfx_server")
+
+_POLL_SECONDS: Final = 0.05
 
 
 def stop_signals() -> asyncio.Event:
@@ -31,6 +37,38 @@ async def finishes_before(stop: asyncio.Event, work: Coroutine[object, object, N
         return False
     await working
     return True
+
+
+async def when_free(host: str, port: int, seconds: float) -> None:
+    """Wait until no other process listens on an address, or until the time is up.
+
+    Args:
+        host: Its host.
+        port: Its port.
+        seconds: How long the other process may take to end.
+    """
+    end = time.monotonic() + seconds
+    is_waiting = False
+    while port and time.monotonic() < end and is_in_use(host, port):
+        if not is_waiting:
+            is_waiting = True
+            _log.info("waiting up to %g s for another server to leave %s:%d", seconds, host, port)
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def is_in_use(host: str, port: int) -> bool:
+    """Whether a process listens on an address."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return True
+    return False
 
 
 @asynccontextmanager

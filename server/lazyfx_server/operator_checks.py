@@ -36,9 +36,10 @@ def check_setup(settings: Settings) -> None:
     """
     addresses, callers, passes = settings.addresses, settings.callers, settings.passes
     host, _, port = addresses.listen.rpartition(":")
-    _check_address(f"--listen {addresses.listen}", host.strip("[]"), int(port))
+    waits = addresses.takeover_seconds > 0
+    _check_address(f"--listen {addresses.listen}", host.strip("[]"), int(port), waits=waits)
     flag = f"--metrics-host {addresses.metrics_host} --metrics-port {addresses.metrics_port}"
-    _check_address(flag, addresses.metrics_host, addresses.metrics_port)
+    _check_address(flag, addresses.metrics_host, addresses.metrics_port, waits=waits)
     if settings.store.store_path is not None:
         _check_folder(settings.store.store_path)
     _check_shared_store(settings)
@@ -126,7 +127,7 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _check_address(flag: str, host: str, port: int) -> None:
+def _check_address(flag: str, host: str, port: int, *, waits: bool) -> None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
@@ -141,6 +142,8 @@ def _check_address(flag: str, host: str, port: int) -> None:
         except OSError as error:
             if error.errno == errno.EAFNOSUPPORT:
                 continue
+            if waits and error.errno == errno.EADDRINUSE:
+                continue  # the server will wait for it
             hint = ""
             if error.errno == errno.EADDRINUSE:
                 hint = "; stop what listens there, or choose another port (0 picks a free one)"

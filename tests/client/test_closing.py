@@ -56,6 +56,7 @@ def outcomes(works: list[Callable[[], object]], meanwhile: Callable[[], object])
     return [each for each in found if isinstance(each, BaseException)]
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_waiting_threads_get_an_error(silent: str) -> None:
     for i in range(5):
         client = lazyfx.connect(silent, timeout=600)

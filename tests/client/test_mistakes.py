@@ -51,6 +51,24 @@ def test_what_is_not_a_graph(case: str, client: lazyfx.Client) -> None:
         client.compile(make())
 
 
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_what_is_not_a_timeout(timeout: float, client: lazyfx.Client) -> None:
+    graph = torch.fx.symbolic_trace(MODEL)
+    with pytest.raises(LazyfxError, match="timeout must be a number of seconds greater than 0"):
+        client.compile(graph, [], timeout=timeout)
+
+
+def test_a_timeout_without_end(client: lazyfx.Client) -> None:
+    graph = torch.fx.symbolic_trace(MODEL)
+    assert client.compile(graph, [], timeout=float("inf")).code
+
+
+@pytest.mark.parametrize("job", [MODEL, (MODEL,), "model", (MODEL, [], (), 0)])
+def test_what_is_not_a_job(job: Any, client: lazyfx.Client) -> None:
+    with pytest.raises(LazyfxError, match=r"jobs\[1\] is a .*\[\(graph, passes\), ...\]"):
+        list(client.compile_many([(torch.fx.symbolic_trace(MODEL), []), job]))
+
+
 def test_code_that_depends_on_values(client: lazyfx.Client) -> None:
     with pytest.raises(LazyfxError) as failed:
         client.compile(Branching(), example_inputs=(torch.ones(2),))
@@ -73,10 +91,16 @@ def test_a_rewrite_that_is_not_a_pair(rewrite: Any) -> None:
         lazyfx.replace_pattern(rewrite)
 
 
-@pytest.mark.parametrize("address", [8700, ("localhost", 8700), b"localhost", 1.5])
+@pytest.mark.parametrize("address", [8700, b"localhost", 1.5])
 def test_an_address_that_is_not_text(address: Any) -> None:
     with pytest.raises(AddressError, match="is not a server address; use HOST"):
         lazyfx.connect(address)
+
+
+def test_addresses_that_are_not_one_text() -> None:
+    given: Any = ("localhost", 8700)
+    with pytest.raises(AddressError, match="write several addresses as one text: HOST:PORT,HOST"):
+        lazyfx.connect(given)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "3", float("nan"), None])

@@ -26,6 +26,7 @@ def exported() -> Series:
     gauges = Gauges(
         store=lambda: {"memory": tier, "disk": tier},
         devices=lambda: [DeviceMemory("cuda:0", 2, 1)],
+        engine=lambda: {"connected": 1, "nodes": 1, "refused": 0},
     )
     PrometheusObserver(
         registry,

@@ -303,3 +303,19 @@ async def test_mixed_jobs_give_no_wrong_result_and_leave_no_orphan(start: Start)
     await executor.close()
     for pid in seen:
         await until(lambda pid=pid: not alive(pid))
+
+
+async def test_idle_workers_that_have_run_jobs_can_be_replaced(start: Start) -> None:
+    reasons: list[str] = []
+    executor = await start(on_restart=reasons.append)
+    used = await pid_of(executor)
+    (fresh,) = executor.pids - {used}
+    busy = asyncio.ensure_future(executor.run(order("sleep", seconds=0.5), timeout=30))
+    await asyncio.sleep(0)
+    executor.trim()
+    assert await busy == b"slept", "a busy worker stays"
+    await until(lambda: len(executor.pids) == 2)
+    executor.trim()
+    await until(lambda: len(executor.pids) == 2 and used not in executor.pids)
+    assert fresh in executor.pids
+    assert reasons == ["recycled"]

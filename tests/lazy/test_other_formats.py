@@ -101,6 +101,56 @@ def test_operators_that_write_do_so_in_torchscript(name: str, scalar: bool) -> N
     assert not torch.equal(other[0], one)
 
 
+class WritesLists(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("a", torch.zeros(3))
+        self.register_buffer("b", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._foreach_add_([self.a, self.b], [x, x])
+        return self.a + self.b
+
+
+@pytest.mark.parametrize("capture", [torch.fx.symbolic_trace, "export"])
+def test_writes_to_lists_are_refused_by_torchscript(capture: Any) -> None:
+    if capture == "export":
+        program = torch.export.export(WritesLists(), (torch.ones(3),))
+        module = program.module(check_guards=False)
+    else:
+        module = capture(WritesLists())
+    with pytest.raises(UnsupportedGraphError, match="drops writes to a list of tensors"):
+        scripted(module)
+
+
+def test_a_spectral_norm_is_not_computed_to_be_refused() -> None:
+    norm = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    module = torch.fx.symbolic_trace(nn.Sequential(norm))
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(UnsupportedGraphError, match="a module with parametrizations"):
+        scripted(module)
+    assert unlike(dict(module.state_dict()), dict(before)) == ""
+
+
+def test_saving_a_program_writes_to_no_constant() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = torch.ones(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count.add_(1)
+            return x + self.count
+
+    module = torch.fx.symbolic_trace(Counts())
+    FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(torch.zeros(2))
+    module.count.fill_(1)
+    expected = calls(copy.deepcopy(module), (torch.zeros(2),))
+    loaded = exported(module)
+    assert module.count.tolist() == [1, 1]
+    assert unlike(calls(loaded, (torch.zeros(2),)), expected) == ""
+
+
 def calls(module: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
     """Two calls: what is returned, and what is left in the inputs."""
     results = []

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from passes.captures import dynamo, exported, total_of
-from passes.running import run
+from passes.running import decoded, run
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lazyfx_server.passes import Registry
@@ -71,3 +72,15 @@ def _copy(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_graph_of_a_device_that_this_torch_lacks(name: str) -> None:
+    device = torch.device("cuda", 0)
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(nn.functional.gelu, (x,)))
+    with FakeTensorMode():
+        x.meta["val"] = torch.empty(3, 4, device=device).requires_grad_()
+    done = run(decoded(torch.fx.GraphModule({}, graph)), PASSES[name])
+    assert done.changed, done.note

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from lazyfx_server.compiling.miss_reasons import Explainer
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.tenants import Tenant, Tenants
+from lazyfx_server.errors import UnavailableError
 from lazyfx_server.execution import Executor
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import registry_with
@@ -70,7 +71,10 @@ class Parts:
 
 @asynccontextmanager
 async def compiling_parts(
-    folder: Path, executor: Executor, queue: int = 1024
+    folder: Path,
+    executor: Executor,
+    queue: int = 1024,
+    pressure: Callable[[], UnavailableError | None] | None = None,
 ) -> AsyncIterator[Parts]:
     """A compiler and its artifacts around an executor."""
     limits, calls = RequestLimits(), CallLimits(max_queue=queue)
@@ -79,7 +83,7 @@ async def compiling_parts(
     await executor.start()
     crashes = CrashTracker(600.0)
     jobs = Jobs(executor, 120.0, crashes, observer=recorder)
-    admission = Admission(executor.workers, calls)
+    admission = Admission(executor.workers, calls, pressure=pressure)
     catalog = Catalog(store)
     registry = registry_with([])
     quotas = Quotas(QuotaLimits())

@@ -18,7 +18,8 @@ from lazyfx.shared.source.writable import MAX_SOURCE_BYTES
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.blobs.unfinished_uploads import UnfinishedUploads
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
 from lazyfx_server.compiling.limits.request_checks import described
 from lazyfx_server.lazy import RecompileLedger
@@ -115,10 +116,19 @@ def _hold(**limits: int) -> None:
     memory.add("alice", 2)
 
 
-async def _wait() -> None:
-    admission = Admission(1, CallLimits(max_queue=0))
-    async with admission.slot("alice"), admission.slot("alice"):
-        pass
+async def _wait(count: int, **limits: float) -> None:
+    """So many jobs at once, of which one runs and the others wait."""
+    admission = Admission(1, CallLimits(**limits))
+
+    async def job(end: asyncio.Event) -> None:
+        async with admission.slot(QueuedJob("alice", JobKind(b"", b"", 0))):
+            await end.wait()
+
+    end = asyncio.Event()
+    jobs = [asyncio.ensure_future(job(end)) for _ in range(count)]
+    await asyncio.sleep(0)
+    end.set()
+    await asyncio.gather(*jobs)
 
 
 _REFUSALS: dict[str, Callable[[], object]] = {
@@ -134,7 +144,8 @@ _REFUSALS: dict[str, Callable[[], object]] = {
     "max_staged_bytes_in_all": lambda: _stage(max_staged_bytes_in_all=2),
     "max_held_bytes": lambda: _hold(max_held_bytes=2),
     "max_held_bytes_per_tenant": lambda: _hold(max_held_bytes_per_tenant=2),
-    "max_queue": lambda: asyncio.run(_wait()),
+    "max_queue": lambda: asyncio.run(_wait(2, max_queue=0)),
+    "max_queue_seconds": lambda: asyncio.run(_wait(3, max_queue_seconds=1e-6)),
 }
 # Their refusals need a running job, a stream or a large blob.
 _ELSEWHERE = {

@@ -27,10 +27,10 @@ async def _burst(parts: Parts, request: pb.CompileRequest, dice: random.Random) 
         for _ in range(ticks):
             await asyncio.sleep(0)
         async with parts.decoder.reading("Compile", data, parts.tenant) as incoming:
-            answer = await parts.compiler.compile(incoming, parts.tenant)
+            answer = await parts.compiler.compile(incoming, parts.tenant, lambda: None)
         response = pb.CompileResponse.FromString(answer)
         artifact = pb.GetArtifactRequest(module_key=response.module_key, kind=pb.ARTIFACT_KIND_CODE)
-        await parts.artifacts.get(artifact, parts.tenant)
+        await parts.artifacts.get(artifact, parts.tenant, lambda: None)
 
     spread = dice.choice((0.0, 0.002, 0.005))
     await asyncio.gather(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lazyfx_server.store import DiskStore, StoreError, TieredStore, VerifiedStore, open_store
-from lazyfx_server.store.disk_usage import SharedUsage
+from lazyfx_server.store.disk_usage import SharedUsage, UseClock
 
 LIMIT = 1 << 20
 
@@ -346,3 +346,48 @@ def test_tiered_is_what_open_store_makes(tmp_path: Path) -> None:
     store = open_store(tmp_path, memory_bytes=1 << 16, disk_bytes=LIMIT)
     assert isinstance(store, TieredStore)
     assert store.name == "memory+disk"
+
+
+YEAR_NS = 366 * 24 * 3600 * 10**9
+
+
+def _age(root: Path, by: int) -> None:
+    """Move the times of all files, as if the clock had been off by as many nanoseconds."""
+    for path in (*entries(root), *(root / ".staging").iterdir()):
+        used = path.stat().st_mtime_ns + by
+        os.utime(path, ns=(used, used))
+
+
+@pytest.mark.parametrize("by", [YEAR_NS, -YEAR_NS], ids=["ahead", "behind"])
+async def test_a_clock_that_jumps_a_year_changes_no_order_of_eviction(
+    tmp_path: Path, by: int
+) -> None:
+    first = DiskStore(tmp_path, LIMIT)
+    for number in range(9):
+        await first.put(key(number), bytes(100_000))
+    await first.close()
+    (tmp_path / ".staging" / "1-left").write_bytes(b"x")
+    _age(tmp_path, by)
+    second = DiskStore(tmp_path, LIMIT)
+    assert list((tmp_path / ".staging").iterdir()) == []
+    # Nothing leaves because of its date.
+    assert await second.contains([key(number) for number in range(9)]) == {
+        key(number) for number in range(9)
+    }
+    for number in (0, 1):
+        assert await second.get(key(number))
+    for number in range(9, 13):
+        await second.put(key(number), bytes(100_000))
+        assert await second.get(key(0))
+    kept = await second.contains([key(number) for number in range(13)])
+    assert {key(0), key(1), *(key(number) for number in range(9, 13))} <= kept
+    assert key(2) not in kept
+    await second.close()
+
+
+def test_times_of_use_never_go_back() -> None:
+    times = iter([100, 50, 60_000])
+    uses = UseClock(lambda: next(times))
+    uses.saw(90)
+    found = [uses.now() for _ in range(3)]
+    assert found == [1090, 2090, 60_000]

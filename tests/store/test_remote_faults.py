@@ -13,6 +13,7 @@ from remote_stores import (
     LARGE,
     client,
     forwarding,
+    identity,
     key,
     opened,
     until,
@@ -26,6 +27,7 @@ from lazyfx_server.store import (
     open_store,
 )
 from lazyfx_server.store.circuit_breaker import CircuitBreaker
+from lazyfx_server.store.contract import MissingStoreError
 from lazyfx_server.store.opening_shared import open_remote
 
 if TYPE_CHECKING:
@@ -222,20 +224,42 @@ async def test_probing_survives_any_error() -> None:
     await breaker.close()
 
 
-async def test_a_bucket_that_is_not_there_is_told_so(bucket: str) -> None:
-    store = open_remote(bucket.replace("shared", "absent"), 600)
-    with pytest.raises(StoreError, match="no such bucket"):
+async def test_a_missing_bucket_is_named_and_not_used(bucket: str) -> None:
+    absent = bucket.replace("shared", "absent")
+    store = open_remote(absent, 600)
+    with pytest.raises(MissingStoreError, match="there is no bucket 'absent'"):
         await store.put(key("a"), b"value")
-    with pytest.raises(StoreError, match="no such bucket"):
+    with pytest.raises(MissingStoreError, match="there is no bucket 'absent'"):
         await store.put_if_absent(key("a"), b"value")
+    with pytest.raises(MissingStoreError, match="there is no bucket 'absent'"):
+        await identity().check(store)
     await store.close()
 
 
-async def test_a_wrong_password_is_no_outage(server: store_servers.Server) -> None:
+async def test_missing_credentials_are_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    # No machine of a test has a role.
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://169.254.0.1:1")
+    store = open_remote(bucket, 600)
+    with pytest.raises(StoreError, match="no credentials; set AWS_ACCESS_KEY_ID") as caught:
+        await store.get(key("a"))
+    assert "Debug" not in str(caught.value)
+    await store.close()
+
+
+@pytest.mark.parametrize("password", ["", ":wrong@"])
+async def test_a_wrong_password_is_no_outage(server: store_servers.Server, password: str) -> None:
     with redis.Redis(port=server.port) as admin:
         admin.config_set("requirepass", "right")
-    store = open_remote(f"redis://:wrong@127.0.0.1:{server.port}/0", 600)
-    with pytest.raises(StoreError) as caught:
+    store = open_remote(f"redis://{password}127.0.0.1:{server.port}/0", 600)
+    with pytest.raises(StoreError, match="is missing or wrong; set it in the URL") as caught:
         await store.get(key("a"))
     assert not isinstance(caught.value, UnreachableError)
     await store.close()
+
+
+async def test_a_server_without_tls_is_suspected(server: store_servers.Server) -> None:
+    async with opened(f"rediss://127.0.0.1:{server.port}/0") as one:
+        assert await one.store.get(key("a")) is None
+        assert "needs a server that speaks TLS" in str(one.told.errors[0][2])

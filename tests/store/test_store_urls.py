@@ -11,7 +11,16 @@ from lazyfx_server.store.opening_shared import open_remote, shown
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "redis", "http://host", "s3://", "redis://host:port/0", "redis://[::1/0"]
+    "wrong",
+    [
+        "",
+        "redis",
+        "http://host",
+        "s3://",
+        "redis://host:port/0",
+        "redis://[::1/0",
+        "redis://host/x",
+    ],
 )
 def test_wrong_urls_are_refused(wrong: str) -> None:
     with pytest.raises(SharedStoreError):

@@ -25,6 +25,7 @@ from lazyfx_server.telemetry import (
     Gauges,
     GraphRefused,
     JobRetried,
+    JobStarted,
     LookupMade,
     NativeCompiled,
     Observers,
@@ -37,6 +38,7 @@ from lazyfx_server.telemetry import (
     StoreFailed,
     StoreSkipped,
     WorkerRestarted,
+    WorkRefused,
 )
 from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition
 
@@ -80,6 +82,8 @@ EVENTS: list[Event] = [
     ArtifactServed("code", "cached", 100, 0.05),
     SourceRefused("render"),
     NativeCompiled("made"),
+    JobStarted("pass", "interactive", 0.2),
+    WorkRefused("native", "deadline"),
     FlightAbandoned("compile", "stopped"),
     JobRetried("render"),
     GraphRefused("native"),
@@ -103,7 +107,11 @@ def observer(registry: CollectorRegistry, gauges: Gauges | None = None) -> Prome
         or Gauges(
             store=lambda: {"memory": Levels(), "disk": Levels(bytes=4000)},
             stores_in_use=lambda: {"redis": True, "s3": False},
+            engine=lambda: {"connected": 1, "nodes": 2, "refused": 1},
             in_flight=lambda: {"compile": 2},
+            backlog=lambda: {"pass": 1.5, "native": 60.0},
+            memory_used=lambda: 0.25,
+            refusing=lambda: True,
             workers=lambda: 4,
             devices=lambda: [DeviceMemory("cuda:0", 80_000, 60_000)],
         ),
@@ -189,6 +197,7 @@ def test_levels_are_read_at_each_scrape(registry: CollectorRegistry) -> None:
         Gauges(
             store=lambda: {"memory": Levels(), "unheard_of": Levels()},
             in_flight=lambda: {"compile": 2, "unheard_of": 9},
+            backlog=lambda: {"pass": 1.5, "unheard_of": 9.0},
             workers=lambda: workers[0],
             devices=lambda: [DeviceMemory("cuda:0", 80_000, 60_000)],
         ),
@@ -200,6 +209,8 @@ def test_levels_are_read_at_each_scrape(registry: CollectorRegistry) -> None:
     assert value(found, "lazyfx_store_evictions_total", tier="memory") == 7
     assert value(found, "lazyfx_in_flight", stage="compile") == 2
     assert value(found, "lazyfx_in_flight", stage="render") == 0
+    assert value(found, "lazyfx_backlog_seconds", pool="pass") == 1.5
+    assert value(found, "lazyfx_backlog_seconds", pool="native") == 0
     assert value(found, "lazyfx_workers") == 4
     assert value(found, "lazyfx_device_memory_total_bytes", device="cuda:0") == 80_000
     assert value(found, "lazyfx_device_memory_free_bytes", device="cuda:0") == 60_000
@@ -242,6 +253,8 @@ def test_labels_are_bounded(registry: CollectorRegistry) -> None:
             StoreSkipped(wild, wild),
             EntryCorrupt(wild),
             FlightAbandoned(wild, wild),
+            JobStarted(wild, wild, 1.0),
+            WorkRefused(wild, wild),
             JobRetried(wild),
             GraphRefused(wild),
             WorkerRestarted(wild),

@@ -13,6 +13,7 @@ from graphs import LazyModule, call
 from torch import nn
 from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_functional
 from torch.fx import Graph, GraphModule
+from torch.nested._internal.nested_tensor import nested_view_from_values_offsets
 from torch.testing._internal.two_tensor import TwoTensor
 
 from lazyfx.errors import UnsupportedGraphError
@@ -96,6 +97,10 @@ def test_what_is_the_callers_own_is_refused_with_a_way_out() -> None:
         (subclass.module, ("TwoTensor", "AOTAutograd")),
         (triton, ("triton_kernel_wrapper_functional", "within a custom operator")),
         (call("x", target=kept_whole), ("kept_whole", "--operator-modules")),
+        (
+            call("x", target=nested_view_from_values_offsets),
+            ("build the jagged tensor outside the compiled code",),
+        ),
     ):
         with pytest.raises(UnsupportedGraphError) as caught:
             wire.encode(module)

@@ -124,6 +124,7 @@ class ArtifactFetcher:
         """
         fetch = partial(self._client.fetch, timeout=timeout, on_progress=on_progress)
         asked = request.module_key = self._response.module_key
+        request.priority = self._prepared.requests.whole.priority
         try:
             data, trailer = yield from fetch(request)
         except NotFoundError:

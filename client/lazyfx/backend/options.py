@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, get_args
 
+from lazyfx.capture.priorities import PRIORITIES, Priority
 from lazyfx.errors import AddressError, LazyfxError
 from lazyfx.shared.addresses import DEFAULT_ADDRESS, read_addresses
 from lazyfx.shared.native.torch_inductor import has_setting
@@ -43,6 +44,8 @@ class BackendOptions:
         mode: A mode of torch.compile, e.g. "max-autotune-no-cudagraphs".
         send_values: Send tensor values to any pass for which the server requests them; otherwise
             only to lazyfx's own passes that read values.
+        priority: How urgent the compiles are, among all of this caller: "interactive", "batch" or
+            "prewarm".
         inductor: Settings of Inductor, by their names in torch._inductor.config.
     """
 
@@ -56,6 +59,7 @@ class BackendOptions:
     record: str = ""
     mode: str | None = None
     send_values: bool = False
+    priority: Priority = "interactive"
     inductor: Mapping[str, InductorValue] = field(default_factory=dict)
 
 
@@ -63,6 +67,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "compile": get_args(Compile),
     "on_error": get_args(OnError),
     "agreement": get_args(Agreement),
+    "priority": PRIORITIES,
 }
 _FROM_ENVIRONMENT: Final = tuple(
     f.name for f in fields(BackendOptions) if f.name not in {"mode", "inductor"}
@@ -157,5 +162,6 @@ _READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "send_values": _flag,
     "timeout": _timeout,
     "agreement": _one_of("agreement"),
+    "priority": _one_of("priority"),
     "record": lambda _where, value: str(value),
 }

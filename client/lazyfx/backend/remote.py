@@ -127,6 +127,7 @@ def ask(
         options.passes,
         timeout=options.timeout,
         send_values=options.send_values,
+        priority=options.priority,
     )
     if request is None or graph_request.flat is None:
         rebuilt = remote.graph_module()

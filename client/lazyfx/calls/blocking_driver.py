@@ -40,8 +40,9 @@ from lazyfx.flows import (
 )
 from lazyfx.trust.access import Access
 
-# gRPC reports an established connection, but not a closed channel.
-_LOOK_SECONDS: Final = 0.1
+# The state of the connection is read again after the first, doubled up to the second.
+_SHORTEST_LOOK_SECONDS: Final = 0.001
+_LOOK_SECONDS: Final = 0.05
 
 
 class BlockingDriver:
@@ -104,25 +105,25 @@ class BlockingDriver:
         seconds: float,
     ) -> bool:
         """Whether one of the channels is in one of the states within that many seconds."""
-        self.require_open()
-        end = time.monotonic() + seconds
-        reached = threading.Event()
-
-        def note(state: grpc.ChannelConnectivity) -> None:
-            if state in states:
-                reached.set()
-
-        for channel in channels:
-            channel.subscribe(note, try_to_connect=True)
-        try:
-            while not reached.wait(max(0.0, min(end - time.monotonic(), _LOOK_SECONDS))):
-                if time.monotonic() >= end:
-                    return False
-                self.require_open()
-        finally:
-            for channel in channels:
-                channel.unsubscribe(note)
-        return True
+        # gRPC's own watch is a thread that prints a traceback when the channel is closed.
+        untyped: Any = channels
+        checks = [channel._channel.check_connectivity_state for channel in untyped]  # noqa: SLF001
+        reached = {state.value[0] for state in states}
+        end, pause = time.monotonic() + seconds, _SHORTEST_LOOK_SECONDS
+        while True:
+            self.require_open()
+            try:
+                # All of them are asked, so that all of them connect.
+                if not reached.isdisjoint([check(True) for check in checks]):
+                    return True
+            except ValueError:
+                self.require_open()  # closed a moment ago
+                raise
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._closing.wait(min(pause, left))
+            pause = min(2 * pause, _LOOK_SECONDS)
 
     def run(self, flow: Flow[Result]) -> Result:
         """Run a flow to its end, in this thread.

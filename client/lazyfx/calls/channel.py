@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -147,7 +147,7 @@ def open_blocking_channel(
 def _options(address: str, is_replica: bool) -> list[tuple[str, str | int]]:
     if not is_replica:
         return [*_OPTIONS]
-    config = _REPLICA
+    config: Mapping[str, object] = _REPLICA
     if is_balanced_name(address):
         # gRPC refuses calls of this policy if the variable has another value.
         is_hashed = os.environ.setdefault(_RING_HASH_VARIABLE, "true").lower() == "true"

@@ -16,7 +16,7 @@ from lazyfx.calls.diagnosing import (
     not_a_server,
 )
 from lazyfx.calls.replicas import Replicas, Route
-from lazyfx.calls.retries import RetryBudget
+from lazyfx.calls.retries import ExpectedReturn, RetryBudget
 from lazyfx.errors import ServiceError, TimedOutError, UnavailableError
 from lazyfx.flows import AwaitConnection, Flow, Offload, Pause
 from lazyfx.shared import grpc_status
@@ -49,6 +49,7 @@ class Failover:
         self._replicas = replicas
         self._address = ",".join(replicas.addresses)
         self._tls = tls
+        self._return = ExpectedReturn()
         # Replicas that have answered a connection attempt.
         self._known: set[int] = set()
 
@@ -82,9 +83,10 @@ class Failover:
         """
         if retry_budget.left() and route.move():
             return
-        if error.retry_after is not None:
-            # A starting or stopping server sends a retry delay.
-            yield from retry_budget.wait(error)
+        # A starting or stopping server sends a retry delay; between the two, nothing listens.
+        self._return.note(error)
+        if error.retry_after is not None or self._return.is_expected:
+            yield from retry_budget.wait(error, is_expected=True)
             route.start_over()
         elif (pause := route.next_round()) is not None and pause < retry_budget.left():
             yield Pause(pause)

@@ -15,7 +15,7 @@ from lazyfx.answers.downloads import Download, OnProgress
 from lazyfx.answers.responses import check_response
 from lazyfx.calls.failover import Failover
 from lazyfx.calls.replicas import Replicas, Route
-from lazyfx.calls.retries import RetryBudget
+from lazyfx.calls.retries import RetryBudget, timeout_seconds
 from lazyfx.calls.uploading import Progress, upload
 from lazyfx.capture.blob import Blob
 from lazyfx.errors import (
@@ -102,7 +102,7 @@ class ServiceCalls:
         self._hedge_after = hedge_after if replicas.are_several else None
         self._bounds = bounds
         self.replicas = replicas
-        self.timeout = timeout
+        self.timeout = timeout_seconds(timeout, timeout)
         self._failover = Failover(replicas, tls)
 
     @property
@@ -125,7 +125,8 @@ class ServiceCalls:
             timeout: Seconds that it may take.
             second_request: The request for another replica; None if only this one is to be asked.
         """
-        data, retry_budget = request.SerializeToString(), RetryBudget(timeout or self.timeout)
+        data = request.SerializeToString()
+        retry_budget = RetryBudget(timeout_seconds(timeout, self.timeout))
         if self._hedge_after is None or not _may_be_hit(request):
             second_request = None
         is_raced = second_request is not None
@@ -214,12 +215,13 @@ class ServiceCalls:
             ServiceError: A subclass, by the status that the server returned.
         """
         download = Download(request, self._bounds, on_progress)
-        retry_budget = RetryBudget(timeout or self.timeout)
+        seconds = timeout_seconds(timeout, self.timeout)
+        retry_budget = RetryBudget(seconds)
         route = self.replicas.route(home=request.module_key)
         resumed = False
         while True:
             try:
-                yield from self._download(request, download, route, timeout or self.timeout)
+                yield from self._download(request, download, route, seconds)
             except OverloadedError as refusal:
                 yield from retry_budget.wait(refusal)
             except UnavailableError as error:

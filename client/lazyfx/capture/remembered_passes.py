@@ -53,6 +53,7 @@ class PassList:
                 passes=self._messages,
                 eager=self._modes.eager,
                 verify=self._modes.verify,
+                priority=self._modes.priority,  # type: ignore[arg-type]
             )
             requests = self._requests[encoded.digest] = RequestForms(whole)
         return requests

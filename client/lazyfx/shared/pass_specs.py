@@ -125,16 +125,18 @@ class PassSpec:
 
 @dataclass(frozen=True, slots=True)
 class Modes:
-    """How passes run on the server.
+    """How a request runs on the server.
 
     Attributes:
         eager: On eager modules: each recompile that a pass requests is performed at once.
         verify: With results compared before and after on random inputs; a pass that changed a
             result is refused.
+        priority: How urgent it is: a number of the enum Priority of the wire format.
     """
 
     eager: bool = False
     verify: bool = False
+    priority: int = 0
 
 
 DEFAULT_MODES = Modes()

@@ -41,6 +41,36 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Priority:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """As PRIORITY_INTERACTIVE."""
+    PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
+    """Somebody waits for the answer."""
+    PRIORITY_BATCH: _Priority.ValueType  # 2
+    """One of many, of which the last matters."""
+    PRIORITY_PREWARM: _Priority.ValueType  # 3
+    """Nobody waits yet: the result will be needed later."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """How urgent a request is. It orders the requests of one caller; callers share the workers equally,
+    whatever their priorities.
+    """
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""As PRIORITY_INTERACTIVE."""
+PRIORITY_INTERACTIVE: Priority.ValueType  # 1
+"""Somebody waits for the answer."""
+PRIORITY_BATCH: Priority.ValueType  # 2
+"""One of many, of which the last matters."""
+PRIORITY_PREWARM: Priority.ValueType  # 3
+"""Nobody waits yet: the result will be needed later."""
+Global___Priority: typing_extensions.TypeAlias = Priority
+
 class _CacheStatus:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -439,6 +469,7 @@ class CompileRequest(google.protobuf.message.Message):
     EAGER_FIELD_NUMBER: builtins.int
     VERIFY_FIELD_NUMBER: builtins.int
     REQUEST_TOKEN_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     skip_cache_lookup: builtins.bool
     """Compile even if a result is cached, and store the new one (to repair an entry)."""
     eager: builtins.bool
@@ -456,6 +487,8 @@ class CompileRequest(google.protobuf.message.Message):
     returns FAILED_PRECONDITION with a MISSING violation ("requests/<token in hex>"); then send the
     full request.
     """
+    priority: Global___Priority.ValueType
+    """How urgent a miss is, among all requests of this caller; not part of the key. Hits do not wait."""
     @property
     def graph_digest(self) -> lazyfx.v1.graph_pb2.Digest:
         """Digest of the graph's body. Always set."""
@@ -485,9 +518,10 @@ class CompileRequest(google.protobuf.message.Message):
         eager: builtins.bool = ...,
         verify: builtins.bool = ...,
         request_token: builtins.bytes = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["graph", b"graph", "graph_digest", b"graph_digest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["eager", b"eager", "graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "request_token", b"request_token", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values", "verify", b"verify"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["eager", b"eager", "graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "priority", b"priority", "request_token", b"request_token", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values", "verify", b"verify"]) -> None: ...
 
 Global___CompileRequest: typing_extensions.TypeAlias = CompileRequest
 
@@ -831,6 +865,7 @@ class GetArtifactRequest(google.protobuf.message.Message):
     CONSTANT_FIELD_NUMBER: builtins.int
     PURPOSE_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     module_key: builtins.bytes
     """From CompileResponse. 32 bytes."""
     kind: Global___ArtifactKind.ValueType
@@ -838,6 +873,8 @@ class GetArtifactRequest(google.protobuf.message.Message):
     """First byte to send; to resume an interrupted download."""
     purpose: Global___ArtifactKind.ValueType
     """SOURCE only: PICKLE or PACKAGE if the source is for one of these, for the ledger."""
+    priority: Global___Priority.ValueType
+    """How urgent it is if it must be rendered or built."""
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
         """The caller's names, for CODE, PICKLE, PACKAGE and PICTURE; canonical names by default."""
@@ -860,9 +897,10 @@ class GetArtifactRequest(google.protobuf.message.Message):
         constant: lazyfx.v1.graph_pb2.Digest | None = ...,
         purpose: Global___ArtifactKind.ValueType = ...,
         native: Global___NativeRequest | None = ...,
+        priority: Global___Priority.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["constant", b"constant", "native", b"native", "presentation", b"presentation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "purpose", b"purpose"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "priority", b"priority", "purpose", b"purpose"]) -> None: ...
 
 Global___GetArtifactRequest: typing_extensions.TypeAlias = GetArtifactRequest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,15 +15,21 @@ from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
-from lazyfx_server.compiling.flights.single_flight import Flight, Outcome, SingleFlight
+from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.key import artifact_digest
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.quotas import Quotas
+from lazyfx_server.compiling.limits.urgency import Urgency
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, ModuleNotFoundInCacheError
+from lazyfx_server.errors import (
+    DeadlineTooShortError,
+    InvalidRequestError,
+    ModuleNotFoundInCacheError,
+)
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
 from lazyfx_server.jobs.native.progress import progress_of
 from lazyfx_server.security.signing import Signer
@@ -134,8 +141,18 @@ class Artifacts:
         """Wait until no rendering is in flight."""
         await self._flights.drain()
 
-    async def get(self, request: pb.GetArtifactRequest, tenant: Tenant) -> Artifact:
+    async def get(
+        self,
+        request: pb.GetArtifactRequest,
+        tenant: Tenant,
+        time_left: Callable[[], float | None],
+    ) -> Artifact:
         """Find or render one artifact.
+
+        Args:
+            request: Names it.
+            tenant: Whose request it is.
+            time_left: Returns the seconds until the deadline of the call; None without one.
 
         Raises:
             InvalidRequestError: A field is wrong.
@@ -146,6 +163,7 @@ class Artifacts:
             raise InvalidRequestError.of_field(
                 "module_key", "has the wrong length; use module_key of a CompileResponse"
             )
+        urgency = Urgency.of(request.priority, time_left)
         kind = ARTIFACT_KINDS.get(request.kind)
         if kind is None:
             raise InvalidRequestError.of_field(
@@ -163,9 +181,7 @@ class Artifacts:
             native = kind.maker == "native"
             variant = self._native.variant(request) if native else _names(request.presentation)
             resolved = _ResolvedRequest(request, module, kind, variant)
-            landing = await self._flights.join(
-                resolved.place(request.kind), partial(self._find_or_make, resolved)
-            )
+            landing = await self._landing(resolved, urgency)
             record = landing.result().record
             seconds = landing.result().seconds if landing.led else None
         name = kind_name(request.kind)
@@ -196,6 +212,14 @@ class Artifacts:
             signature=record.signature,
         )
 
+    async def _landing(self, resolved: _ResolvedRequest, urgency: Urgency) -> Landing[_Found]:
+        """Wait for the artifact, in a flight whose deadline is not too short."""
+        place, work = resolved.place(resolved.message.kind), partial(self._find_or_make, resolved)
+        while True:
+            landing = await self._flights.join(place, work, urgency)
+            if landing.led or not isinstance(landing.error, DeadlineTooShortError):
+                return landing
+
     def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
         """The progress of a native artifact that `get` is waiting for."""
         variant = self._native.variant(request)
@@ -224,9 +248,12 @@ class Artifacts:
         )
         async with self._fleet.flight(work, flight) as ours:
             if ours.found is None:
-                graph = graph_pb2.CompiledGraph.FromString(await self._stored.graph(module))
+                body = await self._stored.graph(module)
+                graph = graph_pb2.CompiledGraph.FromString(body)
+                cost = JobKind(place, kind_name(kind).encode(), len(body))
+                job = QueuedJob(module.tenant.name, cost, flight.urgency)
                 make = self._make_native if native else self._render
-                return await make(resolved, graph, flight)
+                return await make(resolved, graph, flight, job)
         assert ours.found is not None, "found, or made and returned"
         return _Found(ours.found)
 
@@ -235,12 +262,13 @@ class Artifacts:
         resolved: _ResolvedRequest,
         graph: graph_pb2.CompiledGraph,
         flight: Flight[_Found],
+        queued_job: QueuedJob,
     ) -> _Found:
         request, module = resolved.message, resolved.module
         place = resolved.place(request.kind)
         charge = self._quotas.charge_work(module.tenant)
         result = await self._native.make(
-            place, graph, request, module.tenant.name, _subject(module), flight, charge
+            place, graph, request, queued_job, _subject(module), flight, charge
         )
         flight.mark_finishing()
         record = await self._stored.add(place, result.data, result.media_type, module, request.kind)
@@ -252,6 +280,7 @@ class Artifacts:
         resolved: _ResolvedRequest,
         graph: graph_pb2.CompiledGraph,
         flight: Flight[_Found],
+        queued_job: QueuedJob,
     ) -> _Found:
         request, module = resolved.message, resolved.module
         source_kind = pb.ARTIFACT_KIND_SOURCE
@@ -273,7 +302,7 @@ class Artifacts:
             for digest in module.record.constants:
                 data = await self._stored.constant(module, digest)
                 job.constants.add(digest=digest, data=data)
-        async with self._admission.slot(module.tenant.name):
+        async with self._admission.slot(queued_job):
             flight.mark_running()
             with self._quotas.charge_work(module.tenant):
                 result = await self._jobs.render(job, module.tenant.name, _subject(module))

@@ -14,7 +14,7 @@ from cachetools import LRUCache
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.key import ModuleKey
+from lazyfx_server.compiling.key import ModuleKey, environment_digest
 from lazyfx_server.compiling.miss_reasons import Miss
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.store import Store
@@ -155,6 +155,9 @@ class Catalog:
             if record is None:
                 return NotFound(damaged=True)
             module = CompiledModule(tenant, key, ModuleRecord.FromString(record))
+            if module.record.environment_digest != environment_digest():
+                # Of a server with other versions, which names it to callers of its own.
+                return NotFound()
         if await self._store.get(module.graph_blob) is None:
             return NotFound(damaged=module.graph_blob in self._damaged)
         return module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,17 +16,20 @@ from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
-from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
+from lazyfx_server.compiling.flights.single_flight import Flight, Outcome, SingleFlight
 from lazyfx_server.compiling.generation_costs import CodegenCosts
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import check_body
+from lazyfx_server.compiling.limits.urgency import Urgency
 from lazyfx_server.compiling.miss_reasons import MADE_ELSEWHERE, Explainer, Miss
 from lazyfx_server.compiling.pipelines import Pipelines
 from lazyfx_server.compiling.request import (
     IncomingCompile,
     RequestReader,
     ResolvedRequest,
+    fares_better_alone,
+    kind_of_job,
     unknown_token,
 )
 from lazyfx_server.compiling.tenants import Tenant
@@ -115,8 +118,15 @@ class Compiler:
         """Number of distinct compiles in flight."""
         return len(self._flights)
 
-    async def compile(self, incoming: IncomingCompile, tenant: Tenant) -> bytes:
+    async def compile(
+        self, incoming: IncomingCompile, tenant: Tenant, time_left: Callable[[], float | None]
+    ) -> bytes:
         """Serve one request of a tenant.
+
+        Args:
+            incoming: The request.
+            tenant: The tenant.
+            time_left: Returns the seconds until the deadline of the call; None without one.
 
         Returns:
             The bytes of a CompileResponse.
@@ -132,11 +142,12 @@ class Compiler:
             module = self._catalog.recent(tenant, resolved.digest)
             if module is not None:
                 return await self._hit(module, incoming, resolved)
+        urgency = Urgency.of(request.priority, time_left)
         while True:
             landing = await self._flights.join(
-                resolved.digest, partial(self._find_or_make, incoming, resolved)
+                resolved.digest, partial(self._find_or_make, incoming, resolved), urgency
             )
-            if landing.led or not _fares_better_alone(request, landing):
+            if landing.led or not fares_better_alone(request, landing):
                 break
         found = landing.result()
         if found.miss is None:
@@ -218,7 +229,8 @@ class Compiler:
     ) -> CompiledModule:
         request, key, tenant = incoming.request, resolved.key, resolved.tenant
         await self._require_blobs(request, tenant)
-        async with self._admission.slot(tenant.name) as queued:
+        queued_job = QueuedJob(tenant.name, kind_of_job(incoming, key), flight.urgency)
+        async with self._admission.slot(queued_job) as queued:
             flight.mark_running()
             # Created only now, so that a queued job costs no more than its request.
             job = await self._job(incoming, tenant)
@@ -329,19 +341,3 @@ class Compiler:
                 tenant=resolved.tenant.name,
             )
         )
-
-
-def _fares_better_alone(request: pb.CompileRequest, landing: Landing[_FlightResult]) -> bool:
-    """Whether a request should retry in a flight of its own instead of sharing this landing.
-
-    If blobs or the request were missing, the leader had only a token or a digest. A request that
-    contains more leads the next flight; one that does not would fail the same way. A token that
-    resolved to another request needs its own flight.
-    """
-    error = landing.error
-    if error is None:
-        return request.skip_cache_lookup and not landing.result().made_here
-    if not isinstance(error, MissingInputsError):
-        return False
-    asked_for_request = error.subjects[0].startswith("requests/")
-    return request.HasField("graph") or bool(request.request_token) != asked_for_request

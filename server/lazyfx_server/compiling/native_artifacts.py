@@ -19,7 +19,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.native_builders import NativeBuilders
 from lazyfx_server.compiling.flights.single_flight import STOP_SECONDS, Flight
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.errors import (
     FailedPreconditionError,
     InvalidRequestError,
@@ -61,7 +61,7 @@ class NativeCompiles:
         self._observer = observer
         self._admission = admission
         self._required = required
-        self._usual_seconds: dict[int, float] = {}
+        self.target: pb.NativeTarget | None = None
         self.problem = ""
 
     @property
@@ -73,6 +73,11 @@ class NativeCompiles:
     def layers(self) -> Sequence[str]:
         """Active layers of the workers' sandbox; empty without workers."""
         return () if self._builders is None else self._builders.sandbox.layers
+
+    @property
+    def backlog_seconds(self) -> float:
+        """Estimated seconds in which the workers would finish what they have."""
+        return self._admission.backlog_seconds
 
     @property
     def status(self) -> pb.NativeStatus:
@@ -171,7 +176,7 @@ class NativeCompiles:
         place: bytes,
         graph: graph_pb2.CompiledGraph,
         request: pb.GetArtifactRequest,
-        tenant: str,
+        queued_job: QueuedJob,
         subject: Subject,
         flight: Flight[Any],
         charge: AbstractContextManager[None],
@@ -182,7 +187,7 @@ class NativeCompiles:
             place: The store key of the artifact.
             graph: The compiled graph.
             request: Checked by `variant`.
-            tenant: The tenant, for fair queueing.
+            queued_job: The job, for fair queueing.
             subject: The subject of the job.
             flight: Notified when the compile begins.
             charge: Charges the tenant for the time within it; the wait for a slot is not charged.
@@ -195,9 +200,9 @@ class NativeCompiles:
         job = worker.NativeJob(kind=request.kind, graph=graph, request=request.native, place=place)
         ended = "failed"
         try:
-            async with self._admission.slot(tenant):
+            async with self._admission.slot(queued_job):
                 started = time.monotonic()
-                flight.mark_running(lambda: self._grace_period(request.kind, started))
+                flight.mark_running(lambda: self._grace_period(queued_job, started))
                 with charge:
                     result = await jobs.native(job, subject)
         except asyncio.CancelledError:
@@ -205,27 +210,21 @@ class NativeCompiles:
             raise
         else:
             ended = "only_traced" if result.only_traced else "made"
-            if ended == "made":
-                self._record_seconds(request.kind, time.monotonic() - started)
             return result
         finally:
             if flight.begun or ended != "stopped":
                 self._observer.observe(NativeCompiled(ended))
 
-    def _grace_period(self, kind: int, started: float) -> float:
+    def _grace_period(self, queued_job: QueuedJob, started: float) -> float:
         """How long an abandoned compile continues: to its end, if it is nearly done.
 
         That is if it has run for some time, and for half of the usual duration.
         """
         spent = time.monotonic() - started
-        usual = self._usual_seconds.get(kind)
+        usual = self._admission.usual_seconds(queued_job.kind)
         if usual is not None and spent >= max(_WORTH_KEEPING_SECONDS, usual / 2):
             return math.inf
         return STOP_SECONDS
-
-    def _record_seconds(self, kind: int, seconds: float) -> None:
-        usual = self._usual_seconds.get(kind, seconds)
-        self._usual_seconds[kind] = usual + 0.2 * (seconds - usual)
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of a native compile."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.compiling.flights.single_flight import Landing
 from lazyfx_server.compiling.key import ModuleKey, environment_digest, values_digest
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.held_bytes import MemoryHold
 from lazyfx_server.compiling.limits.request_checks import check_compile
 from lazyfx_server.compiling.off_loop import compute, sha256
 from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, MissingInputsError
+from lazyfx_server.errors import DeadlineTooShortError, InvalidRequestError, MissingInputsError
 from lazyfx_server.settings.limits import RequestLimits
 from lazyfx_server.store import Store
 
@@ -25,6 +28,8 @@ _KNOWN_REQUESTS = 4096
 TOKEN_BYTES = 32
 # Longer requests are not kept for other servers.
 _MAX_KEPT_BYTES = 64 * 1024
+# Of a graph, in bytes, for the estimate of its compile.
+_MAX_SIZE = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +180,29 @@ def unknown_token(token: bytes) -> MissingInputsError:
         "the token is unknown or has expired; send the full request",
         [f"requests/{token.hex()}"],
     )
+
+
+def kind_of_job(incoming: IncomingCompile, key: ModuleKey) -> JobKind:
+    """What the duration of a compile depends on."""
+    # Without the body this is what the caller says; it is charged for what the job really takes.
+    size = len(incoming.body) or incoming.request.graph_digest.size_bytes
+    return JobKind(key.tenant + key.graph + key.pipeline, key.pipeline, min(size, _MAX_SIZE))
+
+
+def fares_better_alone(request: pb.CompileRequest, landing: Landing[Any]) -> bool:
+    """Whether a request should retry in a flight of its own instead of sharing this landing.
+
+    If blobs or the request were missing, the leader had only a token or a digest. A request that
+    contains more leads the next flight; one that does not would fail the same way. A token that
+    resolved to another request needs its own flight. If the deadline of the leader was too short,
+    that of this request may not be.
+    """
+    error = landing.error
+    if error is None:
+        return request.skip_cache_lookup and not landing.result().made_here
+    if isinstance(error, DeadlineTooShortError):
+        return True
+    if not isinstance(error, MissingInputsError):
+        return False
+    asked_for_request = error.subjects[0].startswith("requests/")
+    return request.HasField("graph") or bool(request.request_token) != asked_for_request

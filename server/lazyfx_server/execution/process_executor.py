@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from lazyfx_server.execution.answering import CallBounds
@@ -213,6 +213,12 @@ class ProcessExecutor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def trim(self) -> None:
+        """Replace idle workers that have run jobs: new ones share memory with their source."""
+        for worker in self._idle:
+            if worker.jobs and worker.usable:
+                worker.retire("recycled")
+
     async def close(self) -> None:
         """Stops the workers; a job that still runs fails with ExecutorClosed."""
         self._closed = True
@@ -263,6 +269,9 @@ class _IdleWorkers:
             if caller.done() and not caller.cancelled() and caller.exception() is None:
                 self.put(caller.result())
             raise
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(tuple(self._idle))
 
     def remove(self, worker: Worker) -> None:
         with contextlib.suppress(ValueError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import grpc
 from google.rpc import status_pb2
+from grpc_status import rpc_status
 
 from lazyfx.errors import FieldViolation
 from lazyfx.shared.grpc_status import rich_status
@@ -17,6 +19,8 @@ _log = logging.getLogger(__name__)
 # Statuses are sent as metadata, which gRPC limits to 8 KiB; text from the caller may be longer.
 _MAX_CHARACTERS = 700
 _MAX_VIOLATIONS = 3
+_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
+_NO_RETRY_BY_GRPC = ("grpc-retry-pushback-ms", "-1")
 
 CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 """Names of status codes by number."""
@@ -36,6 +40,17 @@ def _violations(error: errors.RequestError) -> list[FieldViolation]:
         FieldViolation(_bounded(v.field), _bounded(v.description), _bounded(v.node))
         for v in error.violations[:_MAX_VIOLATIONS]
     ]
+
+
+def sent_status(status: status_pb2.Status) -> grpc.Status:
+    """A status as it is sent."""
+    sent: Any = rpc_status.to_status(status)
+    if status.code == _UNAVAILABLE:
+        # Clients retry after the delay in the status; gRPC would retry at once, and report only
+        # that it could not connect once this server is gone.
+        sent = sent._replace(trailing_metadata=(*sent.trailing_metadata, _NO_RETRY_BY_GRPC))
+    result: grpc.Status = sent
+    return result
 
 
 def status_of(error: BaseException) -> status_pb2.Status:
@@ -59,7 +74,7 @@ def status_of(error: BaseException) -> status_pb2.Status:
     if isinstance(error, errors.PermissionDeniedError):
         return rich_status(code.PERMISSION_DENIED, message)
     if isinstance(error, errors.UnavailableError):
-        return rich_status(code.UNAVAILABLE, message, retry_after=1.0)
+        return rich_status(code.UNAVAILABLE, message, retry_after=error.retry_after)
     if isinstance(error, errors.TimedOutError):
         return rich_status(code.DEADLINE_EXCEEDED, message)
     if isinstance(error, errors.InternalError):

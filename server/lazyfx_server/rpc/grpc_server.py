@@ -60,6 +60,7 @@ class GrpcServer:
         with_reflection: bool,
     ) -> None:
         self.port = 0
+        self._started = False
         self._interceptor = interceptor
         self._health = HealthServicer()
         self._server = grpc.aio.server(
@@ -99,6 +100,7 @@ class GrpcServer:
         """Start listening; calls are refused, and health checks return NOT_SERVING."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
+        self._started = True
 
     async def open(self) -> None:
         """Admit calls."""
@@ -112,6 +114,8 @@ class GrpcServer:
 
     async def stop(self) -> None:
         """Close the connections, and cancel calls that are still running."""
+        if not self._started:
+            return
         refuse_connections(self.port)
         await asyncio.sleep(_FLUSH_SECONDS)
         drop_connections(self.port)

@@ -13,7 +13,6 @@ from typing import Any, Final, NoReturn
 import grpc
 import grpc.aio
 from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from typing_extensions import Self
 
 from lazyfx_server.compiling.limits.quotas import Quotas
@@ -32,7 +31,7 @@ from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.rpc.call_deadlines import Deadline, Deadlines
 from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_caller
 from lazyfx_server.rpc.caller import Caller, caller_name, enter
-from lazyfx_server.rpc.error_statuses import CODE_NAMES, status_of
+from lazyfx_server.rpc.error_statuses import CODE_NAMES, sent_status, status_of
 from lazyfx_server.rpc.file_descriptors import FileDescriptorGuard
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.standard_services import HANDLER_MAKERS, small_requests
@@ -293,7 +292,7 @@ class _Call:
         finally:
             self._log(request_id, error, code, status.message)
             self._leave(code)
-        await self._context.abort_with_status(rpc_status.to_status(status))
+        await self._context.abort_with_status(sent_status(status))
         raise AssertionError("abort_with_status returned")
 
     def _log(self, request_id: str, error: Exception, code: str, message: str) -> None:

@@ -40,6 +40,7 @@ def request_bounds(
             6: FieldBounds("eager"),
             7: FieldBounds("verify"),
             8: FieldBounds("request_token", _SMALL),
+            9: FieldBounds("priority"),
         }
     )
     names = _presentation(limits)
@@ -60,6 +61,7 @@ def request_bounds(
                 5: FieldBounds("constant", _SMALL, inside=digest),
                 6: FieldBounds("purpose"),
                 7: FieldBounds("native", inside=_native(option)),
+                8: FieldBounds("priority"),
             }
         ),
         "FindMissingBlobs": MessageBounds(

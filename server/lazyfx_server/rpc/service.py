@@ -111,7 +111,7 @@ class GraphCompilerService(GraphCompilerServicer):
         """See compiler.proto."""
         tenant = current_caller().tenant
         async with self._decoder.reading("Compile", request, tenant) as incoming:
-            return await self._compiler.compile(incoming, tenant)
+            return await self._compiler.compile(incoming, tenant, context.time_remaining)
 
     async def CompileBatch(
         self, request_iterator: Any, context: Context
@@ -153,7 +153,9 @@ class GraphCompilerService(GraphCompilerServicer):
             caller = current_caller()
             caller.charge_batched(size)
             async with self._decoder.reading("CompileBatch", request, caller.tenant) as incoming:
-                answer = await self._compiler.compile(incoming, caller.tenant)
+                answer = await self._compiler.compile(
+                    incoming, caller.tenant, context.time_remaining
+                )
                 response.response.MergeFromString(answer)
         except Exception as error:  # noqa: BLE001 - one failed request does not end the stream
             response.error.CopyFrom(status_of(error))
@@ -179,13 +181,16 @@ class GraphCompilerService(GraphCompilerServicer):
         """See compiler.proto."""
         tenant = current_caller().tenant
         async with self._decoder.reading("GetArtifact", request, tenant) as message:
-            async for part in self._artifact(message, tenant):
+            async for part in self._artifact(message, tenant, context.time_remaining):
                 yield part
 
     async def _artifact(
-        self, request: pb.GetArtifactRequest, tenant: Tenant
+        self,
+        request: pb.GetArtifactRequest,
+        tenant: Tenant,
+        time_left: Callable[[], float | None],
     ) -> AsyncIterator[pb.GetArtifactResponse]:
-        finding = asyncio.ensure_future(self._artifacts.get(request, tenant))
+        finding = asyncio.ensure_future(self._artifacts.get(request, tenant, time_left))
         try:
             if is_native(request.kind):
                 while not (await asyncio.wait({finding}, timeout=PROGRESS_SECONDS))[0]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 _END = b"-----END PRIVATE KEY-----\n"
 # A stored signature is reused until this fraction of its lifetime is left.
 _RENEWED_AT = 0.5
+# How far the clocks of servers that share a store may differ.
+_CLOCK_SECONDS = 60.0
 _MAX_REMEMBERED = 4096
 
 
@@ -112,12 +114,21 @@ class Signer:
         ring: The live keys.
         builder: The builder in statements.
         lifetime: Seconds for which a statement is valid.
+        clock: The time in seconds since 1970.
     """
 
-    def __init__(self, ring: KeyRing, builder: Builder, lifetime: float) -> None:
+    def __init__(
+        self,
+        ring: KeyRing,
+        builder: Builder,
+        lifetime: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self._ring = ring
         self._builder = builder
         self._lifetime = lifetime
+        # When each was made, and the signature.
         self._issued: LRUCache[tuple[object, ...], tuple[float, pb.ArtifactSignature]] = LRUCache(
             _MAX_REMEMBERED
         )
@@ -138,9 +149,10 @@ class Signer:
         """State that these bytes are this artifact; a statement is reused until it is old."""
         key = self._ring.keys[0]
         place = (digest.sha256, facts, _public(key))
-        now = time.time()
+        now = self._clock()
         known = self._issued.get(place)
-        if known is not None and known[0] > now:
+        # The clock may have been ahead.
+        if known is not None and known[0] <= now < known[0] + self._lifetime * _RENEWED_AT:
             return known[1]
         statement = pb.ArtifactStatement(
             artifact=digest,
@@ -155,7 +167,7 @@ class Signer:
         )
         statement.created.FromMilliseconds(int(now * 1000))
         signature = self._signed(key, statement, now)
-        self._issued[place] = (now + self._lifetime * _RENEWED_AT, signature)
+        self._issued[place] = (now, signature)
         return signature
 
     def renewed(
@@ -182,9 +194,14 @@ class Signer:
         )
         if stated != facts or statement.artifact.sha256 != digest.sha256:
             return None
-        now = time.time()
-        current = signer == _public(keys[0])
-        if current and statement.expires.ToSeconds() - now > self._lifetime * _RENEWED_AT:
+        now = self._clock()
+        left = statement.expires.ToSeconds() - now
+        if statement.created.ToSeconds() > now + _CLOCK_SECONDS:
+            # Made while a clock was ahead; no client accepts a statement from the future.
+            statement.created.FromMilliseconds(int(now * 1000))
+        elif signer == _public(keys[0]) and (
+            self._lifetime * _RENEWED_AT < left <= self._lifetime + _CLOCK_SECONDS
+        ):
             return signature
         return self._signed(keys[0], statement, now)
 

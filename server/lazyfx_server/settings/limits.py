@@ -126,6 +126,10 @@ class CallLimits(Limits):
     max_queue: int = Field(default=1024, ge=0)
     """Maximum number of jobs that wait for a worker; more are refused with RESOURCE_EXHAUSTED."""
 
+    max_queue_seconds: float = Field(default=3600.0, gt=0)
+    """Maximum estimated seconds in which the workers of one kind would finish the jobs that wait
+    for them; more are refused with RESOURCE_EXHAUSTED. Estimates are learned from earlier jobs."""
+
     max_batch_in_flight: int = Field(default=64, ge=1)
     """Requests of one CompileBatch stream to process at the same time."""
 

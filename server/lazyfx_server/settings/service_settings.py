@@ -49,6 +49,10 @@ class AddressSettings(Part):
     metrics_port: int = Field(default=8701, ge=0, le=65535)
     """Port for /metrics, /healthz and /readyz; 0 picks a free port."""
 
+    takeover_seconds: float = Field(default=0.0, ge=0)
+    """Seconds to wait until another server leaves these addresses. For a restart that clients do
+    not notice: start the successor with it, then stop the old server. Default: fail at once."""
+
     reflection: bool = False
     """Enable gRPC server reflection."""
 
@@ -138,6 +142,10 @@ class WorkerSettings(Part):
 
     worker_max_jobs: int = Field(default=1000, ge=1)
     """Jobs after which a worker process is replaced (Python never frees generated source)."""
+
+    memory_mark: float = Field(default=0.9, gt=0, le=1)
+    """Part of the memory (of the container, or else the machine) above which new compiles are
+    refused with UNAVAILABLE, but not before less than 2 GiB are left. 1 never refuses them."""
 
     sandbox: Literal["auto", "required", "off"] = "auto"
     """Sandbox of the workers that run passes. auto: every layer that the kernel supports, with a

@@ -53,6 +53,7 @@ class CircuitBreaker:
         probe: Asked before the store is used, and from time to time after that; `inner.refresh`
             when left out.
         on_change: Told when the breaker opens or closes.
+        hint: What an operator may have to change if the store does not answer; begins with "; ".
 
     Attributes:
         wait_seconds: As given.
@@ -65,11 +66,13 @@ class CircuitBreaker:
         wait_seconds: float = 0.05,
         probe: Probe | None = None,
         on_change: OnChange | None = None,
+        hint: str = "",
     ) -> None:
         self._inner = inner
         self.wait_seconds = wait_seconds
         self._probe = probe or inner.refresh
         self._on_change = on_change
+        self._hint = hint
         self._closed = asyncio.Event()
         self._opened = asyncio.Event()
         self._opened.set()
@@ -210,7 +213,7 @@ class CircuitBreaker:
             return task.result()
         if given_up is not None and given_up.is_set():
             raise UnreachableError(f"{self.name} is given up: {self._problem}")
-        raise UnreachableError(f"{self.name} did not answer within {seconds:.2g} s")
+        raise UnreachableError(f"{self.name} did not answer within {seconds:.2g} s{self._hint}")
 
     def _forget(self, task: asyncio.Future[Any]) -> None:
         self._work.discard(task)

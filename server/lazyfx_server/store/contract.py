@@ -20,6 +20,10 @@ class UnreachableError(StoreError):
     """A store did not answer, or not in time."""
 
 
+class MissingStoreError(StoreError):
+    """There is no such store, such as a bucket that nobody created."""
+
+
 class SkippedError(StoreError):
     """A store was not asked, because it does not answer at present."""
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from lazyfx_server.store.contract import StoreError, StoreStats, checked_key
-from lazyfx_server.store.disk_usage import SharedUsage
+from lazyfx_server.store.disk_usage import SharedUsage, UseClock
 from lazyfx_server.store.safe_folder import Folder
 
 LOW_WATERMARK: Final = 0.9
@@ -58,6 +58,7 @@ class DiskStore:
 
     def __init__(self, root: Path, limit_bytes: int) -> None:
         self._folder = Folder(root)
+        self._uses = UseClock()
         self._limit = limit_bytes
         self._serial = itertools.count()
         self._evictions = 0
@@ -84,7 +85,9 @@ class DiskStore:
         """See `Store.get`."""
         path = self._path(key)
         most = self._limit
-        return await self._in_thread(lambda: self._folder.read(*path, most=most, touch=True))
+        return await self._in_thread(
+            lambda: self._folder.read(*path, most=most, used_at=self._uses.now())
+        )
 
     async def put(self, key: str, value: bytes) -> None:
         """See `Store.put`."""
@@ -101,7 +104,9 @@ class DiskStore:
         paths = {key: self._path(key) for key in keys}
         folder = self._folder
         return await self._in_thread(
-            lambda: {key for key, path in paths.items() if folder.touch(*path)}
+            lambda: {
+                key for key, path in paths.items() if folder.touch(*path, used_at=self._uses.now())
+            }
         )
 
     async def delete(self, key: str) -> None:
@@ -188,6 +193,8 @@ class DiskStore:
             view = memoryview(value)
             while view:
                 view = view[file.write(view) :]
+            moment = self._uses.now()
+            os.utime(file.fileno(), ns=(moment, moment))
 
     def _size(self, path: tuple[str, ...]) -> int | None:
         status = self._folder.status(*path)
@@ -207,7 +214,7 @@ class DiskStore:
                 return
             self._folder.replace(path, aside)
             self._usage.add(-1, -size)
-        self._folder.touch(*aside)
+        self._folder.touch(*aside, used_at=self._uses.now())
         kept = sorted(self._folder.files(_QUARANTINE))
         for _, _, old in kept[:-MAX_QUARANTINED]:
             self._folder.remove(_QUARANTINE, old)
@@ -217,6 +224,8 @@ class DiskStore:
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         entries = len(files)
+        if files:
+            self._uses.saw(files[-1][0])
         for _, size, path in files:
             if total <= max(target, 0):
                 break
@@ -234,7 +243,8 @@ class DiskStore:
                     yield used, size, (space, shard, name)
 
     def _sweep_staging(self) -> None:
-        oldest = (time.time() - ORPHAN_SECONDS) * 1e9
+        now = time.time_ns()
         for changed, _, name in list(self._folder.files(_STAGING)):
-            if changed < oldest:
+            # One from the future was left when the clock was ahead.
+            if abs(now - changed) > ORPHAN_SECONDS * 1e9:
                 self._folder.remove(_STAGING, name)

@@ -1,4 +1,4 @@
-"""Usage counters of a folder, shared by all processes that use it."""
+"""Usage counters of a folder, shared by all processes that use it, and times of use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -92,3 +93,32 @@ class SharedUsage:
         except OSError:
             return False
         return os.path.samestat(there, os.fstat(self._file))
+
+
+class UseClock:
+    """Gives the time of each use, in nanoseconds since 1970; it never goes back.
+
+    Files are evicted by their times of use. If the clock of the machine has been ahead for a while,
+    files used then would look newer than all that are used later, and what is used most would be
+    evicted first. So each use is later than every use before it.
+
+    Args:
+        clock: The clock of the machine.
+    """
+
+    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
+        self._latest = 0
+        self._lock = threading.Lock()
+
+    def saw(self, moment: int) -> None:
+        """Take note of the time of a use by another process, or before this one started."""
+        with self._lock:
+            self._latest = max(self._latest, moment)
+
+    def now(self) -> int:
+        """The time of a use that happens now: later than all others."""
+        with self._lock:
+            # File systems with coarse times keep microseconds.
+            self._latest = max(self._clock(), self._latest + 1000)
+            return self._latest

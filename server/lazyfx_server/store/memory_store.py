@@ -67,6 +67,12 @@ class MemoryStore:
         checked_key(key)
         self._entries.pop(key, None)
 
+    def trim(self) -> None:
+        """Drop the less recently used half of the bytes."""
+        target = self._entries.currsize // 2
+        while self._entries.currsize > target:
+            self._entries.popitem()
+
     def stats(self) -> StoreStats:
         """See `Store.stats`."""
         entries = self._entries

@@ -20,6 +20,9 @@ from lazyfx_server.store.verified_store import ENVELOPE_BYTES, VerifiedStore
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 S3_SCHEMES: Final = ("s3",)
 
+# A server that does not speak TLS waits for the end of a line.
+_NOT_TLS: Final = "; rediss:// needs a server that speaks TLS, redis:// is for others"
+
 MAX_ENTRY_BYTES: Final = 256 << 20
 """Longer entries are not shared."""
 
@@ -69,18 +72,22 @@ def open_shared_store(
     """
     remotes: list[CircuitBreaker] = []
 
-    def guarded(remote: RemoteStore) -> Store:
+    def guarded(remote: RemoteStore, hint: str = "") -> Store:
         def probe() -> Awaitable[None]:
             return identity.check(remote)
 
         breaker = CircuitBreaker(
-            remote, wait_seconds=settings.wait_seconds, probe=probe, on_change=hooks.on_change
+            remote,
+            wait_seconds=settings.wait_seconds,
+            probe=probe,
+            on_change=hooks.on_change,
+            hint=hint,
         )
         remotes.append(breaker)
         return VerifiedStore(breaker, secret=identity.entry_secret, on_corrupt=hooks.on_corrupt)
 
     store = open_remote(settings.store, settings.ttl_seconds)
-    small = guarded(store)
+    small = guarded(store, _NOT_TLS if settings.store.startswith("rediss:") else "")
     large: Store | None = None
     if settings.blobs is not None:
         large = guarded(open_remote(settings.blobs, settings.ttl_seconds))

@@ -8,6 +8,7 @@ allkeys-lru`` there. The only file that imports redis.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -223,7 +224,10 @@ def _translated(error: Exception) -> StoreError:
     # A server that answers with an error does answer; redis-py's class for a wrong password is one
     # of connections.
     if isinstance(error, exceptions.AuthenticationError):
-        return StoreError(f"redis: {error}")
+        return StoreError(
+            "redis: the password (or user) is missing or wrong; set it in the URL: "
+            f"redis://:PASSWORD@HOST ({error})"
+        )
     unreachable = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
     kind = UnreachableError if isinstance(error, unreachable) else StoreError
     return kind(f"redis: {type(error).__name__}: {error}")
@@ -231,6 +235,9 @@ def _translated(error: Exception) -> StoreError:
 
 def _without_prefix(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
+    # redis-py would take database 0.
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d{0,9}", parts.path):
+        raise ValueError("the database is a number: redis://HOST:PORT/0")
     query: list[tuple[str, Any]] = parse_qsl(parts.query)
     prefix = dict(query).get("prefix", "lazyfx")
     rest = urlencode([(name, value) for name, value in query if name != "prefix"])

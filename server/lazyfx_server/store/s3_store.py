@@ -21,6 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, Prec
 from obstore.store import S3Store as Bucket
 
 from lazyfx_server.store.contract import (
+    MissingStoreError,
     Reading,
     StoreError,
     StoreStats,
@@ -48,6 +49,8 @@ _RETRIES: Final[RetryConfig] = {
     },
     "retry_timeout": timedelta(seconds=2),
 }
+# Without other credentials, those of the machine's role are requested there.
+_METADATA_SERVICE: Final = "169.254."
 _LET_GO_SECONDS: Final = 0.05
 _NOBODYS_KEY: Final = "probe/" + "0" * 64
 
@@ -73,6 +76,7 @@ class S3Store:
             part for part in (parts.path.strip("/"), f"lazyfx-{STORE_VERSION}") if part
         )
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        self._bucket_name = parts.netloc
         self._most = max_entry_bytes
         self._room = asyncio.Semaphore(_AT_ONCE)
         try:
@@ -191,7 +195,9 @@ class S3Store:
                 lambda: obstore.put_async(self._bucket, key, value, use_multipart=False, mode=mode)
             )
         except FileNotFoundError as error:
-            raise StoreError("s3: there is no such bucket") from error
+            raise MissingStoreError(
+                f"s3: there is no bucket {self._bucket_name!r}; create it, or name another one"
+            ) from error
 
     async def _answer(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What S3 answers.
@@ -216,4 +222,10 @@ class S3Store:
 
 
 def _shortened(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    text = " ".join(str(error).partition("Debug source:")[0].split())[:300]
+    if _METADATA_SERVICE in text:
+        text = (
+            "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this machine "
+            f"a role ({text})"
+        )
+    return text

@@ -58,13 +58,13 @@ class Folder:
         finally:
             os.close(current)
 
-    def read(self, *names: str, most: int, touch: bool = False) -> bytes | None:
+    def read(self, *names: str, most: int, used_at: int | None = None) -> bytes | None:
         """The bytes of a file, or None if it does not exist.
 
         Args:
             names: Its path.
             most: Its maximum size in bytes, checked before it is read.
-            touch: Record that it has been used.
+            used_at: When it is used, in nanoseconds, to be recorded; None to leave that.
 
         Raises:
             UnsafeFileError: It is a link, not a regular file, or too long.
@@ -84,9 +84,9 @@ class Folder:
             value = stream.read(status.st_size + 1) or b""
             while len(value) <= status.st_size and (more := stream.read(status.st_size + 1)):
                 value += more
-            if touch:
+            if used_at is not None:
                 with contextlib.suppress(OSError):  # a read-only file system still answers
-                    os.utime(file)
+                    os.utime(file, ns=(used_at, used_at))
         return value[: status.st_size]
 
     def create(self, *names: str) -> int:
@@ -107,12 +107,12 @@ class Folder:
             return None
         return found if stat.S_ISREG(found.st_mode) else None
 
-    def touch(self, *names: str) -> bool:
-        """Record that a file has been used; returns whether it exists."""
+    def touch(self, *names: str, used_at: int) -> bool:
+        """Record when a file was used, in nanoseconds; returns whether it exists."""
         if self.status(*names) is None:
             return False
         with contextlib.suppress(OSError), self.opened(*names[:-1]) as folder:
-            os.utime(names[-1], dir_fd=folder, follow_symlinks=False)
+            os.utime(names[-1], ns=(used_at, used_at), dir_fd=folder, follow_symlinks=False)
         return True
 
     def replace(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:

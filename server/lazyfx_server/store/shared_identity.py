@@ -14,7 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from lazyfx_server.store.contract import RemoteStore, StoreError, UnreachableError
+from lazyfx_server.store.contract import (
+    MissingStoreError,
+    RemoteStore,
+    StoreError,
+    UnreachableError,
+)
 
 _PLACE: Final = f"identity/{hashlib.sha256(b'servers that share this store').hexdigest()}"
 _MAX_BYTES: Final = 1 << 16
@@ -52,6 +57,7 @@ class SharedIdentity:
 
         Raises:
             OtherIdentityError: The store belongs to servers with other secrets.
+            MissingStoreError: There is no such store.
             UnreachableError: It does not answer.
         """
         own = {
@@ -65,7 +71,7 @@ class SharedIdentity:
         if found is None:
             try:
                 await store.put_if_absent(_PLACE, mark)
-            except UnreachableError:
+            except (UnreachableError, MissingStoreError):
                 raise
             except StoreError:
                 pass  # it cannot be written to, perhaps read

@@ -18,6 +18,7 @@ from lazyfx_server.store.contract import (
     StoreStats,
     checked_key,
 )
+from lazyfx_server.store.memory_store import MemoryStore
 from lazyfx_server.store.reported_failures import ReportedFailures
 
 REFRESH_EVERY: Final = 64
@@ -58,6 +59,11 @@ class TieredStore:
         self._refreshing: set[asyncio.Task[None]] = set()
         self._changes = 0
         self._upper_hits = 0
+
+    def trim(self) -> None:
+        """Drop half of what is in memory only to be fast."""
+        if isinstance(self._upper, MemoryStore):
+            self._upper.trim()
 
     @property
     def name(self) -> str:

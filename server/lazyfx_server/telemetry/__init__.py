@@ -14,6 +14,7 @@ from lazyfx_server.telemetry.events import (
     FlightAbandoned,
     GraphRefused,
     JobRetried,
+    JobStarted,
     LookupMade,
     NativeCompiled,
     Observer,
@@ -27,6 +28,7 @@ from lazyfx_server.telemetry.events import (
     StoreFailed,
     StoreSkipped,
     WorkerRestarted,
+    WorkRefused,
 )
 from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
 
@@ -42,6 +44,7 @@ __all__ = [
     "Gauges",
     "GraphRefused",
     "JobRetried",
+    "JobStarted",
     "LookupMade",
     "NativeCompiled",
     "Observer",
@@ -54,5 +57,6 @@ __all__ = [
     "SourceRefused",
     "StoreFailed",
     "StoreSkipped",
+    "WorkRefused",
     "WorkerRestarted",
 ]

@@ -143,6 +143,35 @@ class SourceRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class JobStarted:
+    """A job got a worker.
+
+    Attributes:
+        pool: "pass" or "native".
+        priority: "interactive", "batch" or "prewarm".
+        waited: Seconds that it waited.
+    """
+
+    pool: str
+    priority: str
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRefused:
+    """A job was refused before it began.
+
+    Attributes:
+        pool: "pass" or "native".
+        reason: "queue" if too much was waiting, "deadline" if it would not have ended in time,
+            "memory" if the memory of the server was nearly used up.
+    """
+
+    pool: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class NativeCompiled:
     """A native compile ended.
 
@@ -295,6 +324,8 @@ Event: TypeAlias = (
     | ArtifactServed
     | SourceRefused
     | NativeCompiled
+    | JobStarted
+    | WorkRefused
     | FlightAbandoned
     | FleetFlightEnded
     | JobRetried

@@ -50,6 +50,10 @@ class Gauges:
         store: Statistics of each tier by name.
         stores_in_use: Whether each remote tier is asked at present, by name.
         in_flight: Running jobs by stage, "compile" and "render".
+        backlog: Estimated seconds in which the workers of each pool would finish what they have,
+            by the pool's name.
+        memory_used: The part of the memory that is in use.
+        refusing: Whether new work is refused because of it.
         workers: Worker processes.
         devices: Memory of the devices that workers see.
         sandbox: Active layers of the workers' sandbox.
@@ -61,6 +65,9 @@ class Gauges:
     store: Callable[[], Mapping[str, TierLevels]] = dict
     stores_in_use: Callable[[], Mapping[str, bool]] = dict
     in_flight: Callable[[], Mapping[str, int]] = dict
+    backlog: Callable[[], Mapping[str, float]] = dict
+    memory_used: Callable[[], float] = float
+    refusing: Callable[[], bool] = bool
     workers: Callable[[], int] = int
     devices: Callable[[], Iterable[DeviceMemory]] = tuple
     sandbox: Callable[[], Collection[str]] = tuple

@@ -35,6 +35,9 @@ from lazyfx_server.telemetry.labels import (
     JOBS,
     METHODS,
     OTHER,
+    POOLS,
+    PRIORITIES,
+    REFUSAL_REASONS,
     REMOTE_TIERS,
     RESTART_REASONS,
     SANDBOX_LAYERS,
@@ -102,6 +105,17 @@ class PrometheusObserver:
             "Native compiles ended",
             {"result": ("made", "only_traced", "failed", "stopped")},
         )
+        self._queue_seconds = make.histogram(
+            "queue_seconds",
+            "Seconds that a job waited for a worker",
+            (*_FAST[3:], *_SLOW),
+            {"pool": POOLS, "priority": PRIORITIES},
+        )
+        self._work_refused = make.counter(
+            "work_refused",
+            "Jobs refused before they began",
+            {"pool": POOLS, "reason": REFUSAL_REASONS},
+        )
         self._abandoned = make.counter(
             "abandoned",
             "Single flights whose last caller went away",
@@ -157,6 +171,10 @@ class PrometheusObserver:
             events.ArtifactServed: self._artifact_served,
             events.SourceRefused: lambda event: self._sources_refused.of(event.job).inc(),
             events.NativeCompiled: lambda event: self._native.of(event.result).inc(),
+            events.JobStarted: lambda event: self._queue_seconds.of(
+                event.pool, event.priority
+            ).observe(event.waited),
+            events.WorkRefused: lambda event: self._work_refused.of(event.pool, event.reason).inc(),
             events.FlightAbandoned: lambda event: self._abandoned.of(
                 event.stage, event.outcome
             ).inc(),
@@ -285,6 +303,25 @@ class _Levels(Collector):
         for stage in STAGES:
             flights.add_metric([stage], under_way.get(stage, 0))
         yield flights
+        backlog = GaugeMetricFamily(
+            "lazyfx_backlog_seconds",
+            "Estimated seconds in which the workers would finish what waits and runs",
+            labels=["pool"],
+        )
+        seconds = self._gauges.backlog()
+        for pool in POOLS:
+            backlog.add_metric([pool], seconds.get(pool, 0.0))
+        yield backlog
+        yield GaugeMetricFamily(
+            "lazyfx_memory_used_ratio",
+            "Part of the memory of the container, or of the machine, that is in use",
+            value=self._gauges.memory_used(),
+        )
+        yield GaugeMetricFamily(
+            "lazyfx_memory_refusing",
+            "1 while new work is refused because the memory is nearly used up",
+            value=float(self._gauges.refusing()),
+        )
         yield GaugeMetricFamily("lazyfx_workers", "Worker processes", value=self._gauges.workers())
         total = GaugeMetricFamily(
             "lazyfx_device_memory_total_bytes", "Memory of a device", labels=["device"]

@@ -197,6 +197,7 @@ def native_pools(
         processes=sources.forked,
         workers=settings.native_workers * settings.native_compile_threads,
         max_jobs=1,
+        cancel_grace=0.0,
         cpu_seconds=settings.native_cpu_seconds,
     )
     return NativePools(jobs, builds, compiler, protection, user)

@@ -180,7 +180,10 @@ def batch(
     files = sorted(path for path in found if path.is_file())
     if not files:
         raise typer.BadParameter(f"there is no .pt2 or .lazyfx file in {folder}", param_hint="DIR")
-    with reporting_errors(address), lazyfx.connect(address, timeout=timeout) as client:
+    with (
+        reporting_errors(address),
+        lazyfx.connect(address, timeout=timeout, priority="batch") as client,
+    ):
         from lazyfx.cli.model_sources import add_rewrites
 
         specs = add_rewrites(specs, rewrite or [])

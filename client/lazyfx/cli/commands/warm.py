@@ -62,7 +62,7 @@ def _warm_recorded(recording: Path, address: str, timeout: float, *, send_values
     from lazyfx.backend.recording import read_recording
 
     count = 0
-    with lazyfx.connect(address, timeout=timeout) as client:
+    with lazyfx.connect(address, timeout=timeout, priority="prewarm") as client:
         for count, recorded in enumerate(read_recording(recording), start=1):
             nodes = len(recorded.graph.graph.nodes)
             remote = client.compile(recorded.graph, recorded.passes, send_values=send_values)
@@ -82,6 +82,7 @@ def _warm_by_running(
             "LAZYFX_ADDRESS": address,
             "LAZYFX_TIMEOUT": str(timeout),
             "LAZYFX_WAIT": "true",
+            "LAZYFX_PRIORITY": "prewarm",
         }
     )
     # Importing torch is slow; --help does not need it.

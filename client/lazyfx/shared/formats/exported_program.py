@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,9 +65,10 @@ def _exported(module: GraphModule) -> bytes:
     args, kwargs = _arranged(module, examples)
     shapes, named = _arranged(module, dynamic)
     try:
-        program = torch.export.export(
-            module, args, kwargs, dynamic_shapes=_by_name(module, shapes, named), strict=False
-        )
+        with _unwritten_constants(module):
+            program = torch.export.export(
+                module, args, kwargs, dynamic_shapes=_by_name(module, shapes, named), strict=False
+            )
         check_state(program, module)
         # They are fake, and useless to anyone who loads the program.
         program._example_inputs = None  # noqa: SLF001 - its public setter checks the new ones
@@ -84,6 +87,27 @@ def _exported(module: GraphModule) -> bytes:
             remedy="request code, a pickle or the graph instead",
         ) from error
     return buffer.getvalue()
+
+
+@contextmanager
+def _unwritten_constants(module: GraphModule) -> Iterator[None]:
+    """Undoes what torch.export writes to tensors that are neither parameters nor buffers.
+
+    While it traces, it performs the graph's writes to these.
+    """
+    constants = [
+        value
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, torch.Tensor) and value.layout is torch.strided
+    ]
+    before = [(value, value.detach().clone(), value._version) for value in constants]  # noqa: SLF001
+    try:
+        yield
+    finally:
+        for value, old, version in before:
+            if value._version != version:  # noqa: SLF001
+                value.data.copy_(old)
 
 
 def _arranged(module: GraphModule, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

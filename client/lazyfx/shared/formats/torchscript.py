@@ -16,13 +16,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import Argument
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec
 
 from lazyfx.errors import UnsupportedGraphError
@@ -83,6 +84,13 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
         UnsupportedGraphError: The model's return value has no TorchScript type.
     """
     refuse_late_operators(module)
+    for path, child in module.named_modules():
+        # torch.jit.script would compute it while it reads the module; a spectral norm writes then.
+        if parametrize.is_parametrized(child):
+            raise UnsupportedGraphError(
+                f"TorchScript cannot express {path}, a module with parametrizations",
+                remedy="use save_exported_program",
+            )
     graph = Graph()
     result = graph.graph_copy(module.graph, {})
     graph.output(_structured(module.graph, result))
@@ -113,7 +121,18 @@ def _number(node: Node, mode: FakeTensorMode) -> type | None:
 
 
 def _refuse_lost_write(module: GraphModule, node: Node) -> None:
-    """Refuse max_norm: TorchScript removes the call that renormalizes an embedding's rows."""
+    """Refuse calls that TorchScript removes: it does not see what they write to.
+
+    These are max_norm, which renormalizes the rows of an embedding, and writes to lists of tensors.
+    """
+    if isinstance(node.target, (OpOverload, OpOverloadPacket)) or node.op == "call_function":
+        for schema in _schemas(node.target):
+            if any(_is_written_list(argument) for argument in schema.arguments):
+                raise UnsupportedGraphError(
+                    "TorchScript drops writes to a list of tensors",
+                    node=node.name,
+                    remedy="use save_pickle or save_exported_program",
+                )
     if node.op == "call_module":
         limit = getattr(module.get_submodule(str(node.target)), "max_norm", None)
     elif node.target in (functional.embedding, functional.embedding_bag):
@@ -126,6 +145,24 @@ def _refuse_lost_write(module: GraphModule, node: Node) -> None:
             node=node.name,
             remedy="use save_pickle or save_exported_program",
         )
+
+
+def _schemas(target: Any) -> list[Any]:
+    """The schemas of an operator, or of a function of torch of the same name."""
+    if isinstance(target, OpOverload):
+        return [target._schema]  # noqa: SLF001 - torch has no public reader
+    if not isinstance(target, OpOverloadPacket):
+        name = getattr(target, "__name__", "")
+        if getattr(torch, name, None) is not target:
+            return []
+        target = getattr(torch.ops.aten, name, None)
+    overloads = [] if target is None else target.overloads()
+    return [getattr(target, name)._schema for name in overloads]  # noqa: SLF001
+
+
+def _is_written_list(argument: Any) -> bool:
+    written = argument.alias_info is not None and argument.alias_info.is_write
+    return written and "List" in str(argument.type) and argument.name != "out"
 
 
 def _structured(graph: Graph, outputs: Argument) -> Argument:

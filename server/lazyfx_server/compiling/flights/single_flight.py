@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
+from lazyfx_server.compiling.limits.urgency import JointUrgency, Urgency
+
 Result = TypeVar("Result")
 
-STOP_SECONDS: Final = 0.1
-"""How long a running job may continue when no caller waits for it any more."""
+STOP_SECONDS: Final = 0.05
+"""How long a running job may continue when no caller waits for it any more. A worker is killed
+within 0.1 s after the last caller has left, which includes the time until the server notices."""
+
+_NO_HURRY: Final = Urgency()
 
 Outcome: TypeAlias = Literal["dropped", "stopped", "continued"]
 """What happens to an abandoned flight: it had not begun, it is stopped, or it continues."""
@@ -58,15 +63,21 @@ class Flight(Generic[Result]):
     Args:
         work: Called with the flight.
         after: Tasks that must end before the work starts.
+        urgency: The urgency of the first waiter.
+
+    Attributes:
+        urgency: That of all waiters together.
     """
 
     def __init__(
         self,
         work: Callable[[Flight[Result]], Awaitable[Result]],
         after: Collection[asyncio.Task[Result]],
+        urgency: Urgency,
     ) -> None:
         self.waiters = 0
         self.begun = False
+        self.urgency = JointUrgency(urgency)
         self.finishing = False
         self._grace_period: Callable[[], float] = lambda: 0.0
         self.task = asyncio.ensure_future(self._run(work, after))
@@ -120,7 +131,10 @@ class SingleFlight(Generic[Result]):
         return len(self._flights) + sum(map(len, self._ending.values()))
 
     async def join(
-        self, key: bytes, work: Callable[[Flight[Result]], Awaitable[Result]]
+        self,
+        key: bytes,
+        work: Callable[[Flight[Result]], Awaitable[Result]],
+        urgency: Urgency = _NO_HURRY,
     ) -> Landing[Result]:
         """Wait for the flight of `key` to end, starting it with `work` if there is none.
 
@@ -131,9 +145,11 @@ class SingleFlight(Generic[Result]):
         led = flight is None or flight.task.done()
         if flight is None or led:
             # The cleanup of an earlier flight of the key must finish first.
-            flight = Flight(work, after=tuple(self._ending.get(key, ())))
+            flight = Flight(work, tuple(self._ending.get(key, ())), urgency)
             self._flights[key] = flight
             flight.task.add_done_callback(partial(self._clear, key, flight))
+        else:
+            flight.urgency.add(urgency)
         flight.waiters += 1
         try:
             await asyncio.wait({flight.task})

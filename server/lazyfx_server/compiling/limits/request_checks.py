@@ -9,6 +9,7 @@ from lazyfx.shared.format_version import check_envelope
 from lazyfx.shared.wire.format import MAX_DEPTH, MAX_EXPRESSION_TREE
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.limits.urgency import rank_of
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.passes.pass_requests import placed_specs
 from lazyfx_server.settings.limits import GraphLimits, RequestLimits
@@ -63,6 +64,7 @@ def check_compile(request: pb.CompileRequest, body: memoryview, limits: RequestL
         InvalidRequestError: Names the field and the bound.
     """
     check_digest("graph_digest", request.graph_digest)
+    rank_of(request.priority)
     if request.HasField("graph"):
         _check_graph("graph", request.graph, limits)
         check_body("graph.body", body, limits)

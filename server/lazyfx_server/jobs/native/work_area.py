@@ -144,8 +144,13 @@ def _sweep(base: Path) -> None:
         if path.name.startswith("server-") and _is_left_over(path):
             _log.info("removing the leftover folder of a stopped server: %s", path)
             remove(path)
-        elif path.name.startswith("new-") and time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+        elif path.name.startswith("new-") and _is_old(path):
             remove(path)
+
+
+def _is_old(path: Path) -> bool:
+    """Whether it is old, or from the future: then it was left when the clock was ahead."""
+    return abs(time.time() - path.lstat().st_mtime) > _STALE_SECONDS
 
 
 def _is_left_over(path: Path) -> bool:

@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lazyfx_server.passes.analysis.attribute_memory import memory_of
@@ -264,8 +265,19 @@ def _check_constants(traced: GraphModule) -> None:
 def _check_differentiable(
     traced: GraphModule, mode: FakeTensorMode, values: list[torch.Tensor | None]
 ) -> None:
-    """Refuse a graph whose operators lost their derivatives."""
-    fakes = [_fake(mode, value) for value in values]
+    """Refuse a graph whose operators lost their derivatives.
+
+    It is differentiated on the CPU: derivatives do not depend on the device, and a torch without
+    that device would end the process.
+    """
+    with mode:
+        fakes: list[Any] = [None if value is None else _on_cpu(value) for value in values]
+    graph = Graph()
+    graph.output(graph.graph_copy(traced.graph, {}))
+    for node in graph.nodes:
+        node.args = map_aggregate(node.args, _cpu_for_device)
+        node.kwargs = map_aggregate(node.kwargs, _cpu_for_device)
+    on_cpu = GraphModule(traced, graph)
     with mode, torch.enable_grad(), without_real_constants():
         leaves = []
         for fake, value in zip(fakes, values, strict=True):
@@ -275,10 +287,21 @@ def _check_differentiable(
         try:
             # Copies, because a tensor that requires grad and is written to must not be a leaf.
             copies = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, fakes)
-            results = tree_leaves(Interpreter(traced).run(*copies))
+            results = tree_leaves(Interpreter(on_cpu).run(*copies))
             wanted = [t for t in results if isinstance(t, torch.Tensor) and t.requires_grad]
             if wanted:
                 total = torch.stack([t.abs().sum().float() for t in wanted]).sum()
                 torch.autograd.grad(total, leaves, allow_unused=True)
         except Exception as error:
-            raise CannotRetrace("the result would not be differentiable") from error
+            text = " ".join(str(error).split())[:200]
+            raise CannotRetrace(
+                f"the result would not be differentiable: {type(error).__name__}: {text}"
+            ) from error
+
+
+def _on_cpu(value: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+
+
+def _cpu_for_device(argument: Any) -> Any:
+    return torch.device("cpu") if isinstance(argument, torch.device) else argument

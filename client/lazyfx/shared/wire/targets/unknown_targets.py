@@ -12,6 +12,10 @@ _REGISTER = (
     "a custom operator (torch.library.custom_op), whose module the server imports "
     "(lazyfx serve --operator-modules)"
 )
+_JAGGED = (
+    "compute on values and offsets, or on a padded tensor and a mask, and build the jagged tensor "
+    "outside the compiled code"
+)
 # Triton kernels are Python objects in a table of the caller's process.
 _REMEDIES = {
     "triton_kernel_wrapper_functional": f"launch the Triton kernel within {_REGISTER}",
@@ -31,6 +35,8 @@ def unknown_target_error(target: object) -> UnsupportedGraphError:
         f"use torch operators, torch.nn.functional, operator or math functions, or {_REGISTER}; "
         "a function of a module can be allowed by name (lazyfx.allow_targets)"
     )
+    if label.startswith("torch.nested."):
+        usual = _JAGGED
     remedy = _REMEDIES.get(spelled, usual)
     return UnsupportedGraphError(
         f"the callable {label} is not in the table of allowed targets", remedy=remedy
