@@ -222,9 +222,7 @@ def _check_memory(module: GraphModule, paths: list[str]) -> None:
         memory = memory_of(value)
         other = first.setdefault(memory, path)
         if other != path and storage.written_memory(memory):
-            raise CannotRetrace(
-                f"attributes {other} and {path} share memory, and the graph writes to it"
-            )
+            raise CannotRetrace("attributes share memory that the graph writes to")
 
 
 def _input(node: Node, known: KnownValues) -> torch.Tensor | None:
