@@ -110,7 +110,7 @@ class Between(nn.Module):
     def forward(self, x: Tensor) -> Any:
         one = self.linear(x)
         self.linear.weight.add_(1)
-        return one, self.linear(x)
+        return one * 2, self.linear(x) * 3
 
 
 class Folded(nn.Module):

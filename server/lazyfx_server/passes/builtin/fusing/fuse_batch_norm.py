@@ -38,6 +38,7 @@ class FuseConvBn(Pass):
     """
 
     name: ClassVar[str] = "fuse_conv_bn"
+    version: ClassVar[int] = 2
     needs_values: ClassVar[bool] = True
 
     def values_read(self, module: GraphModule) -> frozenset[str]:
@@ -85,6 +86,7 @@ class FuseLinearBn(FuseConvBn):
     """
 
     name: ClassVar[str] = "fuse_linear_bn"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     def _pairs(self, module: GraphModule) -> Iterator[_Pair]:

@@ -35,6 +35,7 @@ class QuantizeWeights(Pass):
     """
 
     name: ClassVar[str] = "quantize_weights"
+    version: ClassVar[int] = 2
     needs_values: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.1
 

@@ -26,6 +26,7 @@ class CommonSubexpressionElimination(Pass):
     """
 
     name: ClassVar[str] = "common_subexpression_elimination"
+    version: ClassVar[int] = 2
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002
         """Merges equal nodes in place, including in nested GraphModules."""
