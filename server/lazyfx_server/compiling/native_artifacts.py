@@ -62,7 +62,10 @@ class NativeCompiles:
     ) -> None:
         self._builders = builders
         self._observer = observer
-        slots = (lambda _: 0) if builders is None else builders.slots_for
+
+        def slots(target: pb.NativeTarget) -> int:
+            return 0 if builders is None else builders.slots_for(target)
+
         self._queues = TargetQueues(make_queue, slots)
         self._required = required
         self._forwards = forwards
