@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +19,41 @@ from lazyfx_server.store.verified_store import VerifiedStore
 # Connections of clients, and threads that Python starts when they are first needed.
 _SPARE: Final = 24
 _END_SECONDS: Final = 30.0
+OUTCOMES: Final = ("led", "joined", "taken_over", "hedged", "unleased", "outrun")
+"""How a flight of a replica on Redis ends; the last three may repeat work of another one."""
 
 
 def lookups(replica: Replica) -> float:
     """The compile requests that a replica has counted."""
     return replica.metric("lazyfx_lookups_total")
+
+
+def flights(replica: Replica, outcome: str) -> float:
+    """The flights of a replica that have ended like this."""
+    return replica.metric("lazyfx_fleet_flights_total", outcome=outcome)
+
+
+def flights_without_lease(replica: Replica) -> float:
+    """The flights of a replica that may have repeated work of another one."""
+    return sum(flights(replica, outcome) for outcome in OUTCOMES[3:])
+
+
+def of_misses(books: Books, addresses: Sequence[str], excused: float) -> list[str]:
+    """Graphs that replicas with one store have compiled more than once.
+
+    Args:
+        books: Of a time without faults.
+        addresses: Of these replicas.
+        excused: How many compiles were repeated because Redis was too slow to answer.
+    """
+    misses: collections.Counter[int] = collections.Counter()
+    for (address, graph), count in books.misses.items():
+        if address in addresses:
+            misses[graph] += count
+    again = {graph: count for graph, count in misses.items() if count > 1}
+    if sum(again.values()) - len(again) > excused:
+        return [f"compiled more than once without a fault: {again}; {excused:g} are excused"]
+    return []
 
 
 def of_books(books: Books) -> list[str]:
@@ -86,14 +118,24 @@ def of_files(cluster: Cluster, flipped: set[str]) -> list[str]:
         cluster: The fleet, stopped.
         flipped: Names of the files that were damaged on purpose.
     """
-    # torch creates one folder for each user, and keeps it.
-    left = [path for path in (cluster.folder / "tmp").rglob("*") if path.is_file()]
-    found = [f"{path} was left behind" for path in left]
-    replica = cluster.on_disk
-    staged = list((replica.folder / ".staging").iterdir())
-    if len(staged) > _SPARE:
-        found.append(f"{replica.name}: {len(staged)} files being written")
-    return found + asyncio.run(_unreadable(replica, flipped))
+    found = [f"{path} was left behind" for path in _left(cluster.folder / "tmp")]
+    for replica in cluster.replicas:
+        staged = list((replica.folder / ".staging").iterdir())
+        if len(staged) > _SPARE:
+            found.append(f"{replica.name}: {len(staged)} files being written")
+    return found + asyncio.run(_unreadable(cluster.on_disk, flipped))
+
+
+def _left(temporary: Path) -> list[Path]:
+    """What is in the temporary folder, but for torch's own.
+
+    `import torch._dynamo` makes Inductor's cache, one empty folder for all processes of a user.
+    """
+    return [
+        path
+        for path in temporary.rglob("*")
+        if not (path.name.startswith("torchinductor_") and path.parent == temporary)
+    ]
 
 
 async def _unreadable(replica: Replica, flipped: set[str]) -> list[str]:
