@@ -10,7 +10,6 @@ from lazyfx import errors
 from lazyfx.errors import LazyfxError
 
 if TYPE_CHECKING:
-    from lazyfx.answers.answer_bounds import AnswerBounds
     from lazyfx.async_client import AsyncClient, connect_async
     from lazyfx.async_module import AsyncRemoteModule
     from lazyfx.backend import BackendReport, FallbackWarning, backend_report
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from lazyfx.capture.saved_graphs import SavedGraph, load_graph, save_graph
     from lazyfx.explaining import Difference, Explanation, explain
     from lazyfx.report import Cache, PassReport, Recompiles, Report
+    from lazyfx.shared.answers.answer_bounds import AnswerBounds
     from lazyfx.shared.pass_specs import (
         InputGuard,
         PassSpec,

@@ -9,7 +9,6 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.async_module import AsyncRemoteModule
 from lazyfx.calls.async_driver import AsyncDriver
 from lazyfx.calls.many_compiles import ManyCompiles
@@ -18,6 +17,7 @@ from lazyfx.capture.capturing import Compilable, ExampleInputs
 from lazyfx.capture.priorities import Priority
 from lazyfx.client_flows import ClientFlows, Job
 from lazyfx.errors import ForkedProcessError, LazyfxError
+from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.shared.pass_specs import Passes
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
@@ -38,7 +38,8 @@ class AsyncClient:
             the server publishes at first use, if it is on this machine or authenticated by TLS.
         answer_bounds: Bounds on what the server may send.
         balance: "round_robin": each compile goes to the next replica; "ring_hash": compiles of one
-            graph go to the same replica, from all clients (LAZYFX_BALANCE).
+            graph go to the same replica, from all clients; "in_order": to the first that answers,
+            e.g. a server on this node before a central one (LAZYFX_BALANCE).
         hedge_after: Seconds after which a second replica is asked too, if the first has not
             answered a compile that only names its graph; the first answer counts. None for never
             (LAZYFX_HEDGE_AFTER).

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 from torch.fx import GraphModule
 
-from lazyfx.answers.downloads import OnProgress
 from lazyfx.artifacts.python_files import PythonFile
 from lazyfx.calls.async_driver import AsyncDriver
 from lazyfx.module_flows import ModuleFlows
 from lazyfx.report import Cache, Report
+from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.picture import Picture
 from lazyfx.shared.source.assembly import GeneratedSource
 from lazyfx.trust.verifying import Provenance

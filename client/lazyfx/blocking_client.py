@@ -9,7 +9,6 @@ from types import TracebackType
 
 from typing_extensions import Self
 
-from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.blocking_module import RemoteModule
 from lazyfx.calls.blocking_driver import BlockingDriver
 from lazyfx.calls.many_compiles import ManyCompiles
@@ -18,6 +17,7 @@ from lazyfx.capture.capturing import Compilable, ExampleInputs
 from lazyfx.capture.priorities import Priority
 from lazyfx.client_flows import ClientFlows, Job
 from lazyfx.errors import ForkedProcessError, LazyfxError
+from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.shared.pass_specs import Passes
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb

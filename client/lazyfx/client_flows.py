@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
-from lazyfx.answers.answer_bounds import AnswerBounds
-from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.calls.conversation import CompileCaller
 from lazyfx.calls.many_compiles import ManyCompiles
@@ -23,6 +21,8 @@ from lazyfx.errors import LazyfxError
 from lazyfx.flows import Flow, Lock
 from lazyfx.module_flows import ModuleFlows
 from lazyfx.shared.addresses import server_address, split_addresses
+from lazyfx.shared.answers.answer_bounds import AnswerBounds
+from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.environment import warn_of_misspelled
 from lazyfx.shared.pass_specs import Modes, Passes, normalize
 from lazyfx.shared.printable import shown

@@ -14,13 +14,13 @@ import torch
 from torch.fx import GraphModule
 
 from lazyfx.answers.compiled_graphs import CheckedCompiledGraph, check_compiled_graph
-from lazyfx.answers.downloads import OnProgress
 from lazyfx.artifacts.artifact_table import PYTHON_FILE, Received, Recipe, find_kind
 from lazyfx.artifacts.fetching import ArtifactClient, ArtifactFetcher
 from lazyfx.artifacts.python_files import PythonFile
 from lazyfx.capture.preparing import Prepared
 from lazyfx.flows import Flow, Lock, Locked, Offload
 from lazyfx.report import Report, cache_of, report_of
+from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.forward_levels import guard_devices
 from lazyfx.shared.native.native_request import native_request
 from lazyfx.shared.native.text_tokens import restoring_texts, texts_of

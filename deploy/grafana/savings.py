@@ -208,6 +208,25 @@ STORE_ROW = (
     ),
 )
 
+UPSTREAM_ROW = (
+    stack(
+        "Asked",
+        PER_SECOND,
+        Query(rate("lazyfx_upstream_requests_total", by="what, outcome"), "{{what}} {{outcome}}"),
+        explanation="Other than answered, refused, left and values: the work was done here.",
+    ),
+    curves(
+        "Bytes",
+        BYTES_PER_SECOND,
+        Query(rate("lazyfx_upstream_bytes_total", by="direction"), "{{direction}}"),
+    ),
+    curves(
+        "In use",
+        COUNT,
+        Query(gauge("lazyfx_upstream_in_use"), "servers that ask their upstream"),
+    ),
+)
+
 WORKERS_ROW = (
     curves(
         "In flight",
@@ -344,6 +363,7 @@ def build() -> models.Dashboard:
             "Passes": PASSES_ROW,
             "Rendering": RENDERING_ROW,
             "Store": STORE_ROW,
+            "Upstream": UPSTREAM_ROW,
             "Workers": WORKERS_ROW,
             "Requests": REQUESTS_ROW,
             "GPUs": GPUS_ROW,

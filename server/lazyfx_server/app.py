@@ -24,6 +24,7 @@ from lazyfx_server.assembling import (
     shared_store,
     store_of,
     tls_files,
+    upstream,
 )
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
@@ -132,6 +133,7 @@ class App:
             sandbox=lambda: passes.sandbox().layers,
             engine=lambda: {} if engine is None else engine.status.levels(),
             native_sandbox=lambda: self._native.layers,
+            upstream_in_use=self._upstream_in_use,
         )
         observers = Observers(
             ledger,
@@ -160,6 +162,7 @@ class App:
         )
         if engine is not None:
             engine.listen(lambda: admission.resize(max(1, passes.count())))
+        routes, self._forwarding = upstream(settings, jobs, admission, observers)
         fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
         self._compiler = Compiler(
             catalog=catalog,
@@ -174,6 +177,7 @@ class App:
             costs=costs,
             fleet=fleet,
             plugins=tuple(plugin.target for plugin in plugins),
+            forwarding=self._forwarding,
         )
         self._artifacts = Artifacts(
             catalog=catalog,
@@ -187,6 +191,7 @@ class App:
             costs=costs,
             fleet=fleet,
             max_source_bytes=settings.requests.max_source_bytes,
+            forwarding=self._forwarding,
         )
         pacing = RefusalPacing(settings.calls.max_refused_rate)
         blobs = Blobs(self._store, settings.uploads, fleet)
@@ -212,12 +217,18 @@ class App:
                 callers.identification,
                 passes.sandbox,
                 lambda: self._native.status,
+                self._forwarding,
             ),
             store_stats=self._store.stats,
             pacing=pacing,
         )
         self._interceptor = CallInterceptor(
-            callers, quotas, deferred, settings.calls.max_call_seconds, pacing
+            callers,
+            quotas,
+            deferred,
+            settings.calls.max_call_seconds,
+            pacing,
+            routes,
         )
         self._server = GrpcServer(
             service,
@@ -292,6 +303,9 @@ class App:
                 await executor.start()
         await self._devices.refresh()
         await self._native.start()
+        if self._forwarding is not None:
+            parts.push_async_callback(self._forwarding.close)
+            await self._forwarding.start()
         parts.push_async_callback(self._drain)
         await self._server.open()
         self._serving = True
@@ -349,6 +363,9 @@ class App:
         return "\n".join(
             filter(None, (self._native.problem, problem and f"no jobs run: {problem}"))
         )
+
+    def _upstream_in_use(self) -> bool | None:
+        return None if self._forwarding is None else self._forwarding.in_use
 
     def _stores_in_use(self) -> Mapping[str, bool]:
         return {} if self._shared_store is None else self._shared_store.available()

@@ -12,7 +12,11 @@ import torch
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
+from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
+from lazyfx_server.compiling.forwarding.forwarding import Forwarding
+from lazyfx_server.compiling.forwarding.link import UpstreamLink
+from lazyfx_server.compiling.forwarding.upstream_keys import UpstreamKeys
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import NATIVE_POOL, Admission
 from lazyfx_server.compiling.limits.memory_guard import MemoryFiles, MemoryGuard
@@ -29,6 +33,7 @@ from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import CallerSettings, StoreSettings
+from lazyfx_server.settings.upstream_settings import SYSTEM
 from lazyfx_server.store import (
     MemoryStore,
     SharedIdentity,
@@ -39,7 +44,10 @@ from lazyfx_server.store import (
     open_shared_store,
     open_store,
 )
-from lazyfx_server.telemetry import Observer
+from lazyfx_server.telemetry import Observer, UpstreamTransferred
+from lazyfx_server.upstream.calls import GrpcUpstreamCalls, UpstreamAddress
+from lazyfx_server.upstream.own_token import OwnToken
+from lazyfx_server.upstream.route import Routes
 from lazyfx_server.workers.local_pools import local_natives
 from lazyfx_server.workers.pools import NativeUnavailable, Sources, pass_workers, protection
 from lazyfx_server.workers.ray_node import NATIVE, PASSES
@@ -90,21 +98,21 @@ def native_compiles(
     """
     native = settings.native
     admission = Admission(native.native_workers, settings.calls, NATIVE_POOL, observer, pressure)
-    required = native.native == "on"
+    required, forwards = native.native == "on", settings.upstream.upstream is not None
     if engine is not None and native.native != "off":
         engine.listen(lambda: admission.resize(max(1, slots_of(engine, NATIVE))))
         nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
-        return NativeCompiles(nodes, admission, observer)
+        return NativeCompiles(nodes, admission, observer, forwards=forwards)
     try:
         made = local_natives(native, sources, crashes, observer, on_restart)
     except NativeUnavailable as error:
         if required:
             raise OSError(f"--native: {error}") from error
-        unavailable = NativeCompiles(None, admission, observer)
+        unavailable = NativeCompiles(None, admission, observer, forwards=forwards)
         unavailable.disable(str(error))
         return unavailable
     builders = None if made is None else made[0]
-    return NativeCompiles(builders, admission, observer, required=required)
+    return NativeCompiles(builders, admission, observer, required=required, forwards=forwards)
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,45 @@ def memory_guard(
         give_back_free_memory()
 
     return MemoryGuard(MemoryFiles().read, settings.workers.memory_mark, free_memory)
+
+
+def upstream(
+    settings: Settings, jobs: Jobs, admission: Admission, observer: Observer
+) -> tuple[Routes | None, Forwarding | None]:
+    """What reads the routes of calls, and what forwards them; None for each without an upstream.
+
+    Args:
+        settings: All settings.
+        jobs: Checks graphs in worker processes.
+        admission: Bounds that work.
+        observer: Told of what is forwarded.
+
+    Raises:
+        OSError: The file of its authorities or of the token cannot be read.
+    """
+    given, ca = settings.upstream, settings.upstream.upstream_ca
+    if given.upstream is None:
+        return None, None
+    roots = None if ca is None or ca == SYSTEM else ca.read_bytes()
+    token = None if given.upstream_token is None else OwnToken(given.upstream_token)
+    pinned = [bytes.fromhex(key) for key in given.upstream_verify_keys]
+    routes = Routes()
+    calls = GrpcUpstreamCalls(
+        UpstreamAddress(given.upstream, roots, ca is not None),
+        own_id=routes.own_id,
+        own_authorization=None if token is None else token.authorization,
+        shows_callers=settings.callers.tokens is not None,
+        on_bytes=lambda sent, received: observer.observe(UpstreamTransferred(sent, received)),
+    )
+    return routes, Forwarding(
+        calls=calls,
+        link=UpstreamLink(calls.address, calls.is_serving, given.upstream_wait_seconds),
+        keys=UpstreamKeys(pinned or None),
+        jobs=jobs,
+        admission=admission,
+        observer=observer,
+        limits=settings.requests,
+    )
 
 
 def authenticator(settings: Settings) -> Authenticator:

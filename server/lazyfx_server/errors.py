@@ -96,5 +96,9 @@ class TimedOutError(RequestError):
     """The work exceeded its time limit."""
 
 
+class LeaderTimedOutError(TimedOutError):
+    """The deadline of the caller that began the work has passed; others may have more time."""
+
+
 class InternalError(RequestError):
     """A bug in lazyfx; the message is safe to show."""

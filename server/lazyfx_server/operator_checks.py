@@ -21,7 +21,9 @@ from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import read_keys
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.service_settings import CallerSettings
+from lazyfx_server.settings.upstream_settings import SYSTEM
 from lazyfx_server.store.opening_shared import SharedStoreError, open_remote
+from lazyfx_server.upstream.own_token import read_token
 
 
 class SetupError(Exception):
@@ -56,6 +58,7 @@ def check_setup(settings: Settings) -> None:
     if settings.native.native == "on" and ray is None:
         _check_compiler(os.environ.get("CXX") or "g++")
     _check_certificates(callers)
+    _check_upstream(settings)
     _check_secrets(settings)
     _check_plugins(passes.pass_plugins)
     for name in passes.operator_modules:
@@ -69,6 +72,24 @@ def _check_compiler(name: str) -> None:
         raise SetupError(
             f"--native: there is no C++ compiler {name!r} here; install g++, or set CXX to one"
         )
+
+
+def _check_upstream(settings: Settings) -> None:
+    """Read the files that the connection to the upstream needs; it need not be there yet."""
+    ca, token = settings.upstream.upstream_ca, settings.upstream.upstream_token
+    if ca is not None and ca != SYSTEM:
+        _check_file("--upstream-ca", ca)
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca)
+        except (OSError, ValueError) as error:
+            raise SetupError(
+                f"--upstream-ca {ca}: contains no PEM certificates: {_reason(error)}"
+            ) from error
+    if token is not None:
+        try:
+            read_token(token)
+        except OSError as error:
+            raise SetupError(f"--upstream-token: {error}") from error
 
 
 def _check_secrets(settings: Settings) -> None:

@@ -24,7 +24,8 @@ def test_is_what_the_script_makes(root: Path) -> None:
 def test_has_the_rows_that_the_story_needs(panels: list[dict[str, Any]]) -> None:
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
     assert rows == [
-        "Saved", "Cache", "Passes", "Rendering", "Store", "Workers", "Requests", "GPUs",
+        "Saved", "Cache", "Passes", "Rendering", "Store", "Upstream", "Workers",
+        "Requests", "GPUs",
     ]  # fmt: skip
 
 

@@ -20,12 +20,13 @@ SCRAPED = frozenset({"job", "instance"})
 
 @pytest.fixture(scope="module")
 def exported() -> Series:
-    """Labels of each series of a server with a GPU, by the series' name."""
+    """Labels of each series of a server with a GPU and an upstream, by the series' name."""
     registry = CollectorRegistry()
     tier = StoreStats(entries=1, bytes=1, limit_bytes=2, evictions=0)
     gauges = Gauges(
         store=lambda: {"memory": tier, "disk": tier},
         devices=lambda: [DeviceMemory("cuda:0", 2, 1)],
+        upstream_in_use=lambda: True,
         engine=lambda: {"connected": 1, "nodes": 1, "refused": 0},
     )
     PrometheusObserver(

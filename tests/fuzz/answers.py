@@ -10,15 +10,15 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 
-from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS
 from lazyfx.answers.compiled_graphs import check_compiled_graph
-from lazyfx.answers.downloads import Download
 from lazyfx.answers.pictures import sanitize_picture
-from lazyfx.answers.responses import check_response, read_message, read_text
 from lazyfx.artifacts.rebuilding import checked_source, rebuild
 from lazyfx.capture.preparing import Prepared, Preparer
 from lazyfx.report import cache_of, report_of
 from lazyfx.shared import wire
+from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS
+from lazyfx.shared.answers.downloads import Download
+from lazyfx.shared.answers.responses import check_response, read_message, read_text
 from lazyfx.shared.grpc_status import rich_status, status_to_error
 from lazyfx.shared.pass_specs import normalize
 from lazyfx.shared.printable import make_printable

@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_status import rpc_status
 
 from lazyfx.shared import wire
@@ -216,6 +218,7 @@ def hostile_server() -> Iterator[HostileServer]:
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("lazyfx.v1.GraphCompiler", handlers)]
     )
+    add_HealthServicer_to_server(HealthServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     liar.address = f"127.0.0.1:{port}"

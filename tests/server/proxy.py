@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server that counts what clients send, and can break connections."""
+"""A TCP proxy in front of a server that counts what passes, and can break connections."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ class Proxy:
 
     Attributes:
         address: Where it listens.
+        target: The server; another one gets the connections that begin later.
         sent: Bytes that clients have sent, protocol included.
+        received: Bytes that clients have received.
         cut_after: Break all connections, once, when this many bytes have been sent.
     """
 
     def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
+        self.target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.sent = 0
+        self.sent = self.received = 0
         self.cut_after: int | None = None
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -36,7 +37,12 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
+                host, _, port = self.target.rpartition(":")
+                try:
+                    server = socket.create_connection((host, int(port)))
+                except ConnectionRefusedError:
+                    client.close()
+                    continue
                 self._sockets += [client, server]
                 for source, sink, counts in ((client, server, True), (server, client, False)):
                     threading.Thread(
@@ -46,6 +52,8 @@ class Proxy:
     def _pass_on(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(64 * 1024):
+                if not counts:
+                    self.received += len(data)
                 if counts:
                     self.sent += len(data)
                     if self.cut_after is not None and self.sent >= self.cut_after:

@@ -38,6 +38,8 @@ from lazyfx_server.telemetry import (
     SourceRefused,
     StoreFailed,
     StoreSkipped,
+    UpstreamAsked,
+    UpstreamTransferred,
     WorkerRestarted,
     WorkRefused,
 )
@@ -85,6 +87,7 @@ EVENTS: list[Event] = [
     NativeCompiled("made"),
     JobStarted("pass", "interactive", 0.2),
     WorkRefused("native", "deadline"),
+    FleetFlightEnded("compile", "joined"),
     FlightAbandoned("compile", "stopped"),
     FleetFlightEnded("compile", "joined"),
     JobRetried("render"),
@@ -94,6 +97,8 @@ EVENTS: list[Event] = [
     EntryCorrupt("disk"),
     WorkerRestarted("crash"),
     RequestHandled("Compile", "OK", 0.01),
+    UpstreamAsked("artifact", "answered"),
+    UpstreamTransferred(100, 2000),
 ]
 
 
@@ -115,6 +120,7 @@ def observer(registry: CollectorRegistry, gauges: Gauges | None = None) -> Prome
             memory_used=lambda: 0.25,
             refusing=lambda: True,
             workers=lambda: 4,
+            upstream_in_use=lambda: True,
             devices=lambda: [DeviceMemory("cuda:0", 80_000, 60_000)],
         ),
     )
@@ -254,6 +260,7 @@ def test_labels_are_bounded(registry: CollectorRegistry) -> None:
             StoreFailed(wild, wild),
             StoreSkipped(wild, wild),
             EntryCorrupt(wild),
+            FleetFlightEnded(wild, wild),
             FlightAbandoned(wild, wild),
             FleetFlightEnded(wild, wild),
             JobStarted(wild, wild, 1.0),

@@ -8,10 +8,10 @@ from typing import Final
 
 from google.protobuf.message import DecodeError as ProtobufError
 
-from lazyfx.answers.answer_bounds import AnswerBounds
 from lazyfx.answers.known_passes import are_all_from_lazyfx
 from lazyfx.errors import DecodeError, ProtocolError
 from lazyfx.shared import wire
+from lazyfx.shared.answers.answer_bounds import AnswerBounds
 from lazyfx.shared.format_version import check_envelope
 from lazyfx.shared.source.writable import (
     MAX_SOURCE_BYTES,

@@ -152,7 +152,7 @@ def find_kind(name: str) -> ArtifactKind:
 
 
 def _code(received: Received) -> str:
-    from lazyfx.answers.responses import read_text
+    from lazyfx.shared.answers.responses import read_text
     from lazyfx.shared.printable import printable
 
     text = read_text(received.data)
@@ -164,8 +164,8 @@ def _source(received: Received) -> GeneratedSource:
 
 
 def _source_and_module(received: Received) -> tuple[GeneratedSource, GraphModule]:
-    from lazyfx.answers.responses import read_message
     from lazyfx.artifacts.rebuilding import checked_source
+    from lazyfx.shared.answers.responses import read_message
 
     module = received.module(lazy=True)
     return checked_source(read_message(pb.GeneratedSource, received.data), module), module
@@ -241,9 +241,9 @@ def _aot_inductor(received: Received) -> bytes:
 
 def _write_aot_inductor(received: Received, file: Path | io.BytesIO) -> None:
     from lazyfx.artifacts.aot_packages import write_package
-    from lazyfx.artifacts.native_answers import read_artifact
     from lazyfx.artifacts.rebuilding import rebuild_canonical
     from lazyfx.shared.native.graph_tensors import own_tensors
+    from lazyfx.shared.native.native_answers import read_artifact
     from lazyfx.shared.native.text_tokens import texts_of
 
     assert received.compiled is not None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Protocol
 
-from lazyfx.answers.answer_bounds import AnswerBounds
-from lazyfx.answers.downloads import OnProgress
 from lazyfx.answers.refusals import Refusals
 from lazyfx.capture.preparing import Prepared
 from lazyfx.errors import LazyfxError, NotFoundError
 from lazyfx.flows import Flow, Lock, Locked
+from lazyfx.shared.answers.answer_bounds import AnswerBounds
+from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.trust.verifying import Provenance, Verifier
 from lazyfx.v1 import compiler_pb2 as pb
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import torch
 from torch.fx import Graph, GraphModule
 
-from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS
 from lazyfx.answers.compiled_graphs import CheckedCompiledGraph
 from lazyfx.capture.preparing import Prepared
 from lazyfx.errors import ArtifactError, DecodeError, LazyfxError, ProtocolError
 from lazyfx.shared import wire
+from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS
 from lazyfx.shared.printable import printable
 from lazyfx.shared.source import SourceMismatchError, check_generated
 from lazyfx.shared.source.assembly import GeneratedSource

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from lazyfx.answers.downloads import OnProgress
+from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.v1 import compiler_pb2 as pb
 
 _log = logging.getLogger("lazyfx")

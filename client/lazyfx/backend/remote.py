@@ -10,16 +10,16 @@ import sympy
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from lazyfx.answers.downloads import OnProgress
-from lazyfx.artifacts.native_answers import read_artifact
 from lazyfx.artifacts.native_loading import load
 from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
 from lazyfx.capture import remembering
 from lazyfx.errors import ArtifactError, IncompatibleError
+from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.native import shape_guards
 from lazyfx.shared.native.machine import mismatch
+from lazyfx.shared.native.native_answers import read_artifact
 from lazyfx.shared.native.native_request import native_request
 from lazyfx.shared.native.text_tokens import texts_of
 from lazyfx.v1 import compiler_pb2 as pb

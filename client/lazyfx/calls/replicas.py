@@ -23,7 +23,7 @@ from lazyfx.flows import ONLY_PLACE, Place
 from lazyfx.shared.addresses import is_balanced_name
 from lazyfx.shared.printable import shown
 
-Balance: TypeAlias = Literal["round_robin", "ring_hash"]
+Balance: TypeAlias = Literal["round_robin", "ring_hash", "in_order"]
 
 # A replica that failed is tried last for this long, twice as long after each further failure.
 _FIRST_REST_SECONDS: Final = 0.5
@@ -62,7 +62,8 @@ class Replicas:
     Args:
         addresses: As `addresses.read_address` returns each.
         balance: "round_robin": each conversation goes to the next replica; "ring_hash":
-            conversations about one graph go to one replica, from all clients.
+            conversations about one graph go to one replica, from all clients; "in_order": to the
+            first that answers.
     """
 
     def __init__(self, addresses: Sequence[str], balance: Balance = "round_robin") -> None:
@@ -132,7 +133,8 @@ class Replicas:
             order = sorted(range(count), key=lambda i: _weight(subject, self.addresses[i]))
         else:
             key = f"{random.getrandbits(64):x}" if any(self._are_names) else ""
-            order = [(turn + i) % count for i in range(count)]
+            first = 0 if self._balance == "in_order" else turn
+            order = [(first + i) % count for i in range(count)]
         for i in order:
             for attempt in range(_TRIES_OF_A_NAME if self._are_names[i] else 1):
                 yield Place(i, f"{key}.{attempt}" if self._are_names[i] else "")

@@ -10,9 +10,6 @@ import grpc
 from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message
 
-from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
-from lazyfx.answers.downloads import Download, OnProgress
-from lazyfx.answers.responses import check_response
 from lazyfx.calls.failover import Failover
 from lazyfx.calls.replicas import Replicas, Route
 from lazyfx.calls.retries import RetryBudget, timeout_seconds
@@ -23,16 +20,10 @@ from lazyfx.errors import (
     ProtocolError,
     UnavailableError,
 )
-from lazyfx.flows import (
-    Call,
-    Finish,
-    First,
-    Flow,
-    Next,
-    Open,
-    Send,
-    Start,
-)
+from lazyfx.flows import Call, Finish, First, Flow, Next, Open, Send, Start
+from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
+from lazyfx.shared.answers.downloads import Download, OnProgress
+from lazyfx.shared.answers.responses import check_response
 from lazyfx.shared.printable import make_printable
 from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lazyfx.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.answers.known_passes import reads_values
 from lazyfx.capture import remembering
 from lazyfx.capture.blob import Blob
@@ -19,6 +18,7 @@ from lazyfx.capture.capturing import CapturedGraph, Compilable, ExampleInputs, G
 from lazyfx.capture.remembered_passes import PassListCache, RequestForms
 from lazyfx.errors import LazyfxError, ProtocolError, ValuesRefusedError
 from lazyfx.shared import wire
+from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.shared.missing import BLOB_SUBJECT, VALUE_SUBJECT
 from lazyfx.shared.pass_specs import DEFAULT_MODES, Modes, PassTuple
 from lazyfx.v1 import compiler_pb2 as pb

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from lazyfx.errors import LazyfxError, UntrustedArtifactError, UntrustedServerError
 from lazyfx.flows import Flow
+from lazyfx.shared.artifact_statements import kind_text, verified_statement
 from lazyfx.shared.printable import make_printable
-from lazyfx.shared.signing_keys import KEY_BYTES, SIGNED_PREFIX, fingerprint, key_id
+from lazyfx.shared.signing_keys import KEY_BYTES, fingerprint, key_id
 from lazyfx.v1 import compiler_pb2 as pb
 
 # Data that is decoded by tables and cannot contain code.
 DATA_KINDS = frozenset({pb.ARTIFACT_KIND_GRAPH, pb.ARTIFACT_KIND_CONSTANT})
-# Allowed clock difference between client and server.
-_CLOCK_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -152,21 +145,18 @@ class Verifier:
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
     ) -> Flow[Provenance]:
         """Verify a signature, whatever the kind of artifact; see `check`."""
-        name = pb.ArtifactKind.Name(request.kind).removeprefix("ARTIFACT_KIND_").lower()
+        name = kind_text(request.kind)
         signature = trailer.signature
         if not signature.signature:
             raise UntrustedArtifactError(f"the {name} is not signed and was not opened")
         public_key = yield from self._key(signature.key_id, name)
-        try:
-            Ed25519PublicKey.from_public_bytes(public_key).verify(
-                signature.signature, SIGNED_PREFIX + signature.statement
-            )
-            statement = pb.ArtifactStatement.FromString(signature.statement)
-        except (InvalidSignature, DecodeError, UnicodeDecodeError, ValueError) as error:
-            raise UntrustedArtifactError(
-                f"the signature of the {name} is invalid; it was not opened"
-            ) from error
-        _fits(statement, request, trailer, name)
+        statement = verified_statement(
+            signature,
+            public_key,
+            digest=trailer.digest.sha256,
+            module_key=request.module_key,
+            kind=request.kind,
+        )
         make_printable(statement)
         try:
             return _provenance(statement, name, public_key)
@@ -210,38 +200,6 @@ def _read_key(text: str) -> bytes:
             f"{text[:80]!r} is not a public key: 64 hex digits, as `lazyfx keys` prints"
         )
     return raw
-
-
-def _fits(
-    statement: pb.ArtifactStatement,
-    request: pb.GetArtifactRequest,
-    trailer: pb.ArtifactTrailer,
-    name: str,
-) -> None:
-    """Check that a statement is about the requested artifact and has not expired."""
-    about = (statement.artifact.sha256, statement.module_key, statement.kind)
-    if about != (trailer.digest.sha256, request.module_key, request.kind):
-        raise UntrustedArtifactError(
-            f"the signature of the {name} is for a different artifact; it was not opened"
-        )
-    now = time.time()
-    if statement.expires.seconds + _CLOCK_SECONDS < now:
-        raise UntrustedArtifactError(
-            f"the signature of the {name} expired at {_date(statement.expires)}; it was not "
-            "opened. Fetch it again, and compare the clocks"
-        )
-    if statement.created.seconds - _CLOCK_SECONDS > now:
-        raise UntrustedArtifactError(
-            f"the signature of the {name} is dated {_date(statement.created)}, in the future; "
-            "it was not opened. Compare the clocks"
-        )
-
-
-def _date(moment: Timestamp) -> str:
-    try:
-        return moment.ToJsonString()
-    except ValueError:
-        return f"second {moment.seconds}"
 
 
 def _provenance(statement: pb.ArtifactStatement, name: str, public_key: bytes) -> Provenance:

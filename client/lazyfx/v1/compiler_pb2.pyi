@@ -470,6 +470,7 @@ class CompileRequest(google.protobuf.message.Message):
     VERIFY_FIELD_NUMBER: builtins.int
     REQUEST_TOKEN_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    EXPECTED_FIELD_NUMBER: builtins.int
     skip_cache_lookup: builtins.bool
     """Compile even if a result is cached, and store the new one (to repair an entry)."""
     eager: builtins.bool
@@ -507,6 +508,12 @@ class CompileRequest(google.protobuf.message.Message):
     def values(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ValueBinding]:
         """Values of the tensors that the passes read, and no others."""
 
+    @property
+    def expected(self) -> Global___Fingerprints:
+        """Set by a server that forwards the request of one of its callers (see --upstream). A server whose
+        own fingerprints differ would answer with something else: it returns FAILED_PRECONDITION.
+        """
+
     def __init__(
         self,
         *,
@@ -519,11 +526,34 @@ class CompileRequest(google.protobuf.message.Message):
         verify: builtins.bool = ...,
         request_token: builtins.bytes = ...,
         priority: Global___Priority.ValueType = ...,
+        expected: Global___Fingerprints | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["graph", b"graph", "graph_digest", b"graph_digest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["eager", b"eager", "graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "priority", b"priority", "request_token", b"request_token", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values", "verify", b"verify"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expected", b"expected", "graph", b"graph", "graph_digest", b"graph_digest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["eager", b"eager", "expected", b"expected", "graph", b"graph", "graph_digest", b"graph_digest", "passes", b"passes", "priority", b"priority", "request_token", b"request_token", "skip_cache_lookup", b"skip_cache_lookup", "values", b"values", "verify", b"verify"]) -> None: ...
 
 Global___CompileRequest: typing_extensions.TypeAlias = CompileRequest
+
+@typing.final
+class Fingerprints(google.protobuf.message.Message):
+    """What a result depends on besides graph and values, as one server computes it. 32 bytes each."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: builtins.int
+    ENVIRONMENT_FIELD_NUMBER: builtins.int
+    pipeline: builtins.bytes
+    """The passes, with their options and versions."""
+    environment: builtins.bytes
+    """Versions of torch, Python and lazyfx; added targets."""
+    def __init__(
+        self,
+        *,
+        pipeline: builtins.bytes = ...,
+        environment: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["environment", b"environment", "pipeline", b"pipeline"]) -> None: ...
+
+Global___Fingerprints: typing_extensions.TypeAlias = Fingerprints
 
 @typing.final
 class CacheResult(google.protobuf.message.Message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
 from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
+from lazyfx_server.compiling.forwarding.forwarded_artifacts import ForwardedArtifacts
+from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.key import artifact_digest
 from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
@@ -23,10 +26,10 @@ from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.urgency import Urgency
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
+from lazyfx_server.compiling.request import is_about_leader
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import (
-    DeadlineTooShortError,
     InvalidRequestError,
     ModuleNotFoundInCacheError,
 )
@@ -85,7 +88,7 @@ class _ResolvedRequest:
 
     def place(self, kind: pb.ArtifactKind.ValueType) -> bytes:
         """The store key of an artifact of a kind, for the same caller."""
-        return artifact_digest(self.module.key, kind, self.variant)
+        return artifact_digest(self.module.own_digest, kind, self.variant)
 
 
 class Artifacts:
@@ -103,6 +106,7 @@ class Artifacts:
         costs: Records the cost of code generation per graph.
         fleet: Flights of the servers that share a store.
         max_source_bytes: Bound on the source of a module.
+        forwarding: Asks the upstream before anything is made here; None without one.
     """
 
     def __init__(
@@ -119,17 +123,21 @@ class Artifacts:
         costs: CodegenCosts,
         fleet: FleetFlights,
         max_source_bytes: int,
+        forwarding: Forwarding | None = None,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._admission = admission
         self._observer = observer
-        self._stored = StoredArtifacts(store, catalog, signer)
+        stored = self._stored = StoredArtifacts(store, catalog, signer)
         self._native = native
         self._quotas = quotas
         self._costs = costs
         self._fleet = fleet
         self._max_source_bytes = max_source_bytes
+        self._forwarding: ForwardedArtifacts | None = None
+        if forwarding is not None:
+            self._forwarding = ForwardedArtifacts(forwarding, catalog, stored, native)
         self._flights: SingleFlight[_Found] = SingleFlight(self._on_abandoned)
 
     @property
@@ -209,21 +217,33 @@ class Artifacts:
             rendered=seconds is not None,
             render_seconds=seconds or 0.0,
             recompiles=module.report.recompiles,
-            signature=record.signature,
+            signature=self._signature(record, module, request.kind),
         )
+
+    def _signature(
+        self, record: worker.ArtifactRecord, module: CompiledModule, kind: int
+    ) -> pb.ArtifactSignature:
+        if self._forwarding is None:
+            return record.signature
+        return self._forwarding.signature(record, module, kind)
 
     async def _landing(self, resolved: _ResolvedRequest, urgency: Urgency) -> Landing[_Found]:
         """Wait for the artifact, in a flight whose deadline is not too short."""
         place, work = resolved.place(resolved.message.kind), partial(self._find_or_make, resolved)
         while True:
             landing = await self._flights.join(place, work, urgency)
-            if landing.led or not isinstance(landing.error, DeadlineTooShortError):
+            if landing.led or not is_about_leader(landing.error):
                 return landing
 
-    def progress(self, request: pb.GetArtifactRequest) -> pb.ArtifactProgress:
+    def progress(self, request: pb.GetArtifactRequest, tenant: Tenant) -> pb.ArtifactProgress:
         """The progress of a native artifact that `get` is waiting for."""
         variant = self._native.variant(request)
-        place = artifact_digest(request.module_key, request.kind, variant)
+        module = self._catalog.in_memory(tenant, request.module_key)
+        key = request.module_key if module is None else module.own_digest
+        place = artifact_digest(key, request.kind, variant)
+        told = None if self._forwarding is None else self._forwarding.progress(place)
+        if told is not None:
+            return told
         # Made here, or on a server that this one waits for.
         if note := self._fleet.note(artifact_key(place)):
             return progress_of(note)
@@ -235,7 +255,7 @@ class Artifacts:
     async def _find_or_make(self, resolved: _ResolvedRequest, flight: Flight[_Found]) -> _Found:
         module, kind = resolved.module, resolved.message.kind
         place, native = resolved.place(kind), resolved.kind.maker == "native"
-        find = partial(self._stored.find, place, module, kind)
+        find = partial(self._find, resolved)
         if found := await find():
             return _Found(found)
         work = Work(
@@ -248,6 +268,8 @@ class Artifacts:
         )
         async with self._fleet.flight(work, flight) as ours:
             if ours.found is None:
+                if asked := await self._ask_upstream(resolved, flight):
+                    return asked
                 body = await self._stored.graph(module)
                 graph = graph_pb2.CompiledGraph.FromString(body)
                 cost = JobKind(place, kind_name(kind).encode(), len(body))
@@ -257,6 +279,33 @@ class Artifacts:
         assert ours.found is not None, "found, or made and returned"
         return _Found(ours.found)
 
+    async def _find(self, resolved: _ResolvedRequest) -> worker.ArtifactRecord | None:
+        """The artifact in the store, unless the upstream has to sign it again."""
+        kind = resolved.message.kind
+        found = await self._stored.find(resolved.place(kind), resolved.module, kind)
+        if found is not None and self._forwarding is not None:
+            return None if self._forwarding.is_outdated(found) else found
+        return found
+
+    async def _ask_upstream(
+        self, resolved: _ResolvedRequest, flight: Flight[_Found]
+    ) -> _Found | None:
+        """The artifact as the upstream has or makes it; None to make it here."""
+        if self._forwarding is None:
+            return None
+        request, module, place = (
+            resolved.message,
+            resolved.module,
+            resolved.place(resolved.message.kind),
+        )
+        started = time.monotonic()
+        record = await self._forwarding.make(request, module, place, flight)
+        if record is not None:
+            return _Found(record, time.monotonic() - started)
+        # One that the upstream can no longer sign is better than none.
+        kept = await self._stored.find(place, module, request.kind)
+        return None if kept is None else _Found(kept)
+
     async def _make_native(
         self,
         resolved: _ResolvedRequest,
@@ -265,6 +314,7 @@ class Artifacts:
         queued_job: QueuedJob,
     ) -> _Found:
         request, module = resolved.message, resolved.module
+        self._native.require_buildable(request)
         place = resolved.place(request.kind)
         charge = self._quotas.charge_work(module.tenant)
         result = await self._native.make(

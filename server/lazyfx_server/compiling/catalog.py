@@ -18,7 +18,7 @@ from lazyfx_server.compiling.key import ModuleKey, environment_digest
 from lazyfx_server.compiling.miss_reasons import Miss
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.store import Store
-from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord
+from lazyfx_server.v1.worker_pb2 import CompileResult, ModuleRecord, UpstreamModule
 
 # How long a record in memory is used before the store is asked again whether its blobs still exist
 # (which also marks them as used).
@@ -31,7 +31,15 @@ _RECORD_OVERHEAD = 2048
 
 @dataclass(slots=True)
 class CompiledModule:
-    """A compiled module: its tenant, key, record, and prepared response for hits."""
+    """A compiled module: its tenant, key, record, and prepared response for hits.
+
+    Attributes:
+        tenant: Its tenant.
+        key: By which callers know it: the upstream's key if that compiled it.
+        record: What the store has of it.
+        rendered: Kinds of its artifacts that exist.
+        checked: When the store was last asked for it, by `time.monotonic`.
+    """
 
     tenant: Tenant
     key: bytes
@@ -39,6 +47,27 @@ class CompiledModule:
     rendered: set[int] = field(default_factory=set)
     checked: float = 0.0
     _hit: bytes | None = None
+
+    @property
+    def own_digest(self) -> bytes:
+        """The digest of this server's own key; differs from `key` if the upstream compiled it."""
+        record = self.record
+        if not record.HasField("upstream"):
+            return self.key
+        return ModuleKey(
+            self.tenant.tag,
+            record.graph_digest,
+            record.pipeline_fingerprint,
+            record.values_digest,
+            record.environment_digest,
+        ).digest
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Store keys of the record: it is found by either key."""
+        if not self.record.HasField("upstream"):
+            return (self.tenant.module(self.key),)
+        return tuple({self.tenant.module(key): None for key in (self.own_digest, self.key)})
 
     @property
     def report(self) -> pb.CompileReport:
@@ -127,6 +156,11 @@ class Catalog:
             return module
         return None
 
+    def in_memory(self, tenant: Tenant, key: bytes) -> CompiledModule | None:
+        """A tenant's module, if it is in memory, however long ago the store was asked for it."""
+        module: CompiledModule | None = self._recent.get(tenant.module(key))
+        return module
+
     async def find(self, tenant: Tenant, key: bytes) -> CompiledModule | NotFound:
         """Look up a tenant's module by the digest of its key, in memory and in the store."""
         if (module := self.recent(tenant, key)) is not None:
@@ -141,7 +175,8 @@ class Catalog:
             self._recent.pop(place, None)
             return found
         found.checked = now
-        self._recent[place] = found
+        for place in found.places:
+            self._recent[place] = found
         return found
 
     async def _find_stored(self, tenant: Tenant, key: bytes) -> CompiledModule | NotFound:
@@ -154,7 +189,7 @@ class Catalog:
             record = tenant.unseal(place, stored)
             if record is None:
                 return NotFound(damaged=True)
-            module = CompiledModule(tenant, key, ModuleRecord.FromString(record))
+            module = _read(tenant, key, ModuleRecord.FromString(record))
             if module.record.environment_digest != environment_digest():
                 # Of a server with other versions, which names it to callers of its own.
                 return NotFound()
@@ -163,9 +198,22 @@ class Catalog:
         return module
 
     async def add(
-        self, tenant: Tenant, digest: bytes, key: ModuleKey, result: CompileResult
+        self,
+        tenant: Tenant,
+        digest: bytes,
+        key: ModuleKey,
+        result: CompileResult,
+        upstream: UpstreamModule | None = None,
     ) -> CompiledModule:
-        """Store the result of a compile, and return it as a module."""
+        """Store the result of a compile, and return it as a module.
+
+        Args:
+            tenant: Its tenant.
+            digest: The digest of the key.
+            key: Its key.
+            result: The result.
+            upstream: Set if the upstream compiled it.
+        """
         for constant in result.constants:
             await self._store.put(tenant.blob(constant.digest.sha256), constant.data)
         graph = result.graph.SerializeToString(deterministic=True)
@@ -179,26 +227,40 @@ class Catalog:
             report=result.report,
             constants=[constant.digest for constant in result.constants],
             tenant=key.tenant,
+            upstream=upstream,
         )
-        module = CompiledModule(tenant, digest, record, checked=time.monotonic())
+        module = _read(tenant, digest, record)
+        module.checked = time.monotonic()
         await self._store.put(module.graph_blob, graph)
-        for place in (module.graph_blob, tenant.module(digest)):
+        for place in (module.graph_blob, *module.places):
             self._damaged.pop(place, None)
-        self._recent[tenant.module(digest)] = module
+        for place in module.places:
+            self._recent[place] = module
         await self.save(module)
         return module
 
     async def save(self, module: CompiledModule) -> None:
         """Write a module's record to the store."""
-        place = module.tenant.module(module.key)
         record = module.record.SerializeToString()
-        await self._store.put(place, module.tenant.seal(place, record))
+        for place in module.places:
+            await self._store.put(place, module.tenant.seal(place, record))
 
     def forget(self, module: CompiledModule) -> None:
         """Drop a module whose blobs are missing; the next request for it is a miss."""
-        place = module.tenant.module(module.key)
-        if self._recent.get(place) is module:
-            self._recent.pop(place, None)
+        for place in module.places:
+            if self._recent.get(place) is module:
+                self._recent.pop(place, None)
+
+    async def remove(self, module: CompiledModule) -> None:
+        """Remove a module that can no longer be served; the next request for it is a miss."""
+        self.forget(module)
+        for place in module.places:
+            await self._store.delete(place)
+
+
+def _read(tenant: Tenant, key: bytes, record: ModuleRecord) -> CompiledModule:
+    """The module of a record that was found by either of its keys."""
+    return CompiledModule(tenant, record.upstream.module_key or key, record)
 
 
 def _size(module: CompiledModule) -> int:

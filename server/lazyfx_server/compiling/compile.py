@@ -17,6 +17,8 @@ from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
 from lazyfx_server.compiling.flights.single_flight import Flight, Outcome, SingleFlight
+from lazyfx_server.compiling.forwarding.forwarded_modules import ForwardedModules
+from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.quotas import Quotas
@@ -80,6 +82,7 @@ class Compiler:
         costs: Measured costs of code generation per graph.
         fleet: Flights of the servers that share a store.
         plugins: Object references by which workers find plugins.
+        forwarding: Asks the upstream before anything is compiled here; None without one.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Compiler:
         costs: CodegenCosts,
         fleet: FleetFlights,
         plugins: Sequence[str] = (),
+        forwarding: Forwarding | None = None,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -110,6 +114,11 @@ class Compiler:
         self._costs = costs
         self._fleet = fleet
         self._plugins = plugins
+        self._forwarding: ForwardedModules | None = None
+        if forwarding is not None:
+            self._forwarding = ForwardedModules(
+                forwarding, catalog, store, pipelines, explainer, observer
+            )
         self._flights: SingleFlight[_FlightResult] = SingleFlight(self._on_abandoned)
         self._reader = RequestReader(limits, pipelines, store if fleet.shares else None)
 
@@ -187,11 +196,11 @@ class Compiler:
         damaged = False
         if not request.skip_cache_lookup:
             found = await self._catalog.find(resolved.tenant, resolved.digest)
-            if isinstance(found, CompiledModule):
+            if isinstance(found, CompiledModule) and not self._is_outdated(found):
                 return _FlightResult(found, None)
             if request.request_token:
                 raise unknown_token(request.request_token)
-            damaged = found.damaged
+            damaged = not isinstance(found, CompiledModule) and found.damaged
         # The flight uses the request until it ends, even if no caller waits any more.
         with incoming.hold:
             async with self._fleet.flight(self._work(incoming, resolved), flight) as ours:
@@ -202,6 +211,9 @@ class Compiler:
                         skipped=request.skip_cache_lookup,
                         damaged=damaged,
                     )
+                    await self._require_blobs(request, resolved.tenant)
+                    if asked := await self._ask_upstream(incoming, resolved, miss, flight):
+                        return asked
                     return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
             assert ours.found is not None, "found, or made and returned"
             return _FlightResult(ours.found, MADE_ELSEWHERE)
@@ -216,9 +228,33 @@ class Compiler:
 
         async def find() -> CompiledModule | None:
             found = await self._catalog.find(tenant, resolved.digest)
-            return found if isinstance(found, CompiledModule) else None
+            if isinstance(found, CompiledModule) and not self._is_outdated(found):
+                return found
+            return None
 
         return Work(tenant.module(resolved.digest), "compile", "compile", find)
+
+    def _is_outdated(self, module: CompiledModule) -> bool:
+        return self._forwarding is not None and self._forwarding.is_outdated(module)
+
+    async def _ask_upstream(
+        self,
+        incoming: IncomingCompile,
+        resolved: ResolvedRequest,
+        miss: Miss,
+        flight: Flight[_FlightResult],
+    ) -> _FlightResult | None:
+        """The module as the upstream has or makes it; None to compile it here."""
+        if self._forwarding is None:
+            return None
+        asked = await self._forwarding.make(incoming, resolved, miss, flight)
+        if asked is not None:
+            return _FlightResult(asked.module, asked.miss)
+        if incoming.request.skip_cache_lookup:
+            return None
+        # One that the upstream can no longer sign is better than none.
+        kept = await self._catalog.find(resolved.tenant, resolved.digest)
+        return _FlightResult(kept, None) if isinstance(kept, CompiledModule) else None
 
     async def _make(
         self,
@@ -228,7 +264,6 @@ class Compiler:
         flight: Flight[_FlightResult],
     ) -> CompiledModule:
         request, key, tenant = incoming.request, resolved.key, resolved.tenant
-        await self._require_blobs(request, tenant)
         queued_job = QueuedJob(tenant.name, kind_of_job(incoming, key), flight.urgency)
         async with self._admission.slot(queued_job) as queued:
             flight.mark_running()

@@ -44,6 +44,7 @@ class NativeCompiles:
         admission: Bounds that work.
         observer: Notified of each compile.
         required: Whether the server must not start without native artifacts.
+        forwards: Whether there is an upstream that may build what this server cannot.
 
     Attributes:
         problem: Why none can be built here; empty if they can.
@@ -56,11 +57,13 @@ class NativeCompiles:
         observer: Observer,
         *,
         required: bool = False,
+        forwards: bool = False,
     ) -> None:
         self._builders = builders
         self._observer = observer
         self._admission = admission
         self._required = required
+        self._forwards = forwards
         self.target: pb.NativeTarget | None = None
         self.problem = ""
 
@@ -121,6 +124,7 @@ class NativeCompiles:
         """A digest that distinguishes native artifacts of one module, 32 bytes.
 
         All machines that can run this server's artifacts share one, whatever their other features.
+        With an upstream, which may be another machine, each kind of machine has its own.
 
         Raises:
             InvalidRequestError: The request does not say where the artifact will run, or has an
@@ -131,7 +135,7 @@ class NativeCompiles:
             raise InvalidRequestError.of_field(
                 "native", "is missing; specify where the artifact will run and with which settings"
             )
-        target = self._target_for(request)
+        target = request.native.target if self._forwards else self._target_for(request)
         try:
             check_request(request.native)
         except NamedValueError as error:
@@ -139,6 +143,14 @@ class NativeCompiles:
         digest = hashlib.sha256(target.SerializeToString(deterministic=True))
         digest.update(conditions_digest(request.native))
         return digest.digest()
+
+    def require_buildable(self, request: pb.GetArtifactRequest) -> None:
+        """Check that this server itself can build an artifact that runs where it is requested.
+
+        Raises:
+            FailedPreconditionError: It cannot; says why.
+        """
+        self._target_for(request)
 
     def _target_for(self, request: pb.GetArtifactRequest) -> pb.NativeTarget:
         """The target whose artifacts run where the caller is.
@@ -181,7 +193,7 @@ class NativeCompiles:
         flight: Flight[Any],
         charge: AbstractContextManager[None],
     ) -> worker.NativeResult:
-        """Compile one artifact.
+        """Compile one artifact; see `require_buildable`.
 
         Args:
             place: The store key of the artifact.
@@ -227,6 +239,7 @@ class NativeCompiles:
         return STOP_SECONDS
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
-        """The progress of a native compile."""
-        assert self._builders is not None, "refused by `variant`"
+        """The progress of a native compile of this server."""
+        if self._builders is None:
+            return pb.ArtifactProgress(stage="waiting")
         return self._builders.progress(place)

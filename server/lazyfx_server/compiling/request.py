@@ -19,7 +19,15 @@ from lazyfx_server.compiling.limits.request_checks import check_compile
 from lazyfx_server.compiling.off_loop import compute, sha256
 from lazyfx_server.compiling.pipelines import MAX_REMEMBERED, PipelineName, Pipelines
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import DeadlineTooShortError, InvalidRequestError, MissingInputsError
+from lazyfx_server.errors import (
+    DeadlineTooShortError,
+    FailedPreconditionError,
+    InvalidRequestError,
+    LeaderTimedOutError,
+    MissingInputsError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from lazyfx_server.settings.limits import RequestLimits
 from lazyfx_server.store import Store
 
@@ -30,6 +38,10 @@ TOKEN_BYTES = 32
 _MAX_KEPT_BYTES = 64 * 1024
 # Of a graph, in bytes, for the estimate of its compile.
 _MAX_SIZE = 2**30
+
+ENVIRONMENT_FIELD = "expected.environment"
+PIPELINE_FIELD = "expected.pipeline"
+"""The fields that are named to a server whose results would differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +181,30 @@ class RequestReader:
             values=values_digest(request.values),
             environment=environment_digest(),
         )
+        if request.HasField("expected"):
+            _check_expected(request.expected, key)
         if len(pipeline.spelling) > MAX_REMEMBERED:
             token = b""
         return ResolvedRequest(tenant, key, key.digest, pipeline, token)
+
+
+def _check_expected(expected: pb.Fingerprints, key: ModuleKey) -> None:
+    """Check that another server, which forwards the request, would compile the same here.
+
+    Raises:
+        FailedPreconditionError: It would not.
+    """
+    if expected.environment != key.environment:
+        raise FailedPreconditionError.of_field(
+            ENVIRONMENT_FIELD,
+            "the servers have other versions of lazyfx, torch or Python, or other added targets; "
+            "install the same on both",
+        )
+    if expected.pipeline != key.pipeline:
+        raise FailedPreconditionError.of_field(
+            PIPELINE_FIELD,
+            "the servers have other versions of a requested pass; install the same plugins on both",
+        )
 
 
 def unknown_token(token: bytes) -> MissingInputsError:
@@ -200,9 +233,18 @@ def fares_better_alone(request: pb.CompileRequest, landing: Landing[Any]) -> boo
     error = landing.error
     if error is None:
         return request.skip_cache_lookup and not landing.result().made_here
-    if isinstance(error, DeadlineTooShortError):
+    if is_about_leader(error):
         return True
     if not isinstance(error, MissingInputsError):
         return False
     asked_for_request = error.subjects[0].startswith("requests/")
     return request.HasField("graph") or bool(request.request_token) != asked_for_request
+
+
+def is_about_leader(error: BaseException | None) -> bool:
+    """Whether an error concerns only the caller that began a flight, and not those who joined.
+
+    Its deadline was too short, or the upstream refused it.
+    """
+    own = (DeadlineTooShortError, LeaderTimedOutError, PermissionDeniedError, UnauthenticatedError)
+    return isinstance(error, own)

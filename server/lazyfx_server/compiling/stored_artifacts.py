@@ -67,8 +67,17 @@ class StoredArtifacts:
         media_type: str,
         module: CompiledModule,
         kind: pb.ArtifactKind.ValueType,
+        upstream: pb.ArtifactSignature | None = None,
     ) -> worker.ArtifactRecord:
         """Sign a worker's result and store it under a key.
+
+        Args:
+            place: The key.
+            data: The artifact.
+            media_type: Its media type.
+            module: Its module.
+            kind: Its kind.
+            upstream: The signature of the upstream, if that made it.
 
         Raises:
             InternalError: The worker returned no media type.
@@ -77,6 +86,8 @@ class StoredArtifacts:
             raise InternalError("the worker rendered an artifact without a media type")
         digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
         record = self._signed(data, digest, media_type, module, kind)
+        if upstream is not None:
+            record.upstream.CopyFrom(upstream)
         await self._store.put(artifact_key(place), record.SerializeToString())
         return record
 
@@ -94,7 +105,10 @@ class StoredArtifacts:
         else:
             digest, data = module.record.compiled_graph, await self.graph(module)
         media_type = ARTIFACT_KINDS[request.kind].media_type
-        return self._signed(data, digest, media_type, module, request.kind)
+        record = self._signed(data, digest, media_type, module, request.kind)
+        if module.record.HasField("upstream"):
+            record.upstream.CopyFrom(_upstream_signature(module, request))
+        return record
 
     async def graph(self, module: CompiledModule) -> bytes:
         """The serialized CompiledGraph of a module.
@@ -139,6 +153,16 @@ class StoredArtifacts:
         return worker.ArtifactRecord(
             data=data, digest=digest, media_type=media_type, signature=signature
         )
+
+
+def _upstream_signature(
+    module: CompiledModule, request: pb.GetArtifactRequest
+) -> pb.ArtifactSignature:
+    """What the upstream signed about a graph or constant that it compiled."""
+    origin = module.record.upstream
+    if request.kind == pb.ARTIFACT_KIND_GRAPH:
+        return origin.graph
+    return origin.constants[list(module.record.constants).index(request.constant)]
 
 
 def _facts(module: CompiledModule, kind: pb.ArtifactKind.ValueType) -> StatementFacts:

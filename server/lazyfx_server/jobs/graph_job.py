@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from lazyfx.errors import DecodeError, LazyfxError, UnsupportedGraphError, joined
 from lazyfx.shared import wire
+from lazyfx.shared.format_version import check_envelope
 from lazyfx.shared.source import SourceMismatchError
 from lazyfx.shared.source.writable import characters, check_size
 from lazyfx.v1 import graph_pb2
@@ -53,6 +54,9 @@ def run_job(data: bytes) -> bytes:
                 result.compile.CopyFrom(_compile(job.compile, ledger))
         elif job.HasField("render"):
             result.render.CopyFrom(_render(job.render))
+        elif job.HasField("check"):
+            _check_compiled(job.check)
+            result.check.SetInParent()
         else:
             result.describe.CopyFrom(_describe())
     except PassError as error:
@@ -166,6 +170,23 @@ def _render(job: worker.RenderJob) -> worker.RenderResult:
         ) from error
 
 
+def _check_compiled(job: worker.CheckJob) -> None:
+    """Check a compiled graph of another server as the graph of a caller is checked.
+
+    Raises:
+        DecodeError: It is not allowed, or its names do not fit.
+    """
+    given = job.graph.graph
+    check_envelope(given)
+    check(
+        given.body,
+        limits=PassLimits.of(job.limits),
+        presentation=given.presentation,
+        module_class=lazy_class(RecompileLedger()),
+    )
+    wire.restore_names(job.graph, None)
+
+
 def _require_values(pipeline: Pipeline, checked: CheckedGraph, job: worker.CompileJob) -> None:
     """Check that the values of all tensors that passes read were sent.
 
@@ -257,6 +278,8 @@ def _decode_error(error: DecodeError, job: worker.Job) -> worker.JobError:
     field = error.field
     if job.HasField("compile"):
         field = joined("graph", field or "body")
+    elif job.HasField("check"):
+        field = joined("graph", field)
     return worker.JobError(
         kind=worker.JOB_ERROR_KIND_INVALID,
         message=error.description,

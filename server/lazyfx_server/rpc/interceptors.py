@@ -36,6 +36,7 @@ from lazyfx_server.rpc.file_descriptors import FileDescriptorGuard
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.standard_services import HANDLER_MAKERS, small_requests
 from lazyfx_server.telemetry import Observer, RequestHandled
+from lazyfx_server.upstream.route import Routes
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -58,6 +59,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         observer: Notified of each finished call.
         most_seconds: Maximum duration of any call, whatever its deadline.
         pacing: Delays refusals to connections with too many refused bytes.
+        routes: Reads what forwarding a call needs; None for a server that forwards none.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         observer: Observer,
         most_seconds: float,
         pacing: RefusalPacing,
+        routes: Routes | None = None,
     ) -> None:
+        self._routes = routes
         self._authenticator = authenticator
         self._quotas = quotas
         self.most_seconds = most_seconds
@@ -188,10 +192,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         Raises:
             UnauthenticatedError, PermissionDeniedError: The certificate names no tenant.
+            FailedPreconditionError: The call has come through this server before.
         """
         tenant = self._authenticator.certified(_IDENTIFIED.get(), context)
         caller = Caller(tenant, self._quotas)
         enter(caller)
+        if self._routes is not None:
+            metadata = context.invocation_metadata() or ()
+            self._routes.enter(metadata, context.time_remaining())
         return caller
 
     def enter(self) -> None:

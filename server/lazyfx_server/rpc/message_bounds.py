@@ -30,6 +30,9 @@ def request_bounds(
     digest = MessageBounds({1: FieldBounds("sha256", _SMALL), 2: FieldBounds("size_bytes")})
     graph = _graph(limits, body=True)
     option = _option(limits)
+    fingerprints = MessageBounds(
+        {1: FieldBounds("pipeline", _SMALL), 2: FieldBounds("environment", _SMALL)}
+    )
     compile_request = MessageBounds(
         {
             1: FieldBounds("graph_digest", _SMALL, inside=digest),
@@ -41,6 +44,7 @@ def request_bounds(
             7: FieldBounds("verify"),
             8: FieldBounds("request_token", _SMALL),
             9: FieldBounds("priority"),
+            10: FieldBounds("expected", _SMALL, inside=fingerprints),
         }
     )
     names = _presentation(limits)

@@ -21,6 +21,7 @@ from lazyfx.v1.compiler_pb2_grpc import GraphCompilerServicer
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.compile import Compiler
+from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError, TimedOutError
@@ -58,6 +59,7 @@ class ServerFacts:
         identification: How callers are identified.
         sandbox: How workers are confined.
         native_status: How native compiles are confined, or why they are unavailable.
+        upstream: Asks the upstream; None without one.
     """
 
     workers: Callable[[], int]
@@ -68,6 +70,20 @@ class ServerFacts:
     identification: Identification
     sandbox: Callable[[], pb.SandboxStatus]
     native_status: Callable[[], pb.NativeStatus]
+    upstream: Forwarding | None = None
+
+    async def native_targets(self) -> Sequence[pb.NativeTarget]:
+        """Where native artifacts run: those of the upstream first, while it builds any."""
+        theirs = () if self.upstream is None else await self.upstream.native_targets()
+        return [*theirs, *self.native()]
+
+    def verify_keys(self) -> list[pb.VerifyKey]:
+        """The keys that sign artifacts; those of the upstream first, whose artifacts are passed on.
+
+        So a caller who knows only the upstream's key finds it where a server names the key in use.
+        """
+        theirs = [] if self.upstream is None else self.upstream.keys.verify_keys
+        return [*theirs, *self.signer.verify_keys]
 
 
 class GraphCompilerService(GraphCompilerServicer):
@@ -194,7 +210,7 @@ class GraphCompilerService(GraphCompilerServicer):
         try:
             if is_native(request.kind):
                 while not (await asyncio.wait({finding}, timeout=PROGRESS_SECONDS))[0]:
-                    progress = self._artifacts.progress(request)
+                    progress = self._artifacts.progress(request, tenant)
                     yield pb.GetArtifactResponse(progress=progress)
             artifact = await finding
         finally:
@@ -261,7 +277,7 @@ class GraphCompilerService(GraphCompilerServicer):
     async def GetServerInfo(self, request: Any, context: Context) -> pb.GetServerInfoResponse:
         """See compiler.proto."""
         await self._read_empty("GetServerInfo", request)
-        targets = self._facts.native()
+        targets = await self._facts.native_targets()
         response = pb.GetServerInfoResponse(
             lazyfx_version=version("lazyfx"),
             torch_version=torch.__version__,
@@ -274,7 +290,7 @@ class GraphCompilerService(GraphCompilerServicer):
             workers=self._facts.workers(),
             native=targets[0] if targets else None,
             native_targets=targets,
-            verify_keys=self._facts.signer.verify_keys,
+            verify_keys=self._facts.verify_keys(),
             builder=self._facts.signer.builder,
             identification=self._facts.identification,
             sandbox=self._facts.sandbox(),

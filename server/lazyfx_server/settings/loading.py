@@ -215,4 +215,6 @@ def load(arguments: Sequence[str]) -> Settings:
             f"--listen {addresses.listen} can be reached from other machines, but {exposure}; "
             "listen on 127.0.0.1, or pass --insecure if the network itself is trusted"
         )
+    if mistake := settings.upstream_mistake:
+        _refuse(f"--upstream {settings.upstream.upstream} {mistake}")
     return settings

@@ -27,6 +27,7 @@ from lazyfx_server.settings.service_settings import (
     StoreSettings,
     WorkerSettings,
 )
+from lazyfx_server.settings.upstream_settings import UpstreamSettings
 
 
 class Settings(BaseModel):
@@ -37,6 +38,7 @@ class Settings(BaseModel):
     addresses: AddressSettings = AddressSettings()
     callers: CallerSettings = CallerSettings()
     quotas: QuotaLimits = QuotaLimits()
+    upstream: UpstreamSettings = UpstreamSettings()
     workers: WorkerSettings = WorkerSettings()
     store: StoreSettings = StoreSettings()
     calls: CallLimits = CallLimits()
@@ -65,6 +67,16 @@ class Settings(BaseModel):
     def exposure(self) -> str | None:
         """Why the listen address is not safe to serve on, or None when it is."""
         return None if self.addresses.listens_on_loopback else self.callers.exposure
+
+    @property
+    def upstream_mistake(self) -> str | None:
+        """Why the upstream cannot be used with the other settings; None if it can."""
+        callers = self.callers
+        return self.upstream.mistake(
+            tokens=callers.tokens is not None,
+            certificates=callers.client_ca is not None,
+            listen=self.addresses.listen,
+        )
 
     @property
     def tenant_secret_file(self) -> Path | None:

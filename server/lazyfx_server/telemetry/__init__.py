@@ -27,6 +27,8 @@ from lazyfx_server.telemetry.events import (
     SourceRefused,
     StoreFailed,
     StoreSkipped,
+    UpstreamAsked,
+    UpstreamTransferred,
     WorkerRestarted,
     WorkRefused,
 )
@@ -57,6 +59,8 @@ __all__ = [
     "SourceRefused",
     "StoreFailed",
     "StoreSkipped",
+    "UpstreamAsked",
+    "UpstreamTransferred",
     "WorkRefused",
     "WorkerRestarted",
 ]

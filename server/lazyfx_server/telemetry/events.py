@@ -315,6 +315,34 @@ class RequestHandled:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamAsked:
+    """The upstream server was asked for something.
+
+    Attributes:
+        what: "compile" or "artifact".
+        outcome: "answered"; "refused" (the caller is told); "left" (the caller left); "values" (the
+            caller is asked for values); or why the work was done here: "unreachable", "denied",
+            "incompatible", "failed", "invalid".
+    """
+
+    what: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTransferred:
+    """Bytes of messages went to the upstream server, or came from it.
+
+    Attributes:
+        sent: Bytes that were sent.
+        received: Bytes that were received.
+    """
+
+    sent: int
+    received: int
+
+
 Event: TypeAlias = (
     LookupMade
     | Reused
@@ -335,6 +363,8 @@ Event: TypeAlias = (
     | EntryCorrupt
     | WorkerRestarted
     | RequestHandled
+    | UpstreamAsked
+    | UpstreamTransferred
 )
 
 

@@ -58,6 +58,7 @@ class Gauges:
         devices: Memory of the devices that workers see.
         sandbox: Active layers of the workers' sandbox.
         native_sandbox: Active layers around native compiles; empty if native compiles are off.
+        upstream_in_use: Whether the upstream is asked at present; None without one.
         engine: Of the engine that runs jobs: "connected" (0 or 1), "nodes" that run jobs, "refused"
             nodes; empty without one.
     """
@@ -72,4 +73,5 @@ class Gauges:
     devices: Callable[[], Iterable[DeviceMemory]] = tuple
     sandbox: Callable[[], Collection[str]] = tuple
     native_sandbox: Callable[[], Collection[str]] = tuple
+    upstream_in_use: Callable[[], bool | None] = lambda: None
     engine: Callable[[], Mapping[str, int]] = dict

@@ -48,7 +48,7 @@ TRIGGERS: Final = (
 )
 SANDBOX_LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")
-JOBS: Final = ("compile", "render", "native")
+JOBS: Final = ("compile", "render", "native", "check")
 POOLS: Final = ("pass", "native")
 PRIORITIES: Final = ("interactive", "batch", "prewarm")
 REFUSAL_REASONS: Final = ("queue", "deadline", "memory")
@@ -58,3 +58,14 @@ TIERS: Final = ("memory", "disk", "redis", "s3")
 REMOTE_TIERS: Final = ("redis", "s3")
 STORE_OPERATIONS: Final = ("get", "put", "contains", "delete")
 OVERHEAD_STAGES: Final = ("codec", "key", "queue")
+UPSTREAM_OUTCOMES: Final = (
+    "answered",
+    "refused",
+    "left",
+    "values",
+    "unreachable",
+    "denied",
+    "incompatible",
+    "failed",
+    "invalid",
+)

@@ -44,6 +44,7 @@ from lazyfx_server.telemetry.labels import (
     STAGES,
     STORE_OPERATIONS,
     TIERS,
+    UPSTREAM_OUTCOMES,
 )
 from lazyfx_server.telemetry.ledger_counters import LedgerCounter, ledger_counters
 
@@ -158,6 +159,16 @@ class PrometheusObserver:
         self._request_seconds = make.histogram(
             "request_seconds", "Seconds of an RPC", (*_FAST, *_SLOW), {"method": METHODS}
         )
+        self._upstream_asked = make.counter(
+            "upstream_requests",
+            "Requests that the upstream was asked for",
+            {"what": ("compile", "artifact"), "outcome": UPSTREAM_OUTCOMES},
+        )
+        self._upstream_bytes = make.counter(
+            "upstream_bytes",
+            "Bytes of messages to and from the upstream",
+            {"direction": ("sent", "received")},
+        )
         build = Info("lazyfx_build", "Versions of the running server", registry=registry)
         build.info({"version": version, "torch": torch_version, "python": python_version})
         registry.register(_Levels(gauges))
@@ -190,6 +201,10 @@ class PrometheusObserver:
             events.EntryCorrupt: self._entry_corrupt,
             events.WorkerRestarted: self._worker_restarted,
             events.RequestHandled: self._request_handled,
+            events.UpstreamAsked: lambda event: self._upstream_asked.of(
+                event.what, event.outcome
+            ).inc(),
+            events.UpstreamTransferred: self._upstream_transferred,
         }
 
     def observe(self, event: events.Event) -> None:
@@ -228,6 +243,10 @@ class PrometheusObserver:
     def _request_handled(self, event: events.RequestHandled) -> None:
         self._requests.of(event.method, event.code).inc()
         self._request_seconds.of(event.method).observe(event.seconds)
+
+    def _upstream_transferred(self, event: events.UpstreamTransferred) -> None:
+        self._upstream_bytes.of("sent").inc(event.sent)
+        self._upstream_bytes.of("received").inc(event.received)
 
 
 def new_registry() -> CollectorRegistry:
@@ -350,6 +369,13 @@ class _Levels(Collector):
             native.add_metric([layer], float(layer in held_native))
         yield native
         yield from self._engine()
+        upstream = self._gauges.upstream_in_use()
+        if upstream is not None:
+            yield GaugeMetricFamily(
+                "lazyfx_upstream_in_use",
+                "1 if the upstream is asked at present",
+                value=float(upstream),
+            )
 
     def _engine(self) -> Iterator[Metric]:
         connected = GaugeMetricFamily("lazyfx_engine_connected", "1 if Ray's head node answers")

@@ -102,6 +102,7 @@ class Job(google.protobuf.message.Message):
     DESCRIBE_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
     DESCRIBE_NATIVE_FIELD_NUMBER: builtins.int
+    CHECK_FIELD_NUMBER: builtins.int
     @property
     def compile(self) -> Global___CompileJob: ...
     @property
@@ -112,6 +113,8 @@ class Job(google.protobuf.message.Message):
     def native(self) -> Global___NativeJob: ...
     @property
     def describe_native(self) -> Global___DescribeNativeJob: ...
+    @property
+    def check(self) -> Global___CheckJob: ...
     def __init__(
         self,
         *,
@@ -120,10 +123,11 @@ class Job(google.protobuf.message.Message):
         describe: Global___DescribeJob | None = ...,
         native: Global___NativeJob | None = ...,
         describe_native: Global___DescribeNativeJob | None = ...,
+        check: Global___CheckJob | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "kind", b"kind", "native", b"native", "render", b"render"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "kind", b"kind", "native", b"native", "render", b"render"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["compile", "render", "describe", "native", "describe_native"] | None: ...
+    def HasField(self, field_name: typing.Literal["check", b"check", "compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "kind", b"kind", "native", b"native", "render", b"render"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["check", b"check", "compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "kind", b"kind", "native", b"native", "render", b"render"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["compile", "render", "describe", "native", "describe_native", "check"] | None: ...
 
 Global___Job: typing_extensions.TypeAlias = Job
 
@@ -316,6 +320,41 @@ class RenderJob(google.protobuf.message.Message):
 Global___RenderJob: typing_extensions.TypeAlias = RenderJob
 
 @typing.final
+class CheckJob(google.protobuf.message.Message):
+    """Checks a compiled graph that another server sent, as a caller's graph is checked."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: builtins.int
+    LIMITS_FIELD_NUMBER: builtins.int
+    @property
+    def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
+    @property
+    def limits(self) -> Global___JobLimits: ...
+    def __init__(
+        self,
+        *,
+        graph: lazyfx.v1.graph_pb2.CompiledGraph | None = ...,
+        limits: Global___JobLimits | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["graph", b"graph", "limits", b"limits"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["graph", b"graph", "limits", b"limits"]) -> None: ...
+
+Global___CheckJob: typing_extensions.TypeAlias = CheckJob
+
+@typing.final
+class CheckResult(google.protobuf.message.Message):
+    """The outcome of a CheckJob: the graph is allowed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___CheckResult: typing_extensions.TypeAlias = CheckResult
+
+@typing.final
 class DescribeJob(google.protobuf.message.Message):
     """Queries the devices that a worker sees."""
 
@@ -339,6 +378,7 @@ class JobResult(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
     DESCRIBE_NATIVE_FIELD_NUMBER: builtins.int
+    CHECK_FIELD_NUMBER: builtins.int
     @property
     def compile(self) -> Global___CompileResult: ...
     @property
@@ -351,6 +391,8 @@ class JobResult(google.protobuf.message.Message):
     def native(self) -> Global___NativeResult: ...
     @property
     def describe_native(self) -> Global___DescribeNativeResult: ...
+    @property
+    def check(self) -> Global___CheckResult: ...
     def __init__(
         self,
         *,
@@ -360,10 +402,11 @@ class JobResult(google.protobuf.message.Message):
         error: Global___JobError | None = ...,
         native: Global___NativeResult | None = ...,
         describe_native: Global___DescribeNativeResult | None = ...,
+        check: Global___CheckResult | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "error", b"error", "kind", b"kind", "native", b"native", "render", b"render"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "error", b"error", "kind", b"kind", "native", b"native", "render", b"render"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["compile", "render", "describe", "error", "native", "describe_native"] | None: ...
+    def HasField(self, field_name: typing.Literal["check", b"check", "compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "error", b"error", "kind", b"kind", "native", b"native", "render", b"render"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["check", b"check", "compile", b"compile", "describe", b"describe", "describe_native", b"describe_native", "error", b"error", "kind", b"kind", "native", b"native", "render", b"render"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["compile", "render", "describe", "error", "native", "describe_native", "check"] | None: ...
 
 Global___JobResult: typing_extensions.TypeAlias = JobResult
 
@@ -778,6 +821,7 @@ class ModuleRecord(google.protobuf.message.Message):
     REPORT_FIELD_NUMBER: builtins.int
     CONSTANTS_FIELD_NUMBER: builtins.int
     TENANT_FIELD_NUMBER: builtins.int
+    UPSTREAM_FIELD_NUMBER: builtins.int
     graph_digest: builtins.bytes
     pipeline_fingerprint: builtins.bytes
     values_digest: builtins.bytes
@@ -792,6 +836,10 @@ class ModuleRecord(google.protobuf.message.Message):
     def report(self) -> lazyfx.v1.compiler_pb2.CompileReport: ...
     @property
     def constants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.graph_pb2.Digest]: ...
+    @property
+    def upstream(self) -> Global___UpstreamModule:
+        """Set if the upstream server compiled it."""
+
     def __init__(
         self,
         *,
@@ -803,11 +851,41 @@ class ModuleRecord(google.protobuf.message.Message):
         report: lazyfx.v1.compiler_pb2.CompileReport | None = ...,
         constants: collections.abc.Iterable[lazyfx.v1.graph_pb2.Digest] | None = ...,
         tenant: builtins.bytes = ...,
+        upstream: Global___UpstreamModule | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["compiled_graph", b"compiled_graph", "report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compiled_graph", b"compiled_graph", "constants", b"constants", "environment_digest", b"environment_digest", "graph_digest", b"graph_digest", "pipeline_fingerprint", b"pipeline_fingerprint", "report", b"report", "tenant", b"tenant", "values_digest", b"values_digest"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["compiled_graph", b"compiled_graph", "report", b"report", "upstream", b"upstream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["compiled_graph", b"compiled_graph", "constants", b"constants", "environment_digest", b"environment_digest", "graph_digest", b"graph_digest", "pipeline_fingerprint", b"pipeline_fingerprint", "report", b"report", "tenant", b"tenant", "upstream", b"upstream", "values_digest", b"values_digest"]) -> None: ...
 
 Global___ModuleRecord: typing_extensions.TypeAlias = ModuleRecord
+
+@typing.final
+class UpstreamModule(google.protobuf.message.Message):
+    """A module that the upstream server compiled."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODULE_KEY_FIELD_NUMBER: builtins.int
+    GRAPH_FIELD_NUMBER: builtins.int
+    CONSTANTS_FIELD_NUMBER: builtins.int
+    module_key: builtins.bytes
+    """Its key there. Callers know it by this key here, too."""
+    @property
+    def graph(self) -> lazyfx.v1.compiler_pb2.ArtifactSignature:
+        """What that server signed about the compiled graph, and about each constant, in their order."""
+
+    @property
+    def constants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[lazyfx.v1.compiler_pb2.ArtifactSignature]: ...
+    def __init__(
+        self,
+        *,
+        module_key: builtins.bytes = ...,
+        graph: lazyfx.v1.compiler_pb2.ArtifactSignature | None = ...,
+        constants: collections.abc.Iterable[lazyfx.v1.compiler_pb2.ArtifactSignature] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["graph", b"graph"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["constants", b"constants", "graph", b"graph", "module_key", b"module_key"]) -> None: ...
+
+Global___UpstreamModule: typing_extensions.TypeAlias = UpstreamModule
 
 @typing.final
 class ArtifactRecord(google.protobuf.message.Message):
@@ -819,6 +897,7 @@ class ArtifactRecord(google.protobuf.message.Message):
     DIGEST_FIELD_NUMBER: builtins.int
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
     SIGNATURE_FIELD_NUMBER: builtins.int
+    UPSTREAM_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     media_type: builtins.str
     @property
@@ -829,6 +908,10 @@ class ArtifactRecord(google.protobuf.message.Message):
     def signature(self) -> lazyfx.v1.compiler_pb2.ArtifactSignature:
         """Created with the artifact, so that a writer to the store cannot replace it."""
 
+    @property
+    def upstream(self) -> lazyfx.v1.compiler_pb2.ArtifactSignature:
+        """The signature of the upstream server, if that made it."""
+
     def __init__(
         self,
         *,
@@ -836,9 +919,10 @@ class ArtifactRecord(google.protobuf.message.Message):
         digest: lazyfx.v1.graph_pb2.Digest | None = ...,
         media_type: builtins.str = ...,
         signature: lazyfx.v1.compiler_pb2.ArtifactSignature | None = ...,
+        upstream: lazyfx.v1.compiler_pb2.ArtifactSignature | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["digest", b"digest", "signature", b"signature"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "digest", b"digest", "media_type", b"media_type", "signature", b"signature"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["digest", b"digest", "signature", b"signature", "upstream", b"upstream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "digest", b"digest", "media_type", b"media_type", "signature", b"signature", "upstream", b"upstream"]) -> None: ...
 
 Global___ArtifactRecord: typing_extensions.TypeAlias = ArtifactRecord
 

@@ -86,6 +86,14 @@ class Jobs:
         check_render_result(job, result)
         return result
 
+    async def check(self, job: worker.CheckJob) -> None:
+        """Check a compiled graph that another server sent.
+
+        Raises:
+            RequestError: A subclass: it is not allowed, or could not be checked.
+        """
+        await self._run("check", worker.Job(check=job).SerializeToString())
+
     async def describe(self) -> worker.DescribeResult:
         """Query the devices that workers see."""
         data = worker.Job(describe=worker.DescribeJob()).SerializeToString()

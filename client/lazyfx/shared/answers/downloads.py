@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from lazyfx.answers.answer_bounds import AnswerBounds
 from lazyfx.errors import ArtifactError, ProtocolError
+from lazyfx.shared.answers.answer_bounds import AnswerBounds
 from lazyfx.shared.printable import one_line
 from lazyfx.v1 import compiler_pb2 as pb
 

@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message
 
-from lazyfx.answers.answer_bounds import AnswerBounds
 from lazyfx.errors import DecodeError, ProtocolError
+from lazyfx.shared.answers.answer_bounds import AnswerBounds
 from lazyfx.v1 import compiler_pb2 as pb
 
 Read = TypeVar("Read", bound=Message)

@@ -1,0 +1,1 @@
+"""Asking another server first: what this one sends it, and what it takes from its answers."""
