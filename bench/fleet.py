@@ -32,6 +32,7 @@ from rich.table import Table
 
 from bench.cores import apart
 from bench.graphs import gpt2_cases
+from bench.miss import changes
 from bench.raw_hits import COMPILE, cpu_seconds
 from bench.servers import Servers, running
 from lazyfx.calls.channel import _OPTIONS
@@ -218,19 +219,14 @@ class Real:
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
         self._case = gpt2_cases()[1]
-        self._number = 0
+        self._change = changes(self._case.module)
 
     def _new_request(self) -> bytes:
         """A request with a graph that the server has not seen."""
-        self._number += 1
-        module = self._case.module
-        node = next(n for n in module.graph.nodes if n.op == "placeholder")
-        last = next(n for n in reversed(module.graph.nodes) if n.op == "call_function")
-        with module.graph.inserting_after(last):
-            module.graph.call_function(_second, (node, self._number))
+        next(self._change)
         preparer = Preparer()
         passes = normalize(["dead_code_elimination", "common_subexpression_elimination"])
-        prepared = preparer.prepare(module, passes, fresh=True)
+        prepared = preparer.prepare(self._case.module, passes, fresh=True)
         subject = f"{BLOB_SUBJECT}{prepared.encoded.digest.hex()}"
         request, _ = preparer.provide_missing(prepared, prepared.requests.whole, [subject])
         return request.SerializeToString()
@@ -282,10 +278,6 @@ class Real:
             started = perf_counter()
             await asyncio.gather(*(rank(dice.uniform(0, spread)) for _ in range(CLIENTS)))
             return perf_counter() - started
-
-
-def _second(_value: object, number: int) -> int:
-    return number
 
 
 def _artifact(answer: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import os
 import random
 import sys
@@ -163,7 +164,7 @@ def _calm(cluster: Cluster, addresses: Sequence[str], seed: int, say: _Clock) ->
         _wait_until_it_uses_redis(replica)
     held = [(replica.open_files(), replica.threads()) for replica in replicas]
     before = sum(map(reconciling.lookups, replicas))
-    alone = sum(map(reconciling.flights_without_lease, cluster.on_redis))
+    flights = collections.Counter(reconciling.flights(cluster.on_redis))
     books = Books()
     load = Load(
         addresses, _CLIENTS, seed + 1, books,
@@ -172,20 +173,16 @@ def _calm(cluster: Cluster, addresses: Sequence[str], seed: int, say: _Clock) ->
     load.start()
     load.wait()
     counted = sum(map(reconciling.lookups, replicas)) - before
-    alone = sum(map(reconciling.flights_without_lease, cluster.on_redis)) - alone
+    flights = collections.Counter(reconciling.flights(cluster.on_redis)) - flights
     say(f"calm: {books.asked} jobs, {dict(books.outcomes)}; {counted:g} lookups counted")
-    flights = {
-        outcome: sum(reconciling.flights(replica, outcome) for replica in cluster.on_redis)
-        for outcome in reconciling.OUTCOMES
-    }
-    say(f"flights on Redis since each replica's start: {flights}")
+    say(f"calm: flights of the replicas on Redis: {dict(flights)}")
     wrong = reconciling.of_books(books)
     if books.answered != books.asked:
         wrong.append(f"without faults, {books.asked - books.answered} jobs were refused")
     if counted != books.answered:
         wrong.append(f"{books.answered} jobs were answered, and {counted:g} lookups were counted")
     wrong += reconciling.of_misses(books, addresses[:1], 0)
-    wrong += reconciling.of_misses(books, addresses[1:], alone)
+    wrong += reconciling.of_misses(books, addresses[1:], reconciling.repeated(flights))
     for replica, (files, threads) in zip(replicas, held, strict=True):
         wrong += reconciling.of_resources(replica, files, threads)
     return wrong

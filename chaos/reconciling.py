@@ -6,7 +6,7 @@ import asyncio
 import collections
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +15,11 @@ from chaos.cluster import Cluster, Replica
 from chaos.load import Books
 from lazyfx_server.store.disk_store import DiskStore
 from lazyfx_server.store.verified_store import VerifiedStore
+from lazyfx_server.telemetry.labels import FLEET_OUTCOMES
 
 # Connections of clients, and threads that Python starts when they are first needed.
 _SPARE: Final = 24
 _END_SECONDS: Final = 30.0
-OUTCOMES: Final = ("led", "joined", "taken_over", "hedged", "unleased", "outrun")
-"""How a flight of a replica on Redis ends; the last three may repeat work of another one."""
 
 
 def lookups(replica: Replica) -> float:
@@ -28,17 +27,21 @@ def lookups(replica: Replica) -> float:
     return replica.metric("lazyfx_lookups_total")
 
 
-def flights(replica: Replica, outcome: str) -> float:
-    """The flights of a replica that have ended like this."""
-    return replica.metric("lazyfx_fleet_flights_total", outcome=outcome)
+def flights(replicas: Sequence[Replica]) -> dict[str, int]:
+    """How many compiles of replicas that share a Redis ended in each way."""
+    name = "lazyfx_fleet_flights_total"
+    return {
+        outcome: sum(int(r.metric(name, stage="compile", outcome=outcome)) for r in replicas)
+        for outcome in FLEET_OUTCOMES
+    }
 
 
-def flights_without_lease(replica: Replica) -> float:
-    """The flights of a replica that may have repeated work of another one."""
-    return sum(flights(replica, outcome) for outcome in OUTCOMES[3:])
+def repeated(flights: Mapping[str, int]) -> int:
+    """How many of these may have repeated the work of another replica."""
+    return sum(flights.get(outcome, 0) for outcome in ("hedged", "unleased", "outrun"))
 
 
-def of_misses(books: Books, addresses: Sequence[str], excused: float) -> list[str]:
+def of_misses(books: Books, addresses: Sequence[str], excused: int) -> list[str]:
     """Graphs that replicas with one store have compiled more than once.
 
     Args:
@@ -52,7 +55,7 @@ def of_misses(books: Books, addresses: Sequence[str], excused: float) -> list[st
             misses[graph] += count
     again = {graph: count for graph, count in misses.items() if count > 1}
     if sum(again.values()) - len(again) > excused:
-        return [f"compiled more than once without a fault: {again}; {excused:g} are excused"]
+        return [f"compiled more than once without a fault: {again}; {excused} are excused"]
     return []
 
 
