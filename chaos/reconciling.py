@@ -121,7 +121,7 @@ def of_files(cluster: Cluster, flipped: set[str]) -> list[str]:
         cluster: The fleet, stopped.
         flipped: Names of the files that were damaged on purpose.
     """
-    found = [f"{path} was left behind" for path in _left(cluster.folder / "tmp")]
+    found = [f"{path} was left behind" for path in left_behind(cluster.folder / "tmp")]
     for replica in cluster.replicas:
         staged = list((replica.folder / ".staging").iterdir())
         if len(staged) > _SPARE:
@@ -129,7 +129,7 @@ def of_files(cluster: Cluster, flipped: set[str]) -> list[str]:
     return found + asyncio.run(_unreadable(cluster.on_disk, flipped))
 
 
-def _left(temporary: Path) -> list[Path]:
+def left_behind(temporary: Path) -> list[Path]:
     """What is in the temporary folder, but for torch's own.
 
     `import torch._dynamo` makes Inductor's cache, one empty folder for all processes of a user.
