@@ -241,6 +241,21 @@ async def test_jobs_are_refused_while_no_worker_can_start(
     assert await executor.run(order("echo", text="back"), timeout=30) == b"back"
 
 
+async def test_other_owners_are_refused_while_no_worker_can_start(start: Start) -> None:
+    executor = await start(
+        workers=1, kept_warm=1, initializer=worker_jobs.initialize_unless_refused
+    )
+    one = await pid_of(executor, "one")
+    worker_jobs.STOP_SIGN.write_text("no")
+    try:
+        with pytest.raises(WorkerCrashed, match="told not to"):
+            await pid_of(executor, "two")
+        assert await pid_of(executor, "one") == one
+    finally:
+        worker_jobs.STOP_SIGN.unlink()
+    assert await pid_of(executor, "two") != one
+
+
 async def test_close_ends_running_and_waiting_jobs(start: Start) -> None:
     executor = await start(workers=1)
     pids = executor.pids

@@ -78,12 +78,12 @@ class IdleWorkers:
         """The idle workers that can run jobs."""
         return [worker for worker in self._idle if worker.usable]
 
-    def refuse(self, error: ExecutionError) -> None:
-        """Let all callers fail."""
-        waiting, self._waiting = self._waiting, []
-        for caller in waiting:
-            if not caller.found.done():
+    def refuse(self, error: ExecutionError, *, only_next: bool = False) -> None:
+        """Let all callers fail, or only those that wait for a worker to start."""
+        for caller in self._waiting:
+            if not caller.found.done() and (caller.is_next or not only_next):
                 caller.found.set_exception(error)
+        self._waiting = [caller for caller in self._waiting if not caller.found.done()]
 
     def _serve(self) -> None:
         """Give workers to the callers whose turn it is."""

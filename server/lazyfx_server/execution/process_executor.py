@@ -28,6 +28,8 @@ from lazyfx_server.execution.worker_process import Worker, WorkerLost, WorkerSpe
 
 # How many workers in a row may die before one takes the job.
 _MAX_LOST = 3
+# Callers that wait for a new worker fail once the pause between attempts is longer.
+_PATIENT_DELAY = 0.5
 
 
 class ProcessExecutor:
@@ -206,6 +208,8 @@ class ProcessExecutor:
             except ExecutionError as error:
                 if not self._live:  # no worker is left for the waiters
                     self._idle.refuse(NoWorker(str(error)))
+                elif delay > _PATIENT_DELAY:  # those that are left belong to other owners
+                    self._idle.refuse(NoWorker(str(error)), only_next=True)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 5.0)
             else:
