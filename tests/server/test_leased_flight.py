@@ -14,6 +14,7 @@ from remote_stores import key, opened, until, url
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
 from lazyfx_server.compiling.flights.leased_flight import Work
 from lazyfx_server.compiling.flights.single_flight import Flight, SingleFlight
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.store import TieredStore, open_store
 from lazyfx_server.telemetry import Event, FleetFlightEnded
 
@@ -42,25 +43,26 @@ class Replica:
     flights: SingleFlight[bytes]
     begun: int = 0
 
-    async def ask(self, make: Make) -> bytes:
-        """The result, made by `make` if no server has made it."""
+    async def ask(self, make: Make, place: str = PLACE, size: int = 0) -> bytes:
+        """The result, made by `make` from a graph of some bytes if no server has made it."""
 
         async def find_or_make(flight: Flight[bytes]) -> bytes:
-            if (found := await self.store.get(PLACE)) is not None:
+            if (found := await self.store.get(place)) is not None:
                 return found
-            work = Work(PLACE, "compile", "compile", lambda: self.store.get(PLACE), 0.1)
+            job = JobKind(place.encode(), b"a pipeline", size)
+            work = Work(place, "compile", job, lambda: self.store.get(place), 0.1)
             async with self.fleet.flight(work, flight) as ours:
                 if ours.found is None:
                     self.begun += 1
                     flight.mark_running()
                     made = await make(flight)
                     flight.mark_finishing()
-                    await self.store.put(PLACE, made)
+                    await self.store.put(place, made)
                     return made
             assert ours.found is not None
             return ours.found
 
-        return (await self.flights.join(b"the result", find_or_make)).result()
+        return (await self.flights.join(place.encode(), find_or_make)).result()
 
 
 @pytest.fixture
@@ -169,6 +171,18 @@ async def test_one_of_those_who_wait_hedges_and_the_first_result_counts(replica:
     assert await slow == b"value"
     assert servers[0].recorder.outcomes == ["outrun"]
     assert outcomes(servers[1:]) == ["hedged", "joined", "joined"]
+
+
+async def test_large_graphs_have_more_time_after_many_small_ones(replica: Start) -> None:
+    one, two = await replica(0.3), await replica(0.3)
+    for number in range(5):
+        await two.ask(makes(b"small", 0.05), key(f"small {number}"), size=1_000)
+    large, size = key("large"), 1_000_000
+    slow = asyncio.ensure_future(one.ask(makes(b"large", 2.0), large, size))
+    await begun(one)
+    assert await two.ask(hangs, large, size) == b"large"
+    assert await slow == b"large"
+    assert two.recorder.outcomes[-1] == "joined"
 
 
 async def test_finishing_flight_is_not_outrun(replica: Start) -> None:

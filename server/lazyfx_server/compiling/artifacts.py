@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 # Before any has been measured.
 _USUAL_SECONDS = 1.0
 _USUAL_NATIVE_SECONDS = 40.0
+# The graph itself is read only if it is needed.
+_NODE_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,7 @@ class Artifacts:
         work = Work(
             artifact_key(place),
             "render",
-            kind_name(kind),
+            JobKind(place, kind_name(kind).encode(), _NODE_BYTES * module.report.nodes_after),
             find,
             _USUAL_NATIVE_SECONDS if native else _USUAL_SECONDS,
             lambda: self._native.progress(place).SerializeToString() if native else b"",

@@ -232,7 +232,8 @@ class Compiler:
                 return found
             return None
 
-        return Work(tenant.module(resolved.digest), "compile", "compile", find)
+        job = kind_of_job(incoming, resolved.key)
+        return Work(tenant.module(resolved.digest), "compile", job, find)
 
     def _is_outdated(self, module: CompiledModule) -> bool:
         return self._forwarding is not None and self._forwarding.is_outdated(module)

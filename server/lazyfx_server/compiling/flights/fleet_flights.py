@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from lazyfx_server.compiling.flights.leased_flight import LeasedFlight, LoneFlight, Shared, Work
 from lazyfx_server.compiling.flights.single_flight import Flight
+from lazyfx_server.compiling.limits.cost_estimates import PASS_JOBS, CostEstimates
 from lazyfx_server.store import Leases, TieredStore
 from lazyfx_server.telemetry import FleetFlightEnded, Observer
 
@@ -59,7 +60,7 @@ class FleetFlights:
             self._shared = Shared(leases, store, settings.publish_seconds)
         self._observer = observer
         self._settings = settings
-        self._usual_seconds: dict[str, float] = {}
+        self._estimates = CostEstimates(PASS_JOBS)
 
     @property
     def shares(self) -> bool:
@@ -70,7 +71,7 @@ class FleetFlights:
         """The part that this server takes in making a result; all of it without `work`."""
         if self._shared is None or work is None:
             return LoneFlight()
-        usual = self._usual_seconds.get(work.kind, work.usual_seconds)
+        usual = max(work.usual_seconds, self._estimates.of(work.job).seconds)
         patience = max(self._settings.hedge_seconds, _HEDGE_FACTOR * usual)
         return LeasedFlight(self._shared, work, flight, patience, self._record)
 
@@ -90,7 +91,6 @@ class FleetFlights:
 
     def _record(self, work: Work[Any], outcome: str, seconds: float | None) -> None:
         if seconds is not None:
-            usual = self._usual_seconds.get(work.kind, seconds)
-            self._usual_seconds[work.kind] = usual + 0.2 * (seconds - usual)
+            self._estimates.record(work.job, seconds)
         if outcome:
             self._observer.observe(FleetFlightEnded(work.stage, outcome))

@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 from typing_extensions import Self
 
 from lazyfx_server.compiling.flights.single_flight import Flight
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.store import Lease, Leases, StoreError, TieredStore
 
 Result = TypeVar("Result")
@@ -38,15 +39,15 @@ class Work(Generic[Result]):
     Attributes:
         place: The store key of the result.
         stage: What kind of flight it is, for metrics.
-        kind: Work of one kind takes about the same time.
+        job: What its duration depends on.
         find: Looks for the result in the store.
-        usual_seconds: How long such work takes, when none has been measured yet.
+        usual_seconds: How long such work takes; longer, if a longer duration has been measured.
         note: What servers that wait are told about the work under way.
     """
 
     place: str
     stage: Stage
-    kind: str
+    job: JobKind
     find: Callable[[], Awaitable[Result | None]]
     usual_seconds: float = 1.0
     note: Callable[[], bytes] = lambda: b""
