@@ -80,6 +80,22 @@ def test_a_tenant_that_returns_neither_waits_for_the_past_nor_catches_up() -> No
     assert order[:20].count("late") == 10
 
 
+def test_a_wrong_estimate_gives_nobody_a_head_start() -> None:
+    queue = FairQueue()
+    queue.add(_ticket("liar", 1e6, 0))
+    queue.add(_ticket("liar", 1e6, 1))
+    first, second = (queue.start_next(lambda _: True) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    queue.finish(first, 0.01)
+    for serial in range(2, 22):
+        queue.add(_ticket("liar", 1.0, serial))
+        queue.add(_ticket("honest", 1.0, 100 + serial))
+    queue.finish(second, 0.01)
+    order = [ticket.tenant for ticket in _drained(queue)]
+    assert order[:10].count("liar") == 5
+
+
 def test_priority_orders_within_the_share_of_a_tenant() -> None:
     queue = FairQueue()
     for serial in range(6):
