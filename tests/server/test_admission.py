@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.key import ModuleKey
 from lazyfx_server.compiling.limits.admission import LONG_SECONDS, Admission, QueuedJob
 from lazyfx_server.compiling.limits.cost_estimates import (
     PASS_JOBS,
@@ -18,7 +21,9 @@ from lazyfx_server.compiling.limits.cost_estimates import (
     JobKind,
 )
 from lazyfx_server.compiling.limits.fair_queue import FairQueue, Ticket
+from lazyfx_server.compiling.limits.held_bytes import RequestMemory
 from lazyfx_server.compiling.limits.urgency import JointUrgency, Urgency
+from lazyfx_server.compiling.request import IncomingCompile, kind_of_job
 from lazyfx_server.errors import DeadlineTooShortError, OverloadedError, UnavailableError
 from lazyfx_server.settings.limits import CallLimits
 
@@ -78,6 +83,22 @@ def test_a_tenant_that_returns_neither_waits_for_the_past_nor_catches_up() -> No
     order = [ticket.tenant for ticket in _drained(queue)]
     assert order[:2].count("late") == 1
     assert order[:20].count("late") == 10
+
+
+def test_a_wrong_estimate_gives_nobody_a_head_start() -> None:
+    queue = FairQueue()
+    queue.add(_ticket("liar", 1e6, 0))
+    queue.add(_ticket("liar", 1e6, 1))
+    first, second = (queue.start_next(lambda _: True) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    queue.finish(first, 0.01)
+    for serial in range(2, 22):
+        queue.add(_ticket("liar", 1.0, serial))
+        queue.add(_ticket("honest", 1.0, 100 + serial))
+    queue.finish(second, 0.01)
+    order = [ticket.tenant for ticket in _drained(queue)]
+    assert order[:10].count("liar") == 5
 
 
 def test_priority_orders_within_the_share_of_a_tenant() -> None:
@@ -285,6 +306,43 @@ def test_estimates_learn_from_the_same_job_and_from_its_family() -> None:
         estimates.record(family[0], 0.5)
     assert estimates.of(family[0]).seconds == pytest.approx(0.5, rel=0.01)
     assert estimates.of(family[1]).seconds == pytest.approx(3.0)
+
+
+def _kind(tenant: str, graph: bytes, *, body: bytes = b"", claimed: int = 0) -> JobKind:
+    """The kind of a compile of one pipeline."""
+    digest = graph_pb2.Digest(sha256=graph * 32, size_bytes=claimed)
+    incoming = IncomingCompile(
+        pb.CompileRequest(graph_digest=digest),
+        memoryview(body),
+        0,
+        RequestMemory(CallLimits()).hold(tenant, 0),
+    )
+    tag = tenant.encode() * 32
+    return kind_of_job(incoming, ModuleKey(tag, digest.sha256, b"p" * 32, b"v" * 32, b"e" * 32))
+
+
+def test_slow_work_of_one_tenant_refuses_none_of_another() -> None:
+    estimates = CostEstimates(PASS_JOBS)
+    for n in range(3):
+        estimates.record(_kind("a", bytes([n]), body=b"small"), 60.0)
+    assert estimates.of(_kind("a", b"x", body=bytes(20_000))).at_least > 60.0
+    assert estimates.of(_kind("b", b"x", body=bytes(20_000))).at_least == 0.0
+
+
+def test_nobody_is_refused_by_a_size_that_another_claims() -> None:
+    async def check() -> None:
+        jobs = _Jobs(Admission(1, CallLimits()))
+        for n in range(3):
+            jobs.admission._estimates.record(_kind("a", bytes([n]), body=b"small"), 0.01)
+        await jobs.add("running", _work("a", b"running"))
+        claims = QueuedJob("a", _kind("a", b"x", claimed=2**24), JointUrgency())
+        await jobs.add("waiting", claims)
+        soon = Urgency(INTERACTIVE, time.monotonic() + 5)
+        await jobs.add("honest", _work("b", b"honest", soon))
+        assert jobs.admission.waiting == 2
+        await jobs.end("running", "honest", "waiting")
+
+    _run(check())
 
 
 def test_a_call_without_a_deadline_has_an_infinite_one() -> None:

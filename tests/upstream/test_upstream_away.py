@@ -151,6 +151,20 @@ def test_a_ring_is_refused_and_each_server_goes_on(
     assert told
 
 
+def test_a_caller_cannot_end_the_use_of_the_upstream_by_a_long_way(
+    launch: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    region = launch(*ONE, "--upstream", "127.0.0.1:9", store=tmp_path / "region")
+    tier = launch(*ONE, "--upstream", region.address, store=tmp_path / "tier")
+    way = ("lazyfx-via", ",".join(f"{number:016x}" for number in range(4)))
+    with connected(tier.address) as stub:
+        request = compile_request(GRAPHS[1.0], DCE)
+        answer = stub.Compile(request, timeout=60, metadata=[way])
+        assert answer.cache.status == pb.CACHE_STATUS_MISS
+    assert in_use(tier)
+    assert not lines(tier, "is not asked at present")
+
+
 def test_a_server_of_other_versions_is_not_used(
     launch: Callable[..., RunningServer], tmp_path: Path
 ) -> None:

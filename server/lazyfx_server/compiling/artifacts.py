@@ -274,7 +274,8 @@ class Artifacts:
                     return asked
                 body = await self._stored.graph(module)
                 graph = graph_pb2.CompiledGraph.FromString(body)
-                cost = JobKind(place, kind_name(kind).encode(), len(body))
+                family = module.tenant.tag + kind_name(kind).encode()
+                cost = JobKind(place, family, len(body))
                 job = QueuedJob(module.tenant.name, cost, flight.urgency)
                 make = self._make_native if native else self._render
                 return await make(resolved, graph, flight, job)

@@ -37,7 +37,7 @@ TOKEN_BYTES = 32
 # Longer requests are not kept for other servers.
 _MAX_KEPT_BYTES = 64 * 1024
 # Of a graph, in bytes, for the estimate of its compile.
-_MAX_SIZE = 2**30
+_MAX_SIZE = 2**25
 
 ENVIRONMENT_FIELD = "expected.environment"
 PIPELINE_FIELD = "expected.pipeline"
@@ -217,9 +217,12 @@ def unknown_token(token: bytes) -> MissingInputsError:
 
 def kind_of_job(incoming: IncomingCompile, key: ModuleKey) -> JobKind:
     """What the duration of a compile depends on."""
-    # Without the body this is what the caller says; it is charged for what the job really takes.
-    size = len(incoming.body) or incoming.request.graph_digest.size_bytes
-    return JobKind(key.tenant + key.graph + key.pipeline, key.pipeline, min(size, _MAX_SIZE))
+    same, family = key.tenant + key.graph + key.pipeline, key.tenant + key.pipeline
+    if incoming.body:
+        return JobKind(same, family, len(incoming.body))
+    # What the caller says; it is charged for what the job really takes.
+    claimed = min(incoming.request.graph_digest.size_bytes, _MAX_SIZE)
+    return JobKind(same, family, claimed, is_claimed=True)
 
 
 def fares_better_alone(request: pb.CompileRequest, landing: Landing[Any]) -> bool:

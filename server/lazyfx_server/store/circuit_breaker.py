@@ -187,6 +187,10 @@ class CircuitBreaker:
             if self.available:
                 self._open(error)
             raise
+        except StoreError:
+            raise
+        except Exception as error:  # whatever a library makes of an answer that is none
+            raise StoreError(f"{self.name}: {type(error).__name__}: {error}") from error
 
     async def _answer(
         self, seconds: float, work: Awaitable[T], given_up: asyncio.Event | None = None

@@ -103,12 +103,13 @@ class RedisStore:
         value, used = await _answer(asking.execute(raise_on_error=False))
         if isinstance(value, Exception):
             raise _translated(value)
+        value = _bytes(value)
         # A replica that cannot be written to refuses the second and answers the first.
         if not value and used != 1:
             return None
 
         async def rest() -> bytes:
-            return bytes(value)
+            return value
 
         return Reading(len(value), rest)
 
@@ -174,7 +175,7 @@ class RedisStore:
         asking.pttl(name)
         value, milliseconds = await _answer(asking.execute())
         ended = milliseconds == -2
-        return None if ended or not value else (bytes(value), milliseconds / 1000)
+        return None if ended or not value else (_bytes(value), milliseconds / 1000)
 
     async def refresh(self) -> None:
         """See `RemoteStore.refresh`."""
@@ -218,6 +219,19 @@ async def _answer(asking: Awaitable[T]) -> T:
         return await asking
     except (exceptions.RedisError, OSError) as error:
         raise _translated(error) from error
+
+
+def _bytes(value: object) -> bytes:
+    """A value of the kind that was asked for. `bytes` of a number would be that many zeros.
+
+    Raises:
+        StoreError: It is another one.
+    """
+    if value is None:
+        return b""
+    if not isinstance(value, bytes):
+        raise StoreError(f"redis: answers with a value of type {type(value).__name__}")
+    return value
 
 
 def _translated(error: Exception) -> StoreError:

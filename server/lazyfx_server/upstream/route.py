@@ -86,8 +86,10 @@ class Routes:
                     "the servers on its way leads back here; let each point towards the center",
                 )
             if len(ids) > _MAX_HOPS:
+                # Another field: a caller can write this header, and must not end the use of this
+                # server for everybody, as a ring does.
                 raise FailedPreconditionError.of_field(
-                    VIA_FIELD,
+                    f"{VIA_FIELD}[{_MAX_HOPS}]",
                     f"the request came through more than {_MAX_HOPS} servers; let their "
                     "--upstream name a server nearer to the center",
                 )

@@ -58,14 +58,16 @@ class JobKind:
 
     Attributes:
         same: Equal for jobs that do the same work.
-        family: Equal for jobs that do the same to different graphs: one pipeline, one kind of
-            artifact.
+        family: Equal for jobs that do the same to different graphs of one tenant: one pipeline,
+            one kind of artifact. What takes one tenant long says nothing about another's.
         size: Bytes of the graph.
+        is_claimed: Whether only the caller says that it has this size. Nobody is refused by it.
     """
 
     same: bytes
     family: bytes
     size: int
+    is_claimed: bool = False
 
 
 class CostEstimates:
@@ -87,7 +89,8 @@ class CostEstimates:
             return Estimate(usual, _SURE_OF_SAME_JOB * fastest)
         rate, measured = self._families.get(kind.family, (self._unknown.seconds_per_byte, 0))
         seconds = rate * self._size(kind)
-        return Estimate(seconds, _SURE_OF_FAMILY * seconds if measured >= _ENOUGH else 0.0)
+        is_sure = measured >= _ENOUGH and not kind.is_claimed
+        return Estimate(seconds, _SURE_OF_FAMILY * seconds if is_sure else 0.0)
 
     def record(self, kind: JobKind, seconds: float) -> None:
         """Record how long a job took that has succeeded."""

@@ -48,14 +48,21 @@ class _Line:
     """The jobs of one tenant.
 
     Attributes:
-        served: Its virtual time, in seconds of jobs that have started.
+        taken: Its virtual time, in seconds that its jobs really took.
+        expected: Estimated seconds of its running jobs.
         waiting: Its waiting jobs, the next one first.
         running: The number of its running jobs.
     """
 
-    served: float
+    taken: float
+    expected: float = 0.0
     waiting: list[Ticket] = field(default_factory=list)
     running: int = 0
+
+    @property
+    def served(self) -> float:
+        """Its virtual time if its running jobs take as long as estimated."""
+        return self.taken + self.expected
 
     @property
     def seconds(self) -> float:
@@ -120,8 +127,9 @@ class FairQueue:
             return None
         line, ticket = best
         self._take(line, ticket)
-        self._now = max(self._now, line.served)
-        line.served += ticket.estimate.seconds
+        # Not by estimates: they may be wrong, and the time of the queue never goes back.
+        self._now = max(self._now, line.taken)
+        line.expected += ticket.estimate.seconds
         line.running += 1
         return ticket
 
@@ -129,7 +137,9 @@ class FairQueue:
         """Charge the tenant of a started job for the seconds that it really took."""
         line = self._lines[ticket.tenant]
         line.running -= 1
-        line.served += seconds - ticket.estimate.seconds
+        # Sums of floats drift.
+        line.expected = line.expected - ticket.estimate.seconds if line.running else 0.0
+        line.taken += seconds
         self._drop_idle(ticket.tenant, line)
 
     def ahead_of(self, tenant: str, rank: int) -> Iterator[Estimate]:
@@ -184,7 +194,7 @@ class FairQueue:
 
     def _drop_idle(self, tenant: str, line: _Line) -> None:
         if not line.waiting and not line.running:
-            self._left[tenant] = line.served
+            self._left[tenant] = line.taken
             del self._lines[tenant]
 
 
