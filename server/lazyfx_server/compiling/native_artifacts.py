@@ -69,7 +69,6 @@ class NativeCompiles:
         self._queues = TargetQueues(make_queue, slots)
         self._required = required
         self._forwards = forwards
-        self.target: pb.NativeTarget | None = None
         self.problem = ""
 
     @property
