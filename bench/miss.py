@@ -20,7 +20,7 @@ TARGET = 1.25
 def measure(case: Case, server: str, rounds: int) -> list[Row]:
     """A different, new graph in each round, and the local run."""
     local = LocalPipeline(case)
-    change = _changes(case.module)
+    change = changes(case.module)
     section = f"(c) miss, {case.name}"
     overhead: list[float] = []
     with lazyfx.connect(server) as client:
@@ -47,8 +47,8 @@ def measure(case: Case, server: str, rounds: int) -> list[Row]:
     ]
 
 
-def _changes(module: GraphModule) -> Iterator[None]:
-    """At each step, changes a literal of the graph to a new value."""
+def changes(module: GraphModule) -> Iterator[None]:
+    """At each step, change a literal of the graph to a new value."""
     node, place = next(
         (node, i)
         for node in module.graph.nodes

@@ -1,6 +1,6 @@
 """What a second replica adds: hits a second by raw clients, and CPU time of the servers per hit.
 
-    python -m bench.replicas [--counts 1,2] [--calls 4000]
+    python -m bench.replicas [--counts 1,2] [--calls 4000] [--rounds 5]
 
 The replicas share a Valkey and a store folder, as on one host (docs/deploy.md). A raw client in a
 process of its own sends the bytes of one request by token, again and again, 64 at a time, to the
@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter, sleep
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from rich.console import Console
@@ -31,6 +32,9 @@ from rich.table import Table
 from bench.servers import Lazyfx, running_lazyfx
 from lazyfx.calls.channel import _OPTIONS
 from lazyfx.shared.addresses import split_addresses
+
+if TYPE_CHECKING:
+    from bench.load import Requests
 
 COMPILE = "/lazyfx.v1.GraphCompiler/Compile"
 IN_FLIGHT = 64
@@ -88,19 +92,25 @@ def send_in_a_process(addresses: Sequence[str], requests: Sequence[bytes], calls
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+async def _hit(requests: Requests, address: str) -> bytes:
+    """The bytes of a request by token that a replica answers with a hit."""
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        await requests.prepare(channel.unary_unary(COMPILE))
+    return requests.hit
+
+
 def measure(count: int, calls: int, rounds: int) -> tuple[float, list[float]]:
     """Hits a second, and CPU seconds per hit of each replica."""
-    # Not for the process that sends: they import torch and transformers.
-    from bench.graphs import gpt2_cases
-    from bench.raw_hits import cpu_seconds, request_by_token
+    # Not for the process that sends: it imports torch.
+    from bench.load import Requests
+    from bench.raw_hits import cpu_seconds
 
     with (
         tempfile.TemporaryDirectory(prefix="lazyfx-bench-") as folder,
         running_replicas(count, Path(folder)) as replicas,
     ):
         addresses = [replica.address for replica in replicas]
-        case = gpt2_cases()[0]
-        requests = [asyncio.run(request_by_token(address, case))[0] for address in addresses]
+        requests = [asyncio.run(_hit(Requests(), address)) for address in addresses]
         send_in_a_process(addresses, requests, calls)
         before = [cpu_seconds(replica.pid) for replica in replicas]
         rates = [send_in_a_process(addresses, requests, calls) for _ in range(rounds)]
@@ -133,6 +143,7 @@ def main() -> None:
         rate, cpu = measure(count, options.calls, options.rounds)
         possible = sum(1 / seconds for seconds in cpu)
         first = first or possible
+        print(f"{count}: {rate:,.0f} hits/s, {cpu} s of CPU a hit", flush=True)
         table.add_row(
             str(count), f"{rate:,.0f}", ", ".join(f"{seconds * 1e6:.0f}" for seconds in cpu),
             f"{possible:,.0f}", f"{possible / first:.2f}x",

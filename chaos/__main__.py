@@ -1,8 +1,9 @@
-"""`python -m chaos`: load on two replicas while faults happen, and the books afterwards."""
+"""`python -m chaos`: load on three replicas while faults happen, and the books afterwards."""
 
 from __future__ import annotations
 
 import argparse
+import collections
 import os
 import random
 import sys
@@ -27,20 +28,28 @@ from lazyfx.errors import ServiceError
 
 _CLIENTS: Final = 6
 _RECOVERY_SECONDS: Final = 150.0
-_CALM_JOBS: Final = 60
+_SECONDS: Final = 480.0
+_SHORT_SECONDS: Final = 25.0
+_CALM_JOBS: Final = 90
+_CALM_SECONDS: Final = 60.0
+_CALM_NEW: Final = 1_000_000
 
 
 def main() -> int:
     """Run the faults, print what happened and what is wrong; the status is 1 if anything is."""
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=5000, help="jobs in all (default: 5000)")
-    parser.add_argument("--seconds", type=float, default=480.0, help="at most this long under load")
+    parser.add_argument("--jobs", type=int, default=5000, help="at most so many (default: 5000)")
+    parser.add_argument(
+        "--seconds", type=float, default=None,
+        help=f"no job and no fault begins later (default: {_SECONDS:g}, short {_SHORT_SECONDS:g})",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=None, help="replays the choices of a run")
-    parser.add_argument("--short", action="store_true", help="each fault once, about 40 s")
+    parser.add_argument("--short", action="store_true", help="each fault at most once")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     with tempfile.TemporaryDirectory(prefix="lazyfx-chaos-") as folder, nursery.nurseries():
-        wrong = run(Path(folder), seed, options.jobs, options.seconds, short=options.short)
+        seconds = options.seconds or (_SHORT_SECONDS if options.short else _SECONDS)
+        wrong = run(Path(folder), seed, options.jobs, seconds, short=options.short)
     for line in wrong:
         print(f"WRONG: {line}", flush=True)
     print("everything adds up" if not wrong else f"{len(wrong)} things are wrong", flush=True)
@@ -53,9 +62,9 @@ def run(folder: Path, seed: int, jobs: int, seconds: float, *, short: bool) -> l
     Args:
         folder: Empty; for stores, keys and temporary files.
         seed: Of all choices.
-        jobs: Jobs in all; faults go on until they are done.
-        seconds: Maximum time under load.
-        short: Each fault once instead, whatever the number of jobs.
+        jobs: How many jobs at most; faults go on until they are done.
+        seconds: No job and no fault begins later than so long after the start of the load.
+        short: Each fault at most once; the load ends with the last one.
 
     Returns:
         What is wrong; empty if everything adds up.
@@ -64,23 +73,23 @@ def run(folder: Path, seed: int, jobs: int, seconds: float, *, short: bool) -> l
     say(f"seed {seed}")
     books = Books()
     with Cluster(folder).running() as cluster:
-        a, b = cluster.replicas
-        link = Link(b.port)
+        link = Link(cluster.linked.port)
         try:
-            addresses = [f"127.0.0.1:{a.port}", link.address]
+            addresses = [
+                link.address if replica is cluster.linked else f"127.0.0.1:{replica.port}"
+                for replica in cluster.replicas
+            ]
             scene = Scene(cluster, link, random.Random(seed), 1.0 if short else 3.0)
-            load = Load(addresses, _CLIENTS, seed, books, sys.maxsize if short else jobs)
+            load = Load(addresses, _CLIENTS, seed, books, jobs=jobs, seconds=seconds)
             say("load begins")
             load.start()
             try:
-                _break_things(
-                    scene, books, sys.maxsize if short else jobs, seconds, say, once=short
-                )
+                _break_things(scene, books, jobs, seconds, say, once=short)
             finally:
                 load.stop()
             say(f"load ends: {books.asked} jobs, slowest {books.slowest:.1f} s")
             say(f"outcomes: {dict(books.outcomes)}")
-            wrong = reconciling.of_books(books) + _calm(cluster.replicas, addresses, seed, say)
+            wrong = reconciling.of_books(books) + _calm(cluster, addresses, seed, say)
         finally:
             link.close()
         for replica in cluster.replicas:
@@ -97,10 +106,14 @@ def _break_things(
     """Faults in random order, again and again, each after the fleet has recovered."""
     end = time.monotonic() + seconds
     faults: list[Fault] = []
-    while time.monotonic() < end and books.asked < jobs:
+    while True:
         if not faults:
             faults = list(FAULTS)
             scene.dice.shuffle(faults)
+        if time.monotonic() >= end or books.asked >= jobs:
+            left = ", ".join(fault.__name__ for fault in faults)
+            say(f"no time for {left}" if once else "time or jobs are used up")
+            return
         fault = faults.pop()
         say(f"{fault.__name__} ...")
         said = fault(scene)
@@ -131,23 +144,45 @@ def _wait_until_it_serves(replica: Replica) -> None:
                 return
 
 
-def _calm(
-    replicas: Sequence[Replica], addresses: Sequence[str], seed: int, say: _Clock
-) -> list[str]:
-    """Without faults, every job is answered, and counted exactly once."""
+def _wait_until_it_uses_redis(replica: Replica) -> None:
+    """Wait until a replica has noticed that Redis answers again.
+
+    Raises:
+        RuntimeError: It does not notice.
+    """
+    deadline = time.monotonic() + _RECOVERY_SECONDS
+    while not replica.metric("lazyfx_store_in_use", tier="redis"):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{replica.name} does not use Redis:\n{''.join(replica.log[-20:])}")
+        time.sleep(0.1)
+
+
+def _calm(cluster: Cluster, addresses: Sequence[str], seed: int, say: _Clock) -> list[str]:
+    """Without faults, every job is answered and counted once, every graph compiled once a store."""
+    replicas = cluster.replicas
+    for replica in cluster.on_redis:
+        _wait_until_it_uses_redis(replica)
     held = [(replica.open_files(), replica.threads()) for replica in replicas]
     before = sum(map(reconciling.lookups, replicas))
+    flights = collections.Counter(reconciling.flights(cluster.on_redis))
     books = Books()
-    load = Load(addresses, _CLIENTS, seed + 1, books, _CALM_JOBS)
+    load = Load(
+        addresses, _CLIENTS, seed + 1, books,
+        jobs=_CALM_JOBS, seconds=_CALM_SECONDS, new_from=_CALM_NEW,
+    )  # fmt: skip
     load.start()
     load.wait()
     counted = sum(map(reconciling.lookups, replicas)) - before
+    flights = collections.Counter(reconciling.flights(cluster.on_redis)) - flights
     say(f"calm: {books.asked} jobs, {dict(books.outcomes)}; {counted:g} lookups counted")
+    say(f"calm: flights of the replicas on Redis: {dict(flights)}")
     wrong = reconciling.of_books(books)
     if books.answered != books.asked:
         wrong.append(f"without faults, {books.asked - books.answered} jobs were refused")
     if counted != books.answered:
         wrong.append(f"{books.answered} jobs were answered, and {counted:g} lookups were counted")
+    wrong += reconciling.of_misses(books, addresses[:1], 0)
+    wrong += reconciling.of_misses(books, addresses[1:], reconciling.repeated(flights))
     for replica, (files, threads) in zip(replicas, held, strict=True):
         wrong += reconciling.of_resources(replica, files, threads)
     return wrong

@@ -1,4 +1,4 @@
-"""The fleet under test: a replica on a folder, one on Redis, and all processes that they start."""
+"""The fleet under test: a replica on a folder, two on one Redis, and all their processes."""
 
 from __future__ import annotations
 
@@ -168,14 +168,17 @@ class Replica:
 
 
 class Cluster:
-    """Two replicas, which share no store but the secrets that keys are made with, and a Redis.
+    """A Redis, and three replicas with the same secrets.
 
     Args:
         folder: For stores, keys and temporary files.
 
     Attributes:
         on_disk: The replica whose store is a folder.
-        on_redis: The replica whose store is Redis.
+        linked: A replica on Redis, which clients reach through a link.
+        on_redis: The replicas whose store is Redis; they have folders of their own, as on two
+            machines.
+        replicas: All of them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -184,8 +187,10 @@ class Cluster:
         self._ended = threading.Event()
         self.redis = Redis(folder)
         self.on_disk = Replica("a", folder)
-        self.on_redis = Replica("b", folder, "--store", f"redis://127.0.0.1:{self.redis.port}/0")
-        self.replicas = [self.on_disk, self.on_redis]
+        store = ("--store", f"redis://127.0.0.1:{self.redis.port}/0")
+        self.on_redis = [Replica(name, folder, *store) for name in ("b", "c")]
+        self.linked = self.on_redis[0]
+        self.replicas = [self.on_disk, *self.on_redis]
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Cluster]:

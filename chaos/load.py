@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import operator
 import random
 import threading
@@ -22,6 +23,8 @@ _TIMEOUT: Final = 20.0
 _LONGEST: Final = 4 * _TIMEOUT
 _UNCLEAR: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
 _NEW: Final = 0.4
+_TOGETHER: Final = 3
+"""So many jobs in a row ask for the same graph: different clients, and often different replicas."""
 
 
 class Books:
@@ -32,6 +35,7 @@ class Books:
         outcomes: Jobs ended, by outcome: "hit", "miss", "joined", or the status of a refusal.
         wrong: Answers that were wrong, unclear or late, in words.
         keys: The key of each graph's module, as the first answer told it.
+        misses: Answers that were compiled for the job, by server and graph.
     """
 
     def __init__(self) -> None:
@@ -40,13 +44,21 @@ class Books:
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.wrong: list[str] = []
         self.keys: dict[int, str] = {}
+        self.misses: collections.Counter[tuple[str, int]] = collections.Counter()
         self.slowest = 0.0
 
-    def begin(self) -> int:
-        """The number of a new job."""
+    def begin(self, jobs: int) -> int:
+        """The number of a new job; 0 if so many have begun."""
         with self._lock:
+            if self.asked >= jobs:
+                return 0
             self.asked += 1
             return self.asked
+
+    def missed(self, address: str, graph: int) -> None:
+        """Record that a server has compiled a graph."""
+        with self._lock:
+            self.misses[address, graph] += 1
 
     def end(self, outcome: str, seconds: float, wrong: str = "") -> None:
         """Record what became of a job."""
@@ -76,14 +88,28 @@ class Load:
         seed: Of the choice of graphs and servers.
         books: Where outcomes are recorded.
         jobs: How many jobs at most.
+        seconds: No job begins later than so long after the start.
+        new_from: The number of the first graph that is not asked for again and again.
     """
 
     def __init__(
-        self, addresses: Sequence[str], clients: int, seed: int, books: Books, jobs: int
+        self,
+        addresses: Sequence[str],
+        clients: int,
+        seed: int,
+        books: Books,
+        *,
+        jobs: int,
+        seconds: float,
+        new_from: int = 1000,
     ) -> None:
         self._addresses = addresses
+        self._seed = seed
         self._books = books
         self._jobs = jobs
+        self._seconds = seconds
+        self._new_from = new_from
+        self._end = math.inf
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(random.Random(f"{seed}/{i}"),))
@@ -92,6 +118,7 @@ class Load:
 
     def start(self) -> None:
         """Start the clients."""
+        self._end = time.monotonic() + self._seconds
         for thread in self._threads:
             thread.start()
 
@@ -110,21 +137,31 @@ class Load:
     def _run(self, dice: random.Random) -> None:
         clients = [lazyfx.connect(address, timeout=_TIMEOUT) for address in self._addresses]
         try:
-            while not self._stopped.is_set() and self._books.asked < self._jobs:
-                number = self._books.begin()
-                old = dice.random() >= _NEW
-                graph = dice.randrange(1, 40) if old else 1000 + number
-                self._one(dice.choice(clients), graph, dice.random() < 0.3)
+            while not self._stopped.is_set() and time.monotonic() < self._end:
+                number = self._books.begin(self._jobs)
+                if not number:
+                    return
+                which = dice.randrange(len(clients))
+                fetches = dice.random() < 0.3
+                self._one(clients[which], self._addresses[which], self._graph(number), fetches)
         finally:
             for client in clients:
                 client.close()
 
-    def _one(self, client: lazyfx.Client, graph: int, fetches: bool) -> None:
+    def _graph(self, number: int) -> int:
+        """The graph of a job: the same for a few jobs in a row."""
+        group = number // _TOGETHER
+        dice = random.Random(f"{self._seed}/graph/{group}")
+        return self._new_from + group if dice.random() < _NEW else dice.randrange(1, 40)
+
+    def _one(self, client: lazyfx.Client, address: str, graph: int, fetches: bool) -> None:
         started = time.monotonic()
         outcome, wrong = "", ""
         try:
             handle = client.compile(graph_of(graph), _PASSES)
             outcome = handle.cache.status
+            if outcome == "miss":
+                self._books.missed(address, graph)
             if not self._books.is_same_key(graph, handle.key):
                 wrong = f"graph {graph} has two keys"
             if fetches:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +15,7 @@ from chaos.cluster import Cluster, Replica
 from chaos.load import Books
 from lazyfx_server.store.disk_store import DiskStore
 from lazyfx_server.store.verified_store import VerifiedStore
+from lazyfx_server.telemetry.labels import FLEET_OUTCOMES
 
 # Connections of clients, and threads that Python starts when they are first needed.
 _SPARE: Final = 24
@@ -22,6 +25,38 @@ _END_SECONDS: Final = 30.0
 def lookups(replica: Replica) -> float:
     """The compile requests that a replica has counted."""
     return replica.metric("lazyfx_lookups_total")
+
+
+def flights(replicas: Sequence[Replica]) -> dict[str, int]:
+    """How many compiles of replicas that share a Redis ended in each way."""
+    name = "lazyfx_fleet_flights_total"
+    return {
+        outcome: sum(int(r.metric(name, stage="compile", outcome=outcome)) for r in replicas)
+        for outcome in FLEET_OUTCOMES
+    }
+
+
+def repeated(flights: Mapping[str, int]) -> int:
+    """How many of these may have repeated the work of another replica."""
+    return sum(flights.get(outcome, 0) for outcome in ("hedged", "unleased", "outrun"))
+
+
+def of_misses(books: Books, addresses: Sequence[str], excused: int) -> list[str]:
+    """Graphs that replicas with one store have compiled more than once.
+
+    Args:
+        books: Of a time without faults.
+        addresses: Of these replicas.
+        excused: How many compiles were repeated because Redis was too slow to answer.
+    """
+    misses: collections.Counter[int] = collections.Counter()
+    for (address, graph), count in books.misses.items():
+        if address in addresses:
+            misses[graph] += count
+    again = {graph: count for graph, count in misses.items() if count > 1}
+    if sum(again.values()) - len(again) > excused:
+        return [f"compiled more than once without a fault: {again}; {excused} are excused"]
+    return []
 
 
 def of_books(books: Books) -> list[str]:
@@ -86,14 +121,24 @@ def of_files(cluster: Cluster, flipped: set[str]) -> list[str]:
         cluster: The fleet, stopped.
         flipped: Names of the files that were damaged on purpose.
     """
-    # torch creates one folder for each user, and keeps it.
-    left = [path for path in (cluster.folder / "tmp").rglob("*") if path.is_file()]
-    found = [f"{path} was left behind" for path in left]
-    replica = cluster.on_disk
-    staged = list((replica.folder / ".staging").iterdir())
-    if len(staged) > _SPARE:
-        found.append(f"{replica.name}: {len(staged)} files being written")
-    return found + asyncio.run(_unreadable(replica, flipped))
+    found = [f"{path} was left behind" for path in left_behind(cluster.folder / "tmp")]
+    for replica in cluster.replicas:
+        staged = list((replica.folder / ".staging").iterdir())
+        if len(staged) > _SPARE:
+            found.append(f"{replica.name}: {len(staged)} files being written")
+    return found + asyncio.run(_unreadable(cluster.on_disk, flipped))
+
+
+def left_behind(temporary: Path) -> list[Path]:
+    """What is in the temporary folder, but for torch's own.
+
+    `import torch._dynamo` makes Inductor's cache, one empty folder for all processes of a user.
+    """
+    return [
+        path
+        for path in temporary.rglob("*")
+        if not (path.name.startswith("torchinductor_") and path.parent == temporary)
+    ]
 
 
 async def _unreadable(replica: Replica, flipped: set[str]) -> list[str]:
