@@ -40,7 +40,8 @@ class RayProcess:
     def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
         command = [
             sys.executable, "-c", _START, "start", "--block", "--disable-usage-stats",
-            f"--node-ip-address={_LOOPBACK}", "--min-worker-port=0", "--max-worker-port=0",
+            f"--node-ip-address={_LOOPBACK}", "--include-log-monitor=false",
+            "--min-worker-port=0", "--max-worker-port=0",
             "--num-cpus=0", "--object-store-memory=100000000", *arguments,
         ]  # fmt: skip
         with log.open("ab") as out:
@@ -65,8 +66,11 @@ class RayProcess:
         return self._process.poll() is None
 
 
+_RUNS_JOBS = '--resources={"lazyfx": 2}'
+
+
 class RayCluster:
-    """A head that runs no jobs, and its nodes."""
+    """A head, which also runs jobs, because a node more takes long to start; and other nodes."""
 
     def __init__(self) -> None:
         # Paths of Ray's sockets are inside, so its name is short.
@@ -76,6 +80,7 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
+            "RAY_worker_niceness": "0",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         self.log = self.folder / "log"
@@ -87,19 +92,17 @@ class RayCluster:
         return f"ray://{_LOOPBACK}:{self._client_port}"
 
     def start_head(self) -> RayProcess:
-        """Start the head and wait until it takes connections."""
+        """Start the head, and wait until it takes connections; it runs jobs when it is ready."""
         started = self._start([
             "--head", f"--port={self._port}", f"--ray-client-server-port={self._client_port}",
-            "--include-dashboard=false", f"--temp-dir={self.folder}",
+            "--include-dashboard=false", "--no-monitor", f"--temp-dir={self.folder}", _RUNS_JOBS,
         ])  # fmt: skip
         self._wait_until(lambda: _listens(self._client_port), started)
         return started
 
     def start_node(self, **variables: str) -> RayProcess:
         """Start a node that runs jobs, with other variables; it registers when it is ready."""
-        return self._start(
-            [f"--address={_LOOPBACK}:{self._port}", '--resources={"lazyfx": 2}'], **variables
-        )
+        return self._start([f"--address={_LOOPBACK}:{self._port}", _RUNS_JOBS], **variables)
 
     def _start(self, arguments: list[str], **variables: str) -> RayProcess:
         environment = {**os.environ, **self.environment, **variables}
@@ -115,7 +118,7 @@ class RayCluster:
             time.sleep(0.1)
 
     def kill_all(self) -> None:
-        """Kill the head first, then the nodes, which do not outlive it for long."""
+        """Kill the head first, then the other nodes, which do not outlive it for long."""
         for process in self._processes:
             if process.running():
                 process.kill()

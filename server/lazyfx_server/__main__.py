@@ -82,8 +82,6 @@ def _main(arguments: Sequence[str]) -> None:
         settings.workers, settings.native, settings.passes.operator_modules, added_targets,
         settings.logs.log_format,
     )  # fmt: skip
-    # torch queries devices when it creates its first fake tensor, and a process forked after that
-    # cannot use them, so it had better see none.
     forkserver = ForkServer(start.preload, start.without_gpus)
     if settings.workers.ray_address is None:
         forkserver.start()

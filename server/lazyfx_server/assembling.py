@@ -50,8 +50,8 @@ from lazyfx_server.upstream.own_token import OwnToken
 from lazyfx_server.upstream.route import Routes
 from lazyfx_server.workers.local_pools import local_natives
 from lazyfx_server.workers.pools import NativeUnavailable, Sources, pass_workers, protection
-from lazyfx_server.workers.ray_node import NATIVE, PASSES
-from lazyfx_server.workers.ray_pools import RayBuilders, pass_sandbox, slots_of
+from lazyfx_server.workers.ray_node import PASSES
+from lazyfx_server.workers.ray_pools import RayBuilders, pass_sandbox
 
 _DAY = 86_400.0
 
@@ -97,22 +97,26 @@ def native_compiles(
         OSError: Native artifacts are required but cannot be built.
     """
     native = settings.native
-    admission = Admission(native.native_workers, settings.calls, NATIVE_POOL, observer, pressure)
     required, forwards = native.native == "on", settings.upstream.upstream is not None
+
+    def queue(slots: int) -> Admission:
+        return Admission(slots, settings.calls, NATIVE_POOL, observer, pressure)
+
     if engine is not None and native.native != "off":
-        engine.listen(lambda: admission.resize(max(1, slots_of(engine, NATIVE))))
         nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
-        return NativeCompiles(nodes, admission, observer, forwards=forwards)
+        compiles = NativeCompiles(nodes, queue, observer, forwards=forwards)
+        engine.listen(compiles.count_workers)
+        return compiles
     try:
         made = local_natives(native, sources, crashes, observer, on_restart)
     except NativeUnavailable as error:
         if required:
             raise OSError(f"--native: {error}") from error
-        unavailable = NativeCompiles(None, admission, observer, forwards=forwards)
+        unavailable = NativeCompiles(None, queue, observer, forwards=forwards)
         unavailable.disable(str(error))
         return unavailable
     builders = None if made is None else made[0]
-    return NativeCompiles(builders, admission, observer, required=required, forwards=forwards)
+    return NativeCompiles(builders, queue, observer, required=required, forwards=forwards)
 
 
 @dataclass(frozen=True)

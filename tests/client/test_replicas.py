@@ -6,11 +6,11 @@ The replicas share their signing key and no store.
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from harness import DCE, connected, graph_of
+from harness import DCE, connected, graph_of, wait_until
 from servers import RunningServer
 from torch import nn
+from torch.fx import Graph, GraphModule
 from typer.testing import CliRunner
 
 import lazyfx
@@ -144,24 +145,32 @@ def test_a_batch_goes_on_when_its_replica_ends(pair: list[RunningServer]) -> Non
     assert not [result for _, result in done if isinstance(result, LazyfxError)]
 
 
+def untraced(number: int) -> GraphModule:
+    """A graph that is not traced: while one thread traces, calls of modules fail in all others."""
+    graph = Graph()
+    product = graph.call_function(operator.mul, (graph.placeholder("x"), number))
+    graph.output(graph.call_function(operator.add, (product, product)))
+    return GraphModule(nn.Module(), graph)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_replica_that_ends_costs_no_error(
     pair: list[RunningServer], number: signal.Signals
 ) -> None:
     wrong: list[object] = []
     done = [0, 0]
-    ending = threading.Event()
+    has_ended = threading.Event()
 
     def work(thread: int, client: lazyfx.Client) -> None:
+        left = 8  # compiles after the end
         try:
-            while done[thread] < 30 or not ending.is_set():
+            while left:
                 value = thread * 1000 + done[thread]
-                remote = client.compile(graph_of(value), [DCE])
+                left -= has_ended.is_set()
+                remote = client.compile(untraced(value), [DCE])
                 if not torch.equal(remote(X), X * 2 * value):
                     wrong.append(value)
                 done[thread] += 1
-                if ending.is_set() and done[thread] > 40:
-                    break
         except BaseException as error:  # noqa: BLE001 - the test shows it
             wrong.append(error)
 
@@ -170,11 +179,10 @@ def test_a_replica_that_ends_costs_no_error(
         threads = [threading.Thread(target=work, args=(i, client)) for i in range(2)]
         for thread in threads:
             thread.start()
-        while min(done) < 5 and not wrong:
-            time.sleep(0.01)
+        wait_until(lambda: wrong or min(done) >= 5, "load")
         os.kill(pair[0].pid, number)
         pair[0].process.wait(60)
-        ending.set()
+        has_ended.set()
         for thread in threads:
             thread.join(120)
         # Handles of the lost replica compile again.

@@ -126,6 +126,8 @@ def test_every_setting_named_in_a_deployment_exists(root: Path) -> None:
     files = [root / "Dockerfile", *(root / "deploy").rglob("*.y*ml")]
     # BASE, TORCH_INDEX and CUDA_BASE are inputs of the build, not of the server.
     build_inputs = {"base", "torch_index", "cuda_base"}
+    # The ports that compose publishes.
+    of_compose = {"ports"}
     # What comments tell clients to set.
     of_clients = {"address", "ca", "token", "verify_keys"}
     named = {
@@ -133,7 +135,7 @@ def test_every_setting_named_in_a_deployment_exists(root: Path) -> None:
         for file in files
         for name in re.findall(r"\bLAZYFX_([A-Z_]+)", file.read_text())
     }
-    assert named - build_inputs - of_clients <= set(FIELDS)
+    assert named - build_inputs - of_compose - of_clients <= set(FIELDS)
     assert {"listen", "store_path", "metrics_host"} <= named
 
 

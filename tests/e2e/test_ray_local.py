@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from servers import RunningServer
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_jobs_run_there_and_nothing_is_left_of_a_server_that_is_killed(
     launch: Callable[..., RunningServer],
 ) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from harness import DCE, PATIENCE, graph_of, metrics, total, wait_until
+from replicas import Start
+from servers import RunningServer
 from torch.fx import GraphModule
 from typing_extensions import Self
 
@@ -123,3 +125,35 @@ def test_a_successor_on_the_same_address_costs_no_request(
         assert client.compile(graph_of(1.0), [DCE]).cache.status == "hit"
     assert total(samples, "lazyfx_requests_total", method="Compile", code="INTERNAL") == 0
     assert not [line for line in (*old.log, *new.log) if "Traceback" in line]
+
+
+@pytest.mark.long
+def test_replicas_that_are_restarted_in_turn_cost_no_request(
+    replica: Start, tmp_path: Path
+) -> None:
+    """The second one is stopped as soon as the first serves again; both have their old addresses."""
+    ports = [_free_port(), _free_port()]
+    flags = [
+        ("--listen", f"127.0.0.1:{port}", "--store-path", str(tmp_path / str(port)))
+        for port in ports
+    ]
+    old = [replica(*each) for each in flags]
+    new = []
+    with Load(",".join(server.address for server in old)) as load:
+        wait_until(lambda: all(_answered(server) >= 10 for server in old), "load on both")
+        for server, each in zip(old, flags, strict=True):
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(PATIENCE) == 0
+            new.append(replica(*each))
+        wait_until(lambda: all(_answered(server) >= 10 for server in new), "load on both")
+    assert set(load.outcomes) <= {"hit", "miss", "joined"}, load.outcomes
+    for server in new:
+        failed = total(
+            metrics(server.metrics_url), "lazyfx_requests_total", method="Compile", code="INTERNAL"
+        )
+        assert failed == 0
+    assert not [line for server in (*old, *new) for line in server.log if "Traceback" in line]
+
+
+def _answered(server: RunningServer) -> float:
+    return total(metrics(server.metrics_url), "lazyfx_requests_total", method="Compile", code="OK")

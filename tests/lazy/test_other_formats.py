@@ -123,6 +123,52 @@ def test_writes_to_lists_are_refused_by_torchscript(capture: Any) -> None:
         scripted(module)
 
 
+class ReadsStatistics(nn.Module):
+    """Returns a running mean after its update, or ignores the result of the normalization."""
+
+    def __init__(self, ignored: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.ignored = ignored
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.norm(x)
+        return x if self.ignored else (y, self.norm.running_mean.clone())
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_running_statistics_that_are_read_are_current_in_torchscript(ignored: bool) -> None:
+    x = torch.tensor([[1.0, 2.0, 3.0], [3.0, 6.0, 9.0]])
+    program = torch.export.export(ReadsStatistics(ignored), (x,))
+    with pytest.raises(UnsupportedGraphError, match=r"running statistics|is unused"):
+        scripted(program.module(check_guards=False))
+    # In the form that functionalizing gives, the operator can be replaced.
+    node = next(n for n in program.graph.nodes if "batch_norm" in n.name)
+    mean, variance = node.args[3:5]
+    with program.graph.inserting_before(node):
+        norm = program.graph.call_function(
+            torch.ops.aten.native_batch_norm.default,
+            (*node.args[:3], mean, variance, True, 0.1, 1e-5),
+        )
+        result = program.graph.call_function(operator.getitem, (norm, 0))
+    node.replace_all_uses_with(result)
+    program.graph.erase_node(node)
+    loaded = scripted(program.module(check_guards=False))
+    here = ReadsStatistics(ignored)
+    for _ in range(3):
+        assert unlike(pytree.tree_leaves(loaded(x)), pytree.tree_leaves(here(x))) == ""
+    state = dict(loaded.named_buffers())
+    assert unlike(state["norm.running_var"], here.norm.running_var) == ""
+
+
+def test_a_batch_norm_that_trains_is_scripted() -> None:
+    module = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).train())
+    x = torch.randn(4, 3)
+    here, loaded = copy.deepcopy(module), scripted(module)
+    for _ in range(2):
+        assert unlike([loaded(x)], [here(x)]) == ""
+
+
 def test_a_spectral_norm_is_not_computed_to_be_refused() -> None:
     norm = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
     module = torch.fx.symbolic_trace(nn.Sequential(norm))

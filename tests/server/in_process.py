@@ -110,7 +110,7 @@ async def compiling_parts(
         admission=admission,
         observer=recorder,
         signer=Signer(KeyRing(None), builder, 86_400.0),
-        native=NativeCompiles(None, Admission(1, calls), recorder),
+        native=NativeCompiles(None, lambda slots: Admission(slots, calls), recorder),
         quotas=quotas,
         costs=costs,
         fleet=fleet,

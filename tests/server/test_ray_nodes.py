@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server import operator_checks
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
-from lazyfx_server.compiling.limits.admission import Admission
+from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
+from lazyfx_server.compiling.limits.target_queues import TargetQueues
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.errors import FailedPreconditionError
 from lazyfx_server.execution import NoWorker
@@ -47,6 +50,9 @@ class Cluster(RayEngine):
         super().__init__("local", "", b"")
         self._nodes = {node.id: node for node in nodes}
 
+    def join(self, node: Node) -> None:
+        self._nodes[node.id] = node
+
     def leave(self, name: str) -> None:
         del self._nodes[name]
 
@@ -57,6 +63,14 @@ GPU = target("avx2", "avx2", accelerator="cuda 13, H200")
 
 def builders(cluster: Cluster) -> RayBuilders:
     return RayBuilders(cluster, 60.0, CrashTracker(0.0), Observers())
+
+
+def queue(slots: int) -> Admission:
+    return Admission(slots, CallLimits())
+
+
+def job() -> QueuedJob:
+    return QueuedJob("tenant", JobKind(b"what", b"family", 1000))
 
 
 def wanted(native: pb.NativeTarget) -> pb.GetArtifactRequest:
@@ -75,7 +89,7 @@ async def test_targets_are_those_of_nodes_and_remembered() -> None:
 
 async def test_a_request_finds_the_target_that_runs_where_the_caller_is() -> None:
     cluster = Cluster([node("a", OLD), node("b", NEW)])
-    native = NativeCompiles(builders(cluster), Admission(1, CallLimits()), Observers())
+    native = NativeCompiles(builders(cluster), queue, Observers())
     keys = {native.variant(wanted(each)) for each in (OLD, NEW)}
     assert len(keys) == 2
     has_gpu = target("avx2", "avx2", accelerator="")
@@ -87,11 +101,35 @@ async def test_a_request_finds_the_target_that_runs_where_the_caller_is() -> Non
     assert native.variant(wanted(NEW)) in keys, "what is stored is still found"
 
 
+async def test_jobs_that_wait_for_one_kind_of_node_delay_no_other() -> None:
+    cluster = Cluster([node("a", OLD), node("b", NEW)])
+    queues = TargetQueues(queue, builders(cluster).slots_for)
+    async with AsyncExitStack() as held:
+        await held.enter_async_context(queues.of(OLD).slot(job()))
+        waiting = asyncio.ensure_future(held.enter_async_context(queues.of(OLD).slot(job())))
+        await asyncio.sleep(0.01)
+        await held.enter_async_context(queues.of(NEW).slot(job()))
+        assert not waiting.done()
+        cluster.join(node("c", OLD))
+        queues.resize()
+        await waiting
+    cluster.leave("a")
+    cluster.leave("c")
+    queues.resize()
+    async with queues.of(OLD).slot(job()):
+        """So that it is told that no node can run it."""
+
+
+async def test_a_node_with_a_gpu_also_builds_for_graphs_without_one() -> None:
+    made = builders(Cluster([node("a", OLD), node("b", GPU), node("c")]))
+    assert (made.slots_for(OLD), made.slots_for(GPU), made.slots_for(NEW)) == (2, 1, 0)
+
+
 async def test_without_a_target_a_request_is_told_why() -> None:
     without = node("b")
     without.description = worker.NodeDescription(native_problem="no g++").SerializeToString()
     for nodes, why in (([], "not connected yet"), ([node("a"), without], "node b: no g\\+\\+")):
-        native = NativeCompiles(builders(Cluster(nodes)), Admission(1, CallLimits()), Observers())
+        native = NativeCompiles(builders(Cluster(nodes)), queue, Observers())
         with pytest.raises(FailedPreconditionError, match=why):
             native.variant(wanted(OLD))
 
@@ -124,33 +162,6 @@ def test_a_node_refuses_a_server_with_other_targets() -> None:
     config.environment = bytes(32)
     with pytest.raises(NodeRefused, match="allow-targets"):
         open_node(config.SerializeToString())
-
-
-async def test_slots_come_and_go() -> None:
-    admission = Admission(1, CallLimits())
-    held: list[str] = []
-    leave = asyncio.Event()
-
-    async def job(name: str) -> None:
-        async with admission.slot("tenant"):
-            held.append(name)
-            await leave.wait()
-
-    jobs = [asyncio.ensure_future(job(str(number))) for number in range(4)]
-    await asyncio.sleep(0)
-    assert len(held) == 1
-    admission.resize(3)
-    await asyncio.sleep(0.01)
-    assert len(held) == 3
-    admission.resize(1)
-    leave.set()
-    await asyncio.gather(*jobs)
-    leave.clear()
-    again = [asyncio.ensure_future(job(str(number))) for number in range(2)]
-    await asyncio.sleep(0.01)
-    assert len(held) == 5, "one of two: there is one slot"
-    leave.set()
-    await asyncio.gather(*again)
 
 
 @pytest.mark.parametrize("text", ["ray", "ray://", "ray://host", "ray:host:1", "dask", "ray://h:p"])

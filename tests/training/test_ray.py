@@ -24,18 +24,15 @@ from lazyfx.v1 import compiler_pb2 as pb
 if TYPE_CHECKING:
     from servers import RunningServer
 
-pytestmark = pytest.mark.slow
-
 PATIENCE = 150.0
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    """A head, and one node like this machine."""
+    """One node, with all that this machine has."""
     made = RayCluster()
     try:
         made.start_head()
-        made.start_node()
         yield made
     finally:
         made.close()
@@ -73,6 +70,7 @@ def readiness(server: RunningServer) -> str:
         return str(answer.read().decode())
 
 
+@pytest.mark.long
 def test_a_server_without_a_compiler_serves_native_artifacts(server: RunningServer) -> None:
     model = Net(width=23)
     options = {"address": server.address, "on_error": "raise"}
@@ -85,6 +83,7 @@ def test_a_server_without_a_compiler_serves_native_artifacts(server: RunningServ
     assert "seccomp" in info.native_status.sandbox.layers
 
 
+@pytest.mark.slow
 def test_a_request_goes_to_a_node_whose_artifacts_run_there(
     server: RunningServer, cluster: RayCluster
 ) -> None:
@@ -112,6 +111,7 @@ def test_a_request_goes_to_a_node_whose_artifacts_run_there(
             module.native(older, timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_a_node_with_another_version_is_not_used(
     server: RunningServer, cluster: RayCluster, tmp_path: Path
 ) -> None:
@@ -125,6 +125,7 @@ def test_a_node_with_another_version_is_not_used(
     assert any("lazyfx 9.9" in line for line in server.log)
 
 
+@pytest.mark.slow
 def test_hits_go_on_when_the_head_dies_and_jobs_when_it_is_back(
     server: RunningServer, cluster: RayCluster, record_property: Callable[[str, object], None]
 ) -> None:
@@ -139,7 +140,6 @@ def test_hits_go_on_when_the_head_dies_and_jobs_when_it_is_back(
         assert "no jobs run" in readiness(server)
         assert total(metrics(server.metrics_url), "lazyfx_engine_connected") == 0
         cluster.start_head()
-        cluster.start_node()
         started = time.monotonic()
 
         def compiles() -> bool:

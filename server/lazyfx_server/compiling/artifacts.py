@@ -241,9 +241,9 @@ class Artifacts:
         module = self._catalog.in_memory(tenant, request.module_key)
         key = request.module_key if module is None else module.own_digest
         place = artifact_digest(key, request.kind, variant)
-        told = None if self._forwarding is None else self._forwarding.progress(place)
-        if told is not None:
-            return told
+        reported = None if self._forwarding is None else self._forwarding.progress(place)
+        if reported is not None:
+            return reported
         # Made here, or on a server that this one waits for.
         if note := self._fleet.note(artifact_key(place)):
             return progress_of(note)

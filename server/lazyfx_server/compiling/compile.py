@@ -170,10 +170,10 @@ class Compiler:
     async def _hit(
         self, module: CompiledModule, incoming: IncomingCompile, resolved: ResolvedRequest
     ) -> bytes:
-        whose, spent = module.tenant.name, time.perf_counter() - incoming.arrived
-        self._observer.observe(LookupMade("hit", tenant=whose))
-        self._observer.observe(Reused(module.report.seconds, whose))
-        self._observer.observe(OverheadSpent("key", spent, whose))
+        tenant, spent = module.tenant.name, time.perf_counter() - incoming.arrived
+        self._observer.observe(LookupMade("hit", tenant=tenant))
+        self._observer.observe(Reused(module.report.seconds, tenant))
+        self._observer.observe(OverheadSpent("key", spent, tenant))
         if incoming.request.request_token:
             return module.hit  # its caller has the token already
         await self._reader.keep(incoming, resolved)

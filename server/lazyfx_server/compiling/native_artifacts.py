@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,6 +20,7 @@ from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.native_builders import NativeBuilders
 from lazyfx_server.compiling.flights.single_flight import STOP_SECONDS, Flight
 from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
+from lazyfx_server.compiling.limits.target_queues import TargetQueues
 from lazyfx_server.errors import (
     FailedPreconditionError,
     InvalidRequestError,
@@ -41,7 +42,7 @@ class NativeCompiles:
 
     Args:
         builders: Build them; None if native artifacts cannot be built or are turned off.
-        admission: Bounds that work.
+        make_queue: Makes the queue of one target, with a number of slots.
         observer: Notified of each compile.
         required: Whether the server must not start without native artifacts.
         forwards: Whether there is an upstream that may build what this server cannot.
@@ -53,7 +54,7 @@ class NativeCompiles:
     def __init__(
         self,
         builders: NativeBuilders | None,
-        admission: Admission,
+        make_queue: Callable[[int], Admission],
         observer: Observer,
         *,
         required: bool = False,
@@ -61,10 +62,13 @@ class NativeCompiles:
     ) -> None:
         self._builders = builders
         self._observer = observer
-        self._admission = admission
+
+        def slots(target: pb.NativeTarget) -> int:
+            return 0 if builders is None else builders.slots_for(target)
+
+        self._queues = TargetQueues(make_queue, slots)
         self._required = required
         self._forwards = forwards
-        self.target: pb.NativeTarget | None = None
         self.problem = ""
 
     @property
@@ -80,7 +84,11 @@ class NativeCompiles:
     @property
     def backlog_seconds(self) -> float:
         """Estimated seconds in which the workers would finish what they have."""
-        return self._admission.backlog_seconds
+        return self._queues.backlog_seconds
+
+    def count_workers(self) -> None:
+        """Let as many jobs run as workers can; call it when that changes."""
+        self._queues.resize()
 
     @property
     def status(self) -> pb.NativeStatus:
@@ -208,13 +216,16 @@ class NativeCompiles:
             RequestError: A subclass, depending on the worker's answer.
         """
         assert self._builders is not None, "refused by `variant`"
-        jobs = self._builders.jobs_for(self._target_for(request))
+        target = self._target_for(request)
+        jobs, queue = self._builders.jobs_for(target), self._queues.of(target)
         job = worker.NativeJob(kind=request.kind, graph=graph, request=request.native, place=place)
         ended = "failed"
         try:
-            async with self._admission.slot(queued_job):
+            async with queue.slot(queued_job):
                 started = time.monotonic()
-                flight.mark_running(lambda: self._grace_period(queued_job, started))
+                flight.mark_running(
+                    lambda: _grace_period(queue.usual_seconds(queued_job.kind), started)
+                )
                 with charge:
                     result = await jobs.native(job, subject)
         except asyncio.CancelledError:
@@ -227,19 +238,19 @@ class NativeCompiles:
             if flight.begun or ended != "stopped":
                 self._observer.observe(NativeCompiled(ended))
 
-    def _grace_period(self, queued_job: QueuedJob, started: float) -> float:
-        """How long an abandoned compile continues: to its end, if it is nearly done.
-
-        That is if it has run for some time, and for half of the usual duration.
-        """
-        spent = time.monotonic() - started
-        usual = self._admission.usual_seconds(queued_job.kind)
-        if usual is not None and spent >= max(_WORTH_KEEPING_SECONDS, usual / 2):
-            return math.inf
-        return STOP_SECONDS
-
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of a native compile of this server."""
         if self._builders is None:
             return pb.ArtifactProgress(stage="waiting")
         return self._builders.progress(place)
+
+
+def _grace_period(usual: float | None, started: float) -> float:
+    """How long an abandoned compile continues: to its end, if it is nearly done.
+
+    That is if it has run for some time, and for half of the usual duration.
+    """
+    spent = time.monotonic() - started
+    if usual is not None and spent >= max(_WORTH_KEEPING_SECONDS, usual / 2):
+        return math.inf
+    return STOP_SECONDS

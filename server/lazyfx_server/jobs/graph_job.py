@@ -18,6 +18,7 @@ from lazyfx.v1 import graph_pb2
 from lazyfx_server.jobs.rendering import performed, render
 from lazyfx_server.lazy import FITTED, RecompileCost, RecompileLedger, lazy_class, lazy_job
 from lazyfx_server.passes import Driver, PassError, PassLimits, Pipeline
+from lazyfx_server.passes.analysis.attribute_memory import remember_storage
 from lazyfx_server.passes.analysis.output_counts import MAX_OUTPUTS
 from lazyfx_server.passes.pass_requests import pipeline_of
 from lazyfx_server.passes.pipeline_report import report_of
@@ -215,7 +216,12 @@ def _bound(checked: CheckedGraph, job: worker.CompileJob) -> GraphModule:
         found = data.get((graph, number))
         if found is None:
             return None
-        return wire.tensor_from_bytes(body.tensors[row.tensor.tensor], found)
+        description = body.tensors[row.tensor.tensor]
+        value = wire.tensor_from_bytes(description, found)
+        if row.tensor.role == graph_pb2.TENSOR_ROLE_PARAMETER:
+            value = torch.nn.Parameter(value, requires_grad=description.requires_grad)
+        remember_storage(value, row.tensor.storage)
+        return value
 
     return wire.decode(body, bind=bind)
 

@@ -13,7 +13,7 @@ _SECONDS: Final = 0.02
 
 
 class DeferredObserver:
-    """Passes events on a little later, or when somebody is about to read what they are counted in.
+    """Passes events on a little later, or when the counts are about to be read.
 
     A request emits events when it ends, and its answer need not wait until they are counted. Under
     load, counting each hit alone would cost a third of the hit. Events of one kind that only add to

@@ -30,9 +30,9 @@ class OwnToken:
 
     def authorization(self) -> str:
         """The authorization header with the token."""
-        looks = known_fingerprint(self._path)
-        if looks != self._seen:
-            self._seen = looks
+        fingerprint = known_fingerprint(self._path)
+        if fingerprint != self._seen:
+            self._seen = fingerprint
             try:
                 self._token = read_token(self._path)
             except OSError as error:

@@ -30,6 +30,10 @@ _log = logging.getLogger("lazyfx_server")
 # Exists if the machine has an NVIDIA GPU.
 _GPU = Path("/dev/nvidiactl")
 
+# Pass workers beyond the number of concurrent jobs, for tenants that take turns. With none, each
+# change of tenant ends a process, and the next job waits for a new one.
+_KEPT_WARM = 2
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -92,6 +96,7 @@ def pass_workers(
         run_job,
         processes=sources.forked,
         workers=settings.workers,
+        kept_warm=_KEPT_WARM,
         max_jobs=settings.worker_max_jobs,
         initializer=partial(confine, policy),
         cancel_grace=0.0,

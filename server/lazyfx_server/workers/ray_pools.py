@@ -44,11 +44,6 @@ def ray_engine(settings: Settings, added_targets: str) -> RayEngine | None:
     return RayEngine(address, OPENER, config)
 
 
-def slots_of(engine: RayEngine, pool: str) -> int:
-    """Jobs of a pool that all nodes together run at a time."""
-    return sum(node.slots.get(pool, 0) for node in engine.nodes)
-
-
 @lru_cache(maxsize=256)
 def described(data: bytes) -> worker.NodeDescription:
     """The description of a node."""
@@ -134,6 +129,10 @@ class RayBuilders:
         return Jobs(
             executor, self._timeout, self._crashes, bounds="native", observer=self._observer
         )
+
+    def slots_for(self, target: pb.NativeTarget) -> int:
+        """See `NativeBuilders.slots_for`; a node with a GPU counts for graphs without one, too."""
+        return RayExecutor(self._engine, NATIVE, _builds_for(target)).workers
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """See `NativeBuilders.progress`: what a node said last; this has it asked again."""

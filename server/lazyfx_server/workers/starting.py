@@ -27,7 +27,7 @@ class WorkerStart:
         """The environment of a fork server.
 
         torch queries devices when it creates its first fake tensor, and a process forked after that
-        cannot use them, so it had better see none.
+        cannot use them, so it must see none.
         """
         return {**self.environment, "CUDA_VISIBLE_DEVICES": ""}
 

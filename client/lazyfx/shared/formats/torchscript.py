@@ -16,19 +16,19 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import Argument
-from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.utils._pytree import TreeSpec
 
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
 from lazyfx.shared.formats.late_operators import refuse_late_operators
+from lazyfx.shared.formats.lost_writes import keep_write
 
 # Operators that write to a tensor in Python, but in TorchScript return a new one or do not exist.
 _WRITTEN_AS: Final[dict[object, str]] = {
@@ -98,7 +98,7 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
     for node in graph.nodes:
         # TorchScript takes untyped inputs for tensors, and then does not accept numbers.
         node.type = _number(node, described) if node.op == "placeholder" else None
-        _refuse_lost_write(module, node)
+        keep_write(module, node)
         if isinstance(node.target, OpOverload):
             node.target = node.target.overloadpacket
         elif node.target in _WRITTEN_AS:
@@ -118,51 +118,6 @@ def _number(node: Node, mode: FakeTensorMode) -> type | None:
         if isinstance(value, (kind, symbolic)):
             return kind
     return None
-
-
-def _refuse_lost_write(module: GraphModule, node: Node) -> None:
-    """Refuse calls that TorchScript removes: it does not see what they write to.
-
-    These are max_norm, which renormalizes the rows of an embedding, and writes to lists of tensors.
-    """
-    if isinstance(node.target, (OpOverload, OpOverloadPacket)) or node.op == "call_function":
-        for schema in _schemas(node.target):
-            if any(_is_written_list(argument) for argument in schema.arguments):
-                raise UnsupportedGraphError(
-                    "TorchScript drops writes to a list of tensors",
-                    node=node.name,
-                    remedy="use save_pickle or save_exported_program",
-                )
-    if node.op == "call_module":
-        limit = getattr(module.get_submodule(str(node.target)), "max_norm", None)
-    elif node.target in (functional.embedding, functional.embedding_bag):
-        limit = node.args[3] if len(node.args) > 3 else node.kwargs.get("max_norm")
-    else:
-        return
-    if limit is not None:
-        raise UnsupportedGraphError(
-            "TorchScript drops the effect of max_norm on the rows of an embedding",
-            node=node.name,
-            remedy="use save_pickle or save_exported_program",
-        )
-
-
-def _schemas(target: Any) -> list[Any]:
-    """The schemas of an operator, or of a function of torch of the same name."""
-    if isinstance(target, OpOverload):
-        return [target._schema]  # noqa: SLF001 - torch has no public reader
-    if not isinstance(target, OpOverloadPacket):
-        name = getattr(target, "__name__", "")
-        if getattr(torch, name, None) is not target:
-            return []
-        target = getattr(torch.ops.aten, name, None)
-    overloads = [] if target is None else target.overloads()
-    return [getattr(target, name)._schema for name in overloads]  # noqa: SLF001
-
-
-def _is_written_list(argument: Any) -> bool:
-    written = argument.alias_info is not None and argument.alias_info.is_write
-    return written and "List" in str(argument.type) and argument.name != "out"
 
 
 def _structured(graph: Graph, outputs: Argument) -> Argument:

@@ -35,6 +35,9 @@ class NativeBuilders(Protocol):
     def jobs_for(self, target: pb.NativeTarget) -> Jobs:
         """What sends jobs to the processes that build for this target."""
 
+    def slots_for(self, target: pb.NativeTarget) -> int:
+        """Jobs for this target that can run at a time."""
+
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of the job with this name, as far as it is known."""
 
@@ -75,6 +78,11 @@ class LocalBuilders:
         """See `NativeBuilders.jobs_for`: there is one target."""
         del target
         return self._jobs
+
+    def slots_for(self, target: pb.NativeTarget) -> int:
+        """See `NativeBuilders.slots_for`."""
+        del target
+        return self._executor.workers
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """See `NativeBuilders.progress`."""

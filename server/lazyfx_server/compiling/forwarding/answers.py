@@ -45,6 +45,9 @@ def meaning_of(
         return errors.LeaderTimedOutError("the upstream did not answer before the deadline")
     if isinstance(error, received.TimedOutError):
         return errors.TimedOutError(f"the upstream: {reason}")
+    if isinstance(error, received.UnavailableError) and error.retry_after is not None:
+        # It answers, but not this now. Its health checks say whether to go on asking it.
+        return UpstreamFailureError(reason, "failed")
     if isinstance(error, received.UnavailableError) or error.code == "CANCELLED":
         return UpstreamFailureError(reason, "unreachable")
     if isinstance(error, received.PreconditionError):

@@ -31,7 +31,7 @@ from lazyfx_server.compiling.forwarding.upstream_keys import UpstreamKeys
 from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.request import ResolvedRequest
-from lazyfx_server.errors import OverloadedError, RequestError
+from lazyfx_server.errors import OverloadedError, RequestError, UnavailableError
 from lazyfx_server.settings.limits import PassLimits
 from lazyfx_server.telemetry import Observer, UpstreamAsked
 from lazyfx_server.telemetry.outages import Outages
@@ -235,12 +235,12 @@ class Forwarding:
             generation = self._link.generation
             if self._described == generation:
                 return
-            await self._learn(connected_anew=True)
+            await self._learn(is_new_connection=True)
             self._described = generation
 
-    async def _learn(self, *, connected_anew: bool = False) -> None:
+    async def _learn(self, *, is_new_connection: bool = False) -> None:
         info = await self._calls.server_info()
-        self.keys.learn(info, connected_anew=connected_anew)
+        self.keys.learn(info, is_new_connection=is_new_connection)
         self._native = info.native_targets[:_MAX_TARGETS]
 
     async def _compile(
@@ -275,7 +275,7 @@ class Forwarding:
             data, signed = await self._downloads.artifact(wanted, pipeline)
             result.constants.add(digest=digest, data=data)
             origin.constants.append(signed)
-        await self._check(result, pipeline, resolved.tenant.name)
+        await self._check(result, pipeline, resolved)
         return ForwardedCompile(response.cache, result, origin)
 
     async def _converse(
@@ -306,7 +306,9 @@ class Forwarding:
                 await upload_missing(self._calls, error.subjects, sizes, read_any)
         raise UpstreamFailureError("it repeatedly asks for what it was sent", "failed")
 
-    async def _check(self, result: worker.CompileResult, pipeline: str, tenant: str) -> None:
+    async def _check(
+        self, result: worker.CompileResult, pipeline: str, resolved: ResolvedRequest
+    ) -> None:
         """Check a graph as hostile bytes: here its form, and in a worker all that it contains."""
         try:
             await check_compile_result(result)
@@ -315,10 +317,10 @@ class Forwarding:
             job = worker.CheckJob(
                 graph=result.graph, limits=worker.JobLimits(**dict(PassLimits.of(self._limits)))
             )
-            kind = JobKind(b"check", b"check", len(result.graph.graph.body))
-            async with self._admission.slot(QueuedJob(tenant, kind)):
+            kind = JobKind(b"check" + resolved.digest, b"check", len(result.graph.graph.body))
+            async with self._admission.slot(QueuedJob(resolved.tenant.name, kind)):
                 await self._jobs.check(job)
-        except OverloadedError:  # this server's own
+        except (OverloadedError, UnavailableError):  # this server's own
             raise
         except RequestError as error:
             raise UpstreamFailureError(f"its answer was refused: {error}", "invalid") from error

@@ -85,7 +85,8 @@ class UpstreamLink:
             raise UpstreamFailureError("it is not in use", "unreachable")
         task = asyncio.ensure_future(work)
         self._calls.add(task)
-        self._changed.set()
+        if len(self._calls) == 1:
+            self._changed.set()
         try:
             await asyncio.wait({task})
             if task in self._given_up:
@@ -154,7 +155,7 @@ class UpstreamLink:
             await self._check()
 
     async def _stays_in_use(self, seconds: float) -> bool:
-        """Wait for the next check, which is earlier if a call begins; False if it is given up."""
+        """Wait for the next check, earlier if a first call begins; False if it is given up."""
         was_idle = not self._calls
         self._changed.clear()
         try:

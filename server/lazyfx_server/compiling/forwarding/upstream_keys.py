@@ -38,7 +38,7 @@ class UpstreamKeys:
         """Whether it has a key of this id."""
         return name in self._keys
 
-    def learn(self, info: pb.GetServerInfoResponse, *, connected_anew: bool) -> None:
+    def learn(self, info: pb.GetServerInfoResponse, *, is_new_connection: bool) -> None:
         """Adopt the keys that the upstream publishes, unless they are pinned.
 
         A server that replaces its key keeps the last one for a while, so known keys are replaced
@@ -48,7 +48,7 @@ class UpstreamKeys:
             return
         published = [key.public_key for key in info.verify_keys[:_MAX_KEYS]]
         named = {key_id(raw): raw for raw in published if len(raw) == KEY_BYTES}
-        if connected_anew or self._keys.keys() & named.keys():
+        if is_new_connection or self._keys.keys() & named.keys():
             self._keys = named
 
     @property

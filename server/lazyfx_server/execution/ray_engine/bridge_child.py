@@ -23,6 +23,8 @@ _LOCAL_ENVIRONMENT: Final = {
     "RAY_AUTH_MODE": "token",
     # When memory runs out, the kernel kills our workers, as without Ray; Ray would kill the actor.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Our workers lower their own priority, as without Ray; Ray would do it to the actor, by 15.
+    "RAY_worker_niceness": "0",
 }
 
 

@@ -206,6 +206,8 @@ class RayEngine:
                 reason = await self._connection()
             except OSError as error:
                 reason = f"the bridge to Ray cannot be started: {error}"
+            except (ValueError, KeyError) as error:
+                reason = f"the bridge to Ray sent a malformed frame: {error}"
             if self._connected:
                 delay = _RETRY_SECONDS[0]
             self._lost(reason)

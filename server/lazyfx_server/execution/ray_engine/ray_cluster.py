@@ -111,7 +111,11 @@ class RayCluster:
         }
 
     def start(self, node: str, with_gpu: bool, opener: str, config: bytes) -> NodeHandle:
-        """Start the actor of a node; it ends with this connection."""
+        """Start the actor of a node; it ends with this connection.
+
+        Raises:
+            NodeGone: Ray cannot start it.
+        """
         made = ray.remote(NodeHost).options(
             num_cpus=0,
             num_gpus=_GPU_SHARE if with_gpu else 0,
@@ -120,11 +124,10 @@ class RayCluster:
             max_restarts=0,
             max_concurrency=10_000,
         )
-        return NodeHandle(made.remote(opener, config))
-
-    def close(self) -> None:
-        """Disconnect, which ends the actors; a local cluster ends, too."""
-        ray.shutdown()
+        try:
+            return NodeHandle(made.remote(opener, config))
+        except (RayError, ConnectionError, ValueError, TypeError) as error:
+            raise NodeGone(f"Ray: {_last_line(error)}") from error
 
 
 def _last_line(error: BaseException) -> str:

@@ -200,7 +200,7 @@ def _is_candidate(
 ) -> bool:
     """Whether a node is constant if its operands are; cheap to check."""
     effects = storage.effects[node]
-    if storage.written(node) or not effects.pure:
+    if storage.written(node) or storage.held_written(node) or not effects.pure:
         return False
     if node.op == "get_attr":
         return _is_constant_tensor(module, str(node.target), rules)

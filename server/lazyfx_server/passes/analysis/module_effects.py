@@ -64,6 +64,24 @@ def module_effects(
     return ModuleEffects(keep, random, writes_input, may_return_input)
 
 
+def written_parts(
+    module: nn.Module, graph_has_effects: Callable[[GraphModule], bool]
+) -> list[nn.Module]:
+    """The submodules whose tensors a call of the module may write; all of an unknown module.
+
+    Args:
+        module: The module that a call_module node calls.
+        graph_has_effects: Returns whether a nested GraphModule has effects.
+    """
+    if module_effects(module, graph_has_effects) is None:
+        return [module]
+    return [
+        part
+        for part in module.modules()
+        if (graph_has_effects(part) if isinstance(part, GraphModule) else _keeps_state(part))
+    ]
+
+
 def _keeps_state(module: nn.Module) -> bool:
     if has_hooks(module):
         return True

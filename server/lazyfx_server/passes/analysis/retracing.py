@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lazyfx_server.passes.analysis.attribute_memory import memory_of
 from lazyfx_server.passes.analysis.called_operators import KnownValues
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
 from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
+from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import attribute_at, unused_name
 
 
@@ -96,6 +98,7 @@ def retrace(
     _check(module, known)
     inputs = [_input(node, known) for node in module.graph.nodes if node.op == "placeholder"]
     paths = _attributes(module)
+    _check_memory(module, paths)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     values = [_described(path, known) for path in paths]
     fakes = [_fake(mode, value) for value in (*inputs, *values)]
@@ -207,6 +210,19 @@ def _attributes(module: GraphModule) -> list[str]:
         if not isinstance(attribute_at(module, path), torch.Tensor):
             raise CannotRetrace(f"attribute {path} is not a tensor")
     return list(paths)
+
+
+def _check_memory(module: GraphModule, paths: list[str]) -> None:
+    """Refuse to trace attributes apart that share memory which the graph writes."""
+    storage = StorageMap(module.graph)
+    first: dict[Hashable, str] = {}
+    for path in paths:
+        value = attribute_at(module, path)
+        assert isinstance(value, torch.Tensor)
+        memory = memory_of(value)
+        other = first.setdefault(memory, path)
+        if other != path and storage.written_memory(memory):
+            raise CannotRetrace("attributes share memory that the graph writes to")
 
 
 def _input(node: Node, known: KnownValues) -> torch.Tensor | None:

@@ -4,43 +4,77 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
+from collections.abc import Hashable
+from typing import TypeAlias
 
+from torch import nn
 from torch.fx import Graph, Node
 
-from lazyfx_server.passes.analysis.effects import Effects, effects_of
+from lazyfx_server.passes.analysis.attribute_memory import holds_graph, memories_in
+from lazyfx_server.passes.analysis.effects import Effects, effects_of, has_effects
+from lazyfx_server.passes.analysis.module_effects import written_parts
+from lazyfx_server.passes.analysis.walk import attribute_at
+
+# A node, or the memory of an attribute.
+_Member: TypeAlias = Hashable
 
 
 class StorageMap:
     """The storage of a graph's values, as classes that may overlap.
 
-    Inputs are one class: a caller may pass the same tensor twice. Positions are those of the nodes
-    when the map was created; removing nodes does not invalidate it.
+    Inputs are one class: a caller may pass the same tensor twice. So are attributes that share
+    memory, whatever their names and the graphs and modules that hold them. Positions are those of
+    the nodes when the map was created; removing nodes does not invalidate it.
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._parent: dict[Node, Node] = {}
+        self._parent: dict[_Member, _Member] = {}
         self.position: dict[Node, int] = {}
         self.effects: dict[Node, Effects] = {}
-        first_of: dict[str, Node] = {}
+        self._held: dict[Node, tuple[_Member, ...]] = {}
+        hidden: dict[Node, tuple[_Member, ...]] = {}
         for position, node in enumerate(graph.nodes):
             self.position[node] = position
-            self._parent[node] = node
             effects = self.effects[node] = effects_of(node)
+            self._join(node, node)
             for operand in effects.aliases:
                 self._join(node, operand)
             if node.op == "placeholder":
-                self._join(node, first_of.setdefault("", node))
+                self._join(node, _INPUTS)
             elif node.op == "get_attr":
-                self._join(node, first_of.setdefault(str(node.target), node))
-        self._writes: defaultdict[Node, list[int]] = defaultdict(list)
+                self._join(node, ("path", node.target))
+                for memory in memories_in(attribute_at(graph.owning_module, str(node.target))):
+                    self._join(node, memory)
+            elif node.op == "call_module":
+                hidden[node] = self._called(graph, node)
+        self._writes: defaultdict[_Member, list[int]] = defaultdict(list)
         for node, effects in self.effects.items():
-            for written in effects.writes:
+            for written in (*effects.writes, *hidden.get(node, ())):
                 self._writes[self._root(written)].append(self.position[node])
         self._escaping = self._find_escaping(graph)
+
+    def _called(self, graph: Graph, node: Node) -> tuple[_Member, ...]:
+        """Notes the memory that a called module reads; returns what the call writes of it."""
+        called = attribute_at(graph.owning_module, str(node.target))
+        if not isinstance(called, nn.Module):
+            return ()
+        self._held[node] = tuple(dict.fromkeys(memories_in(called)))
+        if holds_graph(called):
+            for memory in self._held[node]:
+                self._join(node, memory)
+        if self.effects[node].pure:
+            return ()
+        parts = written_parts(called, has_effects)
+        return tuple(dict.fromkeys(memory for part in parts for memory in memories_in(part)))
 
     def writes_before(self, node: Node, position: int) -> int:
         """How many writes to the storage of `node` happen before `position`."""
         return bisect_left(self._writes.get(self._root(node), []), position)
+
+    def held_writes_before(self, node: Node, position: int) -> tuple[int, ...]:
+        """The same for each tensor of the module that `node` calls, if it calls one."""
+        roots = (self._writes.get(self._root(memory), []) for memory in self._held.get(node, ()))
+        return tuple(bisect_left(writes, position) for writes in roots)
 
     def written_after(self, node: Node) -> bool:
         """Whether the storage of `node` is written after it is computed."""
@@ -64,7 +98,15 @@ class StorageMap:
 
     def written(self, node: Node) -> bool:
         """Whether the storage of `node` is written at all."""
-        return bool(self._writes.get(self._root(node)))
+        return self.written_memory(node)
+
+    def held_written(self, node: Node) -> bool:
+        """Whether a tensor of the module that `node` calls, if it calls one, is written."""
+        return any(map(self.written_memory, self._held.get(node, ())))
+
+    def written_memory(self, memory: Hashable) -> bool:
+        """Whether memory (`attribute_memory.memory_of`) is written by the graph, or a node's is."""
+        return bool(self._writes.get(self._root(memory)))
 
     def escapes(self, node: Node) -> bool:
         """Whether the graph may return the storage of `node` to its caller."""
@@ -79,13 +121,17 @@ class StorageMap:
                 escaping.update(self.effects[node].aliases)
         return escaping
 
-    def _root(self, node: Node) -> Node:
-        root = node
-        while self._parent[root] is not root:
-            root = self._parent[root]
-        while self._parent[node] is not root:
-            self._parent[node], node = root, self._parent[node]
+    def _root(self, member: _Member) -> _Member:
+        root = member
+        while (above := self._parent.get(root, root)) != root:
+            root = above
+        while member != root:
+            above = self._parent[member]
+            self._parent[member], member = root, above
         return root
 
-    def _join(self, one: Node, other: Node) -> None:
+    def _join(self, one: _Member, other: _Member) -> None:
         self._parent[self._root(one)] = self._root(other)
+
+
+_INPUTS = ("inputs",)

@@ -38,6 +38,7 @@ class FuseConvBn(Pass):
     """
 
     name: ClassVar[str] = "fuse_conv_bn"
+    version: ClassVar[int] = 2
     needs_values: ClassVar[bool] = True
 
     def values_read(self, module: GraphModule) -> frozenset[str]:
@@ -85,6 +86,7 @@ class FuseLinearBn(FuseConvBn):
     """
 
     name: ClassVar[str] = "fuse_linear_bn"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     def _pairs(self, module: GraphModule) -> Iterator[_Pair]:
@@ -130,7 +132,9 @@ def _pairs(
             continue
         pair = _Pair(convolution, normalization)
         read = (*convolution.node.all_input_nodes, *node.all_input_nodes)
-        written = any(storage.written(n) for n in read if n.op == "get_attr")
+        written = any(storage.written(n) for n in read if n.op == "get_attr") or any(
+            map(storage.held_written, (convolution.node, node))
+        )
         if not written and _fits(module, pair):
             yield pair
 

@@ -35,6 +35,7 @@ class QuantizeWeights(Pass):
     """
 
     name: ClassVar[str] = "quantize_weights"
+    version: ClassVar[int] = 2
     needs_values: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.1
 
@@ -104,7 +105,9 @@ class QuantizeWeights(Pass):
             if not isinstance(weight, torch.Tensor) or weight.dtype != torch.float32:
                 continue
             operand = argument(node, 1, "weight")
-            written = isinstance(operand, Node) and storage.written(operand)
+            written = storage.held_written(node) or (
+                isinstance(operand, Node) and storage.written(operand)
+            )
             if weight.ndim == 2 and self._fits(weight) and not written:
                 yield layer
 

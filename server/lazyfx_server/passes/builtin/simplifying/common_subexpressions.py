@@ -26,6 +26,7 @@ class CommonSubexpressionElimination(Pass):
     """
 
     name: ClassVar[str] = "common_subexpression_elimination"
+    version: ClassVar[int] = 2
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002
         """Merges equal nodes in place, including in nested GraphModules."""
@@ -62,7 +63,9 @@ def _merge_equal(module: GraphModule) -> int:
 def _key(node: Node, storage: StorageMap) -> Hashable:
     """A key that equal nodes share; includes the state of their operands' storage."""
     position = storage.position[node]
-    epochs = tuple(storage.writes_before(operand, position) for operand in node.all_input_nodes)
+    operands = node.all_input_nodes
+    epochs = tuple(storage.writes_before(operand, position) for operand in operands)
+    epochs += storage.held_writes_before(node, position)
     if node.op == "get_attr":
         # Reading an attribute sees earlier writes to it.
         epochs = (storage.writes_before(node, position),)

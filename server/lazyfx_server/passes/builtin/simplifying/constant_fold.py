@@ -32,6 +32,7 @@ class ConstantFold(Pass):
     """
 
     name: ClassVar[str] = "constant_fold"
+    version: ClassVar[int] = 2
     needs_values: ClassVar[bool] = True
 
     max_bytes: int = field(

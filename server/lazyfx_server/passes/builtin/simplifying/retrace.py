@@ -25,12 +25,13 @@ class Functionalize(Pass):
 
     In-place calls become calls that return a new value; writes to inputs and buffers become `copy_`
     calls at the end of the graph. Torch functions and modules become aten operators. Graphs that
-    switch grad mode, contain nested graphs or have symbolic sizes are left unchanged, and so are
-    graphs whose result would no longer be differentiable.
+    switch grad mode, contain nested graphs, have symbolic sizes or write to attributes that share
+    memory are left unchanged, and so are graphs whose result would no longer be differentiable. A
+    graph that writes to an input must not get another input in the same memory, as in torch.export.
     """
 
     name: ClassVar[str] = "functionalize"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
@@ -49,7 +50,7 @@ class Decompose(Pass):
     """
 
     name: ClassVar[str] = "decompose"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_shapes: ClassVar[bool] = True
 
     operators: tuple[str, ...] = field(
