@@ -47,7 +47,7 @@ test-long: $(STAMP) ## The long tests: those that compile C++, real models, very
 	$(PYTEST) -m 'long and not slow' $(ARGS)
 
 ray: $(STAMP) ## Run servers on a real Ray cluster: targets, versions, the death of its head (slow)
-	$(BIN)/python -m pytest -m 'slow or long' tests/training/test_ray.py tests/e2e/test_ray_local.py tests/contract/test_executors.py $(ARGS)
+	$(BIN)/python -m pytest -m "slow or long" tests/training/test_ray.py tests/e2e/test_ray_local.py tests/contract/test_executors.py $(ARGS)
 
 flaky: $(STAMP) ## Run tests three times and list those with different outcomes; ARGS="--times 5 path"
 	$(BIN)/python tests/flaky.py $(ARGS)

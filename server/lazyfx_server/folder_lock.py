@@ -43,18 +43,16 @@ class FolderLock:
 
     def __init__(self, folder: Path, *, is_shared: bool, wait_seconds: float) -> None:
         self._file: int | None = None
-        path = folder / _NAME
+        operation = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
         try:
-            file = open_plain(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            # A folder that cannot be written to is read at most; nothing can be mixed up there.
-            _log.warning("cannot tell whether another server uses the store: %s: %s", path, error)
-            return
-        try:
-            _lock(file, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX, folder, wait_seconds)
-        except BaseException:
-            os.close(file)
+            file = _open_locked(folder, operation, wait_seconds)
+        except FolderInUseError:
             raise
+        except OSError as error:
+            # A folder that cannot be written to is read at most, so nothing can be mixed up there;
+            # some network file systems have no locks.
+            _log.warning("cannot tell whether another server uses the store: %s: %s", folder, error)
+            return
         with contextlib.suppress(OSError):
             os.ftruncate(file, 0)
             if not is_shared:
@@ -66,6 +64,27 @@ class FolderLock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _open_locked(folder: Path, operation: int, wait_seconds: float) -> int:
+    """The open lock file of a folder, locked.
+
+    Raises:
+        FolderInUseError: Another server has it.
+        OSError: It cannot be opened or locked.
+    """
+    path = folder / _NAME
+    while True:
+        file = open_plain(path, os.O_RDWR | os.O_CREAT)
+        try:
+            _lock(file, operation, folder, wait_seconds)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), os.lstat(path)):
+                    return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # it was removed meanwhile, and locks nobody out
 
 
 def _lock(file: int, operation: int, folder: Path, wait_seconds: float) -> None:

@@ -122,6 +122,7 @@ def asks_again(request: pb.CompileRequest, context: Any) -> None:
 
 
 digest = graph_pb2.Digest(sha256=hashlib.sha256(b"").digest(), size_bytes=2**40)
+half_a_gibibyte = graph_pb2.Digest(sha256=hashlib.sha256(b"").digest(), size_bytes=2**29)
 LIES: dict[str, dict[str, Any]] = {
     "another key signed": {"signature": signed_by_another},
     "an unknown key": {"signature": of_an_unknown_key},
@@ -137,6 +138,7 @@ LIES: dict[str, dict[str, Any]] = {
     "a report without end": {"response": response(report=pb.CompileReport(seconds=float("inf")))},
     "a negative duration": {"response": response(report=pb.CompileReport(seconds=-1.0))},
     "a constant of a terabyte": {"response": response(constants=[digest])},
+    "constants of 2 GiB": {"response": response(constants=[half_a_gibibyte] * 4)},
     "bytes that are no answer": {"response": lambda answer: b"\xff" * 40},
     "bytes that are no graph": {"compiled": lambda compiled: b"\xff" * 40},
     "a graph that calls os.system": {"compiled": body(reaches_out)},

@@ -61,6 +61,20 @@ def test_the_successor_of_a_server_waits_for_its_end(tmp_path: Path) -> None:
     FolderLock(tmp_path, is_shared=False, wait_seconds=60).release()
 
 
+def test_a_lock_file_that_is_removed_while_a_server_waits_is_not_used(tmp_path: Path) -> None:
+    first = FolderLock(tmp_path, is_shared=False, wait_seconds=0)
+
+    def end() -> None:
+        (tmp_path / ".server.lock").unlink()
+        first.release()
+
+    threading.Timer(0.3, end).start()
+    second = FolderLock(tmp_path, is_shared=False, wait_seconds=60)
+    with pytest.raises(FolderInUseError):
+        FolderLock(tmp_path, is_shared=False, wait_seconds=0)
+    second.release()
+
+
 def test_servers_with_a_shared_store_use_a_folder_together(tmp_path: Path) -> None:
     locks = [FolderLock(tmp_path, is_shared=True, wait_seconds=0) for _ in range(2)]
     with pytest.raises(FolderInUseError, match="another server uses this folder"):

@@ -228,9 +228,11 @@ class LeasedFlight(LoneFlight[Result]):
                     continue  # it may be there again next time
             if alone and time.monotonic() - began < _LONG_SECONDS:
                 continue
-            if not await self._shared.store.contains([self._work.place]):
+            try:
+                is_there = await self._shared.store.contains([self._work.place])
+                found = await self._work.find() if is_there else None
+            except StoreError:
                 continue
-            found = await self._work.find()
             if found is None or self._over or self._flight.finishing:
                 continue
             self.found, self._outcome = found, "outrun"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 from lazyfx.errors import ArtifactError
-from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS
+from lazyfx.shared.answers.answer_bounds import AnswerBounds
 from lazyfx.shared.answers.downloads import Download
 from lazyfx.shared.native.native_answers import read_artifact
 from lazyfx.v1 import compiler_pb2 as pb
@@ -17,6 +17,14 @@ from lazyfx_server.compiling.off_loop import compute
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS
 
 OnProgress = Callable[[pb.ArtifactProgress], None]
+
+BOUNDS: Final = AnswerBounds(
+    max_graph_bytes=64 * 2**20,
+    max_constant_bytes=2**30,
+    max_text_bytes=128 * 2**20,
+    max_artifact_bytes=2**30,
+)
+"""What an upstream may send. Less than a client would accept: a server holds answers for many."""
 
 
 class Downloads:
@@ -52,7 +60,7 @@ class Downloads:
             UpstreamFailureError: The answer is not to be used.
             LazyfxError: The call failed, or the stream is malformed.
         """
-        download = Download(request, DEFAULT_BOUNDS, on_progress)
+        download = Download(request, BOUNDS, on_progress)
         download.begin()
         parts: Any = self._calls.artifact(request)
         async with aclosing(parts):  # stop reading from a server that sends too much

@@ -77,8 +77,8 @@ class ForwardedArtifacts:
             flight: Notified when the upstream is asked.
 
         Raises:
-            ModuleNotFoundInCacheError: The upstream has no module for it, but may compile it again,
-                and this server cannot build the artifact.
+            ModuleNotFoundInCacheError: The upstream does not serve it, but may if it compiles the
+                module again, and this server cannot build it.
             RequestError: The upstream refuses the caller.
         """
         if not self._forwarding.in_use:
@@ -97,7 +97,8 @@ class ForwardedArtifacts:
             if kind.maker == "native" and not self._native.targets and self._forwarding.in_use:
                 await self._catalog.remove(module)
                 raise ModuleNotFoundInCacheError(
-                    "the module is not at the upstream (any more); compile again"
+                    "the upstream did not serve the artifact, and this server cannot build it; "
+                    "compile again"
                 )
             return None
         data, signature = found

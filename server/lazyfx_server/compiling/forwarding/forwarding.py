@@ -12,14 +12,13 @@ from cachetools import LRUCache
 from google.protobuf.message import DecodeError as ProtobufError
 
 from lazyfx.errors import LazyfxError, MissingBlobsError, PreconditionError
-from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS
 from lazyfx.shared.answers.responses import check_response
 from lazyfx.shared.format_version import FORMAT_VERSION
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.result_checks import check_compile_result
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.forwarding.answers import meaning_of, names_pipeline
-from lazyfx_server.compiling.forwarding.downloading import Downloads, OnProgress
+from lazyfx_server.compiling.forwarding.downloading import BOUNDS, Downloads, OnProgress
 from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.forwarding.uploading_blobs import Buffer, ReadBlob, upload_missing
 from lazyfx_server.compiling.forwarding.upstream_calls import (
@@ -258,7 +257,7 @@ class Forwarding:
             if names_pipeline(error):
                 self._foreign[resolved.pipeline.fingerprint] = self._link.generation
             raise
-        check_response(response, DEFAULT_BOUNDS)
+        check_response(response, BOUNDS)
         key = response.module_key
         wanted = pb.GetArtifactRequest(module_key=key, kind=pb.ARTIFACT_KIND_GRAPH)
         data, signed = await self._downloads.artifact(wanted, pipeline)

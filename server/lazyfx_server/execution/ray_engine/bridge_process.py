@@ -137,6 +137,8 @@ class Bridge:
             self._down(node, str(gone))
         except asyncio.TimeoutError:
             self._down(node, "it did not answer in time")
+        except (ValueError, KeyError, TypeError) as error:
+            self._down(node, f"it sent something malformed ({type(error).__name__})")
 
     def _down(self, node: _Node, reason: str, *, refused: bool = False) -> None:
         if self._nodes.get(node.id) is not node:
