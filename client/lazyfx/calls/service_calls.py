@@ -224,6 +224,7 @@ class ServiceCalls:
                 if self.replicas.are_several:
                     download, resumed = Download(request, self._bounds, on_progress), False
             else:
+                route.answered()
                 return download.finish()
 
     def _download(

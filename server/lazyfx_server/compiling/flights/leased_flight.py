@@ -170,6 +170,8 @@ class LeasedFlight(LoneFlight[Result]):
         if kind is None or outrun:
             spent = time.monotonic() - self._started if made else None
             self._record(self._work, self._outcome, spent)
+        if outrun and (uncancel := getattr(asyncio.current_task(), "uncancel", None)):
+            uncancel()  # from Python 3.11 on, a task counts the cancellations that are under way
         if made:
             # So that the caller, who may go on with another server, finds it there.
             await _happens_within(self._published, self._shared.publish_seconds)
