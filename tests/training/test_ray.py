@@ -131,11 +131,10 @@ def test_hits_go_on_when_the_head_dies_and_jobs_when_it_is_back(
 ) -> None:
     with lazyfx.connect(server.address) as client:
         client.compile(graph_of(1.0))
-        started = time.monotonic()
         cluster.kill_all()
+        # The client retries, as the server asks, until its timeout.
         with pytest.raises(lazyfx.errors.UnavailableError):
             client.compile(graph_of(2.0), timeout=60)
-        record_property("seconds until a miss failed", time.monotonic() - started)
         assert client.compile(graph_of(1.0)).cache.status == "hit"
         assert "no jobs run" in readiness(server)
         assert total(metrics(server.metrics_url), "lazyfx_engine_connected") == 0
