@@ -82,7 +82,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AnswerBounds": "answers.answer_bounds",
+    "AnswerBounds": "shared.answers.answer_bounds",
     "AsyncClient": "async_client",
     "AsyncRemoteModule": "async_module",
     "BackendReport": "backend",

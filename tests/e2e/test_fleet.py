@@ -41,8 +41,10 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def test_crowd_of_clients_over_three_servers_costs_one_compile(patient):
+    compiles_graph = compile_of(1.0)
+
     def call(stub):
-        response = compile_of(1.0)(stub)
+        response = compiles_graph(stub)
         return response, artifact(stub, response.module_key, pb.ARTIFACT_KIND_CODE).data
 
     compiles, led = patient.compiles, patient.flights("led")

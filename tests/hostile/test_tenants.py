@@ -17,6 +17,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
 from lazyfx_server.compiling.catalog import Catalog, NotFound
+from lazyfx_server.compiling.key import environment_digest
 from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.quotas import Quotas
@@ -149,7 +150,8 @@ def test_a_key_of_another_tenant_takes_the_same_steps_as_an_unknown_one() -> Non
 
 
 class _Key:
-    graph = pipeline = values = environment = tenant = bytes(32)
+    graph = pipeline = values = tenant = bytes(32)
+    environment = environment_digest()
     digest = b"k" * 32
 
 

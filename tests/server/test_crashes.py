@@ -55,10 +55,6 @@ class Clock:
         return self.now
 
 
-async def _no_calls(_question: bytes) -> bytes:
-    raise AssertionError("these jobs ask nothing")
-
-
 def run(
     executor: Scripted,
     subject: Subject = _ALICE,
@@ -68,7 +64,7 @@ def run(
     jobs = Jobs(
         executor, 1.0, CrashTracker(600.0) if crashes is None else crashes, observer=recorder
     )
-    return asyncio.run(jobs.native(_JOB, subject, _no_calls))
+    return asyncio.run(jobs.native(_JOB, subject))
 
 
 def test_a_job_whose_worker_died_is_tried_again() -> None:

@@ -107,10 +107,10 @@ async def test_refused_requests_of_a_batch_are_refused_bytes_of_their_connection
         service = GraphCompilerService(
             compiler=parts.compiler, artifacts=parts.artifacts, decoder=parts.decoder,
             limits=CallLimits(), pacing=pacing, blobs=None, ledger=None, registry=None,
-            named=None, facts=None, store_stats=None,
+            named=None, facts=None, store_stats=None, settle=lambda: None,
         )  # fmt: skip
         enter(Caller(parts.tenant, Quotas(QuotaLimits())))
-        context = SimpleNamespace(peer=lambda: "ipv4:127.0.0.1:1")
+        context = SimpleNamespace(peer=lambda: "ipv4:127.0.0.1:1", time_remaining=lambda: None)
         codes = {a.error.code async for a in service.CompileBatch(requests(), context)}
     assert codes == {3, 9}
     assert pacing._debts["ipv4:127.0.0.1:1"][0] == 2 * wrong.ByteSize()
