@@ -20,6 +20,7 @@ from training.loops import Net, assert_same, batches, train
 
 import lazyfx
 from lazyfx.backend import close_sessions
+from lazyfx.v1 import compiler_pb2 as pb
 
 
 def train_through(address: str, model: nn.Module, **more: object) -> None:
@@ -107,9 +108,14 @@ def test_too_slow_then_killed_in_the_middle_of_a_compile(launch: Callable[..., A
     assert only_fallback()[0] == "UNAVAILABLE"
 
 
+def as_of_another_torch(info: pb.GetServerInfoResponse) -> None:
+    for target in (info.native, *info.native_targets):
+        target.torch = "2.99.0"
+
+
 def test_a_server_of_another_version(native_server: Any) -> None:
     with relayed(native_server.address) as (relay, address):
-        relay.edit_info = lambda info: setattr(info.native, "torch", "2.99.0")
+        relay.edit_info = as_of_another_torch
         with pytest.warns(lazyfx.FallbackWarning, match=r"torch is 2\.99\.0 on the server"):
             train_through(address, Net())
     assert only_fallback()[0] == "IncompatibleError"
