@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.passes.utils.matcher_utils import InternalMatch
-from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 
 from lazyfx_server.passes.analysis.called_operators import KnownValues
-from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import attribute_at, graph_modules, unused_name
 from lazyfx_server.passes.base import Pass, PassContext, PassResult, Rewrite
 from lazyfx_server.passes.errors import PassError
+from lazyfx_server.passes.patterns.calls_by_target import CallsByTarget, call_key
 from lazyfx_server.passes.patterns.guards import check_guards, holds
+from lazyfx_server.passes.patterns.match_safety import MatchSafety
+from lazyfx_server.passes.patterns.matching import Match, find_matches
+from lazyfx_server.passes.patterns.pattern_plan import PatternPlan, plan_of
+from lazyfx_server.passes.patterns.replacing import replace_matches
 from lazyfx_server.settings.limits import PassLimits
-from lazyfx_server.settings.part import Bound
 
 
 @dataclass(frozen=True)
@@ -43,132 +46,142 @@ class ReplacePattern(Pass):
         """
         matches = 0
         search = _Search(context.limits)
+        parts = [_Part(part) for part in graph_modules(module)] if context.rewrites else []
         for place, entry in enumerate(context.rewrites):
             rewrite = Rewrite(*entry)
             _check(rewrite.pattern, rewrite.replacement, f"rewrites[{place}]")
             check_guards(rewrite, f"rewrites[{place}].guards")
+            plan = plan_of(rewrite.pattern.graph)
             count = 0
-            for part in graph_modules(module):
-                search.begin(part, rewrite.pattern, place)
-                count += _rewrite(part, rewrite, context.limits, count, place)
+            for part in parts:
+                search.begin(part, plan, place)
+                found = part.rewrite(
+                    rewrite, plan, _Allowance(rewrite, context.limits, count, place)
+                )
+                if found:
+                    for other in parts:
+                        other.was_changed_inside(part)
+                count += found
             matches += count
         note = f"{matches} matches" if context.rewrites else "no rewrites"
         return PassResult(module, matches > 0, note)
 
 
-def _rewrite(
-    module: GraphModule, rewrite: Rewrite, limits: PassLimits, earlier: int, place: int
-) -> int:
-    guard = _Guard(module, rewrite, limits.bound("max_matches"), earlier, place)
-    template = _template(module, rewrite.replacement, guard)
-    try:
-        found = replace_pattern_with_filters(
-            module, rewrite.pattern, template, match_filters=[guard]
-        )
-    except RecursionError as error:
-        raise PassError(
-            "the pattern is too deep: its nodes and lists are nested further "
-            "than Python's stack allows; use a smaller pattern",
-            kind="limit",
-            field=f"rewrites[{place}].pattern",
-        ) from error
-    if found:
-        guard.add_attributes()
-    return len(found)
+class _Allowance:
+    """How many matches of a rewrite may be replaced, by its own bound and the server's."""
 
+    def __init__(self, rewrite: Rewrite, limits: PassLimits, earlier: int, place: int) -> None:
+        self._at_most = rewrite.at_most
+        self._accepted = earlier
+        self._allowed = limits.bound("max_matches")
+        self.field = f"rewrites[{place}].pattern"
 
-class _Guard:
-    """Decides for each match whether it may be replaced."""
+    @property
+    def is_used_up(self) -> bool:
+        """Whether no more matches are wanted."""
+        return 0 < self._at_most <= self._accepted
 
-    def __init__(
-        self, module: GraphModule, rewrite: Rewrite, allowed: Bound, earlier: int, place: int
-    ) -> None:
-        replacement = rewrite.replacement
-        self.accepted = earlier
-        self._rewrite = rewrite
-        self.attributes: dict[str, object] = {}
-        self._module = module
-        self._allowed = allowed
-        self._place = place
-        self._returned: set[Node] = set()
-        inputs = [node for node in replacement.graph.nodes if node.op == "placeholder"]
-        handed = replacement.graph.output_node().all_input_nodes
-        self._handed_through = [i for i, node in enumerate(inputs) if node in handed]
+    def take(self) -> None:
+        """Counts a match.
 
-    def __call__(self, match: InternalMatch, *_graphs: Graph) -> bool:
-        wanted = self._rewrite.at_most
-        if wanted and self.accepted >= wanted:
-            return False
-        if not holds(self._rewrite.guards, match.placeholder_nodes, self._known):
-            return False
-        if not self._is_safe(match):
-            return False
-        self.accepted += 1
-        if self.accepted > self._allowed.most:
+        Raises:
+            PassError: There are more than the server allows.
+        """
+        self._accepted += 1
+        if self._accepted > self._allowed.most:
             raise PassError(
                 f"the pattern matches at more than {self._allowed.most} places{self._allowed}",
                 kind="limit",
-                field=f"rewrites[{self._place}].pattern",
+                field=self.field,
             )
-        self._returned.update(match.returning_nodes)
-        return True
 
-    def add_attributes(self) -> None:
-        """Adds the tensors that the replacement reads to the module."""
-        for name, value in self.attributes.items():
-            setattr(self._module, name, value)
 
-    # Both are created at the first match: most patterns match nowhere. All matches are checked
-    # before the first is replaced, so positions do not change.
+class _Part:
+    """One graph of the module, with what is known of it between rewrites."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.calls = CallsByTarget(module.graph)
+        self._safety = MatchSafety(module)
+        self._inside = frozenset(graph_modules(module)[1:])
+
+    # Created at the first match: most patterns match nowhere, and most have no guards.
     @cached_property
     def _known(self) -> KnownValues:
-        return KnownValues(self._module)
+        return KnownValues(self.module)
 
-    @cached_property
-    def _storage(self) -> StorageMap:
-        return StorageMap(self._module.graph)
+    def was_changed_inside(self, part: _Part) -> None:
+        """Forgets what may be different now that another graph was changed."""
+        if part.module in self._inside:
+            self._safety.forget()
 
-    @cached_property
-    def _switches(self) -> list[int]:
-        storage = self._storage
-        return [place for node, place in storage.position.items() if storage.effects[node].state]
+    def rewrite(self, rewrite: Rewrite, plan: PatternPlan, allowance: _Allowance) -> int:
+        """Applies a rewrite once; returns how many matches were replaced."""
+        try:
+            found = find_matches(plan, self.calls)
+        except RecursionError as error:
+            raise PassError(
+                "the pattern is too deep: its nodes and lists are nested further "
+                "than Python's stack allows; use a smaller pattern",
+                kind="limit",
+                field=allowance.field,
+            ) from error
+        accepted = self._accepted(found, rewrite, allowance)
+        if accepted:
+            self._replace(accepted, rewrite.replacement)
+        self.module.recompile()
+        return len(accepted)
 
-    def _is_safe(self, match: InternalMatch) -> bool:
-        positions = self._storage.position
-        if any(not isinstance(match.placeholder_nodes[i], Node) for i in self._handed_through):
-            return False  # a literal cannot replace a node
-        inside = [n for p, n in match.nodes_map.items() if p.op not in {"placeholder", "output"}]
-        places = frozenset(positions[node] for node in inside)
-        users = [positions[user] for node in match.returning_nodes for user in node.users]
-        # Where torch inserts the replacement: before the first user of a result.
-        target = min(users, default=max(places) + 1)
-        operands = [node for node in match.placeholder_nodes if isinstance(node, Node)]
-        if len(match.returning_nodes) > 1 and any(
-            positions[node] >= target or node in self._returned for node in operands
-        ):
-            return False
-        first, last = min(places), max(target, max(places) + 1)
-        if any(first <= switch < last and switch not in places for switch in self._switches):
-            return False
-        return not any(
-            self._storage.written_between(node, first, last, places) for node in operands
-        )
+    def _accepted(
+        self, found: Sequence[Match], rewrite: Rewrite, allowance: _Allowance
+    ) -> list[Match]:
+        """The matches that may be replaced. All are checked before the first is replaced."""
+        inputs = [node for node in rewrite.replacement.graph.nodes if node.op == "placeholder"]
+        handed = rewrite.replacement.graph.output_node().all_input_nodes
+        handed_through = [i for i, node in enumerate(inputs) if node in handed]
+        accepted: list[Match] = []
+        returned: set[Node] = set()
+        for match in found:
+            if allowance.is_used_up:
+                break
+            if any(not isinstance(match.inputs[i], Node) for i in handed_through):
+                continue  # a literal cannot replace a node
+            if rewrite.guards and not holds(rewrite.guards, match.inputs, self._known):
+                continue
+            if self._safety.is_safe(match, returned):
+                allowance.take()
+                accepted.append(match)
+                returned.update(match.results)
+        return accepted
+
+    def _replace(self, matches: Sequence[Match], replacement: GraphModule) -> None:
+        template, attributes = _template(self.module, replacement)
+        removed = {node for match in matches for node in match.nodes.values()}
+        keys = [*map(call_key, removed)]
+        added = replace_matches(self.module.graph, matches, template)
+        for name, value in attributes.items():
+            setattr(self.module, name, value)
+        self.calls.replace(keys, map(call_key, added))
+        self._safety.was_replaced(removed, added)
 
 
-def _template(module: GraphModule, replacement: GraphModule, guard: _Guard) -> Graph:
-    """The replacement without its names and metadata, its attributes under unused names."""
+def _template(
+    module: GraphModule, replacement: GraphModule
+) -> tuple[Graph, dict[str, torch.Tensor]]:
+    """The replacement without its names and metadata, and its attributes under unused names."""
     template = Graph()
     made: dict[Node, Node] = {}
     paths: dict[str, str] = {}
+    attributes: dict[str, torch.Tensor] = {}
     for node in replacement.graph.nodes:
         target = node.target
         if node.op == "get_attr":
             path = str(target)
             if path not in paths:
-                paths[path] = _free_name(module, guard)
+                paths[path] = _free_name(module, attributes)
                 value = attribute_at(replacement, path)
                 assert isinstance(value, torch.Tensor)
-                guard.attributes[paths[path]] = value.detach()  # a constant, parameter or not
+                attributes[paths[path]] = value.detach()  # a constant, parameter or not
             target = paths[path]
         made[node] = template.create_node(
             node.op,
@@ -176,13 +189,13 @@ def _template(module: GraphModule, replacement: GraphModule, guard: _Guard) -> G
             torch.fx.node.map_arg(node.args, made.__getitem__),
             torch.fx.node.map_arg(node.kwargs, made.__getitem__),
         )
-    return template
+    return template, attributes
 
 
-def _free_name(module: GraphModule, guard: _Guard) -> str:
+def _free_name(module: GraphModule, taken: Collection[str]) -> str:
     name = unused_name(module, "_replaced_")
     number = int(name.rpartition("_")[2])
-    while hasattr(module, name) or name in guard.attributes:
+    while hasattr(module, name) or name in taken:
         number += 1
         name = f"_replaced_{number}"
     return name
@@ -236,26 +249,28 @@ def _check_results(pattern: GraphModule, field: str) -> int:
 class _Search:
     """Bounds the cost of pattern matching, before it starts.
 
-    torch's matcher tries every node that may be the end of a pattern; from each it goes over the
-    pattern once, and for each pattern node over those matched so far. For a pattern with several
-    results it tries all combinations of end nodes.
+    At worst, every node that calls what a pattern ends with is tried; from each, the search goes
+    over the pattern once. For a pattern with several results all combinations of end nodes are.
     """
 
     def __init__(self, limits: PassLimits) -> None:
         self._limits = limits
         self._steps = 0
 
-    def begin(self, module: GraphModule, pattern: GraphModule, place: int) -> None:
+    def begin(self, part: _Part, plan: PatternPlan, place: int) -> None:
         """Deduct the steps of one search from the remaining budget.
 
         Raises:
             PassError: The budget is exceeded (kind "limit").
         """
-        combinations = _combinations(module, pattern)
+        # Combinations of nodes that the results of the pattern may match.
+        combinations = math.prod(
+            max(1, part.calls.count(call_key(anchor.node))) for anchor in plan.anchors
+        )
         places, steps = self._limits.bound("max_matches"), self._limits.bound("max_match_steps")
-        self._steps += combinations * len(pattern.graph.nodes) ** 2
+        self._steps += combinations * plan.nodes**2
         reason = ""
-        if combinations > max(places.most, len(module.graph.nodes)):
+        if combinations > max(places.most, len(part.module.graph.nodes)):
             reason = (
                 f"the results of the pattern may match {combinations} combinations of nodes; the "
                 f"limit is {places.most}{places}; return fewer results"
@@ -267,18 +282,6 @@ class _Search:
             )
         if reason:
             raise PassError(reason, kind="limit", field=f"rewrites[{place}].pattern")
-
-
-def _combinations(module: GraphModule, pattern: GraphModule) -> int:
-    """Number of combinations of nodes that the results of a pattern may match."""
-    output = pattern.graph.output_node()
-    combinations = 1
-    for anchor in output.all_input_nodes:
-        if set(anchor.users) == {output}:
-            combinations *= max(
-                1, sum(n.op == anchor.op and n.target == anchor.target for n in module.graph.nodes)
-            )
-    return combinations
 
 
 def _inputs(module: GraphModule) -> int:
