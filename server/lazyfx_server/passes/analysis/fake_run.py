@@ -23,6 +23,7 @@ from lazyfx_server.passes.analysis.evaluation import without_real_constants
 from lazyfx_server.passes.analysis.large_numbers import check_numbers
 from lazyfx_server.passes.analysis.output_counts import check_outputs
 from lazyfx_server.passes.analysis.packed import check_not_packed
+from lazyfx_server.passes.analysis.repeated_calls import RepeatedCalls
 from lazyfx_server.passes.analysis.torch_device_guards import guard_absent_devices
 from lazyfx_server.passes.analysis.walk import attribute_at
 from lazyfx_server.passes.errors import PassError
@@ -55,6 +56,7 @@ class FakeRun:
         module: Its graph is walked. It is neither called nor changed.
         mode: The mode of the fake tensors; by default that of the graph's metadata, else a new one.
         enter_bodies: Compute the bodies of higher-order operators even if their results are known.
+        repeat: Compute equal calls once; their results are tensors of their own.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class FakeRun:
         mode: FakeTensorMode | None = None,
         *,
         enter_bodies: bool = False,
+        repeat: bool = False,
     ) -> None:
         self.module = module
         self._enter_bodies = enter_bodies
         self.mode = mode or _mode_of(module)
+        self._repeated = RepeatedCalls(module.graph, self.mode) if repeat else None
         self._values: dict[Node, Any] = {}
         self._attributes: dict[str, Any] = {}
 
@@ -146,6 +150,11 @@ class FakeRun:
             return self.known(node)
         args = torch.fx.node.map_arg(node.args, self.value)
         kwargs = torch.fx.node.map_arg(node.kwargs, self.value)
+        key = None if self._repeated is None else self._repeated.key(node, args, kwargs)
+        if self._repeated is not None and key is not None:
+            repeated = self._repeated.find(key)
+            if repeated is not None:
+                return repeated
         try:
             value = self._call(node, args, kwargs)
         except PassError as error:
@@ -156,6 +165,8 @@ class FakeRun:
         if self._made_symbols():
             known = self.known(node)
             return value if known is UNKNOWN else known
+        if self._repeated is not None and key is not None:
+            self._repeated.add(key, value)
         return value
 
     def _call(self, node: Node, args: Any, kwargs: Any) -> Any:

@@ -38,7 +38,9 @@ class MatchSafety:
         last = max(inside)
         # Where the replacement is inserted: before the first user of a result.
         user = min((user for node in match.results for user in node.users), default=None)
-        operands = list(_nodes_in(match.inputs))
+        operands = _nodes_in(match.inputs)
+        if not inside.isdisjoint(operands):
+            return False  # in a list that an input matches
         if len(match.results) > 1 and any(
             node in returned or (node > last if user is None else node >= user) for node in operands
         ):
@@ -122,7 +124,7 @@ class _Hazards:
                 self.writers.append(node)
 
 
-def _nodes_in(values: Iterable[object]) -> Iterable[Node]:
+def _nodes_in(values: Iterable[object]) -> list[Node]:
     found: list[Node] = []
     torch.fx.node.map_arg(list(values), found.append)
     return found

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lazyfx_server.passes.analysis import operator_facts
 from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, same_metadata
 from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
+from lazyfx_server.passes.analysis.torch_fake_tensors import is_plain, same_memory
 from lazyfx_server.passes.analysis.walk import graph_modules, target_name
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 
@@ -45,7 +46,7 @@ class ShapePropagation(Pass):
 
     def _propagated(self, module: GraphModule) -> PassResult:
         inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-        run = FakeRun(module)
+        run = FakeRun(module, repeat=True)
         given = [run.is_known(node) for node in inputs]
         if inputs and not any(given):
             return PassResult(module, False, "skipped: the inputs have no shapes")
@@ -101,7 +102,7 @@ def _propagate(module: GraphModule, run: FakeRun, *, every: bool) -> tuple[int, 
             if value is UNKNOWN:
                 unknown += 1
             elif _is_described(value) and not same_metadata(old, value):
-                _write(node, value)
+                _write(node, value, run.mode)
                 moved.add(node)
                 changed += 1
     return changed, unknown
@@ -116,8 +117,11 @@ def _is_described(value: Any) -> bool:
     return bool(leaves) and all(isinstance(leaf, kinds) for leaf in leaves)
 
 
-def _write(node: Node, value: Any) -> None:
+def _write(node: Node, value: Any, mode: FakeTensorMode) -> None:
     # A later in-place operation may change the value, but must not change this metadata.
-    node.meta["val"] = tree_map(
-        lambda leaf: leaf.detach() if isinstance(leaf, FakeTensor) else leaf, value
-    )
+    def kept(leaf: Any) -> Any:
+        if not isinstance(leaf, FakeTensor):
+            return leaf
+        return same_memory(leaf) if is_plain(leaf, mode) else leaf.detach()
+
+    node.meta["val"] = kept(value) if isinstance(value, FakeTensor) else tree_map(kept, value)
