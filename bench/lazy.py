@@ -1,9 +1,11 @@
 """Laziness: a pipeline on plain modules, under torch's own lazy flag, and as the service runs it.
 
-`python -m bench.lazy [--quick] [--json FILE] [--models bert,gpt2]`. Each round runs the three
-ways on the same graph, in turns, and compares them within the round. The passes are the service's
-own, which request a recompile only if they changed something; torch's CSEPass, which returns a
-plain module; and thirty of torch's pattern rewrites.
+`python -m bench.lazy [--quick] [--json FILE] [--models bert,gpt2]`. Each round runs the ways on
+the same graph, in turns, and compares them within the round. The passes are the service's own,
+which request a recompile only if they changed something; torch's CSEPass, which returns a plain
+module; and thirty pattern rewrites: by torch's replace_pattern (plain, flag, and lazy: on lazy
+modules), or by the pass of the service (ours), which has decoded these patterns before, as a worker
+has after the first request with them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from time import process_time
@@ -38,8 +41,12 @@ from wire.captures import Capture
 
 from bench.lazy_table import Result, summary, table
 from bench.rewrites import Aten, Torch, rewrites
+from lazyfx.shared import pass_specs
+from lazyfx.shared.pass_specs import messages, normalize
+from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.lazy import RecompileLedger, lazy_job, make_lazy
 from lazyfx_server.passes import PassContext, Registry
+from lazyfx_server.passes.rewrites import RewriteReader
 
 MODELS: Mapping[str, dict[str, int]] = {
     "bert": {"layers": 12},
@@ -78,26 +85,27 @@ def main() -> None:
 
 
 def measure(label: str, module: GraphModule, rounds: int) -> Result:
-    """The three ways on one graph, in turns; a different one begins each round."""
+    """The ways on one graph, in turns; a different one begins each round."""
     pipeline = _Pipeline(_patterns(module), _can_merge(module))
     ways: dict[str, Callable[[], float]] = {
         "plain": lambda: _plain(module, pipeline),
         "flag": lambda: _flag(module, pipeline),
-        "ours": lambda: _ours(module, pipeline)[0],
+        "lazy": lambda: _ours(module, pipeline.run)[0],
+        "ours": lambda: _ours(module, pipeline.run_as_service)[0],
     }
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()  # warm caches
     names = list(ways)
     for turn in range(rounds):
-        for name in names[turn % 3 :] + names[: turn % 3]:
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             gc.collect()
             samples[name].append(ways[name]())
     with _counting() as plain_done:
         _plain(module, pipeline)
     with _counting() as flag_done:
         _flag(module, pipeline)
-    _, ledger = _ours(module, pipeline)
+    _, ledger = _ours(module, pipeline.run_as_service)
     changed = pipeline.with_cse and CSEPass()(_decoded(module)).modified
     return Result(
         graph=label,
@@ -105,6 +113,7 @@ def measure(label: str, module: GraphModule, rounds: int) -> Result:
         cse_changed=bool(changed),
         plain=samples["plain"],
         flag=samples["flag"],
+        lazy=samples["lazy"],
         ours=samples["ours"],
         asked=ledger.requested(),
         done=ledger.performed(),
@@ -114,6 +123,7 @@ def measure(label: str, module: GraphModule, rounds: int) -> Result:
 
 
 Patterns = Sequence[tuple[Graph, Graph]]
+_PASS = "replace_pattern"
 
 
 @dataclass(frozen=True)
@@ -125,21 +135,41 @@ class _Pipeline:
 
     def run(self, module: GraphModule, again: Work) -> None:
         """Run it; `again` does what the driver does with the result of each pass."""
-        context = PassContext()
-        for name in ("remove_dropout", "dead_code_elimination"):
-            module = again(_REGISTRY.create(name).run(module, context).module)
-        if self.with_cse:
-            module = again(CSEPass()(module).graph_module)
-        module = again(_REGISTRY.create("constant_fold").run(module, context).module)
+        module = self._before(module, again)
         for pattern, replacement in self.patterns:
             # Created by torch's own constructor, which the flag affects too.
             sides = [_make_graph_module(torch.nn.Module(), side) for side in (pattern, replacement)]
             replace_pattern(module, sides[0], sides[1])
             module = again(module)
-        for name in ("dead_code_elimination", "shape_propagation"):
+        self._after(module, again)
+
+    def run_as_service(self, module: GraphModule, again: Work) -> None:
+        """The same with the service's pass for the patterns, read from a request."""
+        module = self._before(module, again)
+        rewriting = _REGISTRY.create(_PASS)
+        rewrites = _READER.read(self._messages, [rewriting])[0]
+        module = again(rewriting.run(module, PassContext(rewrites)).module)
+        self._after(module, again)
+
+    def _before(self, module: GraphModule, again: Work) -> GraphModule:
+        context = PassContext()
+        for name in ("remove_dropout", "dead_code_elimination"):
             module = again(_REGISTRY.create(name).run(module, context).module)
+        if self.with_cse:
+            module = again(CSEPass()(module).graph_module)
+        return again(_REGISTRY.create("constant_fold").run(module, context).module)
+
+    def _after(self, module: GraphModule, again: Work) -> None:
+        for name in ("dead_code_elimination", "shape_propagation"):
+            module = again(_REGISTRY.create(name).run(module, PassContext()).module)
+
+    @cached_property
+    def _messages(self) -> list[pb.PassSpec]:
+        pairs = [tuple(GraphModule(torch.nn.Module(), g) for g in pair) for pair in self.patterns]
+        return messages(normalize([pass_specs.replace_pattern(*pairs)]))
 
 
+_READER = RewriteReader()
 _REGISTRY = Registry()
 
 
@@ -158,12 +188,14 @@ def _flag(module: GraphModule, pipeline: _Pipeline) -> float:
         return process_time() - started
 
 
-def _ours(module: GraphModule, pipeline: _Pipeline) -> tuple[float, RecompileLedger]:
+def _ours(
+    module: GraphModule, run: Callable[[GraphModule, Work], None]
+) -> tuple[float, RecompileLedger]:
     ledger = RecompileLedger()
     with lazy_job(ledger):
         copied = make_lazy(_decoded(module), ledger)
         started = process_time()
-        pipeline.run(copied, lambda m: make_lazy(m, ledger))
+        run(copied, lambda m: make_lazy(m, ledger))
         seconds = process_time() - started
     return seconds, ledger
 
@@ -234,10 +266,11 @@ def _rounds(options: argparse.Namespace) -> int:
 
 
 def _say(result: Result) -> None:
-    middle = [statistics.median(each) * 1e3 for each in (result.plain, result.flag, result.ours)]
+    middle = [statistics.median(each) * 1e3 for each in result.samples]
     line = (
         f"{result.graph}: {result.nodes} nodes, plain {middle[0]:.0f} flag {middle[1]:.0f} "
-        f"ours {middle[2]:.0f} ms; {result.against_plain:.2f}x and {result.against_flag:.2f}x; "
+        f"lazy {middle[2]:.0f} ours {middle[3]:.0f} ms; {result.against_plain:.2f}x and "
+        f"{result.against_flag:.2f}x; "
         f"done {result.plain_done}, {result.flag_done}, {result.done} of {result.asked}; "
         f"CSE {'changed it' if result.cse_changed else 'no change'}"
     )

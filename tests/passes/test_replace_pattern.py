@@ -156,6 +156,65 @@ def test_writes_are_not_crossed() -> None:
     assert_same(module, ran.module, torch.randn(3))
 
 
+def _of_lists(xs: Any) -> Any:
+    return torch.cat(xs)
+
+
+def test_writes_to_items_of_a_list_are_not_crossed() -> None:
+    """An input of the pattern stands for the list, so its items are moved with it."""
+
+    def model(x: Tensor) -> Tensor:
+        y = x * 1
+        s = torch.cat([y, x])
+        y.add_(5)
+        return torch.relu(s) + 1
+
+    module = symbolic_trace(model)
+    pattern = (lambda xs: torch.relu(torch.cat(xs)), lambda xs: torch.cat(xs).clamp(min=0))
+    ran = apply(module, pattern)
+    assert ran.note == "0 matches"
+    assert_same(module, ran.module, torch.randn(3))
+
+
+def test_items_of_a_list_that_were_replaced_are_the_new_ones() -> None:
+    module = symbolic_trace(lambda x: torch.cat([torch.cat([x, x]), x]))
+    ran = apply(module, (_of_lists, lambda xs: torch.concat(xs)))
+    assert ran.note == "2 matches"
+    assert_same(module, ran.module, torch.randn(3))
+
+
+def test_items_of_a_list_are_not_inside_the_match() -> None:
+    """The list holds the other result, which the replacement would have to be computed from."""
+
+    def pattern(a: Any, xs: Any) -> Any:
+        return torch.sin(a), torch.cat(xs)
+
+    def model(x: Tensor) -> Tensor:
+        s = torch.sin(x)
+        return torch.cat([s, s]) + 1
+
+    ran = apply(symbolic_trace(model), (pattern, lambda a, xs: (torch.cos(a), torch.concat(xs))))
+    assert ran.note == "0 matches"
+
+
+def test_one_of_several_results_that_occurs_nowhere() -> None:
+    pattern = (lambda a: (torch.sin(a), torch.cos(a)), lambda a: (torch.tan(a), torch.tan(a)))
+    assert apply(symbolic_trace(lambda x: torch.sin(x)), pattern).note == "0 matches"
+
+
+def test_a_pattern_with_a_rare_call_is_found_from_there() -> None:
+    def model(x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = torch.add(torch.relu(x), torch.relu(x * 2))
+        y = torch.add(torch.relu(torch.tanh(x)), 1)
+        return torch.add(torch.relu(y), 1) + torch.tanh(y)
+
+    pattern = (lambda a: torch.add(torch.relu(torch.tanh(a)), 1), lambda a: torch.sigmoid(a))
+    ran = apply(symbolic_trace(model), pattern)
+    assert ran.note == "1 matches"
+    assert targets(ran.module).count(torch.tanh) == 1
+
+
 def test_in_place_patterns_can_be_replaced() -> None:
     module = symbolic_trace(lambda x: torch.relu_(x * 2) + 1)
     ran = apply(module, (lambda a: torch.relu_(a), lambda a: torch.relu(a)))

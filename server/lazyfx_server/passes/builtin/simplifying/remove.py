@@ -77,13 +77,14 @@ _DROPOUTS = frozenset(
 
 
 def _remove_dropout(module: GraphModule) -> int:
-    storage = StorageMap(module.graph)
+    nodes = list(module.graph.nodes)
+    storage = StorageMap(module.graph) if any(map(_is_native, nodes)) else None
     removed = 0
-    for node in list(module.graph.nodes):
+    for node in nodes:
         if node.op == "call_module":
             passed = _of_module(node, module)
         elif node.op == "call_function":
-            passed = _of_function(node, storage)
+            passed = _of_native(node, storage) if _is_native(node) else _of_function(node)
         else:
             passed = None
         if passed is None:
@@ -113,9 +114,7 @@ def _is_torchs_own(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules.") and not has_hooks(module)
 
 
-def _of_function(node: Node, storage: StorageMap) -> Node | None:
-    if _is_native(node):
-        return _of_native(node, storage)
+def _of_function(node: Node) -> Node | None:
     name = operator_name(node).removesuffix("_")
     if name not in _DROPOUTS:
         return None
@@ -124,16 +123,20 @@ def _of_function(node: Node, storage: StorageMap) -> Node | None:
     return None if draws_random(node, name, functional=functional) else _input(node)
 
 
+_NATIVE = (
+    torch.native_dropout,
+    torch.ops.aten.native_dropout,
+    torch.ops.aten.native_dropout.default,
+)
+
+
 def _is_native(node: Node) -> bool:
-    return node.target in (
-        torch.native_dropout,
-        torch.ops.aten.native_dropout,
-        torch.ops.aten.native_dropout.default,
-    )
+    return node.op == "call_function" and node.target in _NATIVE
 
 
-def _of_native(node: Node, storage: StorageMap) -> Node | None:
+def _of_native(node: Node, storage: StorageMap | None) -> Node | None:
     """native_dropout returns (a copy, a mask); the copy may go if that cannot be observed."""
+    assert storage is not None
     passed = _input(node)
     only_copy = all(
         user.target is operator.getitem and user.args[1] == 0 and not storage.escapes(user)

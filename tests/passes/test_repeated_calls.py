@@ -1,0 +1,101 @@
+"""Equal calls are computed once, and nothing of what is known of values differs for that."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from passes.captures import dynamo
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+from lazyfx_server.passes import PassContext
+from lazyfx_server.passes.analysis.repeated_calls import RepeatedCalls
+from lazyfx_server.passes.builtin.inspecting.shape_propagation import ShapePropagation
+
+
+class _Layers(nn.Module):
+    def __init__(self, forward: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.ones(4, 4)) for _ in range(3))
+        self.layer = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in self.weights:
+            x = self.layer(x, weight)
+        return x
+
+
+def _plain(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.relu(torch.matmul(x, weight) + x).softmax(-1)
+
+
+def _with_views(x: Tensor, weight: Tensor) -> Tensor:
+    one, other = torch.matmul(x, weight).split(2, -1)
+    return torch.cat([other.transpose(-1, -2).transpose(-1, -2) * 2, one], -1)
+
+
+def _with_writes(x: Tensor, weight: Tensor) -> Tensor:
+    y = torch.matmul(x, weight)
+    y.add_(1)
+    y[0].mul_(2)
+    return y.relu_() + torch.nn.functional.dropout(x, 0.5, True)
+
+
+def _with_modes(x: Tensor, weight: Tensor) -> Tensor:
+    y = torch.matmul(x, weight)
+    with torch.no_grad():
+        z = torch.matmul(x, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return y + z + torch.matmul(x, weight).float()
+
+
+@pytest.mark.parametrize("layer", [_plain, _with_views, _with_writes, _with_modes])
+@pytest.mark.parametrize("grad", [True, False])
+def test_metadata_is_the_same(
+    layer: Any,
+    grad: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with torch.set_grad_enabled(grad):
+        (module,) = dynamo(_Layers(layer), {"x": torch.ones(2, 4, 4)})
+    found = [0]
+
+    def find(self: RepeatedCalls, key: Any) -> Any:
+        value = original(self, key)
+        found[0] += value is not None
+        return value
+
+    original = RepeatedCalls.find
+    monkeypatch.setattr(RepeatedCalls, "find", find)
+    repeating = _described(module)
+    repeated = found[0]
+    monkeypatch.setattr(RepeatedCalls, "key", lambda *_: None)
+    assert repeating == _described(module)
+    assert (repeated, found[0]) == (repeated, repeated)
+    # Where modes are switched, nothing that autograd knows of is remembered.
+    assert (repeated >= 2) == (layer is not _with_modes or not grad)
+
+
+def _described(module: GraphModule) -> list[Any]:
+    """What is known of each value after everything but the inputs was forgotten."""
+    module = copy.deepcopy(module)
+    for node in module.graph.nodes:
+        if node.op.startswith("call_"):
+            node.meta.clear()
+    assert ShapePropagation().run(module, PassContext()).changed
+    storages: dict[int, int] = {}
+    rows: list[Any] = []
+    for node in module.graph.nodes:
+        for value in tree_leaves(node.meta.get("val")):
+            if not isinstance(value, Tensor):
+                rows.append((node.name, value))
+                continue
+            storage = storages.setdefault(value.untyped_storage()._cdata, len(storages))
+            place = value.stride(), value.storage_offset(), storage, value.requires_grad
+            rows.append((node.name, value.dtype, value.device, tuple(value.shape), *place))
+    return rows
