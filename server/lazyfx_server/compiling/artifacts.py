@@ -16,7 +16,7 @@ from lazyfx_server.compiling.dispatch.crashes import Subject
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
-from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
+from lazyfx_server.compiling.flights.single_flight import Flight, Landing, SingleFlight
 from lazyfx_server.compiling.forwarding.forwarded_artifacts import ForwardedArtifacts
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.generation_costs import CodegenCosts
@@ -37,7 +37,13 @@ from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind
 from lazyfx_server.jobs.native.progress import progress_of
 from lazyfx_server.security.signing import Signer
 from lazyfx_server.store import Store
-from lazyfx_server.telemetry import ArtifactServed, FlightAbandoned, Observer, RecompilesPerformed
+from lazyfx_server.telemetry import (
+    Abandonment,
+    ArtifactServed,
+    FlightAbandoned,
+    Observer,
+    RecompilesPerformed,
+)
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -251,7 +257,7 @@ class Artifacts:
             return progress_of(note)
         return self._native.progress(place)
 
-    def _on_abandoned(self, outcome: Outcome) -> None:
+    def _on_abandoned(self, outcome: Abandonment) -> None:
         self._observer.observe(FlightAbandoned("render", outcome))
 
     async def _find_or_make(self, resolved: _ResolvedRequest, flight: Flight[_Found]) -> _Found:

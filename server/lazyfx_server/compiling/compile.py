@@ -16,7 +16,7 @@ from lazyfx_server.compiling.dispatch.job_parts import Buffer, CompileParts
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
-from lazyfx_server.compiling.flights.single_flight import Flight, Outcome, SingleFlight
+from lazyfx_server.compiling.flights.single_flight import Flight, SingleFlight
 from lazyfx_server.compiling.forwarding.forwarded_modules import ForwardedModules
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.generation_costs import CodegenCosts
@@ -39,6 +39,7 @@ from lazyfx_server.errors import MissingInputsError
 from lazyfx_server.settings.limits import PassLimits, RequestLimits
 from lazyfx_server.store import Store
 from lazyfx_server.telemetry import (
+    Abandonment,
     CompileFinished,
     FlightAbandoned,
     LookupMade,
@@ -179,7 +180,7 @@ class Compiler:
         await self._reader.keep(incoming, resolved)
         return module.hit_with(resolved.token)
 
-    def _on_abandoned(self, outcome: Outcome) -> None:
+    def _on_abandoned(self, outcome: Abandonment) -> None:
         self._observer.observe(FlightAbandoned("compile", outcome))
 
     async def drain(self) -> None:
