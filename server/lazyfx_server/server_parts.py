@@ -22,6 +22,7 @@ from lazyfx_server.assembling import (
     store_of,
     upstream,
 )
+from lazyfx_server.compiling.artifact_making import ArtifactMaker
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.catalog import Catalog
@@ -29,6 +30,8 @@ from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
+from lazyfx_server.compiling.forwarding.forwarded_artifacts import ForwardedArtifacts
+from lazyfx_server.compiling.forwarding.forwarded_modules import ForwardedModules
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.generation_costs import CodegenCosts
 from lazyfx_server.compiling.limits.admission import PASS_POOL, Admission
@@ -37,9 +40,12 @@ from lazyfx_server.compiling.limits.memory_guard import MemoryGuard
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.limits.request_checks import described
 from lazyfx_server.compiling.miss_reasons import Explainer
+from lazyfx_server.compiling.module_making import ModuleMaker
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.pipelines import Pipelines
+from lazyfx_server.compiling.request import RequestReader
 from lazyfx_server.compiling.server_ledger import ServerLedger
+from lazyfx_server.compiling.stored_artifacts import StoredArtifacts
 from lazyfx_server.execution import Executor, ProcessExecutor, RestartReason
 from lazyfx_server.execution.ray_engine import RayEngine
 from lazyfx_server.metric_labels import label_values
@@ -277,34 +283,56 @@ class Compiling:
         routes, forwarding = upstream(settings, workers.jobs, workers.admission, counts.observer)
         fleet = fleet_flights(settings, storage.shared, store, counts.deferred)
         quotas, costs = Quotas(settings.quotas), CodegenCosts()
+        pipelines, explainer = Pipelines(tables.registry, tables.named), Explainer(store)
         compiler = Compiler(
             catalog=catalog,
-            store=store,
-            jobs=workers.jobs,
-            admission=workers.admission,
-            pipelines=Pipelines(tables.registry, tables.named),
-            explainer=Explainer(store),
+            reader=RequestReader(settings.requests, pipelines, store if fleet.shares else None),
+            explainer=explainer,
+            maker=ModuleMaker(
+                catalog=catalog,
+                store=store,
+                jobs=workers.jobs,
+                admission=workers.admission,
+                pipelines=pipelines,
+                explainer=explainer,
+                observer=counts.deferred,
+                limits=settings.requests,
+                quotas=quotas,
+                costs=costs,
+                plugins=tables.plugins,
+            ),
             observer=counts.deferred,
-            limits=settings.requests,
-            quotas=quotas,
-            costs=costs,
             fleet=fleet,
-            plugins=tables.plugins,
-            forwarding=forwarding,
+            forwarded=None
+            if forwarding is None
+            else ForwardedModules(
+                forwarding, catalog, store, pipelines, explainer, counts.deferred
+            ),
         )
+        stored = StoredArtifacts(store, catalog, storage.signer)
+        forwarded = None
+        if forwarding is not None:
+            forwarded = ForwardedArtifacts(forwarding, catalog, stored, workers.native)
         artifacts = Artifacts(
             catalog=catalog,
-            store=store,
-            jobs=workers.jobs,
-            admission=workers.admission,
-            observer=counts.observer,
-            signer=storage.signer,
+            stored=stored,
+            maker=ArtifactMaker(
+                stored=stored,
+                catalog=catalog,
+                jobs=workers.jobs,
+                admission=workers.admission,
+                observer=counts.observer,
+                native=workers.native,
+                quotas=quotas,
+                costs=costs,
+                fleet=fleet,
+                max_source_bytes=settings.requests.max_source_bytes,
+                forwarded=forwarded,
+            ),
             native=workers.native,
-            quotas=quotas,
-            costs=costs,
             fleet=fleet,
-            max_source_bytes=settings.requests.max_source_bytes,
-            forwarding=forwarding,
+            observer=counts.observer,
+            forwarded=forwarded,
         )
         blobs = Blobs(store, settings.uploads, fleet)
         return cls(compiler, artifacts, blobs, fleet, forwarding, routes, quotas)
