@@ -9,10 +9,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from lazyfx.shared.signing_keys import fingerprint
-from lazyfx_server.assembling import tls_files
-from lazyfx_server.compiling.limits.memory_guard import CHECK_SECONDS
-from lazyfx_server.lifecycle import finishes_before, repeating
-from lazyfx_server.server_parts import (
+from lazyfx_server.assembling import (
     Compiling,
     Counts,
     PassTables,
@@ -20,7 +17,10 @@ from lazyfx_server.server_parts import (
     Storage,
     Workers,
     export_state,
+    tls_files,
 )
+from lazyfx_server.compiling.limits.memory_guard import CHECK_SECONDS
+from lazyfx_server.lifecycle import finishes_before, repeating
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.telemetry.http import TelemetryServer
 from lazyfx_server.telemetry.prometheus import exposition
@@ -156,7 +156,7 @@ class App:
         await self._rpc.interceptor.wait_until_idle()
         await self._compiling.compiler.drain()
         await self._compiling.artifacts.drain()
-        await self._compiling.fleet.drain()
+        await self._storage.fleet.drain()
 
     def _log_key(self, address: str) -> None:
         in_use = self._storage.signer.verify_keys[0].public_key
