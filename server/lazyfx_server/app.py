@@ -114,9 +114,10 @@ class App:
             self._address,
             self._metrics_url,
         )
-        if self._workers.engine is not None:
-            if not await self._workers.engine.start(self._settings.workers.executor_start_seconds):
-                _log.warning("serving only what is stored: %s", self._workers.engine.status.problem)
+        engine = self._workers.engine
+        if engine is not None:
+            if not await engine.start(self._settings.workers.executor_start_seconds):
+                _log.warning("serving only what is stored: %s", engine.cluster.status.problem)
         else:
             for executor in self._workers.executors:
                 await executor.start()
@@ -153,7 +154,7 @@ class App:
             _log.warning("requests were still in flight after the grace period; cancelling them")
 
     async def _finish(self) -> None:
-        await self._rpc.interceptor.wait_until_idle()
+        await self._rpc.calls.wait_until_idle()
         await self._compiling.compiler.drain()
         await self._compiling.artifacts.drain()
         await self._storage.fleet.drain()
@@ -178,7 +179,8 @@ class App:
 
     def _notes(self) -> str:
         """What /readyz says of a server that is ready, but cannot do everything."""
-        problem = "" if self._workers.engine is None else self._workers.engine.status.problem
+        engine = self._workers.engine
+        problem = "" if engine is None else engine.cluster.status.problem
         return "\n".join(
             filter(None, (self._workers.native.problem, problem and f"no jobs run: {problem}"))
         )

@@ -30,7 +30,7 @@ def export_state(counts: Counts, storage: Storage, workers: Workers, compiling: 
         workers=workers.passes.count,
         devices=workers.devices.memory,
         sandbox=lambda: workers.passes.sandbox().layers,
-        engine=dict if engine is None else lambda: engine.status.levels(),
+        engine=dict if engine is None else lambda: engine.cluster.status.levels(),
         native_sandbox=lambda: native.layers,
         upstream_in_use=lambda: None if forwarding is None else forwarding.in_use,
     )

@@ -13,6 +13,7 @@ from lazyfx_server.compiling.limits.held_bytes import RequestMemory
 from lazyfx_server.compiling.limits.request_checks import described
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.rpc.authentication import Authenticator
+from lazyfx_server.rpc.calls_in_progress import CallsInProgress
 from lazyfx_server.rpc.grpc_server import GrpcServer
 from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.message_bounds import request_bounds
@@ -31,11 +32,11 @@ class Rpc:
     """What speaks gRPC.
 
     Attributes:
-        interceptor: Lets calls in and counts them.
+        calls: The calls in progress.
         server: Listens.
     """
 
-    interceptor: CallInterceptor
+    calls: CallsInProgress
     server: GrpcServer
 
     @classmethod
@@ -82,23 +83,17 @@ class Rpc:
             store_stats=storage.store.stats,
             pacing=pacing,
         )
-        interceptor = CallInterceptor(
-            callers,
-            compiling.quotas,
-            counts.deferred,
-            calls.max_call_seconds,
-            pacing,
-            compiling.routes,
-        )
+        in_progress = CallsInProgress(counts.deferred, calls.max_call_seconds, pacing)
         server = GrpcServer(
             service,
-            interceptor,
+            CallInterceptor(in_progress, callers, compiling.quotas, compiling.routes),
+            in_progress,
             max_message_bytes=int(calls.max_message_bytes),
             max_streams=calls.max_streams,
             max_metadata_bytes=int(calls.max_metadata_bytes),
             with_reflection=settings.addresses.reflection,
         )
-        return cls(interceptor, server)
+        return cls(in_progress, server)
 
 
 def authenticator(settings: Settings) -> Authenticator:

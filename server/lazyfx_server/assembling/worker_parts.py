@@ -104,7 +104,7 @@ class Workers:
             settings.workers.workers, settings.calls, PASS_POOL, counts.observer, guard.refusal
         )
         if engine is not None:
-            engine.listen(lambda: admission.resize(max(1, passes.count())))
+            engine.cluster.listen(lambda: admission.resize(max(1, passes.count())))
         return cls(
             engine=engine,
             passes=passes,
@@ -168,7 +168,7 @@ def native_compiles(
     if engine is not None and native.native != "off":
         nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
         compiles = NativeCompiles(nodes, queue, observer, forwards=forwards)
-        engine.listen(compiles.count_workers)
+        engine.cluster.listen(compiles.count_workers)
         return compiles
     try:
         made = local_natives(native, sources, crashes, observer, on_restart)

@@ -231,10 +231,8 @@ def _of_calls(given: labels.DefinedElsewhere) -> list[EventMetric]:
 
 def _once(*fields: str) -> Callable[[Any], Samples]:
     """Count each event once, under these of its fields."""
-    of = attrgetter(*fields)
-    if len(fields) == 1:
-        return lambda event: [((of(event),), 1.0)]
-    return lambda event: [(of(event), 1.0)]
+    first, *rest = map(attrgetter, fields)
+    return lambda event: [((first(event), *(of(event) for of in rest)), 1.0)]
 
 
 def _of_rendering(event: events.ArtifactServed) -> Samples:
