@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from lazyfx_server.passes import PassContext
-from lazyfx_server.passes.analysis.repeated_calls import RepeatedCalls
+from lazyfx_server.passes.analysis.fake_calls.repeated_calls import RepeatedCalls
 from lazyfx_server.passes.builtin.inspecting.shape_propagation import ShapePropagation
 
 

@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 from lazyfx.shared.wire.values.descriptions import describe, fake_tensor, materialize
 from lazyfx.shared.wire.values.tensors import stand_in_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
+from lazyfx_server.passes.analysis.fake_calls.repeated_calls import RepeatedCalls
 from lazyfx_server.passes.analysis.large_numbers import check_numbers
 from lazyfx_server.passes.analysis.output_counts import check_outputs
 from lazyfx_server.passes.analysis.packed import check_not_packed
-from lazyfx_server.passes.analysis.repeated_calls import RepeatedCalls
 from lazyfx_server.passes.analysis.torch_device_guards import guard_absent_devices
 from lazyfx_server.passes.analysis.walk import attribute_at
 from lazyfx_server.passes.errors import PassError

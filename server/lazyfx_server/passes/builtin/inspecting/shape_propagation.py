@@ -12,9 +12,9 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lazyfx_server.passes.analysis import operator_facts
+from lazyfx_server.passes.analysis.fake_calls.torch_fake_tensors import is_plain, same_memory
 from lazyfx_server.passes.analysis.fake_run import UNKNOWN, FakeRun, same_metadata
 from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
-from lazyfx_server.passes.analysis.torch_fake_tensors import is_plain, same_memory
 from lazyfx_server.passes.analysis.walk import graph_modules, target_name
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
 
 from lazyfx_server.passes.analysis.effects import effects_of
-from lazyfx_server.passes.analysis.torch_fake_tensors import fresh_like, is_plain
+from lazyfx_server.passes.analysis.fake_calls.torch_fake_tensors import fresh_like, is_plain
 
 # Literals that are equal, and of one type, are the same to every operator.
 _LITERALS = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
