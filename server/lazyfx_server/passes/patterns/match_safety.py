@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -124,7 +125,7 @@ class _Hazards:
                 self.writers.append(node)
 
 
-def _nodes_in(values: Iterable[object]) -> list[Node]:
+def _nodes_in(values: Iterable[Any]) -> list[Node]:
     found: list[Node] = []
     torch.fx.node.map_arg(list(values), found.append)
     return found

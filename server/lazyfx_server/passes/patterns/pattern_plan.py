@@ -84,7 +84,7 @@ def _ways(end: Node) -> tuple[tuple[CallKey, ...], ...]:
     """The shortest way from each target below an end, breadth first."""
     ways: dict[CallKey, tuple[CallKey, ...]] = {call_key(end): (call_key(end),)}
     seen = {end}
-    level = [(end, (call_key(end),))]
+    level: list[tuple[Node, tuple[CallKey, ...]]] = [(end, (call_key(end),))]
     while level:
         below: list[tuple[Node, tuple[CallKey, ...]]] = []
         for node, way in level:
