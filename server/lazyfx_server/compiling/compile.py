@@ -212,9 +212,12 @@ class Compiler:
                         damaged=damaged,
                     )
                     await self._require_blobs(request, resolved.tenant)
-                    if asked := await self._ask_upstream(incoming, resolved, miss, flight):
-                        return asked
-                    return _FlightResult(await self._make(incoming, resolved, miss, flight), miss)
+                    made = await self._ask_upstream(incoming, resolved, miss, flight)
+                    if made is None:
+                        module = await self._make(incoming, resolved, miss, flight)
+                        made = _FlightResult(module, miss)
+                    ours.parts = made.module.parts
+                    return made
             assert ours.found is not None, "found, or made and returned"
             return _FlightResult(ours.found, MADE_ELSEWHERE)
 

@@ -105,7 +105,8 @@ class Blobs:
     async def _take(
         self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant, upload: _Upload
     ) -> tuple[int, int]:
-        stored = stored_bytes = 0
+        stored: set[str] = set()
+        count = stored_bytes = 0
         limits, most = self._limits, self._limits.bound("max_blob_bytes")
         async for chunk in _within(chunks, limits.upload_idle_timeout, limits.min_upload_rate):
             check_digest("digest", chunk.digest)
@@ -120,7 +121,8 @@ class Blobs:
                     data = await asyncio.to_thread(blob.verified)
                     await self._store.put(tenant.blob(blob.sha256), data)
                     del data
-                stored += 1
+                stored.add(tenant.blob(blob.sha256))
+                count += 1
                 stored_bytes += blob.size
                 upload.end(keep=False)
         if upload.blob is not None:
@@ -130,8 +132,8 @@ class Blobs:
             raise InvalidRequestError.of_field(
                 "data", f"the stream ended after {arrived} of {size} bytes"
             )
-        await self._fleet.publish()
-        return stored, stored_bytes
+        await self._fleet.publish(stored, stored_bytes)
+        return count, stored_bytes
 
 
 class _Upload:
