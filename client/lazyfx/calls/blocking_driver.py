@@ -21,6 +21,7 @@ from lazyfx.calls import forking
 from lazyfx.calls.blocking_calls import BlockingCall, CallFailure, RacedCall, first_done
 from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_blocking_channel
 from lazyfx.calls.connections import Connections
+from lazyfx.calls.watching import CHECK_SECONDS, ThreadWatch, is_silence
 from lazyfx.errors import ClosedError, LazyfxError
 from lazyfx.flows import (
     AwaitConnection,
@@ -62,7 +63,13 @@ class BlockingDriver:
     def __init__(self, address: str, access: Access) -> None:
         self._connections = Connections(address, access, open_blocking_channel, streams=True)
         self._closing = threading.Event()
-        self._close = weakref.finalize(self, _close_all, self._connections.channels)
+        self._watch: ThreadWatch | None = None
+        if self._connections.are_replicas:
+            self._watch = ThreadWatch(
+                partial(_check, self._connections, seconds=CHECK_SECONDS), self._closing
+            )
+        channels = self._connections.channels
+        self._close = weakref.finalize(self, _close_all, channels, self._closing)
         self._close.atexit = False  # the channels end with the process
         forking.leak_in_children(self)
 
@@ -159,27 +166,49 @@ class BlockingDriver:
                 return self._start_raced(step)
             case Start(method, request, seconds, place):
                 return self._open(method, request, seconds, place)
-            case Finish(call):
-                return cast("BlockingCall | RacedCall", call).finish()
+            case Finish(call, place):
+                ended = cast("BlockingCall | RacedCall", call)
+                return self._watched(ended, ended.finish, place)
             case First(calls, seconds):
                 return first_done(cast("Sequence[RacedCall]", calls), seconds)
             case Open(method, requests, seconds, place):
                 return self._open(method, requests, seconds, place)
-            case Next(call):
-                return cast("BlockingCall", call).read()
+            case Next(call, place):
+                stream = cast("BlockingCall", call)
+                return self._watched(stream, stream.read, place)
             case Send():
                 return self._send(step)
             case Pause(seconds):
                 self._closing.wait(seconds)
             case Offload(work):
                 return _in_thread(work)
-            case AwaitConnection(seconds, place):
-                channel = self._connections.channels[place.replica]
-                return self._reach([channel], CONNECTED_OR_FAILED, seconds)
+            case AwaitConnection():
+                return self._await_connection(step)
             case Locked(lock, flow):
                 with cast("threading.Lock", lock):
                     return self.run(flow)
         return None
+
+    def _watched(
+        self, call: BlockingCall | RacedCall, wait: Callable[[], bytes | None], place: Place
+    ) -> bytes | None:
+        if self._watch is None:
+            return wait()
+        return self._watch.wait(call.interrupt, place, wait)
+
+    def _await_connection(self, step: AwaitConnection) -> bool:
+        if step.must_answer:
+            return self._answers(step.seconds, step.place)
+        channel = self._connections.channels[step.place.replica]
+        return self._reach([channel], CONNECTED_OR_FAILED, step.seconds)
+
+    def _answers(self, seconds: float, place: Place) -> bool:
+        self.require_open()
+        try:
+            return not is_silence(_check(self._connections, place, seconds).exception())
+        except (ValueError, grpc.FutureCancelledError):
+            self.require_open()  # closed a moment ago
+            raise
 
     def _begin(self, method: Any, requests: object, seconds: float, place: Place) -> Any:
         self.require_open()
@@ -220,7 +249,14 @@ class BlockingDriver:
             call.cancel()
 
 
-def _close_all(channels: Sequence[grpc.Channel]) -> None:
+def _check(connections: Connections[grpc.Channel], place: Place, seconds: float) -> Any:
+    """Begin a health check, which is also a future. Holds no driver, so that it can be closed."""
+    metadata = connections.metadata(place)
+    return connections.check(place).future(b"", timeout=seconds, metadata=metadata)
+
+
+def _close_all(channels: Sequence[grpc.Channel], closing: threading.Event) -> None:
+    closing.set()
     for channel in channels:
         channel.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias, TypeVar
 
@@ -11,7 +12,7 @@ from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message
 
 from lazyfx.calls.failover import Failover
-from lazyfx.calls.replicas import Replicas, Route
+from lazyfx.calls.replicas import HedgeAfter, HedgeDelay, Replicas, Route
 from lazyfx.calls.retries import RetryBudget, timeout_seconds
 from lazyfx.calls.uploading import Progress, upload
 from lazyfx.capture.blob import Blob
@@ -77,8 +78,8 @@ class ServiceCalls:
         timeout: Default timeout of a call, in seconds.
         tls: How the connection is encrypted.
         bounds: Bounds on answers of the server.
-        hedge_after: Seconds after which a second replica is asked for what may be a hit; None for
-            never.
+        hedge_after: Seconds after which a second replica is asked for what may be a hit, or "auto";
+            None for never.
     """
 
     def __init__(
@@ -88,9 +89,10 @@ class ServiceCalls:
         timeout: float,
         tls: Tls | None,
         bounds: AnswerBounds = DEFAULT_BOUNDS,
-        hedge_after: float | None = None,
+        hedge_after: HedgeAfter | None = None,
     ) -> None:
-        self._hedge_after = hedge_after if replicas.are_several else None
+        is_hedged = hedge_after is not None and replicas.are_several
+        self._hedge = HedgeDelay(hedge_after) if is_hedged else None
         self._bounds = bounds
         self.replicas = replicas
         self.timeout = timeout_seconds(timeout, timeout)
@@ -118,7 +120,7 @@ class ServiceCalls:
         """
         data = request.SerializeToString()
         retry_budget = RetryBudget(timeout_seconds(timeout, self.timeout))
-        if self._hedge_after is None or not _may_be_hit(request):
+        if self._hedge is None or not _may_be_hit(request):
             second_request = None
         is_raced = second_request is not None
         yield from self._failover.refuse_silence(route)
@@ -133,8 +135,10 @@ class ServiceCalls:
             ServiceError: A subclass, by the status that the server returned.
             ProtocolError: The answer is malformed.
         """
-        if call.second_request is not None:
-            yield from self._race(call, call.second_request)
+        if call.second_request is not None and self._hedge is not None:
+            began = time.monotonic()
+            yield from self._race(call, call.second_request, self._hedge.seconds)
+            self._hedge.record(time.monotonic() - began)
         response = yield from self._retried(
             "Compile", call.request, pb.CompileResponse, call.retry_budget, call.route, call.first
         )
@@ -142,13 +146,15 @@ class ServiceCalls:
         self.replicas.remember_home(response.module_key, call.route.place)
         return response
 
-    def _race(self, call: CompileCall, second_request: RequestFor) -> Flow[None]:
+    def _race(
+        self, call: CompileCall, second_request: RequestFor, hedge_seconds: float
+    ) -> Flow[None]:
         """Wait for the call; if it is slow, ask another replica, and go on with the first answer.
 
         The idea is the hedged request of Dean and Barroso, "The Tail at Scale" (2013).
         """
         place = call.route.other()
-        if place is None or (yield First([call.first], self._hedge_after)) is not None:
+        if place is None or (yield First([call.first], hedge_seconds)) is not None:
             return
         data, left = second_request(place.replica).SerializeToString(), call.retry_budget.left()
         slower = second = yield Start("Compile", data, left, place, is_raced=True)
@@ -156,7 +162,7 @@ class ServiceCalls:
             if (yield First([call.first, second], None)) == 1:
                 # A replica that lacks the graph, or breaks, has not answered: the first one may.
                 with contextlib.suppress(grpc.RpcError):
-                    yield Finish(second)
+                    yield Finish(second, place)
                     slower, call.first = call.first, second
                     call.route.move_to(place)
         finally:
@@ -177,7 +183,7 @@ class ServiceCalls:
             ProtocolError: An answer is malformed.
         """
         with self._failover.errors(route):
-            data = yield Next(call)
+            data = yield Next(call, route.place)
         if data is None:
             return None
         response = _parsed(pb.CompileBatchResponse, data)
@@ -237,7 +243,7 @@ class ServiceCalls:
         download.begin()
         try:
             with self._failover.errors(route):
-                while (part := (yield Next(call))) is not None:
+                while (part := (yield Next(call, route.place))) is not None:
                     download.take(_parsed(pb.GetArtifactResponse, part))
         finally:
             call.cancel()  # stop reading from a server that sends too much
@@ -307,7 +313,7 @@ class ServiceCalls:
                 with self._failover.errors(route):
                     if call is None:
                         call = yield Start(method, request, retry_budget.left(), route.place)
-                    data = yield Finish(call)
+                    data = yield Finish(call, route.place)
                 route.answered()
                 return _parsed(kind, data)
             except OverloadedError as refusal:

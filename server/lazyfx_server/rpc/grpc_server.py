@@ -21,6 +21,7 @@ SERVICE_NAME: Final = "lazyfx.v1.GraphCompiler"
 KEEPALIVE: Final[Sequence[tuple[str, int]]] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # Two servers on one port would each answer half of the calls from separate caches.
