@@ -194,7 +194,7 @@ class App:
             forwarding=self._forwarding,
         )
         pacing = RefusalPacing(settings.calls.max_refused_rate)
-        blobs = Blobs(self._store, settings.uploads, fleet)
+        blobs = Blobs(self._store, settings.uploads, fleet, self._shared_store)
         service = GraphCompilerService(
             compiler=self._compiler,
             artifacts=self._artifacts,

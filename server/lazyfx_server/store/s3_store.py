@@ -11,7 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
+import struct
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -30,6 +35,7 @@ from lazyfx_server.store.contract import (
 )
 
 if TYPE_CHECKING:
+    from obstore import PutMode, PutResult, UpdateVersion
     from obstore.store import RetryConfig
 
 STORE_VERSION: Final = 1
@@ -52,9 +58,45 @@ _RETRIES: Final[RetryConfig] = {
 # Without other credentials, those of the machine's role are requested there.
 _METADATA_SERVICE: Final = "169.254."
 _LET_GO_SECONDS: Final = 0.05
+# Milliseconds that a lease stays, and a number that makes each version another one: the tag of an
+# object is the digest of its bytes.
+_LEASE: Final = struct.Struct(">I8s")
+_LEASE_BYTES: Final = 4096
+_MAX_LEASES: Final = 4096
 _NOBODYS_KEY: Final = "probe/" + "0" * 64
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """A version of a lease, as this process has seen or written it.
+
+    Attributes:
+        value: What its holder wrote.
+        version: The tag of the object.
+        seconds: How long it stays if it is not written again.
+        since: When it was first seen, by `time.monotonic`.
+        is_own: Whether this process wrote it.
+    """
+
+    value: bytes
+    version: str
+    seconds: float
+    since: float
+    is_own: bool = False
+
+    @classmethod
+    def read(cls, data: bytes, version: str) -> _Lease:
+        """A lease of another process, which begins to end now. What is none ends at once."""
+        if len(data) < _LEASE.size:
+            return cls(b"", version, 0.0, time.monotonic())
+        milliseconds, _ = _LEASE.unpack_from(data)
+        return cls(data[_LEASE.size :], version, milliseconds / 1000, time.monotonic())
+
+    def seconds_left(self) -> float:
+        """How long it stays from now on."""
+        return self.since + self.seconds - time.monotonic()
 
 
 class S3Store:
@@ -79,6 +121,7 @@ class S3Store:
         self._bucket_name = parts.netloc
         self._most = max_entry_bytes
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._leases: OrderedDict[str, _Lease] = OrderedDict()
         try:
             self._bucket = Bucket(
                 parts.netloc,
@@ -158,8 +201,7 @@ class S3Store:
     async def delete(self, key: str) -> None:
         """See `Store.delete`."""
         checked_key(key)
-        with contextlib.suppress(FileNotFoundError):
-            await self._answer(lambda: obstore.delete_async(self._bucket, key))
+        await self._delete(key)
 
     async def quarantine(self, key: str) -> None:
         """Moves the object to the folder ``quarantine``."""
@@ -169,6 +211,96 @@ class S3Store:
             await self._answer(
                 lambda: obstore.rename_async(self._bucket, key, f"quarantine/{space}-{digits}")
             )
+
+    async def take_lease(self, key: str, value: bytes, seconds: float) -> bool:
+        """See `LeasingStore.take_lease`."""
+        if await self._write_lease(key, None, value, seconds):
+            return True
+        # It has this value if the answer to a write was lost, and obstore wrote again.
+        return await self._take_over(key, value, value, seconds)
+
+    async def renew_lease(self, key: str, token: bytes, value: bytes, seconds: float) -> bool:
+        """See `LeasingStore.renew_lease`. One request, unless another server holds it by now."""
+        held = self._leases.get(key)
+        if held is not None and held.is_own and held.value.startswith(token):
+            if await self._write_lease(key, held.version, value, seconds):
+                return True
+        elif await self._write_lease(key, None, value, seconds):
+            return True
+        return await self._take_over(key, token, value, seconds)
+
+    async def release_lease(self, key: str, token: bytes) -> None:
+        """See `LeasingStore.release_lease`.
+
+        Nobody can have taken over one that was renewed a moment ago. An older one ends by itself,
+        because a bucket does not delete on a condition.
+        """
+        held = self._leases.get(key)
+        if held is None or not held.is_own or not held.value.startswith(token):
+            return
+        self._leases.pop(key, None)
+        if held.seconds_left() > held.seconds / 2:
+            await self._delete(_lease_name(key))
+
+    async def read_lease(self, key: str) -> tuple[bytes, float] | None:
+        """See `LeasingStore.read_lease`.
+
+        How long it stays is known from when this process has first seen that version, so that no
+        clocks are compared.
+        """
+        lease = await self._read_lease(key)
+        if lease is None or lease.seconds_left() <= 0:
+            return None
+        return lease.value, lease.seconds_left()
+
+    async def _read_lease(self, key: str) -> _Lease | None:
+        try:
+            found = await self._answer(lambda: obstore.get_async(self._bucket, _lease_name(key)))
+            data = b""
+            if found.meta["size"] <= _LEASE_BYTES:
+                data = bytes(await self._answer(lambda: found.bytes_async()))
+        except FileNotFoundError:
+            self._leases.pop(key, None)
+            return None
+        seen, version = self._leases.get(key), found.meta["e_tag"] or ""
+        if seen is None or seen.version != version:
+            seen = self._remember(key, _Lease.read(data, version))
+        return seen
+
+    async def _take_over(self, key: str, token: bytes, value: bytes, seconds: float) -> bool:
+        """Replace a lease that has ended, or that begins with this token."""
+        lease = await self._read_lease(key)
+        if lease is None:
+            return await self._write_lease(key, None, value, seconds)
+        if not lease.value.startswith(token) and lease.seconds_left() > 0:
+            return False
+        return await self._write_lease(key, lease.version, value, seconds)
+
+    async def _write_lease(
+        self, key: str, version: str | None, value: bytes, seconds: float
+    ) -> bool:
+        """Write a lease if there is none, or if it has a version; whether that was so."""
+        mode: Literal["create"] | UpdateVersion = "create"
+        if version is not None:
+            mode = {"e_tag": version}
+        data, began = (
+            _LEASE.pack(int(seconds * 1000), secrets.token_bytes(8)) + value,
+            time.monotonic(),
+        )
+        try:
+            written = await self._put(_lease_name(key), data, mode)
+        except FileExistsError:
+            self._leases.pop(key, None)
+            return False
+        self._remember(key, _Lease(value, written["e_tag"] or "", seconds, began, is_own=True))
+        return True
+
+    def _remember(self, key: str, lease: _Lease) -> _Lease:
+        self._leases[key] = lease
+        self._leases.move_to_end(key)
+        if len(self._leases) > _MAX_LEASES:
+            self._leases.popitem(last=False)
+        return lease
 
     async def refresh(self) -> None:
         """See `RemoteStore.refresh`."""
@@ -189,10 +321,14 @@ class S3Store:
         """
         await asyncio.sleep(_LET_GO_SECONDS)
 
-    async def _put(self, key: str, value: bytes, mode: Literal["create", "overwrite"]) -> None:
+    async def _delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            await self._answer(lambda: obstore.delete_async(self._bucket, name))
+
+    async def _put(self, name: str, value: bytes, mode: PutMode) -> PutResult:
         try:
-            await self._answer(
-                lambda: obstore.put_async(self._bucket, key, value, use_multipart=False, mode=mode)
+            return await self._answer(
+                lambda: obstore.put_async(self._bucket, name, value, use_multipart=False, mode=mode)
             )
         except FileNotFoundError as error:
             raise MissingStoreError(
@@ -219,6 +355,11 @@ class S3Store:
             raise UnreachableError(f"s3: {_shortened(error)}") from error
         except (BaseError, ValueError) as error:
             raise StoreError(f"s3: {_shortened(error)}") from error
+
+
+def _lease_name(key: str) -> str:
+    space, digits = checked_key(key)
+    return f"leases/{space}-{digits}"
 
 
 def _shortened(error: Exception) -> str:
