@@ -224,6 +224,8 @@ UPSTREAM_ROW = (
         "In use",
         COUNT,
         Query(gauge("lazyfx_upstream_in_use"), "servers that ask their upstream"),
+        Query(f"sum(1 - {selected('lazyfx_upstream_in_use')})", "servers whose upstream is away"),
+        explanation="Away, or it refuses them: they do the work themselves.",
     ),
 )
 

@@ -96,7 +96,7 @@ def test_upload_goes_on_at_another_server(patient):
         assert list(stub.FindMissingBlobs(ask).received) == [2 * PART_BYTES]
         # Nobody else's, and nothing but the next byte.
         far = pb.UploadBlobsRequest(digest=digest, offset=1_000_000, data=data[1_000_000:])
-        assert "the next byte is 0" in refused(lambda: stub.UploadBlobs(iter([far]))).details
+        assert "the next byte is 0" in refused(lambda: stub.UploadBlobs(iter([far]))).message
     with connected(two.address) as stub:
         assert stub.UploadBlobs(chunks(2_500_000, len(data))).stored == 1
     # At once: it was told to be stored when all servers could find it.
@@ -116,7 +116,7 @@ def test_wrong_bytes_of_an_upload_are_not_resumed(patient):
         refused(lambda: stub.UploadBlobs(iter([part])))
     with connected(patient.servers[1].address) as stub:
         rest = pb.UploadBlobsRequest(digest=digest, offset=PART_BYTES, data=data[PART_BYTES:])
-        assert "does not match" in refused(lambda: stub.UploadBlobs(iter([rest]))).details
+        assert "does not match" in refused(lambda: stub.UploadBlobs(iter([rest]))).message
         wait_until(lambda: list(stub.FindMissingBlobs(ask).received) == [0], "the pieces are gone")
         whole = pb.UploadBlobsRequest(digest=digest, data=data)
         assert stub.UploadBlobs(iter([whole])).stored == 1

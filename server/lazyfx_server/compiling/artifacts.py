@@ -30,8 +30,11 @@ from lazyfx_server.compiling.request import is_about_leader
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import (
+    FailedPreconditionError,
     InvalidRequestError,
     ModuleNotFoundInCacheError,
+    RequestError,
+    UnavailableError,
 )
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
 from lazyfx_server.jobs.native.progress import progress_of
@@ -302,11 +305,17 @@ class Artifacts:
             resolved.place(resolved.message.kind),
         )
         started = time.monotonic()
-        record = await self._forwarding.make(request, module, place, flight)
+        refusal: RequestError | None = None
+        try:
+            record = await self._forwarding.make(request, module, place, flight)
+        except (UnavailableError, FailedPreconditionError) as error:
+            record, refusal = None, error
         if record is not None:
             return _Found(record, time.monotonic() - started)
         # One that the upstream can no longer sign is better than none.
         kept = await self._stored.find(place, module, request.kind)
+        if kept is None and refusal is not None:
+            raise refusal
         return None if kept is None else _Found(kept)
 
     async def _make_native(

@@ -104,9 +104,9 @@ class Blobs:
         keep = True
         try:
             return await self._take(chunks, tenant, upload)
-        except (InvalidRequestError, OverloadedError) as error:
+        except (InvalidRequestError, OverloadedError):
             keep = False
-            if upload.blob is not None and isinstance(error, InvalidRequestError):
+            if upload.blob is not None and upload.blob.complete:  # its bytes are wrong
                 self._parts.drop(upload.blob.digest, tenant)
             raise
         finally:
