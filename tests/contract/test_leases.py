@@ -77,6 +77,12 @@ def kept(request: pytest.FixtureRequest) -> Kept:
 
 
 @pytest.fixture
+def in_one_step(request: pytest.FixtureRequest, kept: Kept) -> None:
+    if "moto" in request.node.name:
+        pytest.skip("moto checks a condition in one step and writes in another, in threads")
+
+
+@pytest.fixture
 async def server(kept: Kept) -> AsyncIterator[Servers]:
     """Makes the leases of one more server."""
     async with AsyncExitStack() as opened:
@@ -104,6 +110,7 @@ async def taken(leases: Leases) -> Lease:
     raise AssertionError("it never ended")
 
 
+@pytest.mark.usefixtures("in_one_step")
 async def test_one_of_many_takes_a_lease(server: Servers) -> None:
     servers = [await server() for _ in range(4)]
     taken = await asyncio.gather(*(servers[n % 4].take(KEY) for n in range(64)))
@@ -160,6 +167,7 @@ async def test_holder_tells_how_far_it_is(server: Servers) -> None:
         assert await two.holder(KEY) == note
 
 
+@pytest.mark.usefixtures("in_one_step")
 async def test_one_of_many_takes_over(server: Servers) -> None:
     holder, *others = [await server(0.5) for _ in range(5)]
     await holder.take(KEY)

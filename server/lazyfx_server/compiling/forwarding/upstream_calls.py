@@ -51,7 +51,7 @@ class UpstreamFailureError(Exception):
         self.is_passing = is_passing or outcome == "unreachable"
 
 
-NOT_IN_USE: Final = UpstreamFailureError("it is not asked at present", "unreachable")
+NOT_IN_USE: Final = UpstreamFailureError("it is not in use", "unreachable")
 
 
 class DeadlinePassedError(TimedOutError):
