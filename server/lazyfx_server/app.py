@@ -158,7 +158,12 @@ class App:
         jobs = Jobs(passes.executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
         admission = Admission(
-            settings.workers.workers, settings.calls, PASS_POOL, observers, guard.refusal
+            settings.workers.workers,
+            settings.calls,
+            PASS_POOL,
+            observers,
+            guard.refusal,
+            longest=settings.requests.job_timeout,
         )
         if engine is not None:
             engine.listen(lambda: admission.resize(max(1, passes.count())))

@@ -101,7 +101,8 @@ def native_compiles(
     required, forwards = native.native == "on", settings.upstream.upstream is not None
 
     def queue(slots: int) -> Admission:
-        return Admission(slots, settings.calls, NATIVE_POOL, observer, pressure)
+        longest = native.native_timeout
+        return Admission(slots, settings.calls, NATIVE_POOL, observer, pressure, longest=longest)
 
     if engine is not None and native.native != "off":
         nodes = RayBuilders(engine, native.native_timeout, crashes, observer)

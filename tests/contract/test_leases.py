@@ -90,7 +90,7 @@ async def server(kept: Kept) -> AsyncIterator[Servers]:
         async def start(seconds: float = 30.0, secret: bytes = SECRET) -> Leases:
             store = kept.open()
             assert isinstance(store, LeasingStore)
-            breaker = CircuitBreaker(store, wait_seconds=10.0)
+            breaker = CircuitBreaker(store, wait_seconds=30.0)
             await breaker.connect()
             opened.push_async_callback(breaker.close)
             return Leases(store, breaker, secret, seconds)
@@ -113,7 +113,7 @@ async def taken(leases: Leases) -> Lease:
 @pytest.mark.usefixtures("in_one_step")
 async def test_one_of_many_takes_a_lease(server: Servers) -> None:
     servers = [await server() for _ in range(4)]
-    taken = await asyncio.gather(*(servers[n % 4].take(KEY) for n in range(64)))
+    taken = await asyncio.gather(*(servers[n % 4].take(KEY) for n in range(32)))
     assert sum(lease is not None for lease in taken) == 1
     assert await servers[0].take(OTHER) is not None
 
