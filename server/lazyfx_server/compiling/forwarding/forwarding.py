@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError as ProtobufError
@@ -23,7 +23,6 @@ from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.forwarding.uploading_blobs import Buffer, ReadBlob, upload_missing
 from lazyfx_server.compiling.forwarding.upstream_calls import (
     NOT_IN_USE,
-    Outcome,
     UpstreamCalls,
     UpstreamFailureError,
 )
@@ -33,7 +32,7 @@ from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.request import ResolvedRequest
 from lazyfx_server.errors import OverloadedError, RequestError, UnavailableError
 from lazyfx_server.settings.limits import PassLimits
-from lazyfx_server.telemetry import Observer, UpstreamAsked
+from lazyfx_server.telemetry import Observer, UpstreamAsked, UpstreamOutcome, UpstreamQuestion
 from lazyfx_server.telemetry.outages import Outages
 from lazyfx_server.telemetry.plain_text import escaped
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -46,7 +45,6 @@ _MAX_FOREIGN: Final = 1024
 # Kinds of machine for which an upstream builds native artifacts.
 _MAX_TARGETS: Final = 64
 
-What = Literal["compile", "artifact"]
 T = TypeVar("T")
 
 
@@ -69,10 +67,10 @@ class _Ended:
     """How asking the upstream has ended."""
 
     def __init__(self) -> None:
-        self.outcome: Outcome = "left"
+        self.outcome: UpstreamOutcome = "left"
         self.failure: UpstreamFailureError | None = None
 
-    def __call__(self, outcome: Outcome) -> None:
+    def __call__(self, outcome: UpstreamOutcome) -> None:
         self.outcome = outcome
 
 
@@ -214,7 +212,7 @@ class Forwarding:
         return await self._downloads.artifact(request, pipeline, on_progress)
 
     async def _ask(
-        self, what: What, work: Coroutine[Any, Any, T], *, is_needed: bool = False
+        self, what: UpstreamQuestion, work: Coroutine[Any, Any, T], *, is_needed: bool = False
     ) -> T | None:
         """What the upstream answers; None if it cannot serve this, which is counted and logged."""
         if not self._link.in_use:
@@ -239,7 +237,7 @@ class Forwarding:
         return answer
 
     @contextmanager
-    def _counted(self, what: What) -> Iterator[_Ended]:
+    def _counted(self, what: UpstreamQuestion) -> Iterator[_Ended]:
         ended = _Ended()
         try:
             yield ended

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Protocol
 
 from lazyfx.errors import TimedOutError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-
-Outcome: TypeAlias = Literal[
-    "answered",
-    "refused",
-    "left",
-    "values",
-    "unreachable",
-    "denied",
-    "incompatible",
-    "failed",
-    "invalid",
-]
-"""How asking the upstream ended: it answered; it refused, and the caller is told; the caller left;
-it lacks values, for which the caller is asked; or it could not serve, for this reason, and the work
-is done here."""
+from lazyfx_server.telemetry import UpstreamOutcome
 
 
 class UpstreamFailureError(Exception):
@@ -38,7 +24,7 @@ class UpstreamFailureError(Exception):
     def __init__(
         self,
         reason: str,
-        outcome: Outcome,
+        outcome: UpstreamOutcome,
         pause: float = 0.0,
         *,
         not_found: bool = False,
