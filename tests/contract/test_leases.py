@@ -15,11 +15,11 @@ import redis
 import store_servers
 
 from lazyfx_server.store import Lease, Leases, StoreError
+from lazyfx_server.store.buckets.s3_store import S3Store
 from lazyfx_server.store.circuit_breaker import CircuitBreaker
 from lazyfx_server.store.contract import LeasingStore, RemoteStore
 from lazyfx_server.store.leases import MAX_NOTE_BYTES
 from lazyfx_server.store.redis_store import RedisStore
-from lazyfx_server.store.s3_store import S3Store
 
 SECRET = b"what the servers have in common"
 KEY = f"modules/{hashlib.sha256(b'a').hexdigest()}"

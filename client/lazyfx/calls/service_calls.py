@@ -91,8 +91,9 @@ class ServiceCalls:
         bounds: AnswerBounds = DEFAULT_BOUNDS,
         hedge_after: HedgeAfter | None = None,
     ) -> None:
-        is_hedged = hedge_after is not None and replicas.are_several
-        self._hedge = HedgeDelay(hedge_after) if is_hedged else None
+        self._hedge: HedgeDelay | None = None
+        if hedge_after is not None and replicas.are_several:
+            self._hedge = HedgeDelay(hedge_after)
         self._bounds = bounds
         self.replicas = replicas
         self.timeout = timeout_seconds(timeout, timeout)

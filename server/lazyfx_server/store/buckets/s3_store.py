@@ -11,20 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
-import struct
-import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 from obstore.store import S3Store as Bucket
 
+from lazyfx_server.store.buckets.object_leases import ObjectLeases
 from lazyfx_server.store.contract import (
     MissingStoreError,
     Reading,
@@ -36,7 +32,7 @@ from lazyfx_server.store.contract import (
 )
 
 if TYPE_CHECKING:
-    from obstore import PutMode, PutResult, UpdateVersion
+    from obstore import PutMode, PutResult
     from obstore.store import RetryConfig
 
 STORE_VERSION: Final = 1
@@ -59,45 +55,9 @@ _RETRIES: Final[RetryConfig] = {
 # Without other credentials, those of the machine's role are requested there.
 _METADATA_SERVICE: Final = "169.254."
 _LET_GO_SECONDS: Final = 0.05
-# Milliseconds that a lease stays, and a number that makes each version another one: the tag of an
-# object is the digest of its bytes.
-_LEASE: Final = struct.Struct(">I8s")
-_LEASE_BYTES: Final = 4096
-_MAX_LEASES: Final = 4096
 _NOBODYS_KEY: Final = "probe/" + "0" * 64
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Lease:
-    """A version of a lease, as this process has seen or written it.
-
-    Attributes:
-        value: What its holder wrote.
-        version: The tag of the object.
-        seconds: How long it stays if it is not written again.
-        since: When it was first seen, by `time.monotonic`.
-        is_own: Whether this process wrote it.
-    """
-
-    value: bytes
-    version: str
-    seconds: float
-    since: float
-    is_own: bool = False
-
-    @classmethod
-    def read(cls, data: bytes, version: str) -> _Lease:
-        """A lease of another process, which begins to end now. What is none ends at once."""
-        if len(data) < _LEASE.size:
-            return cls(b"", version, 0.0, time.monotonic())
-        milliseconds, _ = _LEASE.unpack_from(data)
-        return cls(data[_LEASE.size :], version, milliseconds / 1000, time.monotonic())
-
-    def seconds_left(self) -> float:
-        """How long it stays from now on."""
-        return self.since + self.seconds - time.monotonic()
 
 
 class S3Store:
@@ -122,7 +82,7 @@ class S3Store:
         self._bucket_name = parts.netloc
         self._most = max_entry_bytes
         self._room = asyncio.Semaphore(_AT_ONCE)
-        self._leases: OrderedDict[str, _Lease] = OrderedDict()
+        self._leases = ObjectLeases(self)
         try:
             self._bucket = Bucket(
                 parts.netloc,
@@ -202,7 +162,7 @@ class S3Store:
     async def delete(self, key: str) -> None:
         """See `Store.delete`."""
         checked_key(key)
-        await self._delete(key)
+        await self.delete_object(key)
 
     async def quarantine(self, key: str) -> None:
         """Moves the object to the folder ``quarantine``."""
@@ -215,93 +175,44 @@ class S3Store:
 
     async def take_lease(self, key: str, value: bytes, seconds: float) -> bool:
         """See `LeasingStore.take_lease`."""
-        if await self._write_lease(key, None, value, seconds):
-            return True
-        # It has this value if the answer to a write was lost, and obstore wrote again.
-        return await self._take_over(key, value, value, seconds)
+        return await self._leases.take(_lease_name(key), value, seconds)
 
     async def renew_lease(self, key: str, token: bytes, value: bytes, seconds: float) -> bool:
-        """See `LeasingStore.renew_lease`. One request, unless another server holds it by now."""
-        held = self._leases.get(key)
-        if held is not None and held.is_own and held.value.startswith(token):
-            if await self._write_lease(key, held.version, value, seconds):
-                return True
-        elif await self._write_lease(key, None, value, seconds):
-            return True
-        return await self._take_over(key, token, value, seconds)
+        """See `LeasingStore.renew_lease`."""
+        return await self._leases.renew(_lease_name(key), token, value, seconds)
 
     async def release_lease(self, key: str, token: bytes) -> None:
-        """See `LeasingStore.release_lease`.
-
-        Nobody can have taken over one that was renewed a moment ago. An older one ends by itself,
-        because a bucket does not delete on a condition.
-        """
-        held = self._leases.get(key)
-        if held is None or not held.is_own or not held.value.startswith(token):
-            return
-        self._leases.pop(key, None)
-        if held.seconds_left() > held.seconds / 2:
-            await self._delete(_lease_name(key))
+        """See `LeasingStore.release_lease`."""
+        await self._leases.release(_lease_name(key), token)
 
     async def read_lease(self, key: str) -> tuple[bytes, float] | None:
-        """See `LeasingStore.read_lease`.
+        """See `LeasingStore.read_lease`."""
+        return await self._leases.read(_lease_name(key))
 
-        How long it stays is known from when this process has first seen that version, so that no
-        clocks are compared.
-        """
-        lease = await self._read_lease(key)
-        if lease is None or lease.seconds_left() <= 0:
-            return None
-        return lease.value, lease.seconds_left()
-
-    async def _read_lease(self, key: str) -> _Lease | None:
+    async def read_object(self, name: str, most_bytes: int) -> tuple[bytes, str] | None:
+        """See `Objects.read_object`."""
         try:
-            found = await self._answer(lambda: obstore.get_async(self._bucket, _lease_name(key)))
+            found = await self._answer(lambda: obstore.get_async(self._bucket, name))
             data = b""
-            if found.meta["size"] <= _LEASE_BYTES:
+            if found.meta["size"] <= most_bytes:
                 data = bytes(await self._answer(lambda: found.bytes_async()))
         except FileNotFoundError:
-            self._leases.pop(key, None)
             return None
-        seen, version = self._leases.get(key), found.meta["e_tag"] or ""
-        if seen is None or seen.version != version:
-            seen = self._remember(key, _Lease.read(data, version))
-        return seen
+        return data, found.meta["e_tag"] or ""
 
-    async def _take_over(self, key: str, token: bytes, value: bytes, seconds: float) -> bool:
-        """Replace a lease that has ended, or that begins with this token."""
-        lease = await self._read_lease(key)
-        if lease is None:
-            return await self._write_lease(key, None, value, seconds)
-        if not lease.value.startswith(token) and lease.seconds_left() > 0:
-            return False
-        return await self._write_lease(key, lease.version, value, seconds)
-
-    async def _write_lease(
-        self, key: str, version: str | None, value: bytes, seconds: float
-    ) -> bool:
-        """Write a lease if there is none, or if it has a version; whether that was so."""
-        mode: Literal["create"] | UpdateVersion = "create"
-        if version is not None:
-            mode = {"e_tag": version}
-        data, began = (
-            _LEASE.pack(int(seconds * 1000), secrets.token_bytes(8)) + value,
-            time.monotonic(),
-        )
+    async def write_object(self, name: str, data: bytes, replaces: str | None) -> str | None:
+        """See `Objects.write_object`."""
+        mode: PutMode = "create" if replaces is None else {"e_tag": replaces}
         try:
-            written = await self._put(_lease_name(key), data, mode)
+            written = await self._put(name, data, mode)
         except FileExistsError:
-            self._leases.pop(key, None)
-            return False
-        self._remember(key, _Lease(value, written["e_tag"] or "", seconds, began, is_own=True))
-        return True
+            return None
+        return written["e_tag"] or ""
 
-    def _remember(self, key: str, lease: _Lease) -> _Lease:
-        self._leases[key] = lease
-        self._leases.move_to_end(key)
-        if len(self._leases) > _MAX_LEASES:
-            self._leases.popitem(last=False)
-        return lease
+    async def delete_object(self, name: str) -> None:
+        """See `Objects.delete_object`."""
+        with contextlib.suppress(FileNotFoundError):
+            await self._answer(lambda: obstore.delete_async(self._bucket, name))
 
     async def refresh(self) -> None:
         """See `RemoteStore.refresh`."""
@@ -321,10 +232,6 @@ class S3Store:
         Connections end by themselves. The entries stay.
         """
         await asyncio.sleep(_LET_GO_SECONDS)
-
-    async def _delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            await self._answer(lambda: obstore.delete_async(self._bucket, name))
 
     async def _put(self, name: str, value: bytes, mode: PutMode) -> PutResult:
         try:
