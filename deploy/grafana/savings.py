@@ -295,7 +295,7 @@ WORKERS_ROW = (
         "Work shared by servers",
         PER_SECOND,
         Query(rate("lazyfx_fleet_flights_total", by="outcome"), "{{outcome}}"),
-        explanation="Results that servers on one Redis needed. Joined: another server made it.",
+        explanation="Results that servers on one store needed. Joined: another server made it.",
     ),
     curves(
         "Versions",

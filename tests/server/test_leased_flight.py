@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import store_servers
@@ -80,20 +81,22 @@ def redis_server() -> Iterator[store_servers.Server]:
 Start = Callable[..., Awaitable[Replica]]
 
 
+async def opened_replica(
+    stack: AsyncExitStack, where: str, patience: float = 600.0, publish: float = 5.0
+) -> Replica:
+    shared = (await stack.enter_async_context(opened(where))).store
+    store = open_store(None, memory_bytes=1 << 20, disk_bytes=0, shared=shared)
+    assert isinstance(store, TieredStore)
+    recorder = Recorder()
+    fleet = FleetFlights(shared.leases, store, recorder, FleetSettings(patience, publish))
+    stack.push_async_callback(fleet.drain)
+    return Replica(store, shared, fleet, recorder, SingleFlight(lambda _: None))
+
+
 @pytest.fixture
 async def replica(redis_server: store_servers.Server) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
-
-        async def start(patience: float = 600.0, publish: float = 5.0) -> Replica:
-            shared = (await stack.enter_async_context(opened(url(redis_server)))).store
-            store = open_store(None, memory_bytes=1 << 20, disk_bytes=0, shared=shared)
-            assert isinstance(store, TieredStore)
-            recorder = Recorder()
-            fleet = FleetFlights(shared.leases, store, recorder, FleetSettings(patience, publish))
-            stack.push_async_callback(fleet.drain)
-            return Replica(store, shared, fleet, recorder, SingleFlight(lambda _: None))
-
-        yield start
+        yield partial(opened_replica, stack, url(redis_server))
 
 
 def makes(value: bytes, seconds: float = 0.0) -> Make:
@@ -132,6 +135,28 @@ async def test_one_server_makes_what_many_ask_for(replica: Start) -> None:
     await asyncio.gather(*(server.fleet.drain() for server in servers))
     await servers[0].store.delete(PLACE)
     assert await servers[0].ask(makes(b"again")) == b"again"
+
+
+async def test_servers_on_s3_alone_make_it_once(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    s3 = store_servers.moto()
+    request.addfinalizer(s3.kill)
+    for name, value in store_servers.s3_variables(s3).items():
+        monkeypatch.setenv(name, value)
+    async with AsyncExitStack() as stack:
+        servers = [await opened_replica(stack, "s3://shared/flights") for _ in range(3)]
+        first = asyncio.ensure_future(servers[0].ask(makes(b"value", 1.0)))
+        await begun(servers[0])
+        others = [servers[n % 3].ask(makes(b"value")) for n in range(6)]
+        assert {*await asyncio.gather(first, *others)} == {b"value"}
+        assert [server.begun for server in servers] == [1, 0, 0]
+        assert outcomes(servers) == ["joined", "joined", "led"]
+        # The holder of this one leaves; the bucket itself would keep the lease.
+        left = asyncio.ensure_future(servers[0].ask(hangs, key("another")))
+        await until(lambda: servers[0].begun == 2)
+        left.cancel()
+        assert await servers[1].ask(makes(b"value"), key("another")) == b"value"
 
 
 async def test_result_is_found_elsewhere_when_it_is_answered(replica: Start) -> None:
