@@ -21,7 +21,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from harness import DCE, connected, graph_of, wait_until
+from harness import DCE, connected, graph_of, paused_workers, wait_until
 from servers import RunningServer
 from torch import nn
 from torch.fx import Graph, GraphModule
@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 
 import lazyfx
 from lazyfx.calls.replicas import HedgeDelay
+from lazyfx.calls.watching import CHECK_SECONDS, QUIET_SECONDS
 from lazyfx.cli.application import app
 from lazyfx.errors import (
     LazyfxError,
@@ -236,6 +237,23 @@ async def test_the_asynchronous_client_leaves_a_frozen_replica_too(
             asked = (client.compile(graph_of(i + 630), [DCE]) for i in range(6))
             found = await asyncio.gather(*asked)
             assert [remote.cache.status for remote in found] == ["miss"] * 6
+
+
+async def test_a_server_that_takes_no_more_calls_of_a_client_is_not_taken_for_frozen(
+    launch: Any, replicas: list[RunningServer], signing_key: Path, tmp_path: Path
+) -> None:
+    flags = ("--workers", "1", "--signing-key", str(signing_key), "--max-streams", "1")
+    busy = launch(*flags, store=tmp_path)
+    addresses = f"{busy.address},{replicas[2].address}"
+    async with lazyfx.connect_async(addresses, timeout=60, balance="in_order") as client:
+        await client.compile(graph_of(next(numbers)), [DCE])
+        before = compiles([busy])
+        with paused_workers(busy.pid):
+            asked = asyncio.ensure_future(client.compile(graph_of(next(numbers)), [DCE]))
+            # Longer than the checks take, each of which waits for the end of this call.
+            await asyncio.wait({asked}, timeout=QUIET_SECONDS + CHECK_SECONDS + 2)
+        await asked
+    assert difference(compiles([busy]), before) == [1]
 
 
 def test_a_frozen_replica_costs_a_hit_the_time_of_the_hedge(

@@ -14,7 +14,14 @@ import grpc.aio
 from lazyfx.calls import forking
 from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_async_channel
 from lazyfx.calls.connections import Connections
-from lazyfx.calls.watching import CHECK_SECONDS, TaskWatch, is_being_cancelled, is_silence
+from lazyfx.calls.watching import (
+    CHECK_SECONDS,
+    HEALTH_CHECK,
+    SECOND_CHECK_SECONDS,
+    TaskWatch,
+    is_being_cancelled,
+    is_silence,
+)
 from lazyfx.errors import ClosedError
 from lazyfx.flows import (
     AwaitConnection,
@@ -51,7 +58,7 @@ class AsyncDriver:
     def __init__(self, address: str, access: Access) -> None:
         self._connections = Connections(address, access, open_async_channel)
         self._closing = asyncio.Event()
-        self._watch = TaskWatch(self._check) if self._connections.are_replicas else None
+        self._watch = TaskWatch(self._is_silent) if self._connections.are_replicas else None
         forking.leak_in_children(self)
 
     async def close(self) -> None:
@@ -164,21 +171,27 @@ class AsyncDriver:
             return await waited
         return await self._watch.wait(call.cancel, place, waited)
 
-    async def _check(self, place: Place, seconds: float = CHECK_SECONDS) -> None:
-        self._require_open()
-        check = self._connections.check(place)
-        metadata = self._connections.metadata(place)
-        await check(b"", timeout=seconds, metadata=metadata)
-
     async def _await_connection(self, step: AwaitConnection) -> bool:
         if step.must_answer:
-            return await self._answers(step.seconds, step.place)
+            check = self._connections.check(step.place)
+            return await self._answers(check, step.place, step.seconds)
         channel = self._connections.channels[step.place.replica]
         return await self._reach([channel], CONNECTED_OR_FAILED, step.seconds)
 
-    async def _answers(self, seconds: float, place: Place) -> bool:
+    async def _is_silent(self, place: Place) -> bool:
+        if await self._answers(self._connections.check(place), place, CHECK_SECONDS):
+            return False
+        channel = self._connections.open_another(place)
         try:
-            await self._check(place, seconds)
+            check = channel.unary_unary(HEALTH_CHECK)
+            return not await self._answers(check, place, SECOND_CHECK_SECONDS)
+        finally:
+            await channel.close()
+
+    async def _answers(self, check: Any, place: Place, seconds: float) -> bool:
+        self._require_open()
+        try:
+            await check(b"", timeout=seconds, metadata=self._connections.metadata(place))
         except grpc.RpcError as error:
             return not is_silence(error)
         return True

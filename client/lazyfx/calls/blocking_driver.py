@@ -21,7 +21,13 @@ from lazyfx.calls import forking
 from lazyfx.calls.blocking_calls import BlockingCall, CallFailure, RacedCall, first_done
 from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_blocking_channel
 from lazyfx.calls.connections import Connections
-from lazyfx.calls.watching import CHECK_SECONDS, ThreadWatch, is_silence
+from lazyfx.calls.watching import (
+    CHECK_SECONDS,
+    HEALTH_CHECK,
+    SECOND_CHECK_SECONDS,
+    ThreadWatch,
+    is_silence,
+)
 from lazyfx.errors import ClosedError, LazyfxError
 from lazyfx.flows import (
     AwaitConnection,
@@ -65,9 +71,8 @@ class BlockingDriver:
         self._closing = threading.Event()
         self._watch: ThreadWatch | None = None
         if self._connections.are_replicas:
-            self._watch = ThreadWatch(
-                partial(_check, self._connections, seconds=CHECK_SECONDS), self._closing
-            )
+            is_silent = partial(_is_silent, self._connections)
+            self._watch = ThreadWatch(is_silent, self._closing)
         channels = self._connections.channels
         self._close = weakref.finalize(self, _close_all, channels, self._closing)
         self._close.atexit = False  # the channels end with the process
@@ -198,17 +203,14 @@ class BlockingDriver:
 
     def _await_connection(self, step: AwaitConnection) -> bool:
         if step.must_answer:
-            return self._answers(step.seconds, step.place)
+            self.require_open()
+            try:
+                return _answers(self._connections, None, step.place, step.seconds)
+            except (ValueError, grpc.FutureCancelledError):
+                self.require_open()  # closed a moment ago
+                raise
         channel = self._connections.channels[step.place.replica]
         return self._reach([channel], CONNECTED_OR_FAILED, step.seconds)
-
-    def _answers(self, seconds: float, place: Place) -> bool:
-        self.require_open()
-        try:
-            return not is_silence(_check(self._connections, place, seconds).exception())
-        except (ValueError, grpc.FutureCancelledError):
-            self.require_open()  # closed a moment ago
-            raise
 
     def _begin(self, method: Any, requests: object, seconds: float, place: Place) -> Any:
         self.require_open()
@@ -249,10 +251,27 @@ class BlockingDriver:
             call.cancel()
 
 
-def _check(connections: Connections[grpc.Channel], place: Place, seconds: float) -> Any:
-    """Begin a health check, which is also a future. Holds no driver, so that it can be closed."""
+# Neither holds the driver, so that it can be garbage-collected.
+
+
+def _is_silent(connections: Connections[grpc.Channel], place: Place) -> bool:
+    if _answers(connections, None, place, CHECK_SECONDS):
+        return False
+    with connections.open_another(place) as channel:
+        return not _answers(connections, channel, place, SECOND_CHECK_SECONDS)
+
+
+def _answers(
+    connections: Connections[grpc.Channel],
+    channel: grpc.Channel | None,
+    place: Place,
+    seconds: float,
+) -> bool:
+    """Whether a health check is answered, over a channel or the usual one."""
+    check = connections.check(place) if channel is None else channel.unary_unary(HEALTH_CHECK)
     metadata = connections.metadata(place)
-    return connections.check(place).future(b"", timeout=seconds, metadata=metadata)
+    # As a future, because a blocking call of a closed channel may wait for ever.
+    return not is_silence(check.future(b"", timeout=seconds, metadata=metadata).exception())
 
 
 def _close_all(channels: Sequence[grpc.Channel], closing: threading.Event) -> None:

@@ -93,6 +93,9 @@ _OF_REPLICAS: Sequence[tuple[str, str | int]] = (
     ("grpc.keepalive_time_ms", 12_000),
     ("grpc.keepalive_timeout_ms", 8_000),
     ("grpc.http2.ping_timeout_ms", 8_000),
+    # A name is resolved again when a server behind it is lost, but gRPC would wait until 30 s after
+    # the last time: too long if all of them have been replaced.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from lazyfx.calls import forking
@@ -57,6 +58,9 @@ class Connections(Generic[Channel]):
         ]
         untyped: Any = self.channels
         self.are_replicas = are_replicas
+        self._open = [
+            partial(open_channel, one, access.tls, is_replica=are_replicas) for one in addresses
+        ]
         self._checks = [channel.unary_unary(HEALTH_CHECK) for channel in untyped]
         self._methods = [methods_of(channel, streams=streams) for channel in self.channels]
         self._unary_methods = (
@@ -74,6 +78,10 @@ class Connections(Generic[Channel]):
     def check(self, place: Place) -> Any:
         """The multi-callable of a health check at a replica; its request is empty."""
         return self._checks[place.replica]
+
+    def open_another(self, place: Place) -> Channel:
+        """One more channel to a replica, which the caller closes."""
+        return self._open[place.replica]()
 
     def metadata(self, place: Place) -> Sequence[tuple[str, str]]:
         """The metadata of a call to a replica."""

@@ -3,7 +3,9 @@
 Its kernel still accepts what is sent, so gRPC learns of it only when a keepalive ping was lost.
 Frequent pings would cost every server of a fleet for every idle client, and would be lost behind a
 large message on a slow link. So the server's health is checked only while a call waits for it, and
-only calls that have received nothing since the check began are given up.
+only calls that have received nothing since the check began are given up. A check may itself wait
+in line, behind a large message or because the server takes no more calls of one connection; so one
+that is late is repeated over a connection of its own.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import grpc
 
+from lazyfx.errors import ClosedError
 from lazyfx.flows import Place
 
 # A call that has waited this long makes the client check whether the server still answers.
 QUIET_SECONDS: Final = 1.0
-# How long the answer to a check may take. Together, this is what a frozen server costs.
-CHECK_SECONDS: Final = 2.0
+# How long the answer to a check may take, and to the one over a connection of its own. All of this
+# together is what a frozen server costs.
+CHECK_SECONDS: Final = 1.2
+SECOND_CHECK_SECONDS: Final = 0.8
+_LOOK_SECONDS: Final = QUIET_SECONDS / 4
 # The thread of a blocking client ends when no call has waited for so long.
 _IDLE_SECONDS: Final = 30.0
 
@@ -38,7 +44,8 @@ class SilentServerError(grpc.RpcError):
 
     def details(self) -> str:
         """What has happened."""
-        return f"the server did not answer a health check within {CHECK_SECONDS:g} s"
+        seconds = CHECK_SECONDS + SECOND_CHECK_SECONDS
+        return f"the server did not answer health checks within {seconds:g} s"
 
     def trailing_metadata(self) -> tuple[()]:
         """Nothing came from the server."""
@@ -98,12 +105,12 @@ class ThreadWatch:
     """Watches the calls of a blocking client, in a thread that exists while there are some.
 
     Args:
-        check: Begins a health check at a place: a call that is also a future.
+        is_silent: Makes a health check at a place; whether nothing answered.
         closing: Set when the client is closed.
     """
 
-    def __init__(self, check: Callable[[Place], Any], closing: threading.Event) -> None:
-        self._check = check
+    def __init__(self, is_silent: Callable[[Place], bool], closing: threading.Event) -> None:
+        self._is_silent = is_silent
         self._closing = closing
         self._waits = _Waits()
         self._lock = threading.Lock()
@@ -135,7 +142,7 @@ class ThreadWatch:
 
     def _watch(self) -> None:
         last_wait = time.monotonic()
-        while not self._closing.wait(QUIET_SECONDS / 2):
+        while not self._closing.wait(_LOOK_SECONDS):
             with self._lock:
                 if self._waits:
                     last_wait = time.monotonic()
@@ -145,23 +152,32 @@ class ThreadWatch:
             self._check_overdue()
 
     def _check_overdue(self) -> None:
+        checks = [
+            threading.Thread(target=self._check_one, args=(place,), daemon=True)
+            for place in self._waits.overdue()
+        ]
+        for check in checks:
+            check.start()
+        for check in checks:
+            check.join()
+
+    def _check_one(self, place: Place) -> None:
         began = time.monotonic()
         # The client may have been closed a moment ago.
         with contextlib.suppress(ValueError, grpc.FutureCancelledError):
-            for place, check in [(place, self._check(place)) for place in self._waits.overdue()]:
-                if is_silence(check.exception()):
-                    self._waits.give_up(place, began)
+            if self._is_silent(place):
+                self._waits.give_up(place, began)
 
 
 class TaskWatch:
     """Watches the calls of an asynchronous client, in a task that exists while there are some.
 
     Args:
-        check: Makes a health check at a place.
+        is_silent: Makes a health check at a place; whether nothing answered.
     """
 
-    def __init__(self, check: Callable[[Place], Awaitable[object]]) -> None:
-        self._check = check
+    def __init__(self, is_silent: Callable[[Place], Awaitable[bool]]) -> None:
+        self._is_silent = is_silent
         self._waits = _Waits()
         self._watching: asyncio.Task[None] | None = None
 
@@ -186,7 +202,7 @@ class TaskWatch:
     async def _watch(self) -> None:
         try:
             while self._waits:
-                await asyncio.sleep(QUIET_SECONDS / 2)
+                await asyncio.sleep(_LOOK_SECONDS)
                 if overdue := self._waits.overdue():
                     await asyncio.gather(*map(self._check_one, overdue))
         finally:
@@ -195,10 +211,10 @@ class TaskWatch:
     async def _check_one(self, place: Place) -> None:
         began = time.monotonic()
         try:
-            await self._check(place)
-        except grpc.RpcError as error:
-            if is_silence(error):
+            if await self._is_silent(place):
                 self._waits.give_up(place, began)
+        except ClosedError:
+            pass  # which has ended the calls
         except asyncio.CancelledError:
             if is_being_cancelled():
                 raise
