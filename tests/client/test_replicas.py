@@ -242,7 +242,8 @@ async def test_the_asynchronous_client_leaves_a_frozen_replica_too(
 async def test_a_server_that_takes_no_more_calls_of_a_client_is_not_taken_for_frozen(
     launch: Any, replicas: list[RunningServer], signing_key: Path, tmp_path: Path
 ) -> None:
-    flags = ("--workers", "1", "--signing-key", str(signing_key), "--max-streams", "1")
+    # Two: the watch over its health, and a call.
+    flags = ("--workers", "1", "--signing-key", str(signing_key), "--max-streams", "2")
     busy = launch(*flags, store=tmp_path)
     addresses = f"{busy.address},{replicas[2].address}"
     async with lazyfx.connect_async(addresses, timeout=60, balance="in_order") as client:

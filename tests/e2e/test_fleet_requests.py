@@ -124,7 +124,7 @@ def test_wrong_bytes_of_an_upload_are_not_resumed(patient):
 
 def test_client_begins_again_where_an_upload_was_not_begun(patient):
     """It is told by one server how much there is, and sends the rest to another one."""
-    data = os.urandom(1_500_000)  # too small to be shared
+    data = os.urandom(1_900_000)  # too small to be shared
     digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
     sent: list[list[int]] = []
     with connected(patient.servers[0].address) as one, connected(patient.servers[1].address) as two:
