@@ -227,6 +227,7 @@ def test_a_frozen_replica_costs_a_miss_no_more_than_a_health_check(
         wait_until(used_again, "the replica that answers again has its turn")
 
 
+@pytest.mark.long
 async def test_the_asynchronous_client_leaves_a_frozen_replica_too(
     replicas: list[RunningServer],
 ) -> None:
@@ -239,6 +240,7 @@ async def test_the_asynchronous_client_leaves_a_frozen_replica_too(
             assert [remote.cache.status for remote in found] == ["miss"] * 6
 
 
+@pytest.mark.long
 async def test_a_server_that_takes_no_more_calls_of_a_client_is_not_taken_for_frozen(
     launch: Any, replicas: list[RunningServer], signing_key: Path, tmp_path: Path
 ) -> None:

@@ -188,7 +188,7 @@ async def test_publishing_waits_for_no_other_entry_and_not_for_a_frozen_store(
 async def test_lease_ends_when_all_parts_of_the_result_are_written(
     replica: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = await replica(), await replica()
+    one, two = await replica(publish=0.1), await replica()
     gates = {key(name): asyncio.Event() for name in ("a part", "of another request")}
     put = one.shared.put
 
