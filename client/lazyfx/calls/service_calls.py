@@ -15,6 +15,7 @@ from lazyfx.calls.failover import Failover
 from lazyfx.calls.replicas import HedgeAfter, HedgeDelay, Replicas, Route
 from lazyfx.calls.retries import RetryBudget, timeout_seconds
 from lazyfx.calls.uploading import Progress, upload
+from lazyfx.calls.watching import SilentServerError
 from lazyfx.capture.blob import Blob
 from lazyfx.errors import (
     OverloadedError,
@@ -223,7 +224,9 @@ class ServiceCalls:
             except OverloadedError as refusal:
                 yield from retry_budget.wait(refusal)
             except UnavailableError as error:
-                if download.received and not resumed and error.retry_after is None:
+                is_silent = isinstance(error.__cause__, SilentServerError)
+                begun = download.received and error.retry_after is None
+                if begun and not resumed and not is_silent:
                     resumed = True
                     continue
                 yield from self._failover.find_another(error, retry_budget, route)
