@@ -183,7 +183,7 @@ class AsyncDriver:
             return False
         channel = self._connections.open_another(place)
         try:
-            check = channel.unary_unary(HEALTH_CHECK)
+            check: Any = channel.unary_unary(HEALTH_CHECK)
             return not await self._answers(check, place, SECOND_CHECK_SECONDS)
         finally:
             await channel.close()

@@ -269,7 +269,7 @@ def _answers(
 ) -> bool:
     """Whether a health check is answered, over a channel or the usual one."""
     check = connections.check(place) if channel is None else channel.unary_unary(HEALTH_CHECK)
-    metadata = connections.metadata(place)
+    metadata = tuple(connections.metadata(place))
     # As a future, because a blocking call of a closed channel may wait for ever.
     return not is_silence(check.future(b"", timeout=seconds, metadata=metadata).exception())
 
