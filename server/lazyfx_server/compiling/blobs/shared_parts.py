@@ -8,6 +8,7 @@ means that less can be resumed.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -21,6 +22,7 @@ from lazyfx_server.store import Store
 PART_BYTES: Final = 1 << 20
 # Smaller blobs are sent again sooner than they are looked up.
 _LEAST_BYTES: Final = 2 * PART_BYTES
+_AT_ONCE: Final = 4
 
 
 class SharedParts:
@@ -89,7 +91,7 @@ class SharedParts:
 
 
 class PartWriter:
-    """Writes the pieces of one blob, one at a time.
+    """Writes the pieces of one blob, a few at a time: a bucket takes long for each.
 
     Args:
         store: Where to.
@@ -103,23 +105,24 @@ class PartWriter:
         self._tenant = tenant
         # What was there before was read from the store, or is kept by this server.
         self._next = blob.received // PART_BYTES
-        self._writing: asyncio.Task[None] | None = None
+        self._writing: deque[asyncio.Task[None]] = deque()
 
     async def advance(self) -> None:
-        """Begin to write pieces that have become complete; waits for earlier ones."""
+        """Begin to write pieces that have become complete; waits if too many are being written."""
         while self._blob.received >= (self._next + 1) * PART_BYTES:
-            await self.finish()
+            if len(self._writing) >= _AT_ONCE:
+                await asyncio.wait({self._writing.popleft()})
             start = self._next * PART_BYTES
             data = await asyncio.to_thread(self._blob.read, start, PART_BYTES)
             place = self._tenant.part(self._blob.sha256, self._next)
-            self._writing = asyncio.ensure_future(self._store.put(place, data))
+            self._writing.append(asyncio.ensure_future(self._store.put(place, data)))
             self._next += 1
 
     async def finish(self) -> None:
         """Wait until what was begun is written. The store bounds how long that takes."""
-        if self._writing is not None:
-            await asyncio.wait({self._writing})
-            self._writing = None
+        if self._writing:
+            await asyncio.wait(self._writing)
+            self._writing.clear()
 
 
 def _places(digest: graph_pb2.Digest, tenant: Tenant) -> list[str]:
