@@ -28,6 +28,7 @@ from torch.fx import Graph, GraphModule
 from typer.testing import CliRunner
 
 import lazyfx
+from lazyfx.calls import conversation, watching
 from lazyfx.calls.replicas import HedgeDelay
 from lazyfx.calls.watching import CHECK_SECONDS, QUIET_SECONDS
 from lazyfx.cli.application import app
@@ -269,6 +270,20 @@ def test_a_frozen_replica_costs_a_hit_the_time_of_the_hedge(
         with frozen(pair[0]):
             found = [client.compile(graph, [DCE]).cache.status for _ in range(6)]
     assert found == ["hit"] * 6
+
+
+def test_a_frozen_replica_costs_a_large_miss_the_time_of_the_hedge_and_a_moment(
+    replicas: list[RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "QUIET_SECONDS", 600.0)
+    monkeypatch.setattr(conversation, "INLINE_BYTES", 0)  # as with a large graph
+    pair = replicas[:2]
+    with lazyfx.connect(joined(pair), hedge_after=0.05, timeout=12) as client:
+        for i in range(4):
+            client.compile(graph_of(i + 640), [DCE])
+        with frozen(pair[0]):
+            for i in range(2):
+                assert client.compile(graph_of(i + 650), [DCE]).cache.status == "miss"
 
 
 def test_the_delay_of_a_hedge_follows_the_answers() -> None:

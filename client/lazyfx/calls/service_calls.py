@@ -23,6 +23,7 @@ from lazyfx.errors import (
     UnavailableError,
 )
 from lazyfx.flows import Call, Finish, First, Flow, Next, Open, Send, Start
+from lazyfx.shared import grpc_status
 from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.shared.answers.downloads import Download, OnProgress
 from lazyfx.shared.answers.responses import check_response
@@ -39,6 +40,8 @@ _MAX_TEXT: Final = 65_536
 # Between two answers of a stream, one whole compile may pass; uploads are expected to send at least
 # this many bytes a second.
 _SLOWEST_UPLOAD: Final = 128 * 1024
+# How long a replica may stay silent after another one has said that it lacks the graph.
+_SILENT_SECONDS: Final = 0.5
 
 
 class CompileCall:
@@ -162,11 +165,16 @@ class ServiceCalls:
         slower = second = yield Start("Compile", data, left, place, is_raced=True)
         try:
             if (yield First([call.first, second], None)) == 1:
-                # A replica that lacks the graph, or breaks, has not answered: the first one may.
-                with contextlib.suppress(grpc.RpcError):
+                try:
                     yield Finish(second, place)
-                    slower, call.first = call.first, second
-                    call.route.move_to(place)
+                except grpc.RpcError as error:
+                    # A replica that lacks the graph, or breaks, has not answered: the first may. But
+                    # it is given the graph if the first one stays silent.
+                    is_broken = not grpc_status.is_from_server(error)
+                    if is_broken or (yield First([call.first], _SILENT_SECONDS)) is not None:
+                        return
+                slower, call.first = call.first, second
+                call.route.move_to(place)
         finally:
             slower.cancel()
 
