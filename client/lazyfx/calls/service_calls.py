@@ -168,8 +168,8 @@ class ServiceCalls:
                 try:
                     yield Finish(second, place)
                 except grpc.RpcError as error:
-                    # A replica that lacks the graph, or breaks, has not answered: the first may. But
-                    # it is given the graph if the first one stays silent.
+                    # A replica that lacks the graph, or breaks, has not answered: the first may.
+                    # But it is given the graph if the first one stays silent.
                     is_broken = not grpc_status.is_from_server(error)
                     if is_broken or (yield First([call.first], _SILENT_SECONDS)) is not None:
                         return
