@@ -148,7 +148,10 @@ class ThreadWatch:
                     last_wait = time.monotonic()
                 elif time.monotonic() - last_wait > _IDLE_SECONDS:
                     self._runs = False
-                    return
+                    # A wait that began just now may have seen that this thread runs.
+                    if not self._waits:
+                        return
+                    self._runs = True
             self._check_overdue()
 
     def _check_overdue(self) -> None:
