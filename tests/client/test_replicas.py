@@ -28,7 +28,8 @@ from torch.fx import Graph, GraphModule
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.calls import conversation, watching
+from lazyfx.calls import channel, conversation, watching
+from lazyfx.calls.channel import _OF_REPLICAS
 from lazyfx.calls.replicas import HedgeDelay
 from lazyfx.calls.watching import CHECK_SECONDS, QUIET_SECONDS
 from lazyfx.cli.application import app
@@ -206,14 +207,21 @@ def frozen(server: RunningServer) -> Iterator[None]:
         os.kill(server.pid, signal.SIGCONT)
 
 
+@pytest.fixture
+def no_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC itself notices no silent server within the timeout of a call."""
+    later = tuple((k, 600_000 if k == "grpc.keepalive_time_ms" else v) for k, v in _OF_REPLICAS)
+    monkeypatch.setattr(channel, "_OF_REPLICAS", later)
+
+
+@pytest.mark.usefixtures("no_pings")
 def test_a_frozen_replica_costs_a_miss_no_more_than_a_health_check(
     replicas: list[RunningServer],
 ) -> None:
     pair = replicas[:2]
-    with lazyfx.connect(joined(pair), timeout=12) as client:
+    with lazyfx.connect(joined(pair), timeout=60) as client:
         known = [client.compile(graph_of(i + 600), [DCE]) for i in range(4)]
         with frozen(pair[0]):
-            # gRPC itself would not notice within the timeout.
             for i in range(4):
                 assert client.compile(graph_of(i + 610), [DCE]).cache.status == "miss"
             for i, remote in enumerate(known):
@@ -229,11 +237,12 @@ def test_a_frozen_replica_costs_a_miss_no_more_than_a_health_check(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("no_pings")
 async def test_the_asynchronous_client_leaves_a_frozen_replica_too(
     replicas: list[RunningServer],
 ) -> None:
     pair = replicas[:2]
-    async with lazyfx.connect_async(joined(pair), timeout=12) as client:
+    async with lazyfx.connect_async(joined(pair), timeout=60) as client:
         await asyncio.gather(*(client.compile(graph_of(i + 620), [DCE]) for i in range(4)))
         with frozen(pair[0]):
             asked = (client.compile(graph_of(i + 630), [DCE]) for i in range(6))
@@ -272,13 +281,14 @@ def test_a_frozen_replica_costs_a_hit_the_time_of_the_hedge(
     assert found == ["hit"] * 6
 
 
+@pytest.mark.usefixtures("no_pings")
 def test_a_frozen_replica_costs_a_large_miss_the_time_of_the_hedge_and_a_moment(
     replicas: list[RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "QUIET_SECONDS", 600.0)
     monkeypatch.setattr(conversation, "INLINE_BYTES", 0)  # as with a large graph
     pair = replicas[:2]
-    with lazyfx.connect(joined(pair), hedge_after=0.05, timeout=12) as client:
+    with lazyfx.connect(joined(pair), hedge_after=0.05, timeout=60) as client:
         for i in range(4):
             client.compile(graph_of(i + 640), [DCE])
         with frozen(pair[0]):

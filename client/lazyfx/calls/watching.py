@@ -207,7 +207,8 @@ class TaskWatch:
             while self._waits:
                 await asyncio.sleep(_LOOK_SECONDS)
                 if overdue := self._waits.overdue():
-                    await asyncio.gather(*map(self._check_one, overdue))
+                    checks = map(self._check_one, overdue)
+                    await asyncio.gather(*checks, return_exceptions=True)
         finally:
             self._watching = None
 
