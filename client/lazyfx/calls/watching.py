@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import grpc
@@ -73,9 +73,8 @@ class _Waits:
     def __bool__(self) -> bool:
         return bool(self._waits)
 
-    @contextlib.contextmanager
-    def waiting(self, cancel: Callable[[], object], place: Place) -> Iterator[_Wait]:
-        """While a call is waited for.
+    def begin(self, cancel: Callable[[], object], place: Place) -> _Wait:
+        """A call is waited for from now on.
 
         Args:
             cancel: Cancels it, from any thread.
@@ -83,10 +82,11 @@ class _Waits:
         """
         wait = _Wait(cancel, place)
         self._waits[id(wait)] = wait
-        try:
-            yield wait
-        finally:
-            del self._waits[id(wait)]
+        return wait
+
+    def end(self, wait: _Wait) -> None:
+        """A call is no longer waited for."""
+        del self._waits[id(wait)]
 
     def overdue(self) -> set[Place]:
         """The places whose servers are to be checked."""
@@ -124,15 +124,17 @@ class ThreadWatch:
         Raises:
             SilentServerError: The server does not answer.
         """
-        with self._waits.waiting(cancel, place) as waiting:
+        waiting = self._waits.begin(cancel, place)
+        try:
             if not self._runs:
                 self._start()
-            try:
-                return wait()
-            except grpc.RpcError:
-                if waiting.given_up:
-                    raise SilentServerError from None
-                raise
+            return wait()
+        except grpc.RpcError:
+            if waiting.given_up:
+                raise SilentServerError from None
+            raise
+        finally:
+            self._waits.end(waiting)
 
     def _start(self) -> None:
         with self._lock:
@@ -192,15 +194,17 @@ class TaskWatch:
         Raises:
             SilentServerError: The server does not answer.
         """
-        with self._waits.waiting(cancel, place) as waiting:
+        waiting = self._waits.begin(cancel, place)
+        try:
             if self._watching is None:
                 self._watching = asyncio.ensure_future(self._watch())
-            try:
-                return await waited
-            except (grpc.RpcError, asyncio.CancelledError):
-                if waiting.given_up and not is_being_cancelled():
-                    raise SilentServerError from None
-                raise
+            return await waited
+        except (grpc.RpcError, asyncio.CancelledError):
+            if waiting.given_up and not is_being_cancelled():
+                raise SilentServerError from None
+            raise
+        finally:
+            self._waits.end(waiting)
 
     async def _watch(self) -> None:
         try:
