@@ -74,11 +74,12 @@ class GrpcServer:
                 ("grpc.absolute_max_metadata_size", max_metadata_bytes),
             ],
         )
-        add_GraphCompilerServicer_to_server(service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        services = _ByName(self._server)
+        add_GraphCompilerServicer_to_server(service, services)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, services)
         if with_reflection:
             names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), services)
 
     def bind(self, address: str, tls: TlsFiles | None) -> None:
         """Bind the port, with TLS if there are files for it.
@@ -124,3 +125,21 @@ class GrpcServer:
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
+
+
+class _ByName:
+    """Adds services to a server whose methods gRPC finds by name, in Python.
+
+    Generated code also registers each method with gRPC's core. grpc.aio then waits for the next
+    call of each method with a future of its own, and adds a callback to each of them and removes it
+    for each call: a tenth of the CPU time of a hit.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        pass
