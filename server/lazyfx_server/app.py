@@ -47,6 +47,7 @@ from lazyfx_server.lifecycle import finishes_before, repeating
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.plugins import load_plugins, registry_with
 from lazyfx_server.rpc.grpc_server import GrpcServer
+from lazyfx_server.rpc.hits_at_once import HitsAtOnce
 from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import RefusalPacing
@@ -229,6 +230,7 @@ class App:
             settings.calls.max_call_seconds,
             pacing,
             routes,
+            HitsAtOnce(self._compiler.in_memory, quotas, deferred),
         )
         self._server = GrpcServer(
             service,

@@ -33,6 +33,7 @@ from lazyfx_server.rpc.call_log import log_failure, log_missing, log_refused_cal
 from lazyfx_server.rpc.caller import Caller, caller_name, enter
 from lazyfx_server.rpc.error_statuses import CODE_NAMES, sent_status, status_of
 from lazyfx_server.rpc.file_descriptors import FileDescriptorGuard
+from lazyfx_server.rpc.hits_at_once import HitsAtOnce
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.standard_services import HANDLER_MAKERS, small_requests
 from lazyfx_server.telemetry import Observer, RequestHandled
@@ -60,6 +61,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         most_seconds: Maximum duration of any call, whatever its deadline.
         pacing: Delays refusals to connections with too many refused bytes.
         routes: Reads what forwarding a call needs; None for a server that forwards none.
+        hits: Answers calls of Compile that need nothing but a lookup; None to serve all alike.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         most_seconds: float,
         pacing: RefusalPacing,
         routes: Routes | None = None,
+        hits: HitsAtOnce | None = None,
     ) -> None:
         self._routes = routes
+        self._hits = hits
         self._authenticator = authenticator
         self._quotas = quotas
         self.most_seconds = most_seconds
@@ -161,8 +165,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             or handler.unary_unary
         )
 
+        at_once = self._answer_at_once if method == "Compile" else None
+
         # Neither keeps a reference to the request: see `forget_frames`.
         async def answer(request: Any, context: Context) -> Any:
+            if at_once is not None and (hit := at_once(request)) is not None:
+                return hit
             once = [request]
             del request
             async with _Call(self, method, context) as call:
@@ -186,6 +194,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             request_deserializer=None,
             response_serializer=_unless_bytes(handler.response_serializer),
         )
+
+    def _answer_at_once(self, request: bytes) -> bytes | None:
+        """The answer to a call that needs nothing but a lookup; None to serve it in full.
+
+        It is not asked where it came from (`Routes`): it goes no further.
+        """
+        if self._hits is None or self._refusal is not None:
+            return None
+        tenant = _IDENTIFIED.get()
+        if tenant is None or self._authenticator.reads_certificates:
+            return None
+        return self._hits.answer(request, tenant)
 
     def identify(self, context: Context) -> Caller:
         """The caller of a call that was let in.

@@ -6,7 +6,14 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from lazyfx_server.telemetry.events import Event, LookupMade, Observer, OverheadSpent, Reused
+from lazyfx_server.telemetry.events import (
+    Event,
+    HitsAnswered,
+    LookupMade,
+    Observer,
+    OverheadSpent,
+    Reused,
+)
 
 _SECONDS: Final = 0.02
 """How long an event waits: long enough for the hits of a busy server to be counted together."""
@@ -49,6 +56,7 @@ def _merged(events: Iterable[Event]) -> Iterator[Event]:
     lookups: dict[tuple[str, str, str], int] = {}
     reused: dict[str, float] = {}
     overhead: dict[tuple[str, str], float] = {}
+    hits: dict[str, tuple[list[float], list[float]]] = {}
     others: list[Event] = []
     for event in events:
         if isinstance(event, LookupMade):
@@ -56,6 +64,12 @@ def _merged(events: Iterable[Event]) -> Iterator[Event]:
             lookups[lookup] = lookups.get(lookup, 0) + event.count
         elif isinstance(event, Reused):
             reused[event.tenant] = reused.get(event.tenant, 0.0) + max(0.0, event.seconds)
+        elif isinstance(event, HitsAnswered):
+            of_tenant = hits.get(event.tenant)
+            if of_tenant is None:
+                of_tenant = hits[event.tenant] = ([], [])
+            of_tenant[0].append(max(0.0, event.reused_seconds))
+            of_tenant[1].extend(event.seconds)
         elif isinstance(event, OverheadSpent):
             spent = (event.stage, event.tenant)
             overhead[spent] = overhead.get(spent, 0.0) + max(0.0, event.seconds)
@@ -67,4 +81,6 @@ def _merged(events: Iterable[Event]) -> Iterator[Event]:
         yield Reused(seconds, tenant)
     for (stage, tenant), seconds in overhead.items():
         yield OverheadSpent(stage, seconds, tenant)
+    for tenant, (saved, seconds) in hits.items():
+        yield HitsAnswered(sum(saved), tuple(seconds), tenant)
     yield from others

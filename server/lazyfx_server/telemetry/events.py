@@ -45,6 +45,23 @@ class Reused:
 
 
 @dataclass(frozen=True, slots=True)
+class HitsAnswered:
+    """Calls of Compile were answered from memory at once.
+
+    Instead of a LookupMade, a Reused, an OverheadSpent and a RequestHandled for each of them.
+
+    Attributes:
+        reused_seconds: How long the compiles took that they saved, in total.
+        seconds: The duration of each call.
+        tenant: Whose calls they were.
+    """
+
+    reused_seconds: float
+    seconds: tuple[float, ...]
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PassFinished:
     """One pass of a compile; part of CompileFinished.
 
@@ -346,6 +363,7 @@ class UpstreamTransferred:
 Event: TypeAlias = (
     LookupMade
     | Reused
+    | HitsAnswered
     | CompileFinished
     | RecompilesPerformed
     | OverheadSpent

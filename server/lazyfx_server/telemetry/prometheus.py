@@ -201,6 +201,7 @@ class PrometheusObserver:
             events.EntryCorrupt: self._entry_corrupt,
             events.WorkerRestarted: self._worker_restarted,
             events.RequestHandled: self._request_handled,
+            events.HitsAnswered: self._hits_answered,
             events.UpstreamAsked: lambda event: self._upstream_asked.of(
                 event.what, event.outcome
             ).inc(),
@@ -243,6 +244,12 @@ class PrometheusObserver:
     def _request_handled(self, event: events.RequestHandled) -> None:
         self._requests.of(event.method, event.code).inc()
         self._request_seconds.of(event.method).observe(event.seconds)
+
+    def _hits_answered(self, event: events.HitsAnswered) -> None:
+        self._requests.of("Compile", "OK").inc(len(event.seconds))
+        observe = self._request_seconds.of("Compile").observe
+        for seconds in event.seconds:
+            observe(seconds)
 
     def _upstream_transferred(self, event: events.UpstreamTransferred) -> None:
         self._upstream_bytes.of("sent").inc(event.sent)
