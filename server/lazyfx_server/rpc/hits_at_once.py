@@ -18,7 +18,7 @@ from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.request import TOKEN_BYTES
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import OverloadedError
-from lazyfx_server.telemetry import HitsAnswered, Observer
+from lazyfx_server.telemetry import DeferredObserver
 
 # The tag and the length of a token: the first bytes of a request that is nothing but a token.
 _BEGIN: Final = pb.CompileRequest(request_token=bytes(TOKEN_BYTES)).SerializeToString()[
@@ -34,14 +34,14 @@ class HitsAtOnce:
     Args:
         find: Returns the module that a tenant's token stands for, if it is in memory and fresh.
         quotas: Quotas of tenants.
-        observer: Receives an event for each hit.
+        observer: Counts the hits.
     """
 
     def __init__(
         self,
         find: Callable[[bytes, Tenant], CompiledModule | None],
         quotas: Quotas,
-        observer: Observer,
+        observer: DeferredObserver,
     ) -> None:
         self._find = find
         self._quotas = quotas
@@ -71,5 +71,5 @@ class HitsAtOnce:
         except OverloadedError:
             return None
         spent = time.perf_counter() - arrived
-        self._observer.observe(HitsAnswered(module.report.seconds, (spent,), tenant.name))
+        self._observer.hit(spent, module.report.seconds, tenant.name)
         return module.hit

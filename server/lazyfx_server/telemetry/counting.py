@@ -41,14 +41,6 @@ def _of_overhead(event: events.OverheadSpent) -> Iterable[tuple[Key, float]]:
     return (((OVERHEAD_SECONDS, event.stage), max(0.0, event.seconds)),)
 
 
-def _of_hits(event: events.HitsAnswered) -> Iterable[tuple[Key, float]]:
-    return (
-        ((LOOKUPS, "hit"), len(event.seconds)),
-        ((REUSED_SECONDS,), max(0.0, event.reused_seconds)),
-        ((OVERHEAD_SECONDS, "key"), max(0.0, sum(event.seconds))),
-    )
-
-
 def _of_rendering(event: events.RecompilesPerformed) -> Iterable[tuple[Key, float]]:
     return (
         ((PERFORMED, event.pass_name or OUTSIDE, event.trigger), event.count),
@@ -82,7 +74,6 @@ _COUNTED: Mapping[type, Callable[[Any], Iterable[tuple[Key, float]]]] = {
     events.LookupMade: _of_lookup,
     events.Reused: _of_reuse,
     events.OverheadSpent: _of_overhead,
-    events.HitsAnswered: _of_hits,
     events.RecompilesPerformed: _of_rendering,
     events.CompileFinished: _of_compile,
 }
