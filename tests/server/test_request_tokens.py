@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 import torch
-from harness import CSE, DCE, compile_request, connected, graph_of, refused
+from harness import CSE, DCE, compile_request, connected, graph_of, metrics, refused, total
 
 import lazyfx
 from lazyfx.shared.pass_specs import normalize
@@ -114,8 +114,8 @@ def test_hits_by_token_are_counted_charged_and_isolated_like_all_calls(launch, t
         stats = stub.GetStats(pb.GetStatsRequest(), **alice)
         assert (stats.hits, stats.misses, stats.tenants[0].hits) == (5, 1, 5)
         assert stats.reused_seconds > 0
-        counts = server.metrics()
-        assert counts["lazyfx_requests_total"][("Compile", "OK")] == 6
+        counted = metrics(server.metrics_url)
+        assert total(counted, "lazyfx_requests_total", method="Compile", code="OK") == 6
         assert refused(lambda: stub.Compile(by_token, **alice)).code == "RESOURCE_EXHAUSTED"
         assert refused(lambda: stub.Compile(by_token, **bob)).code == "FAILED_PRECONDITION"
         assert refused(lambda: stub.Compile(by_token)).code == "UNAUTHENTICATED"
