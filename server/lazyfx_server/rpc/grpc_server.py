@@ -77,9 +77,10 @@ class GrpcServer:
                 ("grpc.absolute_max_metadata_size", max_metadata_bytes),
             ],
         )
-        services = _ByName(self._server)
+        services = _FoundByName(self._server)
         add_GraphCompilerServicer_to_server(service, services)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, services)
+        # Registered, so that a probe does not wait behind the calls that have yet to be accepted.
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if with_reflection:
             names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), services)
@@ -130,19 +131,20 @@ class GrpcServer:
             await self._health.set(name, status)
 
 
-class _ByName:
-    """Adds services to a server whose methods gRPC finds by name, in Python.
+class _FoundByName:
+    """Adds services to a server; their methods are found by name, in Python.
 
-    Generated code also registers each method with gRPC's core. grpc.aio then waits for the next
-    call of each method with a future of its own, and adds a callback to each of them and removes it
-    for each call: a tenth of the CPU time of a hit.
+    Generated code also registers each method with gRPC's core. grpc.aio then has a future for the
+    next call of each method, and for each call that arrives it adds a callback to every one of them
+    and removes it again: a tenth of the CPU time of a hit.
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Let the server find the methods of these."""
         self._server.add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        pass
+        """Register nothing."""
