@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -77,7 +77,7 @@ class GrpcServer:
                 ("grpc.absolute_max_metadata_size", max_metadata_bytes),
             ],
         )
-        services = _FoundByName(self._server)
+        services: Any = _FoundByName(self._server)
         add_GraphCompilerServicer_to_server(service, services)
         # Registered, so that a probe does not wait behind the calls that have yet to be accepted.
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
