@@ -184,7 +184,8 @@ class BlockingDriver:
             case Send():
                 return self._send(step)
             case Pause(seconds):
-                self._closing.wait(seconds)
+                if seconds:  # a call is sent when it starts
+                    self._closing.wait(seconds)
             case Offload(work):
                 return _in_thread(work)
             case AwaitConnection():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -132,15 +130,11 @@ class Failover:
             )
         raise UnavailableError(reason, code=error.code) from error
 
-    @contextlib.contextmanager
-    def errors(self, route: Route) -> Iterator[None]:
-        """Converts gRPC's errors into this package's errors."""
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise self._service_error(error, route.address) from error
+    def errors(self, route: Route) -> _Converted:
+        """Converts gRPC's errors within the block into this package's errors."""
+        return _Converted(self, route)
 
-    def _service_error(self, error: grpc.RpcError, address: str) -> ServiceError:
+    def service_error(self, error: grpc.RpcError, address: str) -> ServiceError:
         """The server's error; for gRPC's own errors, with a message that says what to do."""
         code, details = error.code(), error.details() or ""
         if grpc_status.is_from_server(error):
@@ -156,3 +150,20 @@ class Failover:
         if code in _BROKEN and self._replicas.are_several:
             return UnavailableError(printable(details), code=code.name)
         return grpc_status.to_error(error)
+
+
+class _Converted:
+    """The block in which errors are converted. A class, not a generator: every hit enters one."""
+
+    __slots__ = ("_failover", "_route")
+
+    def __init__(self, failover: Failover, route: Route) -> None:
+        self._failover = failover
+        self._route = route
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, grpc.RpcError):
+            raise self._failover.service_error(error, self._route.address) from error

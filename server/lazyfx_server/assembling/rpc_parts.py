@@ -15,6 +15,7 @@ from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.rpc.calls_in_progress import CallsInProgress
 from lazyfx_server.rpc.grpc_server import GrpcServer
+from lazyfx_server.rpc.hits_at_once import HitsAtOnce
 from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import RefusalPacing
@@ -86,7 +87,13 @@ class Rpc:
         in_progress = CallsInProgress(counts.deferred, calls.max_call_seconds, pacing)
         server = GrpcServer(
             service,
-            CallInterceptor(in_progress, callers, compiling.quotas, compiling.routes),
+            CallInterceptor(
+                in_progress,
+                callers,
+                compiling.quotas,
+                compiling.routes,
+                HitsAtOnce(compiling.compiler.in_memory, compiling.quotas, counts.deferred),
+            ),
             in_progress,
             max_message_bytes=int(calls.max_message_bytes),
             max_streams=calls.max_streams,
