@@ -17,6 +17,7 @@ _IMPORTED = (
     "torch._functorch.aot_autograd",
     "torch.export",
     "torch.package",
+    "transformers",
     "zoo",
 )
 for name in _IMPORTED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 import zoo
 from conformance.captures import captured
 from conformance.cases import Case, modules, operators
+from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
 from zoo.captures import WAYS as ZOO_WAYS
 
@@ -27,14 +28,14 @@ class Saveable:
 
     Attributes:
         label: Which graph of its case it is.
-        module: The graph; None if torch captures none, or the wire format refuses it.
+        build: Builds the graph; None if torch captures none, or the wire format refuses it.
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
         note: Why there is no graph.
     """
 
     label: str
-    module: GraphModule | None = None
+    build: Callable[[], GraphModule] | None = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] | None = None
     note: str = ""
@@ -87,17 +88,14 @@ def _sent(
     label: str, module: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Saveable:
     try:
-        return Saveable(label, rebuilt(module), args, kwargs)
-    except wire.UnsupportedGraphError as error:
+        wire.encode(module)
+    except UnsupportedGraphError as error:
         return Saveable(label, note=f"not sent: {error}")
+    return Saveable(label, functools.partial(_rebuilt, module), args, kwargs)
 
 
-def rebuilt(module: GraphModule) -> GraphModule:
-    """As a client rebuilds it of graph data, with the convention by which it is called.
-
-    Raises:
-        UnsupportedGraphError: The wire format refuses it.
-    """
+def _rebuilt(module: GraphModule) -> GraphModule:
+    """As a client rebuilds it of graph data, with the convention by which it is called."""
     encoded = wire.encode(module)
 
     def bind(graph: int, attribute: int, _row: Any) -> torch.Tensor:

@@ -78,5 +78,6 @@ class Loader:
             [*self.interpreter, *program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # warnings of torch
             text=True,
         )

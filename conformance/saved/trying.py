@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from conformance.comparing import filling_fresh_memory, unlike
@@ -90,7 +89,7 @@ def findings(
         ways: How operators and modules are captured.
     """
     for graph in graphs(name, ways):
-        if graph.module is None:
+        if graph.build is None:
             yield Finding(name, graph.label, "", "no graph", graph.note[:_LONGEST_NOTE])
             continue
         with tempfile.TemporaryDirectory(prefix="lazyfx-saved-") as folder:
@@ -116,8 +115,8 @@ class Trial:
     """
 
     def __init__(self, graph: Saveable, folder: Path, calls: nn.Module | None = None) -> None:
-        assert graph.module is not None
-        self._module: GraphModule = graph.module
+        assert graph.build is not None
+        self._build = graph.build
         self._path = folder / "saved"
         torch.save((graph.args, graph.kwargs or {}), self._inputs)
         try:
@@ -131,7 +130,7 @@ class Trial:
         return self._path.with_suffix(".inputs")
 
     def _called(self, calls: nn.Module | None) -> list[Any]:
-        here = copy.deepcopy(self._module if calls is None else calls)
+        here = copy.deepcopy(self._build() if calls is None else calls)
         results = []
         for seed in range(2):
             # Written a moment ago.
@@ -145,26 +144,29 @@ class Trial:
     def outcome(self, kind: Format, loader: Loader) -> tuple[Outcome, str]:
         """Save it, have it called elsewhere, and compare."""
         path = self._path.with_suffix(kind.suffix)
+        module = self._build()
+        state = list(module.state_dict())
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                kind.save(copy.deepcopy(self._module), path)
+                kind.save(module, path)
         except LazyfxError as error:
             return "refused", str(error)
         except Exception as error:  # noqa: BLE001 - that is what is looked for
             return "fault", f"{type(error).__name__}: {error}"
-        difference = self._difference(loader.call(path, kind.imports), kind)
+        found = loader.call(path, kind.imports)
+        if isinstance(found, str):
+            return "wrong", found
+        difference = self._difference(found["calls"], kind)
+        if kind.structured and not difference:
+            if found["code"] != module.code:
+                difference = "another code"
+            elif found["state"] != state:
+                difference = f"another state: {found['state']}"
         return ("wrong", difference) if difference else ("same", "")
 
-    def _difference(self, found: Any, kind: Format) -> str:
-        if isinstance(found, str):
-            return found
-        if kind.structured:
-            if found["code"] != self._module.code:
-                return "another code"
-            if found["state"] != list(self._module.state_dict()):
-                return f"another state: {found['state']}"
-        for number, (one, other) in enumerate(zip(found["calls"], self._calls, strict=True)):
+    def _difference(self, found: Sequence[Any], kind: Format) -> str:
+        for number, (one, other) in enumerate(zip(found, self._calls, strict=True)):
             sides = [one, other] if kind.structured else [_leaves(one), _leaves(other)]
             if reason := unlike(*sides):
                 return f"call {number + 1}: {reason}"

@@ -43,7 +43,8 @@ class Elsewhere:
     ) -> None:
         """Call a copy of a module (or of `calls`) twice for what it computes."""
         (self.folder / name).mkdir()
-        self._trials[name] = Trial(Saveable(name, module, args, kwargs), self.folder / name, calls)
+        graph = Saveable(name, lambda: module, args, kwargs)
+        self._trials[name] = Trial(graph, self.folder / name, calls)
         assert self._trials[name].repeats, name
 
     def differences(self) -> dict[str, str]:
