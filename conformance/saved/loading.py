@@ -41,8 +41,11 @@ class Loader:
     ) -> None:
         """End the processes."""
         for process in self._processes.values():
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                stream.close()  # the program ends when its input does
             process.kill()
-            process.communicate()
+            process.wait()
         self._processes.clear()
 
     def call(self, path: Path, imports: tuple[str, ...] = ()) -> Any:
