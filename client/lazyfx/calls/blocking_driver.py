@@ -169,15 +169,13 @@ class BlockingDriver:
         match step:
             case Start(is_raced=True):
                 return self._start_raced(step)
-            case Start(method, request, seconds, place):
-                return self._open(method, request, seconds, place)
+            case Start(method, sent, seconds, place) | Open(method, sent, seconds, place):
+                return self._open(method, sent, seconds, place)
             case Finish(call, place):
                 ended = cast("BlockingCall | RacedCall", call)
                 return self._watched(ended, ended.finish, place)
             case First(calls, seconds):
                 return first_done(cast("Sequence[RacedCall]", calls), seconds)
-            case Open(method, requests, seconds, place):
-                return self._open(method, requests, seconds, place)
             case Next(call, place):
                 stream = cast("BlockingCall", call)
                 return self._watched(stream, stream.read, place)
