@@ -21,7 +21,7 @@ from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
-from lazyfx_server.rpc.tls import TlsFiles
+from lazyfx_server.rpc.transport.tls import TlsFiles
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.settings.model import Settings

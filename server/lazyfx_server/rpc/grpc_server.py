@@ -15,8 +15,8 @@ from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
 from lazyfx_server.rpc.calls_in_progress import CallsInProgress
 from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.service import GraphCompilerService
-from lazyfx_server.rpc.tcp_connections import drop_connections, refuse_connections
-from lazyfx_server.rpc.tls import TlsFiles, server_credentials
+from lazyfx_server.rpc.transport.tcp_connections import drop_connections, refuse_connections
+from lazyfx_server.rpc.transport.tls import TlsFiles, server_credentials
 
 SERVICE_NAME: Final = "lazyfx.v1.GraphCompiler"
 KEEPALIVE: Final[Sequence[tuple[str, int]]] = (
