@@ -89,6 +89,21 @@ def has_effects(module: GraphModule) -> bool:
     )
 
 
+def writes_inputs(module: GraphModule) -> bool:
+    """Whether running a module may write to one of its inputs."""
+    reached: set[Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            reached.add(node)
+        elif node.op.startswith("call_"):
+            effects = effects_of(node)
+            if not reached.isdisjoint(effects.writes):
+                return True
+            if not reached.isdisjoint(effects.aliases):
+                reached.add(node)
+    return False
+
+
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     """A node's argument, whether it was passed positionally or by keyword."""
     if index < len(node.args):
@@ -258,7 +273,9 @@ def _module(node: Node) -> Effects:
     facts = module_effects(module, has_effects)
     if facts is None:
         return _unknown(node)
-    writes = _nodes(node.args[:1]) if facts.writes_input else ()
+    writes = _nodes(node.args[:1]) if facts.writes_input else []
+    if any(isinstance(part, GraphModule) and writes_inputs(part) for part in module.modules()):
+        writes = list(_operands(node))
     return Effects(
         keep=bool(writes) or facts.keep or facts.random,
         random=facts.random,
