@@ -98,6 +98,8 @@ KEPT: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
     (F.batch_norm, ("a", "b", "c", None, None, True), {}),
     (F.instance_norm, ("a", "b", "c"), {}),
     (F.embedding, ("a", "b", None, 1.0), {}),
+    (F.embedding_bag, ("a", "b", None, 1.0), {}),
+    (aten.add_, (), {"self": "a", "other": "b"}),
     (torch.rand, (4,), {}),
     (torch.bernoulli, ("a",), {}),
     (F.dropout, ("a",), {}),

@@ -186,12 +186,14 @@ def _named(node: Node, name: str, *, functional: bool) -> Effects:
         return _KEPT
     writes = list(_nodes([node.kwargs.get("out")]))
     if base != name or _is_literal(node.kwargs.get("inplace"), True) or _inplace_flag(node, name):
-        writes += _nodes(node.args[:1] or [node.kwargs.get("input")])
+        writes += _nodes(node.args[:1] or [node.kwargs.get("input", node.kwargs.get("self"))])
     elif facts.mutates:
         return _unknown(node)
     writes += _statistics(node, name, functional=functional)
-    if name == "embedding" and functional and argument(node, 3, "max_norm") is not None:
-        writes += _nodes([argument(node, 1, "weight")])
+    bag = functional and name == "embedding_bag"
+    if (bag or (functional and name == "embedding")) and argument(node, 3, "max_norm") is not None:
+        # An embedding_bag takes its first two operands in either order.
+        writes += _nodes([argument(node, 1, "weight"), *([argument(node, 0, "input")] * bag)])
     random = (facts.random or (functional and name in known.FUNCTIONAL_RANDOM_SWITCHES)) and (
         draws_random(node, name, functional=functional)
     )

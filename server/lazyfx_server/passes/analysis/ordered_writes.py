@@ -8,13 +8,15 @@ tensor is read again. Writes after which no such call follows still happen at th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from lazyfx_server.passes.analysis.attribute_memory import memories_in, memory_of
+from lazyfx_server.passes.analysis.called_operators import operator_name
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.torch_functional_tensors import (
     current_value,
@@ -150,3 +152,58 @@ class OrderedWrites:
 
     def _reached(self, nodes: Iterable[Node]) -> frozenset[Hashable]:
         return frozenset[Hashable]().union(*(self._reaches[node] for node in nodes))
+
+
+def used_after_write(
+    module: GraphModule, may_overlap: Callable[[int, int], bool]
+) -> tuple[int, int] | None:
+    """Places of two inputs, of which the second may be used after the first is written.
+
+    If both are in one memory, a compiler that performs writes at the end gets another result.
+
+    Args:
+        module: The graph.
+        may_overlap: Whether the inputs at two places may be in one memory.
+    """
+    reaches: dict[Node, frozenset[int]] = {}
+    written: set[int] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            reaches[node] = frozenset((len(reaches),))
+            continue
+        used = frozenset[int]().union(*(reaches[n] for n in node.all_input_nodes))
+        if node.op == "output":
+            break
+        effects = effects_of(node)
+        here = frozenset[int]().union(*(reaches[n] for n in effects.writes))
+        for one, other in product(sorted(written), sorted(used)):
+            if one != other and may_overlap(one, other):
+                return one, other
+        for one, other in combinations(sorted(here), 2):
+            if may_overlap(one, other):
+                return one, other
+        reaches[node] = frozenset[int]().union(*(reaches[n] for n in effects.aliases))
+        written |= here
+    return None
+
+
+def write_past_autograd(module: GraphModule) -> str:
+    """The name of a call that writes through `detach` or `data`, if any.
+
+    Autograd goes on as if nothing was written; a call that returns the new value would cut it off.
+    """
+    detached: set[Node] = set()
+    for node in module.graph.nodes:
+        if not node.op.startswith("call_"):
+            continue
+        effects = effects_of(node)
+        if not detached.isdisjoint(effects.writes):
+            return str(node.name)
+        of_getattr = node.target is getattr and node.args[1:] == ("data",)
+        if (
+            operator_name(node) in ("detach", "data")
+            or of_getattr
+            or not detached.isdisjoint(effects.aliases)
+        ):
+            detached.add(node)
+    return ""

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lazyfx_server.passes.analysis.called_operators import KnownValues
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
-from lazyfx_server.passes.analysis.ordered_writes import OrderedWrites
+from lazyfx_server.passes.analysis.ordered_writes import OrderedWrites, write_past_autograd
 from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
 from lazyfx_server.passes.analysis.walk import attribute_at, unused_name
 
@@ -94,8 +94,11 @@ def retrace(
     _check(module, known)
     inputs = [_input(node, known) for node in module.graph.nodes if node.op == "placeholder"]
     paths = _attributes(module)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     values = [_described(path, known) for path in paths]
+    trains = any(value is not None and value.requires_grad for value in (*inputs, *values))
+    if trains and (name := write_past_autograd(module)):
+        raise CannotRetrace(f"{name} writes to a value that autograd does not follow")
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [_fake(mode, value) for value in (*inputs, *values)]
 
     def call(*raw: Any) -> Any:
@@ -123,7 +126,7 @@ def retrace(
         raise CannotRetrace(f"tracing failed: {type(error).__name__}: {text}") from error
     _check_constants(found)
     found.graph.eliminate_dead_code(is_impure_node=lambda node: not effects_of(node).pure)
-    if any(value is not None and value.requires_grad for value in (*inputs, *values)):
+    if trains:
         _check_differentiable(found, mode, [*inputs, *values])
     return Retraced(found, tuple(paths))
 
