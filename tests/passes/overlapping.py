@@ -37,8 +37,8 @@ class Listed(nn.Module):
     """Writes all tensors of a list, by one call."""
 
     def forward(self, a: Tensor, b: Tensor) -> Any:
-        torch._foreach_pow_([a, b], 2)
-        torch._foreach_add_([b, a], [3.0, 5.0])
+        torch.ops.aten._foreach_pow_.Scalar([a, b], 2)
+        torch.ops.aten._foreach_add_.ScalarList([b, a], [3.0, 5.0])
         return a + b
 
 

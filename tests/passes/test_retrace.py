@@ -84,3 +84,37 @@ def test_a_graph_of_a_device_that_this_torch_lacks(name: str) -> None:
         x.meta["val"] = torch.empty(3, 4, device=device).requires_grad_()
     done = run(decoded(torch.fx.GraphModule({}, graph)), PASSES[name])
     assert done.changed, done.note
+
+
+@pytest.mark.parametrize("how", ["detach", "data"])
+def test_a_write_that_autograd_does_not_follow(how: str) -> None:
+    class Past(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            (y.detach() if how == "detach" else y.data).add_(1)
+            return y * y.new_ones(3)
+
+    module = torch.fx.symbolic_trace(Past())
+    with FakeTensorMode():
+        next(iter(module.graph.nodes)).meta["val"] = torch.empty(3, requires_grad=True)
+    done = run(module, PASSES["functionalize"])
+    assert "autograd does not follow" in done.note
+    x = torch.ones(3, requires_grad=True)
+    done.module(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("name", ["t_", "unsqueeze_"])
+def test_an_input_that_gets_other_sizes(name: str) -> None:
+    def change(x: Tensor) -> Tensor:
+        return getattr(x, name)(*([0] if name == "unsqueeze_" else ())) * 2
+
+    module = torch.fx.symbolic_trace(change)
+    with FakeTensorMode():
+        next(iter(module.graph.nodes)).meta["val"] = torch.empty(2, 3)
+    done = run(module, PASSES["functionalize"])
+    assert "changes the sizes of an input" in done.note
+    x = torch.ones(2, 3)
+    done.module(x)
+    assert x.shape == ((3, 2) if name == "t_" else (1, 2, 3))
