@@ -201,7 +201,6 @@ class _Growing:
         except Exception:  # noqa: BLE001 - what cannot run is no program
             runs = False
         if not runs:
-            self._reset()
             return
         self.program.lines.append(text)
         if name:
