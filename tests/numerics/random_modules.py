@@ -135,8 +135,8 @@ class Program:
             found["b"] = found["a"]
         elif how == "shifted":
             found["b"] = memory[3:9].view(2, 3)
-        elif how == "transposed":
-            found["a"], found["b"] = memory[:9].view(3, 3)[:2], memory[:9].view(3, 3).t()[:2]
+        elif how == "strided":
+            found["a"], found["b"] = memory[:6].view(3, 2).t(), memory[12:].view(4, 3)[::2]
         elif how == "state" and module is not None:
             found["b"] = dict(module.named_buffers())["state"]
         found["d"] = torch.tensor([2, 0, 1])

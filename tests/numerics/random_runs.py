@@ -39,7 +39,7 @@ OPTIONS = {
 }
 
 
-HOW = ("apart", "same", "shifted", "transposed", "state")
+HOW = ("apart", "same", "shifted", "strided", "state")
 Capture = Callable[[Program], tuple[Any, Callable[..., Any]]]
 _REGISTRY = Registry()
 
@@ -56,8 +56,13 @@ def symbolic(program: Program) -> tuple[Any, Callable[..., Any]]:
     module = GraphModule(model, Tracer().trace(model))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         inputs = {n: mode.from_tensor(t, static_shapes=True) for n, t in program.inputs().items()}
+        for name in "ab" if program.grads else "":
+            inputs[name].requires_grad_()
         given = [inputs.get(n.target, 2.0) for n in module.graph.find_nodes(op="placeholder")]
-        FakeTensorProp(module, mode).propagate_dont_convert_inputs(*given)
+        with torch.no_grad():
+            FakeTensorProp(module, mode).propagate_dont_convert_inputs(*given)
+        for node in module.graph.find_nodes(op="placeholder"):
+            node.meta["val"] = inputs.get(node.target, 2.0)  # which says what requires grad
     return module, module
 
 

@@ -12,12 +12,14 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 
+import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from lazyfx_server.passes.analysis.attribute_memory import memories_in, memory_of
 from lazyfx_server.passes.analysis.called_operators import operator_name
 from lazyfx_server.passes.analysis.effects import effects_of
+from lazyfx_server.passes.analysis.operator_facts import words
 from lazyfx_server.passes.analysis.torch_functional_tensors import (
     current_value,
     has_other_sizes,
@@ -187,23 +189,53 @@ def used_after_write(
     return None
 
 
-def write_past_autograd(module: GraphModule) -> str:
-    """The name of a call that writes through `detach` or `data`, if any.
+# Views of which torch does not say so: a write to one is not seen through its operand.
+_SECRET_VIEWS = words("_unsafe_view unsafe_split unsafe_split_with_sizes unsafe_chunk")
+# Views through which autograd does not follow a write, or follows it in its own way.
+_UNFOLLOWED_VIEWS = words("detach data as_strided")
+# A view or a copy, depending on the strides that an input happens to have.
+_VIEWS_OR_COPIES = words("contiguous reshape flatten ravel reshape_as")
 
-    Autograd goes on as if nothing was written; a call that returns the new value would cut it off.
+
+def write_that_tracing_changes(module: GraphModule, *, trains: bool) -> str:
+    """Why tracing would change what a write does: the call and the reason, or "".
+
+    Args:
+        module: The graph.
+        trains: Whether a tensor requires grad.
     """
-    detached: set[Node] = set()
+    views: dict[Node, str] = {}
+    may_copy: dict[Node, set[Node]] = {}
+    reaches: dict[Node, set[Node]] = {}
+    written: set[Node] = set()
     for node in module.graph.nodes:
-        if not node.op.startswith("call_"):
-            continue
-        effects = effects_of(node)
-        if not detached.isdisjoint(effects.writes):
-            return str(node.name)
-        of_getattr = node.target is getattr and node.args[1:] == ("data",)
-        if (
-            operator_name(node) in ("detach", "data")
-            or of_getattr
-            or not detached.isdisjoint(effects.aliases)
-        ):
-            detached.add(node)
+        if node.op == "placeholder":
+            reaches[node] = {node}
+        elif node.op.startswith("call_"):
+            effects = effects_of(node)
+            through = [views[n] for n in effects.writes if n in views]
+            if through:
+                return f"{node.name} writes through {through[0]}"
+            reaches[node] = set().union(*(reaches.get(n, set()) for n in effects.aliases))
+            written.update(*(reaches.get(n, ()) for n in effects.writes))
+            name = operator_name(node)
+            kind = _kind_of_view(node, name, trains=trains)
+            inherited = [views[n] for n in effects.aliases if n in views]
+            if kind or inherited:
+                views[node] = kind or inherited[0]
+            if name in _VIEWS_OR_COPIES:
+                may_copy[node] = reaches[node]
+    for node, inputs in may_copy.items():
+        if inputs & written:
+            return f"{node.name} is a view or a copy of an input that is written"
+    return ""
+
+
+def _kind_of_view(node: Node, name: str, *, trains: bool) -> str:
+    if name in _SECRET_VIEWS:
+        return f"{name}, whose result is not known to be a view"
+    casts = name == "view" and any(isinstance(value, torch.dtype) for value in node.args)
+    of_getattr = node.target is getattr and node.args[1:] == ("data",)
+    if trains and (name in _UNFOLLOWED_VIEWS or casts or of_getattr):
+        return f"{name or 'data'}, which autograd does not follow"
     return ""

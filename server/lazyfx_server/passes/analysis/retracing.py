@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lazyfx_server.passes.analysis.called_operators import KnownValues
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
-from lazyfx_server.passes.analysis.ordered_writes import OrderedWrites, write_past_autograd
+from lazyfx_server.passes.analysis.ordered_writes import OrderedWrites, write_that_tracing_changes
 from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
 from lazyfx_server.passes.analysis.walk import attribute_at, unused_name
 
@@ -96,8 +96,8 @@ def retrace(
     paths = _attributes(module)
     values = [_described(path, known) for path in paths]
     trains = any(value is not None and value.requires_grad for value in (*inputs, *values))
-    if trains and (name := write_past_autograd(module)):
-        raise CannotRetrace(f"{name} writes to a value that autograd does not follow")
+    if reason := write_that_tracing_changes(module, trains=trains):
+        raise CannotRetrace(reason)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [_fake(mode, value) for value in (*inputs, *values)]
 
