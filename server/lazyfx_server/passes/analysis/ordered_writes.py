@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from lazyfx_server.passes.analysis.attribute_memory import memories_in, memory_of
 from lazyfx_server.passes.analysis.called_operators import operator_name
-from lazyfx_server.passes.analysis.effects import effects_of
+from lazyfx_server.passes.analysis.effects import Effects, effects_of
 from lazyfx_server.passes.analysis.operator_facts import words
 from lazyfx_server.passes.analysis.torch_functional_tensors import (
     current_value,
@@ -216,6 +216,8 @@ def write_that_tracing_changes(module: GraphModule, *, trains: bool) -> str:
             through = [views[n] for n in effects.writes if n in views]
             if through:
                 return f"{node.name} writes through {through[0]}"
+            if trains and _scales_weights(node, effects):
+                return f"{node.name} scales its weight without autograd"
             reaches[node] = set().union(*(reaches.get(n, set()) for n in effects.aliases))
             written.update(*(reaches.get(n, ()) for n in effects.writes))
             name = operator_name(node)
@@ -229,6 +231,15 @@ def write_that_tracing_changes(module: GraphModule, *, trains: bool) -> str:
         if inputs & written:
             return f"{node.name} is a view or a copy of an input that is written"
     return ""
+
+
+def _scales_weights(node: Node, effects: Effects) -> bool:
+    """Whether an embedding scales down rows of its weight, which it does without autograd."""
+    if node.op != "call_module":
+        return operator_name(node).startswith("embedding") and bool(effects.writes)
+    called = attribute_at(node.graph.owning_module, str(node.target))
+    parts = called.modules() if isinstance(called, nn.Module) else ()
+    return any(getattr(part, "max_norm", None) is not None for part in parts)
 
 
 def _kind_of_view(node: Node, name: str, *, trains: bool) -> str:
