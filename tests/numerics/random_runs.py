@@ -14,6 +14,7 @@ from numerics.random_modules import Program, leaves, random_program
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 import lazyfx
@@ -66,11 +67,19 @@ def symbolic(program: Program) -> tuple[Any, Callable[..., Any]]:
     return module, module
 
 
+def traced(program: Program) -> tuple[Any, Callable[..., Any]]:
+    """A graph of aten operators, with its writes."""
+    model, inputs = program.module(), program.inputs()
+    with torch.set_grad_enabled(program.grads):
+        module = make_fx(lambda a, b, d: model(a, b, d))(*inputs.values())
+    return module, module
+
+
 def exported(program: Program) -> tuple[Any, Callable[..., Any]]:
     """A graph of torch.export."""
     inputs = program.inputs()
     found = torch.export.export(
-        program.module(), (inputs["a"], inputs["b"]), {"d": inputs["d"]}, strict=False
+        program.module(), (inputs["a"], inputs["b"], inputs["d"]), strict=False
     )
     return found, found.module()
 
@@ -101,7 +110,7 @@ def run_twice(
             leaf = {n: inputs[n].clone().requires_grad_() for n in "ab"}
             inputs |= {n: t * 1 for n, t in leaf.items()}
         with torch.set_grad_enabled(program.grads):
-            results = leaves(call(inputs["a"], inputs["b"], d=inputs["d"]))
+            results = leaves(call(inputs["a"], inputs["b"], inputs["d"]))
         for i, result in enumerate(results):
             found[f"call {number} result {i}"] = result.detach().clone()
         if program.grads:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from numerics.random_modules import random_program
-from numerics.random_runs import by_client, by_passes, check, exported, findings, symbolic
+from numerics.random_runs import by_client, by_passes, check, exported, findings, symbolic, traced
 
 import lazyfx
 
@@ -13,12 +13,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def wrong_in_passes(seeds: range) -> list[str]:
-    return [found for seed in seeds for found in findings(by_passes, seed, (symbolic,))]
+    return [found for seed in seeds for found in findings(by_passes, seed, (symbolic, traced))]
 
 
 def wrong_through_a_server(client: lazyfx.Client, seeds: range) -> list[str]:
     compile_ = by_client(client)
-    return [found for seed in seeds for found in findings(compile_, seed, (symbolic, exported))]
+    return [
+        found for seed in seeds for found in findings(compile_, seed, (symbolic, traced, exported))
+    ]
 
 
 @pytest.mark.long
