@@ -72,6 +72,8 @@ def traced(program: Program) -> tuple[Any, Callable[..., Any]]:
     model, inputs = program.module(), program.inputs()
     with torch.set_grad_enabled(program.grads):
         module = make_fx(lambda a, b, d: model(a, b, d))(*inputs.values())
+    for node in module.graph.find_nodes(op="placeholder")[:2] if program.grads else ():
+        node.meta["val"].requires_grad_()
     return module, module
 
 

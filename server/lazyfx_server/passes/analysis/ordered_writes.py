@@ -221,7 +221,7 @@ def write_that_tracing_changes(module: GraphModule, *, trains: bool) -> str:
             reaches[node] = set().union(*(reaches.get(n, set()) for n in effects.aliases))
             written.update(*(reaches.get(n, ()) for n in effects.writes))
             name = operator_name(node)
-            kind = _kind_of_view(node, name, trains=trains)
+            kind = _kind_of_view(node, name)
             inherited = [views[n] for n in effects.aliases if n in views]
             if kind or inherited:
                 views[node] = kind or inherited[0]
@@ -242,11 +242,12 @@ def _scales_weights(node: Node, effects: Effects) -> bool:
     return any(getattr(part, "max_norm", None) is not None for part in parts)
 
 
-def _kind_of_view(node: Node, name: str, *, trains: bool) -> str:
+def _kind_of_view(node: Node, name: str) -> str:
     if name in _SECRET_VIEWS:
         return f"{name}, whose result is not known to be a view"
     casts = name == "view" and any(isinstance(value, torch.dtype) for value in node.args)
     of_getattr = node.target is getattr and node.args[1:] == ("data",)
-    if trains and (name in _UNFOLLOWED_VIEWS or casts or of_getattr):
+    # Whatever the metadata says: a graph may be called with tensors that require grad.
+    if name in _UNFOLLOWED_VIEWS or casts or of_getattr:
         return f"{name or 'data'}, which autograd does not follow"
     return ""
