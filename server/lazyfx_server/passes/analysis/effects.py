@@ -189,6 +189,8 @@ def _named(node: Node, name: str, *, functional: bool) -> Effects:
         writes += _nodes(node.args[:1] or [node.kwargs.get("input", node.kwargs.get("self"))])
     elif facts.mutates:
         return _unknown(node)
+    # Only these are returned, not statistics and weights that are written besides.
+    returned = bool(writes)
     writes += _statistics(node, name, functional=functional)
     bag = functional and name == "embedding_bag"
     if (bag or (functional and name == "embedding")) and argument(node, 3, "max_norm") is not None:
@@ -197,7 +199,7 @@ def _named(node: Node, name: str, *, functional: bool) -> Effects:
     random = (facts.random or (functional and name in known.FUNCTIONAL_RANDOM_SWITCHES)) and (
         draws_random(node, name, functional=functional)
     )
-    may_alias = writes or facts.may_alias or name in known.MAY_RETURN_OPERAND
+    may_alias = returned or facts.may_alias or name in known.MAY_RETURN_OPERAND
     return Effects(
         keep=bool(writes) or random,
         random=random,
