@@ -23,7 +23,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.native.conditions import CannotCompile, compiler_error
 from lazyfx_server.jobs.native.progress import Progress
 from lazyfx_server.jobs.native.torch_inductor_codegen import AotResult, compile_package
-from lazyfx_server.passes.analysis.ordered_writes import used_after_write
+from lazyfx_server.passes.analysis.functionalizing.ordered_writes import used_after_write
 
 
 def make_package(

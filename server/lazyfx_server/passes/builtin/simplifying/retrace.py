@@ -11,8 +11,8 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
+from lazyfx_server.passes.analysis.functionalizing.retracing import CannotRetrace, Retraced, retrace
 from lazyfx_server.passes.analysis.operator_facts import is_tagged_random
-from lazyfx_server.passes.analysis.retracing import CannotRetrace, Retraced, retrace
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.errors import PassError
 

@@ -19,12 +19,12 @@ from torch.fx import Graph, GraphModule, Node
 from lazyfx_server.passes.analysis.attribute_memory import memories_in, memory_of
 from lazyfx_server.passes.analysis.called_operators import operator_name
 from lazyfx_server.passes.analysis.effects import Effects, effects_of
-from lazyfx_server.passes.analysis.operator_facts import words
-from lazyfx_server.passes.analysis.torch_functional_tensors import (
+from lazyfx_server.passes.analysis.functionalizing.torch_functional_tensors import (
     current_value,
     has_other_sizes,
     set_value,
 )
+from lazyfx_server.passes.analysis.operator_facts import words
 from lazyfx_server.passes.analysis.walk import attribute_at, target_name
 
 
