@@ -12,8 +12,10 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lazyfx.shared import wire
+from lazyfx.v1 import graph_pb2
 from lazyfx_server.lazy import RecompileLedger
 from lazyfx_server.passes import Pass, PassLimits, PassRun, Pipeline
+from lazyfx_server.passes.analysis.attribute_memory import remember_storage
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,18 @@ def run(
 def decoded(module: GraphModule, *, values: bool = False) -> GraphModule:
     """The module as a worker sees it: canonical names, tensors on the meta device or bound."""
     encoded = wire.encode(module)
+    body = graph_pb2.GraphBody.FromString(encoded.body)
 
     def bind(graph: int, attribute: int, row: Any) -> torch.Tensor | None:
         found = encoded.attributes[graph][attribute]
-        return found if values and isinstance(found, torch.Tensor) else None
+        if not values or not isinstance(found, torch.Tensor):
+            return None
+        # Each has memory of its own in a worker.
+        value = found.detach().clone()
+        if isinstance(found, torch.nn.Parameter):
+            value = torch.nn.Parameter(value, requires_grad=found.requires_grad)
+        remember_storage(value, row.tensor.storage, body.tensors[row.tensor.tensor])
+        return value
 
     return wire.decode(encoded.body, bind=bind)
 

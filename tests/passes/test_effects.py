@@ -98,6 +98,8 @@ KEPT: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
     (F.batch_norm, ("a", "b", "c", None, None, True), {}),
     (F.instance_norm, ("a", "b", "c"), {}),
     (F.embedding, ("a", "b", None, 1.0), {}),
+    (F.embedding_bag, ("a", "b", None, 1.0), {}),
+    (aten.add_, (), {"self": "a", "other": "b"}),
     (torch.rand, (4,), {}),
     (torch.bernoulli, ("a",), {}),
     (F.dropout, ("a",), {}),
@@ -157,6 +159,30 @@ def test_in_place_methods_write_their_tensor(name: str) -> None:
     assert effects.keep
     assert inputs[0] in effects.writes
     assert inputs[0] in effects.aliases
+
+
+@pytest.mark.parametrize(
+    ("target", "args"),
+    [
+        (aten.split.Tensor, ("a", 2)),
+        (aten.split_with_sizes.default, ("a", [1, 1])),
+        (aten.chunk.default, ("a", 2)),
+        (aten.tensor_split.sections, ("a", 2)),
+        (aten.unbind.int, ("a",)),
+        (aten.hsplit.int, ("a", 2)),
+        (aten.unsafe_split.Tensor, ("a", 2)),
+        (aten._unsafe_view.default, ("a", [4])),
+        (aten.unsafe_chunk.default, ("a", 2)),
+        (torch.split, ("a", 2)),
+        (torch.unbind, ("a",)),
+    ],
+    ids=named,
+)
+def test_lists_of_views_share_the_memory_of_their_operand(
+    target: Any, args: tuple[Any, ...]
+) -> None:
+    node, inputs = node_of("call_function", target, *args)
+    assert inputs[0] in effects_of(node).aliases
 
 
 @pytest.mark.parametrize("name", ["add", "__add__", "size", "view", "float", "contiguous", "item"])

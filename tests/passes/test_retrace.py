@@ -84,3 +84,41 @@ def test_a_graph_of_a_device_that_this_torch_lacks(name: str) -> None:
         x.meta["val"] = torch.empty(3, 4, device=device).requires_grad_()
     done = run(decoded(torch.fx.GraphModule({}, graph)), PASSES[name])
     assert done.changed, done.note
+
+
+WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "which autograd does not follow": lambda x: (x * 2).detach().add_(1),
+    "data, which autograd": lambda x: x.data.add_(1),
+    "as_strided, which autograd": lambda x: torch.as_strided(x * 2, (2,), (1,)).fill_(3.0),
+    "view, which autograd": lambda x: (x * 2).view(torch.int32).add_(1),
+    "scales its weight": lambda x: torch.nn.functional.embedding(
+        torch.tensor([0]), x * 2, max_norm=1.0
+    ),
+    "not known to be a view": lambda x: torch.unsafe_split(x * 2, 1)[0].add_(1),
+    "a view or a copy of an input": lambda x: x.reshape(-1).add_(1),
+}
+
+
+@pytest.mark.parametrize("reason", WRITES)
+def test_writes_that_tracing_would_change(reason: str) -> None:
+    module = torch.fx.symbolic_trace(WRITES[reason])
+    with FakeTensorMode():
+        next(iter(module.graph.nodes)).meta["val"] = torch.empty(3, 2, requires_grad=True)
+    done = run(module, PASSES["functionalize"])
+    assert reason in done.note
+    assert not done.changed
+
+
+@pytest.mark.parametrize("name", ["t_", "unsqueeze_"])
+def test_an_input_that_gets_other_sizes(name: str) -> None:
+    def change(x: Tensor) -> Tensor:
+        return getattr(x, name)(*([0] if name == "unsqueeze_" else ())) * 2
+
+    module = torch.fx.symbolic_trace(change)
+    with FakeTensorMode():
+        next(iter(module.graph.nodes)).meta["val"] = torch.empty(2, 3)
+    done = run(module, PASSES["functionalize"])
+    assert "changes the sizes of an input" in done.note
+    x = torch.ones(2, 3)
+    done.module(x)
+    assert x.shape == ((3, 2) if name == "t_" else (1, 2, 3))

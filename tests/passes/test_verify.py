@@ -45,6 +45,7 @@ class Wrong(Pass):
             "random": lambda m: _drop(m, "dropout"),
             "gradient": lambda m: _detach(m),
             "crash": lambda m: _retarget(m, "mul", torch.cat),
+            "order": lambda m: _named(m, "sum").append(_named(m, "add_")),
             "nothing": lambda m: None,
         }
         harm[self.how](module)
@@ -126,6 +127,30 @@ def test_a_pass_that_changes_nothing_passes(step: Capture) -> None:
     assert found.passes == 1
     assert found.tensors >= 4, "an output, written inputs, gradients"
     assert found.max_difference == 0
+
+
+class Shared(nn.Module):
+    """Reads a buffer after a part of it is written, by another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("whole", torch.arange(12.0).view(3, 4).t())
+        self.register_buffer("part", self.whole[1:3])
+        self.weight = nn.Parameter(torch.ones(4))
+        self.register_buffer("bits", self.weight.data.view(torch.int32)[1:])
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        self.part.add_(1)
+        return x + self.whole.sum(), x * self.weight * 2, self.bits * 2
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_attributes_that_share_memory_share_it_here_too(values: bool) -> None:
+    (capture,) = captures.exported(Shared(), {"x": torch.randn(4)})
+    module = capture.module
+    assert verified(decoded(module, values=values), Wrong("nothing")).max_difference == 0
+    with pytest.raises(PassError, match="changed output 0"):
+        verified(decoded(module, values=values), Wrong("order"))
 
 
 def test_inputs_need_shapes() -> None:

@@ -127,6 +127,22 @@ def test_memory_that_is_shared_and_written_is_refused(native_server: Any, tmp_pa
             overlapping.save_aot_inductor(tmp_path / "overlapping.pt2")
 
 
+class Late(torch.nn.Module):
+    """Uses an input after another one is written."""
+
+    def forward(self, cache: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        cache.add_(1)
+        return x * 2
+
+
+def test_an_input_that_is_used_after_another_is_written(native_server: Any, tmp_path: Path) -> None:
+    with lazyfx.connect(native_server.address, timeout=280) as client:
+        given = (torch.ones(2), torch.ones(2))
+        late = client.compile(torch.export.export(Late(), given))
+        with pytest.raises(lazyfx.LazyfxError, match="writes to input 0 and then uses input 1"):
+            late.save_aot_inductor(tmp_path / "late.pt2")
+
+
 def sent_by(server: Any, remote: lazyfx.RemoteModule) -> bytes:
     """The artifact as the server sends it."""
     wanted = pb.GetArtifactRequest(

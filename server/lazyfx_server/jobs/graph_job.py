@@ -220,7 +220,7 @@ def _bound(checked: CheckedGraph, job: worker.CompileJob) -> GraphModule:
         value = wire.tensor_from_bytes(description, found)
         if row.tensor.role == graph_pb2.TENSOR_ROLE_PARAMETER:
             value = torch.nn.Parameter(value, requires_grad=description.requires_grad)
-        remember_storage(value, row.tensor.storage)
+        remember_storage(value, row.tensor.storage, description)
         return value
 
     return wire.decode(body, bind=bind)

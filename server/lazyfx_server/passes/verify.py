@@ -1,7 +1,8 @@
 """Compares the results of a graph before and after a pass, on random inputs.
 
 Nothing from the caller is needed: inputs are generated from the metadata, and tensors without
-values are random too, the same before and after. The graph runs node by node, so no code is
+values are random too, the same before and after; those that share memory in the caller's process
+share memory here. The graph runs node by node, so no code is
 generated for it. Operators that may not run on real values (`passes/analysis/evaluation`) end the
 verification.
 """
@@ -17,13 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lazyfx.shared.wire.values.descriptions import fake_tensor, materialize
-from lazyfx.shared.wire.values.tensors import stand_in_of
+from lazyfx.shared.wire.values.descriptions import materialize
 from lazyfx_server.passes.analysis.evaluation import UnreviewedError, reviewed
 from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
 from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
 from lazyfx_server.passes.base import Pass
 from lazyfx_server.passes.errors import PassError
+from lazyfx_server.passes.verified_values import Copies, Values
 
 _SEED = 20105257
 _MAX_BYTES = 2 * 1024**3
@@ -48,7 +49,7 @@ class NumericVerifier:
     tensors: int = 0
     max_difference: float = 0.0
     _inputs: list[Any] = field(default_factory=list)
-    _values: _Values = field(default_factory=lambda: _Values())
+    _values: Values = field(init=False)
     _last: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def start(self, module: GraphModule) -> None:
@@ -65,7 +66,8 @@ class NumericVerifier:
             for node in module.graph.nodes
             if node.op == "placeholder"
         ]
-        self._values.add(module, generator)
+        self._values = Values(self.max_bytes)
+        self._values.add(module, lambda like: _random(like, generator))
         size = _bytes([*self._inputs, *self._values.all()])
         if size > self.max_bytes:
             raise PassError(
@@ -116,45 +118,10 @@ class NumericVerifier:
         return in_fresh_thread(lambda: _outcome(module, self._inputs, self._values))
 
 
-class _Values:
-    """Concrete values of attributes: their own if known, else random ones."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def add(self, module: torch.nn.Module, generator: torch.Generator) -> None:
-        """Generate values for tensors without values."""
-        for part in module.modules():
-            for tensor in vars(part).values():
-                self._add(tensor, generator)
-            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
-                self._add(tensor, generator)
-
-    def _add(self, tensor: object, generator: torch.Generator) -> None:
-        if isinstance(tensor, torch.Tensor) and tensor.is_meta and id(tensor) not in self._made:
-            stand_in = stand_in_of(tensor)
-            like = tensor
-            if stand_in is not None:
-                row = stand_in.tables.body.tensors[stand_in.attribute.tensor]
-                like = fake_tensor(stand_in.tables, row, FakeTensorMode())
-            value = _random(like, generator).requires_grad_(tensor.requires_grad)
-            # Keep the tensor so that its id is not reused.
-            self._made[id(tensor)] = (tensor, value)
-
-    def all(self) -> Iterable[torch.Tensor]:
-        """All generated values."""
-        return [value for _, value in self._made.values()]
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The concrete value of an attribute."""
-        found = self._made.get(id(tensor))
-        return tensor if found is None else found[1]
-
-
 class _Run(BoundedInterpreter):
     """Runs a graph with other attributes than the module's own; writes only affect copies."""
 
-    def __init__(self, module: GraphModule, values: _Values, copies: _Copies) -> None:
+    def __init__(self, module: GraphModule, values: Values, copies: Copies) -> None:
         super().__init__(module, garbage_collect_values=True)
         self._values = values
         self._copies = copies
@@ -177,30 +144,10 @@ class _Run(BoundedInterpreter):
         return self._copies.of(self._values.of(tensor))
 
 
-class _Copies:
-    """One writable copy of each tensor of a run, derived from a leaf."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The copy of a tensor in this run."""
-        if id(tensor) not in self._made:
-            leaf = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-            # Not the leaf: a tensor that requires grad can be written to only if it is not a leaf.
-            self._made[id(tensor)] = (tensor, leaf, leaf.clone() if leaf.requires_grad else leaf)
-        return self._made[id(tensor)][2]
-
-    def leaves(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """The leaves of the copies of these tensors, if any have gradients."""
-        known = (self._made[id(t)][1] for t in tensors if id(t) in self._made)
-        return [leaf for leaf in known if leaf.requires_grad]
-
-
-def _outcome(module: GraphModule, inputs: list[Any], values: _Values) -> dict[str, torch.Tensor]:
+def _outcome(module: GraphModule, inputs: list[Any], values: Values) -> dict[str, torch.Tensor]:
     """Outputs, tensors that may have been written to, and gradients, by their names in messages."""
     torch.manual_seed(_SEED)
-    copies = _Copies()
+    copies = Copies(values)
     args = [copies.of(v) if isinstance(v, torch.Tensor) else v for v in inputs]
     with reviewed():
         result = _Run(module, values, copies).run(*args)
@@ -220,7 +167,7 @@ def _outcome(module: GraphModule, inputs: list[Any], values: _Values) -> dict[st
 
 
 def _gradients(
-    outputs: list[torch.Tensor], copies: _Copies, sources: list[torch.Tensor]
+    outputs: list[torch.Tensor], copies: Copies, sources: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     leaves = copies.leaves(sources)
     differentiable = [t for t in outputs if t.requires_grad and t.is_floating_point()]

@@ -23,6 +23,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.native.conditions import CannotCompile, compiler_error
 from lazyfx_server.jobs.native.progress import Progress
 from lazyfx_server.jobs.native.torch_inductor_codegen import AotResult, compile_package
+from lazyfx_server.passes.analysis.functionalizing.ordered_writes import used_after_write
 
 
 def make_package(
@@ -45,6 +46,7 @@ def make_package(
         CannotCompile: Says why, and what the caller can do.
     """
     _refuse_symbolic_numbers(inputs)
+    _refuse_late_writes(module, inputs)
     shared = _shared_memory(module)
     replace_tensors(module, lambda tensor: _fake(tensor, mode))
     _flatten_outputs(module, len(inputs))
@@ -115,6 +117,23 @@ def _shared_memory(module: GraphModule) -> tuple[str, ...]:
 def _refuse_symbolic_numbers(inputs: Sequence[Any]) -> None:
     if any(isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) for value in inputs):
         raise CannotCompile("a package takes only tensors; capture the model with torch.export")
+
+
+def _refuse_late_writes(module: GraphModule, inputs: Sequence[Any]) -> None:
+    """A package writes to its inputs last, and cannot check whether they share memory."""
+
+    def may_overlap(one: int, other: int) -> bool:
+        tensors = [v for v in (inputs[one], inputs[other]) if isinstance(v, torch.Tensor)]
+        empty = any(type(t.numel()) is int and not t.numel() for t in tensors)
+        return len(tensors) == 2 and not empty and tensors[0].device == tensors[1].device
+
+    found = used_after_write(module, may_overlap)
+    if found is not None:
+        raise CannotCompile(
+            f"the graph writes to input {found[0]} and then uses input {found[1]}: if a caller "
+            "passed both in one memory, a package would compute something else; make the written "
+            "one a buffer of the model, or use save_pickle"
+        )
 
 
 def _flatten_outputs(module: GraphModule, inputs: int) -> None:

@@ -13,11 +13,25 @@ from torch import nn
 from torch.fx import GraphModule
 
 from lazyfx.shared.wire.values.tensors import StandIn, storage_key
+from lazyfx.v1 import graph_pb2
 
 
-def remember_storage(tensor: torch.Tensor, number: int) -> None:
-    """Notes the storage number that a bound value has on the wire."""
+def remember_storage(
+    tensor: torch.Tensor, number: int, description: graph_pb2.TensorDescription | None = None
+) -> None:
+    """Notes the storage number that a bound value has on the wire, and its place in the storage."""
     tensor.lazyfx_storage = number  # type: ignore[attr-defined]
+    tensor.lazyfx_description = description  # type: ignore[attr-defined]
+
+
+def description_of(tensor: torch.Tensor) -> graph_pb2.TensorDescription | None:
+    """Sizes, strides and offset that an attribute has in the caller's process, if known."""
+    stand_in = getattr(tensor, "lazyfx_stand_in", None)
+    if isinstance(stand_in, StandIn):
+        row: graph_pb2.TensorDescription = stand_in.tables.body.tensors[stand_in.attribute.tensor]
+        return row
+    found = getattr(tensor, "lazyfx_description", None)
+    return found if isinstance(found, graph_pb2.TensorDescription) else None
 
 
 def memory_of(tensor: torch.Tensor) -> Hashable:

@@ -138,7 +138,7 @@ def _may_have_constants(module: GraphModule, rules: ConstantRules) -> bool:
 
 
 def _find(module: GraphModule, rules: ConstantRules) -> ConstantNodes:
-    storage = StorageMap(module.graph)
+    storage = StorageMap(module.graph, frozen=True)
     run = FakeRun(module)
     fakes: dict[Node, Any] = {}
     context = _Context()

@@ -89,6 +89,21 @@ def has_effects(module: GraphModule) -> bool:
     )
 
 
+def writes_inputs(module: GraphModule) -> bool:
+    """Whether running a module may write to one of its inputs."""
+    reached: set[Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            reached.add(node)
+        elif node.op.startswith("call_"):
+            effects = effects_of(node)
+            if not reached.isdisjoint(effects.writes):
+                return True
+            if not reached.isdisjoint(effects.aliases):
+                reached.add(node)
+    return False
+
+
 def argument(node: Node, index: int, name: str, default: Any = None) -> Any:
     """A node's argument, whether it was passed positionally or by keyword."""
     if index < len(node.args):
@@ -171,16 +186,20 @@ def _named(node: Node, name: str, *, functional: bool) -> Effects:
         return _KEPT
     writes = list(_nodes([node.kwargs.get("out")]))
     if base != name or _is_literal(node.kwargs.get("inplace"), True) or _inplace_flag(node, name):
-        writes += _nodes(node.args[:1] or [node.kwargs.get("input")])
+        writes += _nodes(node.args[:1] or [node.kwargs.get("input", node.kwargs.get("self"))])
     elif facts.mutates:
         return _unknown(node)
+    # Only these are returned, not statistics and weights that are written besides.
+    returned = bool(writes)
     writes += _statistics(node, name, functional=functional)
-    if name == "embedding" and functional and argument(node, 3, "max_norm") is not None:
-        writes += _nodes([argument(node, 1, "weight")])
+    bag = functional and name == "embedding_bag"
+    if (bag or (functional and name == "embedding")) and argument(node, 3, "max_norm") is not None:
+        # An embedding_bag takes its first two operands in either order.
+        writes += _nodes([argument(node, 1, "weight"), *([argument(node, 0, "input")] * bag)])
     random = (facts.random or (functional and name in known.FUNCTIONAL_RANDOM_SWITCHES)) and (
         draws_random(node, name, functional=functional)
     )
-    may_alias = writes or facts.may_alias or name in known.MAY_RETURN_OPERAND
+    may_alias = returned or facts.may_alias or name in known.MAY_RETURN_OPERAND
     return Effects(
         keep=bool(writes) or random,
         random=random,
@@ -258,7 +277,9 @@ def _module(node: Node) -> Effects:
     facts = module_effects(module, has_effects)
     if facts is None:
         return _unknown(node)
-    writes = _nodes(node.args[:1]) if facts.writes_input else ()
+    writes = _nodes(node.args[:1]) if facts.writes_input else []
+    if any(isinstance(part, GraphModule) and writes_inputs(part) for part in module.modules()):
+        writes = list(_operands(node))
     return Effects(
         keep=bool(writes) or facts.keep or facts.random,
         random=facts.random,

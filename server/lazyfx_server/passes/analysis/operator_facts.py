@@ -35,7 +35,8 @@ MAY_RETURN_OPERAND = words(
     "getitem __getitem__ data real imag T mT H mH type split_with_sizes "
     "block_diag cartesian_prod combinations tensordot interpolate upsample "
     "normalize fold unfold pixel_shuffle pixel_unshuffle to flatten unflatten "
-    "lift lift_fresh _to_copy dequantize pin_memory values indices"
+    "lift lift_fresh _to_copy dequantize pin_memory values indices "
+    "unsafe_split unsafe_split_with_sizes _unsafe_view chalf channel_shuffle histogramdd"
 )
 
 # In training these update running statistics that their schema calls plain

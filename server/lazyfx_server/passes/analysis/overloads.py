@@ -44,6 +44,8 @@ def overload_facts(op: OpOverload[..., Any]) -> OverloadFacts:
     name = target_name(op)
     infos = [r.alias_info for r in schema.returns]
     aliased = {storage for info in infos if info for storage in info.before_set}
+    # A list of views is written `Tensor(a -> *) self ... -> Tensor(a)[]`; its own set is empty.
+    lists_views = any(info is not None and not info.before_set for info in infos)
     parameters = [
         (index, parameter.name, parameter.alias_info)
         for index, parameter in enumerate(schema.arguments)
@@ -52,7 +54,11 @@ def overload_facts(op: OpOverload[..., Any]) -> OverloadFacts:
     return OverloadFacts(
         name=name,
         written=tuple((i, n) for i, n, info in parameters if info.is_write),
-        shared=tuple((i, n) for i, n, info in parameters if aliased & info.before_set),
+        shared=tuple(
+            (i, n)
+            for i, n, info in parameters
+            if aliased & info.before_set or (lists_views and "*" in info.after_set)
+        ),
         hidden_alias=any(info is None for info in infos) and known.returns_alias(op),
         random=known.is_tagged_random(op),
         effectful=op.namespace in known.EFFECTFUL_NAMESPACES

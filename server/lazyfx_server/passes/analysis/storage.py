@@ -23,11 +23,18 @@ class StorageMap:
     """The storage of a graph's values, as classes that may overlap.
 
     Inputs are one class: a caller may pass the same tensor twice. So are attributes that share
-    memory, whatever their names and the graphs and modules that hold them. Positions are those of
-    the nodes when the map was created; removing nodes does not invalidate it.
+    memory, whatever their names and the graphs and modules that hold them. An input may be a tensor
+    of the module, so a write to an input counts for every attribute, and a write to an attribute
+    for every input. Positions are those of the nodes when the map was created; removing nodes does
+    not invalidate it.
+
+    Args:
+        graph: The graph.
+        frozen: Attributes are taken as they are now, as by passes that fold them: inputs that are
+            tensors of the module do not count.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, frozen: bool = False) -> None:
         self._parent: dict[_Member, _Member] = {}
         self.position: dict[Node, int] = {}
         self.effects: dict[Node, Effects] = {}
@@ -51,6 +58,8 @@ class StorageMap:
         for node, effects in self.effects.items():
             for written in (*effects.writes, *hidden.get(node, ())):
                 self._writes[self._root(written)].append(self.position[node])
+        if not frozen:
+            self._relate_inputs_to_attributes(graph)
         self._escaping = self._find_escaping(graph)
 
     def _called(self, graph: Graph, node: Node) -> tuple[_Member, ...]:
@@ -66,6 +75,20 @@ class StorageMap:
             return ()
         parts = written_parts(called, has_effects)
         return tuple(dict.fromkeys(memory for part in parts for memory in memories_in(part)))
+
+    def _relate_inputs_to_attributes(self, graph: Graph) -> None:
+        """Lets writes to inputs count for attributes, and the other way round."""
+        held = {self._root(memory) for memories in self._held.values() for memory in memories}
+        read = {self._root(node) for node in graph.find_nodes(op="get_attr")}
+        inputs = self._root(_INPUTS)
+        attributes = (held | read) - {inputs}
+        to_inputs = self._writes.get(inputs, [])
+        to_attributes = [place for root in attributes for place in self._writes.get(root, [])]
+        if to_inputs:
+            for root in attributes:
+                self._writes[root] = sorted({*self._writes.get(root, []), *to_inputs})
+        if to_attributes:
+            self._writes[inputs] = sorted({*to_inputs, *to_attributes})
 
     def writes_before(self, node: Node, position: int) -> int:
         """How many writes to the storage of `node` happen before `position`."""

@@ -39,7 +39,7 @@ class FuseAttention(Pass):
     """
 
     name: ClassVar[str] = "fuse_attention"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_shapes: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-2
 

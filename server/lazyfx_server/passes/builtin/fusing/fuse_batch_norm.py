@@ -38,7 +38,7 @@ class FuseConvBn(Pass):
     """
 
     name: ClassVar[str] = "fuse_conv_bn"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_values: ClassVar[bool] = True
 
     def values_read(self, module: GraphModule) -> frozenset[str]:
@@ -86,7 +86,7 @@ class FuseLinearBn(FuseConvBn):
     """
 
     name: ClassVar[str] = "fuse_linear_bn"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_shapes: ClassVar[bool] = True
 
     def _pairs(self, module: GraphModule) -> Iterator[_Pair]:
@@ -122,7 +122,7 @@ class _Pair:
 def _pairs(
     module: GraphModule, layer_of: Callable[[Node, GraphModule], Convolution | None]
 ) -> Iterator[_Pair]:
-    storage = StorageMap(module.graph)
+    storage = StorageMap(module.graph, frozen=True)
     for node in module.graph.nodes:
         normalization = normalization_of(node, module)
         if normalization is None or len(normalization.input.users) != 1:

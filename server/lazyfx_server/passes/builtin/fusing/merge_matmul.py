@@ -42,6 +42,7 @@ class MergeMatmul(Pass):
     """
 
     name: ClassVar[str] = "merge_matmul"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     at_least: int = field(default=2, metadata={"help": "Minimum number of products to merge."})
@@ -116,9 +117,7 @@ def _product(node: Node, known: KnownValues) -> _Product | None:
 
 
 def _is_private(product: _Product, storage: StorageMap) -> bool:
-    parts = (product.node, product.left, product.right, product.bias)
-    written = any(part is not None and storage.written(part) for part in parts)
-    return not (written or storage.escapes(product.node))
+    return not (storage.written(product.node) or storage.escapes(product.node))
 
 
 def _shared(product: _Product, known: KnownValues) -> tuple[object, ...]:
@@ -131,12 +130,16 @@ def _shared(product: _Product, known: KnownValues) -> tuple[object, ...]:
 
 
 def _ready_together(group: Sequence[_Product], storage: StorageMap) -> list[_Product]:
-    """The products whose other operands are available before the first product."""
+    """The products whose operands are available, and the same, before the first product."""
     first = storage.position[group[0].node]
 
     def exists(product: _Product) -> bool:
         operands = [product.right, *([product.bias] if product.bias is not None else [])]
-        return all(storage.position[operand] < first for operand in operands)
+        last = storage.position[product.node]
+        return all(storage.position[operand] < first for operand in operands) and not any(
+            storage.written_between(operand, first, last, frozenset())
+            for operand in (product.left, *operands)
+        )
 
     return [product for product in group if exists(product)]
 

@@ -37,7 +37,7 @@ class ConvertDtype(Pass):
     """
 
     name: ClassVar[str] = "convert_dtype"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_shapes: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.1
 

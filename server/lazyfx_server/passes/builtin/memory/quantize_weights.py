@@ -35,7 +35,7 @@ class QuantizeWeights(Pass):
     """
 
     name: ClassVar[str] = "quantize_weights"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_values: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.1
 
@@ -96,7 +96,7 @@ class QuantizeWeights(Pass):
         return PassResult(module, True, f"{done} layers, {len(made)} weights in {bits}")
 
     def _layers(self, module: GraphModule) -> Iterator[Convolution]:
-        storage = StorageMap(module.graph)
+        storage = StorageMap(module.graph, frozen=True)
         for node in module.graph.nodes:
             layer = linear_of(node, module)
             if layer is None:

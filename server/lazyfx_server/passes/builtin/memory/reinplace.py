@@ -32,6 +32,7 @@ class Reinplace(Pass):
     """
 
     name: ClassVar[str] = "reinplace"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract

@@ -26,7 +26,7 @@ class CommonSubexpressionElimination(Pass):
     """
 
     name: ClassVar[str] = "common_subexpression_elimination"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002
         """Merges equal nodes in place, including in nested GraphModules."""

@@ -32,7 +32,7 @@ class ConstantFold(Pass):
     """
 
     name: ClassVar[str] = "constant_fold"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_values: ClassVar[bool] = True
 
     max_bytes: int = field(

@@ -44,6 +44,7 @@ class NoOpElimination(Pass):
     """
 
     name: ClassVar[str] = "no_op_elimination"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
@@ -61,7 +62,7 @@ class RemoveDuplicateCasts(Pass):
     """
 
     name: ClassVar[str] = "remove_duplicate_casts"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
@@ -126,6 +127,8 @@ def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
         and one.device == other.device
         and one.shape == other.shape
         and one.stride() == other.stride()
+        and one.is_conj() == other.is_conj()
+        and one.is_neg() == other.is_neg()
     )
 
 

@@ -30,7 +30,7 @@ class NormalizeArguments(Pass):
     """
 
     name: ClassVar[str] = "normalize_arguments"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     fill_defaults: bool = field(
         default=True, metadata={"help": "Write out arguments that have their default value too."}
@@ -93,6 +93,8 @@ def _of_operator(node: Node, op: OpOverload[..., Any]) -> dict[str, Any] | None:
 
 def _of_function(node: Node) -> dict[str, Any] | None:
     target: Any = node.target
+    if isinstance(node.kwargs.get("out"), list | tuple):
+        return None  # torch's search takes overloads with one result for those with several
     types = [_type_of(value) for value in node.args]
     keyword_types = {name: _type_of(value) for name, value in node.kwargs.items()}
     known = None not in types and None not in keyword_types.values()

@@ -56,6 +56,7 @@ class RemoveDropout(Pass):
     """
 
     name: ClassVar[str] = "remove_dropout"
+    version: ClassVar[int] = 2
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Replaces each such node by its input, including in nested GraphModules."""

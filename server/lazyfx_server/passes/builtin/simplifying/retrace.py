@@ -11,8 +11,8 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 from lazyfx_server.passes.analysis.fresh_threads import in_fresh_thread
+from lazyfx_server.passes.analysis.functionalizing.retracing import CannotRetrace, Retraced, retrace
 from lazyfx_server.passes.analysis.operator_facts import is_tagged_random
-from lazyfx_server.passes.analysis.retracing import CannotRetrace, Retraced, retrace
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
 from lazyfx_server.passes.errors import PassError
 
@@ -24,19 +24,20 @@ class Functionalize(Pass):
     """Rewrites the graph in aten operators without side effects.
 
     In-place calls become calls that return a new value; writes to inputs and buffers become `copy_`
-    calls at the end of the graph. Torch functions and modules become aten operators. Graphs that
-    switch grad mode, contain nested graphs, have symbolic sizes or write to attributes that share
-    memory are left unchanged, and so are graphs whose result would no longer be differentiable. A
-    graph that writes to an input must not get another input in the same memory, as in torch.export.
+    calls at the end of the graph, or before the first call that uses another tensor which may be in
+    the same memory: inputs may share memory with each other and with attributes. Torch functions
+    and modules become aten operators. Graphs that switch grad mode, contain nested graphs or have
+    symbolic sizes are left unchanged, and so are graphs whose result would no longer be
+    differentiable.
     """
 
     name: ClassVar[str] = "functionalize"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
         """Gives the module another graph."""
-        return _retraced(module, {}, functional=True)
+        return _retraced(module, {})
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Decompose(Pass):
     """
 
     name: ClassVar[str] = "decompose"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs_shapes: ClassVar[bool] = True
 
     operators: tuple[str, ...] = field(
@@ -63,13 +64,13 @@ class Decompose(Pass):
         Raises:
             PassError: An operator of `operators` is not in the table.
         """
-        return _retraced(module, _table(self.operators), functional=True)
+        return _retraced(module, _table(self.operators))
 
 
-def _retraced(module: GraphModule, table: Table, *, functional: bool) -> PassResult:
+def _retraced(module: GraphModule, table: Table) -> PassResult:
     before, graph = _text(module), module.graph
     try:
-        found: Retraced = in_fresh_thread(lambda: retrace(module, table, functional=functional))
+        found: Retraced = in_fresh_thread(lambda: retrace(module, table))
     except CannotRetrace as reason:
         return PassResult(module, False, f"skipped: {reason}")
     found.put_into(module)

@@ -38,6 +38,7 @@ class SinkViews(Pass):
     """
 
     name: ClassVar[str] = "sink_views"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract

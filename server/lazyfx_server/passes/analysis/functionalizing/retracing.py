@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lazyfx_server.passes.analysis.attribute_memory import memory_of
 from lazyfx_server.passes.analysis.called_operators import KnownValues
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
+from lazyfx_server.passes.analysis.functionalizing.ordered_writes import (
+    OrderedWrites,
+    write_that_tracing_changes,
+)
 from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
-from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import attribute_at, unused_name
 
 
@@ -81,15 +83,12 @@ class Retraced:
 def retrace(
     module: GraphModule,
     table: Mapping[OpOverload[..., Any], Callable[..., Any]],
-    *,
-    functional: bool,
 ) -> Retraced:
     """Retraces a module's graph.
 
     Args:
         module: Neither called nor changed.
         table: The decomposition table.
-        functional: Functionalize: remove writes.
 
     Raises:
         CannotRetrace: The graph contains something that retracing would not preserve.
@@ -98,18 +97,27 @@ def retrace(
     _check(module, known)
     inputs = [_input(node, known) for node in module.graph.nodes if node.op == "placeholder"]
     paths = _attributes(module)
-    _check_memory(module, paths)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     values = [_described(path, known) for path in paths]
+    trains = any(value is not None and value.requires_grad for value in (*inputs, *values))
+    if reason := write_that_tracing_changes(module, trains=trains):
+        raise CannotRetrace(reason)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [_fake(mode, value) for value in (*inputs, *values)]
 
-    def call(*given: Any) -> list[Any]:
-        attributes = dict(zip(paths, given[len(inputs) :], strict=True))
-        run = _Lifted(module, attributes)
-        return run.results(list(given[: len(inputs)]))
+    def call(*raw: Any) -> Any:
+        def functional(*given: Any) -> list[Any]:
+            pairs = [None if r is None else (r, g) for r, g in zip(raw, given, strict=True)]
+            attributes = dict(zip(paths, given[len(inputs) :], strict=True))
+            seen = {
+                path: pair for path, pair in zip(paths, pairs[len(inputs) :], strict=False) if pair
+            }
+            writes = OrderedWrites(module.graph, pairs[: len(inputs)], seen)
+            return _Lifted(module, attributes, writes).results(list(given[: len(inputs)]))
+
+        return torch.func.functionalize(functional)(*raw)
 
     traced = make_fx(
-        torch.func.functionalize(call) if functional else call,
+        call,
         decomposition_table={**_LAID_OUT, **table},
         _allow_non_fake_inputs=True,
     )
@@ -121,7 +129,7 @@ def retrace(
         raise CannotRetrace(f"tracing failed: {type(error).__name__}: {text}") from error
     _check_constants(found)
     found.graph.eliminate_dead_code(is_impure_node=lambda node: not effects_of(node).pure)
-    if any(value is not None and value.requires_grad for value in (*inputs, *values)):
+    if trains:
         _check_differentiable(found, mode, [*inputs, *values])
     return Retraced(found, tuple(paths))
 
@@ -162,14 +170,44 @@ _LAID_OUT = {
 class _Lifted(BoundedInterpreter):
     """Runs a graph with its attributes as arguments."""
 
-    def __init__(self, module: GraphModule, attributes: Mapping[str, Any]) -> None:
+    def __init__(
+        self, module: GraphModule, attributes: Mapping[str, Any], writes: OrderedWrites
+    ) -> None:
         super().__init__(module, garbage_collect_values=False)
         self._attributes = attributes
+        self._writes = writes
 
     def results(self, inputs: list[Any]) -> list[Any]:
         """The values that the output node reads, in order, each once."""
         self.run(*inputs)
+        self._writes.perform()
         return [self.env[node] for node in self.graph.output_node().all_input_nodes]
+
+    def run_node(self, n: Node) -> Any:
+        """A node's value; writes that it could see are performed before it runs."""
+        self._writes.before(n)
+        value = self._one_by_one(n) if self._writes.writes_one_by_one(n) else super().run_node(n)
+        self._writes.after(n)
+        return value
+
+    def _one_by_one(self, node: Node) -> Any:
+        """Calls `_foreach_add_` and the like for one tensor after the other, as its kernel does."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        given = {"args": args, "kwargs": kwargs}
+
+        def only(place: int) -> Any:
+            return tree_map(lambda v: [v[place]] if is_list(v) else v, given, is_leaf=is_list)
+
+        def is_list(value: Any) -> bool:
+            return isinstance(value, list | tuple) and value is not args
+
+        made = []
+        for place in range(len(next(filter(is_list, (*args, *kwargs.values()))))):
+            self._writes.perform()
+            one = only(place)
+            made.append(self.call_function(node.target, one["args"], one["kwargs"]))
+            self._writes.note_writes(node)
+        return [value[0] for value in made] if made and made[0] is not None else None
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - contract
         return self._attributes[target]
@@ -210,19 +248,6 @@ def _attributes(module: GraphModule) -> list[str]:
         if not isinstance(attribute_at(module, path), torch.Tensor):
             raise CannotRetrace(f"attribute {path} is not a tensor")
     return list(paths)
-
-
-def _check_memory(module: GraphModule, paths: list[str]) -> None:
-    """Refuse to trace attributes apart that share memory which the graph writes."""
-    storage = StorageMap(module.graph)
-    first: dict[Hashable, str] = {}
-    for path in paths:
-        value = attribute_at(module, path)
-        assert isinstance(value, torch.Tensor)
-        memory = memory_of(value)
-        other = first.setdefault(memory, path)
-        if other != path and storage.written_memory(memory):
-            raise CannotRetrace("attributes share memory that the graph writes to")
 
 
 def _input(node: Node, known: KnownValues) -> torch.Tensor | None:

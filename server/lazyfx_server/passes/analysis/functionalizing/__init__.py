@@ -1,0 +1,1 @@
+"""Rewriting a graph without side effects, by tracing it again."""
