@@ -86,7 +86,7 @@ class Rpc:
         in_progress = CallsInProgress(counts.deferred, calls.max_call_seconds, pacing)
         server = GrpcServer(
             service,
-            CallInterceptor(in_progress, callers, compiling.quotas, compiling.routes),
+            CallInterceptor(in_progress, callers, compiling.quotas, compiling.inbound),
             in_progress,
             max_message_bytes=int(calls.max_message_bytes),
             max_streams=calls.max_streams,

@@ -104,7 +104,7 @@ class UpstreamSettings(Part):
         if certificates and not tokens and self.upstream_token is None:
             return (
                 "cannot be shown the certificates of callers (--client-ca); set --upstream-token "
-                "to ask it under this server's own name, or identify callers by --tokens"
+                "to ask it under this server's own name, or identify callers with --tokens"
             )
         if self.exposure is None or self.upstream_insecure:
             return None
