@@ -62,13 +62,24 @@ def _main(arguments: Sequence[str]) -> None:
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.addresses.listen)
     for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in FIELDS}):
         log.warning(sentence)
-    takes_over = settings.addresses.takeover_seconds > 0
     # A successor waits for it as late as possible, when it has imported what it needs.
+    takes_over = settings.addresses.takeover_seconds > 0
     folder_lock = None if takes_over else _lock_folder(settings)
     raise_limit()
     give_back_large_blocks()
     # While a thread parses a large request, the event loop waits at most this long for the GIL.
     sys.setswitchinterval(_SWITCH_SECONDS)
+    _serve(settings, folder_lock)
+
+
+def _serve(settings: Settings, folder_lock: FolderLock | None) -> None:
+    """Run the server until a signal stops it, then release the lock.
+
+    Args:
+        settings: All settings.
+        folder_lock: The lock of the store folder; None if it is taken when a predecessor has
+            released it, or if there is no folder.
+    """
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -95,8 +106,8 @@ def _main(arguments: Sequence[str]) -> None:
 
     async def serve() -> None:
         nonlocal folder_lock
-        if takes_over:
-            addresses = settings.addresses
+        addresses = settings.addresses
+        if addresses.takeover_seconds > 0:
             host, _, port = addresses.listen.rpartition(":")
             # Before the store is opened, which the other server still writes to.
             await when_free(host.strip("[]"), int(port), addresses.takeover_seconds)
@@ -160,10 +171,6 @@ def _ready(address: str, metrics_url: str) -> None:
     # request for 0.1 s, repeatedly.
     gc.collect()
     gc.freeze()
-    _announce(address, metrics_url)
-
-
-def _announce(address: str, metrics_url: str) -> None:
     logging.getLogger("lazyfx_server").info("serving on %s, metrics on %s", address, metrics_url)
 
 

@@ -50,11 +50,11 @@ class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
     """As PRIORITY_INTERACTIVE."""
     PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
-    """Somebody waits for the answer."""
+    """A caller is waiting for the answer."""
     PRIORITY_BATCH: _Priority.ValueType  # 2
     """One of many, of which the last matters."""
     PRIORITY_PREWARM: _Priority.ValueType  # 3
-    """Nobody waits yet: the result will be needed later."""
+    """No caller is waiting yet; the result will be needed later."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
     """How urgent a request is. It orders the requests of one caller; callers share the workers equally,
@@ -64,11 +64,11 @@ class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """As PRIORITY_INTERACTIVE."""
 PRIORITY_INTERACTIVE: Priority.ValueType  # 1
-"""Somebody waits for the answer."""
+"""A caller is waiting for the answer."""
 PRIORITY_BATCH: Priority.ValueType  # 2
 """One of many, of which the last matters."""
 PRIORITY_PREWARM: Priority.ValueType  # 3
-"""Nobody waits yet: the result will be needed later."""
+"""No caller is waiting yet; the result will be needed later."""
 Global___Priority: typing_extensions.TypeAlias = Priority
 
 class _CacheStatus:
