@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 from lazyfx.errors import LazyfxError
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled
@@ -18,7 +17,7 @@ from lazyfx_server.file_limit import raise_limit
 from lazyfx_server.folder_lock import FolderInUseError, FolderLock
 from lazyfx_server.memory_allocator import give_back_large_blocks
 from lazyfx_server.operator_checks import SetupError, check_setup
-from lazyfx_server.settings.loading import flags, load
+from lazyfx_server.settings.loading import flags, load, refuse
 from lazyfx_server.settings.model import FIELDS, Settings
 from lazyfx_server.settings.service_settings import LogSettings
 from lazyfx_server.telemetry.plain_text import (
@@ -56,7 +55,7 @@ def _main(arguments: Sequence[str]) -> None:
     try:
         check_setup(settings)
     except SetupError as error:
-        _refuse(str(error))
+        refuse(str(error))
     _log_to_stderr(settings.logs)
     log = logging.getLogger("lazyfx_server")
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.addresses.listen)
@@ -136,12 +135,7 @@ def _lock_folder(settings: Settings) -> FolderLock | None:
             store.store_path, is_shared=store.store is not None, wait_seconds=wait_seconds
         )
     except FolderInUseError as error:
-        _refuse(f"--store-path: {error}")
-
-
-def _refuse(reason: str) -> NoReturn:
-    sys.stderr.write(f"lazyfx serve: {reason}\n")
-    raise SystemExit(2)
+        refuse(f"--store-path: {error}")
 
 
 def _user_targets(path: Path) -> str:
@@ -153,7 +147,7 @@ def _user_targets(path: Path) -> str:
         text = path.read_text("utf-8")
         allowed.allow_user_targets(parse(text))
     except (OSError, ValueError) as error:
-        _refuse(f"--allow-targets {path}: {error}")
+        refuse(f"--allow-targets {path}: {error}")
     return text
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+from lazyfx.shared.artifact_statements import kind_name
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
@@ -22,7 +23,7 @@ from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
-from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind
 from lazyfx_server.telemetry import Observer, RecompilesPerformed
 from lazyfx_server.v1 import worker_pb2 as worker
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from lazyfx.shared.artifact_statements import kind_name
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.artifact_making import ArtifactMaker, FoundArtifact, ResolvedArtifact
@@ -22,7 +23,7 @@ from lazyfx_server.compiling.request import is_about_leader
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, ModuleNotFoundInCacheError
-from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind
 from lazyfx_server.jobs.native.progress import progress_of
 from lazyfx_server.telemetry import Abandonment, ArtifactServed, FlightAbandoned, Observer
 from lazyfx_server.v1 import worker_pb2 as worker
