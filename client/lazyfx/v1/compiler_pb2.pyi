@@ -117,7 +117,7 @@ class _MissReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     MISS_REASON_SKIPPED: _MissReason.ValueType  # 6
     """The request skipped the lookup."""
     MISS_REASON_UNCACHEABLE: _MissReason.ValueType  # 7
-    """A pass has no fingerprint, so results are not stored."""
+    """Not sent any more: every pass has a fingerprint."""
     MISS_REASON_NEW_ENVIRONMENT: _MissReason.ValueType  # 8
     """The entry was built by another version of torch or lazyfx."""
 
@@ -138,7 +138,7 @@ MISS_REASON_CORRUPT: MissReason.ValueType  # 5
 MISS_REASON_SKIPPED: MissReason.ValueType  # 6
 """The request skipped the lookup."""
 MISS_REASON_UNCACHEABLE: MissReason.ValueType  # 7
-"""A pass has no fingerprint, so results are not stored."""
+"""Not sent any more: every pass has a fingerprint."""
 MISS_REASON_NEW_ENVIRONMENT: MissReason.ValueType  # 8
 """The entry was built by another version of torch or lazyfx."""
 Global___MissReason: typing_extensions.TypeAlias = MissReason
