@@ -25,7 +25,7 @@ _PULSE_SECONDS: Final = 20.0
 """How long it may be silent after that."""
 _ASK_SECONDS: Final = 12.0
 _FIRST_RETRY_SECONDS: Final = 1.0
-_LAST_RETRY_SECONDS: Final = 30.0
+_LAST_RETRY_SECONDS: Final = 20.0
 
 
 @dataclass
