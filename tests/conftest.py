@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,46 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files of few tests that take long. With `-n` they are the first to run, so that no process is left
+# with one of them when the others have finished; then those with the most tests.
+_SLOW_FILES = frozenset(
+    {
+        "cli/test_demo.py",
+        "client/test_closing.py",
+        "client/test_forking.py",
+        "e2e/test_chaos.py",
+        "e2e/test_conformance.py",
+        "e2e/test_moved_state.py",
+        "e2e/test_shared_store.py",
+        "e2e/test_versions.py",
+        "hostile/test_evaluated_operators.py",
+        "hostile/test_native_leftovers.py",
+        "hostile/test_native_lowering.py",
+        "hostile/test_native_text.py",
+        "lazy/test_saved_models.py",
+        "lazy/test_saved_operators.py",
+        "passes/test_zoo.py",
+        "properties/test_digest_truth.py",
+        "server/test_nursery.py",
+        "server/test_story.py",
+        "training/test_aot_inductor.py",
+        "training/test_fail_open.py",
+        "training/test_floats.py",
+        "training/test_native.py",
+        "training/test_ray.py",
+        "training/test_settings.py",
+        "training/test_waiting.py",
+        "training/test_wrappers.py",
+    }
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """With `-n`, keep the tests of a file in one process, because they share servers."""
     if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
         config.option.dist = "loadfile"
+        config.option.loadscopereorder = False  # see `pytest_collection_modifyitems`
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,12 +83,23 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if "mark.long" in text or "native_server" in text else True
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Iterator[None]:
     for item in items:
         # Each of them runs Inductor and a C++ compiler.
         if "native_server" in getattr(item, "fixturenames", ()):
             item.add_marker("long")
+    yield
+    if hasattr(config, "workerinput"):
+        tests = Counter(item.path for item in items)
+
+        def order(item: pytest.Item) -> tuple[bool, int, Path]:
+            is_slow = "/".join(item.path.parts[-2:]) in _SLOW_FILES
+            return not is_slow, -tests[item.path], item.path
+
+        items.sort(key=order)
 
 
 @pytest.fixture

@@ -244,20 +244,7 @@ def connect_async(
 ) -> AsyncClient:
     """Connect to a server, for use in the running event loop.
 
-    Nothing is sent before the first call.
-
-    Args:
-        address: "host:port", or "host" for port 8700; several replicas: "a:8700,b:8700", or
-            one name for all of them: "dns:///name:8700". Default: LAZYFX_ADDRESS, or this machine.
-        timeout: Default timeout of a call, in seconds.
-        on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
-        token: Bearer token; see `AsyncClient`.
-        tls: How to encrypt; see `AsyncClient`.
-        verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
-        answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
-        balance: How compiles are spread over replicas; see `AsyncClient`.
-        hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
-        priority: How urgent the requests are; see `AsyncClient`.
+    Nothing is sent before the first call. The arguments are those of `AsyncClient`.
     """
     return AsyncClient(
         address,

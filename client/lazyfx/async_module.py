@@ -10,8 +10,7 @@ from torch.fx import GraphModule
 
 from lazyfx.artifacts.python_files import PythonFile
 from lazyfx.calls.async_driver import AsyncDriver
-from lazyfx.module_flows import ModuleFlows
-from lazyfx.report import Cache, Report
+from lazyfx.module_flows import HandleFacts, ModuleFlows
 from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.picture import Picture
 from lazyfx.shared.source.assembly import GeneratedSource
@@ -19,37 +18,12 @@ from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
 
 
-class AsyncRemoteModule:
-    """A compiled module on a server.
-
-    Attributes:
-        key: Hex of the module's key.
-        cache: Hit, miss or joined, and why.
-    """
+class AsyncRemoteModule(HandleFacts):
+    """A compiled module on a server."""
 
     def __init__(self, driver: AsyncDriver, flows: ModuleFlows) -> None:
         self._run = driver.run
         self._flows = flows
-
-    @property
-    def key(self) -> str:
-        """Hex of the module's key."""
-        return self._flows.key
-
-    @property
-    def digest(self) -> str:
-        """Hex of the digest of the graph that was sent."""
-        return self._flows.digest
-
-    @property
-    def cache(self) -> Cache:
-        """Hit, miss or joined, and why."""
-        return self._flows.cache
-
-    @property
-    def report(self) -> Report:
-        """What the compile did, including recompiles that later fetches caused."""
-        return self._flows.report
 
     async def artifact(
         self,

@@ -27,18 +27,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 class Client:
     """A client of one server or its replicas. Threads may share it.
 
-    Args:
-        address: "host:port", or "host" for port 8700; several replicas: "a:8700,b:8700", or
-            one name for all of them: "dns:///name:8700". Default: LAZYFX_ADDRESS, or this machine.
-        timeout: Default timeout of a call, in seconds.
-        on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
-        token: Bearer token; see `AsyncClient`.
-        tls: How to encrypt; see `AsyncClient`.
-        verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
-        answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
-        balance: How compiles are spread over replicas; see `AsyncClient`.
-        hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
-        priority: How urgent the requests are; see `AsyncClient`.
+    Its arguments are those of `AsyncClient`.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened.
@@ -189,18 +178,8 @@ def connect(
 ) -> Client:
     """Connect to a server. Nothing is sent before the first call.
 
-    Args:
-        address: "host:port", or "host" for port 8700; several replicas: "a:8700,b:8700", or
-            one name for all of them: "dns:///name:8700". Default: LAZYFX_ADDRESS, or this machine.
-        timeout: Default timeout of a call, in seconds.
-        on_upload: Called with the bytes sent and the total bytes while tensors are uploaded.
-        token: Bearer token; see `AsyncClient`.
-        tls: How to encrypt; see `AsyncClient`.
-        verify_keys: Public keys in hex that artifacts must be signed with; see `AsyncClient`.
-        answer_bounds: Bounds on what the server may send; see `AnswerBounds`.
-        balance: How compiles are spread over replicas; see `AsyncClient`.
-        hedge_after: Seconds after which a second replica is asked; see `AsyncClient`.
-        priority: How urgent the requests are; see `AsyncClient`.
+    The arguments are those of `AsyncClient`. Without an address, LAZYFX_ADDRESS counts, or a server
+    on this machine.
     """
     return Client(
         address,

@@ -10,8 +10,7 @@ from torch.fx import GraphModule
 
 from lazyfx.artifacts.python_files import PythonFile
 from lazyfx.calls.blocking_driver import BlockingDriver
-from lazyfx.module_flows import ModuleFlows
-from lazyfx.report import Cache, Report
+from lazyfx.module_flows import HandleFacts, ModuleFlows
 from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.picture import Picture
 from lazyfx.shared.source.assembly import GeneratedSource
@@ -19,15 +18,8 @@ from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
 
 
-class RemoteModule:
-    """A compiled module on a server; nothing is generated or sent until it is used.
-
-    Attributes:
-        key: Hex of the module's key.
-        digest: Hex of the digest of the graph that was sent.
-        cache: `.status` is "hit", "miss" or "joined"; `.reason` says why it was not a hit.
-        report: What the compile did, including recompiles that later fetches caused.
-    """
+class RemoteModule(HandleFacts):
+    """A compiled module on a server; nothing is generated or sent until it is used."""
 
     def __init__(self, driver: BlockingDriver, flows: ModuleFlows) -> None:
         self._run = driver.run
@@ -40,26 +32,6 @@ class RemoteModule:
             f"nodes={report.nodes_before}->{report.nodes_after} "
             f"recompiles={report.recompiles.performed}/{report.recompiles.requested}>"
         )
-
-    @property
-    def key(self) -> str:
-        """Hex of the module's key."""
-        return self._flows.key
-
-    @property
-    def digest(self) -> str:
-        """Hex of the digest of the graph that was sent."""
-        return self._flows.digest
-
-    @property
-    def cache(self) -> Cache:
-        """Hit, miss or joined, and why."""
-        return self._flows.cache
-
-    @property
-    def report(self) -> Report:
-        """What the compile did, including recompiles that later fetches caused."""
-        return self._flows.report
 
     def artifact(
         self,

@@ -19,7 +19,7 @@ from lazyfx.artifacts.fetching import ArtifactClient, ArtifactFetcher
 from lazyfx.artifacts.python_files import PythonFile
 from lazyfx.capture.preparing import Prepared
 from lazyfx.flows import Flow, Lock, Locked, Offload
-from lazyfx.report import Report, cache_of, report_of
+from lazyfx.report import Cache, Report, cache_of, report_of
 from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.forward_levels import guard_devices
 from lazyfx.shared.native.native_request import native_request
@@ -196,3 +196,29 @@ def _require_folder(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
+
+
+class HandleFacts:
+    """What a handle of a compiled module tells without a call."""
+
+    _flows: ModuleFlows
+
+    @property
+    def key(self) -> str:
+        """Hex of the module's key."""
+        return self._flows.key
+
+    @property
+    def digest(self) -> str:
+        """Hex of the digest of the graph that was sent."""
+        return self._flows.digest
+
+    @property
+    def cache(self) -> Cache:
+        """`.status` is "hit", "miss" or "joined"; `.reason` says why it was not a hit."""
+        return self._flows.cache
+
+    @property
+    def report(self) -> Report:
+        """What the compile did, including recompiles that later fetches caused."""
+        return self._flows.report

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 from lazyfx.errors import LazyfxError
 from lazyfx.shared.environment import CLIENT_VARIABLES, misspelled
@@ -18,7 +17,7 @@ from lazyfx_server.file_limit import raise_limit
 from lazyfx_server.folder_lock import FolderInUseError, FolderLock
 from lazyfx_server.memory_allocator import give_back_large_blocks
 from lazyfx_server.operator_checks import SetupError, check_setup
-from lazyfx_server.settings.loading import flags, load
+from lazyfx_server.settings.loading import flags, load, refuse
 from lazyfx_server.settings.model import FIELDS, Settings
 from lazyfx_server.settings.service_settings import LogSettings
 from lazyfx_server.telemetry.plain_text import (
@@ -56,19 +55,30 @@ def _main(arguments: Sequence[str]) -> None:
     try:
         check_setup(settings)
     except SetupError as error:
-        _refuse(str(error))
+        refuse(str(error))
     _log_to_stderr(settings.logs)
     log = logging.getLogger("lazyfx_server")
     log.info("starting lazyfx %s on %s", version("lazyfx"), settings.addresses.listen)
     for sentence in misspelled(CLIENT_VARIABLES | {name.upper() for name in FIELDS}):
         log.warning(sentence)
-    takes_over = settings.addresses.takeover_seconds > 0
     # A successor waits for it as late as possible, when it has imported what it needs.
+    takes_over = settings.addresses.takeover_seconds > 0
     folder_lock = None if takes_over else _lock_folder(settings)
     raise_limit()
     give_back_large_blocks()
     # While a thread parses a large request, the event loop waits at most this long for the GIL.
     sys.setswitchinterval(_SWITCH_SECONDS)
+    _serve(settings, folder_lock)
+
+
+def _serve(settings: Settings, folder_lock: FolderLock | None) -> None:
+    """Run the server until a signal stops it, then release the lock.
+
+    Args:
+        settings: All settings.
+        folder_lock: The lock of the store folder; None if it is taken when a predecessor has
+            released it, or if there is no folder.
+    """
     # Workers must be forked from a process that has never used gRPC, whose threads do
     # not survive a fork; so the fork server comes first and everything else after it.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -95,8 +105,8 @@ def _main(arguments: Sequence[str]) -> None:
 
     async def serve() -> None:
         nonlocal folder_lock
-        if takes_over:
-            addresses = settings.addresses
+        addresses = settings.addresses
+        if addresses.takeover_seconds > 0:
             host, _, port = addresses.listen.rpartition(":")
             # Before the store is opened, which the other server still writes to.
             await when_free(host.strip("[]"), int(port), addresses.takeover_seconds)
@@ -125,12 +135,7 @@ def _lock_folder(settings: Settings) -> FolderLock | None:
             store.store_path, is_shared=store.store is not None, wait_seconds=wait_seconds
         )
     except FolderInUseError as error:
-        _refuse(f"--store-path: {error}")
-
-
-def _refuse(reason: str) -> NoReturn:
-    sys.stderr.write(f"lazyfx serve: {reason}\n")
-    raise SystemExit(2)
+        refuse(f"--store-path: {error}")
 
 
 def _user_targets(path: Path) -> str:
@@ -142,7 +147,7 @@ def _user_targets(path: Path) -> str:
         text = path.read_text("utf-8")
         allowed.allow_user_targets(parse(text))
     except (OSError, ValueError) as error:
-        _refuse(f"--allow-targets {path}: {error}")
+        refuse(f"--allow-targets {path}: {error}")
     return text
 
 
@@ -160,10 +165,6 @@ def _ready(address: str, metrics_url: str) -> None:
     # request for 0.1 s, repeatedly.
     gc.collect()
     gc.freeze()
-    _announce(address, metrics_url)
-
-
-def _announce(address: str, metrics_url: str) -> None:
     logging.getLogger("lazyfx_server").info("serving on %s, metrics on %s", address, metrics_url)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import get_args
 
+from lazyfx.shared.artifact_statements import kind_name
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.limits.urgency import RANK_NAMES
 from lazyfx_server.compiling.miss_reasons import REASON_NAMES
 from lazyfx_server.execution import RestartReason
-from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, kind_name
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS
 from lazyfx_server.lazy.recompile_ledger import Trigger
+from lazyfx_server.rpc.error_statuses import CODES
 from lazyfx_server.security.sandbox import LAYERS
 from lazyfx_server.store.contract import Operation, RemoteTierName, TierName
 from lazyfx_server.telemetry.labels import DefinedElsewhere
@@ -23,6 +25,7 @@ def label_values(passes: Iterable[str]) -> DefinedElsewhere:
         passes=tuple(passes),
         artifact_kinds=tuple(map(kind_name, ARTIFACT_KINDS)),
         methods=tuple(method.name for method in service.methods),
+        codes=CODES,
         priorities=tuple(RANK_NAMES.values()),
         miss_reasons=REASON_NAMES,
         triggers=get_args(Trigger),

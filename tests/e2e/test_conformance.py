@@ -6,13 +6,13 @@ import warnings
 from dataclasses import replace
 
 import pytest
+from servers import RunningServer
 
 import lazyfx
 from conformance import reasons
 from conformance.captures import WAYS
 from conformance.cases import modules, operators
 from conformance.run import BAD, Finding, findings
-from lazyfx.cli.local_server import local_server
 
 pytestmark = pytest.mark.long
 
@@ -31,14 +31,10 @@ _ONCE = {
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Finding]:
+def found(server: RunningServer) -> list[Finding]:
     chosen = [*operators(11, _EVERY_OPERATOR), *modules(4, _EVERY_MODULE)]
     chosen += [case for case in (*operators(), *modules()) if case.name in _ONCE]
-    with (
-        local_server() as server,
-        lazyfx.connect(server.address) as client,
-        warnings.catch_warnings(),
-    ):
+    with lazyfx.connect(server.address) as client, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [
             each

@@ -77,7 +77,9 @@ def test_an_upgrade_and_a_rollback_in_one_folder(
     request, folder = compile_request(graph_of(), DCE), tmp_path / "store"
     found = []
     for variables in ({}, other_version, {}):
-        server = launch("--workers", "1", store=folder, environment=variables, own_interpreter=True)
+        server = launch(
+            "--workers", "1", store=folder, environment=variables, own_interpreter=bool(variables)
+        )
         with connected(server.address) as stub:
             answer = stub.Compile(request)
             assert artifact(stub, answer.module_key, pb.ARTIFACT_KIND_CODE).data

@@ -210,7 +210,7 @@ def test_a_job_that_alone_takes_longer_than_its_call_is_refused_without_a_delay(
     async def scenario() -> None:
         admission = Admission(1, CallLimits())
         await _teach(admission, _work(), 20.0)
-        with pytest.raises(DeadlineTooShortError, match="allow more") as late:
+        with pytest.raises(DeadlineTooShortError, match="use a longer timeout") as late:
             async with admission.slot(_work(urgency=Urgency(1, time.monotonic() + 1.0))):
                 pass
         assert late.value.retry_after is None

@@ -24,6 +24,7 @@ from lazyfx_server.store import (
     SkippedError,
     StoreError,
     UnreachableError,
+    circuit_breaker,
     open_store,
 )
 from lazyfx_server.store.circuit_breaker import CircuitBreaker
@@ -196,6 +197,10 @@ class CountedStore:
 
         return set(await asyncio.gather(*map(there, keys)))
 
+    async def put(self, _key: str, _value: bytes) -> None:
+        async with self.room:
+            await asyncio.sleep(0.02)
+
     async def refresh(self) -> None:
         if self.fails is not None:
             raise self.fails
@@ -210,6 +215,17 @@ async def test_many_keys_have_more_time_than_one() -> None:
     wanted = {key(number) for number in range(200)}
     assert await breaker.contains(wanted) == wanted
     assert breaker.available
+    await breaker.close()
+
+
+async def test_a_crowd_of_writes_may_take_as_long_as_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(circuit_breaker, "_WRITE_SECONDS", 0.01)
+    breaker = CircuitBreaker(cast("RemoteStore", CountedStore()), wait_seconds=30.0)
+    await breaker.connect()
+    # More than may be under way, several times over.
+    await asyncio.gather(*(breaker.put(key(n), b"value") for n in range(200)))
     await breaker.close()
 
 

@@ -9,8 +9,8 @@ import pytest
 from lazyfx_server.compiling.forwarding import link as module
 from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.forwarding.upstream_calls import UpstreamFailureError
-from lazyfx_server.errors import FailedPreconditionError
-from lazyfx_server.upstream.route import VIA, Routes, current_route
+from lazyfx_server.errors import FailedPreconditionError, InvalidRequestError
+from lazyfx_server.upstream.inbound_call import VIA, InboundCalls, inbound_call
 
 
 @pytest.fixture(autouse=True)
@@ -125,21 +125,25 @@ def test_an_error_of_the_health_check_is_no_health() -> None:
     asyncio.run(_broken_probe())
 
 
-async def _routes() -> None:
-    routes, other = Routes(), Routes()
-    routes.enter([("authorization", "Bearer x"), (VIA, other.own_id)], 5.0)
-    route = current_route()
-    assert (route.authorization, route.via) == ("Bearer x", (other.own_id,))
-    assert 0 < (route.seconds_left() or 0) <= 5
-    routes.enter([], None)
-    assert current_route().seconds_left() is None
-    ids = [f"{n:016x}" for n in range(5)]
-    for via in (f"{ids[0]},{routes.own_id}", ",".join(ids), "x" * 16, "", "0" * 16 + ","):
-        if not via:
-            continue
-        with pytest.raises(FailedPreconditionError, match="lazyfx-via"):
-            routes.enter([(VIA, via)], None)
+async def _inbound_calls() -> None:
+    calls, other = InboundCalls(), InboundCalls()
+    calls.enter([("authorization", "Bearer x"), (VIA, other.own_id)], 5.0)
+    call = inbound_call()
+    assert (call.authorization, call.via) == ("Bearer x", (other.own_id,))
+    assert 0 < (call.seconds_left() or 0) <= 5
+    calls.enter([], None)
+    assert inbound_call().seconds_left() is None
+    ids = [f"{n:016x}" for n in range(17)]
+    for via, reason in (
+        (f"{ids[0]},{calls.own_id}", "through this server before"),
+        (",".join(ids[:5]), "more than 4 servers"),
+    ):
+        with pytest.raises(FailedPreconditionError, match=rf"lazyfx-via.*{reason}"):
+            calls.enter([(VIA, via)], None)
+    for via in ("x" * 16, "0" * 16 + ",", ",".join(ids)):
+        with pytest.raises(InvalidRequestError, match=r"lazyfx-via.*16 hexadecimal digits"):
+            calls.enter([(VIA, via)], None)
 
 
 def test_a_call_that_was_here_before_or_came_too_far_is_refused() -> None:
-    asyncio.run(_routes())
+    asyncio.run(_inbound_calls())

@@ -8,8 +8,8 @@ from lazyfx.errors import LazyfxError
 from lazyfx.v1 import compiler_pb2 as pb
 
 Priority: TypeAlias = Literal["interactive", "batch", "prewarm"]
-"""How urgent a request is, among all of this caller: somebody waits for its answer; it is one of
-many; or nobody waits yet."""
+"""How urgent a request is, among all of this caller: "interactive" if the caller is waiting for the
+answer, "batch" if it is one of many, "prewarm" if the result will be needed later."""
 
 PRIORITIES: tuple[str, ...] = get_args(Priority)
 

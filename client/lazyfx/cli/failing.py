@@ -48,6 +48,25 @@ def _one_line(text: str) -> str:
 
 
 @contextmanager
+def requiring_server(what: str) -> Iterator[None]:
+    """Import modules of the server.
+
+    Args:
+        what: What needs them, the beginning of a sentence: "... is not installed".
+
+    Raises:
+        typer.Exit: The server is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise fail(
+            f"{what} is not installed (no module {error.name!r}); "
+            "install it with: pip install 'lazyfx[server]'"
+        ) from error
+
+
+@contextmanager
 def reporting_errors(address: str) -> Iterator[None]:
     """Report lazyfx's own errors on one line, with exit status 1.
 

@@ -17,8 +17,8 @@ from lazyfx.v1 import compiler_pb2 as pb
 _CLOCK_SECONDS = 300.0
 
 
-def kind_text(kind: int) -> str:
-    """The name of an artifact kind in messages, e.g. "inductor"."""
+def kind_name(kind: int) -> str:
+    """The name of an artifact kind in messages, logs and metrics, e.g. "inductor"."""
     return pb.ArtifactKind.Name(kind).removeprefix("ARTIFACT_KIND_").lower()  # type: ignore[arg-type]
 
 
@@ -42,7 +42,7 @@ def verified_statement(
     Raises:
         UntrustedArtifactError: It is not; the artifact must not be opened.
     """
-    name = kind_text(kind)
+    name = kind_name(kind)
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(
             signature.signature, SIGNED_PREFIX + signature.statement

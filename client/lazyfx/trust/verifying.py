@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 from lazyfx.errors import LazyfxError, UntrustedArtifactError, UntrustedServerError
 from lazyfx.flows import Flow
-from lazyfx.shared.artifact_statements import kind_text, verified_statement
+from lazyfx.shared.artifact_statements import kind_name, verified_statement
 from lazyfx.shared.printable import make_printable
 from lazyfx.shared.signing_keys import KEY_BYTES, fingerprint, key_id
 from lazyfx.v1 import compiler_pb2 as pb
@@ -145,7 +145,7 @@ class Verifier:
         self, request: pb.GetArtifactRequest, trailer: pb.ArtifactTrailer
     ) -> Flow[Provenance]:
         """Verify a signature, whatever the kind of artifact; see `check`."""
-        name = kind_text(request.kind)
+        name = kind_name(request.kind)
         signature = trailer.signature
         if not signature.signature:
             raise UntrustedArtifactError(f"the {name} is not signed and was not opened")

@@ -50,11 +50,11 @@ class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
     """As PRIORITY_INTERACTIVE."""
     PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
-    """Somebody waits for the answer."""
+    """A caller is waiting for the answer."""
     PRIORITY_BATCH: _Priority.ValueType  # 2
     """One of many, of which the last matters."""
     PRIORITY_PREWARM: _Priority.ValueType  # 3
-    """Nobody waits yet: the result will be needed later."""
+    """No caller is waiting yet; the result will be needed later."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
     """How urgent a request is. It orders the requests of one caller; callers share the workers equally,
@@ -64,11 +64,11 @@ class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """As PRIORITY_INTERACTIVE."""
 PRIORITY_INTERACTIVE: Priority.ValueType  # 1
-"""Somebody waits for the answer."""
+"""A caller is waiting for the answer."""
 PRIORITY_BATCH: Priority.ValueType  # 2
 """One of many, of which the last matters."""
 PRIORITY_PREWARM: Priority.ValueType  # 3
-"""Nobody waits yet: the result will be needed later."""
+"""No caller is waiting yet; the result will be needed later."""
 Global___Priority: typing_extensions.TypeAlias = Priority
 
 class _CacheStatus:
@@ -117,7 +117,7 @@ class _MissReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     MISS_REASON_SKIPPED: _MissReason.ValueType  # 6
     """The request skipped the lookup."""
     MISS_REASON_UNCACHEABLE: _MissReason.ValueType  # 7
-    """A pass has no fingerprint, so results are not stored."""
+    """Not sent any more: every pass has a fingerprint."""
     MISS_REASON_NEW_ENVIRONMENT: _MissReason.ValueType  # 8
     """The entry was built by another version of torch or lazyfx."""
 
@@ -138,7 +138,7 @@ MISS_REASON_CORRUPT: MissReason.ValueType  # 5
 MISS_REASON_SKIPPED: MissReason.ValueType  # 6
 """The request skipped the lookup."""
 MISS_REASON_UNCACHEABLE: MissReason.ValueType  # 7
-"""A pass has no fingerprint, so results are not stored."""
+"""Not sent any more: every pass has a fingerprint."""
 MISS_REASON_NEW_ENVIRONMENT: MissReason.ValueType  # 8
 """The entry was built by another version of torch or lazyfx."""
 Global___MissReason: typing_extensions.TypeAlias = MissReason

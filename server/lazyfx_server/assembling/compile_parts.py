@@ -30,8 +30,8 @@ from lazyfx_server.settings.model import Settings
 from lazyfx_server.settings.upstream_settings import SYSTEM
 from lazyfx_server.telemetry import Observer, UpstreamTransferred
 from lazyfx_server.upstream.calls import GrpcUpstreamCalls, UpstreamAddress
+from lazyfx_server.upstream.inbound_call import InboundCalls
 from lazyfx_server.upstream.own_token import OwnToken
-from lazyfx_server.upstream.route import Routes
 from lazyfx_server.upstream.upstream_tls import UpstreamTls
 
 
@@ -44,7 +44,7 @@ class Compiling:
         artifacts: Makes artifacts of compiled modules.
         blobs: Takes uploads.
         forwarding: Asks the upstream; None without one.
-        routes: Reads which servers a call has come through; None without an upstream.
+        inbound: Reads which servers a call has come through; None without an upstream.
         quotas: Quotas of tenants.
     """
 
@@ -52,7 +52,7 @@ class Compiling:
     artifacts: Artifacts
     blobs: Blobs
     forwarding: Forwarding | None
-    routes: Routes | None
+    inbound: InboundCalls | None
     quotas: Quotas
 
     @classmethod
@@ -70,7 +70,7 @@ class Compiling:
             OSError: A file for the upstream cannot be read.
         """
         store, catalog = storage.store, storage.catalog
-        routes, forwarding = upstream(settings, workers.jobs, workers.admission, counts.observer)
+        inbound, forwarding = upstream(settings, workers.jobs, workers.admission, counts.observer)
         fleet = storage.fleet
         quotas, costs = Quotas(settings.quotas), CodegenCosts()
         pipelines, explainer = Pipelines(tables.registry, tables.named), Explainer(store)
@@ -99,39 +99,54 @@ class Compiling:
                 forwarding, catalog, store, pipelines, explainer, counts.deferred
             ),
         )
-        stored = StoredArtifacts(store, catalog, storage.signer)
-        forwarded = None
-        if forwarding is not None:
-            forwarded = ForwardedArtifacts(forwarding, catalog, stored, workers.native)
-        artifacts = Artifacts(
-            catalog=catalog,
-            stored=stored,
-            maker=ArtifactMaker(
-                stored=stored,
-                catalog=catalog,
-                jobs=workers.jobs,
-                admission=workers.admission,
-                observer=counts.observer,
-                native=workers.native,
-                quotas=quotas,
-                costs=costs,
-                fleet=fleet,
-                max_source_bytes=settings.requests.max_source_bytes,
-                forwarded=forwarded,
-            ),
-            native=workers.native,
-            fleet=fleet,
-            observer=counts.observer,
-            forwarded=forwarded,
-        )
+        artifacts = artifacts_of(settings, counts, storage, workers, quotas, costs, forwarding)
         blobs = Blobs(store, settings.uploads, fleet, storage.shared)
-        return cls(compiler, artifacts, blobs, forwarding, routes, quotas)
+        return cls(compiler, artifacts, blobs, forwarding, inbound, quotas)
+
+
+def artifacts_of(
+    settings: Settings,
+    counts: Counts,
+    storage: Storage,
+    workers: Workers,
+    quotas: Quotas,
+    costs: CodegenCosts,
+    forwarding: Forwarding | None,
+) -> Artifacts:
+    """What serves the artifacts of compiled modules."""
+    catalog = storage.catalog
+    stored = StoredArtifacts(storage.store, catalog, storage.signer)
+    forwarded = None
+    if forwarding is not None:
+        forwarded = ForwardedArtifacts(forwarding, catalog, stored, workers.native)
+    maker = ArtifactMaker(
+        stored=stored,
+        catalog=catalog,
+        jobs=workers.jobs,
+        admission=workers.admission,
+        observer=counts.observer,
+        native=workers.native,
+        quotas=quotas,
+        costs=costs,
+        fleet=storage.fleet,
+        max_source_bytes=settings.requests.max_source_bytes,
+        forwarded=forwarded,
+    )
+    return Artifacts(
+        catalog=catalog,
+        stored=stored,
+        maker=maker,
+        native=workers.native,
+        fleet=storage.fleet,
+        observer=counts.observer,
+        forwarded=forwarded,
+    )
 
 
 def upstream(
     settings: Settings, jobs: Jobs, admission: Admission, observer: Observer
-) -> tuple[Routes | None, Forwarding | None]:
-    """What reads the routes of calls, and what forwards them; None for each without an upstream.
+) -> tuple[InboundCalls | None, Forwarding | None]:
+    """What reads where calls came from, and what forwards them; None for each without an upstream.
 
     Args:
         settings: All settings.
@@ -151,15 +166,15 @@ def upstream(
         tls = UpstreamTls(roots, given.upstream_certificate, given.upstream_key)
     token = None if given.upstream_token is None else OwnToken(given.upstream_token)
     pinned = [bytes.fromhex(key) for key in given.upstream_verify_keys]
-    routes = Routes()
+    inbound = InboundCalls()
     calls = GrpcUpstreamCalls(
         UpstreamAddress(given.upstream, tls),
-        own_id=routes.own_id,
+        own_id=inbound.own_id,
         own_authorization=None if token is None else token.authorization,
         shows_callers=settings.callers.tokens is not None,
         on_bytes=lambda sent, received: observer.observe(UpstreamTransferred(sent, received)),
     )
-    return routes, Forwarding(
+    return inbound, Forwarding(
         calls=calls,
         link=UpstreamLink(calls.address, calls.is_serving, given.upstream_wait_seconds),
         keys=UpstreamKeys(pinned or None),

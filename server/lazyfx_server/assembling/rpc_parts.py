@@ -91,7 +91,7 @@ class Rpc:
                 in_progress,
                 callers,
                 compiling.quotas,
-                compiling.routes,
+                compiling.inbound,
                 HitsAtOnce(compiling.compiler.in_memory, compiling.quotas, counts.deferred),
             ),
             in_progress,

@@ -156,5 +156,7 @@ def fleet_flights(
     """
     over_shared = store if shared is not None and isinstance(store, TieredStore) else None
     leases = None if shared is None else shared.leases
-    waits = FleetSettings(settings.store.store_hedge_seconds, settings.store.store_wait_seconds)
+    given = settings.store
+    publish_seconds = given.store_publish_seconds or given.store_wait_seconds
+    waits = FleetSettings(given.store_hedge_seconds, publish_seconds)
     return FleetFlights(leases, over_shared, observer, waits)

@@ -172,13 +172,13 @@ def native_compiles(
     native = settings.native
     required, forwards = native.native == "on", settings.upstream.upstream is not None
 
-    def queue(slots: int) -> Admission:
+    def make_queue(slots: int) -> Admission:
         longest = native.native_timeout
         return Admission(slots, settings.calls, NATIVE_POOL, observer, pressure, longest=longest)
 
     if engine is not None and native.native != "off":
         nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
-        compiles = NativeCompiles(nodes, queue, observer, forwards=forwards)
+        compiles = NativeCompiles(nodes, make_queue, observer, forwards=forwards)
         engine.cluster.listen(compiles.count_workers)
         return compiles
     try:
@@ -186,11 +186,11 @@ def native_compiles(
     except NativeUnavailable as error:
         if required:
             raise OSError(f"--native: {error}") from error
-        unavailable = NativeCompiles(None, queue, observer, forwards=forwards)
+        unavailable = NativeCompiles(None, make_queue, observer, forwards=forwards)
         unavailable.disable(str(error))
         return unavailable
     builders = None if made is None else made[0]
-    return NativeCompiles(builders, queue, observer, required=required, forwards=forwards)
+    return NativeCompiles(builders, make_queue, observer, required=required, forwards=forwards)
 
 
 def memory_guard(

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+from lazyfx.shared.artifact_statements import kind_name
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
@@ -23,7 +24,7 @@ from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
 from lazyfx_server.errors import FailedPreconditionError, RequestError, UnavailableError
-from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind
 from lazyfx_server.telemetry import Observer, RecompilesPerformed
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -59,7 +60,7 @@ class ResolvedArtifact:
     kind: ArtifactKind
     variant: bytes
 
-    def place(self, kind: pb.ArtifactKind.ValueType) -> bytes:
+    def store_key(self, kind: pb.ArtifactKind.ValueType) -> bytes:
         """The store key of an artifact of a kind, for the same caller."""
         return artifact_digest(self.module.own_digest, kind, self.variant)
 
@@ -122,7 +123,7 @@ class ArtifactMaker:
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
         module, kind = resolved.module, resolved.message.kind
-        place, native = resolved.place(kind), resolved.kind.maker == "native"
+        place, native = resolved.store_key(kind), resolved.kind.maker == "native"
         find = partial(self._find, resolved)
         if found := await find():
             return FoundArtifact(found)
@@ -151,7 +152,7 @@ class ArtifactMaker:
     async def _find(self, resolved: ResolvedArtifact) -> worker.ArtifactRecord | None:
         """The artifact in the store, unless the upstream has to sign it again."""
         kind = resolved.message.kind
-        found = await self._stored.find(resolved.place(kind), resolved.module, kind)
+        found = await self._stored.find(resolved.store_key(kind), resolved.module, kind)
         if found is not None and self._forwarded is not None:
             return None if self._forwarded.is_outdated(found) else found
         return found
@@ -165,7 +166,7 @@ class ArtifactMaker:
         request, module, place = (
             resolved.message,
             resolved.module,
-            resolved.place(resolved.message.kind),
+            resolved.store_key(resolved.message.kind),
         )
         started = time.monotonic()
         refusal: RequestError | None = None
@@ -190,7 +191,7 @@ class ArtifactMaker:
     ) -> FoundArtifact:
         request, module = resolved.message, resolved.module
         self._native.require_buildable(request)
-        place = resolved.place(request.kind)
+        place = resolved.store_key(request.kind)
         charge = self._quotas.charge_work(module.tenant)
         result = await self._native.make(
             place, graph, request, queued_job, _subject(module), flight, charge
@@ -209,7 +210,7 @@ class ArtifactMaker:
     ) -> FoundArtifact:
         request, module = resolved.message, resolved.module
         source_kind = pb.ARTIFACT_KIND_SOURCE
-        source_place = resolved.place(source_kind)
+        source_place = resolved.store_key(source_kind)
         # Source itself is rendered only if it is not stored.
         shares_source = resolved.kind.write is not None and request.kind != source_kind
         job = worker.RenderJob(
@@ -233,7 +234,7 @@ class ArtifactMaker:
                 result = await self._jobs.render(job, module.tenant.name, _subject(module))
         flight.mark_finishing()
         record = await self._stored.add(
-            resolved.place(request.kind), result.data, result.media_type, module, request.kind
+            resolved.store_key(request.kind), result.data, result.media_type, module, request.kind
         )
         if shares_source and result.HasField("source"):
             data = result.source.SerializeToString(deterministic=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from lazyfx.shared.artifact_statements import kind_name
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.artifact_making import ArtifactMaker, FoundArtifact, ResolvedArtifact
@@ -22,7 +23,7 @@ from lazyfx_server.compiling.request import is_about_leader
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, ModuleNotFoundInCacheError
-from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, kind_name
+from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind
 from lazyfx_server.jobs.native.progress import progress_of
 from lazyfx_server.telemetry import Abandonment, ArtifactServed, FlightAbandoned, Observer
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -104,16 +105,8 @@ class Artifacts:
             ModuleNotFoundInCacheError: The module, or its graph, is no longer cached.
             OverloadedError, TimedOutError, InternalError: As the names say.
         """
-        if len(request.module_key) != hashlib.sha256().digest_size:
-            raise InvalidRequestError.of_field(
-                "module_key", "has the wrong length; use module_key of a CompileResponse"
-            )
         urgency = Urgency.of(request.priority, time_left)
-        kind = ARTIFACT_KINDS.get(request.kind)
-        if kind is None:
-            raise InvalidRequestError.of_field(
-                "kind", f"{request.kind} is unknown; GetServerInfo lists the artifact kinds"
-            )
+        kind = _kind_of(request)
         module = await self._catalog.find(tenant, request.module_key)
         if not isinstance(module, CompiledModule):
             raise ModuleNotFoundInCacheError(
@@ -129,6 +122,26 @@ class Artifacts:
             landing = await self._landing(resolved, urgency)
             record = landing.result().record
             seconds = landing.result().seconds if landing.led else None
+        self._report(request, module, len(record.data), seconds)
+        return Artifact(
+            kind=request.kind,
+            data=record.data,
+            digest=record.digest,
+            media_type=record.media_type,
+            rendered=seconds is not None,
+            render_seconds=seconds or 0.0,
+            recompiles=module.report.recompiles,
+            signature=self._signature(record, module, request.kind),
+        )
+
+    def _report(
+        self,
+        request: pb.GetArtifactRequest,
+        module: CompiledModule,
+        size: int,
+        seconds: float | None,
+    ) -> None:
+        """Log and count an artifact; `seconds` is None if it was not made for this request."""
         name = kind_name(request.kind)
         if seconds is not None:
             _log.debug(
@@ -142,19 +155,9 @@ class Artifacts:
             ArtifactServed(
                 kind=name,
                 source="cached" if seconds is None else "rendered",
-                bytes=max(0, len(record.data) - request.offset),
+                bytes=max(0, size - request.offset),
                 seconds=seconds or 0.0,
             )
-        )
-        return Artifact(
-            kind=request.kind,
-            data=record.data,
-            digest=record.digest,
-            media_type=record.media_type,
-            rendered=seconds is not None,
-            render_seconds=seconds or 0.0,
-            recompiles=module.report.recompiles,
-            signature=self._signature(record, module, request.kind),
         )
 
     def _signature(
@@ -168,12 +171,10 @@ class Artifacts:
         self, resolved: ResolvedArtifact, urgency: Urgency
     ) -> Landing[FoundArtifact]:
         """Wait for the artifact, in a flight whose deadline is not too short."""
-        place, work = (
-            resolved.place(resolved.message.kind),
-            partial(self._maker.find_or_make, resolved),
-        )
+        key = resolved.store_key(resolved.message.kind)
+        work = partial(self._maker.find_or_make, resolved)
         while True:
-            landing = await self._flights.join(place, work, urgency)
+            landing = await self._flights.join(key, work, urgency)
             if landing.led or not is_about_leader(landing.error):
                 return landing
 
@@ -193,6 +194,24 @@ class Artifacts:
 
     def _on_abandoned(self, outcome: Abandonment) -> None:
         self._observer.observe(FlightAbandoned("render", outcome))
+
+
+def _kind_of(request: pb.GetArtifactRequest) -> ArtifactKind:
+    """The kind of artifact that is requested.
+
+    Raises:
+        InvalidRequestError: There is no such kind, or the module's key is malformed.
+    """
+    if len(request.module_key) != hashlib.sha256().digest_size:
+        raise InvalidRequestError.of_field(
+            "module_key", "has the wrong length; use module_key of a CompileResponse"
+        )
+    kind = ARTIFACT_KINDS.get(request.kind)
+    if kind is None:
+        raise InvalidRequestError.of_field(
+            "kind", f"{request.kind} is unknown; GetServerInfo lists the artifact kinds"
+        )
+    return kind
 
 
 def _names(presentation: graph_pb2.Presentation) -> bytes:

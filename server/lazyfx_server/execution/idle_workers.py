@@ -13,7 +13,7 @@ from lazyfx_server.execution.worker_process import Worker
 
 @dataclass(eq=False, slots=True)
 class _Caller:
-    """Somebody who waits for a worker.
+    """A caller that waits for a worker.
 
     Attributes:
         owner: The owner of the job; None if any worker may run it.

@@ -26,11 +26,15 @@ from lazyfx_server.execution.job_calls import OnCall
 from lazyfx_server.execution.launching import ProcessSource
 from lazyfx_server.execution.process_control import WorkerSpec
 from lazyfx_server.execution.worker_process import Worker, WorkerLost
+from lazyfx_server.growing_pause import GrowingPause
 
 # How many workers in a row may die before one takes the job.
 _MAX_LOST = 3
-# Callers that wait for a new worker fail once the pause between attempts is longer.
-_PATIENT_DELAY = 0.5
+# Pauses between attempts to start a worker.
+_FIRST_RETRY_SECONDS = 0.1
+_LAST_RETRY_SECONDS = 5.0
+# Callers that wait for a new worker fail once the pause is longer.
+_PATIENT_SECONDS = 0.5
 
 
 class ProcessExecutor:
@@ -206,17 +210,16 @@ class ProcessExecutor:
         self._background(self._replace())
 
     async def _replace(self) -> None:
-        delay = 0.1
+        pause = GrowingPause(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         while not self._closed:
             try:
                 await self._launch()
             except ExecutionError as error:
                 if not self._live:  # no worker is left for the waiters
                     self._idle.refuse(NoWorker(str(error)))
-                elif delay > _PATIENT_DELAY:  # those that are left belong to other owners
+                elif pause.seconds > _PATIENT_SECONDS:  # those that are left belong to other owners
                     self._idle.refuse(NoWorker(str(error)), only_next=True)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, 5.0)
+                await asyncio.sleep(pause.next())
             else:
                 return
 

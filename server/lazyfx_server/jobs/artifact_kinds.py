@@ -159,8 +159,3 @@ def is_native(kind: pb.ArtifactKind.ValueType) -> bool:
     """Whether a kind, which may be unknown, is built by native jobs."""
     row = ARTIFACT_KINDS.get(kind)
     return row is not None and row.maker == "native"
-
-
-def kind_name(kind: pb.ArtifactKind.ValueType) -> str:
-    """The name of a kind in metrics and logs."""
-    return pb.ArtifactKind.Name(kind).removeprefix("ARTIFACT_KIND_").lower()

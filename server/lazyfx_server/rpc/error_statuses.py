@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import grpc
 from google.rpc import status_pb2
@@ -24,6 +25,23 @@ _NO_RETRY_BY_GRPC = ("grpc-retry-pushback-ms", "-1")
 
 CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 """Names of status codes by number."""
+
+# Each class with those below it.
+_CODES: Final[Mapping[type[errors.RequestError], grpc.StatusCode]] = {
+    errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.MissingInputsError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ModuleNotFoundInCacheError: grpc.StatusCode.NOT_FOUND,
+    errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.InternalError: grpc.StatusCode.INTERNAL,
+}
+
+CODES: Final = ("OK", "CANCELLED", *dict.fromkeys(code.name for code in _CODES.values()))
+"""The codes that calls end with."""
 
 
 def _bounded(text: str) -> str:
@@ -55,30 +73,18 @@ def sent_status(status: status_pb2.Status) -> grpc.Status:
 
 def status_of(error: BaseException) -> status_pb2.Status:
     """The status for an error; bugs are logged, not shown."""
-    code, message = grpc.StatusCode, _bounded(str(error))
-    violations = _violations(error) if isinstance(error, errors.RequestError) else ()
-    if isinstance(error, errors.InvalidRequestError):
-        return rich_status(code.INVALID_ARGUMENT, message, violations=violations)
-    if isinstance(error, errors.MissingInputsError):
-        return rich_status(code.FAILED_PRECONDITION, message, missing=error.subjects)
-    if isinstance(error, errors.FailedPreconditionError):
-        return rich_status(code.FAILED_PRECONDITION, message, violations=violations)
-    if isinstance(error, errors.ModuleNotFoundInCacheError):
-        return rich_status(code.NOT_FOUND, message)
-    if isinstance(error, errors.OverloadedError):
-        return rich_status(
-            code.RESOURCE_EXHAUSTED, message, violations=violations, retry_after=error.retry_after
-        )
-    if isinstance(error, errors.UnauthenticatedError):
-        return rich_status(code.UNAUTHENTICATED, message)
-    if isinstance(error, errors.PermissionDeniedError):
-        return rich_status(code.PERMISSION_DENIED, message)
-    if isinstance(error, errors.UnavailableError):
-        return rich_status(code.UNAVAILABLE, message, retry_after=error.retry_after)
-    if isinstance(error, errors.TimedOutError):
-        return rich_status(code.DEADLINE_EXCEEDED, message)
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
+    if code is None or not isinstance(error, errors.RequestError):
+        _log.error("unexpected error", exc_info=error)
+        message = "unexpected error; the server's log has the details"
+        return rich_status(grpc.StatusCode.INTERNAL, message)
+    message = _bounded(str(error))
     if isinstance(error, errors.InternalError):
         _log.error("internal error: %s", message, exc_info=error)
-        return rich_status(code.INTERNAL, message, violations=violations)
-    _log.error("unexpected error", exc_info=error)
-    return rich_status(code.INTERNAL, "unexpected error; the server's log has the details")
+    return rich_status(
+        code,
+        message,
+        violations=_violations(error),
+        missing=getattr(error, "subjects", ()),
+        retry_after=getattr(error, "retry_after", None),
+    )

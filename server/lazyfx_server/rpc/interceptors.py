@@ -18,7 +18,7 @@ from lazyfx_server.rpc.calls_in_progress import Call, CallsInProgress, Context
 from lazyfx_server.rpc.file_descriptors import FileDescriptorGuard
 from lazyfx_server.rpc.hits_at_once import HitsAtOnce
 from lazyfx_server.rpc.standard_services import HANDLER_MAKERS, small_requests
-from lazyfx_server.upstream.route import Routes
+from lazyfx_server.upstream.inbound_call import InboundCalls
 
 _SERVICE = "/lazyfx.v1.GraphCompiler/"
 # Probes are not authenticated, and only learn whether the server serves.
@@ -36,7 +36,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         calls: The calls of the server.
         authenticator: Determines the tenant of a call.
         quotas: Quotas of tenants.
-        routes: Reads what forwarding a call needs; None for a server that forwards none.
+        inbound: Reads what forwarding a call needs; None for a server that forwards none.
         hits: Answers calls of Compile that need nothing but a lookup; None to serve all alike.
     """
 
@@ -45,11 +45,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         calls: CallsInProgress,
         authenticator: Authenticator,
         quotas: Quotas,
-        routes: Routes | None = None,
+        inbound: InboundCalls | None = None,
         hits: HitsAtOnce | None = None,
     ) -> None:
         self._calls = calls
-        self._routes = routes
+        self._inbound = inbound
         self._hits = hits
         self._authenticator = authenticator
         self._quotas = quotas
@@ -171,9 +171,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         tenant = self._authenticator.certified(_IDENTIFIED.get(), context)
         caller = Caller(tenant, self._quotas)
         enter(caller)
-        if self._routes is not None:
+        if self._inbound is not None:
             metadata = context.invocation_metadata() or ()
-            self._routes.enter(metadata, context.time_remaining())
+            self._inbound.enter(metadata, context.time_remaining())
         return caller
 
 

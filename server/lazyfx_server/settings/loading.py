@@ -129,7 +129,12 @@ def _written_in(
     return f"{flag}: "
 
 
-def _refuse(reason: str) -> NoReturn:
+def refuse(reason: str) -> NoReturn:
+    """End the process: a setting is invalid.
+
+    Raises:
+        SystemExit: Always.
+    """
     sys.stderr.write(f"lazyfx serve: {reason}\n")
     raise SystemExit(2)
 
@@ -157,14 +162,14 @@ def _parsed(schema: type[BaseSettings], arguments: Sequence[str]) -> CliSettings
             raise
         reason = output.getvalue().rstrip().rpartition("lazyfx serve: error: ")[2]
     if switch := _VALUE_OF_SWITCH.fullmatch(reason):
-        _refuse(f"{switch[1]} takes no value, not {switch[2]}")
+        refuse(f"{switch[1]} takes no value, not {switch[2]}")
     unknown = reason.removeprefix("unrecognized arguments: ")
     if unknown == reason:
-        _refuse(reason)
+        refuse(reason)
     word = unknown.split()[0].partition("=")[0]
     meant = closest(word, flags()) if word.startswith("-") else ""
     hint = f"did you mean {meant}?" if meant else "`lazyfx serve --help` lists the flags"
-    _refuse(f"there is no {'flag' if word.startswith('-') else 'argument'} {word}; {hint}")
+    refuse(f"there is no {'flag' if word.startswith('-') else 'argument'} {word}; {hint}")
 
 
 def _expand_switches(arguments: Sequence[str]) -> list[str]:
@@ -196,7 +201,7 @@ def load(arguments: Sequence[str]) -> Settings:
         try:
             in_file = read_settings_file(path, FIELDS)
         except SettingsFileError as error:
-            _refuse("\n".join(f"--config {line}" for line in str(error).splitlines()))
+            refuse("\n".join(f"--config {line}" for line in str(error).splitlines()))
     schema = _schema(path)
     try:
         parsed = _parsed(schema, arguments)
@@ -206,15 +211,15 @@ def load(arguments: Sequence[str]) -> Settings:
             f"{_written_in(e['loc'], arguments, path, in_file)}{describe_mistake(e)}"
             for e in error.errors()
         ]
-        _refuse("\nlazyfx serve: ".join(lines))
+        refuse("\nlazyfx serve: ".join(lines))
     except SettingsError as error:
-        _refuse(str(error))
+        refuse(str(error))
     addresses = settings.addresses
     if (exposure := settings.exposure) and not addresses.insecure:
-        _refuse(
+        refuse(
             f"--listen {addresses.listen} can be reached from other machines, but {exposure}; "
             "listen on 127.0.0.1, or pass --insecure if the network itself is trusted"
         )
     if mistake := settings.upstream_mistake:
-        _refuse(f"--upstream {settings.upstream.upstream} {mistake}")
+        refuse(f"--upstream {settings.upstream.upstream} {mistake}")
     return settings

@@ -130,8 +130,8 @@ class WorkerSettings(Part):
     node. Requires lazyfx[ray]; docs/scale.md says what the cluster needs."""
 
     executor_start_seconds: float = Field(default=120.0, ge=0, le=3600)
-    """Seconds that the start waits for a first node of a Ray cluster. After that, the server serves
-    what is in its store, and all other requests when there is a node."""
+    """Seconds that the start waits for the first node of a Ray cluster. After that, the server
+    serves what is in its store, and all other requests when there is a node."""
 
     executor_fallback: bool = False
     """Run passes in --workers processes of this machine while no node of a Ray cluster can run
@@ -211,6 +211,10 @@ class StoreSettings(Part):
     """Seconds that a request waits for --store or --blobs to begin an answer; a store that takes
     longer is not used until it is fast again."""
 
+    store_publish_seconds: float | None = Field(default=None, gt=0, le=60)
+    """Seconds that an answer waits at most until the other servers can find its result.
+    Default: --store-wait-seconds."""
+
     store_ttl_days: float = Field(default=7.0, gt=0, le=3650)
     """Days after which an unused entry leaves a Redis."""
 
@@ -219,7 +223,7 @@ class StoreSettings(Part):
     which another one takes over if that one dies or freezes."""
 
     store_hedge_seconds: float = Field(default=10.0, ge=0.1, le=86_400)
-    """Seconds that a server waits at least for a result of another one before it makes it, too;
+    """Minimum seconds that a server waits for the result of another one before it makes it as well;
     three times the usual duration of such work if that is more."""
 
     @field_validator("store_path", "store", "blobs", mode="before")

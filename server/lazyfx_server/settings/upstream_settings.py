@@ -124,7 +124,7 @@ class UpstreamSettings(Part):
             return (
                 "cannot be shown the certificates of callers (--client-ca); set --upstream-token "
                 "or --upstream-certificate to ask it under this server's own name, or identify "
-                "callers by --tokens"
+                "callers with --tokens"
             )
         if self.exposure is None or self.upstream_insecure:
             return None

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
+from lazyfx_server.growing_pause import GrowingPause
 from lazyfx_server.store.contract import (
     OnChange,
     RemoteStore,
@@ -70,6 +70,7 @@ class CircuitBreaker:
     ) -> None:
         self._inner = inner
         self.wait_seconds = wait_seconds
+        self._write_seconds = max(_WRITE_SECONDS, wait_seconds)
         self._probe = probe or inner.refresh
         self._on_change = on_change
         self._hint = hint
@@ -116,13 +117,15 @@ class CircuitBreaker:
 
     async def put(self, key: str, value: bytes) -> None:
         """See `Store.put`. Meant for the background: it may take seconds."""
-        async with self._asking(_WRITE_SECONDS):
-            await self._within(_write_seconds(value), self._inner.put(key, value))
+        async with self._asking(self._write_seconds):
+            await self._within(self._write_limit(value), self._inner.put(key, value))
 
     async def put_if_absent(self, key: str, value: bytes) -> bool:
         """See `Store.put_if_absent`."""
         async with self._asking():
-            return await self._within(_write_seconds(value), self._inner.put_if_absent(key, value))
+            return await self._within(
+                self._write_limit(value), self._inner.put_if_absent(key, value)
+            )
 
     async def contains(self, keys: Iterable[str]) -> set[str]:
         """See `Store.contains`."""
@@ -219,6 +222,9 @@ class CircuitBreaker:
             raise UnreachableError(f"{self.name} is given up: {self._problem}")
         raise UnreachableError(f"{self.name} did not answer within {seconds:.2g} s{self._hint}")
 
+    def _write_limit(self, value: bytes) -> float:
+        return self._write_seconds + len(value) / SLOWEST_BYTES
+
     def _forget(self, task: asyncio.Future[Any]) -> None:
         self._work.discard(task)
         if not task.cancelled():
@@ -250,7 +256,7 @@ class CircuitBreaker:
                     self._on_change(self.name, None)
 
     async def _keep_probing(self) -> None:
-        retry = _FIRST_RETRY_SECONDS
+        pause = GrowingPause(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         while True:
             opened = asyncio.ensure_future(self._opened.wait())
             try:
@@ -258,10 +264,9 @@ class CircuitBreaker:
             finally:
                 opened.cancel()
             if stays_closed:
-                retry = _FIRST_RETRY_SECONDS
+                pause.reset()
             else:
-                await asyncio.sleep(retry * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-                retry = min(retry * 2, _LAST_RETRY_SECONDS)
+                await asyncio.sleep(pause.next())
             await self._probe_once()
 
 
@@ -269,7 +274,3 @@ async def _ends(task: asyncio.Future[Any], seconds: float) -> bool:
     """Whether it ends in time. Unlike `asyncio.wait_for`, this never loses a cancellation."""
     done, _ = await asyncio.wait({task}, timeout=seconds)
     return bool(done)
-
-
-def _write_seconds(value: bytes) -> float:
-    return _WRITE_SECONDS + len(value) / SLOWEST_BYTES

@@ -103,9 +103,11 @@ class Leases:
         token, rest = value[:_TOKEN_BYTES], value[_TOKEN_BYTES:]
         mac, note = rest[:_MAC_BYTES], rest[_MAC_BYTES:]
         if not hmac.compare_digest(mac, self._mac(key, token, note)):
-            raise StoreError(f"{self._breaker.name}: a lease is not of servers with our secret")
+            raise StoreError(
+                f"{self._breaker.name}: a lease was not written with this server's tenant secret"
+            )
         if not 0 <= seconds <= MAX_LEASE_SECONDS:
-            raise StoreError(f"{self._breaker.name}: a lease would not end by itself")
+            raise StoreError(f"{self._breaker.name}: a lease does not expire")
         return note
 
     def _value(self, lease: Lease, note: bytes) -> bytes:

@@ -231,7 +231,7 @@ def _bytes(value: object) -> bytes:
     if value is None:
         return b""
     if not isinstance(value, bytes):
-        raise StoreError(f"redis: answers with a value of type {type(value).__name__}")
+        raise StoreError(f"redis: it answered with a value of type {type(value).__name__}")
     return value
 
 

@@ -202,7 +202,7 @@ def _of_calls(given: labels.DefinedElsewhere) -> list[EventMetric]:
             "requests",
             "RPCs ended",
             lambda event: [((event.method, event.code), len(event.seconds))],
-            {"method": given.methods, "code": labels.CODES},
+            {"method": given.methods, "code": given.codes},
         ),
         EventMetric(
             events.RequestHandled,

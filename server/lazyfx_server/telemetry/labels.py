@@ -13,21 +13,8 @@ from typing import Final, get_args
 from lazyfx_server.telemetry import events
 
 OTHER: Final = "other"
-CODES: Final = (
-    "OK",
-    "CANCELLED",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "UNAUTHENTICATED",
-)
-JOBS: Final = ("compile", "render", "native", "check")
-SOURCE_JOBS: Final = ("compile", "render", "native", "build")
+JOBS: Final[Sequence[str]] = get_args(events.GraphJob)
+SOURCE_JOBS: Final[Sequence[str]] = get_args(events.SourceJob)
 OVERHEAD_STAGES: Final = ("codec", "key", "queue")
 LOOKUP_RESULTS: Final[Sequence[str]] = get_args(events.LookupResult)
 ARTIFACT_SOURCES: Final[Sequence[str]] = get_args(events.ArtifactSource)
@@ -49,6 +36,7 @@ class DefinedElsewhere:
         passes: The names of the passes of this server.
         artifact_kinds: Its kinds of artifacts.
         methods: The methods of the service.
+        codes: The status codes that calls end with.
         priorities: The priorities of requests.
         miss_reasons: Why a lookup may miss.
         triggers: What may need generated code.
@@ -62,6 +50,7 @@ class DefinedElsewhere:
     passes: Sequence[str]
     artifact_kinds: Sequence[str]
     methods: Sequence[str]
+    codes: Sequence[str]
     priorities: Sequence[str]
     miss_reasons: Sequence[str]
     triggers: Sequence[str]

@@ -20,7 +20,7 @@ from lazyfx.shared import grpc_status
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.forwarding.upstream_calls import DeadlinePassedError
-from lazyfx_server.upstream.route import VIA, current_route
+from lazyfx_server.upstream.inbound_call import VIA, inbound_call
 from lazyfx_server.upstream.upstream_tls import UpstreamTls
 
 _log = logging.getLogger(__name__)
@@ -204,19 +204,19 @@ class GrpcUpstreamCalls:
         return _parsed(kind, answer)
 
     def _seconds(self) -> float | None:
-        return current_route().seconds_left()
+        return inbound_call().seconds_left()
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         """Whose request it is, and which way it came.
 
         A header that this server has not checked is not passed on.
         """
-        route = current_route()
-        via = (VIA, ",".join((*route.via, self._own_id)))
+        call = inbound_call()
+        via = (VIA, ",".join((*call.via, self._own_id)))
         if self._own_authorization is not None:
             return ("authorization", self._own_authorization()), via
-        if self.forwards_callers and route.authorization:
-            return ("authorization", route.authorization), via
+        if self.forwards_callers and call.authorization:
+            return ("authorization", call.authorization), via
         return (via,)
 
 

@@ -176,10 +176,7 @@ def batch(
     Exits with status 1 if any file failed. A second run resumes where the first one stopped.
     """
     specs = read_passes(passes)
-    found = (path for suffix in MODEL_SUFFIXES for path in folder.rglob(f"*{suffix}"))
-    files = sorted(path for path in found if path.is_file())
-    if not files:
-        raise typer.BadParameter(f"there is no .pt2 or .lazyfx file in {folder}", param_hint="DIR")
+    files = _model_files(folder)
     with (
         reporting_errors(address),
         lazyfx.connect(address, timeout=timeout, priority="batch") as client,
@@ -192,6 +189,23 @@ def batch(
         remove_leftovers(output)
         work = _Batch(client, folder, output, specs, emitted_kind(emit), send_values=send_values)
         outcomes = _run_all(work, files, jobs)
+    _report(outcomes)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    found = (path for suffix in MODEL_SUFFIXES for path in folder.rglob(f"*{suffix}"))
+    files = sorted(path for path in found if path.is_file())
+    if not files:
+        raise typer.BadParameter(f"there is no .pt2 or .lazyfx file in {folder}", param_hint="DIR")
+    return files
+
+
+def _report(outcomes: Sequence[_Outcome]) -> None:
+    """Print what became of the files.
+
+    Raises:
+        typer.Exit: A file failed.
+    """
     console().print(_summary(outcomes))
     failed = sum(bool(outcome.record.error) for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)

@@ -9,7 +9,7 @@ import typer
 
 import lazyfx
 from lazyfx.cli.common_options import Address, AsJson, Timeout
-from lazyfx.cli.failing import fail, reporting_errors
+from lazyfx.cli.failing import fail, reporting_errors, requiring_server
 from lazyfx.cli.plain_data import as_json, plain
 from lazyfx.shared.addresses import DEFAULT_ADDRESS
 
@@ -48,14 +48,9 @@ def keys(
 
 
 def _rotated(path: Path) -> tuple[str, ...]:
-    try:
+    with requiring_server("key files are managed by the server, which"):
         from lazyfx_server.security.secret_file import SecretFileError
         from lazyfx_server.security.signing import rotate
-    except ModuleNotFoundError as error:
-        raise fail(
-            f"key files are managed by the server, which is not installed (no module "
-            f"{error.name!r}); install it with: pip install 'lazyfx[server]'"
-        ) from error
     try:
         return rotate(path)
     except SecretFileError as error:

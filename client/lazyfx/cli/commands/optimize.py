@@ -103,6 +103,10 @@ def optimize(
             remote = client.compile(what, specs, inputs, send_values=send_values)
             if kind is not None and output is not None:
                 _write(remote, kind, output)
+    _report(remote, kind, output)
+
+
+def _report(remote: RemoteModule, kind: ArtifactKind | None, output: Path | None) -> None:
     # The report must not mix with the artifact on standard output.
     out = console(stderr=output == _STANDARD_OUTPUT)
     out.print(summary_table(remote.report, remote.cache, remote.key))

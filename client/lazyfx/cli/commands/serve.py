@@ -8,7 +8,7 @@ import typer
 from click.shell_completion import CompletionItem
 from typer.core import TyperCommand
 
-from lazyfx.cli.failing import fail
+from lazyfx.cli.failing import requiring_server
 
 
 class ServeCommand(TyperCommand):
@@ -29,11 +29,6 @@ def serve(context: typer.Context) -> None:
     Raises:
         SystemExit: A setting is invalid, an address cannot be bound, or --help was given.
     """
-    try:
+    with requiring_server("the server"):
         from lazyfx_server.__main__ import main
-    except ModuleNotFoundError as error:
-        raise fail(
-            f"the server is not installed (no module {error.name!r}); "
-            "install it with: pip install 'lazyfx[server]'"
-        ) from error
     main(context.args)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lazyfx.cli.failing import fail
+from lazyfx.cli.failing import fail, requiring_server
 
 Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Tenant that the token identifies.")]
 File = Annotated[
@@ -25,13 +25,8 @@ def token(tenant: Tenant, file: File) -> None:
 
     A running server rereads the file. To revoke a token, remove its line.
     """
-    try:
+    with requiring_server("tokens are created with the server, which"):
         from lazyfx_server.security.bearer_tokens import TokenFileError, add_token
-    except ModuleNotFoundError as error:
-        raise fail(
-            f"tokens are created with the server, which is not installed (no module "
-            f"{error.name!r}); install it with: pip install 'lazyfx[server]'"
-        ) from error
     try:
         typer.echo(add_token(file, tenant))
     except TokenFileError as error:

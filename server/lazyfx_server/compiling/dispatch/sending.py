@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias, cast
 
 from google.protobuf.message import DecodeError
 
@@ -32,8 +32,17 @@ from lazyfx_server.execution import (
     WorkerOutOfCpu,
     WorkerTimedOut,
 )
-from lazyfx_server.telemetry import Event, GraphRefused, JobRetried, Observer, SourceRefused
+from lazyfx_server.telemetry import (
+    Event,
+    GraphJob,
+    GraphRefused,
+    JobRetried,
+    Observer,
+    SourceRefused,
+)
 from lazyfx_server.v1 import worker_pb2 as worker
+
+_Kind: TypeAlias = Literal["compile", "render", "native", "check", "describe", "describe_native"]
 
 
 class Jobs:
@@ -119,7 +128,7 @@ class Jobs:
 
     async def _run(
         self,
-        kind: str,
+        kind: _Kind,
         job: JobBytes,
         owner: str | None = None,
         subject: Subject | None = None,
@@ -149,7 +158,7 @@ class Jobs:
             raise InternalError("the worker answered with something unreadable") from error
         if result.WhichOneof("kind") == "error":
             if result.error.kind == worker.JOB_ERROR_KIND_SOURCE:
-                self._observe(SourceRefused(kind))
+                self._observe(SourceRefused(cast("GraphJob", kind)))
             _raise(result.error)
         elif result.WhichOneof("kind") != kind:
             raise InternalError("the worker answered a different request")
@@ -157,7 +166,7 @@ class Jobs:
 
     async def _run_on_worker(
         self,
-        kind: str,
+        kind_of_job: _Kind,
         job: JobBytes,
         owner: str | None,
         subject: Subject | None,
@@ -174,6 +183,7 @@ class Jobs:
         run = partial(self._executor.run, job, timeout=self._timeout, owner=owner)
         if subject is None:
             return await run()
+        kind = cast("GraphJob", kind_of_job)  # others have no subject
         for is_last in (False, True):
             self._check_crashes(kind, subject)
             if is_last:
@@ -194,7 +204,7 @@ class Jobs:
                 return answer
         raise AssertionError("the last attempt returns or raises")
 
-    def _check_crashes(self, kind: str, subject: Subject) -> None:
+    def _check_crashes(self, kind: GraphJob, subject: Subject) -> None:
         try:
             self._crashes.check(kind, subject)
         except CrashingGraphError:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from lazyfx_server.compiling.forwarding.upstream_calls import UpstreamFailureError
+from lazyfx_server.growing_pause import GrowingPause
 
 _log = logging.getLogger(__name__)
 
@@ -141,17 +141,14 @@ class UpstreamLink:
                 _log.warning("the upstream %s is asked from now on", self._address)
 
     async def _keep_checking(self) -> None:
-        retry = _FIRST_RETRY_SECONDS
+        pause = GrowingPause(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         while True:
             if self._in_use:
-                retry = _FIRST_RETRY_SECONDS
+                pause.reset()
                 if not await self._stays_in_use(_BUSY_SECONDS if self._calls else _IDLE_SECONDS):
                     continue
             else:
-                pause = self._paused_until - time.monotonic()
-                jittered = retry * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
-                await asyncio.sleep(max(pause, jittered))
-                retry = min(retry * 2, _LAST_RETRY_SECONDS)
+                await asyncio.sleep(max(self._paused_until - time.monotonic(), pause.next()))
             await self._check()
 
     async def _stays_in_use(self, seconds: float) -> bool:

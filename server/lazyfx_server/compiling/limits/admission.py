@@ -226,9 +226,9 @@ class Admission:
             f"{estimate.seconds:.1f} s, but the call ends in {left:.1f} s"
         )
         if estimate.at_least > left:
-            raise DeadlineTooShortError(f"{told}; allow more with its timeout")
+            raise DeadlineTooShortError(f"{told}; use a longer timeout")
         raise DeadlineTooShortError(
-            f"{told}; try again later, or allow more with its timeout",
+            f"{told}; try again later, or with a longer timeout",
             retry_after=_delay(wait + estimate.seconds - left),
         )
 

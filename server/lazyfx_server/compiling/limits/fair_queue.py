@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
 from cachetools import LRUCache
@@ -38,9 +39,12 @@ class Ticket:
     serial: int
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Its place in the line of its tenant."""
+    def order(self) -> tuple[int, int]:
+        """Its position among the jobs of its tenant."""
         return self.rank, self.serial
+
+
+_ORDER: Final = attrgetter("order")
 
 
 @dataclass(slots=True)
@@ -92,7 +96,7 @@ class FairQueue:
         if line is None:
             since = max(self._now, self._left.pop(ticket.tenant, 0.0))
             line = self._lines[ticket.tenant] = _Line(since)
-        insort(line.waiting, ticket, key=_place)
+        insort(line.waiting, ticket, key=_ORDER)
         self._count += 1
         self.seconds += ticket.estimate.seconds
 
@@ -183,7 +187,7 @@ class FairQueue:
         return (most if amount(most) > amount(own) else own).waiting[-1]
 
     def _take(self, line: _Line, ticket: Ticket) -> bool:
-        index = bisect_left(line.waiting, ticket.place, key=_place)
+        index = bisect_left(line.waiting, ticket.order, key=_ORDER)
         if index == len(line.waiting) or line.waiting[index] is not ticket:
             return False
         del line.waiting[index]
@@ -196,7 +200,3 @@ class FairQueue:
         if not line.waiting and not line.running:
             self._left[tenant] = line.taken
             del self._lines[tenant]
-
-
-def _place(ticket: Ticket) -> tuple[int, int]:
-    return ticket.place

@@ -15,6 +15,7 @@ from lazyfx_server.execution.ray_engine.bridge_child import BridgeChild
 from lazyfx_server.execution.ray_engine.bridge_frames import Frame, read_frame, write_frame
 from lazyfx_server.execution.ray_engine.cluster_state import ClusterState, Node
 from lazyfx_server.execution.ray_engine.outcomes import unpack_outcome
+from lazyfx_server.growing_pause import GrowingPause
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ _CONNECT_SECONDS: Final = 90.0
 _PULSE_SECONDS: Final = 20.0
 """How long it may be silent after that."""
 _ASK_SECONDS: Final = 12.0
-_RETRY_SECONDS: Final = (1.0, 30.0)
+_FIRST_RETRY_SECONDS: Final = 1.0
+_LAST_RETRY_SECONDS: Final = 20.0
 
 
 @dataclass
@@ -120,7 +122,7 @@ class RayEngine:
 
     async def _keep(self) -> None:
         """Keep a connection."""
-        delay = _RETRY_SECONDS[0]
+        pause = GrowingPause(_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS)
         while True:
             try:
                 reason = await self._connection()
@@ -129,10 +131,9 @@ class RayEngine:
             except (ValueError, KeyError) as error:
                 reason = f"the bridge to Ray sent a malformed frame: {error}"
             if self.cluster.connected:
-                delay = _RETRY_SECONDS[0]
+                pause.reset()
             self._lost(reason)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, _RETRY_SECONDS[1])
+            await asyncio.sleep(pause.next())
 
     async def _connection(self) -> str:
         """One connection, from its start to its end; returns why it ended."""

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 PoolName: TypeAlias = Literal["pass", "native"]
+GraphJob: TypeAlias = Literal["compile", "render", "native"]
+"""A job about one graph."""
+SourceJob: TypeAlias = Literal["compile", "render", "native", "build"]
+"""A job whose source is checked; "build" compiles C++."""
 RefusalReason: TypeAlias = Literal["queue", "deadline", "memory"]
 """Too much was waiting; the job would not have ended in time; the server's memory was nearly used
 up."""
@@ -44,10 +48,10 @@ class SourceRefused:
     """Generated source did not match its graph and was not served.
 
     Attributes:
-        job: "compile" or "render".
+        job: The kind of job.
     """
 
-    job: str
+    job: SourceJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,10 @@ class JobRetried:
     """A job whose worker died was given to another worker.
 
     Attributes:
-        job: "compile", "render", "native" or "describe".
+        job: The kind of job.
     """
 
-    job: str
+    job: GraphJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,10 @@ class GraphRefused:
     """A job was refused because workers have died on its graph.
 
     Attributes:
-        job: "compile", "render" or "native".
+        job: The kind of job.
     """
 
-    job: str
+    job: GraphJob
 
 
 @dataclass(frozen=True, slots=True)

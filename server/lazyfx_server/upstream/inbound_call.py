@@ -15,18 +15,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from lazyfx_server.compiling.forwarding.answers import VIA_FIELD
-from lazyfx_server.errors import FailedPreconditionError
+from lazyfx_server.errors import FailedPreconditionError, InvalidRequestError
 
 VIA: Final = "lazyfx-via"
 """The header with the ids of the servers that a request has come through, joined by commas."""
 
 _AUTHORIZATION: Final = "authorization"
 _MAX_HOPS: Final = 4
-_IDS: Final = re.compile(r"[0-9a-f]{16}(?:,[0-9a-f]{16}){0,15}")
+_MAX_IDS: Final = 16
+_IDS: Final = re.compile(rf"[0-9a-f]{{16}}(?:,[0-9a-f]{{16}}){{0,{_MAX_IDS - 1}}}")
+# Not `VIA_FIELD`, which says that there is a ring and ends the use of the upstream for all callers:
+# any caller can write this header.
+_VIA_OF_A_CALLER: Final = f"{VIA_FIELD}[{_MAX_HOPS}]"
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class InboundCall:
     """What is known of a call.
 
     Attributes:
@@ -44,11 +48,11 @@ class Route:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
-_ROUTE: ContextVar[Route] = ContextVar("lazyfx_route")
+_INBOUND: ContextVar[InboundCall] = ContextVar("lazyfx_inbound_call")
 
 
-class Routes:
-    """Reads the routes of calls, and refuses those that have come through this server before.
+class InboundCalls:
+    """Reads where calls came from, and refuses those that have come through this server before.
 
     Attributes:
         own_id: What this server adds to the header.
@@ -68,6 +72,7 @@ class Routes:
 
         Raises:
             FailedPreconditionError: It has come through this server before, or through too many.
+            InvalidRequestError: The header with the ids of servers is malformed.
         """
         authorization, via = "", ""
         for name, value in metadata:
@@ -78,25 +83,29 @@ class Routes:
                     via = value
         ids: tuple[str, ...] = ()
         if via:
-            ids = tuple(via.split(",")) if _IDS.fullmatch(via) else ("",) * (_MAX_HOPS + 1)
+            if not _IDS.fullmatch(via):
+                raise InvalidRequestError.of_field(
+                    _VIA_OF_A_CALLER,
+                    "must be ids of servers, joined by commas: 16 hexadecimal digits each, and at "
+                    f"most {_MAX_IDS}; only servers set this header, so do not send it",
+                )
+            ids = tuple(via.split(","))
             if self.own_id in ids:
                 raise FailedPreconditionError.of_field(
                     VIA_FIELD,
                     "the request has come through this server before: the --upstream of one of "
-                    "the servers on its way leads back here; let each point towards the center",
+                    "the servers on its path leads back here; let each point towards the center",
                 )
             if len(ids) > _MAX_HOPS:
-                # Another field: a caller can write this header, and must not end the use of this
-                # server for everybody, as a ring does.
                 raise FailedPreconditionError.of_field(
-                    f"{VIA_FIELD}[{_MAX_HOPS}]",
+                    _VIA_OF_A_CALLER,
                     f"the request came through more than {_MAX_HOPS} servers; let their "
                     "--upstream name a server nearer to the center",
                 )
         deadline = None if seconds_left is None else time.monotonic() + seconds_left
-        _ROUTE.set(Route(authorization, ids, deadline))
+        _INBOUND.set(InboundCall(authorization, ids, deadline))
 
 
-def current_route() -> Route:
-    """The route of the call that is being served."""
-    return _ROUTE.get(Route())
+def inbound_call() -> InboundCall:
+    """The call that is being served."""
+    return _INBOUND.get(InboundCall())
