@@ -17,6 +17,7 @@ from lazyfx_server.assembling import (
     artifact_signer,
     authenticator,
     fleet_flights,
+    kernel_flights,
     ledger_file,
     memory_guard,
     native_compiles,
@@ -152,8 +153,10 @@ class App:
         deferred = self._deferred = DeferredObserver(observers)
         crashes = CrashTracker(settings.workers.crash_refusal_seconds)
         guard = self._memory = memory_guard(settings, self._store, passes.executor)
+        fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
+        kernels = kernel_flights(settings, self._store, fleet, observers)
         self._native = native_compiles(
-            settings, sources, engine, crashes, observers, restarted, guard.refusal
+            settings, sources, engine, crashes, observers, restarted, guard.refusal, kernels
         )
         jobs = Jobs(passes.executor, job_timeout, crashes, observer=observers)
         catalog = self._catalog = Catalog(self._store)
@@ -163,7 +166,6 @@ class App:
         if engine is not None:
             engine.listen(lambda: admission.resize(max(1, passes.count())))
         routes, self._forwarding = upstream(settings, jobs, admission, observers)
-        fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
         self._compiler = Compiler(
             catalog=catalog,
             store=self._store,

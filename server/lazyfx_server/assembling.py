@@ -17,10 +17,12 @@ from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSet
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
 from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.forwarding.upstream_keys import UpstreamKeys
+from lazyfx_server.compiling.kernels.kernel_flights import KernelFlights
+from lazyfx_server.compiling.kernels.kernel_store import KernelStore
 from lazyfx_server.compiling.ledger_file import LedgerFile
 from lazyfx_server.compiling.limits.admission import NATIVE_POOL, Admission
 from lazyfx_server.compiling.limits.memory_guard import MemoryFiles, MemoryGuard
-from lazyfx_server.compiling.native_artifacts import NativeCompiles
+from lazyfx_server.compiling.native_artifacts import KernelSharing, NativeCompiles
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.errors import UnavailableError
 from lazyfx_server.execution import Executor, OnRestart, ProcessExecutor
@@ -44,7 +46,7 @@ from lazyfx_server.store import (
     open_shared_store,
     open_store,
 )
-from lazyfx_server.telemetry import Observer, UpstreamTransferred
+from lazyfx_server.telemetry import EntryCorrupt, Observer, UpstreamTransferred
 from lazyfx_server.upstream.calls import GrpcUpstreamCalls, UpstreamAddress
 from lazyfx_server.upstream.own_token import OwnToken
 from lazyfx_server.upstream.route import Routes
@@ -81,6 +83,7 @@ def native_compiles(
     observer: Observer,
     on_restart: OnRestart,
     pressure: Callable[[], UnavailableError | None],
+    kernels: KernelFlights,
 ) -> NativeCompiles:
     """The compiler of native artifacts.
 
@@ -92,6 +95,7 @@ def native_compiles(
         observer: Notified of each compile.
         on_restart: Called for each replaced worker.
         pressure: Returns why no new work is accepted at present, or None.
+        kernels: Provides kernels that have been compiled before.
 
     Raises:
         OSError: Native artifacts are required but cannot be built.
@@ -99,16 +103,18 @@ def native_compiles(
     native = settings.native
     required, forwards = native.native == "on", settings.upstream.upstream is not None
 
+    sharing: KernelSharing = native.kernel_sharing if native.shares_kernels else "none"
+
     def queue(slots: int) -> Admission:
         return Admission(slots, settings.calls, NATIVE_POOL, observer, pressure)
 
     if engine is not None and native.native != "off":
         nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
-        compiles = NativeCompiles(nodes, queue, observer, forwards=forwards)
+        compiles = NativeCompiles(nodes, queue, observer, forwards=forwards, sharing=sharing)
         engine.listen(compiles.count_workers)
         return compiles
     try:
-        made = local_natives(native, sources, crashes, observer, on_restart)
+        made = local_natives(native, sources, crashes, observer, on_restart, kernels)
     except NativeUnavailable as error:
         if required:
             raise OSError(f"--native: {error}") from error
@@ -116,7 +122,9 @@ def native_compiles(
         unavailable.disable(str(error))
         return unavailable
     builders = None if made is None else made[0]
-    return NativeCompiles(builders, queue, observer, required=required, forwards=forwards)
+    return NativeCompiles(
+        builders, queue, observer, required=required, forwards=forwards, sharing=sharing
+    )
 
 
 @dataclass(frozen=True)
@@ -301,6 +309,26 @@ def fleet_flights(
     leases = None if shared is None else shared.leases
     waits = FleetSettings(settings.store.store_hedge_seconds, settings.store.store_wait_seconds)
     return FleetFlights(leases, over_shared, observer, waits)
+
+
+def kernel_flights(
+    settings: Settings,
+    store: MemoryStore | TieredStore,
+    fleet: FleetFlights,
+    observer: Observer,
+) -> KernelFlights:
+    """What provides compiled kernels, from the store of this server.
+
+    Raises:
+        OSError: The file of the tenants' secret cannot be used.
+    """
+    try:
+        secret = secret_of(settings.tenant_secret_file)
+    except SecretFileError as error:
+        raise OSError(str(error)) from error
+    *_, lowest = store.tiers()
+    kernels = KernelStore(store, secret, lambda: observer.observe(EntryCorrupt(lowest)))
+    return KernelFlights(kernels, fleet, observer)
 
 
 def ledger_file(settings: Settings) -> LedgerFile | None:

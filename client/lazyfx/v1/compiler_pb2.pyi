@@ -1227,22 +1227,56 @@ class ArtifactProgress(google.protobuf.message.Message):
     STAGE_FIELD_NUMBER: builtins.int
     KERNELS_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    KNOWN_KERNELS_FIELD_NUMBER: builtins.int
     stage: builtins.str
     """"waiting", "tracing", "compiling" or "packing"."""
     kernels: builtins.int
     """Kernels compiled so far."""
     seconds: builtins.float
     """Seconds since the work began, for any caller."""
+    known_kernels: builtins.int
+    """How many of the kernels the server had compiled before."""
     def __init__(
         self,
         *,
         stage: builtins.str = ...,
         kernels: builtins.int = ...,
         seconds: builtins.float = ...,
+        known_kernels: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["kernels", b"kernels", "seconds", b"seconds", "stage", b"stage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kernels", b"kernels", "known_kernels", b"known_kernels", "seconds", b"seconds", "stage", b"stage"]) -> None: ...
 
 Global___ArtifactProgress: typing_extensions.TypeAlias = ArtifactProgress
+
+@typing.final
+class KernelCounts(google.protobuf.message.Message):
+    """What became of the C++ sources of a native artifact."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KNOWN_FIELD_NUMBER: builtins.int
+    COMPILED_FIELD_NUMBER: builtins.int
+    COMPILE_SECONDS_FIELD_NUMBER: builtins.int
+    SAVED_SECONDS_FIELD_NUMBER: builtins.int
+    known: builtins.int
+    """Compiled before, or at the same time for another artifact."""
+    compiled: builtins.int
+    """Compiled for this artifact."""
+    compile_seconds: builtins.float
+    """Seconds in the compiler for this artifact; several compilers may run at a time."""
+    saved_seconds: builtins.float
+    """Seconds that the compiles of the known ones took."""
+    def __init__(
+        self,
+        *,
+        known: builtins.int = ...,
+        compiled: builtins.int = ...,
+        compile_seconds: builtins.float = ...,
+        saved_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compile_seconds", b"compile_seconds", "compiled", b"compiled", "known", b"known", "saved_seconds", b"saved_seconds"]) -> None: ...
+
+Global___KernelCounts: typing_extensions.TypeAlias = KernelCounts
 
 @typing.final
 class GeneratedSource(google.protobuf.message.Message):
@@ -1339,6 +1373,7 @@ class ArtifactHeader(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
     RENDERED_FIELD_NUMBER: builtins.int
+    KERNELS_FIELD_NUMBER: builtins.int
     kind: Global___ArtifactKind.ValueType
     size_bytes: builtins.int
     """Size of the whole artifact."""
@@ -1346,6 +1381,10 @@ class ArtifactHeader(google.protobuf.message.Message):
     """E.g. "text/x-python", "image/svg+xml"."""
     rendered: builtins.bool
     """The artifact was rendered for this request (not found in the cache)."""
+    @property
+    def kernels(self) -> Global___KernelCounts:
+        """If a native artifact was built for this request: what became of its C++ sources."""
+
     def __init__(
         self,
         *,
@@ -1353,8 +1392,10 @@ class ArtifactHeader(google.protobuf.message.Message):
         size_bytes: builtins.int = ...,
         media_type: builtins.str = ...,
         rendered: builtins.bool = ...,
+        kernels: Global___KernelCounts | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["kind", b"kind", "media_type", b"media_type", "rendered", b"rendered", "size_bytes", b"size_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["kernels", b"kernels"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["kernels", b"kernels", "kind", b"kind", "media_type", b"media_type", "rendered", b"rendered", "size_bytes", b"size_bytes"]) -> None: ...
 
 Global___ArtifactHeader: typing_extensions.TypeAlias = ArtifactHeader
 
@@ -1918,8 +1959,11 @@ class NativeStatus(google.protobuf.message.Message):
 
     SANDBOX_FIELD_NUMBER: builtins.int
     UNAVAILABLE_FIELD_NUMBER: builtins.int
+    KERNEL_SHARING_FIELD_NUMBER: builtins.int
     unavailable: builtins.str
     """Why none are built; empty if they are."""
+    kernel_sharing: builtins.str
+    """Who shares compiled kernels: "all" tenants, the jobs of one "tenant", or "none"."""
     @property
     def sandbox(self) -> Global___SandboxStatus:
         """How the processes that build them are confined. In addition to the layers of SandboxStatus
@@ -1931,9 +1975,10 @@ class NativeStatus(google.protobuf.message.Message):
         *,
         sandbox: Global___SandboxStatus | None = ...,
         unavailable: builtins.str = ...,
+        kernel_sharing: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["sandbox", b"sandbox"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["sandbox", b"sandbox", "unavailable", b"unavailable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kernel_sharing", b"kernel_sharing", "sandbox", b"sandbox", "unavailable", b"unavailable"]) -> None: ...
 
 Global___NativeStatus: typing_extensions.TypeAlias = NativeStatus
 

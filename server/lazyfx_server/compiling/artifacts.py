@@ -61,14 +61,22 @@ class Artifact:
     render_seconds: float
     recompiles: pb.Recompiles
     signature: pb.ArtifactSignature
+    kernels: pb.KernelCounts | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An artifact, and the seconds that rendering took unless it was in the store."""
+    """An artifact, and the seconds that rendering took unless it was in the store.
+
+    Attributes:
+        record: The artifact.
+        seconds: Seconds.
+        kernels: What became of the C++ sources of a native artifact that was built.
+    """
 
     record: worker.ArtifactRecord
     seconds: float | None = None
+    kernels: pb.KernelCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +194,7 @@ class Artifacts:
             )
         if kind.maker == "compile":
             record = await self._stored.made_by_compile(module, request)
-            seconds = None
+            seconds = kernels = None
         else:
             native = kind.maker == "native"
             variant = self._native.variant(request) if native else _names(request.presentation)
@@ -194,6 +202,7 @@ class Artifacts:
             landing = await self._landing(resolved, urgency)
             record = landing.result().record
             seconds = landing.result().seconds if landing.led else None
+            kernels = landing.result().kernels
         name = kind_name(request.kind)
         if seconds is not None:
             _log.debug(
@@ -220,6 +229,7 @@ class Artifacts:
             render_seconds=seconds or 0.0,
             recompiles=module.report.recompiles,
             signature=self._signature(record, module, request.kind),
+            kernels=kernels,
         )
 
     def _signature(
@@ -326,7 +336,7 @@ class Artifacts:
         flight.mark_finishing()
         record = await self._stored.add(place, result.data, result.media_type, module, request.kind)
         module.record_rendering(request.kind)
-        return _Found(record, result.seconds)
+        return _Found(record, result.seconds, result.kernels)
 
     async def _render(
         self,

@@ -227,6 +227,7 @@ class GraphCompilerService(GraphCompilerServicer):
                 size_bytes=size,
                 media_type=artifact.media_type,
                 rendered=artifact.rendered,
+                kernels=artifact.kernels,
             )
         )
         for offset in range(request.offset, size, CHUNK_BYTES):

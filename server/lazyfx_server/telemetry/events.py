@@ -184,6 +184,22 @@ class NativeCompiled:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelProvided:
+    """A native job asked for the output of a C++ compile, and got it.
+
+    Attributes:
+        source: "found" in the store; "joined" the compile of another job; "compiled" for this one;
+            or "failed" in the compiler.
+        spent_seconds: Seconds in the compiler for this job.
+        saved_seconds: Seconds that the compile took whose output was used again.
+    """
+
+    source: str
+    spent_seconds: float = 0.0
+    saved_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class JobRetried:
     """A job whose worker died was given to another worker.
 
@@ -210,7 +226,7 @@ class FlightAbandoned:
     """The last caller waiting for a single flight went away.
 
     Attributes:
-        stage: "compile" or "render".
+        stage: "compile", "render" or "kernel".
         outcome: "dropped" before it began, "stopped", or "continued" to its end.
     """
 
@@ -223,7 +239,7 @@ class FleetFlightEnded:
     """A flight of servers that share a store ended on this one.
 
     Attributes:
-        stage: "compile" or "render".
+        stage: "compile", "render" or "kernel".
         outcome: "led": made here, under the lease; "joined": another server made it; "taken_over":
             made here, because the server that held the lease has ended, failed or stopped;
             "hedged": made here, because another server took too long; "unleased": made here,
@@ -352,6 +368,7 @@ Event: TypeAlias = (
     | ArtifactServed
     | SourceRefused
     | NativeCompiled
+    | KernelProvided
     | JobStarted
     | WorkRefused
     | FlightAbandoned

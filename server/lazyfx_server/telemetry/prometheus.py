@@ -33,6 +33,7 @@ from lazyfx_server.telemetry.labels import (
     CODES,
     FLEET_OUTCOMES,
     JOBS,
+    KERNEL_SOURCES,
     METHODS,
     OTHER,
     POOLS,
@@ -106,6 +107,17 @@ class PrometheusObserver:
             "Native compiles ended",
             {"result": ("made", "only_traced", "failed", "stopped")},
         )
+        self._kernels = make.counter(
+            "kernels", "C++ compiles that native jobs asked for", {"source": KERNEL_SOURCES}
+        )
+        self._kernel_seconds = make.counter(
+            "kernel_compile_seconds", "Seconds in the C++ compiler for native jobs", {}
+        ).of()
+        self._kernel_saved_seconds = make.counter(
+            "kernel_saved_seconds",
+            "Seconds of C++ compiles whose output was used again",
+            {},
+        ).of()
         self._queue_seconds = make.histogram(
             "queue_seconds",
             "Seconds that a job waited for a worker",
@@ -182,6 +194,7 @@ class PrometheusObserver:
             events.ArtifactServed: self._artifact_served,
             events.SourceRefused: lambda event: self._sources_refused.of(event.job).inc(),
             events.NativeCompiled: lambda event: self._native.of(event.result).inc(),
+            events.KernelProvided: self._kernel_provided,
             events.JobStarted: lambda event: self._queue_seconds.of(
                 event.pool, event.priority
             ).observe(event.waited),
@@ -230,6 +243,11 @@ class PrometheusObserver:
         self._artifact_bytes.of(event.kind).inc(event.bytes)
         if event.source == "rendered":
             self._render_seconds.of(event.kind).observe(event.seconds)
+
+    def _kernel_provided(self, event: events.KernelProvided) -> None:
+        self._kernels.of(event.source).inc()
+        self._kernel_seconds.inc(event.spent_seconds)
+        self._kernel_saved_seconds.inc(event.saved_seconds)
 
     def _store_failed(self, event: events.StoreFailed) -> None:
         self._store_errors.of(event.tier, event.operation).inc()

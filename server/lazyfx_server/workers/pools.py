@@ -200,7 +200,7 @@ def native_pools(
     builds = ProcessExecutor(
         partial(run_compile_job, compiler, of_build),
         processes=sources.forked,
-        workers=settings.native_workers * settings.native_compile_threads,
+        workers=settings.native_compile_threads,
         max_jobs=1,
         cancel_grace=0.0,
         cpu_seconds=settings.native_cpu_seconds,

@@ -19,7 +19,7 @@ from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.store import Lease, Leases, StoreError, TieredStore
 
 Result = TypeVar("Result")
-Stage: TypeAlias = Literal["compile", "render"]
+Stage: TypeAlias = Literal["compile", "render", "kernel"]
 
 # How often a lease is renewed while it lasts.
 _RENEWALS: Final = 3

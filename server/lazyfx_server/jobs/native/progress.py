@@ -26,23 +26,10 @@ class Progress:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._started = time.monotonic()
-        self._stage = "tracing"
-        self._kernels = 0
 
     def stage(self, name: str) -> None:
         """Set the current stage."""
-        self._stage = name
-        self._write()
-
-    def kernels(self, count: int) -> None:
-        """Set the number of compiled kernels."""
-        self._stage, self._kernels = "compiling", count
-        self._write()
-
-    def _write(self) -> None:
-        message = pb.ArtifactProgress(
-            stage=self._stage, kernels=self._kernels, seconds=time.monotonic() - self._started
-        )
+        message = pb.ArtifactProgress(stage=name, seconds=time.monotonic() - self._started)
         temporary = self._path.with_suffix(".new")
         temporary.write_bytes(message.SerializeToString())
         temporary.replace(self._path)
