@@ -1231,11 +1231,11 @@ class ArtifactProgress(google.protobuf.message.Message):
     stage: builtins.str
     """"waiting", "tracing", "compiling" or "packing"."""
     kernels: builtins.int
-    """Kernels compiled so far."""
+    """Kernels that are ready."""
     seconds: builtins.float
     """Seconds since the work began, for any caller."""
     known_kernels: builtins.int
-    """How many of the kernels the server had compiled before."""
+    """How many of them had been compiled before, or were for another artifact at the same time."""
     def __init__(
         self,
         *,
@@ -1247,36 +1247,6 @@ class ArtifactProgress(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["kernels", b"kernels", "known_kernels", b"known_kernels", "seconds", b"seconds", "stage", b"stage"]) -> None: ...
 
 Global___ArtifactProgress: typing_extensions.TypeAlias = ArtifactProgress
-
-@typing.final
-class KernelCounts(google.protobuf.message.Message):
-    """What became of the C++ sources of a native artifact."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    KNOWN_FIELD_NUMBER: builtins.int
-    COMPILED_FIELD_NUMBER: builtins.int
-    COMPILE_SECONDS_FIELD_NUMBER: builtins.int
-    SAVED_SECONDS_FIELD_NUMBER: builtins.int
-    known: builtins.int
-    """Compiled before, or at the same time for another artifact."""
-    compiled: builtins.int
-    """Compiled for this artifact."""
-    compile_seconds: builtins.float
-    """Seconds in the compiler for this artifact; several compilers may run at a time."""
-    saved_seconds: builtins.float
-    """Seconds that the compiles of the known ones took."""
-    def __init__(
-        self,
-        *,
-        known: builtins.int = ...,
-        compiled: builtins.int = ...,
-        compile_seconds: builtins.float = ...,
-        saved_seconds: builtins.float = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["compile_seconds", b"compile_seconds", "compiled", b"compiled", "known", b"known", "saved_seconds", b"saved_seconds"]) -> None: ...
-
-Global___KernelCounts: typing_extensions.TypeAlias = KernelCounts
 
 @typing.final
 class GeneratedSource(google.protobuf.message.Message):
@@ -1347,7 +1317,7 @@ class GetArtifactResponse(google.protobuf.message.Message):
     def trailer(self) -> Global___ArtifactTrailer: ...
     @property
     def progress(self) -> Global___ArtifactProgress:
-        """Before the header, while a native artifact is being compiled."""
+        """Before the header, while a native artifact is being compiled; once more when it is made."""
 
     def __init__(
         self,
@@ -1373,7 +1343,6 @@ class ArtifactHeader(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
     RENDERED_FIELD_NUMBER: builtins.int
-    KERNELS_FIELD_NUMBER: builtins.int
     kind: Global___ArtifactKind.ValueType
     size_bytes: builtins.int
     """Size of the whole artifact."""
@@ -1381,10 +1350,6 @@ class ArtifactHeader(google.protobuf.message.Message):
     """E.g. "text/x-python", "image/svg+xml"."""
     rendered: builtins.bool
     """The artifact was rendered for this request (not found in the cache)."""
-    @property
-    def kernels(self) -> Global___KernelCounts:
-        """If a native artifact was built for this request: what became of its C++ sources."""
-
     def __init__(
         self,
         *,
@@ -1392,10 +1357,8 @@ class ArtifactHeader(google.protobuf.message.Message):
         size_bytes: builtins.int = ...,
         media_type: builtins.str = ...,
         rendered: builtins.bool = ...,
-        kernels: Global___KernelCounts | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["kernels", b"kernels"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["kernels", b"kernels", "kind", b"kind", "media_type", b"media_type", "rendered", b"rendered", "size_bytes", b"size_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "media_type", b"media_type", "rendered", b"rendered", "size_bytes", b"size_bytes"]) -> None: ...
 
 Global___ArtifactHeader: typing_extensions.TypeAlias = ArtifactHeader
 

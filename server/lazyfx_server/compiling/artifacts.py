@@ -61,7 +61,7 @@ class Artifact:
     render_seconds: float
     recompiles: pb.Recompiles
     signature: pb.ArtifactSignature
-    kernels: pb.KernelCounts | None
+    kernels: worker.KernelCounts | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class _Found:
 
     record: worker.ArtifactRecord
     seconds: float | None = None
-    kernels: pb.KernelCounts | None = None
+    kernels: worker.KernelCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)

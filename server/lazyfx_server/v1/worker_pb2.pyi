@@ -622,7 +622,7 @@ class NativeResult(google.protobuf.message.Message):
     only_traced: builtins.bool
     """It only lists the floats that must be constants; nothing was compiled."""
     @property
-    def kernels(self) -> lazyfx.v1.compiler_pb2.KernelCounts:
+    def kernels(self) -> Global___KernelCounts:
         """What became of its C++ sources; set by the server."""
 
     def __init__(
@@ -632,12 +632,42 @@ class NativeResult(google.protobuf.message.Message):
         media_type: builtins.str = ...,
         seconds: builtins.float = ...,
         only_traced: builtins.bool = ...,
-        kernels: lazyfx.v1.compiler_pb2.KernelCounts | None = ...,
+        kernels: Global___KernelCounts | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["kernels", b"kernels"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["data", b"data", "kernels", b"kernels", "media_type", b"media_type", "only_traced", b"only_traced", "seconds", b"seconds"]) -> None: ...
 
 Global___NativeResult: typing_extensions.TypeAlias = NativeResult
+
+@typing.final
+class KernelCounts(google.protobuf.message.Message):
+    """What became of the C++ sources of a native artifact."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KNOWN_FIELD_NUMBER: builtins.int
+    COMPILED_FIELD_NUMBER: builtins.int
+    COMPILE_SECONDS_FIELD_NUMBER: builtins.int
+    SAVED_SECONDS_FIELD_NUMBER: builtins.int
+    known: builtins.int
+    """Compiled before, or at the same time for another artifact."""
+    compiled: builtins.int
+    """Compiled for this artifact."""
+    compile_seconds: builtins.float
+    """Seconds in the compiler for this artifact; several compilers may run at a time."""
+    saved_seconds: builtins.float
+    """Seconds that the compiles of the known ones took."""
+    def __init__(
+        self,
+        *,
+        known: builtins.int = ...,
+        compiled: builtins.int = ...,
+        compile_seconds: builtins.float = ...,
+        saved_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compile_seconds", b"compile_seconds", "compiled", b"compiled", "known", b"known", "saved_seconds", b"saved_seconds"]) -> None: ...
+
+Global___KernelCounts: typing_extensions.TypeAlias = KernelCounts
 
 @typing.final
 class DescribeNativeJob(google.protobuf.message.Message):

@@ -9,7 +9,6 @@ from typing import Final, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.kernels.kernel_flights import Provided
 from lazyfx_server.execution import CallRefused
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -38,7 +37,7 @@ class BuildSession:
     def __init__(self, build: Build, scope: bytes | None = None) -> None:
         self._build = build
         self.scope = scope
-        self.kernels = pb.KernelCounts()
+        self.kernels = worker.KernelCounts()
         self._objects: dict[bytes, bytes] = {}
         self._libraries: set[bytes] = set()
         self._bytes = 0

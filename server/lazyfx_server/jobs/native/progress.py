@@ -11,6 +11,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.v1 import worker_pb2 as worker
 
 _MAX_BYTES: Final = 1024
 _STAGES: Final = ("tracing", "compiling", "packing")
@@ -49,6 +50,16 @@ def progress_of(data: bytes) -> pb.ArtifactProgress:
         return _checked(pb.ArtifactProgress.FromString(data))
     except (ValueError, DecodeError):
         return pb.ArtifactProgress(stage="waiting")
+
+
+def made_progress(kernels: worker.KernelCounts, seconds: float) -> pb.ArtifactProgress:
+    """The last report of a job, when its artifact is made."""
+    return pb.ArtifactProgress(
+        stage="packing",
+        kernels=kernels.known + kernels.compiled,
+        known_kernels=kernels.known,
+        seconds=seconds,
+    )
 
 
 def _read(path: Path) -> bytes:
