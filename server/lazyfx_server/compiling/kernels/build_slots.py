@@ -49,9 +49,11 @@ class BuildSlots:
         while self._free and self._lines:
             job = next(iter(self._lines))
             line = self._lines.pop(job)
-            turn = line.popleft()
+            while line and line[0].done():  # no longer waits
+                line.popleft()
+            if not line:
+                continue
+            self._free -= 1
+            line.popleft().set_result(None)
             if line:
                 self._lines[job] = line  # to the end of the row: the other jobs come first
-            if not turn.done():
-                self._free -= 1
-                turn.set_result(None)

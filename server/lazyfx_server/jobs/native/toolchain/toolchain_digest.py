@@ -60,10 +60,15 @@ def _content(path: Path) -> bytes:
 
 
 def _linked(compiler: Compiler) -> Iterator[str]:
+    said = compiler_output(compiler.path, "-print-search-dirs").decode()
+    lines = (line.partition(": =") for line in said.splitlines())
+    folders = [
+        folder for kind, _, rest in lines if kind == "libraries" for folder in rest.split(":")
+    ]
     for name in _LINKED:
-        said = compiler_output(compiler.path, f"-print-file-name={name}").decode().strip()
-        if said != name and Path(said).is_file():  # the name alone: there is none
-            yield os.path.realpath(said)
+        found = (Path(folder) / name for folder in folders)
+        if (path := next(filter(Path.is_file, found), None)) is not None:
+            yield os.path.realpath(path)
 
 
 def _standard_headers(compiler: Compiler) -> list[str]:
