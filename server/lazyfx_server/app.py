@@ -154,7 +154,7 @@ class App:
         crashes = CrashTracker(settings.workers.crash_refusal_seconds)
         guard = self._memory = memory_guard(settings, self._store, passes.executor)
         fleet = self._fleet = fleet_flights(settings, self._shared_store, self._store, deferred)
-        kernels = kernel_flights(settings, self._store, fleet, observers)
+        kernels = self._kernels = kernel_flights(settings, self._store, fleet, observers)
         self._native = native_compiles(
             settings, sources, engine, crashes, observers, restarted, guard.refusal, kernels
         )
@@ -373,4 +373,8 @@ class App:
         return {} if self._shared_store is None else self._shared_store.available()
 
     def _in_flight(self) -> dict[str, int]:
-        return {"compile": self._compiler.in_flight, "render": self._artifacts.in_flight}
+        return {
+            "compile": self._compiler.in_flight,
+            "render": self._artifacts.in_flight,
+            "kernel": self._kernels.in_flight,
+        }

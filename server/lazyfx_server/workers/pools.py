@@ -124,7 +124,7 @@ def native_protection(settings: NativeSettings) -> Protection:
     if missing:
         _log.warning(
             "native compiles are not confined (--native-unconfined): a hostile graph that gets "
-            "past the checks has the rights of this user"
+            "past the checks has the rights of this user; compiled kernels are not shared"
         )
     if user is not None and held:
         return Protection((*held, "user"), tuple(missing))

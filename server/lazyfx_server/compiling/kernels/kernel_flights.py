@@ -65,6 +65,11 @@ class KernelFlights:
         self._observer = observer
         self._flights: SingleFlight[_Made] = SingleFlight(self._on_abandoned)
 
+    @property
+    def in_flight(self) -> int:
+        """Number of kernels that are looked up or compiled."""
+        return len(self._flights)
+
     async def provide(self, key: bytes, scope: bytes, compile_it: Compile) -> Provided:
         """A kernel from the store; compiled if it is not there.
 
