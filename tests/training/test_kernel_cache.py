@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +74,33 @@ def test_a_changed_model_compiles_only_kernels_that_nobody_has_compiled(
     for ours, theirs in zip(remote.gradients, local.gradients, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert_same(remote, local)
+
+
+@pytest.mark.long
+def test_kernels_that_are_here_are_not_sent_again(native_server: Any, tmp_path: Path) -> None:
+    """An artifact names them by their digests; one that was changed or removed is sent."""
+
+    def sent() -> int:
+        return int(
+            total(
+                metrics(native_server.metrics_url), "lazyfx_artifact_bytes_total", kind="inductor"
+            )
+        )
+
+    def step() -> tuple[Training, int]:
+        before = sent()
+        return trained(native_server, blocks=1), sent() - before
+
+    first, whole = step()
+    again, named = step()
+    assert named < whole - 10_000
+    files = sorted((tmp_path / "inductor" / "lazyfx").glob("k*.so"))
+    assert len(files) > 2
+    files[0].write_bytes(files[1].read_bytes())  # by whoever can write there
+    changed, sent_twice = step()
+    assert sent_twice > whole
+    files[2].unlink()
+    removed, some = step()
+    assert named < some < whole
+    for training in (again, changed, removed):
+        assert_same(training, first)

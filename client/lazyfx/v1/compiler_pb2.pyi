@@ -896,6 +896,7 @@ class GetArtifactRequest(google.protobuf.message.Message):
     PURPOSE_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    KEPT_KERNELS_FIELD_NUMBER: builtins.int
     module_key: builtins.bytes
     """From CompileResponse. 32 bytes."""
     kind: Global___ArtifactKind.ValueType
@@ -917,6 +918,12 @@ class GetArtifactRequest(google.protobuf.message.Message):
     def native(self) -> Global___NativeRequest:
         """INDUCTOR and AOT_INDUCTOR: where the artifact will run, and under which settings."""
 
+    @property
+    def kept_kernels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """INDUCTOR: SHA-256 of libraries that the caller has. The server may leave these out of the
+        artifact, and name them by their digests.
+        """
+
     def __init__(
         self,
         *,
@@ -928,9 +935,10 @@ class GetArtifactRequest(google.protobuf.message.Message):
         purpose: Global___ArtifactKind.ValueType = ...,
         native: Global___NativeRequest | None = ...,
         priority: Global___Priority.ValueType = ...,
+        kept_kernels: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["constant", b"constant", "native", b"native", "presentation", b"presentation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "priority", b"priority", "purpose", b"purpose"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kept_kernels", b"kept_kernels", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "priority", b"priority", "purpose", b"purpose"]) -> None: ...
 
 Global___GetArtifactRequest: typing_extensions.TypeAlias = GetArtifactRequest
 
@@ -1174,17 +1182,21 @@ class NativeKernel(google.protobuf.message.Message):
 
     SOURCE_FIELD_NUMBER: builtins.int
     LIBRARY_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
     source: builtins.bytes
     """SHA-256 of the source that Inductor compiles."""
     library: builtins.bytes
-    """An ELF shared object."""
+    """An ELF shared object; empty if the caller has it."""
+    digest: builtins.bytes
+    """SHA-256 of the library, if it was left out."""
     def __init__(
         self,
         *,
         source: builtins.bytes = ...,
         library: builtins.bytes = ...,
+        digest: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["library", b"library", "source", b"source"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "library", b"library", "source", b"source"]) -> None: ...
 
 Global___NativeKernel: typing_extensions.TypeAlias = NativeKernel
 

@@ -182,6 +182,8 @@ class Artifacts:
                 "module_key", "has the wrong length; use module_key of a CompileResponse"
             )
         urgency = Urgency.of(request.priority, time_left)
+        kept = frozenset(request.kept_kernels)
+        request.ClearField("kept_kernels")  # the flight is that of all callers
         kind = ARTIFACT_KINDS.get(request.kind)
         if kind is None:
             raise InvalidRequestError.of_field(
@@ -203,6 +205,9 @@ class Artifacts:
             record = landing.result().record
             seconds = landing.result().seconds if landing.led else None
             kernels = landing.result().kernels
+            # What an upstream has signed is sent as it is.
+            if kept and request.kind == pb.ARTIFACT_KIND_INDUCTOR and self._forwarding is None:
+                record = await self._stored.without_kernels(record, module, request.kind, kept)
         name = kind_name(request.kind)
         if seconds is not None:
             _log.debug(

@@ -16,6 +16,9 @@ from lazyfx.v1 import compiler_pb2 as pb
 # Settings, states and a machine take a tenth of that.
 _MAX_BYTES: Final = 64 * 1024
 
+MAX_KEPT_KERNELS: Final = 1024
+"""Kernels that a caller may name in a request as its own."""
+
 
 def native_request(
     devices: Iterable[torch.device], mode: str | None, inductor: Mapping[str, Any]

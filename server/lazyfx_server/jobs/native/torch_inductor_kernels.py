@@ -20,9 +20,8 @@ from torch._inductor.codecache import CppCodeCache, CppPythonBindingsCodeCache
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.utils import IndentedBuffer
 
-from lazyfx.shared.native.kernels import bound_arguments, loading_kernels_with
+from lazyfx.shared.native.kernels import LOAD_ASYNC, bound_arguments, loading_kernels_with
 
-_LOAD_ASYNC: Final = CppCodeCache.load_async.__func__  # type: ignore[attr-defined]
 _LOAD_LIBRARY: Final = CppCodeCache._load_library.__func__  # type: ignore[attr-defined]
 _BINDING: Final = "async_compile.cpp_pybinding"
 
@@ -52,7 +51,7 @@ def requesting_kernels(
     def load_async(cls: Any, *args: Any, **kwargs: Any) -> Callable[[], Any]:
         given = bound_arguments(cls, args, kwargs)
         given.arguments["submit_fn"] = submit
-        load: Callable[[], _Built] = _LOAD_ASYNC(*given.args, **given.kwargs)
+        load: Callable[[], _Built] = LOAD_ASYNC(*given.args, **given.kwargs)
         on_request(given.digest, lambda: load().path)
         kernel = _UnloadedModule(cls, load)
         return lambda: kernel
