@@ -26,7 +26,7 @@ from lazyfx_server.errors import (
     InvalidRequestError,
     RequestError,
 )
-from lazyfx_server.telemetry import NativeCompiled, Observer
+from lazyfx_server.telemetry import NativeCompiled, NativeResult, Observer
 from lazyfx_server.v1 import worker_pb2 as worker
 
 KernelSharing: TypeAlias = Literal["all", "tenant", "none"]
@@ -228,7 +228,7 @@ class NativeCompiles:
             kind=request.kind, graph=graph, request=request.native, place=place,
             kernel_scope=subject.tenant if self._sharing == "tenant" else b"",
         )  # fmt: skip
-        ended = "failed"
+        ended: NativeResult = "failed"
         try:
             async with queue.slot(queued_job):
                 started = time.monotonic()

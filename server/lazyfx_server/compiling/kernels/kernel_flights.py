@@ -6,17 +6,22 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
-from lazyfx_server.compiling.flights.single_flight import Flight, Landing, Outcome, SingleFlight
+from lazyfx_server.compiling.flights.single_flight import Flight, Landing, SingleFlight
 from lazyfx_server.compiling.kernels.kernel_store import KernelPlace, KernelStore
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
-from lazyfx_server.telemetry import FlightAbandoned, KernelProvided, Observer
+from lazyfx_server.telemetry import (
+    Abandonment,
+    FlightAbandoned,
+    KernelProvided,
+    KernelSource,
+    Observer,
+)
 from lazyfx_server.v1 import worker_pb2 as worker
 
-Source: TypeAlias = Literal["found", "joined", "compiled", "failed"]
 Compile: TypeAlias = Callable[[Callable[[], None]], Awaitable[worker.BuildResult]]
 """Compiles a kernel; calls what it is given when the compiler begins."""
 
@@ -35,7 +40,7 @@ class Provided:
     """
 
     result: worker.BuildResult
-    source: Source
+    source: KernelSource
     seconds: float
 
 
@@ -125,11 +130,11 @@ class KernelFlights:
             return None
         return _Made(worker.BuildResult(output=record.output), record.seconds, compiled=False)
 
-    def _on_abandoned(self, outcome: Outcome) -> None:
+    def _on_abandoned(self, outcome: Abandonment) -> None:
         self._observer.observe(FlightAbandoned("kernel", outcome))
 
 
-def _source(landing: Landing[_Made], made: _Made) -> Source:
+def _source(landing: Landing[_Made], made: _Made) -> KernelSource:
     if made.result.failed:
         return "failed"
     if not made.compiled:
