@@ -67,7 +67,6 @@ def lower(body: bytes, kind: pb.ArtifactKind.ValueType = pb.ARTIFACT_KIND_INDUCT
             request=_request(torch.is_grad_enabled()),
             progress=str(Path(folder) / "progress"),
             cache=folder,
-            compile_threads=1,
         )
         job.graph.graph.body = body
         try:

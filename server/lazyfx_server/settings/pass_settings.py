@@ -13,7 +13,7 @@ from lazyfx_server.settings.part import GIB, Part
 
 
 def _usable_cores() -> int:
-    return max(1, min(8, len(os.sched_getaffinity(0))))
+    return max(1, min(8, os.cpu_count() or 1))
 
 
 class PassSettings(Part):

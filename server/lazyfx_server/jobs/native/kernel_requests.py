@@ -16,7 +16,7 @@ _MOST_WAITING: Final = 32
 
 
 class RequestedKernels:
-    """The kernels that Inductor has asked for."""
+    """The kernels that Inductor uses."""
 
     def __init__(self) -> None:
         self._libraries: dict[bytes, FindLibrary] = {}
@@ -24,6 +24,10 @@ class RequestedKernels:
     def add(self, source: bytes, find: FindLibrary) -> None:
         """Remember a kernel by the digest of its source."""
         self._libraries.setdefault(source, find)
+
+    def drop(self, source: bytes) -> None:
+        """Forget a kernel that could not be compiled, which Inductor knows."""
+        self._libraries.pop(source, None)
 
     def collect(self) -> dict[bytes, Path]:
         """Wait for all; the paths of their libraries by the digest of their sources.
@@ -40,7 +44,7 @@ def requested_kernels() -> Iterator[RequestedKernels]:
     kernels = RequestedKernels()
     threads = ThreadPoolExecutor(_MOST_WAITING, thread_name_prefix="lazyfx-kernel")
     try:
-        with requesting_kernels(threads.submit, kernels.add):
+        with requesting_kernels(threads.submit, kernels.add, kernels.drop):
             yield kernels
     finally:
         # A job that fails does not wait for kernels: the server stops their compiles.

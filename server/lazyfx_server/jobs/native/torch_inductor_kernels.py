@@ -39,22 +39,39 @@ FindLibrary = Callable[[], str]
 
 @contextmanager
 def requesting_kernels(
-    submit: Callable[[Callable[[], None]], Any], on_request: Callable[[bytes, FindLibrary], None]
+    submit: Callable[[Callable[[], None]], Any],
+    on_use: Callable[[bytes, FindLibrary], None],
+    on_failure: Callable[[bytes], None],
 ) -> Iterator[None]:
     """Within the block, request each kernel as soon as Inductor has written its source.
 
     Args:
         submit: Runs a compile in another thread; returns its future.
-        on_request: Called with the digest of each source, at least once, and what waits for it.
+        on_use: Called with the digest of each source that a module of Inductor's uses, and what
+            waits for its library.
+        on_failure: Called with the digest of a source whose compile has failed, if Inductor was
+            told: when it tunes, it goes on without that kernel.
     """
 
     def load_async(cls: Any, *args: Any, **kwargs: Any) -> Callable[[], Any]:
         given = bound_arguments(cls, args, kwargs)
         given.arguments["submit_fn"] = submit
         load: Callable[[], _Built] = LOAD_ASYNC(*given.args, **given.kwargs)
-        on_request(given.digest, lambda: load().path)
-        kernel = _UnloadedModule(cls, load)
-        return lambda: kernel
+        source = given.digest
+
+        def built() -> _Built:
+            try:
+                return load()
+            except Exception:
+                on_failure(source)
+                raise
+
+        def use() -> _UnloadedModule:
+            on_use(source, lambda: load().path)
+            return kernel
+
+        kernel = _UnloadedModule(cls, built)
+        return use
 
     def define_kernel(self: Any, name: str, body: str, *args: Any, **kwargs: Any) -> Any:
         if body.startswith(_BINDING):
