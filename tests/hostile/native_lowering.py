@@ -21,7 +21,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.native import source_checks as sources
 from lazyfx_server.jobs.native.conditions import CannotCompile
 from lazyfx_server.jobs.native.making import make_artifact
-from lazyfx_server.jobs.native.torch_inductor_kernels import _Built
+from lazyfx_server.jobs.native.toolchain.torch_inductor_kernels import _Built
 from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp, check_wrapper
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -101,7 +101,9 @@ def _without_compiler(found: Lowered) -> Iterator[None]:
     with (
         mock.patch.object(sources, "check_cpp", cpp),
         mock.patch.object(sources, "check_wrapper", python),
-        mock.patch("lazyfx_server.jobs.native.torch_inductor_kernels.LOAD_ASYNC", load_async),
+        mock.patch(
+            "lazyfx_server.jobs.native.toolchain.torch_inductor_kernels.LOAD_ASYNC", load_async
+        ),
         mock.patch.object(codecache.AotCodeCompiler, "compile", compile_aot),
         torch._inductor.config.patch(force_disable_caches=True),
     ):

@@ -14,8 +14,8 @@ from lazyfx.shared.native.torch_inductor import TensorifyScalarRestartAnalysis, 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.native.conditions import CannotCompile, compiler_error, refuse_own_tensors
 from lazyfx_server.jobs.native.float_inputs import requested_constants
-from lazyfx_server.jobs.native.kernel_requests import requested_kernels
 from lazyfx_server.jobs.native.progress import Progress
+from lazyfx_server.jobs.native.toolchain.kernel_requests import requested_kernels
 from lazyfx_server.jobs.native.torch_inductor_codegen import compile_ahead, known_size
 
 

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from lazyfx_server.jobs.native.torch_inductor_kernels import FindLibrary, requesting_kernels
+from lazyfx_server.jobs.native.toolchain.torch_inductor_kernels import (
+    FindLibrary,
+    requesting_kernels,
+)
 
 # Requests that wait for an answer at a time, each in a thread. The server decides how many of them
 # it compiles at a time, and answers at once what it knows.
