@@ -81,7 +81,7 @@ def requesting_kernels(
     original = PythonWrapperCodegen.define_kernel
     with loading_kernels_with(load_async):
         CppCodeCache._load_library = classmethod(lambda _cls, path, key: _Built(path, key))  # type: ignore[method-assign,assignment]
-        PythonWrapperCodegen.define_kernel = define_kernel  # type: ignore[method-assign]
+        PythonWrapperCodegen.define_kernel = define_kernel  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
