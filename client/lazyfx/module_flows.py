@@ -176,7 +176,7 @@ class ModuleFlows:
             return (yield from fetch(wanted))
         from lazyfx.artifacts.kernel_files import kept_kernels, with_kept_kernels
 
-        wanted.kept_kernels.extend((yield from self._build(kept_kernels)))
+        wanted.kept_kernels = yield from self._build(kept_kernels)
         data = yield from fetch(wanted)
         whole: bytes | None = yield from self._build(partial(with_kept_kernels, data))
         if whole is None:  # removed in the meantime

@@ -16,7 +16,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from lazyfx.shared.native import torch_inductor
-from lazyfx.shared.native.native_request import MAX_KEPT_KERNELS
+from lazyfx.shared.native.native_request import KEPT_PREFIX_BYTES, MAX_KEPT_BYTES
 from lazyfx.v1 import compiler_pb2 as pb
 
 _NAME: Final = re.compile(r"k([0-9a-f]{64})\.so")
@@ -42,8 +42,8 @@ def library_file(data: bytes) -> Path:
     return path
 
 
-def kept_kernels() -> list[bytes]:
-    """SHA-256 of the libraries here, by their names; the newest ones if there are many."""
+def kept_kernels() -> bytes:
+    """The libraries here, as a request names them; the newest ones if there are many."""
     found: list[tuple[float, str]] = []
     try:
         with os.scandir(_folder()) as entries:
@@ -53,9 +53,9 @@ def kept_kernels() -> list[bytes]:
                 if (name := _NAME.fullmatch(entry.name))
             )
     except OSError:
-        return []
-    found.sort(reverse=True)
-    return sorted(bytes.fromhex(name) for _, name in found[:MAX_KEPT_KERNELS])
+        return b""
+    newest = sorted(found, reverse=True)[: MAX_KEPT_BYTES // KEPT_PREFIX_BYTES]
+    return b"".join(sorted(bytes.fromhex(name)[:KEPT_PREFIX_BYTES] for _, name in newest))
 
 
 def with_kept_kernels(data: bytes) -> bytes | None:

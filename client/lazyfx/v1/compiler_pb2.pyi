@@ -906,6 +906,10 @@ class GetArtifactRequest(google.protobuf.message.Message):
     """SOURCE only: PICKLE or PACKAGE if the source is for one of these, for the ledger."""
     priority: Global___Priority.ValueType
     """How urgent it is if it must be rendered or built."""
+    kept_kernels: builtins.bytes
+    """INDUCTOR: the libraries that the caller has: the first 8 bytes of the SHA-256 of each, one after
+    another. The server may leave these out of the artifact, and name them by their digests.
+    """
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
         """The caller's names, for CODE, PICKLE, PACKAGE and PICTURE; canonical names by default."""
@@ -918,12 +922,6 @@ class GetArtifactRequest(google.protobuf.message.Message):
     def native(self) -> Global___NativeRequest:
         """INDUCTOR and AOT_INDUCTOR: where the artifact will run, and under which settings."""
 
-    @property
-    def kept_kernels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """INDUCTOR: SHA-256 of libraries that the caller has. The server may leave these out of the
-        artifact, and name them by their digests.
-        """
-
     def __init__(
         self,
         *,
@@ -935,7 +933,7 @@ class GetArtifactRequest(google.protobuf.message.Message):
         purpose: Global___ArtifactKind.ValueType = ...,
         native: Global___NativeRequest | None = ...,
         priority: Global___Priority.ValueType = ...,
-        kept_kernels: collections.abc.Iterable[builtins.bytes] | None = ...,
+        kept_kernels: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["constant", b"constant", "native", b"native", "presentation", b"presentation"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["constant", b"constant", "kept_kernels", b"kept_kernels", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "priority", b"priority", "purpose", b"purpose"]) -> None: ...

@@ -110,7 +110,7 @@ class Artifacts:
                 "module_key", "has the wrong length; use module_key of a CompileResponse"
             )
         urgency = Urgency.of(request.priority, time_left)
-        kept = frozenset(request.kept_kernels)
+        kept = request.kept_kernels
         request.ClearField("kept_kernels")  # the flight is that of all callers
         kind = ARTIFACT_KINDS.get(request.kind)
         if kind is None:

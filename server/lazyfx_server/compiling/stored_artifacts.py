@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Set as AbstractSet
 
 from google.protobuf.message import DecodeError
 
@@ -118,7 +117,7 @@ class StoredArtifacts:
         record: worker.ArtifactRecord,
         module: CompiledModule,
         kind: pb.ArtifactKind.ValueType,
-        kept: AbstractSet[bytes],
+        kept: bytes,
     ) -> worker.ArtifactRecord:
         """An artifact for a caller who has some of its kernels, signed as it is sent."""
         data = await asyncio.to_thread(without_kept, record.data, kept)
