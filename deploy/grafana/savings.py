@@ -169,6 +169,19 @@ RENDERING_ROW = (
         Query(rate("lazyfx_native_compiles_total", by="result"), "{{result}}"),
     ),
     stack(
+        "Kernels",
+        PER_SECOND,
+        Query(rate("lazyfx_kernels_total", by="source"), "{{source}}"),
+        explanation="C++ compiles that native jobs asked for: found and joined ones cost nothing.",
+    ),
+    curves(
+        "C++ compiler time",
+        RATIO,
+        Query(rate("lazyfx_kernel_compile_seconds_total"), "spent"),
+        Query(rate("lazyfx_kernel_saved_seconds_total"), "saved"),
+        explanation="Seconds of C++ compilers per second.",
+    ),
+    stack(
         "Artifact bytes",
         BYTES_PER_SECOND,
         Query(rate("lazyfx_artifact_bytes_total", by="kind"), "{{kind}}"),

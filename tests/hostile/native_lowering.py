@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,26 +15,19 @@ import torch
 from torch._inductor import codecache
 
 from lazyfx.errors import LazyfxError
+from lazyfx.shared.native.kernels import bound_arguments
 from lazyfx.shared.native.native_request import native_request
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.native import source_checks as sources
 from lazyfx_server.jobs.native.conditions import CannotCompile
 from lazyfx_server.jobs.native.making import make_artifact
+from lazyfx_server.jobs.native.toolchain.torch_inductor_kernels import _Built
 from lazyfx_server.security.native_source import NativeSourceRefused, check_cpp, check_wrapper
 from lazyfx_server.v1 import worker_pb2 as worker
 
 
 class _Stopped(Exception):
     """AOTInductor has written its sources."""
-
-
-class _Library(types.ModuleType):
-    """A library in which every function is there and does nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *_args, **_kwargs: None
 
 
 @dataclass
@@ -67,7 +59,6 @@ def lower(body: bytes, kind: pb.ArtifactKind.ValueType = pb.ARTIFACT_KIND_INDUCT
             request=_request(torch.is_grad_enabled()),
             progress=str(Path(folder) / "progress"),
             cache=folder,
-            compile_threads=1,
         )
         job.graph.graph.body = body
         try:
@@ -95,13 +86,12 @@ def _without_compiler(found: Lowered) -> Iterator[None]:
         found.sources.append(source)
         check_wrapper(source)
 
-    def load_async(cls: Any, main_code: str, *_: Any, **rest: Any) -> Any:
-        codecache.write(main_code, "main.cpp")
-        if rest.get("optimized_code"):
-            codecache.write(rest["optimized_code"], "optimized.cpp")
-        library = _Library("library")
-        library.__file__ = __file__
-        return lambda: library
+    def load_async(cls: Any, *args: Any, **given: Any) -> Any:
+        arguments = bound_arguments(cls, args, given).arguments
+        codecache.write(arguments["main_code"], "main.cpp")
+        if arguments["optimized_code"]:
+            codecache.write(arguments["optimized_code"], "optimized.cpp")
+        return lambda: _Built(__file__, "key")
 
     def compile_aot(_graph: Any, wrapper: str, kernels: str, *_: Any, **__: Any) -> Any:
         codecache.write(wrapper, "wrapper.cpp")
@@ -111,7 +101,9 @@ def _without_compiler(found: Lowered) -> Iterator[None]:
     with (
         mock.patch.object(sources, "check_cpp", cpp),
         mock.patch.object(sources, "check_wrapper", python),
-        mock.patch("lazyfx.shared.native.kernels._ORIGINAL", load_async),
+        mock.patch(
+            "lazyfx_server.jobs.native.toolchain.torch_inductor_kernels.LOAD_ASYNC", load_async
+        ),
         mock.patch.object(codecache.AotCodeCompiler, "compile", compile_aot),
         torch._inductor.config.patch(force_disable_caches=True),
     ):

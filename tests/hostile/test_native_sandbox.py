@@ -18,6 +18,9 @@ import native_prisoner
 import pytest
 
 from lazyfx_server.compiling.dispatch.builds import Builds
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
+from lazyfx_server.compiling.kernels.kernel_flights import KernelFlights
+from lazyfx_server.compiling.kernels.kernel_store import KernelStore
 from lazyfx_server.execution import (
     CallBounds,
     ExecutionError,
@@ -31,6 +34,7 @@ from lazyfx_server.jobs.native.toolchain.build_job import run_compile_job
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler, find_compiler
 from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.security.sandbox import LAYERS, available
+from lazyfx_server.store import MemoryStore
 from lazyfx_server.telemetry import Observers
 
 Order = dict[str, object]
@@ -63,8 +67,20 @@ def area(tmp_path: Path) -> Iterator[WorkArea]:
     made.close()
 
 
+def kernel_flights() -> KernelFlights:
+    """As a server provides kernels, which a worker may try to have replaced."""
+    kernels = KernelStore(MemoryStore(1 << 24), bytes(32), lambda: None)
+    return KernelFlights(
+        kernels, FleetFlights(None, None, Observers(), FleetSettings()), Observers()
+    )
+
+
 def tried(
-    orders: list[Order], compiler: Compiler, area: WorkArea, bounds: CallBounds | None = None
+    orders: list[Order],
+    compiler: Compiler,
+    area: WorkArea,
+    bounds: CallBounds | None = None,
+    scope: bytes | None = b"",
 ) -> list[str]:
     """The answers of a confined native worker to these orders."""
     folder = area.folder("jobs", "prisoner")
@@ -82,11 +98,11 @@ def tried(
             partial(run_compile_job, compiler, build_confinement(available(), MEMORY, None, compiler)),
             processes=forked, workers=1, max_jobs=1,
         )  # fmt: skip
-        builds = Builds(compilers, compiler, 120, area, Observers())
+        builds = Builds(compilers, compiler, 120, area, Observers(), None, kernel_flights())
         try:
             await workers.start()
             await compilers.start()
-            session = builds.session()
+            session = builds.session(scope)
             answers = []
             for order in orders:
                 job = json.dumps(order).encode()
@@ -119,7 +135,7 @@ def test_a_compiler_behind_a_script_compiles_confined(
     monkeypatch.setenv("CXX", str(script))
     wrapped = find_compiler()
     marker.unlink()  # it was asked about itself, outside of any sandbox
-    assert tried([{"do": "compile_and_load"}], wrapped, area) == ["done 42"]
+    assert tried([{"do": "compile_and_load"}], wrapped, area, scope=None) == ["done 42"]
     assert not marker.exists()
 
 
@@ -285,6 +301,8 @@ def test_what_got_past_the_checks_of_sources_reads_nothing(
     for text in (
         f'#include "{secret}"', '#include "/etc/passwd"',
         f'asm(".section .data\\n.incbin \\"{secret}\\"");',
+        f'#if __has_include("{secret}")\nint found;\n#else\n#error missing\n#endif',
+        f'#include "{pytest.__file__}"',
     ):  # fmt: skip
         source.write_text(text)
         pid = os.fork()

@@ -34,9 +34,9 @@ def test_a_header_is_precompiled_once_there_is_room_for_it(tmp_path: Path) -> No
         builds = Builds(executor, COMPILER, 60.0, area, Observers())
         (area.root / "headers").touch()  # no folder can be made there, as on a full disk
         try:
-            first = await builds.build(REQUEST, [])
+            first = (await builds.build(REQUEST, [], builds.session())).result
             (area.root / "headers").unlink()
-            second = await builds.build(REQUEST, [])
+            second = (await builds.build(REQUEST, [], builds.session())).result
         finally:
             await executor.close()
             area.close()

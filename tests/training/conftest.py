@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from servers import start_server
+from training.counting import CountedCompilers, counted_compilers
 
 from lazyfx.backend import reset_backend_report
 
@@ -31,9 +32,19 @@ def needs_gxx() -> None:
 
 
 @pytest.fixture(scope="session")
-def native_server(tmp_path_factory: pytest.TempPathFactory, needs_gxx: None) -> Iterator[Any]:
+def compilers(needs_gxx: None) -> Iterator[CountedCompilers]:
+    """The C++ compiler of `native_server`."""
+    with counted_compilers() as counted:
+        yield counted
+
+
+@pytest.fixture(scope="session")
+def native_server(
+    tmp_path_factory: pytest.TempPathFactory, compilers: CountedCompilers
+) -> Iterator[Any]:
     """One server that makes native artifacts, for all tests of this folder."""
-    running = start_server(tmp_path_factory.mktemp("native"), "--native", "--workers", "1")
+    store, environment = tmp_path_factory.mktemp("native"), compilers.environment
+    running = start_server(store, "--native", "--workers", "1", environment=environment)
     yield running
     running.stop()
 

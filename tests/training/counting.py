@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+import sys
+import tempfile
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import nursery
 from harness import metrics, total
+
+# As many bytes as a pipe holds.
+_TOKENS: Final = 65_536
 
 
 def native_compiles(server: Any) -> int:
@@ -46,3 +56,50 @@ def run_with_logging_compiler(
     )
     assert run.returncode == 0, run.stderr
     return run.stdout + run.stderr, diary.read_text().splitlines() if diary.exists() else []
+
+
+class CountedCompilers:
+    """A C++ compiler that counts its runs, also in a sandbox in which it can write nowhere.
+
+    Each run takes one byte from a pipe.
+
+    Attributes:
+        environment: Makes a server use it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        pipe = folder / "tokens"
+        os.mkfifo(pipe, 0o644)
+        self._pipe = os.open(pipe, os.O_RDWR)
+        os.write(self._pipe, b"\n" * _TOKENS)
+        tool = folder / "g++"
+        tool.write_text(
+            "#!/bin/sh\n"
+            f'case "$*" in *" -o "*) read -r token < {pipe};; esac\n'
+            # What may be read is what the compiler says it reads, so also the pipe.
+            f'case "$*" in -print-search-dirs) echo "programs: ={folder}";; esac\n'
+            f'exec {shutil.which("g++")} "$@"\n'
+        )
+        tool.chmod(0o755)
+        self.environment = {"CXX": str(tool)}
+
+    def runs(self) -> int:
+        """How often it has compiled or linked something so far."""
+        left = bytearray(4)
+        fcntl.ioctl(self._pipe, termios.FIONREAD, left)
+        return _TOKENS - int.from_bytes(left, sys.byteorder)
+
+    def close(self) -> None:
+        os.close(self._pipe)
+
+
+@contextmanager
+def counted_compilers() -> Iterator[CountedCompilers]:
+    """A compiler that counts its runs, in a folder that every user can read."""
+    with tempfile.TemporaryDirectory(prefix="lazyfx-compilers-") as name:
+        Path(name).chmod(0o755)
+        counted = CountedCompilers(Path(name))
+        try:
+            yield counted
+        finally:
+            counted.close()

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import store_servers
+import torch
 from harness import metrics, total, wait_until
 from servers import RunningServer, start_server
 from training.counting import native_compiles
 from training.test_waiting import captured
 
 import lazyfx
+from lazyfx.shared.native.native_request import native_request
 
 pytestmark = pytest.mark.long
 
@@ -68,3 +70,12 @@ def test_one_server_compiles_and_both_answer(pair: list[RunningServer]) -> None:
     assert total(found, "lazyfx_fleet_flights_total", stage="render", outcome="joined") == 1
     # The server that waited told how far the other one was.
     assert {"tracing", "compiling"} & {*stages[1]}
+
+    # For other settings the second one makes an artifact itself, of kernels that the first has made.
+    other = native_request({torch.device("cpu")}, None, {"size_asserts": False})
+    with lazyfx.connect(pair[1].address) as client:
+        assert client.compile(graph).native(other, timeout=250)
+    found = metrics(pair[1].metrics_url)
+    assert native_compiles(pair[1]) == 1
+    assert total(found, "lazyfx_kernels_total", source="found") > 0
+    assert total(found, "lazyfx_kernels_total", source="compiled") == 0

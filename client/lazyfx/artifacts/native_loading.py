@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final
 
+from lazyfx.artifacts.kernel_files import library_file
 from lazyfx.errors import ArtifactError
 from lazyfx.shared.native import kernels, torch_inductor
 from lazyfx.shared.native.text_tokens import with_texts
@@ -34,7 +36,7 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
     """
     libraries = {kernel.source: kernel.library for kernel in bundle.kernels}
     try:
-        with kernels.use_kernels(libraries), _restoring_errors(texts):
+        with _use_kernels(libraries), _restoring_errors(texts):
             # This unpickles. The bytes are trusted: the artifact's signature was verified before
             # `read_artifact`, and only the server's key can create one.
             loaded: Callable[..., Any] = torch_inductor.AOTCompiledArtifact.deserialize(
@@ -50,10 +52,42 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
 
 
 @contextmanager
+def _use_kernels(libraries: Mapping[bytes, bytes]) -> Iterator[None]:
+    """Provide these libraries to Inductor within the block; no compiler runs in this thread.
+
+    Args:
+        libraries: Bytes of libraries by the digest of their sources.
+
+    Raises:
+        ArtifactError: Within the block, if Inductor needs a missing library.
+    """
+    here = threading.get_ident()
+
+    def load_async(cls: Any, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        if threading.get_ident() != here:
+            return kernels.LOAD_ASYNC(cls, *args, **kwargs)
+        data = libraries.get(kernels.bound_arguments(cls, args, kwargs).digest)
+        if data is None:
+            raise ArtifactError("the native artifact lacks a kernel that it needs")
+        loaded: list[Any] = []
+
+        def load() -> Any:
+            if not loaded:
+                path = library_file(data)
+                loaded.append(cls._load_library(str(path), path.stem))
+            return loaded[0]
+
+        return load
+
+    with kernels.loading_kernels_with(load_async):
+        yield
+
+
+@contextmanager
 def _restoring_errors(texts: Mapping[str, str]) -> Iterator[None]:
     """Errors of code loaded within the block show these strings.
 
-    Use only within `kernels.use_kernels`, which admits one thread at a time.
+    Use only within `_use_kernels`, which admits one thread at a time.
     """
     compiled: Any = torch_inductor.CompiledFxGraph
     original = compiled.after_deserialization

@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch.fx import GraphModule
 
 from lazyfx.backend.agreement import DisagreementError, RankStatus, agree
-from lazyfx.backend.fallback_report import Outcome, records
+from lazyfx.backend.fallback_report import KernelCounts, Outcome, records
 from lazyfx.backend.local import compile_locally
 from lazyfx.backend.options import BackendOptions, read_options
 from lazyfx.backend.progress_display import show_progress
@@ -69,6 +69,7 @@ class _Graph:
     started: float = field(default_factory=time.perf_counter)
     digest: str = ""
     divergence: str = ""
+    kernels: KernelCounts | None = None
 
     def compile(self) -> Runnable:
         """Ask the server, agree with the other ranks, and fall back if necessary.
@@ -95,6 +96,7 @@ class _Graph:
             if not answer.fixed_inputs:
                 answer.enforce()
                 call, cache = answer.open(), answer.cache
+                self.kernels = answer.kernels
         except Exception as problem:  # noqa: BLE001 - a job never ends because of its compiler's cache
             error = problem
         if self.options.agreement == "all":
@@ -145,7 +147,7 @@ class _Graph:
 
     def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
         def swapped(answer: GraphResult) -> None:
-            self.digest = answer.digest
+            self.digest, self.kernels = answer.digest, answer.kernels
             self._record("remote", cache=answer.cache)
 
         def failed(error: Exception) -> None:
@@ -176,6 +178,7 @@ class _Graph:
             seconds=time.perf_counter() - self.started,
             reason=reason,
             divergence=self.divergence,
+            kernels=self.kernels,
         )
 
 

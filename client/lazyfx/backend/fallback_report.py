@@ -17,6 +17,24 @@ class FallbackWarning(UserWarning):
     """The server could not help; the job continues without it."""
 
 
+@dataclass(frozen=True, slots=True)
+class KernelCounts:
+    """The C++ kernels of an artifact that the server built while this process waited.
+
+    Attributes:
+        known: Those that it had compiled before, or compiled for another artifact meanwhile.
+        compiled: Those that it compiled for this one.
+    """
+
+    known: int
+    compiled: int
+
+    def __str__(self) -> str:
+        total = self.known + self.compiled
+        kernels = f"{total} kernel{'' if total == 1 else 's'}"
+        return f"{kernels}: {self.known} known, {self.compiled} compiled"
+
+
 @dataclass(frozen=True)
 class GraphReport:
     """One graph that torch.compile passed to the backend.
@@ -32,6 +50,7 @@ class GraphReport:
         seconds: Time until there was something to run.
         reason: Why it is not remote; empty if it is.
         divergence: With agreement="all": the first node in which the ranks' graphs differ.
+        kernels: What the server compiled; None if it had the artifact, or built none.
     """
 
     number: int
@@ -42,6 +61,7 @@ class GraphReport:
     seconds: float
     reason: str
     divergence: str = ""
+    kernels: KernelCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,7 @@ class BackendReport:
             line = f"  {graph.number}: {graph.nodes} nodes, {graph.outcome}"
             line += f" ({graph.cache})" if graph.cache else ""
             line += f", {graph.seconds:.2f} s"
+            line += f", {graph.kernels}" if graph.kernels is not None else ""
             line += f": {graph.reason}" if graph.reason else ""
             lines.append(line + (f"; {graph.divergence}" if graph.divergence else ""))
         return "\n".join(lines)
@@ -105,11 +126,14 @@ class _Records:
         seconds: float,
         reason: str,
         divergence: str = "",
+        kernels: KernelCounts | None = None,
     ) -> None:
         with self._lock:
             number = len(self._graphs) + 1
             self._graphs.append(
-                GraphReport(number, nodes, digest, outcome, cache, seconds, reason, divergence)
+                GraphReport(
+                    number, nodes, digest, outcome, cache, seconds, reason, divergence, kernels
+                )
             )
 
     def record_fallback(self, kind: str, message: str) -> None:

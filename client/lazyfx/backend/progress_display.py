@@ -51,6 +51,7 @@ def show_progress(nodes: int) -> Iterator[OnProgress]:
 
 def _words(nodes: int, progress: pb.ArtifactProgress) -> str:
     done = f", {progress.kernels} kernels" if progress.kernels else ""
+    done += f" ({progress.known_kernels} known)" if progress.known_kernels else ""
     return (
         f"lazyfx: the server is compiling a graph of {nodes} nodes: "
         f"{progress.stage}{done}, {progress.seconds:.0f} s"

@@ -12,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from lazyfx.artifacts.native_loading import load
 from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
+from lazyfx.backend.fallback_report import KernelCounts
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
 from lazyfx.capture import remembering
@@ -64,6 +65,7 @@ class GraphResult:
         conditions: Conditions on symbolic sizes and floats under which it may be called.
         env: The ShapeEnv of the symbols in these conditions.
         fixed_inputs: Inputs whose floats must be constants before anything can be compiled.
+        kernels: What the server compiled; None if it had the artifact.
     """
 
     open: Callable[[], Runnable]
@@ -72,6 +74,7 @@ class GraphResult:
     conditions: tuple[sympy.Basic, ...] = ()
     env: ShapeEnv | None = None
     fixed_inputs: tuple[int, ...] = ()
+    kernels: KernelCounts | None = None
 
     def enforce(self) -> None:
         """Add the conditions as guards to the frame that dynamo is compiling.
@@ -132,7 +135,14 @@ def ask(
     if request is None or graph_request.flat is None:
         rebuilt = remote.graph_module()
         return GraphResult(lambda: rebuilt.forward, remote.digest, remote.cache.status)
-    data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
+    last = pb.ArtifactProgress()
+
+    def note(progress: pb.ArtifactProgress) -> None:
+        last.CopyFrom(progress)
+        if on_progress is not None:
+            on_progress(progress)
+
+    data = remote.native(request, timeout=options.timeout, on_progress=note)
     texts = texts_of(remembering.encode(graph_request.graph).body)
     bundle = read_artifact(pb.NativeBundle, data, request)
     symbols = _symbols(graph_request.flat, bundle)
@@ -143,7 +153,14 @@ def ask(
         conditions=tuple(shape_guards.read_guards(bundle.guards, symbols)),
         env=shape_guards.shape_env(graph_request.flat.inputs),
         fixed_inputs=tuple(bundle.fixed_inputs),
+        kernels=_kernels(last),
     )
+
+
+def _kernels(last: pb.ArtifactProgress) -> KernelCounts | None:
+    """What the server's last report says of kernels; None if there are none."""
+    known = min(last.known_kernels, last.kernels)
+    return KernelCounts(known, last.kernels - known) if last.kernels else None
 
 
 def _symbols(flat: FlatGraph, bundle: pb.NativeBundle) -> list[sympy.Symbol]:

@@ -896,6 +896,7 @@ class GetArtifactRequest(google.protobuf.message.Message):
     PURPOSE_FIELD_NUMBER: builtins.int
     NATIVE_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    KEPT_KERNELS_FIELD_NUMBER: builtins.int
     module_key: builtins.bytes
     """From CompileResponse. 32 bytes."""
     kind: Global___ArtifactKind.ValueType
@@ -905,6 +906,10 @@ class GetArtifactRequest(google.protobuf.message.Message):
     """SOURCE only: PICKLE or PACKAGE if the source is for one of these, for the ledger."""
     priority: Global___Priority.ValueType
     """How urgent it is if it must be rendered or built."""
+    kept_kernels: builtins.bytes
+    """INDUCTOR: the libraries that the caller has: the first 8 bytes of the SHA-256 of each, one after
+    another. The server may leave these out of the artifact, and name them by their digests.
+    """
     @property
     def presentation(self) -> lazyfx.v1.graph_pb2.Presentation:
         """The caller's names, for CODE, PICKLE, PACKAGE and PICTURE; canonical names by default."""
@@ -928,9 +933,10 @@ class GetArtifactRequest(google.protobuf.message.Message):
         purpose: Global___ArtifactKind.ValueType = ...,
         native: Global___NativeRequest | None = ...,
         priority: Global___Priority.ValueType = ...,
+        kept_kernels: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["constant", b"constant", "native", b"native", "presentation", b"presentation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "priority", b"priority", "purpose", b"purpose"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["constant", b"constant", "kept_kernels", b"kept_kernels", "kind", b"kind", "module_key", b"module_key", "native", b"native", "offset", b"offset", "presentation", b"presentation", "priority", b"priority", "purpose", b"purpose"]) -> None: ...
 
 Global___GetArtifactRequest: typing_extensions.TypeAlias = GetArtifactRequest
 
@@ -1174,17 +1180,21 @@ class NativeKernel(google.protobuf.message.Message):
 
     SOURCE_FIELD_NUMBER: builtins.int
     LIBRARY_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
     source: builtins.bytes
     """SHA-256 of the source that Inductor compiles."""
     library: builtins.bytes
-    """An ELF shared object."""
+    """An ELF shared object; empty if the caller has it."""
+    digest: builtins.bytes
+    """SHA-256 of the library, if it was left out."""
     def __init__(
         self,
         *,
         source: builtins.bytes = ...,
         library: builtins.bytes = ...,
+        digest: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["library", b"library", "source", b"source"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "library", b"library", "source", b"source"]) -> None: ...
 
 Global___NativeKernel: typing_extensions.TypeAlias = NativeKernel
 
@@ -1227,20 +1237,24 @@ class ArtifactProgress(google.protobuf.message.Message):
     STAGE_FIELD_NUMBER: builtins.int
     KERNELS_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    KNOWN_KERNELS_FIELD_NUMBER: builtins.int
     stage: builtins.str
     """"waiting", "tracing", "compiling" or "packing"."""
     kernels: builtins.int
-    """Kernels compiled so far."""
+    """Kernels that are ready."""
     seconds: builtins.float
     """Seconds since the work began, for any caller."""
+    known_kernels: builtins.int
+    """How many of them had been compiled before, or were for another artifact at the same time."""
     def __init__(
         self,
         *,
         stage: builtins.str = ...,
         kernels: builtins.int = ...,
         seconds: builtins.float = ...,
+        known_kernels: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["kernels", b"kernels", "seconds", b"seconds", "stage", b"stage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kernels", b"kernels", "known_kernels", b"known_kernels", "seconds", b"seconds", "stage", b"stage"]) -> None: ...
 
 Global___ArtifactProgress: typing_extensions.TypeAlias = ArtifactProgress
 
@@ -1313,7 +1327,7 @@ class GetArtifactResponse(google.protobuf.message.Message):
     def trailer(self) -> Global___ArtifactTrailer: ...
     @property
     def progress(self) -> Global___ArtifactProgress:
-        """Before the header, while a native artifact is being compiled."""
+        """Before the header, while a native artifact is being compiled; once more when it is made."""
 
     def __init__(
         self,
@@ -1918,8 +1932,11 @@ class NativeStatus(google.protobuf.message.Message):
 
     SANDBOX_FIELD_NUMBER: builtins.int
     UNAVAILABLE_FIELD_NUMBER: builtins.int
+    KERNEL_SHARING_FIELD_NUMBER: builtins.int
     unavailable: builtins.str
     """Why none are built; empty if they are."""
+    kernel_sharing: builtins.str
+    """Who shares compiled kernels: "all" tenants, the jobs of one "tenant", or "none"."""
     @property
     def sandbox(self) -> Global___SandboxStatus:
         """How the processes that build them are confined. In addition to the layers of SandboxStatus
@@ -1931,9 +1948,10 @@ class NativeStatus(google.protobuf.message.Message):
         *,
         sandbox: Global___SandboxStatus | None = ...,
         unavailable: builtins.str = ...,
+        kernel_sharing: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["sandbox", b"sandbox"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["sandbox", b"sandbox", "unavailable", b"unavailable"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kernel_sharing", b"kernel_sharing", "sandbox", b"sandbox", "unavailable", b"unavailable"]) -> None: ...
 
 Global___NativeStatus: typing_extensions.TypeAlias = NativeStatus
 

@@ -20,6 +20,7 @@ def export_state(counts: Counts, storage: Storage, workers: Workers, compiling: 
         in_flight=lambda: {
             "compile": compiling.compiler.in_flight,
             "render": compiling.artifacts.in_flight,
+            "kernel": storage.kernels.in_flight,
         },
         backlog=lambda: {
             "pass": workers.admission.backlog_seconds,

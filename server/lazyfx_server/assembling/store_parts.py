@@ -11,6 +11,8 @@ import torch
 from lazyfx_server.assembling.event_counts import Counts
 from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
+from lazyfx_server.compiling.kernels.kernel_flights import KernelFlights
+from lazyfx_server.compiling.kernels.kernel_store import KernelStore
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.security.signing import Builder, KeyRing, Signer
 from lazyfx_server.settings.model import Settings
@@ -26,7 +28,7 @@ from lazyfx_server.store import (
     open_store,
 )
 from lazyfx_server.store_events import store_hooks
-from lazyfx_server.telemetry import Observer
+from lazyfx_server.telemetry import EntryCorrupt, Observer
 
 _DAY = 86_400.0
 
@@ -41,6 +43,7 @@ class Storage:
         catalog: The compiled modules in it.
         signer: Signs artifacts.
         fleet: Flights of the servers that share the store.
+        kernels: Provides compiled C++ kernels.
     """
 
     shared: SharedStore | None
@@ -48,6 +51,7 @@ class Storage:
     catalog: Catalog
     signer: Signer
     fleet: FleetFlights
+    kernels: KernelFlights
 
     @classmethod
     def of(cls, settings: Settings, counts: Counts) -> Storage:
@@ -64,7 +68,8 @@ class Storage:
         store = store_of(settings.store, shared, hooks)
         catalog = Catalog(store)
         fleet = fleet_flights(settings, shared, store, counts.deferred)
-        return cls(shared, store, catalog, signer, fleet)
+        kernels = kernel_flights(settings, store, fleet, counts.observer)
+        return cls(shared, store, catalog, signer, fleet, kernels)
 
 
 def artifact_signer(settings: Settings) -> Signer:
@@ -160,3 +165,29 @@ def fleet_flights(
     publish_seconds = given.store_publish_seconds or given.store_wait_seconds
     waits = FleetSettings(given.store_hedge_seconds, publish_seconds)
     return FleetFlights(leases, over_shared, observer, waits)
+
+
+def kernel_flights(
+    settings: Settings,
+    store: MemoryStore | TieredStore,
+    fleet: FleetFlights,
+    observer: Observer,
+) -> KernelFlights:
+    """What provides compiled C++ kernels.
+
+    Args:
+        settings: All settings.
+        store: Holds them.
+        fleet: Flights of the servers that share it.
+        observer: Told of each kernel, and of entries that no server has made.
+
+    Raises:
+        OSError: The file of the tenants' secret cannot be used.
+    """
+    try:
+        secret = secret_of(settings.tenant_secret_file)
+    except SecretFileError as error:
+        raise OSError(str(error)) from error
+    *_, lowest = store.tiers()
+    kernels = KernelStore(store, secret, lambda: observer.observe(EntryCorrupt(lowest)))
+    return KernelFlights(kernels, fleet, observer)

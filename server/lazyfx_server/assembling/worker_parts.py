@@ -11,9 +11,10 @@ from lazyfx_server.assembling.event_counts import Counts
 from lazyfx_server.assembling.store_parts import Storage
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
+from lazyfx_server.compiling.kernels.kernel_flights import KernelFlights
 from lazyfx_server.compiling.limits.admission import NATIVE_POOL, PASS_POOL, Admission
 from lazyfx_server.compiling.limits.memory_guard import MemoryFiles, MemoryGuard
-from lazyfx_server.compiling.native_artifacts import NativeCompiles
+from lazyfx_server.compiling.native_artifacts import KernelSharing, NativeCompiles
 from lazyfx_server.errors import UnavailableError
 from lazyfx_server.execution import Executor, OnRestart, ProcessExecutor
 from lazyfx_server.execution.ray_engine import RayEngine, RayExecutor
@@ -120,7 +121,14 @@ class Workers:
             jobs=Jobs(passes.executor, timeout, crashes, observer=counts.observer),
             admission=admission,
             native=native_compiles(
-                settings, sources, engine, crashes, counts.observer, restarted, guard.refusal
+                settings,
+                sources,
+                engine,
+                crashes,
+                counts.observer,
+                restarted,
+                guard.refusal,
+                storage.kernels,
             ),
         )
 
@@ -154,6 +162,7 @@ def native_compiles(
     observer: Observer,
     on_restart: OnRestart,
     pressure: Callable[[], UnavailableError | None],
+    kernels: KernelFlights,
 ) -> NativeCompiles:
     """The compiler of native artifacts.
 
@@ -165,6 +174,7 @@ def native_compiles(
         observer: Notified of each compile.
         on_restart: Called for each replaced worker.
         pressure: Returns why no new work is accepted at present, or None.
+        kernels: Provides kernels that have been compiled before.
 
     Raises:
         OSError: Native artifacts are required but cannot be built.
@@ -172,17 +182,19 @@ def native_compiles(
     native = settings.native
     required, forwards = native.native == "on", settings.upstream.upstream is not None
 
+    sharing: KernelSharing = native.kernel_sharing if native.shares_kernels else "none"
+
     def make_queue(slots: int) -> Admission:
         longest = native.native_timeout
         return Admission(slots, settings.calls, NATIVE_POOL, observer, pressure, longest=longest)
 
     if engine is not None and native.native != "off":
         nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
-        compiles = NativeCompiles(nodes, make_queue, observer, forwards=forwards)
+        compiles = NativeCompiles(nodes, make_queue, observer, forwards=forwards, sharing=sharing)
         engine.cluster.listen(compiles.count_workers)
         return compiles
     try:
-        made = local_natives(native, sources, crashes, observer, on_restart)
+        made = local_natives(native, sources, crashes, observer, on_restart, kernels)
     except NativeUnavailable as error:
         if required:
             raise OSError(f"--native: {error}") from error
@@ -190,7 +202,9 @@ def native_compiles(
         unavailable.disable(str(error))
         return unavailable
     builders = None if made is None else made[0]
-    return NativeCompiles(builders, make_queue, observer, required=required, forwards=forwards)
+    return NativeCompiles(
+        builders, make_queue, observer, required=required, forwards=forwards, sharing=sharing
+    )
 
 
 def memory_guard(

@@ -37,10 +37,17 @@ _NODE_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class FoundArtifact:
-    """An artifact, and the seconds that rendering took unless it was in the store."""
+    """An artifact, and the seconds that rendering took unless it was in the store.
+
+    Attributes:
+        record: The artifact.
+        seconds: Seconds.
+        kernels: What became of the C++ sources of a native artifact that was built.
+    """
 
     record: worker.ArtifactRecord
     seconds: float | None = None
+    kernels: worker.KernelCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +206,7 @@ class ArtifactMaker:
         flight.mark_finishing()
         record = await self._stored.add(place, result.data, result.media_type, module, request.kind)
         module.record_rendering(request.kind)
-        return FoundArtifact(record, result.seconds)
+        return FoundArtifact(record, result.seconds, result.kernels)
 
     async def _render(
         self,

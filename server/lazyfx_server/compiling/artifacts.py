@@ -43,6 +43,7 @@ class Artifact:
     render_seconds: float
     recompiles: pb.Recompiles
     signature: pb.ArtifactSignature
+    kernels: worker.KernelCounts | None
 
 
 class Artifacts:
@@ -107,6 +108,8 @@ class Artifacts:
         """
         urgency = Urgency.of(request.priority, time_left)
         kind = _kind_of(request)
+        kept = request.kept_kernels
+        request.ClearField("kept_kernels")  # the flight is that of all callers
         module = await self._catalog.find(tenant, request.module_key)
         if not isinstance(module, CompiledModule):
             raise ModuleNotFoundInCacheError(
@@ -114,7 +117,7 @@ class Artifacts:
             )
         if kind.maker == "compile":
             record = await self._stored.made_by_compile(module, request)
-            seconds = None
+            seconds = kernels = None
         else:
             native = kind.maker == "native"
             variant = self._native.variant(request) if native else _names(request.presentation)
@@ -122,6 +125,10 @@ class Artifacts:
             landing = await self._landing(resolved, urgency)
             record = landing.result().record
             seconds = landing.result().seconds if landing.led else None
+            kernels = landing.result().kernels
+            # What an upstream has signed is sent as it is.
+            if kept and request.kind == pb.ARTIFACT_KIND_INDUCTOR and self._forwarded is None:
+                record = await self._stored.without_kernels(record, module, request.kind, kept)
         self._report(request, module, len(record.data), seconds)
         return Artifact(
             kind=request.kind,
@@ -132,6 +139,7 @@ class Artifacts:
             render_seconds=seconds or 0.0,
             recompiles=module.report.recompiles,
             signature=self._signature(record, module, request.kind),
+            kernels=kernels,
         )
 
     def _report(

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from lazyfx.shared.native.machine import mismatch
 from lazyfx.shared.native.named_values import NamedValueError
@@ -29,6 +29,9 @@ from lazyfx_server.errors import (
 from lazyfx_server.telemetry import NativeCompiled, NativeResult, Observer
 from lazyfx_server.v1 import worker_pb2 as worker
 
+KernelSharing: TypeAlias = Literal["all", "tenant", "none"]
+"""Who shares compiled kernels: all tenants, the jobs of one, or nobody."""
+
 _log = logging.getLogger(__name__)
 
 # A compile that has run for less than this is not worth finishing without a waiting caller.
@@ -46,6 +49,7 @@ class NativeCompiles:
         observer: Notified of each compile.
         required: Whether the server must not start without native artifacts.
         forwards: Whether there is an upstream that may build what this server cannot.
+        sharing: Who shares compiled kernels.
 
     Attributes:
         problem: Why none can be built here; empty if they can.
@@ -59,6 +63,7 @@ class NativeCompiles:
         *,
         required: bool = False,
         forwards: bool = False,
+        sharing: KernelSharing = "all",
     ) -> None:
         self._builders = builders
         self._observer = observer
@@ -69,6 +74,7 @@ class NativeCompiles:
         self._queues = TargetQueues(make_queue, slots)
         self._required = required
         self._forwards = forwards
+        self._sharing = sharing
         self.problem = ""
 
     @property
@@ -95,7 +101,7 @@ class NativeCompiles:
         """How native compiles are confined, or why they are unavailable."""
         if self._builders is None or not self.targets:
             return pb.NativeStatus(unavailable=self._unavailable)
-        return pb.NativeStatus(sandbox=self._builders.sandbox)
+        return pb.NativeStatus(sandbox=self._builders.sandbox, kernel_sharing=self._sharing)
 
     @property
     def _unavailable(self) -> str:
@@ -218,7 +224,10 @@ class NativeCompiles:
         assert self._builders is not None, "refused by `variant`"
         target = self._target_for(request)
         jobs, queue = self._builders.jobs_for(target), self._queues.of(target)
-        job = worker.NativeJob(kind=request.kind, graph=graph, request=request.native, place=place)
+        job = worker.NativeJob(
+            kind=request.kind, graph=graph, request=request.native, place=place,
+            kernel_scope=subject.tenant if self._sharing == "tenant" else b"",
+        )  # fmt: skip
         ended: NativeResult = "failed"
         try:
             async with queue.slot(queued_job):

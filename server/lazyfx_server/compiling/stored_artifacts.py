@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 
@@ -11,6 +12,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.blobs.content_checks import stored_content
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
+from lazyfx_server.compiling.kernels.kept_kernels import without_kept
 from lazyfx_server.errors import InternalError, InvalidRequestError, ModuleNotFoundInCacheError
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS
 from lazyfx_server.security.signing import Signer, StatementFacts
@@ -109,6 +111,18 @@ class StoredArtifacts:
         if module.record.HasField("upstream"):
             record.upstream.CopyFrom(_upstream_signature(module, request))
         return record
+
+    async def without_kernels(
+        self,
+        record: worker.ArtifactRecord,
+        module: CompiledModule,
+        kind: pb.ArtifactKind.ValueType,
+        kept: bytes,
+    ) -> worker.ArtifactRecord:
+        """An artifact for a caller who has some of its kernels, signed as it is sent."""
+        data = await asyncio.to_thread(without_kept, record.data, kept)
+        digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
+        return self._signed(data, digest, record.media_type, module, kind)
 
     async def graph(self, module: CompiledModule) -> bytes:
         """The serialized CompiledGraph of a module.

@@ -43,6 +43,10 @@ class Tenant:
         """Store key of the tenant's compiled module with this key."""
         return f"modules/{_opaque_key(self.tag, b'module', key)}"
 
+    def kernel(self, key: bytes) -> str:
+        """Store key of the compiled kernel with this key; see `kernels.kernel_store`."""
+        return f"kernels/{_opaque_key(self.tag, b'kernel', key)}"
+
     def request(self, token: bytes) -> str:
         """Store key of the tenant's request with this token."""
         return f"requests/{_opaque_key(self.tag, b'request', token)}"

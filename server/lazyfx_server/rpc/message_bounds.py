@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lazyfx.shared.native.native_request import MAX_KEPT_BYTES
 from lazyfx_server.compiling.limits.request_checks import (
     MAX_LIST_ITEMS,
     MAX_NAME_BYTES,
@@ -66,6 +67,7 @@ def request_bounds(
                 6: FieldBounds("purpose"),
                 7: FieldBounds("native", inside=_native(option)),
                 8: FieldBounds("priority"),
+                9: FieldBounds("kept_kernels", Bound(MAX_KEPT_BYTES, "")),
             }
         ),
         "FindMissingBlobs": MessageBounds(

@@ -26,6 +26,7 @@ from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError, MissingInputsError, TimedOutError
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, is_native
+from lazyfx_server.jobs.native.progress import made_progress
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.rpc.authentication import Identification
@@ -216,6 +217,10 @@ class GraphCompilerService(GraphCompilerServicer):
         finally:
             # The work belongs to all waiters, and continues.
             finding.cancel()
+        if artifact.kernels is not None:
+            yield pb.GetArtifactResponse(
+                progress=made_progress(artifact.kernels, artifact.render_seconds)
+            )
         size = len(artifact.data)
         if request.offset > size:
             raise InvalidRequestError.of_field(

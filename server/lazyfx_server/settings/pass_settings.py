@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,10 @@ from pydantic import ByteSize, Field, field_validator
 
 from lazyfx_server.settings.name_lists import Names
 from lazyfx_server.settings.part import GIB, Part
+
+
+def _usable_cores() -> int:
+    return max(1, min(8, os.cpu_count() or 1))
 
 
 class PassSettings(Part):
@@ -80,8 +85,13 @@ class NativeSettings(Part):
     cannot use GPUs; "spawn" takes seconds and can. "auto" selects "spawn" on machines with
     GPUs."""
 
-    native_compile_threads: int = Field(default=1, ge=1, le=256)
-    """C++ compilers that one native compile may run in parallel."""
+    native_compile_threads: int = Field(default_factory=_usable_cores, ge=1, le=256)
+    """C++ compilers that may run in parallel, for all native compiles together; they take turns.
+    Default: the number of cores, at most 8."""
+
+    kernel_sharing: Literal["all", "tenant"] = "all"
+    """Who shares compiled C++ kernels: all tenants, or the jobs of one. A kernel has no name and
+    no text of its graph, but a caller sees that somebody has compiled it before; SECURITY.md."""
 
     native_timeout: float = Field(default=1800.0, gt=0)
     """Seconds after which a native compile is killed."""
@@ -91,6 +101,11 @@ class NativeSettings(Part):
 
     native_cpu_seconds: float = Field(default=7200.0, gt=0)
     """CPU seconds after which a native compile process is killed."""
+
+    @property
+    def shares_kernels(self) -> bool:
+        """Whether what is compiled for one job is used for others."""
+        return not self.native_unconfined
 
     @field_validator("native", mode="before")
     @classmethod

@@ -94,10 +94,35 @@ def event_metrics(passes: Sequence[str], given: labels.DefinedElsewhere) -> list
             _once("result"),
             {"result": labels.NATIVE_RESULTS},
         ),
+        *_of_kernels(),
         *_of_flights(),
         *_of_jobs(given),
         *_of_stores(given),
         *_of_calls(given),
+    ]
+
+
+def _of_kernels() -> list[EventMetric]:
+    return [
+        EventMetric(
+            events.KernelProvided,
+            "kernels",
+            "C++ compiles that native jobs asked for",
+            _once("source"),
+            {"source": labels.KERNEL_SOURCES},
+        ),
+        EventMetric(
+            events.KernelProvided,
+            "kernel_compile_seconds",
+            "Seconds in the C++ compiler for native jobs",
+            lambda event: [((), event.spent_seconds)],
+        ),
+        EventMetric(
+            events.KernelProvided,
+            "kernel_saved_seconds",
+            "Seconds of C++ compiles whose output was used again",
+            lambda event: [((), event.saved_seconds)],
+        ),
     ]
 
 

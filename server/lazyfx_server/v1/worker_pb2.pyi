@@ -566,18 +566,20 @@ class NativeJob(google.protobuf.message.Message):
     REQUEST_FIELD_NUMBER: builtins.int
     CACHE_FIELD_NUMBER: builtins.int
     PROGRESS_FIELD_NUMBER: builtins.int
-    COMPILE_THREADS_FIELD_NUMBER: builtins.int
     MADE_ON_FIELD_NUMBER: builtins.int
     PLACE_FIELD_NUMBER: builtins.int
+    KERNEL_SCOPE_FIELD_NUMBER: builtins.int
     kind: lazyfx.v1.compiler_pb2.ArtifactKind.ValueType
     cache: builtins.str
     """Folder of this job, for Inductor's files."""
     progress: builtins.str
     """File to which the worker writes its progress, as a serialized ArtifactProgress."""
-    compile_threads: builtins.int
-    """C++ compilers that may run concurrently."""
     place: builtins.bytes
     """The store key of the artifact, which names the job for its progress."""
+    kernel_scope: builtins.bytes
+    """Jobs with equal scopes share kernels: the tag of the tenant, or empty for all. Not for the
+    worker.
+    """
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
     @property
@@ -594,12 +596,12 @@ class NativeJob(google.protobuf.message.Message):
         request: lazyfx.v1.compiler_pb2.NativeRequest | None = ...,
         cache: builtins.str = ...,
         progress: builtins.str = ...,
-        compile_threads: builtins.int = ...,
         made_on: lazyfx.v1.compiler_pb2.NativeTarget | None = ...,
         place: builtins.bytes = ...,
+        kernel_scope: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["graph", b"graph", "made_on", b"made_on", "request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cache", b"cache", "compile_threads", b"compile_threads", "graph", b"graph", "kind", b"kind", "made_on", b"made_on", "place", b"place", "progress", b"progress", "request", b"request"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cache", b"cache", "graph", b"graph", "kernel_scope", b"kernel_scope", "kind", b"kind", "made_on", b"made_on", "place", b"place", "progress", b"progress", "request", b"request"]) -> None: ...
 
 Global___NativeJob: typing_extensions.TypeAlias = NativeJob
 
@@ -613,11 +615,16 @@ class NativeResult(google.protobuf.message.Message):
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
     ONLY_TRACED_FIELD_NUMBER: builtins.int
+    KERNELS_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     media_type: builtins.str
     seconds: builtins.float
     only_traced: builtins.bool
     """It only lists the floats that must be constants; nothing was compiled."""
+    @property
+    def kernels(self) -> Global___KernelCounts:
+        """What became of its C++ sources; set by the server."""
+
     def __init__(
         self,
         *,
@@ -625,10 +632,42 @@ class NativeResult(google.protobuf.message.Message):
         media_type: builtins.str = ...,
         seconds: builtins.float = ...,
         only_traced: builtins.bool = ...,
+        kernels: Global___KernelCounts | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "media_type", b"media_type", "only_traced", b"only_traced", "seconds", b"seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["kernels", b"kernels"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "kernels", b"kernels", "media_type", b"media_type", "only_traced", b"only_traced", "seconds", b"seconds"]) -> None: ...
 
 Global___NativeResult: typing_extensions.TypeAlias = NativeResult
+
+@typing.final
+class KernelCounts(google.protobuf.message.Message):
+    """What became of the C++ sources of a native artifact."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KNOWN_FIELD_NUMBER: builtins.int
+    COMPILED_FIELD_NUMBER: builtins.int
+    COMPILE_SECONDS_FIELD_NUMBER: builtins.int
+    SAVED_SECONDS_FIELD_NUMBER: builtins.int
+    known: builtins.int
+    """Compiled before, or at the same time for another artifact."""
+    compiled: builtins.int
+    """Compiled for this artifact."""
+    compile_seconds: builtins.float
+    """Seconds in the compiler for this artifact; several compilers may run at a time."""
+    saved_seconds: builtins.float
+    """Seconds that the compiles of the known ones took."""
+    def __init__(
+        self,
+        *,
+        known: builtins.int = ...,
+        compiled: builtins.int = ...,
+        compile_seconds: builtins.float = ...,
+        saved_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compile_seconds", b"compile_seconds", "compiled", b"compiled", "known", b"known", "saved_seconds", b"saved_seconds"]) -> None: ...
+
+Global___KernelCounts: typing_extensions.TypeAlias = KernelCounts
 
 @typing.final
 class DescribeNativeJob(google.protobuf.message.Message):
@@ -925,6 +964,28 @@ class ArtifactRecord(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["data", b"data", "digest", b"digest", "media_type", b"media_type", "signature", b"signature", "upstream", b"upstream"]) -> None: ...
 
 Global___ArtifactRecord: typing_extensions.TypeAlias = ArtifactRecord
+
+@typing.final
+class KernelRecord(google.protobuf.message.Message):
+    """A compiled kernel in the store, behind a MAC."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OUTPUT_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    output: builtins.bytes
+    """An object or a library."""
+    seconds: builtins.float
+    """Seconds that its compile took."""
+    def __init__(
+        self,
+        *,
+        output: builtins.bytes = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["output", b"output", "seconds", b"seconds"]) -> None: ...
+
+Global___KernelRecord: typing_extensions.TypeAlias = KernelRecord
 
 @typing.final
 class GraphHistory(google.protobuf.message.Message):

@@ -124,7 +124,7 @@ def native_protection(settings: NativeSettings) -> Protection:
     if missing:
         _log.warning(
             "native compiles are not confined (--native-unconfined): a hostile graph that gets "
-            "past the checks has the rights of this user"
+            "past the checks has the rights of this user; compiled kernels are not shared"
         )
     if user is not None and held:
         return Protection((*held, "user"), tuple(missing))
@@ -200,7 +200,7 @@ def native_pools(
     builds = ProcessExecutor(
         partial(run_compile_job, compiler, of_build),
         processes=sources.forked,
-        workers=settings.native_workers * settings.native_compile_threads,
+        workers=settings.native_compile_threads,
         max_jobs=1,
         cancel_grace=0.0,
         cpu_seconds=settings.native_cpu_seconds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import secrets
 from importlib.metadata import version
 
 import torch
@@ -16,6 +17,9 @@ from lazyfx.shared.wire.targets.user_targets import parse
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.native_builders import LocalBuilders
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
+from lazyfx_server.compiling.kernels.kernel_flights import KernelFlights
+from lazyfx_server.compiling.kernels.kernel_store import KernelStore
 from lazyfx_server.compiling.key import environment_digest
 from lazyfx_server.errors import RequestError
 from lazyfx_server.execution import Executor, RestartReason, SpawnSource, start_forkserver
@@ -24,6 +28,7 @@ from lazyfx_server.security import allowed
 from lazyfx_server.settings.limits import WorkerLimits
 from lazyfx_server.settings.pass_settings import NativeSettings
 from lazyfx_server.settings.service_settings import WorkerSettings
+from lazyfx_server.store import MemoryStore
 from lazyfx_server.telemetry import Observers
 from lazyfx_server.v1 import worker_pb2 as worker
 from lazyfx_server.workers.local_pools import local_natives
@@ -34,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 OPENER = f"{__name__}:open_node"
 """Names `open_node` for `RayEngine`."""
+# Some thousand kernels.
+_KERNEL_BYTES = 256 << 20
 PASSES = "passes"
 """The pool of workers that run passes and render artifacts."""
 NATIVE = "native"
@@ -95,7 +102,9 @@ class RayNode:
         self.pools: dict[str, Executor] = {PASSES: passes}
         self._natives: LocalBuilders | None = None
         try:
-            made = local_natives(native, sources, CrashTracker(0.0), Observers(), _log_restart)
+            made = local_natives(
+                native, sources, CrashTracker(0.0), Observers(), _log_restart, _own_kernels()
+            )
         except NativeUnavailable as error:
             self._description.native_problem = str(error)
         else:
@@ -147,6 +156,13 @@ def node_config(
         log_format=log_format,
         **versions(),
     ).SerializeToString()
+
+
+def _own_kernels() -> KernelFlights:
+    """The kernels that this node has compiled, in memory: it has no store."""
+    store = KernelStore(MemoryStore(_KERNEL_BYTES), secrets.token_bytes(32), lambda: None)
+    alone = FleetFlights(None, None, Observers(), FleetSettings())
+    return KernelFlights(store, alone, Observers())
 
 
 def _log_restart(reason: RestartReason) -> None:

@@ -16,6 +16,11 @@ from lazyfx.v1 import compiler_pb2 as pb
 # Settings, states and a machine take a tenth of that.
 _MAX_BYTES: Final = 64 * 1024
 
+KEPT_PREFIX_BYTES: Final = 8
+"""Bytes of a digest by which a caller names a kernel that it has."""
+MAX_KEPT_BYTES: Final = 1024 * KEPT_PREFIX_BYTES
+"""Bound on the names of all of them; a server of an earlier version ignores so much."""
+
 
 def native_request(
     devices: Iterable[torch.device], mode: str | None, inductor: Mapping[str, Any]

@@ -12,7 +12,8 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
-from lazyfx_server.compiling.dispatch.builds import Builds, BuildSession
+from lazyfx_server.compiling.dispatch.build_sessions import BuildSession
+from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.execution import Executor, JobBytes, OnCall
 from lazyfx_server.execution.executor import parts_of
 from lazyfx_server.jobs.native.progress import read_progress
@@ -28,7 +29,6 @@ class NativeExecutor:
         compiles: The processes that run the C++ compiler.
         builds: Serves the build requests of jobs with them.
         area: The parent of the jobs' folders.
-        compile_threads: C++ compilers that one job may run concurrently.
         owner: The user that owns the folders of jobs; None for this process's user.
 
     Attributes:
@@ -41,15 +41,14 @@ class NativeExecutor:
         compiles: Executor,
         builds: Builds,
         area: WorkArea,
-        compile_threads: int,
         owner: int | None,
     ) -> None:
         self._jobs = jobs
         self._compiles = compiles
         self._builds = builds
         self._area = area
-        self._compile_threads = compile_threads
         self._owner = owner
+        self._sessions: dict[str, BuildSession] = {}
         self.target: pb.NativeTarget | None = None
 
     @property
@@ -77,24 +76,34 @@ class NativeExecutor:
         if message.HasField("native"):
             message.native.cache = str(folder)
             message.native.progress = str(folder / "progress")
-            message.native.compile_threads = self._compile_threads
             if self.target is not None:
                 message.native.made_on.CopyFrom(self.target)
+            session = self._builds.session(message.native.kernel_scope)
+            message.native.ClearField("kernel_scope")
         else:
             message.describe_native.cache = str(folder)
-        session = self._builds.session()
+            session = self._builds.session()
+        self._sessions[place] = session
         try:
             answer = await self._jobs.run(
                 message.SerializeToString(), timeout=timeout, owner=owner, on_call=session
             )
             return await asyncio.to_thread(_checked, message.native.kind, answer, session)
         finally:
+            del self._sessions[place]
             # Also removes what a killed job left behind.
             await asyncio.shield(asyncio.to_thread(remove, folder))
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of the job with this name."""
-        return read_progress(Path(self._area.root) / "jobs" / place.hex() / "progress")
+        told = read_progress(Path(self._area.root) / "jobs" / place.hex() / "progress")
+        session = self._sessions.get(place.hex())
+        if session is not None:
+            known, compiled = session.kernels.known, session.kernels.compiled
+            told.kernels, told.known_kernels = known + compiled, known
+            if told.kernels and told.stage == "tracing":
+                told.stage = "compiling"
+        return told
 
     async def close(self) -> None:
         """Stops the processes, and removes their files."""
@@ -103,16 +112,20 @@ class NativeExecutor:
 
 
 def _checked(kind: int, answer: bytes, session: BuildSession) -> bytes:
-    """The answer of a job, if each library in it was compiled here, from checked source."""
-    if kind != pb.ARTIFACT_KIND_INDUCTOR:
-        return answer
+    """The answer of a job with its counts, if each library in it was compiled here."""
     try:
         result = worker.JobResult.FromString(answer)
-        kernels = pb.NativeBundle.FromString(result.native.data).kernels
+        if not result.HasField("native"):
+            return answer
+        made = result.native
+        kernels = ()
+        if kind == pb.ARTIFACT_KIND_INDUCTOR:
+            kernels = tuple(pb.NativeBundle.FromString(made.data).kernels)
     except DecodeError:
         return answer  # refused by whoever reads it
+    made.kernels.CopyFrom(session.kernels)
     if all(session.has_made(kernel.library) for kernel in kernels):
-        return answer
+        return result.SerializeToString()
     error = worker.JobError(
         kind=worker.JOB_ERROR_KIND_SOURCE,
         message="the artifact contains a library that this server did not compile",

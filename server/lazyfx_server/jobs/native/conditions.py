@@ -64,7 +64,8 @@ def _require_same_configuration(request: pb.NativeRequest) -> None:
 def host_settings(job: worker.NativeJob) -> dict[str, Any]:
     """Settings specific to this machine that do not affect results."""
     own: dict[str, Any] = {
-        "compile_threads": max(1, job.compile_threads),
+        # Kernels are requested in threads of our own (`kernel_requests`).
+        "compile_threads": 1,
         "worker_start_method": "fork",
     }
     if job.made_on.vector_isa == machine.likely_vector_isa():

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
-from lazyfx_server.security.sandbox import Policy, enter, readable_paths
+from lazyfx_server.security.sandbox import SYSTEM_PATHS, Policy, enter, readable_paths
 
 _FILE_BYTES: Final = 4 << 30
 _GPU: Final = Path("/dev/nvidiactl")
@@ -97,12 +97,23 @@ def job_confinement(
 def build_confinement(
     layers: tuple[str, ...], memory_bytes: int, user: int | None, compiler: Compiler
 ) -> Confinement:
-    """The confinement of processes that compile one source."""
+    """The confinement of processes that compile one source.
+
+    They read what a compiler reads: headers, libraries and its own files. Python's packages are not
+    among them, except for torch's headers and libraries: all modules are imported before.
+    """
+    beside = Path(compiler.path).parent / "../lib"  # the libraries of a compiler with its own
     return Confinement(
         Policy(
             layers,
             memory_bytes,
-            (*readable_paths(), *compiler.data, *compiler.include),
+            (
+                *SYSTEM_PATHS,
+                *compiler.data,
+                *compiler.include,
+                *compiler.libraries,
+                os.path.realpath(beside),
+            ),
             ("/dev/null",),
             compiler.programs,
             profile="programs",

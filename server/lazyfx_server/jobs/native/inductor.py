@@ -9,12 +9,13 @@ from typing import Any
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
-from lazyfx.shared.native import kernels, shape_guards
+from lazyfx.shared.native import shape_guards
 from lazyfx.shared.native.torch_inductor import TensorifyScalarRestartAnalysis, TensorifyState
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.native.conditions import CannotCompile, compiler_error, refuse_own_tensors
 from lazyfx_server.jobs.native.float_inputs import requested_constants
 from lazyfx_server.jobs.native.progress import Progress
+from lazyfx_server.jobs.native.toolchain.kernel_requests import requested_kernels
 from lazyfx_server.jobs.native.torch_inductor_codegen import compile_ahead, known_size
 
 
@@ -32,7 +33,7 @@ def make_bundle(
         inputs: Fake tensors of `mode`.
         mode: With a ShapeEnv.
         own: Settings specific to this machine.
-        progress: Notified of each kernel.
+        progress: Unused: the server knows which kernels it has made.
 
     Raises:
         CannotCompile: Says why, and what the caller can do.
@@ -40,6 +41,7 @@ def make_bundle(
     Returns:
         The artifact; without code but with `fixed_inputs` if floats must become constants first.
     """
+    del progress
     refuse_own_tensors(module)
     env = mode.shape_env
     assert env is not None, "set by fresh_fake_mode"
@@ -48,9 +50,10 @@ def make_bundle(
     symbols, floats = shape_guards.input_symbols(inputs), shape_guards.float_symbols(inputs)
     TensorifyState.clear()
     known = len(env.guards)
-    with kernels.record_kernels(progress.kernels) as libraries:
+    with requested_kernels() as kernels:
         try:
             compiled = compile_ahead(module, inputs, mode, own)
+            libraries = kernels.collect()
         except TensorifyScalarRestartAnalysis:
             return pb.NativeBundle(fixed_inputs=sorted(requested_constants(floats)))
         except Exception as error:

@@ -11,6 +11,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.v1 import worker_pb2 as worker
 
 _MAX_BYTES: Final = 1024
 _STAGES: Final = ("tracing", "compiling", "packing")
@@ -26,23 +27,10 @@ class Progress:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._started = time.monotonic()
-        self._stage = "tracing"
-        self._kernels = 0
 
     def stage(self, name: str) -> None:
         """Set the current stage."""
-        self._stage = name
-        self._write()
-
-    def kernels(self, count: int) -> None:
-        """Set the number of compiled kernels."""
-        self._stage, self._kernels = "compiling", count
-        self._write()
-
-    def _write(self) -> None:
-        message = pb.ArtifactProgress(
-            stage=self._stage, kernels=self._kernels, seconds=time.monotonic() - self._started
-        )
+        message = pb.ArtifactProgress(stage=name, seconds=time.monotonic() - self._started)
         temporary = self._path.with_suffix(".new")
         temporary.write_bytes(message.SerializeToString())
         temporary.replace(self._path)
@@ -62,6 +50,16 @@ def progress_of(data: bytes) -> pb.ArtifactProgress:
         return _checked(pb.ArtifactProgress.FromString(data))
     except (ValueError, DecodeError):
         return pb.ArtifactProgress(stage="waiting")
+
+
+def made_progress(kernels: worker.KernelCounts, seconds: float) -> pb.ArtifactProgress:
+    """The last report of a job, when its artifact is made."""
+    return pb.ArtifactProgress(
+        stage="packing",
+        kernels=kernels.known + kernels.compiled,
+        known_kernels=kernels.known,
+        seconds=seconds,
+    )
 
 
 def _read(path: Path) -> bytes:

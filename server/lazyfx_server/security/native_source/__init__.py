@@ -11,8 +11,8 @@ The checks take linear time and use only the standard library.
 
 from __future__ import annotations
 
-from lazyfx_server.security.native_source.cpp import check_cpp
+from lazyfx_server.security.native_source.cpp import STANDARD_HEADERS, check_cpp
 from lazyfx_server.security.native_source.python import check_wrapper
 from lazyfx_server.security.native_source.refusal import NativeSourceRefused
 
-__all__ = ["NativeSourceRefused", "check_cpp", "check_wrapper"]
+__all__ = ["STANDARD_HEADERS", "NativeSourceRefused", "check_cpp", "check_wrapper"]

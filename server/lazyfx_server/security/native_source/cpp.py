@@ -30,12 +30,17 @@ _NOWHERE: Final = re.compile(
 _SPLICE: Final = re.compile(r"\\[ \t]*(?:\n|$)")
 _RAW: Final = re.compile(r'[A-Za-z0-9_ .,:\[\]{}"\n]*', re.ASCII)
 
+STANDARD_HEADERS: Final = (
+    "algorithm array atomic cassert cerrno cfloat chrono climits cmath complex cstddef cstdint "
+    "cstdio cstdlib cstring exception functional initializer_list iomanip iostream iterator limits "
+    "list map memory mutex new numeric optional ostream queue set sstream stdexcept string "
+    "string_view thread tuple type_traits typeinfo unordered_map unordered_set utility variant "
+    "vector Python.h cuda.h omp.h immintrin.h arm_neon.h arm_sve.h"
+).split()
+"""Headers of the compiler, the system and Python that a source may include; not each machine has
+all. The others are torch's."""
 _HEADER: Final = re.compile(
-    r"#include <(?:algorithm|array|atomic|cassert|cerrno|cfloat|chrono|climits|cmath|complex"
-    r"|cstddef|cstdint|cstdio|cstdlib|cstring|exception|functional|initializer_list|iomanip|iostream"
-    r"|iterator|limits|list|map|memory|mutex|new|numeric|optional|ostream|queue|set|sstream"
-    r"|stdexcept|string|string_view|thread|tuple|type_traits|typeinfo|unordered_map|unordered_set"
-    r"|utility|variant|vector|Python\.h|cuda\.h|omp\.h|immintrin\.h|arm_neon\.h|arm_sve\.h"
+    rf"#include <(?:{'|'.join(map(re.escape, STANDARD_HEADERS))}"
     r"|(?:torch|ATen|c10)(?:/[A-Za-z0-9_]{1,60}){1,8}\.h(?:pp)?)>"
 )
 _PRAGMA: Final = re.compile(

@@ -12,6 +12,7 @@ a layer that it has but refuses is an error.
 
 from lazyfx_server.security.sandbox.enter import (
     LAYERS,
+    SYSTEM_PATHS,
     Policy,
     SandboxError,
     available,
@@ -19,4 +20,12 @@ from lazyfx_server.security.sandbox.enter import (
     readable_paths,
 )
 
-__all__ = ["LAYERS", "Policy", "SandboxError", "available", "enter", "readable_paths"]
+__all__ = [
+    "LAYERS",
+    "SYSTEM_PATHS",
+    "Policy",
+    "SandboxError",
+    "available",
+    "enter",
+    "readable_paths",
+]

@@ -20,12 +20,12 @@ LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
 
 _MAX_FILES = 128
 _MORE_TASKS = 4096
-# What C libraries and torch read to count processors and memory.
-_SYSTEM = (
+SYSTEM_PATHS: Final = (
     "/dev/null", "/dev/urandom", "/etc/ld.so.cache", "/etc/localtime", "/lib", "/lib64",
     "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu", "/usr/lib", "/usr/lib64",
     "/usr/local/lib", "/usr/share/zoneinfo",
 )  # fmt: skip
+"""The system's libraries, and what C libraries and torch read to count processors and memory."""
 
 
 class SandboxError(Exception):
@@ -68,7 +68,7 @@ def available() -> tuple[str, ...]:
 
 def readable_paths() -> tuple[str, ...]:
     """Where Python, its packages and the system's libraries are; not the working directory."""
-    found = [sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages(), *_SYSTEM]
+    found = [sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages(), *SYSTEM_PATHS]
     here = os.path.realpath(os.getcwd())  # noqa: PTH109 - as sys.path has it
     found += [path for path in sys.path if path and os.path.realpath(path) != here]
     roots = {"/", os.path.realpath(Path.home())}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 LookupResult: TypeAlias = Literal["hit", "miss", "joined"]
-Stage: TypeAlias = Literal["compile", "render"]
+Stage: TypeAlias = Literal["compile", "render", "kernel"]
+KernelSource: TypeAlias = Literal["found", "joined", "compiled", "failed"]
 NativeResult: TypeAlias = Literal["made", "only_traced", "failed", "stopped"]
 ArtifactSource: TypeAlias = Literal["rendered", "cached"]
 Abandonment: TypeAlias = Literal["dropped", "stopped", "continued"]
@@ -149,6 +150,22 @@ class NativeCompiled:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelProvided:
+    """A native job asked for the output of a C++ compile, and got it.
+
+    Attributes:
+        source: "found" in the store; "joined" the compile of another job; "compiled" for this one;
+            or "failed" in the compiler.
+        spent_seconds: Seconds in the compiler for this job.
+        saved_seconds: Seconds that the compile took whose output was used again.
+    """
+
+    source: KernelSource
+    spent_seconds: float = 0.0
+    saved_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactServed:
     """An artifact was sent to a client.
 
@@ -170,7 +187,7 @@ class FlightAbandoned:
     """The last caller waiting for a single flight went away.
 
     Attributes:
-        stage: "compile" or "render".
+        stage: "compile", "render" or "kernel".
         outcome: What happens to it.
     """
 
@@ -183,7 +200,7 @@ class FleetFlightEnded:
     """A flight of servers that share a store ended on this one.
 
     Attributes:
-        stage: "compile" or "render".
+        stage: "compile", "render" or "kernel".
         outcome: How it ended.
     """
 

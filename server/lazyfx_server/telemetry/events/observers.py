@@ -18,6 +18,7 @@ from lazyfx_server.telemetry.events.compile_events import (
     CompileFinished,
     FleetFlightEnded,
     FlightAbandoned,
+    KernelProvided,
     LookupMade,
     NativeCompiled,
     OverheadSpent,
@@ -44,6 +45,7 @@ Event: TypeAlias = (
     | ArtifactServed
     | SourceRefused
     | NativeCompiled
+    | KernelProvided
     | JobStarted
     | WorkRefused
     | FlightAbandoned

@@ -41,7 +41,8 @@ class Compiler:
         path: Path of the program.
         answers: Its answers to Inductor's queries, by their arguments.
         programs: The compiler, and every program that it runs.
-        identity: SHA-256 over everything that distinguishes compilers.
+        identity: SHA-256 over what it says about itself, torch's sources and Python's ABI; see
+            `toolchain_digest` for what distinguishes compilers of different machines.
         include: Include folders.
         libraries: Library folders.
         data: Folders of the compiler's own headers and object files.
@@ -71,7 +72,7 @@ def find_compiler() -> Compiler:
         )
     path = str(Path(found).absolute())
     answers: dict[tuple[str, ...], bytes] = {
-        question: _output_of(path, *question) for question in _QUESTIONS
+        question: compiler_output(path, *question) for question in _QUESTIONS
     }
     if not answers[("--version",)]:
         raise CompilerMissing(
@@ -96,7 +97,8 @@ def find_compiler() -> Compiler:
     )
 
 
-def _output_of(path: str, *arguments: str) -> bytes:
+def compiler_output(path: str, *arguments: str) -> bytes:
+    """What a compiler answers on either stream; empty if it fails."""
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     try:
         return subprocess.run(  # noqa: S603 - the operator names the compiler
@@ -113,7 +115,8 @@ def _programs(path: str, about: bytes) -> tuple[str, ...]:
     for name in _DRIVER.findall(about.decode("utf-8", "replace")):
         found.add(shutil.which(name) or path)
     for program in _PROGRAMS:
-        said = _output_of(path, f"-print-prog-name={program}").decode("utf-8", "replace").strip()
+        answer = compiler_output(path, f"-print-prog-name={program}")
+        said = answer.decode("utf-8", "replace").strip()
         where = shutil.which(said) if said else None
         if where is not None:
             found.add(where)
@@ -150,7 +153,7 @@ def _loader(program: Path) -> str | None:
 
 def _data(path: str) -> tuple[str, ...]:
     """Folders that a compiler reads implicitly: its headers, start files and plugins."""
-    said = _output_of(path, "-print-search-dirs").decode("utf-8", "replace")
+    said = compiler_output(path, "-print-search-dirs").decode("utf-8", "replace")
     folders = ["/usr/include", "/usr/local/include"]
     for line in said.splitlines():
         kind, _, rest = line.partition(": ")

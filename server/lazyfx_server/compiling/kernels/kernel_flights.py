@@ -1,0 +1,142 @@
+"""One compile for each kernel: of all jobs of a server, and of servers that share a store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeAlias
+
+from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
+from lazyfx_server.compiling.flights.leased_flight import Work
+from lazyfx_server.compiling.flights.single_flight import Flight, Landing, SingleFlight
+from lazyfx_server.compiling.kernels.kernel_store import KernelPlace, KernelStore
+from lazyfx_server.compiling.limits.cost_estimates import JobKind
+from lazyfx_server.telemetry import (
+    Abandonment,
+    FlightAbandoned,
+    KernelProvided,
+    KernelSource,
+    Observer,
+)
+from lazyfx_server.v1 import worker_pb2 as worker
+
+Compile: TypeAlias = Callable[[Callable[[], None]], Awaitable[worker.BuildResult]]
+"""Compiles a kernel; calls what it is given when the compiler begins."""
+
+_USUAL_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """A kernel, and what it cost.
+
+    Attributes:
+        result: The answer of the compile worker, or as it was stored.
+        source: "found" in the store; "joined" the compile for another job; "compiled" for this one;
+            or "failed": the compiler refused the source.
+        seconds: Seconds that its compile took, now or back then.
+    """
+
+    result: worker.BuildResult
+    source: KernelSource
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a flight ends with: `compiled` in it, or found."""
+
+    result: worker.BuildResult
+    seconds: float
+    compiled: bool
+
+
+class KernelFlights:
+    """Provides kernels from the store, or compiles them, each once.
+
+    A compile for which no job waits any more is stopped.
+
+    Args:
+        kernels: The kernels in the store.
+        fleet: The flights of the servers that share it.
+        observer: Told of each kernel that a job asked for.
+    """
+
+    def __init__(self, kernels: KernelStore, fleet: FleetFlights, observer: Observer) -> None:
+        self._kernels = kernels
+        self._fleet = fleet
+        self._observer = observer
+        self._flights: SingleFlight[_Made] = SingleFlight(self._on_abandoned)
+
+    @property
+    def in_flight(self) -> int:
+        """Number of kernels that are looked up or compiled."""
+        return len(self._flights)
+
+    async def provide(self, key: bytes, scope: bytes, compile_it: Compile) -> Provided:
+        """A kernel from the store; compiled if it is not there.
+
+        Args:
+            key: Covers everything that it depends on.
+            scope: Whose kernels it belongs to; see `KernelStore.place`.
+            compile_it: Compiles it.
+
+        Raises:
+            CallRefused: `compile_it` raised it, for this job or for the one that it joined.
+        """
+        place = self._kernels.place(key, scope)
+        work = partial(self._find_or_make, place, key, compile_it)
+        landing = await self._flights.join(place.key.encode(), work)
+        made = landing.result()
+        provided = Provided(made.result, _source(landing, made), made.seconds)
+        saved = made.seconds if provided.source in ("found", "joined") else 0.0
+        spent = made.seconds if landing.led and made.compiled else 0.0
+        self._observer.observe(KernelProvided(provided.source, spent, saved))
+        return provided
+
+    async def _find_or_make(
+        self, place: KernelPlace, key: bytes, compile_it: Compile, flight: Flight[_Made]
+    ) -> _Made:
+        find = partial(self._find, place)
+        if found := await find():
+            return found
+        job = JobKind(key, b"kernel", 0)
+        async with self._fleet.flight(
+            Work(place.key, "kernel", job, find, _USUAL_SECONDS), flight
+        ) as ours:
+            if ours.found is None:
+                began = time.monotonic()
+
+                def begin() -> None:
+                    nonlocal began
+                    began = time.monotonic()
+                    flight.mark_running()
+
+                result = await compile_it(begin)
+                flight.mark_finishing()
+                made = _Made(result, time.monotonic() - began, compiled=True)
+                if not result.failed:
+                    record = worker.KernelRecord(output=result.output, seconds=made.seconds)
+                    await self._kernels.add(place, record)
+                return made
+        assert ours.found is not None, "found, or made and returned"
+        return ours.found
+
+    async def _find(self, place: KernelPlace) -> _Made | None:
+        record = await self._kernels.find(place)
+        if record is None:
+            return None
+        return _Made(worker.BuildResult(output=record.output), record.seconds, compiled=False)
+
+    def _on_abandoned(self, outcome: Abandonment) -> None:
+        self._observer.observe(FlightAbandoned("kernel", outcome))
+
+
+def _source(landing: Landing[_Made], made: _Made) -> KernelSource:
+    if made.result.failed:
+        return "failed"
+    if not made.compiled:
+        return "found"
+    return "compiled" if landing.led else "joined"
