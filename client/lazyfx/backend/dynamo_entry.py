@@ -69,6 +69,8 @@ class _Graph:
     started: float = field(default_factory=time.perf_counter)
     digest: str = ""
     divergence: str = ""
+    recorded: str = ""
+    compiled: bool = False
 
     def compile(self) -> Runnable:
         """Ask the server, agree with the other ranks, and fall back if necessary.
@@ -85,7 +87,7 @@ class _Graph:
             session = session_for(self.options.address)
             graph_request = make_request(self.module, self.inputs, self.options)
             if self.options.record:
-                record(graph_request, Path(self.options.record))
+                self.recorded = record(graph_request, Path(self.options.record)).name
             session.require_reachable()
             if not self.options.wait:
                 return self._deferred(session, graph_request)
@@ -95,6 +97,7 @@ class _Graph:
             if not answer.fixed_inputs:
                 answer.enforce()
                 call, cache = answer.open(), answer.cache
+                self.compiled = answer.compiled
         except Exception as problem:  # noqa: BLE001 - a job never ends because of its compiler's cache
             error = problem
         if self.options.agreement == "all":
@@ -145,7 +148,7 @@ class _Graph:
 
     def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
         def swapped(answer: GraphResult) -> None:
-            self.digest = answer.digest
+            self.digest, self.compiled = answer.digest, answer.compiled
             self._record("remote", cache=answer.cache)
 
         def failed(error: Exception) -> None:
@@ -176,6 +179,8 @@ class _Graph:
             seconds=time.perf_counter() - self.started,
             reason=reason,
             divergence=self.divergence,
+            compiled=self.compiled,
+            recorded=self.recorded,
         )
 
 

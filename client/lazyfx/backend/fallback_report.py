@@ -32,6 +32,8 @@ class GraphReport:
         seconds: Time until there was something to run.
         reason: Why it is not remote; empty if it is.
         divergence: With agreement="all": the first node in which the ranks' graphs differ.
+        compiled: The server compiled it while this process waited.
+        recorded: With the option `record`: the name of the file that it was recorded in.
     """
 
     number: int
@@ -42,6 +44,8 @@ class GraphReport:
     seconds: float
     reason: str
     divergence: str = ""
+    compiled: bool = False
+    recorded: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,23 @@ class _Records:
         seconds: float,
         reason: str,
         divergence: str = "",
+        compiled: bool = False,
+        recorded: str = "",
     ) -> None:
         with self._lock:
-            number = len(self._graphs) + 1
             self._graphs.append(
-                GraphReport(number, nodes, digest, outcome, cache, seconds, reason, divergence)
+                GraphReport(
+                    number=len(self._graphs) + 1,
+                    nodes=nodes,
+                    digest=digest,
+                    outcome=outcome,
+                    cache=cache,
+                    seconds=seconds,
+                    reason=reason,
+                    divergence=divergence,
+                    compiled=compiled,
+                    recorded=recorded,
+                )
             )
 
     def record_fallback(self, kind: str, message: str) -> None:

@@ -64,6 +64,7 @@ class GraphResult:
         conditions: Conditions on symbolic sizes and floats under which it may be called.
         env: The ShapeEnv of the symbols in these conditions.
         fixed_inputs: Inputs whose floats must be constants before anything can be compiled.
+        compiled: The server reported a compile while the answer was awaited.
     """
 
     open: Callable[[], Runnable]
@@ -72,6 +73,7 @@ class GraphResult:
     conditions: tuple[sympy.Basic, ...] = ()
     env: ShapeEnv | None = None
     fixed_inputs: tuple[int, ...] = ()
+    compiled: bool = False
 
     def enforce(self) -> None:
         """Add the conditions as guards to the frame that dynamo is compiling.
@@ -132,7 +134,14 @@ def ask(
     if request is None or graph_request.flat is None:
         rebuilt = remote.graph_module()
         return GraphResult(lambda: rebuilt.forward, remote.digest, remote.cache.status)
-    data = remote.native(request, timeout=options.timeout, on_progress=on_progress)
+    reports: list[pb.ArtifactProgress] = []
+
+    def note(progress: pb.ArtifactProgress) -> None:
+        reports[:] = [progress]
+        if on_progress is not None:
+            on_progress(progress)
+
+    data = remote.native(request, timeout=options.timeout, on_progress=note)
     texts = texts_of(remembering.encode(graph_request.graph).body)
     bundle = read_artifact(pb.NativeBundle, data, request)
     symbols = _symbols(graph_request.flat, bundle)
@@ -143,6 +152,7 @@ def ask(
         conditions=tuple(shape_guards.read_guards(bundle.guards, symbols)),
         env=shape_guards.shape_env(graph_request.flat.inputs),
         fixed_inputs=tuple(bundle.fixed_inputs),
+        compiled=bool(reports),
     )
 
 

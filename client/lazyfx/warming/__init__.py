@@ -1,0 +1,1 @@
+"""`lazyfx warm --world-size N`: makes the graphs of every rank of a job on one machine, without the others."""

@@ -1,0 +1,186 @@
+"""Private names of torch.distributed that warming uses; imported only here.
+
+A job's process groups are replaced below `torch.distributed`: the calls, the names of groups and
+backends, and what dynamo sees of them stay those of the job. Only the object that would talk to
+the other ranks is torch's own `FakeProcessGroup`, which talks to nobody.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FakeProcessGroup, Logger
+from torch._dynamo.utils import graph_break_reasons
+from torch.distributed import HashStore, Store, distributed_c10d
+
+from lazyfx.warming.rank_messages import RankMessages
+
+__all__ = ["graph_break_reasons", "pretend_other_ranks"]
+
+_BACKENDS: Final = ("ProcessGroupGloo", "ProcessGroupNCCL")
+# A key that another rank would set never comes.
+_STORE_WAIT: Final = datetime.timedelta(seconds=5)
+
+
+def pretend_other_ranks(messages: Path) -> None:
+    """Make `torch.distributed` of this process believe that the other ranks are there.
+
+    Cannot be undone; intended for a process that runs one script and exits. Every backend is
+    replaced that `init_process_group` can name: gloo and NCCL. Collectives return at once, with
+    this rank's own data in place of that of others.
+
+    Args:
+        messages: A private folder in which ranks that run one after the other leave what they
+            broadcast.
+    """
+    fake: Any = FakeProcessGroup
+    # The two calls on a gloo group that the fake one has no code for.
+    fake._set_sequence_number_for_group = lambda _: None  # noqa: SLF001
+    fake.monitored_barrier = lambda *_args, **_kwargs: None
+    # DDP's log reads the number of threads of a gloo group, and takes every group under that name
+    # for one: a segmentation fault.
+    log: Any = Logger
+    log.set_construction_data_and_log = lambda *_args, **_kwargs: None
+    for name in _BACKENDS:
+        real = getattr(distributed_c10d, name, None)
+        if real is not None:
+            setattr(distributed_c10d, name, _replacement(real))
+    dist.Reducer = _local_reducer(dist.Reducer, dist._register_comm_hook)
+    dist._register_comm_hook = dist._register_builtin_comm_hook = _without_hook  # noqa: SLF001
+    replaced: dict[str, Any] = {
+        "rendezvous": _rendezvous,
+        "_store_based_barrier": lambda *_args, **_kwargs: None,
+        **_replayed(RankMessages(messages)),
+    }
+    for name, function in replaced.items():
+        setattr(distributed_c10d, name, function)
+        if not name.startswith("_"):
+            setattr(dist, name, function)
+
+
+class _Replaced(type):
+    """The type of a backend whose instances are fake groups."""
+
+    def __call__(cls, _store: Store, rank: int, size: int, *_: Any, **__: Any) -> Any:
+        fake: Any = FakeProcessGroup
+        return fake._create_internal(rank, size, fake.Options())  # noqa: SLF001
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, FakeProcessGroup)
+
+
+def _replacement(real: Any) -> type:
+    return _Replaced(real.__name__, (), {"Options": getattr(real, "Options", None)})
+
+
+def _local_reducer(real: Any, register_hook: Callable[..., None]) -> Callable[..., Any]:
+    """DDP's reducer with a hook that takes this rank's gradients for those of all.
+
+    Its own takes the result of a collective, which a fake group does not give.
+    """
+
+    def keep(_: object, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        reducer = real(*args, **kwargs)
+        register_hook(reducer, None, keep)
+        return reducer
+
+    return make
+
+
+def _without_hook(*_: object) -> None:
+    """Registers none: a script's own hook would wait for results of collectives too."""
+
+
+def _rendezvous(
+    _url: str, rank: int = -1, world_size: int = -1, **_: Any
+) -> Iterator[tuple[Store, int, int]]:
+    """As `torch.distributed.rendezvous`, of one process."""
+    store = HashStore()
+    store.set_timeout(_STORE_WAIT)
+    yield (
+        store,
+        rank if rank >= 0 else int(os.environ["RANK"]),
+        world_size if world_size > 0 else int(os.environ["WORLD_SIZE"]),
+    )
+
+
+def _replayed(messages: RankMessages) -> dict[str, Callable[..., Any]]:
+    """Broadcasts that give what a rank that ran before has sent."""
+    real_broadcast = dist.broadcast
+
+    def source_of(src: int | None, group: Any, group_src: int | None) -> int:
+        if group_src is not None:
+            return dist.get_global_rank(group or dist.group.WORLD, group_src)
+        return src or 0
+
+    def place_of(group: Any, source: int) -> str:
+        ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+        return f"{'-'.join(map(str, ranks))}.{source}"
+
+    def is_outside(group: Any) -> bool:
+        return group is dist.GroupMember.NON_GROUP_MEMBER
+
+    def broadcast(
+        tensor: torch.Tensor,
+        src: int | None = None,
+        group: Any = None,
+        async_op: bool = False,
+        group_src: int | None = None,
+    ) -> Any:
+        if not is_outside(group):
+            source = source_of(src, group, group_src)
+            sent = messages.exchange(
+                "tensor", place_of(group, source), source == dist.get_rank(), tensor
+            )
+            if isinstance(sent, torch.Tensor) and sent.shape == tensor.shape:
+                with torch.no_grad():
+                    tensor.copy_(sent)
+        return real_broadcast(tensor, src, group, async_op, group_src)
+
+    def broadcast_object_list(
+        object_list: list[Any],
+        src: int | None = None,
+        group: Any = None,
+        device: Any = None,  # noqa: ARG001 - torch's
+        group_src: int | None = None,
+    ) -> None:
+        if is_outside(group):
+            return
+        source = source_of(src, group, group_src)
+        is_source = source == dist.get_rank()
+        sent = messages.exchange("objects", place_of(group, source), is_source, object_list)
+        if not is_source:
+            object_list[:] = messages.required(sent, source)
+
+    def scatter_object_list(
+        scatter_object_output_list: list[Any],
+        scatter_object_input_list: list[Any] | None = None,
+        src: int | None = None,
+        group: Any = None,
+        group_src: int | None = None,
+    ) -> None:
+        if is_outside(group):
+            return
+        source = source_of(src, group, group_src)
+        is_source = source == dist.get_rank()
+        given = scatter_object_input_list
+        sent = messages.exchange("scattered", place_of(group, source), is_source, given)
+        found = given if is_source else messages.required(sent, source)
+        scatter_object_output_list[0] = (found or [None])[dist.get_rank(group)]
+
+    # Dynamo breaks graphs at torch's own, and does at these.
+    return {
+        function.__name__: torch._dynamo.disable(function)  # type: ignore[no-untyped-call]
+        for function in (broadcast, broadcast_object_list, scatter_object_list)
+    }
