@@ -29,7 +29,7 @@ def advice_on(difference: Difference, ranks: tuple[int, int]) -> str:
             "a text that depends on the rank is part of the graph: write it outside of the "
             "compiled region"
         )
-    if (difference.before, difference.after) == tuple(map(str, ranks)):
+    if (difference.before, difference.after) == tuple(f"{rank} (int)" for rank in ranks):
         return (
             "this is the rank itself: pass it as a tensor, for instance as a buffer of the module, "
             "or use it outside of the compiled region"

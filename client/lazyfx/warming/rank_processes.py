@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from lazyfx.warming.rank_runs import RankRun
 from lazyfx.warming.rank_script import Job, run_rank
+from lazyfx.warming.torch_fake_groups import import_early
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def run_ranks(job: Job, ranks: Sequence[int], folder: Path) -> Iterator[Finished
     Yields:
         Each rank when it has ended.
     """
+    import_early()
     messages = folder / "messages"
     messages.mkdir()
     for rank in ranks:

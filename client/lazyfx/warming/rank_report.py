@@ -62,8 +62,9 @@ def _difference(difference: RankDifference) -> Iterator[str]:
     )
     if difference.place:
         yield f"    {difference.place}"
-    more = f" ({difference.more} more differences)" if difference.more else ""
-    yield f"    {difference.advice}{more}"
+    yield f"    {difference.advice}"
+    if difference.more:
+        yield f"    (the first of {difference.more + 1} differences)"
 
 
 def _problems(finished: Sequence[FinishedRank]) -> Iterator[str]:

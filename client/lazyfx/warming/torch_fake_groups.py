@@ -7,7 +7,9 @@ the other ranks is torch's own `FakeProcessGroup`, which talks to nobody.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +23,20 @@ from torch.distributed import HashStore, Store, distributed_c10d
 
 from lazyfx.warming.rank_messages import RankMessages
 
-__all__ = ["graph_break_reasons", "pretend_other_ranks"]
+__all__ = ["graph_break_reasons", "import_early", "pretend_other_ranks"]
 
 _BACKENDS: Final = ("ProcessGroupGloo", "ProcessGroupNCCL")
+# What torch imports at the first compile of a process, and starts no process for.
+_IMPORTED_EARLY: Final = ("torch._functorch.aot_autograd", "torch._functorch.partitioners")
 # A key that another rank would set never comes.
 _STORE_WAIT: Final = datetime.timedelta(seconds=5)
+
+
+def import_early() -> None:
+    """Import what each fork of this process would have to import."""
+    for name in _IMPORTED_EARLY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def pretend_other_ranks(messages: Path) -> None:
