@@ -11,7 +11,7 @@ from torch.nn import functional
 
 dist.init_process_group("gloo")
 RANK = dist.get_rank()
-assert RANK == int(os.environ["LOCAL_RANK"])
+assert int(os.environ["LOCAL_RANK"]) == RANK
 assert sys.argv[1:] == ["--name", "value"]
 SEED = [RANK + 100]
 dist.broadcast_object_list(SEED, src=0)
@@ -105,4 +105,4 @@ CASES = (
 )
 for case in CASES:
     torch.compile(case, backend="lazyfx")(inputs(case))
-print(f"rank {RANK} has ended")
+sys.stdout.write(f"rank {RANK} has ended\n")

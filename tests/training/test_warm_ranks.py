@@ -51,7 +51,9 @@ STAGED = {
     ),
     "a_dtype": Named("l_x_", "value.dtype", ("float32", "float64"), "in the same way"),
     "a_slice": Named("getitem", "args[1][1].start", ("0 (int)", "2 (int)"), "a number"),
-    "a_frozen_input": Named("l_x_", "value.requires_grad", ("True (bool)", "False (bool)"), "in the same way"),
+    "a_frozen_input": Named(
+        "l_x_", "value.requires_grad", ("True (bool)", "False (bool)"), "in the same way"
+    ),
     "a_branch": Named("y_1", "", ("call_method log(%y)", "no such node"), "the branch"),
     "another_function": Named("silu", "target", (f"{_F}.silu", f"{_F}.gelu"), "the choice"),
     "a_stride": Named("l_x_", "value.stride", ("contiguous", "[1, 8]"), "sizes"),
@@ -124,9 +126,7 @@ def test_a_rank_that_fails_is_reported(tmp_path: Path) -> None:
         (("--world-size", "2", "--ranks", "one", "x.py"), "must be ranks such as"),
     ],
 )
-def test_wrong_ranks_are_refused(
-    tmp_path: Path, arguments: tuple[str, ...], message: str
-) -> None:
+def test_wrong_ranks_are_refused(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     (tmp_path / "x.py").touch()
     done = warm(*arguments[:-1], str(tmp_path / arguments[-1]))
     assert done.returncode == 2

@@ -1,1 +1,1 @@
-"""`lazyfx warm --world-size N`: makes the graphs of every rank of a job on one machine, without the others."""
+"""The graphs of every rank of a job, made on one machine: `lazyfx warm --world-size N`."""

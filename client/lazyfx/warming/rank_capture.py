@@ -21,7 +21,9 @@ from lazyfx.warming.torch_fake_groups import graph_break_reasons
 BACKEND: Final = "lazyfx"
 # What a stack trace says of each frame; the last one is the line of the script.
 _FRAME: Final = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
-_ON_DATA: Final = re.compile(r"data[- ]dependent|\.item\(\)|\.tolist\(\)|dynamic shape", re.I)
+_ON_DATA: Final = re.compile(
+    r"data[- ]dependent|\.item\(\)|\.tolist\(\)|dynamic shape", re.IGNORECASE
+)
 
 
 class RankCapture:

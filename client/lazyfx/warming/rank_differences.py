@@ -1,4 +1,4 @@
-"""Compares what the ranks of a job have captured: which graphs are the same, where others differ."""
+"""Compares what the ranks of a job have captured: which graphs are the same, which differ where."""
 
 from __future__ import annotations
 
@@ -200,7 +200,9 @@ def _saved(graph: Any) -> SavedGraph:
     return SavedGraph(graph.body, graph.presentation)
 
 
-def _unlike(first: pb.RecordedCompile, second: pb.RecordedCompile) -> Iterator[tuple[str, str, str]]:
+def _unlike(
+    first: pb.RecordedCompile, second: pb.RecordedCompile
+) -> Iterator[tuple[str, str, str]]:
     """What differs between two requests for one graph: field, and its values."""
     if list(first.passes) != list(second.passes):
         names = [", ".join(each.name for each in found.passes) for found in (first, second)]

@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import FakeProcessGroup, Logger
 from torch._dynamo.utils import graph_break_reasons
 from torch.distributed import HashStore, Store, distributed_c10d
 
+from lazyfx.warming.broadcasts import Broadcasts
 from lazyfx.warming.rank_messages import RankMessages
 
 __all__ = ["graph_break_reasons", "import_early", "pretend_other_ranks"]
@@ -62,17 +63,20 @@ def pretend_other_ranks(messages: Path) -> None:
         real = getattr(distributed_c10d, name, None)
         if real is not None:
             setattr(distributed_c10d, name, _replacement(real))
-    dist.Reducer = _local_reducer(dist.Reducer, dist._register_comm_hook)
-    dist._register_comm_hook = dist._register_builtin_comm_hook = _without_hook  # noqa: SLF001
+    distributed: Any = dist
+    register_hook = distributed._register_comm_hook  # noqa: SLF001
+    distributed.Reducer = _local_reducer(distributed.Reducer, register_hook)
+    for name in ("_register_comm_hook", "_register_builtin_comm_hook"):
+        setattr(distributed, name, _without_hook)
     replaced: dict[str, Any] = {
         "rendezvous": _rendezvous,
         "_store_based_barrier": lambda *_args, **_kwargs: None,
-        **_replayed(RankMessages(messages)),
+        **Broadcasts(RankMessages(messages)).functions(),
     }
     for name, function in replaced.items():
         setattr(distributed_c10d, name, function)
         if not name.startswith("_"):
-            setattr(dist, name, function)
+            setattr(distributed, name, function)
 
 
 class _Replaced(type):
@@ -124,74 +128,3 @@ def _rendezvous(
         rank if rank >= 0 else int(os.environ["RANK"]),
         world_size if world_size > 0 else int(os.environ["WORLD_SIZE"]),
     )
-
-
-def _replayed(messages: RankMessages) -> dict[str, Callable[..., Any]]:
-    """Broadcasts that give what a rank that ran before has sent."""
-    real_broadcast = dist.broadcast
-
-    def source_of(src: int | None, group: Any, group_src: int | None) -> int:
-        if group_src is not None:
-            return dist.get_global_rank(group or dist.group.WORLD, group_src)
-        return src or 0
-
-    def place_of(group: Any, source: int) -> str:
-        ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
-        return f"{'-'.join(map(str, ranks))}.{source}"
-
-    def is_outside(group: Any) -> bool:
-        return group is dist.GroupMember.NON_GROUP_MEMBER
-
-    def broadcast(
-        tensor: torch.Tensor,
-        src: int | None = None,
-        group: Any = None,
-        async_op: bool = False,
-        group_src: int | None = None,
-    ) -> Any:
-        if not is_outside(group):
-            source = source_of(src, group, group_src)
-            sent = messages.exchange(
-                "tensor", place_of(group, source), source == dist.get_rank(), tensor
-            )
-            if isinstance(sent, torch.Tensor) and sent.shape == tensor.shape:
-                with torch.no_grad():
-                    tensor.copy_(sent)
-        return real_broadcast(tensor, src, group, async_op, group_src)
-
-    def broadcast_object_list(
-        object_list: list[Any],
-        src: int | None = None,
-        group: Any = None,
-        device: Any = None,  # noqa: ARG001 - torch's
-        group_src: int | None = None,
-    ) -> None:
-        if is_outside(group):
-            return
-        source = source_of(src, group, group_src)
-        is_source = source == dist.get_rank()
-        sent = messages.exchange("objects", place_of(group, source), is_source, object_list)
-        if not is_source:
-            object_list[:] = messages.required(sent, source)
-
-    def scatter_object_list(
-        scatter_object_output_list: list[Any],
-        scatter_object_input_list: list[Any] | None = None,
-        src: int | None = None,
-        group: Any = None,
-        group_src: int | None = None,
-    ) -> None:
-        if is_outside(group):
-            return
-        source = source_of(src, group, group_src)
-        is_source = source == dist.get_rank()
-        given = scatter_object_input_list
-        sent = messages.exchange("scattered", place_of(group, source), is_source, given)
-        found = given if is_source else messages.required(sent, source)
-        scatter_object_output_list[0] = (found or [None])[dist.get_rank(group)]
-
-    # Dynamo breaks graphs at torch's own, and does at these.
-    return {
-        function.__name__: torch._dynamo.disable(function)  # type: ignore[no-untyped-call]
-        for function in (broadcast, broadcast_object_list, scatter_object_list)
-    }
